@@ -1,0 +1,74 @@
+"""hooktrain: a post-training engine for language models in which every moving part is a pluggy hook.
+
+This is the whole public interface. Names are loaded when they are first used, so that importing the package costs
+nothing and ``hooktrain --help`` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hooktrain.config import CheckpointConfig, at_least, between, field, one_of, part, structure, unstructure
+    from hooktrain.errors import (
+        CheckpointError,
+        Complaint,
+        DataError,
+        HooktrainError,
+        ModelError,
+        NonFiniteError,
+        PluginError,
+        RanksDisagreeError,
+        RecipeError,
+        SegmentError,
+        did_you_mean,
+    )
+    from hooktrain.loader import WindowLoader
+    from hooktrain.markers import hookimpl, hookspec
+    from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
+    from hooktrain.plugins import PluginHost, PluginsConfig
+    from hooktrain.recipe import Recipe, read_recipe
+    from hooktrain.state import (
+        Batch,
+        BatchCounts,
+        Data,
+        Dataset,
+        LossSum,
+        OptimizerStep,
+        StepOutput,
+        TrainerState,
+        TrainerType,
+        World,
+    )
+    from hooktrain.trainer import Trainer
+
+_HOMES = {
+    "config": "CheckpointConfig at_least between field one_of part structure unstructure",
+    "errors": "CheckpointError Complaint DataError HooktrainError ModelError NonFiniteError PluginError"
+    " RanksDisagreeError RecipeError SegmentError did_you_mean",
+    "loader": "WindowLoader",
+    "markers": "hookimpl hookspec",
+    "parts": "CheckpointEngine Scheduler Strategy",
+    "plugins": "PluginHost PluginsConfig",
+    "recipe": "Recipe read_recipe",
+    "state": "Batch BatchCounts Data Dataset LossSum OptimizerStep StepOutput TrainerState TrainerType World",
+    "trainer": "Trainer",
+}
+_HOME = {name: f"hooktrain.{module}" for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = [  # noqa: PLE0604
+    *sorted(_HOME),
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hooktrain' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,325 @@
+"""Strict construction of config classes: frozen attrs classes filled by cattrs from plain mappings.
+
+All complaints of a recipe are collected; none stops the search for the next.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import attrs
+import cattrs
+from cattrs.errors import ClassValidationError, IterableValidationError
+
+from hooktrain.errors import Complaint, did_you_mean
+
+__all__ = ["CheckpointConfig", "at_least", "between", "field", "one_of", "part", "structure", "unstructure"]
+
+T = TypeVar("T")
+_MISSING: Any = object()
+
+
+def field(
+    *,
+    default: Any = attrs.NOTHING,
+    factory: Callable[[], Any] | None = None,
+    validator: Any = None,
+    aliases: Sequence[str] = (),
+    inherit: str | None = None,
+) -> Any:
+    """A field of a config class: ``attrs.field`` with two additions.
+
+    Args:
+        default: value when the recipe is silent; without one the key is required.
+        factory: makes the default.
+        validator: an attrs validator; it must touch no file, network or device.
+        aliases: other keys that the recipe may use for this field.
+        inherit: path in the recipe, such as ``model.name_or_path``, whose value is taken when this key is not given.
+    """
+    metadata = {"aliases": tuple(aliases), "inherit": inherit}
+    if factory is not None:
+        return attrs.field(factory=factory, validator=validator, metadata=metadata)
+    return attrs.field(default=default, validator=validator, metadata=metadata)
+
+
+def part(kind: str, *, many: bool = False, default: Any = _MISSING) -> Any:
+    """A field that holds a named part of ``kind``, or a tuple of them: its ``type`` selects the config class.
+
+    Left out, a single part is the trainer type's default for the kind, and a tuple is empty.
+    """
+    metadata = {"aliases": (), "inherit": None, "kind": kind, "many": many}
+    if default is _MISSING:
+        default = () if many else attrs.NOTHING
+    return attrs.field(default=default, metadata=metadata)
+
+
+def at_least(least: float) -> Callable[[Any, Any, Any], None]:
+    """A validator: the value, if there is one, is a number not below ``least``."""
+
+    def validate(instance: Any, attribute: Any, value: Any) -> None:
+        if value is not None and value < least:
+            raise ValueError(f"given {value}, expected at least {least}")
+
+    return validate
+
+
+def between(least: float, most: float) -> Callable[[Any, Any, Any], None]:
+    """A validator: the value, if there is one, lies between ``least`` and ``most``, both included."""
+
+    def validate(instance: Any, attribute: Any, value: Any) -> None:
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"given {value}, expected a number from {least} to {most}")
+
+    return validate
+
+
+def one_of(*choices: str) -> Callable[[Any, Any, Any], None]:
+    """A validator: the value is one of ``choices``."""
+
+    def validate(instance: Any, attribute: Any, value: Any) -> None:
+        if value not in choices:
+            raise ValueError(f"given '{value}', expected one of {', '.join(choices)}{did_you_mean(str(value), choices)}")
+
+    return validate
+
+
+@attrs.frozen(kw_only=True)
+class CheckpointConfig:
+    """When a checkpoint engine saves, and where; config classes of the kind ``checkpoint`` have these fields too."""
+
+    output_dir: Path | None = field(default=None)
+    """Folder for the checkpoints; ``checkpoints`` in the run directory when left out."""
+    enabled: bool = field(default=True)
+    """Whether this engine saves at all."""
+    auto_resume: bool = field(default=False)
+    """Whether a run goes on from the newest checkpoint in ``output_dir``, when there is one."""
+    save_every_n_steps: int = field(default=0, validator=at_least(0))
+    """Save every so many optimizer steps; 0 never."""
+    save_every_n_epochs: int = field(default=0, validator=at_least(0))
+    """Save at the end of every so many epochs; 0 never."""
+    save_end_of_training: bool = field(default=False)
+    """Whether to save when the run ends."""
+
+
+# ----------------------------------------------------------------------------------------- values, strictly
+
+
+def _describe(value: Any) -> str:
+    """How a value looks in a recipe, with its YAML type."""
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
+    kind = "nothing" if value is None else "a mapping" if isinstance(value, Mapping) else names.get(type(value), "")
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({kind or type(value).__name__})"
+
+
+def _number(value: Any, _: Any) -> float:
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4, which has no point, as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"given {_describe(value)}, expected a number")
+    return float(value)
+
+
+def _whole(value: Any, _: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"given {_describe(value)}, expected a whole number")
+    return value
+
+
+def _flag(value: Any, _: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"given {_describe(value)}, expected true or false")
+    return value
+
+
+def _text(value: Any, _: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"given {_describe(value)}, expected text; put it in quotes if that is what you mean")
+    return value
+
+
+def _path(value: Any, _: Any) -> Path:
+    return Path(_text(value, None)).expanduser()
+
+
+def _optional(value: Any, target: Any) -> Any:
+    """Unions: null, then the first member that takes the value."""
+    members = [member for member in get_args(target) if member is not type(None)]
+    if value is None and len(members) < len(get_args(target)):
+        return None
+    problems = []
+    for member in members:
+        try:
+            return _converter.structure(value, member)
+        except Exception as problem:
+            problems.append(problem)
+    if len(problems) == 1:
+        raise problems[0]
+    expected = " or ".join(str(problem).rpartition("expected ")[2] for problem in problems)
+    raise ValueError(f"given {_describe(value)}, expected {expected}")
+
+
+def _literal(value: Any, target: Any) -> Any:
+    choices = get_args(target)
+    if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
+        listed = ", ".join(str(choice) for choice in choices)
+        raise ValueError(f"given {_describe(value)}, expected one of {listed}{did_you_mean(str(value), map(str, choices))}")
+    return value
+
+
+def _sequence(value: Any, target: Any) -> Any:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError(f"given {_describe(value)}, expected a list")
+    members = get_args(target)
+    if get_origin(target) is tuple and members and members[-1] is not Ellipsis:
+        if len(value) != len(members):
+            raise ValueError(f"given {len(value)} values, expected {len(members)}")
+        return tuple(_converter.structure(item, member) for item, member in zip(value, members))
+    made = [_converter.structure(item, members[0]) if members else item for item in value]
+    return tuple(made) if get_origin(target) is tuple or target is tuple else made
+
+
+def _mapping(value: Any, target: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"given {_describe(value)}, expected a mapping")
+    members = get_args(target)
+    if not members:
+        return dict(value)
+    return {_converter.structure(k, members[0]): _converter.structure(v, members[1]) for k, v in value.items()}
+
+
+def _is_union(target: Any) -> bool:
+    return get_origin(target) in (Union, types.UnionType)
+
+
+_converter = cattrs.Converter(forbid_extra_keys=True)
+_converter.register_structure_hook(float, _number)
+_converter.register_structure_hook(int, _whole)
+_converter.register_structure_hook(bool, _flag)
+_converter.register_structure_hook(str, _text)
+_converter.register_structure_hook(Path, _path)
+_converter.register_structure_hook_func(lambda t: get_origin(t) is Literal, _literal)
+_converter.register_structure_hook_func(_is_union, _optional)
+_converter.register_structure_hook_func(
+    lambda t: t in (list, tuple) or get_origin(t) in (list, tuple, typing.get_origin(Sequence[int])), _sequence
+)
+_converter.register_structure_hook_func(
+    lambda t: t is dict or get_origin(t) in (dict, typing.get_origin(Mapping[str, int])), _mapping
+)
+_converter.register_structure_hook_func(lambda t: t is Any, lambda value, _: value)
+_converter.register_unstructure_hook(Path, str)
+
+
+class Built:
+    """Stands for a part that has been structured already, so that cattrs hands it through."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def structure(cls: type[T], given: Mapping[str, Any], where: str, complaints: list[Complaint]) -> T | None:
+    """Make an instance of ``cls`` from a mapping of the recipe.
+
+    Args:
+        cls: a frozen attrs class.
+        given: its keys and values; values wrapped in :class:`Built` are taken as they are.
+        where: path of ``given`` in the recipe, for complaints.
+        complaints: what is wrong is appended here.
+
+    Returns:
+        The instance, or None when there was something to complain about.
+    """
+    attrs.resolve_types(cls)
+    before = len(complaints)
+    fields = {attribute.name: attribute for attribute in attrs.fields(cls)}  # type: ignore[arg-type]
+    keys = {name: name for name in fields if fields[name].init}
+    for name, attribute in fields.items():
+        keys.update(dict.fromkeys(attribute.metadata.get("aliases", ()), name))
+    values: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
+    for key, value in given.items():
+        path = _join(where, str(key))
+        if key not in keys:
+            expected = ", ".join(sorted(n for n in fields if fields[n].init))
+            complaints.append(Complaint(path, f"unknown key{did_you_mean(str(key), keys)}; {where or 'a recipe'} takes {expected}"))
+            continue
+        name = keys[key]
+        if name in values:
+            complaints.append(Complaint(path, f"given together with '{spelled[name]}', which means the same; keep one"))
+            continue
+        spelled[name] = str(key)
+        if isinstance(value, Built):
+            values[name] = value.value
+            continue
+        try:
+            values[name] = _converter.structure(value, fields[name].type)
+        except Exception as problem:
+            complaints.extend(_complaints(problem, path))
+    for name, attribute in fields.items():
+        if attribute.init and attribute.default is attrs.NOTHING and name not in spelled:
+            complaints.append(Complaint(_join(where, name), "missing, and there is no default; add it"))
+    if len(complaints) > before:
+        return None
+    try:
+        return cls(**values)
+    except (ValueError, TypeError) as problem:
+        # attrs runs validators in the order of the fields; the one that failed is found by asking each again
+        complaints.extend(_validator_complaints(cls, fields, values, spelled, where, problem))
+        return None
+
+
+def _validator_complaints(
+    cls: type, fields: Mapping[str, Any], values: Mapping[str, Any], spelled: Mapping[str, str], where: str, first: Exception
+) -> Iterator[Complaint]:
+    found = False
+    for name, value in values.items():
+        if fields[name].validator is not None:
+            try:
+                fields[name].validator(None, fields[name], value)
+            except (ValueError, TypeError) as problem:
+                found = True
+                yield Complaint(_join(where, spelled[name]), str(problem.args[0] if problem.args else problem))
+            except AttributeError:  # a validator that looks at the whole instance
+                continue
+    if not found:
+        yield Complaint(where, str(first.args[0] if first.args else first))
+
+
+def _complaints(problem: Exception, path: str) -> Iterator[Complaint]:
+    """Flatten cattrs' exception groups into complaints."""
+    if isinstance(problem, (ClassValidationError, IterableValidationError)):
+        for inner in problem.exceptions:
+            yield from _complaints(inner, path)
+    else:
+        yield Complaint(path, str(problem.args[0] if problem.args else problem))
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def unstructure(config: Any, names: Mapping[type, str] | None = None) -> Any:
+    """A config as plain mappings, lists, numbers and text, ready for YAML or JSON.
+
+    Args:
+        config: a config, or any value found in one.
+        names: the ``type`` under which each config class was registered.
+    """
+    if attrs.has(type(config)):
+        made = {} if names is None or type(config) not in names else {"type": names[type(config)]}
+        made.update({item.name: unstructure(getattr(config, item.name), names) for item in attrs.fields(type(config))})
+        return made
+    if isinstance(config, Mapping):
+        return {str(key): unstructure(value, names) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [unstructure(value, names) for value in config]
+    if isinstance(config, Path):
+        return str(config)
+    return config

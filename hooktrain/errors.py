@@ -1,0 +1,85 @@
+"""Every error a user can meet. Messages are one sentence: where, what was given, what is expected, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+__all__ = [
+    "CheckpointError",
+    "Complaint",
+    "DataError",
+    "HooktrainError",
+    "ModelError",
+    "NonFiniteError",
+    "PluginError",
+    "RanksDisagreeError",
+    "RecipeError",
+    "SegmentError",
+    "did_you_mean",
+]
+
+
+class HooktrainError(Exception):
+    """Base of all errors that hooktrain raises on purpose; the command line prints them without a traceback."""
+
+
+class Complaint(NamedTuple):
+    """One thing that is wrong in a recipe.
+
+    Attributes:
+        where: path in the recipe, such as ``optimizer.lr`` or ``data.sources[1]``.
+        message: what was given, what is expected and what to do.
+    """
+
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class RecipeError(HooktrainError):
+    """The recipe is wrong; carries every complaint, not only the first."""
+
+    def __init__(self, complaints: Iterable[Complaint], source: str = "recipe") -> None:
+        self.complaints = list(complaints)
+        self.source = source
+        count = len(self.complaints)
+        head = f"{source}: {count} thing{'s' if count != 1 else ''} to put right"
+        super().__init__("\n".join([head, *(f"  - {complaint}" for complaint in self.complaints)]))
+
+
+class PluginError(HooktrainError):
+    """A plugin cannot be loaded, clashes with another one, or breaks a rule of the hooks."""
+
+
+class SegmentError(HooktrainError):
+    """A segment of the loop did not return what its hook promises."""
+
+
+class DataError(HooktrainError):
+    """The data cannot be read, rendered, masked or packed."""
+
+
+class ModelError(HooktrainError):
+    """A model or tokenizer cannot be built."""
+
+
+class CheckpointError(HooktrainError):
+    """A checkpoint or export cannot be written or read."""
+
+
+class NonFiniteError(HooktrainError):
+    """The loss or the gradients are not finite, and the recipe says to stop."""
+
+
+class RanksDisagreeError(HooktrainError):
+    """The ranks of one run do not have the same recipe, plugins or data."""
+
+
+def did_you_mean(given: str, candidates: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: `` (did you mean 'x'?)``, or nothing when no candidate is close."""
+    close = difflib.get_close_matches(given, [str(candidate) for candidate in candidates], n=1, cutoff=0.6)
+    return f" (did you mean '{close[0]}'?)" if close else ""

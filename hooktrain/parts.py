@@ -1,0 +1,114 @@
+"""What the engine asks of the parts that plugins build. These are protocols: nothing is subclassed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hooktrain.state import Batch, OptimizerStep, World
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import Module
+    from torch.optim import Optimizer
+
+    from hooktrain.trainer import Trainer
+
+__all__ = ["CheckpointEngine", "Scheduler", "Strategy"]
+
+
+class Scheduler(Protocol):
+    """A learning-rate schedule; every torch scheduler is one."""
+
+    def step(self) -> None:
+        """Move on by one optimizer step and set the learning rates."""
+
+    def get_last_lr(self) -> Sequence[float]:
+        """The learning rate of each parameter group for the step to come."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+
+class Strategy(Protocol):
+    """What knows about devices, precision and other ranks.
+
+    Every method that says *collective* must be called on all ranks.
+    """
+
+    world: World
+    device: torch.device
+
+    def model_context(self) -> AbstractContextManager[Any]:
+        """The context under which the model is built (meta device, ``zero.Init``, ...)."""
+
+    def prepare_model(self, model: Module) -> Module:
+        """Move and wrap a new model, before the optimizer is built. Collective."""
+
+    def prepare(
+        self, model: Module, optimizer: Optimizer, scheduler: Scheduler, accumulation: int
+    ) -> tuple[Module, Optimizer, Scheduler]:
+        """Bind model, optimizer and scheduler together; returns what the loop is to use. Collective."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision in which losses are computed."""
+
+    def to_device(self, batch: Batch) -> Batch:
+        """The batch on the device, without waiting for it."""
+
+    def backward(self, loss: Tensor, last: bool) -> Tensor:
+        """Add gradients of ``loss``, shape (), summed over ranks; ``last`` ends the window. Collective."""
+
+    def optimizer_step(self, max_norm: float, wants_norm: bool, skip_non_finite: bool) -> OptimizerStep:
+        """Clip to ``max_norm`` (0: not at all), update and clear gradients. Collective."""
+
+    def zero_grad(self) -> None:
+        """Clear gradients without an update."""
+
+    def sum_tensor(self, value: Tensor) -> Tensor:
+        """Sum over ranks, on the device, without the host waiting for it. Collective."""
+
+    def sum_numbers(self, values: Sequence[int]) -> list[int]:
+        """Sum of host integers over ranks, without touching the device. Collective."""
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """A plain value (JSON types) of every rank, in rank order. Collective."""
+
+    def barrier(self) -> None:
+        """Wait for all ranks. Collective."""
+
+    def unwrap(self, model: Module) -> Module:
+        """The bare module."""
+
+    def full_state_dict(self, model: Module) -> dict[str, Tensor]:
+        """All weights as whole CPU tensors on rank 0, and ``{}`` elsewhere. Collective."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The strategy's own state (such as a loss scale): JSON values and tensors."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None:
+        """Give back what the strategy holds, the process group among it."""
+
+
+class CheckpointEngine(Protocol):
+    """Writes, finds and reads checkpoints of one kind."""
+
+    config: Any
+
+    def save(self, trainer: Trainer) -> Path:
+        """Save the trainer; returns what was written. Collective."""
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint that a run can resume from, or None."""
+
+    def claims(self, path: Path) -> bool:
+        """Whether ``path`` holds a checkpoint of this kind that a run can resume from."""
+
+    def load(self, trainer: Trainer, path: Path) -> None:
+        """Load ``path`` into the trainer. Collective."""

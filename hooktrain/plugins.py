@@ -1,0 +1,418 @@
+"""Finding, switching and registering plugins, and knowing afterwards who brought what."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+import pluggy
+from pluggy import HookImpl
+
+from hooktrain import hookspecs
+from hooktrain.config import field
+from hooktrain.dispatch import Hooks, guard_segment
+from hooktrain.errors import PluginError, did_you_mean
+from hooktrain.hookspecs import SEGMENTS
+from hooktrain.state import TrainerType
+
+__all__ = ["GROUP", "Offer", "PluginHost", "PluginRecord", "PluginsConfig"]
+
+GROUP = "hooktrain"
+"""The entry-point group that plugins are found through."""
+
+REGISTRATION_HOOKS = ("register_configs", "register_trainer_types")
+
+
+@attrs.frozen(kw_only=True)
+class PluginsConfig:
+    """Which plugins take part, and who wins where two claim the same segment."""
+
+    block: tuple[str, ...] = field(default=())
+    """Installed plugins to leave out; they are not imported."""
+    only: tuple[str, ...] | None = field(default=None)
+    """If given, installed plugins other than these are left out."""
+    autoload: bool = field(default=True)
+    """Whether installed plugins are loaded without being named."""
+    load: tuple[str, ...] = field(default=())
+    """Plugins to load by name: of an installed plugin, or of a module (``package.module`` or ``package.module:Class``)."""
+    segments: Mapping[str, str] = field(factory=dict)
+    """For a segment that several plugins claim, the plugin that runs it."""
+
+    def switched(self, words: Iterable[str]) -> PluginsConfig:
+        """The same with ``name``, ``no:name`` and ``no:*`` applied, as ``-p`` and ``HOOKTRAIN_PLUGINS`` give them."""
+        config = self
+        for word in filter(None, (word.strip() for word in words)):
+            name = word.removeprefix("no:")
+            if word == "no:*":
+                config = attrs.evolve(config, autoload=False)
+            elif word.startswith("no:"):
+                load = tuple(other for other in config.load if other != name)
+                config = attrs.evolve(config, block=(*config.block, name), load=load)
+            else:
+                block = tuple(other for other in config.block if other != name)
+                config = attrs.evolve(config, load=(*config.load, name), block=block)
+        return config
+
+
+@attrs.define(kw_only=True)
+class PluginRecord:
+    """What became of one plugin.
+
+    Attributes:
+        name: its entry-point or module name.
+        distribution: what was pip-installed to bring it, or ``hooktrain`` for the engine's own.
+        version: version of the distribution.
+        state: ``active``, ``blocked`` or ``failed``.
+        reason: why it is blocked or failed.
+        summary: the distribution's one line about itself.
+        author: the distribution's author.
+        hooks: the hooks it implements.
+        offers: the parts it offers, as ``kind/name``.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    state: str = "active"
+    reason: str = ""
+    summary: str = ""
+    author: str = ""
+    hooks: list[str] = attrs.field(factory=list)
+    offers: list[str] = attrs.field(factory=list)
+
+    def __str__(self) -> str:
+        return f"plugin '{self.name}' ({self.distribution} {self.version})".replace(" )", ")")
+
+
+@attrs.frozen
+class Offer:
+    """A named part: its config class and the plugin that offers it."""
+
+    kind: str
+    name: str
+    config: type
+    plugin: PluginRecord
+
+
+class PluginHost:
+    """The plugins of one run.
+
+    Args:
+        config: which plugins take part.
+        builtins: name to plugin object, the engine's own; registered first, so that everyone else comes before them.
+        autoload: whether to look for installed plugins at all.
+    """
+
+    def __init__(
+        self, config: PluginsConfig = PluginsConfig(), builtins: Mapping[str, object] | None = None, discover: bool = True
+    ) -> None:
+        self.config = config
+        self.records: dict[str, PluginRecord] = {}
+        self.offers: dict[str, dict[str, Offer]] = {}
+        self.trainer_types: dict[str, tuple[TrainerType, PluginRecord]] = {}
+        self.problems: list[PluginError] = []
+        self.manager = pluggy.PluginManager("hooktrain")
+        self.manager.add_hookspecs(hookspecs)
+        own_version = _own_version()
+        for name, plugin in (builtins or {}).items():
+            self._add(PluginRecord(name=name, distribution="hooktrain", version=own_version), plugin)
+        self.hooks = Hooks(self.manager)
+        if discover:
+            self._discover()
+        for name in config.load:
+            if name not in self.records:
+                self._load_module(name)
+
+    # ------------------------------------------------------------------------------------------- finding
+
+    def _discover(self) -> None:
+        """Load the installed plugins, in the order of their names whatever the file system's."""
+        found: dict[str, importlib.metadata.EntryPoint] = {}
+        for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: (p.name, p.value)):
+            twin = found.setdefault(point.name, point)
+            if twin is not point and (_dist(twin)[0], twin.value) != (_dist(point)[0], point.value):
+                raise PluginError(
+                    f"two installed distributions bring a plugin named '{point.name}': {_dist(twin)[0]} and"
+                    f" {_dist(point)[0]}; uninstall one of them"
+                )
+        for wanted in (*self.config.block, *(self.config.only or ()), *self.config.segments.values()):
+            if wanted not in found and wanted not in self.config.load and wanted not in self.records:
+                raise PluginError(
+                    f"plugins: '{wanted}' is not installed{did_you_mean(wanted, found)}; installed are"
+                    f" {', '.join(found) or 'none'}"
+                )
+        for name, point in found.items():
+            distribution, version = _dist(point)
+            record = PluginRecord(name=name, distribution=distribution, version=version)
+            record.summary, record.author = _about(point)
+            reason = self._why_not(name)
+            if reason:
+                record.state, record.reason = "blocked", reason
+                self.records[name] = record
+                continue
+            try:
+                plugin = point.load()
+            except Exception as problem:
+                self._fail(record, f"cannot be imported: {type(problem).__name__}: {problem}", problem)
+                continue
+            self._try(record, plugin)
+
+    def _why_not(self, name: str) -> str:
+        if name in self.config.block:
+            return "blocked by the recipe, the command line or HOOKTRAIN_PLUGINS"
+        if name in self.config.load:
+            return ""
+        if self.config.only is not None and name not in self.config.only:
+            return "not among plugins.only"
+        return "" if self.config.autoload else "autoload is off"
+
+    def _load_module(self, name: str) -> None:
+        module, _, attribute = name.partition(":")
+        record = PluginRecord(name=name, distribution=module.partition(".")[0], version="")
+        try:
+            plugin: Any = importlib.import_module(module)
+            for step in filter(None, attribute.split(".")):
+                plugin = getattr(plugin, step)
+        except Exception as problem:
+            installed = [known for known, other in self.records.items() if other.distribution != "hooktrain"]
+            raise PluginError(
+                f"plugins: '{name}' is neither an installed plugin nor a module that can be imported"
+                f" ({type(problem).__name__}: {problem}){did_you_mean(name, installed)}; installed are"
+                f" {', '.join(installed) or 'none'}"
+            ) from problem
+        self._try(record, plugin)
+
+    def _try(self, record: PluginRecord, plugin: Any) -> None:
+        try:
+            self._add(record, plugin() if inspect.isclass(plugin) else plugin)
+        except Exception as problem:
+            self._fail(record, str(problem) if isinstance(problem, PluginError) else repr(problem), problem)
+
+    def _fail(self, record: PluginRecord, reason: str, cause: Exception) -> None:
+        record.state, record.reason = "failed", reason
+        self.records[record.name] = record
+        text = reason if reason.startswith("plugin ") else f"{record}: {reason}"
+        problem = PluginError(f"{text}; mend or uninstall it, or leave it out with -p no:{record.name}")
+        problem.__cause__ = cause
+        if record.name in (*self.config.load, *(self.config.only or ()), *self.config.segments.values()):
+            raise problem
+
+    # ------------------------------------------------------------------------------------------ registering
+
+    def register(self, plugin: object, name: str | None = None) -> PluginRecord:
+        """Add a plugin object (an instance or a module).
+
+        Raises:
+            PluginError: when it breaks a rule of the hooks; it is not registered then.
+        """
+        kind = plugin if inspect.ismodule(plugin) or inspect.isclass(plugin) else type(plugin)
+        name = name or str(getattr(plugin, "plugin_name", None) or kind.__name__)
+        base, number = name, 2
+        while name in self.records:
+            name, number = f"{base}-{number}", number + 1
+        module = kind.__name__ if inspect.ismodule(plugin) else kind.__module__
+        record = PluginRecord(name=name, distribution=module.partition(".")[0], version="")
+        self._add(record, plugin() if inspect.isclass(plugin) else plugin)
+        return record
+
+    def _add(self, record: PluginRecord, plugin: object) -> None:
+        _check_signatures(record, plugin)
+        names = _implemented(plugin)
+        try:
+            if "register_hookspecs" in names:
+                plugin.register_hookspecs(self.manager)  # type: ignore[attr-defined]
+            self.manager.register(plugin, record.name)
+            self._collect(record, plugin, names)
+        except BaseException as problem:
+            # pluggy leaves a plugin registered that failed its validation (pluggy#463)
+            if self.manager.is_registered(plugin):
+                self.manager.unregister(plugin)
+            for kinds in self.offers.values():
+                for name in [name for name, offer in kinds.items() if offer.plugin is record]:
+                    del kinds[name]
+            if isinstance(problem, pluggy.PluginValidationError):
+                raise PluginError(f"{record}: {_arguments(problem)}") from problem
+            raise
+        for caller in self.manager.get_hookcallers(plugin) or []:
+            if caller.name in SEGMENTS and record.distribution != "hooktrain":
+                for implementation in caller.get_hookimpls():
+                    if implementation.plugin is plugin and not implementation.wrapper:
+                        guard_segment(caller.name, implementation)
+        record.hooks = sorted(names)
+        self.records[record.name] = record
+        if hasattr(self, "hooks"):
+            self.hooks.refresh()
+
+    def _collect(self, record: PluginRecord, plugin: Any, names: Iterable[str]) -> None:
+        """Take up the parts and trainer types of one plugin."""
+        if "register_configs" in names:
+            for kind, parts in (plugin.register_configs() or {}).items():
+                for name, config in parts.items():
+                    if not attrs.has(config):
+                        raise PluginError(f"{record}: offers {kind} '{name}' with {config!r}, expected an attrs class")
+                    twin = self.offers.setdefault(kind, {}).get(name)
+                    if twin is not None:
+                        raise PluginError(
+                            f"{record} and {twin.plugin} both offer the {kind} '{name}'; leave one of them out with"
+                            f" plugins: {{block: [{record.name}]}} or {{block: [{twin.plugin.name}]}}"
+                        )
+                    self.offers[kind][name] = Offer(kind, name, config, record)
+                    record.offers.append(f"{kind}/{name}")
+        if "register_trainer_types" in names:
+            for name, trainer_type in (plugin.register_trainer_types() or {}).items():
+                if name in self.trainer_types:
+                    raise PluginError(
+                        f"{record} and {self.trainer_types[name][1]} both offer the trainer type '{name}'; leave one of"
+                        f" them out with plugins: {{block: [{record.name}]}}"
+                    )
+                self.trainer_types[name] = (trainer_type, record)
+                record.offers.append(f"type/{name}")
+
+    # --------------------------------------------------------------------------------------------- checking
+
+    def check(self) -> None:
+        """Refuse misspelt hooks, segments that two plugins claim, and names that two plugins offer.
+
+        Raises:
+            PluginError: naming everybody involved and what to write in the recipe.
+        """
+        known = [name for name, caller in vars(self.manager.hook).items() if caller.spec is not None]
+        for name, caller in vars(self.manager.hook).items():
+            if caller.spec is None:
+                for implementation in caller.get_hookimpls():
+                    if not implementation.optionalhook:
+                        raise PluginError(
+                            f"{self.records[implementation.plugin_name]}: implements '{name}', which is no hook"
+                            f"{did_you_mean(name, known)}; see `hooktrain hooks`"
+                        )
+        for record in self.records.values():
+            if record.state == "failed" and " both offer " in record.reason:
+                raise PluginError(record.reason)
+        for name in self.config.segments:
+            if name not in SEGMENTS:
+                raise PluginError(f"plugins.segments: '{name}' is no segment{did_you_mean(name, SEGMENTS)}")
+        for name in SEGMENTS:
+            self._settle(name)
+
+    def _settle(self, segment: str) -> None:
+        """Leave one claimant of a segment, as the recipe says."""
+        claims = [found for found in self.implementations(segment) if not found.wrapper and not self._is_own(found)]
+        chosen = self.config.segments.get(segment)
+        if chosen is not None:
+            if chosen not in [claim.plugin_name for claim in claims]:
+                raise PluginError(
+                    f"plugins.segments.{segment}: '{chosen}' does not implement it; those that do:"
+                    f" {', '.join(claim.plugin_name for claim in claims) or 'none'}"
+                )
+            for claim in claims:
+                if claim.plugin_name != chosen:
+                    claim.function = _decline
+            self.hooks.refresh()
+        elif len(claims) > 1:
+            listed = " and ".join(str(self.records[claim.plugin_name]) for claim in claims)
+            raise PluginError(
+                f"{listed} all claim the segment {segment}; say which one runs it:"
+                f" plugins: {{segments: {{{segment}: {claims[0].plugin_name}}}}}"
+            )
+
+    def _is_own(self, implementation: HookImpl) -> bool:
+        return self.records[implementation.plugin_name].distribution == "hooktrain"
+
+    # ---------------------------------------------------------------------------------------------- looking
+
+    def implementations(self, hook: str) -> list[HookImpl]:
+        """The implementations of a hook in the order in which they are called, wrappers first."""
+        caller = getattr(self.manager.hook, hook, None)
+        return [] if caller is None else list(reversed(caller.get_hookimpls()))
+
+    def blame(self, exception: BaseException) -> tuple[str, str] | None:
+        """The plugin and the hook in which an exception was raised: the innermost implementation on its traceback."""
+        codes = {}
+        for name, caller in vars(self.manager.hook).items():
+            for found in caller.get_hookimpls():
+                function: Any = inspect.unwrap(found.function)
+                codes[getattr(function, "__code__", None)] = (found.plugin_name, name)
+        blamed, step = None, exception.__traceback__
+        while step is not None:
+            blamed = codes.get(step.tb_frame.f_code, blamed)
+            step = step.tb_next
+        return blamed
+
+    def manifest(self) -> list[dict[str, Any]]:
+        """What took part in this run, in the order of registration: plain values for JSON."""
+        return [
+            {"name": record.name, "distribution": record.distribution, "version": record.version, "hooks": record.hooks}
+            for record in self.records.values()
+            if record.state == "active"
+        ]
+
+    def failed(self) -> list[PluginRecord]:
+        """The plugins that could not be loaded."""
+        return [record for record in self.records.values() if record.state == "failed"]
+
+
+def _decline(*_: Any) -> None:
+    """Put in the place of a segment's implementation when the recipe chose another plugin's."""
+
+
+def _implemented(plugin: object) -> list[str]:
+    """Names of the functions that are marked as hook implementations."""
+    marked = []
+    for name in dir(plugin):
+        try:
+            found = inspect.getattr_static(plugin, name)
+        except AttributeError:
+            continue
+        found = getattr(found, "__func__", found)
+        if callable(found) and getattr(found, "hooktrain_impl", None) is not None:
+            marked.append(name)
+    return marked
+
+
+def _check_signatures(record: PluginRecord, plugin: object) -> None:
+    """Refuse what pluggy treats differently from version to version, or delays until it hurts."""
+    for name in _implemented(plugin):
+        function = getattr(plugin, name)
+        options = function.hooktrain_impl
+        if options.get("hookwrapper"):
+            raise PluginError(f"{record}, hook {name}: hookwrapper=True is the old style; write wrapper=True")
+        if options.get("specname"):
+            raise PluginError(f"{record}, hook {name}: specname is not supported; name the function after its hook")
+        for argument in inspect.signature(function).parameters.values():
+            if argument.default is not argument.empty:
+                raise PluginError(
+                    f"{record}, hook {name}: parameter '{argument.name}' has a default value, but a hook always gets"
+                    " all of its arguments; remove the default"
+                )
+            if argument.kind is argument.KEYWORD_ONLY:
+                raise PluginError(f"{record}, hook {name}: parameter '{argument.name}' is keyword-only; remove the '*'")
+            if argument.kind in (argument.VAR_KEYWORD, argument.VAR_POSITIONAL):
+                raise PluginError(f"{record}, hook {name}: '*{argument.name}' gets nothing; name the parameters you need")
+
+
+def _arguments(problem: pluggy.PluginValidationError) -> str:
+    """pluggy's sentence about an unknown argument, in ours."""
+    text = " ".join(str(problem).split())
+    return text.partition("reason: ")[2] or text
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("hooktrain")
+    except importlib.metadata.PackageNotFoundError:
+        return "0 (not installed)"
+
+
+def _dist(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
+    return (point.dist.metadata["Name"], point.dist.version) if point.dist else ("unknown", "")
+
+
+def _about(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
+    if point.dist is None:
+        return "", ""
+    facts = point.dist.metadata
+    return facts.get("Summary") or "", facts.get("Author") or facts.get("Author-email") or ""

@@ -1,0 +1,370 @@
+"""The recipe: read strictly from YAML, overridden from the command line, structured into frozen classes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import yaml
+
+from hooktrain.config import Built, at_least, field, one_of, part, structure, unstructure
+from hooktrain.errors import Complaint, RecipeError, did_you_mean
+from hooktrain.plugins import Offer, PluginHost, PluginsConfig
+from hooktrain.state import TrainerType
+
+__all__ = ["Recipe", "apply_overrides", "plugins_config", "read_recipe", "resolve"]
+
+
+@attrs.frozen(kw_only=True)
+class Recipe:
+    """Everything that determines a run."""
+
+    type: str = field(default="sft")
+    """Trainer type: which kinds of parts the run has, and their defaults."""
+    run_dir: Path | None = field(default=None)
+    """Folder for metrics, the resolved recipe and checkpoints; ``runs/<name of the recipe>`` when left out."""
+    micro_batch_size: int = field(default=1, validator=at_least(1))
+    """Rows that go through the model at once, on each rank."""
+    gradient_accumulation_steps: int = field(default=1, validator=at_least(1))
+    """Micro-batches in one optimizer step, on each rank."""
+    epochs: int | None = field(default=None, validator=at_least(1))
+    """Passes over the training rows; 1 when neither this nor ``train_iters`` is given."""
+    train_iters: int | None = field(default=None, validator=at_least(1))
+    """Optimizer steps; together with ``epochs``, whichever ends first."""
+    exit_iteration: int = field(default=0, validator=at_least(0))
+    """Stop after so many optimizer steps without changing the schedule; 0 does not."""
+    eval_interval: int = field(default=0, validator=at_least(0))
+    """Optimizer steps between evaluations; 0 evaluates only at the end."""
+    eval_at_start: bool = field(default=False)
+    """Whether to evaluate before the first step as well."""
+    eval_micro_batch_size: int | None = field(default=None, validator=at_least(1))
+    """Rows of an evaluation micro-batch; ``micro_batch_size`` when left out."""
+    log_interval: int = field(default=1, validator=at_least(1), aliases=("loss_log_interval", "train_log_iter_interval"))
+    """Optimizer steps between log lines; between two of them nothing waits for the device."""
+    gradient_clipping: float = field(default=1.0, validator=at_least(0))
+    """Largest norm of all gradients together; 0 does not clip."""
+    on_nan: str = field(default="stop", validator=one_of("stop", "skip"))
+    """What happens when loss or gradients are not finite: end the run, or leave the step out and count it."""
+    seed: int = field(default=42, validator=at_least(0))
+    """Seed of weights, dropout and the order of rows."""
+    skip_validation: bool = field(default=False)
+    """Admit parts that the trainer type does not list as compatible."""
+    strategy: Any = part("strategy")
+    tokenizer: Any = part("tokenizer")
+    data: Any = part("data")
+    loss: Any = part("loss")
+    model: Any = part("model")
+    optimizer: Any = part("optimizer")
+    scheduler: Any = part("scheduler")
+    checkpoint: tuple[Any, ...] = part("checkpoint", many=True)
+    plugins: PluginsConfig = field(factory=PluginsConfig)
+    """Which plugins take part."""
+    settings: Mapping[str, Any] = field(factory=dict)
+    """Plugins' own settings by name; in the recipe they are top-level keys."""
+    types: Mapping[type, str] = attrs.field(factory=dict, repr=False, metadata={"internal": True})
+    """The ``type`` of each config class, for writing the recipe out again."""
+    name: str = attrs.field(default="recipe", metadata={"internal": True})
+    """The recipe file's name without its ending."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole recipe, defaults included, as plain values; reading it again gives the same recipe."""
+        hidden = {"settings", "types", "name", "skip_validation"}
+        made = {item.name: unstructure(getattr(self, item.name), self.types) for item in attrs.fields(Recipe)}
+        plain = {key: value for key, value in made.items() if key not in hidden and value is not None}
+        if self.skip_validation:
+            plain["skip_validation"] = True
+        plain.update({name: unstructure(config) for name, config in self.settings.items()})
+        return plain
+
+    def as_yaml(self) -> str:
+        """The whole recipe as YAML."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+
+    def digest(self) -> str:
+        """Text that is equal for two recipes exactly when they say the same, ``run_dir`` aside."""
+        plain = {key: value for key, value in self.as_dict().items() if key != "run_dir"}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+# -------------------------------------------------------------------------------------------------- reading
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML as everybody reads it, except that a key given twice is an error."""
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    seen: dict[Any, yaml.Mark] = {}
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key '{key}' is given twice, in line {seen[key].line + 1} and here", key_node.start_mark
+            )
+        seen[key] = key_node.start_mark
+    return dict(loader.construct_pairs(node, deep=True))  # type: ignore[no-untyped-call]
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read a recipe file.
+
+    Raises:
+        RecipeError: when the file is missing, not YAML, has a key twice, or is no mapping.
+    """
+
+    def refuse(message: str) -> RecipeError:
+        return RecipeError([Complaint("", message)], source=str(path))
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise refuse("there is no such file; give the path of a YAML recipe") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise refuse(f"cannot be read ({problem}); give the path of a YAML recipe") from problem
+    try:
+        raw = yaml.load(text, Loader=_StrictLoader)
+    except yaml.MarkedYAMLError as problem:
+        line = "" if problem.problem_mark is None else f"line {problem.problem_mark.line + 1}: "
+        raise refuse(f"{line}{problem.problem}; correct the YAML") from problem
+    except yaml.YAMLError as problem:
+        raise refuse(f"{' '.join(str(problem).split())}; correct the YAML") from problem
+    if not isinstance(raw, dict):
+        raise refuse(f"given {type(raw).__name__}, expected keys and values such as 'type: sft'")
+    return raw
+
+
+def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply ``key=value`` words, such as ``optimizer.lr=1e-4`` or ``data.sources.0=rows.jsonl``; values are YAML.
+
+    Raises:
+        RecipeError: for a word without ``=``, or a path that leads into something that is no mapping or list.
+    """
+    result = json.loads(json.dumps(raw, default=str))
+    complaints = []
+    for word in overrides:
+        path, equals, text = word.partition("=")
+        if not equals or not path:
+            complaints.append(Complaint("", f"-o {word}: expected key=value, such as -o optimizer.lr=1e-4"))
+            continue
+        try:
+            _set(result, path.split("."), yaml.load(text, Loader=_StrictLoader))
+        except (KeyError, IndexError, ValueError, TypeError) as problem:
+            complaints.append(Complaint("", f"-o {word}: {problem.args[0] if problem.args else problem}"))
+        except yaml.YAMLError:
+            complaints.append(Complaint("", f"-o {word}: the value is not YAML; put it in quotes"))
+    if complaints:
+        raise RecipeError(complaints, source="command line")
+    return dict(result)
+
+
+def _set(target: Any, path: Sequence[str], value: Any) -> None:
+    for depth, key in enumerate(path):
+        last = depth == len(path) - 1
+        if isinstance(target, list):
+            if not key.isdigit() or int(key) > len(target) or (int(key) == len(target) and not last):
+                raise ValueError(f"'{'.'.join(path[:depth])}' is a list of {len(target)}; '{key}' is no place in it")
+            if last and int(key) == len(target):
+                target.append(value)
+            elif last:
+                target[int(key)] = value
+            else:
+                target = target[int(key)]
+        elif isinstance(target, dict):
+            if last:
+                target[key] = value
+            else:
+                if target.get(key) is None:
+                    target[key] = {}
+                target = target[key]
+        else:
+            raise ValueError(f"'{'.'.join(path[:depth])}' is {target!r}, not a mapping; it has no '{key}'")
+
+
+def plugins_config(raw: Mapping[str, Any], source: str = "recipe") -> PluginsConfig:
+    """The recipe's ``plugins`` section, which is needed before any plugin can be loaded."""
+    complaints: list[Complaint] = []
+    given = raw.get("plugins") or {}
+    if not isinstance(given, Mapping):
+        raise RecipeError([Complaint("plugins", f"given {given!r}, expected a mapping with block, only, load, ...")], source)
+    config = structure(PluginsConfig, given, "plugins", complaints)
+    if config is None:
+        raise RecipeError(complaints, source)
+    return config
+
+
+# ---------------------------------------------------------------------------------------------- structuring
+
+
+def resolve(raw: Mapping[str, Any], host: PluginHost, *, source: str = "recipe", name: str = "recipe") -> Recipe:
+    """Structure a recipe with the parts that the plugins offer.
+
+    Args:
+        raw: what :func:`read_recipe` returned, overrides applied.
+        host: the plugins.
+        source: what to call the recipe in errors.
+        name: the recipe's name, from which ``run_dir`` is made when it is not given.
+
+    Raises:
+        RecipeError: with every complaint there is.
+    """
+    return _Resolver(raw, host).recipe(source, name)
+
+
+class _Resolver:
+    def __init__(self, raw: Mapping[str, Any], host: PluginHost) -> None:
+        self.raw = raw
+        self.host = host
+        self.complaints: list[Complaint] = []
+        self.types = {offer.config: offer.name for kinds in host.offers.values() for offer in kinds.values()}
+        self.built: dict[str, Any] = {}
+        self.lifted: list[str] = []
+        self.trainer_type = TrainerType(parts={})
+
+    def recipe(self, source: str, name: str) -> Recipe:
+        type_name = self.raw.get("type", "sft")
+        if type_name not in self.host.trainer_types:
+            known = self.host.trainer_types
+            listed = ", ".join(f"{n} ({who.distribution})" for n, (_, who) in sorted(known.items()))
+            self.complaints.append(
+                Complaint(
+                    "type",
+                    f"given '{type_name}', which no plugin offers{did_you_mean(str(type_name), known)}; expected one of"
+                    f" {listed or 'none, since no installed plugin offers a trainer type'}{self._failed()}",
+                )
+            )
+            raise RecipeError(self.complaints, source)
+        self.trainer_type = self.host.trainer_types[type_name][0]
+        own = {item.name: item for item in attrs.fields(Recipe) if not item.metadata.get("internal")}
+        settings = self.host.offers.get("settings", {})
+        given: dict[str, Any] = {}
+        chosen: dict[str, Any] = {}
+        for key, value in self.raw.items():
+            if key in settings:
+                chosen[key] = self._mapping_part(settings[key], value, key)
+            elif key == "settings" or key in ("types", "name"):
+                self.complaints.append(Complaint(str(key), "unknown key; a plugin's settings are top-level keys"))
+            elif key in own and own[key].metadata.get("kind"):
+                continue
+            elif key == "plugins":
+                given[key] = Built(plugins_config(self.raw, source))
+            elif key in own or any(key in item.metadata.get("aliases", ()) for item in own.values()):
+                given[key] = value
+            else:
+                failed = self.host.records.get(str(key))
+                why = f"; the plugin of that name {failed.reason}" if failed is not None and failed.reason else ""
+                keys = [n for n in own if n != "settings"] + list(settings)
+                self.complaints.append(
+                    Complaint(str(key), f"unknown key{did_you_mean(str(key), keys)}; a recipe takes {', '.join(sorted(keys))}{why}")
+                )
+        for name_, offer in settings.items():
+            if name_ not in chosen and not any(item.default is attrs.NOTHING for item in attrs.fields(offer.config)):
+                chosen[name_] = offer.config()
+        for item in own.values():
+            if item.metadata.get("kind"):
+                given[item.name] = Built(self._field(item, self.raw.get(item.name), item.name))
+        made = structure(Recipe, given, "", self.complaints)
+        if made is None or self.complaints:
+            raise RecipeError(self.complaints, source)
+        return attrs.evolve(made, settings=chosen, types=self.types, name=name)
+
+    # ------------------------------------------------------------------------------------------ parts
+
+    def _field(self, item: Any, value: Any, where: str) -> Any:
+        """The value of a field that holds one part or several."""
+        kind = item.metadata["kind"]
+        if not item.metadata["many"]:
+            if where in self.built:
+                return self.built[where]
+            if value is None and not self._names(kind):
+                return None
+            self.built[where] = None  # stops two parts that inherit from each other
+            self.built[where] = made = self._part(kind, value, where)
+            return made
+        values = [] if value is None else value if isinstance(value, list) else [value]
+        made_all = [self._part(kind, each, f"{where}[{index}]") for index, each in enumerate(values)]
+        return tuple(made for made in made_all if made is not None)
+
+    def _part(self, kind: str, value: Any, where: str) -> Any:
+        offers = self.host.offers.get(kind, {})
+        names = self._names(kind)
+        if isinstance(value, str):
+            default = offers.get(names[0]) if names else None
+            shorthand = getattr(default.config, "shorthand", None) if default is not None else None
+            value = {shorthand: value} if shorthand and value not in offers else {"type": value}
+        elif value is None:
+            value = {}
+        if not isinstance(value, Mapping):
+            self.complaints.append(Complaint(where, f"given {value!r}, expected a mapping with the keys of a {kind}"))
+            return None
+        name = value.get("type", names[0] if names else None)
+        offer = offers.get(name) if isinstance(name, str) else None
+        if offer is None:
+            listed = ", ".join(f"{n} ({found.plugin.distribution})" for n, found in sorted(offers.items()))
+            meant = did_you_mean(str(name), offers)
+            said = f"given '{name}', which no plugin offers" if "type" in value or names else "the trainer type has no default"
+            self.complaints.append(
+                Complaint(f"{where}.type", f"{said}{meant}; offered are {listed or 'none'}{self._failed()}")
+            )
+            return None
+        if not self._compatible(offer, names):
+            self.complaints.append(
+                Complaint(
+                    f"{where}.type",
+                    f"given '{name}' ({offer.plugin.distribution}), which the trainer type '{self.raw.get('type', 'sft')}' does"
+                    f" not support; it supports {', '.join(n for n in names if n != '*') or f'no {kind}'}; to use it all"
+                    " the same, write skip_validation: true",
+                )
+            )
+            return None
+        return self._mapping_part(offer, {key: each for key, each in value.items() if key != "type"}, where)
+
+    def _mapping_part(self, offer: Offer, value: Any, where: str) -> Any:
+        if value is None:
+            value = {}
+        if not isinstance(value, Mapping):
+            self.complaints.append(Complaint(where, f"given {value!r}, expected a mapping"))
+            return None
+        given = dict(value)
+        for item in attrs.fields(offer.config):
+            if item.metadata.get("kind") and (item.name in given or not item.metadata["many"]):
+                given[item.name] = Built(self._field(item, given.get(item.name), f"{where}.{item.name}"))
+            inherit = item.metadata.get("inherit")
+            spelled = {item.name, *item.metadata.get("aliases", ())}
+            if inherit and not spelled & set(given):
+                found, inherited = self._lookup(inherit)
+                if found:
+                    given[item.name] = inherited
+        return structure(offer.config, given, where, self.complaints)
+
+    def _lookup(self, path: str) -> tuple[bool, Any]:
+        """The value at a path of the recipe, whose first step is a part that may have to be built first."""
+        head, *rest = path.split(".")
+        item = getattr(attrs.fields(Recipe), head)
+        value = self._field(item, self.raw.get(head), head) if item.metadata.get("kind") else self.raw.get(head)
+        for step in rest:
+            if not hasattr(value, step):
+                return False, None
+            value = getattr(value, step)
+        return value is not None, Built(value)
+
+    def _names(self, kind: str) -> Sequence[str]:
+        return self.trainer_type.parts.get(kind, ())
+
+    def _compatible(self, offer: Offer, names: Sequence[str]) -> bool:
+        if self.raw.get("skip_validation") is True:
+            return True
+        supports = getattr(offer.config, "trainer_types", ())
+        return offer.name in names or "*" in names or self.raw.get("type", "sft") in supports
+
+    def _failed(self) -> str:
+        failed = self.host.failed()
+        listed = "; ".join(f"{record} {record.reason}" for record in failed)
+        return f"; not loaded: {listed}" if failed else ""

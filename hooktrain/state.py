@@ -1,0 +1,189 @@
+"""The plain data that travels between the engine and its plugins: world, state, losses, counts, datasets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import attrs
+
+from hooktrain.errors import HooktrainError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "Batch",
+    "BatchCounts",
+    "Data",
+    "Dataset",
+    "LossSum",
+    "OptimizerStep",
+    "StepOutput",
+    "TrainerState",
+    "TrainerType",
+    "World",
+]
+
+Batch = dict[str, Any]
+"""A micro-batch in transformers' terms: names to tensors, the first dimension being rows."""
+
+
+@attrs.frozen(kw_only=True)
+class World:
+    """Which of the run's processes this is.
+
+    Attributes:
+        rank: number of this process among all of them, from 0.
+        world_size: how many processes the run has.
+        local_rank: number of this process on its host, from 0.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is rank 0, the one that prints and writes shared files."""
+        return self.rank == 0
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> World:
+        """Read ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``, as torchrun, deepspeed and schedulers set them.
+
+        Raises:
+            HooktrainError: when one of them is not a whole number, or the rank is not below the world size.
+        """
+        numbers = {}
+        for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+            text = environ.get(name, default)
+            if not text.isdigit():
+                raise HooktrainError(f"environment variable {name}: given '{text}', expected a whole number from 0")
+            numbers[name] = int(text)
+        if numbers["RANK"] >= numbers["WORLD_SIZE"]:
+            raise HooktrainError(
+                f"environment: RANK is {numbers['RANK']} and WORLD_SIZE {numbers['WORLD_SIZE']}, but ranks count from 0"
+                " to one less than the world size; let one launcher set both"
+            )
+        return cls(rank=numbers["RANK"], world_size=numbers["WORLD_SIZE"], local_rank=numbers["LOCAL_RANK"])
+
+
+@attrs.define(kw_only=True)
+class TrainerState:
+    """What a checkpoint must hold of the loop; everything else can be rebuilt from the recipe.
+
+    Attributes:
+        global_step: optimizer steps finished; a skipped window counts, so that the schedule and the data stay aligned.
+        epoch: number of the current epoch, from 0.
+        rows: rows of the training set that finished steps of this epoch have consumed, over all ranks.
+        tokens: tokens trained on so far over all ranks, padding excluded.
+        supervised_tokens: those of them that carried a loss.
+        skipped_steps: windows that did not step the optimizer (no supervised token, or non-finite gradients).
+        stop_reason: why the run was asked to end before its horizon, or None.
+        metrics: the latest value of every logged metric.
+    """
+
+    global_step: int = 0
+    epoch: int = 0
+    rows: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    skipped_steps: int = 0
+    stop_reason: str | None = None
+    metrics: dict[str, float] = attrs.field(factory=dict)
+
+
+class BatchCounts(NamedTuple):
+    """Sizes of a micro-batch, counted on the host before it moves to the device.
+
+    Attributes:
+        weight: supervised (shifted) tokens: what the loss is a sum over and is divided by.
+        tokens: tokens, padding excluded.
+    """
+
+    weight: int
+    tokens: int
+
+
+class LossSum(NamedTuple):
+    """What ``compute_loss`` returns.
+
+    Attributes:
+        total: the *sum* of the loss over the micro-batch's supervised tokens, shape (), with a graph.
+        weight: how many tokens that sum is over; the engine compares it with its own count.
+    """
+
+    total: Tensor
+    weight: int
+
+
+class OptimizerStep(NamedTuple):
+    """What ``run_optimizer_step`` returns.
+
+    Attributes:
+        grad_norm: norm of all gradients before clipping, shape (), or None where nobody asked for it.
+        stepped: False where the update was left out.
+    """
+
+    grad_norm: Tensor | float | None
+    stepped: bool = True
+
+
+class StepOutput(NamedTuple):
+    """What ``run_step`` returns.
+
+    Attributes:
+        total: loss summed over this rank's supervised tokens of the window, shape (), detached and on the device.
+        grad_norm: as in :class:`OptimizerStep`.
+        stepped: as in :class:`OptimizerStep`.
+    """
+
+    total: Tensor
+    grad_norm: Tensor | float | None = None
+    stepped: bool = True
+
+
+class Dataset(Protocol):
+    """A map-style data set."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@attrs.define(kw_only=True)
+class Data:
+    """What ``make_data`` returns.
+
+    Attributes:
+        train: the rows to train on.
+        evaluation: named sets of rows to evaluate on.
+        collate: turns a list of rows into a micro-batch of CPU tensors.
+        shuffle: whether the rows of an epoch are drawn in an order of their own.
+        workers: processes that read and collate ahead; 0 does it in the training process.
+        report: facts about the preparation, printed and kept in the run directory; the entry ``warnings`` is a list.
+        fingerprint: text that is equal on two ranks exactly when their rows are.
+    """
+
+    train: Dataset
+    evaluation: Mapping[str, Dataset] = attrs.field(factory=dict)
+    collate: Callable[[list[Any]], Batch]
+    shuffle: bool = True
+    workers: int = 0
+    report: Mapping[str, Any] = attrs.field(factory=dict)
+    fingerprint: str = ""
+
+
+@attrs.frozen
+class TrainerType:
+    """What a value of the recipe's ``type`` stands for.
+
+    Attributes:
+        parts: for each kind of part the compatible names; the first is the default, ``"*"`` admits every other one.
+        summary: one line for listings.
+    """
+
+    parts: Mapping[str, Sequence[str]]
+    summary: str = ""
