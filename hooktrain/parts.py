@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from hooktrain.state import Batch, OptimizerStep, World
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from hooktrain.trainer import Trainer
 
 __all__ = ["CheckpointEngine", "Scheduler", "Strategy"]
+
+
+T = TypeVar("T")
 
 
 class Scheduler(Protocol):
@@ -54,8 +57,11 @@ class Strategy(Protocol):
     ) -> tuple[Module, Optimizer, Scheduler]:
         """Bind model, optimizer and scheduler together; returns what the loop is to use. Collective."""
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision in which losses are computed."""
+    def compute(self, function: Callable[[], T], last: bool) -> T:
+        """Call a function that runs the model, in the strategy's precision and so that gradients can reach all ranks.
+
+        The function may call any part of the model; ``last`` says that the window ends with it. Collective.
+        """
 
     def to_device(self, batch: Batch) -> Batch:
         """The batch on the device, without waiting for it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,7 +25,12 @@ __all__ = ["GROUP", "Offer", "PluginHost", "PluginRecord", "PluginsConfig"]
 GROUP = "hooktrain"
 """The entry-point group that plugins are found through."""
 
-REGISTRATION_HOOKS = ("register_configs", "register_trainer_types")
+ALONE = ("on_exception", "on_teardown", "collect_state", "restore_state", "register_configs", "register_trainer_types")
+"""Hooks that are called plugin by plugin, and therefore cannot be surrounded."""
+
+
+class HooktrainWarning(UserWarning):
+    """Something that a user should know and that does not stop the run."""
 
 
 @attrs.frozen(kw_only=True)
@@ -114,7 +120,7 @@ class PluginHost:
         self.records: dict[str, PluginRecord] = {}
         self.offers: dict[str, dict[str, Offer]] = {}
         self.trainer_types: dict[str, tuple[TrainerType, PluginRecord]] = {}
-        self.problems: list[PluginError] = []
+        self.warnings: list[str] = []
         self.manager = pluggy.PluginManager("hooktrain")
         self.manager.add_hookspecs(hookspecs)
         own_version = _own_version()
@@ -342,6 +348,48 @@ class PluginHost:
             step = step.tb_next
         return blamed
 
+    def call_each(self, hook: str, **given: Any) -> list[tuple[str, Exception]]:
+        """Call a hook plugin by plugin, so that one that raises keeps nobody else from being called.
+
+        Returns:
+            The plugins that raised, and what.
+        """
+        problems = []
+        for found in self.implementations(hook):
+            try:
+                found.function(*(given[name] for name in found.argnames))
+            except Exception as problem:
+                problems.append((found.plugin_name, problem))
+        return problems
+
+    def collect_states(self, trainer: Any) -> dict[str, Any]:
+        """What each plugin's ``collect_state`` gives, by plugin name."""
+        states = {}
+        for found in self.implementations("collect_state"):
+            state = found.function(*([trainer] if found.argnames else []))
+            if state is not None:
+                states[found.plugin_name] = dict(state)
+        return states
+
+    def restore_states(self, trainer: Any, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Give each plugin its own state back; returns what belongs to plugins that are not there."""
+        left = dict(states)
+        for found in self.implementations("restore_state"):
+            if found.plugin_name in left:
+                given = {"trainer": trainer, "state": left.pop(found.plugin_name)}
+                found.function(*(given[name] for name in found.argnames))
+        for name in left:
+            self.warn(
+                f"checkpoint: it holds state of the plugin '{name}', which is not in this run; the state is kept for the"
+                " next save"
+            )
+        return left
+
+    def warn(self, text: str) -> None:
+        """Tell the user about something that does not stop the run."""
+        self.warnings.append(text)
+        warnings.warn(text, HooktrainWarning, stacklevel=2)
+
     def manifest(self) -> list[dict[str, Any]]:
         """What took part in this run, in the order of registration: plain values for JSON."""
         return [
@@ -380,6 +428,8 @@ def _check_signatures(record: PluginRecord, plugin: object) -> None:
         options = function.hooktrain_impl
         if options.get("hookwrapper"):
             raise PluginError(f"{record}, hook {name}: hookwrapper=True is the old style; write wrapper=True")
+        if options.get("wrapper") and name in ALONE:
+            raise PluginError(f"{record}, hook {name}: is called for each plugin alone; it cannot have wrappers")
         if options.get("specname"):
             raise PluginError(f"{record}, hook {name}: specname is not supported; name the function after its hook")
         for argument in inspect.signature(function).parameters.values():

@@ -1,0 +1,181 @@
+"""Turning a recipe into a trainer's parts, in the order in which they need each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hooktrain.errors import DataError, HooktrainError, PluginError, RanksDisagreeError, RecipeError
+from hooktrain.hookspecs import FACTORIES
+from hooktrain.plugins import PluginHost, PluginsConfig
+from hooktrain.recipe import Recipe, apply_overrides, plugins_config, read_recipe, resolve
+from hooktrain.state import Data, World
+
+if TYPE_CHECKING:
+    from hooktrain.trainer import Trainer
+
+__all__ = ["build", "load", "make_host", "resumable"]
+
+
+def make_host(config: PluginsConfig = PluginsConfig(), *, discover: bool = True) -> PluginHost:
+    """The engine's own plugins, and those that are installed."""
+    from hooktrain.console import Console
+    from hooktrain.jsonl import JsonLines
+    from hooktrain.loop import Loop
+
+    return PluginHost(config, {"loop": Loop(), "console": Console(), "jsonl": JsonLines()}, discover=discover)
+
+
+def load(
+    recipe: Path | Mapping[str, Any],
+    *,
+    overrides: list[str] | None = None,
+    switches: list[str] | None = None,
+    plugins: list[object] | None = None,
+    discover: bool = True,
+) -> tuple[Recipe, PluginHost]:
+    """Read a recipe, load the plugins that it asks for, and structure it.
+
+    Args:
+        recipe: a YAML file, or what it would hold.
+        overrides: ``key=value`` words.
+        switches: ``name``, ``no:name`` and ``no:*``, after those of the environment variable ``HOOKTRAIN_PLUGINS``.
+        plugins: plugin objects to register after the installed ones.
+        discover: whether to load installed plugins.
+
+    Raises:
+        RecipeError: with everything that is wrong in the recipe.
+        PluginError: when a plugin that the run names cannot be loaded, or plugins clash.
+    """
+    source = str(recipe) if isinstance(recipe, Path) else "recipe"
+    raw = apply_overrides(read_recipe(recipe) if isinstance(recipe, Path) else dict(recipe), overrides or [])
+    words = [*os.environ.get("HOOKTRAIN_PLUGINS", "").split(","), *(switches or [])]
+    host = make_host(plugins_config(raw, source).switched(words), discover=discover)
+    for plugin in plugins or []:
+        host.register(plugin)
+    host.check()
+    made = resolve(raw, host, source=source, name=recipe.stem if isinstance(recipe, Path) else "recipe")
+    world = World.from_environment()
+    answers = host.hooks.check_recipe(recipe=made, world=world)
+    complaints = [complaint for answer in answers for complaint in answer]
+    if complaints:
+        raise RecipeError(complaints, source)
+    return made, host
+
+
+def build(trainer: Trainer) -> None:
+    """Build every part of a trainer.
+
+    Raises:
+        PluginError: when no plugin builds a part that the recipe selects.
+        RanksDisagreeError: when another rank has a different recipe, other plugins or other data.
+        HooktrainError: whatever a factory finds wrong.
+    """
+    recipe, world, host = trainer.recipe, trainer.world, trainer.host
+    trainer.run_dir = recipe.run_dir or Path("runs") / recipe.name
+    random.seed(recipe.seed)
+    torch.manual_seed(recipe.seed)
+
+    trainer.strategy = _make(host, "make_strategy", recipe.strategy, world=world)
+    _agree(trainer, "recipe or plugins", [recipe.digest(), host.manifest(), platform.python_version(), torch.__version__])
+    if world.is_main:
+        _write_run_dir(trainer)
+    trainer.tokenizer = _make(host, "make_tokenizer", recipe.tokenizer)
+    trainer.data = _make(host, "make_data", recipe.data, tokenizer=trainer.tokenizer, world=world, hooks=host.hooks)
+    _check_data(trainer.data)
+    _agree(trainer, "data", [trainer.data.fingerprint, len(trainer.data.train)])
+    trainer.loader = host.hooks.make_loader(dataset=trainer.data.train, data=trainer.data, recipe=recipe, world=world)
+    trainer.loss = _make(host, "make_loss", recipe.loss)
+    torch.manual_seed(recipe.seed)  # weights do not depend on how much randomness the data took
+    with trainer.strategy.model_context():
+        model = _make(host, "make_model", recipe.model, tokenizer=trainer.tokenizer, world=world)
+    model = trainer.strategy.prepare_model(model)
+    optimizer = _make(host, "make_optimizer", recipe.optimizer, model=model)
+    scheduler = _make(host, "make_scheduler", recipe.scheduler, optimizer=optimizer, total_steps=trainer.training_horizon)
+    trainer.model, trainer.optimizer, trainer.scheduler = trainer.strategy.prepare(
+        model, optimizer, scheduler, recipe.gradient_accumulation_steps
+    )
+    trainer.last_lr = trainer.optimizer.param_groups[0]["lr"]
+    trainer.checkpoint_engines = [
+        _make(host, "make_checkpoint_engine", config, run_dir=trainer.run_dir, world=world)
+        for config in recipe.checkpoint
+    ]
+    torch.manual_seed(recipe.seed + world.rank)  # ranks draw different dropout
+
+
+def resumable(trainer: Trainer) -> Path | None:
+    """The newest checkpoint of the first engine with ``auto_resume`` that has one."""
+    for engine in trainer.checkpoint_engines:
+        if engine.config.auto_resume and engine.config.enabled:
+            path = engine.latest()
+            if path is not None:
+                return path
+    return None
+
+
+def _make(host: PluginHost, hook: str, config: Any, **needs: Any) -> Any:
+    """Ask the factories for a part; a kind that the trainer type does not have is None."""
+    if config is None:
+        return None
+    made = getattr(host.hooks, hook)(config=config, **needs)
+    if made is None:
+        kind = FACTORIES[hook]
+        offer = next((o for o in host.offers.get(kind, {}).values() if o.config is type(config)), None)
+        who = f"'{offer.name}' is offered by {offer.plugin}, but" if offer else "the recipe selects it, but"
+        raise PluginError(f"{kind}: {who} no implementation of {hook} answered; one must return the part")
+    return made
+
+
+def _check_data(data: Data | None) -> None:
+    if data is None:
+        raise HooktrainError("data: the recipe has none, and the trainer type has no default; add a 'data' section")
+    if len(data.train) == 0:
+        raise DataError("data: no row is left to train on; check data.sources and what the overflow policy dropped")
+    for name, rows in data.evaluation.items():
+        if len(rows) == 0:
+            raise DataError(f"data: the evaluation set '{name}' is empty; remove it or give it rows")
+
+
+def _agree(trainer: Trainer, what: str, mine: list[Any]) -> None:
+    """Refuse to go on when ranks differ: a run of different programs hangs in its first collective, or worse."""
+    if trainer.world.world_size == 1:
+        return
+    everyone = trainer.strategy.gather_objects(json.dumps(mine, sort_keys=True))
+    for rank, theirs in enumerate(everyone):
+        if theirs != everyone[0]:
+            pairs = zip(json.loads(everyone[0]), json.loads(theirs), strict=True)
+            first = next((a, b) for a, b in pairs if a != b)
+            raise RanksDisagreeError(
+                f"rank {rank} has a different {what} than rank 0 ({str(first[1])[:200]} against {str(first[0])[:200]});"
+                " install the same packages and give the same recipe everywhere"
+            )
+
+
+def _write_run_dir(trainer: Trainer) -> None:
+    """Keep the resolved recipe, the plugins and the environment beside the metrics."""
+    try:
+        trainer.run_dir.mkdir(parents=True, exist_ok=True)
+        (trainer.run_dir / "recipe.yaml").write_text(trainer.recipe.as_yaml(), encoding="utf-8")
+        manifest = {
+            "plugins": trainer.host.manifest(),
+            "environment": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "platform": platform.platform(),
+                "world_size": trainer.world.world_size,
+                "command": sys.argv,
+            },
+        }
+        (trainer.run_dir / "plugins.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    except OSError as problem:
+        raise HooktrainError(
+            f"run_dir: given '{trainer.run_dir}', which cannot be written ({problem.strerror}); give another folder"
+        ) from problem

@@ -1,0 +1,152 @@
+"""What a run shows: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from rich.console import Console as Terminal
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hooktrain.config import at_least, field
+from hooktrain.markers import hookimpl
+
+if TYPE_CHECKING:
+    from hooktrain.trainer import Trainer
+
+__all__ = ["Console", "ConsoleConfig"]
+
+
+@attrs.frozen(kw_only=True)
+class ConsoleConfig:
+    """What the console shows; the recipe's ``console``."""
+
+    enabled: bool = field(default=True)
+    """Whether to show anything."""
+    interval: int = field(default=0, validator=at_least(0))
+    """Steps between plain lines; 0 picks one that gives about fifty lines. A progress bar shows every log line."""
+
+
+class Console:
+    """Prints on rank 0."""
+
+    def __init__(self) -> None:
+        self.terminal = Terminal(highlight=False)
+        self.progress: Progress | None = None
+        self.task: Any = None
+        self.shown = False
+        self.began = time.perf_counter()
+
+    @hookimpl
+    def register_configs(self) -> Mapping[str, Mapping[str, type]]:
+        return {"settings": {"console": ConsoleConfig}}
+
+    @hookimpl
+    def on_resume_end(self, trainer: Trainer, path: Path) -> None:
+        self._say(trainer, f"resumed from {path} at step {trainer.global_step}")
+
+    @hookimpl(tryfirst=True)
+    def on_train_start(self, trainer: Trainer) -> None:
+        self.shown = trainer.world.is_main and trainer.recipe.settings["console"].enabled
+        if not self.shown:
+            return
+        self.began = time.perf_counter()
+        parameters = sum(p.numel() for p in trainer.model.parameters())
+        trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+        share = "" if trained == parameters else f", {trained / 1e6:,.1f}M of them trained"
+        self._facts(
+            {
+                "model": f"{parameters / 1e6:,.1f}M parameters{share} on {trainer.device}",
+                "data": _sentence(trainer.data.report) or f"{len(trainer.data.train):,} rows",
+                "run": f"{trainer.training_horizon:,} steps of {trainer.recipe.micro_batch_size} rows"
+                f" x {trainer.recipe.gradient_accumulation_steps} micro-batches x {trainer.world.world_size} ranks",
+                "files": str(trainer.run_dir),
+            }
+        )
+        for warning in trainer.data.report.get("warnings", ()):
+            self.terminal.print(f"[yellow]warning[/] {escape(str(warning))}")
+        if self.terminal.is_terminal:
+            self.progress = Progress(
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(compact=True),
+                TextColumn("left"),
+                console=self.terminal,
+                expand=True,
+            )
+            self.task = self.progress.add_task("", total=trainer.training_horizon, completed=trainer.global_step, figures="")
+            self.progress.start()
+
+    @hookimpl
+    def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        if not self.shown:
+            return
+        step = int(metrics["step"])
+        figures = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
+        if "lr" in metrics:
+            figures.append(f"lr {metrics['lr']:.1e}")
+        if "tokens_per_second" in metrics:
+            figures.append(f"{metrics['tokens_per_second']:,.0f} tok/s")
+        if self.progress is not None:
+            self.progress.update(self.task, completed=step, figures=" ".join(figures))
+        else:
+            every = trainer.recipe.settings["console"].interval or max(1, trainer.training_horizon // 50)
+            if figures and (step % every == 0 or step >= trainer.training_horizon or trainer.should_stop):
+                left = (trainer.training_horizon - step) * metrics["step_seconds"]
+                line = f"step {step}/{trainer.training_horizon}  {'  '.join(figures)}  {_clock(left)} left"
+                self.terminal.print(line, soft_wrap=True)
+        measured = [f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("eval/")]
+        if measured:
+            self._say(trainer, f"evaluated at step {step}: {', '.join(measured)}")
+
+    @hookimpl
+    def on_checkpoint_end(self, trainer: Trainer, path: Path) -> None:
+        self._say(trainer, f"saved step {trainer.global_step} to {path}")
+
+    @hookimpl(trylast=True)
+    def on_train_end(self, trainer: Trainer) -> None:
+        self._stop()
+        state = trainer.state
+        why = f", stopped early: {state.stop_reason}" if state.stop_reason else ""
+        left_out = f", {state.skipped_steps} of them without an update" if state.skipped_steps else ""
+        self._say(
+            trainer,
+            f"trained {state.global_step} steps{left_out}, {state.tokens:,} tokens ({state.supervised_tokens:,} supervised)"
+            f" in {_clock(time.perf_counter() - self.began)}{why}",
+        )
+
+    @hookimpl
+    def on_teardown(self) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def _say(self, trainer: Trainer, text: str) -> None:
+        if trainer.world.is_main and trainer.recipe.settings["console"].enabled:
+            self.terminal.print(escape(text), soft_wrap=not self.terminal.is_terminal)
+
+    def _facts(self, facts: Mapping[str, str]) -> None:
+        for name, text in facts.items():
+            self.terminal.print(f"[bold]{name:<6}[/]{escape(text)}", soft_wrap=not self.terminal.is_terminal)
+
+
+def _sentence(report: Mapping[str, Any]) -> str:
+    """The figures of a data report in one line."""
+    plain = {key: value for key, value in report.items() if isinstance(value, (int, float, str)) and value != ""}
+    return ", ".join(f"{key.replace('_', ' ')} {value:,}" if isinstance(value, int) else
+                     f"{key.replace('_', ' ')} {value:.3g}" if isinstance(value, float) else
+                     f"{key.replace('_', ' ')} {value}" for key, value in plain.items())
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

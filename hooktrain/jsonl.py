@@ -1,0 +1,88 @@
+"""``metrics.jsonl`` in the run directory: one line for each log."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import attrs
+
+from hooktrain.config import field
+from hooktrain.errors import HooktrainError
+from hooktrain.markers import hookimpl
+
+if TYPE_CHECKING:
+    from hooktrain.trainer import Trainer
+
+__all__ = ["JsonLines", "JsonLinesConfig"]
+
+
+@attrs.frozen(kw_only=True)
+class JsonLinesConfig:
+    """Where metrics go; the recipe's ``jsonl``."""
+
+    enabled: bool = field(default=True)
+    """Whether to write the file."""
+    file: str = field(default="metrics.jsonl")
+    """Its name in the run directory."""
+
+
+class JsonLines:
+    """Writes on rank 0, a line at a time, so that a reader never sees half of one.
+
+    A run that begins anew beside the file of an earlier one keeps that under ``metrics.1.jsonl`` and so on; a run that
+    resumes goes on with the file, and keeps lines of steps after the checkpoint, which it will write again, likewise.
+    """
+
+    def __init__(self) -> None:
+        self.stream: TextIO | None = None
+
+    @hookimpl
+    def register_configs(self) -> Mapping[str, Mapping[str, type]]:
+        return {"settings": {"jsonl": JsonLinesConfig}}
+
+    @hookimpl(tryfirst=True)
+    def on_train_start(self, trainer: Trainer) -> None:
+        config = trainer.recipe.settings["jsonl"]
+        if not (trainer.world.is_main and config.enabled):
+            return
+        path = trainer.run_dir / config.file
+        try:
+            _make_room(path, trainer.global_step)
+            self.stream = path.open("a", encoding="utf-8", buffering=1)
+        except OSError as problem:
+            raise HooktrainError(f"jsonl.file: '{path}' cannot be written ({problem.strerror}); give another name") from problem
+
+    @hookimpl
+    def on_log(self, metrics: Mapping[str, float]) -> None:
+        if self.stream is not None:
+            self.stream.write(json.dumps({name: _plain(value) for name, value in metrics.items()}) + "\n")
+
+    @hookimpl
+    def on_teardown(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
+            self.stream = None
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity and no NaN; as text they are at least not lost."""
+    return value if value == value and abs(value) != float("inf") else str(value)
+
+
+def _make_room(path: Path, step: int) -> None:
+    """Leave in ``path`` what belongs to this run's past, and move everything else aside."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    keep = [line for line in lines if step > 0 and line.endswith("\n") and json.loads(line)["step"] <= step]
+    if len(keep) == len(lines):
+        return
+    number = 1
+    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    os.replace(path, aside)
+    path.write_text("".join(keep), encoding="utf-8")

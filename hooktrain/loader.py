@@ -1,0 +1,137 @@
+"""From rows to windows: which rows a step takes, and on which rank and in which micro-batch each of them goes.
+
+The order of an epoch depends on the seed and the epoch only. A window is the next ``micro_batch_size *
+gradient_accumulation_steps * world_size`` rows of that order, so every split of the same global batch into micro-batches
+and ranks trains on the same rows, and a cursor of (epoch, rows) is all that a resume needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hooktrain.recipe import Recipe
+from hooktrain.state import Batch, Data, Dataset, World
+
+__all__ = ["WindowLoader", "blank", "evaluation_batches"]
+
+
+def blank(batch: Batch) -> Batch:
+    """The micro-batch with nothing supervised: what a rank computes when the rows have run out on it alone."""
+    return {**batch, "labels": torch.full_like(batch["labels"], -100)} if "labels" in batch else dict(batch)
+
+
+class WindowLoader:
+    """Hands out each epoch's windows of micro-batches; the default of the hook ``make_loader``.
+
+    Args:
+        dataset: the rows.
+        data: how to collate them, whether to shuffle, and with how many worker processes.
+        recipe: sizes and seed.
+        world: which part of each window is this rank's.
+    """
+
+    def __init__(self, dataset: Dataset, data: Data, recipe: Recipe, world: World) -> None:
+        self.dataset, self.data, self.world = dataset, data, world
+        self.seed = recipe.seed
+        self.micro = recipe.micro_batch_size
+        self.window = recipe.micro_batch_size * recipe.gradient_accumulation_steps * world.world_size
+
+    def __len__(self) -> int:
+        """Windows, which is optimizer steps, of an epoch."""
+        return math.ceil(len(self.dataset) / self.window)
+
+    def order(self, epoch: int) -> Tensor:
+        """The rows of an epoch in the order in which they are trained on, shape (rows,)."""
+        if not self.data.shuffle:
+            return torch.arange(len(self.dataset))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(len(self.dataset), generator=generator)
+
+    def windows(self, epoch: int, start: int = 0) -> Iterator[tuple[int, list[Batch]]]:
+        """This rank's share of each window.
+
+        Args:
+            epoch: its number, from 0.
+            start: global rows of the epoch that finished steps have consumed; none of them is read again.
+
+        Yields:
+            The window's rows over all ranks, and this rank's micro-batches, equally many on every rank.
+        """
+        order = self.order(epoch)
+        shares = _Shares(order, start, self.window, self.micro, self.world)
+        batches = _collated(self.dataset, self.data, shares)
+        for begin in range(start, len(order), self.window):
+            rows = min(self.window, len(order) - begin)
+            yield rows, [next(batches) for _ in range(_per_rank(rows, self.micro, self.world))]
+
+
+def evaluation_batches(dataset: Dataset, data: Data, size: int, world: World) -> Iterator[Batch]:
+    """This rank's micro-batches of an evaluation set: every row once, on one rank, in order; blank ones at the end."""
+    rows = len(dataset)
+    return _collated(dataset, data, _Shares(torch.arange(rows), 0, max(rows, 1), size, world))
+
+
+def _per_rank(rows: int, micro: int, world: World) -> int:
+    return math.ceil(math.ceil(rows / micro) / world.world_size)
+
+
+class _Shares:
+    """The row numbers of each micro-batch of this rank, window after window; an iterable that a worker can hold."""
+
+    def __init__(self, order: Tensor, start: int, window: int, micro: int, world: World) -> None:
+        self.order, self.start, self.window, self.micro, self.world = order, start, window, micro, world
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (rows for rows, _ in self.flagged())
+
+    def flagged(self) -> Iterator[tuple[list[int], bool]]:
+        """Row numbers, and whether they only fill a place."""
+        rank, ranks = self.world.rank, self.world.world_size
+        for begin in range(self.start, len(self.order), self.window):
+            rows: list[int] = self.order[begin : begin + self.window].tolist()
+            for number in range(_per_rank(len(rows), self.micro, self.world)):
+                at = (number * ranks + rank) * self.micro
+                share = rows[at : at + self.micro]
+                yield (share, False) if share else (rows[:1], True)
+
+
+class _Fetch:
+    """Reads and collates one micro-batch; picklable, for worker processes."""
+
+    def __init__(self, dataset: Dataset, data: Data) -> None:
+        self.dataset, self.collate = dataset, data.collate
+
+    def __call__(self, rows: Sequence[int]) -> Batch:
+        return self.collate([self.dataset[row] for row in rows])
+
+
+class _ByMicroBatch(torch.utils.data.Dataset[Batch]):
+    """A data set whose items are micro-batches, addressed by their row numbers."""
+
+    def __init__(self, fetch: _Fetch) -> None:
+        self.fetch = fetch
+
+    def __getitem__(self, rows: Any) -> Batch:
+        return self.fetch(rows)
+
+
+def _collated(dataset: Dataset, data: Data, shares: _Shares) -> Iterator[Batch]:
+    fetch = _Fetch(dataset, data)
+    if data.workers == 0:
+        for rows, fills in shares.flagged():
+            yield blank(fetch(rows)) if fills else fetch(rows)
+        return
+    ahead = torch.utils.data.DataLoader(
+        _ByMicroBatch(fetch),
+        sampler=shares,  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=data.workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    for batch, (_, fills) in zip(ahead, shares.flagged(), strict=True):
+        yield blank(batch) if fills else batch

@@ -1,0 +1,89 @@
+"""Sums between two log lines. They stay on the device; :meth:`Meter.read` is the only place that waits for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hooktrain.parts import Strategy
+from hooktrain.state import StepOutput
+
+__all__ = ["Meter"]
+
+
+class Meter:
+    """What has happened since the last log line.
+
+    Attributes:
+        total: loss summed over this rank's supervised tokens, shape (), on the device.
+        weight: supervised tokens of all ranks.
+        tokens: tokens of all ranks, padding excluded.
+        steps: optimizer steps.
+        grad_norm: of the latest step.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, after a log line."""
+        self.total: Tensor | None = None
+        self.weight = self.tokens = self.steps = 0
+        self.grad_norm: Tensor | float | None = None
+        self.paused = 0.0
+        self.started = time.perf_counter()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time spent inside (evaluating, saving, logging) is not training time."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.paused += time.perf_counter() - began
+
+    def add(self, output: StepOutput, weight: int, tokens: int) -> None:
+        """Take up one step; a step that was left out adds time and tokens but no loss."""
+        self.steps += 1
+        self.tokens += tokens
+        if output.stepped:
+            self.total = output.total if self.total is None else self.total + output.total
+            self.weight += weight
+            self.grad_norm = output.grad_norm
+
+    def read(self, strategy: Strategy, extra: Mapping[str, Any]) -> dict[str, float]:
+        """Bring everything to the host, waiting for the device once.
+
+        Args:
+            strategy: sums the loss over ranks.
+            extra: other metrics, numbers or tensors of shape ().
+
+        Returns:
+            ``loss``, ``grad_norm``, ``tokens_per_second``, ``step_seconds`` and the extra ones as floats; a loss or norm
+            that there is none of is left out.
+        """
+        waiting: dict[str, Tensor] = {}
+        numbers: dict[str, float] = {}
+        loss = self.total
+        if strategy.world.world_size > 1:
+            loss = strategy.sum_tensor(torch.zeros((), device=strategy.device) if loss is None else loss)
+        found = {"loss": loss if self.weight else None, "grad_norm": self.grad_norm, **extra}
+        for name, value in found.items():
+            if isinstance(value, Tensor):
+                waiting[name] = value.detach().float().reshape(()).to(strategy.device)
+            elif value is not None:
+                numbers[name] = float(value)
+        if waiting:
+            numbers.update(zip(waiting, torch.stack(list(waiting.values())).tolist(), strict=True))
+        if "loss" in numbers:
+            numbers["loss"] /= self.weight
+        seconds = time.perf_counter() - self.started - self.paused
+        if self.steps:
+            numbers["tokens_per_second"] = self.tokens / seconds
+            numbers["step_seconds"] = seconds / self.steps
+        return numbers

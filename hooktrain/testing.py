@@ -1,0 +1,241 @@
+"""A kit for testing plugins: a trainer type small enough for a unit test, runs of it, and a recorder of hooks.
+
+Put ``pytest_plugins = ["hooktrain.testing"]`` into a ``conftest.py`` for the fixtures ``tiny_recipe`` and ``run_tiny``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hooktrain.build import load
+from hooktrain.config import at_least, field
+from hooktrain.hookspecs import BOUNDARIES
+from hooktrain.markers import hookimpl
+from hooktrain.plugins import PluginHost
+from hooktrain.state import Batch, Data, LossSum, TrainerType, World
+from hooktrain.trainer import Trainer
+
+__all__ = ["Recorder", "TinyConfigs", "TinyPlugin", "run_tiny", "tiny_recipe", "train"]
+
+
+@attrs.frozen(kw_only=True)
+class TinyDataConfig:
+    """Random token sequences of random lengths."""
+
+    rows: int = field(default=13, validator=at_least(0))
+    """Rows to train on."""
+    eval_rows: int = field(default=5, validator=at_least(0))
+    """Rows of the evaluation set ``held_out``; 0 has none."""
+    length: int = field(default=9, validator=at_least(2))
+    """Tokens of the longest row."""
+    shuffle: bool = field(default=True)
+    """Whether each epoch has an order of its own."""
+    seed: int = field(default=0)
+    """Seed of the rows."""
+    workers: int = field(default=0, validator=at_least(0))
+    """Processes that collate ahead."""
+
+
+@attrs.frozen(kw_only=True)
+class TinyModelConfig:
+    """An embedding and a head."""
+
+    vocab: int = field(default=17, validator=at_least(2))
+    """Different tokens."""
+    width: int = field(default=8, validator=at_least(1))
+    """Hidden size."""
+    dropout: float = field(default=0.0)
+    """Share of hidden values that are dropped in training."""
+
+
+@attrs.frozen(kw_only=True)
+class TinyLossConfig:
+    """Cross-entropy of the next token."""
+
+
+class TinyConfigs:
+    """The config classes of the trainer type ``tiny``."""
+
+    data, model, loss = TinyDataConfig, TinyModelConfig, TinyLossConfig
+
+
+class TinyRows:
+    """Rows of ``input_ids`` and ``labels``, about a third of the labels ignored; ``read`` counts what was asked for."""
+
+    def __init__(self, rows: int, length: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.read: list[int] = []
+        self.rows = []
+        for _ in range(rows):
+            size = int(torch.randint(2, length + 1, (), generator=generator))
+            ids = torch.randint(0, 17, (size,), generator=generator)
+            keep = torch.rand(size, generator=generator) < 0.7
+            keep[-1] = True
+            self.rows.append((ids, torch.where(keep, ids, -100)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        self.read.append(index)
+        return self.rows[index]
+
+
+def _collate(rows: list[tuple[Tensor, Tensor]]) -> Batch:
+    """Padded to the longest row; shapes (rows, tokens)."""
+    pad = nn.utils.rnn.pad_sequence
+    ids, labels = zip(*rows, strict=True)
+    return {
+        "input_ids": pad(ids, batch_first=True),
+        "labels": pad(labels, batch_first=True, padding_value=-100),
+        "attention_mask": pad([torch.ones_like(row) for row in ids], batch_first=True),
+    }
+
+
+class TinyModel(nn.Module):
+    """Logits of the next token from the token before it."""
+
+    def __init__(self, config: TinyModelConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.vocab, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.width, config.vocab)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Token numbers of shape (rows, tokens) to logits of shape (rows, tokens, vocabulary)."""
+        made: Tensor = self.head(self.dropout(self.embedding(input_ids).tanh()))
+        return made
+
+
+def _loss(model: nn.Module, batch: Batch, weight: int) -> LossSum:
+    logits = model(batch["input_ids"])[:, :-1].float()
+    total = nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
+    return LossSum(total, weight)
+
+
+class TinyPlugin:
+    """Offers the trainer type ``tiny``: a language model of a few hundred weights on random rows."""
+
+    @hookimpl
+    def register_configs(self) -> Mapping[str, Mapping[str, type]]:
+        return {"data": {"tiny": TinyDataConfig}, "model": {"tiny": TinyModelConfig}, "loss": {"tiny": TinyLossConfig}}
+
+    @hookimpl
+    def register_trainer_types(self) -> Mapping[str, TrainerType]:
+        parts = {
+            "data": ("tiny",),
+            "model": ("tiny",),
+            "loss": ("tiny",),
+            "optimizer": ("adamw", "*"),
+            "scheduler": ("constant", "*"),
+            "strategy": ("torch", "*"),
+            "checkpoint": ("full", "*"),
+        }
+        return {"tiny": TrainerType(parts, "a language model of a few hundred weights, for tests")}
+
+    @hookimpl
+    def make_data(self, config: Any, world: World) -> Data | None:
+        if not isinstance(config, TinyDataConfig):
+            return None
+        held_out = {"held_out": TinyRows(config.eval_rows, config.length, config.seed + 1)} if config.eval_rows else {}
+        rows = TinyRows(config.rows, config.length, config.seed)
+        return Data(
+            train=rows, evaluation=held_out, collate=_collate, shuffle=config.shuffle, workers=config.workers
+        )
+
+    @hookimpl
+    def make_model(self, config: Any) -> nn.Module | None:
+        return TinyModel(config) if isinstance(config, TinyModelConfig) else None
+
+    @hookimpl
+    def make_loss(self, config: Any) -> Callable[..., LossSum] | None:
+        return _loss if isinstance(config, TinyLossConfig) else None
+
+
+class Recorder:
+    """A plugin that writes down every boundary, as ``(hook, what it was given)``, and the metrics that were logged."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+
+    @property
+    def hooks(self) -> list[str]:
+        """The boundaries in the order in which they were heard."""
+        return [name for name, _ in self.calls]
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """Every log line."""
+        return [dict(given["metrics"]) for name, given in self.calls if name == "on_log"]
+
+
+def _record(name: str, parameters: tuple[str, ...]) -> Any:
+    """An implementation of one boundary that takes all of its parameters."""
+    source = f"def {name}(self, {', '.join(parameters)}):\n    self.calls.append(('{name}', dict(locals())))\n"
+    scope: dict[str, Any] = {}
+    exec(source, scope)  # pluggy reads the parameters off the function, so each needs its own
+    return hookimpl(scope[name])
+
+
+def _boundary_parameters() -> Iterator[tuple[str, tuple[str, ...]]]:
+    import inspect
+
+    from hooktrain import hookspecs
+
+    for name in BOUNDARIES:
+        yield name, tuple(inspect.signature(getattr(hookspecs, name)).parameters)
+
+
+for _name, _parameters in _boundary_parameters():
+    setattr(Recorder, _name, _record(_name, _parameters))
+
+
+def train(
+    recipe: Path | Mapping[str, Any], *plugins: object, overrides: list[str] | None = None, **arguments: Any
+) -> Trainer:
+    """Run a recipe in this process with the installed plugins, ``tiny`` and the given ones; returns the trainer."""
+    made, host = load(recipe, overrides=overrides, plugins=[TinyPlugin(), *plugins])
+    trainer = Trainer(made, host, **arguments)
+    trainer.run()
+    return trainer
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path) -> dict[str, Any]:
+    """A recipe of type ``tiny`` that runs in milliseconds and keeps its files in ``tmp_path``."""
+    return {
+        "type": "tiny",
+        "run_dir": str(tmp_path / "run"),
+        "micro_batch_size": 2,
+        "optimizer": {"lr": 1e-2},
+        "model": {"dropout": 0.0},
+        "strategy": {"dtype": "fp32", "device": "cpu"},
+        "console": {"enabled": False},
+    }
+
+
+@pytest.fixture
+def run_tiny(tiny_recipe: dict[str, Any]) -> Callable[..., Trainer]:
+    """``run_tiny(plugin, ..., key=value)``: run the tiny recipe with plugins and with top-level keys changed."""
+
+    def run(*plugins: object, trainer: Mapping[str, Any] | None = None, **changes: Any) -> Trainer:
+        return train({**tiny_recipe, **changes}, *plugins, **(trainer or {}))
+
+    return run
+
+
+def host_of(*plugins: object) -> PluginHost:
+    """A host with the engine's own plugins, ``tiny`` and the given ones, and no installed one."""
+    from hooktrain.build import make_host
+
+    host = make_host(discover=False)
+    for plugin in (TinyPlugin(), *plugins):
+        host.register(plugin)
+    return host

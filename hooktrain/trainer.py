@@ -1,0 +1,391 @@
+"""The trainer: it holds the parts, announces every boundary and dispatches every segment. What a segment *does* by
+default stands in ``hooktrain.loop``; how the parts come into being stands in ``hooktrain.build``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from hooktrain.build import build, resumable
+from hooktrain.errors import HooktrainError, NonFiniteError, SegmentError
+from hooktrain.loader import evaluation_batches
+from hooktrain.meter import Meter
+from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
+from hooktrain.plugins import PluginHost
+from hooktrain.recipe import Recipe
+from hooktrain.state import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
+
+__all__ = ["Trainer"]
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        recipe: what to run.
+        host: the plugins.
+        world: this process and how many there are; read from the environment when left out.
+        resume_from: a checkpoint to go on from, instead of the newest one of an engine with ``auto_resume``.
+
+    Attributes:
+        hooks: every hook, to be called with keyword arguments.
+        state: what a checkpoint holds of the loop.
+        tokenizer, data, loss, model, optimizer, scheduler, strategy, checkpoint_engines, loader: the parts.
+        window_weight: supervised tokens of the current window over all ranks.
+    """
+
+    strategy: Strategy
+    tokenizer: Any
+    data: Data
+    loss: Callable[[Module, Batch, int], LossSum]
+    model: Module
+    optimizer: Optimizer
+    scheduler: Scheduler
+    checkpoint_engines: Sequence[CheckpointEngine]
+    loader: Any
+    run_dir: Path
+
+    def __init__(
+        self, recipe: Recipe, host: PluginHost, *, world: World | None = None, resume_from: Path | None = None
+    ) -> None:
+        self.recipe, self.host, self.hooks = recipe, host, host.hooks
+        self.world = world or World.from_environment()
+        self.resume_from = resume_from
+        self.state = TrainerState()
+        self.meter = Meter()
+        self.window_weight = 0
+        self.due_checkpoint_engines: list[CheckpointEngine] = []
+        self.checkpoint_reason = ""
+        self._counts: dict[int, BatchCounts] = {}
+        self._window_tokens = self._window_rows = 0
+        self._saved: dict[int, int] = {}
+        self._wants = {"stop": False, "save": False, "evaluate": False}
+        self._absent_plugins: dict[str, Any] = {}
+
+    # ----------------------------------------------------------------------------------------------- properties
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps finished."""
+        return self.state.global_step
+
+    @property
+    def epochs(self) -> range:
+        """Numbers of the epochs that are still to run, the current one included."""
+        last = self.recipe.epochs or (1 if self.recipe.train_iters is None else None)
+        if last is None:
+            last = math.ceil(self.training_horizon / len(self.loader))
+        return range(self.state.epoch, last)
+
+    @property
+    def train_batches(self) -> Iterator[list[Batch]]:
+        """The windows that are left in the current epoch: lists of this rank's micro-batches, on the host."""
+        for rows, batches in self.loader.windows(self.state.epoch, self.state.rows):
+            self._window_rows = rows
+            yield batches
+
+    def eval_batches(self, name: str) -> Iterator[Batch]:
+        """This rank's micro-batches of an evaluation set, on the host."""
+        size = self.recipe.eval_micro_batch_size or self.recipe.micro_batch_size
+        return evaluation_batches(self.data.evaluation[name], self.data, size, self.world)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.strategy.device
+
+    @property
+    def training_horizon(self) -> int:
+        """Optimizer steps of the whole run, as the schedule sees it."""
+        limits = []
+        if self.recipe.train_iters is not None:
+            limits.append(self.recipe.train_iters)
+        if self.recipe.epochs is not None or not limits:
+            limits.append((self.recipe.epochs or 1) * len(self.loader))
+        return min(limits)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps in which the schedule warms up; 0 when it does not say."""
+        return int(getattr(self.scheduler, "warmup_steps", 0))
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether no further step is to be run: the horizon is reached, or a stop was requested."""
+        step, exit_at = self.state.global_step, self.recipe.exit_iteration
+        return step >= self.training_horizon or self.state.stop_reason is not None or (0 < exit_at <= step)
+
+    @property
+    def is_last_microbatch(self) -> bool:
+        """Whether the window ends with the micro-batch that is being computed."""
+        return not self._counts
+
+    @property
+    def wants_grad_norm(self) -> bool:
+        """Whether the current step will be logged."""
+        following = self.state.global_step + 1
+        return following % self.recipe.log_interval == 0 or following >= self.training_horizon
+
+    # ------------------------------------------------------------------------------------------------- requests
+
+    def request_stop(self, reason: str) -> None:
+        """End the run after the current step, on all ranks; may be called from any hook on any rank."""
+        self._wants["stop"] = True
+        self._stop_reason = reason
+
+    def request_save(self) -> None:
+        """Save with every checkpoint engine after the current step."""
+        self._wants["save"] = True
+
+    def request_evaluation(self) -> None:
+        """Evaluate after the current step."""
+        self._wants["evaluate"] = True
+
+    def _agreed(self) -> dict[str, bool]:
+        """What any rank has requested, and forget it."""
+        wants = self._wants
+        if self.world.world_size > 1:
+            wants = {name: n > 0 for name, n in zip(wants, self.strategy.sum_numbers([*wants.values()]), strict=True)}
+        elif not (wants["stop"] or wants["save"] or wants["evaluate"]):
+            return wants
+        if wants["stop"]:
+            self.state.stop_reason = getattr(self, "_stop_reason", "another rank asked for it")
+        self._wants = dict.fromkeys(wants, False)
+        return wants
+
+    # -------------------------------------------------------------------------------------------------- the run
+
+    def run(self) -> TrainerState:
+        """Build the parts, resume if there is something to resume from, train, and tear down whatever happens."""
+        try:
+            build(self)
+            path = self.resume_from or resumable(self)
+            if path is not None:
+                self.resume(path)
+            return self.train()
+        except BaseException as exception:
+            self._explain(exception)
+            for plugin, problem in self.host.call_each("on_exception", trainer=self, exception=exception):
+                self.host.warn(f"plugin '{plugin}', hook on_exception: {problem!r}")
+            raise
+        finally:
+            for plugin, problem in self.host.call_each("on_teardown", trainer=self):
+                self.host.warn(f"plugin '{plugin}', hook on_teardown: {problem!r}")
+            if hasattr(self, "strategy"):
+                self.strategy.close()
+
+    def train(self) -> TrainerState:
+        """Announce and run the training; the parts must have been built."""
+        self.model.train()
+        self.hooks.on_train_start(trainer=self)
+        if self.recipe.eval_at_start and self.state.global_step == 0 and self.data.evaluation:
+            self.log(self.evaluate())
+        self.meter.reset()
+        state: TrainerState = self.hooks.run_train(trainer=self)
+        self.checkpoint("end")
+        self.hooks.on_train_end(trainer=self)
+        return state
+
+    def epoch(self, epoch: int) -> int:
+        """Announce and run one epoch, or what is left of it; returns its steps."""
+        self.hooks.on_epoch_start(trainer=self, epoch=epoch)
+        steps: int = self.hooks.run_epoch(trainer=self, epoch=epoch)
+        self.hooks.on_epoch_end(trainer=self, epoch=epoch)
+        if self.state.rows >= len(self.data.train):
+            self.state.epoch, self.state.rows = epoch + 1, 0
+            self.checkpoint("epoch")
+        return steps
+
+    def step(self, batches: Sequence[Batch]) -> StepOutput:
+        """Announce and run one optimizer step; then evaluate, log and save, in this order, where they are due."""
+        hooks, state = self.hooks, self.state
+        self.open_window(batches)
+        hooks.on_step_start(trainer=self, batches=batches)
+        output: StepOutput = hooks.run_step(trainer=self, batches=batches)
+        state.global_step += 1
+        state.rows += self._window_rows
+        state.tokens += self._window_tokens
+        state.supervised_tokens += self.window_weight
+        if not output.stepped:
+            state.skipped_steps += 1
+        self.meter.add(output, self.window_weight, self._window_tokens)
+        hooks.on_step_end(trainer=self, output=output)
+
+        wants, step, stop = self._agreed(), state.global_step, self.should_stop
+        interval = self.recipe.eval_interval
+        evaluates = wants["evaluate"] or stop or (interval > 0 and step % interval == 0)
+        metrics = self.evaluate() if evaluates and self.data.evaluation else {}
+        if metrics or stop or step % self.recipe.log_interval == 0:
+            self.log(metrics)
+        self.checkpoint("request" if wants["save"] else "step")
+        return output
+
+    def open_window(self, batches: Sequence[Batch]) -> None:
+        """Count a window before it is computed; a ``run_step`` that changes the batches calls this with the new ones."""
+        count = self.hooks.count_batch
+        self._counts = {id(batch): count(trainer=self, batch=batch) for batch in batches}
+        self.window_weight = sum(found.weight for found in self._counts.values())
+        self._window_tokens = sum(found.tokens for found in self._counts.values())
+        if self.world.world_size > 1:
+            sums = self.strategy.sum_numbers([self.window_weight, self._window_tokens])
+            self.window_weight, self._window_tokens = sums
+
+    def microbatch(self, batch: Batch) -> LossSum:
+        """Announce a micro-batch of the window, compute its loss and add up its gradients; returns the loss, detached."""
+        hooks = self.hooks
+        counts = self._counts.pop(id(batch), None)
+        if counts is None:
+            raise SegmentError(
+                "trainer.microbatch: given a micro-batch that is not of the current window, or for the second time, so"
+                " the loss would be divided by a wrong count; call trainer.open_window(batches) with the ones you use"
+            )
+        batch = self.strategy.to_device(batch)
+        hooks.on_microbatch_start(trainer=self, batch=batch)
+        loss = self.loss_of(batch, counts.weight)
+        hooks.run_backward(trainer=self, loss=loss.total / (self.window_weight or 1))
+        detached = LossSum(loss.total.detach(), loss.weight)
+        hooks.on_microbatch_end(trainer=self, batch=batch, loss=detached)
+        return detached
+
+    def loss_of(self, batch: Batch, weight: int) -> LossSum:
+        """The loss of a micro-batch that is on the device, in the strategy's precision, checked to be a sum over ``weight`` tokens."""
+        loss = self.strategy.compute(
+            lambda: self.hooks.compute_loss(trainer=self, model=self.model, batch=batch, weight=weight),
+            self.is_last_microbatch,
+        )
+        if type(loss) is not LossSum or loss.weight != weight:
+            given = f"a weight of {loss.weight}" if isinstance(loss, LossSum) else type(loss).__name__
+            raise SegmentError(
+                f"hook compute_loss: returned {given}, expected LossSum(total=<sum of the loss over supervised tokens>,"
+                f" weight={weight}), the count of the hook count_batch; return the sum, never the mean"
+            )
+        return loss
+
+    def optimizer_step(self) -> OptimizerStep:
+        """Announce and run the optimizer step, then step the scheduler."""
+        hooks = self.hooks
+        hooks.on_optimizer_step_start(trainer=self)
+        if self.window_weight:
+            update: OptimizerStep = hooks.run_optimizer_step(trainer=self)
+        else:  # nothing was supervised: an optimizer with momentum or weight decay would move all the same
+            self.strategy.zero_grad()
+            update = OptimizerStep(None, stepped=False)
+        self.last_lr = self.optimizer.param_groups[0]["lr"]
+        self.scheduler.step()
+        hooks.on_optimizer_step_end(trainer=self, grad_norm=update.grad_norm)
+        return update
+
+    def evaluate(self) -> dict[str, float]:
+        """Announce and run the evaluation; returns its metrics."""
+        with self.meter.pause():
+            self.model.eval()
+            try:
+                self.hooks.on_evaluate_start(trainer=self)
+                with torch.no_grad():
+                    metrics = dict(self.hooks.run_evaluate(trainer=self))
+            finally:
+                self.model.train()
+            self.state.metrics.update(metrics)
+            self.hooks.on_evaluate_end(trainer=self, metrics=metrics)
+        return metrics
+
+    def log(self, more: Mapping[str, float]) -> None:
+        """Read all metrics, waiting for the device once, and announce them."""
+        state = self.state
+        extra: dict[str, Tensor | float] = {}
+        for found in self.hooks.collect_metrics(trainer=self):
+            for name, value in found.items():
+                if name in extra or name in _OWN_METRICS:
+                    raise HooktrainError(f"hook collect_metrics: two plugins, or a plugin and the engine, log '{name}'")
+                extra[name] = value
+        read = self.meter.read(self.strategy, extra)
+        metrics: dict[str, float] = {"step": state.global_step, "epoch": self._progress()}
+        if self.meter.steps:
+            ahead = {"loss": read.pop("loss", None), "lr": self.last_lr, "grad_norm": read.pop("grad_norm", None)}
+            metrics.update({name: value for name, value in ahead.items() if value is not None})
+        metrics.update({"tokens": state.tokens, "supervised_tokens": state.supervised_tokens}, **read, **more)
+        if state.skipped_steps:
+            metrics["skipped_steps"] = state.skipped_steps
+        self._require_finite(metrics)
+        state.metrics.update(metrics)
+        self.hooks.on_log(trainer=self, metrics=metrics)
+        self.meter.reset()
+
+    def checkpoint(self, reason: str) -> None:
+        """Announce and save with the engines that are due for ``reason``: step, epoch, end or request."""
+        self.checkpoint_reason = reason
+        self.due_checkpoint_engines = [engine for engine in self.checkpoint_engines if self._is_due(engine, reason)]
+        if not self.due_checkpoint_engines:
+            return
+        with self.meter.pause():
+            if self.meter.total is not None:
+                self._require_finite({"loss": float(self.meter.total)})
+            self.hooks.on_checkpoint_start(trainer=self)
+            for path in self.hooks.save_checkpoint(trainer=self):
+                self.hooks.on_checkpoint_end(trainer=self, path=path)
+            self._saved.update({id(engine): self.state.global_step for engine in self.due_checkpoint_engines})
+
+    def resume(self, path: Path) -> None:
+        """Announce and load a checkpoint."""
+        self.hooks.on_resume_start(trainer=self, path=path)
+        self.hooks.load_checkpoint(trainer=self, path=path)
+        self.state.stop_reason = None
+        if self.state.rows >= len(self.data.train):
+            self.state.epoch, self.state.rows = self.state.epoch + 1, 0
+        self.hooks.on_resume_end(trainer=self, path=path)
+
+    # ----------------------------------------------------------------------------------------- plugins' own state
+
+    def collect_states(self) -> dict[str, Any]:
+        """Every plugin's state by its name, that of plugins which are absent from this run included."""
+        return {**self._absent_plugins, **self.host.collect_states(self)}
+
+    def restore_states(self, states: Mapping[str, Any]) -> None:
+        """Hand each plugin its own state; what belongs to nobody is kept for the next save, with a warning."""
+        self._absent_plugins = self.host.restore_states(self, states)
+
+    # -------------------------------------------------------------------------------------------------- internals
+
+    def _is_due(self, engine: CheckpointEngine, reason: str) -> bool:
+        config, step = engine.config, self.state.global_step
+        if not config.enabled:
+            return False
+        if reason == "end":
+            return bool(config.save_end_of_training)
+        if self._saved.get(id(engine)) == step:
+            return False
+        if reason == "epoch":
+            return config.save_every_n_epochs > 0 and self.state.epoch % config.save_every_n_epochs == 0
+        return reason == "request" or (config.save_every_n_steps > 0 and step % config.save_every_n_steps == 0)
+
+    def _progress(self) -> float:
+        return round(self.state.epoch + self.state.rows / len(self.data.train), 4)
+
+    def _require_finite(self, metrics: Mapping[str, float]) -> None:
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics.get(name, 0.0)) and self.recipe.on_nan == "stop":
+                raise NonFiniteError(
+                    f"step {self.state.global_step}: {name} is {metrics[name]}, expected a finite number; lower"
+                    " optimizer.lr, check the data, or leave such steps out with on_nan: skip"
+                )
+
+    def _explain(self, exception: BaseException) -> None:
+        """Note on the exception where it happened, for whoever prints it."""
+        blamed = self.host.blame(exception)
+        where = f"step {self.state.global_step}, rank {self.world.rank}"
+        if blamed is not None and self.host.records[blamed[0]].distribution != "hooktrain":
+            where = f"plugin '{blamed[0]}', hook {blamed[1]}, {where}"
+        exception.hooktrain_where = where  # type: ignore[attr-defined]
+
+
+_OWN_METRICS = frozenset(
+    "step epoch loss lr grad_norm tokens supervised_tokens tokens_per_second step_seconds skipped_steps".split()
+)

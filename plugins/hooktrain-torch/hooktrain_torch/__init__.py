@@ -1,0 +1,1 @@
+"""PyTorch for hooktrain: optimizers, schedules, the ``torch`` strategy and ``full`` checkpoints."""

@@ -1,0 +1,115 @@
+"""Optimizers of ``torch.optim``, with weight decay where it belongs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch.nn import Module, Parameter
+from torch.optim import Optimizer
+
+from hooktrain import HooktrainError, at_least, did_you_mean, field
+
+__all__ = ["AdamConfig", "AdamWConfig", "AnyConfig", "SGDConfig", "make_optimizer"]
+
+
+@attrs.frozen(kw_only=True)
+class AdamWConfig:
+    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
+
+    lr: float = field(default=2e-5, validator=at_least(0), aliases=("learning_rate",))
+    """Learning rate."""
+    weight_decay: float = field(default=0.1, validator=at_least(0))
+    """Decay of matrices; biases, norms and other vectors are not decayed."""
+    betas: tuple[float, float] = field(default=(0.9, 0.999))
+    """Decay rates of the running means of gradient and squared gradient."""
+    eps: float = field(default=1e-8, validator=at_least(0))
+    """Added to the denominator."""
+    decay_vectors: bool = field(default=False)
+    """Whether to decay biases, norms and other vectors as well."""
+
+
+@attrs.frozen(kw_only=True)
+class AdamConfig(AdamWConfig):
+    """Adam with weight decay added to the gradient (Kingma & Ba, 2015)."""
+
+    weight_decay: float = field(default=0.0, validator=at_least(0))
+    """Decay of matrices; biases, norms and other vectors are not decayed."""
+
+
+@attrs.frozen(kw_only=True)
+class SGDConfig:
+    """Stochastic gradient descent."""
+
+    lr: float = field(default=1e-2, validator=at_least(0), aliases=("learning_rate",))
+    """Learning rate."""
+    momentum: float = field(default=0.0, validator=at_least(0))
+    """Share of the last update that is kept."""
+    weight_decay: float = field(default=0.0, validator=at_least(0))
+    """Decay of matrices; biases, norms and other vectors are not decayed."""
+    decay_vectors: bool = field(default=False)
+    """Whether to decay biases, norms and other vectors as well."""
+
+
+@attrs.frozen(kw_only=True)
+class AnyConfig:
+    """Any optimizer class, by its name in ``torch.optim`` or its dotted path."""
+
+    name: str = field()
+    """Such as ``Adafactor``, or ``package.module.Class``."""
+    lr: float = field(default=1e-3, validator=at_least(0), aliases=("learning_rate",))
+    """Learning rate."""
+    arguments: Mapping[str, Any] = field(factory=dict)
+    """Further keyword arguments of the class."""
+
+
+def make_optimizer(config: Any, model: Module) -> Optimizer:
+    """The optimizer of a config, over the model's parameters that take gradients.
+
+    Raises:
+        HooktrainError: when nothing can be trained, or a class cannot be found or made.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not named:
+        raise HooktrainError("optimizer: no parameter of the model takes gradients; unfreeze some, or add an adapter")
+    if isinstance(config, AnyConfig):
+        kind = _find(config.name)
+        try:
+            made = kind([parameter for _, parameter in named], lr=config.lr, **config.arguments)
+        except (TypeError, ValueError) as problem:
+            raise HooktrainError(
+                f"optimizer: {config.name} refuses its arguments ({problem}); correct optimizer.arguments"
+            ) from problem
+        if not isinstance(made, Optimizer):
+            raise HooktrainError(f"optimizer.name: '{config.name}' made a {type(made).__name__}, expected a torch optimizer")
+        return made
+    groups = _groups((p for _, p in named), config.weight_decay, config.decay_vectors)
+    if isinstance(config, SGDConfig):
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    kind = torch.optim.Adam if isinstance(config, AdamConfig) else torch.optim.AdamW
+    # one kernel for all parameters: on a GPU and on a CPU alike the quickest of torch's implementations
+    fused = all(parameter.is_floating_point() for _, parameter in named)
+    return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def _groups(parameters: Iterable[Parameter], decay: float, decay_vectors: bool) -> list[dict[str, Any]]:
+    """Parameter groups: with decay (matrices) and without (vectors)."""
+    matrices, vectors = [], []
+    for parameter in parameters:
+        (matrices if parameter.dim() >= 2 or decay_vectors else vectors).append(parameter)
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _find(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module or "torch.optim"), attribute)
+    except (ImportError, AttributeError) as problem:
+        meant = "" if module else did_you_mean(name, [n for n in dir(torch.optim) if n[0].isupper()])
+        raise HooktrainError(
+            f"optimizer.name: '{name}' cannot be found ({problem}){meant}; give a class of torch.optim or a dotted path"
+        ) from problem

@@ -1,0 +1,61 @@
+"""The hooks of ``hooktrain-torch``. Torch itself is imported when a part is built, not when the plugin is listed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hooktrain import World, hookimpl
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from torch.optim import Optimizer
+
+    from hooktrain import Scheduler, Strategy
+
+__all__ = ["TorchPlugin"]
+
+
+class TorchPlugin:
+    """Offers optimizers, schedules, the ``torch`` strategy and ``full`` checkpoints."""
+
+    @hookimpl
+    def register_configs(self) -> Mapping[str, Mapping[str, type]]:
+        from hooktrain_torch.checkpoint import FullConfig
+        from hooktrain_torch.optimizers import AdamConfig, AdamWConfig, AnyConfig, SGDConfig
+        from hooktrain_torch.schedules import ConstantConfig, CosineConfig, LinearConfig, WSDConfig
+        from hooktrain_torch.strategy import TorchConfig
+
+        return {
+            "optimizer": {"adamw": AdamWConfig, "adam": AdamConfig, "sgd": SGDConfig, "torch": AnyConfig},
+            "scheduler": {"constant": ConstantConfig, "linear": LinearConfig, "cosine": CosineConfig, "wsd": WSDConfig},
+            "strategy": {"torch": TorchConfig},
+            "checkpoint": {"full": FullConfig},
+        }
+
+    @hookimpl
+    def make_optimizer(self, config: Any, model: Module) -> Optimizer | None:
+        from hooktrain_torch import optimizers
+
+        known = (optimizers.AdamWConfig, optimizers.SGDConfig, optimizers.AnyConfig)
+        return optimizers.make_optimizer(config, model) if isinstance(config, known) else None
+
+    @hookimpl
+    def make_scheduler(self, config: Any, optimizer: Optimizer, total_steps: int) -> Scheduler | None:
+        from hooktrain_torch import schedules as found
+
+        known = (found.ConstantConfig, found.LinearConfig, found.CosineConfig, found.WSDConfig)
+        return found.make_schedule(config, optimizer, total_steps) if isinstance(config, known) else None
+
+    @hookimpl
+    def make_strategy(self, config: Any, world: World) -> Strategy | None:
+        from hooktrain_torch.strategy import TorchConfig, TorchStrategy
+
+        return TorchStrategy(config, world) if isinstance(config, TorchConfig) else None
+
+    @hookimpl
+    def make_checkpoint_engine(self, config: Any, run_dir: Path, world: World) -> Any:
+        from hooktrain_torch.checkpoint import FullCheckpoint, FullConfig
+
+        return FullCheckpoint(config, run_dir, world) if isinstance(config, FullConfig) else None

@@ -1,0 +1,207 @@
+"""The ``torch`` strategy: one process, or several with DistributedDataParallel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import attrs
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from hooktrain import Batch, HooktrainError, OptimizerStep, Scheduler, World, field, one_of
+
+__all__ = ["TorchConfig", "TorchStrategy"]
+
+T = TypeVar("T")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@attrs.frozen(kw_only=True)
+class TorchConfig:
+    """Plain PyTorch on one device per process."""
+
+    dtype: str = field(default="auto", validator=one_of("auto", "fp32", "bf16", "fp16"), inherit="model.dtype")
+    """Precision of the computation, weights and optimizer staying in float32; ``auto`` is bf16 where the processor has
+    it and fp32 elsewhere."""
+    device: str = field(default="auto")
+    """Such as ``cuda``, ``cuda:1`` or ``cpu``; ``auto`` takes a GPU where there is one."""
+
+
+class _Calls(Module):
+    """Calls any function under DistributedDataParallel, which only sees what goes through its own forward: a loss may
+    call parts of the model, such as the decoder without its head.
+    """
+
+    def __init__(self, model: Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[[], Any]) -> Any:
+        return function()
+
+
+class TorchStrategy:
+    """Mixed precision by autocast; gradients summed over ranks by DistributedDataParallel.
+
+    Args:
+        config: precision and device.
+        world: this process and how many there are.
+    """
+
+    def __init__(self, config: TorchConfig, world: World) -> None:
+        self.world = world
+        self.device = _device(config.device, world)
+        name = _auto(self.device) if config.dtype == "auto" else config.dtype
+        self.dtype = _DTYPES[name]
+        self.scaler = torch.amp.GradScaler(self.device.type) if name == "fp16" else None
+        self._parameters: list[torch.nn.Parameter] = []
+        self._parallel: DistributedDataParallel | None = None
+        self._host: Any = None
+        if world.world_size > 1:
+            self._join()
+
+    def _join(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        # counts and requests travel from host to host, so that no device has to be waited for
+        self._host = dist.new_group(backend="gloo") if self.device.type == "cuda" else dist.group.WORLD
+
+    def model_context(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def prepare_model(self, model: Module) -> Module:
+        return model.to(self.device)
+
+    def prepare(
+        self, model: Module, optimizer: Optimizer, scheduler: Scheduler, accumulation: int
+    ) -> tuple[Module, Optimizer, Scheduler]:
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._optimizer = optimizer
+        if self.world.world_size > 1:
+            on = [self.device.index] if self.device.type == "cuda" else None
+            self._parallel = DistributedDataParallel(_Calls(model), device_ids=on, gradient_as_bucket_view=True)
+        return model, optimizer, scheduler
+
+    def compute(self, function: Callable[[], T], last: bool) -> T:
+        if self._parallel is None and self.dtype is torch.float32:
+            return function()
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            if self._parallel is None or not torch.is_grad_enabled():
+                return function()
+            # gradients travel once a window, with its last micro-batch
+            with nullcontext() if last else self._parallel.no_sync():
+                made: T = self._parallel(function)
+                return made
+
+    def to_device(self, batch: Batch) -> Batch:
+        if self.device.type == "cpu":
+            return batch
+        return {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+    def backward(self, loss: Tensor, last: bool) -> Tensor:
+        if self.world.world_size > 1:
+            # DistributedDataParallel averages over ranks, and the loss is divided by the count over ranks already
+            loss = loss * self.world.world_size
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        return loss
+
+    def optimizer_step(self, max_norm: float, wants_norm: bool, skip_non_finite: bool) -> OptimizerStep:
+        optimizer, norm = self._optimizer, None
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+        if max_norm > 0:
+            norm = torch.nn.utils.clip_grad_norm_(self._parameters, max_norm)
+        elif wants_norm or skip_non_finite:
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+        stepped = True
+        if self.scaler is not None:
+            before = self.scaler.get_scale()
+            self.scaler.step(optimizer)
+            self.scaler.update()
+            stepped = self.scaler.get_scale() >= before
+        elif skip_non_finite and norm is not None and not bool(norm.isfinite()):
+            stepped = False
+        else:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return OptimizerStep(norm, stepped)
+
+    def zero_grad(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def sum_tensor(self, value: Tensor) -> Tensor:
+        if self.world.world_size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def sum_numbers(self, values: Sequence[int]) -> list[int]:
+        if self.world.world_size == 1:
+            return [int(value) for value in values]
+        sums = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(sums, group=self._host)
+        return [int(value) for value in sums.tolist()]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        if self.world.world_size == 1:
+            return [value]
+        everyone: list[Any] = [None] * self.world.world_size
+        dist.all_gather_object(everyone, value, group=self._host)
+        return everyone
+
+    def barrier(self) -> None:
+        if self.world.world_size > 1:
+            dist.barrier(group=self._host)
+
+    def unwrap(self, model: Module) -> Module:
+        return model
+
+    def full_state_dict(self, model: Module) -> dict[str, Tensor]:
+        if not self.world.is_main:
+            return {}
+        return {name: value.detach().cpu() for name, value in self.unwrap(model).state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self.scaler is not None and "scaler" in state:
+            self.scaler.load_state_dict(state["scaler"])
+
+    def close(self) -> None:
+        if self.world.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _device(wanted: str, world: World) -> torch.device:
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as problem:
+        raise HooktrainError(f"strategy.device: given '{wanted}', expected auto, cpu, cuda or cuda:N") from problem
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise HooktrainError(f"strategy.device: given '{wanted}', but torch finds no GPU here; write auto or cpu")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", world.local_rank)
+    return device
+
+
+def _auto(device: torch.device) -> str:
+    """bf16 where the processor multiplies it natively: on others emulation costs more than it saves."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return "bf16" if native and os.environ.get("ATEN_CPU_CAPABILITY", "") not in ("default", "avx2") else "fp32"
+    return "fp32"
