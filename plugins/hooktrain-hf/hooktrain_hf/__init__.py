@@ -1,0 +1,1 @@
+"""Hugging Face for hooktrain: tokenizers, models, data sources, export and sample answers."""

@@ -1,0 +1,254 @@
+"""The checkpoint engine ``huggingface``: folders that ``AutoModelForCausalLM.from_pretrained`` loads."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+
+from hooktrain import CheckpointConfig, CheckpointError, World, field
+from hooktrain_hf.location import first_line
+from hooktrain_hf.model import torch_dtype
+from hooktrain_hf.quiet import quiet_transformers
+from hooktrain_hf.swap import check_target, replace_folder, temporary_folder
+from hooktrain_hf.tokenizer import end_of_turn_id
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import GenerationConfig, PreTrainedModel
+
+    from hooktrain import Trainer
+
+__all__ = ["HFCheckpointConfig", "HFCheckpointEngine", "generation_config_for"]
+
+_WHERE = "checkpoint (type: huggingface)"
+
+
+@attrs.frozen(kw_only=True)
+class HFCheckpointConfig(CheckpointConfig):
+    """Model, tokenizer and generation config for others to load; a run cannot resume from it.
+
+    The end of the run goes to ``output_dir`` itself (``export`` in the run directory when left out), saves on the way
+    to ``output_dir/step-N``.
+    """
+
+    save_dtype: Literal["fp32", "bf16", "fp16"] | None = field(default=None)
+    """Precision of the exported weights; the one they are kept in when left out."""
+
+
+class HFCheckpointEngine:
+    """Exports a transformers model.
+
+    Args:
+        config: when, where and in which precision.
+        run_dir: folder of the run.
+        world: this process; only the main rank writes.
+
+    Raises:
+        CheckpointError: ``output_dir`` cannot be written, or holds files that are not an export's.
+    """
+
+    def __init__(self, config: HFCheckpointConfig, run_dir: Path, world: World) -> None:
+        self.config = config
+        self.output_dir = (config.output_dir or run_dir / "export").expanduser().absolute()
+        if config.auto_resume:
+            raise CheckpointError(
+                f"{_WHERE}: given auto_resume, but an export holds no optimizer, schedule or position in the data;"
+                " expected it on an entry with 'type: full'; move it there"
+            )
+        if world.is_main and config.enabled:  # now, and not after hours of training
+            check_target(self.output_dir, _WHERE)
+
+    def save(self, trainer: Trainer) -> Path:
+        """Export the model. Collective: every rank helps to gather the weights, the main rank writes them.
+
+        Returns:
+            The folder: ``output_dir`` at the end of the run, ``output_dir/step-N`` before.
+
+        Raises:
+            CheckpointError: the model is no transformers model, the folder cannot be written, or what was written is
+                not what the model holds; what stood there before is then untouched.
+        """
+        at_end = getattr(trainer, "checkpoint_reason", "") == "end"
+        target = self.output_dir if at_end else self.output_dir / f"step-{trainer.global_step}"
+        module: Any = trainer.strategy.unwrap(trainer.model)
+        weights = trainer.strategy.full_state_dict(trainer.model)
+        problem = ""
+        if trainer.world.is_main:
+            try:
+                self._write(target, module, weights, trainer.tokenizer)
+            except CheckpointError as error:
+                problem = str(error)
+            except (OSError, ValueError, RuntimeError) as error:
+                problem = (
+                    f"{_WHERE}: '{target}' cannot be written ({first_line(error)}); expected a folder with enough space"
+                    " that this user may write; what stood there before is unchanged"
+                )
+        # doubles as the barrier behind which every rank may read the folder, and tells all of them of a failure
+        problem = next((text for text in trainer.strategy.gather_objects(problem) if text), "")
+        if problem:
+            raise CheckpointError(problem)
+        return target
+
+    def latest(self) -> Path | None:
+        """None: nothing can be resumed from an export."""
+        return None
+
+    def claims(self, path: Path) -> bool:
+        """False: nothing can be resumed from an export."""
+        return False
+
+    def load(self, trainer: Trainer, path: Path) -> None:
+        """Refuse.
+
+        Raises:
+            CheckpointError: always.
+        """
+        raise CheckpointError(
+            f"{_WHERE}: asked to resume from '{path}', but an export holds no optimizer, schedule or position in the"
+            " data; expected a checkpoint of 'type: full'; resume from one of those, or start a new run with"
+            " model.name_or_path set to this folder"
+        )
+
+    def _write(self, target: Path, module: Any, weights: dict[str, Tensor], tokenizer: Any) -> None:
+        from transformers import PreTrainedModel
+
+        if not isinstance(module, PreTrainedModel):
+            raise CheckpointError(
+                f"{_WHERE}: given a {type(module).__name__}, expected a transformers model; use 'type: full' for it, or"
+                " the export of the plugin that made the model"
+            )
+        check_target(self.output_dir, _WHERE)
+        weights = _with_ties(module, weights)
+        dtype = None if self.config.save_dtype is None else torch_dtype(self.config.save_dtype)
+        if dtype is not None:
+            weights = _cast(weights, dtype)
+        for name in getattr(module, "_keys_to_ignore_on_save", None) or ():
+            weights.pop(name, None)
+        with temporary_folder(target) as folder, quiet_transformers():
+            _save_model(module, weights, generation_config_for(module, tokenizer), folder, dtype)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+            _verify(folder, weights)
+            replace_folder(folder, target)
+
+
+def _with_ties(module: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The gathered weights, complete and with tied ones sharing memory as they do in the live model.
+
+    Gathering may copy a tied weight or name it once; which names are one parameter, only the live model knows.
+    """
+    weights = dict(weights)
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for tied in names.values():
+        there = [name for name in tied if name in weights]
+        if there:
+            weights.update(dict.fromkeys(tied, weights[there[0]]))
+    expected = set(module.state_dict())
+    if expected != set(weights):
+        odd = ", ".join(sorted(expected ^ set(weights))[:3])
+        raise CheckpointError(
+            f"{_WHERE}: the strategy gathered {len(weights)} weights, expected the model's {len(expected)} (for one,"
+            f" {odd}); nothing was written; this is a fault of the strategy or of a plugin that changed the model"
+        )
+    for name, parameter in module.named_parameters():
+        # a shard's own shape says nothing, ZeRO-3 keeps the whole one beside it
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        if tuple(weights[name].shape) != tuple(shape):
+            raise CheckpointError(
+                f"{_WHERE}: the strategy gathered {name} with shape {tuple(weights[name].shape)}, expected"
+                f" {tuple(shape)}; nothing was written; this is a fault of the strategy"
+            )
+    return weights
+
+
+def _cast(weights: dict[str, Tensor], dtype: Any) -> dict[str, Tensor]:
+    """Floating-point weights in ``dtype``; what shared memory still does."""
+    made: dict[int, Tensor] = {}
+    for tensor in weights.values():
+        if id(tensor) not in made:
+            made[id(tensor)] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return {name: made[id(tensor)] for name, tensor in weights.items()}
+
+
+def _save_model(
+    module: Any, weights: dict[str, Tensor], generation: GenerationConfig, folder: Path, dtype: Any
+) -> None:
+    """Weights and configs, leaving the live model's own as they were."""
+    live = module.config, module.generation_config
+    module.config, module.generation_config = copy.deepcopy(module.config), generation
+    try:
+        module.save_pretrained(folder, state_dict=dict(weights), max_shard_size="5GB")
+    finally:
+        module.config, module.generation_config = live
+    if dtype is not None:
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.pop("torch_dtype", None)
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def generation_config_for(module: PreTrainedModel, tokenizer: Any) -> GenerationConfig:
+    """The model's generation config, with the chat's end of turn among the tokens that end an answer.
+
+    Args:
+        module: the model; it is not changed.
+        tokenizer: None, or the tokenizer that was trained with.
+    """
+    from transformers import GenerationConfig
+
+    config = copy.deepcopy(module.generation_config) or GenerationConfig.from_model_config(module.config)
+    if tokenizer is not None:
+        given = config.eos_token_id
+        ends = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+        for found in (end_of_turn_id(tokenizer), tokenizer.eos_token_id):
+            if found is not None and found not in ends:
+                ends.append(found)
+        config.eos_token_id = ends[0] if len(ends) == 1 else ends or None
+        if config.pad_token_id is None:
+            config.pad_token_id = tokenizer.pad_token_id
+    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "typical_p": 1.0, "min_p": None}
+    if not config.do_sample and any(getattr(config, name) not in (None, value) for name, value in neutral.items()):
+        config.do_sample = True  # some published configs set only a temperature, and transformers refuses to save those
+    return config
+
+
+def _verify(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Read the written files back and compare names, shapes and values with what was to be written."""
+    import torch
+    from safetensors import safe_open
+
+    stored: set[str] = set()
+    numbers = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                tensor = file.get_tensor(name)
+                stored.add(name)
+                numbers += tensor.numel()
+                # some architectures are stored under other names, with their tensors split or joined
+                if name in weights and not _equal(tensor, weights[name], torch):
+                    raise CheckpointError(
+                        f"{_WHERE}: {name} was written with other values or another shape than the model's; expected"
+                        f" them to be equal; the export was discarded; check the disk that holds '{folder.parent}'"
+                    )
+    unique = {tensor.data_ptr(): tensor for tensor in weights.values() if tensor.numel()}
+    if numbers != sum(tensor.numel() for tensor in unique.values()):
+        lost = ", ".join(sorted(set(weights) - stored)[:3])
+        raise CheckpointError(
+            f"{_WHERE}: {numbers} numbers were written, expected {sum(t.numel() for t in unique.values())} (for one,"
+            f" {lost} is not there); the export was discarded; use 'type: full' and report the model's architecture"
+        )
+
+
+def _equal(left: Tensor, right: Tensor, torch: Any) -> bool:
+    """Equal bit by bit, so that a NaN equals itself."""
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    return bool(torch.equal(left.contiguous().view(torch.uint8), right.detach().cpu().contiguous().view(torch.uint8)))

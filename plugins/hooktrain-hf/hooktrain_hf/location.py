@@ -1,0 +1,96 @@
+"""Telling folders from hub names before anything is read, and one clear sentence when reading fails."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from hooktrain import ModelError
+
+__all__ = ["Location", "cannot_load", "first_line", "looks_like_path", "resolve"]
+
+_HUB_NAME = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
+_EXPECTED = (
+    "expected a folder that holds a config.json, a .gguf file, or a name on the Hugging Face hub such as"
+    " HuggingFaceTB/SmolLM2-135M-Instruct"
+)
+
+
+class Location(NamedTuple):
+    """Where a pretrained model or tokenizer is.
+
+    Attributes:
+        name: a local folder or a hub name, as ``from_pretrained`` takes it.
+        gguf_file: name of a GGUF file in it, or None.
+        local: whether ``name`` is a folder on this machine.
+    """
+
+    name: str
+    gguf_file: str | None
+    local: bool
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether ``name`` can only be meant as a place on this machine, so that the network must not be asked for it."""
+    if name.startswith((".", "/", "~")) or "\\" in name or name.endswith("/"):
+        return True
+    parts = Path(name).parts
+    return len(parts) > 1 and Path(parts[0]).is_dir()
+
+
+def resolve(name_or_path: str, gguf_file: str | None, key: str) -> Location:
+    """Find out what ``name_or_path`` stands for, without the network.
+
+    Args:
+        name_or_path: a folder, a ``.gguf`` file, or a hub name.
+        gguf_file: a GGUF file inside it.
+        key: path in the recipe, for errors.
+
+    Raises:
+        ModelError: the path does not exist, lacks what a model needs, or is neither a path nor a hub name.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file() and path.suffix == ".gguf" and gguf_file in (None, path.name):
+        return Location(str(path.parent), path.name, local=True)
+    if path.is_dir():
+        if gguf_file is not None and not (path / gguf_file).is_file():
+            there = ", ".join(sorted(file.name for file in path.glob("*.gguf"))) or "none"
+            gguf_key = f"{key.rpartition('.')[0]}.gguf_file"
+            raise ModelError(
+                f"{gguf_key}: given '{gguf_file}', which is not in '{name_or_path}' (GGUF files there: {there});"
+                " expected the name of a file in that folder; correct the name or leave the key out"
+            )
+        return Location(str(path), gguf_file, local=True)
+    if path.is_file():
+        raise ModelError(f"{key}: given '{name_or_path}', which is a file; {_EXPECTED}; give the folder that it is in")
+    if looks_like_path(name_or_path):
+        raise ModelError(f"{key}: given '{name_or_path}', which does not exist; {_EXPECTED}; correct the path")
+    if not _HUB_NAME.fullmatch(name_or_path):
+        raise ModelError(
+            f"{key}: given '{name_or_path}', which is neither a folder nor a possible hub name; {_EXPECTED};"
+            " correct the name"
+        )
+    return Location(name_or_path, gguf_file, local=False)
+
+
+def cannot_load(location: Location, key: str, what: str, error: BaseException) -> ModelError:
+    """The error for a ``what`` that ``from_pretrained`` could not load; the caller raises it from ``error``."""
+    if location.local:
+        given = f"'{location.name}'" + (f" with gguf_file '{location.gguf_file}'" if location.gguf_file else "")
+        return ModelError(
+            f"{key}: given {given}, whose {what} cannot be loaded ({first_line(error)}); {_EXPECTED};"
+            " check that the folder is complete and of a kind that this version of transformers knows"
+        )
+    return ModelError(
+        f"{key}: given '{location.name}', which is no folder on this machine and whose {what} could not be had from the"
+        f" hub ({first_line(error)}); {_EXPECTED}; check the spelling, the network and your access to it, or give a"
+        " local folder"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, short enough to stand inside another sentence."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    text = text if len(text) <= 160 else text[:157] + "..."
+    return f"{type(error).__name__}: {text.rstrip('.')}" if text != type(error).__name__ else text

@@ -1,0 +1,194 @@
+"""The model ``huggingface``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import attrs
+
+from hooktrain import ModelError, World, did_you_mean, field
+from hooktrain_hf.gguf_cache import forget_gguf, gguf_read_once
+from hooktrain_hf.location import Location, cannot_load, resolve
+from hooktrain_hf.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+__all__ = ["HFModelConfig", "build_model", "torch_dtype"]
+
+_KEY = "model.name_or_path"
+
+
+@attrs.frozen(kw_only=True)
+class HFModelConfig:
+    """A causal language model for ``AutoModelForCausalLM``."""
+
+    shorthand: ClassVar[str] = "name_or_path"
+
+    name_or_path: str = field()
+    """A folder with a config.json, a ``.gguf`` file, or a name on the hub."""
+    gguf_file: str | None = field(default=None)
+    """Name of a GGUF file in that folder or repository; its weights are unpacked."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = field(default="auto")
+    """Precision of the forward pass, which the strategy sets up; ``auto`` leaves the choice to it."""
+    weights_dtype: Literal["fp32", "bf16", "fp16"] = field(default="fp32")
+    """Precision in which the weights are kept and updated; less than fp32 loses small updates."""
+    attn_implementation: str = field(default="sdpa")
+    """How attention is computed: sdpa, eager, flash_attention_2, ..."""
+    activation_checkpointing: bool = field(default=False)
+    """Whether activations are computed again in the backward pass instead of being kept."""
+    from_config: bool = field(default=False)
+    """Whether to start from random weights; only the config is read then."""
+    hf_config_kwargs: Mapping[str, Any] = field(factory=dict)
+    """Values that replace those of the model's config, such as ``{attention_dropout: 0.1}``."""
+    trust_remote_code: bool = field(default=False)
+    """Whether Python code that comes with the model may run."""
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype that a recipe calls ``fp32``, ``bf16`` or ``fp16``."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def build_model(config: HFModelConfig, tokenizer: Any, world: World) -> PreTrainedModel:
+    """Load the model with dense, trainable weights in ``weights_dtype``, tied where the config ties them.
+
+    Random weights (``from_config``) come from torch's global seed.
+
+    Args:
+        config: the recipe's ``model``.
+        tokenizer: None, or the tokenizer whose ids the model must be able to embed.
+        world: this process; only the main rank may print.
+
+    Raises:
+        ModelError: the model cannot be loaded, lacks weights, cannot be trained, or embeds fewer tokens than the
+            tokenizer has.
+    """
+    location = resolve(config.name_or_path, config.gguf_file, _KEY)
+    with quiet_transformers(world.is_main), gguf_read_once():
+        hf_config = _load_config(config, location)
+        model: Any = _new(config, hf_config) if config.from_config else _load(config, hf_config, location)
+    forget_gguf()
+    _forget_quantization(model)
+    _check_trainable(model, config)
+    if tokenizer is not None:
+        _check_vocabulary(model, tokenizer)
+    if config.activation_checkpointing:
+        # transformers 5 renamed it; both are given their argument by position
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})  # the other kind gives no gradients over a frozen embedding, as under LoRA
+    return model  # type: ignore[no-any-return]
+
+
+def _load_config(config: HFModelConfig, location: Location) -> PreTrainedConfig:
+    import transformers
+
+    gguf = {"gguf_file": location.gguf_file} if location.gguf_file else {}
+    try:
+        hf_config, unused = transformers.AutoConfig.from_pretrained(
+            location.name,
+            trust_remote_code=config.trust_remote_code,
+            return_unused_kwargs=True,
+            **gguf,
+            **config.hf_config_kwargs,
+        )
+    except Exception as error:  # the hub, JSON and transformers' own validation each raise kinds of their own
+        raise cannot_load(location, _KEY, "config", error) from error
+    for name in config.hf_config_kwargs:
+        if name in unused:
+            hint = did_you_mean(name, hf_config.to_dict())
+            raise ModelError(
+                f"model.hf_config_kwargs.{name}: given {config.hf_config_kwargs[name]!r}, but a {hf_config.model_type}"
+                f" config has no '{name}'{hint}; expected one of its attributes; correct the name or leave it out"
+            )
+    return hf_config  # type: ignore[no-any-return]
+
+
+def _new(config: HFModelConfig, hf_config: PreTrainedConfig) -> PreTrainedModel:
+    """A model with random weights."""
+    import transformers
+
+    factory: Any = transformers.AutoModelForCausalLM
+    try:
+        return factory.from_config(  # type: ignore[no-any-return]
+            hf_config,
+            attn_implementation=config.attn_implementation,
+            dtype=torch_dtype(config.weights_dtype),
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise cannot_load(Location(config.name_or_path, None, True), _KEY, "config", error) from error
+
+
+def _load(config: HFModelConfig, hf_config: PreTrainedConfig, location: Location) -> PreTrainedModel:
+    """A model with pretrained weights, all of them."""
+    import transformers
+
+    gguf: dict[str, Any] = {}
+    if location.gguf_file:
+        gguf["gguf_file"] = location.gguf_file
+        if hasattr(transformers, "GgufConfig"):  # transformers 5 keeps GGUF blocks packed, which cannot be trained
+            gguf["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    factory: Any = transformers.AutoModelForCausalLM
+    try:
+        model, report = factory.from_pretrained(
+            location.name,
+            config=hf_config,
+            dtype=torch_dtype(config.weights_dtype),
+            attn_implementation=config.attn_implementation,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            **gguf,
+        )
+    except Exception as error:  # safetensors, the hub, GGUF and attention back ends each raise kinds of their own
+        raise cannot_load(location, _KEY, "weights", error) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise ModelError(
+            f"{_KEY}: given '{config.name_or_path}', whose files lack {len(missing)} of the model's weights ({listed});"
+            " expected all of them, as the rest would be random; give a complete checkpoint, or set model.from_config"
+            " to train from random weights"
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _forget_quantization(model: Any) -> None:
+    """After unpacking, nothing may claim that the model is quantized: saving would be refused."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    method = getattr(getattr(quantizer, "quantization_config", None), "quant_method", None)
+    if getattr(method, "value", method) != "gguf":
+        return
+    del model.hf_quantizer
+    for name in ("is_quantized", "quantization_method"):
+        if hasattr(model, name):
+            setattr(model, name, False if name == "is_quantized" else None)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def _check_trainable(model: Any, config: HFModelConfig) -> None:
+    """Every weight is an ordinary floating-point parameter in the dtype that was asked for."""
+    expected = torch_dtype(config.weights_dtype)
+    for name, parameter in model.named_parameters():
+        # a model may keep single weights in float32 on purpose; what must not pass is packed or frozen ones
+        if not parameter.is_floating_point() or not parameter.requires_grad or parameter.element_size() < 2:
+            raise ModelError(
+                f"{_KEY}: given '{config.name_or_path}', whose weight {name} is stored as {parameter.dtype} and cannot"
+                f" be trained; expected dense weights in {expected}; give the unquantized model"
+            )
+
+
+def _check_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Ids beyond the embedding end in an index error deep in the model, on a GPU without saying where."""
+    embedded = getattr(model.config.get_text_config(), "vocab_size", None)
+    if embedded is not None and len(tokenizer) > embedded:
+        raise ModelError(
+            f"model: it embeds {embedded} tokens, but the tokenizer has {len(tokenizer)}; expected a tokenizer that"
+            " belongs to the model; correct tokenizer.name_or_path, or with model.from_config set"
+            f" model.hf_config_kwargs.vocab_size to {len(tokenizer)}"
+        )

@@ -1,0 +1,51 @@
+"""The plugin ``hf``: which hooks it implements, and which module does the work.
+
+transformers and datasets take seconds to import, so that happens only inside the functions that are called here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hooktrain import World, hookimpl
+from hooktrain_hf.export import HFCheckpointConfig, HFCheckpointEngine
+from hooktrain_hf.model import HFModelConfig, build_model
+from hooktrain_hf.source import HFSourceConfig, load_rows
+from hooktrain_hf.tokenizer import HFTokenizerConfig, build_tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["HFPlugin"]
+
+
+class HFPlugin:
+    """Offers ``huggingface`` for the kinds tokenizer, model, source and checkpoint."""
+
+    @hookimpl
+    def register_configs(self) -> Mapping[str, Mapping[str, type]]:
+        return {
+            "tokenizer": {"huggingface": HFTokenizerConfig},
+            "model": {"huggingface": HFModelConfig},
+            "source": {"huggingface": HFSourceConfig},
+            "checkpoint": {"huggingface": HFCheckpointConfig},
+        }
+
+    @hookimpl
+    def make_tokenizer(self, config: Any) -> PreTrainedTokenizerBase | None:
+        return build_tokenizer(config) if isinstance(config, HFTokenizerConfig) else None
+
+    @hookimpl
+    def make_model(self, config: Any, tokenizer: Any, world: World) -> PreTrainedModel | None:
+        return build_model(config, tokenizer, world) if isinstance(config, HFModelConfig) else None
+
+    @hookimpl
+    def load_source(self, config: Any, world: World) -> Dataset | None:
+        return load_rows(config, world) if isinstance(config, HFSourceConfig) else None
+
+    @hookimpl
+    def make_checkpoint_engine(self, config: Any, run_dir: Path, world: World) -> HFCheckpointEngine | None:
+        return HFCheckpointEngine(config, run_dir, world) if isinstance(config, HFCheckpointConfig) else None

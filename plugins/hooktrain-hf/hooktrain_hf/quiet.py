@@ -1,0 +1,44 @@
+"""Keeping the progress bars and notices of transformers and datasets off everything but a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["quiet_datasets", "quiet_transformers"]
+
+
+@contextmanager
+def quiet_transformers(is_main: bool = True) -> Iterator[None]:
+    """Silence transformers, except on the main rank's terminal, where a bar helps during a long download."""
+    from transformers.utils import logging
+
+    if is_main and sys.stderr.isatty():
+        yield
+        return
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet_datasets(is_main: bool = True) -> Iterator[None]:
+    """Silence datasets, except on the main rank's terminal."""
+    import datasets
+    from datasets.utils import are_progress_bars_disabled
+
+    if (is_main and sys.stderr.isatty()) or are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

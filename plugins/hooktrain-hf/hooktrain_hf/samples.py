@@ -1,0 +1,205 @@
+"""The plugin ``samples``: what the model answers to fixed prompts before, during and after training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from hooktrain import ModelError, at_least, field, hookimpl
+from hooktrain_hf.export import generation_config_for
+from hooktrain_hf.location import first_line
+from hooktrain_hf.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hooktrain import Trainer
+
+__all__ = ["SamplesConfig", "SamplesPlugin", "answer"]
+
+
+@attrs.frozen(kw_only=True)
+class SamplesConfig:
+    """Prompts to answer, and when."""
+
+    prompts: tuple[str, ...] = field(default=())
+    """What the user says; one answer each."""
+    system: str | None = field(default=None)
+    """System message put before each prompt; the chat template's own unless given."""
+    max_new_tokens: int = field(default=48, validator=at_least(1))
+    """Longest answer, in tokens."""
+    at_start: bool = field(default=True)
+    """Whether to answer before the first step."""
+    at_end: bool = field(default=True)
+    """Whether to answer after the last step."""
+    every_evaluation: bool = field(default=False)
+    """Whether to answer after each evaluation too."""
+
+
+class SamplesPlugin:
+    """Prints answers, and keeps them in ``samples.jsonl`` in the run directory.
+
+    Args:
+        console: where to print; standard output unless given.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console
+        self._first: dict[str, tuple[int, str]] = {}  # prompt -> step and text of its first answer
+        self._last_step: int | None = None
+
+    @hookimpl
+    def register_configs(self) -> Mapping[str, Mapping[str, type]]:
+        return {"settings": {"samples": SamplesConfig}}
+
+    @hookimpl
+    def on_train_start(self, trainer: Trainer) -> None:
+        config = _config(trainer)
+        if config.at_start:
+            self._show(trainer, config)
+
+    @hookimpl
+    def on_evaluate_end(self, trainer: Trainer) -> None:
+        config = _config(trainer)
+        if config.every_evaluation and trainer.global_step != self._last_step:
+            self._show(trainer, config)
+
+    @hookimpl
+    def on_train_end(self, trainer: Trainer) -> None:
+        config = _config(trainer)
+        if config.at_end and trainer.global_step != self._last_step:
+            self._show(trainer, config)
+
+    def _show(self, trainer: Trainer, config: SamplesConfig) -> None:
+        """Answer, print and write down, on the main rank only."""
+        if not config.prompts or not trainer.world.is_main:
+            return
+        module: Any = trainer.strategy.unwrap(trainer.model)
+        step = trainer.global_step
+        console = self._console or _console()
+        self._last_step = step
+        if not _is_whole(module):
+            console.print("samples: left out, as the weights are spread over the ranks")
+            return
+        answers = []
+        for prompt in config.prompts:
+            text = answer(module, trainer.tokenizer, prompt, system=config.system, max_new_tokens=config.max_new_tokens)
+            answers.append((prompt, text))
+        _write(trainer.run_dir / "samples.jsonl", step, answers)
+        self._print(console, step, answers)
+
+    def _print(self, console: Console, step: int, answers: list[tuple[str, str]]) -> None:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 1))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        for number, (prompt, text) in enumerate(answers):
+            if number:
+                table.add_row()
+            table.add_row("prompt", Text(prompt, style="bold"))
+            first_step, first = self._first.setdefault(prompt, (step, text))
+            if first_step != step:
+                table.add_row(_when(first_step), Text(first or "(nothing)", style="dim"))
+            table.add_row(_when(step), Text(text or "(nothing)"))
+        console.print()
+        console.print(table)
+        console.print()
+
+
+def answer(module: Any, tokenizer: Any, prompt: str, *, system: str | None = None, max_new_tokens: int = 48) -> str:
+    """The most probable answer of a model, token by token, in evaluation mode and without touching any random state.
+
+    Args:
+        module: a transformers model with whole weights; training mode is restored afterwards.
+        tokenizer: with a chat template the prompt is a user's turn, without one it is text to go on from.
+        prompt: what the user says.
+        system: a system message before it.
+        max_new_tokens: longest answer, in tokens.
+
+    Raises:
+        ModelError: the chat template refuses the messages.
+    """
+    import torch
+
+    ids = torch.tensor([_prompt_ids(tokenizer, prompt, system)], device=next(module.parameters()).device)  # (1, tokens)
+    own = generation_config_for(module, tokenizer)
+    greedy = type(own)(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        bos_token_id=own.bos_token_id,
+        eos_token_id=own.eos_token_id,
+        pad_token_id=_pad_id(own, tokenizer),
+        use_cache=True,
+    )
+    training = module.training
+    module.eval()
+    # a published config's temperature or length limit would be merged into ours, with a warning
+    published, module.generation_config = module.generation_config, greedy
+    try:
+        with quiet_transformers(is_main=False), torch.random.fork_rng(devices=[]), torch.no_grad():
+            made = module.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
+    finally:
+        module.generation_config = published
+        module.train(training)
+    return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+
+
+def _prompt_ids(tokenizer: Any, prompt: str, system: str | None) -> list[int]:
+    if not getattr(tokenizer, "chat_template", None):
+        return list(tokenizer(f"{system}\n\n{prompt}" if system else prompt)["input_ids"])
+    messages = [{"role": "user", "content": prompt}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program, and raises what it likes
+        raise ModelError(
+            f"samples: the chat template cannot render the prompt '{prompt}' ({first_line(error)}); expected a template"
+            " that takes these messages; drop samples.system or set tokenizer.chat_template"
+        ) from error
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _pad_id(config: Any, tokenizer: Any) -> int:
+    """Any id will do, as a single row is never padded; transformers warns when there is none."""
+    ends = config.eos_token_id
+    for found in (config.pad_token_id, tokenizer.pad_token_id, ends[0] if isinstance(ends, list) else ends):
+        if found is not None:
+            return int(found)
+    return 0
+
+
+def _is_whole(module: Any) -> bool:
+    """Whether this rank holds all weights: not so under ZeRO-3 and FSDP."""
+    for parameter in module.parameters():
+        if parameter.numel() == 0 or parameter.is_meta or hasattr(parameter, "full_tensor"):
+            return False
+    return True
+
+
+def _config(trainer: Trainer) -> SamplesConfig:
+    found = trainer.recipe.settings.get("samples")
+    return found if isinstance(found, SamplesConfig) else SamplesConfig()
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False)
+
+
+def _when(step: int) -> str:
+    return "before" if step == 0 else f"step {step}"
+
+
+def _write(path: Path, step: int, answers: list[tuple[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        for prompt, text in answers:
+            file.write(json.dumps({"step": step, "prompt": prompt, "answer": text}, ensure_ascii=False) + "\n")

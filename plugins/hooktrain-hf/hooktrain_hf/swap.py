@@ -1,0 +1,130 @@
+"""Putting a finished folder in the place of an older one, so that at no moment there is neither."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hooktrain import CheckpointError
+
+__all__ = ["check_target", "replace_folder", "temporary_folder"]
+
+_STEP = re.compile(r"step-\d+")
+_OF_AN_EXPORT = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|model.*\.safetensors(\.index\.json)?|merges\.txt|(tokenizer|spiece)\.model|chat_template\.jinja|additional_chat_templates"
+)
+
+
+def check_target(folder: Path, where: str) -> None:
+    """Make sure that an export may go to ``folder``.
+
+    Args:
+        folder: where it is to go; it need not exist.
+        where: beginning of the message.
+
+    Raises:
+        CheckpointError: it is a file, cannot be written, or holds something that no export left there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(
+            f"{where}: output_dir is '{folder}', which is a file; expected a folder, or a name that is free; change it"
+        )
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    # the folder is swapped as a whole, so its parent is written too
+    for place in {existing, folder.parent} if folder.exists() else {existing}:
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise CheckpointError(
+                f"{where}: output_dir is '{folder}', but this user may not write to '{place}'; expected a folder that"
+                " can be written; change output_dir or the rights"
+            )
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return
+    strange = sorted(entry.name for entry in folder.iterdir() if not _STEP.fullmatch(entry.name))
+    strange = [name for name in strange if not name.startswith(".")]
+    if strange:
+        listed = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
+        raise CheckpointError(
+            f"{where}: output_dir is '{folder}', which holds files that are not an export's ({listed}); expected a new"
+            " or empty folder, or an earlier export; change output_dir or move those files"
+        )
+
+
+@contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside ``target``, on the same file system; what is left of it at the end is deleted."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _finish(target)
+    folder = target.parent / f".{target.name}.writing"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_folder(folder: Path, target: Path) -> None:
+    """Make ``folder`` durable and rename it to ``target``; whatever else ``target`` held is kept in the new one.
+
+    Raises:
+        OSError: the file system refuses; ``target`` is then unchanged.
+    """
+    for path in (*sorted(folder.rglob("*")), folder):
+        _sync(path)
+    if not target.exists():
+        os.rename(folder, target)
+    else:
+        old = _old(target)
+        os.rename(folder, old)  # under this name nothing is deleted unread, see _finish
+        if not _swap_names(old, target):  # no such call on this system: for an instant there is only ``old``
+            os.rename(old, folder)
+            os.rename(target, old)
+            os.rename(folder, target)
+        _finish(target)
+    _sync(target.parent)
+
+
+def _old(target: Path) -> Path:
+    return target.parent / f".{target.name}.replaced"
+
+
+def _swap_names(left: Path, right: Path) -> bool:
+    """Linux' renameat2 with RENAME_EXCHANGE; False where kernel, C library or file system do not have it."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    at_cwd, exchange = -100, 2
+    return bool(rename(at_cwd, os.fsencode(left), at_cwd, os.fsencode(right), exchange) == 0)
+
+
+def _finish(target: Path) -> None:
+    """Move what was not part of the replaced export (saves on the way, a user's notes) back in; delete the rest.
+
+    Also done before the next save, in case a run was killed in between.
+    """
+    old = _old(target)
+    if not old.is_dir():
+        return
+    if not target.exists():  # killed between the two renames of the fallback
+        os.rename(old, target)
+        return
+    for entry in sorted(old.iterdir()):
+        if not _OF_AN_EXPORT.fullmatch(entry.name) and not (target / entry.name).exists():
+            os.rename(entry, target / entry.name)
+    shutil.rmtree(old)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

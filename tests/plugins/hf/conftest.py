@@ -1,0 +1,128 @@
+"""A tiny Llama and a tiny tokenizer, made on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from hooktrain import World
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most 300 tokens; its eos is not the chat's end of turn, as in many instruct models."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    made.train_from_iterator(
+        ["What is the answer? Forty-two it is. user assistant system"] * 3,
+        trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|endoftext|>")
+    wrapped.add_special_tokens({"additional_special_tokens": special[1:]})
+    wrapped.chat_template = TEMPLATE
+    return wrapped
+
+
+@pytest.fixture
+def make_llama(tokenizer: PreTrainedTokenizerFast) -> Callable[..., LlamaForCausalLM]:
+    """Builds Llamas of 2 layers and 16 channels with random weights."""
+
+    def make(tied: bool = True, **more: Any) -> LlamaForCausalLM:
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=128,
+            tie_word_embeddings=tied,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            initializer_range=0.5,
+            **more,
+        )
+        return LlamaForCausalLM(config)
+
+    return make
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_llama: Callable[..., LlamaForCausalLM], tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A folder with a tiny tied model and its tokenizer."""
+    path = tmp_path / "tiny"
+    make_llama().save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any connection fails the test at once."""
+    import socket
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+class PlainStrategy:
+    """One process without wrapping; the gathered weights are copies, as they are after a real gather."""
+
+    def __init__(self, *, drop: str = "", spoil: str = "") -> None:
+        self.drop, self.spoil = drop, spoil
+
+    def unwrap(self, model: Any) -> Any:
+        return model
+
+    def full_state_dict(self, model: Any) -> dict[str, torch.Tensor]:
+        weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        weights.pop(self.drop, None)
+        if self.spoil:
+            weights[self.spoil] = weights[self.spoil][:-1]
+        return weights
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        return [value]
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Callable[..., Any]:
+    """Builds what an engine or a boundary hook sees of a trainer."""
+
+    def make(model: Any, *, step: int = 3, reason: str = "end", settings: Any = None, **strategy: Any) -> Any:
+        return SimpleNamespace(
+            model=model,
+            tokenizer=tokenizer,
+            strategy=PlainStrategy(**strategy),
+            world=World(),
+            global_step=step,
+            checkpoint_reason=reason,
+            run_dir=tmp_path / "run",
+            recipe=SimpleNamespace(settings=settings or {}),
+            device=torch.device("cpu"),
+        )
+
+    return make

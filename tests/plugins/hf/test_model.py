@@ -1,0 +1,112 @@
+"""The model ``huggingface``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hooktrain_hf.model import HFModelConfig, build_model
+from safetensors.torch import load_file, save_file
+
+from hooktrain import ModelError, World
+
+WORLD = World()
+
+
+def logits(model: Any, count: int = 12) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(torch.arange(count)[None] + 5).logits  # type: ignore[no-any-return]
+
+
+def test_weights_are_dense_float32_and_tied(folder: Path, make_llama: Callable[..., Any], no_network: None) -> None:
+    model = build_model(HFModelConfig(name_or_path=str(folder)), None, WORLD)
+    assert {(p.dtype, p.requires_grad) for p in model.parameters()} == {(torch.float32, True)}
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert torch.equal(logits(model), logits(make_llama()))
+    assert model.config.use_cache and model.config._attn_implementation == "sdpa"
+
+
+def test_bfloat16_files_are_trained_in_float32_unless_asked_otherwise(
+    tmp_path: Path, make_llama: Callable[..., Any]
+) -> None:
+    make_llama().to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    name = str(tmp_path / "half")
+    assert build_model(HFModelConfig(name_or_path=name, dtype="bf16"), None, WORLD).dtype == torch.float32
+    assert build_model(HFModelConfig(name_or_path=name, weights_dtype="bf16"), None, WORLD).dtype == torch.bfloat16
+
+
+def test_random_weights_follow_the_global_seed(folder: Path) -> None:
+    config = HFModelConfig(
+        name_or_path=str(folder),
+        from_config=True,
+        attn_implementation="eager",
+        hf_config_kwargs={"num_hidden_layers": 3},
+    )
+    made = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        made.append(build_model(config, None, WORLD))
+    first, again, other = (logits(model) for model in made)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert len(made[0].model.layers) == 3 and made[0].config._attn_implementation == "eager"
+
+
+def test_an_unknown_config_value_is_refused_with_a_hint(folder: Path) -> None:
+    config = HFModelConfig(name_or_path=str(folder), hf_config_kwargs={"atention_dropout": 0.1})
+    with pytest.raises(ModelError, match=r"hf_config_kwargs\.atention_dropout: .*did you mean 'attention_dropout'"):
+        build_model(config, None, WORLD)
+
+
+def test_missing_weights_are_never_made_up(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    lost = "model.layers.1.mlp.up_proj.weight"
+    weights.pop(lost)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"lack 1 of the model's weights \({lost}\)"):
+        build_model(HFModelConfig(name_or_path=str(folder)), None, WORLD)
+
+
+@pytest.mark.parametrize(("text", "part"), [("{", "config"), (None, "weights")])
+def test_a_damaged_folder_is_one_sentence(folder: Path, text: str | None, part: str, no_network: None) -> None:
+    if text is None:
+        (folder / "model.safetensors").write_bytes(b"nonsense")
+    else:
+        (folder / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=f"model.name_or_path: .*whose {part} cannot be loaded") as raised:
+        build_model(HFModelConfig(name_or_path=str(folder)), None, WORLD)
+    assert "\n" not in str(raised.value) and raised.value.__cause__ is not None
+
+
+def test_a_missing_gguf_file_lists_those_that_are_there(folder: Path) -> None:
+    (folder / "a.gguf").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"model\.gguf_file: given 'b\.gguf'.*GGUF files there: a\.gguf"):
+        build_model(HFModelConfig(name_or_path=str(folder), gguf_file="b.gguf"), None, WORLD)
+
+
+def test_a_tokenizer_with_too_many_tokens_is_refused(folder: Path, tokenizer: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    build_model(HFModelConfig(name_or_path=str(folder)), tokenizer, WORLD)
+    tokenizer.add_tokens(["<extra>"])
+    count = config["vocab_size"]
+    with pytest.raises(ModelError, match=f"embeds {count} tokens, but the tokenizer has {count + 1}"):
+        build_model(HFModelConfig(name_or_path=str(folder)), tokenizer, WORLD)
+
+
+def test_activation_checkpointing_gives_the_same_gradients(folder: Path) -> None:
+    found = []
+    for on in (False, True):
+        model = build_model(HFModelConfig(name_or_path=str(folder), activation_checkpointing=on), None, WORLD).train()
+        assert any(getattr(m, "gradient_checkpointing", False) for m in model.modules()) == on
+        ids = torch.arange(20)[None]
+        model(ids, labels=ids, use_cache=False).loss.backward()
+        found.append(model.model.embed_tokens.weight.grad)
+    assert torch.allclose(found[0], found[1], atol=1e-6)
+
+
+def test_nothing_is_printed_off_a_terminal(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    build_model(HFModelConfig(name_or_path=str(folder)), None, WORLD)
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,153 @@
+"""The source ``huggingface``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from hooktrain_hf.source import HFSourceConfig, load_rows
+
+from hooktrain import DataError, World, structure
+
+ROWS = [{"n": n, "messages": [{"role": "user", "content": f"row {n}"}]} for n in range(10)]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+
+
+def numbers(name: str, **more: Any) -> list[int]:
+    rows = load_rows(HFSourceConfig(name_or_path=name, **more), World())
+    assert [rows[i]["n"] for i in range(len(rows))] == [row["n"] for row in rows]
+    return [row["n"] for row in rows]
+
+
+def write(path: Path, rows: list[dict[str, Any]] = ROWS) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".parquet":
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    else:
+        separator = "\t" if path.suffix == ".tsv" else ","
+        path.write_text(f"n{separator}text\n" + "".join(f"{row['n']}{separator}x\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet", "csv", "tsv"])
+def test_a_file_gives_its_rows_in_order(tmp_path: Path, ending: str) -> None:
+    assert numbers(write(tmp_path / f"rows.{ending}")) == list(range(10))
+
+
+def test_rows_are_dictionaries(tmp_path: Path) -> None:
+    row = load_rows(HFSourceConfig(name_or_path=write(tmp_path / "rows.jsonl")), World())[3]
+    assert row == ROWS[3]
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl")
+    assert len(numbers("rows.jsonl")) == 10
+    write(tmp_path / "rows.jsonl", ROWS[:4])
+    assert numbers("rows.jsonl") == [0, 1, 2, 3]
+
+
+def test_globs_and_folders(tmp_path: Path) -> None:
+    write(tmp_path / "data/b.jsonl", ROWS[5:])
+    write(tmp_path / "data/a.jsonl", ROWS[:5])
+    assert numbers("data/*.jsonl") == list(range(10))
+    assert numbers("data") == list(range(10))
+    assert numbers("data", data_files=("b.jsonl",)) == [5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("where", ["rows.jsonl", "saved", "several"])
+@pytest.mark.parametrize(
+    ("split", "expected"), [("train[2:4]", [2, 3]), ("train[:20%]", [0, 1]), ("train[:1]+train[-1:]", [0, 9])]
+)
+def test_slices(tmp_path: Path, where: str, split: str, expected: list[int]) -> None:
+    rows = datasets.Dataset.from_list(ROWS)
+    if where == "saved":
+        rows.save_to_disk(tmp_path / where)
+    elif where == "several":
+        datasets.DatasetDict(train=rows, test=rows.select([7])).save_to_disk(tmp_path / where)
+        assert numbers("several:test") == [7]
+    else:
+        write(tmp_path / where)
+    assert numbers(f"{where}:{split}") == expected
+    assert numbers(where, split=split) == expected
+
+
+def test_samples_are_drawn_once_each_in_order_and_by_seed(tmp_path: Path) -> None:
+    name = write(tmp_path / "rows.jsonl")
+    drawn = numbers(name, sample_count=4)
+    assert len(set(drawn)) == 4 and drawn == sorted(drawn) == numbers(name, sample_ratio=0.4)
+    assert any(numbers(name, sample_count=4, sample_seed=seed) != drawn for seed in (1, 2))
+    assert numbers(name, sample_count=99) == list(range(10))
+
+
+def test_count_and_ratio_together_are_a_complaint() -> None:
+    complaints: list[Any] = []
+    given = {"name_or_path": "x.jsonl", "sample_count": 3, "sample_ratio": 0.5}
+    assert structure(HFSourceConfig, given, "data.sources[0]", complaints) is None
+    assert "at most one" in str(complaints[0]) and "data.sources[0]" in str(complaints[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("./nope.jsonl", "does not exist"),
+        ("nope.parquet", "does not exist"),
+        ("row.jsonl", r"did you mean 'rows\.jsonl'"),
+        ("/nope/data", "does not exist"),
+        ("data/*.jsonl", "matches no file"),
+        ("data:train[:3]", "has no rows|not readable"),
+        ("rows.xyz", r"files ending in \.xyz"),
+        ("rows.jsonl:test", "(?i)unknown split"),
+        ("rows.jsonl:train[20:30]", "not readable|has no rows"),
+        ("broken.jsonl", "not readable"),
+        ("empty.jsonl", "not readable|has no rows"),
+    ],
+)
+def test_what_cannot_be_read_is_said_at_once_in_one_sentence(tmp_path: Path, name: str, says: str) -> None:
+    write(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.xyz").write_text("x")
+    (tmp_path / "broken.jsonl").write_text('{"n": 1}\n{"n": ')
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match=says) as raised:
+        numbers(name)
+    assert str(raised.value).startswith("data.sources: given '") and "\n" not in str(raised.value)
+
+
+def test_the_hub_is_asked_for_known_splits_by_their_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(*args: Any, **more: Any) -> datasets.Dataset:
+        asked.append((args, more))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    numbers("HuggingFaceH4/ultrachat_200k")
+    numbers("HuggingFaceH4/ultrachat_200k:eval[:5]")
+    numbers("someone/set", subset="small", split_mapping={"train": "all"})
+    assert asked == [
+        (("HuggingFaceH4/ultrachat_200k", None), {"split": "train_sft"}),
+        (("HuggingFaceH4/ultrachat_200k", None), {"split": "test_sft[:5]"}),
+        (("someone/set", "small"), {"split": "all"}),
+    ]
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **more: Any) -> None:
+        raise ConnectionError("Couldn't reach 'someone/set' on the Hub\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(DataError, match=r"given 'someone/set'.*Couldn't reach.*check the spelling") as raised:
+        numbers("someone/set")
+    assert "\n" not in str(raised.value) and isinstance(raised.value.__cause__, ConnectionError)
