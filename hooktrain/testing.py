@@ -5,7 +5,8 @@ Put ``pytest_plugins = ["hooktrain.testing"]`` into a ``conftest.py`` for the fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hooktrain import hookspecs
 from hooktrain.build import load
 from hooktrain.config import at_least, field
-from hooktrain.hookspecs import BOUNDARIES
+from hooktrain.hookspecs import BOUNDARIES, FACTORIES, SEGMENTS
 from hooktrain.markers import hookimpl
 from hooktrain.plugins import PluginHost
 from hooktrain.state import Batch, Data, LossSum, TrainerType, World
 from hooktrain.trainer import Trainer
 
-__all__ = ["Recorder", "TinyConfigs", "TinyPlugin", "run_tiny", "tiny_recipe", "train"]
+__all__ = ["Recorder", "SegmentRecorder", "TinyPlugin", "host_of", "run_tiny", "tiny_recipe", "train"]
 
 
 @attrs.frozen(kw_only=True)
@@ -58,12 +60,6 @@ class TinyModelConfig:
 @attrs.frozen(kw_only=True)
 class TinyLossConfig:
     """Cross-entropy of the next token."""
-
-
-class TinyConfigs:
-    """The config classes of the trainer type ``tiny``."""
-
-    data, model, loss = TinyDataConfig, TinyModelConfig, TinyLossConfig
 
 
 class TinyRows:
@@ -167,7 +163,7 @@ class Recorder:
 
     @property
     def hooks(self) -> list[str]:
-        """The boundaries in the order in which they were heard."""
+        """The names in the order in which they were heard; of a segment ``name`` when it begins, ``/name`` at its end."""
         return [name for name, _ in self.calls]
 
     @property
@@ -176,25 +172,25 @@ class Recorder:
         return [dict(given["metrics"]) for name, given in self.calls if name == "on_log"]
 
 
-def _record(name: str, parameters: tuple[str, ...]) -> Any:
-    """An implementation of one boundary that takes all of its parameters."""
-    source = f"def {name}(self, {', '.join(parameters)}):\n    self.calls.append(('{name}', dict(locals())))\n"
+class SegmentRecorder(Recorder):
+    """A recorder that surrounds every segment and factory as well."""
+
+
+def _record(name: str, wraps: bool) -> Any:
+    """An implementation of one hook that takes all of its parameters."""
+    parameters = ", ".join(inspect.signature(getattr(hookspecs, name)).parameters)
+    body = f"self.calls.append(('{name}', dict(locals())))"
+    if wraps:
+        body += f"; result = yield; self.calls.append(('/{name}', {{'result': result}})); return result"
     scope: dict[str, Any] = {}
-    exec(source, scope)  # pluggy reads the parameters off the function, so each needs its own
-    return hookimpl(scope[name])
+    exec(f"def {name}(self, {parameters}): {body}", scope)  # pluggy reads each hook's parameters off its function
+    return hookimpl(wrapper=wraps)(scope[name])
 
 
-def _boundary_parameters() -> Iterator[tuple[str, tuple[str, ...]]]:
-    import inspect
-
-    from hooktrain import hookspecs
-
-    for name in BOUNDARIES:
-        yield name, tuple(inspect.signature(getattr(hookspecs, name)).parameters)
-
-
-for _name, _parameters in _boundary_parameters():
-    setattr(Recorder, _name, _record(_name, _parameters))
+for _name in BOUNDARIES:
+    setattr(Recorder, _name, _record(_name, wraps=False))
+for _name in (*FACTORIES, *SEGMENTS):
+    setattr(SegmentRecorder, _name, _record(_name, wraps=True))
 
 
 def train(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ class Trainer:
         """Where the model computes."""
         return self.strategy.device
 
-    @property
+    @cached_property
     def training_horizon(self) -> int:
         """Optimizer steps of the whole run, as the schedule sees it."""
         limits = []

@@ -1,0 +1,171 @@
+"""The command line. Nothing heavy is imported before a command needs it: ``hooktrain --help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hooktrain.errors import HooktrainError
+
+if TYPE_CHECKING:
+    from hooktrain.plugins import PluginHost
+    from hooktrain.recipe import Recipe
+
+__all__ = ["cli", "main"]
+
+
+class _Group(click.Group):
+    """Looks a command up among those of the plugins when the engine has none of that name."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, cmd_name)
+        if found is None and not cmd_name.startswith("-"):
+            from hooktrain.build import make_host
+
+            make_host().hooks.register_commands(cli=self)
+            found = super().get_command(ctx, cmd_name)
+        return found
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        from hooktrain.errors import did_you_mean
+
+        if self.get_command(ctx, args[0]) is None:
+            known = ", ".join(sorted(self.commands))
+            raise click.UsageError(f"no command is named '{args[0]}'{did_you_mean(args[0], self.commands)}; there are {known}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="hooktrain")
+def cli() -> None:
+    """Post-training of language models, with every moving part a plugin.
+
+    Installed plugins may add commands; `hooktrain plugins` lists them.
+    """
+
+
+def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What every command that reads a recipe takes."""
+    for decorate in (
+        click.option("-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all."),
+        click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value, such as optimizer.lr=1e-4."),
+        click.argument("recipe", type=click.Path(path_type=Path)),
+    ):
+        command = decorate(command)
+    return command
+
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+@cli.command()
+@_recipe_options
+@click.option("--resume", type=click.Path(path_type=Path), metavar="CHECKPOINT", help="Go on from this checkpoint.")
+@click.option("--nproc", type=click.IntRange(1), default=1, show_default=True, help="Processes to start on this host.")
+def train(
+    recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], resume: Path | None, nproc: int
+) -> None:
+    """Run a recipe.
+
+    Works unchanged under torchrun, deepspeed or a scheduler that sets RANK, WORLD_SIZE and LOCAL_RANK.
+    """
+    if nproc > 1 and "RANK" not in os.environ:
+        words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)]
+        words += ["-m", "hooktrain", "train", str(recipe)]
+        for flag, values in (("-o", overrides), ("-p", switches), ("--resume", [str(resume)] if resume else [])):
+            for value in values:
+                words += [flag, value]
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+        os.execv(sys.executable, words)
+    from hooktrain.build import load
+    from hooktrain.trainer import Trainer
+
+    made, host = load(recipe, overrides=list(overrides), switches=list(switches))
+    Trainer(made, host, resume_from=resume).run()
+
+
+@cli.command()
+@_recipe_options
+@_as_json
+def plan(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], as_json: bool) -> None:
+    """Show what a recipe would run, with what and why, without running it."""
+    from hooktrain.build import load
+    from hooktrain.report import plan_of, print_plan
+
+    made, host = load(recipe, overrides=list(overrides), switches=list(switches))
+    _print(plan_of(made, host), as_json, print_plan)
+
+
+@cli.command()
+@click.option("-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all.")
+@_as_json
+def plugins(switches: tuple[str, ...], as_json: bool) -> None:
+    """List the plugins: what each offers and implements, and why one is left out."""
+    from hooktrain.report import plugins_of, print_plugins
+
+    host = _host(switches)
+    _print(plugins_of(host), as_json, print_plugins)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@_as_json
+def hooks(name: str | None, as_json: bool) -> None:
+    """List the hooks, or show one: its documentation, and who implements it in which order."""
+    from hooktrain.report import hooks_of, print_hooks
+
+    _print(hooks_of(_host(()), name), as_json, print_hooks)
+
+
+@cli.command()
+@click.option("--run-dir", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True)
+@click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the demo's recipe.")
+def demo(run_dir: Path, overrides: tuple[str, ...]) -> None:
+    """Fine-tune SmolLM2-135M on real conversations, on this machine, in a few minutes."""
+    from hooktrain.demo import run_demo
+
+    run_demo(run_dir, list(overrides))
+
+
+def _host(switches: tuple[str, ...]) -> PluginHost:
+    from hooktrain.build import make_host
+    from hooktrain.plugins import PluginsConfig
+
+    words = [*os.environ.get("HOOKTRAIN_PLUGINS", "").split(","), *switches]
+    return make_host(PluginsConfig().switched(words))
+
+
+def _print(facts: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, default=str))
+    else:
+        show(facts)
+
+
+def main() -> None:
+    """Run the command line; errors of hooktrain's own are one message and no traceback."""
+    try:
+        cli(prog_name="hooktrain")
+    except HooktrainError as problem:
+        where = getattr(problem, "hooktrain_where", "")
+        started = where and not where.startswith("step 0,")
+        click.echo(f"hooktrain: {problem}" + (f" [{where}]" if started else ""), err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        click.echo("hooktrain: interrupted", err=True)
+        sys.exit(130)
+    except Exception as problem:
+        where = getattr(problem, "hooktrain_where", None)
+        if where is None:
+            raise
+        import traceback
+
+        traceback.print_exc()
+        click.echo(f"hooktrain: failed in {where}: {type(problem).__name__}: {problem}", err=True)
+        sys.exit(1)
