@@ -1,0 +1,4 @@
+"""Supervised fine-tuning for hooktrain: chat rows to masked tokens, packing, batches and the loss.
+
+For plugins that render or pack: :class:`hooktrain_sft.render.Rendered` and :class:`hooktrain_sft.packing.Bins`.
+"""

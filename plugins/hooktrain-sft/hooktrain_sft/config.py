@@ -1,0 +1,97 @@
+"""What a recipe can say under ``data`` and ``loss`` for the trainer types of this plugin."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import attrs
+
+from hooktrain import at_least, field, part
+
+__all__ = ["CausalDataConfig", "SFTDataConfig", "SFTLossConfig", "TokenDataConfig"]
+
+Overflow = Literal["error", "drop", "truncate", "split"]
+OnEmpty = Literal["error", "drop"]
+
+
+def _shares(instance: Any, attribute: Any, value: tuple[float, float]) -> None:
+    if min(value) < 0 or value[0] == 0 or not math.isclose(sum(value), 1.0, abs_tol=1e-9):
+        raise ValueError(
+            f"given {list(value)}, expected the shares of training and evaluation, not negative, the first above 0 and"
+            " together 1; write for example [0.9, 0.1]"
+        )
+
+
+@attrs.frozen(kw_only=True)
+class TokenDataConfig:
+    """What both kinds of data have in common."""
+
+    sources: tuple[Any, ...] = part("source", many=True)
+    """Where the rows to train on come from."""
+    eval_sources: tuple[Any, ...] = part("source", many=True)
+    """Where the rows to evaluate on come from; each is a named set of its own."""
+    train_eval_split: tuple[float, float] = field(default=(1.0, 0.0), validator=_shares)
+    """Shares of the rows of ``sources`` to train and to evaluate on; the latter are the set ``eval``."""
+    max_length: int | None = field(default=None, validator=at_least(2))
+    """Longest row in tokens, and the size of a packed row; the tokenizer's own limit when left out, or 8192."""
+    pack_samples: bool = field(default=False)
+    """Whether several rows share one of ``max_length`` tokens; they do not see each other."""
+    overflow: Literal["error", "drop", "truncate", "split"] = field(default="error")
+    """What happens to a row longer than ``max_length``."""
+    on_empty: Literal["error", "drop"] = field(default="error")
+    """What happens to a row in which no token is trained."""
+    seed: int = field(default=42, inherit="seed")
+    """Seed of the division into training and evaluation."""
+    shuffle: bool = field(default=True)
+    """Whether every epoch has an order of its own."""
+    workers: int = field(default=0, validator=at_least(0), aliases=("dl_num_workers",))
+    """Processes that collate ahead; 0 collates in the training process."""
+
+    def __attrs_post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("sources is missing or empty, expected at least one; add the data set to train on")
+        if self.eval_sources and self.train_eval_split[1] > 0:
+            raise ValueError(
+                "eval_sources is given together with train_eval_split, which makes an evaluation set of its own;"
+                " keep one"
+            )
+
+
+@attrs.frozen(kw_only=True)
+class SFTDataConfig(TokenDataConfig):
+    """Rows with ``messages`` and, if the model is to call any, ``tools``; rendered with the tokenizer's template."""
+
+    train_on: Literal["assistant", "last_assistant", "all"] = field(default="assistant")
+    """Which turns carry a loss: every ``assistant`` turn, the ``last_assistant`` one, or ``all`` of the text."""
+    mask_inputs: bool = field(default=True)
+    """False trains on everything, prompts included, whatever ``train_on`` says."""
+
+    @property
+    def trained_part(self) -> str:
+        """``train_on`` with ``mask_inputs`` taken into account."""
+        return self.train_on if self.mask_inputs else "all"
+
+
+@attrs.frozen(kw_only=True)
+class CausalDataConfig(TokenDataConfig):
+    """Rows of plain text, every token of which is trained; packed, and split where they are too long."""
+
+    pack_samples: bool = field(default=True)
+    """Whether several rows share one of ``max_length`` tokens; they do not see each other."""
+    overflow: Literal["error", "drop", "truncate", "split"] = field(default="split")
+    """What happens to a row longer than ``max_length``."""
+    text_column: str = field(default="text")
+    """The column that holds the text."""
+    add_bos: bool = field(default=True)
+    """Whether a row begins with the tokenizer's beginning-of-sequence token, where it has one."""
+    add_eos: bool = field(default=True)
+    """Whether a row ends with the tokenizer's end-of-sequence token, where it has one; it is trained."""
+
+
+@attrs.frozen(kw_only=True)
+class SFTLossConfig:
+    """Next-token cross-entropy over the supervised tokens."""
+
+    chunk_size: int = field(default=1024, validator=at_least(1))
+    """How many supervised tokens meet the LM head at a time; bounds the memory that logits take."""

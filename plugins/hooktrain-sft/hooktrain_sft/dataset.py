@@ -1,0 +1,41 @@
+"""The rows that the loader hands out: a document each, or a bin of them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hooktrain_sft.documents import Documents
+from hooktrain_sft.packing import Bins
+
+__all__ = ["IGNORE_INDEX", "PackedDataset", "Row"]
+
+IGNORE_INDEX = -100
+"""Label of a token that carries no loss; what torch and transformers use."""
+
+Row = dict[str, NDArray[np.int64]]
+"""``input_ids``, ``labels`` and ``position_ids``, each of shape (tokens,)."""
+
+
+class PackedDataset:
+    """Bins of documents; positions restart at 0 where a document begins, and its first token has no label."""
+
+    def __init__(self, documents: Documents, bins: Bins | None = None) -> None:
+        """Each document is a row of its own when there are no ``bins``."""
+        self.documents = documents
+        self.bins = bins
+
+    def __len__(self) -> int:
+        return len(self.documents) if self.bins is None else len(self.bins)
+
+    def __getitem__(self, index: int) -> Row:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        index %= len(self)
+        members = [index] if self.bins is None else self.bins[index].tolist()
+        offsets = self.documents.offsets
+        slices = [slice(int(offsets[member]), int(offsets[member + 1])) for member in members]
+        ids = np.concatenate([self.documents.input_ids[part] for part in slices]).astype(np.int64)
+        trained = np.concatenate([self.documents.trained[part] for part in slices])
+        positions = np.concatenate([np.arange(part.stop - part.start) for part in slices])
+        return {"input_ids": ids, "labels": np.where(trained, ids, IGNORE_INDEX), "position_ids": positions}

@@ -1,0 +1,170 @@
+"""Best-fit-decreasing bin packing of a whole data set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import attrs
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hooktrain import DataError
+
+__all__ = ["Bins", "best_fit_decreasing", "check_bins"]
+
+Indices = NDArray[np.int64]
+
+
+@attrs.frozen(eq=False)
+class Bins:
+    """Documents grouped into bins.
+
+    Attributes:
+        order: indices of documents, bin after bin, shape (documents,).
+        offsets: where in ``order`` each bin begins, and the end, shape (bins + 1,).
+    """
+
+    order: Indices
+    offsets: Indices
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> Indices:
+        """Indices of the documents in a bin."""
+        return self.order[self.offsets[index] : self.offsets[index + 1]]
+
+    def digest(self) -> str:
+        """Text that is equal exactly when the bins are."""
+        return hashlib.blake2b(self.order.tobytes() + self.offsets.tobytes(), digest_size=16).hexdigest()
+
+    @classmethod
+    def of(cls, bins: Bins | Iterable[Sequence[int]]) -> Bins:
+        """From a list of lists of document indices."""
+        if isinstance(bins, Bins):
+            return bins
+        arrays = [np.asarray(documents, np.int64) for documents in bins]
+        offsets = np.zeros(len(arrays) + 1, np.int64)
+        np.cumsum([len(array) for array in arrays], out=offsets[1:])
+        return cls(np.concatenate(arrays) if arrays else np.zeros(0, np.int64), offsets)
+
+
+def best_fit_decreasing(lengths: ArrayLike, max_length: int) -> Bins:
+    """Pack documents into bins: longest first, each where it leaves the least room.
+
+    Documents of one length are interchangeable, and so are bins with equal room, so that both are handled in bulk:
+    the work grows with the number of distinct lengths and rooms, not with documents times bins. The result depends on
+    nothing but the arguments; bins come in the order of their first documents.
+
+    Args:
+        lengths: tokens of each document, from 1 to ``max_length``, shape (documents,).
+        max_length: tokens that a bin holds.
+
+    Raises:
+        ValueError: when a document is empty or does not fit into a bin.
+    """
+    sizes = np.asarray(lengths, np.int64)
+    if len(sizes) == 0:
+        return Bins(np.zeros(0, np.int64), np.zeros(1, np.int64))
+    if sizes.min() < 1 or sizes.max() > max_length:
+        raise ValueError(f"given lengths from {sizes.min()} to {sizes.max()}, expected 1 to {max_length}")
+    by_length = np.argsort(-sizes, kind="stable")
+    distinct, counts = np.unique(sizes, return_counts=True)
+    bin_of = np.empty(len(sizes), np.int64)
+    rooms = _Rooms(max_length)
+    bins = placed = 0
+    for length, count in zip(distinct[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        left = count
+        while left:
+            room = rooms.tightest(length)
+            if room is None:
+                # new bins behave like open ones with all their room
+                room = max_length
+                wanted = -(-left // (room // length))
+                chosen = np.arange(bins, bins + wanted)
+                bins += wanted
+            else:
+                chosen = rooms.take(room, -(-left // (room // length)))
+            each = room // length
+            # a bin stays the tightest until the length no longer fits: it is filled before the next is touched
+            whole = min(len(chosen), left // each)
+            bin_of[by_length[placed : placed + whole * each]] = np.repeat(chosen[:whole], each)
+            rooms.put(room - each * length, chosen[:whole])
+            placed += whole * each
+            left -= whole * each
+            if whole < len(chosen):  # what is left goes into one bin more, and does not fill it
+                bin_of[by_length[placed : placed + left]] = chosen[whole]
+                rooms.put(room - left * length, chosen[whole : whole + 1])
+                placed += left
+                left = 0
+    return _collect(bin_of, bins)
+
+
+class _Rooms:
+    """Open bins by the room that they have left."""
+
+    def __init__(self, max_length: int) -> None:
+        self._present = bytearray(max_length + 1)  # find() on it runs at the speed of memory
+        self._bins: dict[int, list[Indices]] = {}
+
+    def tightest(self, length: int) -> int | None:
+        room = self._present.find(1, length)
+        return None if room < 0 else room
+
+    def put(self, room: int, bins: Indices) -> None:
+        if room and len(bins):
+            self._bins.setdefault(room, []).append(bins)
+            self._present[room] = 1
+
+    def take(self, room: int, most: int) -> Indices:
+        """Up to ``most`` bins with exactly this room."""
+        stack, taken = self._bins[room], []
+        while stack and most:
+            bins = stack.pop()
+            taken.append(bins[:most])
+            if len(bins) > most:
+                stack.append(bins[most:])
+            most -= len(taken[-1])
+        if not stack:
+            del self._bins[room]
+            self._present[room] = 0
+        return np.concatenate(taken)
+
+
+def _collect(bin_of: Indices, bins: int) -> Bins:
+    """Group documents by bin, bins in the order of their first documents."""
+    first = np.full(bins, len(bin_of), np.int64)
+    np.minimum.at(first, bin_of, np.arange(len(bin_of)))
+    rank = np.empty(bins, np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(bins)
+    renumbered = rank[bin_of]
+    offsets = np.zeros(bins + 1, np.int64)
+    np.cumsum(np.bincount(renumbered, minlength=bins), out=offsets[1:])
+    return Bins(np.argsort(renumbered, kind="stable"), offsets)
+
+
+def check_bins(bins: Bins, lengths: Indices, max_length: int) -> None:
+    """Assert that a packing, whoever made it, neither loses nor repeats a document nor overfills a bin.
+
+    Raises:
+        DataError: when it does.
+    """
+    seen = np.bincount(bins.order, minlength=len(lengths)) if len(bins.order) else np.zeros(len(lengths), np.int64)
+    if len(seen) > len(lengths):
+        raise DataError(
+            f"pack_rows put document {len(seen) - 1} into a bin, but there are {len(lengths)}; repair the plugin that"
+            " packs"
+        )
+    if (seen != 1).any():
+        wrong = int(np.flatnonzero(seen != 1)[0])
+        raise DataError(
+            f"pack_rows put document {wrong} into {int(seen[wrong])} bins, expected every document in exactly one;"
+            " repair the plugin that packs"
+        )
+    filled = np.diff(np.concatenate([[0], np.cumsum(lengths[bins.order])])[bins.offsets])
+    if len(filled) and filled.max() > max_length:
+        raise DataError(
+            f"pack_rows filled bin {int(filled.argmax())} with {int(filled.max())} tokens, expected at most"
+            f" {max_length}; repair the plugin that packs"
+        )

@@ -1,0 +1,110 @@
+"""Every token is kept, dropped or truncated, and counted as what it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hooktrain_sft.documents import Documents, fit
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hooktrain import DataError
+
+
+def documents(*masks: str) -> Documents:
+    """A document for each string of ``x`` (trained) and ``.``; token ids count up over all of them."""
+    pairs, start = [], 0
+    for mask in masks:
+        pairs.append(
+            (np.arange(start, start + len(mask), dtype=np.int32), np.array([c == "x" for c in mask], np.bool_))
+        )
+        start += len(mask)
+    return Documents.of(pairs)
+
+
+def shown(made: Documents) -> list[tuple[list[int], str]]:
+    """Ids and mask of each document."""
+    cuts = zip(made.offsets[:-1], made.offsets[1:], strict=True)
+    return [(made.input_ids[a:b].tolist(), "".join(".x"[int(t)] for t in made.trained[a:b])) for a, b in cuts]
+
+
+def test_the_first_token_is_not_trained() -> None:
+    assert shown(documents("xxx", "x", ".x")) == [([0, 1, 2], ".xx"), ([3], "."), ([4, 5], ".x")]
+
+
+def test_join_and_select() -> None:
+    made = Documents.join([documents("..x", ".x"), documents(".xx")])
+    assert made.rows.tolist() == [0, 1, 2] and made.offsets.tolist() == [0, 3, 5, 8]
+    assert shown(made.select(np.array([2, 0]))) == [([0, 1, 2], ".xx"), ([0, 1, 2], "..x")]
+
+
+def test_overflow_error_counts_and_says_what_to_write() -> None:
+    with pytest.raises(
+        DataError, match=r"set: 2 of 3 rows are longer than max_length 3, the longest has 5 .*max_length: 5"
+    ):
+        fit(documents(".xxxx", ".x", "...x"), 3, "error", "error", "set")
+
+
+def test_overflow_drop() -> None:
+    made, count = fit(documents(".xxxx", ".x"), 3, "drop", "error", "set")
+    assert shown(made) == [([5, 6], ".x")]
+    assert (count.rows_kept, count.tokens_kept, count.tokens_dropped) == (1, 2, 5)
+
+
+def test_overflow_truncate() -> None:
+    made, count = fit(documents(".xxxx", ".x"), 3, "truncate", "error", "set")
+    assert shown(made) == [([0, 1, 2], ".xx"), ([5, 6], ".x")]
+    assert (count.rows_too_long, count.tokens_truncated, count.tokens_dropped) == (1, 2, 0)
+
+
+def test_overflow_split_leaves_pieces_out_in_which_nothing_is_trained() -> None:
+    made, count = fit(documents("....xxx", ".x"), 3, "split", "error", "set")
+    # the last piece has one token, which nothing in it could predict
+    assert shown(made) == [([3, 4, 5], ".xx"), ([7, 8], ".x")]
+    assert (count.rows_kept, count.rows_empty, count.tokens_kept, count.tokens_dropped) == (2, 0, 5, 4)
+
+
+def test_a_row_in_which_nothing_is_trained() -> None:
+    rows = documents("..x", "...", "...x")
+    with pytest.raises(DataError, match=r"in 2 of 3 rows no token is trained.*row 1 \(1 of them because max_length 3"):
+        fit(rows, 3, "truncate", "error", "set")
+    made, count = fit(rows, 3, "truncate", "drop", "set")
+    assert shown(made) == [([0, 1, 2], "..x")]
+    assert (count.rows_empty, count.tokens_dropped, count.tokens_truncated) == (2, 6, 1)
+
+
+def test_nothing_left() -> None:
+    with pytest.raises(
+        DataError, match="none of the 2 rows is left, 1 were longer than max_length 3 and 1 had no trained"
+    ):
+        fit(documents(".xxx", ".."), 3, "drop", "drop", "set")
+
+
+@given(
+    masks=st.lists(st.text("x.", min_size=0, max_size=12), min_size=1, max_size=8),
+    max_length=st.integers(2, 8),
+    overflow=st.sampled_from(["drop", "truncate", "split"]),
+)
+def test_tokens_add_up(masks: list[str], max_length: int, overflow: str) -> None:
+    given_documents = documents(*masks)
+    try:
+        made, count = fit(given_documents, max_length, overflow, "drop", "set")  # type: ignore[arg-type]
+    except DataError:
+        return
+    assert count.tokens_in == sum(map(len, masks)) == count.tokens_kept + count.tokens_dropped + count.tokens_truncated
+    assert count.tokens_kept == made.lengths.sum() and count.tokens_trained == made.trained.sum()
+    assert made.lengths.max() <= max_length and (made.trained_counts > 0).all()
+    kept = made.input_ids.tolist()
+    assert len(set(kept)) == len(kept), "no token twice"
+    for (ids, mask), row in zip(shown(made), made.rows, strict=True):
+        start, end = given_documents.offsets[row], given_documents.offsets[row + 1]
+        assert start <= ids[0] and ids[-1] < end and ids == list(range(ids[0], ids[-1] + 1))
+        assert mask == "." + masks[row][ids[0] - start + 1 : ids[-1] - start + 1]
+
+
+def test_digest_tells_documents_apart() -> None:
+    one = documents("..x", ".x").digest()
+    assert one == documents("..x", ".x").digest()
+    assert (
+        len({one, documents("..x", "..").digest(), documents("..x.x").digest(), documents("..x", ".xx").digest()}) == 4
+    )

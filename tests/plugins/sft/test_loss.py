@@ -1,0 +1,245 @@
+"""The loss equals the plain one for every kind of model, and never asks the device how many tokens there are."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hooktrain_sft.config import SFTLossConfig
+from hooktrain_sft.loss import SFTLoss, supervised_positions
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
+
+from hooktrain import ModelError
+
+SMALL: dict[str, Any] = {
+    **{"vocab_size": 61, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "pad_token_id": 0},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3},
+}
+
+
+def batch(rows: int = 2, tokens: int = 24) -> dict[str, Tensor]:
+    made = torch.Generator().manual_seed(3)
+    ids = torch.randint(1, 61, (rows, tokens), generator=made)
+    trained = torch.rand((rows, tokens), generator=made) < 0.4
+    trained[:, 0] = True  # which does not count: nothing predicts it
+    positions = torch.arange(tokens).repeat(rows, 1)
+    return {"input_ids": ids, "labels": torch.where(trained, ids, -100), "position_ids": positions}
+
+
+def count(labels: Tensor) -> int:
+    return int((labels[:, 1:] != -100).sum())
+
+
+def plain(model: nn.Module, given: dict[str, Tensor]) -> Tensor:
+    logits = model(input_ids=given["input_ids"], position_ids=given["position_ids"]).logits.float()
+    return functional.cross_entropy(logits[:, :-1].flatten(0, 1), given["labels"][:, 1:].flatten(), reduction="sum")
+
+
+def assert_same(model: nn.Module, loss: SFTLoss, wrap: Callable[[nn.Module], nn.Module] = lambda model: model) -> None:
+    """Loss and all gradients equal those of the model's own logits."""
+    other, given = copy.deepcopy(model), batch()
+    expected = plain(other, given)
+    expected.backward()
+    result = loss(wrap(model), given, count(given["labels"]))
+    result.total.backward()
+    assert result.weight == count(given["labels"]) and result.total.shape == ()
+    torch.testing.assert_close(result.total, expected, rtol=1e-5, atol=1e-4)
+    gradients = dict(other.named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name].grad, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("chunk_size", [3, 1024])
+def test_llama(make_llama: Callable[..., Any], tied: bool, chunk_size: int) -> None:
+    assert_same(make_llama(tie_word_embeddings=tied), SFTLoss(SFTLossConfig(chunk_size=chunk_size)))
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config"),
+    [
+        (
+            Gemma2ForCausalLM,
+            Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=4.0, attn_implementation="eager"),
+        ),
+        (CohereForCausalLM, CohereConfig(**SMALL, logit_scale=0.25)),
+        (GraniteForCausalLM, GraniteConfig(**SMALL, logits_scaling=4.0)),
+    ],
+)
+def test_models_that_transform_their_logits(model_class: Any, config: Any, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    assert_same(model_class(config), SFTLoss(SFTLossConfig(chunk_size=7)))
+    assert not caplog.records, "the model's own logits were not needed"
+
+
+def test_the_head_sees_supervised_positions_only_and_in_chunks(make_llama: Callable[..., Any]) -> None:
+    model, given, seen = make_llama(), batch(), []
+    weight = count(given["labels"])
+    loss = SFTLoss(SFTLossConfig(chunk_size=5))
+    loss(model, given, weight)  # compares with the model's own logits
+    model.lm_head.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    loss(model, given, weight)
+    assert sum(seen) == weight < given["labels"].numel() and max(seen) == 5
+
+
+def test_a_head_that_has_hooks_is_called(make_llama: Callable[..., Any]) -> None:
+    model = make_llama()
+    model.lm_head.register_forward_hook(lambda module, args, output: output * 1.0)
+    assert_same(model, SFTLoss(SFTLossConfig(chunk_size=5)))
+
+
+def test_a_model_whose_logits_are_made_otherwise(
+    make_llama: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_llama()
+    own = type(model).forward
+
+    class Doubled(type(model)):  # type: ignore[misc]
+        def forward(self, **inputs: Any) -> Any:
+            output = own(self, **inputs)
+            output.logits = output.logits * 2 + 1
+            return output
+
+    model.__class__ = Doubled
+    with caplog.at_level(logging.WARNING):
+        assert_same(model, SFTLoss(SFTLossConfig()))
+    assert "Doubled: its logits are not those of its LM head" in caplog.text
+
+
+def test_the_comparison_draws_no_random_numbers(make_llama: Callable[..., Any]) -> None:
+    given = batch()
+    losses = []
+    for calls in (1, 2):
+        model, loss = make_llama(attention_dropout=0.5, attn_implementation="eager").train(), SFTLoss(SFTLossConfig())
+        for _ in range(calls):
+            torch.manual_seed(7)
+            total = loss(model, given, count(given["labels"])).total
+        losses.append(total.item())
+    assert losses[0] == losses[1], "the first call, which compares, and the second draw the same dropout"
+
+
+def test_the_models_forward_is_its_own_again(make_llama: Callable[..., Any]) -> None:
+    model, given, loss = make_llama(), batch(), SFTLoss(SFTLossConfig())
+    loss(model, given, count(given["labels"]))
+    assert "forward" not in model.__dict__
+    copy.deepcopy(model)
+    with pytest.raises(RuntimeError):
+        loss(model, {**given, "input_ids": given["input_ids"][:, :3]}, 5)
+    assert "forward" not in model.__dict__
+    assert model(given["input_ids"]).logits.shape == (2, 24, 61)
+
+
+class Wrapper(nn.Module):
+    """Like DDP: its forward must run, and passes on to ``module``."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.calls = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return self.module(*args, **kwargs)
+
+
+def test_wrapped(make_llama: Callable[..., Any]) -> None:
+    wrapper = Wrapper(model := make_llama())
+    assert_same(model, SFTLoss(SFTLossConfig()), lambda _: wrapper)
+    assert wrapper.calls == 1
+
+
+def test_compiled_by_eager_backend(make_llama: Callable[..., Any]) -> None:
+    assert_same(make_llama(), SFTLoss(SFTLossConfig()), lambda model: torch.compile(model, backend="eager"))
+
+
+class PlainModel(nn.Module):
+    """Returns logits and knows nothing of transformers."""
+
+    def __init__(self, answer: Callable[[Tensor], Any] = lambda logits: logits) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.head = nn.Embedding(61, 8), nn.Linear(8, 61)
+        self.answer = answer
+
+    def forward(self, input_ids: Tensor) -> Any:
+        return self.answer(self.head(self.embedding(input_ids).cumsum(1)))
+
+
+@pytest.mark.parametrize(
+    "answer", [lambda logits: logits, lambda logits: {"logits": logits}, lambda logits: (logits, None)]
+)
+def test_plain_models(answer: Callable[[Tensor], Any]) -> None:
+    model, given = PlainModel(answer), batch()
+    result = SFTLoss(SFTLossConfig())(model, given, count(given["labels"]))
+    logits = PlainModel()(given["input_ids"])
+    expected = functional.cross_entropy(logits[:, :-1].flatten(0, 1), given["labels"][:, 1:].flatten(), reduction="sum")
+    torch.testing.assert_close(result.total, expected)
+
+
+def test_a_model_without_logits() -> None:
+    with pytest.raises(ModelError, match="the model returned a dict, expected logits"):
+        SFTLoss(SFTLossConfig())(PlainModel(lambda logits: {"scores": logits}), batch(), 3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "tied", "plain"])
+def test_a_blank_batch_reaches_all_parameters(make_llama: Callable[..., Any], kind: str) -> None:
+    model = PlainModel() if kind == "plain" else make_llama(tie_word_embeddings=kind == "tied")
+    given = batch()
+    given["labels"].fill_(-100)
+    result = SFTLoss(SFTLossConfig())(model, given, 0)
+    result.total.backward()
+    assert result.total.item() == 0 and result.weight == 0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name
+
+
+def test_no_gradients_in_evaluation(make_llama: Callable[..., Any]) -> None:
+    model, given = make_llama().eval(), batch()
+    with torch.no_grad():
+        result = SFTLoss(SFTLossConfig())(model, given, count(given["labels"]))
+    torch.testing.assert_close(result.total, plain(model, given).detach(), rtol=1e-5, atol=1e-4)
+
+
+def test_flash_attention_gets_one_row(make_llama: Callable[..., Any]) -> None:
+    model, given, shapes = make_llama(), batch(), []
+    expected = plain(model, given).detach()
+    model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    loss = SFTLoss(SFTLossConfig())
+    loss(model, given, count(given["labels"]))
+    (headed,) = loss._heads.values()
+    assert headed is not None
+    headed._flatten = True  # as read from attn_implementation: flash_attention_2, which runs on no CPU
+    total = loss(model, given, count(given["labels"])).total
+    assert shapes[-1] == (1, 48)
+    torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_bf16_autocast_is_close(make_llama: Callable[..., Any]) -> None:
+    model, given = make_llama(), batch()
+    expected = plain(model, given).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        result = SFTLoss(SFTLossConfig())(model, given, count(given["labels"]))
+    result.total.backward()
+    assert result.total.dtype == torch.float32
+    torch.testing.assert_close(result.total, expected, rtol=0.05, atol=0.5)
+
+
+def test_positions_beyond_the_count_have_no_target() -> None:
+    labels = torch.tensor([[5, 6, -100, 7], [8, -100, -100, 9]])
+    positions, targets = supervised_positions(labels, 5)
+    assert positions.tolist() == [0, 2, 6, 7, 7] and targets.tolist() == [6, 7, 9, -100, -100]

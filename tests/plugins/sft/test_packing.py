@@ -1,0 +1,81 @@
+"""Packing loses nothing, overfills nothing and always comes out alike."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import numpy as np
+import pytest
+from hooktrain_sft.packing import Bins, best_fit_decreasing, check_bins
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hooktrain import DataError
+
+
+def plain_best_fit_decreasing(lengths: list[int], max_length: int) -> int:
+    """The textbook algorithm, one document after the other; how many bins it needs."""
+    rooms: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        fitting = [room for room in rooms if room >= length]
+        if fitting:
+            rooms[rooms.index(min(fitting))] -= length
+        else:
+            rooms.append(max_length - length)
+    return len(rooms)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[list[int], int]:
+    max_length = draw(st.integers(1, 40))
+    return draw(st.lists(st.integers(1, max_length), max_size=80)), max_length
+
+
+@given(problems())
+def test_every_document_once_and_no_bin_over(problem: tuple[list[int], int]) -> None:
+    lengths, max_length = problem
+    bins = best_fit_decreasing(lengths, max_length)
+    members = [bins[index].tolist() for index in range(len(bins))]
+    assert sorted(chain(*members)) == list(range(len(lengths)))
+    assert all(0 < sum(lengths[document] for document in part) <= max_length for part in members)
+    assert members == sorted(members), "bins come in the order of their first documents, documents in order too"
+    check_bins(bins, np.array(lengths, np.int64), max_length)
+
+
+@given(problems())
+def test_as_good_as_one_document_after_the_other(problem: tuple[list[int], int]) -> None:
+    lengths, max_length = problem
+    assert len(best_fit_decreasing(lengths, max_length)) == plain_best_fit_decreasing(lengths, max_length)
+
+
+@given(problems())
+def test_deterministic(problem: tuple[list[int], int]) -> None:
+    assert best_fit_decreasing(*problem).digest() == best_fit_decreasing(*problem).digest()
+
+
+def test_fills_bins_of_a_realistic_set() -> None:
+    lengths = np.clip(np.random.default_rng(0).lognormal(6, 1, 20_000).astype(np.int64), 1, 4096)
+    bins = best_fit_decreasing(lengths, 4096)
+    assert len(bins) <= 1.002 * lengths.sum() / 4096 + 1
+
+
+@pytest.mark.parametrize("lengths", [[0, 3], [3, 11]])
+def test_lengths_that_do_not_fit(lengths: list[int]) -> None:
+    with pytest.raises(ValueError, match="expected 1 to 10"):
+        best_fit_decreasing(lengths, 10)
+
+
+@pytest.mark.parametrize(
+    ("bins", "message"),
+    [
+        ([[0, 1]], "document 2 into 0 bins"),
+        ([[0, 1], [1, 2]], "document 1 into 2 bins"),
+        ([[0, 1], [2, 3]], "document 3 into a bin, but there are 3"),
+        ([[0], [1, 2]], "filled bin 1 with 11 tokens, expected at most 10"),
+    ],
+)
+def test_a_packing_from_elsewhere_is_checked(bins: list[list[int]], message: str) -> None:
+    lengths = np.array([4, 5, 6])
+    check_bins(Bins.of([[0, 1], [2]]), lengths, 10)
+    with pytest.raises(DataError, match=message):
+        check_bins(Bins.of(bins), lengths, 10)

@@ -1,0 +1,38 @@
+"""The plugin as the engine meets it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from hooktrain_sft import hookspecs
+from hooktrain_sft.plugin import SFTPlugin
+
+from hooktrain import World
+
+
+def test_trainer_types_name_what_is_registered() -> None:
+    plugin = SFTPlugin()
+    configs, types = plugin.register_configs(), plugin.register_trainer_types()
+    assert set(types) == {"sft", "causal"}
+    for trainer_type in types.values():
+        assert trainer_type.parts["data"][0] in configs["data"]
+        assert trainer_type.parts["loss"][0] in configs["loss"]
+
+
+def test_what_is_not_ours_is_declined() -> None:
+    plugin = SFTPlugin()
+    assert plugin.make_data(object(), None, World(), None) is None
+    assert plugin.make_loss(object()) is None
+    assert plugin.render_row({}, None, object()) is None
+
+
+def test_listing_plugins_needs_no_torch() -> None:
+    code = "import sys, hooktrain_sft.plugin; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_hooks_say_what_a_plugin_author_must_know() -> None:
+    for name in hookspecs.__all__:
+        text = getattr(hookspecs, name).__doc__
+        assert all(f"{word}:" in text for word in ("Called", "Ranks", "Device", "Args", "Returns", "Default")), name
