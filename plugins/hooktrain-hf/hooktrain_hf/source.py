@@ -84,7 +84,7 @@ def load_rows(config: HFSourceConfig, world: World) -> Dataset:
     name, split = _name_and_split(config)
     with quiet_datasets(world.is_main):
         rows = _load(config, name, split)
-    if len(rows) == 0:
+    if rows is None or len(rows) == 0:
         raise DataError(
             f"data.sources: given '{config.name_or_path}', whose split '{split}' has no rows; expected at least one;"
             " check the file and the split's slice"
@@ -101,7 +101,7 @@ def _name_and_split(config: HFSourceConfig) -> tuple[str, str]:
     return name, re.sub(r"(^|\+)([\w.\-]+)", lambda m: m[1] + mapping.get(m[2], m[2]), split)
 
 
-def _load(config: HFSourceConfig, name: str, split: str) -> Dataset:
+def _load(config: HFSourceConfig, name: str, split: str) -> Dataset | None:
     import datasets
 
     path = Path(name).expanduser()
@@ -111,6 +111,8 @@ def _load(config: HFSourceConfig, name: str, split: str) -> Dataset:
         files = [] if path.is_dir() else _files(name, path)
         if files:
             builder = _builder(name, files)
+            if not any(Path(file).stat().st_size for file in files):
+                return None  # datasets fails on it in a different way for every kind of file
             separator = {"sep": "\t"} if Path(files[0]).suffix == ".tsv" else {}
             return datasets.load_dataset(builder, data_files=files, split=split, **separator)
         chosen = {"data_files": list(config.data_files)} if config.data_files else {}
@@ -120,15 +122,16 @@ def _load(config: HFSourceConfig, name: str, split: str) -> Dataset:
     except Exception as error:  # Arrow, JSON, the hub and fsspec each raise kinds of their own
         cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" and error.__cause__ else error
         local = path.exists() or looks_like_path(name) or Path(name).suffix in _BUILDERS
-        todo = (
-            "check the file's contents, the split and the slice"
-            if local
-            else "check the spelling, the split, the network and your access to it, or give a local file"
-        )
-        place = "" if local else "no file or folder on this machine and "
+        if local:
+            raise DataError(
+                f"data.sources: given '{config.name_or_path}' (split '{split}'), which cannot be read"
+                f" ({first_line(cause)}); expected rows of one form in it, and a split that it has; correct the file,"
+                " the split or the slice"
+            ) from error
         raise DataError(
-            f"data.sources: given '{config.name_or_path}' (split '{split}'), which is {place}not readable"
-            f" ({first_line(cause)}); {_EXPECTED}; {todo}"
+            f"data.sources: given '{config.name_or_path}' (split '{split}'), which is no file or folder on this machine"
+            f" and could not be had from the hub ({first_line(cause)}); {_EXPECTED}; check the spelling, the split, the"
+            " network and your access to it, or give a local file"
         ) from error
 
 

@@ -106,12 +106,12 @@ def test_count_and_ratio_together_are_a_complaint() -> None:
         ("row.jsonl", r"did you mean 'rows\.jsonl'"),
         ("/nope/data", "does not exist"),
         ("data/*.jsonl", "matches no file"),
-        ("data:train[:3]", "has no rows|not readable"),
+        ("data:train[:3]", "cannot be read"),
         ("rows.xyz", r"files ending in \.xyz"),
         ("rows.jsonl:test", "(?i)unknown split"),
-        ("rows.jsonl:train[20:30]", "not readable|has no rows"),
-        ("broken.jsonl", "not readable"),
-        ("empty.jsonl", "not readable|has no rows"),
+        ("rows.jsonl:train[20:30]", "cannot be read|has no rows"),
+        ("broken.jsonl", "cannot be read"),
+        ("empty.jsonl", "has no rows"),
     ],
 )
 def test_what_cannot_be_read_is_said_at_once_in_one_sentence(tmp_path: Path, name: str, says: str) -> None:
