@@ -758,8 +758,8 @@ def count_batch(trainer: Trainer, batch: Batch) -> BatchCounts:  # type: ignore[
     Returns:
         Supervised tokens and tokens; NotImplemented declines, None is an error.
 
-    Default: ``hooktrain.loop``: labels other than -100, the first of each row excepted, and the entries of
-        ``attention_mask``, or all of ``input_ids`` where there is none.
+    Default: ``hooktrain.loop``: labels other than -100, the first of each row excepted; and the batch's own ``tokens``,
+        or the entries of ``attention_mask``, or all of ``input_ids``.
     """
 
 

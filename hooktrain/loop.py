@@ -67,6 +67,8 @@ class Loop:
             )
         # the first label of a row has no token before it that could predict it
         weight = int(torch.count_nonzero(labels[:, 1:] != -100)) if labels.dim() > 1 else labels.shape[0]
+        if "tokens" in batch:
+            return BatchCounts(weight, int(batch["tokens"]))
         tokens = int(mask.sum()) if mask is not None else batch["input_ids"].numel() if "input_ids" in batch else weight
         return BatchCounts(weight, tokens)
 
@@ -91,7 +93,7 @@ class Loop:
             total, weight = torch.zeros((), device=trainer.device), 0
             for host_batch in trainer.eval_batches(name):
                 counts = trainer.hooks.count_batch(trainer=trainer, batch=host_batch)
-                loss = trainer.loss_of(trainer.strategy.to_device(host_batch), counts.weight)
+                loss = trainer.loss_of(trainer.on_device(host_batch), counts.weight)
                 total = total + loss.total.float()
                 weight += counts.weight
             (everywhere,) = trainer.strategy.sum_numbers([weight])

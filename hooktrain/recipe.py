@@ -230,7 +230,7 @@ class _Resolver:
 
     def recipe(self, source: str, name: str) -> Recipe:
         type_name = self.raw.get("type", "sft")
-        if type_name not in self.host.trainer_types:
+        if not isinstance(type_name, str) or type_name not in self.host.trainer_types:
             known = self.host.trainer_types
             listed = ", ".join(f"{n} ({who.distribution})" for n, (_, who) in sorted(known.items()))
             self.complaints.append(
@@ -302,7 +302,7 @@ class _Resolver:
         elif value is None:
             value = {}
         if not isinstance(value, Mapping):
-            self.complaints.append(Complaint(where, f"given {value!r}, expected a mapping with the keys of a {kind}"))
+            self.complaints.append(Complaint(where, f"given {value!r}, expected a mapping with the keys of the {kind}"))
             return None
         name = value.get("type", names[0] if names else None)
         offer = offers.get(name) if isinstance(name, str) else None

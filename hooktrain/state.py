@@ -160,7 +160,8 @@ class Data:
     Attributes:
         train: the rows to train on.
         evaluation: named sets of rows to evaluate on.
-        collate: turns a list of rows into a micro-batch of CPU tensors.
+        collate: turns a list of rows into a micro-batch of CPU tensors; it may add ``tokens``, how many they are without
+            padding, a number that stays on the host.
         shuffle: whether the rows of an epoch are drawn in an order of their own.
         workers: processes that read and collate ahead; 0 does it in the training process.
         report: facts about the preparation, printed and kept in the run directory; the entry ``warnings`` is a list.

@@ -248,13 +248,19 @@ class Trainer:
                 "trainer.microbatch: given a micro-batch that is not of the current window, or for the second time, so"
                 " the loss would be divided by a wrong count; call trainer.open_window(batches) with the ones you use"
             )
-        batch = self.strategy.to_device(batch)
+        batch = self.on_device(batch)
         hooks.on_microbatch_start(trainer=self, batch=batch)
         loss = self.loss_of(batch, counts.weight)
         hooks.run_backward(trainer=self, loss=loss.total / (self.window_weight or 1))
         detached = LossSum(loss.total.detach(), loss.weight)
         hooks.on_microbatch_end(trainer=self, batch=batch, loss=detached)
         return detached
+
+    def on_device(self, batch: Batch) -> Batch:
+        """A micro-batch for the model: on the device, without the host's own ``tokens``."""
+        if "tokens" in batch:
+            batch = {name: value for name, value in batch.items() if name != "tokens"}
+        return self.strategy.to_device(batch)
 
     def loss_of(self, batch: Batch, weight: int) -> LossSum:
         """The loss of a micro-batch that is on the device, in the strategy's precision, checked to be a sum over ``weight`` tokens."""

@@ -22,10 +22,10 @@ def collate_flat(rows: Sequence[Row]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.concatenate([row[name] for row in rows]))[None] for name in rows[0]}
 
 
-def collate_stacked(rows: Sequence[Row]) -> dict[str, Tensor]:
+def collate_stacked(rows: Sequence[Row]) -> dict[str, Tensor | int]:
     """Rows below each other, padded on the right to the longest; each entry has shape (rows, tokens).
 
-    The padding has no labels and is a document of its own, whose positions start at 0.
+    The padding has no labels and is a document of its own, whose positions start at 0; ``tokens`` counts the rest.
     """
     longest = max(len(row["input_ids"]) for row in rows)
     made = {
@@ -38,4 +38,6 @@ def collate_stacked(rows: Sequence[Row]) -> dict[str, Tensor]:
         for name, values in made.items():
             values[index, :length] = row[name]
         made["position_ids"][index, length:] = np.arange(longest - length)
-    return {name: torch.from_numpy(values) for name, values in made.items()}
+    batch: dict[str, Tensor | int] = {name: torch.from_numpy(values) for name, values in made.items()}
+    batch["tokens"] = sum(len(row["input_ids"]) for row in rows)
+    return batch

@@ -1,0 +1,359 @@
+"""Plugins: found in order, switched, refused when they break a rule, named when they clash."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+
+import attrs
+import pytest
+
+from hooktrain import HooktrainError, PluginError, PluginHost, PluginsConfig, RecipeError, hookimpl, hookspec
+from hooktrain.build import load, make_host
+from hooktrain.testing import Recorder, TinyPlugin, host_of
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """``installed(name, source)``: a distribution with one plugin, on the path like a pip-installed one."""
+    site = tmp_path / "site"
+
+    def install(name: str, source: str, *, distribution: str | None = None, version: str = "1.2") -> None:
+        module = f"mod_{(distribution or name).replace('-', '_')}"
+        site.mkdir(exist_ok=True)
+        (site / f"{module}.py").write_text(source, encoding="utf-8")
+        info = site / f"{distribution or name}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution or name}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[hooktrain]\n{name} = {module}\n")
+
+    monkeypatch.syspath_prepend(str(site))
+    before = set(sys.modules)
+    yield install
+    for name in set(sys.modules) - before:
+        if name.startswith("mod_"):
+            del sys.modules[name]
+
+
+HEARS = """
+import hooktrain
+@hooktrain.hookimpl
+def on_train_start(trainer):
+    trainer.heard = getattr(trainer, "heard", []) + [__name__]
+"""
+
+
+def names(host: PluginHost) -> list[str]:
+    return [name for name in host.records if name.startswith(("a-", "b-", "c-"))]
+
+
+def test_plugins_are_loaded_in_the_order_of_their_names(installed):
+    for name in ("c-third", "a-first", "b-second"):
+        installed(name, HEARS)
+    assert names(make_host()) == ["a-first", "b-second", "c-third"]
+
+
+def test_switching(installed, monkeypatch):
+    installed("a-first", HEARS)
+    installed("b-second", "raise RuntimeError('imported although it was blocked')")
+    host = make_host(PluginsConfig(block=("b-second",)))
+    assert host.records["b-second"].state == "blocked"
+    assert "mod_b_second" not in sys.modules
+    host = make_host(PluginsConfig(only=("a-first",)))
+    assert host.records["b-second"].reason == "not among plugins.only"
+    host = make_host(PluginsConfig().switched(["no:*"]))
+    assert {record.state for record in host.records.values() if record.distribution != "hooktrain"} == {"blocked"}
+    host = make_host(PluginsConfig().switched(["no:*", "a-first"]))
+    assert host.records["a-first"].state == "active"
+    monkeypatch.setenv("HOOKTRAIN_PLUGINS", "no:b-second,no:a-first")
+    _, host = load({"type": "tiny"}, plugins=[TinyPlugin()])
+    assert [host.records[name].state for name in ("a-first", "b-second")] == ["blocked", "blocked"]
+    _, host = load({"type": "tiny"}, plugins=[TinyPlugin()], switches=["a-first"])
+    assert host.records["a-first"].state == "active"
+
+
+def test_a_plugin_that_fails_to_import_stops_only_a_run_that_names_it(installed, run_tiny):
+    installed("b-broken", "import a_module_that_is_not_there")
+    trainer = run_tiny()
+    record = trainer.host.records["b-broken"]
+    assert (record.state, record.version) == ("failed", "1.2")
+    assert record.reason == "cannot be imported: ModuleNotFoundError: No module named 'a_module_that_is_not_there'"
+    with pytest.raises(PluginError) as caught:
+        make_host(PluginsConfig(load=("b-broken",)))
+    assert str(caught.value).startswith("plugin 'b-broken' (b-broken 1.2): cannot be imported: ModuleNotFoundError")
+    assert str(caught.value).endswith("mend or uninstall it, or leave it out with -p no:b-broken")
+    with pytest.raises(RecipeError, match=r"given 'lion'.*not loaded: plugin 'b-broken' \(b-broken 1.2\) cannot be imported"):
+        load({"type": "tiny", "optimizer": "lion"}, plugins=[TinyPlugin()])
+    with pytest.raises(RecipeError, match=r"b-broken: unknown key.*the plugin of that name cannot be imported"):
+        load({"type": "tiny", "b-broken": {}}, plugins=[TinyPlugin()])
+
+
+def test_two_distributions_with_one_plugin_name_are_refused(installed):
+    installed("a-same", HEARS, distribution="one")
+    installed("a-same", HEARS, distribution="other")
+    with pytest.raises(PluginError, match="two installed distributions bring a plugin named 'a-same': one and other"):
+        make_host()
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(PluginError, match=r"plugins: 'torhc' is not installed \(did you mean 'torch'\?\)"):
+        make_host(PluginsConfig(block=("torhc",)))
+    with pytest.raises(PluginError, match="'no_such_module' is neither an installed plugin nor a module"):
+        make_host(PluginsConfig(load=("no_such_module",)))
+
+
+def test_a_module_can_be_named(installed):
+    installed("c-module", HEARS)
+    host = make_host(PluginsConfig(load=("mod_c_module",), block=("c-module",)))
+    assert host.records["mod_c_module"].state == "active"
+
+
+class Lion:
+    Config = attrs.make_class("Lion", {}, frozen=True)
+
+    @hookimpl
+    def register_configs(self):
+        return {"optimizer": {"lion": self.Config}}
+
+
+class OtherLion(Lion):
+    pass
+
+
+def test_one_name_offered_twice_names_both():
+    with pytest.raises(PluginError) as caught:
+        host_of(Lion(), OtherLion())
+    assert str(caught.value) == (
+        "plugin 'OtherLion' (tests) and plugin 'Lion' (tests) both offer the optimizer 'lion'; leave one of them out with"
+        " plugins: {block: [OtherLion]} or {block: [Lion]}"
+    )
+
+
+OFFERS = """
+import attrs, hooktrain
+Config = attrs.make_class("Config", {}, frozen=True)
+@hooktrain.hookimpl
+def register_configs():
+    return {"optimizer": {"lion": Config}}
+"""
+
+
+def test_installed_plugins_that_offer_one_name_stop_the_run_until_the_recipe_settles_it(installed):
+    installed("a-lion", OFFERS)
+    installed("b-lion", OFFERS)
+    with pytest.raises(PluginError, match=r"'b-lion' \(b-lion 1.2\) and plugin 'a-lion' \(a-lion 1.2\) both offer the optimizer"):
+        load({"type": "tiny"}, plugins=[TinyPlugin()])
+    _, host = load({"type": "tiny", "plugins": {"block": ["a-lion"]}}, plugins=[TinyPlugin()])
+    assert host.offers["optimizer"]["lion"].plugin.name == "b-lion"
+
+
+class StepA:
+    @hookimpl
+    def run_step(self, trainer, batches):
+        trainer.who = "A"
+        return NotImplemented
+
+
+class StepB:
+    @hookimpl
+    def run_step(self, trainer, batches):
+        trainer.who = "B"
+        return NotImplemented
+
+
+def test_two_plugins_that_claim_a_segment_stop_the_run_until_the_recipe_settles_it(run_tiny):
+    with pytest.raises(PluginError) as caught:
+        run_tiny(StepA(), StepB())
+    assert str(caught.value) == (
+        "plugin 'StepB' (tests) and plugin 'StepA' (tests) all claim the segment run_step; say which one runs it:"
+        " plugins: {segments: {run_step: StepB}}"
+    )
+
+
+def test_segments_settled_in_the_recipe(tiny_recipe):
+    for chosen in ("StepA", "StepB"):
+        host = PluginHost(PluginsConfig(segments={"run_step": chosen}), discover=False)
+        for plugin in (StepA(), StepB()):
+            host.register(plugin)
+        host.check()
+        trainer = type("Trainer", (), {})()
+        host.manager.hook.run_step(trainer=trainer, batches=[])
+        assert trainer.who == chosen[-1]
+    host = PluginHost(PluginsConfig(segments={"run_stop": "StepA"}), discover=False)
+    with pytest.raises(PluginError, match=r"plugins.segments: 'run_stop' is no segment \(did you mean 'run_step'\?\)"):
+        host.check()
+    host = PluginHost(PluginsConfig(segments={"run_step": "StepC"}), discover=False)
+    host.register(StepA())
+    with pytest.raises(PluginError, match="'StepC' does not implement it; those that do: StepA"):
+        host.check()
+
+
+def test_a_misspelt_hook_is_an_error(run_tiny):
+    class Misspelt:
+        @hookimpl
+        def on_step_edn(self): ...
+
+    with pytest.raises(PluginError) as caught:
+        run_tiny(Misspelt())
+    assert str(caught.value) == (
+        "plugin 'Misspelt' (tests): implements 'on_step_edn', which is no hook (did you mean 'on_step_end'?);"
+        " see `hooktrain hooks`"
+    )
+
+
+class Breaks:
+    class Unknown:
+        @hookimpl
+        def on_step_end(self, trianer): ...
+
+    class Default:
+        @hookimpl
+        def on_step_end(self, trainer=None): ...
+
+    class KeywordOnly:
+        @hookimpl
+        def on_step_end(self, *, trainer): ...
+
+    class Star:
+        @hookimpl
+        def on_step_end(self, **given): ...
+
+    class OldStyle:
+        @hookimpl(hookwrapper=True)
+        def run_step(self):
+            yield
+
+    class Teardown:
+        @hookimpl(wrapper=True)
+        def on_teardown(self):
+            yield
+
+    class NoClass:
+        @hookimpl
+        def register_configs(self):
+            return {"optimizer": {"x": dict}}
+
+
+@pytest.mark.parametrize(
+    ("plugin", "text"),
+    [
+        (Breaks.Unknown, "trianer"),
+        (Breaks.Default, "hook on_step_end: parameter 'trainer' has a default value"),
+        (Breaks.KeywordOnly, "hook on_step_end: parameter 'trainer' is keyword-only; remove the '*'"),
+        (Breaks.Star, "hook on_step_end: '*given' gets nothing; name the parameters you need"),
+        (Breaks.OldStyle, "hook run_step: hookwrapper=True is the old style; write wrapper=True"),
+        (Breaks.Teardown, "hook on_teardown: is called for each plugin alone; it cannot have wrappers"),
+        (Breaks.NoClass, "offers optimizer 'x' with <class 'dict'>, expected an attrs class"),
+    ],
+)
+def test_a_plugin_that_breaks_a_rule_is_refused_and_not_left_registered(plugin, text):
+    host = host_of()
+    before = set(host.manager.get_plugins())
+    with pytest.raises(PluginError) as caught:
+        host.register(plugin())
+    assert text in str(caught.value)
+    assert f"plugin '{plugin.__name__}' (tests)" in str(caught.value)
+    assert set(host.manager.get_plugins()) == before
+
+
+def test_hooks_of_plugins_can_be_implemented_by_plugins(run_tiny):
+    class Specs:
+        @hookspec
+        def on_halfway(self, trainer):
+            """Half of the steps are done."""
+
+    class Brings:
+        @hookimpl
+        def register_hookspecs(self, pluginmanager):
+            pluginmanager.add_hookspecs(Specs)
+
+        @hookimpl
+        def on_step_end(self, trainer):
+            if trainer.global_step == trainer.training_horizon // 2:
+                trainer.hooks.on_halfway(trainer=trainer)
+
+    class Hears:
+        def __init__(self):
+            self.at = []
+
+        @hookimpl
+        def on_halfway(self, trainer):
+            self.at.append(trainer.global_step)
+
+    hears = Hears()
+    run_tiny(hears, Brings())
+    assert hears.at == [3]
+
+
+def test_order_of_calls_is_last_registered_first(run_tiny):
+    heard = []
+
+    def hearer(name, **options):
+        def on_train_start(self):
+            heard.append(name)
+
+        return type(name, (), {"on_train_start": hookimpl(**options)(on_train_start)})()
+
+    run_tiny(hearer("one"), hearer("two"), hearer("last", trylast=True), hearer("first", tryfirst=True))
+    assert heard == ["first", "two", "one", "last"]
+
+
+def test_state_travels_through_checkpoints_and_survives_an_absent_plugin(run_tiny, tmp_path):
+    class Counts:
+        def __init__(self):
+            self.steps = 0
+
+        @hookimpl
+        def on_step_end(self):
+            self.steps += 1
+
+        @hookimpl
+        def collect_state(self):
+            return {"steps": self.steps}
+
+        @hookimpl
+        def restore_state(self, state):
+            self.steps = state["steps"]
+
+    saving = {"checkpoint": {"type": "full", "save_every_n_steps": 1, "auto_resume": True}}
+    run_tiny(Counts(), exit_iteration=2, **saving)
+    with pytest.warns(UserWarning, match="it holds state of the plugin 'Counts', which is not in this run; the state is kept"):
+        run_tiny(exit_iteration=4, **saving)
+    back = Counts()
+    run_tiny(back, **saving)
+    assert back.steps == 2 + 3, "steps 1 and 2 from the first run, 5 to 7 from the last"
+
+
+def test_hooks_without_implementation_cost_nothing_and_wake_up_when_a_plugin_comes():
+    host = host_of()
+    silent = host.hooks.on_step_start
+    assert silent(trainer=None, batches=[]) is None
+    recorder = Recorder()
+    host.register(recorder)
+    host.hooks.on_step_start(trainer=None, batches=[])
+    assert recorder.hooks == ["on_step_start"]
+
+
+def test_an_unknown_hook_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no hook is named 'on_setp'"):
+        host_of().hooks.on_setp  # noqa: B018
+
+
+def test_the_factory_that_recognises_the_class_builds_the_part(run_tiny):
+    made = []
+
+    class Declines(Lion):
+        @hookimpl
+        def make_optimizer(self, config, model):
+            made.append(type(config).__name__)
+            return None
+
+    run_tiny(Declines())
+    assert made == ["AdamWConfig"]
+    with pytest.raises(HooktrainError, match="optimizer: 'lion' is offered by plugin 'Declines' .*, but no implementation of make_optimizer"):
+        run_tiny(Declines(), optimizer="lion")
+
+
+def test_plugins_of_this_distribution_are_found_by_their_entry_points():
+    points = {point.name: point.value for point in importlib.metadata.entry_points(group="hooktrain")}
+    assert points["torch"] == "hooktrain_torch.plugin:TorchPlugin"

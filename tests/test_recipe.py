@@ -1,0 +1,230 @@
+"""Recipes: what is read, what is refused, and in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hooktrain import RecipeError, at_least, field, hookimpl, part
+from hooktrain.recipe import apply_overrides, plugins_config, read_recipe, resolve
+from hooktrain.testing import TinyPlugin, host_of, train
+
+
+@attrs.frozen(kw_only=True)
+class LionConfig:
+    lr: float = field(default=1e-4, validator=at_least(0), aliases=("learning_rate",))
+    betas: tuple[float, float] = field(default=(0.9, 0.99))
+    name: str | None = field(default=None)
+
+
+@attrs.frozen(kw_only=True)
+class FolderConfig:
+    shorthand = "path"
+    path: str = field()
+
+
+@attrs.frozen(kw_only=True)
+class ManySources:
+    sources: tuple[Any, ...] = part("source", many=True)
+    vocab: int = field(default=0, inherit="model.vocab")
+    length: int | None = field(default=None)
+
+
+class Parts:
+    @hookimpl
+    def register_configs(self):
+        return {
+            "optimizer": {"adamw": LionConfig},
+            "source": {"folder": FolderConfig},
+            "data": {"many": ManySources},
+            "strategy": {"torch": attrs.make_class("StrategyConfig", {}, frozen=True)},
+            "scheduler": {"constant": attrs.make_class("SchedulerConfig", {}, frozen=True)},
+        }
+
+
+def recipe_of(raw, *plugins):
+    return resolve({"type": "tiny", **raw}, host_of(Parts(), *plugins))
+
+
+def complaints(raw, *plugins):
+    with pytest.raises(RecipeError) as caught:
+        recipe_of(raw, *plugins)
+    return [str(complaint) for complaint in caught.value.complaints]
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ({"micro_batchsize": 2}, "micro_batchsize: unknown key (did you mean 'micro_batch_size'?); a recipe takes"),
+        ({"optimizer": {"lrr": 1}}, "optimizer.lrr: unknown key (did you mean 'lr'?); optimizer takes betas, lr, name"),
+        ({"optimizer": {"lr": "fast"}}, "optimizer.lr: given 'fast' (text), expected a number"),
+        ({"optimizer": {"lr": True}}, "optimizer.lr: given true (true or false), expected a number"),
+        ({"optimizer": {"lr": -1}}, "optimizer.lr: given -1.0, expected at least 0"),
+        ({"optimizer": {"lr": 1, "learning_rate": 2}}, "optimizer.learning_rate: given together with 'lr', which means the same"),
+        ({"optimizer": {"betas": [0.9]}}, "optimizer.betas: given 1 values, expected 2"),
+        ({"optimizer": {"betas": 0.9}}, "optimizer.betas: given 0.9 (a number), expected a list"),
+        ({"micro_batch_size": 2.0}, "micro_batch_size: given 2.0 (a number), expected a whole number"),
+        ({"micro_batch_size": None}, "micro_batch_size: given null (nothing), expected a whole number"),
+        ({"micro_batch_size": 0}, "micro_batch_size: given 0, expected at least 1"),
+        ({"eval_at_start": "yes"}, "eval_at_start: given 'yes' (text), expected true or false"),
+        ({"epochs": "two"}, "epochs: given 'two' (text), expected a whole number"),
+        ({"on_nan": "skipp"}, "on_nan: given 'skipp', expected one of stop, skip (did you mean 'skip'?)"),
+        ({"optimizer": {"type": "adam"}}, "optimizer.type: given 'adam', which no plugin offers (did you mean 'adamw'?)"),
+        ({"optimizer": "lino"}, "optimizer.type: given 'lino', which no plugin offers; offered are adamw (tests)"),
+        ({"optimizer": 3}, "optimizer: given 3, expected a mapping with the keys of the optimizer"),
+        ({"type": "tinny"}, "type: given 'tinny', which no plugin offers (did you mean 'tiny'?); expected one of tiny (hooktrain)"),
+        ({"data": "many"}, "data.type: given 'many' (tests), which the trainer type 'tiny' does not support; it supports tiny"),
+        ({"console": {"intervall": 3}}, "console.intervall: unknown key (did you mean 'interval'?)"),
+        ({"consol": {}}, "consol: unknown key (did you mean 'console'?)"),
+        ({"plugins": {"blocked": []}}, "plugins.blocked: unknown key (did you mean 'block'?)"),
+        ({"plugins": ["x"]}, "plugins: given ['x'], expected a mapping with block, only, load, ..."),
+        ({"settings": {}}, "settings: unknown key; a plugin's settings are top-level keys"),
+    ],
+)
+def test_what_is_wrong_is_said(raw, expected):
+    found = complaints(raw)
+    assert len(found) == 1
+    assert found[0].startswith(expected)
+
+
+def test_all_complaints_come_at_once():
+    found = complaints({"seed": -1, "optimizer": {"lr": "x", "foo": 1}, "modle": {}, "data": {"rows": "many"}})
+    assert [text.split(":")[0] for text in found] == ["modle", "data.rows", "optimizer.lr", "optimizer.foo", "seed"]
+
+
+def test_nested_parts_shorthands_and_inherited_values():
+    made = recipe_of(
+        {
+            "data": {"type": "many", "sources": [{"type": "folder", "path": "/a"}, {"type": "folder", "path": "/b"}]},
+            "model": {"vocab": 23},
+            "skip_validation": True,
+        }
+    )
+    assert [source.path for source in made.data.sources] == ["/a", "/b"]
+    assert made.data.vocab == 23
+    assert made.as_dict()["data"]["sources"][0] == {"type": "folder", "path": "/a"}
+
+
+class Sources:
+    """A trainer type with a default source, so that a bare string is understood."""
+
+    @hookimpl
+    def register_trainer_types(self):
+        tiny = TinyPlugin().register_trainer_types()["tiny"]
+        return {"sourced": attrs.evolve(tiny, parts={**tiny.parts, "source": ("folder",), "data": ("many",)})}
+
+
+def test_a_bare_string_takes_the_default_type():
+    made = resolve({"type": "sourced", "data": {"sources": ["/a"]}}, host_of(Parts(), Sources()))
+    assert made.data.sources == (FolderConfig(path="/a"),)
+    with pytest.raises(RecipeError, match=r"data.sources\[1\].path: given 3 \(a whole number\), expected text"):
+        resolve({"type": "sourced", "data": {"sources": ["/a", {"path": 3}]}}, host_of(Parts(), Sources()))
+
+
+def test_a_missing_required_key_is_named():
+    with pytest.raises(RecipeError, match=r"data.sources\[0\].path: missing, and there is no default"):
+        resolve({"type": "sourced", "data": {"sources": [{}]}}, host_of(Parts(), Sources()))
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers():
+    assert recipe_of(yaml.safe_load("optimizer: {learning_rate: 1e-4}")).optimizer.lr == 1e-4
+
+
+def test_unsupported_parts_can_be_admitted():
+    made = recipe_of({"data": {"type": "many"}, "skip_validation": True})
+    assert isinstance(made.data, ManySources)
+    assert made.as_dict()["skip_validation"] is True
+
+
+def test_a_part_may_declare_the_trainer_types_it_is_for():
+    config = attrs.make_class("ForTiny", {}, frozen=True, class_body={"trainer_types": ("tiny",)})
+
+    class Offers:
+        @hookimpl
+        def register_configs(self):
+            return {"data": {"other": config}}
+
+    assert isinstance(recipe_of({"data": "other"}, Offers()).data, config)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("type: sft\nseed: 1\ntype: sft\n", "line 3: key 'type' is given twice, in line 1 and here; correct the YAML"),
+        ("model: {a: 1, a: 2}", "line 1: key 'a' is given twice"),
+        ("a: [1", "expected ',' or ']'"),
+        ("- a", "given list, expected keys and values such as 'type: sft'"),
+        ("", "given NoneType, expected keys and values"),
+        ("a: !!python/object:os.system x", "could not determine a constructor"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, text, expected):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(path)
+    assert expected in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(RecipeError, match=r"nowhere.yaml: 1 thing to put right\n  - there is no such file"):
+        read_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_overrides():
+    raw = {"optimizer": {"lr": 1}, "data": {"sources": ["a", "b"]}}
+    changed = apply_overrides(
+        raw, ["optimizer.lr=1e-3", "model.width=4", "data.sources.1=c", "data.sources.2=d", "checkpoint=[{type: full}]"]
+    )
+    assert changed == {
+        "optimizer": {"lr": "1e-3"},
+        "model": {"width": 4},
+        "data": {"sources": ["a", "c", "d"]},
+        "checkpoint": [{"type": "full"}],
+    }
+    assert raw == {"optimizer": {"lr": 1}, "data": {"sources": ["a", "b"]}}
+    for word, text in {
+        "lr": "-o lr: expected key=value",
+        "optimizer.lr.x=1": "'optimizer.lr' is 1, not a mapping; it has no 'x'",
+        "data.sources.7=x": "'data.sources' is a list of 2; '7' is no place in it",
+        "seed={": "the value is not YAML",
+    }.items():
+        with pytest.raises(RecipeError) as caught:
+            apply_overrides(raw, [word])
+        assert text in str(caught.value)
+
+
+def test_the_written_recipe_is_the_recipe(tiny_recipe):
+    trainer = train({**tiny_recipe, "checkpoint": {"type": "full", "save_every_n_steps": 4}, "train_iters": 2})
+    written = Path(tiny_recipe["run_dir"]) / "recipe.yaml"
+    assert resolve(read_recipe(written), trainer.host, name="recipe") == trainer.recipe
+    assert trainer.recipe.digest() == resolve(read_recipe(written), trainer.host).digest()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=6,
+    ),
+    st.sampled_from(["model", "data", "optimizer", "checkpoint", "seed", "run_dir", "plugins", "console", "epochs", "type"]),
+)
+def test_no_value_anywhere_crashes_the_reader(value, key):
+    """Whatever stands in a recipe, it is taken or refused with a sentence."""
+    host = host_of(Parts())
+    try:
+        plugins_config({key: value})
+        made = resolve({"type": "tiny", key: value}, host)
+    except RecipeError as refused:
+        assert refused.complaints
+        assert all(complaint.message for complaint in refused.complaints)
+    else:
+        assert made.as_yaml()
