@@ -49,7 +49,9 @@ class LinearLayer:
     @hookimpl
     def register_trainer_types(self) -> dict[str, TrainerType]:
         own = {kind: ("linear",) for kind in ("data", "model", "loss")}
-        return {"linear": TrainerType({**own, "optimizer": ("adamw",), "scheduler": ("constant",), "strategy": ("torch",)})}
+        return {
+            "linear": TrainerType({**own, "optimizer": ("adamw",), "scheduler": ("constant",), "strategy": ("torch",)})
+        }
 
     @hookimpl
     def make_data(self, config: Any) -> Data | None:
@@ -161,7 +163,9 @@ def main() -> None:
             for round_ in range(given.rounds + 1):
                 for side in ("bare", "engine", "engine", "bare"):
                     where = Path(folder) / str(number)
-                    took = bare(batches, optimizer) if side == "bare" else engine(batches, where, log_interval, observers)
+                    took = (
+                        bare(batches, optimizer) if side == "bare" else engine(batches, where, log_interval, observers)
+                    )
                     if round_:  # the first round warms up
                         sides[side].append(took)
             ratio, low, high = interval(sides["engine"], sides["bare"])

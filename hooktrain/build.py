@@ -85,12 +85,16 @@ def build(trainer: Trainer) -> None:
     torch.manual_seed(recipe.seed)
 
     trainer.strategy = _make(host, "make_strategy", recipe.strategy, world=world)
-    _agree(trainer, "recipe or plugins", [recipe.digest(), host.manifest(), platform.python_version(), torch.__version__])
+    _agree(
+        trainer, "recipe or plugins", [recipe.digest(), host.manifest(), platform.python_version(), torch.__version__]
+    )
     if world.is_main:
         _write_run_dir(trainer)
     trainer.tokenizer = _make(host, "make_tokenizer", recipe.tokenizer)
     trainer.data = _make(host, "make_data", recipe.data, tokenizer=trainer.tokenizer, world=world, hooks=host.hooks)
     _check_data(trainer.data)
+    if world.is_main:
+        _write(trainer.run_dir / "data.json", json.dumps(dict(trainer.data.report), indent=2, default=str))
     _agree(trainer, "data", [trainer.data.fingerprint, len(trainer.data.train)])
     trainer.loader = host.hooks.make_loader(dataset=trainer.data.train, data=trainer.data, recipe=recipe, world=world)
     trainer.loss = _make(host, "make_loss", recipe.loss)
@@ -99,7 +103,9 @@ def build(trainer: Trainer) -> None:
         model = _make(host, "make_model", recipe.model, tokenizer=trainer.tokenizer, world=world)
     model = trainer.strategy.prepare_model(model)
     optimizer = _make(host, "make_optimizer", recipe.optimizer, model=model)
-    scheduler = _make(host, "make_scheduler", recipe.scheduler, optimizer=optimizer, total_steps=trainer.training_horizon)
+    scheduler = _make(
+        host, "make_scheduler", recipe.scheduler, optimizer=optimizer, total_steps=trainer.training_horizon
+    )
     trainer.model, trainer.optimizer, trainer.scheduler = trainer.strategy.prepare(
         model, optimizer, scheduler, recipe.gradient_accumulation_steps
     )
@@ -161,21 +167,23 @@ def _agree(trainer: Trainer, what: str, mine: list[Any]) -> None:
 
 def _write_run_dir(trainer: Trainer) -> None:
     """Keep the resolved recipe, the plugins and the environment beside the metrics."""
+    environment = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "world_size": trainer.world.world_size,
+        "command": sys.argv,
+    }
+    manifest = {"plugins": trainer.host.manifest(), "environment": environment}
+    _write(trainer.run_dir / "recipe.yaml", trainer.recipe.as_yaml())
+    _write(trainer.run_dir / "plugins.json", json.dumps(manifest, indent=2))
+
+
+def _write(path: Path, text: str) -> None:
     try:
-        trainer.run_dir.mkdir(parents=True, exist_ok=True)
-        (trainer.run_dir / "recipe.yaml").write_text(trainer.recipe.as_yaml(), encoding="utf-8")
-        manifest = {
-            "plugins": trainer.host.manifest(),
-            "environment": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "platform": platform.platform(),
-                "world_size": trainer.world.world_size,
-                "command": sys.argv,
-            },
-        }
-        (trainer.run_dir / "plugins.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
     except OSError as problem:
         raise HooktrainError(
-            f"run_dir: given '{trainer.run_dir}', which cannot be written ({problem.strerror}); give another folder"
+            f"run_dir: given '{path.parent}', which cannot be written ({problem.strerror}); give another folder"
         ) from problem

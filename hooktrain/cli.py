@@ -15,7 +15,6 @@ from hooktrain.errors import HooktrainError
 
 if TYPE_CHECKING:
     from hooktrain.plugins import PluginHost
-    from hooktrain.recipe import Recipe
 
 __all__ = ["cli", "main"]
 
@@ -26,9 +25,7 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         found = super().get_command(ctx, cmd_name)
         if found is None and not cmd_name.startswith("-"):
-            from hooktrain.build import make_host
-
-            make_host().hooks.register_commands(cli=self)
+            _host(()).hooks.register_commands(cli=self)
             found = super().get_command(ctx, cmd_name)
         return found
 
@@ -37,7 +34,9 @@ class _Group(click.Group):
 
         if self.get_command(ctx, args[0]) is None:
             known = ", ".join(sorted(self.commands))
-            raise click.UsageError(f"no command is named '{args[0]}'{did_you_mean(args[0], self.commands)}; there are {known}")
+            raise click.UsageError(
+                f"no command is named '{args[0]}'{did_you_mean(args[0], self.commands)}; there are {known}"
+            )
         return super().resolve_command(ctx, args)
 
 
@@ -53,8 +52,12 @@ def cli() -> None:
 def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What every command that reads a recipe takes."""
     for decorate in (
-        click.option("-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all."),
-        click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value, such as optimizer.lr=1e-4."),
+        click.option(
+            "-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all."
+        ),
+        click.option(
+            "-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value, such as optimizer.lr=1e-4."
+        ),
         click.argument("recipe", type=click.Path(path_type=Path)),
     ):
         command = decorate(command)
@@ -68,9 +71,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for
 @_recipe_options
 @click.option("--resume", type=click.Path(path_type=Path), metavar="CHECKPOINT", help="Go on from this checkpoint.")
 @click.option("--nproc", type=click.IntRange(1), default=1, show_default=True, help="Processes to start on this host.")
-def train(
-    recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], resume: Path | None, nproc: int
-) -> None:
+def train(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], resume: Path | None, nproc: int) -> None:
     """Run a recipe.
 
     Works unchanged under torchrun, deepspeed or a scheduler that sets RANK, WORLD_SIZE and LOCAL_RANK.
@@ -94,7 +95,7 @@ def train(
 @_recipe_options
 @_as_json
 def plan(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], as_json: bool) -> None:
-    """Show what a recipe would run, with what and why, without running it."""
+    """Show what a recipe would run, without running it."""
     from hooktrain.build import load
     from hooktrain.report import plan_of, print_plan
 
@@ -106,7 +107,7 @@ def plan(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], as
 @click.option("-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all.")
 @_as_json
 def plugins(switches: tuple[str, ...], as_json: bool) -> None:
-    """List the plugins: what each offers and implements, and why one is left out."""
+    """List plugins, what they offer, and why one is out."""
     from hooktrain.report import plugins_of, print_plugins
 
     host = _host(switches)
@@ -117,7 +118,7 @@ def plugins(switches: tuple[str, ...], as_json: bool) -> None:
 @click.argument("name", required=False)
 @_as_json
 def hooks(name: str | None, as_json: bool) -> None:
-    """List the hooks, or show one: its documentation, and who implements it in which order."""
+    """List the hooks, or show one and who implements it."""
     from hooktrain.report import hooks_of, print_hooks
 
     _print(hooks_of(_host(()), name), as_json, print_hooks)
@@ -127,7 +128,7 @@ def hooks(name: str | None, as_json: bool) -> None:
 @click.option("--run-dir", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True)
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the demo's recipe.")
 def demo(run_dir: Path, overrides: tuple[str, ...]) -> None:
-    """Fine-tune SmolLM2-135M on real conversations, on this machine, in a few minutes."""
+    """Fine-tune SmolLM2-135M on real conversations."""
     from hooktrain.demo import run_demo
 
     run_demo(run_dir, list(overrides))

@@ -5,11 +5,11 @@ All complaints of a recipe are collected; none stops the search for the next.
 
 from __future__ import annotations
 
+import collections.abc
 import types
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import attrs
 import cattrs
@@ -82,7 +82,9 @@ def one_of(*choices: str) -> Callable[[Any, Any, Any], None]:
 
     def validate(instance: Any, attribute: Any, value: Any) -> None:
         if value not in choices:
-            raise ValueError(f"given '{value}', expected one of {', '.join(choices)}{did_you_mean(str(value), choices)}")
+            raise ValueError(
+                f"given '{value}', expected one of {', '.join(choices)}{did_you_mean(str(value), choices)}"
+            )
 
     return validate
 
@@ -170,7 +172,9 @@ def _literal(value: Any, target: Any) -> Any:
     choices = get_args(target)
     if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
         listed = ", ".join(str(choice) for choice in choices)
-        raise ValueError(f"given {_describe(value)}, expected one of {listed}{did_you_mean(str(value), map(str, choices))}")
+        raise ValueError(
+            f"given {_describe(value)}, expected one of {listed}{did_you_mean(str(value), map(str, choices))}"
+        )
     return value
 
 
@@ -181,7 +185,7 @@ def _sequence(value: Any, target: Any) -> Any:
     if get_origin(target) is tuple and members and members[-1] is not Ellipsis:
         if len(value) != len(members):
             raise ValueError(f"given {len(value)} values, expected {len(members)}")
-        return tuple(_converter.structure(item, member) for item, member in zip(value, members))
+        return tuple(_converter.structure(item, member) for item, member in zip(value, members, strict=True))
     made = [_converter.structure(item, members[0]) if members else item for item in value]
     return tuple(made) if get_origin(target) is tuple or target is tuple else made
 
@@ -205,13 +209,13 @@ _converter.register_structure_hook(int, _whole)
 _converter.register_structure_hook(bool, _flag)
 _converter.register_structure_hook(str, _text)
 _converter.register_structure_hook(Path, _path)
-_converter.register_structure_hook_func(lambda t: get_origin(t) is Literal, _literal)
+_converter.register_structure_hook_func(lambda t: cast(Any, get_origin(t)) is Literal, _literal)
 _converter.register_structure_hook_func(_is_union, _optional)
 _converter.register_structure_hook_func(
-    lambda t: t in (list, tuple) or get_origin(t) in (list, tuple, typing.get_origin(Sequence[int])), _sequence
+    lambda t: t in (list, tuple) or cast(Any, get_origin(t)) in (list, tuple, collections.abc.Sequence), _sequence
 )
 _converter.register_structure_hook_func(
-    lambda t: t is dict or get_origin(t) in (dict, typing.get_origin(Mapping[str, int])), _mapping
+    lambda t: t is dict or cast(Any, get_origin(t)) in (dict, collections.abc.Mapping), _mapping
 )
 _converter.register_structure_hook_func(lambda t: t is Any, lambda value, _: value)
 _converter.register_unstructure_hook(Path, str)
@@ -236,7 +240,7 @@ def structure(cls: type[T], given: Mapping[str, Any], where: str, complaints: li
     Returns:
         The instance, or None when there was something to complain about.
     """
-    attrs.resolve_types(cls)
+    attrs.resolve_types(cls)  # type: ignore[type-var]
     before = len(complaints)
     fields = {attribute.name: attribute for attribute in attrs.fields(cls)}  # type: ignore[arg-type]
     keys = {name: name for name in fields if fields[name].init}
@@ -248,7 +252,9 @@ def structure(cls: type[T], given: Mapping[str, Any], where: str, complaints: li
         path = _join(where, str(key))
         if key not in keys:
             expected = ", ".join(sorted(n for n in fields if fields[n].init))
-            complaints.append(Complaint(path, f"unknown key{did_you_mean(str(key), keys)}; {where or 'a recipe'} takes {expected}"))
+            complaints.append(
+                Complaint(path, f"unknown key{did_you_mean(str(key), keys)}; {where or 'a recipe'} takes {expected}")
+            )
             continue
         name = keys[key]
         if name in values:
@@ -276,7 +282,12 @@ def structure(cls: type[T], given: Mapping[str, Any], where: str, complaints: li
 
 
 def _validator_complaints(
-    cls: type, fields: Mapping[str, Any], values: Mapping[str, Any], spelled: Mapping[str, str], where: str, first: Exception
+    cls: type,
+    fields: Mapping[str, Any],
+    values: Mapping[str, Any],
+    spelled: Mapping[str, str],
+    where: str,
+    first: Exception,
 ) -> Iterator[Complaint]:
     found = False
     for name, value in values.items():

@@ -61,7 +61,7 @@ class Console:
         self._facts(
             {
                 "model": f"{parameters / 1e6:,.1f}M parameters{share} on {trainer.device}",
-                "data": _sentence(trainer.data.report) or f"{len(trainer.data.train):,} rows",
+                "data": str(trainer.data.report.get("summary") or f"{len(trainer.data.train):,} rows"),
                 "run": f"{trainer.training_horizon:,} steps of {trainer.recipe.micro_batch_size} rows"
                 f" x {trainer.recipe.gradient_accumulation_steps} micro-batches x {trainer.world.world_size} ranks",
                 "files": str(trainer.run_dir),
@@ -79,7 +79,9 @@ class Console:
                 console=self.terminal,
                 expand=True,
             )
-            self.task = self.progress.add_task("", total=trainer.training_horizon, completed=trainer.global_step, figures="")
+            self.task = self.progress.add_task(
+                "", total=trainer.training_horizon, completed=trainer.global_step, figures=""
+            )
             self.progress.start()
 
     @hookimpl
@@ -116,7 +118,8 @@ class Console:
         left_out = f", {state.skipped_steps} of them without an update" if state.skipped_steps else ""
         self._say(
             trainer,
-            f"trained {state.global_step} steps{left_out}, {state.tokens:,} tokens ({state.supervised_tokens:,} supervised)"
+            f"trained {state.global_step} steps{left_out}, {state.tokens:,} tokens"
+            f" ({state.supervised_tokens:,} supervised)"
             f" in {_clock(time.perf_counter() - self.began)}{why}",
         )
 
@@ -136,14 +139,6 @@ class Console:
     def _facts(self, facts: Mapping[str, str]) -> None:
         for name, text in facts.items():
             self.terminal.print(f"[bold]{name:<6}[/]{escape(text)}", soft_wrap=not self.terminal.is_terminal)
-
-
-def _sentence(report: Mapping[str, Any]) -> str:
-    """The figures of a data report in one line."""
-    plain = {key: value for key, value in report.items() if isinstance(value, (int, float, str)) and value != ""}
-    return ", ".join(f"{key.replace('_', ' ')} {value:,}" if isinstance(value, int) else
-                     f"{key.replace('_', ' ')} {value:.3g}" if isinstance(value, float) else
-                     f"{key.replace('_', ' ')} {value}" for key, value in plain.items())
 
 
 def _clock(seconds: float) -> str:

@@ -21,10 +21,24 @@ from hooktrain.trainer import Trainer
 
 __all__ = ["conversations", "run_demo", "write_data"]
 
-TOPICS = (
-    "ai botprofile computers emotion food gossip greetings history humor literature money movies politics psychology"
-    " science sports"
-).split()
+TOPICS = [
+    "ai",
+    "botprofile",
+    "computers",
+    "emotion",
+    "food",
+    "gossip",
+    "greetings",
+    "history",
+    "humor",
+    "literature",
+    "money",
+    "movies",
+    "politics",
+    "psychology",
+    "science",
+    "sports",
+]
 """Files of chatterbot-corpus: small talk and general knowledge."""
 
 ROWS, HELD_OUT = 320, 32

@@ -91,10 +91,10 @@ def guard_segment(name: str, implementation: HookImpl) -> None:
         result = function(*arguments)
         if result is None:
             raise SegmentError(
-                f"plugin '{plugin}', hook {name}: returned None, expected what the hook's documentation says; return the"
-                " result, or NotImplemented to leave the work to the next plugin"
+                f"plugin '{plugin}', hook {name}: returned None, expected what the hook's documentation says; return"
+                " the result, or NotImplemented to leave the work to the next plugin"
             )
         return None if result is NotImplemented else result
 
     guarded.__wrapped__ = function  # type: ignore[attr-defined]
-    implementation.function = guarded
+    setattr(implementation, "function", guarded)  # noqa: B010 - final for type checkers, and pluggy has no other way

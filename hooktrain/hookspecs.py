@@ -28,8 +28,18 @@ if TYPE_CHECKING:
     from hooktrain.errors import Complaint
     from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
     from hooktrain.recipe import Recipe
-    from hooktrain.state import Batch, BatchCounts, Data, Dataset, LossSum, OptimizerStep, StepOutput, TrainerState
-    from hooktrain.state import TrainerType, World
+    from hooktrain.state import (
+        Batch,
+        BatchCounts,
+        Data,
+        Dataset,
+        LossSum,
+        OptimizerStep,
+        StepOutput,
+        TrainerState,
+        TrainerType,
+        World,
+    )
     from hooktrain.trainer import Trainer
 
 __all__ = ["BOUNDARIES", "FACTORIES", "SEGMENTS"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +55,9 @@ class JsonLines:
             _make_room(path, trainer.global_step)
             self.stream = path.open("a", encoding="utf-8", buffering=1)
         except OSError as problem:
-            raise HooktrainError(f"jsonl.file: '{path}' cannot be written ({problem.strerror}); give another name") from problem
+            raise HooktrainError(
+                f"jsonl.file: '{path}' cannot be written ({problem.strerror}); give another name"
+            ) from problem
 
     @hookimpl
     def on_log(self, metrics: Mapping[str, float]) -> None:
@@ -70,7 +73,7 @@ class JsonLines:
 
 def _plain(value: Any) -> Any:
     """JSON has no infinity and no NaN; as text they are at least not lost."""
-    return value if value == value and abs(value) != float("inf") else str(value)
+    return value if isinstance(value, int) or math.isfinite(value) else str(value)
 
 
 def _make_room(path: Path, step: int) -> None:

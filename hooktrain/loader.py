@@ -1,8 +1,8 @@
 """From rows to windows: which rows a step takes, and on which rank and in which micro-batch each of them goes.
 
 The order of an epoch depends on the seed and the epoch only. A window is the next ``micro_batch_size *
-gradient_accumulation_steps * world_size`` rows of that order, so every split of the same global batch into micro-batches
-and ranks trains on the same rows, and a cursor of (epoch, rows) is all that a resume needs.
+gradient_accumulation_steps * world_size`` rows of that order, so every split of the same global batch into
+micro-batches and ranks trains on the same rows, and a cursor of (epoch, rows) is all that a resume needs.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _collated(dataset: Dataset, data: Data, shares: _Shares) -> Iterator[Batch]:
         return
     ahead = torch.utils.data.DataLoader(
         _ByMicroBatch(fetch),
-        sampler=shares,  # type: ignore[arg-type]
+        sampler=shares,
         batch_size=None,
         num_workers=data.workers,
         pin_memory=torch.cuda.is_available(),

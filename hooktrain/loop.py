@@ -62,8 +62,8 @@ class Loop:
         labels, mask = batch.get("labels"), batch.get("attention_mask")
         if labels is None:
             raise DataError(
-                f"micro-batch: given {', '.join(batch) or 'nothing'}, expected 'labels' among them; have the collate function"
-                " add labels, or implement the hook count_batch"
+                f"micro-batch: given {', '.join(batch) or 'nothing'}, expected 'labels' among them; have the"
+                " collate function add labels, or implement the hook count_batch"
             )
         # the first label of a row has no token before it that could predict it
         weight = int(torch.count_nonzero(labels[:, 1:] != -100)) if labels.dim() > 1 else labels.shape[0]
@@ -113,8 +113,8 @@ class Loop:
                 engine.load(trainer, path)
                 return path
         raise CheckpointError(
-            f"{path}: none of the recipe's checkpoint engines can resume from it; give the path of a checkpoint that one of"
-            " them wrote, and keep its engine (such as 'type: full') in the recipe"
+            f"{path}: none of the recipe's checkpoint engines can resume from it; give the path of a checkpoint that"
+            " one of them wrote, and keep its engine (such as 'type: full') in the recipe"
         )
 
     @hookimpl(trylast=True)

@@ -64,8 +64,8 @@ class Meter:
             extra: other metrics, numbers or tensors of shape ().
 
         Returns:
-            ``loss``, ``grad_norm``, ``tokens_per_second``, ``step_seconds`` and the extra ones as floats; a loss or norm
-            that there is none of is left out.
+            ``loss``, ``grad_norm``, ``tokens_per_second``, ``step_seconds`` and the extra ones as floats; a loss or
+            norm that there is none of is left out.
         """
         waiting: dict[str, Tensor] = {}
         numbers: dict[str, float] = {}

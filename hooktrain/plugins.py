@@ -7,7 +7,7 @@ import importlib.metadata
 import inspect
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pluggy
@@ -44,7 +44,7 @@ class PluginsConfig:
     autoload: bool = field(default=True)
     """Whether installed plugins are loaded without being named."""
     load: tuple[str, ...] = field(default=())
-    """Plugins to load by name: of an installed plugin, or of a module (``package.module`` or ``package.module:Class``)."""
+    """Plugins to load by name: installed ones, or modules (``package.module`` or ``package.module:Class``)."""
     segments: Mapping[str, str] = field(factory=dict)
     """For a segment that several plugins claim, the plugin that runs it."""
 
@@ -114,7 +114,10 @@ class PluginHost:
     """
 
     def __init__(
-        self, config: PluginsConfig = PluginsConfig(), builtins: Mapping[str, object] | None = None, discover: bool = True
+        self,
+        config: PluginsConfig = PluginsConfig(),
+        builtins: Mapping[str, object] | None = None,
+        discover: bool = True,
     ) -> None:
         self.config = config
         self.records: dict[str, PluginRecord] = {}
@@ -316,7 +319,7 @@ class PluginHost:
                 )
             for claim in claims:
                 if claim.plugin_name != chosen:
-                    claim.function = _decline
+                    setattr(claim, "function", _decline)  # noqa: B010 - as in guard_segment
             self.hooks.refresh()
         elif len(claims) > 1:
             listed = " and ".join(str(self.records[claim.plugin_name]) for claim in claims)
@@ -368,7 +371,7 @@ class PluginHost:
         for found in self.implementations("collect_state"):
             state = found.function(*([trainer] if found.argnames else []))
             if state is not None:
-                states[found.plugin_name] = dict(state)
+                states[found.plugin_name] = dict(cast(Mapping[str, Any], state))
         return states
 
     def restore_states(self, trainer: Any, states: Mapping[str, Any]) -> dict[str, Any]:
@@ -380,8 +383,8 @@ class PluginHost:
                 found.function(*(given[name] for name in found.argnames))
         for name in left:
             self.warn(
-                f"checkpoint: it holds state of the plugin '{name}', which is not in this run; the state is kept for the"
-                " next save"
+                f"checkpoint: it holds state of the plugin '{name}', which is not in this run; the state is kept for"
+                " the next save"
             )
         return left
 
@@ -441,7 +444,9 @@ def _check_signatures(record: PluginRecord, plugin: object) -> None:
             if argument.kind is argument.KEYWORD_ONLY:
                 raise PluginError(f"{record}, hook {name}: parameter '{argument.name}' is keyword-only; remove the '*'")
             if argument.kind in (argument.VAR_KEYWORD, argument.VAR_POSITIONAL):
-                raise PluginError(f"{record}, hook {name}: '*{argument.name}' gets nothing; name the parameters you need")
+                raise PluginError(
+                    f"{record}, hook {name}: '*{argument.name}' gets nothing; name the parameters you need"
+                )
 
 
 def _arguments(problem: pluggy.PluginValidationError) -> str:
@@ -464,5 +469,5 @@ def _dist(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
 def _about(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
     if point.dist is None:
         return "", ""
-    facts = point.dist.metadata
-    return facts.get("Summary") or "", facts.get("Author") or facts.get("Author-email") or ""
+    facts = point.dist.metadata.json  # what a distribution leaves out is missing here
+    return str(facts.get("summary", "")), str(facts.get("author", facts.get("author_email", "")))

@@ -43,7 +43,9 @@ class Recipe:
     """Whether to evaluate before the first step as well."""
     eval_micro_batch_size: int | None = field(default=None, validator=at_least(1))
     """Rows of an evaluation micro-batch; ``micro_batch_size`` when left out."""
-    log_interval: int = field(default=1, validator=at_least(1), aliases=("loss_log_interval", "train_log_iter_interval"))
+    log_interval: int = field(
+        default=1, validator=at_least(1), aliases=("loss_log_interval", "train_log_iter_interval")
+    )
     """Optimizer steps between log lines; between two of them nothing waits for the device."""
     gradient_clipping: float = field(default=1.0, validator=at_least(0))
     """Largest norm of all gradients together; 0 does not clip."""
@@ -65,7 +67,7 @@ class Recipe:
     """Which plugins take part."""
     settings: Mapping[str, Any] = field(factory=dict)
     """Plugins' own settings by name; in the recipe they are top-level keys."""
-    types: Mapping[type, str] = attrs.field(factory=dict, repr=False, metadata={"internal": True})
+    types: Mapping[Any, str] = attrs.field(factory=dict, repr=False, metadata={"internal": True})
     """The ``type`` of each config class, for writing the recipe out again."""
     name: str = attrs.field(default="recipe", metadata={"internal": True})
     """The recipe file's name without its ending."""
@@ -101,13 +103,13 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     loader.flatten_mapping(node)
     seen: dict[Any, yaml.Mark] = {}
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node, deep=True)
         if key in seen:
             raise yaml.constructor.ConstructorError(
                 None, None, f"key '{key}' is given twice, in line {seen[key].line + 1} and here", key_node.start_mark
             )
         seen[key] = key_node.start_mark
-    return dict(loader.construct_pairs(node, deep=True))  # type: ignore[no-untyped-call]
+    return dict(loader.construct_pairs(node, deep=True))
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
@@ -193,7 +195,9 @@ def plugins_config(raw: Mapping[str, Any], source: str = "recipe") -> PluginsCon
     complaints: list[Complaint] = []
     given = raw.get("plugins") or {}
     if not isinstance(given, Mapping):
-        raise RecipeError([Complaint("plugins", f"given {given!r}, expected a mapping with block, only, load, ...")], source)
+        raise RecipeError(
+            [Complaint("plugins", f"given {given!r}, expected a mapping with block, only, load, ...")], source
+        )
     config = structure(PluginsConfig, given, "plugins", complaints)
     if config is None:
         raise RecipeError(complaints, source)
@@ -262,7 +266,10 @@ class _Resolver:
                 why = f"; the plugin of that name {failed.reason}" if failed is not None and failed.reason else ""
                 keys = [n for n in own if n != "settings"] + list(settings)
                 self.complaints.append(
-                    Complaint(str(key), f"unknown key{did_you_mean(str(key), keys)}; a recipe takes {', '.join(sorted(keys))}{why}")
+                    Complaint(
+                        str(key),
+                        f"unknown key{did_you_mean(str(key), keys)}; a recipe takes {', '.join(sorted(keys))}{why}",
+                    )
                 )
         for name_, offer in settings.items():
             if name_ not in chosen and not any(item.default is attrs.NOTHING for item in attrs.fields(offer.config)):
@@ -309,7 +316,11 @@ class _Resolver:
         if offer is None:
             listed = ", ".join(f"{n} ({found.plugin.distribution})" for n, found in sorted(offers.items()))
             meant = did_you_mean(str(name), offers)
-            said = f"given '{name}', which no plugin offers" if "type" in value or names else "the trainer type has no default"
+            said = (
+                f"given '{name}', which no plugin offers"
+                if "type" in value or names
+                else "the trainer type has no default"
+            )
             self.complaints.append(
                 Complaint(f"{where}.type", f"{said}{meant}; offered are {listed or 'none'}{self._failed()}")
             )
@@ -318,9 +329,10 @@ class _Resolver:
             self.complaints.append(
                 Complaint(
                     f"{where}.type",
-                    f"given '{name}' ({offer.plugin.distribution}), which the trainer type '{self.raw.get('type', 'sft')}' does"
-                    f" not support; it supports {', '.join(n for n in names if n != '*') or f'no {kind}'}; to use it all"
-                    " the same, write skip_validation: true",
+                    f"given '{name}' ({offer.plugin.distribution}), which the trainer type"
+                    f" '{self.raw.get('type', 'sft')}' does not support; it supports"
+                    f" {', '.join(n for n in names if n != '*') or f'no {kind}'}; to use it all the same, write"
+                    " skip_validation: true",
                 )
             )
             return None

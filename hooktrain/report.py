@@ -70,7 +70,7 @@ def implementations_of(host: PluginHost, hook: str) -> list[dict[str, Any]]:
 
 def plan_of(recipe: Recipe, host: PluginHost) -> dict[str, Any]:
     """What a run of the recipe would consist of."""
-    parts = {}
+    parts: dict[str, list[dict[str, Any]]] = {}
     for kind in dict.fromkeys(FACTORIES.values()):
         configs = getattr(recipe, kind, None)
         for config in configs if isinstance(configs, tuple) else () if configs is None else (configs,):
@@ -89,7 +89,13 @@ def plan_of(recipe: Recipe, host: PluginHost) -> dict[str, Any]:
             hooks[hook] = implementations_of(host, hook)
     plugins = [attrs.asdict(record) for record in host.records.values()]
     lifted = recipe.skip_validation
-    return {"recipe": recipe.as_dict(), "parts": parts, "hooks": hooks, "plugins": plugins, "compatibility_lifted": lifted}
+    return {
+        "recipe": recipe.as_dict(),
+        "parts": parts,
+        "hooks": hooks,
+        "plugins": plugins,
+        "compatibility_lifted": lifted,
+    }
 
 
 # ------------------------------------------------------------------------------------------------ printing
@@ -126,7 +132,9 @@ def print_hooks(facts: list[dict[str, Any]]) -> None:
     table.add_column("kind", no_wrap=True)
     table.add_column("implemented by", overflow="fold")
     for fact in facts:
-        who = ", ".join(each["plugin"] + (" (wraps)" if each["role"] == "wraps" else "") for each in fact["implementations"])
+        who = ", ".join(
+            each["plugin"] + (" (wraps)" if each["role"] == "wraps" else "") for each in fact["implementations"]
+        )
         table.add_row(fact["name"], fact["kind"], escape(who))
     console.print(table)
 
@@ -144,7 +152,10 @@ def print_plan(facts: dict[str, Any]) -> None:
         console.print("  [yellow]skip_validation is on: parts are used that the trainer type does not list[/]")
     console.print("\n[bold]hooks[/], implementations in call order")
     for hook, found in facts["hooks"].items():
-        who = ", ".join(each["plugin"] + {"wraps": " (wraps)", "would answer": " (not reached)"}.get(each["role"], "") for each in found)
+        who = ", ".join(
+            each["plugin"] + {"wraps": " (wraps)", "would answer": " (not reached)"}.get(each["role"], "")
+            for each in found
+        )
         console.print(f"  {hook:<24} {escape(who)}", soft_wrap=True)
     console.print("\n[bold]plugins[/]")
     for record in facts["plugins"]:
@@ -158,7 +169,13 @@ def _kind(hook: str) -> str:
         return "factory"
     if hook in SEGMENTS:
         return "segment"
-    return "boundary" if hook in BOUNDARIES else "collected" if hook.startswith(("register_", "check_", "collect_")) else "hook"
+    return (
+        "boundary"
+        if hook in BOUNDARIES
+        else "collected"
+        if hook.startswith(("register_", "check_", "collect_"))
+        else "hook"
+    )
 
 
 def _file(function: Any) -> str:

@@ -160,11 +160,12 @@ class Data:
     Attributes:
         train: the rows to train on.
         evaluation: named sets of rows to evaluate on.
-        collate: turns a list of rows into a micro-batch of CPU tensors; it may add ``tokens``, how many they are without
-            padding, a number that stays on the host.
+        collate: turns a list of rows into a micro-batch of CPU tensors; it may add ``tokens``, how many they are
+            without padding, a number that stays on the host.
         shuffle: whether the rows of an epoch are drawn in an order of their own.
         workers: processes that read and collate ahead; 0 does it in the training process.
-        report: facts about the preparation, printed and kept in the run directory; the entry ``warnings`` is a list.
+        report: facts about the preparation, kept in the run directory; of its entries ``summary`` is a line to print
+            and ``warnings`` a list of them.
         fingerprint: text that is equal on two ranks exactly when their rows are.
     """
 

@@ -87,7 +87,7 @@ class TinyRows:
 def _collate(rows: list[tuple[Tensor, Tensor]]) -> Batch:
     """Padded to the longest row; shapes (rows, tokens)."""
     pad = nn.utils.rnn.pad_sequence
-    ids, labels = zip(*rows, strict=True)
+    ids, labels = [row[0] for row in rows], [row[1] for row in rows]
     return {
         "input_ids": pad(ids, batch_first=True),
         "labels": pad(labels, batch_first=True, padding_value=-100),
@@ -142,9 +142,7 @@ class TinyPlugin:
             return None
         held_out = {"held_out": TinyRows(config.eval_rows, config.length, config.seed + 1)} if config.eval_rows else {}
         rows = TinyRows(config.rows, config.length, config.seed)
-        return Data(
-            train=rows, evaluation=held_out, collate=_collate, shuffle=config.shuffle, workers=config.workers
-        )
+        return Data(train=rows, evaluation=held_out, collate=_collate, shuffle=config.shuffle, workers=config.workers)
 
     @hookimpl
     def make_model(self, config: Any) -> nn.Module | None:
@@ -163,7 +161,7 @@ class Recorder:
 
     @property
     def hooks(self) -> list[str]:
-        """The names in the order in which they were heard; of a segment ``name`` when it begins, ``/name`` at its end."""
+        """The names in the order in which they were heard; a segment begins with ``name`` and ends with ``/name``."""
         return [name for name, _ in self.calls]
 
     @property

@@ -22,6 +22,8 @@ from hooktrain.meter import Meter
 from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
 from hooktrain.plugins import PluginHost
 from hooktrain.recipe import Recipe
+from hooktrain.requests import Requests
+from hooktrain.saving import Saving
 from hooktrain.state import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
 
 __all__ = ["Trainer"]
@@ -67,8 +69,7 @@ class Trainer:
         self.checkpoint_reason = ""
         self._counts: dict[int, BatchCounts] = {}
         self._window_tokens = self._window_rows = 0
-        self._saved: dict[int, int] = {}
-        self._wants = {"stop": False, "save": False, "evaluate": False}
+        self.requests, self.saving = Requests(), Saving()
         self._absent_plugins: dict[str, Any] = {}
 
     # ----------------------------------------------------------------------------------------------- properties
@@ -139,28 +140,16 @@ class Trainer:
 
     def request_stop(self, reason: str) -> None:
         """End the run after the current step, on all ranks; may be called from any hook on any rank."""
-        self._wants["stop"] = True
-        self._stop_reason = reason
+        self.requests.ask(stop=True)
+        self.requests.reason = reason
 
     def request_save(self) -> None:
         """Save with every checkpoint engine after the current step."""
-        self._wants["save"] = True
+        self.requests.ask(save=True)
 
     def request_evaluation(self) -> None:
         """Evaluate after the current step."""
-        self._wants["evaluate"] = True
-
-    def _agreed(self) -> dict[str, bool]:
-        """What any rank has requested, and forget it."""
-        wants = self._wants
-        if self.world.world_size > 1:
-            wants = {name: n > 0 for name, n in zip(wants, self.strategy.sum_numbers([*wants.values()]), strict=True)}
-        elif not (wants["stop"] or wants["save"] or wants["evaluate"]):
-            return wants
-        if wants["stop"]:
-            self.state.stop_reason = getattr(self, "_stop_reason", "another rank asked for it")
-        self._wants = dict.fromkeys(wants, False)
-        return wants
+        self.requests.ask(evaluate=True)
 
     # -------------------------------------------------------------------------------------------------- the run
 
@@ -220,17 +209,19 @@ class Trainer:
         self.meter.add(output, self.window_weight, self._window_tokens)
         hooks.on_step_end(trainer=self, output=output)
 
-        wants, step, stop = self._agreed(), state.global_step, self.should_stop
-        interval = self.recipe.eval_interval
-        evaluates = wants["evaluate"] or stop or (interval > 0 and step % interval == 0)
+        asked = self.requests.agree(self.strategy)
+        if asked.stop:
+            state.stop_reason = self.requests.reason or "another rank asked for it"
+        step, stop, interval = state.global_step, self.should_stop, self.recipe.eval_interval
+        evaluates = asked.evaluate or stop or (interval > 0 and step % interval == 0)
         metrics = self.evaluate() if evaluates and self.data.evaluation else {}
         if metrics or stop or step % self.recipe.log_interval == 0:
             self.log(metrics)
-        self.checkpoint("request" if wants["save"] else "step")
+        self.checkpoint("request" if asked.save else "step")
         return output
 
     def open_window(self, batches: Sequence[Batch]) -> None:
-        """Count a window before it is computed; a ``run_step`` that changes the batches calls this with the new ones."""
+        """Count a window before it is computed; a ``run_step`` that changes batches calls this with the new ones."""
         count = self.hooks.count_batch
         self._counts = {id(batch): count(trainer=self, batch=batch) for batch in batches}
         self.window_weight = sum(found.weight for found in self._counts.values())
@@ -240,7 +231,7 @@ class Trainer:
             self.window_weight, self._window_tokens = sums
 
     def microbatch(self, batch: Batch) -> LossSum:
-        """Announce a micro-batch of the window, compute its loss and add up its gradients; returns the loss, detached."""
+        """Announce a micro-batch of the window, compute its loss, add up its gradients; returns the loss, detached."""
         hooks = self.hooks
         counts = self._counts.pop(id(batch), None)
         if counts is None:
@@ -263,7 +254,7 @@ class Trainer:
         return self.strategy.to_device(batch)
 
     def loss_of(self, batch: Batch, weight: int) -> LossSum:
-        """The loss of a micro-batch that is on the device, in the strategy's precision, checked to be a sum over ``weight`` tokens."""
+        """The loss of a micro-batch on the device, in the strategy's precision, checked to be a sum over ``weight``."""
         loss = self.strategy.compute(
             lambda: self.hooks.compute_loss(trainer=self, model=self.model, batch=batch, weight=weight),
             self.is_last_microbatch,
@@ -329,7 +320,7 @@ class Trainer:
     def checkpoint(self, reason: str) -> None:
         """Announce and save with the engines that are due for ``reason``: step, epoch, end or request."""
         self.checkpoint_reason = reason
-        self.due_checkpoint_engines = [engine for engine in self.checkpoint_engines if self._is_due(engine, reason)]
+        self.due_checkpoint_engines = self.saving.due(self.checkpoint_engines, reason, self.state)
         if not self.due_checkpoint_engines:
             return
         with self.meter.pause():
@@ -338,7 +329,7 @@ class Trainer:
             self.hooks.on_checkpoint_start(trainer=self)
             for path in self.hooks.save_checkpoint(trainer=self):
                 self.hooks.on_checkpoint_end(trainer=self, path=path)
-            self._saved.update({id(engine): self.state.global_step for engine in self.due_checkpoint_engines})
+            self.saving.done(self.due_checkpoint_engines, self.state)
 
     def resume(self, path: Path) -> None:
         """Announce and load a checkpoint."""
@@ -361,18 +352,6 @@ class Trainer:
 
     # -------------------------------------------------------------------------------------------------- internals
 
-    def _is_due(self, engine: CheckpointEngine, reason: str) -> bool:
-        config, step = engine.config, self.state.global_step
-        if not config.enabled:
-            return False
-        if reason == "end":
-            return bool(config.save_end_of_training)
-        if self._saved.get(id(engine)) == step:
-            return False
-        if reason == "epoch":
-            return config.save_every_n_epochs > 0 and self.state.epoch % config.save_every_n_epochs == 0
-        return reason == "request" or (config.save_every_n_steps > 0 and step % config.save_every_n_steps == 0)
-
     def _progress(self) -> float:
         return round(self.state.epoch + self.state.rows / len(self.data.train), 4)
 
@@ -394,5 +373,16 @@ class Trainer:
 
 
 _OWN_METRICS = frozenset(
-    "step epoch loss lr grad_norm tokens supervised_tokens tokens_per_second step_seconds skipped_steps".split()
+    [
+        "step",
+        "epoch",
+        "loss",
+        "lr",
+        "grad_norm",
+        "tokens",
+        "supervised_tokens",
+        "tokens_per_second",
+        "step_seconds",
+        "skipped_steps",
+    ]
 )

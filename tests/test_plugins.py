@@ -82,7 +82,9 @@ def test_a_plugin_that_fails_to_import_stops_only_a_run_that_names_it(installed,
         make_host(PluginsConfig(load=("b-broken",)))
     assert str(caught.value).startswith("plugin 'b-broken' (b-broken 1.2): cannot be imported: ModuleNotFoundError")
     assert str(caught.value).endswith("mend or uninstall it, or leave it out with -p no:b-broken")
-    with pytest.raises(RecipeError, match=r"given 'lion'.*not loaded: plugin 'b-broken' \(b-broken 1.2\) cannot be imported"):
+    with pytest.raises(
+        RecipeError, match=r"given 'lion'.*not loaded: plugin 'b-broken' \(b-broken 1.2\) cannot be imported"
+    ):
         load({"type": "tiny", "optimizer": "lion"}, plugins=[TinyPlugin()])
     with pytest.raises(RecipeError, match=r"b-broken: unknown key.*the plugin of that name cannot be imported"):
         load({"type": "tiny", "b-broken": {}}, plugins=[TinyPlugin()])
@@ -141,7 +143,9 @@ def register_configs():
 def test_installed_plugins_that_offer_one_name_stop_the_run_until_the_recipe_settles_it(installed):
     installed("a-lion", OFFERS)
     installed("b-lion", OFFERS)
-    with pytest.raises(PluginError, match=r"'b-lion' \(b-lion 1.2\) and plugin 'a-lion' \(a-lion 1.2\) both offer the optimizer"):
+    with pytest.raises(
+        PluginError, match=r"'b-lion' \(b-lion 1.2\) and plugin 'a-lion' \(a-lion 1.2\) both offer the optimizer"
+    ):
         load({"type": "tiny"}, plugins=[TinyPlugin()])
     _, host = load({"type": "tiny", "plugins": {"block": ["a-lion"]}}, plugins=[TinyPlugin()])
     assert host.offers["optimizer"]["lion"].plugin.name == "b-lion"
@@ -317,7 +321,9 @@ def test_state_travels_through_checkpoints_and_survives_an_absent_plugin(run_tin
 
     saving = {"checkpoint": {"type": "full", "save_every_n_steps": 1, "auto_resume": True}}
     run_tiny(Counts(), exit_iteration=2, **saving)
-    with pytest.warns(UserWarning, match="it holds state of the plugin 'Counts', which is not in this run; the state is kept"):
+    with pytest.warns(
+        UserWarning, match="it holds state of the plugin 'Counts', which is not in this run; the state is kept"
+    ):
         run_tiny(exit_iteration=4, **saving)
     back = Counts()
     run_tiny(back, **saving)
@@ -346,11 +352,13 @@ def test_the_factory_that_recognises_the_class_builds_the_part(run_tiny):
         @hookimpl
         def make_optimizer(self, config, model):
             made.append(type(config).__name__)
-            return None
 
     run_tiny(Declines())
     assert made == ["AdamWConfig"]
-    with pytest.raises(HooktrainError, match="optimizer: 'lion' is offered by plugin 'Declines' .*, but no implementation of make_optimizer"):
+    with pytest.raises(
+        HooktrainError,
+        match="optimizer: 'lion' is offered by plugin 'Declines' .*, but no implementation of make_optimizer",
+    ):
         run_tiny(Declines(), optimizer="lion")
 
 

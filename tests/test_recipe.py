@@ -66,7 +66,10 @@ def complaints(raw, *plugins):
         ({"optimizer": {"lr": "fast"}}, "optimizer.lr: given 'fast' (text), expected a number"),
         ({"optimizer": {"lr": True}}, "optimizer.lr: given true (true or false), expected a number"),
         ({"optimizer": {"lr": -1}}, "optimizer.lr: given -1.0, expected at least 0"),
-        ({"optimizer": {"lr": 1, "learning_rate": 2}}, "optimizer.learning_rate: given together with 'lr', which means the same"),
+        (
+            {"optimizer": {"lr": 1, "learning_rate": 2}},
+            "optimizer.learning_rate: given together with 'lr', which means the same",
+        ),
         ({"optimizer": {"betas": [0.9]}}, "optimizer.betas: given 1 values, expected 2"),
         ({"optimizer": {"betas": 0.9}}, "optimizer.betas: given 0.9 (a number), expected a list"),
         ({"micro_batch_size": 2.0}, "micro_batch_size: given 2.0 (a number), expected a whole number"),
@@ -75,11 +78,20 @@ def complaints(raw, *plugins):
         ({"eval_at_start": "yes"}, "eval_at_start: given 'yes' (text), expected true or false"),
         ({"epochs": "two"}, "epochs: given 'two' (text), expected a whole number"),
         ({"on_nan": "skipp"}, "on_nan: given 'skipp', expected one of stop, skip (did you mean 'skip'?)"),
-        ({"optimizer": {"type": "adam"}}, "optimizer.type: given 'adam', which no plugin offers (did you mean 'adamw'?)"),
+        (
+            {"optimizer": {"type": "adam"}},
+            "optimizer.type: given 'adam', which no plugin offers (did you mean 'adamw'?)",
+        ),
         ({"optimizer": "lino"}, "optimizer.type: given 'lino', which no plugin offers; offered are adamw (tests)"),
         ({"optimizer": 3}, "optimizer: given 3, expected a mapping with the keys of the optimizer"),
-        ({"type": "tinny"}, "type: given 'tinny', which no plugin offers (did you mean 'tiny'?); expected one of tiny (hooktrain)"),
-        ({"data": "many"}, "data.type: given 'many' (tests), which the trainer type 'tiny' does not support; it supports tiny"),
+        (
+            {"type": "tinny"},
+            "type: given 'tinny', which no plugin offers (did you mean 'tiny'?); expected one of tiny (hooktrain)",
+        ),
+        (
+            {"data": "many"},
+            "data.type: given 'many' (tests), which the trainer type 'tiny' does not support; it supports tiny",
+        ),
         ({"console": {"intervall": 3}}, "console.intervall: unknown key (did you mean 'interval'?)"),
         ({"consol": {}}, "consol: unknown key (did you mean 'console'?)"),
         ({"plugins": {"blocked": []}}, "plugins.blocked: unknown key (did you mean 'block'?)"),
@@ -215,7 +227,9 @@ def test_the_written_recipe_is_the_recipe(tiny_recipe):
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
         max_leaves=6,
     ),
-    st.sampled_from(["model", "data", "optimizer", "checkpoint", "seed", "run_dir", "plugins", "console", "epochs", "type"]),
+    st.sampled_from(
+        ["model", "data", "optimizer", "checkpoint", "seed", "run_dir", "plugins", "console", "epochs", "type"]
+    ),
 )
 def test_no_value_anywhere_crashes_the_reader(value, key):
     """Whatever stands in a recipe, it is taken or refused with a sentence."""

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from hooktrain import BatchCounts, HooktrainError, LossSum, NonFiniteError, OptimizerStep, SegmentError, StepOutput, hookimpl
+from hooktrain import (
+    BatchCounts,
+    HooktrainError,
+    LossSum,
+    NonFiniteError,
+    OptimizerStep,
+    SegmentError,
+    StepOutput,
+    hookimpl,
+)
 from hooktrain.testing import Recorder, SegmentRecorder, TinyModel, train
 from tests.reference_loop import reference
 
@@ -62,7 +71,9 @@ def test_same_global_batch_same_gradients(run_tiny, split):
     whole, parts = Gradients(), Gradients()
     size = split[0] * split[1]
     run_tiny(whole, micro_batch_size=size, gradient_accumulation_steps=1, optimizer={"type": "sgd", "lr": 0.1})
-    run_tiny(parts, micro_batch_size=split[0], gradient_accumulation_steps=split[1], optimizer={"type": "sgd", "lr": 0.1})
+    run_tiny(
+        parts, micro_batch_size=split[0], gradient_accumulation_steps=split[1], optimizer={"type": "sgd", "lr": 0.1}
+    )
     assert len(whole.seen) == len(parts.seen) == math.ceil(13 / size)
     for one, other in zip(whole.seen, parts.seen, strict=True):
         for a, b in zip(one, other, strict=True):
@@ -187,10 +198,22 @@ def test_metrics_file_and_run_dir(run_tiny, tmp_path):
     run = tmp_path / "run"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 6, 9, 12]
-    names = "step epoch loss lr grad_norm tokens supervised_tokens tokens_per_second step_seconds".split()
+    names = [
+        "step",
+        "epoch",
+        "loss",
+        "lr",
+        "grad_norm",
+        "tokens",
+        "supervised_tokens",
+        "tokens_per_second",
+        "step_seconds",
+    ]
     assert all(name in line for line in lines for name in names)
     assert "eval/held_out/loss" in lines[-1]
-    assert [line["epoch"] for line in lines] == [pytest.approx(x, abs=1e-3) for x in (12 / 13, 1 + 8 / 13, 2 + 4 / 13, 3)]
+    assert [line["epoch"] for line in lines] == [
+        pytest.approx(x, abs=1e-3) for x in (12 / 13, 1 + 8 / 13, 2 + 4 / 13, 3)
+    ]
     assert (run / "recipe.yaml").exists()
     assert {"loop", "torch"} <= {plugin["name"] for plugin in json.loads((run / "plugins.json").read_text())["plugins"]}
     again = train(run / "recipe.yaml")
@@ -327,7 +350,10 @@ class Segment:
     ("plugin", "text"),
     [
         (Segment.NoneStep, "plugin 'NoneStep', hook run_step: returned None"),
-        (Segment.NoneWrapper, "a wrapper returned None instead of the result of its yield (asked: 'NoneWrapper', 'loop')"),
+        (
+            Segment.NoneWrapper,
+            "a wrapper returned None instead of the result of its yield (asked: 'NoneWrapper', 'loop')",
+        ),
         (Segment.MeanLoss, "hook compute_loss: returned Tensor, expected LossSum(total=<sum"),
         (Segment.WrongWeight, "hook compute_loss: returned a weight of"),
         (Segment.Twice, "for the second time, so the loss would be divided by a wrong count"),
@@ -367,7 +393,10 @@ def test_a_hook_that_raises_is_named_and_everything_is_torn_down(run_tiny, hook)
     exec(f"def {hook}(self): raise ValueError('boom')", scope)
     bad = type("Bad", (), {hook: hookimpl(scope[hook])})()
     first, last = Recording(), Recording()
-    with pytest.warns(UserWarning, match="plugin 'TeardownFails', hook on_teardown"), pytest.raises(ValueError) as caught:
+    with (
+        pytest.warns(UserWarning, match="plugin 'TeardownFails', hook on_teardown"),
+        pytest.raises(ValueError) as caught,
+    ):
         run_tiny(first, TeardownFails(), bad, last)
     assert caught.value.hooktrain_where.startswith(f"plugin 'Bad', hook {hook}, step ")
     assert caught.value.hooktrain_where.endswith(", rank 0")
@@ -455,4 +484,6 @@ def test_own_counts(run_tiny):
     run_tiny(plain, data={"eval_rows": 0})
     rows = trainer.state.supervised_tokens
     assert rows == 13
-    assert recorder.metrics[0]["loss"] * 2 == pytest.approx(plain.metrics[0]["loss"] * plain.metrics[0]["supervised_tokens"])
+    assert recorder.metrics[0]["loss"] * 2 == pytest.approx(
+        plain.metrics[0]["loss"] * plain.metrics[0]["supervised_tokens"]
+    )

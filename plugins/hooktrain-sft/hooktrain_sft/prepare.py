@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -65,6 +65,10 @@ def prepare_data(config: TokenDataConfig, tokenizer: Any, world: World, hooks: A
             "no end-of-turn or end-of-sequence token is trained, so that the model will not learn to stop; check the"
             " chat template and, if it has {% generation %}, that the block includes the end of the turn"
         )
+    report["summary"] = "; ".join(
+        [_summary(report["train"], max_length)]
+        + [f"{name}: {facts['rows_kept']:,} rows" for name, facts in report["evaluation"].items()]
+    )
     return Data(
         train=train_set,
         evaluation=evaluation_sets,
@@ -74,6 +78,13 @@ def prepare_data(config: TokenDataConfig, tokenizer: Any, world: World, hooks: A
         report=report,
         fingerprint="-".join(digests),
     )
+
+
+def _summary(facts: Mapping[str, Any], max_length: int) -> str:
+    """The figures of a set in one line."""
+    share = facts["tokens_trained"] / max(1, facts["tokens_kept"])
+    packs = f", {facts['bins']:,} packs of {max_length:,} ({facts['filled']:.1%} full)" if "bins" in facts else ""
+    return f"{facts['rows_kept']:,} rows, {facts['tokens_kept']:,} tokens ({share:.0%} trained){packs}"
 
 
 def _read_source(

@@ -1,0 +1,102 @@
+"""Makes the parts of the README that code can make: the loop, from a recorded run, and the hook reference.
+
+python -m tests.readme          # writes them
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import tempfile
+from pathlib import Path
+
+from hooktrain import hookspecs
+from hooktrain.hookspecs import BOUNDARIES, FACTORIES, SEGMENTS
+
+README = Path(__file__).parents[1] / "README.md"
+GOLDEN = Path(__file__).parent / "golden" / "hooks.txt"
+
+
+def loop(recorded: list[str]) -> str:
+    """A recorded run as an outline: what stands further in happens inside the segment above it; repeats are folded."""
+    lines: list[tuple[int, str]] = []
+    depth = 0
+    for name in recorded:
+        if name.startswith("/"):
+            depth -= 1
+        else:
+            lines.append((depth, name))
+            depth += name in SEGMENTS or name in FACTORIES
+    return "```text\n" + "\n".join("  " * level + name for level, name in _fold(lines)) + "\n```"
+
+
+def _fold(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Runs of equal neighbouring blocks become one, marked ``x N``."""
+    for size in range(len(lines) // 2, 0, -1):
+        for at in range(len(lines) - 2 * size + 1):
+            block = lines[at : at + size]
+            times = 1
+            while lines[at + times * size : at + (times + 1) * size] == block:
+                times += 1
+            least = min(level for level, _ in block)
+            if times > 1 and block[0][0] == least:
+                folded = _fold(block)
+                word = "micro-batch" if any("microbatch" in n or n == "count_batch" for _, n in block) else "step"
+                word = "step" if any(n == "on_step_start" for _, n in block) else word
+                marked = [(least, f"for each {word}:"), *((level + 1, name) for level, name in folded)]
+                return _fold(lines[:at]) + marked + _fold(lines[at + times * size :])
+    return lines
+
+
+def reference() -> str:
+    """A table of every hook: signature, its first sentence, and who implements it by default."""
+    kinds = {"Registration and checks": [], "Factories": [], "Boundaries": [], "Segments": [], "State and metrics": []}
+    for name, function in vars(hookspecs).items():
+        if not (inspect.isfunction(function) and hasattr(function, "hooktrain_spec")):
+            continue
+        text = inspect.getdoc(function) or ""
+        signature = f"{name}({', '.join(inspect.signature(function).parameters)})"
+        default = " ".join(text.partition("\nDefault: ")[2].split())
+        kind = (
+            "Factories"
+            if name in FACTORIES
+            else "Segments"
+            if name in SEGMENTS
+            else "Boundaries"
+            if name in BOUNDARIES
+            else "State and metrics"
+            if name in ("collect_metrics", "collect_state", "restore_state")
+            else "Registration and checks"
+        )
+        shown = "" if default == "none." else f" Default: {default}"
+        kinds[kind].append(f"| `{signature}` | {text.partition(chr(10))[0]}{shown} |")
+    tables = [f"**{kind}**\n\n| hook | |\n|---|---|\n" + "\n".join(rows) for kind, rows in kinds.items()]
+    return "\n\n".join(tables)
+
+
+def rendered(text: str, recorded: list[str]) -> str:
+    """The README with its generated parts made anew."""
+    for mark, made in (("loop", loop(recorded)), ("hooks", reference())):
+        pattern = rf"(<!-- {mark}: [^>]*-->\n).*?(\n<!-- /{mark} -->)"
+        text, times = re.subn(pattern, lambda found, made=made: found[1] + made + found[2], text, flags=re.DOTALL)
+        assert times == 1, mark
+    return text
+
+
+def main() -> None:
+    from tests.test_trainer import record
+
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = {
+            "type": "tiny",
+            "run_dir": folder,
+            "micro_batch_size": 2,
+            "strategy": {"dtype": "fp32", "device": "cpu"},
+        }
+        recorded = record({**recipe, "console": {"enabled": False}})
+    GOLDEN.write_text("\n".join(recorded) + "\n", encoding="utf-8")
+    README.write_text(rendered(README.read_text(encoding="utf-8"), recorded), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

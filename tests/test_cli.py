@@ -1,0 +1,169 @@
+"""The command line as a user meets it: real processes, real output."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+
+
+def hooktrain(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hooktrain", *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**ENVIRONMENT, "COLUMNS": "100", "OMP_NUM_THREADS": "1", **environment},
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_recipe):
+    """A recipe file of type ``tiny``, which comes with the test kit and is loaded by name."""
+    path = tmp_path / "tiny.yaml"
+    raw = {**tiny_recipe, "plugins": {"load": ["hooktrain.testing:TinyPlugin"]}, "console": {"interval": 3}}
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def test_help_is_quick_and_imports_neither_torch_nor_plugins(tmp_path):
+    code = (
+        "import sys, hooktrain.cli as c\n"
+        "try: c.cli(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in sys.modules if m in ('torch', 'transformers', 'rich', 'pluggy') or m.startswith('hooktrain_')])"
+    )
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+        took.append(time.perf_counter() - began)
+    assert shown.stdout.rstrip().endswith("[]")
+    assert "train" in shown.stdout
+    assert "Usage: " in shown.stdout
+    assert min(took) < 0.3
+
+
+def test_train(recipe, tmp_path):
+    shown = hooktrain("train", str(recipe), "-o", "train_iters=6", "-o", "optimizer.lr=1e-3", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "6 steps of 2 rows x 1 micro-batches x 1 ranks" in shown.stdout
+    assert "step 3/6  loss " in shown.stdout
+    assert "lr 1.0e-03" in shown.stdout
+    assert "tok/s" in shown.stdout
+    assert "evaluated at step 6: eval/held_out/loss" in shown.stdout
+    assert "trained 6 steps, " in shown.stdout
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_run_dir_is_named_after_the_recipe(recipe, tmp_path):
+    raw = yaml.safe_load(recipe.read_text())
+    del raw["run_dir"]
+    recipe.write_text(yaml.safe_dump(raw))
+    assert hooktrain("train", str(recipe), "-o", "train_iters=1", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "runs" / "tiny" / "metrics.jsonl").exists()
+
+
+def test_resume(recipe, tmp_path):
+    saving = ("-o", "checkpoint=[{type: full, save_every_n_steps: 3}]")
+    assert hooktrain("train", str(recipe), *saving, "-o", "exit_iteration=4", cwd=tmp_path).returncode == 0
+    path = tmp_path / "run" / "checkpoints" / "step-00000003"
+    shown = hooktrain("train", str(recipe), *saving, "--resume", str(path), cwd=tmp_path)
+    assert f"resumed from {path} at step 3" in shown.stdout
+    assert "trained 7 steps" in shown.stdout
+    shown = hooktrain("train", str(recipe), *saving, "--resume", str(tmp_path), cwd=tmp_path)
+    assert shown.returncode == 1
+    assert "none of the recipe's checkpoint engines can resume from it; give the path of a checkpoint" in shown.stderr
+
+
+def test_errors_are_sentences_without_tracebacks(recipe, tmp_path):
+    shown = hooktrain("train", str(recipe), "-o", "optimzer.lr=1", "-o", "seed=x", cwd=tmp_path)
+    assert shown.returncode == 1
+    assert shown.stderr.startswith(
+        f"hooktrain: {recipe}: 2 things to put right\n  - optimzer: unknown key (did you mean 'optimizer'?)"
+    )
+    assert "Traceback" not in shown.stderr
+    shown = hooktrain("train", "nowhere.yaml", cwd=tmp_path)
+    assert shown.stderr.startswith("hooktrain: nowhere.yaml: 1 thing to put right\n  - there is no such file")
+    shown = hooktrain("trian", cwd=tmp_path)
+    assert shown.returncode == 2
+    assert (
+        "no command is named 'trian' (did you mean 'train'?); there are demo, hooks, plan, plugins, train"
+        in shown.stderr
+    )
+
+
+def test_a_failing_hook_is_named_after_its_traceback(recipe, tmp_path):
+    (tmp_path / "bad.py").write_text(
+        "import hooktrain\n@hooktrain.hookimpl\ndef on_step_end(trainer):\n    if trainer.global_step == 2: {}['x']\n"
+    )
+    shown = hooktrain("train", str(recipe), "-p", "bad", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert shown.returncode == 1
+    assert "bad.py" in shown.stderr
+    assert shown.stderr.rstrip().endswith(
+        "hooktrain: failed in plugin 'bad', hook on_step_end, step 2, rank 0: KeyError: 'x'"
+    )
+
+
+def test_plugins(tmp_path):
+    shown = hooktrain("plugins", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "optimizer/adamw" in shown.stdout
+    facts = {
+        fact["name"]: fact for fact in json.loads(hooktrain("plugins", "--json", "-p", "no:sft", cwd=tmp_path).stdout)
+    }
+    assert facts["torch"]["state"] == "active"
+    assert facts["torch"]["distribution"] == "hooktrain-torch"
+    assert facts["sft"]["state"] == "blocked"
+    assert "make_optimizer" in facts["torch"]["hooks"]
+
+
+def test_hooks(tmp_path):
+    shown = hooktrain("hooks", "run_step", cwd=tmp_path)
+    assert "run_step(trainer, batches)  segment" in shown.stdout
+    assert "One optimizer step over its whole accumulation window." in shown.stdout
+    assert "loop  answers" in shown.stdout
+    assert "did you mean 'run_step'?" in hooktrain("hooks", "run_stpe", cwd=tmp_path).stderr
+    names = [fact["name"] for fact in json.loads(hooktrain("hooks", "--json", cwd=tmp_path).stdout)]
+    assert {"on_step_end", "make_model", "register_configs"} <= set(names)
+
+
+def test_plan(recipe, tmp_path):
+    (tmp_path / "wraps.py").write_text(
+        "import hooktrain\n@hooktrain.hookimpl(wrapper=True)\ndef make_model():\n    return (yield)\n"
+        "@hooktrain.hookimpl\ndef run_step(trainer, batches):\n    return NotImplemented\n"
+    )
+    shown = hooktrain("plan", str(recipe), "--json", "-p", "wraps", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    facts = json.loads(shown.stdout)
+    assert facts["parts"]["model"] == [
+        {"type": "tiny", "plugin": "hooktrain.testing:TinyPlugin", "wrapped_by": ["wraps"]}
+    ]
+    roles = [(each["plugin"], each["role"]) for each in facts["hooks"]["run_step"]]
+    assert roles == [("wraps", "answers"), ("loop", "would answer")]
+    assert not (tmp_path / "run").exists(), "a plan runs nothing"
+    text = hooktrain("plan", str(recipe), "-p", "wraps", cwd=tmp_path, PYTHONPATH=str(tmp_path)).stdout
+    assert "model       tiny from plugin hooktrain.testing:TinyPlugin, wrapped by wraps" in text
+    assert "run_step                 wraps, loop (not reached)" in text
+
+
+def test_plugins_add_commands(tmp_path):
+    (tmp_path / "brings.py").write_text(
+        "import hooktrain, click\n@hooktrain.hookimpl\ndef register_commands(cli):\n"
+        "    @cli.command()\n    def greet():\n        click.echo('hello from a plugin')\n"
+    )
+    shown = hooktrain("greet", cwd=tmp_path, PYTHONPATH=str(tmp_path), HOOKTRAIN_PLUGINS="brings")
+    assert shown.stdout == "hello from a plugin\n", shown.stderr
+
+
+def test_version(tmp_path):
+    assert hooktrain("--version", cwd=tmp_path).stdout.startswith("hooktrain, version 0.")

@@ -1,0 +1,122 @@
+"""A file of the engine imports only lower floors, and nothing that belongs to a plugin."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+CORE = Path(__file__).parents[1] / "hooktrain"
+PLUGINS = CORE.parent / "plugins"
+
+FLOORS = [
+    ["errors", "markers"],
+    ["state"],
+    ["parts", "config", "hookspecs"],
+    ["dispatch"],
+    ["plugins"],
+    ["recipe"],
+    ["loader", "meter", "requests", "saving"],
+    ["console", "jsonl", "loop"],
+    ["build"],
+    ["trainer"],
+    ["report", "demo", "testing"],
+    ["cli"],
+    ["__main__"],
+]
+"""From the ground up; the files of one floor do not import each other."""
+
+ALLOWED = {"torch", "pluggy", "attrs", "cattrs", "yaml", "click", "rich"}
+WITHOUT_TORCH = {
+    "errors",
+    "markers",
+    "config",
+    "hookspecs",
+    "dispatch",
+    "plugins",
+    "recipe",
+    "cli",
+    "__main__",
+    "report",
+    "__init__",
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports when it runs; those for type checkers alone are left out."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.update(
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "hooktrain" else {node.module}
+            )
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found
+
+
+def test_every_file_stands_on_a_floor():
+    assert sorted(path.stem for path in CORE.glob("*.py")) == sorted(
+        ["__init__", *(n for floor in FLOORS for n in floor)]
+    )
+
+
+@pytest.mark.parametrize("name", [name for floor in FLOORS for name in floor])
+def test_a_file_imports_only_lower_floors(name):
+    height = {each: number for number, floor in enumerate(FLOORS) for each in floor}
+    for module in imports(CORE / f"{name}.py"):
+        package, _, inner = module.partition(".")
+        if package == "hooktrain":
+            below = inner.split(".")[0]
+            assert below in height, f"{name} imports {module}, which is not a file of the engine"
+            assert height[below] < height[name], f"{name} imports {below}, which is no lower floor"
+
+
+@pytest.mark.parametrize("path", sorted(CORE.glob("*.py")), ids=lambda path: path.stem)
+def test_the_engine_imports_nothing_of_a_plugin(path):
+    for module in imports(path):
+        package = module.split(".")[0]
+        if package not in sys.stdlib_module_names and package != "hooktrain":
+            assert package in ALLOWED | ({"pytest"} if path.stem == "testing" else set()), (
+                f"{path.name} imports {module}"
+            )
+            assert package != "torch" or path.stem not in WITHOUT_TORCH, f"{path.name} imports torch"
+
+
+@pytest.mark.parametrize("path", sorted(PLUGINS.rglob("*.py")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_plugins_import_only_the_public_package_and_themselves(path):
+    for module in imports(path):
+        if module.startswith("hooktrain."):
+            import hooktrain
+
+            assert module.removeprefix("hooktrain.") in hooktrain.__all__, f"{path} imports {module}"
+        elif module.startswith("hooktrain_"):
+            assert module.split(".")[0] == path.relative_to(PLUGINS).parts[1], (
+                f"{path} imports {module} of another plugin"
+            )
+
+
+def test_only_plugins_lie_in_plugins():
+    for folder in PLUGINS.iterdir():
+        assert (folder / "pyproject.toml").is_file(), f"{folder.name} is not a distribution"
+
+
+def test_no_branch_on_the_name_of_a_part():
+    for path in CORE.glob("*.py"):
+        for word in ("deepspeed", "huggingface", "transformers", "datasets"):
+            code = [line for line in path.read_text(encoding="utf-8").splitlines() if f'"{word}"' in line]
+            assert not code, f"{path.name} knows about {word}: {code}"
+
+
+@pytest.mark.parametrize(("name", "most"), [("trainer", 400), ("loop", 200)])
+def test_the_loop_can_be_read_in_one_sitting(name, most):
+    assert len((CORE / f"{name}.py").read_text(encoding="utf-8").splitlines()) <= most

@@ -1,0 +1,71 @@
+"""Every hook is declared fully, stands in the README, and is implemented by some test."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from hooktrain import hookspecs
+from hooktrain.hookspecs import BOUNDARIES, FACTORIES, SEGMENTS
+from hooktrain.testing import Recorder, SegmentRecorder
+
+ROOT = Path(__file__).parents[1]
+HOOKS = {
+    name: function
+    for name, function in vars(hookspecs).items()
+    if inspect.isfunction(function) and hasattr(function, "hooktrain_spec")
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_part_of_the_docstring_is_there(name):
+    function = HOOKS[name]
+    text = inspect.getdoc(function) or ""
+    first, _, rest = text.partition("\n")
+    assert re.fullmatch(r"[A-Z].*\.", first), "one line, a sentence"
+    assert rest.startswith("\n")
+    for section in ("Called: ", "Ranks: ", "Device: ", "Returns:\n", "Default: "):
+        assert text.count(f"\n{section}") == 1, section
+    parameters = list(inspect.signature(function).parameters)
+    described = re.findall(r"^    (\w+): \S", text.partition("\nArgs:\n")[2].partition("\nReturns:")[0], re.MULTILINE)
+    assert described == parameters
+    returns = text.partition("\nReturns:\n")[2].partition("\n\n")[0]
+    if name in (*FACTORIES, *SEGMENTS):
+        assert "None declines" in returns or ("NotImplemented declines" in returns)
+    if name in BOUNDARIES:
+        assert returns.strip() == "Ignored."
+
+
+def test_the_kinds_are_complete():
+    assert set(FACTORIES) | set(SEGMENTS) | set(BOUNDARIES) <= set(HOOKS)
+    for name in HOOKS:
+        if name.startswith("on_"):
+            assert name in BOUNDARIES
+        elif name.startswith(("run_", "compute_", "save_", "load_checkpoint", "count_")):
+            assert name in SEGMENTS
+    for name, function in HOOKS.items():
+        first = bool(function.hooktrain_spec.get("firstresult"))
+        assert first == (name in FACTORIES or name in SEGMENTS), name
+
+
+def test_every_hook_stands_in_the_readme():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in HOOKS:
+        assert f"`{name}(" in readme, name
+
+
+def test_every_hook_is_implemented_by_a_test():
+    """Recorders do not count: a test must use the hook for what it is for."""
+    written = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    for name in HOOKS:
+        implemented = re.search(rf"@(hooktrain\.)?hookimpl(\([^)]*\))?\s+def {name}\(", written)
+        parametrized = re.search(rf"hook.*\[.*\"{name}\"", written)
+        assert implemented or parametrized, f"no test implements {name}"
+
+
+def test_recorders_hear_everything():
+    assert all(hasattr(Recorder, name) for name in BOUNDARIES)
+    assert all(hasattr(SegmentRecorder, name) for name in (*FACTORIES, *SEGMENTS, *BOUNDARIES))
