@@ -46,8 +46,13 @@ class Console:
         return {"settings": {"console": ConsoleConfig}}
 
     @hookimpl
+    def on_message(self, trainer: Trainer, message: str) -> None:
+        if trainer.recipe.settings["console"].enabled:
+            self.terminal.print(escape(message), soft_wrap=not self.terminal.is_terminal)
+
+    @hookimpl
     def on_resume_end(self, trainer: Trainer, path: Path) -> None:
-        self._say(trainer, f"resumed from {path} at step {trainer.global_step}")
+        trainer.say(f"resumed from {path} at step {trainer.global_step}")
 
     @hookimpl(tryfirst=True)
     def on_train_start(self, trainer: Trainer) -> None:
@@ -62,8 +67,9 @@ class Console:
             {
                 "model": f"{parameters / 1e6:,.1f}M parameters{share} on {trainer.device}",
                 "data": str(trainer.data.report.get("summary") or f"{len(trainer.data.train):,} rows"),
-                "run": f"{trainer.training_horizon:,} steps of {trainer.recipe.micro_batch_size} rows"
-                f" x {trainer.recipe.gradient_accumulation_steps} micro-batches x {trainer.world.world_size} ranks",
+                "run": f"{trainer.training_horizon:,} steps of {trainer.recipe.micro_batch_size}"
+                f" x {trainer.recipe.gradient_accumulation_steps} x {trainer.world.world_size} rows"
+                " (micro-batch, accumulation, ranks)",
                 "files": str(trainer.run_dir),
             }
         )
@@ -104,11 +110,11 @@ class Console:
                 self.terminal.print(line, soft_wrap=True)
         measured = [f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("eval/")]
         if measured:
-            self._say(trainer, f"evaluated at step {step}: {', '.join(measured)}")
+            trainer.say(f"evaluated at step {step}: {', '.join(measured)}")
 
     @hookimpl
     def on_checkpoint_end(self, trainer: Trainer, path: Path) -> None:
-        self._say(trainer, f"saved step {trainer.global_step} to {path}")
+        trainer.say(f"saved step {trainer.global_step} to {path}")
 
     @hookimpl(trylast=True)
     def on_train_end(self, trainer: Trainer) -> None:
@@ -116,8 +122,7 @@ class Console:
         state = trainer.state
         why = f", stopped early: {state.stop_reason}" if state.stop_reason else ""
         left_out = f", {state.skipped_steps} of them without an update" if state.skipped_steps else ""
-        self._say(
-            trainer,
+        trainer.say(
             f"trained {state.global_step} steps{left_out}, {state.tokens:,} tokens"
             f" ({state.supervised_tokens:,} supervised)"
             f" in {_clock(time.perf_counter() - self.began)}{why}",
@@ -131,10 +136,6 @@ class Console:
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
-
-    def _say(self, trainer: Trainer, text: str) -> None:
-        if trainer.world.is_main and trainer.recipe.settings["console"].enabled:
-            self.terminal.print(escape(text), soft_wrap=not self.terminal.is_terminal)
 
     def _facts(self, facts: Mapping[str, str]) -> None:
         for name, text in facts.items():

@@ -90,6 +90,7 @@ BOUNDARIES = (
     "on_resume_start",
     "on_resume_end",
     "on_log",
+    "on_message",
     "on_exception",
     "on_teardown",
 )
@@ -926,6 +927,25 @@ def on_log(trainer: Trainer, metrics: Mapping[str, float]) -> None:
         Ignored.
 
     Default: the console and ``metrics.jsonl``.
+    """
+
+
+@hookspec
+def on_message(trainer: Trainer, message: str) -> None:
+    """Somebody has something to tell the user.
+
+    Called: by ``trainer.say(message)``, which any plugin may call instead of printing into a progress bar.
+    Ranks: rank 0 only.
+    Device: must not wait for it.
+
+    Args:
+        trainer: the trainer.
+        message: plain text, possibly of several lines.
+
+    Returns:
+        Ignored.
+
+    Default: the console.
     """
 
 

@@ -151,6 +151,11 @@ class Trainer:
         """Evaluate after the current step."""
         self.requests.ask(evaluate=True)
 
+    def say(self, message: str) -> None:
+        """Tell the user something, through the hook ``on_message``; other ranks than 0 say nothing."""
+        if self.world.is_main:
+            self.hooks.on_message(trainer=self, message=message)
+
     # -------------------------------------------------------------------------------------------------- the run
 
     def run(self) -> TrainerState:

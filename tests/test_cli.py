@@ -57,7 +57,7 @@ def test_help_is_quick_and_imports_neither_torch_nor_plugins(tmp_path):
 def test_train(recipe, tmp_path):
     shown = hooktrain("train", str(recipe), "-o", "train_iters=6", "-o", "optimizer.lr=1e-3", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
-    assert "6 steps of 2 rows x 1 micro-batches x 1 ranks" in shown.stdout
+    assert "6 steps of 2 x 1 x 1 rows (micro-batch, accumulation, ranks)" in shown.stdout
     assert "step 3/6  loss " in shown.stdout
     assert "lr 1.0e-03" in shown.stdout
     assert "tok/s" in shown.stdout

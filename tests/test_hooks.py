@@ -263,6 +263,25 @@ def test_what_the_boundaries_are_given(run_tiny):
     assert [line["step"] for line in looks.seen["logged"]] == list(range(1, 9))
 
 
+def test_messages_reach_everyone(run_tiny):
+    class Tells:
+        def __init__(self):
+            self.heard = []
+
+        @hookimpl
+        def on_epoch_end(self, trainer):
+            trainer.say("an epoch is over")
+
+        @hookimpl
+        def on_message(self, message):
+            self.heard.append(message)
+
+    tells = Tells()
+    run_tiny(tells)
+    assert tells.heard[0] == "an epoch is over"
+    assert tells.heard[1].startswith("trained 7 steps")
+
+
 def test_resume_boundaries(run_tiny):
     class Looks:
         @hookimpl

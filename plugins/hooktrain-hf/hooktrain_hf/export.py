@@ -128,7 +128,7 @@ class HFCheckpointEngine:
             weights = _cast(weights, dtype)
         for name in getattr(module, "_keys_to_ignore_on_save", None) or ():
             weights.pop(name, None)
-        with temporary_folder(target) as folder, quiet_transformers():
+        with temporary_folder(target) as folder, quiet_transformers(is_main=False):
             _save_model(module, weights, generation_config_for(module, tokenizer), folder, dtype)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)

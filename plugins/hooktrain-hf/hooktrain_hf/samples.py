@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +17,6 @@ from hooktrain_hf.location import first_line
 from hooktrain_hf.quiet import quiet_transformers
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from hooktrain import Trainer
 
 __all__ = ["SamplesConfig", "SamplesPlugin", "answer"]
@@ -41,14 +41,9 @@ class SamplesConfig:
 
 
 class SamplesPlugin:
-    """Prints answers, and keeps them in ``samples.jsonl`` in the run directory.
+    """Shows answers, and keeps them in ``samples.jsonl`` in the run directory."""
 
-    Args:
-        console: where to print; standard output unless given.
-    """
-
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console
+    def __init__(self) -> None:
         self._first: dict[str, tuple[int, str]] = {}  # prompt -> step and text of its first answer
         self._last_step: int | None = None
 
@@ -80,36 +75,29 @@ class SamplesPlugin:
             return
         module: Any = trainer.strategy.unwrap(trainer.model)
         step = trainer.global_step
-        console = self._console or _console()
         self._last_step = step
         if not _is_whole(module):
-            console.print("samples: left out, as the weights are spread over the ranks")
+            trainer.say("samples: left out, as the weights are spread over the ranks")
             return
         answers = []
         for prompt in config.prompts:
             text = answer(module, trainer.tokenizer, prompt, system=config.system, max_new_tokens=config.max_new_tokens)
             answers.append((prompt, text))
         _write(trainer.run_dir / "samples.jsonl", step, answers)
-        self._print(console, step, answers)
+        trainer.say(self._text(step, answers))
 
-    def _print(self, console: Console, step: int, answers: list[tuple[str, str]]) -> None:
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table.grid(padding=(0, 1))
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
-        for number, (prompt, text) in enumerate(answers):
-            if number:
-                table.add_row()
-            table.add_row("prompt", Text(prompt, style="bold"))
+    def _text(self, step: int, answers: list[tuple[str, str]]) -> str:
+        """Prompts with their answers, the first one beside the newest, as wide as the terminal."""
+        lines: list[str] = []
+        for prompt, text in answers:
             first_step, first = self._first.setdefault(prompt, (step, text))
+            rows = [("prompt", prompt), (_when(step, first_step), text or "(nothing)")]
             if first_step != step:
-                table.add_row(_when(first_step), Text(first or "(nothing)", style="dim"))
-            table.add_row(_when(step), Text(text or "(nothing)"))
-        console.print()
-        console.print(table)
-        console.print()
+                rows.insert(1, (_when(first_step, first_step), first or "(nothing)"))
+            for name, value in rows:
+                width = max(40, min(100, shutil.get_terminal_size((100, 24)).columns))
+                lines += textwrap.wrap(f"{name:<8}{value}", width, subsequent_indent=" " * 8, break_long_words=True)
+        return "\n".join(lines)
 
 
 def answer(module: Any, tokenizer: Any, prompt: str, *, system: str | None = None, max_new_tokens: int = 48) -> str:
@@ -188,14 +176,8 @@ def _config(trainer: Trainer) -> SamplesConfig:
     return found if isinstance(found, SamplesConfig) else SamplesConfig()
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False)
-
-
-def _when(step: int) -> str:
-    return "before" if step == 0 else f"step {step}"
+def _when(step: int, first_step: int) -> str:
+    return "before" if step == 0 else "after" if first_step == 0 else f"step {step}"
 
 
 def _write(path: Path, step: int, answers: list[tuple[str, str]]) -> None:

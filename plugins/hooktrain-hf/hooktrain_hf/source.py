@@ -82,7 +82,8 @@ def load_rows(config: HFSourceConfig, world: World) -> Dataset:
         DataError: there is no such thing, it cannot be read, or it has no rows.
     """
     name, split = _name_and_split(config)
-    with quiet_datasets(world.is_main):
+    # a bar helps during a download, and is clutter while a local file is read
+    with quiet_datasets(world.is_main and not Path(name).expanduser().exists()):
         rows = _load(config, name, split)
     if rows is None or len(rows) == 0:
         raise DataError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import warnings
 from collections.abc import Callable
@@ -11,20 +10,19 @@ from typing import Any
 import pytest
 import torch
 from hooktrain_hf.samples import SamplesConfig, SamplesPlugin, answer
-from rich.console import Console
 
 from hooktrain import ModelError, World
 
 
 def run(trainer: Any, *hooks: tuple[str, int]) -> str:
-    """Call boundaries of a fresh plugin at given steps; returns what was printed on 80 columns."""
-    shown = io.StringIO()
+    """Call boundaries of a fresh plugin at given steps; returns what was said."""
+    shown: list[str] = []
+    trainer.say = shown.append
     plugin = SamplesPlugin()
-    plugin._console = Console(file=shown, width=80)
     for hook, step in hooks:
         trainer.global_step = step
         getattr(plugin, hook)(trainer)
-    return shown.getvalue()
+    return "\n".join(shown)
 
 
 def settings(**more: Any) -> dict[str, SamplesConfig]:
@@ -32,11 +30,12 @@ def settings(**more: Any) -> dict[str, SamplesConfig]:
 
 
 def test_answers_before_and_after_are_printed_and_kept(
-    make_llama: Callable[..., Any], make_trainer: Callable[..., Any]
+    make_llama: Callable[..., Any], make_trainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     trainer = make_trainer(make_llama(), settings=settings())
     text = run(trainer, ("on_train_start", 0), ("on_evaluate_end", 2), ("on_train_end", 5))
-    assert text.count("What is it?") == 2 and text.count("before") == 2 and text.count("step 5") == 1
+    assert text.count("What is it?") == 2 and text.count("before") == 2 and text.count("after") == 1
     assert "step 2" not in text and max(map(len, text.splitlines())) <= 80
     kept = [json.loads(line) for line in (trainer.run_dir / "samples.jsonl").read_text().splitlines()]
     assert [(row["step"], row["prompt"]) for row in kept] == [(0, "What is it?"), (5, "What is it?")]
@@ -47,7 +46,7 @@ def test_every_evaluation_does_not_repeat_itself_at_the_end(
 ) -> None:
     trainer = make_trainer(make_llama(), settings=settings(every_evaluation=True, at_start=False))
     text = run(trainer, ("on_train_start", 0), ("on_evaluate_end", 2), ("on_evaluate_end", 4), ("on_train_end", 4))
-    assert text.count("What is it?") == 2 and "before" not in text
+    assert text.count("What is it?") == 2 and "before" not in text and "step 4" in text
 
 
 def test_without_settings_or_on_other_ranks_nothing_happens(
