@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,11 @@ from hooktrain import HooktrainError, at_least, did_you_mean, field
 __all__ = ["AdamConfig", "AdamWConfig", "AnyConfig", "SGDConfig", "make_optimizer"]
 
 
+def _below_one(instance: Any, attribute: Any, value: tuple[float, float]) -> None:
+    if not all(0 <= beta < 1 for beta in value):
+        raise ValueError(f"given {list(value)}, expected two numbers from 0 to below 1")
+
+
 @attrs.frozen(kw_only=True)
 class AdamWConfig:
     """Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
@@ -24,7 +30,7 @@ class AdamWConfig:
     """Learning rate."""
     weight_decay: float = field(default=0.1, validator=at_least(0))
     """Decay of matrices; biases, norms and other vectors are not decayed."""
-    betas: tuple[float, float] = field(default=(0.9, 0.999))
+    betas: tuple[float, float] = field(default=(0.9, 0.999), validator=_below_one)
     """Decay rates of the running means of gradient and squared gradient."""
     eps: float = field(default=1e-8, validator=at_least(0))
     """Added to the denominator."""
@@ -72,32 +78,43 @@ def make_optimizer(config: Any, model: Module) -> Optimizer:
     Raises:
         HooktrainError: when nothing can be trained, or a class cannot be found or made.
     """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not named:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
         raise HooktrainError("optimizer: no parameter of the model takes gradients; unfreeze some, or add an adapter")
     if isinstance(config, AnyConfig):
-        kind = _find(config.name)
-        try:
-            made = kind([parameter for _, parameter in named], lr=config.lr, **config.arguments)
-        except (TypeError, ValueError) as problem:
-            raise HooktrainError(
-                f"optimizer: {config.name} refuses its arguments ({problem}); correct optimizer.arguments"
-            ) from problem
-        if not isinstance(made, Optimizer):
-            raise HooktrainError(f"optimizer.name: '{config.name}' made a {type(made).__name__}, expected a torch optimizer")
-        return made
-    groups = _groups((p for _, p in named), config.weight_decay, config.decay_vectors)
+        return _any(config, trained)
+    groups = _groups(trained, config.weight_decay, config.decay_vectors)
     if isinstance(config, SGDConfig):
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     kind = torch.optim.Adam if isinstance(config, AdamConfig) else torch.optim.AdamW
     # one kernel for all parameters: on a GPU and on a CPU alike the quickest of torch's implementations
-    fused = all(parameter.is_floating_point() for _, parameter in named)
+    fused = all(parameter.is_floating_point() for parameter in trained)
     return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def _any(config: AnyConfig, trained: list[Parameter]) -> Optimizer:
+    kind = _find(config.name)
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+        raise HooktrainError(
+            f"optimizer.name: given '{config.name}', which is no torch optimizer; give a class that is one"
+        )
+    if inspect.signature(kind.step).parameters["closure"].default is inspect.Parameter.empty:
+        raise HooktrainError(
+            f"optimizer.name: {config.name} computes the loss several times a step, which a run here does once; choose"
+            " another one"
+        )
+    try:
+        return kind(trained, lr=config.lr, **config.arguments)  # type: ignore[call-arg]
+    except (TypeError, ValueError) as problem:
+        raise HooktrainError(
+            f"optimizer: {config.name} refuses its arguments ({problem}); correct optimizer.arguments"
+        ) from problem
 
 
 def _groups(parameters: Iterable[Parameter], decay: float, decay_vectors: bool) -> list[dict[str, Any]]:
     """Parameter groups: with decay (matrices) and without (vectors)."""
-    matrices, vectors = [], []
+    matrices: list[Parameter] = []
+    vectors: list[Parameter] = []
     for parameter in parameters:
         (matrices if parameter.dim() >= 2 or decay_vectors else vectors).append(parameter)
     groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -106,10 +123,12 @@ def _groups(parameters: Iterable[Parameter], decay: float, decay_vectors: bool) 
 
 def _find(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
+    home = None
     try:
-        return getattr(importlib.import_module(module or "torch.optim"), attribute)
+        home = importlib.import_module(module or "torch.optim")
+        return getattr(home, attribute)
     except (ImportError, AttributeError) as problem:
-        meant = "" if module else did_you_mean(name, [n for n in dir(torch.optim) if n[0].isupper()])
+        meant = "" if home is None else did_you_mean(attribute, [n for n in dir(home) if n[0].isupper()])
         raise HooktrainError(
             f"optimizer.name: '{name}' cannot be found ({problem}){meant}; give a class of torch.optim or a dotted path"
         ) from problem

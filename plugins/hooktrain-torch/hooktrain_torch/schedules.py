@@ -133,9 +133,9 @@ def _after_warmup(config: Any, warmup: int, total: int) -> Callable[[int], float
         decay = config.decay_steps if config.decay_steps is not None else math.ceil(total * config.decay_ratio)
         begin = max(total - decay, warmup)
         fall = math.sqrt if config.decay_shape == "sqrt" else float
-        return lambda step: 1.0 - (1.0 - least) * fall(_share(step, begin, total))
+        return lambda step: least + (1.0 - least) * (1.0 - fall(_share(step, begin, total)))
     if isinstance(config, LinearConfig):
-        return lambda step: 1.0 - (1.0 - least) * _share(step, warmup, total)
+        return lambda step: least + (1.0 - least) * (1.0 - _share(step, warmup, total))
     return lambda step: least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * _share(step, warmup, total)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any, TypeVar
 
 import attrs
@@ -15,7 +16,7 @@ from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from hooktrain import Batch, HooktrainError, OptimizerStep, Scheduler, World, field, one_of
+from hooktrain import Batch, HooktrainError, NonFiniteError, OptimizerStep, Scheduler, World, field, one_of
 
 __all__ = ["TorchConfig", "TorchStrategy"]
 
@@ -32,6 +33,9 @@ class TorchConfig:
     it and fp32 elsewhere."""
     device: str = field(default="auto")
     """Such as ``cuda``, ``cuda:1`` or ``cpu``; ``auto`` takes a GPU where there is one."""
+    find_unused_parameters: bool = field(default=False)
+    """With several ranks, whether to search each step for parameters that take no part in it; costs time, and is only
+    needed by models and losses that leave some out."""
 
 
 class _Calls(Module):
@@ -56,21 +60,28 @@ class TorchStrategy:
     """
 
     def __init__(self, config: TorchConfig, world: World) -> None:
-        self.world = world
+        self.config, self.world = config, world
         self.device = _device(config.device, world)
         name = _auto(self.device) if config.dtype == "auto" else config.dtype
         self.dtype = _DTYPES[name]
         self.scaler = torch.amp.GradScaler(self.device.type) if name == "fp16" else None
         self._parameters: list[torch.nn.Parameter] = []
         self._parallel: DistributedDataParallel | None = None
+        self._reduced = True
         self._host: Any = None
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         if world.world_size > 1:
             self._join()
 
     def _join(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
         if not dist.is_initialized():
+            missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+            if missing:
+                raise HooktrainError(
+                    f"strategy: WORLD_SIZE is {self.world.world_size}, but {' and '.join(missing)} are not set, so that"
+                    " the ranks cannot find each other; start them with --nproc, torchrun or another launcher"
+                )
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         # counts and requests travel from host to host, so that no device has to be waited for
         self._host = dist.new_group(backend="gloo") if self.device.type == "cuda" else dist.group.WORLD
@@ -87,9 +98,25 @@ class TorchStrategy:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._optimizer = optimizer
         if self.world.world_size > 1:
-            on = [self.device.index] if self.device.type == "cuda" else None
-            self._parallel = DistributedDataParallel(_Calls(model), device_ids=on, gradient_as_bucket_view=True)
+            persistent = model.state_dict().keys()
+            self._parallel = DistributedDataParallel(
+                _Calls(model),
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                # constants, such as rotary frequencies, are equal everywhere and need not travel at each step
+                broadcast_buffers=any(name in persistent for name, _ in model.named_buffers()),
+                find_unused_parameters=self.config.find_unused_parameters,
+                gradient_as_bucket_view=True,
+            )
+            # torch reads a hook's annotations and wants none that are text, so it gets a function without
+            self._parallel.register_comm_hook(None, lambda state, bucket: self._sum_bucket(bucket))
         return model, optimizer, scheduler
+
+    def _sum_bucket(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        """Sum over ranks, where DistributedDataParallel would average: the loss is divided by the count over ranks."""
+        self._reduced = bucket.is_last()  # buckets leave in order, so the last one says that all have left
+        work = dist.all_reduce(bucket.buffer(), async_op=True)
+        summed: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+        return summed
 
     def compute(self, function: Callable[[], T], last: bool) -> T:
         if self._parallel is None and self.dtype is torch.float32:
@@ -108,11 +135,21 @@ class TorchStrategy:
         return {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
     def backward(self, loss: Tensor, last: bool) -> Tensor:
-        if self.world.world_size > 1:
-            # DistributedDataParallel averages over ranks, and the loss is divided by the count over ranks already
-            loss = loss * self.world.world_size
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        self._reduced = self._parallel is None or not last
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+        if not self._reduced:
+            self._explain_unused()
         return loss
+
+    def _explain_unused(self) -> None:
+        """Gradients were left on this rank: DistributedDataParallel waits for parameters that took no part."""
+        assert self._parallel is not None
+        unused = (n for n, p in self._parallel.module.model.named_parameters() if p.requires_grad and p.grad is None)
+        named = ", ".join(islice(unused, 3)) or "some that earlier micro-batches of the step used"
+        raise HooktrainError(
+            f"strategy: no gradient reached some parameters in the last micro-batch of a step ({named}), so gradients"
+            " cannot be summed over ranks; freeze them, or write find_unused_parameters: true under strategy"
+        )
 
     def optimizer_step(self, max_norm: float, wants_norm: bool, skip_non_finite: bool) -> OptimizerStep:
         optimizer, norm = self._optimizer, None
@@ -129,6 +166,11 @@ class TorchStrategy:
             self.scaler.step(optimizer)
             self.scaler.update()
             stepped = self.scaler.get_scale() >= before
+            if not stepped and before < 1 and not skip_non_finite:
+                raise NonFiniteError(
+                    f"strategy: the gradients are not finite, and a loss scale of {before:g} shows that this is no"
+                    " overflow of fp16; lower optimizer.lr, check the data, or leave such steps out with on_nan: skip"
+                )
         elif skip_non_finite and norm is not None and not bool(norm.isfinite()):
             stepped = False
         else:
@@ -192,9 +234,19 @@ def _device(wanted: str, world: World) -> torch.device:
         raise HooktrainError(f"strategy.device: given '{wanted}', expected auto, cpu, cuda or cuda:N") from problem
     if device.type == "cuda" and not torch.cuda.is_available():
         raise HooktrainError(f"strategy.device: given '{wanted}', but torch finds no GPU here; write auto or cpu")
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", world.local_rank)
-    return device
+    if device.type != "cuda":
+        return device
+    if device.index is not None and world.world_size > 1:
+        raise HooktrainError(
+            f"strategy.device: given '{wanted}' for all {world.world_size} ranks; write cuda, one for each"
+        )
+    index, count = world.local_rank if device.index is None else device.index, torch.cuda.device_count()
+    if index >= count:
+        raise HooktrainError(
+            f"strategy.device: rank {world.rank} would take cuda:{index}, but there are {count} GPUs here, counted from"
+            " 0; start fewer processes, or write cpu"
+        )
+    return torch.device("cuda", index)
 
 
 def _auto(device: torch.device) -> str:
