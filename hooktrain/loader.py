@@ -8,7 +8,8 @@ micro-batches and ranks trains on the same rows, and a cursor of (epoch, rows) i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -65,9 +66,11 @@ class WindowLoader:
         order = self.order(epoch)
         shares = _Shares(order, start, self.window, self.micro, self.world)
         batches = _collated(self.dataset, self.data, shares)
+        whole = _per_rank(self.window, self.micro, self.world)
         for begin in range(start, len(order), self.window):
             rows = min(self.window, len(order) - begin)
-            yield rows, [next(batches) for _ in range(_per_rank(rows, self.micro, self.world))]
+            share = whole if rows == self.window else _per_rank(rows, self.micro, self.world)
+            yield rows, list(islice(batches, share))
 
 
 def evaluation_batches(dataset: Dataset, data: Data, size: int, world: World) -> Iterator[Batch]:
@@ -77,7 +80,7 @@ def evaluation_batches(dataset: Dataset, data: Data, size: int, world: World) ->
 
 
 def _per_rank(rows: int, micro: int, world: World) -> int:
-    return math.ceil(math.ceil(rows / micro) / world.world_size)
+    return -(-rows // (micro * world.world_size))
 
 
 class _Shares:
@@ -91,43 +94,33 @@ class _Shares:
 
     def flagged(self) -> Iterator[tuple[list[int], bool]]:
         """Row numbers, and whether they only fill a place."""
-        rank, ranks = self.world.rank, self.world.world_size
+        first, stride = self.world.rank * self.micro, self.micro * self.world.world_size
         for begin in range(self.start, len(self.order), self.window):
             rows: list[int] = self.order[begin : begin + self.window].tolist()
-            for number in range(_per_rank(len(rows), self.micro, self.world)):
-                at = (number * ranks + rank) * self.micro
+            for at in range(first, first + _per_rank(len(rows), self.micro, self.world) * stride, stride):
                 share = rows[at : at + self.micro]
                 yield (share, False) if share else (rows[:1], True)
 
 
-class _Fetch:
-    """Reads and collates one micro-batch; picklable, for worker processes."""
+class _ByMicroBatch(torch.utils.data.Dataset[Batch]):
+    """A data set whose items are micro-batches, addressed by their row numbers; for worker processes."""
 
-    def __init__(self, dataset: Dataset, data: Data) -> None:
-        self.dataset, self.collate = dataset, data.collate
+    def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Batch]) -> None:
+        self.dataset, self.collate = dataset, collate
 
-    def __call__(self, rows: Sequence[int]) -> Batch:
+    def __getitem__(self, rows: Any) -> Batch:
         return self.collate([self.dataset[row] for row in rows])
 
 
-class _ByMicroBatch(torch.utils.data.Dataset[Batch]):
-    """A data set whose items are micro-batches, addressed by their row numbers."""
-
-    def __init__(self, fetch: _Fetch) -> None:
-        self.fetch = fetch
-
-    def __getitem__(self, rows: Any) -> Batch:
-        return self.fetch(rows)
-
-
 def _collated(dataset: Dataset, data: Data, shares: _Shares) -> Iterator[Batch]:
-    fetch = _Fetch(dataset, data)
     if data.workers == 0:
+        collate = data.collate
         for rows, fills in shares.flagged():
-            yield blank(fetch(rows)) if fills else fetch(rows)
+            batch = collate([dataset[row] for row in rows])
+            yield blank(batch) if fills else batch
         return
     ahead = torch.utils.data.DataLoader(
-        _ByMicroBatch(fetch),
+        _ByMicroBatch(dataset, data.collate),
         sampler=shares,
         batch_size=None,
         num_workers=data.workers,

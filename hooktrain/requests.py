@@ -17,6 +17,9 @@ class Agreed(NamedTuple):
     evaluate: bool = False
 
 
+NOTHING = Agreed()
+
+
 class Requests:
     """Requests of this rank, until all ranks have heard of them.
 
@@ -25,7 +28,7 @@ class Requests:
     """
 
     def __init__(self) -> None:
-        self.mine = Agreed()
+        self.mine = NOTHING
         self.reason = ""
 
     def ask(self, **wants: bool) -> None:
@@ -37,6 +40,5 @@ class Requests:
         found = self.mine
         if strategy.world.world_size > 1:
             found = Agreed(*(number > 0 for number in strategy.sum_numbers(found)))
-        if any(found):
-            self.mine = Agreed()
+        self.mine = NOTHING
         return found

@@ -222,18 +222,21 @@ class Trainer:
         metrics = self.evaluate() if evaluates and self.data.evaluation else {}
         if metrics or stop or step % self.recipe.log_interval == 0:
             self.log(metrics)
-        self.checkpoint("request" if asked.save else "step")
+        if self.checkpoint_engines:
+            self.checkpoint("request" if asked.save else "step")
         return output
 
     def open_window(self, batches: Sequence[Batch]) -> None:
         """Count a window before it is computed; a ``run_step`` that changes batches calls this with the new ones."""
         count = self.hooks.count_batch
-        self._counts = {id(batch): count(trainer=self, batch=batch) for batch in batches}
-        self.window_weight = sum(found.weight for found in self._counts.values())
-        self._window_tokens = sum(found.tokens for found in self._counts.values())
+        self._counts, weight, tokens = {}, 0, 0
+        for batch in batches:
+            self._counts[id(batch)] = found = count(trainer=self, batch=batch)
+            weight += found.weight
+            tokens += found.tokens
         if self.world.world_size > 1:
-            sums = self.strategy.sum_numbers([self.window_weight, self._window_tokens])
-            self.window_weight, self._window_tokens = sums
+            weight, tokens = self.strategy.sum_numbers([weight, tokens])
+        self.window_weight, self._window_tokens = weight, tokens
 
     def microbatch(self, batch: Batch) -> LossSum:
         """Announce a micro-batch of the window, compute its loss, add up its gradients; returns the loss, detached."""

@@ -363,7 +363,7 @@ def test_save_and_load_checkpoint(run_tiny, tmp_path):
 
     first = run_tiny(Weights(), checkpoint={"type": "full", "save_end_of_training": True})
     path = tmp_path / "run" / "weights.pt"
-    assert not (tmp_path / "run" / "checkpoints").exists(), "the segment was replaced"
+    assert not list((tmp_path / "run").rglob("step-*")), "the segment was replaced"
     recorder = Recorder()
     again = run_tiny(Weights(), recorder, optimizer={"lr": 0.0}, trainer={"resume_from": path})
     assert recorder.hooks[:2] == ["on_resume_start", "on_resume_end"]
