@@ -15,12 +15,16 @@ from hooktrain.state import StepOutput
 
 __all__ = ["Meter"]
 
+_MOST = 1024
+"""Steps after which the losses are added up without being read."""
+
 
 class Meter:
     """What has happened since the last log line.
 
     Attributes:
-        total: loss summed over this rank's supervised tokens, shape (), on the device.
+        totals: each step's loss summed over this rank's supervised tokens, shape (), on the device; added up only when
+            read, since an addition a step would cost a small model more than keeping them.
         weight: supervised tokens of all ranks.
         tokens: tokens of all ranks, padding excluded.
         steps: optimizer steps.
@@ -32,7 +36,7 @@ class Meter:
 
     def reset(self) -> None:
         """Begin anew, after a log line."""
-        self.total: Tensor | None = None
+        self.totals: list[Tensor] = []
         self.weight = self.tokens = self.steps = 0
         self.grad_norm: Tensor | float | None = None
         self.paused = 0.0
@@ -52,9 +56,17 @@ class Meter:
         self.steps += 1
         self.tokens += tokens
         if output.stepped:
-            self.total = output.total if self.total is None else self.total + output.total
+            self.totals.append(output.total)
+            if len(self.totals) == _MOST:
+                self.totals = [torch.stack(self.totals).sum()]
             self.weight += weight
             self.grad_norm = output.grad_norm
+
+    def total(self, strategy: Strategy) -> Tensor:
+        """Loss summed over this rank's supervised tokens since the last log line, shape (), on the device."""
+        if not self.totals:
+            return torch.zeros((), device=strategy.device)
+        return self.totals[0] if len(self.totals) == 1 else torch.stack(self.totals).sum()
 
     def read(self, strategy: Strategy, extra: Mapping[str, Any]) -> dict[str, float]:
         """Bring everything to the host, waiting for the device once.
@@ -69,9 +81,9 @@ class Meter:
         """
         waiting: dict[str, Tensor] = {}
         numbers: dict[str, float] = {}
-        loss = self.total
+        loss = self.total(strategy)
         if strategy.world.world_size > 1:
-            loss = strategy.sum_tensor(torch.zeros((), device=strategy.device) if loss is None else loss)
+            loss = strategy.sum_tensor(loss)
         found = {"loss": loss if self.weight else None, "grad_norm": self.grad_norm, **extra}
         for name, value in found.items():
             if isinstance(value, Tensor):

@@ -332,8 +332,8 @@ class Trainer:
         if not self.due_checkpoint_engines:
             return
         with self.meter.pause():
-            if self.meter.total is not None:
-                self._require_finite({"loss": float(self.meter.total)})
+            if self.meter.totals:
+                self._require_finite({"loss": float(self.meter.total(self.strategy))})
             self.hooks.on_checkpoint_start(trainer=self)
             for path in self.hooks.save_checkpoint(trainer=self):
                 self.hooks.on_checkpoint_end(trainer=self, path=path)
