@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import traceback
 from pathlib import Path
 
 import pytest
@@ -487,3 +488,29 @@ def test_own_counts(run_tiny):
     assert recorder.metrics[0]["loss"] * 2 == pytest.approx(
         plain.metrics[0]["loss"] * plain.metrics[0]["supervised_tokens"]
     )
+
+
+@pytest.mark.parametrize("clipping", [0.0, 1.0])
+def test_nothing_waits_for_the_device_between_two_log_lines(run_tiny, clipping):
+    """A tensor on the device ``meta`` has no value, so whoever asks for one fails: the first to ask is the log."""
+
+    class Counts:
+        @hookimpl
+        def on_step_end(self, trainer):
+            self.steps = trainer.global_step
+
+    counts = Counts()
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta") as caught:
+        run_tiny(
+            counts,
+            Recorder(),
+            strategy={"device": "meta", "dtype": "fp32"},
+            optimizer={"type": "sgd", "lr": 0.1},
+            data={"eval_rows": 0},
+            gradient_accumulation_steps=2,
+            gradient_clipping=clipping,
+            log_interval=4,
+            epochs=2,
+        )
+    assert counts.steps == 4
+    assert "read" in [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]

@@ -1,0 +1,364 @@
+"""The ``torch`` strategy on several ranks: real processes, started as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+
+from hooktrain.testing import Recorder
+
+
+class Run(NamedTuple):
+    code: int
+    output: str
+    seconds: float
+    folder: Path
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    def weights(self, step: int) -> dict[str, torch.Tensor]:
+        return torch.load(self.folder / "checkpoints" / f"step-{step:08d}" / "model.pt", weights_only=True)
+
+
+NOTES = """
+import json, os
+from pathlib import Path
+import torch
+from hooktrain import hookimpl
+
+def note(**facts):
+    with Path(os.environ["NOTES"]).with_suffix("." + os.environ["RANK"]).open("a") as stream:
+        stream.write(json.dumps(facts) + "\\n")
+"""
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Callable[..., Run]:
+    """``launch(ranks, plugin source, key=value)``: run the tiny recipe in so many processes, as the command line does.
+
+    The source is a module with the name ``extra``; its ``note(...)`` writes to a file of each rank.
+    """
+
+    def start(ranks: int, source: str = "", *, words: list[str] | None = None, script: str = "", **changes: Any) -> Run:
+        (tmp_path / "extra.py").write_text(NOTES + textwrap.dedent(source))
+        load = ["hooktrain.testing:TinyPlugin", *(["extra"] if source else [])]
+        recipe = {
+            "type": "tiny",
+            "run_dir": str(tmp_path / "ranks"),
+            "micro_batch_size": 2,
+            "strategy": {"dtype": "fp32", "device": "cpu"},
+            "optimizer": {"type": "sgd", "lr": 0.1},
+            "console": {"enabled": False},
+            "plugins": {"load": load},
+            **changes,
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        command = [sys.executable, "-m", "hooktrain", "train", str(path), "--nproc", str(ranks)]
+        if script:
+            (tmp_path / "script.py").write_text(textwrap.dedent(script))
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+            command += [str(tmp_path / "script.py"), "train", str(path)]
+        found = {"PYTHONPATH": str(tmp_path), "NOTES": str(tmp_path / "notes"), "OMP_NUM_THREADS": "1"}
+        began = time.monotonic()
+        done = subprocess.run(
+            [*command, *(words or [])],
+            env={**os.environ, **found},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=100,
+        )
+        return Run(done.returncode, done.stdout, time.monotonic() - began, tmp_path / "ranks")
+
+    return start
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Callable[[int], list[dict[str, Any]]]:
+    """What a rank has noted."""
+
+    def read(rank: int) -> list[dict[str, Any]]:
+        path = tmp_path / f"notes.{rank}"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    return read
+
+
+def alone(run_tiny: Callable[..., Any], *plugins: object, **changes: Any) -> tuple[Recorder, Any]:
+    """The same run in one process."""
+    recorder = Recorder()
+    return recorder, run_tiny(recorder, *plugins, **{"optimizer": {"type": "sgd", "lr": 0.1}, **changes})
+
+
+TIMES = ("tokens_per_second", "step_seconds")
+
+
+def assert_equal_runs(run: Run, recorder: Recorder, trainer: Any) -> None:
+    """Every logged number and every weight within 1e-6."""
+    assert run.code == 0, run.output
+    assert len(run.metrics) == len(recorder.metrics), "one line for each step, written once"
+    for mine, reference in zip(run.metrics, recorder.metrics, strict=True):
+        assert mine.keys() == reference.keys()
+        same = [name for name in reference if name not in TIMES]
+        assert [mine[name] for name in same] == pytest.approx([reference[name] for name in same], abs=1e-6)
+    for name, value in run.weights(trainer.global_step).items():
+        torch.testing.assert_close(value, trainer.model.state_dict()[name], rtol=0, atol=1e-6)
+
+
+READING = """
+class Noting:
+    def __init__(self, rows, name):
+        self.rows, self.name = rows, name
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        note(set=self.name, row=index)
+        return self.rows[index]
+
+@hookimpl(wrapper=True)
+def make_data():
+    data = yield
+    data.train = Noting(data.train, "train")
+    data.evaluation = {name: Noting(rows, name) for name, rows in data.evaluation.items()}
+    return data
+
+@hookimpl
+def on_optimizer_step_start(trainer):
+    note(gradients={name: p.grad.tolist() for name, p in trainer.model.named_parameters()})
+
+@hookimpl
+def on_evaluate_start(trainer):
+    note(evaluation=trainer.global_step)
+"""
+
+
+def test_two_ranks_are_one_global_batch(launch, notes, run_tiny):
+    """(2, 2, 2) is (8, 1, 1) and (2, 4, 1): 13 rows in windows of 8 and 5, ragged masks, evaluation of every row."""
+    common = {"epochs": 2, "eval_interval": 3, "gradient_clipping": 0.2}
+    saved = {"type": "full", "save_end_of_training": True}
+    run = launch(2, READING, gradient_accumulation_steps=2, checkpoint=saved, **common)
+    from hooktrain import hookimpl
+
+    class Note:
+        def __init__(self):
+            self.gradients = []
+
+        @hookimpl
+        def on_optimizer_step_start(self, trainer):
+            self.gradients.append({name: p.grad.clone() for name, p in trainer.model.named_parameters()})
+
+    for micro, accumulation in ((8, 1), (2, 4)):
+        note = Note()
+        one = alone(run_tiny, note, micro_batch_size=micro, gradient_accumulation_steps=accumulation, **common)
+        assert_equal_runs(run, *one)
+        for rank in (0, 1):
+            theirs = [line["gradients"] for line in notes(rank) if "gradients" in line]
+            assert len(theirs) == len(note.gradients) == 4
+            for found, expected in zip(theirs, note.gradients, strict=True):
+                for name, value in expected.items():
+                    torch.testing.assert_close(torch.tensor(found[name]), value, rtol=0, atol=1e-6)
+    read = [[line["row"] for line in notes(rank) if line.get("set") == "held_out"] for rank in (0, 1)]
+    assert read == [[0, 1, 4, 0, 1, 4], [2, 3, 0, 2, 3, 0]], "each row once; the second 0 of rank 1 only fills a place"
+    assert [line["row"] for line in notes(0) if line.get("set") == "train"] != list(range(13)), "rows are shuffled"
+
+
+def test_a_rank_without_rows_takes_part(launch, run_tiny):
+    """9 rows in micro-batches of 4 on two ranks: the last window is one row, on rank 0."""
+    data = {"rows": 9, "eval_rows": 1}
+    run = launch(2, micro_batch_size=4, data=data, epochs=3, checkpoint={"type": "full", "save_end_of_training": True})
+    assert_equal_runs(run, *alone(run_tiny, micro_batch_size=8, data=data, epochs=3))
+
+
+def test_four_ranks(launch, run_tiny):
+    saved = {"type": "full", "save_end_of_training": True}
+    settings = {"optimizer": {"type": "adamw", "lr": 0.01}, "scheduler": {"type": "cosine"}}
+    run = launch(4, micro_batch_size=1, gradient_accumulation_steps=2, checkpoint=saved, **settings)
+    assert_equal_runs(run, *alone(run_tiny, micro_batch_size=8, **settings))
+
+
+UNEVEN = """
+@hookimpl(wrapper=True)
+def make_model():
+    model = yield
+    model.tied = model.head
+    model.register_buffer("counted", torch.zeros(3))
+    model.never = torch.nn.Linear(2, 2)
+    model.sometimes = torch.nn.Parameter(torch.ones(()))
+    return model
+
+@hookimpl(wrapper=True)
+def compute_loss(trainer, batch, weight):
+    loss = yield
+    if weight and (batch["input_ids"] == 3).any():
+        loss = loss._replace(total=loss.total * trainer.model.sometimes)
+    return loss
+"""
+
+
+def test_parameters_without_a_gradient(launch, run_tiny, tmp_path, monkeypatch):
+    """One is never used, one only by rows with a certain token; a module stands in the model twice."""
+    settings = {"gradient_accumulation_steps": 2, "epochs": 2, "optimizer": {"type": "adamw", "lr": 0.01}}
+    saved = {"type": "full", "save_end_of_training": True}
+    strategy = {"dtype": "fp32", "device": "cpu", "find_unused_parameters": True}
+    run = launch(2, UNEVEN, strategy=strategy, checkpoint=saved, **settings)
+    monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+    namespace: dict[str, Any] = {}
+    exec(NOTES + UNEVEN, namespace)
+    plugin = type("Uneven", (), {name: staticmethod(namespace[name]) for name in ("make_model", "compute_loss")})()
+    assert_equal_runs(run, *alone(run_tiny, plugin, **{**settings, "gradient_accumulation_steps": 4}))
+    assert float(run.weights(4)["sometimes"]) != 1.0
+
+
+def test_parameters_without_a_gradient_are_named(launch):
+    run = launch(2, UNEVEN, gradient_accumulation_steps=2)
+    assert run.code != 0
+    assert "no gradient reached some parameters in the last micro-batch of a step (" in run.output
+    assert "never.weight" in run.output
+    assert "find_unused_parameters: true under strategy" in run.output
+
+
+# -------------------------------------------------------------------------------------------------- agreement
+
+ASK = """
+@hookimpl
+def on_step_end(trainer):
+    note(step=trainer.global_step)
+    if trainer.world.rank == 1 and trainer.global_step == 2:
+        trainer.request_evaluation()
+        trainer.request_save()
+    if trainer.world.rank == 1 and trainer.global_step == 4:
+        trainer.request_stop("rank 1 has had enough")
+
+@hookimpl
+def on_evaluate_end(trainer):
+    note(evaluated=trainer.global_step)
+
+@hookimpl
+def on_checkpoint_end(trainer):
+    note(saved=trainer.global_step)
+
+@hookimpl
+def on_train_end(trainer):
+    note(ended=trainer.global_step)
+"""
+
+
+def test_what_one_rank_requests_all_do(launch, notes):
+    run = launch(2, ASK, micro_batch_size=1, checkpoint={"type": "full"})
+    assert run.code == 0, run.output
+    steps = [{"step": 1}, {"step": 2}, {"evaluated": 2}, {"saved": 2}, {"step": 3}, {"step": 4}]
+    assert notes(0) == notes(1) == [*steps, {"evaluated": 4}, {"ended": 4}]
+
+
+SCRIPT = """
+import os, sys
+{what}
+from hooktrain.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "difference"),
+    [
+        ("sys.argv += ['-o', 'seed=' + os.environ['RANK']]", "seed"),
+        ("os.environ['HOOKTRAIN_PLUGINS'] = ['', 'extra'][int(os.environ['RANK'])]", "extra"),
+    ],
+    ids=["recipe", "plugins"],
+)
+def test_ranks_that_differ_refuse_to_start(launch, notes, tmp_path, what, difference):
+    load = {"load": ["hooktrain.testing:TinyPlugin"]}
+    run = launch(2, ASK, script=SCRIPT.format(what=what), plugins=load)
+    assert run.code != 0
+    assert "rank 1 has a different" in run.output
+    assert difference in run.output
+    assert not (tmp_path / "ranks" / "metrics.jsonl").exists()
+
+
+RAISE = """
+@hookimpl
+def on_microbatch_start(trainer):
+    if trainer.world.rank == 1 and trainer.global_step == 2:
+        raise KeyError("out of luck")
+
+@hookimpl
+def on_teardown(trainer):
+    note(torn_down=trainer.global_step)
+"""
+
+
+def test_one_rank_that_raises_ends_all(launch, notes):
+    run = launch(2, RAISE, micro_batch_size=1, epochs=1000)
+    assert run.code != 0
+    assert "plugin 'extra', hook on_microbatch_start, step 2, rank 1: KeyError: 'out of luck'" in run.output
+    assert notes(1) == [{"torn_down": 2}]
+    assert run.seconds < 30
+
+
+FULL = """
+import resource
+
+@hookimpl(wrapper=True)
+def save_checkpoint(trainer):
+    if trainer.world.rank == 1:
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    return (yield)
+
+@hookimpl
+def on_exception(exception):
+    note(kind=type(exception).__name__, text=str(exception))
+"""
+
+
+def test_a_rank_that_cannot_save_tells_the_others(launch, notes, tmp_path):
+    run = launch(2, FULL, checkpoint={"type": "full", "save_every_n_steps": 2})
+    assert run.code != 0
+    (first,), (second,) = notes(0), notes(1)
+    assert first == second
+    assert first["kind"] == "CheckpointError"
+    assert "rank 1 could not save it, earlier checkpoints are intact: File too large" in first["text"]
+    assert list((tmp_path / "ranks" / "checkpoints").iterdir()) == []
+
+
+def test_a_resume_on_two_ranks_repeats_the_undisturbed_run(launch, run_tiny, tmp_path):
+    """With dropout, which each rank draws for itself; and one process can go on from what two have saved."""
+    settings = {
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "epochs": 2,
+        "model": {"dropout": 0.3},
+        "optimizer": {"type": "adamw", "lr": 0.01},
+        "checkpoint": {"type": "full", "save_every_n_steps": 3, "save_end_of_training": True},
+    }
+    whole = launch(2, **settings)
+    assert whole.code == 0, whole.output
+    path = whole.folder / "checkpoints" / "step-00000003"
+    rest = launch(2, words=["--resume", str(path)], **{**settings, "run_dir": str(tmp_path / "rest")})
+    rest = rest._replace(folder=tmp_path / "rest")
+    assert rest.code == 0, rest.output
+    assert [line["loss"] for line in rest.metrics] == [line["loss"] for line in whole.metrics][3:]
+    for name, value in whole.weights(8).items():
+        assert torch.equal(value, rest.weights(8)[name])
+    settings["gradient_accumulation_steps"] = 4
+    with pytest.warns(UserWarning, match="was saved by 2 ranks and goes on with 1"):
+        recorder, trainer = alone(run_tiny, **settings, trainer={"resume_from": path})
+    assert trainer.global_step == 8
+    for name in ("tokens", "supervised_tokens", "epoch", "lr"):
+        assert [line[name] for line in recorder.metrics] == [line[name] for line in whole.metrics][3:]
