@@ -23,7 +23,9 @@ __all__ = ["WindowLoader", "blank", "evaluation_batches"]
 
 def blank(batch: Batch) -> Batch:
     """The micro-batch with nothing supervised: what a rank computes when the rows have run out on it alone."""
-    return {**batch, "labels": torch.full_like(batch["labels"], -100)} if "labels" in batch else dict(batch)
+    if "labels" not in batch:
+        return dict(batch)
+    return {**batch, "labels": torch.full_like(batch["labels"], -100), "tokens": 0}
 
 
 class WindowLoader:
