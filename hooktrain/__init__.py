@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Complaint,
         DataError,
         HooktrainError,
+        HooktrainWarning,
         ModelError,
         NonFiniteError,
         PluginError,
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from hooktrain.loader import WindowLoader
     from hooktrain.markers import hookimpl, hookspec
     from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
-    from hooktrain.plugins import PluginHost, PluginsConfig
+    from hooktrain.plugins import PluginHost
     from hooktrain.recipe import Recipe, read_recipe
+    from hooktrain.records import PluginsConfig
     from hooktrain.state import (
         Batch,
         BatchCounts,
@@ -45,12 +47,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "config": "CheckpointConfig at_least between field one_of part structure unstructure",
-    "errors": "CheckpointError Complaint DataError HooktrainError ModelError NonFiniteError PluginError"
-    " RanksDisagreeError RecipeError SegmentError did_you_mean",
+    "errors": "CheckpointError Complaint DataError HooktrainError HooktrainWarning ModelError NonFiniteError"
+    " PluginError RanksDisagreeError RecipeError SegmentError did_you_mean",
     "loader": "WindowLoader",
     "markers": "hookimpl hookspec",
     "parts": "CheckpointEngine Scheduler Strategy",
-    "plugins": "PluginHost PluginsConfig",
+    "plugins": "PluginHost",
+    "records": "PluginsConfig",
     "recipe": "Recipe read_recipe",
     "state": "Batch BatchCounts Data Dataset LossSum OptimizerStep StepOutput TrainerState TrainerType World",
     "trainer": "Trainer",
@@ -68,6 +71,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "HooktrainError",
+    "HooktrainWarning",
     "LossSum",
     "ModelError",
     "NonFiniteError",

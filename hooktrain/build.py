@@ -15,8 +15,9 @@ import torch
 
 from hooktrain.errors import DataError, HooktrainError, PluginError, RanksDisagreeError, RecipeError
 from hooktrain.hookspecs import FACTORIES
-from hooktrain.plugins import PluginHost, PluginsConfig
+from hooktrain.plugins import PluginHost
 from hooktrain.recipe import Recipe, apply_overrides, plugins_config, read_recipe, resolve
+from hooktrain.records import PluginsConfig
 from hooktrain.state import Data, World
 
 if TYPE_CHECKING:

@@ -136,7 +136,7 @@ def demo(run_dir: Path, overrides: tuple[str, ...]) -> None:
 
 def _host(switches: tuple[str, ...]) -> PluginHost:
     from hooktrain.build import make_host
-    from hooktrain.plugins import PluginsConfig
+    from hooktrain.records import PluginsConfig
 
     words = [*os.environ.get("HOOKTRAIN_PLUGINS", "").split(","), *switches]
     return make_host(PluginsConfig().switched(words))

@@ -11,6 +11,7 @@ __all__ = [
     "Complaint",
     "DataError",
     "HooktrainError",
+    "HooktrainWarning",
     "ModelError",
     "NonFiniteError",
     "PluginError",
@@ -38,6 +39,10 @@ class Complaint(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class HooktrainWarning(UserWarning):
+    """Something that a user should know and that does not stop the run."""
 
 
 class RecipeError(HooktrainError):

@@ -14,94 +14,17 @@ import pluggy
 from pluggy import HookImpl
 
 from hooktrain import hookspecs
-from hooktrain.config import field
 from hooktrain.dispatch import Hooks, guard_segment
-from hooktrain.errors import PluginError, did_you_mean
+from hooktrain.errors import HooktrainWarning, PluginError, did_you_mean
 from hooktrain.hookspecs import SEGMENTS
+from hooktrain.records import Offer, PluginRecord, PluginsConfig
+from hooktrain.rules import check_signatures, implemented
 from hooktrain.state import TrainerType
 
-__all__ = ["GROUP", "Offer", "PluginHost", "PluginRecord", "PluginsConfig"]
+__all__ = ["GROUP", "PluginHost"]
 
 GROUP = "hooktrain"
 """The entry-point group that plugins are found through."""
-
-ALONE = ("on_exception", "on_teardown", "collect_state", "restore_state", "register_configs", "register_trainer_types")
-"""Hooks that are called plugin by plugin, and therefore cannot be surrounded."""
-
-
-class HooktrainWarning(UserWarning):
-    """Something that a user should know and that does not stop the run."""
-
-
-@attrs.frozen(kw_only=True)
-class PluginsConfig:
-    """Which plugins take part, and who wins where two claim the same segment."""
-
-    block: tuple[str, ...] = field(default=())
-    """Installed plugins to leave out; they are not imported."""
-    only: tuple[str, ...] | None = field(default=None)
-    """If given, installed plugins other than these are left out."""
-    autoload: bool = field(default=True)
-    """Whether installed plugins are loaded without being named."""
-    load: tuple[str, ...] = field(default=())
-    """Plugins to load by name: installed ones, or modules (``package.module`` or ``package.module:Class``)."""
-    segments: Mapping[str, str] = field(factory=dict)
-    """For a segment that several plugins claim, the plugin that runs it."""
-
-    def switched(self, words: Iterable[str]) -> PluginsConfig:
-        """The same with ``name``, ``no:name`` and ``no:*`` applied, as ``-p`` and ``HOOKTRAIN_PLUGINS`` give them."""
-        config = self
-        for word in filter(None, (word.strip() for word in words)):
-            name = word.removeprefix("no:")
-            if word == "no:*":
-                config = attrs.evolve(config, autoload=False)
-            elif word.startswith("no:"):
-                load = tuple(other for other in config.load if other != name)
-                config = attrs.evolve(config, block=(*config.block, name), load=load)
-            else:
-                block = tuple(other for other in config.block if other != name)
-                config = attrs.evolve(config, load=(*config.load, name), block=block)
-        return config
-
-
-@attrs.define(kw_only=True)
-class PluginRecord:
-    """What became of one plugin.
-
-    Attributes:
-        name: its entry-point or module name.
-        distribution: what was pip-installed to bring it, or ``hooktrain`` for the engine's own.
-        version: version of the distribution.
-        state: ``active``, ``blocked`` or ``failed``.
-        reason: why it is blocked or failed.
-        summary: the distribution's one line about itself.
-        author: the distribution's author.
-        hooks: the hooks it implements.
-        offers: the parts it offers, as ``kind/name``.
-    """
-
-    name: str
-    distribution: str
-    version: str
-    state: str = "active"
-    reason: str = ""
-    summary: str = ""
-    author: str = ""
-    hooks: list[str] = attrs.field(factory=list)
-    offers: list[str] = attrs.field(factory=list)
-
-    def __str__(self) -> str:
-        return f"plugin '{self.name}' ({self.distribution} {self.version})".replace(" )", ")")
-
-
-@attrs.frozen
-class Offer:
-    """A named part: its config class and the plugin that offers it."""
-
-    kind: str
-    name: str
-    config: type
-    plugin: PluginRecord
 
 
 class PluginHost:
@@ -229,8 +152,8 @@ class PluginHost:
         return record
 
     def _add(self, record: PluginRecord, plugin: object) -> None:
-        _check_signatures(record, plugin)
-        names = _implemented(plugin)
+        check_signatures(record, plugin)
+        names = implemented(plugin)
         try:
             if "register_hookspecs" in names:
                 plugin.register_hookspecs(self.manager)  # type: ignore[attr-defined]
@@ -408,45 +331,6 @@ class PluginHost:
 
 def _decline(*_: Any) -> None:
     """Put in the place of a segment's implementation when the recipe chose another plugin's."""
-
-
-def _implemented(plugin: object) -> list[str]:
-    """Names of the functions that are marked as hook implementations."""
-    marked = []
-    for name in dir(plugin):
-        try:
-            found = inspect.getattr_static(plugin, name)
-        except AttributeError:
-            continue
-        found = getattr(found, "__func__", found)
-        if callable(found) and getattr(found, "hooktrain_impl", None) is not None:
-            marked.append(name)
-    return marked
-
-
-def _check_signatures(record: PluginRecord, plugin: object) -> None:
-    """Refuse what pluggy treats differently from version to version, or delays until it hurts."""
-    for name in _implemented(plugin):
-        function = getattr(plugin, name)
-        options = function.hooktrain_impl
-        if options.get("hookwrapper"):
-            raise PluginError(f"{record}, hook {name}: hookwrapper=True is the old style; write wrapper=True")
-        if options.get("wrapper") and name in ALONE:
-            raise PluginError(f"{record}, hook {name}: is called for each plugin alone; it cannot have wrappers")
-        if options.get("specname"):
-            raise PluginError(f"{record}, hook {name}: specname is not supported; name the function after its hook")
-        for argument in inspect.signature(function).parameters.values():
-            if argument.default is not argument.empty:
-                raise PluginError(
-                    f"{record}, hook {name}: parameter '{argument.name}' has a default value, but a hook always gets"
-                    " all of its arguments; remove the default"
-                )
-            if argument.kind is argument.KEYWORD_ONLY:
-                raise PluginError(f"{record}, hook {name}: parameter '{argument.name}' is keyword-only; remove the '*'")
-            if argument.kind in (argument.VAR_KEYWORD, argument.VAR_POSITIONAL):
-                raise PluginError(
-                    f"{record}, hook {name}: '*{argument.name}' gets nothing; name the parameters you need"
-                )
 
 
 def _arguments(problem: pluggy.PluginValidationError) -> str:

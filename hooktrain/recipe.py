@@ -13,7 +13,8 @@ import yaml
 
 from hooktrain.config import Built, at_least, field, one_of, part, structure, unstructure
 from hooktrain.errors import Complaint, RecipeError, did_you_mean
-from hooktrain.plugins import Offer, PluginHost, PluginsConfig
+from hooktrain.plugins import PluginHost
+from hooktrain.records import Offer, PluginsConfig
 from hooktrain.state import TrainerType
 
 __all__ = ["Recipe", "apply_overrides", "plugins_config", "read_recipe", "resolve"]

@@ -1,0 +1,82 @@
+"""What is known about the plugins of a run: which take part, what became of each, and what they offer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import attrs
+
+from hooktrain.config import field
+
+__all__ = ["Offer", "PluginRecord", "PluginsConfig"]
+
+
+@attrs.frozen(kw_only=True)
+class PluginsConfig:
+    """Which plugins take part, and who wins where two claim the same segment."""
+
+    block: tuple[str, ...] = field(default=())
+    """Installed plugins to leave out; they are not imported."""
+    only: tuple[str, ...] | None = field(default=None)
+    """If given, installed plugins other than these are left out."""
+    autoload: bool = field(default=True)
+    """Whether installed plugins are loaded without being named."""
+    load: tuple[str, ...] = field(default=())
+    """Plugins to load by name: installed ones, or modules (``package.module`` or ``package.module:Class``)."""
+    segments: Mapping[str, str] = field(factory=dict)
+    """For a segment that several plugins claim, the plugin that runs it."""
+
+    def switched(self, words: Iterable[str]) -> PluginsConfig:
+        """The same with ``name``, ``no:name`` and ``no:*`` applied, as ``-p`` and ``HOOKTRAIN_PLUGINS`` give them."""
+        config = self
+        for word in filter(None, (word.strip() for word in words)):
+            name = word.removeprefix("no:")
+            if word == "no:*":
+                config = attrs.evolve(config, autoload=False)
+            elif word.startswith("no:"):
+                load = tuple(other for other in config.load if other != name)
+                config = attrs.evolve(config, block=(*config.block, name), load=load)
+            else:
+                block = tuple(other for other in config.block if other != name)
+                config = attrs.evolve(config, load=(*config.load, name), block=block)
+        return config
+
+
+@attrs.define(kw_only=True)
+class PluginRecord:
+    """What became of one plugin.
+
+    Attributes:
+        name: its entry-point or module name.
+        distribution: what was pip-installed to bring it, or ``hooktrain`` for the engine's own.
+        version: version of the distribution.
+        state: ``active``, ``blocked`` or ``failed``.
+        reason: why it is blocked or failed.
+        summary: the distribution's one line about itself.
+        author: the distribution's author.
+        hooks: the hooks it implements.
+        offers: the parts it offers, as ``kind/name``.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    state: str = "active"
+    reason: str = ""
+    summary: str = ""
+    author: str = ""
+    hooks: list[str] = attrs.field(factory=list)
+    offers: list[str] = attrs.field(factory=list)
+
+    def __str__(self) -> str:
+        return f"plugin '{self.name}' ({self.distribution} {self.version})".replace(" )", ")")
+
+
+@attrs.frozen
+class Offer:
+    """A named part: its config class and the plugin that offers it."""
+
+    kind: str
+    name: str
+    config: type
+    plugin: PluginRecord

@@ -1,0 +1,52 @@
+"""What a plugin's functions must look like."""
+
+from __future__ import annotations
+
+import inspect
+
+from hooktrain.errors import PluginError
+from hooktrain.records import PluginRecord
+
+__all__ = ["ALONE", "check_signatures", "implemented"]
+
+ALONE = ("on_exception", "on_teardown", "collect_state", "restore_state", "register_configs", "register_trainer_types")
+"""Hooks that are called plugin by plugin, and therefore cannot be surrounded."""
+
+
+def implemented(plugin: object) -> list[str]:
+    """Names of the functions that are marked as hook implementations."""
+    marked = []
+    for name in dir(plugin):
+        try:
+            found = inspect.getattr_static(plugin, name)
+        except AttributeError:
+            continue
+        found = getattr(found, "__func__", found)
+        if callable(found) and getattr(found, "hooktrain_impl", None) is not None:
+            marked.append(name)
+    return marked
+
+
+def check_signatures(record: PluginRecord, plugin: object) -> None:
+    """Refuse what pluggy treats differently from version to version, or delays until it hurts."""
+    for name in implemented(plugin):
+        function = getattr(plugin, name)
+        options = function.hooktrain_impl
+        if options.get("hookwrapper"):
+            raise PluginError(f"{record}, hook {name}: hookwrapper=True is the old style; write wrapper=True")
+        if options.get("wrapper") and name in ALONE:
+            raise PluginError(f"{record}, hook {name}: is called for each plugin alone; it cannot have wrappers")
+        if options.get("specname"):
+            raise PluginError(f"{record}, hook {name}: specname is not supported; name the function after its hook")
+        for argument in inspect.signature(function).parameters.values():
+            if argument.default is not argument.empty:
+                raise PluginError(
+                    f"{record}, hook {name}: parameter '{argument.name}' has a default value, but a hook always gets"
+                    " all of its arguments; remove the default"
+                )
+            if argument.kind is argument.KEYWORD_ONLY:
+                raise PluginError(f"{record}, hook {name}: parameter '{argument.name}' is keyword-only; remove the '*'")
+            if argument.kind in (argument.VAR_KEYWORD, argument.VAR_POSITIONAL):
+                raise PluginError(
+                    f"{record}, hook {name}: '*{argument.name}' gets nothing; name the parameters you need"
+                )
