@@ -86,9 +86,10 @@ def build(trainer: Trainer) -> None:
     torch.manual_seed(recipe.seed)
 
     trainer.strategy = _make(host, "make_strategy", recipe.strategy, world=world)
-    _agree(
-        trainer, "recipe or plugins", [recipe.digest(), host.manifest(), platform.python_version(), torch.__version__]
-    )
+    plugins = {record["name"]: record for record in host.manifest()}
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    _agree(trainer, {"recipe": {**recipe.as_dict(), "run_dir": ""}, "plugins": plugins, "versions": versions})
+    _agree(trainer, {"order of plugins": list(plugins)})
     if world.is_main:
         _write_run_dir(trainer)
     trainer.tokenizer = _make(host, "make_tokenizer", recipe.tokenizer)
@@ -96,7 +97,7 @@ def build(trainer: Trainer) -> None:
     _check_data(trainer.data)
     if world.is_main:
         _write(trainer.run_dir / "data.json", json.dumps(dict(trainer.data.report), indent=2, default=str))
-    _agree(trainer, "data", [trainer.data.fingerprint, len(trainer.data.train)])
+    _agree(trainer, {"data": {"rows": len(trainer.data.train), "fingerprint": trainer.data.fingerprint}})
     trainer.loader = host.hooks.make_loader(dataset=trainer.data.train, data=trainer.data, recipe=recipe, world=world)
     trainer.loss = _make(host, "make_loss", recipe.loss)
     torch.manual_seed(recipe.seed)  # weights do not depend on how much randomness the data took
@@ -151,19 +152,33 @@ def _check_data(data: Data | None) -> None:
             raise DataError(f"data: the evaluation set '{name}' is empty; remove it or give it rows")
 
 
-def _agree(trainer: Trainer, what: str, mine: list[Any]) -> None:
+def _agree(trainer: Trainer, mine: Mapping[str, Any]) -> None:
     """Refuse to go on when ranks differ: a run of different programs hangs in its first collective, or worse."""
     if trainer.world.world_size == 1:
         return
-    everyone = trainer.strategy.gather_objects(json.dumps(mine, sort_keys=True))
+    everyone = [json.loads(text) for text in trainer.strategy.gather_objects(json.dumps(mine, default=str))]
     for rank, theirs in enumerate(everyone):
-        if theirs != everyone[0]:
-            pairs = zip(json.loads(everyone[0]), json.loads(theirs), strict=True)
-            first = next((a, b) for a, b in pairs if a != b)
+        found = _difference(everyone[0], theirs, "")
+        if found is not None:
+            path, first, other = found
             raise RanksDisagreeError(
-                f"rank {rank} has a different {what} than rank 0 ({str(first[1])[:200]} against {str(first[0])[:200]});"
-                " install the same packages and give the same recipe everywhere"
+                f"rank {rank} differs from rank 0: {path} is {other} there and {first} on rank 0; install the same"
+                " packages and give the same recipe everywhere"
             )
+
+
+def _difference(one: Any, other: Any, path: str) -> tuple[str, str, str] | None:
+    """Where two plain values first differ, and how each looks there."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys([*one, *other]):
+            if (key in one) != (key in other):
+                here, there = ("present" if key in side else "absent" for side in (one, other))
+                return f"{path}.{key}".lstrip("."), here, there
+            found = _difference(one[key], other[key], f"{path}.{key}".lstrip("."))
+            if found is not None:
+                return found
+        return None
+    return None if one == other else (path, json.dumps(one)[:80], json.dumps(other)[:80])
 
 
 def _write_run_dir(trainer: Trainer) -> None:

@@ -95,7 +95,9 @@ def test_the_engine_imports_nothing_of_a_plugin(path):
             assert package != "torch" or path.stem not in WITHOUT_TORCH, f"{path.name} imports torch"
 
 
-@pytest.mark.parametrize("path", sorted(PLUGINS.rglob("*.py")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize(
+    "path", sorted(PLUGINS.glob("*/hooktrain_*/**/*.py")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_plugins_import_only_the_public_package_and_themselves(path):
     for module in imports(path):
         if module.startswith("hooktrain."):
