@@ -97,11 +97,19 @@ class _Shares:
     def flagged(self) -> Iterator[tuple[list[int], bool]]:
         """Row numbers, and whether they only fill a place."""
         first, stride = self.world.rank * self.micro, self.micro * self.world.world_size
-        for begin in range(self.start, len(self.order), self.window):
-            rows: list[int] = self.order[begin : begin + self.window].tolist()
+        for rows in _windows(self.order[self.start :], self.window):
             for at in range(first, first + _per_rank(len(rows), self.micro, self.world) * stride, stride):
                 share = rows[at : at + self.micro]
                 yield (share, False) if share else (rows[:1], True)
+
+
+def _windows(order: Tensor, size: int) -> Iterator[list[int]]:
+    """Row numbers, ``size`` at a time; read out of the tensor by the thousand, since each read costs microseconds."""
+    many = max(1, 4096 // size) * size
+    for begin in range(0, len(order), many):
+        numbers: list[int] = order[begin : begin + many].tolist()
+        for at in range(0, len(numbers), size):
+            yield numbers[at : at + size]
 
 
 class _ByMicroBatch(torch.utils.data.Dataset[Batch]):
