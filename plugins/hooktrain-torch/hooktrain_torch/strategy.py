@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -98,12 +99,9 @@ class TorchStrategy:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._optimizer = optimizer
         if self.world.world_size > 1:
-            persistent = model.state_dict().keys()
             self._parallel = DistributedDataParallel(
                 _Calls(model),
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                # constants, such as rotary frequencies, are equal everywhere and need not travel at each step
-                broadcast_buffers=any(name in persistent for name, _ in model.named_buffers()),
                 find_unused_parameters=self.config.find_unused_parameters,
                 gradient_as_bucket_view=True,
             )
@@ -175,11 +173,13 @@ class TorchStrategy:
             stepped = False
         else:
             optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        self.zero_grad()
         return OptimizerStep(norm, stepped)
 
     def zero_grad(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
+        # what Optimizer.zero_grad comes down to, without its profiling, which a small model's step would feel
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def sum_tensor(self, value: Tensor) -> Tensor:
         if self.world.world_size > 1:
@@ -222,7 +222,11 @@ class TorchStrategy:
 
     def close(self) -> None:
         if self.world.world_size > 1 and dist.is_initialized():
+            # the group's threads end only with its last holder, and one that frees a tensor while Python is shutting
+            # down takes the process with it
+            self._parallel = self._host = None
             dist.destroy_process_group()
+            gc.collect()
 
 
 def _device(wanted: str, world: World) -> torch.device:
