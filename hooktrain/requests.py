@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from hooktrain.parts import Strategy
 
-__all__ = ["Agreed", "Requests"]
+__all__ = ["NOTHING", "Agreed", "Requests"]
 
 
 class Agreed(NamedTuple):

@@ -22,7 +22,7 @@ from hooktrain.meter import Meter
 from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
 from hooktrain.plugins import PluginHost
 from hooktrain.recipe import Recipe
-from hooktrain.requests import Requests
+from hooktrain.requests import NOTHING, Requests
 from hooktrain.saving import Saving
 from hooktrain.state import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
 
@@ -70,6 +70,7 @@ class Trainer:
         self._counts: dict[int, BatchCounts] = {}
         self._window_tokens = self._window_rows = 0
         self.requests, self.saving = Requests(), Saving()
+        self._alone = self.world.world_size == 1
         self._absent_plugins: dict[str, Any] = {}
 
     # ----------------------------------------------------------------------------------------------- properties
@@ -214,7 +215,9 @@ class Trainer:
         self.meter.add(output, self.window_weight, self._window_tokens)
         hooks.on_step_end(trainer=self, output=output)
 
-        asked = self.requests.agree(self.strategy)
+        asked = self.requests.mine
+        if asked is not NOTHING or not self._alone:
+            asked = self.requests.agree(self.strategy)
         if asked.stop:
             state.stop_reason = self.requests.reason or "another rank asked for it"
         step, stop, interval = state.global_step, self.should_stop, self.recipe.eval_interval
@@ -234,7 +237,7 @@ class Trainer:
             self._counts[id(batch)] = found = count(trainer=self, batch=batch)
             weight += found.weight
             tokens += found.tokens
-        if self.world.world_size > 1:
+        if not self._alone:
             weight, tokens = self.strategy.sum_numbers([weight, tokens])
         self.window_weight, self._window_tokens = weight, tokens
 
@@ -265,7 +268,7 @@ class Trainer:
         """The loss of a micro-batch on the device, in the strategy's precision, checked to be a sum over ``weight``."""
         loss = self.strategy.compute(
             lambda: self.hooks.compute_loss(trainer=self, model=self.model, batch=batch, weight=weight),
-            self.is_last_microbatch,
+            not self._counts,
         )
         if type(loss) is not LossSum or loss.weight != weight:
             given = f"a weight of {loss.weight}" if isinstance(loss, LossSum) else type(loss).__name__

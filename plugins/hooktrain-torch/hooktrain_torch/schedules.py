@@ -80,6 +80,7 @@ class Schedule:
     def __init__(self, optimizer: Optimizer, factor: Callable[[int], float], warmup_steps: int) -> None:
         self.optimizer, self.factor, self.warmup_steps = optimizer, factor, warmup_steps
         self.finished = 0
+        self._applied: float | None = None
         self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self._apply()
 
@@ -90,8 +91,10 @@ class Schedule:
 
     def _apply(self) -> None:
         factor = self.factor(self.finished)
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = base * factor
+        if factor != self._applied:  # most steps of a constant or stable phase
+            self._applied = factor
+            for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+                group["lr"] = base * factor
 
     def get_last_lr(self) -> list[float]:
         """The rate of each parameter group for the step to come."""
@@ -103,6 +106,7 @@ class Schedule:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for key in self.state_keys:
             setattr(self, key, state_dict[key])
+        self._applied = None  # a loaded optimizer brings rates of its own
         self._apply()
 
 
