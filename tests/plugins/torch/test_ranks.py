@@ -76,6 +76,7 @@ def launch(tmp_path: Path) -> Callable[..., Run]:
         began = time.monotonic()
         done = subprocess.run(
             [*command, *(words or [])],
+            check=False,
             env={**os.environ, **found},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -277,8 +278,11 @@ main()
 @pytest.mark.parametrize(
     ("what", "difference"),
     [
-        ("sys.argv += ['-o', 'seed=' + os.environ['RANK']]", "seed"),
-        ("os.environ['HOOKTRAIN_PLUGINS'] = ['', 'extra'][int(os.environ['RANK'])]", "extra"),
+        ("sys.argv += ['-o', 'seed=' + os.environ['RANK']]", "recipe.seed is 1 there and 0 on rank 0"),
+        (
+            "os.environ['HOOKTRAIN_PLUGINS'] = ['', 'extra'][int(os.environ['RANK'])]",
+            "plugins.extra is present there and absent on rank 0",
+        ),
     ],
     ids=["recipe", "plugins"],
 )
@@ -286,7 +290,7 @@ def test_ranks_that_differ_refuse_to_start(launch, notes, tmp_path, what, differ
     load = {"load": ["hooktrain.testing:TinyPlugin"]}
     run = launch(2, ASK, script=SCRIPT.format(what=what), plugins=load)
     assert run.code != 0
-    assert "rank 1 has a different" in run.output
+    assert "rank 1 differs from rank 0: " in run.output
     assert difference in run.output
     assert not (tmp_path / "ranks" / "metrics.jsonl").exists()
 
