@@ -7,7 +7,6 @@ import os
 import random
 import resource
 import shutil
-import signal
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from hooktrain_torch.checkpoint import FullCheckpoint, FullConfig
 
 from hooktrain import CheckpointError, HooktrainError, World, hookimpl
 from hooktrain.testing import Recorder
+from tests.killing import killed
 
 FILES = ["model.pt", "optimizer.pt", "parts.pt", "plugins.json", "random-0.pt", "recipe.yaml", "state.json"]
 
@@ -380,49 +380,13 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_training(run_tiny, t
     assert "on_train_start" not in recorder.hooks
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder_is_said_before_the_training(run_tiny, tmp_path):
-    (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(HooktrainError, match="cannot be written .Permission denied."):
-        run_tiny(checkpoint=every(3, output_dir=str(tmp_path / "locked")))
-
-
-CALLS = ("fsync", "replace")
-
-
-def killed(run, at: int) -> bool:
-    """Run in a child that is killed before its ``at``-th call of a function that makes files last."""
-    child = os.fork()
-    if child == 0:
-        calls = 0
-
-        def deadly(original):
-            def call(*arguments):
-                nonlocal calls
-                calls += 1
-                if calls == at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return original(*arguments)
-
-            return call
-
-        for name in CALLS:
-            setattr(os, name, deadly(getattr(os, name)))
-        try:
-            run()
-        finally:
-            os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    return os.WIFSIGNALED(status)
-
-
-def test_killed_at_any_write_a_run_goes_on_from_the_last_whole_checkpoint(run_tiny, tmp_path):
+def test_killed_at_any_write_a_run_goes_on_from_the_last_whole_checkpoint(run_tiny, tiny_recipe, tmp_path):
     settings = {"model": {"dropout": 0.3}, "checkpoint": every(2, auto_resume=True, keep_last=1)}
     whole = run_tiny(**settings, run_dir=str(tmp_path / "undisturbed"))
     at = 1
     while True:
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        if not killed(lambda: run_tiny(**settings), at):
+        if not killed({**tiny_recipe, **settings}, at):
             break
         left = [path for path in (tmp_path / "run" / "checkpoints").iterdir() if not path.name.startswith(".")]
         with warnings.catch_warnings():
