@@ -111,6 +111,7 @@ def build(trainer: Trainer) -> None:
     trainer.model, trainer.optimizer, trainer.scheduler = trainer.strategy.prepare(
         model, optimizer, scheduler, recipe.gradient_accumulation_steps
     )
+    _warn_of_idle_settings(trainer)
     trainer.last_lr = trainer.optimizer.param_groups[0]["lr"]
     trainer.checkpoint_engines = [
         _make(host, "make_checkpoint_engine", config, run_dir=trainer.run_dir, world=world)
@@ -138,8 +139,28 @@ def _make(host: PluginHost, hook: str, config: Any, **needs: Any) -> Any:
         kind = FACTORIES[hook]
         offer = next((o for o in host.offers.get(kind, {}).values() if o.config is type(config)), None)
         who = f"'{offer.name}' is offered by {offer.plugin}, but" if offer else "the recipe selects it, but"
-        raise PluginError(f"{kind}: {who} no implementation of {hook} answered; one must return the part")
+        wrappers = [f"'{found.plugin_name}'" for found in host.implementations(hook) if found.wrapper]
+        also = (
+            f", and these wrap it and must return the result of their yield: {', '.join(wrappers)}" if wrappers else ""
+        )
+        raise PluginError(f"{kind}: {who} no implementation of {hook} answered; one must return the part{also}")
     return made
+
+
+def _warn_of_idle_settings(trainer: Trainer) -> None:
+    """Say what the recipe asks for and this run will never do."""
+    recipe = trainer.recipe
+    if (recipe.eval_interval or recipe.eval_at_start) and not trainer.data.evaluation:
+        trainer.host.warn(
+            "eval_interval: nothing will be evaluated, as there is no evaluation set; add data.eval_sources"
+        )
+    for number, config in enumerate(recipe.checkpoint):
+        saves = (config.save_every_n_steps, config.save_every_n_epochs, config.save_end_of_training, config.auto_resume)
+        if config.enabled and not any(saves):
+            trainer.host.warn(
+                f"checkpoint[{number}]: will not save; write save_every_n_steps, save_every_n_epochs or"
+                " save_end_of_training"
+            )
 
 
 def _check_data(data: Data | None) -> None:

@@ -76,7 +76,10 @@ def train(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], r
 
     Works unchanged under torchrun, deepspeed or a scheduler that sets RANK, WORLD_SIZE and LOCAL_RANK.
     """
-    if nproc > 1 and "RANK" not in os.environ:
+    from hooktrain.build import load
+
+    made, host = load(recipe, overrides=list(overrides), switches=list(switches))
+    if nproc > 1 and "RANK" not in os.environ:  # what is wrong in the recipe has been said once, and not by each rank
         words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)]
         words += ["-m", "hooktrain", "train", str(recipe)]
         for flag, values in (("-o", overrides), ("-p", switches), ("--resume", [str(resume)] if resume else [])):
@@ -84,10 +87,8 @@ def train(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], r
                 words += [flag, value]
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
         os.execv(sys.executable, words)
-    from hooktrain.build import load
     from hooktrain.trainer import Trainer
 
-    made, host = load(recipe, overrides=list(overrides), switches=list(switches))
     Trainer(made, host, resume_from=resume).run()
 
 
@@ -152,14 +153,21 @@ def _print(facts: Any, as_json: bool, show: Callable[[Any], None]) -> None:
 def main() -> None:
     """Run the command line; errors of hooktrain's own are one message and no traceback."""
     try:
-        cli(prog_name="hooktrain")
+        sys.exit(cli.main(prog_name="hooktrain", standalone_mode=False))
+    except click.ClickException as problem:
+        problem.show()
+        sys.exit(problem.exit_code)
     except HooktrainError as problem:
         where = getattr(problem, "hooktrain_where", "")
         started = where and not where.startswith("step 0,")
         click.echo(f"hooktrain: {problem}" + (f" [{where}]" if started else ""), err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        click.echo("hooktrain: interrupted", err=True)
+    except (KeyboardInterrupt, click.Abort) as problem:
+        where = getattr(problem.__cause__ or problem.__context__ or problem, "hooktrain_where", "")
+        click.echo(
+            f"hooktrain: interrupted{' at ' + where if where else ''}; nothing was saved since the last checkpoint",
+            err=True,
+        )
         sys.exit(130)
     except Exception as problem:
         where = getattr(problem, "hooktrain_where", None)

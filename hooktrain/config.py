@@ -6,6 +6,8 @@ All complaints of a recipe are collected; none stops the search for the next.
 from __future__ import annotations
 
 import collections.abc
+import contextlib
+import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -120,12 +122,12 @@ def _describe(value: Any) -> str:
 
 def _number(value: Any, _: Any) -> float:
     if isinstance(value, str):  # YAML 1.1 reads 1e-4, which has no point, as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError):
+            value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"given {_describe(value)}, expected a number")
+    if not math.isfinite(value):
+        raise ValueError(f"given {value}, expected a finite number")
     return float(value)
 
 
@@ -271,36 +273,27 @@ def structure(cls: type[T], given: Mapping[str, Any], where: str, complaints: li
     for name, attribute in fields.items():
         if attribute.init and attribute.default is attrs.NOTHING and name not in spelled:
             complaints.append(Complaint(_join(where, name), "missing, and there is no default; add it"))
+    for name, value in values.items():
+        complaints.extend(_refusals(fields[name], value, _join(where, spelled[name])))
     if len(complaints) > before:
         return None
     try:
         return cls(**values)
-    except (ValueError, TypeError) as problem:
-        # attrs runs validators in the order of the fields; the one that failed is found by asking each again
-        complaints.extend(_validator_complaints(cls, fields, values, spelled, where, problem))
+    except (ValueError, TypeError) as problem:  # a validator that looks at several fields
+        complaints.append(Complaint(where, str(problem.args[0] if problem.args else problem)))
         return None
 
 
-def _validator_complaints(
-    cls: type,
-    fields: Mapping[str, Any],
-    values: Mapping[str, Any],
-    spelled: Mapping[str, str],
-    where: str,
-    first: Exception,
-) -> Iterator[Complaint]:
-    found = False
-    for name, value in values.items():
-        if fields[name].validator is not None:
-            try:
-                fields[name].validator(None, fields[name], value)
-            except (ValueError, TypeError) as problem:
-                found = True
-                yield Complaint(_join(where, spelled[name]), str(problem.args[0] if problem.args else problem))
-            except AttributeError:  # a validator that looks at the whole instance
-                continue
-    if not found:
-        yield Complaint(where, str(first.args[0] if first.args else first))
+def _refusals(attribute: Any, value: Any, where: str) -> Iterator[Complaint]:
+    """What a field's own validator says; each field is asked, where attrs would stop at the first that refuses."""
+    if attribute.validator is None:
+        return
+    try:
+        attribute.validator(None, attribute, value)
+    except (ValueError, TypeError) as problem:
+        yield Complaint(where, str(problem.args[0] if problem.args else problem))
+    except AttributeError:
+        return  # it looks at the whole instance, and is asked when there is one
 
 
 def _complaints(problem: Exception, path: str) -> Iterator[Complaint]:

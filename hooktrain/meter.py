@@ -13,7 +13,12 @@ from torch import Tensor
 from hooktrain.parts import Strategy
 from hooktrain.state import StepOutput
 
-__all__ = ["Meter"]
+__all__ = ["OWN_METRICS", "Meter"]
+
+OWN_METRICS = frozenset(
+    "step epoch loss lr grad_norm tokens supervised_tokens tokens_per_second step_seconds skipped_steps".split()  # noqa: SIM905
+)
+"""What the engine logs itself."""
 
 _MOST = 1024
 """Steps after which the losses are added up without being read."""

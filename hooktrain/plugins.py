@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import os
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -51,7 +53,14 @@ class PluginHost:
         self.manager.add_hookspecs(hookspecs)
         own_version = _own_version()
         for name, plugin in (builtins or {}).items():
-            self._add(PluginRecord(name=name, distribution="hooktrain", version=own_version), plugin)
+            record = PluginRecord(name=name, distribution="hooktrain", version=own_version)
+            if name not in config.block:
+                self._add(record, plugin)
+            elif name == "loop":
+                raise PluginError("plugins: 'loop' is the engine's default loop, and cannot be left out")
+            else:
+                record.state, record.reason = "blocked", self._why_not(name)
+                self.records[name] = record
         self.hooks = Hooks(self.manager)
         if discover:
             self._discover()
@@ -105,16 +114,23 @@ class PluginHost:
     def _load_module(self, name: str) -> None:
         module, _, attribute = name.partition(":")
         record = PluginRecord(name=name, distribution=module.partition(".")[0], version="")
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # a module beside the recipe is found, as under `python -m`
         try:
             plugin: Any = importlib.import_module(module)
             for step in filter(None, attribute.split(".")):
                 plugin = getattr(plugin, step)
         except Exception as problem:
             installed = [known for known, other in self.records.items() if other.distribution != "hooktrain"]
+            if not (isinstance(problem, ModuleNotFoundError) and module.startswith(problem.name or "?")):
+                raise PluginError(
+                    f"plugins: the module '{name}' cannot be imported ({type(problem).__name__}: {problem}); mend it,"
+                    " or leave it out"
+                ) from problem
             raise PluginError(
-                f"plugins: '{name}' is neither an installed plugin nor a module that can be imported"
-                f" ({type(problem).__name__}: {problem}){did_you_mean(name, installed)}; installed are"
-                f" {', '.join(installed) or 'none'}"
+                f"plugins: '{name}' is neither an installed plugin nor a module that can be found"
+                f"{did_you_mean(name, installed)}; installed are {', '.join(installed) or 'none'}; modules are looked"
+                " for in the current folder and on PYTHONPATH"
             ) from problem
         self._try(record, plugin)
 
@@ -154,6 +170,10 @@ class PluginHost:
     def _add(self, record: PluginRecord, plugin: object) -> None:
         check_signatures(record, plugin)
         names = implemented(plugin)
+        if not names:
+            raise PluginError(
+                f"{record}: implements no hook; mark functions with @hookimpl, or name a class as package.module:Class"
+            )
         try:
             if "register_hookspecs" in names:
                 plugin.register_hookspecs(self.manager)  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import yaml
 
-from hooktrain.config import Built, at_least, field, one_of, part, structure, unstructure
+from hooktrain.config import Built, at_least, between, field, one_of, part, structure, unstructure
 from hooktrain.errors import Complaint, RecipeError, did_you_mean
 from hooktrain.plugins import PluginHost
 from hooktrain.records import Offer, PluginsConfig
@@ -52,7 +52,7 @@ class Recipe:
     """Largest norm of all gradients together; 0 does not clip."""
     on_nan: str = field(default="stop", validator=one_of("stop", "skip"))
     """What happens when loss or gradients are not finite: end the run, or leave the step out and count it."""
-    seed: int = field(default=42, validator=at_least(0))
+    seed: int = field(default=42, validator=between(0, 2**32 - 1))
     """Seed of weights, dropout and the order of rows."""
     skip_validation: bool = field(default=False)
     """Admit parts that the trainer type does not list as compatible."""
@@ -77,7 +77,12 @@ class Recipe:
         """The whole recipe, defaults included, as plain values; reading it again gives the same recipe."""
         hidden = {"settings", "types", "name", "skip_validation"}
         made = {item.name: unstructure(getattr(self, item.name), self.types) for item in attrs.fields(Recipe)}
-        plain = {key: value for key, value in made.items() if key not in hidden and value is not None}
+        parts = {item.name for item in attrs.fields(Recipe) if item.metadata.get("kind")}
+        plain = {
+            key: value
+            for key, value in made.items()
+            if key not in hidden and not (value is None and (key in parts or key == "run_dir"))
+        }
         if self.skip_validation:
             plain["skip_validation"] = True
         plain.update({name: unstructure(config) for name, config in self.settings.items()})
@@ -139,6 +144,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise refuse(f"{line}{problem.problem}; correct the YAML") from problem
     except yaml.YAMLError as problem:
         raise refuse(f"{' '.join(str(problem).split())}; correct the YAML") from problem
+    if raw is None:
+        raise refuse("is empty, expected keys and values such as 'type: sft'")
     if not isinstance(raw, dict):
         raise refuse(f"given {type(raw).__name__}, expected keys and values such as 'type: sft'")
     return raw
@@ -234,7 +241,7 @@ class _Resolver:
         self.trainer_type = TrainerType(parts={})
 
     def recipe(self, source: str, name: str) -> Recipe:
-        type_name = self.raw.get("type", "sft")
+        type_name = self.raw.get("type") or "sft"
         if not isinstance(type_name, str) or type_name not in self.host.trainer_types:
             known = self.host.trainer_types
             listed = ", ".join(f"{n} ({who.distribution})" for n, (_, who) in sorted(known.items()))

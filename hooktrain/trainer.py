@@ -16,13 +16,14 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from hooktrain.build import build, resumable
-from hooktrain.errors import HooktrainError, NonFiniteError, SegmentError
+from hooktrain.errors import SegmentError
+from hooktrain.faults import explain, name_taken, require_finite, wrong_answer
 from hooktrain.loader import evaluation_batches
-from hooktrain.meter import Meter
+from hooktrain.meter import OWN_METRICS, Meter
 from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
 from hooktrain.plugins import PluginHost
 from hooktrain.recipe import Recipe
-from hooktrain.requests import NOTHING, Requests
+from hooktrain.requests import NOTHING, Agreed, Requests
 from hooktrain.saving import Saving
 from hooktrain.state import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
 
@@ -133,9 +134,10 @@ class Trainer:
 
     @property
     def wants_grad_norm(self) -> bool:
-        """Whether the current step will be logged."""
+        """Whether the current step will be logged or saved."""
         following = self.state.global_step + 1
-        return following % self.recipe.log_interval == 0 or following >= self.training_horizon
+        intervals = (self.recipe.log_interval, *(each.config.save_every_n_steps for each in self.checkpoint_engines))
+        return following >= self.training_horizon or any(each and following % each == 0 for each in intervals)
 
     # ------------------------------------------------------------------------------------------------- requests
 
@@ -168,7 +170,7 @@ class Trainer:
                 self.resume(path)
             return self.train()
         except BaseException as exception:
-            self._explain(exception)
+            explain(self.host, exception, self.state.global_step, self.world.rank)
             for plugin, problem in self.host.call_each("on_exception", trainer=self, exception=exception):
                 self.host.warn(f"plugin '{plugin}', hook on_exception: {problem!r}")
             raise
@@ -185,10 +187,13 @@ class Trainer:
         if self.recipe.eval_at_start and self.state.global_step == 0 and self.data.evaluation:
             self.log(self.evaluate())
         self.meter.reset()
-        state: TrainerState = self.hooks.run_train(trainer=self)
-        self.checkpoint("end")
+        if self.should_stop:
+            self.say(f"nothing is left to train: step {self.global_step} of {self.training_horizon} has been finished")
+        else:
+            self.hooks.run_train(trainer=self)
+            self.checkpoint("end")
         self.hooks.on_train_end(trainer=self)
-        return state
+        return self.state
 
     def epoch(self, epoch: int) -> int:
         """Announce and run one epoch, or what is left of it; returns its steps."""
@@ -206,6 +211,13 @@ class Trainer:
         self.open_window(batches)
         hooks.on_step_start(trainer=self, batches=batches)
         output: StepOutput = hooks.run_step(trainer=self, batches=batches)
+        if type(output) is not StepOutput:
+            raise wrong_answer(
+                self.host,
+                "run_step",
+                output,
+                "StepOutput(total=<loss summed over the window's tokens>, grad_norm, stepped)",
+            )
         state.global_step += 1
         state.rows += self._window_rows
         state.tokens += self._window_tokens
@@ -223,6 +235,11 @@ class Trainer:
         step, stop, interval = state.global_step, self.should_stop, self.recipe.eval_interval
         evaluates = asked.evaluate or stop or (interval > 0 and step % interval == 0)
         metrics = self.evaluate() if evaluates and self.data.evaluation else {}
+        if metrics:  # what evaluation found may be a reason to save or to stop
+            late = self.requests.agree(self.strategy)
+            asked = Agreed(asked.stop or late.stop, asked.save or late.save)
+            if late.stop:
+                state.stop_reason, stop = self.requests.reason or "another rank asked for it", True
         if metrics or stop or step % self.recipe.log_interval == 0:
             self.log(metrics)
         if self.checkpoint_engines:
@@ -271,10 +288,10 @@ class Trainer:
             not self._counts,
         )
         if type(loss) is not LossSum or loss.weight != weight:
-            given = f"a weight of {loss.weight}" if isinstance(loss, LossSum) else type(loss).__name__
-            raise SegmentError(
-                f"hook compute_loss: returned {given}, expected LossSum(total=<sum of the loss over supervised tokens>,"
-                f" weight={weight}), the count of the hook count_batch; return the sum, never the mean"
+            given = f"a weight of {loss.weight}" if isinstance(loss, LossSum) else loss
+            expected = f"LossSum(total=<sum of the loss over supervised tokens>, weight={weight})"
+            raise wrong_answer(
+                self.host, "compute_loss", given, f"{expected}, the count of the hook count_batch, and never the mean"
             )
         return loss
 
@@ -284,6 +301,8 @@ class Trainer:
         hooks.on_optimizer_step_start(trainer=self)
         if self.window_weight:
             update: OptimizerStep = hooks.run_optimizer_step(trainer=self)
+            if type(update) is not OptimizerStep:
+                raise wrong_answer(self.host, "run_optimizer_step", update, "OptimizerStep(grad_norm, stepped)")
         else:  # nothing was supervised: an optimizer with momentum or weight decay would move all the same
             self.strategy.zero_grad()
             update = OptimizerStep(None, stepped=False)
@@ -312,8 +331,8 @@ class Trainer:
         extra: dict[str, Tensor | float] = {}
         for found in self.hooks.collect_metrics(trainer=self):
             for name, value in found.items():
-                if name in extra or name in _OWN_METRICS:
-                    raise HooktrainError(f"hook collect_metrics: two plugins, or a plugin and the engine, log '{name}'")
+                if name in extra or name in OWN_METRICS:
+                    raise name_taken(self.host, name)
                 extra[name] = value
         read = self.meter.read(self.strategy, extra)
         metrics: dict[str, float] = {"step": state.global_step, "epoch": self._progress()}
@@ -323,7 +342,8 @@ class Trainer:
         metrics.update({"tokens": state.tokens, "supervised_tokens": state.supervised_tokens}, **read, **more)
         if state.skipped_steps:
             metrics["skipped_steps"] = state.skipped_steps
-        self._require_finite(metrics)
+        if self.recipe.on_nan == "stop":
+            require_finite(metrics, state.global_step)
         state.metrics.update(metrics)
         self.hooks.on_log(trainer=self, metrics=metrics)
         self.meter.reset()
@@ -335,8 +355,10 @@ class Trainer:
         if not self.due_checkpoint_engines:
             return
         with self.meter.pause():
-            if self.meter.totals:
-                self._require_finite({"loss": float(self.meter.total(self.strategy))})
+            if self.recipe.on_nan == "stop":
+                # equal on all ranks, so that none of them fails alone
+                loss, norm = self.strategy.sum_tensor(self.meter.total(self.strategy)), self.meter.grad_norm
+                require_finite({"loss": float(loss), "grad_norm": float(norm or 0.0)}, self.state.global_step)
             self.hooks.on_checkpoint_start(trainer=self)
             for path in self.hooks.save_checkpoint(trainer=self):
                 self.hooks.on_checkpoint_end(trainer=self, path=path)
@@ -365,35 +387,3 @@ class Trainer:
 
     def _progress(self) -> float:
         return round(self.state.epoch + self.state.rows / len(self.data.train), 4)
-
-    def _require_finite(self, metrics: Mapping[str, float]) -> None:
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(metrics.get(name, 0.0)) and self.recipe.on_nan == "stop":
-                raise NonFiniteError(
-                    f"step {self.state.global_step}: {name} is {metrics[name]}, expected a finite number; lower"
-                    " optimizer.lr, check the data, or leave such steps out with on_nan: skip"
-                )
-
-    def _explain(self, exception: BaseException) -> None:
-        """Note on the exception where it happened, for whoever prints it."""
-        blamed = self.host.blame(exception)
-        where = f"step {self.state.global_step}, rank {self.world.rank}"
-        if blamed is not None and self.host.records[blamed[0]].distribution != "hooktrain":
-            where = f"plugin '{blamed[0]}', hook {blamed[1]}, {where}"
-        exception.hooktrain_where = where  # type: ignore[attr-defined]
-
-
-_OWN_METRICS = frozenset(
-    [
-        "step",
-        "epoch",
-        "loss",
-        "lr",
-        "grad_norm",
-        "tokens",
-        "supervised_tokens",
-        "tokens_per_second",
-        "step_seconds",
-        "skipped_steps",
-    ]
-)

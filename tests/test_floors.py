@@ -19,7 +19,7 @@ FLOORS = [
     ["rules"],
     ["plugins"],
     ["recipe"],
-    ["loader", "meter", "requests", "saving"],
+    ["loader", "meter", "requests", "saving", "faults"],
     ["console", "jsonl", "loop"],
     ["build"],
     ["trainer"],

@@ -100,7 +100,9 @@ def test_two_distributions_with_one_plugin_name_are_refused(installed):
 def test_unknown_names_are_refused():
     with pytest.raises(PluginError, match=r"plugins: 'torhc' is not installed \(did you mean 'torch'\?\)"):
         make_host(PluginsConfig(block=("torhc",)))
-    with pytest.raises(PluginError, match="'no_such_module' is neither an installed plugin nor a module"):
+    with pytest.raises(
+        PluginError, match="'no_such_module' is neither an installed plugin nor a module that can be found"
+    ):
         make_host(PluginsConfig(load=("no_such_module",)))
 
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hooktrain import DataError, HooktrainError, ModelError, Trainer
+from hooktrain import DataError, HooktrainError, ModelError, RecipeError, Trainer
 from hooktrain.build import load
 from hooktrain.demo import conversations, run_demo, write_data
 from hooktrain.testing import Recorder
@@ -148,6 +148,22 @@ def test_bad_input_gets_one_sentence(quick_start, tmp_path, rows, changes, error
     if error is DataError:
         assert "row" in str(caught.value) or "nowhere" in str(caught.value)
     assert "\n" not in str(caught.value) or error is HooktrainError
+
+
+def test_an_export_never_replaces_the_model_it_was_trained_from(quick_start, tmp_path):
+    quick_start["checkpoint"][0]["output_dir"] = str(tmp_path / "model")
+    with pytest.raises(RecipeError, match=r"checkpoint\[0\].output_dir: given '.*model', where model.name_or_path is"):
+        run(quick_start)
+
+
+def test_tools_that_the_template_leaves_out_are_an_error(quick_start, tmp_path):
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    turns = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    write_rows(tmp_path / "rows.jsonl", [{"messages": turns}])
+    with pytest.raises(
+        DataError, match=r"row 0: messages\[1\].tool_calls: the chat template renders none of them; give a"
+    ):
+        run({**quick_start, "run_dir": str(tmp_path / "run")})
 
 
 def test_demo_data_holds_questions_out(tmp_path):

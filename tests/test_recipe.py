@@ -172,7 +172,7 @@ def test_a_part_may_declare_the_trainer_types_it_is_for():
         ("model: {a: 1, a: 2}", "line 1: key 'a' is given twice"),
         ("a: [1", "expected ',' or ']'"),
         ("- a", "given list, expected keys and values such as 'type: sft'"),
-        ("", "given NoneType, expected keys and values"),
+        ("", "is empty, expected keys and values"),
         ("a: !!python/object:os.system x", "could not determine a constructor"),
     ],
 )

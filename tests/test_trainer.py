@@ -164,6 +164,46 @@ def test_requests_are_obeyed(run_tiny, tmp_path):
     assert [path.name for path in (tmp_path / "saved").iterdir()] == ["step-00000002"]
 
 
+def test_what_evaluation_finds_can_stop_the_run_at_once(run_tiny):
+    class GoodEnough:
+        @hookimpl
+        def on_evaluate_end(self, trainer, metrics):
+            if metrics["eval/held_out/loss"] < 100:
+                trainer.request_stop("good enough")
+
+    trainer = run_tiny(GoodEnough(), eval_interval=2)
+    assert (trainer.global_step, trainer.state.stop_reason) == (2, "good enough")
+
+
+@pytest.mark.parametrize("limit", [{"train_iters": 4}, {"exit_iteration": 4}])
+def test_a_finished_run_is_not_trained_further(run_tiny, limit):
+    saving = {"checkpoint": {"type": "full", "save_every_n_steps": 2, "auto_resume": True}}
+    first = run_tiny(**limit, **saving)
+    recorder = Recorder()
+    again = run_tiny(recorder, **limit, **saving)
+    assert again.global_step == 4
+    assert "on_step_start" not in recorder.hooks
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name])
+
+
+def test_weights_that_are_not_finite_are_never_saved(run_tiny, tmp_path):
+    class PoisonedGradient:
+        @hookimpl
+        def on_optimizer_step_start(self, trainer):
+            if trainer.global_step == 2:
+                trainer.model.head.weight.grad.fill_(float("nan"))
+
+    with pytest.raises(NonFiniteError, match="step 3: grad_norm is nan"):
+        run_tiny(
+            PoisonedGradient(),
+            checkpoint={"type": "full", "save_every_n_steps": 3},
+            log_interval=100,
+            gradient_clipping=0.0,
+        )
+    assert not list((tmp_path / "run").rglob("step-*"))
+
+
 def test_savers_see_what_evaluation_found(run_tiny):
     class See:
         @hookimpl
@@ -451,7 +491,9 @@ def test_two_plugins_cannot_log_one_name(run_tiny):
         def collect_metrics(self):
             return {"loss": 1.0}
 
-    with pytest.raises(HooktrainError, match="two plugins, or a plugin and the engine, log 'loss'"):
+    with pytest.raises(
+        HooktrainError, match="'loss' is logged by two plugins, or by a plugin and the engine .those that log: 'Log'."
+    ):
         run_tiny(Log())
 
 

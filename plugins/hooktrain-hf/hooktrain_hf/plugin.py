@@ -5,11 +5,12 @@ transformers and datasets take seconds to import, so that happens only inside th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooktrain import World, hookimpl
+from hooktrain import Complaint, World, hookimpl
 from hooktrain_hf.export import HFCheckpointConfig, HFCheckpointEngine
 from hooktrain_hf.model import HFModelConfig, build_model
 from hooktrain_hf.source import HFSourceConfig, load_rows
@@ -33,6 +34,22 @@ class HFPlugin:
             "source": {"huggingface": HFSourceConfig},
             "checkpoint": {"huggingface": HFCheckpointConfig},
         }
+
+    @hookimpl
+    def check_recipe(self, recipe: Any) -> Iterator[Complaint]:
+        model = recipe.model.name_or_path if isinstance(recipe.model, HFModelConfig) else None
+        for number, config in enumerate(recipe.checkpoint):
+            if model and isinstance(config, HFCheckpointConfig) and config.output_dir:
+                folder = os.path.abspath(config.output_dir)
+                if os.path.abspath(os.path.expanduser(model)) in (
+                    folder,
+                    os.path.join(folder, os.path.basename(model)),
+                ):
+                    yield Complaint(
+                        f"checkpoint[{number}].output_dir",
+                        f"given '{config.output_dir}', where model.name_or_path is; the export would replace the model"
+                        " that it was trained from; give another folder",
+                    )
 
     @hookimpl
     def make_tokenizer(self, config: Any) -> PreTrainedTokenizerBase | None:

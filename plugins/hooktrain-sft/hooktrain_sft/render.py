@@ -75,15 +75,31 @@ def render_chat(row: Any, tokenizer: Any, config: SFTDataConfig) -> Rendered:
     part = config.trained_part
     if part == "all":
         text = template.render([messages], tools)[0]
+        _assert_tools_are_rendered(template, messages, tools, text)
         return Rendered(text, ((0, len(text)),))
     if template.marks_generation:
         text, spans = template.render_marked(messages, tools)
     else:
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         text, spans = _answer_spans(template, messages, tools, answers[-1:] if part == "last_assistant" else answers)
+    _assert_tools_are_rendered(template, messages, tools, text)
     if part == "last_assistant":
         spans = spans[-1:]
     return Rendered(text, tuple((start, template.end_of_turn(text, (start, end))) for start, end in spans))
+
+
+def _assert_tools_are_rendered(
+    template: ChatTemplate, messages: Sequence[Any], tools: Sequence[Any] | None, text: str
+) -> None:
+    """A template that knows no tools leaves them out without a word, and an empty answer would be trained instead."""
+    advice = "give a tokenizer.chat_template that renders them, or remove them from the row"
+    if tools and template.render([messages], None)[0] == text:
+        raise DataError(f"tools: given {len(tools)}, but the chat template renders none of them; {advice}")
+    for index, message in enumerate(messages):
+        if message.get("tool_calls"):
+            without = {key: value for key, value in message.items() if key != "tool_calls"}
+            if template.render([[*messages[:index], without, *messages[index + 1 :]]], tools)[0] == text:
+                raise DataError(f"messages[{index}].tool_calls: the chat template renders none of them; {advice}")
 
 
 def _answer_spans(
