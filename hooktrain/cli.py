@@ -159,7 +159,7 @@ def main() -> None:
         sys.exit(problem.exit_code)
     except HooktrainError as problem:
         where = getattr(problem, "hooktrain_where", "")
-        started = where and not where.startswith("step 0,")
+        started = where and "step 0," not in where  # before the first step the message says where
         click.echo(f"hooktrain: {problem}" + (f" [{where}]" if started else ""), err=True)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort) as problem:

@@ -115,7 +115,9 @@ def _load(config: HFSourceConfig, name: str, split: str) -> Dataset | None:
             if not any(Path(file).stat().st_size for file in files):
                 return None  # datasets fails on it in a different way for every kind of file
             separator = {"sep": "\t"} if Path(files[0]).suffix == ".tsv" else {}
-            return datasets.load_dataset(builder, data_files=files, split=split, **separator)
+            rows = datasets.load_dataset(builder, data_files=files, split=split, **separator)
+            rows.data.validate(full=True)  # text that is not UTF-8 would be found a row at a time, far from here
+            return rows
         chosen = {"data_files": list(config.data_files)} if config.data_files else {}
         return datasets.load_dataset(str(path) if path.is_dir() else name, config.subset, split=split, **chosen)
     except DataError:

@@ -151,3 +151,10 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.Monkey
     with pytest.raises(DataError, match=r"given 'someone/set'.*Couldn't reach.*check the spelling") as raised:
         numbers("someone/set")
     assert "\n" not in str(raised.value) and isinstance(raised.value.__cause__, ConnectionError)
+
+
+def test_text_that_is_not_utf_8_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes('{"text": "\xe9t\xe9"}\n'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"latin.jsonl' .*cannot be read .*(UTF8|utf-8)"):
+        load_rows(HFSourceConfig(name_or_path=str(path)), World())
