@@ -136,8 +136,16 @@ class Trainer:
     def wants_grad_norm(self) -> bool:
         """Whether the current step will be logged or saved."""
         following = self.state.global_step + 1
-        intervals = (self.recipe.log_interval, *(each.config.save_every_n_steps for each in self.checkpoint_engines))
-        return following >= self.training_horizon or any(each and following % each == 0 for each in intervals)
+        for interval in self._reading_intervals:
+            if following % interval == 0:
+                return True
+        return following >= self.training_horizon
+
+    @cached_property
+    def _reading_intervals(self) -> tuple[int, ...]:
+        """Steps between two log lines, and between two saves of each engine that saves by steps."""
+        saves = (engine.config.save_every_n_steps for engine in self.checkpoint_engines)
+        return (self.recipe.log_interval, *filter(None, saves))
 
     # ------------------------------------------------------------------------------------------------- requests
 
