@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hooktrain import CheckpointConfig, CheckpointError, World, at_least, field
+from hooktrain_torch.frozen import FrozenWeights
 
 if TYPE_CHECKING:
     from hooktrain import Trainer
@@ -33,6 +34,7 @@ except ImportError:
 __all__ = ["FullCheckpoint", "FullConfig"]
 
 _MANIFEST = "manifest.json"
+_FROZEN = "frozen.json"
 _FORMAT = 1
 _UNKNOWN = 1 << 62
 """Number of a checkpoint whose manifest cannot be read; looked at first, so that the user hears of it."""
@@ -45,6 +47,9 @@ class FullConfig(CheckpointConfig):
 
     keep_last: int = field(default=0, validator=at_least(0))
     """How many checkpoints to keep; 0 keeps all."""
+    save_frozen: bool = field(default=False)
+    """Whether to write frozen weights too. Otherwise those that are as the model was built are left out, as building it
+    gives them back; a resume makes sure that it does."""
 
 
 class FullCheckpoint:
@@ -64,8 +69,18 @@ class FullCheckpoint:
         self.output_dir = config.output_dir or run_dir / "checkpoints"
         self._current: Path | None = None
         self._checked: Path | None = None
+        self._frozen: FrozenWeights | None = None
         if config.enabled and world.is_main:
             _require_writable(self.output_dir)
+
+    def remember_frozen(self, model: torch.nn.Module) -> None:
+        """Note what frozen weights a model has that was just built; without this, every save holds all weights.
+
+        Args:
+            model: before anything was loaded into it.
+        """
+        if self._frozen is None and self.config.enabled and not self.config.save_frozen:
+            self._frozen = FrozenWeights(model)
 
     # ------------------------------------------------------------------------------------------------- saving
 
@@ -102,7 +117,12 @@ class FullCheckpoint:
             _require_plain(states, "")
             optimizer = trainer.optimizer.state_dict()
             _require_plain(optimizer, "optimizer")
-            _save(trainer.strategy.unwrap(trainer.model).state_dict(), temporary / "model.pt")
+            model = trainer.strategy.unwrap(trainer.model)
+            frozen = self._frozen.unchanged(model) if self._frozen else {}
+            weights = {name: value for name, value in model.state_dict().items() if name not in frozen}
+            _save(weights, temporary / "model.pt")
+            if frozen:
+                _write(temporary / _FROZEN, json.dumps(frozen, indent=2))
             _save(optimizer, temporary / "optimizer.pt")
             _save(states, temporary / "parts.pt")
             _write(temporary / "state.json", json.dumps(attrs.asdict(trainer.state), indent=2))
@@ -191,7 +211,7 @@ class FullCheckpoint:
             )
         strategy = trainer.strategy
         try:
-            strategy.unwrap(trainer.model).load_state_dict(_load(path / "model.pt"))
+            self._load_weights(strategy.unwrap(trainer.model), path)
             trainer.optimizer.load_state_dict(_load(path / "optimizer.pt"))
         except (RuntimeError, ValueError, KeyError) as problem_:
             reason = " ".join(str(problem_).split())
@@ -208,6 +228,22 @@ class FullCheckpoint:
         if self.world.rank < ranks:
             _restore_random_state(_load(path / f"random-{self.world.rank}.pt"))
         self._current = path
+
+    def _load_weights(self, model: torch.nn.Module, path: Path) -> None:
+        frozen = json.loads((path / _FROZEN).read_text(encoding="utf-8")) if (path / _FROZEN).is_file() else {}
+        self.remember_frozen(model)
+        different = (self._frozen or FrozenWeights(model)).different(model, frozen) if frozen else []
+        if different:
+            raise CheckpointError(
+                f"{path}: was saved without its {len(frozen)} frozen weights, and {len(different)} of them are others in"
+                f" this run ({', '.join(different[:2])}{', ...' if len(different) > 2 else ''}); expected the base model"
+                " that the run began with; give the recipe the model that recipe.yaml in the checkpoint names, unchanged"
+            )
+        weights = _load(path / "model.pt")
+        result = model.load_state_dict(weights, strict=not frozen)
+        odd = [*result.unexpected_keys, *(name for name in result.missing_keys if name not in frozen)]
+        if odd:
+            raise RuntimeError(f"Missing or unexpected weights: {', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}")
 
 
 def _random_state() -> dict[str, Any]:

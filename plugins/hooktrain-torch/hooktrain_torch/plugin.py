@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
-    from hooktrain import Scheduler, Strategy
+    from hooktrain import Scheduler, Strategy, Trainer
 
 __all__ = ["TorchPlugin"]
 
@@ -59,3 +59,11 @@ class TorchPlugin:
         from hooktrain_torch.checkpoint import FullCheckpoint, FullConfig
 
         return FullCheckpoint(config, run_dir, world) if isinstance(config, FullConfig) else None
+
+    @hookimpl(tryfirst=True)
+    def on_train_start(self, trainer: Trainer) -> None:
+        from hooktrain_torch.checkpoint import FullCheckpoint
+
+        for engine in trainer.checkpoint_engines:
+            if isinstance(engine, FullCheckpoint) and trainer.world.is_main:  # only the main rank writes weights
+                engine.remember_frozen(trainer.strategy.unwrap(trainer.model))

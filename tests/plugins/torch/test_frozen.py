@@ -1,0 +1,120 @@
+"""Frozen weights in ``full`` checkpoints: left out where building the model gives them back, and only there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hooktrain_torch.frozen import FrozenWeights, checksum
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hooktrain import CheckpointError, hookimpl
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.bool]
+
+
+class FreezeEmbedding:
+    """Freezes the embedding as it is built; ``factor`` makes it another base, ``drift`` writes to it in each step."""
+
+    def __init__(self, factor: float = 1.0, drift: float = 0.0, at: int = 0) -> None:
+        self.factor, self.drift, self.at = factor, drift, at
+
+    @hookimpl(wrapper=True)
+    def make_model(self):
+        model = yield
+        with torch.no_grad():
+            model.embedding.weight.mul_(self.factor)
+        model.embedding.requires_grad_(self.at > 0)
+        return model
+
+    @hookimpl
+    def on_step_end(self, trainer):
+        with torch.no_grad():
+            trainer.model.embedding.weight.add_(self.drift)
+        if trainer.global_step == self.at:
+            trainer.model.embedding.requires_grad_(False)
+
+
+SAVE = [{"type": "full", "save_every_n_steps": 2}]
+
+
+def weights(tmp_path: Path, step: int) -> dict[str, torch.Tensor]:
+    return torch.load(tmp_path / f"run/checkpoints/step-{step:08d}/model.pt", weights_only=True)
+
+
+def test_frozen_weights_are_left_out_and_a_resume_repeats_the_run(run_tiny: Any, tmp_path: Path) -> None:
+    one = run_tiny(FreezeEmbedding(), train_iters=4, checkpoint=SAVE)
+    assert set(weights(tmp_path, 2)) == {"head.weight", "head.bias"}
+    resumed = run_tiny(
+        FreezeEmbedding(),
+        train_iters=4,
+        checkpoint=SAVE,
+        trainer={"resume_from": tmp_path / "run/checkpoints/step-00000002"},
+    )
+    for name, value in one.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name])
+    assert set(weights(tmp_path, 4)) == {"head.weight", "head.bias"}, "a resumed run leaves them out as well"
+
+
+def test_another_base_is_refused(run_tiny: Any, tmp_path: Path) -> None:
+    run_tiny(FreezeEmbedding(), train_iters=2, checkpoint=SAVE)
+    path = tmp_path / "run/checkpoints/step-00000002"
+    for other in (FreezeEmbedding(1 + 2**-20), FreezeEmbedding(2.0, at=1)):  # also where the run would train them
+        with pytest.raises(CheckpointError, match=r"1 of them are others in this run \(embedding\.weight\)"):
+            run_tiny(other, train_iters=4, checkpoint=SAVE, trainer={"resume_from": path})
+
+
+def test_frozen_weights_that_are_written_to_are_saved(run_tiny: Any, tmp_path: Path) -> None:
+    """Such as a moving average of other weights: building the model would not give it back."""
+    one = run_tiny(FreezeEmbedding(drift=0.5), train_iters=4, checkpoint=SAVE)
+    assert "embedding.weight" in weights(tmp_path, 2)
+    path = tmp_path / "run/checkpoints/step-00000002"
+    other = run_tiny(FreezeEmbedding(drift=0.5), train_iters=4, checkpoint=SAVE, trainer={"resume_from": path})
+    assert torch.equal(one.model.embedding.weight, other.model.embedding.weight)
+
+
+def test_weights_that_are_frozen_after_they_were_trained_are_saved(run_tiny: Any, tmp_path: Path) -> None:
+    one = run_tiny(FreezeEmbedding(at=1), train_iters=4, checkpoint=SAVE, optimizer={"type": "sgd", "lr": 0.1})
+    saved = weights(tmp_path, 4)["embedding.weight"]
+    assert torch.equal(saved, one.model.embedding.weight)
+
+
+def test_they_are_written_when_asked_for(run_tiny: Any, tmp_path: Path) -> None:
+    run_tiny(FreezeEmbedding(), train_iters=2, checkpoint=[{**SAVE[0], "save_frozen": True}])
+    assert "embedding.weight" in weights(tmp_path, 2)
+    path = tmp_path / "run/checkpoints/step-00000002"
+    other = run_tiny(FreezeEmbedding(3.0), train_iters=2, checkpoint=SAVE, trainer={"resume_from": path})
+    assert torch.equal(other.model.embedding.weight, weights(tmp_path, 2)["embedding.weight"])
+
+
+def test_a_tied_weight_is_left_out_under_both_names() -> None:
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3), "b": torch.nn.Linear(3, 3)})
+    model["b"].weight = model["a"].weight
+    model.requires_grad_(False)
+    assert set(FrozenWeights(model).unchanged(model)) == {"a.weight", "b.weight", "a.bias", "b.bias"}
+
+
+@given(st.integers(0, 40), st.sampled_from(DTYPES), st.integers(0, 3), st.data())
+def test_any_changed_bit_changes_the_checksum(size: int, dtype: torch.dtype, offset: int, data: st.DataObject) -> None:
+    """Whatever the type, the length and the place in memory; and equal bits give equal text."""
+    raw = torch.randint(0, 2, ((size + offset) * dtype.itemsize,), dtype=torch.uint8)
+    tensor = raw.view(dtype)[offset:]
+    assert checksum(tensor) == checksum(tensor.clone())
+    if size:
+        at = data.draw(st.integers(0, size * dtype.itemsize - 1))
+        before = checksum(tensor)
+        raw[offset * dtype.itemsize + at] ^= 1
+        assert checksum(tensor) != before
+
+
+def test_the_checksum_knows_order_shape_and_type() -> None:
+    wide = torch.arange(1 << 22, dtype=torch.float32)  # several chunks
+    swapped = wide.clone()
+    swapped[[1, 3_000_000]] = wide[[3_000_000, 1]]
+    rolled = wide.roll(1 << 21)  # whole chunks exchanged
+    texts = {checksum(found) for found in (wide, swapped, rolled, wide.view(2, -1), wide.view(torch.int32))}
+    assert len(texts) == 5
+    assert checksum(wide.view(2, -1).t()) == checksum(wide.view(2, -1).t().contiguous())
