@@ -234,10 +234,11 @@ class FullCheckpoint:
         self.remember_frozen(model)
         different = (self._frozen or FrozenWeights(model)).different(model, frozen) if frozen else []
         if different:
+            named = ", ".join(different[:2]) + (", ..." if len(different) > 2 else "")
             raise CheckpointError(
-                f"{path}: was saved without its {len(frozen)} frozen weights, and {len(different)} of them are others in"
-                f" this run ({', '.join(different[:2])}{', ...' if len(different) > 2 else ''}); expected the base model"
-                " that the run began with; give the recipe the model that recipe.yaml in the checkpoint names, unchanged"
+                f"{path}: was saved without its {len(frozen)} frozen weights, and {len(different)} of them are others"
+                f" in this run ({named}); expected the base model that the run began with; give the recipe the model"
+                " that recipe.yaml in the checkpoint names, unchanged"
             )
         weights = _load(path / "model.pt")
         result = model.load_state_dict(weights, strict=not frozen)

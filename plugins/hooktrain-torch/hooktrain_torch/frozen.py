@@ -56,13 +56,13 @@ def _checksums(model: Module, names: set[str] | None, frozen: bool = True) -> It
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if (names is None or name in names) and not (frozen and parameter.requires_grad) and _is_whole(parameter):
             chosen.append((name, parameter))
-    once = {id(parameter): parameter for _, parameter in chosen}
+    once = {id(tensor): tensor for _, tensor in chosen}
     sums: dict[int, int] = {}
-    for device in {parameter.device for parameter in once.values()}:
-        here = [key for key, parameter in once.items() if parameter.device == device]
+    for device in {tensor.device for tensor in once.values()}:
+        here = [key for key, tensor in once.items() if tensor.device == device]
         sums.update(zip(here, torch.stack([_sum(once[key]) for key in here]).tolist(), strict=True))
-    for name, parameter in chosen:
-        yield name, _text(parameter, sums[id(parameter)])
+    for name, tensor in chosen:
+        yield name, _text(tensor, sums[id(tensor)])
 
 
 def _text(tensor: Tensor, total: int) -> str:
@@ -83,7 +83,7 @@ def _sum(tensor: Tensor) -> Tensor:
     total = torch.zeros((), dtype=torch.int64, device=data.device)
     factors = torch.arange(1, 2 * min(_CHUNK, whole // 8 + 1), 2, dtype=torch.int64, device=data.device)
     words = data[:whole] if data.storage_offset() % 8 == 0 else data[:whole].clone()
-    for chunk in words.view(torch.int64).split(_CHUNK):
+    for chunk in torch.split(words.view(torch.int64), _CHUNK):
         total = total * _MIX + (chunk * factors[: len(chunk)]).sum()
     rest = torch.zeros(8, dtype=torch.uint8, device=data.device)
     rest[: len(data) - whole] = data[whole:]
