@@ -102,7 +102,7 @@ def build(trainer: Trainer) -> None:
     trainer.loss = _make(host, "make_loss", recipe.loss)
     torch.manual_seed(recipe.seed)  # weights do not depend on how much randomness the data took
     with trainer.strategy.model_context():
-        model = _make(host, "make_model", recipe.model, tokenizer=trainer.tokenizer, world=world)
+        model = _make(host, "make_model", recipe.model, tokenizer=trainer.tokenizer, world=world, recipe=recipe)
     model = trainer.strategy.prepare_model(model)
     optimizer = _make(host, "make_optimizer", recipe.optimizer, model=model)
     scheduler = _make(

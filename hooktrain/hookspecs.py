@@ -251,7 +251,7 @@ def load_source(config: Any, world: World) -> Dataset | None:
 
 
 @hookspec(firstresult=True)
-def make_model(config: Any, tokenizer: Any, world: World) -> Module | None:
+def make_model(config: Any, tokenizer: Any, world: World, recipe: Recipe) -> Module | None:
     """Build the model.
 
     Called: by the trainer, under the strategy's ``model_context``, after the data. Surround it to change the model,
@@ -263,6 +263,7 @@ def make_model(config: Any, tokenizer: Any, world: World) -> Module | None:
         config: what the recipe says under ``model``.
         tokenizer: what ``make_tokenizer`` returned.
         world: this process and how many there are.
+        recipe: the structured recipe, in whose ``settings`` a plugin that surrounds this hook finds its own.
 
     Returns:
         A torch module; None declines, and the next plugin is asked.

@@ -7,6 +7,7 @@ import math
 import traceback
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from hooktrain import (
     OptimizerStep,
     SegmentError,
     StepOutput,
+    field,
     hookimpl,
 )
 from hooktrain.testing import Recorder, SegmentRecorder, TinyModel, train
@@ -347,6 +349,30 @@ def test_a_wrapped_factory_changes_the_model(run_tiny):
     after = TinyModelWeights(run_tiny(Freeze()))
     assert torch.equal(before.embedding, after.embedding)
     assert not torch.equal(before.head, after.head)
+
+
+def test_a_wrapped_factory_finds_its_own_settings_in_the_recipe(run_tiny):
+    @attrs.frozen(kw_only=True)
+    class ScaleConfig:
+        """How much to scale the head."""
+
+        factor: float = field(default=1.0)
+
+    class Scale:
+        @hookimpl
+        def register_configs(self):
+            return {"settings": {"scale": ScaleConfig}}
+
+        @hookimpl(wrapper=True)
+        def make_model(self, recipe):
+            model = yield
+            with torch.no_grad():
+                model.head.weight.mul_(recipe.settings["scale"].factor)
+            return model
+
+    plain = TinyModelWeights(run_tiny(Scale(), optimizer={"lr": 0}))
+    scaled = TinyModelWeights(run_tiny(Scale(), scale={"factor": 2.0}, optimizer={"lr": 0}))
+    assert torch.equal(scaled.head, 2 * plain.head)
 
 
 class TinyModelWeights:
