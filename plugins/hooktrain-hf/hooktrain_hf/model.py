@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import attrs
@@ -54,7 +54,12 @@ def torch_dtype(name: str) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
-def build_model(config: HFModelConfig, tokenizer: Any, world: World) -> PreTrainedModel:
+def build_model(
+    config: HFModelConfig,
+    tokenizer: Any,
+    world: World,
+    accept: Callable[[PreTrainedConfig], None] = lambda hf_config: None,
+) -> PreTrainedModel:
     """Load the model with dense, trainable weights in ``weights_dtype``, tied where the config ties them.
 
     Random weights (``from_config``) come from torch's global seed.
@@ -63,6 +68,7 @@ def build_model(config: HFModelConfig, tokenizer: Any, world: World) -> PreTrain
         config: the recipe's ``model``.
         tokenizer: None, or the tokenizer whose ids the model must be able to embed.
         world: this process; only the main rank may print.
+        accept: called with the model's config before any weights are read; raises what is wrong with it.
 
     Raises:
         ModelError: the model cannot be loaded, lacks weights, cannot be trained, or embeds fewer tokens than the
@@ -71,6 +77,7 @@ def build_model(config: HFModelConfig, tokenizer: Any, world: World) -> PreTrain
     location = resolve(config.name_or_path, config.gguf_file, _KEY)
     with quiet_transformers(world.is_main), gguf_read_once():
         hf_config = _load_config(config, location)
+        accept(hf_config)
         model: Any = _new(config, hf_config) if config.from_config else _load(config, hf_config, location)
     forget_gguf()
     _forget_quantization(model)
