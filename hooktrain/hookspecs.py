@@ -791,7 +791,8 @@ def compute_loss(trainer: Trainer, model: Module, batch: Batch, weight: int) -> 
 
     Returns:
         The loss *summed* over supervised tokens, and over how many: the engine divides, once, by the tokens of the
-        window over all ranks. NotImplemented declines, None is an error.
+        window over all ranks. Further sums over the same tokens are logged as means under their names, and as
+        ``eval/<name>/...`` in evaluation. NotImplemented declines, None is an error.
 
     Default: ``hooktrain.loop``: the recipe's ``loss``.
     """

@@ -88,18 +88,20 @@ class Loop:
 
     @hookimpl(trylast=True)
     def run_evaluate(self, trainer: Trainer) -> Mapping[str, float]:
-        metrics = {}
+        metrics: dict[str, float] = {}
         for name in trainer.data.evaluation:
-            total, weight = torch.zeros((), device=trainer.device), 0
+            sums, weight = {"loss": torch.zeros((), device=trainer.device)}, 0
             for host_batch in trainer.eval_batches(name):
                 counts = trainer.hooks.count_batch(trainer=trainer, batch=host_batch)
                 loss = trainer.loss_of(trainer.on_device(host_batch), counts.weight)
-                total = total + loss.total.float()
+                for key, value in {"loss": loss.total, **loss.sums}.items():
+                    sums[key] = sums[key] + value.float() if key in sums else value.float()
                 weight += counts.weight
             (everywhere,) = trainer.strategy.sum_numbers([weight])
             if everywhere == 0:
                 raise DataError(f"evaluation set '{name}': no token is supervised, so it has no loss; check its masks")
-            metrics[f"eval/{name}/loss"] = float(trainer.strategy.sum_tensor(total)) / everywhere
+            found = trainer.strategy.sum_tensor(torch.stack(list(sums.values()))).tolist()
+            metrics |= {f"eval/{name}/{key}": value / everywhere for key, value in zip(sums, found, strict=True)}
         return metrics
 
     @hookimpl(trylast=True)

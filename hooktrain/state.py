@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import attrs
@@ -113,10 +114,13 @@ class LossSum(NamedTuple):
     Attributes:
         total: the *sum* of the loss over the micro-batch's supervised tokens, shape (), with a graph.
         weight: how many tokens that sum is over; the engine compares it with its own count.
+        sums: what else is to be logged as a mean over the same tokens, such as ``token_accuracy``: names to sums, of
+            shape () and on the device. Every micro-batch, on every rank, must have the same names.
     """
 
     total: Tensor
     weight: int
+    sums: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class OptimizerStep(NamedTuple):

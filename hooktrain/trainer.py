@@ -69,6 +69,8 @@ class Trainer:
         self.due_checkpoint_engines: list[CheckpointEngine] = []
         self.checkpoint_reason = ""
         self._counts: dict[int, BatchCounts] = {}
+        self._sums: list[Mapping[str, Tensor]] = []
+        self._sum_names: frozenset[str] | None = None
         self._window_tokens = self._window_rows = 0
         self.requests, self.saving = Requests(), Saving()
         self._alone = self.world.world_size == 1
@@ -232,7 +234,7 @@ class Trainer:
         state.supervised_tokens += self.window_weight
         if not output.stepped:
             state.skipped_steps += 1
-        self.meter.add(output, self.window_weight, self._window_tokens)
+        self.meter.add(output, self.window_weight, self._window_tokens, self._sums)
         hooks.on_step_end(trainer=self, output=output)
 
         asked = self.requests.mine
@@ -257,7 +259,7 @@ class Trainer:
     def open_window(self, batches: Sequence[Batch]) -> None:
         """Count a window before it is computed; a ``run_step`` that changes batches calls this with the new ones."""
         count = self.hooks.count_batch
-        self._counts, weight, tokens = {}, 0, 0
+        self._counts, self._sums, weight, tokens = {}, [], 0, 0
         for batch in batches:
             self._counts[id(batch)] = found = count(trainer=self, batch=batch)
             weight += found.weight
@@ -279,7 +281,9 @@ class Trainer:
         hooks.on_microbatch_start(trainer=self, batch=batch)
         loss = self.loss_of(batch, counts.weight)
         hooks.run_backward(trainer=self, loss=loss.total / (self.window_weight or 1))
-        detached = LossSum(loss.total.detach(), loss.weight)
+        sums = {name: value.detach() for name, value in loss.sums.items()} if loss.sums else loss.sums
+        self._sums.append(sums)
+        detached = LossSum(loss.total.detach(), loss.weight, sums)
         hooks.on_microbatch_end(trainer=self, batch=batch, loss=detached)
         return detached
 
@@ -300,6 +304,17 @@ class Trainer:
             expected = f"LossSum(total=<sum of the loss over supervised tokens>, weight={weight})"
             raise wrong_answer(
                 self.host, "compute_loss", given, f"{expected}, the count of the hook count_batch, and never the mean"
+            )
+        if self._sum_names is None:
+            self._sum_names = frozenset(loss.sums)
+        elif loss.sums.keys() != self._sum_names:
+            given, expected = (", ".join(sorted(names)) or "none" for names in (loss.sums, self._sum_names))
+            raise wrong_answer(
+                self.host,
+                "compute_loss",
+                f"the sums {given}",
+                f"{expected}, as before: their means need them in every micro-batch; a wrapper that changes the loss"
+                " returns loss._replace(total=...)",
             )
         return loss
 
@@ -342,6 +357,9 @@ class Trainer:
                 if name in extra or name in OWN_METRICS:
                     raise name_taken(self.host, name)
                 extra[name] = value
+        for name in self.meter.sums:
+            if name in extra or name in OWN_METRICS:
+                raise name_taken(self.host, name)
         read = self.meter.read(self.strategy, extra)
         metrics: dict[str, float] = {"step": state.global_step, "epoch": self._progress()}
         if self.meter.steps:
