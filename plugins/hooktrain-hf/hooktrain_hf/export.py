@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from hooktrain import Trainer
 
-__all__ = ["HFCheckpointConfig", "HFCheckpointEngine", "generation_config_for"]
+__all__ = ["HFCheckpointConfig", "HFCheckpointEngine", "generation_config_for", "write_model"]
 
 _WHERE = "checkpoint (type: huggingface)"
 
@@ -79,7 +80,7 @@ class HFCheckpointEngine:
         problem = ""
         if trainer.world.is_main:
             try:
-                self._write(target, module, weights, trainer.tokenizer)
+                self._write(trainer, target, module, weights)
             except CheckpointError as error:
                 problem = str(error)
             except (OSError, ValueError, RuntimeError) as error:
@@ -113,30 +114,57 @@ class HFCheckpointEngine:
             " model.name_or_path set to this folder"
         )
 
-    def _write(self, target: Path, module: Any, weights: dict[str, Tensor], tokenizer: Any) -> None:
-        from transformers import PreTrainedModel
-
-        if not isinstance(module, PreTrainedModel):
-            raise CheckpointError(
-                f"{_WHERE}: given a {type(module).__name__}, expected a transformers model; use 'type: full' for it, or"
-                " the export of the plugin that made the model"
-            )
+    def _write(self, trainer: Trainer, target: Path, module: Any, weights: dict[str, Tensor]) -> None:
         check_target(self.output_dir, _WHERE)
-        weights = _with_ties(module, weights)
         dtype = None if self.config.save_dtype is None else torch_dtype(self.config.save_dtype)
-        if dtype is not None:
-            weights = _cast(weights, dtype)
-        for name in getattr(module, "_keys_to_ignore_on_save", None) or ():
-            weights.pop(name, None)
         with temporary_folder(target) as folder, quiet_transformers(is_main=False):
-            _save_model(module, weights, generation_config_for(module, tokenizer), folder, dtype)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
-            _verify(folder, weights)
+            written = trainer.hooks.export_model(
+                module=module,
+                weights=weights,
+                folder=folder,
+                dtype=dtype,
+                tokenizer=trainer.tokenizer,
+                recipe=trainer.recipe,
+            )
+            if written is None:
+                raise CheckpointError(
+                    f"{_WHERE}: given a {type(module).__name__}, expected a transformers model; use 'type: full' for"
+                    " it, or the export of the plugin that made the model"
+                )
+            if trainer.tokenizer is not None:
+                trainer.tokenizer.save_pretrained(folder)
+            _verify(folder, written)
             replace_folder(folder, target)
 
 
-def _with_ties(module: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def write_model(
+    module: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path, dtype: Any, tokenizer: Any
+) -> dict[str, Tensor]:
+    """Write a transformers model for ``from_pretrained``: weights, config and generation config.
+
+    Args:
+        module: the model; it is not changed.
+        weights: all of its weights, whole; tied ones may be missing or copied.
+        folder: where to.
+        dtype: torch dtype of the written weights, or None for the one that they have.
+        tokenizer: None, or the tokenizer that was trained with.
+
+    Returns:
+        What was written, tied weights under each of their names.
+
+    Raises:
+        CheckpointError: ``weights`` are not those of the model.
+    """
+    weights = _with_ties(module, weights)
+    if dtype is not None:
+        weights = _cast(weights, dtype)
+    for name in getattr(module, "_keys_to_ignore_on_save", None) or ():
+        weights.pop(name, None)
+    _save_model(module, weights, generation_config_for(module, tokenizer), folder, dtype)
+    return weights
+
+
+def _with_ties(module: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The gathered weights, complete and with tied ones sharing memory as they do in the live model.
 
     Gathering may copy a tied weight or name it once; which names are one parameter, only the live model knows.
@@ -219,7 +247,7 @@ def generation_config_for(module: PreTrainedModel, tokenizer: Any) -> Generation
     return config
 
 
-def _verify(folder: Path, weights: dict[str, Tensor]) -> None:
+def _verify(folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Read the written files back and compare names, shapes and values with what was to be written."""
     import torch
     from safetensors import safe_open

@@ -10,14 +10,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pluggy
+
 from hooktrain import Complaint, World, hookimpl
-from hooktrain_hf.export import HFCheckpointConfig, HFCheckpointEngine
+from hooktrain_hf import hookspecs
+from hooktrain_hf.export import HFCheckpointConfig, HFCheckpointEngine, write_model
 from hooktrain_hf.model import HFModelConfig, build_model
 from hooktrain_hf.source import HFSourceConfig, load_rows
 from hooktrain_hf.tokenizer import HFTokenizerConfig, build_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["HFPlugin"]
@@ -25,6 +29,10 @@ __all__ = ["HFPlugin"]
 
 class HFPlugin:
     """Offers ``huggingface`` for the kinds tokenizer, model, source and checkpoint."""
+
+    @hookimpl
+    def register_hookspecs(self, pluginmanager: pluggy.PluginManager) -> None:
+        pluginmanager.add_hookspecs(hookspecs)
 
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
@@ -66,3 +74,11 @@ class HFPlugin:
     @hookimpl
     def make_checkpoint_engine(self, config: Any, run_dir: Path, world: World) -> HFCheckpointEngine | None:
         return HFCheckpointEngine(config, run_dir, world) if isinstance(config, HFCheckpointConfig) else None
+
+    @hookimpl(trylast=True)
+    def export_model(
+        self, module: Any, weights: Mapping[str, Tensor], folder: Path, dtype: Any, tokenizer: Any
+    ) -> Mapping[str, Tensor] | None:
+        from transformers import PreTrainedModel
+
+        return write_model(module, weights, folder, dtype, tokenizer) if isinstance(module, PreTrainedModel) else None

@@ -125,6 +125,9 @@ def answer(module: Any, tokenizer: Any, prompt: str, *, system: str | None = Non
         pad_token_id=_pad_id(own, tokenizer),
         use_cache=True,
     )
+    # an adapter works inside the model that it wraps, and its own generate leaves the wrapped one's config changed
+    while callable(inner := getattr(module, "get_base_model", None)) and inner() is not module:
+        module = inner()
     training = module.training
     module.eval()
     # a published config's temperature or length limit would be merged into ours, with a warning

@@ -17,7 +17,7 @@ __all__ = ["check_target", "replace_folder", "temporary_folder"]
 _STEP = re.compile(r"step-\d+")
 _OF_AN_EXPORT = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
-    r"|model.*\.safetensors(\.index\.json)?|merges\.txt|(tokenizer|spiece)\.model|chat_template\.jinja|additional_chat_templates"
+    r"|adapter_config\.json|(adapter_)?model.*\.safetensors(\.index\.json)?|merges\.txt|(tokenizer|spiece)\.model|chat_template\.jinja|additional_chat_templates"
 )
 
 
@@ -43,7 +43,7 @@ def check_target(folder: Path, where: str) -> None:
                 f"{where}: output_dir is '{folder}', but this user may not write to '{place}'; expected a folder that"
                 " can be written; change output_dir or the rights"
             )
-    if not folder.is_dir() or (folder / "config.json").is_file():
+    if not folder.is_dir() or any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         return
     strange = sorted(entry.name for entry in folder.iterdir() if not _STEP.fullmatch(entry.name))
     strange = [name for name in strange if not name.startswith(".")]

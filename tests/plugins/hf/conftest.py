@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from hooktrain_hf.plugin import HFPlugin
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hooktrain import World
+from hooktrain.testing import host_of
 from tests.tiny_llama import make_tokenizer, tiny_llama
 
 
@@ -78,6 +80,7 @@ def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Callable
             model=model,
             tokenizer=tokenizer,
             strategy=PlainStrategy(**strategy),
+            hooks=host_of(HFPlugin()).hooks,
             world=World(),
             global_step=step,
             checkpoint_reason=reason,

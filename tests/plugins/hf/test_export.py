@@ -12,10 +12,13 @@ import hooktrain_hf.export as export_module
 import pytest
 import torch
 from hooktrain_hf.export import HFCheckpointConfig, HFCheckpointEngine, generation_config_for
+from hooktrain_hf.plugin import HFPlugin
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hooktrain import CheckpointError, World
+from hooktrain import CheckpointError, World, hookimpl
+from hooktrain.testing import host_of
 
 
 def engine(path: Path, **more: Any) -> HFCheckpointEngine:
@@ -177,3 +180,27 @@ def test_left_out_the_folder_is_in_the_run_directory(
     saver = HFCheckpointEngine(HFCheckpointConfig(), tmp_path / "run", World())
     assert saver.save(make_trainer(make_llama())) == tmp_path / "run" / "export"
     shutil.rmtree(tmp_path / "run")
+
+
+def test_a_plugin_may_write_the_model_in_its_own_form_which_is_still_verified(
+    tmp_path: Path, make_llama: Callable[..., Any], make_trainer: Callable[..., Any]
+) -> None:
+    class OnlyTheNorm:
+        said = 1.0
+
+        @hookimpl
+        def export_model(self, weights: Any, folder: Path) -> Any:
+            norm = {"norm": weights["model.norm.weight"]}
+            save_file(norm, folder / "norm.safetensors")
+            return {"norm": norm["norm"] * self.said}
+
+    plugin = OnlyTheNorm()
+    trainer = make_trainer(make_llama())
+    trainer.hooks = host_of(HFPlugin(), plugin).hooks
+    path = engine(tmp_path / "out").save(trainer)
+    assert [file.name for file in path.glob("*.safetensors")] == ["norm.safetensors"]
+    assert (path / "tokenizer_config.json").is_file() and not (path / "config.json").exists()
+    plugin.said = 2.0
+    with pytest.raises(CheckpointError, match="norm was written with other values"):
+        engine(tmp_path / "other").save(trainer)
+    assert not (tmp_path / "other").exists()
