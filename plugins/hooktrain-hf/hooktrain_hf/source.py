@@ -16,9 +16,9 @@ from hooktrain_hf.location import first_line, looks_like_path
 from hooktrain_hf.quiet import quiet_datasets
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
-__all__ = ["HFSourceConfig", "load_rows"]
+__all__ = ["HFSourceConfig", "files_of", "load_rows", "name_and_split"]
 
 _BUILDERS = {
     ".json": "json",
@@ -48,6 +48,11 @@ def _not_both(config: HFSourceConfig, _: Any, value: int | None) -> None:
         )
 
 
+def _positive(_: Any, __: Any, value: float | None) -> None:
+    if value is not None and value <= 0:
+        raise ValueError(f"given {value}, expected a number above 0; leave the source out to give it no share")
+
+
 @attrs.frozen(kw_only=True)
 class HFSourceConfig:
     """Rows from a file, a folder or the hub."""
@@ -58,7 +63,9 @@ class HFSourceConfig:
     """A file, a glob, a folder or a name on the hub; ``name:split`` and ``name:split[10:20]`` choose rows."""
     split: str = field(default="train")
     """The split to take, with an optional slice; one in ``name_or_path`` goes before it."""
-    subset: str | None = field(default=None, aliases=("name",))
+    name: str | None = field(default=None)
+    """What an evaluation set made of it is called; the last part of ``name_or_path`` when left out."""
+    subset: str | None = field(default=None)
     """Name of the configuration of a hub data set that has several."""
     data_files: tuple[str, ...] = field(default=())
     """Files to take from a folder or a hub data set, instead of all."""
@@ -68,23 +75,48 @@ class HFSourceConfig:
     """Number of rows to draw at random; all of them when there are fewer."""
     sample_seed: int = field(default=42)
     """Seed of that drawing."""
+    weight: float | None = field(default=None, validator=_positive)
+    """Share of an epoch that these rows get, relative to other sources; every row once when none has a weight."""
+    streaming: bool = field(default=False)
+    """Whether rows are read while training and never all kept, for sets larger than the disk."""
     split_mapping: Mapping[str, str] = field(factory=dict)
     """The data set's own names for splits, such as ``{train: train_sft}``; known for a few hub data sets."""
+    format: str | None = field(default=None)
+    """How the rows are written; what ``data.format`` says when left out, and so are the next three."""
+    columns: Mapping[str, str] = field(factory=dict)
+    """Columns to rename, as ``ours: theirs``."""
+    role_mapping: Mapping[str, str] = field(factory=dict)
+    """Which column holds the turn of which role."""
+    content_key: str | None = field(default=None)
+    """The field with the text, for entries that ``role_mapping`` finds."""
 
 
-def load_rows(config: HFSourceConfig, world: World) -> Dataset:
+def _check_streaming(config: HFSourceConfig) -> None:
+    if config.sample_ratio is not None or config.sample_count is not None:
+        raise ValueError(
+            "streaming is given together with sample_ratio or sample_count, which need to know all rows; drop one, or"
+            " limit the run with train_iters"
+        )
+    if "[" in config.split or (match := _WITH_SPLIT.fullmatch(config.name_or_path)) and "[" in match["split"]:
+        raise ValueError("streaming is given together with a slice, which needs to know all rows; drop one of them")
+
+
+def load_rows(config: HFSourceConfig, world: World) -> Dataset | IterableDataset:
     """Load a source's rows; no network is used for anything that looks like a path or a data file.
 
     Returns:
-        The rows as dictionaries, in the order of the source, also after drawing a sample.
+        The rows as dictionaries, in the order of the source, also after drawing a sample; an iterable of them when
+        the recipe says ``streaming``.
 
     Raises:
         DataError: there is no such thing, it cannot be read, or it has no rows.
     """
-    name, split = _name_and_split(config)
+    name, split = name_and_split(config)
     # a bar helps during a download, and is clutter while a local file is read
     with quiet_datasets(world.is_main and not Path(name).expanduser().exists()):
         rows = _load(config, name, split)
+    if config.streaming and rows is not None:
+        return rows
     if rows is None or len(rows) == 0:
         raise DataError(
             f"data.sources: given '{config.name_or_path}', whose split '{split}' has no rows; expected at least one;"
@@ -93,7 +125,8 @@ def load_rows(config: HFSourceConfig, world: World) -> Dataset:
     return _draw(config, rows)
 
 
-def _name_and_split(config: HFSourceConfig) -> tuple[str, str]:
+def name_and_split(config: HFSourceConfig) -> tuple[str, str]:
+    """What to load, and which split of it with which slice, in the data set's own terms."""
     name, split = config.name_or_path, config.split
     match = _WITH_SPLIT.fullmatch(name)
     if match and not Path(name).expanduser().exists():
@@ -102,24 +135,30 @@ def _name_and_split(config: HFSourceConfig) -> tuple[str, str]:
     return name, re.sub(r"(^|\+)([\w.\-]+)", lambda m: m[1] + mapping.get(m[2], m[2]), split)
 
 
-def _load(config: HFSourceConfig, name: str, split: str) -> Dataset | None:
+def _load(config: HFSourceConfig, name: str, split: str) -> Any:
     import datasets
 
     path = Path(name).expanduser()
     try:
         if path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
-            return _slice_saved(config, datasets.load_from_disk(str(path)), split)
-        files = [] if path.is_dir() else _files(name, path)
+            saved = _slice_saved(config, datasets.load_from_disk(str(path)), split)
+            return saved.to_iterable_dataset() if config.streaming else saved
+        files = [] if path.is_dir() else files_of(name, path)
         if files:
             builder = _builder(name, files)
             if not any(Path(file).stat().st_size for file in files):
                 return None  # datasets fails on it in a different way for every kind of file
             separator = {"sep": "\t"} if Path(files[0]).suffix == ".tsv" else {}
-            rows = datasets.load_dataset(builder, data_files=files, split=split, **separator)
+            rows = datasets.load_dataset(
+                builder, data_files=files, split=split, streaming=config.streaming, **separator
+            )
+            if config.streaming:
+                return rows
             rows.data.validate(full=True)  # text that is not UTF-8 would be found a row at a time, far from here
             return rows
         chosen = {"data_files": list(config.data_files)} if config.data_files else {}
-        return datasets.load_dataset(str(path) if path.is_dir() else name, config.subset, split=split, **chosen)
+        where = str(path) if path.is_dir() else name
+        return datasets.load_dataset(where, config.subset, split=split, streaming=config.streaming, **chosen)
     except DataError:
         raise
     except Exception as error:  # Arrow, JSON, the hub and fsspec each raise kinds of their own
@@ -138,7 +177,7 @@ def _load(config: HFSourceConfig, name: str, split: str) -> Dataset | None:
         ) from error
 
 
-def _files(name: str, path: Path) -> list[str]:
+def files_of(name: str, path: Path) -> list[str]:
     """The files that ``name`` means, sorted; empty when it can only be a hub name."""
     if path.is_file():
         return [str(path)]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import attrs
 
-from hooktrain import at_least, field, part
+from hooktrain import at_least, did_you_mean, field, part
 
-__all__ = ["CausalDataConfig", "SFTDataConfig", "SFTLossConfig", "TokenDataConfig"]
+__all__ = ["ROLES", "CausalDataConfig", "SFTDataConfig", "SFTLossConfig", "TokenDataConfig"]
 
 Overflow = Literal["error", "drop", "truncate", "split"]
 OnEmpty = Literal["error", "drop"]
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+"""Roles that chat templates know."""
 
 
 def _shares(instance: Any, attribute: Any, value: tuple[float, float]) -> None:
@@ -45,8 +50,16 @@ class TokenDataConfig:
     """Seed of the division into training and evaluation."""
     shuffle: bool = field(default=True)
     """Whether every epoch has an order of its own."""
+    group_by_length: bool = field(default=False)
+    """Whether the rows of a step have like lengths; the order stays random otherwise."""
     workers: int = field(default=0, validator=at_least(0), aliases=("dl_num_workers",))
     """Processes that collate ahead; 0 collates in the training process."""
+    use_data_cache: bool = field(default=True)
+    """Whether tokenized rows are kept for later runs."""
+    cache_dir: Path | None = field(default=None)
+    """Where; ``HOOKTRAIN_CACHE``, or ``hooktrain`` in the user's cache folder when left out."""
+    stream_buffer: int = field(default=10_000, validator=at_least(1))
+    """Rows of a stream that are shuffled and packed together."""
 
     def __attrs_post_init__(self) -> None:
         if not self.sources:
@@ -56,16 +69,51 @@ class TokenDataConfig:
                 "eval_sources is given together with train_eval_split, which makes an evaluation set of its own;"
                 " keep one"
             )
+        weighted = [getattr(source, "weight", None) is not None for source in self.sources]
+        if any(weighted) and not all(weighted):
+            raise ValueError(
+                f"sources[{weighted.index(False)}] has no weight, but another source has one; give every source a"
+                " weight, or none"
+            )
+
+
+def _role_paths(instance: Any, attribute: Any, value: Mapping[str, str] | None) -> None:
+    for role, path in (value or {}).items():
+        if role not in ROLES:
+            raise ValueError(f"given the role '{role}', expected one of {', '.join(ROLES)}{did_you_mean(role, ROLES)}")
+        if path.count(".") not in (0, 2) or not all(path.split(".")):
+            raise ValueError(
+                f"given '{path}' for {role}, expected a column, such as question, or column.field.value, such as"
+                " conversations.from.human"
+            )
 
 
 @attrs.frozen(kw_only=True)
 class SFTDataConfig(TokenDataConfig):
-    """Rows with ``messages`` and, if the model is to call any, ``tools``; rendered with the tokenizer's template."""
+    """Conversations, or prompts with completions; what is trained are the answers.
 
-    train_on: Literal["assistant", "last_assistant", "all"] = field(default="assistant")
-    """Which turns carry a loss: every ``assistant`` turn, the ``last_assistant`` one, or ``all`` of the text."""
+    Rows with ``messages`` and, if the model is to call any, ``tools`` are rendered with the tokenizer's template. Other
+    formats become such rows, or are text or ids already.
+    """
+
+    format: str = field(default="auto")
+    """How the rows are written; ``auto`` looks at the columns. A source may have a ``format`` of its own."""
+    columns: Mapping[str, str] = field(factory=dict)
+    """Columns to rename, as ``ours: theirs``, such as ``{prompt: question, completion: answer}``."""
+    role_mapping: Mapping[str, str] = field(factory=dict, validator=_role_paths)
+    """Which column holds the turn of which role, such as ``{user: question, assistant: response}``; or which entries of
+    a column of turns, as ``conversations.from.human``. Rows keep their order."""
+    content_key: str | None = field(default=None)
+    """The field with the text, for entries that ``role_mapping`` finds; content, text, message or value if left out."""
+    chat_template_kwargs: Mapping[str, Any] = field(factory=dict)
+    """Variables for the chat template, such as ``{enable_thinking: false}``; a row's own column of that name wins."""
+    train_on: Literal["assistant", "last_assistant", "completion", "all"] = field(default="assistant")
+    """What carries a loss: every ``assistant`` turn, the ``last_assistant`` one, the ``completion``, which is all that
+    follows the prompt or the last user turn, or ``all`` of the text."""
     mask_inputs: bool = field(default=True)
     """False trains on everything, prompts included, whatever ``train_on`` says."""
+    mask_empty_reasoning: bool = field(default=False)
+    """Whether an empty ``<think></think>`` at the beginning of an answer is not trained."""
 
     @property
     def trained_part(self) -> str:
@@ -75,7 +123,7 @@ class SFTDataConfig(TokenDataConfig):
 
 @attrs.frozen(kw_only=True)
 class CausalDataConfig(TokenDataConfig):
-    """Rows of plain text, every token of which is trained; packed, and split where they are too long."""
+    """Rows of plain text, or of ``input_ids``, all of it trained; packed, and split where they are too long."""
 
     pack_samples: bool = field(default=True)
     """Whether several rows share one of ``max_length`` tokens; they do not see each other."""

@@ -17,7 +17,10 @@ __all__ = ["Encoder", "tokens_in_spans"]
 
 
 class Encoder:
-    """Tokenizes texts as they are: no special tokens added, nothing truncated, nothing padded."""
+    """Tokenizes texts as they are: no special tokens added, nothing truncated, nothing padded.
+
+    One encoder may be used by one thread while others render with the same tokenizer.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         if not getattr(tokenizer, "is_fast", False):
@@ -31,22 +34,49 @@ class Encoder:
 
     def __call__(self, rows: Sequence[Rendered]) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
         """Ids and mask of each row, each of shape (tokens,)."""
-        whole = [row.spans == ((0, len(row.text)),) for row in rows]
-        texts = [row.text for row in rows]
-        encoded = self._encode(texts, offsets=not all(whole))
-        made = []
-        for row, all_trained, (text_ids, offsets) in zip(rows, whole, encoded, strict=True):
-            if all_trained or offsets is None:
-                mask = np.ones(len(text_ids), np.bool_)
-            else:
-                mask = tokens_in_spans(offsets, row.text, row.spans)
-            ids = np.concatenate([np.array(row.before, np.int32), text_ids, np.array(row.after, np.int32)])
-            trained = np.concatenate([np.zeros(len(row.before), np.bool_), mask, np.ones(len(row.after), np.bool_)])
-            made.append((ids, trained))
-        return made
+        ids, mask, lengths = self.flat(rows)
+        ends = np.cumsum(lengths)[:-1]
+        return list(zip(np.split(ids, ends), np.split(mask, ends), strict=True)) if len(rows) else []
 
-    def _encode(self, texts: Sequence[str], offsets: bool) -> Any:
-        """Ids of shape (tokens,) and offsets of shape (tokens, 2), or None, of each text."""
+    def flat(self, rows: Sequence[Rendered]) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.int64]]:
+        """All rows end to end.
+
+        Returns:
+            Ids and mask, shape (tokens of all rows,), and the tokens of each row, shape (rows,).
+        """
+        texts = [row for row in rows if row.ids is None]
+        encodings = iter(self._encode([row.text for row in texts], offsets=not all(map(_is_whole, texts))))
+        ids: list[Any] = []
+        trained: list[tuple[int, int]] = []  # runs of trained tokens, by their place among all
+        masks: list[tuple[int, NDArray[np.bool_]]] = []
+        lengths = np.zeros(len(rows), np.int64)
+        at = 0
+        for index, row in enumerate(rows):
+            begin = at
+            if row.ids is not None:
+                ids.append(row.ids.tolist())
+                at += len(row.ids)
+                masks.append((begin, np.ones(len(row.ids), np.bool_) if row.mask is None else row.mask))
+            else:
+                text_ids, encoding = next(encodings)
+                ids += (row.before, text_ids, row.after)
+                at += len(row.before)
+                runs = [(0, len(text_ids))] if _is_whole(row) else _runs(encoding, len(text_ids), row.text, row.spans)
+                trained += [(at + first, at + last) for first, last in runs]
+                at += len(text_ids) + len(row.after)
+                if row.after:
+                    trained.append((at - len(row.after), at))
+            lengths[index] = at - begin
+        flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32, at)
+        mask = np.zeros(at, np.bool_)
+        for first, last in trained:
+            mask[first:last] = True
+        for first, given in masks:
+            mask[first : first + len(given)] = given
+        return flat, mask, lengths
+
+    def _encode(self, texts: list[str], offsets: bool) -> Any:
+        """Ids of each text, and what knows where each token comes from, or None."""
         if self._direct is None and texts:
             # the tokenizers library takes half the time of the class around it, which some models' classes override
             self._reset()
@@ -56,29 +86,56 @@ class Encoder:
         if self._direct:
             self._reset()
             encode = self._backend.encode_batch if offsets else self._backend.encode_batch_fast
-            for encoding in encode(list(texts), add_special_tokens=False):
-                ids = np.array(encoding.ids, np.int32)
-                yield ids, _pairs(encoding.offsets) if offsets else None
+            for encoding in encode(texts, add_special_tokens=False):
+                yield encoding.ids, encoding
         elif texts:
             encoded = self._tokenizer(
-                list(texts),
+                texts,
                 add_special_tokens=False,
                 return_offsets_mapping=offsets,
                 return_attention_mask=False,
                 verbose=False,
             )
             for index, ids in enumerate(encoded["input_ids"]):
-                yield np.array(ids, np.int32), _pairs(encoded["offset_mapping"][index]) if offsets else None
+                yield ids, encoded.encodings[index] if encoded.encodings else None
 
     def _reset(self) -> None:
-        """A tokenizer.json may ask for truncation or padding."""
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        """A tokenizer.json may ask for truncation or padding; setting them while another thread encodes would fail."""
+        if self._backend.truncation is not None:
+            self._backend.no_truncation()
+        if self._backend.padding is not None:
+            self._backend.no_padding()
 
 
-def _pairs(offsets: Sequence[Span]) -> NDArray[np.int64]:
-    flat = np.fromiter(itertools.chain.from_iterable(offsets), np.int64, 2 * len(offsets))
-    return flat.reshape(-1, 2)
+def _is_whole(row: Rendered) -> bool:
+    return row.spans == ((0, len(row.text)),)
+
+
+def _runs(encoding: Any, length: int, text: str, spans: Sequence[Span]) -> list[tuple[int, int]]:
+    """Which tokens are trained, as runs: first token, and the one behind the last."""
+    runs = []
+    for start, end in spans:
+        if start == end:
+            continue
+        first = encoding.char_to_token(start)
+        last = length if end == len(text) else encoding.char_to_token(end)
+        # a token that begins elsewhere than the span needs a closer look, and so does white space without a token
+        if (
+            first is None
+            or last is None
+            or encoding.token_to_chars(first)[0] != start
+            or (last < length and encoding.token_to_chars(last)[0] != end)
+        ):
+            return _looked_at(encoding, text, spans)
+        runs.append((first, last))
+    return runs
+
+
+def _looked_at(encoding: Any, text: str, spans: Sequence[Span]) -> list[tuple[int, int]]:
+    offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+    trained = tokens_in_spans(offsets, text, spans)
+    edges = np.flatnonzero(np.diff(trained, prepend=False, append=False))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 def tokens_in_spans(offsets: NDArray[np.int64], text: str, spans: Sequence[Span]) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hooktrain import hookspec
@@ -11,10 +11,32 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from hooktrain_sft.formats import Format
     from hooktrain_sft.packing import Bins
     from hooktrain_sft.render import Rendered
 
-__all__ = ["pack_rows", "render_row"]
+__all__ = ["pack_rows", "register_formats", "render_row"]
+
+
+@hookspec
+def register_formats(source: Any, config: Any) -> Mapping[str, Format]:
+    """Offer formats of rows: how each is recognised, and how its rows become ones that can be rendered.
+
+    Called: by ``make_data`` of ``hooktrain-sft`` for ``type: sft``, once for each source, before its rows are read.
+    Ranks: every rank; each must offer the same.
+    Device: must not touch a device.
+
+    Args:
+        source: the source's config.
+        config: what the recipe says under ``data``.
+
+    Returns:
+        Formats by the name that a recipe can write under ``data.format``; the first that recognises the columns is
+        taken, those of other plugins before this one's own. Two of one name are an error.
+
+    Default: ``hooktrain-sft`` offers ``role_mapping``, ``input_ids``, ``messages``, ``sharegpt``,
+    ``prompt_completion``, ``alpaca``, ``text`` and ``raw``.
+    """
 
 
 @hookspec(firstresult=True)
@@ -27,15 +49,17 @@ def render_row(row: Any, tokenizer: Any, config: Any) -> Rendered | None:
     Device: must not touch a device.
 
     Args:
-        row: what the source holds, a mapping of column names to values.
+        row: a mapping of column names to values; for ``type: sft`` as the source's format gives it, see
+            ``hooktrain_sft.formats``.
         tokenizer: what ``make_tokenizer`` returned.
         config: what the recipe says under ``data``.
 
     Returns:
-        The text and the spans of it that are trained. A ``DataError`` is shown with the source and the number of the
-        row. None declines, and the next plugin is asked.
+        The text and the spans of it that are trained, or ids and a mask. A ``DataError`` is shown with the source and
+        the number of the row. None declines, and the next plugin is asked.
 
-    Default: ``hooktrain-sft`` renders ``messages`` with the chat template for ``sft``, and plain text for ``causal``.
+    Default: ``hooktrain-sft`` renders ``messages`` with the chat template for ``sft``, and takes text and ids as they
+    are.
     """
 
 

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hooktrain import DataError
+from hooktrain_sft.config import ROLES
 
 __all__ = ["ROLES", "read_messages", "read_tools"]
-
-ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
-"""Roles that chat templates know."""
 
 Message = dict[str, Any]
 

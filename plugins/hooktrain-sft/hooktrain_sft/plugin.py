@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from hooktrain_sft.formats import Format
     from hooktrain_sft.packing import Bins
 
 __all__ = ["SFTPlugin"]
@@ -65,6 +66,12 @@ class SFTPlugin:
         from hooktrain_sft.loss import SFTLoss
 
         return SFTLoss(config)
+
+    @hookimpl(trylast=True)
+    def register_formats(self, source: Any, config: Any) -> Mapping[str, Format]:
+        from hooktrain_sft.convert import own_formats
+
+        return own_formats(source, config)
 
     @hookimpl(trylast=True)
     def render_row(self, row: Any, tokenizer: Any, config: Any) -> Any:

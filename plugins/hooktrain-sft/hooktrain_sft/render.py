@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
+import numpy as np
+from numpy.typing import NDArray
 
 from hooktrain import DataError
 from hooktrain_sft.config import CausalDataConfig, SFTDataConfig
@@ -20,9 +22,9 @@ from hooktrain_sft.template import ChatTemplate, Span
 __all__ = ["Rendered", "render_chat", "render_text"]
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Rendered:
-    """A row as the tokenizer gets it.
+    """A row as the tokenizer gets it, or already as ids.
 
     Attributes:
         text: all of the text; no token is added to it but ``before`` and ``after``.
@@ -30,12 +32,22 @@ class Rendered:
             within one of them.
         before: ids put before the text, not trained.
         after: ids put after the text, trained.
+        rules: for each span, the message that it is and what proved it, such as
+            ``messages[1] assistant: prompt prefix``; for ids, one for all of them. Empty when a plugin says nothing.
+        notes: what a user may want to know, such as ``messages[3] assistant: empty, not trained``.
+        ids: the tokens of a row that was tokenized before, shape (tokens,); all of the above but ``rules`` and
+            ``notes`` is then left empty.
+        mask: which of ``ids`` are trained, shape (tokens,).
     """
 
-    text: str
-    spans: tuple[Span, ...]
+    text: str = ""
+    spans: tuple[Span, ...] = ()
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+    rules: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    ids: NDArray[np.int32] | None = None
+    mask: NDArray[np.bool_] | None = None
 
 
 def render_text(row: Any, tokenizer: Any, config: CausalDataConfig) -> Rendered:

@@ -48,7 +48,7 @@ def test_inputs_unmasked() -> None:
             "eval_sources is given together with",
         ),
         ({"sources": ["x"], "overflow": "trunc"}, "data.overflow: given 'trunc' (text), expected one of error, drop"),
-        ({"sources": ["x"], "train_on": "user"}, "expected one of assistant, last_assistant, all"),
+        ({"sources": ["x"], "train_on": "user"}, "expected one of assistant, last_assistant, completion, all"),
         ({"sources": ["x"], "max_length": 1}, "data.max_length: given 1, expected at least 2"),
         ({"sources": ["x"], "pack_sample": True}, "did you mean 'pack_samples'?"),
     ],

@@ -1,0 +1,13 @@
+"""Values as errors show them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["shown"]
+
+
+def shown(value: Any) -> str:
+    """A value with its type, cut where it is long."""
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
