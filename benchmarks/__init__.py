@@ -1,0 +1,1 @@
+"""What hooktrain costs, and how it compares with others; see README.md."""

@@ -1,0 +1,134 @@
+"""What every driver reports, whatever environment it runs in: this module imports nothing but Python's own library.
+
+A driver is started as ``python -m benchmarks.peers.NAME SPECIFICATION`` in a process of its own, where SPECIFICATION is
+JSON, and prints one line of JSON, its findings. Everything else that it or its libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["PeakMemory", "StepClock", "drive", "versions"]
+
+_MIB = 1024
+"""KiB in one."""
+
+
+class StepClock:
+    """The time of each optimizer step, its data and its log line included, and what was trained in it."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+        self.counts: list[dict[str, float]] = []
+        self.start()
+
+    def start(self) -> None:
+        """Training begins now."""
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def step(self, **counts: float) -> None:
+        """A step is over.
+
+        Args:
+            counts: what it trained: ``tokens`` (padding excluded), ``computed`` (padding included), ``supervised``
+                (with a loss), ``loss`` (their mean).
+        """
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.seconds.append(wall - self._wall)
+        self.cpu_seconds.append(cpu - self._cpu)
+        self._wall, self._cpu = wall, cpu
+        self.counts.append(counts)
+
+    def findings(self) -> dict[str, list[float]]:
+        """Lists with one entry for each step."""
+        names = self.counts[0] if self.counts else {}
+        return {
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+            **{name: [count[name] for count in self.counts] for name in names},
+        }
+
+
+class PeakMemory:
+    """The most memory that this process has held.
+
+    ``ru_maxrss`` will not do on Linux: a process begins with that of the one that started it. ``VmHWM`` does not. Pages
+    of mapped files count in it though the system can take them back, so that the anonymous ones are also watched, by a
+    thread that looks twenty times a second.
+    """
+
+    def __init__(self) -> None:
+        self.anonymous_mib = 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.05):
+            self.anonymous_mib = max(self.anonymous_mib, _status("RssAnon"))
+
+    def findings(self) -> dict[str, float]:
+        """``peak_mib`` and ``peak_anonymous_mib``; the latter is 0 where the system does not tell."""
+        self._ended.set()
+        self._thread.join()
+        peak = _status("VmHWM")
+        if not peak:
+            unit = 1 if sys.platform == "linux" else _MIB  # macOS gives bytes
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit / _MIB
+        return {"peak_mib": round(peak, 1), "peak_anonymous_mib": round(max(self.anonymous_mib, _status("RssAnon")), 1)}
+
+
+def _status(name: str) -> float:
+    """A field of /proc/self/status in MiB; 0 where there is none."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) / _MIB
+    except OSError:
+        pass
+    return 0.0
+
+
+def versions(*distributions: str) -> dict[str, str]:
+    """Versions of Python and of what is installed."""
+    found = {"python": platform.python_version()}
+    for name in distributions:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def drive(measure: Callable[[dict[str, Any]], dict[str, Any]], *distributions: str) -> None:
+    """The main program of a driver: read the specification, measure, print the findings.
+
+    Args:
+        measure: given the specification, returns findings.
+        distributions: whose versions are reported.
+    """
+    specification = json.loads(sys.argv[1])
+    # the libraries print as they like, from C as well
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    memory = PeakMemory()
+    began = time.perf_counter()
+    findings = measure(specification)
+    findings |= memory.findings()
+    findings["total_seconds"] = time.perf_counter() - began
+    findings["total_cpu_seconds"] = time.process_time()
+    findings["versions"] = versions(*distributions)
+    print(json.dumps(findings), file=channel, flush=True)
+    channel.close()
+    os._exit(0)  # the findings are out; process groups and worker threads of some libraries take seconds to end

@@ -1,0 +1,1 @@
+"""One driver for each program that hooktrain is compared with; it runs in an environment of its own."""

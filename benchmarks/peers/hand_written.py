@@ -1,0 +1,64 @@
+"""The loop that an expert writes for one model and one machine: torch, transformers, and nothing in between.
+
+It is given ready packs, knows that all of them are there, that nothing is evaluated, resumed or saved, and that the
+model is a Llama. Attention sees the documents of a pack as they are laid out: with few of them side by side, one call of
+scaled-dot-product attention with a mask of blocks is the fastest that torch has on a processor.
+
+The specification: ``model``, ``packs`` (a file that ``benchmarks.sft.packs`` wrote), ``steps``, ``threads``, ``lr``,
+``precision`` (``fp32``, ``bf16`` for autocast, ``bf16-weights``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from benchmarks.measuring import StepClock, drive
+
+
+def train(model: Any, packs: list[dict[str, Any]], lr: float, autocast: bool, clock: StepClock) -> None:
+    """One optimizer step for each pack: ``input_ids``, ``labels`` and ``position_ids`` of shape (1, tokens)."""
+    import torch
+    from torch.nn import functional
+
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    other = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decay}, {"params": other, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=0.0, fused=True)
+    head = model.lm_head.weight  # (vocabulary, hidden)
+    model.train()
+    clock.start()
+    for pack in packs:
+        ids, labels, positions = pack["input_ids"], pack["labels"], pack["position_ids"]
+        document = (positions == 0).cumsum(-1)  # (1, tokens)
+        mask = (document[:, :, None] == document[:, None, :]).tril()[:, None]  # (1, 1, tokens, tokens)
+        at = (labels[0, 1:] != -100).nonzero()[:, 0]  # positions that predict a supervised token
+        context = torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext()
+        with context:
+            hidden = model.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+            logits = functional.linear(hidden.last_hidden_state[0].index_select(0, at), head)
+        loss = functional.cross_entropy(logits.float(), labels[0, 1:].index_select(0, at))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        clock.step(tokens=int(pack["tokens"]), computed=ids.numel(), supervised=len(at), loss=loss.item())
+
+
+def measure(given: dict[str, Any]) -> dict[str, Any]:
+    """Load the model and the packs, and train."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(given["threads"])
+    torch.manual_seed(given["seed"])
+    dtype = torch.bfloat16 if given["precision"] == "bf16-weights" else torch.float32
+    model = transformers.AutoModelForCausalLM.from_pretrained(given["model"], dtype=dtype, attn_implementation="sdpa")
+    packs = torch.load(given["packs"], weights_only=True)[: given["steps"]]
+    clock = StepClock()
+    train(model, packs, given["lr"], given["precision"] == "bf16", clock)
+    return clock.findings()
+
+
+if __name__ == "__main__":
+    drive(measure, "torch", "transformers")

@@ -1,0 +1,154 @@
+"""Runs drivers, each in a process and an environment of its own, taking turns."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from benchmarks.machine import busy_seconds
+
+__all__ = ["Findings", "Runner", "Side", "take_turns"]
+
+_ROOT = Path(__file__).parent.parent
+
+Findings = dict[str, Any]
+"""What a driver printed; or ``failed``, why there is nothing; and ``others``, see :class:`Runner`."""
+
+
+@attrs.frozen(kw_only=True)
+class Side:
+    """One of those that take turns.
+
+    Attributes:
+        name: unique among those measured together.
+        driver: the module to run.
+        peer: the environment to run it in; None for hooktrain's own.
+        specification: what the driver reads.
+        after: another side, whose caches this one finds; caches are empty otherwise.
+    """
+
+    name: str
+    driver: str
+    specification: Mapping[str, Any]
+    peer: str | None = None
+    after: str | None = None
+
+
+class Runner:
+    """Runs sides.
+
+    Args:
+        work: folder for caches and what drivers write beside them.
+        compiled: folder for kernels that a peer compiles, which is done once and not in every run.
+        python: the Python of a peer's environment (None: hooktrain's own); raises when there is none.
+        timeout: seconds after which a run is ended.
+
+    To every finding it adds ``others``: the processor time that other programs (and the host beneath) used meanwhile,
+    as a share of what the run itself used, because a timing beside other work is worth little; None where unknown.
+    """
+
+    def __init__(self, work: Path, compiled: Path, python: Callable[[str | None], Path], timeout: float) -> None:
+        self._work, self._compiled, self._python, self._timeout = work, compiled, python, timeout
+
+    def run(self, side: Side) -> Findings:
+        """Start the driver, wait, and return what it found."""
+        try:
+            python = self._python(side.peer)
+        except Exception as problem:
+            return {"failed": str(problem)}
+        home = self._work / (side.after or side.name)
+        if side.after is None:
+            shutil.rmtree(home, ignore_errors=True)
+        home.mkdir(parents=True, exist_ok=True)
+        before = _used(), busy_seconds()
+        began = time.perf_counter()
+        try:
+            made = subprocess.run(
+                [str(python), "-m", side.driver, json.dumps(side.specification)],
+                cwd=home,
+                env=_environment(home, python, int(side.specification["threads"]), self._compiled),
+                capture_output=True,
+                text=True,
+                timeout=self._timeout,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired:
+            return {"failed": f"no result after {self._timeout:.0f} s"}
+        findings = _parse(made)
+        findings["wall_seconds"] = time.perf_counter() - began
+        findings["others"] = _others(before, (_used(), busy_seconds()))
+        return findings
+
+
+def take_turns(
+    sides: Sequence[Side], runner: Runner, rounds: int, say: Callable[[str], None]
+) -> dict[str, list[Findings]]:
+    """Run every side ``2 * rounds`` times, forth and back through them, so that a drift of the machine hits all alike.
+
+    A side that has failed is not tried again.
+    """
+    found: dict[str, list[Findings]] = {side.name: [] for side in sides}
+    for turn in range(2 * rounds):
+        for side in sides if turn % 2 == 0 else list(reversed(sides)):
+            earlier = found[side.name]
+            if earlier and "failed" in earlier[-1]:
+                continue
+            findings = runner.run(side)
+            earlier.append(findings)
+            say(f"  {turn + 1}/{2 * rounds} {side.name}: {_brief(findings)}")
+    return found
+
+
+def _environment(home: Path, python: Path, threads: int, compiled: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_", "HOOKTRAIN"))}
+    return kept | {
+        "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}",  # compilers are found through it
+        "PYTHONPATH": str(_ROOT),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "RAYON_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(home / "huggingface"),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        "TORCH_EXTENSIONS_DIR": str(compiled),
+    }
+
+
+def _parse(made: subprocess.CompletedProcess[str]) -> Findings:
+    lines = made.stdout.strip().splitlines()
+    if made.returncode == 0 and lines:
+        findings: Findings = json.loads(lines[-1])
+        return findings
+    said = [line.strip() for line in made.stderr.splitlines() if line.strip()]
+    sys.stderr.write("\n".join(said[-15:]) + "\n")
+    return {"failed": f"exit code {made.returncode}: {said[-1][:200] if said else 'no message'}"}
+
+
+def _used() -> float:
+    """Processor seconds of the processes that this one started and waited for."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def _others(before: tuple[float, float | None], after: tuple[float, float | None]) -> float | None:
+    own = after[0] - before[0]
+    if before[1] is None or after[1] is None or own <= 0:
+        return None
+    return round(max(0.0, after[1] - before[1] - own) / own, 3)
+
+
+def _brief(findings: Findings) -> str:
+    if "failed" in findings:
+        return str(findings["failed"])
+    others = findings["others"]
+    return f"{findings['wall_seconds']:.0f} s" + ("" if others is None else f", others used {others:.0%} of that")

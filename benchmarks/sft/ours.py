@@ -1,0 +1,107 @@
+"""hooktrain itself, driven through a recipe, as the peers are driven through theirs.
+
+The specification: ``recipe`` (without ``run_dir``), ``threads``, and ``do``: ``train``; ``pack``, which writes the
+micro-batches of the first epoch to ``packs`` in the order in which they would be trained, so that a hand-written loop
+gets exactly the same; ``prepare``, which stops where training would begin, ``starts`` times in processes of their own;
+or ``export``, which only loads the model and saves it as a Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import StepClock, drive
+
+# torch and hooktrain are imported inside functions: the peak of memory and the time belong to what is measured
+
+
+def _plugins(given: dict[str, Any], findings: dict[str, Any]) -> list[object]:
+    import torch
+
+    from hooktrain import hookimpl
+
+    class Timed:
+        """Writes down each step; a log line has waited for the device and comes last in a step."""
+
+        def __init__(self) -> None:
+            self.clock = StepClock()
+            self.before = {"tokens": 0.0, "supervised_tokens": 0.0}
+            self.computed = 0
+
+        @hookimpl(trylast=True)
+        def on_train_start(self) -> None:
+            self.clock.start()
+
+        @hookimpl
+        def on_step_start(self, batches: Sequence[Mapping[str, Any]]) -> None:
+            self.computed = sum(batch["input_ids"].numel() for batch in batches)
+
+        @hookimpl(trylast=True)
+        def on_log(self, metrics: Mapping[str, float]) -> None:
+            done = {name: metrics[name] - before for name, before in self.before.items()}
+            self.clock.step(
+                tokens=done["tokens"],
+                computed=self.computed,
+                supervised=done["supervised_tokens"],
+                loss=metrics["loss"],
+            )
+            self.before = {name: metrics[name] for name in self.before}
+
+        @hookimpl
+        def on_train_end(self) -> None:
+            findings.update(self.clock.findings())
+
+    class Instead:
+        """Does something else than training."""
+
+        @hookimpl(wrapper=True)
+        def make_data(self) -> Iterator[None]:
+            began = time.perf_counter()
+            data = yield
+            findings["prepare_seconds"] = time.perf_counter() - began
+            return data
+
+        @hookimpl
+        def run_train(self, trainer: Any) -> Any:
+            if given["do"] == "pack":
+                packs = [dict(batch) for window in trainer.train_batches for batch in window]
+                for pack in packs:
+                    pack.setdefault("tokens", pack["input_ids"].numel())
+                torch.save(packs, given["packs"])
+            findings["report"] = dict(trainer.data.report)
+            return trainer.state
+
+    class NoModel:
+        """Preparing data needs none."""
+
+        @hookimpl(tryfirst=True)
+        def make_model(self) -> torch.nn.Module:
+            return torch.nn.Linear(1, 1)
+
+    if given["do"] == "train":
+        return [Timed()]
+    return [Instead()] if given["do"] == "export" else [Instead(), NoModel()]
+
+
+def measure(given: dict[str, Any]) -> dict[str, Any]:
+    """Run the recipe."""
+    import torch
+
+    from hooktrain import Trainer
+    from hooktrain.build import load
+
+    torch.set_num_threads(given["threads"])
+    findings: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = {**given["recipe"], "run_dir": str(Path(folder) / "run"), "console": {"enabled": False}}
+        made, host = load(recipe, plugins=_plugins(given, findings))
+        Trainer(made, host).run()
+    return findings
+
+
+if __name__ == "__main__":
+    drive(measure, "torch", "transformers", "hooktrain", "hooktrain-sft", "datasets")

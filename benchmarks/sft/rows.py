@@ -1,0 +1,67 @@
+"""The conversations that are trained: those of the demo, and more of the same where more are needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["write_demo", "write_long", "write_many"]
+
+Message = dict[str, str]
+
+
+def corpus() -> list[list[Message]]:
+    """The demo's 507 conversations.
+
+    Raises:
+        FileNotFoundError: chatterbot-corpus is not installed.
+    """
+    from hooktrain.demo import conversations
+
+    spec = importlib.util.find_spec("chatterbot_corpus")
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError("chatterbot-corpus is not installed; install it with `pip install chatterbot-corpus`")
+    return conversations(Path(next(iter(spec.submodule_search_locations))) / "data" / "english")
+
+
+def write_demo(folder: Path) -> Path:
+    """The 320 conversations that ``hooktrain demo`` trains."""
+    from hooktrain.demo import write_data
+
+    write_data(corpus(), folder)
+    return folder / "train.jsonl"
+
+
+def write_many(folder: Path, rows: int) -> Path:
+    """Conversations of one to four of the corpus after each other, drawn by a fixed seed; the same ones first."""
+    found = corpus()
+    draw = random.Random(0)
+
+    def made() -> Iterator[list[Message]]:
+        for _ in range(rows):
+            yield [message for part in draw.choices(found, k=draw.randint(1, 4)) for message in part]
+
+    return _write(folder / f"many-{rows}.jsonl", made())
+
+
+def write_long(folder: Path, tokens: int) -> Path:
+    """One conversation of more than ``tokens`` tokens: the corpus over and over."""
+    found = corpus()
+    draw = random.Random(0)
+    messages: list[Message] = []
+    words = 0
+    while words <= tokens:  # a word has at least one token
+        part = draw.choice(found)
+        messages += part
+        words += sum(len(message["content"].split()) for message in part)
+    return _write(folder / f"long-{tokens}.jsonl", iter([messages]))
+
+
+def _write(path: Path, rows: Iterator[list[Message]]) -> Path:
+    with path.open("w", encoding="utf-8") as file:
+        for messages in rows:
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return path
