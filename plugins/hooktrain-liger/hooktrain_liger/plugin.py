@@ -1,0 +1,89 @@
+"""The plugin ``liger``: which hooks it implements, and which module does the work.
+
+Liger and Triton take seconds to import, so that happens only once a model is built.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from hooktrain import Complaint, Trainer, World, hookimpl
+from hooktrain_liger.config import LigerModelConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+__all__ = ["LigerPlugin"]
+
+
+class LigerPlugin:
+    """Offers the model ``liger``, and the cross-entropy for it."""
+
+    def __init__(self) -> None:
+        self._config: LigerModelConfig | None = None
+        self._model: Callable[[], Any] = lambda: None
+        self._layers: list[str] = []
+        self._head: str | None = None
+
+    @hookimpl
+    def register_configs(self) -> Mapping[str, Mapping[str, type]]:
+        return {"model": {"liger": LigerModelConfig}}
+
+    @hookimpl
+    def check_recipe(self, recipe: Any) -> Iterator[Complaint]:
+        if not isinstance(recipe.model, LigerModelConfig):
+            return
+        if recipe.model.fused_linear_cross_entropy:
+            for path in _needing_logits(recipe):
+                yield Complaint(
+                    "model.fused_linear_cross_entropy",
+                    f"given true, but '{path}' needs logits, which the fused cross-entropy never makes; expected false;"
+                    " write fused_linear_cross_entropy: false",
+                )
+
+    # before hooktrain-hf, whose factory takes the config for one of its own
+    @hookimpl(tryfirst=True)
+    def make_model(self, config: Any, tokenizer: Any, world: World, recipe: Any) -> PreTrainedModel | None:
+        if not isinstance(config, LigerModelConfig):
+            return None
+        from hooktrain_liger.model import build_liger_model
+
+        device = str(getattr(recipe.strategy, "device", "auto"))
+        model, self._layers = build_liger_model(config, tokenizer, world, device)
+        self._config, self._model = config, weakref.ref(model)
+        return model
+
+    @hookimpl(optionalhook=True)
+    def make_head_loss(self, config: Any, transform: Any, model: nn.Module) -> Callable[..., Any] | None:
+        if self._config is None or model is not self._model():
+            return None
+        from hooktrain_liger.selection import head_loss
+
+        made, self._head = head_loss(self._config, config, transform)
+        return made
+
+    @hookimpl(trylast=True)
+    def on_train_start(self, trainer: Trainer) -> None:
+        if self._config is None:
+            return
+        if self._head is None and (self._config.fused_linear_cross_entropy or self._config.cross_entropy):
+            trainer.host.warn(
+                "model.fused_linear_cross_entropy: not used, as the recipe's loss does not ask for it; expected one"
+                " that does; write loss: {type: sft}, or fused_linear_cross_entropy: false"
+            )
+        names = [*self._layers, *([self._head] if self._head else [])]
+        trainer.say(f"liger: {', '.join(names) or 'no kernel is used'}")
+
+
+def _needing_logits(recipe: Any) -> Iterator[str]:
+    """Paths of the parts and settings whose config class says that it needs logits."""
+    parts = {item.name: getattr(recipe, item.name) for item in attrs.fields(type(recipe)) if item.metadata.get("kind")}
+    for path, value in {**parts, **recipe.settings}.items():
+        for config in value if isinstance(value, tuple) else (value,):
+            if getattr(type(config), "needs_logits", False):
+                yield path
