@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         SegmentError,
         did_you_mean,
     )
-    from hooktrain.loader import WindowLoader
+    from hooktrain.loader import WindowLoader, blank
     from hooktrain.markers import hookimpl, hookspec
     from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
     from hooktrain.plugins import PluginHost
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Dataset,
         LossSum,
         OptimizerStep,
+        ShownRow,
         StepOutput,
         TrainerState,
         TrainerType,
@@ -49,13 +50,13 @@ _HOMES = {
     "config": "CheckpointConfig at_least between field one_of part structure unstructure",
     "errors": "CheckpointError Complaint DataError HooktrainError HooktrainWarning ModelError NonFiniteError"
     " PluginError RanksDisagreeError RecipeError SegmentError did_you_mean",
-    "loader": "WindowLoader",
+    "loader": "WindowLoader blank",
     "markers": "hookimpl hookspec",
     "parts": "CheckpointEngine Scheduler Strategy",
     "plugins": "PluginHost",
     "records": "PluginsConfig",
     "recipe": "Recipe read_recipe",
-    "state": "Batch BatchCounts Data Dataset LossSum OptimizerStep StepOutput TrainerState TrainerType World",
+    "state": "Batch BatchCounts Data Dataset LossSum OptimizerStep ShownRow StepOutput TrainerState TrainerType World",
     "trainer": "Trainer",
 }
 _HOME = {name: f"hooktrain.{module}" for module, names in _HOMES.items() for name in names.split()}
@@ -84,6 +85,7 @@ __all__ = [
     "RecipeError",
     "Scheduler",
     "SegmentError",
+    "ShownRow",
     "StepOutput",
     "Strategy",
     "Trainer",
@@ -93,6 +95,7 @@ __all__ = [
     "World",
     "at_least",
     "between",
+    "blank",
     "did_you_mean",
     "field",
     "hookimpl",

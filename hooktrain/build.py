@@ -23,7 +23,7 @@ from hooktrain.state import Data, World
 if TYPE_CHECKING:
     from hooktrain.trainer import Trainer
 
-__all__ = ["build", "load", "make_host", "resumable"]
+__all__ = ["build", "check_data", "load", "make_host", "make_part", "resumable"]
 
 
 def make_host(config: PluginsConfig = PluginsConfig(), *, discover: bool = True) -> PluginHost:
@@ -85,27 +85,27 @@ def build(trainer: Trainer) -> None:
     random.seed(recipe.seed)
     torch.manual_seed(recipe.seed)
 
-    trainer.strategy = _make(host, "make_strategy", recipe.strategy, world=world)
+    trainer.strategy = make_part(host, "make_strategy", recipe.strategy, world=world)
     plugins = {record["name"]: record for record in host.manifest()}
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     _agree(trainer, {"recipe": {**recipe.as_dict(), "run_dir": ""}, "plugins": plugins, "versions": versions})
     _agree(trainer, {"order of plugins": list(plugins)})
     if world.is_main:
         _write_run_dir(trainer)
-    trainer.tokenizer = _make(host, "make_tokenizer", recipe.tokenizer)
-    trainer.data = _make(host, "make_data", recipe.data, tokenizer=trainer.tokenizer, world=world, hooks=host.hooks)
-    _check_data(trainer.data)
+    trainer.tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer)
+    trainer.data = make_part(host, "make_data", recipe.data, tokenizer=trainer.tokenizer, world=world, hooks=host.hooks)
+    check_data(trainer.data)
     if world.is_main:
         _write(trainer.run_dir / "data.json", json.dumps(dict(trainer.data.report), indent=2, default=str))
     _agree(trainer, {"data": {"rows": len(trainer.data.train), "fingerprint": trainer.data.fingerprint}})
     trainer.loader = host.hooks.make_loader(dataset=trainer.data.train, data=trainer.data, recipe=recipe, world=world)
-    trainer.loss = _make(host, "make_loss", recipe.loss)
+    trainer.loss = make_part(host, "make_loss", recipe.loss)
     torch.manual_seed(recipe.seed)  # weights do not depend on how much randomness the data took
     with trainer.strategy.model_context():
-        model = _make(host, "make_model", recipe.model, tokenizer=trainer.tokenizer, world=world, recipe=recipe)
+        model = make_part(host, "make_model", recipe.model, tokenizer=trainer.tokenizer, world=world, recipe=recipe)
     model = trainer.strategy.prepare_model(model)
-    optimizer = _make(host, "make_optimizer", recipe.optimizer, model=model)
-    scheduler = _make(
+    optimizer = make_part(host, "make_optimizer", recipe.optimizer, model=model)
+    scheduler = make_part(
         host, "make_scheduler", recipe.scheduler, optimizer=optimizer, total_steps=trainer.training_horizon
     )
     trainer.model, trainer.optimizer, trainer.scheduler = trainer.strategy.prepare(
@@ -114,7 +114,7 @@ def build(trainer: Trainer) -> None:
     _warn_of_idle_settings(trainer)
     trainer.last_lr = trainer.optimizer.param_groups[0]["lr"]
     trainer.checkpoint_engines = [
-        _make(host, "make_checkpoint_engine", config, run_dir=trainer.run_dir, world=world)
+        make_part(host, "make_checkpoint_engine", config, run_dir=trainer.run_dir, world=world)
         for config in recipe.checkpoint
     ]
     torch.manual_seed(recipe.seed + world.rank)  # ranks draw different dropout
@@ -130,7 +130,7 @@ def resumable(trainer: Trainer) -> Path | None:
     return None
 
 
-def _make(host: PluginHost, hook: str, config: Any, **needs: Any) -> Any:
+def make_part(host: PluginHost, hook: str, config: Any, **needs: Any) -> Any:
     """Ask the factories for a part; a kind that the trainer type does not have is None."""
     if config is None:
         return None
@@ -163,7 +163,12 @@ def _warn_of_idle_settings(trainer: Trainer) -> None:
             )
 
 
-def _check_data(data: Data | None) -> None:
+def check_data(data: Data | None) -> None:
+    """Refuse a run without rows.
+
+    Raises:
+        HooktrainError: when there is no data section, or a set is empty.
+    """
     if data is None:
         raise HooktrainError("data: the recipe has none, and the trainer type has no default; add a 'data' section")
     if len(data.train) == 0:

@@ -105,6 +105,19 @@ def plan(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], as
 
 
 @cli.command()
+@_recipe_options
+@click.option("--show", type=click.IntRange(0), default=0, metavar="N", help="Show the first N rows of each source.")
+@_as_json
+def data(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], show: int, as_json: bool) -> None:
+    """Prepare a recipe's data without training; show what became of it and which tokens are trained."""
+    from hooktrain.build import load
+    from hooktrain.preview import data_of, print_data
+
+    made, host = load(recipe, overrides=list(overrides), switches=list(switches))
+    _print(data_of(made, host, show), as_json, print_data)
+
+
+@cli.command()
 @click.option("-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all.")
 @_as_json
 def plugins(switches: tuple[str, ...], as_json: bool) -> None:

@@ -30,7 +30,10 @@ class Hooks:
     def refresh(self) -> None:
         """Bind the hooks anew, after plugins came or went."""
         for name, caller in vars(self._manager.hook).items():
-            setattr(self, name, _bind(name, caller))
+            bound: Any = _bind(name, caller)
+            if bound is not caller:
+                bound.get_hookimpls = caller.get_hookimpls  # as pluggy's own callers have it
+            setattr(self, name, bound)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:  # only reached for names that are not bound
         raise AttributeError(f"no hook is named '{name}'; hooks are declared in hooktrain.hookspecs or by a plugin")

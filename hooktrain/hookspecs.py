@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Dataset,
         LossSum,
         OptimizerStep,
+        ShownRow,
         StepOutput,
         TrainerState,
         TrainerType,
@@ -244,9 +245,52 @@ def load_source(config: Any, world: World) -> Dataset | None:
         world: this process and how many there are.
 
     Returns:
-        A map-style data set of dictionaries; None declines, and the next plugin is asked.
+        A map-style data set of dictionaries, or for a stream an iterable of them; None declines, and the next plugin
+        is asked.
 
     Default: none; ``hooktrain-hf`` loads ``huggingface``.
+    """
+
+
+@hookspec(firstresult=True)
+def fingerprint_source(config: Any, world: World) -> str | None:
+    """Say what a source holds, without loading it, so that prepared rows can be found again.
+
+    Called: by implementations of ``make_data``, before ``load_source``, for each source.
+    Ranks: every rank.
+    Device: must not touch a device.
+
+    Args:
+        config: one entry of the sources.
+        world: this process and how many there are.
+
+    Returns:
+        Text that is equal for two calls only if ``load_source`` gives the same rows in the same order; None declines,
+        and the next plugin is asked. Rows of a source that nobody vouches for are prepared anew in every run.
+
+    Default: none; ``hooktrain-hf`` answers for ``huggingface``.
+    """
+
+
+@hookspec(firstresult=True)
+def show_rows(config: Any, tokenizer: Any, world: World, hooks: Any, count: int) -> Sequence[ShownRow] | None:
+    """Show how the first rows of each source are trained on.
+
+    Called: by ``hooktrain data RECIPE --show N``.
+    Ranks: the command runs in one process.
+    Device: must not touch a device.
+
+    Args:
+        config: what the recipe says under ``data``.
+        tokenizer: what ``make_tokenizer`` returned.
+        world: this process and how many there are.
+        hooks: the hooks themselves, so that the plugin can dispatch.
+        count: how many rows of each source.
+
+    Returns:
+        The rows in pieces, each with whether it is trained and why; None declines, and the next plugin is asked.
+
+    Default: none; ``hooktrain-sft`` answers for its data.
     """
 
 

@@ -53,6 +53,8 @@ class WindowLoader:
         if not self.data.shuffle:
             return torch.arange(len(self.dataset))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        if self.data.order is not None:
+            return self.data.order(generator, self.window)
         return torch.randperm(len(self.dataset), generator=generator)
 
     def windows(self, epoch: int, start: int = 0) -> Iterator[tuple[int, list[Batch]]]:

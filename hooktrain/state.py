@@ -12,6 +12,7 @@ import attrs
 from hooktrain.errors import HooktrainError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Dataset",
     "LossSum",
     "OptimizerStep",
+    "ShownRow",
     "StepOutput",
     "TrainerState",
     "TrainerType",
@@ -171,6 +173,8 @@ class Data:
         report: facts about the preparation, kept in the run directory; of its entries ``summary`` is a line to print
             and ``warnings`` a list of them.
         fingerprint: text that is equal on two ranks exactly when their rows are.
+        order: makes the order of an epoch's rows, shape (rows,), from a generator that is seeded for the epoch and the
+            number of rows in a step; a plain permutation when left out. Not asked when ``shuffle`` is off.
     """
 
     train: Dataset
@@ -180,6 +184,22 @@ class Data:
     workers: int = 0
     report: Mapping[str, Any] = attrs.field(factory=dict)
     fingerprint: str = ""
+    order: Callable[[torch.Generator, int], Tensor] | None = None
+
+
+@attrs.frozen
+class ShownRow:
+    """A row as ``hooktrain data --show`` prints it.
+
+    Attributes:
+        label: which row of which source it is.
+        pieces: its text in order, each piece with whether it is trained and the rule that decided it.
+        note: what else there is to say.
+    """
+
+    label: str
+    pieces: Sequence[tuple[str, bool, str]]
+    note: str = ""
 
 
 @attrs.frozen

@@ -12,7 +12,8 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _no_outside_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the caller's shell says about plugins does not reach the tests."""
+def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the caller's shell says about plugins, and what earlier runs have cached, does not reach the tests."""
+    monkeypatch.setenv("HOOKTRAIN_CACHE", str(tmp_path_factory.mktemp("cache")))
     for name in ("HOOKTRAIN_PLUGINS", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)

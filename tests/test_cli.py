@@ -98,7 +98,7 @@ def test_errors_are_sentences_without_tracebacks(recipe, tmp_path):
     shown = hooktrain("trian", cwd=tmp_path)
     assert shown.returncode == 2
     assert (
-        "no command is named 'trian' (did you mean 'train'?); there are demo, hooks, plan, plugins, train"
+        "no command is named 'trian' (did you mean 'train'?); there are data, demo, hooks, merge, plan, plugins, train"
         in shown.stderr
     )
 
@@ -146,13 +146,13 @@ def test_plan(recipe, tmp_path):
     shown = hooktrain("plan", str(recipe), "--json", "-p", "wraps", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     facts = json.loads(shown.stdout)
     assert facts["parts"]["model"] == [
-        {"type": "tiny", "plugin": "hooktrain.testing:TinyPlugin", "wrapped_by": ["wraps"]}
+        {"type": "tiny", "plugin": "hooktrain.testing:TinyPlugin", "wrapped_by": ["wraps", "peft"]}
     ]
     roles = [(each["plugin"], each["role"]) for each in facts["hooks"]["run_step"]]
     assert roles == [("wraps", "answers"), ("loop", "would answer")]
     assert not (tmp_path / "run").exists(), "a plan runs nothing"
     text = hooktrain("plan", str(recipe), "-p", "wraps", cwd=tmp_path, PYTHONPATH=str(tmp_path)).stdout
-    assert "model       tiny from plugin hooktrain.testing:TinyPlugin, wrapped by wraps" in text
+    assert "model       tiny from plugin hooktrain.testing:TinyPlugin, wrapped by wraps, peft" in text
     assert "run_step                 wraps, loop (not reached)" in text
 
 

@@ -20,7 +20,7 @@ from hooktrain_hf.source import HFSourceConfig, load_rows
 from hooktrain_hf.tokenizer import HFTokenizerConfig, build_tokenizer
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -68,8 +68,14 @@ class HFPlugin:
         return build_model(config, tokenizer, world) if isinstance(config, HFModelConfig) else None
 
     @hookimpl
-    def load_source(self, config: Any, world: World) -> Dataset | None:
+    def load_source(self, config: Any, world: World) -> Dataset | IterableDataset | None:
         return load_rows(config, world) if isinstance(config, HFSourceConfig) else None
+
+    @hookimpl
+    def fingerprint_source(self, config: Any) -> str | None:
+        from hooktrain_hf.source_state import fingerprint
+
+        return fingerprint(config) if isinstance(config, HFSourceConfig) and not config.streaming else None
 
     @hookimpl
     def make_checkpoint_engine(self, config: Any, run_dir: Path, world: World) -> HFCheckpointEngine | None:

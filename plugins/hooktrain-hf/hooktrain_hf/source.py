@@ -90,6 +90,10 @@ class HFSourceConfig:
     content_key: str | None = field(default=None)
     """The field with the text, for entries that ``role_mapping`` finds."""
 
+    def __attrs_post_init__(self) -> None:
+        if self.streaming:
+            _check_streaming(self)
+
 
 def _check_streaming(config: HFSourceConfig) -> None:
     if config.sample_ratio is not None or config.sample_count is not None:
@@ -97,7 +101,7 @@ def _check_streaming(config: HFSourceConfig) -> None:
             "streaming is given together with sample_ratio or sample_count, which need to know all rows; drop one, or"
             " limit the run with train_iters"
         )
-    if "[" in config.split or (match := _WITH_SPLIT.fullmatch(config.name_or_path)) and "[" in match["split"]:
+    if "[" in config.split or ((match := _WITH_SPLIT.fullmatch(config.name_or_path)) and "[" in match["split"]):
         raise ValueError("streaming is given together with a slice, which needs to know all rows; drop one of them")
 
 
@@ -139,6 +143,7 @@ def _load(config: HFSourceConfig, name: str, split: str) -> Any:
     import datasets
 
     path = Path(name).expanduser()
+    lazily = {"streaming": True} if config.streaming else {}
     try:
         if path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
             saved = _slice_saved(config, datasets.load_from_disk(str(path)), split)
@@ -149,16 +154,14 @@ def _load(config: HFSourceConfig, name: str, split: str) -> Any:
             if not any(Path(file).stat().st_size for file in files):
                 return None  # datasets fails on it in a different way for every kind of file
             separator = {"sep": "\t"} if Path(files[0]).suffix == ".tsv" else {}
-            rows = datasets.load_dataset(
-                builder, data_files=files, split=split, streaming=config.streaming, **separator
-            )
+            rows = datasets.load_dataset(builder, data_files=files, split=split, **lazily, **separator)
             if config.streaming:
                 return rows
             rows.data.validate(full=True)  # text that is not UTF-8 would be found a row at a time, far from here
             return rows
         chosen = {"data_files": list(config.data_files)} if config.data_files else {}
         where = str(path) if path.is_dir() else name
-        return datasets.load_dataset(where, config.subset, split=split, streaming=config.streaming, **chosen)
+        return datasets.load_dataset(where, config.subset, split=split, **lazily, **chosen)
     except DataError:
         raise
     except Exception as error:  # Arrow, JSON, the hub and fsspec each raise kinds of their own

@@ -33,9 +33,17 @@ class PackedDataset:
             raise IndexError(f"row {index} of {len(self)}")
         index %= len(self)
         members = [index] if self.bins is None else self.bins[index].tolist()
-        offsets = self.documents.offsets
-        slices = [slice(int(offsets[member]), int(offsets[member + 1])) for member in members]
-        ids = np.concatenate([self.documents.input_ids[part] for part in slices]).astype(np.int64)
-        trained = np.concatenate([self.documents.trained[part] for part in slices])
-        positions = np.concatenate([np.arange(part.stop - part.start) for part in slices])
+        parts = [self.documents.tokens(member) for member in members]
+        ids = np.concatenate([ids for ids, _ in parts]).astype(np.int64)
+        trained = np.concatenate([mask for _, mask in parts])
+        positions = np.concatenate([np.arange(len(ids)) for ids, _ in parts])
         return {"input_ids": ids, "labels": np.where(trained, ids, IGNORE_INDEX), "position_ids": positions}
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row, shape (rows,)."""
+        lengths = self.documents.lengths
+        if self.bins is None:
+            return lengths
+        ends = np.concatenate([[0], np.cumsum(lengths[self.bins.order])])
+        return np.diff(ends[self.bins.offsets])

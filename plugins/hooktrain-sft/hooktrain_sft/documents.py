@@ -1,9 +1,9 @@
-"""Documents in flat arrays, and what happens to those that are too long or empty."""
+"""Documents as stretches of stored tokens, and what happens to those that are too long or empty."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hooktrain import DataError
 from hooktrain_sft.config import OnEmpty, Overflow
+from hooktrain_sft.store import Ids, Mask, MemoryStore, Piece, Store
 
 __all__ = ["Documents", "TokenCount", "fit"]
 
@@ -19,84 +20,137 @@ Indices = NDArray[np.int64]
 
 @attrs.frozen(eq=False)
 class Documents:
-    """Token sequences that do not see each other, stored end to end.
+    """Token sequences that do not see each other; each is a stretch of a piece of a store, which is not copied.
 
     Attributes:
-        input_ids: all tokens, shape (tokens,).
-        trained: which of them carry a loss, shape (tokens,); the first of a document never does.
-        offsets: where each document begins, and the end, shape (documents + 1,).
-        rows: number of the row that each document comes from, over all sources, shape (documents,).
+        stores: where the tokens are.
+        pieces: which piece each document is in, counted over all stores, shape (documents,).
+        starts: where in that piece it begins, shape (documents,).
+        lengths: how many tokens it has, shape (documents,).
+        supervised: how many of them are trained, the first never, shape (documents,).
+        rows: number of the row that it comes from, over all sources, shape (documents,).
+        digests: a number for the row that it comes from, equal for equal tokens, shape (documents,).
     """
 
-    input_ids: NDArray[np.int32]
-    trained: NDArray[np.bool_]
-    offsets: Indices
+    stores: tuple[Store, ...]
+    pieces: Indices
+    starts: Indices
+    lengths: Indices
+    supervised: Indices
     rows: Indices
+    digests: NDArray[np.uint64]
+    _pieces: list[Piece] = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "_pieces", [piece for store in self.stores for piece in store.pieces])
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def lengths(self) -> Indices:
-        """Tokens of each document, shape (documents,)."""
-        return np.diff(self.offsets)
+    def __getstate__(self) -> tuple[object, ...]:
+        return tuple(getattr(self, item.name) for item in attrs.fields(Documents) if item.init)
 
-    @property
-    def trained_counts(self) -> Indices:
-        """Trained tokens of each document, shape (documents,)."""
-        total = np.concatenate([[0], np.cumsum(self.trained, dtype=np.int64)])
-        return np.diff(total[self.offsets])
+    def __setstate__(self, state: tuple[object, ...]) -> None:
+        names = [item.name for item in attrs.fields(Documents) if item.init]
+        for name, value in zip(names, state, strict=True):
+            object.__setattr__(self, name, value)
+        self.__attrs_post_init__()
+
+    def tokens(self, document: int) -> tuple[Ids, Mask]:
+        """Ids and mask of a document, each of shape (tokens,); the mask is a copy, the ids are not."""
+        piece = self._pieces[self.pieces[document]]
+        start = int(self.starts[document])
+        part = slice(start, start + int(self.lengths[document]))
+        trained: Mask = piece.trained[part].copy()
+        trained[:1] = False
+        return piece.input_ids[part], trained
+
+    def __iter__(self) -> Iterator[tuple[Ids, Mask]]:
+        return (self.tokens(document) for document in range(len(self)))
 
     @classmethod
-    def of(cls, encoded: Iterable[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> Documents:
-        """From ids and mask of each row in turn."""
+    def of_store(cls, store: Store) -> Documents:
+        """A document for each row of a store."""
+        pieces = store.pieces
+        sizes = [len(piece.supervised) for piece in pieces]
+        return cls(
+            (store,),
+            np.repeat(np.arange(len(pieces)), sizes),
+            _joined([piece.offsets[:-1] for piece in pieces]),
+            _joined([np.diff(piece.offsets) for piece in pieces]),
+            _joined([piece.supervised for piece in pieces]),
+            np.arange(sum(sizes)),
+            np.concatenate([piece.digests for piece in pieces]) if pieces else np.zeros(0, np.uint64),
+        )
+
+    @classmethod
+    def of(cls, encoded: Iterable[tuple[Ids, Mask]]) -> Documents:
+        """From ids and mask of each row in turn, kept in memory."""
         pairs = list(encoded)
-        offsets = np.zeros(len(pairs) + 1, np.int64)
-        np.cumsum([len(ids) for ids, _ in pairs], out=offsets[1:])
+        lengths = np.array([len(ids) for ids, _ in pairs], np.int64)
         ids = np.concatenate([ids for ids, _ in pairs]) if pairs else np.zeros(0, np.int32)
         trained = np.concatenate([mask for _, mask in pairs]) if pairs else np.zeros(0, np.bool_)
-        return cls(ids, _first_untrained(trained, offsets), offsets, np.arange(len(pairs)))
+        return cls.of_flat(ids, trained, lengths)
+
+    @classmethod
+    def of_flat(cls, ids: Ids, trained: Mask, lengths: Indices) -> Documents:
+        """From the ids and masks of all rows end to end, and how many tokens each has."""
+        return cls.of_store(MemoryStore([Piece.of(ids, trained, lengths)]))
 
     @classmethod
     def join(cls, parts: Sequence[Documents]) -> Documents:
         """One after the other; rows are numbered on."""
-        starts = np.concatenate([[0], np.cumsum([len(part.input_ids) for part in parts])])
-        rows = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+        pieces = np.cumsum([0, *(len(part._pieces) for part in parts)])
+        rows = np.cumsum([0, *(int(part.rows.max(initial=-1)) + 1 for part in parts)])
         return cls(
-            np.concatenate([part.input_ids for part in parts]),
-            np.concatenate([part.trained for part in parts]),
-            np.concatenate(
-                [*(part.offsets[:-1] + start for part, start in zip(parts, starts, strict=False)), starts[-1:]]
-            ),
-            np.concatenate([part.rows + row for part, row in zip(parts, rows, strict=False)]),
+            tuple(store for part in parts for store in part.stores),
+            _joined([part.pieces + first for part, first in zip(parts, pieces, strict=False)]),
+            _joined([part.starts for part in parts]),
+            _joined([part.lengths for part in parts]),
+            _joined([part.supervised for part in parts]),
+            _joined([part.rows + first for part, first in zip(parts, rows, strict=False)]),
+            np.concatenate([part.digests for part in parts]),
         )
 
     def select(self, documents: Indices) -> Documents:
-        """These documents only."""
-        return self.cut(documents, self.offsets[documents], self.lengths[documents])
+        """These documents only; one that is named twice is there twice."""
+        return Documents(
+            self.stores,
+            self.pieces[documents],
+            self.starts[documents],
+            self.lengths[documents],
+            self.supervised[documents],
+            self.rows[documents],
+            self.digests[documents],
+        )
 
-    def cut(self, documents: Indices, starts: Indices, lengths: Indices) -> Documents:
-        """New documents of ``lengths`` tokens from ``starts`` on, each out of one of ``documents``; shapes (new,)."""
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        if len(documents) == len(self) and offsets[-1] == self.offsets[-1] and bool((np.diff(starts) >= 0).all()):
-            return Documents(self.input_ids, self.trained, offsets, self.rows[documents])  # all there, in order
-        positions = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
-        trained = _first_untrained(self.trained[positions], offsets)
-        return Documents(self.input_ids[positions], trained, offsets, self.rows[documents])
+    def cut(self, documents: Indices, skipped: Indices, lengths: Indices) -> Documents:
+        """New documents, each ``lengths`` tokens of one of ``documents`` after the first ``skipped``; shapes (new,)."""
+        starts = self.starts[documents] + skipped
+        changed = (skipped > 0) | (lengths < self.lengths[documents])
+        supervised = self.supervised[documents]
+        pieces = self.pieces[documents]
+        for number in np.unique(pieces[changed]):
+            some = np.flatnonzero(changed & (pieces == number))
+            counted = np.concatenate([[0], np.cumsum(self._pieces[number].trained, dtype=np.int64)])
+            ends = starts[some] + lengths[some]
+            supervised[some] = counted[ends] - counted[np.minimum(starts[some] + 1, ends)]
+        return Documents(
+            self.stores, pieces, starts, lengths, supervised, self.rows[documents], self.digests[documents]
+        )
 
     def digest(self) -> str:
-        """Text that is equal exactly when all the documents are."""
+        """Text that is equal for equal documents in equal order."""
         made = hashlib.blake2b(digest_size=16)
-        for array in (self.input_ids, self.trained, self.offsets):
+        for store in self.stores:
+            made.update(store.digest.encode())
+        for array in (self.pieces, self.starts, self.lengths):
             made.update(np.ascontiguousarray(array).data)
         return made.hexdigest()
 
 
-def _first_untrained(trained: NDArray[np.bool_], offsets: Indices) -> NDArray[np.bool_]:
-    """The mask without the first token of each document, which nothing comes before that could predict it."""
-    made: NDArray[np.bool_] = trained.copy()
-    made[offsets[:-1][np.diff(offsets) > 0]] = False
-    return made
+def _joined(arrays: Sequence[Indices]) -> Indices:
+    return np.concatenate(arrays).astype(np.int64) if len(arrays) else np.zeros(0, np.int64)
 
 
 @attrs.define
@@ -108,6 +162,7 @@ class TokenCount:
         rows_kept: rows of which something is left.
         rows_too_long: rows longer than ``max_length``.
         rows_empty: rows in which nothing is trained.
+        rows_answer_cut: rows that are kept and have lost trained tokens.
         longest: tokens of the longest row, before anything was cut.
         tokens_in: tokens of all rows.
         tokens_kept: tokens that are trained with.
@@ -120,6 +175,7 @@ class TokenCount:
     rows_kept: int = 0
     rows_too_long: int = 0
     rows_empty: int = 0
+    rows_answer_cut: int = 0
     longest: int = 0
     tokens_in: int = 0
     tokens_kept: int = 0
@@ -153,7 +209,7 @@ def fit(
             f" longest has {count.longest} tokens; write `data.max_length: {count.longest}`, or `data.overflow:` drop,"
             " truncate or split"
         )
-    empty_before = documents.trained_counts == 0
+    empty_before = documents.supervised == 0
     if overflow == "drop":
         fitted = documents.select(np.flatnonzero(~long))
         count.tokens_dropped += int(lengths[long].sum())
@@ -163,11 +219,12 @@ def fit(
         number = np.arange(len(source)) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # 0, 1, ... in each row
         starts = number * max_length
         kept = np.minimum(lengths[source] - starts, max_length)
-        fitted = documents.cut(source, documents.offsets[source] + starts, kept)
+        fitted = documents.cut(source, starts, kept)
     else:
         count.tokens_truncated = int(np.maximum(lengths - max_length, 0).sum())
-        fitted = documents.cut(np.arange(len(documents)), documents.offsets[:-1], np.minimum(lengths, max_length))
-    empty = fitted.trained_counts == 0
+        everyone = np.arange(len(documents))
+        fitted = documents.cut(everyone, np.zeros_like(lengths), np.minimum(lengths, max_length))
+    empty = fitted.supervised == 0
     # a piece of a split row without supervised tokens is no mistake; a row that has none at all is one
     has_some = np.zeros(int(documents.rows.max()) + 1 if len(documents) else 0, np.bool_)
     has_some[fitted.rows[~empty]] = True
@@ -179,7 +236,8 @@ def fit(
             f"{where}: in {len(empty_rows)} of {len(documents)} rows no token is trained, the first is row"
             f" {int(empty_rows[0])}"
             + (f" ({cut} of them because max_length {max_length} cuts off what is)" if cut else "")
-            + "; raise `data.max_length`, or write `data.on_empty: drop` to leave them out"
+            + ("; raise `data.max_length`" if cut else "; look at it with `hooktrain data`, correct the row")
+            + ", or write `data.on_empty: drop` to leave them out"
         )
     count.tokens_dropped += int(fitted.lengths[empty].sum())
     if empty.any():
@@ -191,6 +249,15 @@ def fit(
             f" {max_length} and {count.rows_empty} had no trained token; change the data or `data.max_length`"
         )
     count.rows_kept = len(np.unique(fitted.rows))
-    count.tokens_kept = int(fitted.offsets[-1])
-    count.tokens_trained = int(fitted.trained.sum())
+    count.tokens_kept = int(fitted.lengths.sum())
+    count.tokens_trained = int(fitted.supervised.sum())
+    count.rows_answer_cut = _answers_cut(documents, fitted)
     return fitted, count
+
+
+def _answers_cut(before: Documents, after: Documents) -> int:
+    """Rows of ``after`` that have fewer trained tokens than in ``before``."""
+    size = int(before.rows.max(initial=-1)) + 1
+    had = np.bincount(before.rows, before.supervised, size)
+    has = np.bincount(after.rows, after.supervised, size)
+    return int(((has > 0) & (has < had)).sum())

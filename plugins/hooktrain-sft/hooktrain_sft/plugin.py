@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from hooktrain import Data, TrainerType, World, hookimpl
+from hooktrain import Data, Recipe, ShownRow, TrainerType, World, hookimpl
 from hooktrain_sft import hookspecs
 from hooktrain_sft.config import CausalDataConfig, SFTDataConfig, SFTLossConfig, TokenDataConfig
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from hooktrain import Trainer
     from hooktrain_sft.formats import Format
     from hooktrain_sft.packing import Bins
 
@@ -60,6 +62,32 @@ class SFTPlugin:
         return prepare_data(config, tokenizer, world, hooks)
 
     @hookimpl
+    def make_loader(self, dataset: Any, data: Data, recipe: Recipe, world: World) -> Any:
+        module: Any = sys.modules.get("hooktrain_sft.stream")  # whoever has a stream has loaded it
+        if module is None or not isinstance(dataset, module.Stream):
+            return NotImplemented
+        return module.StreamLoader(dataset, data, recipe, world)
+
+    @hookimpl
+    def collect_state(self, trainer: Trainer) -> Mapping[str, Any] | None:
+        place = getattr(trainer.loader, "place", None)
+        return {"stream": place()} if callable(place) and place() is not None else None
+
+    @hookimpl
+    def restore_state(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
+        go_to = getattr(trainer.loader, "go_to", None)
+        if callable(go_to) and "stream" in state:
+            go_to(state["stream"])
+
+    @hookimpl
+    def show_rows(self, config: Any, tokenizer: Any, world: World, hooks: Any, count: int) -> Sequence[ShownRow] | None:
+        if not isinstance(config, TokenDataConfig):
+            return None
+        from hooktrain_sft.show import show_rows
+
+        return show_rows(config, tokenizer, world, hooks, count)
+
+    @hookimpl
     def make_loss(self, config: Any) -> Callable[..., Any] | None:
         if not isinstance(config, SFTLossConfig):
             return None
@@ -75,10 +103,10 @@ class SFTPlugin:
 
     @hookimpl(trylast=True)
     def render_row(self, row: Any, tokenizer: Any, config: Any) -> Any:
-        from hooktrain_sft.render import render_chat, render_text
+        from hooktrain_sft.render import render_sft, render_text
 
         if isinstance(config, SFTDataConfig):
-            return render_chat(row, tokenizer, config)
+            return render_sft(row, tokenizer, config)
         if isinstance(config, CausalDataConfig):
             return render_text(row, tokenizer, config)
         return None

@@ -1,9 +1,10 @@
-"""From sources to data sets: load, render, tokenize, divide, fit, pack, and account for every token."""
+"""From sources to data sets: read, divide, fit, mix, pack, and account for every token."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -12,17 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hooktrain import Data, DataError, World
+from hooktrain_sft.cache import CachedRows, RowCache, default_cache_dir
 from hooktrain_sft.collate import collate_flat, collate_stacked
 from hooktrain_sft.config import TokenDataConfig
 from hooktrain_sft.dataset import PackedDataset
 from hooktrain_sft.documents import Documents, TokenCount, fit
-from hooktrain_sft.encode import Encoder
+from hooktrain_sft.findings import doubled_bos, duplicates, ends_trained, histogram, shared
+from hooktrain_sft.fingerprint import row_fingerprint
+from hooktrain_sft.mixing import mix, order_by_length
 from hooktrain_sft.packing import Bins, check_bins
+from hooktrain_sft.rows import Reader, label_of
 
-__all__ = ["prepare_data"]
-
-_BATCH = 1024
-"""Rows that are tokenized together: enough to keep the tokenizer's threads busy."""
+__all__ = ["named", "prepare_data"]
 
 
 def prepare_data(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any) -> Data:
@@ -31,53 +33,202 @@ def prepare_data(config: TokenDataConfig, tokenizer: Any, world: World, hooks: A
     Raises:
         DataError: when a row cannot be used and the recipe does not say to leave it out.
     """
-    encoder = Encoder(tokenizer)
+    return _Preparation(config, tokenizer, world, hooks).run()
 
-    def read(sources: Sequence[Any]) -> Documents:
-        return Documents.join([_read_source(source, config, tokenizer, encoder, world, hooks) for source in sources])
 
-    train = read(config.sources)
-    evaluation = {name: read([source]) for name, source in _named(config.eval_sources)}
-    if config.train_eval_split[1] > 0:
-        train, evaluation["eval"] = _divide(train, config.train_eval_split[1], config.seed)
+class _Preparation:
+    """One call of ``prepare_data``."""
 
-    max_length = config.max_length or _limit(tokenizer)
-    report: dict[str, Any] = {"max_length": max_length, "evaluation": {}, "warnings": []}
-    digests = []
+    def __init__(self, config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any) -> None:
+        self.config, self.tokenizer, self.world, self.hooks = config, tokenizer, world, hooks
+        self.reader = Reader(config, tokenizer, world, hooks)
+        self.cache = RowCache((config.cache_dir or default_cache_dir()) if config.use_data_cache else None, self.warn)
+        self.max_length = config.max_length or _limit(tokenizer)
+        self.warnings: list[str] = []
+        self.sources: list[dict[str, Any]] = []
+        self.digests: list[str] = []
 
-    def finish(documents: Documents, where: str) -> tuple[PackedDataset, dict[str, Any]]:
-        fitted, count = fit(documents, max_length, config.overflow, config.on_empty, where)
-        bins = _pack(fitted, max_length, config, hooks) if config.pack_samples else None
-        report["warnings"] += _losses(count, max_length, where)
-        digests.append(fitted.digest())
-        facts = attrs.asdict(count)
+    def warn(self, message: str) -> None:
+        if message not in self.warnings:
+            self.warnings.append(message)
+            if self.world.is_main:
+                print(f"hooktrain: {message}", file=sys.stderr, flush=True)
+
+    def run(self) -> Data:
+        config = self.config
+        streams = [bool(getattr(source, "streaming", False)) for source in config.sources]
+        if any(streams):
+            return self.stream(streams)
+        parts = [self.read(source, "train") for source in config.sources]
+        bounds = np.cumsum([0, *map(len, parts)])
+        train = Documents.join(parts)
+        evaluation = {name: self.read(source, name) for name, source in named(config.eval_sources)}
+        if config.train_eval_split[1] > 0:
+            train, evaluation["eval"] = _divide(train, config.train_eval_split[1], config.seed)
+        train_set, train_facts = self.finish(train, "data.sources", bounds)
+        evaluation_sets, evaluation_facts = {}, {}
+        for name, documents in evaluation.items():
+            evaluation_sets[name], evaluation_facts[name] = self.finish(documents, f"evaluation set '{name}'")
+        self.look(train_set.documents, {name: rows.documents for name, rows in evaluation_sets.items()})
+        for fact, facts in [(train_facts, train_set), *((evaluation_facts[n], r) for n, r in evaluation_sets.items())]:
+            fact["histograms"] = {"tokens of a row": histogram(facts.documents.lengths)}
+            if facts.bins is not None:
+                fact["histograms"]["tokens of a pack"] = histogram(facts.lengths)
+        summary = [_summary(train_facts, self.max_length)]
+        summary += [f"{name}: {facts['rows_kept']:,} rows" for name, facts in evaluation_facts.items()]
+        return Data(
+            train=train_set,
+            evaluation=evaluation_sets,
+            collate=collate_stacked if config.pack_samples else collate_flat,
+            shuffle=config.shuffle,
+            workers=config.workers,
+            report={
+                "summary": "; ".join(summary),
+                "max_length": self.max_length,
+                "sources": self.sources,
+                "train": train_facts,
+                "evaluation": evaluation_facts,
+                "warnings": self.warnings,
+            },
+            fingerprint="-".join(self.digests),
+            order=order_by_length(train_set.lengths) if config.group_by_length else None,
+        )
+
+    def stream(self, streams: Sequence[bool]) -> Data:
+        """Data whose training rows are read while training."""
+        from hooktrain_sft.stream import Stream
+
+        config = self.config
+        for refused, given, advice in (
+            (not all(streams), "sources of which only some are streaming", "stream all of them or none"),
+            (config.train_eval_split[1] > 0, "train_eval_split with a stream", "use eval_sources"),
+            (config.group_by_length, "group_by_length with a stream", "leave one out"),
+        ):
+            if refused:
+                raise DataError(f"data: given {given}, which cannot be; {advice}")
+        evaluation, facts = {}, {}
+        for name, source in named(config.eval_sources):
+            documents = self.read(source, name)
+            evaluation[name], facts[name] = self.finish(documents, f"evaluation set '{name}'")
+        train = Stream(self.reader, config.sources, self.max_length)
+        for opened in train.sources:
+            self.sources.append({**self.reader.facts(opened), "use": "train", "streaming": True})
+        labels = ", ".join(opened.label for opened in train.sources)
+        return Data(
+            train=train,
+            evaluation=evaluation,
+            collate=collate_stacked if config.pack_samples else collate_flat,
+            shuffle=config.shuffle,
+            report={
+                "summary": f"a stream of {labels}, {config.stream_buffer:,} rows at a time",
+                "max_length": self.max_length,
+                "sources": self.sources,
+                "evaluation": facts,
+                "warnings": self.warnings,
+            },
+            fingerprint="-".join(["stream", *self.digests]),
+        )
+
+    def read(self, source: Any, use: str) -> Documents:
+        """All rows of a source as documents, one each."""
+        label = label_of(source)
+        if getattr(source, "streaming", False):
+            raise DataError(f"{label}: an evaluation source cannot stream; leave streaming out, and give it a slice")
+        fingerprint, why_not = row_fingerprint(source, self.config, self.tokenizer, self.world, self.hooks)
+
+        def prepare(writer: Any) -> Mapping[str, Any]:
+            opened = self.reader.open(source)
+            with self.progress(label, opened.total) as progress:
+                return self.reader.write(opened, writer, progress)
+
+        made: CachedRows = self.cache.rows(fingerprint, prepare)
+        for note, where in made.facts.get("notes", {}).items():
+            self.warnings.append(f"{label}: {note} ({where['count']:,} times, first in {where['first']})")
+        facts = {**made.facts, "use": use, "cached": made.found, "path": made.path and str(made.path)}
+        if why_not and self.config.use_data_cache:
+            facts["not_cached"] = why_not
+        self.sources.append(facts)
+        return Documents.of_store(made.store)
+
+    @contextmanager
+    def progress(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """A bar on a terminal, while rows are prepared."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        bar = Progress(
+            TextColumn("preparing {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not (self.world.is_main and console.is_terminal),
+        )
+        with bar:
+            task = bar.add_task(label, total=total)
+            yield lambda done: bar.update(task, completed=done)
+
+    def finish(
+        self, documents: Documents, where: str, bounds: NDArray[np.int64] | None = None
+    ) -> tuple[PackedDataset, dict[str, Any]]:
+        """Fit, mix and pack the documents of a set; returns it with facts about it."""
+        config = self.config
+        fitted, count = fit(documents, self.max_length, config.overflow, config.on_empty, where)
+        self.warnings += _losses(count, self.max_length, where)
+        facts: dict[str, Any] = attrs.asdict(count)
+        weights = [getattr(source, "weight", None) for source in config.sources]
+        if bounds is not None and weights[0] is not None:
+            fitted, mixture = mix(fitted, bounds.tolist(), weights, config.seed)
+            facts["mixture"] = attrs.asdict(mixture)
+            for source, rows in zip(self.sources, mixture.rows, strict=False):
+                source["epoch_rows"] = rows
+            if mixture.left_out:
+                self.warnings.append(
+                    f"{where}: the weights leave {mixture.left_out:,} of {count.rows_kept:,} rows out of the epoch, and"
+                    f" repeat {mixture.repeated:,}"
+                )
+        bins = self.pack(fitted) if config.pack_samples else None
+        self.digests.append(fitted.digest())
         if bins is not None:
-            digests.append(bins.digest())
-            facts |= {"bins": len(bins), "filled": round(count.tokens_kept / (len(bins) * max_length), 4)}
+            self.digests.append(bins.digest())
+            tokens = int(fitted.lengths.sum())
+            facts |= {"bins": len(bins), "filled": round(tokens / (len(bins) * self.max_length), 4)}
         return PackedDataset(fitted, bins), facts
 
-    train_set, report["train"] = finish(train, "data.sources")
-    evaluation_sets = {}
-    for name, documents in evaluation.items():
-        evaluation_sets[name], report["evaluation"][name] = finish(documents, f"evaluation set '{name}'")
-    if not ends_trained(train_set.documents, tokenizer):
-        report["warnings"].append(
-            "no end-of-turn or end-of-sequence token is trained, so that the model will not learn to stop; check the"
-            " chat template and, if it has {% generation %}, that the block includes the end of the turn"
-        )
-    report["summary"] = "; ".join(
-        [_summary(report["train"], max_length)]
-        + [f"{name}: {facts['rows_kept']:,} rows" for name, facts in report["evaluation"].items()]
-    )
-    return Data(
-        train=train_set,
-        evaluation=evaluation_sets,
-        collate=collate_stacked if config.pack_samples else collate_flat,
-        shuffle=config.shuffle,
-        workers=config.workers,
-        report=report,
-        fingerprint="-".join(digests),
-    )
+    def pack(self, documents: Documents) -> Bins:
+        bins = self.hooks.pack_rows(lengths=documents.lengths, max_length=self.max_length, config=self.config)
+        if bins is None:
+            raise DataError(
+                "data.pack_samples: no plugin packs rows; enable hooktrain-sft or another that has pack_rows"
+            )
+        packed = Bins.of(bins)
+        check_bins(packed, documents.lengths, self.max_length)
+        return packed
+
+    def look(self, train: Documents, evaluation: Mapping[str, Documents]) -> None:
+        """Warn of what is usually a mistake in the data or in the template."""
+        if not ends_trained(train, self.tokenizer):
+            self.warnings.append(
+                "no end-of-turn or end-of-sequence token is trained, so that the model will not learn to stop; check"
+                " the chat template and, if it has {% generation %}, that the block includes the end of the turn"
+            )
+        if twice := doubled_bos(train, self.tokenizer):
+            self.warnings.append(
+                f"data.sources: {twice:,} rows begin with two beginning-of-sequence tokens; remove the one that is in"
+                " the rows' own text"
+            )
+        if again := duplicates(train):
+            self.warnings.append(
+                f"data.sources: {again:,} rows are the same as an earlier one; remove them if unwanted"
+            )
+        for name, documents in evaluation.items():
+            if seen := shared(documents, train):
+                self.warnings.append(
+                    f"evaluation set '{name}': {seen:,} of {len(documents):,} rows are also trained on, so that its"
+                    " loss says less than it seems; remove them from one of the two"
+                )
 
 
 def _summary(facts: Mapping[str, Any], max_length: int) -> str:
@@ -87,50 +238,11 @@ def _summary(facts: Mapping[str, Any], max_length: int) -> str:
     return f"{facts['rows_kept']:,} rows, {facts['tokens_kept']:,} tokens ({share:.0%} trained){packs}"
 
 
-def _read_source(
-    source: Any, config: TokenDataConfig, tokenizer: Any, encoder: Encoder, world: World, hooks: Any
-) -> Documents:
-    """All rows of a source as documents, one each."""
-    label = _label(source)
-    rows = hooks.load_source(config=source, world=world)
-    if rows is None:
-        raise DataError(f"{label}: no plugin loads a {type(source).__name__}; install or enable one that does")
-
-    def rendered() -> Iterator[Any]:
-        for index, row in enumerate(_each(rows)):
-            try:
-                made = hooks.render_row(row=row, tokenizer=tokenizer, config=config)
-            except DataError as problem:
-                raise DataError(f"{label}, row {index}: {problem}") from problem
-            if made is None:
-                raise DataError(f"{label}, row {index}: no plugin renders rows for {type(config).__name__}; enable one")
-            yield made
-
-    encoded = [pair for batch in _batches(rendered()) for pair in encoder(batch)]
-    if not encoded:
-        raise DataError(f"{label}: given no rows, expected at least one; check the name and the split of the source")
-    return Documents.of(encoded)
-
-
-def _each(rows: Any) -> Iterable[Any]:
-    """Rows in order; iterating reads tables by the block where indexing reads them row by row."""
-    return rows if hasattr(rows, "__iter__") else (rows[index] for index in range(len(rows)))
-
-
-def _batches(items: Iterator[Any]) -> Iterator[list[Any]]:
-    while batch := list(itertools.islice(items, _BATCH)):
-        yield batch
-
-
-def _label(source: Any) -> str:
-    return str(getattr(source, "name", None) or getattr(source, "name_or_path", None) or type(source).__name__)
-
-
-def _named(sources: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+def named(sources: Sequence[Any]) -> Iterator[tuple[str, Any]]:
     """Each evaluation source with a name that no other has: its own, or the last part of what it loads."""
     taken: set[str] = set()
     for source in sources:
-        name = getattr(source, "name", None) or PurePosixPath(_label(source)).stem or "eval"
+        name = getattr(source, "name", None) or PurePosixPath(label_of(source)).stem or "eval"
         unique = next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(sources) + 2))) if n not in taken)
         taken.add(unique)
         yield unique, source
@@ -153,33 +265,19 @@ def _limit(tokenizer: Any) -> int:
     return int(limit) if 2 <= limit < 1_000_000 else 8192
 
 
-def _pack(documents: Documents, max_length: int, config: TokenDataConfig, hooks: Any) -> Bins:
-    lengths = documents.lengths
-    bins = hooks.pack_rows(lengths=lengths, max_length=max_length, config=config)
-    if bins is None:
-        raise DataError("data.pack_samples: no plugin packs rows; enable hooktrain-sft or another that has pack_rows")
-    packed = Bins.of(bins)
-    check_bins(packed, lengths, max_length)
-    return packed
-
-
 def _losses(count: TokenCount, max_length: int, where: str) -> list[str]:
-    """A warning when rows were dropped or cut."""
+    """Warnings when rows were dropped or cut."""
     lost = count.tokens_dropped + count.tokens_truncated
     if not lost:
         return []
-    return [
+    warnings = [
         f"{where}: {lost} of {count.tokens_in} tokens are not trained with ({count.rows_in - count.rows_kept} of"
         f" {count.rows_in} rows dropped, {count.tokens_truncated} tokens truncated); {count.rows_too_long} rows were"
         f" longer than max_length {max_length}, in {count.rows_empty} nothing was trained"
     ]
-
-
-def ends_trained(documents: Documents, tokenizer: Any) -> bool:
-    """Whether, anywhere, a run of trained tokens ends with one that ends a turn: end-of-sequence or another special."""
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special |= {tokenizer.eos_token_id} - {None}
-    following = np.concatenate([documents.trained[1:], [False]])
-    following[documents.offsets[1:-1] - 1] = False  # the next document's tokens do not go on with this one's
-    last: NDArray[np.int32] = documents.input_ids[documents.trained & ~following]
-    return bool(np.isin(last, list(special)).any())
+    if count.rows_answer_cut:
+        warnings.append(
+            f"{where}: {count.rows_answer_cut} rows have lost a part of their answers, so that the model learns to stop"
+            " short; raise `data.max_length`, or write `data.overflow: drop`"
+        )
+    return warnings

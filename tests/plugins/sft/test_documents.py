@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from hooktrain_sft.documents import Documents, fit
@@ -24,8 +26,7 @@ def documents(*masks: str) -> Documents:
 
 def shown(made: Documents) -> list[tuple[list[int], str]]:
     """Ids and mask of each document."""
-    cuts = zip(made.offsets[:-1], made.offsets[1:], strict=True)
-    return [(made.input_ids[a:b].tolist(), "".join(".x"[int(t)] for t in made.trained[a:b])) for a, b in cuts]
+    return [(ids.tolist(), "".join(".x"[int(t)] for t in trained)) for ids, trained in made]
 
 
 def test_the_first_token_is_not_trained() -> None:
@@ -34,7 +35,7 @@ def test_the_first_token_is_not_trained() -> None:
 
 def test_join_and_select() -> None:
     made = Documents.join([documents("..x", ".x"), documents(".xx")])
-    assert made.rows.tolist() == [0, 1, 2] and made.offsets.tolist() == [0, 3, 5, 8]
+    assert made.rows.tolist() == [0, 1, 2] and made.lengths.tolist() == [3, 2, 3]
     assert shown(made.select(np.array([2, 0]))) == [([0, 1, 2], ".xx"), ([0, 1, 2], "..x")]
 
 
@@ -92,12 +93,14 @@ def test_tokens_add_up(masks: list[str], max_length: int, overflow: str) -> None
     except DataError:
         return
     assert count.tokens_in == sum(map(len, masks)) == count.tokens_kept + count.tokens_dropped + count.tokens_truncated
-    assert count.tokens_kept == made.lengths.sum() and count.tokens_trained == made.trained.sum()
-    assert made.lengths.max() <= max_length and (made.trained_counts > 0).all()
-    kept = made.input_ids.tolist()
+    assert count.tokens_kept == made.lengths.sum() and count.tokens_trained == made.supervised.sum()
+    assert made.lengths.max() <= max_length and (made.supervised > 0).all()
+    kept = [token for ids, _ in shown(made) for token in ids]
     assert len(set(kept)) == len(kept), "no token twice"
-    for (ids, mask), row in zip(shown(made), made.rows, strict=True):
-        start, end = given_documents.offsets[row], given_documents.offsets[row + 1]
+    offsets = np.cumsum([0, *map(len, masks)])
+    for (ids, mask), row, supervised in zip(shown(made), made.rows, made.supervised, strict=True):
+        start, end = offsets[row], offsets[row + 1]
+        assert mask.count("x") == supervised
         assert start <= ids[0] and ids[-1] < end and ids == list(range(ids[0], ids[-1] + 1))
         assert mask == "." + masks[row][ids[0] - start + 1 : ids[-1] - start + 1]
 
@@ -108,3 +111,10 @@ def test_digest_tells_documents_apart() -> None:
     assert (
         len({one, documents("..x", "..").digest(), documents("..x.x").digest(), documents("..x", ".xx").digest()}) == 4
     )
+
+
+def test_documents_travel_to_worker_processes() -> None:
+    made = documents("..x", ".xx").cut(np.array([1, 0]), np.array([1, 0]), np.array([2, 2]))
+    again = pickle.loads(pickle.dumps(made))
+    assert shown(again) == shown(made) == [([4, 5], ".x"), ([0, 1], "..")]
+    assert again.supervised.tolist() == made.supervised.tolist() == [1, 0]

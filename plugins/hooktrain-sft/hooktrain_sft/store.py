@@ -1,0 +1,168 @@
+"""Token sequences in an Arrow file that is read where it lies, so that a data set may be larger than the memory."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+__all__ = ["MemoryStore", "Piece", "Store", "StoreWriter", "TokenStore"]
+
+Ids = NDArray[np.int32]
+Mask = NDArray[np.bool_]
+
+SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("trained", pa.list_(pa.uint8())),  # Arrow's own booleans are bits, which numpy cannot read in place
+        ("supervised", pa.int32()),
+        ("digest", pa.uint64()),
+    ]
+)
+
+_PIECE_TOKENS = 1 << 20
+"""Tokens of a record batch: it is what the writer holds in memory."""
+
+
+class Piece(NamedTuple):
+    """Some rows of a store, end to end.
+
+    Attributes:
+        input_ids: shape (tokens,).
+        trained: which tokens carry a loss, shape (tokens,).
+        offsets: where each row begins, and the end, shape (rows + 1,).
+        supervised: trained tokens of each row, shape (rows,).
+        digests: a number for each row that is equal for equal ids, shape (rows,).
+    """
+
+    input_ids: Ids
+    trained: Mask
+    offsets: NDArray[np.int64]
+    supervised: NDArray[np.int64]
+    digests: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, ids: Ids, trained: Mask, lengths: NDArray[np.int64]) -> Piece:
+        """From flat arrays; the first token of a row loses its mark, as nothing comes before that could predict it."""
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        marked: Mask = trained.astype(np.bool_, copy=True)
+        marked[offsets[:-1][lengths > 0]] = False
+        counted = np.concatenate([[0], np.cumsum(marked, dtype=np.int64)])
+        data, bounds = memoryview(np.ascontiguousarray(ids, np.int32)).cast("B"), (4 * offsets).tolist()
+        digests = b"".join(
+            hashlib.blake2b(data[begin:end], digest_size=8).digest() for begin, end in itertools.pairwise(bounds)
+        )
+        return cls(ids, marked, offsets, np.diff(counted[offsets]), np.frombuffer(digests, np.uint64))
+
+
+class MemoryStore:
+    """A store that is not a file."""
+
+    def __init__(self, pieces: Iterable[Piece]) -> None:
+        self.pieces = tuple(pieces)
+        self.digest = _digest(self.pieces)
+
+
+class TokenStore:
+    """A store in an Arrow file, mapped into memory.
+
+    Raises:
+        OSError: when the file is missing, damaged or of another form.
+    """
+
+    def __init__(self, path: Path, digest: str) -> None:
+        self.path, self.digest = path, digest
+        try:
+            reader: Any = pa.ipc.open_stream(pa.memory_map(str(path)))
+            if not reader.schema.equals(SCHEMA):
+                raise OSError(f"{path}: given the columns {reader.schema.names}, expected {SCHEMA.names}")
+            self.pieces = tuple(_mapped(batch) for batch in reader)
+        except pa.ArrowException as problem:
+            raise OSError(f"{path}: not a whole Arrow file ({problem})") from problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a worker process maps the file itself instead of being sent its contents
+        return TokenStore, (self.path, self.digest)
+
+
+Store = MemoryStore | TokenStore
+
+
+class StoreWriter:
+    """Writes rows to an Arrow file as they come, holding at most a record batch of them."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_stream(self._file, SCHEMA)  # the form that `datasets` reads
+        self._waiting: list[Piece] = []
+        self._digest = hashlib.blake2b(digest_size=16)
+        self.rows = self.tokens = 0
+
+    def add(self, ids: Ids, trained: Mask, lengths: NDArray[np.int64]) -> None:
+        """Append rows, end to end; shapes (tokens,), (tokens,) and (rows,)."""
+        piece = Piece.of(ids, trained, lengths)
+        _update(self._digest, piece)
+        self._waiting.append(piece)
+        self.rows += len(lengths)
+        self.tokens += len(ids)
+        if sum(len(waiting.input_ids) for waiting in self._waiting) >= _PIECE_TOKENS:
+            self._write()
+
+    def close(self) -> str:
+        """Finish the file; returns the digest of all rows."""
+        if self._waiting:
+            self._write()
+        self._writer.close()
+        self._file.close()
+        return self._digest.hexdigest()
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        self._file.close()
+
+    def _write(self) -> None:
+        columns = [
+            (
+                pa.ListArray.from_arrays(pa.array(piece.offsets.astype(np.int32)), pa.array(piece.input_ids)),
+                pa.ListArray.from_arrays(
+                    pa.array(piece.offsets.astype(np.int32)), pa.array(piece.trained.view(np.uint8))
+                ),
+                pa.array(piece.supervised.astype(np.int32)),
+                pa.array(piece.digests),
+            )
+            for piece in self._waiting
+        ]
+        merged = [pa.concat_arrays(list(column)) for column in zip(*columns, strict=True)]
+        self._writer.write_batch(pa.record_batch(merged, schema=SCHEMA))
+        self._waiting = []
+
+
+def _mapped(batch: Any) -> Piece:
+    """The arrays of a record batch, not copied."""
+    ids, trained = batch.column("input_ids"), batch.column("trained")
+    return Piece(
+        ids.values.to_numpy(),
+        trained.values.to_numpy().view(np.bool_),
+        ids.offsets.to_numpy().astype(np.int64),
+        batch.column("supervised").to_numpy().astype(np.int64),
+        batch.column("digest").to_numpy(),
+    )
+
+
+def _update(made: Any, piece: Piece) -> None:
+    for array in (piece.input_ids, piece.trained, np.diff(piece.offsets)):
+        made.update(np.ascontiguousarray(array).data)
+
+
+def _digest(pieces: Iterable[Piece]) -> str:
+    made = hashlib.blake2b(digest_size=16)
+    for piece in pieces:
+        _update(made, piece)
+    return made.hexdigest()

@@ -1,0 +1,287 @@
+"""Rows are prepared once, found again only when nothing that matters has changed, and never half."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+from hooktrain_sft.cache import RowCache
+from hooktrain_sft.config import SFTDataConfig
+from hooktrain_sft.documents import Documents
+from hooktrain_sft.fingerprint import row_fingerprint
+from hooktrain_sft.plugin import SFTPlugin
+from hooktrain_sft.render import Rendered
+from hooktrain_sft.store import StoreWriter
+
+from hooktrain import DataError, PluginHost, World, hookimpl
+
+PROCESSES = multiprocessing.get_context("forkserver")
+
+
+@attrs.frozen
+class Source:
+    name_or_path: str = "rows"
+    rows: tuple[Any, ...] = ()
+    name: str | None = None
+
+
+class SourcePlugin:
+    """Loads ``Source`` and vouches for what it holds."""
+
+    @hookimpl
+    def load_source(self, config: Any) -> Any:
+        return list(config.rows) if isinstance(config, Source) else None
+
+    @hookimpl
+    def fingerprint_source(self, config: Any) -> str | None:
+        return repr(config.rows) if isinstance(config, Source) else None
+
+
+def host(*plugins: object) -> Any:
+    made = PluginHost(discover=False)
+    for plugin in (SFTPlugin(), SourcePlugin(), *plugins):
+        made.register(plugin)
+    return made.hooks
+
+
+def conversation(question: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+ROWS = tuple(conversation(f"What is {i}?", "yes " * (i % 5 + 1)) for i in range(30))
+
+
+def prepare(tokenizer: Any, hooks: Any = None, **settings: Any) -> Any:
+    hooks = hooks or host()
+    settings.setdefault("sources", (Source(rows=ROWS),))
+    config = SFTDataConfig(max_length=settings.pop("max_length", 128), **settings)
+    return hooks.make_data(config=config, tokenizer=tokenizer, world=World(), hooks=hooks)
+
+
+def cached(data: Any) -> list[bool]:
+    return [source["cached"] for source in data.report["sources"]]
+
+
+def test_a_second_run_finds_the_rows(make_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = make_tokenizer("chatml")
+    first, second = prepare(tokenizer), prepare(tokenizer)
+    assert (cached(first), cached(second)) == ([False], [True])
+    assert first.fingerprint == second.fingerprint
+    for index in range(len(first.train)):
+        for name, values in first.train[index].items():
+            assert np.array_equal(values, second.train[index][name])
+    assert {**first.report, "sources": 0} == {**second.report, "sources": 0}
+
+
+class Upper:
+    @hookimpl
+    def render_row(self, row: Any) -> Any:
+        return Rendered(row["messages"][0]["content"].upper(), ((0, 5),))
+
+
+class Configured:
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    @hookimpl
+    def render_row(self) -> Any:
+        return Rendered(self.word, ((0, 5),))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train_on": "last_assistant"},
+        {"train_on": "all"},
+        {"sources": (Source(rows=ROWS[:-1]),)},
+        {"hooks": host(Upper())},
+        {"hooks": host(Configured("other words"))},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_matters_is_prepared_anew(make_tokenizer: Callable[..., Any], change: dict[str, Any]) -> None:
+    tokenizer = make_tokenizer("chatml")
+    if isinstance(change.get("hooks"), object) and "hooks" in change:
+        prepare(tokenizer, hooks=host(Configured("some words")))
+    prepare(tokenizer)
+    assert cached(prepare(tokenizer, **change)) == [False]
+    assert cached(prepare(tokenizer, **change)) == [True]
+
+
+def test_another_template_or_tokenizer_is_prepared_anew(make_tokenizer: Callable[..., Any]) -> None:
+    prepare(make_tokenizer("chatml"))
+    assert cached(prepare(make_tokenizer("chatml"))) == [True]
+    assert cached(prepare(make_tokenizer("llama3"))) == [False]
+    other = make_tokenizer("chatml")
+    other.add_tokens(["answer"])
+    assert cached(prepare(other)) == [False]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_length": 64},
+        {"pack_samples": True},
+        {"overflow": "drop"},
+        {"workers": 1},
+        {"seed": 7},
+        {"shuffle": False},
+        {"group_by_length": True},
+        {"train_eval_split": (0.5, 0.5)},
+        {"sources": (Source(rows=ROWS, name="other"),)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_comes_later_uses_the_same_rows(make_tokenizer: Callable[..., Any], change: dict[str, Any]) -> None:
+    tokenizer = make_tokenizer("chatml")
+    prepare(tokenizer)
+    assert cached(prepare(tokenizer, **change)) == [True]
+
+
+def test_a_template_that_writes_the_date_is_rendered_again_tomorrow(
+    make_tokenizer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make_tokenizer("chatml")
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    config, hooks = SFTDataConfig(sources=(Source(rows=ROWS),)), host()
+
+    def fingerprint() -> str | None:
+        return row_fingerprint(config.sources[0], config, tokenizer, World(), hooks)[0]
+
+    today = fingerprint()
+    assert today == fingerprint()
+
+    class Tomorrow:
+        class date:
+            @staticmethod
+            def today() -> str:
+                return "2100-01-01"
+
+    monkeypatch.setattr("hooktrain_sft.fingerprint.datetime", Tomorrow)
+    assert fingerprint() != today
+
+
+def test_a_plugin_with_state_that_cannot_be_compared_is_not_cached(make_tokenizer: Callable[..., Any]) -> None:
+    tokenizer, hooks = make_tokenizer("chatml"), host(Configured(object()))  # type: ignore[arg-type]
+    config = SFTDataConfig(sources=(Source(rows=ROWS),))
+    fingerprint, reason = row_fingerprint(config.sources[0], config, tokenizer, World(), hooks)
+    assert fingerprint is None and "has a state that is no plain value" in reason
+
+
+def test_a_source_that_nobody_vouches_for_is_not_cached(make_tokenizer: Callable[..., Any], tmp_path: Path) -> None:
+    class Silent(SourcePlugin):
+        @hookimpl
+        def fingerprint_source(self) -> str | None:
+            return None
+
+    made = PluginHost(discover=False)
+    made.register(SFTPlugin())
+    made.register(Silent())
+    for _ in range(2):
+        data = prepare(make_tokenizer("chatml"), hooks=made.hooks, cache_dir=tmp_path)
+        assert cached(data) == [False] and "fingerprint_source" in data.report["sources"][0]["not_cached"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def write(writer: StoreWriter, rows: int = 50, marker: Path | None = None, pause: float = 0.0) -> dict[str, Any]:
+    """Rows of three tokens; ``marker`` gets a line when this is called."""
+    if marker is not None:
+        with marker.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+    for row in range(rows):
+        writer.add(np.full(3, row, np.int32), np.ones(3, np.bool_), np.array([3]))
+        time.sleep(pause)
+    return {}
+
+
+def test_a_damaged_entry_is_named_and_prepared_again(tmp_path: Path) -> None:
+    made = RowCache(tmp_path).rows("abc", write)
+    assert made.path is not None and not made.found
+    whole = (made.path / "tokens.arrow").read_bytes()
+    for damage in (whole[:-20], b"", whole + b"x"):
+        (made.path / "tokens.arrow").write_bytes(damage)
+        said: list[str] = []
+        again = RowCache(tmp_path, said.append).rows("abc", write)
+        assert not again.found and "is damaged" in said[0] and len(Documents.of_store(again.store)) == 50
+    (made.path / "entry.json").write_text("{")
+    assert not RowCache(tmp_path).rows("abc", write).found
+    (made.path / "entry.json").unlink()
+    assert not RowCache(tmp_path).rows("abc", write).found
+    assert RowCache(tmp_path).rows("abc", write).found
+
+
+def test_a_failed_preparation_leaves_nothing(tmp_path: Path) -> None:
+    def fail(writer: StoreWriter) -> dict[str, Any]:
+        write(writer)
+        raise DataError("row 3: nonsense")
+
+    with pytest.raises(DataError, match="row 3"):
+        RowCache(tmp_path).rows("abc", fail)
+    assert not [path for path in (tmp_path / "rows").iterdir() if path.suffix != ".lock"]
+    assert not RowCache(tmp_path).rows("abc", write).found
+
+
+def _ask(folder: Path, marker: Path, pause: float, results: Any) -> None:
+    made = RowCache(folder).rows("abc", lambda writer: write(writer, 20, marker, pause))
+    results.put((made.found, int(Documents.of_store(made.store).lengths.sum())))
+
+
+def test_processes_that_come_at_the_same_time_prepare_once(tmp_path: Path) -> None:
+    results, marker = PROCESSES.Queue(), tmp_path / "marker"
+    processes = [PROCESSES.Process(target=_ask, args=(tmp_path / "c", marker, 0.02, results)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert len(marker.read_text().splitlines()) == 1
+    assert sorted(found) == [(False, 60), (True, 60), (True, 60), (True, 60)]
+
+
+def test_a_killed_preparation_is_not_used_and_keeps_nobody_waiting(tmp_path: Path) -> None:
+    results, marker = PROCESSES.Queue(), tmp_path / "marker"
+    process = PROCESSES.Process(target=_ask, args=(tmp_path / "c", marker, 0.5, results))
+    process.start()
+    while not marker.exists():
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert list((tmp_path / "c" / "rows").glob("*.partial"))
+    made = RowCache(tmp_path / "c").rows("abc", write)
+    assert not made.found and made.store.digest == RowCache(None).rows("abc", write).store.digest
+    assert not list((tmp_path / "c" / "rows").glob("*.partial"))
+
+
+def test_a_folder_that_cannot_be_made_is_said_and_the_run_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    said: list[str] = []
+    made = RowCache(tmp_path / "file", said.append).rows("abc", write)
+    assert made.path is None and "cannot be written" in said[0] and len(Documents.of_store(made.store)) == 50
+
+
+def test_rows_without_a_cache_go_away_with_the_run() -> None:
+    made = RowCache(None).rows("abc", write)
+    folder = made.store.path.parent
+    assert folder.is_dir()
+    del made
+    assert not folder.exists()
+
+
+def test_the_files_are_ordinary_arrow_files(make_tokenizer: Callable[..., Any]) -> None:
+    import datasets
+
+    data = prepare(make_tokenizer("chatml"))
+    path = Path(data.report["sources"][0]["path"]) / "tokens.arrow"
+    rows = datasets.Dataset.from_file(str(path))
+    assert rows[0]["input_ids"] == data.train[0]["input_ids"].tolist()
+    assert json.loads((path.parent / "entry.json").read_text())["facts"]["rows"] == 30

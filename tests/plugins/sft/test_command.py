@@ -1,0 +1,69 @@
+"""``hooktrain data``, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny_llama import save_tiny_llama
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    rows = [[turn("user", f"What is {i}?"), turn("assistant", f"It is {i}.")] for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in [*rows, rows[3]]))
+    (tmp_path / "held.jsonl").write_text(json.dumps({"messages": rows[0]}) + "\n")
+    made = tmp_path / "recipe.yaml"
+    made.write_text(
+        f"type: sft\nmodel: {save_tiny_llama(tmp_path / 'model')}\n"
+        "data:\n  sources: [rows.jsonl]\n  eval_sources: [held.jsonl]\n  max_length: 96\n  pack_samples: true\n"
+    )
+    return made
+
+
+def data(recipe: Path, *words: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-m", "hooktrain", "data", str(recipe), *words],
+        cwd=recipe.parent, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_facts_for_programs(recipe: Path) -> None:
+    facts = json.loads(data(recipe, "--json", "--show", "2"))
+    assert facts["train"]["rows_in"] == 13 and facts["train"]["tokens_in"] == facts["train"]["tokens_kept"]
+    assert sum(facts["train"]["histograms"]["tokens of a row"]["counts"]) == 13
+    assert [source["cached"] for source in facts["sources"]] == [False, False]
+    assert "format messages" in facts["sources"][0]["why"]
+    assert [row["label"] for row in facts["shown"]] == ["rows.jsonl, row 0", "rows.jsonl, row 1", "held.jsonl, row 0"]
+    pieces = facts["shown"][0]["pieces"]
+    assert "".join(text for text, _, _ in pieces).startswith("<|im_start|>user\nWhat is 0?")
+    ((text, _, rule),) = [piece for piece in pieces if piece[1]]
+    assert text == "It is 0.<|im_end|>" and "messages[1]" in rule
+    again = json.loads(data(recipe, "--json"))
+    assert [source["cached"] for source in again["sources"]] == [True, True]
+    assert again["fingerprint"] == facts["fingerprint"]
+    assert not (recipe.parent / "runs").exists(), "nothing was trained"
+
+
+def test_text_for_people(recipe: Path) -> None:
+    shown = data(recipe, "--show", "1")
+    assert "«It is 0.<|im_end|>»[1]" in shown and "[1] trained: messages[1] assistant" in shown
+    assert "data.sources: 1 rows are the same as an earlier one" in shown
+    assert "evaluation set 'held': 1 of 1 rows are also trained on" in " ".join(shown.split())
+    assert "tokens of a pack" in shown and "share trained" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_more_rows_than_there_are(recipe: Path) -> None:
+    assert data(recipe, "--show", "99").count(", row ") == 14

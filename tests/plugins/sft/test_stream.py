@@ -1,0 +1,171 @@
+"""Streams: every row once an epoch, in shares by weight, and a resume that goes on where the run was."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hooktrain import DataError, RecipeError, hookimpl
+from hooktrain.testing import train
+from tests.tiny_llama import save_tiny_llama
+
+
+def write(path: Path, rows: int, word: str = "row") -> str:
+    """Rows that say their number."""
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{word} {i}."},
+                {"role": "assistant", "content": "yes " * (i % 4 + 1)},
+            ]
+        }
+        for i in range(rows)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+class Heard:
+    """The questions of every step, and its loss."""
+
+    def __init__(self) -> None:
+        self.questions: list[str] = []
+        self.losses: list[float] = []
+
+    @hookimpl
+    def on_step_start(self, trainer: Any, batches: Any) -> None:
+        text = "".join(trainer.tokenizer.decode(row) for batch in batches for row in batch["input_ids"])
+        self.questions += [part.split("<|im_end|>")[0].strip() for part in text.split("user\n")[1:]]
+
+    @hookimpl
+    def on_log(self, metrics: Any) -> None:
+        if "loss" in metrics:
+            self.losses.append(metrics["loss"])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def run(model: Path, tmp_path: Path) -> Callable[..., Heard]:
+    def made(sources: list[Any], data: dict[str, Any] | None = None, **recipe: Any) -> Heard:
+        heard = Heard()
+        given = {
+            "type": "sft",
+            "run_dir": str(tmp_path / "run"),
+            "model": {"name_or_path": str(model), "dtype": "fp32"},
+            "data": {"sources": sources, "max_length": 64, "stream_buffer": 7, **(data or {})},
+            "micro_batch_size": 2,
+            "train_iters": 5,
+            "console": {"enabled": False},
+            **recipe,
+        }
+        train({key: value for key, value in given.items() if value is not None}, heard)
+        return heard
+
+    return made
+
+
+def streaming(path: str, **more: Any) -> dict[str, Any]:
+    return {"name_or_path": path, "streaming": True, **more}
+
+
+def test_every_row_once_an_epoch_in_another_order(run: Callable[..., Heard], tmp_path: Path) -> None:
+    source = streaming(write(tmp_path / "rows.jsonl", 20))
+    heard = run([source], train_iters=20)
+    first, second = heard.questions[:20], heard.questions[20:]
+    everything = sorted(f"row {i}." for i in range(20))
+    assert sorted(first) == sorted(second) == everything
+    assert first != second and first != [f"row {i}." for i in range(20)]
+    assert sorted(first[:7]) == sorted(f"row {i}." for i in range(7)), "a block is shuffled, and no more than it"
+
+
+def test_without_shuffling_rows_keep_their_order(run: Callable[..., Heard], tmp_path: Path) -> None:
+    source = streaming(write(tmp_path / "rows.jsonl", 20))
+    assert run([source], {"shuffle": False}, train_iters=10).questions == [f"row {i}." for i in range(20)]
+
+
+def test_the_last_window_of_an_epoch_is_short(run: Callable[..., Heard], tmp_path: Path) -> None:
+    source = streaming(write(tmp_path / "rows.jsonl", 9))
+    heard = run([source], train_iters=6)
+    assert sorted(heard.questions[:9]) == sorted(f"row {i}." for i in range(9))
+    assert len(heard.questions) == 9 + 2
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("stop", [1, 4, 8])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    run: Callable[..., Heard], tmp_path: Path, packed: bool, stop: int
+) -> None:
+    data = {"pack_samples": packed}
+    sources = [streaming(write(tmp_path / "rows.jsonl", 30 if packed else 13))]
+    checkpoint = {"type": "full", "save_every_n_steps": 1, "output_dir": str(tmp_path / "saved"), "auto_resume": True}
+    whole = run(sources, data, train_iters=10)
+    first = run(sources, data, train_iters=10, exit_iteration=stop, checkpoint=[checkpoint])
+    rest = run(sources, data, train_iters=10, checkpoint=[checkpoint])
+    assert first.questions + rest.questions == whole.questions
+    assert first.losses + rest.losses == whole.losses
+
+
+def test_weights_are_shares_of_the_rows(run: Callable[..., Heard], tmp_path: Path) -> None:
+    sources = [
+        streaming(write(tmp_path / "a.jsonl", 40, "a"), weight=3),
+        streaming(write(tmp_path / "b.jsonl", 4, "b"), weight=1),
+    ]
+    heard = run(sources, {"stream_buffer": 40}, train_iters=20)
+    words = Counter(question[0] for question in heard.questions)
+    assert 4 <= words["b"] <= 16 and sum(words.values()) == 40
+    assert len({q for q in heard.questions if q[0] == "b"}) == 4, "a source that has ended begins again"
+
+
+def test_sources_without_weights_come_one_after_the_other(run: Callable[..., Heard], tmp_path: Path) -> None:
+    sources = [streaming(write(tmp_path / f"{word}.jsonl", 8, word)) for word in "ab"]
+    heard = run(sources, {"stream_buffer": 4}, train_iters=8)
+    assert [question[0] for question in heard.questions] == ["a"] * 8 + ["b"] * 8
+
+
+def test_a_stream_is_evaluated_on_rows_that_are_all_there(run: Callable[..., Heard], tmp_path: Path) -> None:
+    source = streaming(write(tmp_path / "rows.jsonl", 20))
+    run([source], {"eval_sources": [write(tmp_path / "held.jsonl", 3)]}, eval_interval=2)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum("eval/held/loss" in line for line in lines) == 3
+
+
+def test_what_a_stream_cannot_do_is_said(run: Callable[..., Heard], tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", 20)
+    with pytest.raises(DataError, match="streaming source has no known length.*write train_iters"):
+        run([streaming(path)], train_iters=None)
+    with pytest.raises(DataError, match="write train_iters, the number of optimizer steps, and leave epochs out"):
+        run([streaming(path)], epochs=2)
+    with pytest.raises(DataError, match="given train_eval_split with a stream"):
+        run([streaming(path)], {"train_eval_split": [0.5, 0.5]})
+    with pytest.raises(DataError, match="only some are streaming"):
+        run([streaming(path), path])
+    with pytest.raises(DataError, match="an evaluation source cannot stream"):
+        run([path], {"eval_sources": [streaming(path)]})
+    with pytest.raises(RecipeError, match="streaming is given together with sample_ratio"):
+        run([streaming(path, sample_count=3)])
+    with pytest.raises(RecipeError, match="streaming is given together with a slice"):
+        run([streaming(f"{path}:train[:3]")])
+
+
+def test_a_bad_row_is_named(run: Callable[..., Heard], tmp_path: Path) -> None:
+    path = Path(write(tmp_path / "rows.jsonl", 20))
+    with path.open("a") as file:
+        file.write(json.dumps({"messages": [{"role": "alien", "content": "x"}]}) + "\n")
+    with pytest.raises(DataError, match=r"rows.jsonl, row 20: messages\[0\].role is 'alien'"):
+        run([streaming(str(path))], train_iters=20)
+
+
+def test_the_model_learns_from_a_stream(run: Callable[..., Heard], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    losses = run([streaming(write(tmp_path / "rows.jsonl", 16))], train_iters=40, optimizer={"lr": 1e-2}).losses
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
