@@ -1,0 +1,59 @@
+"""What a recipe says under ``peft``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from hooktrain import at_least, between, field
+
+__all__ = ["METHOD_KEYS", "PeftSettings"]
+
+
+@attrs.frozen(kw_only=True)
+class PeftSettings:
+    """The adapter that is trained while the model itself stays frozen; without a ``type`` the model is trained."""
+
+    type: str | None = field(default=None, aliases=("peft_type",))
+    """The method: ``lora``, or any other of PEFT by its name there, such as ``ia3``, ``oft``, ``vera``."""
+    r: int | None = field(default=None, validator=at_least(1), aliases=("rank", "lora_r"))
+    """Rank of the adapter; 16 for ``lora``, PEFT's own default for other methods."""
+    alpha: float | None = field(default=None, validator=at_least(0), aliases=("lora_alpha",))
+    """Scale of the adapter, divided by the rank; twice ``r`` for ``lora``."""
+    dropout: float | None = field(default=None, validator=between(0, 1), aliases=("lora_dropout",))
+    """Share of the adapter's inputs that are dropped in training; 0 for ``lora``."""
+    target_modules: str | tuple[str, ...] | None = field(default=None, aliases=("lora_target_modules",))
+    """Ends of the names of the modules that are adapted, a regular expression of whole names, or ``all-linear``, all
+    linear ones but the head; that is the default of ``lora``."""
+    exclude_modules: str | tuple[str, ...] | None = field(default=None)
+    """Modules that are left out of these, written in the same way."""
+    modules_to_save: tuple[str, ...] | None = field(default=None, aliases=("lora_modules_to_save",))
+    """Modules that are trained whole and saved with the adapter, such as ``[embed_tokens, lm_head]``."""
+    use_rslora: bool | None = field(default=None)
+    """LoRA: divide ``alpha`` by the square root of the rank (Kalajdzievski, 2023)."""
+    use_dora: bool | None = field(default=None)
+    """LoRA: train magnitude and direction apart (Liu et al., 2024)."""
+    init_lora_weights: bool | str | None = field(default=None)
+    """LoRA: how the adapter begins: true, ``gaussian``, ``orthogonal``, ``pissa``, ``olora``."""
+    config: Mapping[str, Any] = field(factory=dict)
+    """Any other key of the method's config class in PEFT."""
+    adapter: str | None = field(default=None)
+    """A folder with an adapter to go on from, in place of ``type`` and the rest."""
+    merge_on_export: bool = field(default=False)
+    """Whether the checkpoint engine ``huggingface`` writes whole weights with the adapter merged in; otherwise it
+    writes the adapter alone."""
+
+    @property
+    def active(self) -> bool:
+        """Whether there is an adapter to train."""
+        return self.type is not None or self.adapter is not None
+
+
+METHOD_KEYS = tuple(
+    item.name
+    for item in attrs.fields(PeftSettings)
+    if item.name not in ("type", "config", "adapter", "merge_on_export")
+)
+"""The keys that say something about the method, and so need a ``type``."""

@@ -1,0 +1,77 @@
+"""What the checkpoint engine ``huggingface`` writes of a model with an adapter."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hooktrain_hf.export import write_model
+
+from hooktrain import CheckpointError, ModelError
+from hooktrain_peft.adapt import ADAPTER_WEIGHTS, quiet_peft
+from hooktrain_peft.merge import merge, private_copy
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+
+__all__ = ["write_adapter", "write_merged"]
+
+
+def write_adapter(model: PeftModel, weights: Mapping[str, Tensor], folder: Path, dtype: Any) -> dict[str, Tensor]:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for ``PeftModel.from_pretrained``.
+
+    Args:
+        model: base and adapter; it is not changed.
+        weights: its weights, whole, on the host.
+        folder: where to.
+        dtype: torch dtype of the written weights, or None for the one that they have.
+
+    Returns:
+        What was written.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    with quiet_peft():
+        # the base's embeddings stay with the base: nothing here resizes them
+        found = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
+    written: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in found.items():
+        kept = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+        # the file format knows no shared memory
+        written[name] = kept.clone() if kept.data_ptr() in places else kept
+        places.add(kept.data_ptr())
+    save_file(written, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = copy.deepcopy(model.active_peft_config)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    return written
+
+
+def write_merged(
+    model: PeftModel, weights: Mapping[str, Tensor], folder: Path, dtype: Any, tokenizer: Any
+) -> dict[str, Tensor]:
+    """Write a whole model with the adapter merged in, for ``AutoModelForCausalLM.from_pretrained``.
+
+    Args:
+        model: base and adapter; it is not changed.
+        weights: its weights, whole, on the host.
+        folder: where to.
+        dtype: torch dtype of the written weights, or None for the one that they have.
+        tokenizer: None, or the tokenizer that was trained with.
+
+    Returns:
+        What was written.
+
+    Raises:
+        CheckpointError: the method cannot be merged.
+    """
+    try:
+        merged = merge(private_copy(model, weights))
+    except ModelError as problem:
+        raise CheckpointError(f"peft.merge_on_export: {problem}") from problem
+    return write_model(merged, merged.state_dict(), folder, dtype, tokenizer)

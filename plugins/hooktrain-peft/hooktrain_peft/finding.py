@@ -1,0 +1,144 @@
+"""Finding an adapter, and the base that it belongs to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hooktrain_hf.location import Location, first_line, resolve
+from hooktrain_hf.model import HFModelConfig, torch_dtype
+from hooktrain_hf.quiet import quiet_transformers
+
+from hooktrain import CheckpointError, Complaint, ModelError, RecipeError, read_recipe, structure
+from hooktrain_peft.adapt import ADAPTER_CONFIG, is_adapter
+
+__all__ = ["Found", "find"]
+
+
+class Found(NamedTuple):
+    """What is to be merged.
+
+    Attributes:
+        adapter: its folder.
+        base: the model that it belongs to, ``weights_dtype`` being the precision of the merged weights.
+    """
+
+    adapter: Path
+    base: HFModelConfig
+
+
+def find(source: Path, base: str | None, dtype: str | None, trust_remote_code: bool = False) -> Found:
+    """Find an adapter, and the base that it was trained on.
+
+    Args:
+        source: a folder with an adapter, or a run's folder, whose newest export is taken.
+        base: the base, instead of the one that the run or the adapter names.
+        dtype: precision of the merged weights; the one that the base is stored in when left out.
+        trust_remote_code: whether Python code that comes with the base may run.
+
+    Raises:
+        CheckpointError: there is no adapter.
+        ModelError: there is no base.
+    """
+    source = source.expanduser()
+    if is_adapter(source):
+        adapter, model = source, _base_of_adapter(source)
+    elif (source / "recipe.yaml").is_file() and not (source / "manifest.json").is_file():
+        recipe = read_recipe(source / "recipe.yaml")
+        adapter, model = _exported(source, recipe), _base_of_run(recipe)
+    else:
+        raise CheckpointError(f"merge: given '{source}', {_what_is_wrong(source)}")
+    if base is not None:
+        model = {"name_or_path": base}
+    name = model.get("name_or_path")
+    if not name:
+        raise ModelError(
+            f"merge: '{adapter / ADAPTER_CONFIG}' does not say which base the adapter belongs to; give it with --base"
+        )
+    if trust_remote_code:
+        model["trust_remote_code"] = True
+    try:
+        location = resolve(name, model.get("gguf_file"), "base")
+    except ModelError as problem:
+        raise ModelError(
+            f"merge: the base of '{adapter}' is not to be had: {problem}; or give it with --base"
+        ) from None
+    model["weights_dtype"] = dtype or _stored_dtype(location, bool(model.get("trust_remote_code")))
+    complaints: list[Complaint] = []
+    config = structure(HFModelConfig, model, "model", complaints)
+    if config is None:
+        raise RecipeError(complaints, str(source / "recipe.yaml"))
+    return Found(adapter, config)
+
+
+def _exported(run: Path, recipe: Mapping[str, Any]) -> Path:
+    """The newest adapter that a run exported."""
+    entries = recipe.get("checkpoint") or []
+    folders = [
+        Path(entry.get("output_dir") or run / "export").expanduser()
+        for entry in (entries if isinstance(entries, list) else [entries])
+        if isinstance(entry, dict) and entry.get("type") == "huggingface"
+    ]
+    for folder in folders:
+        if is_adapter(folder):
+            return folder
+        steps = [path for path in folder.glob("step-*") if is_adapter(path) and path.name[5:].isdigit()]
+        if steps:
+            return max(steps, key=lambda path: int(path.name[5:]))
+        if (folder / "config.json").is_file():
+            raise CheckpointError(f"merge: '{run}' has exported whole weights to '{folder}' already; use those")
+    raise CheckpointError(
+        f"merge: given '{run}', a run that has exported no adapter"
+        f" ({'looked in ' + ', '.join(map(str, folders)) if folders else 'its recipe has no such checkpoint'});"
+        " resume it with {type: huggingface, save_end_of_training: true} under checkpoint, or give an adapter's folder"
+    )
+
+
+def _base_of_run(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's model, as far as it says what the base is; which factory made it does not matter."""
+    names = ("name_or_path", "gguf_file", "hf_config_kwargs", "trust_remote_code")
+    model = recipe.get("model")
+    return {name: model[name] for name in names if model.get(name)} if isinstance(model, dict) else {}
+
+
+def _base_of_adapter(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        name = config.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as problem:
+        raise CheckpointError(f"merge: '{folder / ADAPTER_CONFIG}' cannot be read ({first_line(problem)})") from problem
+    return {"name_or_path": name} if name else {}
+
+
+def _what_is_wrong(source: Path) -> str:
+    expected = f"expected a folder with an {ADAPTER_CONFIG}, or the folder of a run that exported one"
+    if not source.exists():
+        return f"which does not exist; {expected}; correct the path"
+    if (source / "manifest.json").is_file():
+        return (
+            f"which is a checkpoint to resume from; {expected}; resume it with"
+            " {type: huggingface, save_end_of_training: true} under checkpoint, and merge that export"
+        )
+    if (source / "config.json").is_file():
+        return f"which holds a whole model, with nothing to merge; {expected}"
+    return f"which holds no adapter; {expected}; correct the path"
+
+
+def _stored_dtype(location: Location, trust_remote_code: bool) -> str:
+    """The precision that a base is stored in, as recipes call it; float32 where it is another, or packed."""
+    import transformers
+
+    if location.gguf_file:
+        return "fp32"
+    try:
+        with quiet_transformers(is_main=False):
+            config = transformers.AutoConfig.from_pretrained(location.name, trust_remote_code=trust_remote_code)
+    except Exception:  # whatever it is, building the model meets it too, and says it well
+        return "fp32"
+    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    return next(
+        (name for name in ("fp32", "fp16", "bf16") if str(stored).endswith(str(torch_dtype(name)).split(".")[1])),
+        "fp32",
+    )

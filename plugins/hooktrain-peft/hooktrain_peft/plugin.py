@@ -1,0 +1,99 @@
+"""The hooks of ``hooktrain-peft``; torch and PEFT are imported when there is an adapter, not for listings."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hooktrain import Complaint, ModelError, hookimpl
+from hooktrain_peft.config import PeftSettings
+
+if TYPE_CHECKING:
+    import click
+    from torch import Tensor
+    from torch.nn import Module
+
+    from hooktrain import Recipe, Trainer
+
+__all__ = ["PeftPlugin"]
+
+_LOW_RATE = 5e-5
+
+
+class PeftPlugin:
+    """Surrounds the model's factory, writes adapters in the place of whole models, and adds ``hooktrain merge``."""
+
+    @hookimpl
+    def register_configs(self) -> Mapping[str, Mapping[str, type]]:
+        return {"settings": {"peft": PeftSettings}}
+
+    @hookimpl
+    def register_commands(self, cli: click.Group) -> None:
+        from hooktrain_peft.command import merge_command
+
+        cli.add_command(merge_command)
+
+    @hookimpl
+    def check_recipe(self, recipe: Recipe) -> Iterator[Complaint]:
+        settings = _settings(recipe)
+        if settings == PeftSettings():
+            return
+        from hooktrain_peft.methods import check
+
+        yield from check(settings, recipe.model)
+
+    @hookimpl(wrapper=True)
+    def make_model(self, config: Any, recipe: Recipe) -> Generator[None, Module | None, Module | None]:
+        _refuse_adapter_as_model(config)
+        model = yield
+        settings = _settings(recipe)
+        if model is None or not settings.active:
+            return model
+        from hooktrain_peft.adapt import add_adapter
+
+        return add_adapter(model, settings, config)
+
+    @hookimpl
+    def on_train_start(self, trainer: Trainer) -> None:
+        if not _settings(trainer.recipe).active:
+            return
+        from hooktrain_peft.report import describe
+
+        trainer.say(describe(trainer.strategy.unwrap(trainer.model)))
+        rate = getattr(trainer.recipe.optimizer, "lr", _LOW_RATE)
+        if rate < _LOW_RATE:
+            trainer.say(
+                f"peft: optimizer.lr is {rate:g}, a rate for whole models; adapters learn at about ten times that"
+            )
+
+    @hookimpl(optionalhook=True)
+    def export_model(
+        self, module: Module, weights: Mapping[str, Tensor], folder: Path, dtype: Any, tokenizer: Any, recipe: Recipe
+    ) -> Mapping[str, Tensor] | None:
+        if not _settings(recipe).active:
+            return None
+        from peft import PeftModel
+
+        from hooktrain_peft.export import write_adapter, write_merged
+
+        if not isinstance(module, PeftModel):
+            return None
+        if _settings(recipe).merge_on_export:
+            return write_merged(module, weights, folder, dtype, tokenizer)
+        return write_adapter(module, weights, folder, dtype)
+
+
+def _settings(recipe: Recipe) -> PeftSettings:
+    found = recipe.settings.get("peft")
+    return found if isinstance(found, PeftSettings) else PeftSettings()
+
+
+def _refuse_adapter_as_model(config: Any) -> None:
+    name = getattr(config, "name_or_path", None)
+    folder = Path(str(name)).expanduser() if name else None
+    if folder is not None and (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"model.name_or_path: given '{name}', which holds an adapter; expected its base, with peft.adapter set to"
+            f" this folder; or merge the two with `hooktrain merge {name} --output FOLDER` and give that folder"
+        )

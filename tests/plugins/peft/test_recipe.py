@@ -1,0 +1,158 @@
+"""What a recipe may say under ``peft``, and how it hears of what it may not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hooktrain_peft.config import PeftSettings
+from hooktrain_peft.methods import make_config
+from peft import IA3Config, LoraConfig, VeraConfig
+
+from hooktrain import ModelError, Recipe, RecipeError
+from hooktrain.build import load
+
+Run = Callable[..., Any]
+
+
+def test_importing_the_plugin_loads_no_heavy_library() -> None:
+    code = (
+        "import sys, hooktrain_peft.plugin;"
+        "print([m for m in ('torch', 'transformers', 'peft', 'safetensors') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_recipe_without_the_section_does_not_import_peft(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe.pop("peft")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    code = (
+        "import sys; from pathlib import Path; from hooktrain.build import load;"
+        f"load(Path({str(path)!r})); print('peft' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_lora_has_the_defaults_that_people_choose() -> None:
+    config = make_config(PeftSettings(type="lora"))
+    assert isinstance(config, LoraConfig)
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (16, 32, 0.0)
+    assert config.target_modules == "all-linear" and config.task_type == "CAUSAL_LM"
+    assert make_config(PeftSettings(type="lora", r=4)).lora_alpha == 8
+
+
+@pytest.mark.parametrize("name", ["lora", "LORA", "Lora", "LoraConfig"])
+def test_methods_are_known_by_the_names_of_peft_and_of_arctictraining(name: str) -> None:
+    assert isinstance(make_config(PeftSettings(type=name)), LoraConfig)
+
+
+def test_the_keys_of_trl_axolotl_and_peft_mean_the_same(recipe: dict[str, Any]) -> None:
+    theirs = {
+        "peft_type": "LORA",
+        "lora_r": 4,
+        "lora_alpha": 12,
+        "lora_dropout": 0.1,
+        "lora_target_modules": ["q_proj"],
+    }
+    ours = {"type": "lora", "r": 4, "alpha": 12, "dropout": 0.1, "target_modules": ["q_proj"]}
+    made = [load({**recipe, "peft": given})[0].settings["peft"] for given in (theirs, ours)]
+    configs = [make_config(settings).to_dict() for settings in made]
+    assert configs[0] == configs[1]
+    assert configs[0]["target_modules"] == {"q_proj"} and configs[0]["lora_alpha"] == 12
+
+
+def test_other_methods_take_keys_by_their_own_spelling() -> None:
+    vera = make_config(PeftSettings(type="vera", r=8, dropout=0.1, config={"d_initial": 0.2}))
+    assert isinstance(vera, VeraConfig) and (vera.r, vera.vera_dropout, vera.d_initial) == (8, 0.1, 0.2)
+    ia3 = make_config(PeftSettings(type="ia3", target_modules=("k_proj",), config={"feedforward_modules": []}))
+    assert isinstance(ia3, IA3Config) and ia3.target_modules == {"k_proj"}
+
+
+def test_a_resolved_recipe_says_the_same_again(recipe: dict[str, Any]) -> None:
+    given = {"type": "lora", "r": 4, "modules_to_save": ["lm_head"], "config": {"rank_pattern": {"q_proj": 2}}}
+    made: Recipe = load({**recipe, "peft": given})[0]
+    again: Recipe = load(yaml.safe_load(made.as_yaml()))[0]
+    assert again.digest() == made.digest()
+
+
+def complaints(recipe: dict[str, Any], **changes: Any) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        load({**recipe, **changes})
+    return [str(complaint) for complaint in caught.value.complaints]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            {"type": "lorra"},
+            "peft.type: given 'lorra', which PEFT does not have (did you mean 'lora'?); expected one of",
+        ),
+        ({"type": "qlora"}, "needs a base quantized to 4 bits (bitsandbytes, and a GPU)"),
+        ({"type": "dora"}, "write type: lora and use_dora: true"),
+        (
+            {"type": "adalora", "config": {"total_step": 9}},
+            "peft: 'adalora' moves ranks between layers after each step",
+        ),
+        ({"type": "prompt_tuning", "config": {"num_virtual_tokens": 4}}, "'prompt_tuning' puts virtual tokens before"),
+        ({"type": "prefix-tuning", "config": {"num_virtual_tokens": 4}}, "packed conversations would share them"),
+        ({"type": "poly"}, "peft: 'poly' needs the number of a task with each row"),
+        ({"type": "lora", "ranks": 8}, "peft.ranks: unknown key (did you mean 'rank'?)"),
+        ({"type": "lora", "r": 0}, "peft.r: given 0, expected at least 1"),
+        ({"type": "lora", "dropout": 1.5}, "peft.dropout: given 1.5, expected a number from 0 to 1"),
+        (
+            {"type": "lora", "config": {"rank_patern": {}}},
+            "peft.config.rank_patern: unknown key (did you mean 'rank_pa",
+        ),
+        ({"type": "lora", "config": {"task_type": "SEQ_CLS"}}, "peft.config.task_type: unknown key"),
+        ({"type": "lora", "alpha": 8, "config": {"lora_alpha": 4}}, "given together with peft.config.lora_alpha"),
+        ({"type": "ia3", "r": 8}, "peft.r: given 8, but IA3 has no such setting; leave it out"),
+        ({"type": "lora", "init_lora_weights": "eva"}, "init_lora_weights is 'eva', which needs a pass over the data"),
+        ({"type": "lora", "init_lora_weights": "pissa_niter_4"}, "is not one that gives the same adapter"),
+        ({"type": "lora", "config": {"alora_invocation_tokens": [1]}}, "alora_invocation_tokens switches on in the"),
+        ({"type": "lora", "config": {"layers_to_transform": [0]}, "target_modules": ".*q_proj"}, "Lora refuses its"),
+        ({"r": 8}, "peft.r: given without a method; add peft.type, such as 'type: lora'"),
+        ({"merge_on_export": True}, "peft.merge_on_export: given without a method"),
+        ({"adapter": "x", "r": 8}, "peft.r: given together with peft.adapter, which has its own"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_told_with_its_place(recipe: dict[str, Any], given: dict[str, Any], says: str) -> None:
+    (told,) = complaints(recipe, peft=given)
+    assert says in told
+
+
+def test_everything_is_told_at_once(recipe: dict[str, Any]) -> None:
+    told = complaints(
+        recipe, model={**recipe["model"], "from_config": True}, peft={"type": "ia3", "r": 8, "config": {"x": 1}}
+    )
+    assert [line.split(":")[0] for line in told] == ["peft.config.x", "peft.r", "peft"]
+    assert "random weights nobody could load the adapter onto" in told[-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"type": "lora", "target_modules": ["w_q"]}, r"'lora' cannot be put on a LlamaForCausalLM \(.*w_q"),
+        ({"adapter": "nowhere"}, "given 'nowhere', which has no adapter_config.json"),
+        (
+            {"type": "lora", "target_modules": ["embed_tokens", "lm_head"], "config": {"ensure_weight_tying": True}},
+            "share memory and be updated twice in each step",
+        ),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_the_model_is_told(run: Run, given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        run(peft=given)
+
+
+def test_a_model_that_is_not_transformers_is_refused(run_tiny: Run) -> None:
+    with pytest.raises(ModelError, match="peft: the model is a TinyModel, expected a transformers model"):
+        run_tiny(peft={"type": "lora"})
