@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, product
 
 import numpy as np
 import pytest
-from hooktrain_sft.packing import Bins, best_fit_decreasing, check_bins
+from hooktrain_sft.packing import Bins, _best_sum, best_fit_decreasing, check_bins, fill_in_turn, pack
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,3 +79,28 @@ def test_a_packing_from_elsewhere_is_checked(bins: list[list[int]], message: str
     check_bins(Bins.of([[0, 1], [2]]), lengths, 10)
     with pytest.raises(DataError, match=message):
         check_bins(Bins.of(bins), lengths, 10)
+
+
+@given(problems())
+def test_the_closer_fit_is_whole_and_never_takes_more_bins(problem: tuple[list[int], int]) -> None:
+    lengths, max_length = problem
+    sizes = np.array(lengths, np.int64)
+    for bins in (pack(sizes, max_length), fill_in_turn(sizes, max_length)):
+        check_bins(bins, sizes, max_length)
+        assert -(-sum(lengths) // max_length) <= len(bins)
+    assert len(pack(sizes, max_length)) <= len(best_fit_decreasing(sizes, max_length))
+
+
+def test_the_closer_fit_finds_what_best_fit_misses() -> None:
+    lengths, max_length = [7, 6, 4, 3, 2, 2], 12  # 7 + 3 + 2 and 6 + 4 + 2, where the best fit for 4 is beside 7
+    assert len(best_fit_decreasing(lengths, max_length)) == 3
+    assert len(pack(lengths, max_length)) == 2
+
+
+@given(counts=st.dictionaries(st.integers(1, 12), st.integers(1, 4), max_size=5), room=st.integers(0, 30))
+def test_no_choice_of_documents_fills_more(counts: dict[int, int], room: int) -> None:
+    chosen = _best_sum(counts, room)
+    assert all(times <= counts[length] for length, times in chosen.items())
+    choices = product(*(range(count + 1) for count in counts.values()))
+    sums = (sum(length * times for length, times in zip(counts, choice, strict=True)) for choice in choices)
+    assert sum(length * times for length, times in chosen.items()) == max(total for total in sums if total <= room)
