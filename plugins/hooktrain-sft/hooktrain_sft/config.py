@@ -114,6 +114,8 @@ class SFTDataConfig(TokenDataConfig):
     """False trains on everything, prompts included, whatever ``train_on`` says."""
     mask_empty_reasoning: bool = field(default=False)
     """Whether an empty ``<think></think>`` at the beginning of an answer is not trained."""
+    drop_reasoning: bool = field(default=False)
+    """Whether the reasoning of messages is left out; for chat templates that render none."""
 
     @property
     def trained_part(self) -> str:

@@ -93,8 +93,8 @@ def _column(row: Row, field: str) -> str:
     there = [name for name in _COLUMNS if name in row]
     if not there:
         raise DataError(
-            f"given columns {', '.join(map(str, row))}, expected the column 'messages' as in the first row; give rows of"
-            " one form, or make a source of each form"
+            f"given columns {', '.join(map(str, row))}, expected the column 'messages' as in the first row; give rows"
+            " of one form, or make a source of each form"
         )
     return next((name for name in there if field in (_first(row[name]) or ())), there[0])
 

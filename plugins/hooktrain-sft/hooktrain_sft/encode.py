@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hooktrain import DataError
 from hooktrain_sft.render import Rendered
-from hooktrain_sft.template import Span
+from hooktrain_sft.trace import Span
 
 __all__ = ["Encoder", "tokens_in_spans"]
 

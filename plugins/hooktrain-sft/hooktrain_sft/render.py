@@ -1,13 +1,9 @@
-"""Rows to text, and which of it is trained.
-
-Nothing is found by searching for it. A template with ``{% generation %}`` says itself what the model generates; for
-any other, an answer is what the conversation up to and including it has more than the prompt that comes before it.
-That only means something if both are how the whole text begins, which is asserted for every row.
-"""
+"""Rows to text or ids, and which of it is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -15,11 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hooktrain import DataError
+from hooktrain_sft.answers import Conversation
 from hooktrain_sft.config import CausalDataConfig, SFTDataConfig
-from hooktrain_sft.messages import read_messages, read_tools
-from hooktrain_sft.template import ChatTemplate, Span
+from hooktrain_sft.messages import REASONING, Message, read_messages
+from hooktrain_sft.shown import shown
+from hooktrain_sft.spans import choose_spans
+from hooktrain_sft.template import ChatTemplate
+from hooktrain_sft.token_rows import read_ids
+from hooktrain_sft.tool_rendering import assert_tools_are_rendered, converse
+from hooktrain_sft.toolcalls import plain, read_tools
+from hooktrain_sft.trace import Span
 
-__all__ = ["Rendered", "render_chat", "render_text"]
+__all__ = ["Rendered", "render_chat", "render_sft", "render_text"]
 
 
 @attrs.frozen(eq=False)
@@ -50,13 +53,39 @@ class Rendered:
     mask: NDArray[np.bool_] | None = None
 
 
-def render_text(row: Any, tokenizer: Any, config: CausalDataConfig) -> Rendered:
-    """A row of plain text, all of it trained.
+def render_sft(row: Any, tokenizer: Any, config: SFTDataConfig) -> Rendered:
+    """A canonical row (see :mod:`hooktrain_sft.formats`).
 
     Raises:
-        DataError: when the row has no text.
+        DataError: when it is none, or what is trained cannot be proven.
+    """
+    if isinstance(row, Mapping):
+        if "input_ids" in row:
+            ids, mask, rule = read_ids(row, len(tokenizer), config.trained_part)
+            return Rendered(ids=ids, mask=mask, rules=(rule,))
+        if "messages" in row:
+            return render_chat(row, tokenizer, config)
+        if "prompt" in row and "completion" in row:
+            return _render_completion(row, tokenizer, config)
+        if isinstance(row.get("text"), str):
+            return _with_special(row["text"], tokenizer, 0, "text")
+    given = f"columns {', '.join(map(str, row))}" if isinstance(row, Mapping) else type(row).__name__
+    raise DataError(
+        f"given {given}, expected the column 'messages', a list of {{role, content}}, or 'prompt' and 'completion',"
+        " 'text' or 'input_ids'; rename or convert the columns"
+    )
+
+
+def render_text(row: Any, tokenizer: Any, config: CausalDataConfig) -> Rendered:
+    """A row of plain text or of ids, all of it trained.
+
+    Raises:
+        DataError: when the row has neither.
     """
     column = config.text_column
+    if isinstance(row, Mapping) and "input_ids" in row and column not in row:
+        ids, mask, rule = read_ids(row, len(tokenizer), "all")
+        return Rendered(ids=ids, mask=mask, rules=(rule,))
     if not isinstance(row, Mapping) or not isinstance(row.get(column), str):
         given = f"columns {', '.join(map(str, row))}" if isinstance(row, Mapping) else type(row).__name__
         raise DataError(
@@ -72,89 +101,88 @@ def render_text(row: Any, tokenizer: Any, config: CausalDataConfig) -> Rendered:
         ((0, len(text)),),
         before=(tokenizer.bos_token_id,) if bos else (),
         after=(tokenizer.eos_token_id,) if eos else (),
+        rules=("text",),
     )
 
 
-def render_chat(row: Any, tokenizer: Any, config: SFTDataConfig) -> Rendered:
+def render_chat(row: Mapping[str, Any], tokenizer: Any, config: SFTDataConfig, given: int = 0) -> Rendered:
     """A row with ``messages`` (and ``tools``), rendered with the tokenizer's chat template.
 
+    Args:
+        row: the row.
+        tokenizer: its template is used.
+        config: says what is trained.
+        given: how many of the messages are a prompt.
+
     Raises:
-        DataError: when the row is no conversation, or the template cannot render it or not one turn after the other.
+        DataError: when the row is no conversation, the template cannot render it, or what is trained is not proven.
     """
-    messages = read_messages(row)
-    tools = read_tools(row)
+    messages, untrained, simple = read_messages(row["messages"])
+    tools = read_tools(row.get("tools"))
     template = ChatTemplate.of(tokenizer, tools)
-    part = config.trained_part
-    if part == "all":
-        text = template.render([messages], tools)[0]
-        _assert_tools_are_rendered(template, messages, tools, text)
-        return Rendered(text, ((0, len(text)),))
-    if template.marks_generation:
-        text, spans = template.render_marked(messages, tools)
+    scope = template.scope(tools, _variables(row, config))
+    if simple:
+        chat = Conversation(template, messages, scope, template.trace(messages, scope))
     else:
-        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        text, spans = _answer_spans(template, messages, tools, answers[-1:] if part == "last_assistant" else answers)
-    _assert_tools_are_rendered(template, messages, tools, text)
-    if part == "last_assistant":
-        spans = spans[-1:]
-    return Rendered(text, tuple((start, template.end_of_turn(text, (start, end))) for start, end in spans))
+        chat = converse(template, _reasoning(messages, template, config.drop_reasoning), scope)
+    if tools:
+        assert_tools_are_rendered(chat, len(tools))
+    choice = choose_spans(chat, config.trained_part, untrained, given, config.mask_empty_reasoning)
+    return Rendered(chat.text, tuple(choice.spans), rules=tuple(choice.rules), notes=tuple(choice.notes))
 
 
-def _assert_tools_are_rendered(
-    template: ChatTemplate, messages: Sequence[Any], tools: Sequence[Any] | None, text: str
-) -> None:
-    """A template that knows no tools leaves them out without a word, and an empty answer would be trained instead."""
-    advice = "give a tokenizer.chat_template that renders them, or remove them from the row"
-    if tools and template.render([messages], None)[0] == text:
-        raise DataError(f"tools: given {len(tools)}, but the chat template renders none of them; {advice}")
-    for index, message in enumerate(messages):
-        if message.get("tool_calls"):
-            without = {key: value for key, value in message.items() if key != "tool_calls"}
-            if template.render([[*messages[:index], without, *messages[index + 1 :]]], tools)[0] == text:
-                raise DataError(f"messages[{index}].tool_calls: the chat template renders none of them; {advice}")
+def _variables(row: Mapping[str, Any], config: SFTDataConfig) -> Mapping[str, Any] | None:
+    own = row.get("chat_template_kwargs")
+    if not own:
+        return config.chat_template_kwargs or None
+    if not isinstance(own, Mapping):
+        raise DataError(f"chat_template_kwargs is {shown(own)}, expected a mapping of variables; convert the column")
+    return {**config.chat_template_kwargs, **{str(k): plain(v) for k, v in own.items() if v is not None}}
 
 
-def _answer_spans(
-    template: ChatTemplate, messages: Sequence[Any], tools: Sequence[Any] | None, answers: Sequence[int]
-) -> tuple[str, list[Span]]:
-    """The whole text, and where in it the messages numbered ``answers`` stand.
-
-    Only prefixes that end at an answer are rendered: what comes between two answers may be rendered in any way (as one
-    block of tool results, for example) without moving them.
-    """
-    text, *until = template.render([messages, *(messages[: i + 1] for i in answers if i + 1 < len(messages))], tools)
-    prompts = _render_prompts(template, messages, tools, answers)
-    spans = []
-    for index, prompt, answered in zip(answers, prompts, [*until, text], strict=False):
-        _assert_prefix(prompt, text, f"the prompt before messages[{index}]")
-        _assert_prefix(answered, text, f"the conversation up to messages[{index}]")
-        if len(answered) < len(prompt):
-            _assert_prefix(prompt, answered, f"the prompt before messages[{index}]")
-        spans.append((len(prompt), len(answered)))
-    return text, spans
-
-
-def _render_prompts(
-    template: ChatTemplate, messages: Sequence[Any], tools: Sequence[Any] | None, answers: Sequence[int]
-) -> list[str]:
-    try:
-        return template.render([messages[:i] for i in answers], tools, generation_prompt=True)
-    except DataError as problem:
-        if not answers or answers[0] > 0:
-            raise
+def _reasoning(messages: list[Message], template: ChatTemplate, drop: bool) -> list[Message]:
+    """The messages, without their reasoning if it is to be dropped; a template has to know it otherwise."""
+    if drop:
+        return [{name: value for name, value in m.items() if name not in REASONING} for m in messages]
+    found = next((i for i, message in enumerate(messages) if "reasoning_content" in message), None)
+    if found is not None and template.reads.isdisjoint(REASONING):
         raise DataError(
-            f"the conversation begins with an assistant turn, which the chat template cannot prompt ({problem});"
-            " begin it with a system or user message"
-        ) from problem
+            f"messages[{found}] has reasoning, of which the chat template renders none; give a tokenizer.chat_template"
+            " that renders it, or write `data.drop_reasoning: true`"
+        )
+    return messages
 
 
-def _assert_prefix(prefix: str, text: str, what: str) -> None:
-    if text.startswith(prefix):
-        return
-    at = next((i for i, (a, b) in enumerate(zip(prefix, text, strict=False)) if a != b), min(len(prefix), len(text)))
-    raise DataError(
-        f"the chat template is not prefix-stable: {what} renders with {prefix[at : at + 40]!r} at character {at}, the"
-        f" longer text with {text[at : at + 40]!r} there, so that it is unknown which of it the model would write; mark"
-        " it with {% generation %} in the template, change the row, or write `data.train_on: last_assistant` if only"
-        " earlier turns differ"
+# ------------------------------------------------------------------------------------ prompt and completion, text
+
+
+def _render_completion(row: Mapping[str, Any], tokenizer: Any, config: SFTDataConfig) -> Rendered:
+    """Messages are rendered with the template, text is taken as it is; what follows the prompt is trained."""
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str) and isinstance(completion, str):
+        given = 0 if config.trained_part == "all" else len(prompt)
+        return _with_special(prompt + completion, tokenizer, given, "completion")
+    for part, where in ((prompt, "prompt"), (completion, "completion")):
+        read_messages(part, where)
+    return render_chat({**row, "messages": [*prompt, *completion]}, tokenizer, config, given=len(prompt))
+
+
+def _with_special(text: str, tokenizer: Any, given: int, rule: str) -> Rendered:
+    """Text with the beginning that the tokenizer gives every text, and the end of a sequence, each once."""
+    if not text[given:].strip():
+        return Rendered(text, notes=(f"{rule}: empty, not trained",))
+    bos = _begins_texts(tokenizer) and not text.startswith(tokenizer.bos_token)
+    eos = tokenizer.eos_token and not text.endswith(tokenizer.eos_token)
+    return Rendered(
+        text,
+        ((given, len(text)),),
+        before=(tokenizer.bos_token_id,) if bos else (),
+        after=(tokenizer.eos_token_id,) if eos else (),
+        rules=(rule,),
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _begins_texts(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts its beginning-of-sequence token before a text by itself."""
+    return tokenizer.bos_token is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id

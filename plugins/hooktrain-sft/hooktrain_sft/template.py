@@ -4,34 +4,46 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
 from hooktrain import DataError
+from hooktrain_sft.trace import CompiledTemplate, Span, Trace
 
-__all__ = ["ChatTemplate", "Span"]
+__all__ = ["ChatTemplate", "Span", "Trace"]
 
-Span = tuple[int, int]
-"""Start and end of a piece of text, in characters, the end excluded."""
+Scope = Mapping[str, Any]
+"""The variables of a template, but for the messages and whether a generation prompt is wanted."""
 
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_OURS = ("messages", "tools", "documents", "add_generation_prompt")
 
 
 class ChatTemplate:
-    """One chat template with the special tokens of its tokenizer.
+    """One chat template with the special tokens of its tokenizer; it renders as ``apply_chat_template`` does.
 
     Attributes:
         marks_generation: whether the template itself says what the model generates, with ``{% generation %}``.
+        reads: the variables and fields that it reads, and its strings, which may name some.
+        uses_date: whether the text depends on the day on which it is rendered.
+        nothing: what is left of a turn that says nothing.
     """
 
     def __init__(self, tokenizer: Any, source: str) -> None:
-        self._source = source
-        self._special = dict(tokenizer.special_tokens_map)
-        self.marks_generation = _GENERATION.search(source) is not None
-        ends = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self._ends = tuple(sorted(ends | ({tokenizer.eos_token} if tokenizer.eos_token else set())))
+        try:
+            self._compiled = CompiledTemplate(source)
+        except Exception as problem:  # jinja's own errors, and those of transformers' extensions
+            raise DataError(
+                f"the chat template cannot be compiled: {type(problem).__name__}: {problem}; correct it"
+            ) from problem
+        self._scope: dict[str, Any] = {"tools": None, "documents": None, **tokenizer.special_tokens_map}
+        self.marks_generation = self._compiled.marks_generation
+        self.reads = self._compiled.reads
+        self.uses_date = "strftime_now" in self.reads
+        self._added = sorted((str(token) for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._ends = frozenset(special | ({tokenizer.eos_token} if tokenizer.eos_token else set()))
+        self._end_lengths = sorted({len(end) for end in self._ends}, reverse=True)
+        self.nothing = self._ends | {""}
 
     @classmethod
     def of(cls, tokenizer: Any, tools: Sequence[Any] | None = None) -> ChatTemplate:
@@ -40,64 +52,85 @@ class ChatTemplate:
         Raises:
             DataError: when the tokenizer has none.
         """
-        try:
-            source: str = tokenizer.get_chat_template(None, tools)
-        except (ValueError, AttributeError):
-            raise DataError(
-                "the tokenizer has no chat template, expected one to render 'messages' with; use the tokenizer of an"
-                " instruct model or give it a chat_template"
-            ) from None
+        source = tokenizer.chat_template
+        if not isinstance(source, str):
+            try:
+                source = tokenizer.get_chat_template(None, tools)
+            except (ValueError, AttributeError):
+                raise DataError(
+                    "the tokenizer has no chat template, expected one to render 'messages' with; use the tokenizer of"
+                    " an instruct model or give it a chat_template"
+                ) from None
         return _template(tokenizer, source)
 
-    def render(
-        self, conversations: Sequence[Sequence[Any]], tools: Sequence[Any] | None, generation_prompt: bool = False
-    ) -> list[str]:
-        """The text of each conversation.
+    def scope(self, tools: Sequence[Any] | None, variables: Mapping[str, Any] | None) -> Scope:
+        """What all renderings of a row have in common.
+
+        Raises:
+            DataError: when ``variables`` name what a row has by itself.
+        """
+        if not tools and not variables:
+            return self._scope
+        for name in variables or ():
+            if name in _OURS:
+                raise DataError(f"chat_template_kwargs.{name}: is set from the row itself; remove it")
+        return {**self._scope, "tools": list(tools) if tools else None, **(variables or {})}
+
+    def render(self, messages: Sequence[Any], scope: Scope, generation_prompt: bool = False) -> str:
+        """The text of a conversation.
 
         Args:
-            conversations: lists of messages.
-            tools: the tools that all of them offer.
+            messages: the messages.
+            scope: from :meth:`scope`.
             generation_prompt: whether to add what stands before an assistant's answer.
 
         Raises:
             DataError: when the template refuses or fails.
         """
-        return self._render(conversations, tools, generation_prompt, marks=False)[0]
-
-    def render_marked(self, messages: Sequence[Any], tools: Sequence[Any] | None) -> tuple[str, list[Span]]:
-        """The text of a conversation and the spans inside ``{% generation %}``."""
-        texts, spans = self._render([messages], tools, False, marks=True)
-        return texts[0], [(start, end) for start, end in spans[0]]
-
-    def _render(
-        self, conversations: Sequence[Sequence[Any]], tools: Sequence[Any] | None, prompt: bool, marks: bool
-    ) -> tuple[list[str], list[list[Span]]]:
         try:
-            rendered: Any = render_jinja_template(
-                conversations=[list(messages) for messages in conversations],
-                tools=list(tools) if tools else None,
-                chat_template=self._source,
-                add_generation_prompt=prompt,
-                return_assistant_tokens_mask=marks,
-                **self._special,
+            return self._compiled.render(
+                {**scope, "messages": messages, "add_generation_prompt": generation_prompt},
             )
         except Exception as problem:  # a template is a program and can fail in any way
-            roles = ", ".join(str(message["role"]) for message in max(conversations, key=len))
-            raise DataError(
-                f"the chat template cannot render a conversation of {roles}: {type(problem).__name__}: {problem};"
-                " change the row or the template"
-            ) from problem
-        texts, spans = rendered
-        return texts, spans
+            raise _refused(messages, problem) from problem
 
-    def end_of_turn(self, text: str, span: Span) -> int:
-        """Where training on the turn ``span`` ends: behind its last special token if only white space follows that.
+    def trace(self, messages: Sequence[Any], scope: Scope, generation_prompt: bool = False) -> Trace:
+        """The text of a conversation, and which of it comes from which message; raises as :meth:`render` does."""
+        try:
+            return self._compiled.trace(
+                {**scope, "messages": messages, "add_generation_prompt": generation_prompt},
+            )
+        except Exception as problem:
+            raise _refused(messages, problem) from problem
 
-        ChatML ends a turn with ``<|im_end|>`` and a line break which nobody asks the model for.
+    def end_of_turn(self, text: str, start: int, end: int) -> int | None:
+        """Where ``text[start:end]`` ends with a special token that only white space follows; None when it does not.
+
+        ChatML ends a turn with ``<|im_end|>`` and a line break, which nobody asks the model for.
         """
-        start, end = span
-        turn = text[start:end].rstrip()
-        return start + len(turn) if turn.endswith(self._ends) else end
+        while end > start and text[end - 1].isspace():
+            end -= 1
+        for length in self._end_lengths:
+            if end - length >= start and text[end - length : end] in self._ends:
+                return end
+        return None
+
+    def whole_tokens(self, text: str, length: int) -> int:
+        """The largest length up to ``length`` at which ``text`` can be cut without cutting a special token or a tag."""
+        for found in re.finditer("|".join(map(re.escape, self._added)) or "(?!)", text):
+            if found.start() < length < found.end():
+                return found.start()
+        tag = text.rfind("<", 0, length)
+        return tag if tag > text.rfind(">", 0, length) else length
+
+
+def _refused(messages: Sequence[Any], problem: Exception) -> DataError:
+    roles = [str(message["role"]) for message in messages]
+    shown = ", ".join(roles if len(roles) <= 12 else [*roles[:6], f"... ({len(roles)} in all)", *roles[-3:]])
+    return DataError(
+        f"the chat template cannot render a conversation of {shown}: {type(problem).__name__}: {problem};"
+        " change the row or the template"
+    )
 
 
 @functools.lru_cache(maxsize=8)

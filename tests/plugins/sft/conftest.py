@@ -59,6 +59,16 @@ TEMPLATES = {
         "{{ message['content'] + '<|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
+    # no prefix of a text is how it begins, and there is no loop over the messages
+    "counting": (
+        "{{ messages | length }}{% for i in range(messages | length) %}"
+        "{{ '<|im_start|>' + messages[i]['role'] + '\n' + messages[i]['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "asking": (
+        "{% if add_generation_prompt and messages[-1]['role'] != 'user' %}"
+        "{{ raise_exception('nothing is asked') }}{% endif %}" + CHATML
+    ),
     "plain": (
         "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"

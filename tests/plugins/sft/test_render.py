@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hooktrain_sft.config import CausalDataConfig, SFTDataConfig
 from hooktrain_sft.encode import Encoder
-from hooktrain_sft.render import render_chat, render_text
+from hooktrain_sft.render import render_sft, render_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ SOURCES = (object(),)
 
 def pieces(tokenizer: Any, messages: list[Any], *, tools: Any = None, **config: Any) -> list[str]:
     """The trained runs of a conversation, decoded from their tokens; checks that the tokens are those of the text."""
-    rendered = render_chat({"messages": messages, "tools": tools}, tokenizer, SFTDataConfig(sources=SOURCES, **config))
+    rendered = render_sft({"messages": messages, "tools": tools}, tokenizer, SFTDataConfig(sources=SOURCES, **config))
     ((ids, trained),) = Encoder(tokenizer)([rendered])
     whole = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
     assert rendered.text == whole
@@ -89,8 +89,16 @@ def test_a_token_that_prompt_and_answer_share_is_not_trained(make_tokenizer: Cal
     assert pieces(tokenizer, chat("Hello", "\n\nyes")) == ["\nyes<|im_end|>"]
 
 
-def test_an_empty_answer_trains_its_end(make_tokenizer: Callable[..., Any]) -> None:
-    assert pieces(make_tokenizer("chatml"), chat("Hello", "")) == ["<|im_end|>"]
+@pytest.mark.parametrize("template", ["chatml", "generation"])
+@pytest.mark.parametrize("nothing", ["", " \n"])
+def test_an_empty_answer_is_not_trained_and_told(
+    make_tokenizer: Callable[..., Any], template: str, nothing: str
+) -> None:
+    tokenizer, messages = make_tokenizer(template), chat("Hello", nothing, "What?", "yes")
+    assert pieces(tokenizer, messages) == ["yes<|im_end|>"]
+    rendered = render_sft({"messages": messages}, tokenizer, SFTDataConfig(sources=SOURCES))
+    assert rendered.notes == ("messages[1] assistant: empty, not trained",)
+    assert pieces(tokenizer, chat("Hello", nothing)) == []
 
 
 def test_what_follows_the_last_answer_is_not_trained(make_tokenizer: Callable[..., Any]) -> None:
@@ -112,7 +120,7 @@ def test_text_parts_are_text(make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer("chatml")
     parts = [{"type": "text", "text": "yes"}, {"type": "text", "text": " or no"}]
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": parts}]
-    rendered = render_chat({"messages": messages}, tokenizer, SFTDataConfig(sources=SOURCES))
+    rendered = render_sft({"messages": messages}, tokenizer, SFTDataConfig(sources=SOURCES))
     assert rendered.text == tokenizer.apply_chat_template(chat("Hello", "yes or no"), tokenize=False)
 
 
@@ -134,31 +142,42 @@ def test_tool_calls_and_grouped_results(make_tokenizer: Callable[..., Any]) -> N
 def test_tools_as_json_text(make_tokenizer: Callable[..., Any]) -> None:
     tokenizer, config = make_tokenizer("tools"), SFTDataConfig(sources=SOURCES)
     row = {"messages": chat("Hello", "yes"), "tools": '[{"name": "add"}]'}
-    assert '[{"name": "add"}]' in render_chat(row, tokenizer, config).text
+    assert '[{"name": "add"}]' in render_sft(row, tokenizer, config).text
     with pytest.raises(DataError, match="tools is text that is not JSON"):
-        render_chat({**row, "tools": "add"}, tokenizer, config)
+        render_sft({**row, "tools": "add"}, tokenizer, config)
 
 
 def test_the_beginning_of_sequence_stands_once(make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer("llama3")
-    rendered = render_chat({"messages": chat("Hello", "yes")}, tokenizer, SFTDataConfig(sources=SOURCES))
+    rendered = render_sft({"messages": chat("Hello", "yes")}, tokenizer, SFTDataConfig(sources=SOURCES))
     ((ids, _),) = Encoder(tokenizer)([rendered])
     assert ids.tolist().count(tokenizer.bos_token_id) == 1
 
 
-def test_a_template_that_is_not_prefix_stable_says_where(make_tokenizer: Callable[..., Any]) -> None:
+def test_a_template_that_forgets_earlier_reasoning(make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer("forgetful")
     messages = chat("Hello", "yes", "What?", "no")
-    with pytest.raises(DataError, match=r"not prefix-stable: the conversation up to messages\[1\] .*'<think>hm.*'yes"):
-        pieces(tokenizer, messages)
+    assert pieces(tokenizer, messages) == ["yes<|im_end|>", "<think>hm</think>no<|im_end|>"]
     assert pieces(tokenizer, messages, train_on="last_assistant") == ["<think>hm</think>no<|im_end|>"]
+
+
+def test_a_template_of_which_nothing_is_known_says_where(make_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = make_tokenizer("counting")
+    messages = chat("Hello", "yes", "What?", "no")
+    with pytest.raises(
+        DataError, match=r"messages\[1\]: .* not prefix-stable: the prompt .* '2<.* at character 0, .*'4"
+    ):
+        pieces(tokenizer, messages)
+    assert pieces(tokenizer, messages, train_on="last_assistant") == ["no<|im_end|>"]
 
 
 def test_a_conversation_that_begins_with_an_answer(make_tokenizer: Callable[..., Any]) -> None:
     messages = [{"role": "assistant", "content": "Hello"}, *chat("yes", "no")]
-    assert pieces(make_tokenizer("chatml"), messages) == ["Hello<|im_end|>", "no<|im_end|>"]
-    with pytest.raises(DataError, match="begins with an assistant turn"):
-        pieces(make_tokenizer("default_system"), messages)
+    for template in ("chatml", "default_system", "llama3"):
+        end = "<|eot_id|>" if template == "llama3" else "<|im_end|>"
+        assert pieces(make_tokenizer(template), messages) == [f"Hello{end}", f"no{end}"]
+    with pytest.raises(DataError, match=r"messages\[0\] is an answer without a question before it"):
+        pieces(make_tokenizer("asking"), messages[:1])
 
 
 def test_what_a_template_refuses_is_an_error(make_tokenizer: Callable[..., Any]) -> None:
@@ -174,7 +193,7 @@ def test_no_chat_template(make_tokenizer: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "x", "id": 1}, "given columns text, id, expected the column 'messages'"),
+        ({"body": "x", "id": 1}, "given columns body, id, expected the column 'messages'"),
         ("x", "given str, expected the column 'messages'"),
         ({"messages": []}, "messages is an empty list"),
         ({"messages": None}, r"messages is None \(NoneType\), expected a list"),
@@ -194,7 +213,7 @@ def test_no_chat_template(make_tokenizer: Callable[..., Any]) -> None:
 )
 def test_rows_that_are_no_conversations(make_tokenizer: Callable[..., Any], row: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        render_chat(row, make_tokenizer("chatml"), SFTDataConfig(sources=SOURCES))
+        render_sft(row, make_tokenizer("chatml"), SFTDataConfig(sources=SOURCES))
 
 
 TEXT = st.text(

@@ -1,0 +1,167 @@
+"""Chat templates that tell, while they render, which text comes from which message.
+
+A template walks over the conversation in a loop of its own. Each loop gets a call at the beginning of its body, which
+notes the message that it is at and how much has been written so far. The text stays as it is, and nothing is looked for
+in it. ``{% generation %}`` is noted in the same way.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+from jinja2 import Environment, nodes
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+__all__ = ["CompiledTemplate", "Span", "Trace"]
+
+Span = tuple[int, int]
+"""Start and end of a piece of text, in characters, the end excluded."""
+
+_AT = "_hooktrain_at"
+_GENERATED = "_hooktrain_generated"
+_BUFFERED = (nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.AssignBlock, nodes.Block)
+"""What is inside these is written to a text of its own first, so that its place is not known yet."""
+
+
+@attrs.frozen
+class Trace:
+    """A rendered conversation.
+
+    Attributes:
+        text: all of it.
+        regions: for messages that the template renders in one turn of a loop, by their number, the text of that turn.
+        generated: what stands inside ``{% generation %}``.
+    """
+
+    text: str
+    regions: Mapping[int, Span]
+    generated: Sequence[Span]
+
+
+class CompiledTemplate:
+    """A chat template, compiled as it is and once more with notes; safe to use from several threads.
+
+    Attributes:
+        marks_generation: whether it has ``{% generation %}``, in places that can be known.
+        reads: the variables and fields that it reads, and its strings, which may name some.
+    """
+
+    def __init__(self, source: str) -> None:
+        # transformers' own environment: its filters, its sandbox, its date
+        self._plain = _compile_jinja_template(source)
+        environment: Environment = self._plain.environment
+        tree = environment.parse(source)
+        self.reads = frozenset(
+            [node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"]
+            + [node.attr for node in tree.find_all(nodes.Getattr)]
+            + [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
+        )
+        notes = _Notes()
+        tree.body = notes.add_to(tree.body)
+        tree.set_environment(environment)
+        self.marks_generation = notes.generation and not notes.hidden_generation
+        code = environment.compile(tree)
+        self._noting = environment.template_class.from_code(environment, code, environment.make_globals(None))
+
+    def render(self, variables: Mapping[str, Any]) -> str:
+        """The text."""
+        return "".join(self._plain.root_render_func(self._plain.new_context(variables)))
+
+    def trace(self, variables: Mapping[str, Any]) -> Trace:
+        """The text, and where in it the messages are."""
+        messages = variables["messages"]
+        number_of = {id(message): number for number, message in enumerate(messages)}
+        if len(number_of) < len(messages):  # an object that stands twice in the row
+            return self.trace({**variables, "messages": [dict(message) for message in messages]})
+        pieces: list[str] = []
+        noted: list[tuple[int, int | None, int]] = []
+        generated: list[tuple[int, str]] = []
+
+        def at(loop: int, value: Any) -> None:
+            number = number_of.get(id(value))
+            if number is not None or value is None:
+                noted.append((loop, number, len(pieces)))
+
+        def generate(caller: Callable[[], str]) -> str:
+            text = caller()
+            generated.append((len(pieces), text))
+            return text
+
+        context = self._noting.new_context({**variables, _AT: at, _GENERATED: generate})
+        for piece in self._noting.root_render_func(context):
+            pieces.append(piece)  # one by one, as `at` reads the length
+        text = "".join(pieces)
+        spans = []
+        if generated:
+            starts = [0, *itertools.accumulate(map(len, pieces))]
+            spans = [(starts[count], starts[count] + len(part)) for count, part in generated]
+        return Trace(text, _regions(text, pieces, noted), spans)
+
+
+def _regions(text: str, pieces: Sequence[str], noted: Sequence[tuple[int, int | None, int]]) -> dict[int, Span]:
+    """From the notes (loop, message or None behind the loop, pieces so far) to the text of each message."""
+    regions: dict[int, Span] = {}
+    twice = set()
+    open_in: dict[int, tuple[int | None, int]] = {}
+    place = done = 0
+    for loop, number, count in noted:
+        place += sum(map(len, pieces[done:count]))
+        done = count
+        message, start = open_in.get(loop, (None, 0))
+        # loops that only look at the messages write nothing, or line breaks
+        if message is not None and start < place and not text[start:place].isspace():
+            if message in regions:
+                twice.add(message)
+            regions[message] = (start, place)
+        open_in[loop] = (number, place)
+    for message in twice:
+        del regions[message]
+    return regions
+
+
+class _Notes:
+    """Adds the calls to a template's statements."""
+
+    def __init__(self) -> None:
+        self.generation = self.hidden_generation = False
+        self._loops = itertools.count()
+
+    def add_to(self, statements: list[nodes.Node]) -> list[nodes.Node]:
+        return list(itertools.chain.from_iterable(self._add(node) for node in statements))
+
+    def _add(self, node: nodes.Node) -> Iterator[nodes.Node]:
+        if isinstance(node, nodes.For) and not node.recursive:
+            loop = next(self._loops)
+            node.body, node.else_ = self.add_to(node.body), self.add_to(node.else_)
+            if isinstance(node.target, nodes.Name):
+                node.body.insert(0, _call_at(loop, nodes.Name(node.target.name, "load"), node.lineno))
+            yield node
+            yield _call_at(loop, nodes.Const(None), node.lineno)
+            return
+        if isinstance(node, nodes.If):
+            node.body, node.else_ = self.add_to(node.body), self.add_to(node.else_)
+            for other in node.elif_:
+                list(self._add(other))
+        elif isinstance(node, nodes.With):
+            node.body = self.add_to(node.body)
+        elif isinstance(node, nodes.CallBlock) and _is_generation(node):
+            self.generation = True
+            node.call = nodes.Call(nodes.Name(_GENERATED, "load"), [], [], None, None)
+            node.call.set_lineno(node.lineno)
+        elif isinstance(node, (*_BUFFERED, nodes.For)):
+            self.hidden_generation |= any(_is_generation(inner) for inner in node.find_all(nodes.CallBlock))
+        yield node
+
+
+def _call_at(loop: int, value: nodes.Expr, line: int) -> nodes.Node:
+    call = nodes.Call(nodes.Name(_AT, "load"), [nodes.Const(loop), value], [], None, None)
+    return nodes.ExprStmt(call).set_lineno(line)
+
+
+def _is_generation(node: nodes.Node) -> bool:
+    """Whether this is the block that transformers' extension makes of ``{% generation %}``."""
+    called = node.call.node if isinstance(node, nodes.CallBlock) and isinstance(node.call, nodes.Call) else None
+    return isinstance(called, nodes.ExtensionAttribute) and called.name == "_generation_support"
