@@ -18,7 +18,7 @@ from benchmarks.machine import busy_seconds
 
 __all__ = ["Findings", "Runner", "Side", "take_turns"]
 
-_ROOT = Path(__file__).parent.parent
+_PACKAGE = Path(__file__).parent
 
 Findings = dict[str, Any]
 """What a driver printed; or ``failed``, why there is nothing; and ``others``, see :class:`Runner`."""
@@ -58,6 +58,9 @@ class Runner:
 
     def __init__(self, work: Path, compiled: Path, python: Callable[[str | None], Path], timeout: float) -> None:
         self._work, self._compiled, self._python, self._timeout = work, compiled, python, timeout
+        self._path = work / "path"  # of all that lies beside this package, a driver may see only this package
+        self._path.mkdir(parents=True, exist_ok=True)
+        (self._path / _PACKAGE.name).symlink_to(_PACKAGE)
 
     def run(self, side: Side) -> Findings:
         """Start the driver, wait, and return what it found."""
@@ -75,7 +78,7 @@ class Runner:
             made = subprocess.run(
                 [str(python), "-m", side.driver, json.dumps(side.specification)],
                 cwd=home,
-                env=_environment(home, python, int(side.specification["threads"]), self._compiled),
+                env=self._environment(home, python, int(side.specification["threads"])),
                 capture_output=True,
                 text=True,
                 timeout=self._timeout,
@@ -88,6 +91,21 @@ class Runner:
         findings["wall_seconds"] = time.perf_counter() - began
         findings["others"] = _others(before, (_used(), busy_seconds()))
         return findings
+
+    def _environment(self, home: Path, python: Path, threads: int) -> dict[str, str]:
+        own = ("PYTHON", "HF_", "HOOKTRAIN")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+        return kept | {
+            "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}",  # compilers are found through it
+            "PYTHONPATH": str(self._path),
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": str(threads),
+            "RAYON_NUM_THREADS": str(threads),
+            "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(home / "huggingface"),
+            "XDG_CACHE_HOME": str(home / "cache"),
+            "TORCH_EXTENSIONS_DIR": str(self._compiled),
+        }
 
 
 def take_turns(
@@ -107,21 +125,6 @@ def take_turns(
             earlier.append(findings)
             say(f"  {turn + 1}/{2 * rounds} {side.name}: {_brief(findings)}")
     return found
-
-
-def _environment(home: Path, python: Path, threads: int, compiled: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_", "HOOKTRAIN"))}
-    return kept | {
-        "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}",  # compilers are found through it
-        "PYTHONPATH": str(_ROOT),
-        "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": str(threads),
-        "RAYON_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(home / "huggingface"),
-        "XDG_CACHE_HOME": str(home / "cache"),
-        "TORCH_EXTENSIONS_DIR": str(compiled),
-    }
 
 
 def _parse(made: subprocess.CompletedProcess[str]) -> Findings:

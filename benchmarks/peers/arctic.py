@@ -2,7 +2,7 @@
 
 The specification: ``model`` (a folder that transformers 4 can read), ``rows`` (JSON lines with ``messages``),
 ``steps``, ``threads``, ``seed``, ``lr``, ``batch`` and ``settings`` (of its recipe, merged into what must be said:
-model, data, where to write, how long, the learning rate and its schedule). The recipe is built as a dictionary and goes through
+model, data, where to write, how long, the learning rate and its schedule). The recipe is a dictionary that goes through
 ``get_config`` and the trainer's own ``train``, as its launcher does with one rank.
 """
 
@@ -35,12 +35,11 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     import torch
     from arctic_training.config.trainer import get_config
     from arctic_training.registry import get_registered_trainer
-    from datasets import Dataset
+    from datasets import load_dataset
 
     torch.set_num_threads(given["threads"])
     with tempfile.TemporaryDirectory() as folder:
-        rows = [json.loads(line) for line in Path(given["rows"]).read_text(encoding="utf-8").splitlines()]
-        Dataset.from_list(rows).save_to_disk(f"{folder}/rows")
+        load_dataset("json", data_files=given["rows"], split="train").save_to_disk(f"{folder}/rows")
         os.chdir(folder)
         recipe = {
             "type": "sft",

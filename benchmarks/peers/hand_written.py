@@ -1,8 +1,7 @@
 """The loop that an expert writes for one model and one machine: torch, transformers, and nothing in between.
 
 It is given ready packs, knows that all of them are there, that nothing is evaluated, resumed or saved, and that the
-model is a Llama. Attention sees the documents of a pack as they are laid out: with few of them side by side, one call of
-scaled-dot-product attention with a mask of blocks is the fastest that torch has on a processor.
+model is a Llama. The documents of a pack are kept apart by a mask of blocks, made once for all layers.
 
 The specification: ``model``, ``packs`` (a file that ``benchmarks.sft.packs`` wrote), ``steps``, ``threads``, ``lr``,
 ``precision`` (``fp32``, ``bf16`` for autocast, ``bf16-weights``).

@@ -1,6 +1,6 @@
 """The least that any preparation must do: render each conversation and tokenize the text, without masks or packing.
 
-The specification: ``model``, ``rows`` (JSON lines with ``messages``) and ``threads``. Conversations are rendered by the
+The specification: ``model`` and ``rows`` (JSON lines with ``messages``). Conversations are rendered by the
 thousand with ``apply_chat_template`` and tokenized with the tokenizers library's ``encode_batch``; ids are kept as
 32-bit integers. Reading the rows is not timed.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,6 @@ def _conversations(path: str) -> Iterator[list[Any]]:
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:
     """Render and tokenize."""
-    os.environ["RAYON_NUM_THREADS"] = str(given["threads"])
     import numpy as np
     from transformers import AutoTokenizer
 

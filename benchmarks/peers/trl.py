@@ -9,10 +9,8 @@ that took is all that is measured.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import StepClock, drive
@@ -42,22 +40,21 @@ class _Counting:
 def measure(given: dict[str, Any]) -> dict[str, Any]:
     """Prepare, and train unless that is all."""
     import torch
-    from datasets import Dataset
+    from datasets import load_dataset
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     torch.set_num_threads(given["threads"])
-    rows = [json.loads(line) for line in Path(given["rows"]).read_text(encoding="utf-8").splitlines()]
     clock, preparing = StepClock(), [0.0]
 
-    class Timed(TrainerCallback):  # type: ignore[misc]
+    class Timed(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             clock.start()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             clock.step()
 
-    class Trainer(SFTTrainer):  # type: ignore[misc]
+    class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         def _prepare_dataset(self, *arguments: Any, **named: Any) -> Any:
             began = time.perf_counter()
             prepared = super()._prepare_dataset(*arguments, **named)
@@ -83,7 +80,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         trainer = Trainer(
             model=given["model"],
             args=SFTConfig(**settings),
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=load_dataset("json", data_files=given["rows"], split="train"),
             callbacks=[Timed()],
         )
         facts = {

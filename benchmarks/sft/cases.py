@@ -1,8 +1,7 @@
-"""What is compared with what, what is to be reached, and what must hold for a number to count."""
+"""Comparing what was measured: one side with another or with a limit, or memory with a straight line."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,8 +9,9 @@ import attrs
 
 from benchmarks.ratios import Ratio, ratio_of_medians
 from benchmarks.running import Findings
+from benchmarks.sft.metrics import Check, peak, tokens_per_second
 
-__all__ = ["CASES", "Case", "Growth", "Row"]
+__all__ = ["Case", "Growth", "Row"]
 
 Measured = Mapping[str, Sequence[Findings]]
 """What was found in each run of each side."""
@@ -25,7 +25,8 @@ class Row:
         ours, theirs: medians over the runs, in ``unit``; None where there is none.
         ratio: of ours to theirs; for a case without theirs, ours to the target.
         reached: None where nothing could be measured.
-        notes: why not, and what to know.
+        noisy: whether other programs took part of the machine, so that timings are worth little.
+        notes: why something is not there or not reached, and what to know.
     """
 
     case: str
@@ -36,86 +37,12 @@ class Row:
     ratio: Ratio | None = None
     target: str
     reached: bool | None = None
+    noisy: bool = False
     notes: tuple[str, ...] = ()
 
 
-def tokens_per_second(findings: Findings, warmup: int) -> float:
-    """Real tokens, padding excluded, over the time of whole steps."""
-    return float(sum(findings["tokens"][warmup:]) / sum(findings["seconds"][warmup:]))
-
-
-def peak(findings: Findings, warmup: int) -> float:
-    """The most memory that the process held, in GiB."""
-    return float(findings["peak_mib"]) / 1024
-
-
-def preparing(findings: Findings, warmup: int) -> float:
-    """Seconds from rows in a file to what the loop takes."""
-    return float(findings["prepare_seconds"])
-
-
-def seconds(findings: Findings, warmup: int) -> float:
-    """What a driver without steps has timed."""
-    return float(findings["seconds"])
-
-
-Check = Callable[[Findings, Findings, int], str]
-"""Given a run of each side and the warm-up steps, says what is wrong; empty when nothing is."""
-
-
-def same_losses(tolerance: float) -> Check:
-    """Both sides trained the same batches in the same way: losses agree step by step."""
-
-    def check(ours: Findings, theirs: Findings, warmup: int) -> str:
-        if ours["tokens"] != theirs["tokens"]:
-            return "the sides did not train the same batches"
-        apart = max(abs(a - b) / abs(b) for a, b in zip(ours["loss"], theirs["loss"], strict=True))
-        return "" if apart <= tolerance else f"losses are up to {apart:.2%} apart, expected at most {tolerance:.2%}"
-
-    return check
-
-
-def like_losses(tolerance: float) -> Check:
-    """Both sides trained the same tokens in another order: the mean of their losses agrees."""
-
-    def check(ours: Findings, theirs: Findings, warmup: int) -> str:
-        means = [statistics.fmean(side["loss"][warmup:]) for side in (ours, theirs)]
-        apart = abs(means[0] - means[1]) / means[1]
-        return (
-            ""
-            if apart <= tolerance
-            else f"mean losses are {means[0]:.2f} and {means[1]:.2f}, expected within {tolerance:.0%}"
-        )
-
-    return check
-
-
-def falling_losses(ours: Findings, theirs: Findings, warmup: int) -> str:
-    """The sides train other tokens, so that losses cannot be compared; but both must learn."""
-    for name, side in (("our", ours), ("their", theirs)):
-        losses = side["loss"]
-        if not all(map(math.isfinite, losses)):
-            return f"{name} loss is not finite"
-        if statistics.fmean(losses[-(len(losses) // 2) :]) >= losses[0]:
-            return f"{name} loss does not fall ({losses[0]:.2f} at first, {losses[-1]:.2f} at last)"
-    return ""
-
-
-def same_rows(ours: Findings, theirs: Findings, warmup: int) -> str:
-    """Both sides prepared the same tokens."""
-    counts = [_prepared_tokens(side) for side in (ours, theirs)]
-    return "" if counts[0] == counts[1] else f"the sides prepared {counts[0]} and {counts[1]} tokens"
-
-
-def from_cache(ours: Findings, theirs: Findings, warmup: int) -> str:
-    """The second start had the same rows as the first."""
-    return same_rows(ours, theirs, warmup)
-
-
-def _prepared_tokens(findings: Findings) -> int:
-    return int(
-        findings["prepared_tokens"] if "prepared_tokens" in findings else findings["report"]["train"]["tokens_kept"]
-    )
+_QUIET = 0.05
+"""Share of the processor time that others may use before a timing counts as noisy."""
 
 
 @attrs.frozen(kw_only=True)
@@ -171,7 +98,8 @@ class Case:
             theirs=theirs,
             ratio=ratio,
             reached=good and not notes,
-            notes=(*notes, *_noise(measured, self.sides)),
+            noisy=self.metric is not peak and _noise(measured, [self.ours, *filter(None, [self.theirs])]) > _QUIET,
+            notes=tuple(notes),
         )
 
     @staticmethod
@@ -195,10 +123,14 @@ class Growth:
     unit: str = "GiB"
     at_most: float = 1.05
 
+    def has(self, side: str) -> bool:
+        """Whether a side is one of the lengths."""
+        return side.startswith(self.prefix)
+
     def row(self, measured: Measured, warmup: int) -> Row:
         """Fit the line and compare."""
         row = Row(case=self.name, title=self.title, unit=self.unit, target=f"<= {self.at_most:.2f}")
-        names = [name for name in measured if name.startswith(self.prefix)]
+        names = [name for name in measured if self.has(name)]
         failures = _failures(measured, names)
         if failures:
             return attrs.evolve(row, notes=failures)
@@ -231,162 +163,6 @@ def _failures(measured: Measured, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _noise(measured: Measured, names: set[str]) -> tuple[str, ...]:
-    """A warning when other programs took part of the machine."""
-    shares = [run["others"] for name in names for run in measured.get(name, ()) if run.get("others")]
-    worst = max(shares, default=0.0)
-    return (
-        (f"other programs ran beside it (up to {worst:.0%} of its processor time): not a clean timing",)
-        if worst > 0.05
-        else ()
-    )
-
-
-_FP32, _BF16 = same_losses(2e-3), same_losses(5e-2)
-
-CASES: tuple[Case | Growth, ...] = (
-    Case(
-        name="fp32-trl",
-        title="fp32 packs, answers, to TRL",
-        group="fp32",
-        ours="ours",
-        theirs="trl",
-        at_least=1.3,
-        checks=(("ours", "trl", falling_losses),),
-    ),
-    Case(
-        name="fp32-all-trl",
-        title="fp32 packs, every token, to TRL",
-        group="fp32",
-        ours="ours-all",
-        theirs="trl",
-        at_least=1.0,
-        checks=(("ours-all", "trl", like_losses(0.15)),),
-    ),
-    Case(
-        name="fp32-loop",
-        title="fp32 packs, answers, to a loop",
-        group="fp32",
-        ours="ours",
-        theirs="loop",
-        at_least=0.97,
-        checks=(("ours", "loop", _FP32),),
-    ),
-    Case(
-        name="bf16-trl",
-        title="bf16 packs, to TRL bf16 weights",
-        group="bf16",
-        ours="ours",
-        theirs="trl",
-        at_least=1.4,
-        checks=(("ours", "trl", falling_losses),),
-    ),
-    Case(
-        name="bf16-weights-trl",
-        title="bf16 weights, to TRL bf16 weights",
-        group="bf16",
-        ours="ours-weights",
-        theirs="trl",
-        at_least=1.4,
-        checks=(("ours-weights", "trl", falling_losses),),
-    ),
-    Case(
-        name="bf16-loop",
-        title="bf16 packs, to a loop, autocast",
-        group="bf16",
-        ours="ours",
-        theirs="loop",
-        at_least=0.97,
-        checks=(("ours", "loop", _BF16),),
-    ),
-    Case(
-        name="bf16-weights-loop",
-        title="bf16 weights, to a loop",
-        group="bf16",
-        ours="ours-weights",
-        theirs="loop-weights",
-        at_least=0.97,
-        checks=(("ours-weights", "loop-weights", _BF16),),
-    ),
-    Case(
-        name="defaults-trl",
-        title="defaults, 8 a step, to TRL's",
-        group="defaults",
-        ours="ours",
-        theirs="trl",
-        at_least=2.5,
-        checks=(("ours", "ours-fp32", _BF16), ("ours", "trl", falling_losses)),
-    ),
-    Case(
-        name="defaults-arctic",
-        title="defaults, 8 a step, to Arctic's",
-        group="defaults",
-        ours="ours",
-        theirs="arctic",
-        at_least=4.0,
-        checks=(("ours", "ours-fp32", _BF16), ("ours", "arctic", falling_losses)),
-    ),
-    Case(
-        name="memory-trl",
-        title="peak memory, defaults, to TRL's",
-        group="defaults",
-        ours="ours",
-        theirs="trl",
-        metric=peak,
-        unit="GiB",
-        at_most=0.5,
-    ),
-    Case(
-        name="prepare",
-        title="preparing, to tokenizing alone",
-        group="prepare",
-        ours="ours",
-        theirs="tokenizing",
-        metric=preparing,
-        unit="s",
-        at_most=1.25,
-        checks=(("ours", "tokenizing", same_rows),),
-    ),
-    Case(
-        name="prepare-trl",
-        title="preparing, to TRL without masks",
-        group="prepare",
-        ours="ours",
-        theirs="trl",
-        metric=preparing,
-        unit="s",
-        at_most=1.0,
-        checks=(("ours", "trl", same_rows),),
-    ),
-    Case(
-        name="prepare-memory",
-        title="its memory, to a tenth of the rows",
-        group="prepare",
-        ours="ours",
-        theirs="ours-tenth",
-        metric=peak,
-        unit="GiB",
-        at_most=1.1,
-    ),
-    Case(
-        name="cache",
-        title="preparing, second start",
-        group="prepare",
-        ours="ours-again",
-        metric=preparing,
-        unit="s",
-        at_most=1.0,
-        checks=(("ours-again", "ours", from_cache),),
-    ),
-    Case(
-        name="packing",
-        title="packing a million lengths",
-        group="packing",
-        ours="ours",
-        metric=seconds,
-        unit="s",
-        at_most=5.0,
-    ),
-    Growth(name="length-document", title="memory of one long conversation", group="length", prefix="document-"),
-    Growth(name="length-packs", title="memory of long packs", group="length", prefix="packs-"),
-)
+def _noise(measured: Measured, names: Sequence[str]) -> float:
+    """The largest share of a run's processor time that other programs used beside it."""
+    return max((run.get("others") or 0.0 for name in names for run in measured.get(name, ())), default=0.0)

@@ -89,11 +89,16 @@ class Training:
         given = {"rows": str(self.plan.rows), "settings": dict(settings), "batch": batch, **self._common()}
         return self._side(name, "benchmarks.peers.arctic", given | {"model": str(self.plan.model_4)}, peer="arctic")
 
-    def preparing(self, name: str, rows: Path, after: str | None = None, do: str = "prepare", **more: Any) -> Side:
-        """hooktrain prepares ``rows`` into packs of 512 tokens and stops; ``more`` is merged into ``data``."""
-        data = {"sources": [str(rows)], "max_length": 512, "pack_samples": True, **more}
-        given = {"do": do, "recipe": self.recipe(data, {})}
+    def preparing(self, name: str, rows: Path, *, after: str | None = None, packs: Path | None = None) -> Side:
+        """hooktrain prepares ``rows`` into packs of 512 tokens, writes them to ``packs`` if it is given, and stops."""
+        recipe = self.recipe({"sources": [str(rows)], "max_length": 512, "pack_samples": True}, {})
+        given = {"do": "pack" if packs else "prepare", "packs": str(packs), "recipe": recipe}
         return self._side(name, "benchmarks.sft.ours", given, after=after)
+
+    def packing(self, name: str) -> Side:
+        """hooktrain packs many lengths."""
+        given = {"recipe": self.recipe({"sources": ["none"], "pack_samples": True}, {})}
+        return self._side(name, "benchmarks.sft.pack_lengths", given | {"lengths": self.plan.packed_lengths})
 
     def tokenizing(self, name: str, rows: Path) -> Side:
         """Rendering and tokenizing and nothing else, in hooktrain's environment."""
@@ -102,7 +107,8 @@ class Training:
     def long(self, name: str, rows: Path, length: int, packed: bool) -> Side:
         """One step on rows of ``length`` tokens, with activation checkpointing; SGD, whose own memory is nothing."""
         data = {"sources": [str(rows)], "max_length": length, "pack_samples": packed, "overflow": "truncate"}
-        model = {"activation_checkpointing": True}
+        data["shuffle"] = False  # the last pack may not be full, the first one is
+        model: dict[str, Any] = {"activation_checkpointing": True}
         if length > 8192:  # what the model was made for; memory does not depend on it
             model["hf_config_kwargs"] = {"max_position_embeddings": length}
         recipe = self.recipe(data, model) | {"optimizer": {"type": "sgd", "lr": 1e-4}, "exit_iteration": 1}

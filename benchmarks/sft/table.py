@@ -19,7 +19,10 @@ def table(rows: Sequence[Row]) -> str:
     lines = [_line([name for name, _ in _COLUMNS]), _line(["-" * width for _, width in _COLUMNS])]
     for row in rows:
         numbers = [_number(row.ours, row.unit), _number(row.theirs, row.unit), _ratio(row.ratio)]
-        lines.append(_line([row.title, *numbers, row.target, {True: "yes", False: "no", None: "?"}[row.reached]]))
+        reached = "?" if row.reached is None else ("yes" if row.reached else "no") + ("?" if row.noisy else "")
+        lines.append(_line([row.title, *numbers, row.target, reached]))
+    if any(row.noisy for row in rows):
+        lines.append("? other programs used the processor beside it; that is no clean timing")
     notes = [f"{row.title}: {note}" for row in rows for note in row.notes]
     for note in dict.fromkeys(notes):
         lines.append(textwrap.fill(note, WIDTH, subsequent_indent="  "))

@@ -1,0 +1,83 @@
+"""Which sides take turns with each other, by the groups that the cases name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from benchmarks.running import Side
+from benchmarks.sft.rows import write_long, write_many
+from benchmarks.sft.sides import Training
+
+__all__ = ["GROUPS"]
+
+_PACKING = {
+    "packing": True,
+    "max_length": 512,
+    "per_device_train_batch_size": 1,
+    "gradient_checkpointing": False,  # on by default, and would make TRL slower
+}
+
+
+def _fp32(training: Training, folder: Path) -> list[Side]:
+    return [
+        training.ours("ours", precision="fp32"),
+        training.ours("ours-all", precision="fp32", train_on="all"),
+        training.trl("trl", settings={**_PACKING, "bf16": False}, weights="float32"),
+        training.hand_written("loop", "fp32", folder / "packs.pt"),
+    ]
+
+
+def _bf16(training: Training, folder: Path) -> list[Side]:
+    return [
+        training.ours("ours", precision="bf16"),
+        training.ours("ours-weights", precision="bf16-weights"),
+        training.trl("trl", settings=_PACKING, weights="bfloat16"),
+        training.hand_written("loop", "bf16", folder / "packs.pt"),
+        training.hand_written("loop-weights", "bf16-weights", folder / "packs.pt"),
+    ]
+
+
+def _defaults(training: Training, folder: Path) -> list[Side]:
+    return [
+        training.ours("ours", precision="default", packed=False),
+        training.ours("ours-fp32", precision="fp32", packed=False),
+        training.trl("trl", settings={}),
+        training.arctic("arctic", settings={}, batch=8),  # its default is 1, with which nearly all is padding
+    ]
+
+
+def _prepare(training: Training, folder: Path) -> list[Side]:
+    tenth, rows = (write_many(folder, count) for count in training.plan.many)
+    return [
+        training.preparing("ours", rows),
+        training.preparing("ours-again", rows, after="ours"),
+        training.preparing("ours-tenth", tenth),
+        training.tokenizing("tokenizing", rows),
+        training.trl("trl", settings={**_PACKING, "bf16": False}, rows=str(rows), only_prepare=True),
+    ]
+
+
+def _packing(training: Training, folder: Path) -> list[Side]:
+    return [training.packing("ours")]
+
+
+def _length(training: Training, folder: Path) -> list[Side]:
+    longest = max(training.plan.lengths)
+    document, rows = write_long(folder, longest), write_many(folder, longest)
+    return [
+        training.long(f"{shape}-{length}", source, length, packed=source is rows)
+        for shape, source in (("document", document), ("packs", rows))
+        for length in training.plan.lengths
+    ]
+
+
+GROUPS: Mapping[str, Callable[[Training, Path], list[Side]]] = {
+    "fp32": _fp32,
+    "bf16": _bf16,
+    "defaults": _defaults,
+    "prepare": _prepare,
+    "packing": _packing,
+    "length": _length,
+}
+"""Each takes the plan and a folder for what it writes, which holds ``packs.pt``."""
