@@ -25,7 +25,6 @@ __all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "add_adapter", "is_adapter", "lo
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_ONLY_FLOAT32 = {"ADAPTION_PROMPT"}
 
 
 def is_adapter(folder: Path) -> bool:
@@ -130,13 +129,9 @@ def _not_of_this(where: str, folder: Path, reason: str) -> str:
 
 
 def _wrap(model: PreTrainedModel, config: PeftConfig, reference: str | None, where: str) -> PeftModel:
-    import torch
     from peft import get_peft_model
 
     name = _name(config).lower()
-    half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
-    if half and _name(config) in _ONLY_FLOAT32:
-        raise ModelError(f"{where}: '{name}' computes in float32 only; set model.weights_dtype to fp32")
     config.base_model_name_or_path = model.__dict__.get("name_or_path") or None  # PEFT warns where they differ
     try:
         with quiet_peft():

@@ -138,7 +138,5 @@ def _stored_dtype(location: Location, trust_remote_code: bool) -> str:
     except Exception:  # whatever it is, building the model meets it too, and says it well
         return "fp32"
     stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    return next(
-        (name for name in ("fp32", "fp16", "bf16") if str(stored).endswith(str(torch_dtype(name)).split(".")[1])),
-        "fp32",
-    )
+    known = {str(torch_dtype(name)).removeprefix("torch."): name for name in ("fp32", "bf16", "fp16")}
+    return known.get(str(stored).removeprefix("torch."), "fp32")

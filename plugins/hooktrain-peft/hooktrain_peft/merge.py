@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = ["merge", "private_copy"]
 
+_TOLERANCE = 1e-4
+"""How far a merged layer's outputs may be from its adapter's in float32, as a share of their norm."""
 
+
+@torch.no_grad()
 def merge(model: PeftModel) -> PreTrainedModel:
     """Merge the adapter into the base, in float32 a layer at a time, each weight then rounded once to its own type.
 
@@ -35,19 +39,20 @@ def merge(model: PeftModel) -> PreTrainedModel:
         changed one of them alone.
 
     Raises:
-        ModelError: the method has no such thing as merged weights, or they would not be finite.
+        ModelError: the method has no such thing as merged weights, they would not be finite, or a layer with merged
+            weights does not compute what it did with its adapter.
     """
     base: Any = model.get_base_model()
     dtypes = {_own_name(name): parameter.dtype for name, parameter in base.named_parameters()}
     tied = bool(getattr(base.config.get_text_config(), "tie_word_embeddings", False))
     forget_casts(model)
+    model.eval()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of merging what is merged already, and of ties that are seen to here
             _untie(model)
-            for layer in _tuned(model):
-                with _in_float32(layer.get_base_layer()):
-                    layer.merge(safe_merge=True)
+            for name, layer in _tuned(model):
+                _merge_layer(name, layer)
             merged: Any = model.merge_and_unload()
     except (NotImplementedError, AttributeError, ValueError, RuntimeError) as problem:
         name = type(model.active_peft_config).__name__.removesuffix("Config")
@@ -81,16 +86,43 @@ def private_copy(model: PeftModel, weights: Mapping[str, Tensor]) -> PeftModel:
             held = weights.get(name, tensor).detach().cpu()
             memo[id(tensor)] = Parameter(held, requires_grad=False) if isinstance(tensor, Parameter) else held
     made = copy.deepcopy(model, memo)
-    for parameter in {id(p): p for layer in _tuned(made) for p in layer.get_base_layer().parameters()}.values():
+    for parameter in {id(p): p for _, layer in _tuned(made) for p in layer.get_base_layer().parameters()}.values():
         parameter.data = parameter.data.clone()
     return made
 
 
-def _tuned(model: Module) -> list[Any]:
-    """The layers that hold a part of the base and its adapter."""
+def _tuned(model: Module) -> list[tuple[str, Any]]:
+    """The layers that hold a part of the base and its adapter, and their names."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _merge_layer(name: str, layer: Any) -> None:
+    """Merge one layer, and make sure that it goes on computing the same."""
+    held = layer.get_base_layer()
+    with _in_float32(held):
+        probe = _probe(held)
+        expected = None if probe is None else layer(probe)
+        layer.merge(safe_merge=True)
+        found = None if probe is None else layer.get_base_layer()(probe)
+        if expected is not None and not float((found - expected).norm()) <= _TOLERANCE * float(expected.norm()):
+            raise ValueError(f"with merged weights {name} does not compute what it did with its adapter")
+    layer.merge = _done  # PEFT merges once more when it unloads, and not every method notices
+
+
+def _done(*arguments: Any, **more: Any) -> None:
+    """In the place of a merge that has happened."""
+
+
+def _probe(module: Module) -> Tensor | None:
+    """Inputs for a layer of a common kind, without touching the run's random numbers."""
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(module, torch.nn.Linear):
+        return torch.randn(1, 8, module.in_features, generator=generator).to(module.weight.device)
+    if isinstance(module, torch.nn.Embedding):
+        return torch.randint(0, module.num_embeddings, (1, 64), generator=generator).to(module.weight.device)
+    return None
 
 
 def _untie(model: Module) -> None:
@@ -105,7 +137,7 @@ def _untie(model: Module) -> None:
         for parameter in module._parameters.values():
             if parameter is not None:
                 seen[id(parameter)] = seen.get(id(parameter), 0) + 1
-    for layer in _tuned(model):
+    for _, layer in _tuned(model):
         if isinstance(layer, TrainableTokensLayer):
             continue
         held: Module = layer.get_base_layer()

@@ -26,6 +26,7 @@ _WORDS = {
 """What people call a method, and what they are to write instead."""
 
 _UNFIT_METHODS = {
+    "ADAPTION_PROMPT": "wraps the model in a way of its own, which the losses here cannot see through",
     "ADALORA": "moves ranks between layers after each step, which this version does not do",
     "POLY": "needs the number of a task with each row, which rows here do not have",
     "XLORA": "mixes adapters that were trained before, one of which a run here trains",

