@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
-from jinja2 import Environment, nodes
+from jinja2 import Environment, Template, nodes
+from jinja2.runtime import Context
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 __all__ = ["CompiledTemplate", "Span", "Trace"]
@@ -65,10 +66,18 @@ class CompiledTemplate:
         self.marks_generation = notes.generation and not notes.hidden_generation
         code = environment.compile(tree)
         self._noting = environment.template_class.from_code(environment, code, environment.make_globals(None))
+        self._globals = dict(self._plain.globals)
 
     def render(self, variables: Mapping[str, Any]) -> str:
         """The text."""
-        return "".join(self._plain.root_render_func(self._plain.new_context(variables)))
+        return "".join(self._plain.root_render_func(self._context(self._plain, variables)))
+
+    def _context(self, template: Template, variables: Mapping[str, Any]) -> Context:
+        # as template.new_context makes it, which spends most of a rendering on copying a chain of globals
+        environment = template.environment
+        return environment.context_class(
+            environment, {**self._globals, **variables}, template.name, template.blocks, self._globals
+        )
 
     def trace(self, variables: Mapping[str, Any]) -> Trace:
         """The text, and where in it the messages are."""
@@ -77,46 +86,59 @@ class CompiledTemplate:
         if len(number_of) < len(messages):  # an object that stands twice in the row
             return self.trace({**variables, "messages": [dict(message) for message in messages]})
         pieces: list[str] = []
-        noted: list[tuple[int, int | None, int]] = []
+        noted = _Noted(number_of, pieces)
         generated: list[tuple[int, str]] = []
-
-        def at(loop: int, value: Any) -> None:
-            number = number_of.get(id(value))
-            if number is not None or value is None:
-                noted.append((loop, number, len(pieces)))
 
         def generate(caller: Callable[[], str]) -> str:
             text = caller()
             generated.append((len(pieces), text))
             return text
 
-        context = self._noting.new_context({**variables, _AT: at, _GENERATED: generate})
+        context = self._context(self._noting, {**variables, _AT: noted, _GENERATED: generate})
         for piece in self._noting.root_render_func(context):
-            pieces.append(piece)  # one by one, as `at` reads the length
+            pieces.append(piece)  # one by one, as `noted` reads the length
         text = "".join(pieces)
         spans = []
         if generated:
             starts = [0, *itertools.accumulate(map(len, pieces))]
             spans = [(starts[count], starts[count] + len(part)) for count, part in generated]
-        return Trace(text, _regions(text, pieces, noted), spans)
+        return Trace(text, _regions(pieces, noted.notes), spans)
 
 
-def _regions(text: str, pieces: Sequence[str], noted: Sequence[tuple[int, int | None, int]]) -> dict[int, Span]:
+class _Noted:
+    """What the loops say while they run: ``[loop, message]`` at the beginning of a turn, ``[loop, None]`` at the end.
+
+    It is indexed and not called, since the sandbox looks at each call for longer than the call takes.
+    """
+
+    def __init__(self, number_of: Mapping[int, int], pieces: Sequence[str]) -> None:
+        self._number_of, self._pieces = number_of, pieces
+        self.notes: list[tuple[int, int | None, int]] = []
+
+    def __getitem__(self, at: tuple[int, Any]) -> None:
+        loop, value = at
+        number = self._number_of.get(id(value))
+        if number is not None or value is None:
+            self.notes.append((loop, number, len(self._pieces)))
+
+
+def _regions(pieces: Sequence[str], notes: Sequence[tuple[int, int | None, int]]) -> dict[int, Span]:
     """From the notes (loop, message or None behind the loop, pieces so far) to the text of each message."""
     regions: dict[int, Span] = {}
     twice = set()
-    open_in: dict[int, tuple[int | None, int]] = {}
+    open_in: dict[int, tuple[int | None, int, int]] = {}
     place = done = 0
-    for loop, number, count in noted:
-        place += sum(map(len, pieces[done:count]))
-        done = count
-        message, start = open_in.get(loop, (None, 0))
+    for loop, number, count in notes:
+        if done < count:
+            place += sum(map(len, pieces[done:count]))
+            done = count
+        message, start, first = open_in.get(loop, (None, 0, 0))
         # loops that only look at the messages write nothing, or line breaks
-        if message is not None and start < place and not text[start:place].isspace():
+        if message is not None and start < place and not "".join(pieces[first:count]).isspace():
             if message in regions:
                 twice.add(message)
             regions[message] = (start, place)
-        open_in[loop] = (number, place)
+        open_in[loop] = (number, place, count)
     for message in twice:
         del regions[message]
     return regions
@@ -137,9 +159,9 @@ class _Notes:
             loop = next(self._loops)
             node.body, node.else_ = self.add_to(node.body), self.add_to(node.else_)
             if isinstance(node.target, nodes.Name):
-                node.body.insert(0, _call_at(loop, nodes.Name(node.target.name, "load"), node.lineno))
+                node.body.insert(0, _note(loop, nodes.Name(node.target.name, "load"), node.lineno))
             yield node
-            yield _call_at(loop, nodes.Const(None), node.lineno)
+            yield _note(loop, nodes.Const(None), node.lineno)
             return
         if isinstance(node, nodes.If):
             node.body, node.else_ = self.add_to(node.body), self.add_to(node.else_)
@@ -156,9 +178,9 @@ class _Notes:
         yield node
 
 
-def _call_at(loop: int, value: nodes.Expr, line: int) -> nodes.Node:
-    call = nodes.Call(nodes.Name(_AT, "load"), [nodes.Const(loop), value], [], None, None)
-    return nodes.ExprStmt(call).set_lineno(line)
+def _note(loop: int, value: nodes.Expr, line: int) -> nodes.Node:
+    at = nodes.Tuple([nodes.Const(loop), value], "load")
+    return nodes.ExprStmt(nodes.Getitem(nodes.Name(_AT, "load"), at, "load")).set_lineno(line)
 
 
 def _is_generation(node: nodes.Node) -> bool:
