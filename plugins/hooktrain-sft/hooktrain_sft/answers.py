@@ -8,11 +8,11 @@ begins; there, an answer begins behind the generation prompt with which the temp
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from hooktrain import DataError
+from hooktrain_sft.header import shared_beginning, start_behind_header
 from hooktrain_sft.messages import Message
 from hooktrain_sft.template import ChatTemplate, Scope
 from hooktrain_sft.trace import Span, Trace
@@ -51,10 +51,12 @@ class Conversation:
             prompt = problem
         if region is None:
             start, end, rule = self._between_prefixes(index, prompt)
-        elif isinstance(prompt, str) and len(prompt) <= region[1] and self.text.startswith(prompt):
-            start, end, rule = len(prompt), region[1], "prompt prefix"
         else:
-            start, end, rule = self._behind_header(index, region, prompt), region[1], "template's loop"
+            end = self._own_end(index, region)
+            if isinstance(prompt, str) and len(prompt) <= end and self.text.startswith(prompt):
+                start, rule = len(prompt), "prompt prefix"
+            else:
+                start, rule = self._behind_header(index, prompt), "template's loop"
         end = self._end_of_turn(index, start, end)
         if self.text[start:end].strip() in self.template.nothing:
             raise self.says_nothing(index)
@@ -81,6 +83,30 @@ class Conversation:
             " tokenizer.chat_template that takes content as text, or correct the row"
         )
 
+    def _own_end(self, index: int, region: Span) -> int:
+        """Where the message ends in the turn of the loop that is its own.
+
+        A template may write the next messages there as well, such as what tools answered, and pass over them later.
+        Then only that is the message's own which is written whether or not they follow.
+        """
+        start, end = region
+        if index + 1 == len(self.messages) or index + 1 in self.trace.regions:
+            return end
+        alone = self.template.trace(self.messages[: index + 1], self.scope)
+        if index not in alone.regions:
+            raise self.unstable(index, alone.text, "the conversation up to it")
+        turn = alone.text[slice(*alone.regions[index])]
+        return start + self.template.whole_tokens(turn, len(shared_beginning(turn, self.text[start:end])))
+
+    def _behind_header(self, index: int, prompt: str | DataError) -> int:
+        try:
+            start = start_behind_header(self.template, self.messages, self.scope, self.trace, index)
+        except DataError as problem:
+            raise self._no_prompt(index, problem) from problem
+        if start is None:
+            raise self.unstable(index, prompt if isinstance(prompt, str) else "", "the prompt before it")
+        return start
+
     def _end_of_turn(self, index: int, start: int, end: int) -> int:
         ended = self.template.end_of_turn(self.text, start, end)
         if ended is None:
@@ -99,50 +125,8 @@ class Conversation:
         until = self.text if last else self.template.render(self.messages[: index + 1], self.scope)
         for prefix, what in ((prompt, "the prompt before it"), (until, "the conversation up to it")):
             if not self.text.startswith(prefix):
-                raise self._unstable(index, prefix, what)
+                raise self.unstable(index, prefix, what)
         return len(prompt), max(len(until), len(prompt)), "prompt prefix"
-
-    def _behind_header(self, index: int, region: Span, prompt: str | DataError) -> int:
-        """The turn without the generation prompt, or without as much of it as any turn here begins with."""
-        header = self._header(index, prompt)
-        start, end = region
-        if self.text.startswith(header, start):
-            return start + len(header)
-        # reasoning models are prompted with <think>, which turns without reasoning do not have
-        turns = [self.text[start:end]]
-        for content in ("a", "b"):
-            said = {"role": "assistant", "content": content}
-            if calls := self.messages[index].get("tool_calls"):
-                said["tool_calls"] = calls
-            other = self.template.trace([*self.messages[:index], said, *self.messages[index + 1 :]], self.scope)
-            if index not in other.regions:
-                raise self._unstable(index, prompt if isinstance(prompt, str) else "", "the prompt before it")
-            turns.append(other.text[slice(*other.regions[index])])
-        alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(header, *turns, strict=False))
-        return start + self.template.whole_tokens(header, sum(1 for _ in alike))
-
-    def _header(self, index: int, prompt: str | DataError) -> str:
-        """What a generation prompt adds to the conversation before the answer.
-
-        Where nothing is asked before it, that is what it adds after the first question.
-        """
-        users = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
-        before = self.messages[: index if users and users[0] < index else users[0] + 1 if users else index or 1]
-        try:
-            asked = self.template.trace(before, self.scope, generation_prompt=True)
-            unasked = self.template.trace(before, self.scope)
-        except DataError as problem:
-            raise self._no_prompt(index, problem) from problem
-        if asked.text.startswith(unasked.text):
-            return asked.text[len(unasked.text) :]
-        # without a generation prompt something else comes last, such as an end of text
-        last = len(before) - 1
-        if last in asked.regions and last in unasked.regions:
-            start = asked.regions[last][0]
-            turn = unasked.text[slice(*unasked.regions[last])]
-            if asked.text.startswith(turn, start):
-                return asked.text[start + len(turn) :]
-        raise self._unstable(index, prompt if isinstance(prompt, str) else asked.text, "the prompt before it")
 
     def _no_prompt(self, index: int, problem: DataError) -> DataError:
         if any(message["role"] == "user" for message in self.messages[:index]):
@@ -152,11 +136,9 @@ class Conversation:
             f" the conversation with a user message, or write `train: false` into it ({problem})"
         )
 
-    def _unstable(self, index: int, prefix: str, what: str) -> DataError:
-        text = self.text
-        at = next(
-            (i for i, (a, b) in enumerate(zip(prefix, text, strict=False)) if a != b), min(len(prefix), len(text))
-        )
+    def unstable(self, index: int, prefix: str, what: str) -> DataError:
+        """The error for a prefix that is not how the text begins."""
+        text, at = self.text, len(shared_beginning(prefix, self.text))
         return DataError(
             f"messages[{index}]: the chat template is not prefix-stable: {what} renders with {prefix[at : at + 40]!r}"
             f" at character {at}, all of it with {text[at : at + 40]!r} there, so that it is unknown which of it the"
