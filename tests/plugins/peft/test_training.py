@@ -166,7 +166,7 @@ def test_evaluation_and_samples_use_the_adapter(run: Run, recipe: dict[str, Any]
         eval_at_start=True,
         samples={"prompts": ["What is the answer?"], "max_new_tokens": 4},
     )
-    (name,) = (key for key in recorder.metrics[0] if key.startswith("eval/"))
+    (name,) = (key for key in recorder.metrics[0] if key.startswith("eval/") and key.endswith("/loss"))
     assert recorder.metrics[-1][name] < recorder.metrics[0][name] - 0.5
     assert (trainer.run_dir / "samples.jsonl").read_text().count("\n") == 2
     base = trainer.model.get_base_model()
