@@ -1,4 +1,4 @@
-"""What a recipe can say under ``data`` and ``loss`` for the trainer types of this plugin."""
+"""What a recipe can say under ``data`` for the trainer types of this plugin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import attrs
 
 from hooktrain import at_least, did_you_mean, field, part
 
-__all__ = ["ROLES", "CausalDataConfig", "SFTDataConfig", "SFTLossConfig", "TokenDataConfig"]
+__all__ = ["ROLES", "CausalDataConfig", "SFTDataConfig", "TokenDataConfig"]
 
 Overflow = Literal["error", "drop", "truncate", "split"]
 OnEmpty = Literal["error", "drop"]
@@ -137,11 +137,3 @@ class CausalDataConfig(TokenDataConfig):
     """Whether a row begins with the tokenizer's beginning-of-sequence token, where it has one."""
     add_eos: bool = field(default=True)
     """Whether a row ends with the tokenizer's end-of-sequence token, where it has one; it is trained."""
-
-
-@attrs.frozen(kw_only=True)
-class SFTLossConfig:
-    """Next-token cross-entropy over the supervised tokens."""
-
-    chunk_size: int = field(default=1024, validator=at_least(1))
-    """How many supervised tokens meet the LM head at a time; bounds the memory that logits take."""

@@ -1,4 +1,4 @@
-"""The hooks that this plugin adds, so that rendering and packing can be replaced each on its own."""
+"""The hooks that this plugin adds, so that rendering, packing and the LM head can be replaced each on its own."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from hooktrain import hookspec
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch.nn import Module
 
     from hooktrain_sft.formats import Format
+    from hooktrain_sft.headed import HeadLoss
     from hooktrain_sft.packing import Bins
     from hooktrain_sft.render import Rendered
+    from hooktrain_sft.transform import LogitTransform
 
-__all__ = ["pack_rows", "register_formats", "render_row"]
+__all__ = ["make_head_loss", "pack_rows", "register_formats", "render_row"]
 
 
 @hookspec
@@ -81,5 +84,29 @@ def pack_rows(lengths: NDArray[np.int64], max_length: int, config: Any) -> Bins 
         Bins, each a list of document indices; every document in exactly one, which is checked. None declines, and the
         next plugin is asked.
 
-    Default: ``hooktrain-sft`` packs best-fit-decreasing over the whole set.
+    Default: ``hooktrain-sft`` packs over the whole set: best-fit-decreasing, or closer where documents are few.
+    """
+
+
+@hookspec(firstresult=True)
+def make_head_loss(config: Any, transform: LogitTransform, model: Module) -> HeadLoss | None:
+    """Build what computes LM head and loss together, in place of this plugin's own.
+
+    Called: by the losses ``sft`` and ``dft``, once for each model they meet, before the first step.
+    Ranks: every rank.
+    Device: may use it.
+
+    Args:
+        config: what the recipe says under ``loss``, a ``CrossEntropyConfig``.
+        transform: what the model does to the output of its LM head.
+        model: the model itself, out of its wrappers, on its device.
+
+    Returns:
+        A function from hidden states (tokens, hidden), the weight of the head (vocabulary, hidden), its bias
+        (vocabulary,) or None, and targets (tokens,), -100 being none, to the total, summed over the targets, of
+        shape () and with a graph, and a mapping of what is logged beside it, sums of shape () over the same targets,
+        with the same names in every call. It may be called under autocast and under ``torch.no_grad``. It is used for
+        heads that are a plain linear layer with all of its weights there. None declines, and the next plugin is asked.
+
+    Default: none; ``hooktrain-sft`` computes a chunk of tokens at a time.
     """

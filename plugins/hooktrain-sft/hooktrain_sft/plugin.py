@@ -10,7 +10,8 @@ import pluggy
 
 from hooktrain import Data, Recipe, ShownRow, TrainerType, World, hookimpl
 from hooktrain_sft import hookspecs
-from hooktrain_sft.config import CausalDataConfig, SFTDataConfig, SFTLossConfig, TokenDataConfig
+from hooktrain_sft.config import CausalDataConfig, SFTDataConfig, TokenDataConfig
+from hooktrain_sft.loss_config import CrossEntropyConfig, DFTLossConfig, SFTLossConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,10 +30,14 @@ class SFTPlugin:
     @hookimpl
     def register_hookspecs(self, pluginmanager: pluggy.PluginManager) -> None:
         pluginmanager.add_hookspecs(hookspecs)
+        self._hooks = pluginmanager.hook
 
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
-        return {"data": {"sft": SFTDataConfig, "causal": CausalDataConfig}, "loss": {"sft": SFTLossConfig}}
+        return {
+            "data": {"sft": SFTDataConfig, "causal": CausalDataConfig},
+            "loss": {"sft": SFTLossConfig, "dft": DFTLossConfig},
+        }
 
     @hookimpl
     def register_trainer_types(self) -> Mapping[str, TrainerType]:
@@ -43,7 +48,7 @@ class SFTPlugin:
             "optimizer": ("adamw", "*"),
             "scheduler": ("cosine", "*"),
             "strategy": ("torch", "deepspeed", "*"),
-            "loss": ("sft", "*"),
+            "loss": ("sft", "dft", "*"),
             "checkpoint": ("full", "huggingface", "*"),
         }
         return {
@@ -89,11 +94,11 @@ class SFTPlugin:
 
     @hookimpl
     def make_loss(self, config: Any) -> Callable[..., Any] | None:
-        if not isinstance(config, SFTLossConfig):
+        if not isinstance(config, CrossEntropyConfig):
             return None
-        from hooktrain_sft.loss import SFTLoss
+        from hooktrain_sft.loss import SelectiveLoss
 
-        return SFTLoss(config)
+        return SelectiveLoss.of(config, self._hooks.make_head_loss)
 
     @hookimpl(trylast=True)
     def register_formats(self, source: Any, config: Any) -> Mapping[str, Format]:
@@ -113,6 +118,6 @@ class SFTPlugin:
 
     @hookimpl(trylast=True)
     def pack_rows(self, lengths: NDArray[np.int64], max_length: int) -> Bins:
-        from hooktrain_sft.packing import best_fit_decreasing
+        from hooktrain_sft.packing import pack
 
-        return best_fit_decreasing(lengths, max_length)
+        return pack(lengths, max_length)

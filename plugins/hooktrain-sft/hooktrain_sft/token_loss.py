@@ -1,0 +1,158 @@
+"""Losses of single tokens from a chunk of their logits, with the gradient while the logits are there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+import attrs
+import torch
+from torch import Tensor
+
+from hooktrain import ModelError
+
+__all__ = ["IGNORE_INDEX", "ChunkLoss", "CrossEntropy", "Differentiated", "TokenLoss"]
+
+IGNORE_INDEX = -100
+"""Target of a token that carries no loss."""
+
+
+class ChunkLoss(NamedTuple):
+    """The loss of a chunk of tokens.
+
+    Attributes:
+        total: summed over the tokens that have a target, shape ().
+        sums: what is logged beside it, summed over the same tokens, each of shape ().
+        gradient: of ``total`` with respect to the logits but for the factor ``scale``, shape (tokens, vocabulary); in
+            the scratch space that was given.
+        scale: factor on each token's gradient, shape (tokens, 1): cheaper on what is multiplied with the gradient.
+    """
+
+    total: Tensor
+    sums: Mapping[str, Tensor]
+    gradient: Tensor
+    scale: Tensor
+
+
+class TokenLoss(Protocol):
+    """Computes a :class:`ChunkLoss`; called without grad mode.
+
+    Attributes:
+        metrics: the names of ``sums``, the same in every call.
+    """
+
+    @property
+    def metrics(self) -> tuple[str, ...]: ...
+
+    def __call__(self, logits: Tensor, targets: Tensor, scratch: Tensor, keep_logits: bool) -> ChunkLoss:
+        """Compute the loss of a chunk and its gradient.
+
+        Args:
+            logits: in single precision at least, shape (tokens, vocabulary).
+            targets: token ids, or -100 for no loss, shape (tokens,).
+            scratch: space like ``logits`` to compute in; becomes the gradient.
+            keep_logits: False allows to use up ``logits`` as well.
+        """
+
+
+@attrs.frozen
+class CrossEntropy:
+    """Softmax cross-entropy, written so that a chunk of logits is passed over as rarely as may be.
+
+    Attributes:
+        label_smoothing: share of the target's probability that is spread evenly over the vocabulary.
+        z_loss: factor of the squared log of the softmax's denominator, added for each token.
+        weighted_by_probability: whether a token's cross-entropy is multiplied by its detached probability, as in
+            Dynamic Fine-Tuning; the z-loss is not.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    weighted_by_probability: bool = False
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        plain = self == CrossEntropy()
+        return ("token_accuracy", "entropy") if plain else ("token_accuracy", "entropy", "cross_entropy")
+
+    def __call__(self, logits: Tensor, targets: Tensor, scratch: Tensor, keep_logits: bool) -> ChunkLoss:
+        seen = _Softmax(logits, targets, scratch)
+        surprise = seen.log_denominator - seen.goal_logit  # minus the log of the target's probability, (tokens, 1)
+        loss, spread = surprise, self.label_smoothing / logits.shape[1]
+        if self.label_smoothing:
+            loss = seen.log_denominator - (1 - self.label_smoothing) * seen.goal_logit
+            loss = loss - spread * logits.sum(-1, keepdim=True)
+        weight = seen.supervised.to(logits.dtype)  # (tokens, 1)
+        if self.weighted_by_probability:
+            weight = weight * torch.exp(-surprise)
+        total = (loss * weight).sum()
+        sums = seen.sums(logits, keep_logits)
+        if len(self.metrics) > len(sums):
+            sums["cross_entropy"] = (surprise * seen.supervised).sum()
+        # the gradient is weight * (softmax - smoothed one-hot), and with the z-loss 2 * z * log_denominator * softmax
+        gradient, share = seen.probabilities, torch.full_like(surprise, 1 - self.label_smoothing)
+        if self.z_loss:
+            total = total + self.z_loss * (seen.log_denominator.square() * seen.supervised).sum()
+            gradient.mul_(weight + 2 * self.z_loss * seen.log_denominator * seen.supervised)
+            gradient.scatter_add_(1, seen.goal, -share * weight)
+            if spread:
+                gradient.sub_(weight * spread)
+            return ChunkLoss(total, sums, gradient, torch.ones_like(weight))
+        gradient.scatter_add_(1, seen.goal, -share)
+        if spread:
+            gradient.sub_(spread)
+        return ChunkLoss(total, sums, gradient, weight)
+
+
+@attrs.frozen
+class Differentiated:
+    """A loss given as a function, differentiated by autograd.
+
+    Attributes:
+        function: from logits (tokens, vocabulary) and targets (tokens,), all of them token ids, to the loss of each
+            token (tokens,).
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("token_accuracy", "entropy")
+
+    def __call__(self, logits: Tensor, targets: Tensor, scratch: Tensor, keep_logits: bool) -> ChunkLoss:
+        supervised = targets != IGNORE_INDEX
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            each = self.function(leaf, targets.clamp(min=0))
+            if not isinstance(each, Tensor) or each.shape != targets.shape:
+                given = f"shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
+                name = getattr(self.function, "__name__", type(self.function).__name__)
+                raise ModelError(
+                    f"loss: the function {name} returned {given}, expected the loss of each token, shape"
+                    f" {tuple(targets.shape)}; leave out the sum or mean"
+                )
+            total = torch.where(supervised, each, 0.0).sum()
+            (gradient,) = torch.autograd.grad(total, leaf)
+        sums = _Softmax(logits, targets, scratch).sums(logits, keep_logits)
+        return ChunkLoss(total.detach(), sums, gradient, torch.ones_like(gradient[:, :1]))
+
+
+class _Softmax:
+    """The softmax of a chunk, in the scratch space, and what falls out with it; every value has shape (tokens, 1)."""
+
+    def __init__(self, logits: Tensor, targets: Tensor, scratch: Tensor) -> None:
+        self.supervised = (targets != IGNORE_INDEX)[:, None]
+        self.goal = targets.clamp(min=0)[:, None]
+        self.goal_logit = logits.gather(1, self.goal)
+        top, self.guess = logits.max(1, keepdim=True)
+        self.probabilities = torch.softmax(logits, 1, out=scratch)  # (tokens, vocabulary)
+        # the likeliest token has a probability of 1 / vocabulary at least, so its log is exact
+        self.log_denominator = top - self.probabilities.gather(1, self.guess).log()
+
+    def sums(self, logits: Tensor, keep_logits: bool) -> dict[str, Tensor]:
+        """How many guesses are right, and the entropy of the predictions in nats."""
+        expected = torch.mul(self.probabilities, logits, out=None if keep_logits else logits).sum(1, keepdim=True)
+        return {
+            "token_accuracy": ((self.guess == self.goal) & self.supervised).sum(),
+            "entropy": ((self.log_denominator - expected) * self.supervised).sum(),
+        }
