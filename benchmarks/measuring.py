@@ -65,7 +65,7 @@ class PeakMemory:
 
     ``ru_maxrss`` will not do on Linux: a process begins with that of the one that started it. ``VmHWM`` does not. Pages
     of mapped files count in it though the system can take them back, so that the anonymous ones are also watched, by a
-    thread that looks twenty times a second.
+    thread that looks twenty times a second. Processes that this one starts do not count; the largest is told apart.
     """
 
     def __init__(self) -> None:
@@ -79,14 +79,21 @@ class PeakMemory:
             self.anonymous_mib = max(self.anonymous_mib, _status("RssAnon"))
 
     def findings(self) -> dict[str, float]:
-        """``peak_mib`` and ``peak_anonymous_mib``; the latter is 0 where the system does not tell."""
+        """``peak_mib``; ``anonymous_mib``, 0 where unknown; ``child_mib`` of the largest process that has ended."""
         self._ended.set()
         self._thread.join()
-        peak = _status("VmHWM")
-        if not peak:
-            unit = 1 if sys.platform == "linux" else _MIB  # macOS gives bytes
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit / _MIB
-        return {"peak_mib": round(peak, 1), "peak_anonymous_mib": round(max(self.anonymous_mib, _status("RssAnon")), 1)}
+        own, child = (_ru_maxrss(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        found = {
+            "peak_mib": _status("VmHWM") or own,
+            "anonymous_mib": max(self.anonymous_mib, _status("RssAnon")),
+            "child_mib": child,
+        }
+        return {name: round(value, 1) for name, value in found.items()}
+
+
+def _ru_maxrss(who: int) -> float:
+    unit = _MIB if sys.platform == "darwin" else 1  # bytes there, KiB elsewhere
+    return resource.getrusage(who).ru_maxrss / unit / _MIB
 
 
 def _status(name: str) -> float:

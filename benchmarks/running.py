@@ -109,21 +109,21 @@ class Runner:
 
 
 def take_turns(
-    sides: Sequence[Side], runner: Runner, rounds: int, say: Callable[[str], None]
+    sides: Sequence[Side], runner: Runner, turns: int, say: Callable[[str], None]
 ) -> dict[str, list[Findings]]:
-    """Run every side ``2 * rounds`` times, forth and back through them, so that a drift of the machine hits all alike.
+    """Run every side ``turns`` times, forth and back through them, so that a drift of the machine hits all alike.
 
     A side that has failed is not tried again.
     """
     found: dict[str, list[Findings]] = {side.name: [] for side in sides}
-    for turn in range(2 * rounds):
+    for turn in range(turns):
         for side in sides if turn % 2 == 0 else list(reversed(sides)):
             earlier = found[side.name]
             if earlier and "failed" in earlier[-1]:
                 continue
             findings = runner.run(side)
             earlier.append(findings)
-            say(f"  {turn + 1}/{2 * rounds} {side.name}: {_brief(findings)}")
+            say(f"  {turn + 1}/{turns} {side.name}: {_brief(findings)}")
     return found
 
 

@@ -218,7 +218,7 @@ def test_sides_take_turns_in_processes_of_their_own(tmp_path: Path) -> None:
     )
     bad = Side(name="bad", driver="benchmarks.no_such_driver", specification={"threads": 1})
     said: list[str] = []
-    found = take_turns([big, small, bad], runner, rounds=1, say=said.append)
+    found = take_turns([big, small, bad], runner, turns=2, say=said.append)
     assert [line.split(":")[0].split()[-1] for line in said] == ["big", "small", "bad", "small", "big"]
     assert "No module named benchmarks.no_such_driver" in found["bad"][0]["failed"]
     assert len({findings["pid"] for side in ("big", "small") for findings in found[side]}) == 4

@@ -22,7 +22,7 @@ def train(model: Any, packs: list[dict[str, Any]], lr: float, autocast: bool, cl
 
     decay = [p for p in model.parameters() if p.dim() > 1]
     other = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decay}, {"params": other, "weight_decay": 0.0}]
+    groups: Any = [{"params": decay}, {"params": other, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=0.0, fused=True)
     head = model.lm_head.weight  # (vocabulary, hidden)
     model.train()
@@ -37,7 +37,7 @@ def train(model: Any, packs: list[dict[str, Any]], lr: float, autocast: bool, cl
             hidden = model.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
             logits = functional.linear(hidden.last_hidden_state[0].index_select(0, at), head)
         loss = functional.cross_entropy(logits.float(), labels[0, 1:].index_select(0, at))
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

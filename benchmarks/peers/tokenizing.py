@@ -35,7 +35,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     seconds, kept = 0.0, []
     for batch in _conversations(given["rows"]):
         began = time.perf_counter()
-        texts = tokenizer.apply_chat_template(batch, tokenize=False)
+        texts: Any = tokenizer.apply_chat_template(batch, tokenize=False)
         kept += [np.array(encoding.ids, np.int32) for encoding in encode(texts, add_special_tokens=False)]
         seconds += time.perf_counter() - began
     return {"prepare_seconds": seconds, "prepared_tokens": sum(map(len, kept)), "prepared_rows": len(kept)}

@@ -26,7 +26,7 @@ from benchmarks.machine import commit, describe
 from benchmarks.running import Findings, Runner, take_turns
 from benchmarks.sft.cases import Case, Growth, Row
 from benchmarks.sft.catalogue import CASES
-from benchmarks.sft.groups import GROUPS
+from benchmarks.sft.groups import GROUPS, ONCE
 from benchmarks.sft.inputs import InputsFailed, export_model, for_transformers_4, pack
 from benchmarks.sft.rows import write_demo
 from benchmarks.sft.sides import Plan, Training
@@ -91,7 +91,8 @@ def main() -> None:
             sides = sides_of(training, work)
             wanted = {name for case in cases if isinstance(case, Case) for name in case.sides}
             wanted |= {s.name for s in sides for case in cases if isinstance(case, Growth) and case.has(s.name)}
-            runs[group] = take_turns([side for side in sides if side.name in wanted], runner, given.rounds, _say)
+            turns = 1 if group in ONCE else 2 * given.rounds
+            runs[group] = take_turns([side for side in sides if side.name in wanted], runner, turns, _say)
             rows += [case.row(runs[group], given.warmup) for case in cases]
             _write(given.json, given, rows, runs)
     print(table(rows))

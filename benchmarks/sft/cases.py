@@ -9,7 +9,7 @@ import attrs
 
 from benchmarks.ratios import Ratio, ratio_of_medians
 from benchmarks.running import Findings
-from benchmarks.sft.metrics import Check, peak, tokens_per_second
+from benchmarks.sft.metrics import Check, held, peak, tokens_per_second
 
 __all__ = ["Case", "Growth", "Row"]
 
@@ -98,7 +98,8 @@ class Case:
             theirs=theirs,
             ratio=ratio,
             reached=good and not notes,
-            noisy=self.metric is not peak and _noise(measured, [self.ours, *filter(None, [self.theirs])]) > _QUIET,
+            noisy=self.metric not in (peak, held)
+            and _noise(measured, [self.ours, *filter(None, [self.theirs])]) > _QUIET,
             notes=tuple(notes),
         )
 

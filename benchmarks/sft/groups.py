@@ -9,7 +9,7 @@ from benchmarks.running import Side
 from benchmarks.sft.rows import write_long, write_many
 from benchmarks.sft.sides import Training
 
-__all__ = ["GROUPS"]
+__all__ = ["GROUPS", "ONCE"]
 
 _PACKING = {
     "packing": True,
@@ -81,3 +81,6 @@ GROUPS: Mapping[str, Callable[[Training, Path], list[Side]]] = {
     "length": _length,
 }
 """Each takes the plan and a folder for what it writes, which holds ``packs.pt``."""
+
+ONCE = ("length",)
+"""Groups whose sides run once: memory hardly differs from run to run, and the longest rows take minutes."""

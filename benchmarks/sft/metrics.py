@@ -11,6 +11,7 @@ from benchmarks.running import Findings
 __all__ = [
     "Check",
     "falling_losses",
+    "held",
     "like_losses",
     "peak",
     "preparing",
@@ -24,12 +25,17 @@ __all__ = [
 def tokens_per_second(findings: Findings, warmup: int) -> float:
     """Real tokens, padding excluded, by the time of whole steps: the median over the steps."""
     steps = list(zip(findings["tokens"], findings["seconds"], strict=True))[warmup:]
-    return statistics.median(tokens / took for tokens, took in steps)
+    return float(statistics.median(tokens / took for tokens, took in steps))
 
 
 def peak(findings: Findings, warmup: int) -> float:
     """The most memory that the process held, in GiB."""
     return float(findings["peak_mib"]) / 1024
+
+
+def held(findings: Findings, warmup: int) -> float:
+    """The most memory that could not be taken back (mapped files can), and that of the largest worker, in GiB."""
+    return float((findings["anonymous_mib"] or findings["peak_mib"]) + findings["child_mib"]) / 1024
 
 
 def preparing(findings: Findings, warmup: int) -> float:
