@@ -223,6 +223,7 @@ class StreamLoader:
                     skipped = 0
                 chosen, waiting = waiting[: self.window], waiting[self.window :]
                 if not chosen:
+                    self.dataset.length = handed
                     break
                 handed += len(chosen)
                 if waiting:
@@ -231,8 +232,6 @@ class StreamLoader:
                 else:
                     block, at = chosen[-1]
                     self._place = {"epoch": epoch, "before": block.before, "done": at + 1}
-                if ended and not waiting:
-                    self.dataset.length = handed
                 yield len(chosen), self._share(chosen)
 
     def _share(self, chosen: Sequence[tuple[_Block, int]]) -> list[Batch]:
