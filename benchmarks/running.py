@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -48,7 +49,6 @@ class Runner:
 
     Args:
         work: folder for caches and what drivers write beside them.
-        compiled: folder for kernels that a peer compiles, which is done once and not in every run.
         python: the Python of a peer's environment (None: hooktrain's own); raises when there is none.
         timeout: seconds after which a run is ended.
 
@@ -56,8 +56,8 @@ class Runner:
     as a share of what the run itself used, because a timing beside other work is worth little; None where unknown.
     """
 
-    def __init__(self, work: Path, compiled: Path, python: Callable[[str | None], Path], timeout: float) -> None:
-        self._work, self._compiled, self._python, self._timeout = work, compiled, python, timeout
+    def __init__(self, work: Path, python: Callable[[str | None], Path], timeout: float) -> None:
+        self._work, self._python, self._timeout = work, python, timeout
         self._path = work / "path"  # of all that lies beside this package, a driver may see only this package
         self._path.mkdir(parents=True, exist_ok=True)
         (self._path / _PACKAGE.name).symlink_to(_PACKAGE)
@@ -74,37 +74,31 @@ class Runner:
         home.mkdir(parents=True, exist_ok=True)
         before = _used(), busy_seconds()
         began = time.perf_counter()
-        try:
-            made = subprocess.run(
-                [str(python), "-m", side.driver, json.dumps(side.specification)],
-                cwd=home,
-                env=self._environment(home, python, int(side.specification["threads"])),
-                capture_output=True,
-                text=True,
-                timeout=self._timeout,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            )
-        except subprocess.TimeoutExpired:
-            return {"failed": f"no result after {self._timeout:.0f} s"}
-        findings = _parse(made)
+        words = [str(python), "-m", side.driver, json.dumps(side.specification)]
+        made = _within(self._timeout, words, home, self._environment(side, home, python))
+        findings: Findings = {"failed": f"no result after {self._timeout:.0f} s"} if made is None else _parse(made)
         findings["wall_seconds"] = time.perf_counter() - began
         findings["others"] = _others(before, (_used(), busy_seconds()))
         return findings
 
-    def _environment(self, home: Path, python: Path, threads: int) -> dict[str, str]:
+    def _environment(self, side: Side, home: Path, python: Path) -> dict[str, str]:
         own = ("PYTHON", "HF_", "HOOKTRAIN")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-        return kept | {
+        threads = str(side.specification["threads"])
+        made = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+        if side.peer:  # kernels that a peer compiles stay in its environment, so that this is done once
+            compiled = python.parent.parent / "compiled"
+            for lock in compiled.rglob("lock"):  # of a run that was interrupted; torch would wait for it for ever
+                lock.unlink()
+            made["TORCH_EXTENSIONS_DIR"] = str(compiled)
+        return made | {
             "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}",  # compilers are found through it
             "PYTHONPATH": str(self._path),
             "PYTHONUNBUFFERED": "1",
-            "OMP_NUM_THREADS": str(threads),
-            "RAYON_NUM_THREADS": str(threads),
+            "OMP_NUM_THREADS": threads,
+            "RAYON_NUM_THREADS": threads,
             "HF_HUB_OFFLINE": "1",
             "HF_HOME": str(home / "huggingface"),
             "XDG_CACHE_HOME": str(home / "cache"),
-            "TORCH_EXTENSIONS_DIR": str(self._compiled),
         }
 
 
@@ -125,6 +119,30 @@ def take_turns(
             earlier.append(findings)
             say(f"  {turn + 1}/{turns} {side.name}: {_brief(findings)}")
     return found
+
+
+def _within(
+    seconds: float, words: list[str], folder: Path, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str] | None:
+    """Run a program; None when it took longer, and then it is ended together with all that it started."""
+    with subprocess.Popen(
+        words,
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as started:
+        try:
+            out, errors = started.communicate(timeout=seconds)
+        except BaseException as problem:
+            os.killpg(started.pid, signal.SIGKILL)
+            if isinstance(problem, subprocess.TimeoutExpired):
+                return None
+            raise
+        return subprocess.CompletedProcess(words, started.returncode, out, errors)
 
 
 def _parse(made: subprocess.CompletedProcess[str]) -> Findings:

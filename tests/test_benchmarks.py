@@ -209,7 +209,7 @@ drive(measure, "pytest")
 
 
 def test_sides_take_turns_in_processes_of_their_own(tmp_path: Path) -> None:
-    runner = Runner(tmp_path / "work", tmp_path / "compiled", lambda peer: Path(sys.executable), timeout=60)
+    runner = Runner(tmp_path / "work", lambda peer: Path(sys.executable), timeout=60)
     (tmp_path / "work" / "home").mkdir()
     (tmp_path / "work" / "home" / "driver.py").write_text(DRIVER)
     big, small = (
@@ -228,9 +228,9 @@ def test_sides_take_turns_in_processes_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_driver_that_takes_too_long_is_ended(tmp_path: Path) -> None:
-    runner = Runner(tmp_path / "work", tmp_path / "compiled", lambda peer: Path(sys.executable), timeout=0.01)
+    runner = Runner(tmp_path / "work", lambda peer: Path(sys.executable), timeout=0.01)
     side = Side(name="slow", driver="benchmarks.peers.tokenizing", specification={"threads": 1})
-    assert runner.run(side) == {"failed": "no result after 0 s"}
+    assert runner.run(side)["failed"] == "no result after 0 s"
 
 
 def test_rendering_and_tokenizing_alone_count_what_hooktrain_prepares(training: Training) -> None:

@@ -42,7 +42,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     import torch
     from datasets import load_dataset
     from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined, unused-ignore]
 
     torch.set_num_threads(given["threads"])
     clock, preparing = StepClock(), [0.0]
@@ -77,7 +77,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         }
         if given["weights"]:
             settings["model_init_kwargs"] = {"dtype": given["weights"]}
-        trainer = Trainer(
+        trainer: Any = Trainer(
             model=given["model"],
             args=SFTConfig(**settings),
             train_dataset=load_dataset("json", data_files=given["rows"], split="train"),

@@ -78,7 +78,7 @@ def main() -> None:
     runs: dict[str, dict[str, list[Findings]]] = {}
     with tempfile.TemporaryDirectory(prefix="hooktrain-benchmarks-") as folder:
         work = Path(folder)
-        runner = Runner(work / "homes", envs / "compiled", python, given.timeout)
+        runner = Runner(work / "homes", python, given.timeout)
         try:
             training = _inputs(given, envs, work, runner)
         except (InputsFailed, FileNotFoundError) as problem:
