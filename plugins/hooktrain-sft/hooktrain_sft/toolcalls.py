@@ -46,14 +46,15 @@ def read_tool_calls(calls: Any, where: str) -> list[Any]:
     Raises:
         DataError: when they are something else, or text that is not JSON.
     """
+    as_it_stands = isinstance(calls, str)
     if isinstance(calls, str):
         calls = _from_json(calls, where, "a list of tool calls")
     if isinstance(calls, (str, Mapping)) or not isinstance(calls, Sequence):
         raise DataError(f"{where} is {shown(calls)}, expected a list of tool calls; convert the column")
-    return [_read_call(call, f"{where}[{index}]") for index, call in enumerate(calls)]
+    return [_read_call(call, f"{where}[{index}]", as_it_stands) for index, call in enumerate(calls)]
 
 
-def _read_call(call: Any, where: str) -> dict[str, Any]:
+def _read_call(call: Any, where: str, as_it_stands: bool) -> dict[str, Any]:
     if not isinstance(call, Mapping):
         raise DataError(f"{where} is {shown(call)}, expected a mapping with function or name; convert the column")
     read = {str(name): plain(value) for name, value in call.items() if value is not None}
@@ -66,12 +67,16 @@ def _read_call(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(function.get("name"), str):
         raise DataError(f"{path} has the fields {', '.join(function) or 'none'}, expected 'name'; rename or add it")
     arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        function["arguments"] = (
-            _from_json(arguments, f"{path}.arguments", "the arguments as JSON") if arguments.strip() else {}
-        )
-    elif arguments is not None:
-        function["arguments"] = _filled(arguments)
+    if arguments is not None:
+        if isinstance(arguments, str):
+            arguments = _from_json(arguments or "{}", f"{path}.arguments", "the arguments as JSON")
+        elif not as_it_stands:
+            arguments = _filled(arguments)
+        if not isinstance(arguments, dict):
+            raise DataError(
+                f"{path}.arguments is {shown(arguments)}, expected a mapping of names to values; correct it"
+            )
+        function["arguments"] = arguments
     return read
 
 

@@ -132,6 +132,21 @@ def smollm2_tokenizer() -> Any:
 
 
 @pytest.fixture
+def first_of_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The day on which chat templates are rendered that ask for it."""
+    import datetime
+
+    from transformers.utils import chat_template_utils
+
+    class Day(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.datetime(2026, 5, 1)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Day)
+
+
+@pytest.fixture
 def make_llama() -> Callable[..., LlamaForCausalLM]:
     """``make_llama(**config)``: a Llama of a few thousand weights."""
 
