@@ -43,9 +43,19 @@ class SourceRows:
     total: int | None
 
     def __iter__(self) -> Iterator[Any]:
-        """Rows in order; iterating reads tables by the block where indexing reads them row by row."""
+        """Rows in order."""
         rows = self.rows
+        if self.total is not None and hasattr(rows, "iter") and hasattr(rows, "features"):
+            return _by_block(rows)
         return iter(rows) if hasattr(rows, "__iter__") else (rows[index] for index in range(len(rows)))
+
+
+def _by_block(rows: Any) -> Iterator[Any]:
+    """Rows of a ``datasets`` table, a thousand at a time: by itself it reads ten, which takes twice as long."""
+    for block in rows.iter(batch_size=_BATCH):
+        names = list(block)
+        for values in zip(*block.values(), strict=True):
+            yield dict(zip(names, values, strict=True))
 
 
 class Reader:
