@@ -100,6 +100,13 @@ class SFTPlugin:
 
         return SelectiveLoss.of(config, self._hooks.make_head_loss)
 
+    @hookimpl
+    def on_train_start(self, trainer: Trainer) -> None:
+        if isinstance(trainer.recipe.data, TokenDataConfig):
+            from hooktrain_sft.probe import check_isolation
+
+            check_isolation(trainer)
+
     @hookimpl(trylast=True)
     def register_formats(self, source: Any, config: Any) -> Mapping[str, Format]:
         from hooktrain_sft.convert import own_formats

@@ -153,7 +153,7 @@ def test_only_gradients_that_are_needed(needed: tuple[bool, bool, bool]) -> None
 
 
 def test_tied_weight() -> None:
-    hidden, weight, _ = inputs()
+    _, weight, _ = inputs()
     other, ids = weight.detach().clone().requires_grad_(), TARGETS.clamp(min=0)
     linear_loss(functional.embedding(ids, weight), weight, None, TARGETS, CrossEntropy(), chunk_size=4)[0].backward()
     naive(functional.embedding(ids, other), other, None, TARGETS, CrossEntropy(), LogitTransform())[0].backward()
