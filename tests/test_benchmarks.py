@@ -67,7 +67,14 @@ def test_a_ratio_does_not_depend_on_the_unit(one: list[float], other: list[float
 def run(rate: float, losses: tuple[float, ...] = (4.0, 3.0, 2.0), **more: Any) -> dict[str, Any]:
     """What a driver finds that trains 100 tokens a step; the first step takes ten times as long."""
     took = [1000 / rate, *[100 / rate] * (len(losses) - 1)]
-    return {"tokens": [100] * len(losses), "seconds": took, "loss": list(losses), "others": 0.0, **more}
+    return {
+        "tokens": [100] * len(losses),
+        "seconds": took,
+        "cpu_seconds": [2 * t for t in took],
+        "loss": list(losses),
+        "others": 0.0,
+        **more,
+    }
 
 
 CASE = Case(name="x", title="x", group="g", ours="a", theirs="b", at_least=1.3, checks=(("a", "b", same_losses(0.01)),))
@@ -76,7 +83,7 @@ CASE = Case(name="x", title="x", group="g", ours="a", theirs="b", at_least=1.3, 
 def test_a_case_compares_medians_without_the_warm_up() -> None:
     row = CASE.row({"a": [run(130), run(140), run(150)], "b": [run(100)] * 3}, warmup=1)
     assert (row.ours, row.theirs, row.reached, row.notes) == (pytest.approx(140), pytest.approx(100), True, ())
-    assert row.ratio is not None and row.ratio.value == pytest.approx(1.4)
+    assert row.ratio is not None and row.ratio.value == row.cpu_ratio == pytest.approx(1.4)
     assert not CASE.row({"a": [run(120)], "b": [run(100)]}, warmup=1).reached
 
 
@@ -97,7 +104,8 @@ def test_a_peer_that_cannot_run_says_why_in_the_table() -> None:
 def test_a_timing_beside_other_work_is_marked() -> None:
     row = CASE.row({"a": [run(200, others=0.3)], "b": [run(100)]}, warmup=1)
     assert row.reached and row.noisy
-    assert "yes?" in table([row]) and "no clean timing" in table([row])
+    text = table([row])
+    assert "yes?" in text and "no clean timing" in text and "by processor time the ratio is 2.00" in text
 
 
 @pytest.mark.parametrize(("power", "reached"), [(1.0, True), (2.0, False)])

@@ -9,7 +9,7 @@ import attrs
 
 from benchmarks.ratios import Ratio, ratio_of_medians
 from benchmarks.running import Findings
-from benchmarks.sft.metrics import Check, held, peak, tokens_per_second
+from benchmarks.sft.metrics import Check, held, peak, tokens_per_cpu_second, tokens_per_second
 
 __all__ = ["Case", "Growth", "Row"]
 
@@ -25,6 +25,7 @@ class Row:
         ours, theirs: medians over the runs, in ``unit``; None where there is none.
         ratio: of ours to theirs; for a case without theirs, ours to the target.
         reached: None where nothing could be measured.
+        cpu_ratio: the ratio by processor time instead, where steps were timed.
         noisy: whether other programs took part of the machine, so that timings are worth little.
         notes: why something is not there or not reached, and what to know.
     """
@@ -37,6 +38,7 @@ class Row:
     ratio: Ratio | None = None
     target: str
     reached: bool | None = None
+    cpu_ratio: float | None = None
     noisy: bool = False
     notes: tuple[str, ...] = ()
 
@@ -74,34 +76,37 @@ class Case:
 
     def row(self, measured: Measured, warmup: int) -> Row:
         """Compare what was measured."""
+        compared = [self.ours, *filter(None, [self.theirs])]
         relation = f">= {self.at_least:.2f}" if self.at_least is not None else f"<= {self.at_most:.2f}"
-        row = Row(
-            case=self.name, title=self.title, unit=self.unit, target=relation + ("" if self.theirs else f" {self.unit}")
-        )
-        failures = _failures(measured, [self.ours, *filter(None, [self.theirs])])
-        if failures:
+        target = relation if self.theirs else f"{relation} {self.unit}"
+        row = Row(case=self.name, title=self.title, unit=self.unit, target=target)
+        if failures := _failures(measured, compared):
             return attrs.evolve(row, notes=failures)
-        ours = [self.metric(findings, warmup) for findings in measured[self.ours]]
-        value = statistics.median(ours)
-        if self.theirs is None:
-            ratio, theirs = None, None
-            compared = value
-        else:
-            others = [self.metric(findings, warmup) for findings in measured[self.theirs]]
-            ratio, theirs = ratio_of_medians(ours, others), statistics.median(others)
-            compared = ratio.value
-        notes = [problem for problem in (self._check(measured, *check, warmup) for check in self.checks) if problem]
-        good = compared >= self.at_least if self.at_least is not None else compared <= (self.at_most or 0.0)
-        return attrs.evolve(
+        numbers = [[self.metric(run, warmup) for run in measured[side]] for side in compared]
+        ours, *theirs = (statistics.median(found) for found in numbers)
+        ratio = ratio_of_medians(numbers[0], numbers[1]) if theirs else None
+        problems = [problem for problem in (self._check(measured, *check, warmup) for check in self.checks) if problem]
+        row = attrs.evolve(
             row,
-            ours=value,
-            theirs=theirs,
+            ours=ours,
+            theirs=theirs[0] if theirs else None,
             ratio=ratio,
-            reached=good and not notes,
-            noisy=self.metric not in (peak, held)
-            and _noise(measured, [self.ours, *filter(None, [self.theirs])]) > _QUIET,
-            notes=tuple(notes),
+            reached=self._reaches(ours if ratio is None else ratio.value) and not problems,
+            noisy=self.metric not in (peak, held) and _noise(measured, compared) > _QUIET,
+            notes=tuple(problems),
         )
+        return self._with_processor_time(row, measured, compared, warmup)
+
+    def _reaches(self, value: float) -> bool:
+        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
+
+    def _with_processor_time(self, row: Row, measured: Measured, compared: Sequence[str], warmup: int) -> Row:
+        if self.metric is not tokens_per_second or row.ratio is None:
+            return row
+        one, other = ([tokens_per_cpu_second(run, warmup) for run in measured[side]] for side in compared)
+        ratio = ratio_of_medians(one, other)
+        notes = (*row.notes, f"by processor time the ratio is {ratio.value:.2f}") if row.noisy else row.notes
+        return attrs.evolve(row, cpu_ratio=ratio.value, notes=notes)
 
     @staticmethod
     def _check(measured: Measured, one: str, other: str, check: Check, warmup: int) -> str:

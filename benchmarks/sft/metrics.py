@@ -18,6 +18,7 @@ __all__ = [
     "same_losses",
     "same_rows",
     "seconds",
+    "tokens_per_cpu_second",
     "tokens_per_second",
 ]
 
@@ -25,6 +26,12 @@ __all__ = [
 def tokens_per_second(findings: Findings, warmup: int) -> float:
     """Real tokens, padding excluded, by the time of whole steps: the median over the steps."""
     steps = list(zip(findings["tokens"], findings["seconds"], strict=True))[warmup:]
+    return float(statistics.median(tokens / took for tokens, took in steps))
+
+
+def tokens_per_cpu_second(findings: Findings, warmup: int) -> float:
+    """The same by processor time, which other programs disturb less; but threads that wait for each other may spin."""
+    steps = list(zip(findings["tokens"], findings["cpu_seconds"], strict=True))[warmup:]
     return float(statistics.median(tokens / took for tokens, took in steps))
 
 

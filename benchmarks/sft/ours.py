@@ -19,9 +19,11 @@ from benchmarks.measuring import StepClock, drive
 # torch and hooktrain are imported inside functions: the peak of memory and the time belong to what is measured
 
 
-def _plugins(given: dict[str, Any], findings: dict[str, Any]) -> list[object]:
-    import torch
+class _Enough(Exception):
+    """Everything that is to be measured has happened."""
 
+
+def _plugin(given: dict[str, Any], findings: dict[str, Any]) -> object:
     from hooktrain import hookimpl
 
     class Timed:
@@ -55,8 +57,8 @@ def _plugins(given: dict[str, Any], findings: dict[str, Any]) -> list[object]:
         def on_train_end(self) -> None:
             findings.update(self.clock.findings())
 
-    class Instead:
-        """Does something else than training."""
+    class Preparing:
+        """Takes the time of preparing, and ends the run before there is a model."""
 
         @hookimpl(wrapper=True)
         def make_data(self) -> Iterator[None]:
@@ -65,26 +67,19 @@ def _plugins(given: dict[str, Any], findings: dict[str, Any]) -> list[object]:
             findings["prepare_seconds"] = time.perf_counter() - began
             return data
 
+        @hookimpl(tryfirst=True)
+        def make_model(self) -> Any:
+            raise _Enough
+
+    class Exporting:
+        """Saves what was loaded."""
+
         @hookimpl
         def run_train(self, trainer: Any) -> Any:
-            if given["do"] == "pack":
-                packs = [dict(batch) for window in trainer.train_batches for batch in window]
-                for pack in packs:
-                    pack.setdefault("tokens", pack["input_ids"].numel())
-                torch.save(packs, given["packs"])
-            findings["report"] = dict(trainer.data.report)
             return trainer.state
 
-    class NoModel:
-        """Preparing data needs none."""
-
-        @hookimpl(tryfirst=True)
-        def make_model(self) -> torch.nn.Module:
-            return torch.nn.Linear(1, 1)
-
-    if given["do"] == "train":
-        return [Timed()]
-    return [Instead()] if given["do"] == "export" else [Instead(), NoModel()]
+    kinds: dict[str, type] = {"train": Timed, "export": Exporting, "prepare": Preparing, "pack": Preparing}
+    return kinds[given["do"]]()
 
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:
@@ -98,8 +93,17 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     findings: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         recipe = {**given["recipe"], "run_dir": str(Path(folder) / "run"), "console": {"enabled": False}}
-        made, host = load(recipe, plugins=_plugins(given, findings))
-        Trainer(made, host).run()
+        made, host = load(recipe, plugins=[_plugin(given, findings)])
+        trainer = Trainer(made, host)
+        try:
+            trainer.run()
+        except _Enough:
+            findings["report"] = dict(trainer.data.report)
+        if given["do"] == "pack":
+            packs = [dict(batch) for window in trainer.train_batches for batch in window]
+            for pack in packs:
+                pack.setdefault("tokens", pack["input_ids"].numel())
+            torch.save(packs, given["packs"])
     return findings
 
 
