@@ -11,7 +11,7 @@ import attrs
 
 from hooktrain import at_least, did_you_mean, field, part
 
-__all__ = ["ROLES", "CausalDataConfig", "SFTDataConfig", "TokenDataConfig"]
+__all__ = ["ROLES", "CausalDataConfig", "SFTDataConfig", "TokenDataConfig", "check_role_mapping"]
 
 Overflow = Literal["error", "drop", "truncate", "split"]
 OnEmpty = Literal["error", "drop"]
@@ -77,8 +77,9 @@ class TokenDataConfig:
             )
 
 
-def _role_paths(instance: Any, attribute: Any, value: Mapping[str, str] | None) -> None:
-    for role, path in (value or {}).items():
+def check_role_mapping(mapping: Mapping[str, str]) -> None:
+    """Raises a ``ValueError`` when a role is not known, or a path is neither ``column`` nor ``column.field.value``."""
+    for role, path in mapping.items():
         if role not in ROLES:
             raise ValueError(f"given the role '{role}', expected one of {', '.join(ROLES)}{did_you_mean(role, ROLES)}")
         if path.count(".") not in (0, 2) or not all(path.split(".")):
@@ -86,6 +87,10 @@ def _role_paths(instance: Any, attribute: Any, value: Mapping[str, str] | None) 
                 f"given '{path}' for {role}, expected a column, such as question, or column.field.value, such as"
                 " conversations.from.human"
             )
+
+
+def _role_paths(instance: Any, attribute: Any, value: Mapping[str, str]) -> None:
+    check_role_mapping(value)
 
 
 @attrs.frozen(kw_only=True)

@@ -151,8 +151,8 @@ def _from_alpaca(row: Row) -> Row:
             )
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     for name in ("instruction", "output"):
-        if not isinstance(row[name], str):
-            raise DataError(f"{name} is {shown(row[name])}, expected text; correct or remove the row")
+        if not isinstance(row.get(name), str):
+            raise DataError(f"{name} is {shown(row.get(name))}, expected text; correct or remove the row")
     asked = "\n".join([row["instruction"], *([row["input"]] if row.get("input") else [])])
     messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": row["output"]}]
     return {**row, "messages": messages}

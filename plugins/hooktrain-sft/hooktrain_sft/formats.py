@@ -70,8 +70,10 @@ def choose_format(columns: Sequence[str], first_row: Row, source: Any, config: A
             f"data.format: given '{wanted}', expected auto or one of {', '.join(formats)}"
             f"{did_you_mean(wanted, formats)}; correct it, or enable the plugin that offers it"
         )
-    if wanted not in ("auto", "role_mapping") and setting(source, config, "role_mapping"):
-        raise DataError(f"data.role_mapping: given with `data.format: {wanted}`, which ignores it; drop one of them")
+    if setting(source, config, "role_mapping"):
+        if wanted not in ("auto", "role_mapping"):
+            raise DataError(f"data.role_mapping: given with `data.format: {wanted}`, which has no use for it; drop one")
+        wanted = "role_mapping"
     for name in formats if wanted == "auto" else (wanted,):
         chosen = formats[name]
         reason = chosen.recognise(names, row)

@@ -67,7 +67,9 @@ def render_sft(row: Any, tokenizer: Any, config: SFTDataConfig) -> Rendered:
             return render_chat(row, tokenizer, config)
         if "prompt" in row and "completion" in row:
             return _render_completion(row, tokenizer, config)
-        if isinstance(row.get("text"), str):
+        if "text" in row:
+            if not isinstance(row["text"], str):
+                raise DataError(f"text is {shown(row['text'])}, expected text; correct or remove the row")
             return _with_special(row["text"], tokenizer, 0, "text")
     given = f"columns {', '.join(map(str, row))}" if isinstance(row, Mapping) else type(row).__name__
     raise DataError(
@@ -163,6 +165,11 @@ def _render_completion(row: Mapping[str, Any], tokenizer: Any, config: SFTDataCo
         given = 0 if config.trained_part == "all" else len(prompt)
         return _with_special(prompt + completion, tokenizer, given, "completion")
     for part, where in ((prompt, "prompt"), (completion, "completion")):
+        if not isinstance(part, list):
+            raise DataError(
+                f"{where} is {shown(part)}, expected prompt and completion to be both text or both lists of"
+                " {role, content}; convert the column"
+            )
         read_messages(part, where)
     return render_chat({**row, "messages": [*prompt, *completion]}, tokenizer, config, given=len(prompt))
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hooktrain import DataError
+from hooktrain_sft.config import check_role_mapping
 from hooktrain_sft.formats import Format, Row, setting
 from hooktrain_sft.shown import shown
 
@@ -33,8 +34,11 @@ def role_mapping_format(source: Any, config: Any) -> Format:
     given = setting(source, config, "role_mapping")
     name = str(getattr(source, "name_or_path", "")).partition(":")[0]
     mapping: Mapping[str, str] = given or KNOWN_DATA_SETS.get(name, {})
+    try:
+        check_role_mapping(mapping)
+    except ValueError as problem:
+        raise DataError(f"role_mapping: {problem}; correct it") from None
     content_key = setting(source, config, "content_key")
-    reason = "data.role_mapping" if given else f"the name of the data set, {name}"
 
     def recognise(columns: Sequence[str], row: Row) -> str | None:
         if not mapping:
@@ -45,12 +49,12 @@ def role_mapping_format(source: Any, config: Any) -> Format:
                 f"data.role_mapping: given {', '.join(sorted(missing))}, which the rows do not have; expected some of"
                 f" the columns {', '.join(map(str, columns))}; correct the mapping"
             )
-        return None if missing else reason
+        return None if missing else f"the name of the data set, {name}"
 
     def convert(row: Row) -> Row:
         return {**row, "messages": _messages(row, mapping, content_key)}
 
-    return Format("role_mapping", "", recognise, convert, "messages")
+    return Format("role_mapping", "columns that `data.role_mapping` names", recognise, convert, "messages")
 
 
 def _messages(row: Row, mapping: Mapping[str, str], content_key: str | None) -> list[dict[str, Any]]:
