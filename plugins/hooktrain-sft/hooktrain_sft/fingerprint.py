@@ -91,12 +91,20 @@ def _code(plugin: Any) -> list[str]:
     """
     owner = plugin if inspect.ismodule(plugin) or inspect.isclass(plugin) else type(plugin)
     module = owner.__name__ if inspect.ismodule(owner) else owner.__module__
-    state = {} if owner is plugin else getattr(plugin, "__dict__", {})
-    try:
-        plain = json.dumps(attrs.asdict(plugin) if attrs.has(owner) and owner is not plugin else state, sort_keys=True)
-    except (TypeError, ValueError):
-        raise _Unknown(f"the plugin {module} takes part in rendering and has a state that is no plain value") from None
+    plain = ""
+    if owner is not plugin and _takes_arguments(owner):  # else what it holds follows from its code
+        try:
+            state = attrs.asdict(plugin) if attrs.has(owner) else getattr(plugin, "__dict__", {})
+            plain = json.dumps(state, sort_keys=True)
+        except (TypeError, ValueError):
+            raise _Unknown(
+                f"the plugin {module} takes part in rendering and has a state that is no plain value"
+            ) from None
     return [module, getattr(owner, "__qualname__", ""), plain, _source_digest(module)]
+
+
+def _takes_arguments(owner: type) -> bool:
+    return len(inspect.signature(owner).parameters) > 0
 
 
 @functools.lru_cache(maxsize=64)
