@@ -35,8 +35,10 @@ class HFModelConfig:
     """Precision of the forward pass, which the strategy sets up; ``auto`` leaves the choice to it."""
     weights_dtype: Literal["fp32", "bf16", "fp16"] = field(default="fp32")
     """Precision in which the weights are kept and updated; less than fp32 loses small updates."""
-    attn_implementation: str = field(default="sdpa")
-    """How attention is computed: sdpa, eager, flash_attention_2, ..."""
+    attn_implementation: str = field(default="auto")
+    """How attention is computed: ``auto``, or transformers' sdpa, eager, flash_attention_2, ... What ``auto`` takes
+    computes packed and padding-free batches document by document where the model allows it (its name is ``documents``),
+    and is transformers' own choice elsewhere."""
     activation_checkpointing: bool = field(default=False)
     """Whether activations are computed again in the backward pass instead of being kept."""
     from_config: bool = field(default=False)
@@ -79,6 +81,9 @@ def build_model(
         hf_config = _load_config(config, location)
         accept(hf_config)
         model: Any = _new(config, hf_config) if config.from_config else _load(config, hf_config, location)
+        from hooktrain_hf.attention import install
+
+        install(model, config.attn_implementation)
     forget_gguf()
     _forget_quantization(model)
     _check_trainable(model, config)
@@ -123,7 +128,7 @@ def _new(config: HFModelConfig, hf_config: PreTrainedConfig) -> PreTrainedModel:
     try:
         return factory.from_config(  # type: ignore[no-any-return]
             hf_config,
-            attn_implementation=config.attn_implementation,
+            attn_implementation=_asked(config),
             dtype=torch_dtype(config.weights_dtype),
             trust_remote_code=config.trust_remote_code,
         )
@@ -146,7 +151,7 @@ def _load(config: HFModelConfig, hf_config: PreTrainedConfig, location: Location
             location.name,
             config=hf_config,
             dtype=torch_dtype(config.weights_dtype),
-            attn_implementation=config.attn_implementation,
+            attn_implementation=_asked(config),
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
             **gguf,
@@ -162,6 +167,11 @@ def _load(config: HFModelConfig, hf_config: PreTrainedConfig, location: Location
             " to train from random weights"
         )
     return model  # type: ignore[no-any-return]
+
+
+def _asked(config: HFModelConfig) -> str | None:
+    """The attention that transformers loads the model with; None leaves the choice to it."""
+    return None if config.attn_implementation in ("auto", "documents") else config.attn_implementation
 
 
 def _forget_quantization(model: Any) -> None:

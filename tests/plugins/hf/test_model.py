@@ -27,7 +27,7 @@ def test_weights_are_dense_float32_and_tied(folder: Path, make_llama: Callable[.
     assert {(p.dtype, p.requires_grad) for p in model.parameters()} == {(torch.float32, True)}
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert torch.equal(logits(model), logits(make_llama()))
-    assert model.config.use_cache and model.config._attn_implementation == "sdpa"
+    assert model.config.use_cache and model.config._attn_implementation == "documents"
 
 
 def test_bfloat16_files_are_trained_in_float32_unless_asked_otherwise(
