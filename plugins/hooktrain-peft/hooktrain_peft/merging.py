@@ -22,8 +22,9 @@ from hooktrain_peft.merge import merge
 
 __all__ = ["Merged", "merge_to"]
 
-_LIMITS = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
-"""How far logits may differ, as a share of their norm: what rounding the weights, or their sums, comes to."""
+_LIMITS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 0.15}
+"""How far logits may differ, as a share of their norm: what rounding in every layer comes to. That a layer computes the
+same is proven in float32 as it is merged; this finds what was tied, lost or written wrongly."""
 _PROBE = 16
 """Tokens on which logits are compared."""
 

@@ -112,6 +112,23 @@ def test_merged_weights_give_the_adapters_logits_and_leave_the_run_alone(
         assert difference(logits(merged), logits(trainer.model)) > 0.01
 
 
+def test_a_half_precision_base_is_merged_in_full_and_rounded_once(run: Run, bases: dict[str, Path]) -> None:
+    """Its head was trained as a copy in float32, which must not stay behind, nor the casts around it."""
+    trainer = run(
+        checkpoint=[EXPORT],
+        model={"name_or_path": str(bases["untied"]), "weights_dtype": "bf16"},
+        peft={"type": "lora", "r": 4, "modules_to_save": ["lm_head"], "merge_on_export": True},
+    )
+    merged = AutoModelForCausalLM.from_pretrained(trainer.run_dir / "export", dtype="auto")
+    assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
+    assert difference(logits(trainer.model), logits(merged)) < 0.03
+    head = trainer.model.get_base_model().lm_head.modules_to_save["default"].weight
+    assert torch.equal(merged.lm_head.weight, head.bfloat16())
+    layer = trainer.model.get_base_model().model.layers[1].mlp.up_proj
+    exact = layer.base_layer.weight.float() + layer.get_delta_weight("default").float()
+    assert torch.equal(merged.model.layers[1].mlp.up_proj.weight, exact.bfloat16())
+
+
 def test_a_merged_export_in_the_place_of_an_adapter_leaves_nothing_of_it(run: Run) -> None:
     """A loader that finds an adapter_config.json beside whole weights adds the adapter a second time."""
     run(checkpoint=[EXPORT])

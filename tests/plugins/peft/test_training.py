@@ -145,6 +145,22 @@ def test_a_base_in_half_precision_has_an_adapter_in_full(
     assert all(bool(p.grad is None or p.grad.isfinite().all()) for p in trainer.model.parameters())
 
 
+@pytest.mark.parametrize("method", ["ia3", "ln_tuning", "loha", "randlora", "vera"])
+@pytest.mark.parametrize("autocast", ["fp32", "bf16"])
+def test_other_methods_on_a_base_in_half_precision(
+    run: Run, bases: dict[str, Path], method: str, autocast: str
+) -> None:
+    recorder = Recorder()
+    trainer = run(
+        recorder,
+        model={"name_or_path": str(bases["untied"]), "weights_dtype": "bf16"},
+        strategy={"dtype": autocast, "device": "cpu"},
+        peft={"type": method},
+    )
+    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+    assert all(line["grad_norm"] > 0 for line in recorder.metrics)
+
+
 def test_tied_head_and_embedding_are_trained_as_one(run: Run) -> None:
     trainer = run(peft={"type": "lora", "r": 4, "modules_to_save": ["embed_tokens"]})
     base = trainer.model.get_base_model()
