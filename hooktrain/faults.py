@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeVar
 
 from hooktrain.errors import HooktrainError, NonFiniteError, SegmentError
 from hooktrain.plugins import PluginHost
 
-__all__ = ["explain", "name_taken", "require_finite", "wrong_answer"]
+__all__ = ["explain", "merged", "name_taken", "other_sums", "require_finite", "wrong_answer"]
+
+T = TypeVar("T")
 
 
 def wrong_answer(host: PluginHost, hook: str, given: Any, expected: str) -> SegmentError:
@@ -47,3 +49,35 @@ def explain(host: PluginHost, exception: BaseException, step: int, rank: int) ->
 
 def _who(host: PluginHost, hook: str) -> str:
     return ", ".join(f"'{found.plugin_name}'" for found in host.implementations(hook))
+
+
+def other_sums(host: PluginHost, given: Iterable[str], expected: Iterable[str]) -> HooktrainError:
+    """The error for a loss whose ``sums`` are not those of the micro-batches before."""
+    here, before = (", ".join(sorted(names)) or "none" for names in (given, expected))
+    return wrong_answer(
+        host,
+        "compute_loss",
+        f"the sums {here}",
+        f"{before}, as before: their means need them in every micro-batch; a wrapper that changes the loss returns"
+        " loss._replace(total=...)",
+    )
+
+
+def merged(
+    host: PluginHost, found: Iterable[Mapping[str, T]], sums: Collection[str], own: Collection[str]
+) -> dict[str, T]:
+    """The metrics of all plugins; each name may occur once, and be none of ``own`` or ``sums``.
+
+    Raises:
+        HooktrainError: when a name is taken.
+    """
+    made: dict[str, T] = {}
+    for name in sums:
+        if name in own:
+            raise name_taken(host, name)
+    for metrics in found:
+        for name, value in metrics.items():
+            if name in made or name in own or name in sums:
+                raise name_taken(host, name)
+            made[name] = value
+    return made

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from hooktrain.build import build, resumable
 from hooktrain.errors import SegmentError
-from hooktrain.faults import explain, name_taken, require_finite, wrong_answer
+from hooktrain.faults import explain, merged, other_sums, require_finite, wrong_answer
 from hooktrain.loader import evaluation_batches
 from hooktrain.meter import OWN_METRICS, Meter
 from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
@@ -308,14 +308,7 @@ class Trainer:
         if self._sum_names is None:
             self._sum_names = frozenset(loss.sums)
         elif loss.sums.keys() != self._sum_names:
-            given, expected = (", ".join(sorted(names)) or "none" for names in (loss.sums, self._sum_names))
-            raise wrong_answer(
-                self.host,
-                "compute_loss",
-                f"the sums {given}",
-                f"{expected}, as before: their means need them in every micro-batch; a wrapper that changes the loss"
-                " returns loss._replace(total=...)",
-            )
+            raise other_sums(self.host, loss.sums, self._sum_names)
         return loss
 
     def optimizer_step(self) -> OptimizerStep:
@@ -351,15 +344,7 @@ class Trainer:
     def log(self, more: Mapping[str, float]) -> None:
         """Read all metrics, waiting for the device once, and announce them."""
         state = self.state
-        extra: dict[str, Tensor | float] = {}
-        for found in self.hooks.collect_metrics(trainer=self):
-            for name, value in found.items():
-                if name in extra or name in OWN_METRICS:
-                    raise name_taken(self.host, name)
-                extra[name] = value
-        for name in self.meter.sums:
-            if name in extra or name in OWN_METRICS:
-                raise name_taken(self.host, name)
+        extra = merged(self.host, self.hooks.collect_metrics(trainer=self), self.meter.sums, OWN_METRICS)
         read = self.meter.read(self.strategy, extra)
         metrics: dict[str, float] = {"step": state.global_step, "epoch": self._progress()}
         if self.meter.steps:
