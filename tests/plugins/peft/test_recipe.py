@@ -102,6 +102,7 @@ def complaints(recipe: dict[str, Any], **changes: Any) -> list[str]:
         ),
         ({"type": "prompt_tuning", "config": {"num_virtual_tokens": 4}}, "'prompt_tuning' puts virtual tokens before"),
         ({"type": "prefix-tuning", "config": {"num_virtual_tokens": 4}}, "packed conversations would share them"),
+        ({"type": "lily"}, "peft: 'lily' averages over all tokens of a micro-batch, so that documents and rows would"),
         ({"type": "poly"}, "peft: 'poly' needs the number of a task with each row"),
         ({"type": "lora", "ranks": 8}, "peft.ranks: unknown key (did you mean 'rank'?)"),
         ({"type": "lora", "r": 0}, "peft.r: given 0, expected at least 1"),

@@ -140,8 +140,8 @@ def test_a_merged_export_in_the_place_of_an_adapter_leaves_nothing_of_it(run: Ru
 
 
 def test_what_cannot_be_merged_is_told(run: Run) -> None:
-    with pytest.raises(CheckpointError, match=r"peft\.merge_on_export: peft: Lily cannot be merged"):
-        run(checkpoint=[EXPORT], peft={"type": "lily", "merge_on_export": True})
+    with pytest.raises(CheckpointError, match=r"peft\.merge_on_export: peft: Beft cannot be merged"):
+        run(checkpoint=[EXPORT], peft={"type": "beft", "merge_on_export": True})
 
 
 # ------------------------------------------------------------------------------------------------- going on
