@@ -2,8 +2,8 @@
 
 The specification: ``recipe`` (without ``run_dir``), ``threads``, and ``do``: ``train``; ``pack``, which writes the
 micro-batches of the first epoch to ``packs`` in the order in which they would be trained, so that a hand-written loop
-gets exactly the same; ``prepare``, which stops where training would begin, ``starts`` times in processes of their own;
-or ``export``, which only loads the model and saves it as a Hugging Face folder.
+gets exactly the same; ``prepare``, which stops before the model is loaded; or ``export``, which loads the model and
+saves it as a Hugging Face folder.
 """
 
 from __future__ import annotations
