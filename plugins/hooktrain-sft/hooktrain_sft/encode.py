@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hooktrain import DataError
 from hooktrain_sft.render import Rendered
+from hooktrain_sft.surfaces import Surfaces
 from hooktrain_sft.trace import Span
 
 __all__ = ["Encoder", "tokens_in_spans"]
@@ -31,6 +32,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._direct: bool | None = None
+        self._surfaces: Surfaces | None = None
 
     def __call__(self, rows: Sequence[Rendered]) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
         """Ids and mask of each row, each of shape (tokens,)."""
@@ -45,59 +47,63 @@ class Encoder:
             Ids and mask, shape (tokens of all rows,), and the tokens of each row, shape (rows,).
         """
         texts = [row for row in rows if row.ids is None]
-        encodings = iter(self._encode([row.text for row in texts], offsets=not all(map(_is_whole, texts))))
-        ids: list[Any] = []
-        trained: list[tuple[int, int]] = []  # runs of trained tokens, by their place among all
-        masks: list[tuple[int, NDArray[np.bool_]]] = []
-        lengths = np.zeros(len(rows), np.int64)
-        at = 0
-        for index, row in enumerate(rows):
-            begin = at
-            if row.ids is not None:
-                ids.append(row.ids.tolist())
-                at += len(row.ids)
-                masks.append((begin, np.ones(len(row.ids), np.bool_) if row.mask is None else row.mask))
-            else:
-                text_ids, encoding = next(encodings)
-                ids += (row.before, text_ids, row.after)
-                at += len(row.before)
-                runs = [(0, len(text_ids))] if _is_whole(row) else _runs(encoding, len(text_ids), row.text, row.spans)
-                trained += [(at + first, at + last) for first, last in runs]
-                at += len(text_ids) + len(row.after)
-                if row.after:
-                    trained.append((at - len(row.after), at))
-            lengths[index] = at - begin
-        flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32, at)
-        mask = np.zeros(at, np.bool_)
-        for first, last in trained:
-            mask[first:last] = True
-        for first, given in masks:
-            mask[first : first + len(given)] = given
-        return flat, mask, lengths
+        listed, mask = self._encode(texts)
+        lengths = np.fromiter(map(len, listed), np.int64, len(listed))
+        ids = np.fromiter(itertools.chain.from_iterable(listed), np.int32, int(lengths.sum()))
+        if mask is None:
+            mask = self._mask(texts, ids, listed)
+        if len(texts) == len(rows) and not any(row.before or row.after for row in rows):
+            return ids, mask, lengths
+        return _with_others(rows, ids, mask, lengths)
 
-    def _encode(self, texts: list[str], offsets: bool) -> Any:
-        """Ids of each text, and what knows where each token comes from, or None."""
+    def _encode(self, rows: Sequence[Rendered]) -> tuple[list[list[int]], NDArray[np.bool_] | None]:
+        """Ids of each text; and the mask, unless it follows from the ids."""
+        texts = [row.text for row in rows]
         if self._direct is None and texts:
             # the tokenizers library takes half the time of the class around it, which some models' classes override
             self._reset()
             direct = self._backend.encode(texts[0], add_special_tokens=False).ids
             wrapped = self._tokenizer(texts[0], add_special_tokens=False, verbose=False)["input_ids"]
             self._direct = list(direct) == list(wrapped)
+            if self._direct:
+                self._surfaces = Surfaces(self._backend)
         if self._direct:
             self._reset()
-            encode = self._backend.encode_batch if offsets else self._backend.encode_batch_fast
-            for encoding in encode(texts, add_special_tokens=False):
-                yield encoding.ids, encoding
-        elif texts:
-            encoded = self._tokenizer(
-                texts,
-                add_special_tokens=False,
-                return_offsets_mapping=offsets,
-                return_attention_mask=False,
-                verbose=False,
-            )
-            for index, ids in enumerate(encoded["input_ids"]):
-                yield ids, encoded.encodings[index] if encoded.encodings else None
+            if self._surfaces is not None or all(map(_is_whole, rows)):
+                made = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+                return [encoding.ids for encoding in made], None
+            encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+            return [encoding.ids for encoding in encodings], _masks(rows, encodings)
+        if not texts:
+            return [], None
+        encoded = self._tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return encoded["input_ids"], _masks(rows, encoded.encodings)
+
+    def _mask(self, rows: Sequence[Rendered], ids: NDArray[np.int32], listed: list[list[int]]) -> NDArray[np.bool_]:
+        """The mask of all texts, from the bytes that their tokens write."""
+        if self._surfaces is None or all(map(_is_whole, rows)):
+            return np.ones(len(ids), np.bool_)
+        texts = [row.text for row in rows]
+        encoded = [text.encode() for text in texts]
+        written = [self._surfaces.write(*pair) for pair in zip(listed, encoded, strict=True)]
+        if all(written):
+            return self._surfaces.mask(ids, texts, encoded, [row.spans for row in rows])
+        parts = []
+        self._reset()
+        for row, one, data, proven in zip(rows, listed, encoded, written, strict=True):
+            if proven:
+                parts.append(self._surfaces.mask(np.array(one, np.int32), [row.text], [data], [row.spans]))
+            else:  # normalized, or with white space that a special token takes along
+                parts.append(_masks([row], [self._backend.encode(row.text, add_special_tokens=False)]))
+        if 4 * sum(written) < 3 * len(written):
+            self._surfaces = None
+        return np.concatenate(parts)
 
     def _reset(self) -> None:
         """A tokenizer.json may ask for truncation or padding; setting them while another thread encodes would fail."""
@@ -107,35 +113,44 @@ class Encoder:
             self._backend.no_padding()
 
 
+def _with_others(
+    rows: Sequence[Rendered], ids: NDArray[np.int32], mask: NDArray[np.bool_], lengths: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.int64]]:
+    """The tokens of texts, with those around them, and with rows that were tokens already."""
+    all_ids: list[Any] = []
+    all_masks: list[Any] = []
+    ends = np.cumsum(lengths).tolist()
+    texts = zip([0, *ends[:-1]], ends, strict=True) if ends else iter(())
+    made = np.zeros(len(rows), np.int64)
+    for index, row in enumerate(rows):
+        if row.ids is not None:
+            parts = [(row.ids, np.ones(len(row.ids), np.bool_) if row.mask is None else row.mask)]
+        else:
+            begin, end = next(texts)
+            parts = [
+                (np.array(row.before, np.int32), np.zeros(len(row.before), np.bool_)),
+                (ids[begin:end], mask[begin:end]),
+                (np.array(row.after, np.int32), np.ones(len(row.after), np.bool_)),
+            ]
+        all_ids += [one for one, _ in parts]
+        all_masks += [one for _, one in parts]
+        made[index] = sum(len(one) for one, _ in parts)
+    return np.concatenate(all_ids).astype(np.int32), np.concatenate(all_masks).astype(np.bool_), made
+
+
+def _masks(rows: Sequence[Rendered], encodings: Sequence[Any]) -> NDArray[np.bool_]:
+    """The mask of all texts, from what the tokenizer says of where its tokens come from."""
+    parts = [
+        np.ones(len(encoding), np.bool_)
+        if _is_whole(row)
+        else tokens_in_spans(np.array(encoding.offsets, np.int64).reshape(-1, 2), row.text, row.spans)
+        for row, encoding in zip(rows, encodings, strict=True)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.bool_)
+
+
 def _is_whole(row: Rendered) -> bool:
     return row.spans == ((0, len(row.text)),)
-
-
-def _runs(encoding: Any, length: int, text: str, spans: Sequence[Span]) -> list[tuple[int, int]]:
-    """Which tokens are trained, as runs: first token, and the one behind the last."""
-    runs = []
-    for start, end in spans:
-        if start == end:
-            continue
-        first = encoding.char_to_token(start)
-        last = length if end == len(text) else encoding.char_to_token(end)
-        # a token that begins elsewhere than the span needs a closer look, and so does white space without a token
-        if (
-            first is None
-            or last is None
-            or encoding.token_to_chars(first)[0] != start
-            or (last < length and encoding.token_to_chars(last)[0] != end)
-        ):
-            return _looked_at(encoding, text, spans)
-        runs.append((first, last))
-    return runs
-
-
-def _looked_at(encoding: Any, text: str, spans: Sequence[Span]) -> list[tuple[int, int]]:
-    offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-    trained = tokens_in_spans(offsets, text, spans)
-    edges = np.flatnonzero(np.diff(trained, prepend=False, append=False))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 def tokens_in_spans(offsets: NDArray[np.int64], text: str, spans: Sequence[Span]) -> NDArray[np.bool_]:
