@@ -35,7 +35,12 @@ class ChatTemplate:
             raise DataError(
                 f"the chat template cannot be compiled: {type(problem).__name__}: {problem}; correct it"
             ) from problem
-        self._scope: dict[str, Any] = {"tools": None, "documents": None, **tokenizer.special_tokens_map}
+        self._scope: dict[str, Any] = {
+            **self._compiled.globals,
+            "tools": None,
+            "documents": None,
+            **tokenizer.special_tokens_map,
+        }
         self.marks_generation = self._compiled.marks_generation
         self.reads = self._compiled.reads
         self.uses_date = "strftime_now" in self.reads
@@ -43,6 +48,7 @@ class ChatTemplate:
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._ends = frozenset(special | ({tokenizer.eos_token} if tokenizer.eos_token else set()))
         self._end_lengths = sorted({len(end) for end in self._ends}, reverse=True)
+        self._usual_end: tuple[str, ...] = ()  # the one seen last, since most turns end alike
         self.nothing = self._ends | {""}
 
     @classmethod
@@ -110,8 +116,11 @@ class ChatTemplate:
         """
         while end > start and text[end - 1].isspace():
             end -= 1
+        if text.endswith(self._usual_end, start, end):
+            return end
         for length in self._end_lengths:
-            if end - length >= start and text[end - length : end] in self._ends:
+            if end - length >= start and (found := text[end - length : end]) in self._ends:
+                self._usual_end = (found,)
                 return end
         return None
 

@@ -48,6 +48,7 @@ class CompiledTemplate:
     Attributes:
         marks_generation: whether it has ``{% generation %}``, in places that can be known.
         reads: the variables and fields that it reads, and its strings, which may name some.
+        globals: what every template knows; part of the variables of a rendering.
     """
 
     def __init__(self, source: str) -> None:
@@ -66,18 +67,11 @@ class CompiledTemplate:
         self.marks_generation = notes.generation and not notes.hidden_generation
         code = environment.compile(tree)
         self._noting = environment.template_class.from_code(environment, code, environment.make_globals(None))
-        self._globals = dict(self._plain.globals)
+        self.globals = dict(self._plain.globals)
 
     def render(self, variables: Mapping[str, Any]) -> str:
         """The text."""
-        return "".join(self._plain.root_render_func(self._context(self._plain, variables)))
-
-    def _context(self, template: Template, variables: Mapping[str, Any]) -> Context:
-        # as template.new_context makes it, which spends most of a rendering on copying a chain of globals
-        environment = template.environment
-        return environment.context_class(
-            environment, {**self._globals, **variables}, template.name, template.blocks, self._globals
-        )
+        return "".join(self._plain.root_render_func(_context(self._plain, dict(variables))))
 
     def trace(self, variables: Mapping[str, Any]) -> Trace:
         """The text, and where in it the messages are."""
@@ -94,7 +88,7 @@ class CompiledTemplate:
             generated.append((len(pieces), text))
             return text
 
-        context = self._context(self._noting, {**variables, _AT: noted, _GENERATED: generate})
+        context = _context(self._noting, {**variables, _AT: noted, _GENERATED: generate})
         for piece in self._noting.root_render_func(context):
             pieces.append(piece)  # one by one, as `noted` reads the length
         text = "".join(pieces)
@@ -103,6 +97,12 @@ class CompiledTemplate:
             starts = [0, *itertools.accumulate(map(len, pieces))]
             spans = [(starts[count], starts[count] + len(part)) for count, part in generated]
         return Trace(text, _regions(pieces, noted.notes), spans)
+
+
+def _context(template: Template, variables: dict[str, Any]) -> Context:
+    # template.new_context spends most of a rendering on copying a chain of globals
+    environment = template.environment
+    return environment.context_class(environment, variables, template.name, template.blocks)
 
 
 class _Noted:
