@@ -432,7 +432,7 @@ def make_loader(dataset: Dataset, data: Data, recipe: Recipe, world: World) -> A
         An object with ``__len__()``, the optimizer steps of an epoch, and ``windows(epoch, start)``, an iterator over
         ``(rows, micro-batches)`` of this rank that begins after ``start`` global rows; NotImplemented declines.
 
-    Default: ``hooktrain.loader.WindowLoader``.
+    Default: ``data.loader`` where the data bring one, else ``hooktrain.loader.WindowLoader``.
     """
 
 

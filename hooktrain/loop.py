@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -120,5 +120,5 @@ class Loop:
         )
 
     @hookimpl(trylast=True)
-    def make_loader(self, dataset: Dataset, data: Data, recipe: Recipe, world: World) -> WindowLoader:
-        return WindowLoader(dataset, data, recipe, world)
+    def make_loader(self, dataset: Dataset, data: Data, recipe: Recipe, world: World) -> Any:
+        return (data.loader or WindowLoader)(dataset, data, recipe, world)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from hooktrain.recipe import Recipe
+
 __all__ = [
     "Batch",
     "BatchCounts",
@@ -175,6 +177,8 @@ class Data:
         fingerprint: text that is equal on two ranks exactly when their rows are.
         order: makes the order of an epoch's rows, shape (rows,), from a generator that is seeded for the epoch and the
             number of rows in a step; a plain permutation when left out. Not asked when ``shuffle`` is off.
+        loader: builds what hands out the windows, from what ``make_loader`` is given, for rows that cannot be addressed
+            by number, such as a stream's; ``WindowLoader`` when left out.
     """
 
     train: Dataset
@@ -185,6 +189,7 @@ class Data:
     report: Mapping[str, Any] = attrs.field(factory=dict)
     fingerprint: str = ""
     order: Callable[[torch.Generator, int], Tensor] | None = None
+    loader: Callable[[Dataset, Data, Recipe, World], Any] | None = None
 
 
 @attrs.frozen

@@ -126,7 +126,7 @@ def test_resume_goes_on_exactly(quick_start, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "changes", "error", "text"),
     [
-        ([{"text": "x"}], {}, DataError, "messages"),
+        ([{"question": "x"}], {}, DataError, "messages"),
         ([], {}, DataError, "no rows"),
         ([{"messages": []}], {}, DataError, "messages"),
         ([{"messages": [{"role": "user", "content": "x"}]}], {}, DataError, "on_empty"),

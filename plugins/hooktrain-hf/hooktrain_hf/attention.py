@@ -59,7 +59,10 @@ def install(model: Any, implementation: str) -> None:
                 raise ModelError(f"model.attn_implementation: given '{NAME}', but {reason}; write auto or sdpa")
         else:
             decoder.set_attn_implementation(_register(decoder.config._attn_implementation))
-    decoder.register_forward_pre_hook(_TakeDocuments(_parameters(decoder), reason), with_kwargs=True)
+    parameters = _parameters(decoder)
+    if parameters is None or "use_cache" in parameters:
+        decoder.register_forward_pre_hook(_keep_no_cache, with_kwargs=True)
+    decoder.register_forward_pre_hook(_TakeDocuments(parameters, reason), with_kwargs=True)
     decoder.register_forward_hook(_forget_documents, always_call=True)
 
 
@@ -135,6 +138,17 @@ _documents: ContextVar[Documents | None] = ContextVar("documents", default=None)
 
 def _forget_documents(*args: Any) -> None:
     _documents.set(None)
+
+
+def _keep_no_cache(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A forward pre-hook: where nobody says whether to keep keys and values, they are not kept.
+
+    transformers keeps them unless told otherwise, and then does not look for documents that share a row: a loss that
+    calls the model with ids and positions alone would let them see each other. Generating always says so.
+    """
+    if kwargs.get("use_cache") is None and kwargs.get("past_key_values") is None:
+        return args, {**kwargs, "use_cache": False}
+    return None
 
 
 class _TakeDocuments:

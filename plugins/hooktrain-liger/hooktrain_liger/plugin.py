@@ -67,17 +67,23 @@ class LigerPlugin:
         made, self._head = head_loss(self._config, config, transform)
         return made
 
-    @hookimpl(trylast=True)
+    @hookimpl(trylast=True)  # after the loss has looked at the model
     def on_train_start(self, trainer: Trainer) -> None:
-        if self._config is None:
+        if self._config is not None:
+            names = [*self._layers, *([self._head] if self._head else [])]
+            trainer.say(f"liger: {', '.join(names) or 'no kernel is used'}")
+
+    @hookimpl
+    def on_step_end(self, trainer: Trainer) -> None:
+        if self._config is None or self._head is not None:
             return
-        if self._head is None and (self._config.fused_linear_cross_entropy or self._config.cross_entropy):
-            trainer.host.warn(
-                "model.fused_linear_cross_entropy: not used, as the recipe's loss does not ask for it; expected one"
-                " that does; write loss: {type: sft}, or fused_linear_cross_entropy: false"
-            )
-        names = [*self._layers, *([self._head] if self._head else [])]
-        trainer.say(f"liger: {', '.join(names) or 'no kernel is used'}")
+        self._head = ""
+        for name in ("fused_linear_cross_entropy", "cross_entropy"):
+            if getattr(self._config, name):
+                trainer.host.warn(
+                    f"model.{name}: not used, as the recipe's loss asks for no such kernel with this model; expected"
+                    f" one that does; write loss: {{type: sft}}, or {name}: false"
+                )
 
 
 def _needing_logits(recipe: Any) -> Iterator[str]:

@@ -39,7 +39,7 @@ def device_for(wanted: str) -> torch.device:
         ) from error
     if interpreting():
         return torch.device("cpu")
-    found = torch.accelerator.current_accelerator(check_available=True)
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if wanted.startswith("cpu") or found is None or found.type not in ("cuda", "xpu", "npu"):
         why = "the strategy computes on the CPU" if wanted.startswith("cpu") else "torch finds none on this machine"
         raise ModelError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from hooktrain import Data, Recipe, ShownRow, TrainerType, World, hookimpl
+from hooktrain import Data, ShownRow, TrainerType, World, hookimpl
 from hooktrain_sft import hookspecs
 from hooktrain_sft.config import CausalDataConfig, SFTDataConfig, TokenDataConfig
 from hooktrain_sft.loss_config import CrossEntropyConfig, DFTLossConfig, SFTLossConfig
@@ -65,13 +64,6 @@ class SFTPlugin:
         from hooktrain_sft.prepare import prepare_data
 
         return prepare_data(config, tokenizer, world, hooks)
-
-    @hookimpl
-    def make_loader(self, dataset: Any, data: Data, recipe: Recipe, world: World) -> Any:
-        module: Any = sys.modules.get("hooktrain_sft.stream")  # whoever has a stream has loaded it
-        if module is None or not isinstance(dataset, module.Stream):
-            return NotImplemented
-        return module.StreamLoader(dataset, data, recipe, world)
 
     @hookimpl
     def collect_state(self, trainer: Trainer) -> Mapping[str, Any] | None:

@@ -96,7 +96,7 @@ class _Preparation:
 
     def stream(self, streams: Sequence[bool]) -> Data:
         """Data whose training rows are read while training."""
-        from hooktrain_sft.stream import Stream
+        from hooktrain_sft.stream import Stream, StreamLoader
 
         config = self.config
         for refused, given, advice in (
@@ -127,6 +127,7 @@ class _Preparation:
                 "warnings": self.warnings,
             },
             fingerprint="-".join(["stream", *self.digests]),
+            loader=StreamLoader,
         )
 
     def read(self, source: Any, use: str) -> Documents:

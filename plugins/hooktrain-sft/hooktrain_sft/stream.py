@@ -170,13 +170,14 @@ class _Cursor:
 class StreamLoader:
     """Hands out windows of a stream; every rank reads the whole stream and takes its own micro-batches."""
 
-    def __init__(self, dataset: Stream, data: Data, recipe: Recipe, world: World) -> None:
+    def __init__(self, dataset: Any, data: Data, recipe: Recipe, world: World) -> None:
         if recipe.train_iters is None or recipe.epochs is not None:
             raise DataError(
                 "data.sources: a streaming source has no known length, so that the run's is not known either; write"
                 " train_iters, the number of optimizer steps, and leave epochs out"
             )
-        self.dataset, self.data, self.world = dataset, data, world
+        self.dataset: Stream = dataset
+        self.data, self.world = data, world
         self.micro = recipe.micro_batch_size
         self.window = recipe.micro_batch_size * recipe.gradient_accumulation_steps * world.world_size
         self._place: dict[str, Any] | None = None

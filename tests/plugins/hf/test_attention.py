@@ -194,6 +194,29 @@ def test_what_follows_a_document_does_not_depend_on_it_bit_by_bit(family: str) -
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager", "documents"])
+@pytest.mark.parametrize("training", [False, True])
+def test_documents_are_kept_apart_for_callers_that_do_not_speak_of_a_cache(implementation: str, training: bool) -> None:
+    """transformers does not look for restarting positions while it fills a cache, which is its default."""
+    model = make("Llama", SMALL, None if implementation == "documents" else implementation).train(training)
+    install(model, implementation)
+    texts = documents(LENGTHS)
+    alone = torch.cat([logits(model, {"input_ids": torch.tensor([text])}) for text in texts])
+    batch = flat(texts)
+    if implementation != "documents":
+        batch = {name: batch[name] for name in ("input_ids", "position_ids")}
+    torch.testing.assert_close(model(**batch).logits.flatten(0, 1), alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_that_is_asked_for_is_filled() -> None:
+    model = make("Llama", SMALL)
+    install(model, "auto")
+    ids = torch.tensor([[5, 6, 7]])
+    assert model(ids).past_key_values is None
+    assert model(ids, use_cache=True).past_key_values.get_seq_length() == 3
+    assert model.generate(ids, max_new_tokens=4, do_sample=False).shape == (1, 7)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "documents"])
 def test_explicit_implementations_stay_what_they_are(implementation: str) -> None:
     model = make("Llama", SMALL, None if implementation == "documents" else implementation)
     install(model, implementation)

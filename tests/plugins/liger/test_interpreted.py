@@ -11,43 +11,23 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-FILES = sorted(HERE.glob("interpreted_*.py"))
+FILES = sorted(Path(__file__).parent.glob("interpreted_*.py"))
 
 
-def cases(file: Path) -> list[str]:
-    tree = ast.parse(file.read_text())
-    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
-
-
-@pytest.fixture(scope="module")
-def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Failures of each test function, by name."""
-    report = tmp_path_factory.mktemp("report") / "report.xml"
-    command = [sys.executable, "-m", "pytest", str(request.param), "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+def test_interpreted(file: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    command = [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     done = subprocess.run(
         [*command, f"--junitxml={report}"],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode in (0, 1) and report.exists(), done.stdout[-4000:] + done.stderr[-4000:]
-    found: dict[str, list[str]] = {}
-    for case in xml.parse(report).getroot().iter("testcase"):
-        problems = [f"{case.get('name')}\n{problem.text}" for problem in case if problem.tag in ("failure", "error")]
-        skipped = [f"{case.get('name')}\nskipped: {problem.text}" for problem in case if problem.tag == "skipped"]
-        found.setdefault(str(case.get("name")).partition("[")[0], []).extend(problems + skipped)
-    return found
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "case" in metafunc.fixturenames:
-        pairs = [(file, name) for file in FILES for name in cases(file)]
-        metafunc.parametrize(
-            ("results", "case"), pairs, indirect=["results"], ids=[f"{f.stem[12:]}-{n[5:]}" for f, n in pairs]
-        )
-
-
-def test_interpreted(results: dict[str, list[str]], case: str) -> None:
-    assert not results[case], "\n\n".join(results[case])
+    cases = list(xml.parse(report).getroot().iter("testcase"))
+    written = [node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
+    assert {str(case.get("name")).partition("[")[0] for case in cases} == {n for n in written if n.startswith("test_")}
+    failed = [f"{case.get('name')}: {problem.tag}\n{problem.text}" for case in cases for problem in case]
+    assert not failed, "\n\n".join(failed)

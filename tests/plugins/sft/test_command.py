@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from hooktrain import ShownRow, hookimpl
+from hooktrain.build import load
+from hooktrain.preview import data_of, print_data
+from hooktrain.testing import TinyPlugin
 from tests.tiny_llama import save_tiny_llama
 
 
@@ -67,3 +71,21 @@ def test_text_for_people(recipe: Path) -> None:
 
 def test_more_rows_than_there_are(recipe: Path) -> None:
     assert data(recipe, "--show", "99").count(", row ") == 14
+
+
+def test_a_plugin_shows_rows_of_its_own_data(tiny_recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    class Shows:
+        @hookimpl
+        def show_rows(self, config: Any, tokenizer: Any, world: Any, hooks: Any, count: int) -> list[ShownRow] | None:
+            if type(config).__name__ != "TinyDataConfig":
+                return None
+            return [
+                ShownRow(f"row {n}", [("one", False, ""), ("two", True, "it is even")], "a note") for n in range(count)
+            ]
+
+    recipe, host = load(tiny_recipe, plugins=[TinyPlugin(), Shows()])
+    facts = data_of(recipe, host, show=2)
+    assert [row["label"] for row in facts["shown"]] == ["row 0", "row 1"]
+    print_data(facts)
+    shown = capsys.readouterr().out
+    assert "one«two»[1]" in shown and "[1] trained: it is even" in shown and "a note" in shown

@@ -61,6 +61,11 @@ def test_complaints(given: dict[str, Any], complaint: str) -> None:
 
 def test_loss() -> None:
     assert read(SFTLossConfig)[0].chunk_size is None, "chosen by the size of the vocabulary"
-    assert (read(SFTLossConfig)[0].weighted_by_probability, read(DFTLossConfig)[0].weighted_by_probability) == (False, True)
+    assert (read(SFTLossConfig)[0].weighted_by_probability, read(DFTLossConfig)[0].weighted_by_probability) == (
+        False,
+        True,
+    )
     assert read(SFTLossConfig, chunk_size=0)[1] == ["data.chunk_size: given 0, expected at least 1"]
-    assert read(SFTLossConfig, label_smoothing=2)[1] == ["data.label_smoothing: given 2.0, expected a number from 0 to 1"]
+    assert read(SFTLossConfig, label_smoothing=2)[1] == [
+        "data.label_smoothing: given 2.0, expected a number from 0 to 1"
+    ]

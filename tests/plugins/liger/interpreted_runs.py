@@ -1,0 +1,199 @@
+"""Whole runs with Liger's fused loss beside the same runs of ``huggingface``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from hooktrain import HooktrainWarning, hookimpl
+
+Train = Callable[..., list[dict[str, float]]]
+FUSED = "fused_linear_cross_entropy"
+LIGER = {"type": "liger", "rope": False}
+"""The fused loss alone."""
+
+
+def curve(metrics: list[dict[str, float]], *keys: str) -> list[float]:
+    return [line[key] for line in metrics for key in keys or ("loss", "grad_norm", "eval/rows/loss") if key in line]
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    @hookimpl
+    def on_message(self, message: str) -> None:
+        self.messages.append(message)
+
+
+@pytest.fixture
+def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shapes of hidden states that Liger's fused loss was called with."""
+    from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction as Function
+
+    calls: list[torch.Size] = []
+    forward = Function.forward
+
+    def counted(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, *arguments: Any) -> Any:
+        if len(weight) > 8:  # the trial at the start has a vocabulary of 8
+            calls.append(hidden.shape)
+        return forward(ctx, hidden, weight, *arguments)
+
+    monkeypatch.setattr(Function, "forward", staticmethod(counted))
+    return calls
+
+
+def test_any_division_into_micro_batches_is_the_run_of_huggingface(fine_tune: Train, fused_calls: list[Any]) -> None:
+    """Liger's own mean would weigh micro-batches alike (Liger-Kernel#675)."""
+    expected = curve(fine_tune({}))
+    assert len(expected) == 7 and not fused_calls
+    for micro, accumulation in ((4, 1), (2, 2), (1, 4)):
+        found = fine_tune(LIGER, micro_batch_size=micro, gradient_accumulation_steps=accumulation)
+        assert curve(found) == pytest.approx(expected, rel=2e-5)
+    assert fused_calls
+
+
+def test_two_ranks_are_the_run_of_huggingface(fine_tune: Train, tiny_run: Callable[..., Any], tmp_path: Path) -> None:
+    expected = curve(fine_tune({}))
+    recipe = tiny_run(LIGER, micro_batch_size=1, gradient_accumulation_steps=2)
+    recipe["run_dir"] = str(tmp_path / "ranks")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    words = ["train", str(tmp_path / "recipe.yaml"), "--nproc", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hooktrain", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = (tmp_path / "ranks" / "metrics.jsonl").read_text().splitlines()
+    assert curve([json.loads(line) for line in lines]) == pytest.approx(expected, rel=2e-5)
+    assert done.stderr.count("left out, as Triton's interpreter") == 1  # one rank says it
+
+
+def test_only_supervised_positions_reach_the_kernel(fine_tune: Train, fused_calls: list[Any]) -> None:
+    metrics = fine_tune(LIGER, train_iters=2)
+    # at last come two windows of a whole epoch, and the evaluation of the same rows
+    trained, evaluated = (sum(shape[0] for shape in fused_calls[part]) for part in (slice(-4, -2), slice(-2, None)))
+    assert trained == evaluated == metrics[-1]["supervised_tokens"]
+
+
+def test_micro_batches_without_a_supervised_token(fine_tune: Train) -> None:
+    """Such a micro-batch still takes part, with gradients of zero: other ranks wait for it."""
+
+    class Mask:
+        @hookimpl
+        def on_step_start(self, trainer: Any, batches: Any) -> None:
+            for batch in batches[: trainer.global_step + 1]:
+                batch["labels"].fill_(-100)
+            trainer.open_window(batches)
+
+    runs = [curve(fine_tune(model, Mask(), gradient_accumulation_steps=4, micro_batch_size=1)) for model in ({}, LIGER)]
+    assert runs[1] == pytest.approx(runs[0], rel=2e-5) and len(runs[0]) > 3
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"type": "sft", "label_smoothing": 0.1, "z_loss": 1e-3},
+        {"type": "dft"},
+        {"type": "dft", "label_smoothing": 0.1},
+    ],
+)
+def test_losses_are_those_of_huggingface(fine_tune: Train, fused_calls: list[Any], loss: dict[str, Any]) -> None:
+    expected = curve(fine_tune({}, loss=loss))
+    assert curve(fine_tune(LIGER, loss=loss)) == pytest.approx(expected, rel=2e-5)
+    assert fused_calls
+
+
+def test_accuracy_is_logged_as_that_of_huggingface(fine_tune: Train) -> None:
+    keys = ("token_accuracy", "eval/rows/token_accuracy")
+    expected = curve(fine_tune({}), *keys)
+    assert len(expected) == 4
+    assert curve(fine_tune(LIGER), *keys) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_loss_that_liger_does_not_compute_is_left_to_pytorch(
+    fine_tune: Train, fused_calls: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    loss = {"type": "dft", "z_loss": 1e-2}
+    expected = curve(fine_tune({}, loss=loss))
+    with caplog.at_level(logging.WARNING):
+        assert curve(fine_tune(LIGER, loss=loss)) == pytest.approx(expected, rel=2e-5)
+    assert not fused_calls
+    assert "model.fused_linear_cross_entropy: not used, as Liger's kernel weights the z-loss" in caplog.text
+
+
+def test_logits_kernel_instead_of_the_fused_one(fine_tune: Train, fused_calls: list[Any]) -> None:
+    listener = Listener()
+    kernels = {**LIGER, FUSED: False, "cross_entropy": True}
+    found = curve(fine_tune(kernels, listener))
+    assert found == pytest.approx(curve(fine_tune({})), rel=2e-5)
+    assert not fused_calls and "liger: cross_entropy" in listener.messages
+
+
+def test_it_says_which_kernels_it_uses(fine_tune: Train) -> None:
+    listener = Listener()
+    fine_tune(LIGER, listener, train_iters=1)
+    assert f"liger: {FUSED}" in listener.messages
+
+
+def test_no_kernel_at_all_is_the_run_of_huggingface_bit_by_bit(fine_tune: Train, fused_calls: list[Any]) -> None:
+    found = fine_tune({"type": "liger", "rope": False, FUSED: False})
+    assert curve(found) == curve(fine_tune({})) and not fused_calls
+
+
+def test_a_loss_that_does_not_ask_for_a_kernel_is_named(fine_tune: Train) -> None:
+    import attrs
+
+    from hooktrain import LossSum
+
+    @attrs.frozen(kw_only=True)
+    class OwnConfig:
+        """A loss of one's own."""
+
+    class Own:
+        @hookimpl
+        def register_configs(self) -> dict[str, dict[str, type]]:
+            return {"loss": {"own": OwnConfig}}
+
+        @hookimpl
+        def make_loss(self, config: Any) -> Any:
+            return self.loss if isinstance(config, OwnConfig) else None
+
+        def loss(self, model: Any, batch: Any, weight: int) -> LossSum:
+            logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+            losses = torch.nn.functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum"
+            )
+            return LossSum(losses, weight)
+
+    with pytest.warns(HooktrainWarning, match="not used, as the recipe's loss asks for no such kernel"):
+        own = fine_tune(LIGER, Own(), loss={"type": "own"})
+    assert curve(own) == pytest.approx(curve(fine_tune({})), rel=2e-5)  # the model gives logits
+
+
+def test_bf16_autocast_stays_close(fine_tune: Train) -> None:
+    expected = curve(fine_tune({}, strategy={"dtype": "bf16"}), "loss")
+    found = curve(fine_tune(LIGER, strategy={"dtype": "bf16"}), "loss")
+    assert found == pytest.approx(expected, rel=1e-2) and len(found) == 3
+
+
+@pytest.mark.usefixtures("whole_interpreter")
+def test_all_kernels_and_activation_checkpointing(fine_tune: Train) -> None:
+    listener, short = Listener(), {"train_iters": 2, "micro_batch_size": 1, "data": {"eval_sources": []}}
+    expected = curve(fine_tune({}, **short))
+    found = curve(fine_tune({"type": "liger", "activation_checkpointing": True}, listener, **short))
+    assert f"liger: rope, rms_norm, swiglu, {FUSED}" in listener.messages
+    assert found == pytest.approx(expected, rel=1e-4) and len(found) == 4
