@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import groupby
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from hooktrain_sft.config import CausalDataConfig, SFTDataConfig
 from hooktrain_sft.encode import Encoder
 from hooktrain_sft.render import render_sft, render_text
+from hooktrain_sft.trace import CompiledTemplate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -251,3 +253,45 @@ def test_plain_text_columns(make_tokenizer: Callable[..., Any]) -> None:
     assert tokenizer.decode(ids) == "Hello"
     with pytest.raises(DataError, match=r"given columns text, expected text in the column 'body'"):
         render_text({"text": "Hello"}, tokenizer, config)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "loop.first",
+        "loop.previtem",
+        "loop.cycle('a', 'b')",
+        "loop._length",
+        "loop.__class__",
+        "message.content",
+        "message.role.upper()",
+        "message.nothing",
+        "message.keys()|list",
+        "message.items()|list",
+        "message.clear()",
+        "message.update(role='x')",
+        "message.__class__",
+        "messages.append(1)",
+        "'{}'.format(message.content)",
+        "message.content.format",
+        "namespace(a=1).a",
+    ],
+)
+def test_the_sandbox_allows_what_that_of_transformers_allows(expression):
+    """Our way to an attribute is shorter, for loops and plain dictionaries."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    source = "{% for message in messages %}{{ " + expression + " }};{% endfor %}"
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+
+    def outcome(render):
+        try:
+            return re.sub("0x[0-9a-f]+", "", render())
+        except Exception as error:
+            return type(error), re.sub("0x[0-9a-f]+", "", str(error))
+
+    compiled = CompiledTemplate(source)
+    expected = outcome(lambda: _compile_jinja_template(source).render(messages=messages))
+    variables = {**compiled.globals, "messages": messages}
+    assert outcome(lambda: compiled.render(variables)) == expected
+    assert outcome(lambda: compiled.trace(variables).text) == expected
