@@ -8,6 +8,7 @@ micro-batches and ranks trains on the same rows, and a cursor of (epoch, rows) i
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -124,6 +125,11 @@ class _ByMicroBatch(torch.utils.data.Dataset[Batch]):
         return self.collate([self.dataset[row] for row in rows])
 
 
+def _begin_worker(worker: int) -> None:
+    """A tokenizer that used threads before the process was forked would say so in each worker, and wait for them."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
 def _collated(dataset: Dataset, data: Data, shares: _Shares, seed: int = 0) -> Iterator[Batch]:
     if data.workers == 0:
         collate = data.collate
@@ -139,6 +145,7 @@ def _collated(dataset: Dataset, data: Data, shares: _Shares, seed: int = 0) -> I
         pin_memory=torch.cuda.is_available(),
         # without its own it would draw the workers' seed from the generator that dropout uses, once more at a resume
         generator=torch.Generator().manual_seed(seed + shares.world.rank),
+        worker_init_fn=_begin_worker,
     )
     for batch, (_, fills) in zip(ahead, shares.flagged(), strict=True):
         yield blank(batch) if fills else batch

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import attrs
 import click
@@ -13,6 +15,7 @@ import torch
 from hooktrain import (
     BatchCounts,
     Complaint,
+    Data,
     LossSum,
     OptimizerStep,
     RecipeError,
@@ -185,6 +188,28 @@ def test_make_loader(run_tiny):
 
     trainer = run_tiny(Backwards())
     assert trainer.data.train.read == list(range(12, -1, -1))
+
+
+class _Environment:
+    """Rows that say how tokenizers are to behave in the process that reads them."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return os.environ.get("TOKENIZERS_PARALLELISM", "not set")
+
+
+@pytest.mark.parametrize("given", [None, "true"])
+def test_workers_do_not_use_threads_for_tokenizers_unless_told(monkeypatch, given):
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    if given:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", given)
+    data = Data(train=_Environment(), collate=lambda rows: {"seen": rows}, workers=1)
+    recipe = SimpleNamespace(seed=0, micro_batch_size=1, gradient_accumulation_steps=1)
+    windows = list(WindowLoader(data.train, data, recipe, World()).windows(0))
+    assert [batch["seen"] for _, batches in windows for batch in batches] == [[given or "false"]] * 2
+    assert os.environ.get("TOKENIZERS_PARALLELISM") == given
 
 
 # ------------------------------------------------------------------------------------------------ boundaries
