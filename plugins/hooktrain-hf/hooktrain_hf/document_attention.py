@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from hooktrain_hf.half_attention import attend_short, is_short
+
 __all__ = ["Documents", "Scores", "Visible", "attend"]
 
 logger = logging.getLogger(__name__)
@@ -115,12 +117,20 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible, scores: 
     """
     rows, _, tokens, _ = query.shape
     channels = value.shape[-1]
-    query, key, value = (_one_row(t) for t in _same_width(query, key, value))
+    query, key, value = (_one_row(_narrowed(t, scores)) for t in _same_width(query, key, value))
     if _has_kernel(query, visible, scores):
         made = _varlen(query, key, value, visible, scores)
     else:
         made = _by_document(query, key, value, visible, scores)
     return made[..., :channels].reshape(rows, tokens, -1, channels)
+
+
+def _narrowed(states: Tensor, scores: Scores) -> Tensor:
+    """In autocast's type, which torch gives to its fused kernels: rotary embeddings leave queries and keys wider."""
+    device = states.device.type
+    if scores.plain and device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
+        return states.to(torch.get_autocast_dtype(device))
+    return states
 
 
 def _one_row(states: Tensor) -> Tensor:
@@ -160,6 +170,8 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) -
         enable_gqa=k.shape[1] != q.shape[1],
     )
     if visible.window is None or length <= visible.window:
+        if is_short(q, k, v):
+            return attend_short(q, k, v, scores.scale)
         return fused(q, k, v, is_causal=True)
     return _blocks(q, k, v, visible, lambda q, k, v, seen: fused(q, k, v, attn_mask=seen))
 

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from hooktrain import Batch, HooktrainError, NonFiniteError, OptimizerStep, Scheduler, World, field, one_of
+from hooktrain_torch.memory import keep_freed_memory
 
 __all__ = ["TorchConfig", "TorchStrategy"]
 
@@ -72,6 +73,8 @@ class TorchStrategy:
         self._host: Any = None
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        elif self.device.type == "cpu":
+            keep_freed_memory()
         if world.world_size > 1:
             self._join()
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hooktrain_hf import attention, document_attention
+from hooktrain_hf import attention, document_attention, half_attention
 from hooktrain_hf.attention import install
 from hooktrain_hf.model import HFModelConfig, build_model
 from hooktrain_sft.collate import collate_flat, collate_stacked, document_keys
@@ -674,3 +674,60 @@ def test_memory_grows_with_the_tokens() -> None:
     for line in lines:
         least, _, first, second = (int(size) for size in line.split()[1:])
         assert second - least < 2.5 * (first - least) + 16 and second - least < 150, line
+
+
+# ------------------------------------------------------------------------------- short documents in bf16 on a processor
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4, 7, 8), (3, 4, 2, 33, 16), (1, 6, 1, 1, 8), (2, 9, 3, 130, 64)])
+def test_short_documents_in_bf16(shape: tuple[int, ...]) -> None:
+    """Beside torch's own kernel, both measured against float64."""
+    count, heads, key_heads, tokens, channels = shape
+    generator = torch.Generator().manual_seed(0)
+    states = [
+        torch.randn(count, tokens, number, channels, generator=generator).bfloat16().transpose(1, 2)
+        for number in (heads, key_heads, key_heads, heads)
+    ]
+
+    def run(function: Any, dtype: torch.dtype) -> list[torch.Tensor]:
+        *inputs, gradient = (t.to(dtype).detach().requires_grad_() for t in states)
+        made = function(*inputs)
+        made.backward(gradient.detach())
+        return [made.detach(), *(t.grad for t in inputs)]
+
+    def torchs(q: Any, k: Any, v: Any) -> Any:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    exact = run(torchs, torch.float64)
+    ours = run(lambda q, k, v: half_attention.attend_short(q, k, v, channels**-0.5), torch.bfloat16)
+    theirs = run(torchs, torch.bfloat16)
+    for found, other, expected in zip(ours, theirs, exact, strict=True):
+        error, allowed = ((t.double() - expected).norm() for t in (found, other))
+        assert found.dtype == torch.bfloat16 and found.shape == expected.shape
+        assert error <= 2 * allowed + 1e-6
+
+
+def test_bf16_runs_take_the_short_way_and_long_documents_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def counted(q: Any, *others: Any) -> Any:
+        seen.append(q.shape[2])
+        return half_attention.attend_short(q, *others)
+
+    monkeypatch.setattr(document_attention, "attend_short", counted)
+    monkeypatch.setattr(half_attention, "_LONGEST", 10)
+    model = make("Llama", SMALL).train()
+    install(model, "auto")
+    batch = flat(documents(LENGTHS))
+    exact = logits(model, batch)
+    assert not seen
+    with torch.autocast("cpu", torch.bfloat16):
+        found = logits(model, batch)
+        assert seen and set(seen) == {length for length in LENGTHS if length <= 10}
+        seen.clear()
+        with torch.no_grad():
+            logits(model, batch)
+        assert not seen
+    assert (found.float() - exact).norm() < 0.02 * exact.norm()
+    found.float().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
