@@ -192,6 +192,7 @@ def test_demo_learns_and_exports_a_model(tmp_path, capfd):
     assert f"{held_out[0]:.3f} before, {held_out[-1]:.3f} after" in shown
     assert "prompt" in shown
     assert "before" in shown
+    assert json.loads((tmp_path / "demo" / "data.json").read_text())["train"]["filled"] > 0.98
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "demo" / "model")
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     assert AutoTokenizer.from_pretrained(tmp_path / "demo" / "model").eos_token == "<|im_end|>"

@@ -66,18 +66,24 @@ def pack(lengths: ArrayLike, max_length: int) -> Bins:
     """
     sizes = np.asarray(lengths, np.int64)
     bins = best_fit_decreasing(sizes, max_length)
-    if len(sizes) <= _FEW and len(bins) > -(-int(sizes.sum()) // max_length):
-        closer = fill_in_turn(sizes, max_length)
-        if len(closer) < len(bins):
-            return closer
+    least = -(-int(sizes.sum()) // max_length)
+    for prefer_short in (False, True):  # neither is always the better one
+        if len(sizes) <= _FEW and len(bins) > least:
+            closer = fill_in_turn(sizes, max_length, prefer_short)
+            bins = min(bins, closer, key=len)
     return bins
 
 
-def fill_in_turn(lengths: ArrayLike, max_length: int) -> Bins:
+def fill_in_turn(lengths: ArrayLike, max_length: int, prefer_short: bool = False) -> Bins:
     """Fill one bin after the other as far as any choice of documents can: the longest left, and what fits best with it.
 
     Which sums the documents can make is a set of bits, shifted once for each power of two of documents of one length,
     so that a bin takes as many steps as there are distinct lengths, not documents.
+
+    Args:
+        lengths: tokens of each document, from 1 to ``max_length``, shape (documents,).
+        max_length: tokens that a bin holds.
+        prefer_short: whether short documents fill a bin where they can; long ones do otherwise.
     """
     sizes = np.asarray(lengths, np.int64)
     distinct, counts = np.unique(sizes, return_counts=True)
@@ -88,7 +94,7 @@ def fill_in_turn(lengths: ArrayLike, max_length: int) -> Bins:
     while left:
         chosen = {max(left): 1}
         left[max(left)] -= 1
-        for length, times in _best_sum(left, max_length - max(left)).items():
+        for length, times in _best_sum(left, max_length - max(left), prefer_short).items():
             chosen[length] = chosen.get(length, 0) + times
             left[length] -= times
         left = {length: count for length, count in left.items() if count}
@@ -99,8 +105,8 @@ def fill_in_turn(lengths: ArrayLike, max_length: int) -> Bins:
     return _collect(bin_of, bins)
 
 
-def _best_sum(counts: dict[int, int], room: int) -> dict[int, int]:
-    """How many documents of each length make the largest sum that is not above ``room``; long ones are preferred."""
+def _best_sum(counts: dict[int, int], room: int, prefer_short: bool) -> dict[int, int]:
+    """How many documents of each length make the largest sum that is not above ``room``."""
     within = (1 << (room + 1)) - 1
     steps: list[tuple[int, int, int]] = []  # length, how many at once, the sums before
     sums = 1
@@ -111,8 +117,8 @@ def _best_sum(counts: dict[int, int], room: int) -> dict[int, int]:
             steps.append((length, many, sums))
             sums |= (sums << (length * many)) & within
             count, many = count - many, many * 2
-        if sums == within:
-            break  # every sum can be made; longer documents would not fill the bin any better
+        if sums == within or (prefer_short and sums >> room & 1):
+            break  # longer documents would not fill the bin any better
     rest = sums.bit_length() - 1
     chosen: dict[int, int] = {}
     for length, many, before in reversed(steps):

@@ -85,7 +85,7 @@ def test_a_packing_from_elsewhere_is_checked(bins: list[list[int]], message: str
 def test_the_closer_fit_is_whole_and_never_takes_more_bins(problem: tuple[list[int], int]) -> None:
     lengths, max_length = problem
     sizes = np.array(lengths, np.int64)
-    for bins in (pack(sizes, max_length), fill_in_turn(sizes, max_length)):
+    for bins in (pack(sizes, max_length), *(fill_in_turn(sizes, max_length, short) for short in (False, True))):
         check_bins(bins, sizes, max_length)
         assert -(-sum(lengths) // max_length) <= len(bins)
     assert len(pack(sizes, max_length)) <= len(best_fit_decreasing(sizes, max_length))
@@ -97,9 +97,13 @@ def test_the_closer_fit_finds_what_best_fit_misses() -> None:
     assert len(pack(lengths, max_length)) == 2
 
 
-@given(counts=st.dictionaries(st.integers(1, 12), st.integers(1, 4), max_size=5), room=st.integers(0, 30))
-def test_no_choice_of_documents_fills_more(counts: dict[int, int], room: int) -> None:
-    chosen = _best_sum(counts, room)
+@given(
+    counts=st.dictionaries(st.integers(1, 12), st.integers(1, 4), max_size=5),
+    room=st.integers(0, 30),
+    short=st.booleans(),
+)
+def test_no_choice_of_documents_fills_more(counts: dict[int, int], room: int, short: bool) -> None:
+    chosen = _best_sum(counts, room, short)
     assert all(times <= counts[length] for length, times in chosen.items())
     choices = product(*(range(count + 1) for count in counts.values()))
     sums = (sum(length * times for length, times in zip(counts, choice, strict=True)) for choice in choices)
