@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from hooktrain.state import Batch, OptimizerStep, World
+from hooktrain.state import Batch, OptimizerStep, StoredTensors, TrainedState, World
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +92,33 @@ class Strategy(Protocol):
 
     def full_state_dict(self, model: Module) -> dict[str, Tensor]:
         """All weights as whole CPU tensors on rank 0, and ``{}`` elsewhere. Collective."""
+
+    def trained_state(self, model: Module, optimizer: Optimizer) -> TrainedState:
+        """This rank's share of weights and optimizer, not copied: over all ranks each element is there once.
+
+        Collective.
+        """
+
+    def load_trained_state(
+        self,
+        model: Module,
+        optimizer: Optimizer,
+        stored: tuple[StoredTensors, StoredTensors],
+        rest: Mapping[str, Any],
+        left_out: Collection[str],
+    ) -> None:
+        """Take over what any strategy on any number of ranks gave as its ``trained_state``. Collective.
+
+        Args:
+            model: what :meth:`prepare` returned.
+            optimizer: what :meth:`prepare` returned.
+            stored: the tensors of the model and those of the optimizer.
+            rest: what :class:`TrainedState` says.
+            left_out: names of frozen weights that were not stored, as building the model gives them back.
+
+        Raises:
+            ValueError: when names or shapes are not those of this run.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """The strategy's own state (such as a loss scale): JSON values and tensors."""

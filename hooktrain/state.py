@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -22,10 +22,13 @@ __all__ = [
     "BatchCounts",
     "Data",
     "Dataset",
+    "Fragment",
     "LossSum",
     "OptimizerStep",
     "ShownRow",
     "StepOutput",
+    "StoredTensors",
+    "TrainedState",
     "TrainerState",
     "TrainerType",
     "World",
@@ -151,6 +154,51 @@ class StepOutput(NamedTuple):
     total: Tensor
     grad_norm: Tensor | float | None = None
     stepped: bool = True
+
+
+class Fragment(NamedTuple):
+    """A stretch of a tensor that may be spread over ranks: what a strategy gives to a checkpoint.
+
+    Attributes:
+        name: of the tensor.
+        shape: of the whole tensor.
+        start: place of the stretch's first element in the flattened tensor.
+        values: the stretch, shape (elements,), or the whole tensor in its own shape.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    values: Tensor
+
+
+@attrs.frozen
+class TrainedState:
+    """A rank's share of what is trained, which no other rank gives.
+
+    Attributes:
+        model: stretches of the weights and buffers, under their names in the bare model; tied weights once.
+        optimizer: stretches of the optimizer's tensors that have the shape of a parameter, named
+            ``<parameter>/<key>``, such as ``head.weight/exp_avg``.
+        rest: everything else, equal on all ranks: numbers, text, lists, mappings and small tensors.
+    """
+
+    model: Sequence[Fragment]
+    optimizer: Sequence[Fragment]
+    rest: Mapping[str, Any]
+
+
+class StoredTensors(Protocol):
+    """Tensors of a checkpoint, whoever saved them and in how many pieces."""
+
+    def names(self) -> Collection[str]:
+        """The tensors that there are."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a whole tensor."""
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Elements ``start`` to ``stop`` of the flattened tensor, shape (stop - start,), on the CPU."""
 
 
 class Dataset(Protocol):

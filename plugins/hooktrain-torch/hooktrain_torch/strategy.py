@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any, TypeVar
@@ -17,8 +17,20 @@ from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from hooktrain import Batch, HooktrainError, NonFiniteError, OptimizerStep, Scheduler, World, field, one_of
+from hooktrain import (
+    Batch,
+    HooktrainError,
+    NonFiniteError,
+    OptimizerStep,
+    Scheduler,
+    StoredTensors,
+    TrainedState,
+    World,
+    field,
+    one_of,
+)
 from hooktrain_torch.memory import keep_freed_memory
+from hooktrain_torch.whole_state import load_whole, whole_state
 
 __all__ = ["TorchConfig", "TorchStrategy"]
 
@@ -215,6 +227,19 @@ class TorchStrategy:
         if not self.world.is_main:
             return {}
         return {name: value.detach().cpu() for name, value in self.unwrap(model).state_dict().items()}
+
+    def trained_state(self, model: Module, optimizer: Optimizer) -> TrainedState:
+        return whole_state(model, optimizer) if self.world.is_main else TrainedState([], [], {})
+
+    def load_trained_state(
+        self,
+        model: Module,
+        optimizer: Optimizer,
+        stored: tuple[StoredTensors, StoredTensors],
+        rest: Mapping[str, Any],
+        left_out: Collection[str],
+    ) -> None:
+        load_whole(model, optimizer, stored, rest, left_out)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.scaler is None else {"scaler": self.scaler.state_dict()}

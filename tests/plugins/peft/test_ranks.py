@@ -55,5 +55,5 @@ def test_two_ranks_train_what_one_trains_on_both_their_rows(
     assert exported[0].keys() == exported[1].keys() and "base_model.model.model.norm.weight" in exported[0]
     for name, value in exported[0].items():
         torch.testing.assert_close(exported[1][name], value, rtol=1e-3, atol=1e-5)
-    saved = torch.load(tmp_path / "ranks/checkpoints/step-00000003/model.pt", weights_only=True)
+    saved = torch.load(tmp_path / "ranks/checkpoints/step-00000003/model-0.pt", weights_only=True)
     assert len(saved) == len(exported[0]), "nothing of the base"

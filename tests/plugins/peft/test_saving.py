@@ -200,7 +200,7 @@ def test_a_resumed_run_repeats_the_undisturbed_one(run: Run, tmp_path: Path, mor
     assert [m["loss"] for m in whole.metrics[2:]] == [m["loss"] for m in resumed.metrics]
     for name, value in one.model.state_dict().items():
         assert torch.equal(value, other.model.state_dict()[name]), name
-    weights = torch.load(path / "model.pt", weights_only=True)
+    weights = torch.load(path / "model-0.pt", weights_only=True)
     assert all("lora_" in name or "modules_to_save" in name for name in weights), "the base is not in it"
 
 

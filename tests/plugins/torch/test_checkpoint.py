@@ -15,12 +15,22 @@ import numpy
 import pytest
 import torch
 from hooktrain_torch.checkpoint import FullCheckpoint, FullConfig
+from hooktrain_torch.files import seal
 
 from hooktrain import CheckpointError, HooktrainError, World, hookimpl
 from hooktrain.testing import Recorder
 from tests.killing import killed
 
-FILES = ["model.pt", "optimizer.pt", "parts.pt", "plugins.json", "random-0.pt", "recipe.yaml", "state.json"]
+FILES = [
+    "model-0.pt",
+    "optimizer-0.pt",
+    "parts.pt",
+    "plugins.json",
+    "random-0.pt",
+    "recipe.yaml",
+    "state.json",
+    "tensors.json",
+]
 
 
 def every(steps: int, **more: object) -> dict[str, object]:
@@ -213,7 +223,7 @@ def test_contents(run_tiny, tmp_path):
     assert (facts["step"], facts["world_size"], sorted(facts["files"])) == (7, 1, FILES)
     assert json.loads((path / "state.json").read_text())["tokens"] == trainer.state.tokens
     assert "torch" in [plugin["name"] for plugin in json.loads((path / "plugins.json").read_text())]
-    weights = torch.load(path / "model.pt", weights_only=True)
+    weights = torch.load(path / "model-0.pt", weights_only=True)
     assert all(torch.equal(weights[name], value) for name, value in trainer.model.state_dict().items())
 
 
@@ -253,7 +263,7 @@ def test_keep_last_does_not_count_what_is_damaged(run_tiny, tmp_path):
         @hookimpl
         def on_step_start(self, trainer):
             if trainer.global_step == 6:
-                os.truncate(step(tmp_path, 6) / "model.pt", 5)
+                os.truncate(step(tmp_path, 6) / "model-0.pt", 5)
 
     run_tiny(Damage(), checkpoint=every(1, keep_last=2))
     assert saved(tmp_path) == ["step-00000005", "step-00000006", "step-00000007"]
@@ -263,14 +273,14 @@ def test_a_new_run_never_passes_off_an_older_runs_checkpoint_as_its_own(run_tiny
     """Same folder, same steps, other seed: what is there afterwards, and what is resumed from, is the new run's."""
     run_tiny(checkpoint=every(3), epochs=2)
     new = run_tiny(checkpoint=every(3, keep_last=2), seed=7, train_iters=4)
-    weights = torch.load(step(tmp_path, 3) / "model.pt", weights_only=True)
+    weights = torch.load(step(tmp_path, 3) / "model-0.pt", weights_only=True)
     assert saved(tmp_path) == ["step-00000003", "step-00000012"], "the two that were saved last"
     engine = FullCheckpoint(FullConfig(), tmp_path / "run", World())
     assert engine.latest() == step(tmp_path, 3)
     resumed = run_tiny(checkpoint=every(0, auto_resume=True), seed=7, train_iters=4)
     assert_same(new, resumed)
     assert not torch.equal(
-        weights["head.weight"], torch.load(step(tmp_path, 12) / "model.pt", weights_only=True)["head.weight"]
+        weights["head.weight"], torch.load(step(tmp_path, 12) / "model-0.pt", weights_only=True)["head.weight"]
     )
 
 
@@ -302,8 +312,8 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(run_tiny, tmp_path, name,
 
 def test_all_damaged_is_nothing(run_tiny, tmp_path):
     run_tiny(checkpoint=every(7))
-    damage(step(tmp_path, 7) / "model.pt", "missing")
-    with pytest.warns(UserWarning, match="passed over: model.pt is missing"):
+    damage(step(tmp_path, 7) / "model-0.pt", "missing")
+    with pytest.warns(UserWarning, match="passed over: model-0.pt is missing"):
         assert run_tiny(checkpoint=every(7, auto_resume=True)).global_step == 7
     assert FullCheckpoint(FullConfig(), tmp_path / "run", World()).latest() == step(tmp_path, 7), "and it is replaced"
 
@@ -326,8 +336,8 @@ def test_a_checkpoint_of_another_model_or_optimizer(run_tiny, tmp_path):
 def test_a_checkpoint_of_a_later_format(run_tiny, tmp_path):
     run_tiny(checkpoint=every(3))
     path = step(tmp_path, 3) / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(CheckpointError, match="it is of format 2, and this version reads 1"):
+    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
+    with pytest.raises(CheckpointError, match="it is of format 3, and this version reads 2"):
         run_tiny(checkpoint=every(3), trainer={"resume_from": step(tmp_path, 3)})
 
 
@@ -335,7 +345,7 @@ def test_another_number_of_ranks_goes_on_with_a_warning(run_tiny, tmp_path):
     run_tiny(checkpoint=every(3))
     path = step(tmp_path, 3)
     facts = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**facts, "world_size": 2}))
+    seal(path, facts["files"], step=3, number=1, world_size=2)
     with pytest.warns(UserWarning, match="was saved by 2 ranks and goes on with 1: dropout will differ"):
         assert run_tiny(checkpoint=every(3), trainer={"resume_from": path}).global_step == 7
 

@@ -42,7 +42,7 @@ SAVE = [{"type": "full", "save_every_n_steps": 2}]
 
 
 def weights(tmp_path: Path, step: int) -> dict[str, torch.Tensor]:
-    return torch.load(tmp_path / f"run/checkpoints/step-{step:08d}/model.pt", weights_only=True)
+    return torch.load(tmp_path / f"run/checkpoints/step-{step:08d}/model-0.pt", weights_only=True)
 
 
 def test_frozen_weights_are_left_out_and_a_resume_repeats_the_run(run_tiny: Any, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ class Run(NamedTuple):
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
 
     def weights(self, step: int) -> dict[str, torch.Tensor]:
-        return torch.load(self.folder / "checkpoints" / f"step-{step:08d}" / "model.pt", weights_only=True)
+        return torch.load(self.folder / "checkpoints" / f"step-{step:08d}" / "model-0.pt", weights_only=True)
 
 
 NOTES = """

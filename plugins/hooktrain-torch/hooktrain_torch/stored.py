@@ -1,0 +1,111 @@
+"""Tensors in a checkpoint's files: each rank writes its own stretches, and an index says which lie where.
+
+Who reads asks for any stretch of a tensor, so that another number of ranks, or another strategy, can go on.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hooktrain import CheckpointError, Fragment
+from hooktrain_torch.files import load
+
+__all__ = ["FromFiles", "contents", "index"]
+
+Part = tuple[int, int, int]
+"""The rank that wrote a stretch, its first element and the one after its last."""
+
+
+def contents(fragments: Iterable[Fragment]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a rank writes: tensors by name, and for each its shape, where the stretch begins and where it ends.
+
+    Raises:
+        CheckpointError: when a rank gives two stretches of one tensor.
+    """
+    tensors: dict[str, Tensor] = {}
+    places: dict[str, Any] = {}
+    for fragment in fragments:
+        if fragment.name in tensors:
+            raise CheckpointError(f"{fragment.name}: the strategy gave two stretches of it on one rank, expected one")
+        tensors[fragment.name] = fragment.values.detach()
+        places[fragment.name] = [list(fragment.shape), fragment.start, fragment.start + fragment.values.numel()]
+    return tensors, places
+
+
+def index(places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Put the ranks' places together.
+
+    Args:
+        places: of each rank, what :func:`contents` gave.
+
+    Returns:
+        For each tensor its shape, and for each stretch the rank, the first element and the one after the last.
+
+    Raises:
+        CheckpointError: when elements of a tensor are missing or there twice.
+    """
+    made: dict[str, Any] = {}
+    for rank, mine in enumerate(places):
+        for name, (shape, start, stop) in mine.items():
+            entry = made.setdefault(name, {"shape": shape, "parts": []})
+            if entry["shape"] != shape:
+                raise CheckpointError(f"{name}: rank {rank} gave the shape {shape}, expected {entry['shape']}")
+            if stop > start or not any(part[2] > part[1] for part in entry["parts"]):
+                entry["parts"].append([rank, start, stop])
+    for name, entry in made.items():
+        entry["parts"].sort(key=lambda part: (part[1], part[2]))
+        at = 0
+        for _, start, stop in entry["parts"]:
+            if start != at:
+                break
+            at = stop
+        if at != torch.Size(entry["shape"]).numel():
+            raise CheckpointError(
+                f"{name}: the strategy gave the stretches {[part[1:] for part in entry['parts']]} of the shape"
+                f" {entry['shape']}, expected each element once; this is a fault of the strategy"
+            )
+    return made
+
+
+class FromFiles:
+    """The :class:`hooktrain.StoredTensors` of a checkpoint.
+
+    Args:
+        folder: the checkpoint.
+        kind: ``model`` or ``optimizer``, with which the files' names begin.
+        entries: what :func:`index` made.
+    """
+
+    def __init__(self, folder: Path, kind: str, entries: Mapping[str, Any]) -> None:
+        self._folder, self._kind, self._entries = folder, kind, entries
+        self._files: dict[int, dict[str, Tensor]] = {}
+
+    def names(self) -> Collection[str]:
+        return self._entries.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._entries[name]["shape"])
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        entry = self._entries[name]
+        parts: Sequence[Part] = entry["parts"]
+        stop = torch.Size(entry["shape"]).numel() if stop is None else stop
+        first = max(0, bisect.bisect_right([part[1] for part in parts], start) - 1)
+        found = []
+        for rank, begin, end in parts[first:]:
+            if begin >= stop and found:
+                break
+            values = self._of(rank)[name].reshape(-1)
+            found.append(values[max(start - begin, 0) : min(stop, end) - begin])
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _of(self, rank: int) -> dict[str, Tensor]:
+        if rank not in self._files:
+            self._files[rank] = load(self._folder / f"{self._kind}-{rank}.pt")
+        return self._files[rank]
