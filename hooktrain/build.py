@@ -85,7 +85,7 @@ def build(trainer: Trainer) -> None:
     random.seed(recipe.seed)
     torch.manual_seed(recipe.seed)
 
-    trainer.strategy = make_part(host, "make_strategy", recipe.strategy, world=world)
+    trainer.strategy = make_part(host, "make_strategy", recipe.strategy, world=world, recipe=recipe)
     plugins = {record["name"]: record for record in host.manifest()}
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     _agree(trainer, {"recipe": {**recipe.as_dict(), "run_dir": ""}, "plugins": plugins, "versions": versions})

@@ -376,7 +376,7 @@ def make_loss(config: Any) -> Callable[[Module, Batch, int], LossSum] | None:
 
 
 @hookspec(firstresult=True)
-def make_strategy(config: Any, world: World) -> Strategy | None:
+def make_strategy(config: Any, world: World, recipe: Recipe) -> Strategy | None:
     """Build what knows about devices, precision and other ranks.
 
     Called: by the trainer, before every other part.
@@ -386,6 +386,7 @@ def make_strategy(config: Any, world: World) -> Strategy | None:
     Args:
         config: what the recipe says under ``strategy``.
         world: this process and how many there are.
+        recipe: the whole recipe, for strategies whose own configuration repeats sizes and limits.
 
     Returns:
         An object with the methods of ``hooktrain.Strategy``; None declines, and the next plugin is asked.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
@@ -30,6 +28,7 @@ from hooktrain import (
     one_of,
 )
 from hooktrain_torch.memory import keep_freed_memory
+from hooktrain_torch.ranks import Ranks, device_of, native_bf16
 from hooktrain_torch.whole_state import load_whole, whole_state
 
 __all__ = ["TorchConfig", "TorchStrategy"]
@@ -75,32 +74,20 @@ class TorchStrategy:
 
     def __init__(self, config: TorchConfig, world: World) -> None:
         self.config, self.world = config, world
-        self.device = _device(config.device, world)
-        name = _auto(self.device) if config.dtype == "auto" else config.dtype
+        self.device = device_of(config.device, world)
+        name = config.dtype
+        if name == "auto":
+            name = "bf16" if native_bf16(self.device) else "fp32"
         self.dtype = _DTYPES[name]
         self.scaler = torch.amp.GradScaler(self.device.type) if name == "fp16" else None
         self._parameters: list[torch.nn.Parameter] = []
         self._parallel: DistributedDataParallel | None = None
         self._reduced = True
-        self._host: Any = None
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         elif self.device.type == "cpu":
             keep_freed_memory()
-        if world.world_size > 1:
-            self._join()
-
-    def _join(self) -> None:
-        if not dist.is_initialized():
-            missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-            if missing:
-                raise HooktrainError(
-                    f"strategy: WORLD_SIZE is {self.world.world_size}, but {' and '.join(missing)} are not set, so that"
-                    " the ranks cannot find each other; start them with --nproc, torchrun or another launcher"
-                )
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-        # counts and requests travel from host to host, so that no device has to be waited for
-        self._host = dist.new_group(backend="gloo") if self.device.type == "cuda" else dist.group.WORLD
+        self._ranks = Ranks(world, self.device)
 
     def model_context(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -197,28 +184,16 @@ class TorchStrategy:
             parameter.grad = None
 
     def sum_tensor(self, value: Tensor) -> Tensor:
-        if self.world.world_size > 1:
-            value = value.clone()
-            dist.all_reduce(value)
-        return value
+        return self._ranks.sum_tensor(value)
 
     def sum_numbers(self, values: Sequence[int]) -> list[int]:
-        if self.world.world_size == 1:
-            return [int(value) for value in values]
-        sums = torch.tensor(values, dtype=torch.int64)
-        dist.all_reduce(sums, group=self._host)
-        return [int(value) for value in sums.tolist()]
+        return self._ranks.sum_numbers(values)
 
     def gather_objects(self, value: Any) -> list[Any]:
-        if self.world.world_size == 1:
-            return [value]
-        everyone: list[Any] = [None] * self.world.world_size
-        dist.all_gather_object(everyone, value, group=self._host)
-        return everyone
+        return self._ranks.gather_objects(value)
 
     def barrier(self) -> None:
-        if self.world.world_size > 1:
-            dist.barrier(group=self._host)
+        self._ranks.barrier()
 
     def unwrap(self, model: Module) -> Module:
         return model
@@ -249,43 +224,5 @@ class TorchStrategy:
             self.scaler.load_state_dict(state["scaler"])
 
     def close(self) -> None:
-        if self.world.world_size > 1 and dist.is_initialized():
-            # the group's threads end only with its last holder, and one that frees a tensor while Python is shutting
-            # down takes the process with it
-            self._parallel = self._host = None
-            dist.destroy_process_group()
-            gc.collect()
-
-
-def _device(wanted: str, world: World) -> torch.device:
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as problem:
-        raise HooktrainError(f"strategy.device: given '{wanted}', expected auto, cpu, cuda or cuda:N") from problem
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise HooktrainError(f"strategy.device: given '{wanted}', but torch finds no GPU here; write auto or cpu")
-    if device.type != "cuda":
-        return device
-    if device.index is not None and world.world_size > 1:
-        raise HooktrainError(
-            f"strategy.device: given '{wanted}' for all {world.world_size} ranks; write cuda, one for each"
-        )
-    index, count = world.local_rank if device.index is None else device.index, torch.cuda.device_count()
-    if index >= count:
-        raise HooktrainError(
-            f"strategy.device: rank {world.rank} would take cuda:{index}, but there are {count} GPUs here, counted from"
-            " 0; start fewer processes, or write cpu"
-        )
-    return torch.device("cuda", index)
-
-
-def _auto(device: torch.device) -> str:
-    """bf16 where the processor multiplies it natively: on others emulation costs more than it saves."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if device.type == "cpu":
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "bf16" if native and os.environ.get("ATEN_CPU_CAPABILITY", "") not in ("default", "avx2") else "fp32"
-    return "fp32"
+        self._parallel = None
+        self._ranks.close()

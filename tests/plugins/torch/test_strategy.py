@@ -7,7 +7,7 @@ import math
 import attrs
 import pytest
 import torch
-from hooktrain_torch import strategy as module
+from hooktrain_torch.ranks import device_of
 from hooktrain_torch.strategy import TorchConfig, TorchStrategy
 
 from hooktrain import HooktrainError, LossSum, NonFiniteError, RecipeError, World, field, hookimpl
@@ -113,10 +113,10 @@ def test_more_ranks_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(HooktrainError, match="rank 1 would take cuda:1, but there are 1 GPUs here"):
-        module._device("auto", World(rank=1, world_size=2, local_rank=1))
+        device_of("auto", World(rank=1, world_size=2, local_rank=1))
     with pytest.raises(HooktrainError, match="given 'cuda:0' for all 2 ranks; write cuda, one for each"):
-        module._device("cuda:0", World(rank=1, world_size=2, local_rank=1))
-    assert module._device("auto", World()) == torch.device("cuda", 0)
+        device_of("cuda:0", World(rank=1, world_size=2, local_rank=1))
+    assert device_of("auto", World()) == torch.device("cuda", 0)
 
 
 def test_ranks_without_an_address_to_meet_at(monkeypatch):

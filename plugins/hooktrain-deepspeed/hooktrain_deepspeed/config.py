@@ -1,0 +1,170 @@
+"""What a recipe says of DeepSpeed, and the configuration that DeepSpeed gets from it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from hooktrain import Complaint, HooktrainError, Recipe, RecipeError, World, field, one_of
+
+__all__ = ["DeepSpeedConfig", "assemble", "complaints_about"]
+
+_WHERE = "strategy.config"
+_PARTS = {"optimizer": "optimizer", "scheduler": "scheduler", "checkpoint": "checkpoint"}
+_IGNORED = {
+    "data_efficiency": "the data are prepared and ordered by the recipe's data",
+    "curriculum_learning": "the data are prepared and ordered by the recipe's data",
+    "sequence_parallel_size": "write strategy.sequence_parallel",
+}
+
+
+def _stage(instance: Any, attribute: Any, value: int | None) -> None:
+    if value is not None and value not in (0, 1, 2, 3):
+        raise ValueError(f"given {value}, expected 0, 1, 2 or 3")
+
+
+@attrs.frozen(kw_only=True)
+class DeepSpeedConfig:
+    """DeepSpeed's engine: weights, gradients and optimizer spread over ranks by ZeRO."""
+
+    zero_stage: int | None = field(default=None, validator=_stage)
+    """What is spread over ranks: 0 nothing, 1 the optimizer, 2 gradients too, 3 weights too; 2 when neither this nor
+    ``config`` says."""
+    offload: Literal["none", "optimizer", "all"] | None = field(default=None)
+    """What is kept in the processor's memory instead of the GPU's: ``optimizer``, or with stage 3 ``all``, the weights
+    too."""
+    dtype: str = field(default="auto", validator=one_of("auto", "fp32", "bf16", "fp16"), inherit="model.dtype")
+    """Precision of the computation. With stages 1 to 3 the weights are kept in it and updated in float32; with stage 0
+    they stay in float32. ``auto`` is bf16 on a GPU that has it and fp32 elsewhere."""
+    device: str = field(default="auto")
+    """``cuda`` or ``cpu``; ``auto`` takes a GPU where there is one."""
+    config: Mapping[str, Any] | Path | None = field(default=None)
+    """DeepSpeed's own configuration, or the path of a JSON file with it. What the recipe says as well is filled in; the
+    two may not differ."""
+
+
+def assemble(config: DeepSpeedConfig, recipe: Recipe, world: World, dtype: str) -> dict[str, Any]:
+    """The configuration for ``deepspeed.initialize``.
+
+    Args:
+        config: what the recipe says under ``strategy``.
+        recipe: the whole recipe: sizes and the limit of the gradient norm.
+        world: how many ranks there are.
+        dtype: ``fp32``, ``bf16`` or ``fp16``.
+
+    Raises:
+        RecipeError: when ``strategy.config`` contradicts the recipe, or is a file that cannot be read.
+    """
+    made = _given(config.config)
+    complaints = list(_fill(made, config, recipe, world, dtype))
+    if complaints:
+        raise RecipeError(complaints)
+    return made
+
+
+def complaints_about(config: DeepSpeedConfig, recipe: Recipe, world: World) -> list[Complaint]:
+    """What is wrong with a recipe's ``strategy``, without opening files."""
+    if isinstance(config.config, Path):
+        return []
+    dtype = "bf16" if config.dtype == "auto" else config.dtype
+    return list(_fill(_given(config.config), config, recipe, world, dtype, sure=config.dtype != "auto"))
+
+
+def _given(given: Mapping[str, Any] | Path | None) -> dict[str, Any]:
+    if not isinstance(given, Path):
+        return copy.deepcopy(dict(given or {}))
+    try:
+        found = json.loads(given.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise HooktrainError(
+            f"{_WHERE}: given '{given}', which cannot be read ({problem}); expected a JSON file with a DeepSpeed"
+            " configuration"
+        ) from problem
+    if not isinstance(found, dict):
+        raise HooktrainError(f"{_WHERE}: '{given}' holds a {type(found).__name__}, expected a JSON object")
+    return found
+
+
+def _fill(
+    made: dict[str, Any], config: DeepSpeedConfig, recipe: Recipe, world: World, dtype: str, sure: bool = True
+) -> Iterator[Complaint]:
+    """Fill in what the recipe says; yield where the two differ."""
+    for name, part in _PARTS.items():
+        if name in made and name != "checkpoint":
+            yield Complaint(f"{_WHERE}.{name}", f"is hooktrain's to choose; remove it, and write {part} in the recipe")
+    for name, instead in _IGNORED.items():
+        if name in made:
+            yield Complaint(f"{_WHERE}.{name}", f"would have no effect here: {instead}; remove it")
+    zero = made.setdefault("zero_optimization", {})
+    if not isinstance(zero, dict):
+        yield Complaint(f"{_WHERE}.zero_optimization", f"given {zero!r}, expected a mapping")
+        return
+    if zero.get("stage", "auto") == "auto":
+        zero["stage"] = 2 if config.zero_stage is None else config.zero_stage
+    elif config.zero_stage not in (None, zero["stage"]):
+        yield _two(f"{_WHERE}.zero_optimization.stage", zero["stage"], "strategy.zero_stage", config.zero_stage)
+    stage = zero["stage"]
+    sizes = {
+        "train_micro_batch_size_per_gpu": (recipe.micro_batch_size, "micro_batch_size"),
+        "gradient_accumulation_steps": (recipe.gradient_accumulation_steps, "gradient_accumulation_steps"),
+        "train_batch_size": (
+            recipe.micro_batch_size * recipe.gradient_accumulation_steps * world.world_size,
+            "micro_batch_size * gradient_accumulation_steps * ranks",
+        ),
+        "gradient_clipping": (recipe.gradient_clipping, "gradient_clipping"),
+    }
+    for name, (value, said) in sizes.items():
+        if made.get(name, "auto") == "auto":
+            made[name] = value
+        elif made[name] != value:
+            yield _two(f"{_WHERE}.{name}", made[name], said, value)
+    yield from _fill_dtype(made, dtype, stage, sure)
+    yield from _fill_offload(zero, config.offload, stage)
+    made.setdefault("zero_allow_untested_optimizer", True)
+    made.setdefault("zero_force_ds_cpu_optimizer", False)
+    if stage == 3:
+        # gradients of tied and rarely used weights come in another order from step to step
+        zero.setdefault("stage3_gather_16bit_weights_on_model_save", False)
+
+
+def _fill_dtype(made: dict[str, Any], dtype: str, stage: int, sure: bool) -> Iterator[Complaint]:
+    names = {"bf16": "bfloat16", "fp16": "float16"}
+    for name in names:
+        section = made.get(name, {})
+        enabled = section.get("enabled", "auto") if isinstance(section, dict) else section
+        if enabled != "auto" and sure and bool(enabled) != (name == dtype and stage > 0):
+            if stage == 0 and enabled:
+                yield Complaint(
+                    f"{_WHERE}.{name}", f"is not used with stage 0, where model.dtype: {name} computes in it; remove it"
+                )
+            else:
+                yield _two(f"{_WHERE}.{name}.enabled", enabled, "model.dtype", dtype)
+    if dtype in names and stage > 0:
+        made[dtype] = {**made.get(dtype, {}), "enabled": True}
+    elif dtype in names:
+        made.setdefault("torch_autocast", {"enabled": True, "dtype": names[dtype]})
+
+
+def _fill_offload(zero: dict[str, Any], offload: str | None, stage: int) -> Iterator[Complaint]:
+    if offload is None:
+        return
+    wanted = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}[offload]
+    if offload == "all" and stage != 3:
+        yield Complaint("strategy.offload", f"given all with stage {stage}, expected stage 3 for the weights")
+    if offload == "optimizer" and stage == 0:
+        yield Complaint("strategy.offload", "given optimizer with stage 0, expected stage 1, 2 or 3")
+    for name in ("offload_optimizer", "offload_param"):
+        there = zero.get(name, {}).get("device", "none")
+        if name in wanted and there == "none":
+            zero[name] = {**zero.get(name, {}), "device": "cpu"}
+        elif name not in wanted and there != "none":
+            yield _two(f"{_WHERE}.zero_optimization.{name}", there, "strategy.offload", offload)
+
+
+def _two(where: str, given: Any, said: str, value: Any) -> Complaint:
+    return Complaint(where, f"given {given}, but {said} says {value}; write it in one of the two places")

@@ -1,0 +1,254 @@
+"""The ``deepspeed`` strategy: the loop drives DeepSpeed's engine, window by window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from hooktrain_torch.memory import keep_freed_memory
+from hooktrain_torch.ranks import Ranks, device_of, native_bf16
+from hooktrain_torch.whole_state import aliases, group_names, load_whole, parameter_names, whole_state
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from hooktrain import (
+    Batch,
+    NonFiniteError,
+    OptimizerStep,
+    Recipe,
+    Scheduler,
+    StoredTensors,
+    TrainedState,
+    World,
+)
+from hooktrain_deepspeed.config import DeepSpeedConfig, assemble
+from hooktrain_deepspeed.library import deepspeed_for
+from hooktrain_deepspeed.state import ZeroState
+
+__all__ = ["DeepSpeedStrategy"]
+
+T = TypeVar("T")
+
+
+class DeepSpeedStrategy:
+    """ZeRO in one of its stages.
+
+    The end of a window is always said to the engine, which would count micro-batches by itself, so that a short last
+    window is a step like any other; and the loss is divided by the window's tokens before it comes here, so that the
+    engine's own division by accumulation steps is switched off and that by ranks undone.
+
+    Args:
+        config: stage, precision, offloading and DeepSpeed's own configuration.
+        world: this process and how many there are.
+        recipe: sizes and the limit of the gradient norm.
+    """
+
+    def __init__(self, config: DeepSpeedConfig, world: World, recipe: Recipe) -> None:
+        self.config, self.world = config, world
+        self.device = device_of(config.device, world)
+        self._dtype = config.dtype
+        if self._dtype == "auto":
+            self._dtype = "bf16" if self.device.type == "cuda" and native_bf16(self.device) else "fp32"
+        self.settings = assemble(config, recipe, world, self._dtype)
+        self.stage: int = self.settings["zero_optimization"]["stage"]
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        else:
+            keep_freed_memory()
+        self._deepspeed = deepspeed_for(self.device)
+        self._ranks = Ranks(world, self.device, alone=True)
+        self._deepspeed.init_distributed(dist_init_required=False)
+        self._engine: Any = None
+        self._groups: list[list[str]] = []
+        self._hf: Any = None
+
+    # ---------------------------------------------------------------------------------------------- building
+
+    def model_context(self) -> AbstractContextManager[Any]:
+        return self._partitioned() if self.stage == 3 else nullcontext()
+
+    @contextmanager
+    def _partitioned(self) -> Iterator[None]:
+        """Every weight is cut up as soon as its module is built, so that no rank ever holds the whole model."""
+        self._hf = _tell_transformers(self.settings)
+        with self._deepspeed.zero.Init(config_dict_or_path=self.settings, mem_efficient_linear=False):
+            yield
+
+    def prepare_model(self, model: Module) -> Module:
+        return model if self.stage == 3 else model.to(self.device)
+
+    def prepare(
+        self, model: Module, optimizer: Optimizer, scheduler: Scheduler, accumulation: int
+    ) -> tuple[Module, Optimizer, Scheduler]:
+        self._groups = [names for names in group_names(optimizer, parameter_names(model)) if names]
+        self._engine, *_ = self._deepspeed.initialize(
+            model=model, optimizer=optimizer, config=self.settings, dist_init_required=False
+        )
+        if self.stage > 0:
+            self._zero = ZeroState(self._engine, model, self._groups, self.world.is_main)
+        return model, optimizer, scheduler
+
+    # ---------------------------------------------------------------------------------------------- computing
+
+    def compute(self, function: Callable[[], T], last: bool) -> T:
+        engine = self._engine
+        if torch.is_grad_enabled():
+            engine.set_gradient_accumulation_boundary(last)
+            if self.stage > 0:
+                engine.optimizer.clear_backward_seen_flag()
+        if not engine.torch_autocast_enabled():
+            return function()
+        with torch.autocast(self.device.type, engine.torch_autocast_dtype()):
+            return function()
+
+    def to_device(self, batch: Batch) -> Batch:
+        if self.device.type == "cpu":
+            return batch
+        return {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+    def backward(self, loss: Tensor, last: bool) -> Tensor:
+        self._engine.set_gradient_accumulation_boundary(last)
+        # the engine averages over ranks what is to be summed
+        self._engine.backward(loss * self.world.world_size, scale_wrt_gas=False)
+        return loss
+
+    def optimizer_step(self, max_norm: float, wants_norm: bool, skip_non_finite: bool) -> OptimizerStep:
+        engine, norm = self._engine, None
+        if self.stage == 0 and (max_norm > 0 or wants_norm or skip_non_finite):
+            gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            scaler = engine.torch_autocast_z0_gradscaler
+            norm = norm if scaler is None else norm / scaler.get_scale()
+            if skip_non_finite and scaler is None and not bool(norm.isfinite()):
+                self.zero_grad()
+                return OptimizerStep(norm, stepped=False)
+        engine.step()
+        stepped = engine.was_step_applied()
+        if self.stage > 0:
+            norm = engine.get_global_grad_norm()
+            if not stepped and self._dtype != "fp16" and not skip_non_finite:
+                raise NonFiniteError(
+                    "strategy: the gradients are not finite; lower optimizer.lr, check the data, or leave such steps"
+                    " out with on_nan: skip"
+                )
+        return OptimizerStep(norm, stepped)
+
+    def zero_grad(self) -> None:
+        self._engine.zero_grad()
+        if self.stage == 0:
+            return
+        zero = self._engine.optimizer
+        if self.stage == 3:
+            zero._overflow_clean_up(None)
+            return
+        zero.zero_grad(set_to_none=True)
+        zero._release_preflattened_grad_buffers()
+        zero.micro_step_id = -1
+        if zero.cpu_offload:
+            zero.reset_cpu_buffers()
+        else:
+            for number in list(zero.averaged_gradients):
+                zero.averaged_gradients[number] = zero.all_grad_tensors[number] = None
+
+    # ------------------------------------------------------------------------------------------------- ranks
+
+    def sum_tensor(self, value: Tensor) -> Tensor:
+        return self._ranks.sum_tensor(value)
+
+    def sum_numbers(self, values: Sequence[int]) -> list[int]:
+        return self._ranks.sum_numbers(values)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        return self._ranks.gather_objects(value)
+
+    def barrier(self) -> None:
+        self._ranks.barrier()
+
+    # ------------------------------------------------------------------------------------------------- state
+
+    def unwrap(self, model: Module) -> Module:
+        return model
+
+    def full_state_dict(self, model: Module) -> dict[str, Tensor]:
+        if self.stage < 3:
+            if not self.world.is_main:
+                return {}
+            return {name: value.detach().cpu() for name, value in model.state_dict().items()}
+        made: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():  # one at a time: no rank holds more than one whole weight
+            with self._deepspeed.zero.GatheredParameters([parameter]):
+                if self.world.is_main:
+                    made[name] = parameter.detach().cpu().clone()
+        if not self.world.is_main:
+            return {}
+        kept = model.state_dict().keys()
+        made.update((name, value.detach().cpu()) for name, value in model.named_buffers() if name in kept)
+        made.update((name, made[first]) for name, first in aliases(model).items())
+        return made
+
+    def trained_state(self, model: Module, optimizer: Optimizer) -> TrainedState:
+        if self.stage > 0:
+            return self._zero.trained()
+        return whole_state(model, optimizer) if self.world.is_main else TrainedState([], [], {})
+
+    def load_trained_state(
+        self,
+        model: Module,
+        optimizer: Optimizer,
+        stored: tuple[StoredTensors, StoredTensors],
+        rest: Mapping[str, Any],
+        left_out: Collection[str],
+    ) -> None:
+        if self.stage > 0:
+            self._zero.load(stored, rest, left_out)
+        else:
+            load_whole(model, optimizer, stored, rest, left_out)
+
+    def state_dict(self) -> dict[str, Any]:
+        scaler = self._engine.torch_autocast_z0_gradscaler
+        if scaler is not None:
+            return {"scaler": scaler.state_dict()}
+        loss_scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        if self._dtype != "fp16" or loss_scaler is None:
+            return {}
+        plain = (bool, int, float, str, type(None))
+        return {"loss_scaler": {key: value for key, value in vars(loss_scaler).items() if isinstance(value, plain)}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if "scaler" in state and self._engine.torch_autocast_z0_gradscaler is not None:
+            self._engine.torch_autocast_z0_gradscaler.load_state_dict(state["scaler"])
+        elif "loss_scaler" in state and self._dtype == "fp16":
+            vars(self._engine.optimizer.loss_scaler).update(state["loss_scaler"])
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.destroy()
+            self._engine = self._zero = None
+        self._ranks.close()
+
+
+def _tell_transformers(settings: dict[str, Any]) -> Any:
+    """Have transformers load weights piece by piece into a model that is cut up; it looks at what is returned here.
+
+    It keeps only a weak reference, so the answer has to be kept.
+    """
+    try:
+        from transformers.integrations.deepspeed import set_hf_deepspeed_config
+    except ImportError:
+        return None
+    found = _ForTransformers(settings)
+    set_hf_deepspeed_config(found)
+    return found
+
+
+class _ForTransformers:
+    """What transformers asks about the engine."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def is_zero3(self) -> bool:
+        return True
