@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-__all__ = ["deepspeed_for"]
+__all__ = ["deepspeed_for", "quietly"]
 
 
 def deepspeed_for(device: torch.device) -> Any:
@@ -24,4 +28,17 @@ def deepspeed_for(device: torch.device) -> Any:
 
     if level == logging.NOTSET and "DEEPSPEED_LOG_LEVEL" not in os.environ:
         logger.setLevel(logging.WARNING)  # at its own level it prints a page of settings on every start
+    warnings.filterwarnings("ignore", "`torch.distributed..*` is deprecated", FutureWarning, "torch.distributed")
     return deepspeed
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep to itself what DeepSpeed prints; on an exception it is printed after all."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    except BaseException:
+        print(printed.getvalue(), end="")
+        raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -25,7 +27,7 @@ from hooktrain import (
     World,
 )
 from hooktrain_deepspeed.config import DeepSpeedConfig, assemble
-from hooktrain_deepspeed.library import deepspeed_for
+from hooktrain_deepspeed.library import deepspeed_for, quietly
 from hooktrain_deepspeed.state import ZeroState
 
 __all__ = ["DeepSpeedStrategy"]
@@ -60,8 +62,11 @@ class DeepSpeedStrategy:
             keep_freed_memory()
         self._deepspeed = deepspeed_for(self.device)
         self._ranks = Ranks(world, self.device, alone=True)
-        self._deepspeed.init_distributed(dist_init_required=False)
+        os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # asked for even where there is one rank
+        with quietly():
+            self._deepspeed.init_distributed(dist_init_required=False)
         self._engine: Any = None
+        self._zero: Any = None
         self._groups: list[list[str]] = []
         self._hf: Any = None
 
@@ -84,9 +89,10 @@ class DeepSpeedStrategy:
         self, model: Module, optimizer: Optimizer, scheduler: Scheduler, accumulation: int
     ) -> tuple[Module, Optimizer, Scheduler]:
         self._groups = [names for names in group_names(optimizer, parameter_names(model)) if names]
-        self._engine, *_ = self._deepspeed.initialize(
-            model=model, optimizer=optimizer, config=self.settings, dist_init_required=False
-        )
+        with quietly():
+            self._engine, *_ = self._deepspeed.initialize(
+                model=model, optimizer=optimizer, config=self.settings, dist_init_required=False
+            )
         if self.stage > 0:
             self._zero = ZeroState(self._engine, model, self._groups, self.world.is_main)
         return model, optimizer, scheduler
@@ -227,7 +233,14 @@ class DeepSpeedStrategy:
         if self._engine is not None:
             self._engine.destroy()
             self._engine = self._zero = None
-        self._ranks.close()
+        # DeepSpeed keeps the groups of its first run in globals, so they last as long as the process
+        atexit.unregister(_end)
+        atexit.register(_end)
+
+
+def _end() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _tell_transformers(settings: dict[str, Any]) -> Any:

@@ -116,7 +116,9 @@ def _groups(parameters: Iterable[Parameter], decay: float, decay_vectors: bool) 
     matrices: list[Parameter] = []
     vectors: list[Parameter] = []
     for parameter in parameters:
-        (matrices if parameter.dim() >= 2 or decay_vectors else vectors).append(parameter)
+        # what ZeRO-3 has cut up is a vector by itself, and keeps the weight's own shape beside it
+        dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
+        (matrices if dimensions >= 2 or decay_vectors else vectors).append(parameter)
     groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 

@@ -74,7 +74,11 @@ def load_whole(
     require_groups(groups, rest["names"])
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = {name: number for number, name in enumerate(name for group in groups for name in group)}
-    state: dict[int, dict[str, Any]] = {numbers[name]: dict(values) for name, values in rest["state"].items()}
+    # each parameter its own: one that counts steps for all of them would be counted up by all of them
+    state: dict[int, dict[str, Any]] = {
+        numbers[name]: {k: v.clone() if isinstance(v, Tensor) else v for k, v in values.items()}
+        for name, values in rest["state"].items()
+    }
     for full in optimized.names():
         name, _, key = full.rpartition("/")
         if name not in numbers:

@@ -1,0 +1,208 @@
+"""The ``deepspeed`` strategy: real engines on one rank and on two, compared with plain PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hooktrain import HooktrainError, RecipeError, hookimpl
+from hooktrain.testing import Recorder
+from tests.launching import alone, assert_equal_runs, stored_weights
+
+STAGES = [0, 1, 2, 3]
+
+
+def zero(stage: int, **more: Any) -> dict[str, Any]:
+    return {"type": "deepspeed", "zero_stage": stage, "dtype": "fp32", "device": "cpu", **more}
+
+
+COMMON = {
+    "epochs": 2,
+    "eval_interval": 3,
+    "gradient_clipping": 0.2,
+    "optimizer": {"type": "adamw", "lr": 0.01},
+    "scheduler": {"type": "cosine"},
+}
+SAVE = {"type": "full", "save_every_n_steps": 3, "save_end_of_training": True}
+
+
+def losses(recorder: Recorder) -> list[float]:
+    return [line["loss"] for line in recorder.metrics]
+
+
+# ------------------------------------------------------------------------------------------------- parity
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_rank_trains_as_plain_torch_does(run_tiny, stage):
+    """Accumulation, ragged masks, a short last window, clipping, a schedule, decay of matrices only, evaluation."""
+    settings = {**COMMON, "gradient_accumulation_steps": 3}
+    recorder, reference = Recorder(), Recorder()
+    expected = run_tiny(reference, **settings)
+    trainer = run_tiny(recorder, strategy=zero(stage), **settings)
+    for mine, theirs in zip(recorder.metrics, reference.metrics, strict=True):
+        assert mine.keys() == theirs.keys()
+        same = [name for name in theirs if name not in ("tokens_per_second", "step_seconds")]
+        assert [mine[name] for name in same] == pytest.approx([theirs[name] for name in same], abs=2e-6)
+    for name, value in expected.model.state_dict().items():
+        found = trainer.model.get_parameter(name)
+        if stage < 3:
+            torch.testing.assert_close(found, value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_are_one_global_batch(launch, run_tiny, stage):
+    """(2, 2, 2) with DeepSpeed is (8, 1, 1) with plain torch: 13 rows in windows of 8 and 5, ragged masks."""
+    run = launch(2, gradient_accumulation_steps=2, strategy=zero(stage), checkpoint=SAVE, **COMMON)
+    assert_equal_runs(run, *alone(run_tiny, micro_batch_size=8, **COMMON))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_window_without_supervised_tokens_changes_nothing(run_tiny, stage):
+    """With weight decay and momentum, an update would move the weights although there is no gradient."""
+
+    class Blank:
+        @hookimpl(wrapper=True)
+        def make_data(self):
+            data = yield
+            collate = data.collate
+
+            def blank_some(rows: list[Any]) -> dict[str, Any]:
+                batch = collate(rows)
+                if 3 in batch["input_ids"]:
+                    batch["labels"] = torch.full_like(batch["labels"], -100)
+                return batch
+
+            data.collate = blank_some
+            return data
+
+    recorder, reference = Recorder(), Recorder()
+    run_tiny(Blank(), reference, micro_batch_size=1, **COMMON)
+    run_tiny(Blank(), recorder, micro_batch_size=1, strategy=zero(stage), **COMMON)
+    assert reference.metrics[-1]["skipped_steps"] > 2
+    assert recorder.metrics[-1]["skipped_steps"] == reference.metrics[-1]["skipped_steps"]
+    assert losses(recorder) == pytest.approx(losses(reference), abs=2e-6)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_an_offloaded_optimizer_updates_as_one_that_is_not(run_tiny, stage):
+    recorder, reference = Recorder(), Recorder()
+    run_tiny(reference, gradient_accumulation_steps=2, **COMMON)
+    run_tiny(recorder, gradient_accumulation_steps=2, strategy=zero(stage, offload="optimizer"), **COMMON)
+    assert losses(recorder) == pytest.approx(losses(reference), abs=2e-6)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bf16_follows_fp32(run_tiny, stage):
+    recorder, reference = Recorder(), Recorder()
+    run_tiny(reference, **COMMON)
+    run_tiny(recorder, strategy=zero(stage, dtype="bf16"), **COMMON)
+    assert losses(recorder) != losses(reference)
+    assert losses(recorder) == pytest.approx(losses(reference), rel=0.05)
+
+
+# ------------------------------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_resume_repeats_the_undisturbed_run(run_tiny, tmp_path, stage, dtype):
+    settings = {**COMMON, "model": {"dropout": 0.3}, "checkpoint": SAVE, "gradient_accumulation_steps": 2}
+    recorder, rest = Recorder(), Recorder()
+    strategy = zero(stage, dtype=dtype)
+    run_tiny(recorder, strategy=strategy, **settings)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    resume = {"resume_from": checkpoints / "step-00000003"}
+    run_tiny(rest, strategy=strategy, trainer=resume, run_dir=str(tmp_path / "rest"), **settings)
+    assert losses(rest) == losses(recorder)[3:]
+    for kind in ("model", "optimizer"):
+        whole = stored_weights(checkpoints / "step-00000008", kind)
+        again = stored_weights(tmp_path / "rest" / "checkpoints" / "step-00000008", kind)
+        assert whole.keys() == again.keys()
+        assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_resume_and_others_go_on_from_what_they_saved(launch, run_tiny, tmp_path, stage):
+    settings = {**COMMON, "checkpoint": SAVE}
+    whole = launch(2, strategy=zero(stage), micro_batch_size=1, model={"dropout": 0.3}, **settings)
+    assert whole.code == 0, whole.output
+    path = whole.folder / "checkpoints" / "step-00000003"
+    words = ["--resume", str(path)]
+    more = {"micro_batch_size": 1, "model": {"dropout": 0.3}, "run_dir": str(tmp_path / "rest"), **settings}
+    rest = launch(2, words=words, strategy=zero(stage), **more)._replace(folder=tmp_path / "rest")
+    assert rest.code == 0, rest.output
+    assert [line["loss"] for line in rest.metrics] == [line["loss"] for line in whole.metrics][3:]
+    last = len(whole.metrics)
+    for name, value in whole.weights(last).items():
+        assert torch.equal(value, rest.weights(last)[name])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_any_strategy_goes_on_from_any_others_checkpoint(launch, run_tiny, tmp_path, stage):
+    """Two ranks of DeepSpeed go on from one of plain torch, one of torch from them, and nothing is lost on the way."""
+    settings = {**COMMON, "checkpoint": SAVE, "micro_batch_size": 4}
+    reference = Recorder()
+    run_tiny(reference, **settings)
+    words = ["--resume", str(tmp_path / "run" / "checkpoints" / "step-00000003")]
+    more = {**settings, "micro_batch_size": 2, "run_dir": str(tmp_path / "two")}
+    two = launch(2, words=words, strategy=zero(stage), **more)._replace(folder=tmp_path / "two")
+    assert two.code == 0, two.output
+    assert [line["loss"] for line in two.metrics] == pytest.approx(losses(reference)[3:], abs=2e-6)
+    path = tmp_path / "two" / "checkpoints" / "step-00000006"
+    back = Recorder()
+    with pytest.warns(UserWarning, match="was saved by 2 ranks and goes on with 1"):
+        run_tiny(back, trainer={"resume_from": path}, run_dir=str(tmp_path / "back"), **settings)
+    assert losses(back) == pytest.approx(losses(reference)[6:], abs=2e-6)
+
+
+# --------------------------------------------------------------------------------------------------- recipe
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        ({"zero_stage": 4}, "strategy.zero_stage: given 4, expected 0, 1, 2 or 3"),
+        (
+            {"zero_stage": 1, "config": {"zero_optimization": {"stage": 2}}},
+            "strategy.config.zero_optimization.stage: given 2, but strategy.zero_stage says 1; write it in one of the",
+        ),
+        (
+            {"config": {"gradient_accumulation_steps": 7}},
+            "strategy.config.gradient_accumulation_steps: given 7, but gradient_accumulation_steps says 1",
+        ),
+        ({"config": {"optimizer": {"type": "Adam"}}}, "strategy.config.optimizer: is hooktrain's to choose; remove it"),
+        ({"zero_stage": 2, "offload": "all"}, "strategy.offload: given all with stage 2, expected stage 3"),
+        ({"dtype": "fp32", "config": {"bf16": {"enabled": True}}}, "strategy.config.bf16.enabled: given True, but"),
+    ],
+)
+def test_what_contradicts_the_recipe(run_tiny, strategy, message):
+    with pytest.raises(RecipeError) as caught:
+        run_tiny(strategy={"type": "deepspeed", "device": "cpu", **strategy})
+    assert message in str(caught.value)
+
+
+def test_a_configuration_from_a_file(run_tiny, tmp_path):
+    """As transformers' users have them: ``auto`` where the recipe knows better."""
+    path = tmp_path / "zero.json"
+    content = {"zero_optimization": {"stage": 1}, "train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto"}
+    path.write_text(json.dumps(content))
+    trainer = run_tiny(strategy={"type": "deepspeed", "device": "cpu", "config": str(path)}, gradient_clipping=0.5)
+    assert trainer.strategy.stage == 1
+    assert trainer.strategy.settings["gradient_clipping"] == 0.5
+    assert trainer.strategy.settings["train_micro_batch_size_per_gpu"] == 2
+    for text, message in (("{", "which cannot be read"), ("[]", "holds a list, expected a JSON object")):
+        path.write_text(text)
+        with pytest.raises(HooktrainError, match=message):
+            run_tiny(strategy={"type": "deepspeed", "device": "cpu", "config": str(path)})
+
+
+def test_a_checkpoint_of_another_model_is_refused(run_tiny, tmp_path: Path):
+    run_tiny(strategy=zero(2), checkpoint=SAVE)
+    resume = {"resume_from": tmp_path / "run" / "checkpoints" / "step-00000003"}
+    with pytest.raises(HooktrainError, match=r"does not fit this run \(.* has the shape"):
+        run_tiny(strategy=zero(2), checkpoint=SAVE, model={"width": 4}, trainer=resume)
