@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
+import gc
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -231,16 +231,18 @@ class DeepSpeedStrategy:
 
     def close(self) -> None:
         if self._engine is not None:
+            model = self._engine.module
             self._engine.destroy()
+            for parameter in model.parameters():  # as in hooktrain_torch.ranks: whoever holds a group keeps its threads
+                for name in [name for name in vars(parameter) if name.startswith("ds_") and "group" in name]:
+                    delattr(parameter, name)
             self._engine = self._zero = None
-        # DeepSpeed keeps the groups of its first run in globals, so they last as long as the process
-        atexit.unregister(_end)
-        atexit.register(_end)
-
-
-def _end() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        comm = self._deepspeed.comm
+        if torch.distributed.is_initialized():
+            comm.destroy_process_group()
+            comm.comm.cdb = None
+        self._ranks.close()
+        gc.collect()
 
 
 def _tell_transformers(settings: dict[str, Any]) -> Any:
