@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -73,14 +73,11 @@ class DeepSpeedStrategy:
     # ---------------------------------------------------------------------------------------------- building
 
     def model_context(self) -> AbstractContextManager[Any]:
-        return self._partitioned() if self.stage == 3 else nullcontext()
-
-    @contextmanager
-    def _partitioned(self) -> Iterator[None]:
-        """Every weight is cut up as soon as its module is built, so that no rank ever holds the whole model."""
-        self._hf = _tell_transformers(self.settings)
-        with self._deepspeed.zero.Init(config_dict_or_path=self.settings, mem_efficient_linear=False):
-            yield
+        # transformers then cuts weights up as it loads them, so that no rank ever holds the whole model. What others
+        # build is cut up later: inside zero.Init, whatever sets weights after building a module would set nothing
+        if self.stage == 3:
+            self._hf = _tell_transformers(self.settings)
+        return nullcontext()
 
     def prepare_model(self, model: Module) -> Module:
         return model if self.stage == 3 else model.to(self.device)
@@ -237,6 +234,11 @@ class DeepSpeedStrategy:
                 for name in [name for name in vars(parameter) if name.startswith("ds_") and "group" in name]:
                     delattr(parameter, name)
             self._engine = self._zero = None
+        if self._hf is not None:
+            from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+            unset_hf_deepspeed_config()
+            self._hf = None
         comm = self._deepspeed.comm
         if torch.distributed.is_initialized():
             comm.destroy_process_group()

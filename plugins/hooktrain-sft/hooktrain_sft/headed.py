@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hooktrain_sft.innermost import accepted, is_plain_linear
+from hooktrain_sft.innermost import accepted, is_plain_linear, is_sharded_linear
 from hooktrain_sft.linear_loss import Sums, automatic_chunk_size, linear_loss, logits_loss
 from hooktrain_sft.positions import supervised
 from hooktrain_sft.router import RouterLoss
@@ -55,7 +55,7 @@ class HeadedForward:
         self._token_loss, self._transform, self._chunk_size = token_loss, transform, chunk_size
         self._offered, self._router = offered, router
         self._flatten = "flash" in str(getattr(model.config, "_attn_implementation", ""))
-        if offered is not None and not is_plain_linear(self._head):
+        if offered is not None and not (is_plain_linear(self._head) or is_sharded_linear(self._head)):
             logger.warning(
                 "%s: its LM head has to be called as a module (adapters, hooks or sharded weights), so the fused loss"
                 " that a plugin offers is not used; logits are computed in chunks, twice",
@@ -77,15 +77,12 @@ class HeadedForward:
     def _swapped_in(self) -> Iterator[None]:
         model = self._model()
         assert model is not None
-        before = model.__dict__.get("forward")
         self._own = model.forward
-        model.forward = self._forward
         try:
-            yield
+            with _forward_of(model, self._forward):
+                yield
         finally:
-            del model.forward, self._own
-            if before is not None:
-                model.forward = before
+            del self._own
 
     def _forward(self, *, labels: Tensor, supervised_tokens: int, **inputs: Any) -> tuple[Tensor, Sums]:
         inputs = {name: value for name, value in inputs.items() if value is not None}  # adapters pass every default on
@@ -118,11 +115,29 @@ class HeadedForward:
 
     def _loss(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Sums]:
         head: Any = self._head
-        if not is_plain_linear(head):
-            return self._called(head, hidden, targets)
+        if is_plain_linear(head):
+            return self._fused(hidden, head, targets)
+        if is_sharded_linear(head):
+            return self._gathered(head, hidden, targets)
+        return self._called(head, hidden, targets)
+
+    def _fused(self, hidden: Tensor, head: Any, targets: Tensor) -> tuple[Tensor, Sums]:
         if self._offered is not None:
             return self._offered(hidden, head.weight, head.bias, targets)
         return linear_loss(hidden, head.weight, head.bias, targets, self._token_loss, self._transform, self._chunk_size)
+
+    def _gathered(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Sums]:
+        """For a head whose weight is only there while it is called: the loss is what the call computes."""
+        names: list[str] = []
+
+        def forward(hidden: Tensor, targets: Tensor) -> Tensor:
+            total, sums = self._fused(hidden, head, targets)
+            names.extend(sums)
+            return torch.stack([total, *(value.to(total.dtype) for value in sums.values())])
+
+        with _forward_of(head, forward):
+            total, *sums = head(hidden, targets).unbind()
+        return total, {name: value.detach() for name, value in zip(names, sums, strict=True)}
 
     def _called(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Sums]:
         """For heads that must be called, as adapters or sharded weights need it: logits are computed twice."""
@@ -138,6 +153,19 @@ class HeadedForward:
         found = torch.stack([checkpoint(chunk_loss, *part, use_reentrant=False) for part in parts]).sum(0)
         total, *sums = found.unbind()
         return total, {name: value.detach() for name, value in zip(self._token_loss.metrics, sums, strict=True)}
+
+
+@contextmanager
+def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """For the time of the context, ``forward`` is what a call of the module computes, between its hooks."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
 
 
 def _one_row(value: Any, labels: Tensor) -> Any:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from hooktrain import ModelError
 from hooktrain_sft.transform import LogitTransform
 
-__all__ = ["accepted", "innermost", "is_plain_linear", "logit_transform", "logits_of"]
+__all__ = ["accepted", "innermost", "is_plain_linear", "is_sharded_linear", "logit_transform", "logits_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +119,16 @@ def is_plain_linear(head: nn.Module) -> bool:
         and not isinstance(weight, DTensor)
         and not hasattr(weight, "ds_id")  # DeepSpeed ZeRO-3 gathers it when the module is called
         and not (head._forward_hooks or head._forward_pre_hooks)
+    )
+
+
+def is_sharded_linear(head: nn.Module) -> bool:
+    """Whether the head is its weight and nothing else once it is called: only DeepSpeed hooks into it, to gather it."""
+    hooks = [*head._forward_hooks.values(), *head._forward_pre_hooks.values()]
+    return (
+        type(head) is nn.Linear
+        and hasattr(head.weight, "ds_id")
+        and all(str(getattr(hook, "__module__", "")).startswith("deepspeed.") for hook in hooks)
     )
 
 

@@ -72,7 +72,8 @@ def _text(tensor: Tensor, total: int) -> str:
 
 def _is_whole(parameter: Tensor) -> bool:
     """Whether this rank holds all of the weight, in ordinary memory."""
-    return parameter.layout is torch.strided and not (parameter.is_meta or isinstance(parameter, DTensor))
+    spread = isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")  # the latter is DeepSpeed's ZeRO-3
+    return parameter.layout is torch.strided and not (parameter.is_meta or spread)
 
 
 @torch.no_grad()
