@@ -31,8 +31,10 @@ def make_host(config: PluginsConfig = PluginsConfig(), *, discover: bool = True)
     from hooktrain.console import Console
     from hooktrain.jsonl import JsonLines
     from hooktrain.loop import Loop
+    from hooktrain.signals import Signals
 
-    return PluginHost(config, {"loop": Loop(), "console": Console(), "jsonl": JsonLines()}, discover=discover)
+    own = {"loop": Loop(), "console": Console(), "jsonl": JsonLines(), "signals": Signals()}
+    return PluginHost(config, own, discover=discover)
 
 
 def load(

@@ -87,9 +87,12 @@ def train(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], r
                 words += [flag, value]
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
         os.execv(sys.executable, words)
+    from hooktrain.signals import exit_status
     from hooktrain.trainer import Trainer
 
-    Trainer(made, host, resume_from=resume).run()
+    status = exit_status(Trainer(made, host, resume_from=resume).run().stop_reason)
+    if status:
+        sys.exit(status)
 
 
 @cli.command()

@@ -92,6 +92,9 @@ class Loop:
         for name in trainer.data.evaluation:
             sums, weight = {"loss": torch.zeros((), device=trainer.device)}, 0
             for host_batch in trainer.eval_batches(name):
+                if trainer.is_interrupted:
+                    trainer.say("the evaluation is left out, and made up for when the run goes on")
+                    return {}
                 counts = trainer.hooks.count_batch(trainer=trainer, batch=host_batch)
                 loss = trainer.loss_of(trainer.on_device(host_batch), counts.weight)
                 for key, value in {"loss": loss.total, **loss.sums}.items():

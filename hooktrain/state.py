@@ -90,6 +90,7 @@ class TrainerState:
         supervised_tokens: those of them that carried a loss.
         skipped_steps: windows that did not step the optimizer (no supervised token, or non-finite gradients).
         stop_reason: why the run was asked to end before its horizon, or None.
+        evaluation_due: whether an evaluation was left out as the run had to end, and is to be made up for.
         metrics: the latest value of every logged metric.
     """
 
@@ -100,6 +101,7 @@ class TrainerState:
     supervised_tokens: int = 0
     skipped_steps: int = 0
     stop_reason: str | None = None
+    evaluation_due: bool = False
     metrics: dict[str, float] = attrs.field(factory=dict)
 
 

@@ -23,7 +23,7 @@ from hooktrain.meter import OWN_METRICS, Meter
 from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
 from hooktrain.plugins import PluginHost
 from hooktrain.recipe import Recipe
-from hooktrain.requests import NOTHING, Agreed, Requests
+from hooktrain.requests import Agreed, Requests
 from hooktrain.saving import Saving
 from hooktrain.state import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
 
@@ -72,8 +72,7 @@ class Trainer:
         self._sums: list[Mapping[str, Tensor]] = []
         self._sum_names: frozenset[str] | None = None
         self._window_tokens = self._window_rows = 0
-        self.requests, self.saving = Requests(), Saving()
-        self._alone = self.world.world_size == 1
+        self.requests, self.saving, self._alone = Requests(), Saving(), self.world.world_size == 1
         self._absent_plugins: dict[str, Any] = {}
 
     # ----------------------------------------------------------------------------------------------- properties
@@ -138,10 +137,7 @@ class Trainer:
     def wants_grad_norm(self) -> bool:
         """Whether the current step will be logged or saved."""
         following = self.state.global_step + 1
-        for interval in self._reading_intervals:
-            if following % interval == 0:
-                return True
-        return following >= self.training_horizon
+        return following >= self.training_horizon or any(following % n == 0 for n in self._reading_intervals)
 
     @cached_property
     def _reading_intervals(self) -> tuple[int, ...]:
@@ -153,16 +149,20 @@ class Trainer:
 
     def request_stop(self, reason: str) -> None:
         """End the run after the current step, on all ranks; may be called from any hook on any rank."""
-        self.requests.ask(stop=True)
-        self.requests.reason = reason
+        self.requests.ask(Agreed(stop=True, reason=reason))
 
     def request_save(self) -> None:
         """Save with every checkpoint engine after the current step."""
-        self.requests.ask(save=True)
+        self.requests.ask(Agreed(save=True))
 
     def request_evaluation(self) -> None:
         """Evaluate after the current step."""
-        self.requests.ask(evaluate=True)
+        self.requests.ask(Agreed(evaluate=True))
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether somebody outside waits for the end of the run; asked by whatever takes long. Collective."""
+        return self.requests.is_urgent(self.strategy)
 
     def say(self, message: str) -> None:
         """Tell the user something, through the hook ``on_message``; other ranks than 0 say nothing."""
@@ -194,7 +194,8 @@ class Trainer:
         """Announce and run the training; the parts must have been built."""
         self.model.train()
         self.hooks.on_train_start(trainer=self)
-        if self.recipe.eval_at_start and self.state.global_step == 0 and self.data.evaluation:
+        at_start = self.recipe.eval_at_start and self.state.global_step == 0
+        if (at_start or self.state.evaluation_due) and self.data.evaluation:
             self.log(self.evaluate())
         self.meter.reset()
         if self.should_stop:
@@ -237,19 +238,15 @@ class Trainer:
         self.meter.add(output, self.window_weight, self._window_tokens, self._sums)
         hooks.on_step_end(trainer=self, output=output)
 
-        asked = self.requests.mine
-        if asked is not NOTHING or not self._alone:
-            asked = self.requests.agree(self.strategy)
-        if asked.stop:
-            state.stop_reason = self.requests.reason or "another rank asked for it"
-        step, stop, interval = state.global_step, self.should_stop, self.recipe.eval_interval
-        evaluates = asked.evaluate or stop or (interval > 0 and step % interval == 0)
-        metrics = self.evaluate() if evaluates and self.data.evaluation else {}
-        if metrics:  # what evaluation found may be a reason to save or to stop
-            late = self.requests.agree(self.strategy)
-            asked = Agreed(asked.stop or late.stop, asked.save or late.save)
-            if late.stop:
-                state.stop_reason, stop = self.requests.reason or "another rank asked for it", True
+        asked = self._agree()
+        step, interval, metrics = state.global_step, self.recipe.eval_interval, {}
+        due = asked.evaluate or (interval > 0 and step % interval == 0)
+        if asked.urgent:
+            state.evaluation_due = due and bool(self.data.evaluation)
+        elif (due or self.should_stop) and self.data.evaluation:
+            metrics = self.evaluate()
+            asked |= self._agree()  # what evaluation found may be a reason to save or to stop
+        stop = self.should_stop
         if metrics or stop or step % self.recipe.log_interval == 0:
             self.log(metrics)
         if self.checkpoint_engines:
@@ -338,6 +335,7 @@ class Trainer:
             finally:
                 self.model.train()
             self.state.metrics.update(metrics)
+            self.state.evaluation_due = not metrics  # it was left out half-way
             self.hooks.on_evaluate_end(trainer=self, metrics=metrics)
         return metrics
 
@@ -346,7 +344,8 @@ class Trainer:
         state = self.state
         extra = merged(self.host, self.hooks.collect_metrics(trainer=self), self.meter.sums, OWN_METRICS)
         read = self.meter.read(self.strategy, extra)
-        metrics: dict[str, float] = {"step": state.global_step, "epoch": self._progress()}
+        epoch = round(state.epoch + state.rows / len(self.data.train), 4)
+        metrics: dict[str, float] = {"step": state.global_step, "epoch": epoch}
         if self.meter.steps:
             ahead = {"loss": read.pop("loss", None), "lr": self.last_lr, "grad_norm": read.pop("grad_norm", None)}
             metrics.update({name: value for name, value in ahead.items() if value is not None})
@@ -394,7 +393,8 @@ class Trainer:
         """Hand each plugin its own state; what belongs to nobody is kept for the next save, with a warning."""
         self._absent_plugins = self.host.restore_states(self, states)
 
-    # -------------------------------------------------------------------------------------------------- internals
-
-    def _progress(self) -> float:
-        return round(self.state.epoch + self.state.rows / len(self.data.train), 4)
+    def _agree(self) -> Agreed:
+        asked = self.requests.agree(self.strategy)
+        if asked.stop:
+            self.state.stop_reason = asked.reason
+        return asked

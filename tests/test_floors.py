@@ -20,7 +20,7 @@ FLOORS = [
     ["plugins"],
     ["recipe"],
     ["loader", "meter", "requests", "saving", "faults"],
-    ["console", "jsonl", "loop"],
+    ["console", "jsonl", "loop", "signals"],
     ["build"],
     ["trainer"],
     ["report", "demo", "preview", "testing"],
