@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,29 +170,59 @@ def _print(facts: Any, as_json: bool, show: Callable[[Any], None]) -> None:
 
 def main() -> None:
     """Run the command line; errors of hooktrain's own are one message and no traceback."""
+    several = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     try:
-        sys.exit(cli.main(prog_name="hooktrain", standalone_mode=False))
+        status = _status()
+    except Exception:
+        if not several:
+            raise
+        traceback.print_exc()
+        status = 1
+    if several:
+        _leave(status)
+    sys.exit(status)
+
+
+def _status() -> int:
+    """Run the command line; returns the status to end with."""
+    try:
+        found = cli.main(prog_name="hooktrain", standalone_mode=False)
+        return found if isinstance(found, int) else 0
+    except SystemExit as asked:
+        if isinstance(asked.code, str):
+            click.echo(asked.code, err=True)
+        return asked.code if isinstance(asked.code, int) else int(asked.code is not None)
     except click.ClickException as problem:
         problem.show()
-        sys.exit(problem.exit_code)
+        return problem.exit_code
     except HooktrainError as problem:
         where = getattr(problem, "hooktrain_where", "")
         started = where and "step 0," not in where  # before the first step the message says where
         click.echo(f"hooktrain: {problem}" + (f" [{where}]" if started else ""), err=True)
-        sys.exit(1)
+        return 1
     except (KeyboardInterrupt, click.Abort) as problem:
         where = getattr(problem.__cause__ or problem.__context__ or problem, "hooktrain_where", "")
         click.echo(
             f"hooktrain: interrupted{' at ' + where if where else ''}; nothing was saved since the last checkpoint",
             err=True,
         )
-        sys.exit(130)
+        return 130
     except Exception as problem:
         where = getattr(problem, "hooktrain_where", None)
         if where is None:
             raise
-        import traceback
-
         traceback.print_exc()
         click.echo(f"hooktrain: failed in {where}: {type(problem).__name__}: {problem}", err=True)
-        sys.exit(1)
+        return 1
+
+
+def _leave(status: int) -> None:
+    """End a rank before the interpreter takes itself down.
+
+    Threads of a process group may outlive it, and one that frees a tensor while Python is shutting down ends the
+    process with SIGABRT, so that a run that was well is reported as failed.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hooktrain import Complaint, Recipe, Strategy, World, hookimpl
 
 __all__ = ["DeepSpeedPlugin"]
+
+
+def _not_about_the_processor(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Setting accelerator to CPU")
+
+
+# other libraries import DeepSpeed wherever it is installed, and without a GPU it says so on the standard output
+logging.getLogger("DeepSpeed").addFilter(_not_about_the_processor)
 
 
 class DeepSpeedPlugin:
