@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import os
@@ -28,6 +29,11 @@ def deepspeed_for(device: torch.device) -> Any:
 
     if level == logging.NOTSET and "DEEPSPEED_LOG_LEVEL" not in os.environ:
         logger.setLevel(logging.WARNING)  # at its own level it prints a page of settings on every start
+    if device.type == "cpu":
+        # it would compile a kernel that only inference calls, behind a lock file: a run that is killed meanwhile leaves
+        # the lock, and every later run waits for ever (the module's name as an attribute is torch itself)
+        backend: Any = importlib.import_module("deepspeed.comm.torch")
+        backend.build_shm_op = lambda: None
     warnings.filterwarnings("ignore", "`torch.distributed..*` is deprecated", FutureWarning, "torch.distributed")
     return deepspeed
 

@@ -208,3 +208,12 @@ def test_a_checkpoint_of_another_model_is_refused(run_tiny, tmp_path: Path):
     resume = {"resume_from": tmp_path / "run" / "checkpoints" / "step-00000003"}
     with pytest.raises(HooktrainError, match=r"does not fit this run \(.* has the shape"):
         run_tiny(strategy=zero(2), checkpoint=SAVE, model={"width": 4}, trainer=resume)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_nothing_is_compiled(launch, tmp_path, monkeypatch, stage):
+    """Torch compiles behind a lock file, which a killed run leaves behind, and for which every later run waits."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    run = launch(1, strategy=zero(stage, **({"offload": "optimizer"} if stage else {})))
+    assert run.code == 0, run.output
+    assert not (tmp_path / "extensions").exists()
