@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hooktrain.errors import HooktrainError
+from hooktrain.launch import follow_launcher, note_failure
 
 if TYPE_CHECKING:
     from hooktrain.plugins import PluginHost
@@ -82,13 +83,13 @@ def train(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], r
 
     made, host = load(recipe, overrides=list(overrides), switches=list(switches))
     if nproc > 1 and "RANK" not in os.environ:  # what is wrong in the recipe has been said once, and not by each rank
-        words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)]
-        words += ["-m", "hooktrain", "train", str(recipe)]
+        from hooktrain.launch import launch
+
+        words = ["train", str(recipe)]
         for flag, values in (("-o", overrides), ("-p", switches), ("--resume", [str(resume)] if resume else [])):
             for value in values:
                 words += [flag, value]
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
-        os.execv(sys.executable, words)
+        sys.exit(launch(words, nproc))
     from hooktrain.signals import exit_status
     from hooktrain.trainer import Trainer
 
@@ -171,13 +172,13 @@ def _print(facts: Any, as_json: bool, show: Callable[[Any], None]) -> None:
 def main() -> None:
     """Run the command line; errors of hooktrain's own are one message and no traceback."""
     several = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    follow_launcher()
     try:
         status = _status()
-    except Exception:
+    except Exception as problem:
         if not several:
             raise
-        traceback.print_exc()
-        status = 1
+        status = _failed(f"failed: {type(problem).__name__}: {problem}", problem, trace=True)
     if several:
         _leave(status)
     sys.exit(status)
@@ -198,8 +199,7 @@ def _status() -> int:
     except HooktrainError as problem:
         where = getattr(problem, "hooktrain_where", "")
         started = where and "step 0," not in where  # before the first step the message says where
-        click.echo(f"hooktrain: {problem}" + (f" [{where}]" if started else ""), err=True)
-        return 1
+        return _failed(f"{problem}" + (f" [{where}]" if started else ""), problem, trace=False)
     except (KeyboardInterrupt, click.Abort) as problem:
         where = getattr(problem.__cause__ or problem.__context__ or problem, "hooktrain_where", "")
         click.echo(
@@ -211,9 +211,16 @@ def _status() -> int:
         where = getattr(problem, "hooktrain_where", None)
         if where is None:
             raise
-        traceback.print_exc()
-        click.echo(f"hooktrain: failed in {where}: {type(problem).__name__}: {problem}", err=True)
-        return 1
+        return _failed(f"failed in {where}: {type(problem).__name__}: {problem}", problem, trace=True)
+
+
+def _failed(message: str, problem: BaseException, *, trace: bool) -> int:
+    """Say why the command fails, or have the launcher of several ranks say it; returns the status."""
+    if not note_failure(message, problem, trace=trace):
+        if trace:
+            traceback.print_exception(type(problem), problem, problem.__traceback__)
+        click.echo(f"hooktrain: {message}", err=True)
+    return 1
 
 
 def _leave(status: int) -> None:

@@ -114,7 +114,7 @@ class Console:
 
     @hookimpl
     def on_checkpoint_end(self, trainer: Trainer, path: Path) -> None:
-        trainer.say(f"saved step {trainer.global_step} to {path}")
+        trainer.say(f"saved {path}")
 
     @hookimpl(trylast=True)
     def on_train_end(self, trainer: Trainer) -> None:

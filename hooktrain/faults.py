@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hooktrain.errors import HooktrainError, NonFiniteError, SegmentError
 from hooktrain.plugins import PluginHost
 
-__all__ = ["explain", "merged", "name_taken", "other_sums", "require_finite", "wrong_answer"]
+if TYPE_CHECKING:
+    from hooktrain.trainer import Trainer
+
+__all__ = ["explain", "merged", "name_taken", "other_sums", "require_finite", "require_trainable", "wrong_answer"]
 
 T = TypeVar("T")
 
@@ -38,6 +42,12 @@ def require_finite(metrics: Mapping[str, float], step: int) -> None:
             )
 
 
+def require_trainable(trainer: Trainer) -> None:
+    """As :func:`require_finite`, of what has not been logged yet; collective, so that no rank fails alone."""
+    loss, norm = trainer.strategy.sum_tensor(trainer.meter.total(trainer.strategy)), trainer.meter.grad_norm
+    require_finite({"loss": float(loss), "grad_norm": float(norm or 0.0)}, trainer.state.global_step)
+
+
 def explain(host: PluginHost, exception: BaseException, step: int, rank: int) -> None:
     """Note on the exception where it happened, for whoever prints it."""
     blamed = host.blame(exception)
@@ -45,6 +55,7 @@ def explain(host: PluginHost, exception: BaseException, step: int, rank: int) ->
     if blamed is not None and host.records[blamed[0]].distribution != "hooktrain":
         where = f"plugin '{blamed[0]}', hook {blamed[1]}, {where}"
     exception.hooktrain_where = where  # type: ignore[attr-defined]
+    exception.hooktrain_when = time.time()  # type: ignore[attr-defined]
 
 
 def _who(host: PluginHost, hook: str) -> str:

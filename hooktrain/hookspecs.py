@@ -687,7 +687,8 @@ def on_checkpoint_start(trainer: Trainer) -> None:
 def on_checkpoint_end(trainer: Trainer, path: Path) -> None:
     """A checkpoint engine has saved.
 
-    Called: by the trainer, once for each path that ``save_checkpoint`` returned.
+    Called: by the trainer, once for each path that ``save_checkpoint`` returned, and once for each save in the
+        background, some steps after the one that it holds.
     Ranks: every rank.
     Device: may wait for it.
 

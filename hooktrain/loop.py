@@ -109,7 +109,8 @@ class Loop:
 
     @hookimpl(trylast=True)
     def save_checkpoint(self, trainer: Trainer) -> Sequence[Path]:
-        return [engine.save(trainer) for engine in trainer.due_checkpoint_engines]
+        saved = [engine.save(trainer) for engine in trainer.due_checkpoint_engines]
+        return [path for path in saved if path is not None]
 
     @hookimpl(trylast=True)
     def load_checkpoint(self, trainer: Trainer, path: Path) -> Path:

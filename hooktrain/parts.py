@@ -130,12 +130,17 @@ class Strategy(Protocol):
 
 
 class CheckpointEngine(Protocol):
-    """Writes, finds and reads checkpoints of one kind."""
+    """Writes, finds and reads checkpoints of one kind.
+
+    One that saves in the background also has ``finish(trainer, wait)``, collective: it returns the path of what has
+    been saved since, or None where nothing was or it still goes on, which it does not with ``wait``. When a rank has
+    written its part, it says so with ``trainer.requests.ask(Agreed(collect=True))``.
+    """
 
     config: Any
 
-    def save(self, trainer: Trainer) -> Path:
-        """Save the trainer; returns what was written. Collective."""
+    def save(self, trainer: Trainer) -> Path | None:
+        """Save the trainer; returns what was written, or None when that goes on in the background. Collective."""
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint that a run can resume from, or None."""

@@ -18,6 +18,7 @@ class Agreed(NamedTuple):
         save: save with every checkpoint engine.
         evaluate: evaluate.
         urgent: somebody outside waits for the end, so nothing is begun that takes long.
+        collect: a rank has ended its part of a save in the background.
         reason: why the run is to end, of the first rank that asked for it.
     """
 
@@ -25,6 +26,7 @@ class Agreed(NamedTuple):
     save: bool = False
     evaluate: bool = False
     urgent: bool = False
+    collect: bool = False
     reason: str = ""
 
     def __or__(self, other: Agreed) -> Agreed:
@@ -34,6 +36,7 @@ class Agreed(NamedTuple):
             self.save or other.save,
             self.evaluate or other.evaluate,
             self.urgent or other.urgent,
+            self.collect or other.collect,
             self.reason or other.reason,
         )
 
@@ -58,11 +61,10 @@ class Requests:
             found |= self._waiting.popleft()
         if strategy.world.world_size == 1:
             return found
-        stop, save, evaluate, urgent = (
-            count > 0 for count in strategy.sum_numbers([found.stop, found.save, found.evaluate, found.urgent])
-        )
-        reason = next(filter(None, strategy.gather_objects(found.reason)), "") if stop else ""
-        return Agreed(stop, save, evaluate, urgent, reason)
+        *flags, reason = found
+        stop, save, evaluate, urgent, collect = (count > 0 for count in strategy.sum_numbers(flags))
+        reason = next(filter(None, strategy.gather_objects(reason)), "") if stop else ""
+        return Agreed(stop, save, evaluate, urgent, collect, reason)
 
     def is_urgent(self, strategy: Strategy) -> bool:
         """Whether any rank has been asked to end soon. Collective, on the host."""

@@ -1,11 +1,15 @@
-"""Which checkpoint engines are to save at a given moment."""
+"""Which checkpoint engines are to save at a given moment, and the end of saves that go on in the background."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from hooktrain.parts import CheckpointEngine
 from hooktrain.state import TrainerState
+
+if TYPE_CHECKING:
+    from hooktrain.trainer import Trainer
 
 __all__ = ["Saving"]
 
@@ -29,6 +33,19 @@ class Saving:
     def done(self, engines: Sequence[CheckpointEngine], state: TrainerState) -> None:
         """The engines have saved."""
         self.saved_at.update({id(engine): state.global_step for engine in engines})
+
+    def collect(self, trainer: Trainer, *, wait: bool = False) -> None:
+        """End the saves in the background that all ranks have written, and announce them. Collective.
+
+        Args:
+            trainer: whose engines.
+            wait: for those that are still being written.
+        """
+        for engine in trainer.checkpoint_engines:
+            finish = getattr(engine, "finish", None)
+            path = None if finish is None else finish(trainer, wait)
+            if path is not None:
+                trainer.hooks.on_checkpoint_end(trainer=trainer, path=path)
 
     def _is_due(self, engine: CheckpointEngine, reason: str, state: TrainerState) -> bool:
         config = engine.config

@@ -90,6 +90,7 @@ class TrainerState:
         supervised_tokens: those of them that carried a loss.
         skipped_steps: windows that did not step the optimizer (no supervised token, or non-finite gradients).
         stop_reason: why the run was asked to end before its horizon, or None.
+        evaluated_at: step of the newest evaluation, or -1.
         evaluation_due: whether an evaluation was left out as the run had to end, and is to be made up for.
         metrics: the latest value of every logged metric.
     """
@@ -101,8 +102,15 @@ class TrainerState:
     supervised_tokens: int = 0
     skipped_steps: int = 0
     stop_reason: str | None = None
+    evaluated_at: int = -1
     evaluation_due: bool = False
     metrics: dict[str, float] = attrs.field(factory=dict)
+
+    def evaluated(self, metrics: Mapping[str, float]) -> None:
+        """An evaluation has ended; without metrics it was left out half-way, and is still due."""
+        self.metrics.update(metrics)
+        self.evaluation_due = not metrics
+        self.evaluated_at = self.global_step if metrics else self.evaluated_at
 
 
 class BatchCounts(NamedTuple):

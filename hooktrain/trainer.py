@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from hooktrain.build import build, resumable
 from hooktrain.errors import SegmentError
-from hooktrain.faults import explain, merged, other_sums, require_finite, wrong_answer
+from hooktrain.faults import explain, merged, other_sums, require_finite, require_trainable, wrong_answer
 from hooktrain.loader import evaluation_batches
 from hooktrain.meter import OWN_METRICS, Meter
 from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
@@ -203,6 +203,7 @@ class Trainer:
         else:
             self.hooks.run_train(trainer=self)
             self.checkpoint("end")
+        self.saving.collect(self, wait=True)
         self.hooks.on_train_end(trainer=self)
         return self.state
 
@@ -286,9 +287,7 @@ class Trainer:
 
     def on_device(self, batch: Batch) -> Batch:
         """A micro-batch for the model: on the device, without the host's own ``tokens``."""
-        if "tokens" in batch:
-            batch = {name: value for name, value in batch.items() if name != "tokens"}
-        return self.strategy.to_device(batch)
+        return self.strategy.to_device({name: value for name, value in batch.items() if name != "tokens"})
 
     def loss_of(self, batch: Batch, weight: int) -> LossSum:
         """The loss of a micro-batch on the device, in the strategy's precision, checked to be a sum over ``weight``."""
@@ -334,8 +333,7 @@ class Trainer:
                     metrics = dict(self.hooks.run_evaluate(trainer=self))
             finally:
                 self.model.train()
-            self.state.metrics.update(metrics)
-            self.state.evaluation_due = not metrics  # it was left out half-way
+            self.state.evaluated(metrics)
             self.hooks.on_evaluate_end(trainer=self, metrics=metrics)
         return metrics
 
@@ -366,9 +364,8 @@ class Trainer:
             return
         with self.meter.pause():
             if self.recipe.on_nan == "stop":
-                # equal on all ranks, so that none of them fails alone
-                loss, norm = self.strategy.sum_tensor(self.meter.total(self.strategy)), self.meter.grad_norm
-                require_finite({"loss": float(loss), "grad_norm": float(norm or 0.0)}, self.state.global_step)
+                require_trainable(self)
+            self.saving.collect(self, wait=True)
             self.hooks.on_checkpoint_start(trainer=self)
             for path in self.hooks.save_checkpoint(trainer=self):
                 self.hooks.on_checkpoint_end(trainer=self, path=path)
@@ -397,4 +394,6 @@ class Trainer:
         asked = self.requests.agree(self.strategy)
         if asked.stop:
             self.state.stop_reason = asked.reason
+        if asked.collect:
+            self.saving.collect(self)
         return asked

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import attrs
 
-from hooktrain import Complaint, HooktrainError, Recipe, RecipeError, World, field, one_of
+from hooktrain import Complaint, HooktrainError, Recipe, RecipeError, World, at_least, field, one_of
 
 __all__ = ["DeepSpeedConfig", "assemble", "complaints_about"]
 
@@ -46,6 +46,9 @@ class DeepSpeedConfig:
     config: Mapping[str, Any] | Path | None = field(default=None)
     """DeepSpeed's own configuration, or the path of a JSON file with it. What the recipe says as well is filled in; the
     two may not differ."""
+    timeout: float = field(default=1800.0, validator=at_least(1))
+    """Seconds that a rank waits for the others before the run is ended; more than the longest thing that one does
+    alone."""
 
 
 def assemble(config: DeepSpeedConfig, recipe: Recipe, world: World, dtype: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class DeepSpeedStrategy:
         else:
             keep_freed_memory()
         self._deepspeed = deepspeed_for(self.device)
-        self._ranks = Ranks(world, self.device, alone=True)
+        self._ranks = Ranks(world, self.device, timeout=config.timeout, alone=True)
         os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # asked for even where there is one rank
         with quietly():
             self._deepspeed.init_distributed(dist_init_required=False)

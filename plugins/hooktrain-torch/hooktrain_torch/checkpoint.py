@@ -6,15 +6,17 @@ import json
 import os
 import re
 import shutil
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 
-from hooktrain import CheckpointConfig, CheckpointError, TrainedState, World, at_least, field
+from hooktrain import CheckpointConfig, CheckpointError, World, at_least, field, one_of
+from hooktrain.requests import Agreed
 from hooktrain_torch.files import (
     MANIFEST,
     UNKNOWN,
@@ -22,24 +24,18 @@ from hooktrain_torch.files import (
     load,
     number_of,
     problem_of,
-    require_plain,
     require_writable,
-    save,
-    seal,
     sync,
-    write,
 )
 from hooktrain_torch.frozen import FrozenWeights
-from hooktrain_torch.random_state import random_state, restore_random_state
-from hooktrain_torch.stored import FromFiles, contents, index
+from hooktrain_torch.random_state import restore_random_state
+from hooktrain_torch.save import FROZEN, TENSORS, Save
+from hooktrain_torch.stored import FromFiles
 
 if TYPE_CHECKING:
     from hooktrain import Trainer
 
 __all__ = ["FullCheckpoint", "FullConfig"]
-
-_FROZEN = "frozen.json"
-_TENSORS = "tensors.json"
 
 
 @attrs.frozen(kw_only=True)
@@ -48,6 +44,17 @@ class FullConfig(CheckpointConfig):
 
     keep_last: int = field(default=0, validator=at_least(0))
     """How many checkpoints to keep; 0 keeps all."""
+    keep_every: int = field(default=0, validator=at_least(0))
+    """Beside the last ones, keep those whose step is a multiple of this; 0 none."""
+    keep_best: str = field(default="")
+    """Beside the last ones, keep the one with the best value of this metric of the evaluation, such as
+    ``eval/held_out/loss``, measured at its own step."""
+    keep_best_mode: str = field(default="min", validator=one_of("min", "max"))
+    """Whether the lowest or the highest value is the best."""
+    asynchronous: bool = field(default=False)
+    """Whether training goes on while the files are written, from a copy in the host's memory of what the rank saves."""
+    on_failure: str = field(default="warn", validator=one_of("warn", "stop"))
+    """What becomes of the run when an asynchronous save fails; after one that is not, it always stops."""
     save_frozen: bool = field(default=False)
     """Whether to write frozen weights too. Otherwise those that are as the model was built are left out, as building it
     gives them back; a resume makes sure that it does."""
@@ -61,6 +68,9 @@ class FullCheckpoint:
         run_dir: the run's folder; checkpoints go to ``checkpoints`` in it when the config has no ``output_dir``.
         world: this process and how many there are.
 
+    Attributes:
+        last_stall: seconds for which the training stood still for the last asynchronous save.
+
     Raises:
         CheckpointError: when checkpoints cannot be written there; better now than after hours of training.
     """
@@ -71,6 +81,9 @@ class FullCheckpoint:
         self._current: Path | None = None
         self._checked: Path | None = None
         self._frozen: FrozenWeights | None = None
+        self._going_on: Save | None = None
+        self._warned = False
+        self.last_stall = 0.0
         if config.enabled and world.is_main:
             require_writable(self.output_dir)
 
@@ -85,76 +98,96 @@ class FullCheckpoint:
 
     # ------------------------------------------------------------------------------------------------- saving
 
-    def save(self, trainer: Trainer) -> Path:
+    def save(self, trainer: Trainer) -> Path | None:
+        began = time.perf_counter()
         target = self.output_dir / f"step-{trainer.global_step:08d}"
         stands = target == self._current and (target / MANIFEST).is_file()
         if trainer.strategy.gather_objects(stands)[0]:
             return target
-        temporary = self.output_dir / f".saving-{target.name}"
         states = {
             "plugins": trainer.collect_states(),
             "scheduler": trainer.scheduler.state_dict(),
             "strategy": trainer.strategy.state_dict(),
         }
         trained = trainer.strategy.trained_state(trainer.model, trainer.optimizer)
-        self._on_all_ranks(trainer, lambda: self._begin(temporary), target, temporary)
-        written = self._on_all_ranks(
-            trainer, lambda: self._write(trainer, trained, states, temporary), target, temporary
-        )
-        self._on_all_ranks(
-            trainer, lambda: self._finish(trainer.global_step, written, temporary, target), target, temporary
-        )
-        self._current = target
-        if self.world.is_main:
-            self._retain(trainer)
-        return target
+        saving = Save(target, trainer.global_step, self.world)
+        self._on_all_ranks(trainer, lambda: self._begin(saving.temporary), saving)
+        self._on_all_ranks(trainer, lambda: saving.take(trainer, trained, states, self._unchanged(trainer)), saving)
+        if self.config.asynchronous:
+            saving.start(lambda: trainer.requests.ask(Agreed(collect=True)))
+            saving.stalled = time.perf_counter() - began
+            self._going_on = saving
+            return None
+        written = self._on_all_ranks(trainer, saving.write, saving)
+        return self._end(trainer, saving, written)
+
+    def finish(self, trainer: Trainer, wait: bool) -> Path | None:
+        """End the save in the background when all ranks have written it.
+
+        Args:
+            trainer: the trainer.
+            wait: for ranks that are still writing.
+
+        Returns:
+            The checkpoint, or None when there is none to end, or it is still being written, or it failed.
+
+        Raises:
+            CheckpointError: when it failed and ``on_failure`` says ``stop``.
+        """
+        saving, strategy = self._going_on, trainer.strategy
+        if saving is None:
+            return None
+        began = time.perf_counter()
+        if not wait and strategy.sum_numbers([saving.is_written])[0] < self.world.world_size:
+            return None
+        self._going_on = None
+        try:
+            written = self._on_all_ranks(trainer, saving.result, saving)
+            path = self._end(trainer, saving, written)
+        except CheckpointError as problem:
+            if self.config.on_failure == "stop":
+                raise
+            trainer.host.warn(f"{problem}; the run goes on")
+            return None
+        saving.stalled += time.perf_counter() - began
+        self.last_stall = saving.stalled
+        seconds = time.perf_counter() - saving.began
+        trainer.say(f"{path.name} took {seconds:.1f} s, for {saving.stalled:.1f} s of which the training stood still")
+        return path
+
+    def close(self, trainer: Trainer) -> None:
+        """Finish what is being saved when the run ends with an error, where that needs no other rank."""
+        if self._going_on is not None and self.world.world_size == 1:
+            self.finish(trainer, wait=True)
+
+    def _unchanged(self, trainer: Trainer) -> dict[str, str]:
+        if self._frozen is None or not self.world.is_main:
+            return {}
+        return self._frozen.unchanged(trainer.strategy.unwrap(trainer.model))
 
     def _begin(self, temporary: Path) -> None:
         if self.world.is_main:
             self._clean()
             temporary.mkdir(parents=True)
 
-    def _write(
-        self, trainer: Trainer, trained: TrainedState, states: dict[str, Any], temporary: Path
-    ) -> dict[str, Any]:
-        """Write this rank's files; returns their sizes and digests, and where its stretches of tensors belong."""
-        rank = self.world.rank
-        files = {f"random-{rank}.pt": save(random_state(), temporary / f"random-{rank}.pt")}
-        places: dict[str, Any] = {}
-        frozen: dict[str, str] = {}
-        if self._frozen and self.world.is_main:
-            frozen = self._frozen.unchanged(trainer.strategy.unwrap(trainer.model))
-        if frozen:
-            files[_FROZEN] = write(temporary / _FROZEN, json.dumps(frozen, indent=2))
-        for kind, fragments in (("model", trained.model), ("optimizer", trained.optimizer)):
-            tensors, places[kind] = contents(f for f in fragments if kind != "model" or f.name not in frozen)
-            if tensors or self.world.is_main:
-                files[f"{kind}-{rank}.pt"] = save(tensors, temporary / f"{kind}-{rank}.pt")
+    def _end(self, trainer: Trainer, saving: Save, written: list[dict[str, Any]]) -> Path:
+        """Make a checkpoint of what all ranks have written."""
+        self._on_all_ranks(trainer, lambda: self._seal(saving, written), saving)
+        self._current = saving.target
         if self.world.is_main:
-            states["trained"] = dict(trained.rest)
-            require_plain(states, "")
-            files["parts.pt"] = save(states, temporary / "parts.pt")
-            for name, text in (
-                ("state.json", json.dumps(attrs.asdict(trainer.state), indent=2)),
-                ("recipe.yaml", trainer.recipe.as_yaml()),
-                ("plugins.json", json.dumps(trainer.host.manifest(), indent=2)),
-            ):
-                files[name] = write(temporary / name, text)
-        return {"files": files, "places": places}
+            self._retain(trainer)
+        return saving.target
 
-    def _finish(self, step: int, written: list[dict[str, Any]], temporary: Path, target: Path) -> None:
+    def _seal(self, saving: Save, written: list[dict[str, Any]]) -> None:
         if self.world.is_main:
-            files = {name: facts for found in written for name, facts in found["files"].items()}
-            tensors = {kind: index([found["places"][kind] for found in written]) for kind in ("model", "optimizer")}
-            files[_TENSORS] = write(temporary / _TENSORS, json.dumps(tensors))
             number = max((number for number, _ in self._found() if number < UNKNOWN), default=0) + 1
-            seal(temporary, dict(sorted(files.items())), step=step, number=number, world_size=self.world.world_size)
-            if target.exists():  # an earlier run's, or a damaged one
-                os.replace(target, self.output_dir / f".removed-{target.name}")
-            os.replace(temporary, target)
+            saving.seal(written, number)
+            if saving.target.exists():  # an earlier run's, or a damaged one
+                os.replace(saving.target, self.output_dir / f".removed-{saving.target.name}")
+            os.replace(saving.temporary, saving.target)
             sync(self.output_dir)
 
-    def _on_all_ranks(self, trainer: Trainer, work: Callable[[], Any], target: Path, temporary: Path) -> list[Any]:
+    def _on_all_ranks(self, trainer: Trainer, work: Callable[[], Any], saving: Save) -> list[Any]:
         """Do this rank's part and return those of all; raise on every rank when it failed on any: none waits."""
         problem, cause, made = "", None, None
         try:
@@ -167,23 +200,50 @@ class FullCheckpoint:
         for rank, (text, _) in enumerate(answers):
             if text:
                 if self.world.is_main:
-                    shutil.rmtree(temporary, ignore_errors=True)
+                    shutil.rmtree(saving.temporary, ignore_errors=True)
                 raise CheckpointError(
-                    f"{target}: rank {rank} could not save it, earlier checkpoints are intact: {text}"
+                    f"{saving.target}: rank {rank} could not save it, earlier checkpoints are intact: {text}"
                 ) from cause
         return [answer for _, answer in answers]
 
     def _retain(self, trainer: Trainer) -> None:
-        kept = 0
+        """Remove what nothing asks to be kept, older than the ones that ``keep_last`` keeps."""
+        config, kept = self.config, 0
         try:
-            for number, path in self._found() if self.config.keep_last else []:
-                if kept < self.config.keep_last:
+            found = self._found() if config.keep_last else []
+            best = self._best(trainer, [path for number, path in found if number < UNKNOWN]) if found else None
+            for number, path in found:
+                if kept < config.keep_last:
                     kept += not problem_of(path, digests=False)
-                elif number < UNKNOWN:
+                    continue
+                marked = path == best or (config.keep_every and int(path.name[5:]) % config.keep_every == 0)
+                if number < UNKNOWN and not (marked and not problem_of(path, digests=False)):
                     os.replace(path, self.output_dir / f".removed-{path.name}")
         except OSError as problem:
             trainer.host.warn(f"{self.output_dir}: older checkpoints cannot be removed ({problem.strerror})")
         self._clean()
+
+    def _best(self, trainer: Trainer, paths: Iterable[Path]) -> Path | None:
+        """The checkpoint with the best value of ``keep_best``, of those at whose step it was measured."""
+        name = self.config.keep_best
+        if not name:
+            return None
+        sign = -1 if self.config.keep_best_mode == "max" else 1
+        values: list[tuple[float, Path]] = []
+        for path in paths:
+            if problem_of(path, digests=False):
+                continue
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            if name in state["metrics"] and state.get("evaluated_at") == state["global_step"]:
+                values.append((sign * state["metrics"][name], path))
+        if not values and not self._warned:
+            self._warned = True
+            known = ", ".join(sorted(m for m in trainer.state.metrics if m.startswith("eval/"))) or "none so far"
+            trainer.host.warn(
+                f"keep_best: '{name}' was measured at the step of no checkpoint, so none is kept for it; evaluate at"
+                f" the steps that are saved (eval_interval); evaluation has given: {known}"
+            )
+        return min(values, key=lambda found: found[0])[1] if values else None
 
     def _clean(self) -> None:
         """Remove what an interrupted save or removal has left, so that nobody takes it for a checkpoint."""
@@ -230,7 +290,7 @@ class FullCheckpoint:
         strategy = trainer.strategy
         try:
             parts = load(path / "parts.pt")
-            tensors = json.loads((path / _TENSORS).read_text(encoding="utf-8"))
+            tensors = json.loads((path / TENSORS).read_text(encoding="utf-8"))
             left_out = self._left_out(strategy.unwrap(trainer.model), path)
             strategy.load_trained_state(
                 trainer.model,
@@ -256,7 +316,7 @@ class FullCheckpoint:
 
     def _left_out(self, model: torch.nn.Module, path: Path) -> list[str]:
         """The frozen weights that the checkpoint does not hold, made sure to be those of this run."""
-        frozen = json.loads((path / _FROZEN).read_text(encoding="utf-8")) if (path / _FROZEN).is_file() else {}
+        frozen = json.loads((path / FROZEN).read_text(encoding="utf-8")) if (path / FROZEN).is_file() else {}
         self.remember_frozen(model)
         different = (self._frozen or FrozenWeights(model)).different(model, frozen) if frozen else []
         if different:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooktrain import World, hookimpl
+from hooktrain import Complaint, World, hookimpl
 
 if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
-    from hooktrain import Scheduler, Strategy, Trainer
+    from hooktrain import Recipe, Scheduler, Strategy, Trainer
 
 __all__ = ["TorchPlugin"]
 
@@ -60,6 +60,20 @@ class TorchPlugin:
 
         return FullCheckpoint(config, run_dir, world) if isinstance(config, FullConfig) else None
 
+    @hookimpl
+    def check_recipe(self, recipe: Recipe) -> Iterable[Complaint]:
+        from hooktrain_torch.checkpoint import FullConfig
+
+        for number, config in enumerate(recipe.checkpoint):
+            if not isinstance(config, FullConfig) or config.keep_last:
+                continue
+            for name in ("keep_every", "keep_best"):
+                if getattr(config, name):
+                    yield Complaint(
+                        f"checkpoint[{number}].{name}",
+                        "would have no effect, as keep_last: 0 keeps all; write keep_last: 1 or more",
+                    )
+
     @hookimpl(tryfirst=True)
     def on_train_start(self, trainer: Trainer) -> None:
         from hooktrain_torch.checkpoint import FullCheckpoint
@@ -67,3 +81,11 @@ class TorchPlugin:
         for engine in trainer.checkpoint_engines:
             if isinstance(engine, FullCheckpoint) and trainer.world.is_main:  # only the main rank writes weights
                 engine.remember_frozen(trainer.strategy.unwrap(trainer.model))
+
+    @hookimpl
+    def on_exception(self, trainer: Trainer, exception: BaseException) -> None:
+        from hooktrain_torch.checkpoint import FullCheckpoint
+
+        for engine in getattr(trainer, "checkpoint_engines", ()):
+            if isinstance(engine, FullCheckpoint) and isinstance(exception, Exception):
+                engine.close(trainer)

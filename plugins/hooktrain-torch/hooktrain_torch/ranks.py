@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,13 +23,14 @@ class Ranks:
     Args:
         world: this process and how many there are.
         device: what collectives of tensors are computed on: nccl for a GPU, gloo elsewhere.
+        timeout: seconds that a rank waits for the others before it gives up.
         alone: whether a process group is started for a single rank too.
 
     Raises:
         HooktrainError: when the ranks cannot find each other.
     """
 
-    def __init__(self, world: World, device: torch.device, *, alone: bool = False) -> None:
+    def __init__(self, world: World, device: torch.device, *, timeout: float = 1800.0, alone: bool = False) -> None:
         self.world, self._several = world, world.world_size > 1
         self._host: Any = None
         if not (self._several or alone):
@@ -44,9 +46,13 @@ class Ranks:
                         f"strategy: WORLD_SIZE is {world.world_size}, but {' and '.join(missing)} are not set, so that"
                         " the ranks cannot find each other; start them with --nproc, torchrun or another launcher"
                     )
-                dist.init_process_group(backend)
+                dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         # counts and requests travel from host to host, so that no device has to be waited for
-        self._host = dist.new_group(backend="gloo") if device.type == "cuda" else dist.group.WORLD
+        self._host = (
+            dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+            if device.type == "cuda"
+            else dist.group.WORLD
+        )
 
     def sum_tensor(self, value: Tensor) -> Tensor:
         """As :meth:`hooktrain.Strategy.sum_tensor`."""

@@ -24,6 +24,7 @@ from hooktrain import (
     StoredTensors,
     TrainedState,
     World,
+    at_least,
     field,
     one_of,
 )
@@ -49,6 +50,9 @@ class TorchConfig:
     find_unused_parameters: bool = field(default=False)
     """With several ranks, whether to search each step for parameters that take no part in it; costs time, and is only
     needed by models and losses that leave some out."""
+    timeout: float = field(default=1800.0, validator=at_least(1))
+    """Seconds that a rank waits for the others before the run is ended; more than the longest thing that one does
+    alone."""
 
 
 class _Calls(Module):
@@ -87,7 +91,7 @@ class TorchStrategy:
             torch.cuda.set_device(self.device)
         elif self.device.type == "cpu":
             keep_freed_memory()
-        self._ranks = Ranks(world, self.device)
+        self._ranks = Ranks(world, self.device, timeout=config.timeout)
 
     def model_context(self) -> AbstractContextManager[Any]:
         return nullcontext()

@@ -1,0 +1,160 @@
+"""One save of a ``full`` checkpoint: what is saved, and this rank's files of it, written here or in a thread."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from hooktrain import CheckpointError, TrainedState, World
+from hooktrain_torch.files import require_plain, save, seal, write
+from hooktrain_torch.random_state import random_state
+from hooktrain_torch.stored import contents, index
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hooktrain import Trainer
+
+__all__ = ["FROZEN", "TENSORS", "Save"]
+
+FROZEN = "frozen.json"
+TENSORS = "tensors.json"
+
+
+class Save:
+    """What one rank saves at one step.
+
+    Args:
+        target: the folder that the checkpoint will be.
+        step: optimizer steps finished.
+        world: this process and how many there are.
+
+    Attributes:
+        temporary: the folder that is written to, beside ``target``.
+        began: when, by ``time.perf_counter``.
+        stalled: seconds for which the training stood still, of a save in the background.
+    """
+
+    def __init__(self, target: Path, step: int, world: World) -> None:
+        self.target, self.step, self.world = target, step, world
+        self.temporary = target.with_name(f".saving-{target.name}")
+        self.began, self.stalled = time.perf_counter(), 0.0
+        self._tensors: dict[str, dict[str, Tensor]] = {}
+        self._places: dict[str, Any] = {}
+        self._plain: dict[str, Any] = {}
+        self._texts: dict[str, str] = {}
+        self._thread: threading.Thread | None = None
+        self._written: dict[str, Any] = {}
+        self._problem: BaseException | None = None
+        self._ended = threading.Event()
+
+    def take(
+        self, trainer: Trainer, trained: TrainedState, states: Mapping[str, Any], unchanged: Mapping[str, str]
+    ) -> None:
+        """Take up what is to be written; nothing is copied.
+
+        Args:
+            trainer: counters, recipe and plugins.
+            trained: this rank's share of weights and optimizer.
+            states: of plugins, scheduler and strategy.
+            unchanged: frozen weights that are left out, with their checksums.
+
+        Raises:
+            NotPlainError: when a state holds what a checkpoint cannot hold.
+            CheckpointError: when the strategy gave two stretches of one tensor.
+        """
+        for kind, fragments in (("model", trained.model), ("optimizer", trained.optimizer)):
+            self._tensors[kind], self._places[kind] = contents(
+                f for f in fragments if kind != "model" or f.name not in unchanged
+            )
+        self._plain[f"random-{self.world.rank}.pt"] = random_state()
+        if self.world.is_main:
+            parts = {**states, "trained": dict(trained.rest)}
+            require_plain(parts, "")
+            self._plain["parts.pt"] = parts
+            if unchanged:
+                self._texts[FROZEN] = json.dumps(unchanged, indent=2)
+            self._texts |= {
+                "state.json": json.dumps(attrs.asdict(trainer.state), indent=2),
+                "recipe.yaml": trainer.recipe.as_yaml(),
+                "plugins.json": json.dumps(trainer.host.manifest(), indent=2),
+            }
+
+    def write(self) -> dict[str, Any]:
+        """Write this rank's files; returns their sizes and digests, and where its stretches of tensors belong."""
+        files = {}
+        for kind, tensors in self._tensors.items():
+            if tensors or self.world.is_main:
+                name = f"{kind}-{self.world.rank}.pt"
+                files[name] = save(tensors, self.temporary / name)
+        for name, value in self._plain.items():
+            files[name] = save(value, self.temporary / name)
+        for name, text in self._texts.items():
+            files[name] = write(self.temporary / name, text)
+        return {"files": files, "places": self._places}
+
+    def seal(self, written: Sequence[Mapping[str, Any]], number: int) -> None:
+        """Write what makes a checkpoint of all ranks' files; on one rank.
+
+        Args:
+            written: what :meth:`write` gave on each rank.
+            number: the checkpoint's place in the order of saving.
+
+        Raises:
+            CheckpointError: when elements of a tensor are missing or there twice.
+        """
+        files = {name: facts for found in written for name, facts in found["files"].items()}
+        tensors = {kind: index([found["places"][kind] for found in written]) for kind in ("model", "optimizer")}
+        files[TENSORS] = write(self.temporary / TENSORS, json.dumps(tensors))
+        seal(
+            self.temporary, dict(sorted(files.items())), step=self.step, number=number, world_size=self.world.world_size
+        )
+
+    # ----------------------------------------------------------------------------------------- in the background
+
+    def start(self, when_written: Callable[[], None]) -> None:
+        """Copy what was taken up to the host's memory, and write it in a thread.
+
+        Args:
+            when_written: called in the thread when it has ended, well or not.
+        """
+        for tensors in self._tensors.values():
+            for name, value in tensors.items():
+                tensors[name] = value.to("cpu", copy=True)
+        self._plain = copy.deepcopy(self._plain)
+
+        def work() -> None:
+            try:
+                self._written = self.write()
+            except BaseException as problem:  # kept for the thread that asks
+                self._problem = problem
+            self._tensors.clear()
+            self._ended.set()
+            when_written()
+
+        self._thread = threading.Thread(target=work, name=f"save {self.target.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank's thread has done its work, well or not."""
+        return self._ended.is_set()
+
+    def result(self) -> dict[str, Any]:
+        """Wait for the thread; returns what :meth:`write` gave, or raises what it raised."""
+        assert self._thread is not None, "the save was started"
+        self._thread.join()
+        if self._problem is not None:
+            raise (
+                self._problem
+                if isinstance(self._problem, (OSError, CheckpointError))
+                else CheckpointError(f"{type(self._problem).__name__}: {self._problem}")
+            )
+        return self._written
