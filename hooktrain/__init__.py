@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hooktrain.build import load
     from hooktrain.config import CheckpointConfig, at_least, between, field, one_of, part, structure, unstructure
     from hooktrain.errors import (
         CheckpointError,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from hooktrain.trainer import Trainer
 
 _HOMES = {
+    "build": "load",
     "config": "CheckpointConfig at_least between field one_of part structure unstructure",
     "errors": "CheckpointError Complaint DataError HooktrainError HooktrainWarning ModelError NonFiniteError"
     " PluginError RanksDisagreeError RecipeError SegmentError did_you_mean",
@@ -107,6 +109,7 @@ __all__ = [
     "field",
     "hookimpl",
     "hookspec",
+    "load",
     "one_of",
     "part",
     "read_recipe",

@@ -84,8 +84,7 @@ def build(trainer: Trainer) -> None:
     """
     recipe, world, host = trainer.recipe, trainer.world, trainer.host
     trainer.run_dir = recipe.run_dir or Path("runs") / recipe.name
-    random.seed(recipe.seed)
-    torch.manual_seed(recipe.seed)
+    _seed(recipe.seed)
 
     trainer.strategy = make_part(host, "make_strategy", recipe.strategy, world=world, recipe=recipe)
     plugins = {record["name"]: record for record in host.manifest()}
@@ -119,7 +118,15 @@ def build(trainer: Trainer) -> None:
         make_part(host, "make_checkpoint_engine", config, run_dir=trainer.run_dir, world=world)
         for config in recipe.checkpoint
     ]
-    torch.manual_seed(recipe.seed + world.rank)  # ranks draw different dropout
+    _seed(recipe.seed + world.rank)  # ranks draw different dropout
+
+
+def _seed(seed: int) -> None:
+    """Seed every generator whose state a checkpoint holds."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if "numpy" in sys.modules:  # torch imports it where it is installed
+        sys.modules["numpy"].random.seed(seed % 2**32)
 
 
 def resumable(trainer: Trainer) -> Path | None:

@@ -134,7 +134,7 @@ class CheckpointEngine(Protocol):
 
     One that saves in the background also has ``finish(trainer, wait)``, collective: it returns the path of what has
     been saved since, or None where nothing was or it still goes on, which it does not with ``wait``. When a rank has
-    written its part, it says so with ``trainer.requests.ask(Agreed(collect=True))``.
+    written its part, it says so with ``trainer.requests.save_ended()``.
     """
 
     config: Any

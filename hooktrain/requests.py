@@ -54,6 +54,10 @@ class Requests:
         """Add a request."""
         self._waiting.append(request)
 
+    def save_ended(self) -> None:
+        """This rank has written its part of a save in the background, or has failed to; may be called in any thread."""
+        self.ask(Agreed(collect=True))
+
     def agree(self, strategy: Strategy) -> Agreed:
         """What any rank has asked for; forgets it. Collective, on the host."""
         found = NOTHING

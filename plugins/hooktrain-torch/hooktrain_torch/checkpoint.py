@@ -16,7 +16,6 @@ import attrs
 import torch
 
 from hooktrain import CheckpointConfig, CheckpointError, World, at_least, field, one_of
-from hooktrain.requests import Agreed
 from hooktrain_torch.files import (
     MANIFEST,
     UNKNOWN,
@@ -114,7 +113,7 @@ class FullCheckpoint:
         self._on_all_ranks(trainer, lambda: self._begin(saving.temporary), saving)
         self._on_all_ranks(trainer, lambda: saving.take(trainer, trained, states, self._unchanged(trainer)), saving)
         if self.config.asynchronous:
-            saving.start(lambda: trainer.requests.ask(Agreed(collect=True)))
+            saving.start(trainer.requests.save_ended)
             saving.stalled = time.perf_counter() - began
             self._going_on = saving
             return None

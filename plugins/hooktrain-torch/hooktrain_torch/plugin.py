@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hooktrain import Complaint, World, hookimpl
 
 if TYPE_CHECKING:
+    import click
     from torch.nn import Module
     from torch.optim import Optimizer
 
@@ -59,6 +60,12 @@ class TorchPlugin:
         from hooktrain_torch.checkpoint import FullCheckpoint, FullConfig
 
         return FullCheckpoint(config, run_dir, world) if isinstance(config, FullConfig) else None
+
+    @hookimpl
+    def register_commands(self, cli: click.Group) -> None:
+        from hooktrain_torch.commands import verify_resume
+
+        cli.add_command(verify_resume)
 
     @hookimpl
     def check_recipe(self, recipe: Recipe) -> Iterable[Complaint]:

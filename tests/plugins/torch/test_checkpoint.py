@@ -390,8 +390,12 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_training(run_tiny, t
     assert "on_train_start" not in recorder.hooks
 
 
-def test_killed_at_any_write_a_run_goes_on_from_the_last_whole_checkpoint(run_tiny, tiny_recipe, tmp_path):
-    settings = {"model": {"dropout": 0.3}, "checkpoint": every(2, auto_resume=True, keep_last=1)}
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_killed_at_any_write_a_run_goes_on_from_the_last_whole_checkpoint(
+    run_tiny, tiny_recipe, tmp_path, asynchronous
+):
+    saves = every(2, auto_resume=True, keep_last=1, asynchronous=asynchronous)
+    settings = {"model": {"dropout": 0.3}, "checkpoint": saves}
     whole = run_tiny(**settings, run_dir=str(tmp_path / "undisturbed"))
     at = 1
     while True:

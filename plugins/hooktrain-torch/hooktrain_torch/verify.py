@@ -1,0 +1,197 @@
+"""``hooktrain verify-resume``: does a run that is saved and resumed go on as if it had never stopped?
+
+Three runs in processes of their own, as whatever is kept in a module would survive within one: all steps straight, half
+of them, and the rest from the checkpoint of the half.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from hooktrain import HooktrainError, hookimpl
+from hooktrain_torch.files import load
+from hooktrain_torch.stored import FromFiles
+
+if TYPE_CHECKING:
+    from hooktrain import Trainer
+
+__all__ = ["Finding", "NoteRows", "verify"]
+
+_TIMES = ("tokens_per_second", "step_seconds")
+
+
+class NoteRows:
+    """Writes a digest of each step's micro-batches, and who takes part in steps without saving a state."""
+
+    @hookimpl
+    def on_step_start(self, trainer: Trainer, batches: Sequence[Mapping[str, Any]]) -> None:
+        made = hashlib.sha256()
+        for batch in batches:
+            for name, value in sorted(batch.items()):
+                made.update(name.encode())
+                made.update(_bytes(value) if isinstance(value, Tensor) else repr(value).encode())
+        line = {"step": trainer.global_step + 1, "rows": made.hexdigest()}
+        with (trainer.run_dir / f"rows-{trainer.world.rank}.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+
+@attrs.frozen
+class Finding:
+    """What came of one comparison.
+
+    Attributes:
+        what: was compared.
+        count: how many values.
+        differs: where the first difference is and how great, or nothing.
+    """
+
+    what: str
+    count: int
+    differs: str
+
+
+def verify(words: Sequence[str], steps: int, ranks: int, folder: Path | None = None) -> list[Finding]:
+    """Run a recipe straight and through a checkpoint, and compare.
+
+    Args:
+        words: the recipe, and the options that ``hooktrain train`` is to have.
+        steps: of the straight run; the checkpoint is made half-way.
+        ranks: processes of each run.
+        folder: for the runs' files, which are kept; a temporary one when left out.
+
+    Raises:
+        HooktrainError: when one of the runs fails.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="hooktrain-verify-") as made:
+            return verify(words, steps, ranks, Path(made))
+    half = steps // 2
+    for name, last, resume in (
+        ("straight", steps, None),
+        ("half", half, None),
+        ("resumed", steps, folder / "half" / "checkpoints" / _name(half)),
+    ):
+        _run(words, folder / name, last, ranks, resume)
+    return list(_compare(folder / "straight", folder / "resumed", half, steps, ranks))
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _run(words: Sequence[str], run_dir: Path, steps: int, ranks: int, resume: Path | None) -> None:
+    settings = {
+        "run_dir": run_dir,
+        "exit_iteration": steps,
+        "log_interval": 1,
+        "checkpoint": "[{type: full, save_end_of_training: true}]",
+    }
+    command = [sys.executable, "-m", "hooktrain", "train", *words, "--nproc", str(ranks)]
+    command += [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+    command += ["-p", f"{__name__}:NoteRows", *(["--resume", str(resume)] if resume else [])]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        raise HooktrainError(
+            f"verify-resume: the run '{run_dir.name}' failed with status {done.returncode}, and said:\n"
+            + "\n".join(done.stdout.splitlines()[-20:])
+        )
+    if not (run_dir / "checkpoints" / _name(steps)).is_dir():
+        raise HooktrainError(
+            f"verify-resume: given --steps {steps}, but the run '{run_dir.name}' ended sooner; give fewer steps, or a"
+            " recipe with more"
+        )
+
+
+def _compare(straight: Path, resumed: Path, half: int, steps: int, ranks: int) -> Iterator[Finding]:
+    one, two = (folder / "checkpoints" / _name(steps) for folder in (straight, resumed))
+    rows = [[_lines(folder / f"rows-{rank}.jsonl", half) for rank in range(ranks)] for folder in (straight, resumed)]
+    yield _finding("rows of each step", *rows)
+    metrics = []
+    for folder in (straight, resumed):
+        lines = _lines(folder / "metrics.jsonl", half)
+        metrics.append({f"step {n}": {k: v for k, v in line.items() if k not in _TIMES} for n, line in lines.items()})
+    yield _finding("logged numbers", *metrics)
+    for kind, what in (("model", "weights"), ("optimizer", "optimizer's tensors")):
+        tensors = []
+        for folder in (one, two):
+            found = FromFiles(folder, kind, json.loads((folder / "tensors.json").read_text(encoding="utf-8"))[kind])
+            tensors.append({name: found.read(name) for name in found.names()})
+        yield _finding(what, *tensors)
+    parts = [load(folder / "parts.pt") for folder in (one, two)]
+    for key, what in (
+        ("trained", "optimizer's settings and counts"),
+        ("scheduler", "schedule"),
+        ("strategy", "state of the strategy"),
+        ("plugins", "states of plugins"),
+    ):
+        yield _finding(what, *(part[key] for part in parts))
+    random = [{f"rank {rank}": load(folder / f"random-{rank}.pt") for rank in range(ranks)} for folder in (one, two)]
+    yield _finding("random states", *random)
+    states = [json.loads((folder / "state.json").read_text(encoding="utf-8")) for folder in (one, two)]
+    for state in states:
+        state["metrics"] = {name: value for name, value in state["metrics"].items() if name not in _TIMES}
+    yield _finding("counters", *states)
+
+
+def _lines(path: Path, after: int) -> dict[int, Any]:
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {line["step"]: line for line in lines if line["step"] > after}
+
+
+def _finding(what: str, one: Any, two: Any) -> Finding:
+    differences = list(_differences(one, two, ""))
+    more = f", and {len(differences) - 1} more" if len(differences) > 1 else ""
+    return Finding(what, _count(one), differences[0] + more if differences else "")
+
+
+def _differences(one: Any, two: Any, where: str) -> Iterator[str]:
+    """Where two plain values differ, and how."""
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        for key in dict.fromkeys([*one, *two]):
+            path = f"{where}, {key}" if where else str(key)
+            if key in one and key in two:
+                yield from _differences(one[key], two[key], path)
+            else:
+                yield f"{path}: only in the {'straight' if key in one else 'resumed'} run"
+    elif isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)) and len(one) == len(two):
+        for number, (left, right) in enumerate(zip(one, two, strict=True)):
+            yield from _differences(left, right, f"{where}[{number}]")
+    elif isinstance(one, Tensor) and isinstance(two, Tensor):
+        if one.shape != two.shape or one.dtype != two.dtype:
+            yield f"{where}: {one.dtype} {tuple(one.shape)} and {two.dtype} {tuple(two.shape)}"
+        elif _bytes(one) != _bytes(two):
+            apart = (one.double() - two.double()).abs().max().item()
+            yield f"{where}: up to {apart:.2g} apart"
+    elif type(one) is not type(two) or not (one == two or (_is_nan(one) and _is_nan(two))):
+        yield f"{where}: {_short(one)} and {_short(two)}"
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, Mapping):
+        return sum(map(_count, value.values()))
+    return sum(map(_count, value)) if isinstance(value, (list, tuple)) and len(value) < 100 else 1

@@ -1,0 +1,230 @@
+"""What is kept, and saving while the training goes on."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hooktrain_torch.save
+import pytest
+import torch
+
+from hooktrain import CheckpointError, RecipeError, hookimpl
+from hooktrain.testing import Recorder
+from tests.launching import stored_weights
+
+
+def saved(folder: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in (folder / "run" / "checkpoints").glob("step-*"))
+
+
+def full(steps: int = 1, **more: Any) -> dict[str, Any]:
+    return {"type": "full", "save_every_n_steps": steps, **more}
+
+
+# ------------------------------------------------------------------------------------------------- what is kept
+
+
+class Losses:
+    """Gives the evaluation these losses, one after the other."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = list(values)
+
+    @hookimpl
+    def run_evaluate(self) -> dict[str, float]:
+        return {"eval/held_out/loss": self.values.pop(0)}
+
+
+def test_keep_every(run_tiny, tmp_path):
+    run_tiny(epochs=2, checkpoint=full(keep_last=1, keep_every=4))
+    assert saved(tmp_path) == [4, 8, 12, 14]
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 4), ("max", 2)])
+def test_keep_best(run_tiny, tmp_path, mode, best):
+    losses = Losses(5.0, 3.0, 4.0, 3.5)  # at steps 2, 4, 6, and 7, the last
+    run_tiny(losses, eval_interval=2, checkpoint=full(keep_last=1, keep_best="eval/held_out/loss", keep_best_mode=mode))
+    assert saved(tmp_path) == [best, 7]
+    assert losses.values == []
+
+
+def test_the_best_is_one_that_was_measured(run_tiny, tmp_path):
+    """Step 5 still has the metrics of step 4, but they are not its own."""
+    run_tiny(
+        Losses(1.0, 2.0, 3.0),
+        eval_interval=3,
+        checkpoint=full(2, save_end_of_training=True, keep_last=1, keep_best="eval/held_out/loss"),
+    )
+    assert saved(tmp_path) == [6, 7]
+
+
+def test_a_best_that_nobody_measures_is_said_once(run_tiny, tmp_path):
+    with pytest.warns(UserWarning, match="keep_best: 'eval/held/loss' was measured at the step of no") as caught:
+        run_tiny(eval_interval=1, checkpoint=full(keep_last=1, keep_best="eval/held/loss"))
+    said = [warning for warning in caught if "keep_best" in str(warning.message)]
+    assert len(said) == 1
+    assert "evaluation has given: eval/held_out/loss" in str(said[0].message)
+    assert saved(tmp_path) == [7]
+
+
+@pytest.mark.parametrize("name", ["keep_every", "keep_best"])
+def test_what_would_have_no_effect_is_refused(run_tiny, name):
+    with pytest.raises(RecipeError, match=f"checkpoint.0..{name}.*as keep_last: 0 keeps all; write keep_last: 1"):
+        run_tiny(checkpoint=full(**{name: 2 if name == "keep_every" else "eval/held_out/loss"}))
+
+
+# ---------------------------------------------------------------------------------------------- in the background
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that take their time."""
+    original = hooktrain_torch.save.save
+
+    def save(*arguments: Any) -> Any:
+        time.sleep(0.1)
+        return original(*arguments)
+
+    monkeypatch.setattr(hooktrain_torch.save, "save", save)
+
+
+class Slowly:
+    """Steps that take their time, and where the run was when something was saved."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[int, int]] = []
+
+    @hookimpl
+    def on_step_end(self) -> None:
+        time.sleep(0.05)
+
+    @hookimpl
+    def on_checkpoint_end(self, trainer: Any, path: Path) -> None:
+        assert path.is_dir()
+        self.heard.append((int(path.name[5:]), trainer.global_step))
+
+
+def test_training_goes_on_and_what_is_saved_is_of_its_own_step(run_tiny, tmp_path, slow):
+    settings = {"epochs": 4, "model": {"dropout": 0.3}}
+    run_tiny(**settings, checkpoint=full(14), run_dir=str(tmp_path / "plain"))
+    look = Slowly()
+    trainer = run_tiny(look, **settings, checkpoint=full(14, asynchronous=True))
+    assert [step for step, _ in look.heard] == [14, 28]
+    assert 16 < look.heard[0][1] < 28, "training went on meanwhile"
+    assert look.heard[1][1] == 28, "the run waits for its last save"
+    for step in (14, 28):
+        for kind in ("model", "optimizer"):
+            plain, own = (
+                stored_weights(tmp_path / name / "checkpoints" / f"step-{step:08d}", kind) for name in ("plain", "run")
+            )
+            assert plain.keys() == own.keys()
+            assert all(torch.equal(plain[name], own[name]) for name in plain)
+    assert trainer.checkpoint_engines[0].last_stall > 0
+
+
+def test_a_save_waits_for_the_one_before(run_tiny, tmp_path, slow):
+    look = Slowly()
+    run_tiny(look, checkpoint=full(1, asynchronous=True))
+    assert [step for step, _ in look.heard] == [1, 2, 3, 4, 5, 6, 7] == saved(tmp_path)
+
+
+class Broken:
+    """The save at step 2 cannot be written."""
+
+    @hookimpl
+    def on_checkpoint_start(self, trainer: Any) -> None:
+        self.broken = trainer.global_step == 2
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Broken:
+    found, original = Broken(), hooktrain_torch.save.save
+
+    def save(*arguments: Any) -> Any:
+        if found.broken:
+            raise OSError(28, "No space left on device")
+        return original(*arguments)
+
+    monkeypatch.setattr(hooktrain_torch.save, "save", save)
+    return found
+
+
+def test_a_save_that_fails_is_reported_and_the_run_goes_on(run_tiny, tmp_path, broken):
+    with pytest.warns(UserWarning, match="step-00000002: rank 0 could not save it.*No space left.*; the run goes on"):
+        trainer = run_tiny(broken, checkpoint=full(2, asynchronous=True))
+    assert trainer.global_step == 7
+    assert saved(tmp_path) == [4, 6]
+
+
+def test_a_save_that_fails_stops_the_run_when_asked_to(run_tiny, tmp_path, broken):
+    with pytest.raises(CheckpointError, match="step-00000002: rank 0 could not save it.*No space left"):
+        run_tiny(broken, checkpoint=full(2, asynchronous=True, on_failure="stop"))
+    assert saved(tmp_path) == []
+
+
+def test_what_is_being_saved_when_the_run_fails_is_finished(run_tiny, tmp_path, slow):
+    class Fail:
+        @hookimpl
+        def on_step_start(self, trainer: Any) -> None:
+            if trainer.global_step == 2:
+                raise KeyError("out of luck")
+
+    with pytest.raises(KeyError):
+        run_tiny(Fail(), checkpoint=full(2, asynchronous=True))
+    assert saved(tmp_path) == [2]
+
+
+RANKS = """
+import time
+import hooktrain_torch.save
+original = hooktrain_torch.save.save
+
+def save(value, path):
+    time.sleep(0.05 + 0.3 * int(os.environ["RANK"]))
+    if "2" in path.parent.name[-1] and os.environ["RANK"] == "1":
+        raise OSError(28, "No space left on device")
+    return original(value, path)
+
+hooktrain_torch.save.save = save
+
+@hookimpl
+def on_step_end(trainer):
+    time.sleep(0.02)
+
+@hookimpl
+def on_checkpoint_end(trainer, path):
+    note(path=path.name, step=trainer.global_step, files=sorted(p.name for p in path.iterdir()))
+"""
+
+
+@pytest.mark.parametrize("strategy", [{"type": "torch"}, {"type": "deepspeed", "zero_stage": 2}])
+def test_ranks_of_unequal_speed_end_a_save_at_the_same_step(launch, notes, strategy):
+    """Rank 1 is slower, and cannot write step 12."""
+    run = launch(
+        2,
+        RANKS,
+        micro_batch_size=1,
+        epochs=6,
+        strategy={**strategy, "dtype": "fp32", "device": "cpu"},
+        checkpoint=full(10, save_end_of_training=True, asynchronous=True),
+        plugins={"load": ["hooktrain.testing:TinyPlugin", "extra"]},
+    )
+    assert run.code == 0, run.output
+    assert notes(0) == notes(1)
+    heard = [(line["path"], line["step"]) for line in notes(0)]
+    assert [path for path, _ in heard] == ["step-00000010", "step-00000020", "step-00000030", "step-00000040"]
+    assert heard[0][1] > 10
+    assert "step-00000042: rank 1 could not save it, earlier checkpoints are intact: No space left" in run.output
+
+
+def test_nothing_is_said_of_saves_that_are_not_in_the_background(run_tiny):
+    recorder = Recorder()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        run_tiny(recorder, checkpoint=full(2))
+    assert "on_message" not in recorder.hooks or not any(
+        "stood still" in str(given) for name, given in recorder.calls if name == "on_message"
+    )
