@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
 
 from hooktrain import HooktrainError, World
 
 __all__ = ["Ranks", "device_of", "native_bf16"]
+
+_DEFAULTS = ("default_pg_timeout", "default_pg_nccl_timeout")
 
 
 class Ranks:
@@ -33,8 +36,13 @@ class Ranks:
     def __init__(self, world: World, device: torch.device, *, timeout: float = 1800.0, alone: bool = False) -> None:
         self.world, self._several = world, world.world_size > 1
         self._host: Any = None
+        self._before: dict[str, Any] = {}
         if not (self._several or alone):
             return
+        patience = timedelta(seconds=timeout)
+        for name in _DEFAULTS:  # groups that a library makes, as DeepSpeed's engine does, ask no one how long they wait
+            self._before[name] = getattr(c10d, name)
+            setattr(c10d, name, patience)
         backend = "nccl" if device.type == "cuda" else "gloo"
         if not dist.is_initialized():
             if not self._several:
@@ -46,13 +54,9 @@ class Ranks:
                         f"strategy: WORLD_SIZE is {world.world_size}, but {' and '.join(missing)} are not set, so that"
                         " the ranks cannot find each other; start them with --nproc, torchrun or another launcher"
                     )
-                dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+                dist.init_process_group(backend, timeout=patience)
         # counts and requests travel from host to host, so that no device has to be waited for
-        self._host = (
-            dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-            if device.type == "cuda"
-            else dist.group.WORLD
-        )
+        self._host = dist.new_group(backend="gloo", timeout=patience) if device.type == "cuda" else dist.group.WORLD
 
     def sum_tensor(self, value: Tensor) -> Tensor:
         """As :meth:`hooktrain.Strategy.sum_tensor`."""
@@ -84,6 +88,8 @@ class Ranks:
 
     def close(self) -> None:
         """End the process group; whoever holds it lets go of it first."""
+        while self._before:
+            setattr(c10d, *self._before.popitem())
         if self._host is not None and dist.is_initialized():
             # the group's threads end only with its last holder, and one that frees a tensor while Python is shutting
             # down takes the process with it
