@@ -70,7 +70,15 @@ class TorchPlugin:
     @hookimpl
     def check_recipe(self, recipe: Recipe) -> Iterable[Complaint]:
         from hooktrain_torch.checkpoint import FullConfig
+        from hooktrain_torch.strategy import TorchConfig
 
+        strategy = recipe.strategy
+        if isinstance(strategy, TorchConfig) and strategy.data_parallel == "fsdp2" and strategy.dtype == "fp16":
+            yield Complaint(
+                "strategy.dtype",
+                "given fp16 (here or as model.dtype) with data_parallel: fsdp2, expected bf16 or fp32; write one of"
+                " them, or data_parallel: ddp",
+            )
         for number, config in enumerate(recipe.checkpoint):
             if not isinstance(config, FullConfig) or config.keep_last:
                 continue

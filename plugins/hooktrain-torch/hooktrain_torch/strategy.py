@@ -1,4 +1,4 @@
-"""The ``torch`` strategy: one process, or several with DistributedDataParallel."""
+"""The ``torch`` strategy: one process, or several with DistributedDataParallel or FSDP2."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import attrs
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -30,6 +31,7 @@ from hooktrain import (
 )
 from hooktrain_torch.memory import keep_freed_memory
 from hooktrain_torch.ranks import Ranks, device_of, native_bf16
+from hooktrain_torch.shard import sharded
 from hooktrain_torch.whole_state import load_whole, whole_state
 
 __all__ = ["TorchConfig", "TorchStrategy"]
@@ -50,14 +52,17 @@ class TorchConfig:
     find_unused_parameters: bool = field(default=False)
     """With several ranks, whether to search each step for parameters that take no part in it; costs time, and is only
     needed by models and losses that leave some out."""
+    data_parallel: str = field(default="ddp", validator=one_of("ddp", "fsdp2"))
+    """With several ranks: ``ddp``, each holds the whole model, or ``fsdp2``, weights, gradients and optimizer are
+    spread over them and each block's weights are gathered while it computes."""
     timeout: float = field(default=1800.0, validator=at_least(1))
     """Seconds that a rank waits for the others before the run is ended; more than the longest thing that one does
     alone."""
 
 
 class _Calls(Module):
-    """Calls any function under DistributedDataParallel, which only sees what goes through its own forward: a loss may
-    call parts of the model, such as the decoder without its head.
+    """Calls any function under DistributedDataParallel or FSDP2, which only see what goes through a module's forward: a
+    loss may call parts of the model, such as the decoder without its head.
     """
 
     def __init__(self, model: Module) -> None:
@@ -69,7 +74,7 @@ class _Calls(Module):
 
 
 class TorchStrategy:
-    """Mixed precision by autocast; gradients summed over ranks by DistributedDataParallel.
+    """Mixed precision by autocast; gradients summed over ranks by DistributedDataParallel or FSDP2.
 
     Args:
         config: precision and device.
@@ -86,17 +91,21 @@ class TorchStrategy:
         self.scaler = torch.amp.GradScaler(self.device.type) if name == "fp16" else None
         self._parameters: list[torch.nn.Parameter] = []
         self._parallel: DistributedDataParallel | None = None
+        self._sharded: Any = None
         self._reduced = True
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         elif self.device.type == "cpu":
             keep_freed_memory()
-        self._ranks = Ranks(world, self.device, timeout=config.timeout)
+        self._ranks = Ranks(world, self.device, timeout=config.timeout, alone=config.data_parallel == "fsdp2")
 
     def model_context(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def prepare_model(self, model: Module) -> Module:
+        if self.config.data_parallel == "fsdp2":
+            self._sharded = sharded(_Calls(model), self.device, self.dtype, self.config.find_unused_parameters)
+            return model
         return model.to(self.device)
 
     def prepare(
@@ -104,7 +113,7 @@ class TorchStrategy:
     ) -> tuple[Module, Optimizer, Scheduler]:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._optimizer = optimizer
-        if self.world.world_size > 1:
+        if self.world.world_size > 1 and self._sharded is None:
             self._parallel = DistributedDataParallel(
                 _Calls(model),
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
@@ -123,9 +132,14 @@ class TorchStrategy:
         return summed
 
     def compute(self, function: Callable[[], T], last: bool) -> T:
-        if self._parallel is None and self.dtype is torch.float32:
+        if self._parallel is None and self._sharded is None and self.dtype is torch.float32:
             return function()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            if self._sharded is not None:
+                found: T = self._sharded(function)
+                if not torch.is_grad_enabled():
+                    self._sharded.reshard()  # with gradients the backward pass does so
+                return found
             if self._parallel is None or not torch.is_grad_enabled():
                 return function()
             # gradients travel once a window, with its last micro-batch
@@ -159,11 +173,11 @@ class TorchStrategy:
         optimizer, norm = self._optimizer, None
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
-        if max_norm > 0:
-            norm = torch.nn.utils.clip_grad_norm_(self._parameters, max_norm)
-        elif wants_norm or skip_non_finite:
-            gradients = [p.grad for p in self._parameters if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
+        if max_norm > 0 or wants_norm or skip_non_finite:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if max_norm > 0 and norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, max_norm, norm)
         stepped = True
         if self.scaler is not None:
             before = self.scaler.get_scale()
@@ -203,12 +217,22 @@ class TorchStrategy:
         return model
 
     def full_state_dict(self, model: Module) -> dict[str, Tensor]:
-        if not self.world.is_main:
-            return {}
-        return {name: value.detach().cpu() for name, value in self.unwrap(model).state_dict().items()}
+        made: dict[str, Tensor] = {}
+        gathered: dict[int, Tensor] = {}
+        for name, value in self._resharded(model).state_dict(keep_vars=True).items():
+            if isinstance(value, DTensor):  # one at a time: no other rank holds more than one whole weight
+                if id(value) not in gathered:
+                    whole = value.detach().full_tensor()
+                    gathered[id(value)] = whole.cpu() if self.world.is_main else whole[:0]
+                made[name] = gathered[id(value)]
+            else:
+                made[name] = value.detach().cpu()
+        return made if self.world.is_main else {}
 
     def trained_state(self, model: Module, optimizer: Optimizer) -> TrainedState:
-        return whole_state(model, optimizer) if self.world.is_main else TrainedState([], [], {})
+        if self._sharded is None and not self.world.is_main:
+            return TrainedState([], [], {})
+        return whole_state(self._resharded(model), optimizer, is_main=self.world.is_main)
 
     def load_trained_state(
         self,
@@ -218,7 +242,13 @@ class TorchStrategy:
         rest: Mapping[str, Any],
         left_out: Collection[str],
     ) -> None:
-        load_whole(model, optimizer, stored, rest, left_out)
+        load_whole(self._resharded(model), optimizer, stored, rest, left_out)
+
+    def _resharded(self, model: Module) -> Module:
+        """The bare model with its parameters as the optimizer has them."""
+        if self._sharded is not None:
+            self._sharded.reshard()
+        return model
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
@@ -228,5 +258,5 @@ class TorchStrategy:
             self.scaler.load_state_dict(state["scaler"])
 
     def close(self) -> None:
-        self._parallel = None
+        self._parallel = self._sharded = None
         self._ranks.close()

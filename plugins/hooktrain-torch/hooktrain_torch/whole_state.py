@@ -1,4 +1,4 @@
-"""Weights and optimizer of a model that each rank holds whole, as checkpoints keep them."""
+"""Weights and optimizer of a model as checkpoints keep them, each rank holding it whole or rows of its tensors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
@@ -15,12 +16,13 @@ from hooktrain import Fragment, StoredTensors, TrainedState
 __all__ = ["aliases", "group_names", "load_whole", "parameter_names", "require_groups", "whole_state"]
 
 
-def whole_state(model: Module, optimizer: Optimizer) -> TrainedState:
-    """Everything, for the one rank that saves it.
+def whole_state(model: Module, optimizer: Optimizer, *, is_main: bool = True) -> TrainedState:
+    """What this rank saves: of tensors that are spread over ranks its rows, and on the main rank all others.
 
     Args:
         model: the bare model.
         optimizer: over parameters of ``model``.
+        is_main: whether this rank gives what all ranks hold alike.
     """
     weights, extra = _weights(model)
     names = parameter_names(model)
@@ -34,12 +36,17 @@ def whole_state(model: Module, optimizer: Optimizer) -> TrainedState:
         name = numbers[number]
         for key, value in entries.items():
             if isinstance(value, Tensor) and value.shape == parameters[number].shape and key != "step":
-                tensors.append(Fragment(f"{name}/{key}", tuple(value.shape), 0, value))
+                tensors.append(_fragment(f"{name}/{key}", value))
             else:
                 plain.setdefault(name, {})[key] = value
     hyper = [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]]
     rest = {"extra": extra, "groups": hyper, "names": groups, "state": plain}
-    return TrainedState([Fragment(n, tuple(w.shape), 0, w) for n, w in weights.items()], tensors, rest)
+    model_tensors = [_fragment(name, value) for name, value in weights.items()]
+    if not is_main:
+        spread = {name for name, value in weights.items() if isinstance(value, DTensor)}
+        model_tensors = [fragment for fragment in model_tensors if fragment.name in spread]
+        tensors = [fragment for fragment in tensors if fragment.name.rpartition("/")[0] in spread]
+    return TrainedState(model_tensors, tensors, rest)
 
 
 def load_whole(
@@ -63,8 +70,9 @@ def load_whole(
     odd = [*(set(known) - {*there, *there.values()}), *(n for n, s in there.items() if s not in known | set(left_out))]
     if odd:
         raise ValueError(f"missing or unexpected weights: {', '.join(sorted(odd)[:3])}{', ...' if odd[3:] else ''}")
+    live = model.state_dict()
     found = {
-        name: rest["extra"][name] if name in rest["extra"] else weights.read(source).view(weights.shape(source))
+        name: rest["extra"][name] if name in rest["extra"] else _read(weights, source, live[name])
         for name, source in there.items()
         if name in rest["extra"] or source in weights.names()
     }
@@ -86,7 +94,7 @@ def load_whole(
         shape = optimized.shape(full)
         if tuple(parameters[numbers[name]].shape) != shape:
             raise ValueError(f"{full} has the shape {shape}, expected {tuple(parameters[numbers[name]].shape)}")
-        state.setdefault(numbers[name], {})[key] = optimized.read(full).view(shape)
+        state.setdefault(numbers[name], {})[key] = _read(optimized, full, parameters[numbers[name]])
     at = 0
     param_groups = []
     for hyper, names in zip(rest["groups"], groups, strict=True):
@@ -129,6 +137,40 @@ def require_groups(mine: Sequence[Sequence[str]], stored: Sequence[Sequence[str]
     raise ValueError(
         f"the optimizer's {sum(map(len, stored))} parameters in {len(stored)} groups were others than the"
         f" {sum(map(len, mine))} in {len(mine)} groups of this run{named}"
+    )
+
+
+def rows_here(tensor: DTensor) -> tuple[int, int]:
+    """The first row of a tensor that this rank holds, and the one after its last: rows are dealt out evenly."""
+    rows, ranks = tensor.shape[0], tensor.device_mesh.size()
+    each = -(-rows // ranks)
+    start = min(tensor.device_mesh.get_local_rank() * each, rows)
+    return start, min(start + each, rows)
+
+
+def _fragment(name: str, tensor: Tensor) -> Fragment:
+    if not isinstance(tensor, DTensor):
+        return Fragment(name, tuple(tensor.shape), 0, tensor)
+    start, _ = rows_here(tensor)
+    return Fragment(name, tuple(tensor.shape), start * tensor.shape[1:].numel(), tensor.to_local())
+
+
+def _read(stored: StoredTensors, name: str, like: Tensor) -> Tensor:
+    """A stored tensor, or this rank's rows of it where ``like`` is spread over ranks."""
+    shape = stored.shape(name)
+    if not isinstance(like, DTensor):
+        return stored.read(name).view(shape)
+    if shape != tuple(like.shape):
+        raise ValueError(f"{name} has the shape {shape}, expected {tuple(like.shape)}")
+    (start, stop), row = rows_here(like), like.shape[1:].numel()
+    local = stored.read(name, start * row, stop * row).view(stop - start, *shape[1:])
+    return DTensor.from_local(
+        local.to(like.device),
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
     )
 
 

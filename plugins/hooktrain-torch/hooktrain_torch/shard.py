@@ -1,0 +1,70 @@
+"""Spreading a model over ranks by FSDP2, block by block."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn import Module, ModuleList
+
+__all__ = ["blocks", "sharded"]
+
+
+def sharded(root: Module, device: torch.device, dtype: torch.dtype, find_unused: bool) -> Any:
+    """Spread a module over all ranks, in place.
+
+    Args:
+        root: what is called for each micro-batch; what lies in none of its blocks is whole during that call.
+        device: each rank's own.
+        dtype: of the weights that are gathered; what is kept, and gradients that are summed, are in float32.
+        find_unused: whether a rank sends zeros for parameters that have no gradient there.
+
+    Returns:
+        ``root``, which has FSDP2's methods now.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    policy = MixedPrecisionPolicy()
+    if dtype is not torch.float32:
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for block in blocks(root):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for module in root.modules():
+        found: Any = module
+        if hasattr(module, "set_gradient_divide_factor"):
+            # summed, where FSDP2 would average: the loss is divided by the count over ranks
+            found.set_gradient_divide_factor(1.0)
+            found.set_force_sum_reduction_for_comms(True)
+    if find_unused:
+        result: Any = root
+        result.set_reduce_scatter_unused_params(True)
+    return root
+
+
+def blocks(root: Module) -> list[Module]:
+    """The model's layers: members of the outermost lists of modules that share no weight with anything else."""
+    found = list(_members(root))
+    uses = Counter(id(parameter) for _, parameter in root.named_parameters(remove_duplicate=False))
+    return [block for block in found if _is_apart(block, uses)]
+
+
+def _members(module: Module) -> Iterator[Module]:
+    for child in module.children():
+        if isinstance(child, ModuleList):
+            for member in child:
+                if isinstance(member, ModuleList):
+                    yield from _members(member)
+                else:
+                    yield member
+        else:
+            yield from _members(child)
+
+
+def _is_apart(block: Module, uses: Counter[int]) -> bool:
+    inside = Counter(id(parameter) for _, parameter in block.named_parameters(remove_duplicate=False))
+    return bool(inside) and all(uses[key] == count for key, count in inside.items())
