@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +23,11 @@ __all__ = ["follow_launcher", "launch", "note_failure"]
 
 _NOTES, _PIPE = "HOOKTRAIN_FAILURES", "HOOKTRAIN_LAUNCHER"
 _PATIENCE = 10.0
-"""Seconds in which ranks may end by themselves when one has failed, and again when they were told to."""
+"""Seconds in which ranks may end by themselves when one has failed."""
+_WHERE = signal.SIGUSR2
+"""Asks a rank what it is doing."""
+_OUR_OWN = ("/click/", "/pluggy/", "<frozen runpy>", "hooktrain/cli.py", "hooktrain/__main__.py")
+"""Files whose frames say nothing about a failure."""
 _CONSEQUENCES = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -33,6 +39,7 @@ _CONSEQUENCES = (
     "wait timeout after",
     "remote process exited",
     "NCCL",
+    "Watchdog caught collective operation timeout",
 )
 """What a rank says when another one has left it."""
 
@@ -99,7 +106,7 @@ def launch(words: Sequence[str], ranks: int) -> int:
             )
         os.close(reader)
         try:
-            ended = _wait(processes)
+            ended = _wait(processes, Path(folder))
             return _report(Path(folder), [process.returncode for process in processes], ended)
         finally:
             os.close(writer)
@@ -122,28 +129,39 @@ def _passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> dict[int, float]:
+def _wait(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> dict[int, float]:
     """Wait for all ranks, and end them all when one has failed.
 
     Returns:
         The ranks that ended by themselves, and when.
     """
     ended: dict[int, float] = {}
-    told = 0.0
-    steps = [signal.SIGTERM, signal.SIGKILL]
     while True:
         for rank, process in enumerate(processes):
-            if process.poll() is not None and rank not in ended and not told:
+            if process.poll() is not None and rank not in ended:
                 ended[rank] = time.time()
-        if all(process.returncode is not None for process in processes):
+        if len(ended) == len(processes):
             return ended
         failed = [at for rank, at in ended.items() if processes[rank].returncode != 0]
-        if failed and steps and time.time() - max(min(failed), told) > _PATIENCE:
-            told, number = time.time(), steps.pop(0)
-            for process in processes:
-                if process.poll() is None:
-                    process.send_signal(number)
+        if failed and time.time() - min(failed) > _PATIENCE:
+            left = [process for rank, process in enumerate(processes) if rank not in ended]
+            _ask_where(left, folder)
+            for process in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # and what it has started, as workers that read data
+                process.wait()
+            return ended
         time.sleep(0.02)
+
+
+def _ask_where(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
+    """Have ranks that do not end write down what they are doing."""
+    for process in processes:
+        process.send_signal(_WHERE)
+    until = time.monotonic() + 1
+    while time.monotonic() < until and sum(path.stat().st_size > 0 for path in folder.glob("*.stack")) < len(processes):
+        time.sleep(0.02)
+    time.sleep(0.1)  # for the rest of what is being written
 
 
 def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float]) -> int:
@@ -163,18 +181,38 @@ def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float]) -> i
         elif rank in ended:  # its status says why, as after a signal that it has obeyed, or it has said why itself
             failures.append(_Failure(ended[rank], rank, status, ""))
         else:
-            failures.append(_Failure(time.time(), rank, status, "did not end by itself, and was killed"))
+            stack = folder / f"{rank}.stack"
+            failures.append(_hung(rank, status, stack.read_text(encoding="utf-8") if stack.exists() else ""))
     if not failures:
         return 0
     first, *others = sorted(failures, key=lambda failure: (failure.is_consequence, failure.when))
     if first.message:
-        print(f"hooktrain: rank {first.rank} {first.message}", file=sys.stderr)
+        print(f"hooktrain: rank {first.rank}: {first.message}", file=sys.stderr)
         print(first.trace, end="", file=sys.stderr)
     for other in others:
-        line = other.message.strip().splitlines()[0][:160] if other.message else ""
-        if line and line != first.message.splitlines()[0][:160]:
-            print(f"hooktrain: then rank {other.rank} {line}", file=sys.stderr)
+        line = _in_short(other.message)
+        if line and line != _in_short(first.message):
+            print(f"hooktrain: then rank {other.rank}: {line}", file=sys.stderr)
     return first.status if first.status > 0 else 128 - first.status
+
+
+def _hung(rank: int, status: int, stack: str) -> _Failure:
+    """A rank that neither failed nor ended; ``stack`` is what faulthandler wrote, the innermost frame first."""
+    lines = [line for line in stack.splitlines()[1:] if not any(own in line for own in _OUR_OWN)]
+    trace = "\n".join(["It was here, the innermost call first:", *lines[:12], ""]) if lines else ""
+    return _Failure(
+        time.time(),
+        rank,
+        status,
+        f"did not end within {_PATIENCE:.0f} s of another rank's failure, and was killed",
+        trace,
+    )
+
+
+def _in_short(message: str) -> str:
+    """The first line of a message, without where in gloo's own files it came about."""
+    line = message.strip().splitlines()[0] if message.strip() else ""
+    return re.sub(r"\[\S+\.\w+:\d+\] ", "", line)[:160]
 
 
 def note_failure(message: str, problem: BaseException, *, trace: bool) -> bool:
@@ -189,7 +227,7 @@ def note_failure(message: str, problem: BaseException, *, trace: bool) -> bool:
         Whether the launcher is this module's, which prints it.
     """
     when = getattr(problem, "hooktrain_when", time.time())
-    text = "".join(traceback.format_exception(type(problem), problem, problem.__traceback__)) if trace else ""
+    text = _trace_of(problem) if trace else ""
     folder, file = os.environ.get(_NOTES), os.environ.get("TORCHELASTIC_ERROR_FILE")
     if folder:
         with contextlib.suppress(OSError):
@@ -203,11 +241,25 @@ def note_failure(message: str, problem: BaseException, *, trace: bool) -> bool:
     return False
 
 
+def _trace_of(problem: BaseException) -> str:
+    """The traceback without the frames of the command line and of the calling of hooks."""
+    made = traceback.TracebackException.from_exception(problem)
+    found: traceback.TracebackException | None = made
+    while found is not None:
+        frames = [frame for frame in found.stack if not any(own in frame.filename for own in _OUR_OWN)]
+        found.stack = traceback.StackSummary.from_list(frames)
+        found = found.__cause__ or found.__context__
+    return "".join(made.format())
+
+
 def follow_launcher() -> None:
-    """Have this rank end, having saved, when the process that started it is gone."""
+    """Have this rank end, having saved, when the process that started it is gone; and say where it is when asked."""
     pipe = os.environ.pop(_PIPE, "")
     if not pipe:
         return
+    # open for as long as the process lives: who has hung can open nothing
+    stack = (Path(os.environ[_NOTES]) / f"{os.environ['RANK']}.stack").open("w", encoding="utf-8")
+    faulthandler.register(_WHERE, file=stack, all_threads=False, chain=False)
 
     def watch() -> None:
         with contextlib.suppress(OSError):

@@ -1,0 +1,1 @@
+from tests.plugins.sft.runs import base, recipe, run  # noqa: F401 (fixtures)

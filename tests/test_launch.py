@@ -1,0 +1,112 @@
+"""``--nproc``: a rank that raises, dies or hangs ends all of them within seconds, and the first cause stands on top."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+STRATEGIES = [
+    {"device": "cpu", "dtype": "fp32", "timeout": 4},
+    {"type": "deepspeed", "zero_stage": 2, "device": "cpu", "dtype": "fp32", "timeout": 4},
+]
+either = pytest.mark.parametrize("strategy", STRATEGIES, ids=["torch", "deepspeed"])
+
+FAILING = """
+import time
+
+@hookimpl
+def on_microbatch_start(trainer):
+    if trainer.world.rank == 1 and trainer.global_step == 2:
+        {what}
+"""
+
+
+def first_line(output: str) -> str:
+    return next(line for line in output.splitlines() if line.startswith("hooktrain: rank"))
+
+
+@either
+def test_a_rank_that_raises(launch, strategy):
+    run = launch(2, FAILING.format(what="raise KeyError('out of luck')"), strategy=strategy, micro_batch_size=1)
+    assert run.code == 1
+    cause = "hooktrain: rank 1: failed in plugin 'extra', hook on_microbatch_start, step 2, rank 1: KeyError: 'out of"
+    assert first_line(run.output).startswith(cause)
+    assert "in on_microbatch_start" in run.output, "the traceback of the plugin"
+    assert "/click/" not in run.output, "what stands between the command line and the hook says nothing"
+    assert "/pluggy/" not in run.output
+    assert run.seconds < 30
+
+
+def test_an_error_with_a_clear_sentence_has_no_traceback(launch):
+    source = "from hooktrain import HooktrainError\n" + FAILING
+    run = launch(2, source.format(what="raise HooktrainError('data: the moon is full')"), micro_batch_size=1)
+    assert run.code == 1
+    assert first_line(run.output) == (
+        "hooktrain: rank 1: data: the moon is full [plugin 'extra', hook on_microbatch_start, step 2, rank 1]"
+    )
+    assert "Traceback" not in run.output
+
+
+@either
+def test_a_rank_that_is_killed(launch, strategy):
+    run = launch(2, FAILING.format(what="os.kill(os.getpid(), 9)"), strategy=strategy, micro_batch_size=1)
+    assert run.code == 128 + 9
+    assert first_line(run.output) == (
+        "hooktrain: rank 1: was ended by SIGKILL (the system does so when memory runs out)"
+    )
+    assert "hooktrain: then rank 0: failed in step 2" in run.output
+    assert run.seconds < 30
+
+
+@either
+def test_a_rank_that_hangs(launch, strategy):
+    """The others give up after ``strategy.timeout``; then the one that does not end is asked where it is, and killed."""
+    run = launch(2, FAILING.format(what="time.sleep(1000)"), strategy=strategy, micro_batch_size=1)
+    assert run.code == 128 + 9
+    assert first_line(run.output).startswith("hooktrain: rank 1: did not end within 10 s of another rank's failure")
+    assert "in on_microbatch_start" in run.output, "where it hangs"
+    assert "hooktrain: then rank 0: failed in step 2" in run.output
+    assert run.seconds < 60
+
+
+def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path):
+    source = """
+import os, time
+from pathlib import Path
+from hooktrain import hookimpl
+
+@hookimpl
+def on_microbatch_start(trainer):
+    Path(os.environ["PIDS"], str(os.getpid())).touch()
+    time.sleep(0.05)
+"""
+    (tmp_path / "extra.py").write_text(source)
+    (tmp_path / "pids").mkdir()
+    (tmp_path / "recipe.yaml").write_text(
+        "type: tiny\nepochs: 10000\nstrategy: {device: cpu, dtype: fp32}\nconsole: {enabled: false}\n"
+        f"run_dir: {tmp_path / 'run'}\n"
+        "checkpoint: {type: full, save_end_of_training: true}\n"
+        "plugins: {load: ['hooktrain.testing:TinyPlugin', extra]}\n"
+    )
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "hooktrain", "train", str(tmp_path / "recipe.yaml"), "--nproc", "2"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "PIDS": str(tmp_path / "pids"), "OMP_NUM_THREADS": "1"},
+    )
+    until = time.monotonic() + 60
+    while len(list((tmp_path / "pids").iterdir())) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+    ranks = [int(path.name) for path in (tmp_path / "pids").iterdir()]
+    while any(Path(f"/proc/{rank}/cmdline").exists() and Path(f"/proc/{rank}/cmdline").read_bytes() for rank in ranks):
+        assert time.monotonic() < until, "a rank outlives the process that started it"
+        time.sleep(0.05)
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()  # they end as at SIGTERM, and nothing is lost
+    assert (saved / "manifest.json").exists()
