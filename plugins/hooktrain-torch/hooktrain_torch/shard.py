@@ -55,12 +55,8 @@ def blocks(root: Module) -> list[Module]:
 
 def _members(module: Module) -> Iterator[Module]:
     for child in module.children():
-        if isinstance(child, ModuleList):
-            for member in child:
-                if isinstance(member, ModuleList):
-                    yield from _members(member)
-                else:
-                    yield member
+        if isinstance(module, ModuleList) and not isinstance(child, ModuleList):
+            yield child
         else:
             yield from _members(child)
 
