@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hooktrain.build import load
     from hooktrain.config import CheckpointConfig, at_least, between, field, one_of, part, structure, unstructure
+    from hooktrain.drift import provenance, require_same
     from hooktrain.errors import (
         CheckpointError,
         Complaint,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "build": "load",
     "config": "CheckpointConfig at_least between field one_of part structure unstructure",
+    "drift": "provenance require_same",
     "errors": "CheckpointError Complaint DataError HooktrainError HooktrainWarning ModelError NonFiniteError"
     " PluginError RanksDisagreeError RecipeError SegmentError did_you_mean",
     "loader": "WindowLoader blank",
@@ -112,7 +114,9 @@ __all__ = [
     "load",
     "one_of",
     "part",
+    "provenance",
     "read_recipe",
+    "require_same",
     "structure",
     "unstructure",
 ]

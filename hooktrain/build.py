@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hooktrain.errors import DataError, HooktrainError, PluginError, RanksDisagreeError, RecipeError
+from hooktrain.drift import versions
+from hooktrain.errors import CheckpointError, DataError, HooktrainError, PluginError, RanksDisagreeError, RecipeError
 from hooktrain.hookspecs import FACTORIES
 from hooktrain.plugins import PluginHost
 from hooktrain.recipe import Recipe, apply_overrides, plugins_config, read_recipe, resolve
@@ -23,7 +24,7 @@ from hooktrain.state import Data, World
 if TYPE_CHECKING:
     from hooktrain.trainer import Trainer
 
-__all__ = ["build", "check_data", "load", "make_host", "make_part", "resumable"]
+__all__ = ["build", "check_data", "load", "make_host", "make_part"]
 
 
 def make_host(config: PluginsConfig = PluginsConfig(), *, discover: bool = True) -> PluginHost:
@@ -75,11 +76,12 @@ def load(
 
 
 def build(trainer: Trainer) -> None:
-    """Build every part of a trainer.
+    """Build every part of a trainer, and find what it is to go on from.
 
     Raises:
         PluginError: when no plugin builds a part that the recipe selects.
         RanksDisagreeError: when another rank has a different recipe, other plugins or other data.
+        CheckpointError: when the run cannot go on from the checkpoint that it is to go on from.
         HooktrainError: whatever a factory finds wrong.
     """
     recipe, world, host = trainer.recipe, trainer.world, trainer.host
@@ -88,8 +90,7 @@ def build(trainer: Trainer) -> None:
 
     trainer.strategy = make_part(host, "make_strategy", recipe.strategy, world=world, recipe=recipe)
     plugins = {record["name"]: record for record in host.manifest()}
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    _agree(trainer, {"recipe": {**recipe.as_dict(), "run_dir": ""}, "plugins": plugins, "versions": versions})
+    _agree(trainer, {"recipe": {**recipe.as_dict(), "run_dir": ""}, "plugins": plugins, "versions": versions()})
     _agree(trainer, {"order of plugins": list(plugins)})
     if world.is_main:
         _write_run_dir(trainer)
@@ -101,6 +102,11 @@ def build(trainer: Trainer) -> None:
     _agree(trainer, {"data": {"rows": len(trainer.data.train), "fingerprint": trainer.data.fingerprint}})
     trainer.loader = host.hooks.make_loader(dataset=trainer.data.train, data=trainer.data, recipe=recipe, world=world)
     trainer.loss = make_part(host, "make_loss", recipe.loss)
+    trainer.checkpoint_engines = [
+        make_part(host, "make_checkpoint_engine", config, run_dir=trainer.run_dir, world=world)
+        for config in recipe.checkpoint
+    ]
+    trainer.resume_from = _resumable(trainer)  # before the model: it takes minutes to find out otherwise
     torch.manual_seed(recipe.seed)  # weights do not depend on how much randomness the data took
     with trainer.strategy.model_context():
         model = make_part(host, "make_model", recipe.model, tokenizer=trainer.tokenizer, world=world, recipe=recipe)
@@ -114,10 +120,6 @@ def build(trainer: Trainer) -> None:
     )
     _warn_of_idle_settings(trainer)
     trainer.last_lr = trainer.optimizer.param_groups[0]["lr"]
-    trainer.checkpoint_engines = [
-        make_part(host, "make_checkpoint_engine", config, run_dir=trainer.run_dir, world=world)
-        for config in recipe.checkpoint
-    ]
     _seed(recipe.seed + world.rank)  # ranks draw different dropout
 
 
@@ -129,7 +131,29 @@ def _seed(seed: int) -> None:
         sys.modules["numpy"].random.seed(seed % 2**32)
 
 
-def resumable(trainer: Trainer) -> Path | None:
+def _resumable(trainer: Trainer) -> Path | None:
+    """What the run is to go on from, looked at by the engine that wrote it; the same on all ranks."""
+    path = trainer.resume_from
+    if path is None and trainer.world.is_main:
+        path = _newest(trainer)
+    text = trainer.strategy.gather_objects(None if path is None else str(path))[0]
+    if text is None:
+        return None
+    path = Path(text)
+    engine = next((engine for engine in trainer.checkpoint_engines if engine.claims(path)), None)
+    found = trainer.strategy.gather_objects(engine is not None)
+    if any(found) and not all(found):
+        raise CheckpointError(
+            f"{path}: rank {found.index(False)} does not find this checkpoint, which rank {found.index(True)} does; give"
+            " an output_dir that all hosts share"
+        )
+    check = getattr(engine, "check", None)
+    if check is not None:
+        check(trainer, path)
+    return path
+
+
+def _newest(trainer: Trainer) -> Path | None:
     """The newest checkpoint of the first engine with ``auto_resume`` that has one."""
     for engine in trainer.checkpoint_engines:
         if engine.config.auto_resume and engine.config.enabled:

@@ -25,9 +25,9 @@ __all__ = ["Console", "ConsoleConfig"]
 class ConsoleConfig:
     """What the console shows; the recipe's ``console``."""
 
-    enabled: bool = field(default=True)
+    enabled: bool = field(default=True, neutral=True)
     """Whether to show anything."""
-    interval: int = field(default=0, validator=at_least(0))
+    interval: int = field(default=0, validator=at_least(0), neutral=True)
     """Steps between plain lines; 0 picks one that gives about fifty lines. A progress bar shows every log line."""
 
 

@@ -25,9 +25,9 @@ __all__ = ["JsonLines", "JsonLinesConfig"]
 class JsonLinesConfig:
     """Where metrics go; the recipe's ``jsonl``."""
 
-    enabled: bool = field(default=True)
+    enabled: bool = field(default=True, neutral=True)
     """Whether to write the file."""
-    file: str = field(default="metrics.jsonl")
+    file: str = field(default="metrics.jsonl", neutral=True)
     """Its name in the run directory."""
 
 

@@ -26,7 +26,7 @@ class Recipe:
 
     type: str = field(default="sft")
     """Trainer type: which kinds of parts the run has, and their defaults."""
-    run_dir: Path | None = field(default=None)
+    run_dir: Path | None = field(default=None, neutral=True)
     """Folder for metrics, the resolved recipe and checkpoints; ``runs/<name of the recipe>`` when left out."""
     micro_batch_size: int = field(default=1, validator=at_least(1))
     """Rows that go through the model at once, on each rank."""
@@ -36,34 +36,37 @@ class Recipe:
     """Passes over the training rows; 1 when neither this nor ``train_iters`` is given."""
     train_iters: int | None = field(default=None, validator=at_least(1))
     """Optimizer steps; together with ``epochs``, whichever ends first."""
-    exit_iteration: int = field(default=0, validator=at_least(0))
+    exit_iteration: int = field(default=0, validator=at_least(0), neutral=True)
     """Stop after so many optimizer steps without changing the schedule; 0 does not."""
-    eval_interval: int = field(default=0, validator=at_least(0))
+    eval_interval: int = field(default=0, validator=at_least(0), neutral=True)
     """Optimizer steps between evaluations; 0 evaluates only at the end."""
-    eval_at_start: bool = field(default=False)
+    eval_at_start: bool = field(default=False, neutral=True)
     """Whether to evaluate before the first step as well."""
-    eval_micro_batch_size: int | None = field(default=None, validator=at_least(1))
+    eval_micro_batch_size: int | None = field(default=None, validator=at_least(1), neutral=True)
     """Rows of an evaluation micro-batch; ``micro_batch_size`` when left out."""
     log_interval: int = field(
-        default=1, validator=at_least(1), aliases=("loss_log_interval", "train_log_iter_interval")
+        default=1, validator=at_least(1), aliases=("loss_log_interval", "train_log_iter_interval"), neutral=True
     )
     """Optimizer steps between log lines; between two of them nothing waits for the device."""
     gradient_clipping: float = field(default=1.0, validator=at_least(0))
     """Largest norm of all gradients together; 0 does not clip."""
-    on_nan: str = field(default="stop", validator=one_of("stop", "skip"))
+    on_nan: str = field(default="stop", validator=one_of("stop", "skip"), neutral=True)
     """What happens when loss or gradients are not finite: end the run, or leave the step out and count it."""
     seed: int = field(default=42, validator=between(0, 2**32 - 1))
     """Seed of weights, dropout and the order of rows."""
-    skip_validation: bool = field(default=False)
+    skip_validation: bool = field(default=False, neutral=True)
     """Admit parts that the trainer type does not list as compatible."""
-    strategy: Any = part("strategy")
+    allow_drift: tuple[str, ...] = field(default=(), neutral=True)
+    """What may be other than in the checkpoint that a run goes on from although it changes the training, such as
+    ``optimizer.lr`` or ``data``; ``*`` is everything."""
+    strategy: Any = part("strategy", neutral=True)
     tokenizer: Any = part("tokenizer")
     data: Any = part("data")
     loss: Any = part("loss")
     model: Any = part("model")
     optimizer: Any = part("optimizer")
     scheduler: Any = part("scheduler")
-    checkpoint: tuple[Any, ...] = part("checkpoint", many=True)
+    checkpoint: tuple[Any, ...] = part("checkpoint", many=True, neutral=True)
     plugins: PluginsConfig = field(factory=PluginsConfig)
     """Which plugins take part."""
     settings: Mapping[str, Any] = field(factory=dict)

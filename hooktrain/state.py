@@ -233,6 +233,8 @@ class Data:
         report: facts about the preparation, kept in the run directory; of its entries ``summary`` is a line to print
             and ``warnings`` a list of them.
         fingerprint: text that is equal on two ranks exactly when their rows are.
+        train_fingerprint: text that is equal in two runs exactly when their training rows are, for a resume; nothing
+            where only their number can be compared.
         order: makes the order of an epoch's rows, shape (rows,), from a generator that is seeded for the epoch and the
             number of rows in a step; a plain permutation when left out. Not asked when ``shuffle`` is off.
         loader: builds what hands out the windows, from what ``make_loader`` is given, for rows that cannot be addressed
@@ -246,6 +248,7 @@ class Data:
     workers: int = 0
     report: Mapping[str, Any] = attrs.field(factory=dict)
     fingerprint: str = ""
+    train_fingerprint: str = ""
     order: Callable[[torch.Generator, int], Tensor] | None = None
     loader: Callable[[Dataset, Data, Recipe, World], Any] | None = None
 

@@ -33,7 +33,7 @@ class TinyDataConfig:
 
     rows: int = field(default=13, validator=at_least(0))
     """Rows to train on."""
-    eval_rows: int = field(default=5, validator=at_least(0))
+    eval_rows: int = field(default=5, validator=at_least(0), neutral=True)
     """Rows of the evaluation set ``held_out``; 0 has none."""
     length: int = field(default=9, validator=at_least(2))
     """Tokens of the longest row."""
@@ -41,7 +41,7 @@ class TinyDataConfig:
     """Whether each epoch has an order of its own."""
     seed: int = field(default=0)
     """Seed of the rows."""
-    workers: int = field(default=0, validator=at_least(0))
+    workers: int = field(default=0, validator=at_least(0), neutral=True)
     """Processes that collate ahead."""
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from hooktrain.build import build, resumable
+from hooktrain.build import build
 from hooktrain.errors import SegmentError
 from hooktrain.faults import explain, merged, other_sums, require_finite, require_trainable, wrong_answer
 from hooktrain.loader import evaluation_batches
@@ -175,9 +175,8 @@ class Trainer:
         """Build the parts, resume if there is something to resume from, train, and tear down whatever happens."""
         try:
             build(self)
-            path = self.resume_from or resumable(self)
-            if path is not None:
-                self.resume(path)
+            if self.resume_from is not None:
+                self.resume(self.resume_from)
             return self.train()
         except BaseException as exception:
             explain(self.host, exception, self.state.global_step, self.world.rank)

@@ -26,17 +26,17 @@ __all__ = ["SamplesConfig", "SamplesPlugin", "answer"]
 class SamplesConfig:
     """Prompts to answer, and when."""
 
-    prompts: tuple[str, ...] = field(default=())
+    prompts: tuple[str, ...] = field(default=(), neutral=True)
     """What the user says; one answer each."""
-    system: str | None = field(default=None)
+    system: str | None = field(default=None, neutral=True)
     """System message put before each prompt; the chat template's own unless given."""
-    max_new_tokens: int = field(default=48, validator=at_least(1))
+    max_new_tokens: int = field(default=48, validator=at_least(1), neutral=True)
     """Longest answer, in tokens."""
-    at_start: bool = field(default=True)
+    at_start: bool = field(default=True, neutral=True)
     """Whether to answer before the first step."""
-    at_end: bool = field(default=True)
+    at_end: bool = field(default=True, neutral=True)
     """Whether to answer after the last step."""
-    every_evaluation: bool = field(default=False)
+    every_evaluation: bool = field(default=False, neutral=True)
     """Whether to answer after each evaluation too."""
 
 

@@ -66,6 +66,7 @@ class _Preparation:
         if config.train_eval_split[1] > 0:
             train, evaluation["eval"] = _divide(train, config.train_eval_split[1], config.seed)
         train_set, train_facts = self.finish(train, "data.sources", bounds)
+        of_train = "-".join(self.digests)
         evaluation_sets, evaluation_facts = {}, {}
         for name, documents in evaluation.items():
             evaluation_sets[name], evaluation_facts[name] = self.finish(documents, f"evaluation set '{name}'")
@@ -91,6 +92,7 @@ class _Preparation:
                 "warnings": self.warnings,
             },
             fingerprint="-".join(self.digests),
+            train_fingerprint=of_train,
             order=order_by_length(train_set.lengths) if config.group_by_length else None,
         )
 

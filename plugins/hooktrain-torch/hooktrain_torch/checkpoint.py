@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
-from hooktrain import CheckpointConfig, CheckpointError, World, at_least, field, one_of
+from hooktrain import CheckpointConfig, CheckpointError, World, at_least, field, one_of, require_same
 from hooktrain_torch.files import (
     MANIFEST,
     UNKNOWN,
@@ -28,7 +28,7 @@ from hooktrain_torch.files import (
 )
 from hooktrain_torch.frozen import FrozenWeights
 from hooktrain_torch.random_state import restore_random_state
-from hooktrain_torch.save import FROZEN, TENSORS, Save
+from hooktrain_torch.save import FROZEN, PROVENANCE, TENSORS, Save
 from hooktrain_torch.stored import FromFiles
 
 if TYPE_CHECKING:
@@ -276,16 +276,23 @@ class FullCheckpoint:
 
     # ------------------------------------------------------------------------------------------------ loading
 
-    def load(self, trainer: Trainer, path: Path) -> None:
-        problem = "" if path == self._checked else problem_of(path)
+    def check(self, trainer: Trainer, path: Path) -> None:
+        """Refuse a checkpoint that is damaged, or of a run that trained differently. Collective.
+
+        Raises:
+            CheckpointError: on all ranks.
+        """
+        mine = problem_of(path) if self.world.is_main and path != self._checked else ""
+        problem = trainer.strategy.gather_objects(mine)[0]  # all of its bytes are read, which one rank does for all
         if problem:
             raise CheckpointError(f"{path}: {problem}; resume from another checkpoint")
+        self._checked = path
+        require_same(trainer, json.loads((path / PROVENANCE).read_text(encoding="utf-8")), path)
+
+    def load(self, trainer: Trainer, path: Path) -> None:
+        if path != self._checked:
+            self.check(trainer, path)
         ranks = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["world_size"]
-        if ranks != self.world.world_size and self.world.is_main:
-            trainer.host.warn(
-                f"{path}: was saved by {ranks} ranks and goes on with {self.world.world_size}: dropout will differ, and"
-                " so will the rows of a step unless micro_batch_size * gradient_accumulation_steps * ranks is as before"
-            )
         strategy = trainer.strategy
         try:
             parts = load(path / "parts.pt")

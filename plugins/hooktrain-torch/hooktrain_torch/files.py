@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 UNKNOWN = 1 << 62
 """Number of a checkpoint whose manifest cannot be read; looked at first, so that the user hears of it."""
 _PLAIN = {type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from hooktrain import CheckpointError, TrainedState, World
+from hooktrain import CheckpointError, TrainedState, World, provenance
 from hooktrain_torch.files import require_plain, save, seal, write
 from hooktrain_torch.random_state import random_state
 from hooktrain_torch.stored import contents, index
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
     from hooktrain import Trainer
 
-__all__ = ["FROZEN", "TENSORS", "Save"]
+__all__ = ["FROZEN", "PROVENANCE", "TENSORS", "Save"]
 
 FROZEN = "frozen.json"
+PROVENANCE = "provenance.json"
 TENSORS = "tensors.json"
 
 
@@ -84,7 +85,7 @@ class Save:
             self._texts |= {
                 "state.json": json.dumps(attrs.asdict(trainer.state), indent=2),
                 "recipe.yaml": trainer.recipe.as_yaml(),
-                "plugins.json": json.dumps(trainer.host.manifest(), indent=2),
+                PROVENANCE: json.dumps(provenance(trainer), indent=2, default=str),
             }
 
     def write(self) -> dict[str, Any]:

@@ -44,7 +44,9 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class TorchConfig:
     """Plain PyTorch on one device per process."""
 
-    dtype: str = field(default="auto", validator=one_of("auto", "fp32", "bf16", "fp16"), inherit="model.dtype")
+    dtype: str = field(
+        default="auto", validator=one_of("auto", "fp32", "bf16", "fp16"), inherit="model.dtype", neutral=False
+    )
     """Precision of the computation, weights and optimizer staying in float32; ``auto`` is bf16 where the processor has
     it and fp32 elsewhere."""
     device: str = field(default="auto")

@@ -15,7 +15,6 @@ import numpy
 import pytest
 import torch
 from hooktrain_torch.checkpoint import FullCheckpoint, FullConfig
-from hooktrain_torch.files import seal
 
 from hooktrain import CheckpointError, HooktrainError, World, hookimpl
 from hooktrain.testing import Recorder
@@ -25,7 +24,7 @@ FILES = [
     "model-0.pt",
     "optimizer-0.pt",
     "parts.pt",
-    "plugins.json",
+    "provenance.json",
     "random-0.pt",
     "recipe.yaml",
     "state.json",
@@ -222,7 +221,7 @@ def test_contents(run_tiny, tmp_path):
     facts = json.loads((path / "manifest.json").read_text())
     assert (facts["step"], facts["world_size"], sorted(facts["files"])) == (7, 1, FILES)
     assert json.loads((path / "state.json").read_text())["tokens"] == trainer.state.tokens
-    assert "torch" in [plugin["name"] for plugin in json.loads((path / "plugins.json").read_text())]
+    assert "torch" in [plugin["name"] for plugin in json.loads((path / "provenance.json").read_text())["plugins"]]
     weights = torch.load(path / "model-0.pt", weights_only=True)
     assert all(torch.equal(weights[name], value) for name, value in trainer.model.state_dict().items())
 
@@ -330,24 +329,15 @@ def test_a_checkpoint_of_another_model_or_optimizer(run_tiny, tmp_path):
     changes = [{"model": {"width": 4}}, {"optimizer": {"type": "adamw", "decay_vectors": True}}]
     for change in changes:
         with pytest.raises(CheckpointError, match=r"step-00000003: does not fit this run \(.*its recipe.yaml has"):
-            run_tiny(checkpoint=every(3), trainer={"resume_from": step(tmp_path, 3)}, **change)
+            run_tiny(checkpoint=every(3), trainer={"resume_from": step(tmp_path, 3)}, allow_drift=["*"], **change)
 
 
 def test_a_checkpoint_of_a_later_format(run_tiny, tmp_path):
     run_tiny(checkpoint=every(3))
     path = step(tmp_path, 3) / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
-    with pytest.raises(CheckpointError, match="it is of format 3, and this version reads 2"):
+    path.write_text(path.read_text().replace('"format": 3', '"format": 4'))
+    with pytest.raises(CheckpointError, match="it is of format 4, and this version reads 3"):
         run_tiny(checkpoint=every(3), trainer={"resume_from": step(tmp_path, 3)})
-
-
-def test_another_number_of_ranks_goes_on_with_a_warning(run_tiny, tmp_path):
-    run_tiny(checkpoint=every(3))
-    path = step(tmp_path, 3)
-    facts = json.loads((path / "manifest.json").read_text())
-    seal(path, facts["files"], step=3, number=1, world_size=2)
-    with pytest.warns(UserWarning, match="was saved by 2 ranks and goes on with 1: dropout will differ"):
-        assert run_tiny(checkpoint=every(3), trainer={"resume_from": path}).global_step == 7
 
 
 # ------------------------------------------------------------------------------------------------ no room, no life

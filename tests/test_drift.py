@@ -1,0 +1,218 @@
+"""A run that goes on from a checkpoint is the run that saved it: what has changed is shown, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hooktrain import CheckpointError, hookimpl
+from hooktrain.testing import Recorder
+
+SAVE = {"type": "full", "save_every_n_steps": 3}
+
+
+class Going:
+    """Runs the tiny recipe, and goes on from step 3 with something changed."""
+
+    def __init__(self, run_tiny: Any, folder: Path) -> None:
+        self.run_tiny, self.path = run_tiny, folder / "run" / "checkpoints" / "step-00000003"
+
+    def begin(self, *plugins: object, **settings: Any) -> None:
+        self.run_tiny(Recorder(), *plugins, checkpoint=SAVE, **settings)
+
+    def on(self, *plugins: object, **settings: Any) -> tuple[Recorder, list[str]]:
+        recorder = Recorder()
+        self.run_tiny(recorder, *plugins, trainer={"resume_from": self.path}, **{"checkpoint": SAVE, **settings})
+        said = [given["message"] for name, given in recorder.calls if name == "on_message"]
+        return recorder, [text.partition(": ")[2] for text in said if text.startswith("other than when")]
+
+    def refused(self, *plugins: object, **settings: Any) -> str:
+        recorder = Recorder()
+        with pytest.raises(CheckpointError) as caught:
+            self.run_tiny(recorder, *plugins, trainer={"resume_from": self.path}, **{"checkpoint": SAVE, **settings})
+        assert "on_resume_start" not in recorder.hooks
+        assert str(self.path) in str(caught.value)
+        return str(caught.value)
+
+
+@pytest.fixture
+def going(run_tiny, tmp_path):
+    return Going(run_tiny, tmp_path)
+
+
+class Optimizers:
+    """Has a hand in the optimizer, and may refuse that there is one."""
+
+    plugin_name = "optimizers"
+
+    def __init__(self, allowed: bool) -> None:
+        self.allowed = allowed
+
+    @hookimpl(wrapper=True)
+    def make_optimizer(self):
+        assert self.allowed, "the model has been built"
+        return (yield)
+
+
+REFUSED = {
+    "a setting": ({"gradient_clipping": 0.5}, "gradient_clipping: was 1.0, is 0.5"),
+    "of a part": ({"optimizer": {"lr": 0.5}}, "optimizer.lr: was 0.01, is 0.5"),
+    "another part": ({"optimizer": {"type": "sgd", "lr": 0.01}}, "optimizer.type: was adamw, is sgd"),
+    "seed": ({"seed": 7}, "seed: was 42, is 7"),
+    "the model": ({"model": {"width": 4}}, "model.width: was 8, is 4"),
+    "precision": ({"strategy": {"dtype": "bf16", "device": "cpu"}}, "strategy.dtype: was fp32, is bf16"),
+    "rows": ({"data": {"seed": 3}}, "data.seed: was 0, is 3"),
+    "a plugin's": ({"neftune": {"noise_alpha": 5.0}}, "neftune.noise_alpha: was 0.0, is 5.0"),
+    "batch": (
+        {"micro_batch_size": 3},
+        "global_batch_size: was 2 (2 * 1 * 1 ranks) rows in a step, is 3 (3 * 1 * 1 ranks); write a micro_batch_size"
+        " so that 2 is a multiple of it * 1 ranks",
+    ),
+    "smaller batch": ({"micro_batch_size": 1}, "write gradient_accumulation_steps: 2"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), list(REFUSED.values()), ids=list(REFUSED))
+def test_what_changes_the_training_is_refused_before_there_is_a_model(going, changes, message):
+    going.begin(Optimizers(allowed=True))
+    text = going.refused(Optimizers(allowed=False), **changes)
+    assert message in text
+    key = "global_batch_size" if "write " in message else message.partition(":")[0]
+    assert f"go on all the same with allow_drift: [{key}]" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"log_interval": 3}, ["log_interval: was 1, is 3"]),
+        ({"data": {"workers": 1, "eval_rows": 2}}, ["data.eval_rows: was 5, is 2", "data.workers: was 0, is 1"]),
+        ({"checkpoint": [SAVE, {"type": "full", "save_end_of_training": True, "output_dir": "/tmp/none"}]}, None),
+        ({"micro_batch_size": 1, "gradient_accumulation_steps": 2}, []),
+        ({"exit_iteration": 5}, ["exit_iteration: was 0, is 5"]),
+        ({"strategy": {"type": "torch", "dtype": "fp32", "device": "cpu", "timeout": 60}}, None),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_does_not_is_shown(going, tmp_path, changes, shown):
+    going.begin()
+    if len(changes.get("checkpoint", [])) == 2:
+        changes["checkpoint"][1]["output_dir"] = str(tmp_path / "more")
+    _, said = going.on(**changes)
+    assert said == shown if shown is not None else len(said) == 1
+
+
+def test_nothing_is_said_where_nothing_changed(going):
+    going.begin()
+    assert going.on()[1] == []
+
+
+@pytest.mark.parametrize("allowed", ["optimizer.lr", "optimizer", "*"])
+def test_what_is_allowed_goes_on_and_is_shown(going, allowed):
+    going.begin()
+    recorder, said = going.on(optimizer={"lr": 0.5}, allow_drift=[allowed])
+    assert "optimizer.lr: was 0.01, is 0.5" in said
+    assert recorder.metrics[-1]["step"] == 7
+    going.refused(optimizer={"lr": 0.5}, allow_drift=["optimizer.l", "model"])
+
+
+def test_everything_that_differs_is_named_at_once(going):
+    going.begin()
+    text = going.refused(seed=7, optimizer={"lr": 0.5}, log_interval=2)
+    assert "allow_drift: [seed, optimizer.lr]" in text
+    assert text.count("\n  - ") == 2
+
+
+LONGER = [
+    ({"type": "constant"}, True),
+    ({"type": "constant", "warmup_ratio": 0.5}, False),
+    ({"type": "cosine"}, False),
+    ({"type": "wsd", "warmup_steps": 2, "decay_steps": 2}, True),
+    ({"type": "wsd", "warmup_steps": 0, "decay_steps": 6}, False),
+]
+
+
+@pytest.mark.parametrize(("scheduler", "same"), LONGER, ids=lambda value: str(value))
+def test_a_run_can_be_made_longer_where_that_leaves_the_rates_so_far(going, run_tiny, tmp_path, scheduler, same):
+    """Then it is the run that was to be as long from the first."""
+    going.begin(scheduler=scheduler)
+    if not same:
+        message = "epochs: was null, is 2: with 14 steps the learning rates so far would have been others"
+        assert message in going.refused(scheduler=scheduler, epochs=2)
+        return
+    whole = Recorder()
+    recorder, said = going.on(scheduler=scheduler, epochs=2)
+    assert said == ["epochs: was null, is 2"]
+    run_tiny(whole, scheduler=scheduler, epochs=2, run_dir=str(tmp_path / "whole"))
+    assert [line["loss"] for line in recorder.metrics] == [line["loss"] for line in whole.metrics][3:]
+    assert [line["lr"] for line in recorder.metrics] == [line["lr"] for line in whole.metrics][3:]
+
+
+def test_other_rows_are_refused_though_the_recipe_is_the_same(going):
+    class Fewer:
+        plugin_name = "rows"
+
+        def __init__(self, rows: int, fingerprint: str) -> None:
+            self.rows, self.fingerprint = rows, fingerprint
+
+        @hookimpl(wrapper=True)
+        def make_data(self):
+            data = yield
+            data.train, data.train_fingerprint = [data.train[row] for row in range(self.rows)], self.fingerprint
+            return data
+
+    going.begin(Fewer(13, "a"))
+    assert "data: other rows to train on (13 then, 12 now)" in going.refused(Fewer(12, "a"))
+    assert "data: other rows to train on (13 then, 13 now)" in going.refused(Fewer(13, "b"))
+    assert going.on(Fewer(13, "a"))[1] == []
+    going.on(Fewer(13, "b"), allow_drift=["data"])
+
+
+def test_plugins_that_come_and_go(going):
+    class Watches:
+        plugin_name = "watches"
+
+        @hookimpl
+        def on_step_end(self):
+            pass
+
+    class Replaces:
+        plugin_name = "replaces"
+
+        @hookimpl(wrapper=True)
+        def compute_loss(self):
+            return (yield)
+
+    going.begin(Watches(), Replaces())
+    text = going.refused()
+    assert "  - plugins.replaces: " in text
+    assert "took part and is missing, and has a hand in compute_loss" in text
+    assert "watches" not in text
+    _, said = going.on(allow_drift=["plugins.replaces"])
+    assert [line.partition(":")[0] for line in said] == ["plugins.watches", "plugins.replaces"]
+    going.begin()
+    assert "takes part and did not, and has a hand in compute_loss" in going.refused(Replaces())
+
+
+def test_another_version_of_a_plugin_is_shown(going, monkeypatch):
+    going.begin()
+    from hooktrain.plugins import PluginHost
+
+    manifest = PluginHost.manifest
+    newer = lambda self: [{**r, "version": "9"} if r["name"] == "torch" else r for r in manifest(self)]  # noqa: E731
+    monkeypatch.setattr(PluginHost, "manifest", newer)
+    (line,) = going.on()[1]
+    assert line.startswith("plugins.torch: was hooktrain-torch 0.")
+    assert line.endswith("is hooktrain-torch 9")
+
+
+def test_all_ranks_refuse_and_the_first_cause_is_on_top(launch, run_tiny, tmp_path):
+    run_tiny(checkpoint=SAVE, optimizer={"type": "sgd", "lr": 0.1})
+    path = tmp_path / "run" / "checkpoints" / "step-00000003"
+    run = launch(2, words=["--resume", str(path)], checkpoint=SAVE)
+    assert run.code == 1
+    assert run.output.startswith("hooktrain: rank "), run.output
+    assert "global_batch_size: was 2 (2 * 1 * 1 ranks) rows in a step, is 4 (2 * 1 * 2 ranks)" in run.output
+    fits = launch(2, words=["--resume", str(path)], checkpoint=SAVE, micro_batch_size=1)
+    assert fits.code == 0, fits.output
