@@ -144,8 +144,8 @@ def _resumable(trainer: Trainer) -> Path | None:
     found = trainer.strategy.gather_objects(engine is not None)
     if any(found) and not all(found):
         raise CheckpointError(
-            f"{path}: rank {found.index(False)} does not find this checkpoint, which rank {found.index(True)} does; give"
-            " an output_dir that all hosts share"
+            f"{path}: rank {found.index(False)} does not find this checkpoint, which rank {found.index(True)} does;"
+            " give an output_dir that all hosts share"
         )
     check = getattr(engine, "check", None)
     if check is not None:

@@ -222,7 +222,7 @@ def _part_in(trainer: Trainer, name: str) -> list[str]:
 
 
 def _is_allowed(where: str, allowed: Sequence[str]) -> bool:
-    return any(word == "*" or where == word or where.startswith((f"{word}.", f"{word}[")) for word in allowed)
+    return any(word in ("*", where) or where.startswith((f"{word}.", f"{word}[")) for word in allowed)
 
 
 def _short(value: Any) -> str:
