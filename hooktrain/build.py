@@ -19,7 +19,7 @@ from hooktrain.hookspecs import FACTORIES
 from hooktrain.plugins import PluginHost
 from hooktrain.recipe import Recipe, apply_overrides, plugins_config, read_recipe, resolve
 from hooktrain.records import PluginsConfig
-from hooktrain.state import Data, World
+from hooktrain.state import Batch, Data, World
 
 if TYPE_CHECKING:
     from hooktrain.trainer import Trainer
@@ -100,7 +100,11 @@ def build(trainer: Trainer) -> None:
     if world.is_main:
         _write(trainer.run_dir / "data.json", json.dumps(dict(trainer.data.report), indent=2, default=str))
     _agree(trainer, {"data": {"rows": len(trainer.data.train), "fingerprint": trainer.data.fingerprint}})
-    trainer.loader = host.hooks.make_loader(dataset=trainer.data.train, data=trainer.data, recipe=recipe, world=world)
+    trainer.data_world = getattr(trainer.strategy, "data_world", world)
+    trainer.divide = getattr(trainer.strategy, "divide", _whole)
+    trainer.loader = host.hooks.make_loader(
+        dataset=trainer.data.train, data=trainer.data, recipe=recipe, world=trainer.data_world
+    )
     trainer.loss = make_part(host, "make_loss", recipe.loss)
     trainer.checkpoint_engines = [
         make_part(host, "make_checkpoint_engine", config, run_dir=trainer.run_dir, world=world)
@@ -121,6 +125,11 @@ def build(trainer: Trainer) -> None:
     _warn_of_idle_settings(trainer)
     trainer.last_lr = trainer.optimizer.param_groups[0]["lr"]
     _seed(recipe.seed + world.rank)  # ranks draw different dropout
+
+
+def _whole(batch: Batch) -> Batch:
+    """A rank's part of a micro-batch where ranks share none."""
+    return batch
 
 
 def _seed(seed: int) -> None:

@@ -57,14 +57,15 @@ def provenance(trainer: Trainer) -> dict[str, Any]:
     Args:
         trainer: with its data.
     """
-    recipe, world = trainer.recipe, trainer.world
+    recipe = trainer.recipe
     return {
         "recipe": recipe.as_dict(),
         "plugins": [{**record, "changes": _part_in(trainer, record["name"])} for record in trainer.host.manifest()],
         "versions": versions(),
         "data": {"rows": len(trainer.data.train), "fingerprint": trainer.data.train_fingerprint},
         "steps": [trainer.global_step, trainer.training_horizon],
-        "batch": [recipe.micro_batch_size, recipe.gradient_accumulation_steps, world.world_size],
+        "batch": [recipe.micro_batch_size, recipe.gradient_accumulation_steps, trainer.data_world.world_size],
+        "world_size": trainer.world.world_size,
     }
 
 
@@ -107,6 +108,9 @@ def changes(before: Mapping[str, Any], trainer: Trainer) -> Iterator[Change]:
         yield change._replace(matters=change.matters and not harmless)
     yield from _in_settings(before["recipe"], trainer)
     yield from _in_batch(before["batch"], now["batch"])
+    if before["world_size"] != now["world_size"]:
+        ranks = f"was {before['world_size']} ranks, is {now['world_size']}"
+        yield Change("world_size", f"{ranks}: dropout draws other numbers", False)
     if before["data"] != now["data"]:
         rows = [f"{side['data']['rows']:,}" for side in (before, now)]
         yield Change("data", f"other rows to train on ({rows[0]} then, {rows[1]} now)", True)
@@ -172,7 +176,7 @@ def _same_rates(trainer: Trainer, steps: int, horizon: int) -> bool:
 
 
 def _in_batch(before: Sequence[int], now: Sequence[int]) -> Iterator[Change]:
-    (_, _, were), (micro, _, ranks) = before, now
+    micro, _, ranks = now
     rows = [side[0] * side[1] * side[2] for side in (before, now)]
     if rows[0] != rows[1]:
         fits = rows[0] % (micro * ranks) == 0
@@ -180,8 +184,6 @@ def _in_batch(before: Sequence[int], now: Sequence[int]) -> Iterator[Change]:
         other = f"write a micro_batch_size so that {rows[0]} is a multiple of it * {ranks} ranks"
         texts = [f"{rows[i]} ({' * '.join(map(str, side))} ranks)" for i, side in enumerate((before, now))]
         yield Change(_BATCH, f"was {texts[0]} rows in a step, is {texts[1]}; {advice if fits else other}", True)
-    if were != ranks:
-        yield Change("world_size", f"was {were} ranks, is {ranks}: dropout draws other numbers", False)
 
 
 def _in_plugins(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> Iterator[Change]:

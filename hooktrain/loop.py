@@ -59,7 +59,9 @@ class Loop:
 
     @hookimpl(trylast=True)
     def count_batch(self, batch: Batch) -> BatchCounts:
-        labels, mask = batch.get("labels"), batch.get("attention_mask")
+        labels, mask, shifted = batch.get("labels"), batch.get("attention_mask"), batch.get("shift_labels")
+        if shifted is not None:
+            return BatchCounts(int(torch.count_nonzero(shifted != -100)), int(batch["tokens"]))
         if labels is None:
             raise DataError(
                 f"micro-batch: given {', '.join(batch) or 'nothing'}, expected 'labels' among them; have the"

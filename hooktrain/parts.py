@@ -41,6 +41,10 @@ class Strategy(Protocol):
     """What knows about devices, precision and other ranks.
 
     Every method that says *collective* must be called on all ranks.
+
+    One under which several ranks share the tokens of a row also has ``data_world``, this rank's place among those that
+    get rows of their own, and ``divide(batch)``, which returns the rank's part of a micro-batch on the host, with
+    ``shift_labels`` (those of the next token) in the place of ``labels``.
     """
 
     world: World

@@ -55,6 +55,8 @@ class Trainer:
     scheduler: Scheduler
     checkpoint_engines: Sequence[CheckpointEngine]
     loader: Any
+    data_world: World
+    divide: Callable[[Batch], Batch]
     run_dir: Path
 
     def __init__(
@@ -95,12 +97,12 @@ class Trainer:
         """The windows that are left in the current epoch: lists of this rank's micro-batches, on the host."""
         for rows, batches in self.loader.windows(self.state.epoch, self.state.rows):
             self._window_rows = rows
-            yield batches
+            yield [self.divide(batch) for batch in batches]
 
     def eval_batches(self, name: str) -> Iterator[Batch]:
         """This rank's micro-batches of an evaluation set, on the host."""
         size = self.recipe.eval_micro_batch_size or self.recipe.micro_batch_size
-        return evaluation_batches(self.data.evaluation[name], self.data, size, self.world)
+        return map(self.divide, evaluation_batches(self.data.evaluation[name], self.data, size, self.data_world))
 
     @property
     def device(self) -> torch.device:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import parity
 from benchmarks.environments import PEERS
 from benchmarks.measuring import StepClock
 from benchmarks.peers import hand_written, tokenizing
@@ -273,3 +274,20 @@ def test_a_clock_keeps_each_step() -> None:
     findings = clock.findings()
     assert findings["tokens"] == [5, 7] and findings["loss"] == [1.0, 0.5]
     assert len(findings["seconds"]) == 2 and min(findings["seconds"]) >= 0
+
+
+# -------------------------------------------------------------------------------------------- parity of strategies
+
+
+def test_parity(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Two ranks of one strategy beside the reference loop, and a table."""
+    monkeypatch.setattr(parity, "STRATEGIES", {"torch, FSDP2": parity.STRATEGIES["torch, FSDP2"]})
+    monkeypatch.setattr(
+        sys, "argv", ["parity", "--ranks", "2", "--epochs", "2", "--json", str(tmp_path / "found.json")]
+    )
+    parity.main()
+    (line,) = json.loads((tmp_path / "found.json").read_text())["found"]
+    assert (line["ranks"], line["steps"]) == (2, 4)
+    assert line["loss"] < 1e-6
+    assert line["weights"] < 1e-6
+    assert "torch, FSDP2" in capsys.readouterr().out

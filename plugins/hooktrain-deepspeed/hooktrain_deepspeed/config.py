@@ -48,6 +48,9 @@ class DeepSpeedConfig:
     config: Mapping[str, Any] | Path | None = field(default=None)
     """DeepSpeed's own configuration, or the path of a JSON file with it. What the recipe says as well is filled in; the
     two may not differ."""
+    sequence_parallel: int = field(default=1, validator=at_least(1))
+    """How many ranks share the tokens of each row, each computing a stretch of it and a share of the attention's heads;
+    for rows that are too long for one."""
     timeout: float = field(default=1800.0, validator=at_least(1))
     """Seconds that a rank waits for the others before the run is ended; more than the longest thing that one does
     alone."""

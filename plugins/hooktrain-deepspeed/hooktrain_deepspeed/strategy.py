@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from hooktrain_torch.memory import keep_freed_memory
 from hooktrain_torch.ranks import Ranks, device_of, native_bf16
+from hooktrain_torch.sequence import SequenceGroup, data_world, divide
 from hooktrain_torch.whole_state import aliases, group_names, load_whole, parameter_names, whole_state
 from torch import Tensor
 from torch.nn import Module
@@ -60,11 +61,16 @@ class DeepSpeedStrategy:
             torch.cuda.set_device(self.device)
         else:
             keep_freed_memory()
+        self.data_world = data_world(world, config.sequence_parallel)
         self._deepspeed = deepspeed_for(self.device)
         self._ranks = Ranks(world, self.device, timeout=config.timeout, alone=True)
         os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # asked for even where there is one rank
         with quietly():
             self._deepspeed.init_distributed(dist_init_required=False)
+        self._sequence: SequenceGroup | None = None
+        if config.sequence_parallel > 1:
+            group = self._ranks.neighbours(config.sequence_parallel)
+            self._sequence = SequenceGroup(world, config.sequence_parallel, group)
         self._engine: Any = None
         self._zero: Any = None
         self._groups: list[list[str]] = []
@@ -111,6 +117,9 @@ class DeepSpeedStrategy:
         if self.device.type == "cpu":
             return batch
         return {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+    def divide(self, batch: Batch) -> Batch:
+        return batch if self._sequence is None else divide(batch, self._sequence)
 
     def backward(self, loss: Tensor, last: bool) -> Tensor:
         self._engine.set_gradient_accumulation_boundary(last)
@@ -227,6 +236,7 @@ class DeepSpeedStrategy:
             vars(self._engine.optimizer.loss_scaler).update(state["loss_scaler"])
 
     def close(self) -> None:
+        self._sequence = None
         if self._engine is not None:
             model = self._engine.module
             self._engine.destroy()

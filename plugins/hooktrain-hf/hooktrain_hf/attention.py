@@ -31,7 +31,7 @@ NAME = "documents"
 """What transformers' registries call it. Where a model has no sdpa it is ``documents_eager``."""
 
 _KERNEL_KEYS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-_KEYS = ("document_lengths", *_KERNEL_KEYS)
+_KEYS = ("document_lengths", "sequence_parallel", *_KERNEL_KEYS)
 
 _RECURRENT = re.compile(r"linear|mamba|recurrent|conv|hybrid|compressed")
 """Kinds of layers that carry a state from token to token, or pool over tokens, whatever the mask says."""
@@ -167,8 +167,16 @@ class _TakeDocuments:
         if lengths is None:
             return None
         taken = {name: kwargs[name] for name in _KERNEL_KEYS if name in kwargs}
+        ranks = kwargs.get("sequence_parallel")
         kwargs = {name: value for name, value in kwargs.items() if name not in _KEYS}
         implementation = str(getattr(getattr(module, "config", None), "_attn_implementation", ""))
+        if ranks is not None and (not implementation.startswith(NAME) or torch.compiler.is_compiling()):
+            why = self.obstacle or f"{type(module).__name__} computes its attention by '{implementation}'"
+            raise ModelError(
+                f"strategy.sequence_parallel: given {ranks.size}, but {why}, where ranks cannot share the tokens of a"
+                f" row; write model.attn_implementation: {NAME} if the model can have it, or leave sequence_parallel"
+                " out"
+            )
         if "flash" in implementation:
             return args, {**kwargs, **self._accepted(taken)}
         inputs = _inputs(args, kwargs)
@@ -180,16 +188,18 @@ class _TakeDocuments:
             return args, kwargs
         rows, tokens = inputs.shape[:2]
         others = [name for name in ("attention_mask", "past_key_values") if kwargs.get(name) is not None]
-        if others or sum(lengths) != rows * tokens:
-            if len(lengths) == rows:  # nothing is to be kept apart: tokens that an adapter puts in front do no harm
+        whole = rows * tokens * (1 if ranks is None else ranks.size)
+        if others or sum(lengths) != whole:
+            if len(lengths) == rows and ranks is None:
+                # nothing is to be kept apart: tokens that an adapter puts in front do no harm
                 return args, kwargs
             raise ModelError(
-                f"batch: given document_lengths that sum to {sum(lengths)} for {rows} row(s) of {tokens} tokens"
+                f"batch: given document_lengths that sum to {sum(lengths)} for {rows} row(s) of {whole // rows} tokens"
                 f"{' and ' + ' and '.join(others) if others else ''}; expected each token in one document and no"
                 " mask or cache; cut document_lengths together with a batch, and let no adapter put prompts in front of"
                 " several documents"
             )
-        _documents.set(Documents(tuple(lengths), taken.get("cu_seq_lens_q")))
+        _documents.set(Documents(tuple(lengths), taken.get("cu_seq_lens_q"), ranks))
         # with a mask of padding, of which there is none, transformers does not read position ids
         mask = torch.ones((), dtype=torch.bool, device=inputs.device).expand(rows, tokens)
         known = self._accepted({"document_lengths": lengths})
@@ -226,8 +236,15 @@ def _mask(base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     documents = _documents.get()
     if documents is None:
         return base(*args, **kwargs)
+    if documents.ranks is not None:
+        kwargs = {**kwargs, "kv_length": kwargs["kv_length"] * documents.ranks.size}
     known, window = _pattern(kwargs)
     rows, device = kwargs["batch_size"], kwargs["attention_mask"].device
+    if not known and documents.ranks is not None:
+        raise ModelError(
+            "strategy.sequence_parallel: the model attends in a pattern that only a mask can express, which ranks"
+            " cannot share; leave it out"
+        )
     if not known:
         _tell_once("the model attends in a pattern that only a mask can express")
         within = _within_documents(kwargs["mask_function"], *documents.numbers(rows, device))
@@ -295,6 +312,11 @@ def _one_by_one(
             " model.attn_implementation: sdpa"
         )
     unknown = {name for name, given in kwargs.items() if given is not None} - _UNDERSTOOD
+    if visible.documents.ranks is not None and ("position_bias" in unknown or (unknown and base == "eager")):
+        raise ModelError(
+            f"strategy.sequence_parallel: the attention of {type(module).__name__} needs {', '.join(sorted(unknown))},"
+            " which ranks cannot share; leave it out"
+        )
     if "position_bias" in unknown or (unknown and base == "eager"):
         _tell_once(f"{type(module).__name__} needs {', '.join(sorted(unknown))}")
         seen = visible.dense(len(query), query.device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable
 from itertools import groupby
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from hooktrain import ModelError
 from hooktrain_hf.half_attention import attend_short, is_short
 
 __all__ = ["Documents", "Scores", "Visible", "attend"]
@@ -38,10 +40,12 @@ class Documents:
         lengths: of the documents, in the order of the flattened (rows * tokens) positions; none spans two rows.
         offsets: where they begin and where the last one ends, int32, shape (documents + 1,), on the model's device;
             only variable-length kernels read it.
+        ranks: those that share the rows, where queries, keys and values are of a stretch of each; the documents are of
+            the whole rows.
     """
 
-    def __init__(self, lengths: tuple[int, ...], offsets: Tensor | None = None) -> None:
-        self.lengths, self.offsets = lengths, offsets
+    def __init__(self, lengths: tuple[int, ...], offsets: Tensor | None = None, ranks: Any = None) -> None:
+        self.lengths, self.offsets, self.ranks = lengths, offsets, ranks
         self.longest = max(lengths)
         self.runs: list[tuple[int, int]] = []  # length, and how many documents of it are computed together
         for length, same in groupby(lengths):
@@ -96,6 +100,10 @@ class Scores:
     sinks: Tensor | None = None
     """Scores of a place without value that every token attends to, one for each head, shape (heads,)."""
 
+    def of_rank(self, ranks: Any) -> Scores:
+        """Those of this rank's share of the heads."""
+        return self if self.sinks is None else attrs.evolve(self, sinks=self.sinks.chunk(ranks.size)[ranks.rank])
+
     @property
     def plain(self) -> bool:
         """Whether a fused kernel computes them."""
@@ -109,12 +117,37 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible, scores: 
         query: shape (rows, heads, tokens, channels).
         key: shape (rows, key heads, tokens, channels), the key heads being a divisor of the heads.
         value: shape (rows, key heads, tokens, value channels).
-        visible: the documents, whose lengths sum to rows * tokens, and the window.
+        visible: the documents, whose lengths sum to rows * tokens, of all ranks where they share rows; and the window.
         scores: how products become weights.
 
     Returns:
         Shape (rows, tokens, heads, value channels).
     """
+    ranks = visible.documents.ranks
+    if ranks is not None:
+        query, key, value = (ranks.to_heads(states) for states in _shareable(query, key, value, ranks.size))
+        scores = scores.of_rank(ranks)
+        made = _attend(query, key, value, visible, scores)
+        whole: Tensor = ranks.to_tokens(made)
+        return whole
+    return _attend(query, key, value, visible, scores)
+
+
+def _shareable(query: Tensor, key: Tensor, value: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values repeated where there are not enough heads of them for all ranks."""
+    heads, key_heads = query.shape[1], key.shape[1]
+    if heads % size:
+        raise ModelError(
+            f"strategy.sequence_parallel: given {size}, but the model's attention has {heads} heads, which cannot be"
+            " shared evenly; write a divisor of that"
+        )
+    if key_heads % size:
+        times = math.lcm(key_heads, size) // key_heads if heads % math.lcm(key_heads, size) == 0 else heads // key_heads
+        key, value = (states.repeat_interleave(times, 1) for states in (key, value))
+    return query, key, value
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible, scores: Scores) -> Tensor:
     rows, _, tokens, _ = query.shape
     channels = value.shape[-1]
     query, key, value = (_one_row(_narrowed(t, scores)) for t in _same_width(query, key, value))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from hooktrain import Trainer
 
 __all__ = ["SamplesConfig", "SamplesPlugin", "answer"]
+
+T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True)
@@ -70,19 +72,21 @@ class SamplesPlugin:
             self._show(trainer, config)
 
     def _show(self, trainer: Trainer, config: SamplesConfig) -> None:
-        """Answer, print and write down, on the main rank only."""
-        if not config.prompts or not trainer.world.is_main:
-            return
+        """Answer, print and write down: on the main rank, with the help of all where they hold the weights together."""
         module: Any = trainer.strategy.unwrap(trainer.model)
+        spread = _is_spread(module)
+        if not config.prompts or not (trainer.world.is_main or spread):
+            return
         step = trainer.global_step
         self._last_step = step
-        if not _is_whole(module):
-            trainer.say("samples: left out, as the weights are spread over the ranks")
+
+        def made() -> list[tuple[str, str]]:
+            more = {"system": config.system, "max_new_tokens": config.max_new_tokens, "together": spread}
+            return [(prompt, answer(module, trainer.tokenizer, prompt, **more)) for prompt in config.prompts]
+
+        answers = _without_gradients(lambda: trainer.strategy.compute(made, True)) if spread else made()
+        if not trainer.world.is_main:
             return
-        answers = []
-        for prompt in config.prompts:
-            text = answer(module, trainer.tokenizer, prompt, system=config.system, max_new_tokens=config.max_new_tokens)
-            answers.append((prompt, text))
         _write(trainer.run_dir / "samples.jsonl", step, answers)
         trainer.say(self._text(step, answers))
 
@@ -100,15 +104,24 @@ class SamplesPlugin:
         return "\n".join(lines)
 
 
-def answer(module: Any, tokenizer: Any, prompt: str, *, system: str | None = None, max_new_tokens: int = 48) -> str:
+def answer(
+    module: Any,
+    tokenizer: Any,
+    prompt: str,
+    *,
+    system: str | None = None,
+    max_new_tokens: int = 48,
+    together: bool = False,
+) -> str:
     """The most probable answer of a model, token by token, in evaluation mode and without touching any random state.
 
     Args:
-        module: a transformers model with whole weights; training mode is restored afterwards.
+        module: a transformers model; training mode is restored afterwards.
         tokenizer: with a chat template the prompt is a user's turn, without one it is text to go on from.
         prompt: what the user says.
         system: a system message before it.
         max_new_tokens: longest answer, in tokens.
+        together: whether weights are spread over ranks, all of which call this; none ends before the others.
 
     Raises:
         ModelError: the chat template refuses the messages.
@@ -134,7 +147,8 @@ def answer(module: Any, tokenizer: Any, prompt: str, *, system: str | None = Non
     published, module.generation_config = module.generation_config, greedy
     try:
         with quiet_transformers(is_main=False), torch.random.fork_rng(devices=[]), torch.no_grad():
-            made = module.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
+            more = {"synced_gpus": True} if together else {}
+            made = module.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy, **more)
     finally:
         module.generation_config = published
         module.train(training)
@@ -166,12 +180,16 @@ def _pad_id(config: Any, tokenizer: Any) -> int:
     return 0
 
 
-def _is_whole(module: Any) -> bool:
-    """Whether this rank holds all weights: not so under ZeRO-3 and FSDP."""
-    for parameter in module.parameters():
-        if parameter.numel() == 0 or parameter.is_meta or hasattr(parameter, "full_tensor"):
-            return False
-    return True
+def _is_spread(module: Any) -> bool:
+    """Whether ranks hold the weights together, as under ZeRO-3 and FSDP."""
+    return any(hasattr(parameter, "ds_id") or hasattr(parameter, "full_tensor") for parameter in module.parameters())
+
+
+def _without_gradients(function: Callable[[], T]) -> T:
+    import torch
+
+    with torch.no_grad():
+        return function()
 
 
 def _config(trainer: Trainer) -> SamplesConfig:

@@ -84,13 +84,21 @@ class HeadedForward:
         finally:
             del self._own
 
-    def _forward(self, *, labels: Tensor, supervised_tokens: int, **inputs: Any) -> tuple[Tensor, Sums]:
+    def _forward(
+        self,
+        *,
+        supervised_tokens: int,
+        labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> tuple[Tensor, Sums]:
         inputs = {name: value for name, value in inputs.items() if value is not None}  # adapters pass every default on
         if self._flatten and not inputs.keys() & {"attention_mask", "cu_seq_lens_q"} and "position_ids" in inputs:
             # flash attention looks for restarting positions only where there is a single row
-            inputs = {name: _one_row(value, labels) for name, value in inputs.items()}
+            shape = inputs["position_ids"].shape
+            inputs = {name: _one_row(value, shape) for name, value in inputs.items()}
         hidden, output = self._hidden(inputs)  # (rows, tokens, hidden)
-        positions, targets = supervised(labels, supervised_tokens)
+        positions, targets = supervised(labels, supervised_tokens, shift_labels)
         hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)  # (supervised, hidden)
         total, sums = self._loss(hidden, targets)
         return (total, sums) if self._router is None else self._router.added(output, total, sums, supervised_tokens)
@@ -168,5 +176,5 @@ def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None
             module.forward = before
 
 
-def _one_row(value: Any, labels: Tensor) -> Any:
-    return value.reshape(1, -1) if isinstance(value, Tensor) and value.shape == labels.shape else value
+def _one_row(value: Any, shape: torch.Size) -> Any:
+    return value.reshape(1, -1) if isinstance(value, Tensor) and value.shape == shape else value

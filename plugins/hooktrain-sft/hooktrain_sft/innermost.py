@@ -84,7 +84,9 @@ def _compared(
 ) -> tuple[Tensor, Tensor | None]:
     """The model's logits for a few tokens, and what its head makes of the decoder's last hidden state."""
     shape = batch["input_ids"].shape
-    few = {n: v[:1, :_FEW] for n, v in batch.items() if isinstance(v, Tensor) and v.shape == shape and n != "labels"}
+    few = {
+        n: v[:1, :_FEW] for n, v in batch.items() if isinstance(v, Tensor) and v.shape == shape and "labels" not in n
+    }
     hidden: list[Tensor] = []
     raw: list[Tensor] = []
     hooks = (

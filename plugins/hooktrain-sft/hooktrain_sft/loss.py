@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hooktrain import LossSum
+from hooktrain import LossSum, ModelError
 from hooktrain_sft.headed import HeadedForward, HeadLoss
 from hooktrain_sft.innermost import accepted, innermost, logit_transform, logits_of
 from hooktrain_sft.linear_loss import Sums, logits_loss
@@ -89,6 +89,11 @@ class SelectiveLoss:
 
     def _runner(self, bare: nn.Module, batch: Mapping[str, Any]) -> Runner:
         transform, router = logit_transform(bare, batch), RouterLoss.of(bare)
+        if router is not None and "sequence_parallel" in batch:
+            raise ModelError(
+                f"strategy.sequence_parallel: {type(bare).__name__} has a loss that balances its experts over all"
+                " tokens of a row, which no rank has; leave sequence_parallel out"
+            )
         if transform is None:
             return _FromLogits(self._token_loss, router)
         offered = None if self._offer is None else self._offer(transform, bare)
@@ -102,10 +107,16 @@ class _FromLogits:
         self._token_loss, self._router = token_loss, router
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any], weight: int) -> tuple[Tensor, Sums]:
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        output = model(**accepted(innermost(model).forward, inputs))
-        logits, labels = logits_of(output), batch["labels"]
-        positions, targets = supervised(labels, weight)
+        inputs = {name: value for name, value in batch.items() if "labels" not in name}
+        taken = accepted(innermost(model).forward, inputs)
+        if "sequence_parallel" in inputs.keys() - taken.keys():
+            raise ModelError(
+                f"strategy.sequence_parallel: {type(innermost(model)).__name__} cannot share the tokens of a row"
+                " between ranks; leave it out"
+            )
+        output = model(**taken)
+        logits = logits_of(output)
+        positions, targets = supervised(batch.get("labels"), weight, batch.get("shift_labels"))
         selected = logits.reshape(-1, logits.shape[-1]).index_select(0, positions)
         total, sums = logits_loss(selected, targets, self._token_loss)
         return (total, sums) if self._router is None else self._router.added(output, total, sums, weight)

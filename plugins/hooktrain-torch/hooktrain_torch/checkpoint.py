@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
-import torch
 
-from hooktrain import CheckpointConfig, CheckpointError, World, at_least, field, one_of, require_same
+from hooktrain import CheckpointConfig, CheckpointError, TrainedState, World, at_least, field, one_of, require_same
 from hooktrain_torch.files import (
     MANIFEST,
     UNKNOWN,
@@ -86,14 +85,19 @@ class FullCheckpoint:
         if config.enabled and world.is_main:
             require_writable(self.output_dir)
 
-    def remember_frozen(self, model: torch.nn.Module) -> None:
+    def remember_frozen(self, trainer: Trainer) -> None:
         """Note what frozen weights a model has that was just built; without this, every save holds all weights.
 
         Args:
-            model: before anything was loaded into it.
+            trainer: with a model into which nothing was loaded. Collective.
         """
         if self._frozen is None and self.config.enabled and not self.config.save_frozen:
-            self._frozen = FrozenWeights(model)
+            self._frozen = self._frozen_of(trainer)
+
+    def _frozen_of(self, trainer: Trainer) -> FrozenWeights:
+        strategy = trainer.strategy
+        fragments = strategy.trained_state(trainer.model, trainer.optimizer).model
+        return FrozenWeights(strategy.unwrap(trainer.model), fragments, strategy.gather_objects)
 
     # ------------------------------------------------------------------------------------------------- saving
 
@@ -111,7 +115,8 @@ class FullCheckpoint:
         trained = trainer.strategy.trained_state(trainer.model, trainer.optimizer)
         saving = Save(target, trainer.global_step, self.world)
         self._on_all_ranks(trainer, lambda: self._begin(saving.temporary), saving)
-        self._on_all_ranks(trainer, lambda: saving.take(trainer, trained, states, self._unchanged(trainer)), saving)
+        unchanged = self._unchanged(trainer, trained)
+        self._on_all_ranks(trainer, lambda: saving.take(trainer, trained, states, unchanged), saving)
         if self.config.asynchronous:
             saving.start(trainer.requests.save_ended)
             saving.stalled = time.perf_counter() - began
@@ -159,10 +164,11 @@ class FullCheckpoint:
         if self._going_on is not None and self.world.world_size == 1:
             self.finish(trainer, wait=True)
 
-    def _unchanged(self, trainer: Trainer) -> dict[str, str]:
-        if self._frozen is None or not self.world.is_main:
+    def _unchanged(self, trainer: Trainer, trained: TrainedState) -> dict[str, str]:
+        if self._frozen is None:
             return {}
-        return self._frozen.unchanged(trainer.strategy.unwrap(trainer.model))
+        strategy = trainer.strategy
+        return self._frozen.unchanged(strategy.unwrap(trainer.model), trained.model, strategy.gather_objects)
 
     def _begin(self, temporary: Path) -> None:
         if self.world.is_main:
@@ -297,7 +303,7 @@ class FullCheckpoint:
         try:
             parts = load(path / "parts.pt")
             tensors = json.loads((path / TENSORS).read_text(encoding="utf-8"))
-            left_out = self._left_out(strategy.unwrap(trainer.model), path)
+            left_out = self._left_out(trainer, path)
             strategy.load_trained_state(
                 trainer.model,
                 trainer.optimizer,
@@ -320,11 +326,15 @@ class FullCheckpoint:
             restore_random_state(load(path / f"random-{self.world.rank}.pt"))
         self._current = path
 
-    def _left_out(self, model: torch.nn.Module, path: Path) -> list[str]:
+    def _left_out(self, trainer: Trainer, path: Path) -> list[str]:
         """The frozen weights that the checkpoint does not hold, made sure to be those of this run."""
         frozen = json.loads((path / FROZEN).read_text(encoding="utf-8")) if (path / FROZEN).is_file() else {}
-        self.remember_frozen(model)
-        different = (self._frozen or FrozenWeights(model)).different(model, frozen) if frozen else []
+        self.remember_frozen(trainer)
+        different: list[str] = []
+        if frozen:
+            fragments = trainer.strategy.trained_state(trainer.model, trainer.optimizer).model
+            known = self._frozen or self._frozen_of(trainer)
+            different = known.different(frozen, fragments, trainer.strategy.gather_objects)
         if different:
             named = ", ".join(different[:2]) + (", ..." if len(different) > 2 else "")
             raise CheckpointError(

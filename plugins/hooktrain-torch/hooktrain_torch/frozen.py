@@ -2,90 +2,138 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn import Module
 
+from hooktrain import Fragment
+
 __all__ = ["FrozenWeights", "checksum"]
+
+Gather = Callable[[Any], list[Any]]
+"""Collects a plain value of every rank."""
 
 _CHUNK = 1 << 20
 """Words of eight bytes at a time."""
 _MIX = 0x5851F42D4C957F2D
 """An odd factor, so that chunks cannot be exchanged unnoticed."""
+_ALL = (1 << 64) - 1
 
 
 class FrozenWeights:
-    """Remembers what a model's frozen weights are when it has just been built.
+    """Remembers what a model's frozen weights are when it has just been built; every method is collective.
 
     A weight that was frozen later, or that something has written to although it is frozen, is not among
     :meth:`unchanged`, so that nothing which building the model would not give back is left out of a checkpoint.
 
     Args:
         model: as it was built, before anything is loaded into it.
+        fragments: this rank's share of its weights.
+        gather: over the ranks.
     """
 
-    def __init__(self, model: Module) -> None:
-        self._built = dict(_checksums(model, None))
+    def __init__(self, model: Module, fragments: Iterable[Fragment], gather: Gather) -> None:
+        self._built = _checksums(fragments, _frozen(model), gather)
 
-    def unchanged(self, model: Module) -> dict[str, str]:
-        """Names and checksums of the weights that are frozen and still as they were built."""
-        now = _checksums(model, set(self._built)) if self._built else ()
-        return {name: found for name, found in now if found == self._built[name]}
+    def unchanged(self, model: Module, fragments: Iterable[Fragment], gather: Gather) -> dict[str, str]:
+        """Names and checksums of the weights that are frozen and still as they were built, on every rank."""
+        now = _checksums(fragments, _frozen(model) & self._built.keys(), gather) if self._built else {}
+        return {name: found for name, found in now.items() if found == self._built[name]}
 
-    def different(self, model: Module, expected: Mapping[str, str]) -> list[str]:
+    def different(self, expected: Mapping[str, str], fragments: Iterable[Fragment], gather: Gather) -> list[str]:
         """Names in ``expected`` that the model, as it was built, lacks or has with another checksum."""
         unknown = set(expected) - set(self._built)  # frozen in the run that saved, and trained in this one
-        built = {**self._built, **(dict(_checksums(model, unknown, frozen=False)) if unknown else {})}
+        built = {**self._built, **(_checksums(fragments, unknown, gather) if unknown else {})}
         return [name for name, found in expected.items() if built.get(name) != found]
 
 
 def checksum(tensor: Tensor) -> str:
     """Text that is equal for two tensors of equal type, shape and bits, and otherwise almost surely not.
 
-    Integer arithmetic on the bits, so that it does not depend on device or threads; one pass over the memory.
+    Integer arithmetic on the bits, so that it does not depend on device or threads; one pass over the memory. It is a
+    sum, so that ranks which hold a stretch each can add up theirs.
     """
-    return _text(tensor, int(_sum(tensor)))
+    return _text(str(tensor.dtype), tuple(tensor.shape), int(_sum(tensor)))
 
 
-def _checksums(model: Module, names: set[str] | None, frozen: bool = True) -> Iterator[tuple[str, str]]:
-    """Names and checksums of parameters, the device being waited for once."""
-    chosen: list[tuple[str, Tensor]] = []
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if (names is None or name in names) and not (frozen and parameter.requires_grad) and _is_whole(parameter):
-            chosen.append((name, parameter))
-    once = {id(tensor): tensor for _, tensor in chosen}
-    sums: dict[int, int] = {}
-    for device in {tensor.device for tensor in once.values()}:
-        here = [key for key, tensor in once.items() if tensor.device == device]
-        sums.update(zip(here, torch.stack([_sum(once[key]) for key in here]).tolist(), strict=True))
-    for name, tensor in chosen:
-        yield name, _text(tensor, sums[id(tensor)])
+def _frozen(model: Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
-def _text(tensor: Tensor, total: int) -> str:
-    shape = "x".join(str(size) for size in tensor.shape)
-    return f"{str(tensor.dtype).removeprefix('torch.')} {shape} {total & 0xFFFFFFFFFFFFFFFF:016x}"
+def _checksums(fragments: Iterable[Fragment], names: Collection[str], gather: Gather) -> dict[str, str]:
+    """Checksums of whole weights, the device being waited for once."""
+    chosen = [fragment for fragment in fragments if fragment.name in names]
+    totals = dict(_totals(chosen))
+    mine = {f.name: [str(f.values.dtype), list(f.shape), totals[f.name]] for f in chosen}
+    found: dict[str, Any] = {}
+    for part in gather(mine):
+        for name, (dtype, shape, total) in part.items():
+            before = found.get(name, (dtype, shape, 0))[2]
+            found[name] = (dtype, tuple(shape), before + total)
+    return {name: _text(*facts) for name, facts in found.items()}
 
 
-def _is_whole(parameter: Tensor) -> bool:
-    """Whether this rank holds all of the weight, in ordinary memory."""
-    spread = isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")  # the latter is DeepSpeed's ZeRO-3
-    return parameter.layout is torch.strided and not (parameter.is_meta or spread)
+def _totals(fragments: Collection[Fragment]) -> Iterator[tuple[str, int]]:
+    for device in {fragment.values.device for fragment in fragments}:
+        here = [fragment for fragment in fragments if fragment.values.device == device]
+        sums = torch.stack([_sum(fragment.values, fragment.start) for fragment in here]).tolist()
+        yield from zip((fragment.name for fragment in here), sums, strict=True)
+
+
+def _text(dtype: str, shape: tuple[int, ...], total: int) -> str:
+    return f"{dtype.removeprefix('torch.')} {'x'.join(map(str, shape))} {total & _ALL:016x}"
 
 
 @torch.no_grad()
-def _sum(tensor: Tensor) -> Tensor:
-    """Sum of the words times odd factors that depend on their place, modulo 2**64, shape ()."""
-    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    whole = len(data) // 8 * 8
+def _sum(tensor: Tensor, start: int = 0) -> Tensor:
+    """Sum of a tensor's words of eight bytes times odd factors that depend on their place, modulo 2**64, shape ().
+
+    Args:
+        tensor: a stretch of a whole one.
+        start: place of its first element there.
+    """
+    data = tensor.detach().contiguous().reshape(-1)
+    each = 8 // data.element_size() if data.element_size() <= 8 else 1
     total = torch.zeros((), dtype=torch.int64, device=data.device)
-    factors = torch.arange(1, 2 * min(_CHUNK, whole // 8 + 1), 2, dtype=torch.int64, device=data.device)
-    words = data[:whole] if data.storage_offset() % 8 == 0 else data[:whole].clone()
-    for chunk in torch.split(words.view(torch.int64), _CHUNK):
-        total = total * _MIX + (chunk * factors[: len(chunk)]).sum()
-    rest = torch.zeros(8, dtype=torch.uint8, device=data.device)
-    rest[: len(data) - whole] = data[whole:]
-    return total * _MIX + rest.view(torch.int64)[0]
+    if not len(data):
+        return total
+    head = min(-start % each, len(data))  # elements of a word that another stretch begins
+    body = (len(data) - head) // each * each
+    for first, stop in ((0, head), (head + body, len(data))):
+        if stop > first:
+            word = torch.zeros(each, dtype=data.dtype, device=data.device)
+            place = (start + first) % each
+            word[place : place + stop - first] = data[first:stop]
+            total += _weighted(_words(word), (start + first) // each)
+    if body:
+        total += _weighted(_words(data[head : head + body]), (start + head) // each)
+    return total
+
+
+def _words(data: Tensor) -> Tensor:
+    raw = data.view(torch.uint8)
+    return (raw if raw.data_ptr() % 8 == 0 and raw.storage_offset() % 8 == 0 else raw.clone()).view(torch.int64)
+
+
+def _weighted(words: Tensor, first: int) -> Tensor:
+    """Sum of words times the factors of their places, the first one's being ``first``."""
+    total, factors, at = torch.zeros((), dtype=torch.int64, device=words.device), _factors(words.device), 0
+    while at < len(words):
+        chunk, place = divmod(first + at, _CHUNK)
+        count = min(_CHUNK - place, len(words) - at)
+        total += (words[at : at + count] * factors[place : place + count]).sum() * _signed(pow(_MIX, chunk, 1 << 64))
+        at += count
+    return total
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64) if number >> 63 else number
+
+
+@cache
+def _factors(device: torch.device) -> Tensor:
+    return torch.arange(1, 2 * _CHUNK, 2, dtype=torch.int64, device=device)

@@ -94,8 +94,8 @@ class TorchPlugin:
         from hooktrain_torch.checkpoint import FullCheckpoint
 
         for engine in trainer.checkpoint_engines:
-            if isinstance(engine, FullCheckpoint) and trainer.world.is_main:  # only the main rank writes weights
-                engine.remember_frozen(trainer.strategy.unwrap(trainer.model))
+            if isinstance(engine, FullCheckpoint):
+                engine.remember_frozen(trainer)
 
     @hookimpl
     def on_exception(self, trainer: Trainer, exception: BaseException) -> None:

@@ -58,6 +58,14 @@ class Ranks:
         # counts and requests travel from host to host, so that no device has to be waited for
         self._host = dist.new_group(backend="gloo", timeout=patience) if device.type == "cuda" else dist.group.WORLD
 
+    def neighbours(self, size: int) -> Any:
+        """The process group of this rank and those beside it, ``size`` of them; collective."""
+        mine = None
+        for first in range(0, self.world.world_size, size):
+            group = dist.new_group(list(range(first, first + size)))
+            mine = group if first <= self.world.rank < first + size else mine
+        return mine
+
     def sum_tensor(self, value: Tensor) -> Tensor:
         """As :meth:`hooktrain.Strategy.sum_tensor`."""
         if self._several:

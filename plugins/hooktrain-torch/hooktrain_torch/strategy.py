@@ -31,6 +31,7 @@ from hooktrain import (
 )
 from hooktrain_torch.memory import keep_freed_memory
 from hooktrain_torch.ranks import Ranks, device_of, native_bf16
+from hooktrain_torch.sequence import SequenceGroup, data_world, divide
 from hooktrain_torch.shard import sharded
 from hooktrain_torch.whole_state import load_whole, whole_state
 
@@ -57,6 +58,9 @@ class TorchConfig:
     data_parallel: str = field(default="ddp", validator=one_of("ddp", "fsdp2"))
     """With several ranks: ``ddp``, each holds the whole model, or ``fsdp2``, weights, gradients and optimizer are
     spread over them and each block's weights are gathered while it computes."""
+    sequence_parallel: int = field(default=1, validator=at_least(1))
+    """How many ranks share the tokens of each row, each computing a stretch of it and a share of the attention's heads;
+    for rows that are too long for one."""
     timeout: float = field(default=1800.0, validator=at_least(1))
     """Seconds that a rank waits for the others before the run is ended; more than the longest thing that one does
     alone."""
@@ -99,7 +103,12 @@ class TorchStrategy:
             torch.cuda.set_device(self.device)
         elif self.device.type == "cpu":
             keep_freed_memory()
+        self.data_world = data_world(world, config.sequence_parallel)
         self._ranks = Ranks(world, self.device, timeout=config.timeout, alone=config.data_parallel == "fsdp2")
+        self._sequence: SequenceGroup | None = None
+        if config.sequence_parallel > 1:
+            group = self._ranks.neighbours(config.sequence_parallel)
+            self._sequence = SequenceGroup(world, config.sequence_parallel, group)
 
     def model_context(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -153,6 +162,9 @@ class TorchStrategy:
         if self.device.type == "cpu":
             return batch
         return {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+    def divide(self, batch: Batch) -> Batch:
+        return batch if self._sequence is None else divide(batch, self._sequence)
 
     def backward(self, loss: Tensor, last: bool) -> Tensor:
         self._reduced = self._parallel is None or not last
@@ -260,5 +272,5 @@ class TorchStrategy:
             self.scaler.load_state_dict(state["scaler"])
 
     def close(self) -> None:
-        self._parallel = self._sharded = None
+        self._parallel = self._sharded = self._sequence = None
         self._ranks.close()

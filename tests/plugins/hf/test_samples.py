@@ -84,12 +84,3 @@ def test_a_system_message_that_the_template_refuses_is_named(make_llama: Callabl
     tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}hi"
     with pytest.raises(ModelError, match=r"no system.*samples\.system"):
         answer(make_llama(), tokenizer, "x", system="Be kind.")
-
-
-def test_weights_spread_over_ranks_are_left_out_with_a_note(
-    make_llama: Callable[..., Any], make_trainer: Callable[..., Any]
-) -> None:
-    model = make_llama()
-    model.model.norm.weight.data = torch.empty(0)
-    trainer = make_trainer(model, settings=settings())
-    assert "left out" in run(trainer, ("on_train_start", 0))

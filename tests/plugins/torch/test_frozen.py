@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hooktrain_torch.frozen import FrozenWeights, checksum
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooktrain import CheckpointError, hookimpl
+from hooktrain import CheckpointError, Fragment, hookimpl
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.bool]
 
@@ -90,11 +91,21 @@ def test_they_are_written_when_asked_for(run_tiny: Any, tmp_path: Path) -> None:
     assert torch.equal(other.model.embedding.weight, weights(tmp_path, 2)["embedding.weight"])
 
 
-def test_a_tied_weight_is_left_out_under_both_names() -> None:
-    model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3), "b": torch.nn.Linear(3, 3)})
-    model["b"].weight = model["a"].weight
-    model.requires_grad_(False)
-    assert set(FrozenWeights(model).unchanged(model)) == {"a.weight", "b.weight", "a.bias", "b.bias"}
+@given(st.integers(0, 60), st.sampled_from(DTYPES), st.lists(st.integers(0, 60), max_size=3))
+def test_ranks_add_up_what_one_would_find(size: int, dtype: torch.dtype, cuts: list[int]) -> None:
+    raw = torch.randint(0, 2, (size * dtype.itemsize,), dtype=torch.uint8).view(dtype)
+    ends = [0, *sorted(min(cut, size) for cut in cuts), size]
+    parts = [[Fragment("w", (size,), start, raw[start:stop])] for start, stop in pairwise(ends)]
+    model = torch.nn.Module()
+    model.w = torch.nn.Parameter(raw, requires_grad=False)
+    alone = FrozenWeights(model, [Fragment("w", (size,), 0, raw)], lambda mine: [mine])
+    expected = alone.unchanged(model, [Fragment("w", (size,), 0, raw)], lambda mine: [mine])
+    assert expected == {"w": checksum(raw)}
+    shares: list[Any] = []
+    for part in parts:  # each rank's share first, then what all of them together are
+        FrozenWeights(model, part, lambda mine: shares.append(mine) or [mine])
+    assert not alone.different(expected, [], lambda mine: shares)
+    assert FrozenWeights(model, parts[0], lambda mine: shares).different(expected, [], lambda mine: shares) == []
 
 
 @given(st.integers(0, 40), st.sampled_from(DTYPES), st.integers(0, 3), st.data())

@@ -1,0 +1,169 @@
+"""Sequence parallelism as DeepSpeed's Ulysses does it (Jacobs et al., 2023): ranks share the tokens of a row.
+
+Each rank computes its stretch of every row. For attention, which needs all tokens, the ranks exchange: each gets the
+whole row for a share of the heads, and gives its result back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hooktrain import Batch, HooktrainError, World
+
+__all__ = ["SequenceGroup", "data_world", "divide"]
+
+_IGNORE_INDEX = -100
+_OFFSETS = ("cu_seq_lens_q", "cu_seq_lens_k")
+_LONGEST = ("max_length_q", "max_length_k")
+
+
+def data_world(world: World, size: int) -> World:
+    """This rank's place among those that get rows of their own.
+
+    Args:
+        world: all ranks.
+        size: ranks that share a row; consecutive ones.
+
+    Raises:
+        HooktrainError: when the ranks are not a multiple of ``size``.
+    """
+    if world.world_size % size:
+        raise HooktrainError(
+            f"strategy.sequence_parallel: given {size} with {world.world_size} ranks, expected a divisor of their"
+            " number; start more ranks, or write another number"
+        )
+    return World(rank=world.rank // size, world_size=world.world_size // size, local_rank=world.local_rank)
+
+
+class SequenceGroup:
+    """The ranks that share a row. A batch carries it to the attention, under ``sequence_parallel``.
+
+    Args:
+        world: all ranks.
+        size: how many of them share a row.
+        group: their process group.
+    """
+
+    def __init__(self, world: World, size: int, group: Any) -> None:
+        self.size, self.rank, self.group = size, world.rank % size, group
+
+    def to_heads(self, states: Tensor) -> Tensor:
+        """From this rank's tokens of all heads to all tokens of its heads.
+
+        Args:
+            states: shape (rows, heads, tokens of a rank, channels), the heads being a multiple of ``size``.
+
+        Returns:
+            Shape (rows, heads / size, tokens, channels).
+        """
+        return _Exchange.apply(states, 1, 2, self)  # type: ignore[no-any-return,no-untyped-call]
+
+    def to_tokens(self, states: Tensor) -> Tensor:
+        """Back again.
+
+        Args:
+            states: shape (rows, tokens, heads / size, channels).
+
+        Returns:
+            Shape (rows, tokens of a rank, heads, channels).
+        """
+        return _Exchange.apply(states, 1, 2, self)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Exchange(torch.autograd.Function):
+    """Gives each rank its share of one dimension, and gets all of another."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, given: int, got: int, ranks: SequenceGroup) -> Tensor:
+        ctx.given, ctx.got, ctx.ranks = given, got, ranks
+        return _exchanged(states, given, got, ranks)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return _exchanged(gradients[0], ctx.got, ctx.given, ctx.ranks), None, None, None
+
+
+def _exchanged(states: Tensor, given: int, got: int, ranks: SequenceGroup) -> Tensor:
+    mine = torch.stack(states.chunk(ranks.size, given))  # (ranks, ...)
+    theirs = torch.empty_like(mine)
+    dist.all_to_all_single(theirs, mine, group=ranks.group)
+    return torch.cat(theirs.unbind(), got)
+
+
+def divide(batch: Batch, ranks: SequenceGroup) -> Batch:
+    """A rank's stretch of each row.
+
+    Labels are shifted before they are cut: what the last token of a stretch is to predict lies in the next one. Rows
+    are padded to a multiple of the ranks by documents without labels.
+
+    Args:
+        batch: ``input_ids``, ``labels`` and ``position_ids``, shape (rows, tokens); ``document_lengths`` of the
+            flattened (rows * tokens) positions.
+        ranks: that share the rows.
+
+    Returns:
+        The stretches, shape (rows, tokens / size), with ``shift_labels`` in the place of ``labels``; the documents of
+        the whole rows; and ``sequence_parallel``, the ranks.
+
+    Raises:
+        HooktrainError: when the batch cannot be cut.
+    """
+    missing = [name for name in ("input_ids", "labels", "position_ids", "document_lengths") if name not in batch]
+    if missing or "attention_mask" in batch:
+        raise HooktrainError(
+            f"strategy.sequence_parallel: the micro-batch has {'no ' + missing[0] if missing else 'an attention_mask'},"
+            " expected input_ids, labels, position_ids and document_lengths without a mask, as the data of sft and"
+            " causal have them; leave sequence_parallel out"
+        )
+    rows, tokens = batch["input_ids"].shape
+    more = -tokens % ranks.size
+    each = (tokens + more) // ranks.size
+    here = slice(ranks.rank * each, (ranks.rank + 1) * each)
+    labels = torch.full_like(batch["labels"], _IGNORE_INDEX)
+    labels[:, :-1] = batch["labels"][:, 1:]
+    wide = {**{name: value for name, value in batch.items() if name != "labels"}, "shift_labels": labels}
+    made: Batch = {}
+    for name, value in wide.items():
+        cut = isinstance(value, Tensor) and value.shape[:2] == (rows, tokens)
+        made[name] = _padded(name, value, more)[:, here].contiguous() if cut else value
+    if more:
+        made |= _documents(tuple(_with_padding(batch["document_lengths"], tokens, more)), batch)
+    # counts are summed over all ranks, so that one may say it for all who share the rows
+    made["tokens"] = 0 if ranks.rank else int(batch.get("tokens", rows * tokens))
+    return {**made, "sequence_parallel": ranks}
+
+
+def _padded(name: str, value: Tensor, more: int) -> Tensor:
+    if not more:
+        return value
+    filler = torch.zeros((len(value), more, *value.shape[2:]), dtype=value.dtype)
+    if name == "shift_labels":
+        filler.fill_(_IGNORE_INDEX)
+    elif name == "position_ids":
+        filler += torch.arange(more)
+    return torch.cat([value, filler], 1)
+
+
+def _with_padding(lengths: Sequence[int], tokens: int, more: int) -> Iterator[int]:
+    """Each row's documents, and one of padding at its end."""
+    at = 0
+    for length in lengths:
+        yield length
+        at += length
+        if at == tokens:
+            yield more
+            at = 0
+
+
+def _documents(lengths: tuple[int, ...], batch: Batch) -> Batch:
+    """What the batch says of its documents, for other lengths."""
+    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+    torch.cumsum(torch.tensor(lengths), 0, dtype=torch.int32, out=offsets[1:])
+    made: Batch = {"document_lengths": lengths}
+    made |= {name: offsets for name in _OFFSETS if name in batch}
+    return made | {name: max(lengths) for name in _LONGEST if name in batch}
