@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -45,6 +46,7 @@ class _Group(click.Group):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="hooktrain")
+@click.option("--local_rank", "--local-rank", hidden=True, expose_value=False)  # DeepSpeed's launcher says it twice
 def cli() -> None:
     """Post-training of language models, with every moving part a plugin.
 
@@ -173,6 +175,10 @@ def main() -> None:
     """Run the command line; errors of hooktrain's own are one message and no traceback."""
     several = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     follow_launcher()
+    if hasattr(signal, "SIGUSR1"):  # which would end a process that has not come to its training yet
+        signal.signal(
+            signal.SIGUSR1, lambda number, frame: click.echo("hooktrain: SIGUSR1: nothing to save yet", err=True)
+        )
     try:
         status = _status()
     except Exception as problem:
