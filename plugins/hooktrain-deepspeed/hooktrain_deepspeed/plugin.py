@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from hooktrain import Complaint, Recipe, Strategy, World, hookimpl
@@ -20,21 +21,34 @@ logging.getLogger("DeepSpeed").addFilter(_not_about_the_processor)
 
 
 class DeepSpeedPlugin:
-    """Offers the ``deepspeed`` strategy."""
+    """Offers the ``deepspeed`` strategy, DeepSpeed's optimizers and its checkpoints."""
 
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
+        from hooktrain_deepspeed.checkpoint import DeepSpeedCheckpointConfig
         from hooktrain_deepspeed.config import DeepSpeedConfig
+        from hooktrain_deepspeed.optimizers import CPUAdamConfig, FusedAdamConfig
 
-        return {"strategy": {"deepspeed": DeepSpeedConfig}}
+        return {
+            "strategy": {"deepspeed": DeepSpeedConfig},
+            "optimizer": {"cpu_adam": CPUAdamConfig, "fused_adam": FusedAdamConfig},
+            "checkpoint": {"deepspeed": DeepSpeedCheckpointConfig},
+        }
 
     @hookimpl
     def check_recipe(self, recipe: Recipe, world: World) -> Iterable[Complaint]:
+        from hooktrain_deepspeed.checkpoint import DeepSpeedCheckpointConfig
         from hooktrain_deepspeed.config import DeepSpeedConfig, complaints_about
 
-        if not isinstance(recipe.strategy, DeepSpeedConfig):
-            return []
-        return complaints_about(recipe.strategy, recipe, world)
+        if isinstance(recipe.strategy, DeepSpeedConfig):
+            return complaints_about(recipe.strategy, recipe, world)
+        return [
+            Complaint(
+                f"checkpoint[{number}].type", "given deepspeed, which only its own strategy can write; write full"
+            )
+            for number, config in enumerate(recipe.checkpoint)
+            if isinstance(config, DeepSpeedCheckpointConfig)
+        ]
 
     @hookimpl
     def make_strategy(self, config: Any, world: World, recipe: Recipe) -> Strategy | None:
@@ -45,3 +59,16 @@ class DeepSpeedPlugin:
         from hooktrain_deepspeed.strategy import DeepSpeedStrategy
 
         return DeepSpeedStrategy(config, world, recipe)
+
+    @hookimpl
+    def make_optimizer(self, config: Any, model: Any) -> Any:
+        from hooktrain_deepspeed.optimizers import FusedAdamConfig, make_optimizer
+
+        return make_optimizer(config, model) if isinstance(config, FusedAdamConfig) else None
+
+    @hookimpl
+    def make_checkpoint_engine(self, config: Any, run_dir: Path, world: World) -> Any:
+        from hooktrain_deepspeed.checkpoint import DeepSpeedCheckpoint, DeepSpeedCheckpointConfig
+
+        made = isinstance(config, DeepSpeedCheckpointConfig)
+        return DeepSpeedCheckpoint(config, run_dir, world) if made else None

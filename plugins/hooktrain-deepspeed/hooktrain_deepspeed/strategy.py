@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 
 from hooktrain import (
     Batch,
+    HooktrainError,
     NonFiniteError,
     OptimizerStep,
     Recipe,
@@ -91,6 +93,12 @@ class DeepSpeedStrategy:
     def prepare(
         self, model: Module, optimizer: Optimizer, scheduler: Scheduler, accumulation: int
     ) -> tuple[Module, Optimizer, Scheduler]:
+        offloaded = self.settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
+        if type(optimizer).__name__ == "DeepSpeedCPUAdam" and self.device.type != "cpu" and not offloaded:
+            raise HooktrainError(
+                "optimizer.type: given cpu_adam, but the weights are updated on the GPU; write strategy: {offload:"
+                " optimizer}, or fused_adam"
+            )
         self._groups = [names for names in group_names(optimizer, parameter_names(model)) if names]
         with quietly():
             self._engine, *_ = self._deepspeed.initialize(
@@ -218,6 +226,11 @@ class DeepSpeedStrategy:
             self._zero.load(stored, rest, left_out)
         else:
             load_whole(model, optimizer, stored, rest, left_out)
+
+    def save_own(self, folder: Path, tag: str) -> None:
+        """Have DeepSpeed save to ``folder/tag``. Collective."""
+        with quietly():
+            self._engine.save_checkpoint(str(folder), tag=tag, client_state={})
 
     def state_dict(self) -> dict[str, Any]:
         scaler = self._engine.torch_autocast_z0_gradscaler

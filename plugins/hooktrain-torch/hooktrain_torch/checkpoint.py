@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from hooktrain import Trainer
 
 __all__ = ["FullCheckpoint", "FullConfig"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @attrs.frozen(kw_only=True)
@@ -102,6 +105,15 @@ class FullCheckpoint:
     # ------------------------------------------------------------------------------------------------- saving
 
     def save(self, trainer: Trainer) -> Path | None:
+        try:
+            return self._save(trainer)
+        except CheckpointError as problem:
+            if not self.config.asynchronous or self.config.on_failure == "stop":
+                raise
+            trainer.host.warn(f"{problem}; the run goes on")
+            return None
+
+    def _save(self, trainer: Trainer) -> Path | None:
         began = time.perf_counter()
         target = self.output_dir / f"step-{trainer.global_step:08d}"
         stands = target == self._current and (target / MANIFEST).is_file()
@@ -198,7 +210,8 @@ class FullCheckpoint:
         try:
             made = work()
         except OSError as raised:
-            problem, cause = f"{raised.strerror or raised}; make room, or give another output_dir", raised
+            advice = "make room, or give" if raised.errno in _FULL else "give"
+            problem, cause = f"{raised.strerror or raised}; {advice} another output_dir", raised
         except (NotPlainError, CheckpointError) as raised:
             problem = str(raised)
         answers = trainer.strategy.gather_objects([problem, made])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from hooktrain import HooktrainError, at_least, did_you_mean, field
 
-__all__ = ["AdamConfig", "AdamWConfig", "AnyConfig", "SGDConfig", "make_optimizer"]
+__all__ = ["AdamConfig", "AdamWConfig", "AnyConfig", "SGDConfig", "decay_groups", "make_optimizer"]
 
 
 def _below_one(instance: Any, attribute: Any, value: tuple[float, float]) -> None:
@@ -78,12 +78,10 @@ def make_optimizer(config: Any, model: Module) -> Optimizer:
     Raises:
         HooktrainError: when nothing can be trained, or a class cannot be found or made.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        raise HooktrainError("optimizer: no parameter of the model takes gradients; unfreeze some, or add an adapter")
+    trained = _trained(model)
     if isinstance(config, AnyConfig):
         return _any(config, trained)
-    groups = _groups(trained, config.weight_decay, config.decay_vectors)
+    groups = decay_groups(model, config.weight_decay, config.decay_vectors)
     if isinstance(config, SGDConfig):
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     kind = torch.optim.Adam if isinstance(config, AdamConfig) else torch.optim.AdamW
@@ -111,11 +109,27 @@ def _any(config: AnyConfig, trained: list[Parameter]) -> Optimizer:
         ) from problem
 
 
-def _groups(parameters: Iterable[Parameter], decay: float, decay_vectors: bool) -> list[dict[str, Any]]:
-    """Parameter groups: with decay (matrices) and without (vectors)."""
+def _trained(model: Module) -> list[Parameter]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise HooktrainError("optimizer: no parameter of the model takes gradients; unfreeze some, or add an adapter")
+    return trained
+
+
+def decay_groups(model: Module, decay: float, decay_vectors: bool) -> list[dict[str, Any]]:
+    """The groups of the parameters that take gradients: matrices with decay, and vectors without.
+
+    Args:
+        model: whose parameters.
+        decay: ``weight_decay`` of the first group.
+        decay_vectors: whether vectors are in it as well.
+
+    Raises:
+        HooktrainError: when nothing can be trained.
+    """
     matrices: list[Parameter] = []
     vectors: list[Parameter] = []
-    for parameter in parameters:
+    for parameter in _trained(model):
         # what ZeRO-3 has cut up is a vector by itself, and keeps the weight's own shape beside it
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
         (matrices if dimensions >= 2 or decay_vectors else vectors).append(parameter)

@@ -1,0 +1,113 @@
+"""DeepSpeed's optimizers and checkpoints as named parts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hooktrain import CheckpointError, HooktrainError, RecipeError
+from hooktrain.testing import Recorder
+from tests.plugins.deepspeed.test_strategy import COMMON, zero
+
+OWN = {"type": "deepspeed", "save_every_n_steps": 3, "save_end_of_training": True}
+
+
+@pytest.fixture
+def compiled(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for what is compiled, shared by all tests of this run: it takes most of a minute."""
+    folder = tmp_path_factory.getbasetemp().parent / "extensions"
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
+    return folder
+
+
+ADAM = {**COMMON, "optimizer": {"type": "cpu_adam", "lr": 0.01}}
+
+
+@pytest.mark.parametrize(
+    "strategy", [zero(0), zero(2, offload="optimizer"), zero(3, offload="optimizer")], ids=["0", "2", "3"]
+)
+def test_cpu_adam_is_adamw(run_tiny, tmp_path, compiled, strategy):
+    """To float32 rounding; saved, gone on from bit by bit, and gone on from by AdamW when allowed."""
+    recorder, reference, rest = Recorder(), Recorder(), Recorder()
+    save = {"checkpoint": {"type": "full", "save_every_n_steps": 3, "save_end_of_training": True}}
+    run_tiny(reference, **COMMON)
+    run_tiny(recorder, strategy=strategy, **ADAM, **save)
+    losses = [line["loss"] for line in recorder.metrics]
+    assert losses == pytest.approx([line["loss"] for line in reference.metrics], abs=5e-6)
+    resume = {"resume_from": tmp_path / "run" / "checkpoints" / "step-00000003"}
+    run_tiny(rest, strategy=strategy, trainer=resume, run_dir=str(tmp_path / "rest"), **ADAM, **save)
+    assert [line["loss"] for line in rest.metrics] == losses[3:]
+
+
+KILLED = """
+import os, signal, sys
+from hooktrain_deepspeed.optimizers import alone
+from torch.utils.cpp_extension import _get_build_directory
+with alone("cpu_adam"):
+    open(os.path.join(_get_build_directory("cpu_adam", False), "lock"), "w").close()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_who_is_killed_while_compiling_keeps_nobody_waiting(run_tiny, compiled, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "own"))
+    from hooktrain_deepspeed.optimizers import alone
+
+    subprocess.run([sys.executable, "-c", KILLED], check=False, timeout=60)
+    assert (tmp_path / "own" / "cpu_adam" / "lock").exists()
+    with alone("cpu_adam"):
+        assert not (tmp_path / "own" / "cpu_adam" / "lock").exists()
+        (tmp_path / "own" / "cpu_adam" / "lock").touch()  # somebody else's, who is at it
+    with alone("cpu_adam"):
+        assert (tmp_path / "own" / "cpu_adam" / "lock").exists()
+
+
+def test_fused_adam_needs_a_gpu(run_tiny):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(HooktrainError, match="given fused_adam, which needs a GPU, and torch finds none here; write"):
+        run_tiny(strategy=zero(1), optimizer={"type": "fused_adam"})
+
+
+# ---------------------------------------------------------------------------------------------------- checkpoints
+
+
+def whole(folder: Path) -> dict[str, Any]:
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    found: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(folder))
+    return found
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeeds_own_tools_read_what_it_writes(launch, tmp_path, stage):
+    saves = [OWN, {"type": "full", "save_end_of_training": True}]
+    run = launch(2, strategy=zero(stage), checkpoint=saves, micro_batch_size=1, **COMMON)
+    assert run.code == 0, run.output
+    folder = run.folder / "deepspeed"
+    last = len(run.metrics)
+    names = {path.name for path in folder.iterdir()}
+    steps = {*range(3, last + 1, 3), last}
+    assert {name for name in names if name.startswith("global")} == {f"global_step{step}" for step in steps}
+    assert {"latest", "zero_to_fp32.py"} <= names
+    assert not any(name.startswith(".") for name in names)
+    assert (folder / "latest").read_text() == f"global_step{last}"
+    expected = run.weights(last)
+    found = whole(folder)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name].view(value.shape), value)
+
+
+def test_what_cannot_be(run_tiny):
+    with pytest.raises(RecipeError, match=r"checkpoint\[0\].type: given deepspeed, which only its own strategy can"):
+        run_tiny(checkpoint=OWN)
+    with pytest.raises(
+        CheckpointError, match="given auto_resume, but a run cannot resume from it; add a checkpoint of"
+    ):
+        run_tiny(strategy=zero(1), checkpoint={**OWN, "auto_resume": True})

@@ -1,0 +1,78 @@
+"""A disk that is full, or read-only from some step on: a real file system, on one rank and on two."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hooktrain_torch.files import problem_of
+
+Mount = Callable[[int], Path]
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """``mount(bytes)``: a file system of that size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def make(size: int) -> Path:
+        words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if os.geteuid() or subprocess.run(words, check=False, capture_output=True).returncode:
+            pytest.skip("file systems can only be mounted by root")
+        return folder
+
+    yield make
+    subprocess.run(["umount", str(folder)], check=False, capture_output=True)
+
+
+READ_ONLY = """
+import subprocess
+
+@hookimpl
+def on_step_end(trainer):
+    saved = Path("{folder}") / "saved" / "step-00000002"
+    if trainer.global_step > 2 and saved.exists() and trainer.world.is_main:
+        while subprocess.run(["mount", "-o", "remount,ro", "{folder}"], capture_output=True).returncode:
+            pass  # a save in the background still writes
+    trainer.strategy.barrier()
+"""
+ZERO = {"type": "deepspeed", "zero_stage": 3, "dtype": "fp32", "device": "cpu"}
+
+
+def settings(folder: Path, **more: Any) -> dict[str, Any]:
+    saves = {"type": "full", "save_every_n_steps": 2, "output_dir": str(folder / "saved"), "auto_resume": True}
+    return {"checkpoint": [{**saves, **more}], "micro_batch_size": 1, "optimizer": {"type": "adamw", "lr": 0.01}}
+
+
+@pytest.mark.parametrize(("ranks", "strategy"), [(1, None), (2, None), (2, ZERO)], ids=["1", "2", "2, ZeRO-3"])
+def test_a_full_disk(launch, mount, ranks, strategy):
+    """There is room for one checkpoint and a half; with more of it, the run goes on from the one that is whole."""
+    folder = mount(64 << 10 if ranks == 1 else 96 << 10)
+    more = {"strategy": strategy} if strategy else {}
+    run = launch(ranks, **settings(folder), **more)
+    assert run.code == 1, run.output
+    assert "could not save it, earlier checkpoints are intact: No space left on device; make room" in run.output
+    left = sorted(path.name for path in (folder / "saved").iterdir())
+    assert left
+    assert all(name.startswith("step-") for name in left), "nothing half-written is left to fill the disk"
+    assert all(problem_of(folder / "saved" / name) == "" for name in left)
+    subprocess.run(["mount", "-o", "remount,size=8m", str(folder)], check=True)
+    again = launch(ranks, **settings(folder), **more)
+    assert again.code == 0, again.output
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("background", [False, True], ids=["", "in the background"])
+def test_a_disk_that_becomes_read_only(launch, mount, ranks, background):
+    folder = mount(8 << 20)
+    run = launch(ranks, READ_ONLY.format(folder=folder), **settings(folder, asynchronous=background))
+    assert "Read-only file system; give another output_dir" in run.output
+    assert run.code == (0 if background else 1), run.output
+    left = sorted((folder / "saved").glob("[!.]*"))
+    assert left[0].name == "step-00000002"
+    assert all(problem_of(path) == "" for path in left)
