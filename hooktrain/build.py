@@ -67,6 +67,7 @@ def load(
         host.register(plugin)
     host.check()
     made = resolve(raw, host, source=source, name=recipe.stem if isinstance(recipe, Path) else "recipe")
+    host.leave_idle(made)
     world = World.from_environment()
     answers = host.hooks.check_recipe(recipe=made, world=world)
     complaints = [complaint for answer in answers for complaint in answer]

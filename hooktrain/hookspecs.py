@@ -130,8 +130,9 @@ def register_configs() -> Mapping[str, Mapping[str, type]]:  # type: ignore[empt
     Returns:
         ``{kind: {name: attrs class}}``. Kinds are those of the factories (``tokenizer``, ``data``, ``source``,
         ``model``, ``optimizer``, ``scheduler``, ``loss``, ``strategy``, ``checkpoint``) and ``settings``, whose names
-        are top-level keys of the recipe that hold a plugin's own settings. None offers nothing. Two plugins that
-        offer one name are an error.
+        are top-level keys of the recipe that hold a plugin's own settings; where their class has a class variable
+        ``shorthand``, text or a list in the recipe is taken as the value of the field of that name. None offers
+        nothing. Two plugins that offer one name are an error.
 
     Default: none; the engine offers the settings ``console`` and ``jsonl``.
     """
@@ -166,6 +167,25 @@ def register_commands(cli: click.Group) -> None:
 
     Returns:
         Ignored.
+
+    Default: none.
+    """
+
+
+@hookspec
+def idle_hooks(recipe: Recipe) -> Iterable[str] | None:
+    """Name the hooks that this plugin implements and has no use for in this run.
+
+    Called: for each plugin alone, when the recipe has been structured, before ``check_recipe``. What is named is taken
+        out, as if the plugin did not implement it, so that it costs nothing at each step.
+    Ranks: every rank, each for itself; all must name the same.
+    Device: must not touch a device, the network or a process group.
+
+    Args:
+        recipe: the structured recipe; a plugin's own settings are in ``recipe.settings["<name>"]``.
+
+    Returns:
+        Names of hooks; None keeps all of them.
 
     Default: none.
     """

@@ -43,7 +43,7 @@ class Loop:
         for batches in trainer.train_batches:
             trainer.step(batches)
             steps += 1
-            if trainer.should_stop:
+            if trainer.should_stop or trainer.leaves_epoch:
                 break
         return steps
 

@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 import pluggy
@@ -22,6 +22,9 @@ from hooktrain.hookspecs import SEGMENTS
 from hooktrain.records import Offer, PluginRecord, PluginsConfig
 from hooktrain.rules import check_signatures, implemented
 from hooktrain.state import TrainerType
+
+if TYPE_CHECKING:
+    from hooktrain.recipe import Recipe
 
 __all__ = ["GROUP", "PluginHost"]
 
@@ -273,6 +276,24 @@ class PluginHost:
 
     def _is_own(self, implementation: HookImpl) -> bool:
         return self.records[implementation.plugin_name].distribution == "hooktrain"
+
+    def leave_idle(self, recipe: Recipe) -> None:
+        """Take out the implementations that their own plugins have no use for in a run of this recipe.
+
+        Raises:
+            PluginError: when a plugin names a hook that it does not implement.
+        """
+        for found in self.implementations("idle_hooks"):
+            named = cast(Iterable[str] | None, found.function(*([recipe] if found.argnames else [])))
+            for name in named or ():
+                if name not in self.records[found.plugin_name].hooks:
+                    raise PluginError(
+                        f"{self.records[found.plugin_name]}, hook idle_hooks: given '{name}', which the plugin does not"
+                        f" implement{did_you_mean(name, self.records[found.plugin_name].hooks)}"
+                    )
+                # pluggy takes a plugin out of all hooks or of none in public
+                getattr(self.manager.hook, name)._remove_plugin(found.plugin)
+        self.hooks.refresh()
 
     # ---------------------------------------------------------------------------------------------- looking
 

@@ -263,7 +263,9 @@ class _Resolver:
         chosen: dict[str, Any] = {}
         for key, value in self.raw.items():
             if key in settings:
-                chosen[key] = self._mapping_part(settings[key], value, key)
+                shorthand = getattr(settings[key].config, "shorthand", None)
+                whole = {shorthand: value} if shorthand and isinstance(value, (list, str)) else value
+                chosen[key] = self._mapping_part(settings[key], whole, key)
             elif key == "settings" or key in ("types", "name"):
                 self.complaints.append(Complaint(str(key), "unknown key; a plugin's settings are top-level keys"))
             elif key in own and own[key].metadata.get("kind"):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from hooktrain.parts import Strategy
 
-__all__ = ["NOTHING", "Agreed", "Requests"]
+__all__ = ["NOTHING", "Agreed", "Requesting", "Requests"]
 
 
 class Agreed(NamedTuple):
@@ -17,6 +17,8 @@ class Agreed(NamedTuple):
         stop: end the run.
         save: save with every checkpoint engine.
         evaluate: evaluate.
+        log: write a log line.
+        end_epoch: leave out the rest of the epoch.
         urgent: somebody outside waits for the end, so nothing is begun that takes long.
         collect: a rank has ended its part of a save in the background.
         reason: why the run is to end, of the first rank that asked for it.
@@ -25,6 +27,8 @@ class Agreed(NamedTuple):
     stop: bool = False
     save: bool = False
     evaluate: bool = False
+    log: bool = False
+    end_epoch: bool = False
     urgent: bool = False
     collect: bool = False
     reason: str = ""
@@ -35,6 +39,8 @@ class Agreed(NamedTuple):
             self.stop or other.stop,
             self.save or other.save,
             self.evaluate or other.evaluate,
+            self.log or other.log,
+            self.end_epoch or other.end_epoch,
             self.urgent or other.urgent,
             self.collect or other.collect,
             self.reason or other.reason,
@@ -66,11 +72,43 @@ class Requests:
         if strategy.world.world_size == 1:
             return found
         *flags, reason = found
-        stop, save, evaluate, urgent, collect = (count > 0 for count in strategy.sum_numbers(flags))
+        stop, save, evaluate, log, end_epoch, urgent, collect = (count > 0 for count in strategy.sum_numbers(flags))
         reason = next(filter(None, strategy.gather_objects(reason)), "") if stop else ""
-        return Agreed(stop, save, evaluate, urgent, collect, reason)
+        return Agreed(stop, save, evaluate, log, end_epoch, urgent, collect, reason)
 
     def is_urgent(self, strategy: Strategy) -> bool:
         """Whether any rank has been asked to end soon. Collective, on the host."""
         mine = any(request.urgent for request in tuple(self._waiting))
         return mine if strategy.world.world_size == 1 else strategy.sum_numbers([mine])[0] > 0
+
+
+class Requesting:
+    """What any hook, on any rank, may ask of the trainer; all ranks do it after the same step or epoch."""
+
+    requests: Requests
+    strategy: Strategy
+
+    def request_stop(self, reason: str) -> None:
+        """End the run after the current step, on all ranks; may be called from any hook on any rank."""
+        self.requests.ask(Agreed(stop=True, reason=reason))
+
+    def request_save(self) -> None:
+        """Save with every checkpoint engine after the current step."""
+        self.requests.ask(Agreed(save=True))
+
+    def request_evaluation(self) -> None:
+        """Evaluate after the current step."""
+        self.requests.ask(Agreed(evaluate=True))
+
+    def request_log(self) -> None:
+        """Write a log line after the current step."""
+        self.requests.ask(Agreed(log=True))
+
+    def request_epoch_end(self) -> None:
+        """Leave out the rest of the epoch after the current step; the last epoch's end is the end of the run."""
+        self.requests.ask(Agreed(end_epoch=True))
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether somebody outside waits for the end of the run; asked by whatever takes long. Collective."""
+        return self.requests.is_urgent(self.strategy)

@@ -9,7 +9,15 @@ from hooktrain.records import PluginRecord
 
 __all__ = ["ALONE", "check_signatures", "implemented"]
 
-ALONE = ("on_exception", "on_teardown", "collect_state", "restore_state", "register_configs", "register_trainer_types")
+ALONE = (
+    "on_exception",
+    "on_teardown",
+    "collect_state",
+    "restore_state",
+    "register_configs",
+    "register_trainer_types",
+    "idle_hooks",
+)
 """Hooks that are called plugin by plugin, and therefore cannot be surrounded."""
 
 

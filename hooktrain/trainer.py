@@ -23,14 +23,14 @@ from hooktrain.meter import OWN_METRICS, Meter
 from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
 from hooktrain.plugins import PluginHost
 from hooktrain.recipe import Recipe
-from hooktrain.requests import Agreed, Requests
+from hooktrain.requests import Agreed, Requesting, Requests
 from hooktrain.saving import Saving
 from hooktrain.state import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
 
 __all__ = ["Trainer"]
 
 
-class Trainer:
+class Trainer(Requesting):
     """One run.
 
     Args:
@@ -44,6 +44,7 @@ class Trainer:
         state: what a checkpoint holds of the loop.
         tokenizer, data, loss, model, optimizer, scheduler, strategy, checkpoint_engines, loader: the parts.
         window_weight: supervised tokens of the current window over all ranks.
+        leaves_epoch: whether the rest of the current epoch is to be left out.
     """
 
     strategy: Strategy
@@ -68,6 +69,7 @@ class Trainer:
         self.state = TrainerState()
         self.meter = Meter()
         self.window_weight = 0
+        self.leaves_epoch = False
         self.due_checkpoint_engines: list[CheckpointEngine] = []
         self.checkpoint_reason = ""
         self._counts: dict[int, BatchCounts] = {}
@@ -147,25 +149,6 @@ class Trainer:
         saves = (engine.config.save_every_n_steps for engine in self.checkpoint_engines)
         return (self.recipe.log_interval, *filter(None, saves))
 
-    # ------------------------------------------------------------------------------------------------- requests
-
-    def request_stop(self, reason: str) -> None:
-        """End the run after the current step, on all ranks; may be called from any hook on any rank."""
-        self.requests.ask(Agreed(stop=True, reason=reason))
-
-    def request_save(self) -> None:
-        """Save with every checkpoint engine after the current step."""
-        self.requests.ask(Agreed(save=True))
-
-    def request_evaluation(self) -> None:
-        """Evaluate after the current step."""
-        self.requests.ask(Agreed(evaluate=True))
-
-    @property
-    def is_interrupted(self) -> bool:
-        """Whether somebody outside waits for the end of the run; asked by whatever takes long. Collective."""
-        return self.requests.is_urgent(self.strategy)
-
     def say(self, message: str) -> None:
         """Tell the user something, through the hook ``on_message``; other ranks than 0 say nothing."""
         if self.world.is_main:
@@ -210,12 +193,21 @@ class Trainer:
 
     def epoch(self, epoch: int) -> int:
         """Announce and run one epoch, or what is left of it; returns its steps."""
+        self.leaves_epoch = False
         self.hooks.on_epoch_start(trainer=self, epoch=epoch)
         steps: int = self.hooks.run_epoch(trainer=self, epoch=epoch)
         self.hooks.on_epoch_end(trainer=self, epoch=epoch)
+        asked = self._agree()
+        if asked.evaluate and self.data.evaluation and self.state.evaluated_at != self.global_step and not asked.urgent:
+            self.log(self.evaluate())
+            asked |= self._agree()
+        elif asked.log:
+            self.log({})
         if self.state.rows >= len(self.data.train):
             self.state.epoch, self.state.rows = epoch + 1, 0
             self.checkpoint("epoch")
+        if asked.save:
+            self.checkpoint("request")
         return steps
 
     def step(self, batches: Sequence[Batch]) -> StepOutput:
@@ -249,7 +241,7 @@ class Trainer:
             metrics = self.evaluate()
             asked |= self._agree()  # what evaluation found may be a reason to save or to stop
         stop = self.should_stop
-        if metrics or stop or step % self.recipe.log_interval == 0:
+        if metrics or stop or asked.log or step % self.recipe.log_interval == 0:
             self.log(metrics)
         if self.checkpoint_engines:
             self.checkpoint("request" if asked.save else "step")
@@ -395,6 +387,10 @@ class Trainer:
         asked = self.requests.agree(self.strategy)
         if asked.stop:
             self.state.stop_reason = asked.reason
+        if asked.end_epoch:
+            self.leaves_epoch, self.state.rows = True, len(self.data.train)
+            if self.state.epoch + 1 >= self.epochs.stop:
+                self.state.stop_reason = self.state.stop_reason or "the last epoch was cut short"
         if asked.collect:
             self.saving.collect(self)
         return asked

@@ -6,6 +6,7 @@ import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import attrs
 import click
@@ -18,10 +19,12 @@ from hooktrain import (
     Data,
     LossSum,
     OptimizerStep,
+    PluginError,
     RecipeError,
     StepOutput,
     WindowLoader,
     World,
+    field,
     hookimpl,
 )
 from hooktrain.build import load
@@ -73,6 +76,63 @@ def test_check_recipe_complains_at_once(tiny_recipe):
         RecipeError, match=r"2 things to put right\n  - seed: given 13, expected a lucky number; take another"
     ):
         load({**tiny_recipe, "seed": 13}, plugins=[TinyPlugin(), Checks()])
+
+
+@attrs.frozen(kw_only=True)
+class Words:
+    shorthand: ClassVar[str] = "words"
+    words: tuple[str, ...] = field(default=())
+
+
+class Speaks:
+    """Says the words of the recipe after each step, if there are any."""
+
+    def __init__(self):
+        self.said = []
+
+    @hookimpl
+    def register_configs(self):
+        return {"settings": {"speaks": Words}}
+
+    @hookimpl
+    def idle_hooks(self, recipe):
+        return () if recipe.settings["speaks"].words else ("on_step_end", "run_backward")
+
+    @hookimpl
+    def on_step_end(self, trainer):
+        self.said += trainer.recipe.settings["speaks"].words
+
+    @hookimpl(wrapper=True)
+    def run_backward(self):
+        return (yield)
+
+
+def test_idle_hooks_are_taken_out(run_tiny):
+    silent, speaking = Speaks(), Speaks()
+    trainer = run_tiny(silent, train_iters=1)
+    assert silent.said == []
+    assert [found.plugin_name for found in trainer.host.implementations("run_backward")] == ["loop"]
+    run_tiny(speaking, train_iters=1, speaks=["a", "b"])
+    assert speaking.said == ["a", "b"]
+
+
+def test_idle_hooks_must_be_the_plugins_own(tiny_recipe):
+    class Confused(Speaks):
+        @hookimpl
+        def idle_hooks(self):
+            return ["on_step_ende"]
+
+    with pytest.raises(
+        PluginError, match=r"idle_hooks: given 'on_step_ende', which .* \(did you mean 'on_step_end'\?\)"
+    ):
+        load(tiny_recipe, plugins=[TinyPlugin(), Confused()])
+
+
+@pytest.mark.parametrize("given", [["a", "b"], {"words": ["a", "b"]}])
+def test_settings_may_have_a_shorthand(tiny_recipe, given):
+    made, _ = load({**tiny_recipe, "speaks": given}, plugins=[TinyPlugin(), Speaks()])
+    assert made.settings["speaks"] == Words(words=("a", "b"))
+    assert load(made.as_dict(), plugins=[TinyPlugin(), Speaks()])[0].settings == made.settings
 
 
 # ------------------------------------------------------------------------------------------------- factories

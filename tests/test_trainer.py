@@ -166,6 +166,54 @@ def test_requests_are_obeyed(run_tiny, tmp_path):
     assert [path.name for path in (tmp_path / "saved").iterdir()] == ["step-00000002"]
 
 
+def test_requests_at_the_end_of_an_epoch_are_obeyed_there(run_tiny, tmp_path):
+    class Ask:
+        @hookimpl
+        def on_epoch_end(self, trainer, epoch):
+            trainer.request_evaluation()
+            trainer.request_save()
+            if epoch == 1:
+                trainer.request_stop("two are enough")
+
+    recorder = Recorder()
+    saving = {"type": "full", "output_dir": str(tmp_path / "saved")}
+    trainer = run_tiny(Ask(), recorder, checkpoint=saving, epochs=4)
+    assert (trainer.global_step, trainer.state.epoch) == (14, 2)
+    kept = ("on_epoch_start", "on_epoch_end", "on_evaluate_end", "on_checkpoint_end")
+    assert [name for name in recorder.hooks if name in kept] == list(kept) * 2
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["step-00000007", "step-00000014"]
+    assert [line["step"] for line in recorder.metrics if "eval/held_out/loss" in line] == [7, 14]
+
+
+def test_the_rest_of_an_epoch_can_be_left_out(run_tiny, tmp_path):
+    class Leave:
+        @hookimpl
+        def on_step_end(self, trainer):
+            if trainer.state.rows == 4:
+                trainer.request_epoch_end()
+
+    recorder = Recorder()
+    saving = {"type": "full", "output_dir": str(tmp_path / "saved"), "save_every_n_steps": 2}
+    trainer = run_tiny(Leave(), recorder, checkpoint=saving, epochs=3)
+    assert (trainer.global_step, trainer.state.stop_reason) == (6, "the last epoch was cut short")
+    assert [(line["step"], line["epoch"]) for line in recorder.metrics][1::2] == [(2, 1.0), (4, 2.0), (6, 3.0)]
+    assert "eval/held_out/loss" in recorder.metrics[-1]
+    again = run_tiny(epochs=3, checkpoint=saving, trainer={"resume_from": tmp_path / "saved" / "step-00000002"})
+    assert (again.global_step, again.state.stop_reason) == (16, None), "it goes on with the second epoch"
+
+
+def test_a_log_line_can_be_asked_for(run_tiny):
+    class Ask:
+        @hookimpl
+        def on_step_end(self, trainer):
+            if trainer.global_step == 3:
+                trainer.request_log()
+
+    recorder = Recorder()
+    run_tiny(Ask(), recorder, log_interval=5)
+    assert [line["step"] for line in recorder.metrics] == [3, 5, 7]
+
+
 def test_what_evaluation_finds_can_stop_the_run_at_once(run_tiny):
     class GoodEnough:
         @hookimpl
