@@ -42,29 +42,29 @@ class Hooks:
 def _bind(name: str, caller: pluggy.HookCaller) -> Callable[..., Any]:
     implementations = list(reversed(caller.get_hookimpls()))
     first_result = caller.spec is not None and bool(caller.spec.opts.get("firstresult"))
-    if name in SEGMENTS and len(implementations) != 1:
-        return _answered(name, caller)
     if not (first_result or name in BOUNDARIES) or any(found.wrapper for found in implementations):
         return _answered(name, caller) if name in SEGMENTS else caller
-    return _compiled(name, caller.spec.argnames if caller.spec else (), implementations, first_result)
+    return _compiled(name, caller, implementations, first_result)
 
 
 def _compiled(
-    name: str, parameters: Sequence[str], implementations: Sequence[HookImpl], first_result: bool
+    name: str, caller: pluggy.HookCaller, implementations: Sequence[HookImpl], first_result: bool
 ) -> Callable[..., Any]:
     """A function with the hook's own parameters that calls each implementation with those it names.
 
     Written out as source, since a call through ``**given`` costs three times as much, and the loop makes dozens a step.
     """
+    parameters = caller.spec.argnames if caller.spec else ()
     lines = [f"def {name}({'*, ' if parameters else ''}{', '.join(parameters)}):"]
-    scope: dict[str, Any] = {}
+    scope: dict[str, Any] = {"unanswered": lambda: _unanswered(name, caller)}
     for number, found in enumerate(implementations):
         scope[f"f{number}"] = found.function
         call = f"f{number}({', '.join(found.argnames)})"
         lines += (
             [f"    result = {call}", "    if result is not None: return result"] if first_result else [f"    {call}"]
         )
-    exec("\n".join([*lines, "    return None"]), scope)
+    lines.append("    raise unanswered()" if name in SEGMENTS else "    return None")
+    exec("\n".join(lines), scope)
     compiled: Callable[..., Any] = scope[name]
     return compiled
 
@@ -75,14 +75,18 @@ def _answered(name: str, caller: pluggy.HookCaller) -> Callable[..., Any]:
     def call(**given: Any) -> Any:
         result = caller(**given)
         if result is None:
-            plugins = ", ".join(f"'{found.plugin_name}'" for found in reversed(caller.get_hookimpls())) or "none"
-            raise SegmentError(
-                f"hook {name}: no plugin answered; every implementation declined, or a wrapper returned None instead of"
-                f" the result of its yield (asked: {plugins})"
-            )
+            raise _unanswered(name, caller)
         return result
 
     return call
+
+
+def _unanswered(name: str, caller: pluggy.HookCaller) -> SegmentError:
+    plugins = ", ".join(f"'{found.plugin_name}'" for found in reversed(caller.get_hookimpls())) or "none"
+    return SegmentError(
+        f"hook {name}: no plugin answered; every implementation declined, or a wrapper returned None instead of"
+        f" the result of its yield (asked: {plugins})"
+    )
 
 
 def guard_segment(name: str, implementation: HookImpl) -> None:

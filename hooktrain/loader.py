@@ -72,8 +72,9 @@ class WindowLoader:
         shares = _Shares(order, start, self.window, self.micro, self.world)
         batches = _collated(self.dataset, self.data, shares, self.seed * 1_000_003 + epoch)
         whole = _per_rank(self.window, self.micro, self.world)
-        for begin in range(start, len(order), self.window):
-            rows = min(self.window, len(order) - begin)
+        total = len(order)
+        for begin in range(start, total, self.window):
+            rows = min(self.window, total - begin)
             share = whole if rows == self.window else _per_rank(rows, self.micro, self.world)
             yield rows, list(islice(batches, share))
 

@@ -100,7 +100,10 @@ class Meter:
         found = {**(means if self.weight else {}), "grad_norm": self.grad_norm, **extra}
         for name, value in found.items():
             if isinstance(value, Tensor):
-                waiting[name] = value
+                if value.is_cpu:
+                    numbers[name] = float(value.item())
+                else:
+                    waiting[name] = value
             elif value is not None:
                 numbers[name] = float(value)
         if waiting:

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ _STOPS = ("SIGTERM", "SIGINT")
 _PATIENCE = 1.0
 """Seconds in which a second SIGINT is the first one again: a launcher passes on what the terminal sent to all."""
 
+_LOOK_EVERY = 0.1
+"""Seconds between two looks for the file at least: each asks the file system, which may be another machine's."""
+
 
 class Signals:
     """SIGTERM and SIGINT save and end the run after the current step, on all ranks; a second SIGINT ends it at once.
@@ -31,6 +35,7 @@ class Signals:
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
         self._interrupted_at: float | None = None
+        self._look_at = 0.0
 
     @hookimpl(tryfirst=True)
     def on_train_start(self, trainer: Trainer) -> None:
@@ -60,14 +65,18 @@ class Signals:
 
     @hookimpl(trylast=True)
     def on_step_end(self, trainer: Trainer) -> None:
-        if trainer.world.is_main and (trainer.run_dir / "stop").exists():
-            (trainer.run_dir / "stop").unlink(missing_ok=True)
-            trainer.requests.ask(
-                Agreed(stop=True, save=True, urgent=True, reason="the file 'stop' in the run directory")
-            )
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_EVERY
+            if trainer.world.is_main and _taken(trainer.run_dir / "stop"):
+                trainer.requests.ask(
+                    Agreed(stop=True, save=True, urgent=True, reason="the file 'stop' in the run directory")
+                )
 
     @hookimpl(trylast=True)
     def on_train_end(self, trainer: Trainer) -> None:
+        if trainer.world.is_main:
+            _taken(trainer.run_dir / "stop")  # or it would end the next run, which goes on from this one
         if trainer.state.stop_reason is not None:
             trainer.strategy.barrier()  # a launcher ends all ranks as soon as one has ended with a status
 
@@ -76,6 +85,14 @@ class Signals:
         while self._before:
             number, handler = self._before.popitem()
             signal.signal(number, handler)
+
+
+def _taken(file: Path) -> bool:
+    """Whether the file was there; it no longer is."""
+    if not file.exists():
+        return False
+    file.unlink(missing_ok=True)
+    return True
 
 
 def exit_status(reason: str | None) -> int:

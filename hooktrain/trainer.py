@@ -141,7 +141,10 @@ class Trainer(Requesting):
     def wants_grad_norm(self) -> bool:
         """Whether the current step will be logged or saved."""
         following = self.state.global_step + 1
-        return following >= self.training_horizon or any(following % n == 0 for n in self._reading_intervals)
+        for interval in self._reading_intervals:
+            if following % interval == 0:
+                return True
+        return following >= self.training_horizon
 
     @cached_property
     def _reading_intervals(self) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hooktrain import hookimpl
 from tests.launching import NOTES, stored_weights
 
 SLOW = """
@@ -185,6 +186,18 @@ def test_the_file_stop_ends_the_run(start):
     (step,) = run.saved
     assert 2 < step < 10
     assert not (run.folder / "run" / "stop").exists()
+
+
+def test_a_file_stop_that_comes_too_late_does_not_end_the_next_run(run_tiny, tmp_path):
+    class Late:
+        @hookimpl
+        def on_step_end(self, trainer):
+            if trainer.global_step == 2:
+                (trainer.run_dir / "stop").touch()
+
+    trainer = run_tiny(Late(), train_iters=2)
+    assert trainer.global_step == 2
+    assert not (tmp_path / "run" / "stop").exists()
 
 
 def test_a_second_sigint_ends_at_once(start):

@@ -30,6 +30,7 @@ from hooktrain import (
     one_of,
 )
 from hooktrain_torch.memory import keep_freed_memory
+from hooktrain_torch.norms import Norms
 from hooktrain_torch.ranks import Ranks, device_of, native_bf16
 from hooktrain_torch.sequence import SequenceGroup, data_world, divide
 from hooktrain_torch.shard import sharded
@@ -99,9 +100,10 @@ class TorchStrategy:
         self._parallel: DistributedDataParallel | None = None
         self._sharded: Any = None
         self._reduced = True
+        self._on_host = self.device.type == "cpu"
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        elif self.device.type == "cpu":
+        elif self._on_host:
             keep_freed_memory()
         self.data_world = data_world(world, config.sequence_parallel)
         self._ranks = Ranks(world, self.device, timeout=config.timeout, alone=config.data_parallel == "fsdp2")
@@ -123,6 +125,7 @@ class TorchStrategy:
         self, model: Module, optimizer: Optimizer, scheduler: Scheduler, accumulation: int
     ) -> tuple[Module, Optimizer, Scheduler]:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._norms = Norms(self._parameters)
         self._optimizer = optimizer
         if self.world.world_size > 1 and self._sharded is None:
             self._parallel = DistributedDataParallel(
@@ -159,7 +162,7 @@ class TorchStrategy:
                 return made
 
     def to_device(self, batch: Batch) -> Batch:
-        if self.device.type == "cpu":
+        if self._on_host:
             return batch
         return {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
@@ -188,10 +191,10 @@ class TorchStrategy:
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
         if max_norm > 0 or wants_norm or skip_non_finite:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if max_norm > 0 and norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, max_norm, norm)
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            norm = self._norms.total(gradients)
+            if max_norm > 0:
+                self._norms.clip(gradients, max_norm, norm)
         stepped = True
         if self.scaler is not None:
             before = self.scaler.get_scale()
