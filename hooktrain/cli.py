@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from hooktrain.errors import HooktrainError
 from hooktrain.launch import follow_launcher, note_failure
-
-if TYPE_CHECKING:
-    from hooktrain.plugins import PluginHost
+from hooktrain.options import as_json, host_of, print_facts, recipe_options
+from hooktrain.report.commands import hooks, plan, plugins
 
 __all__ = ["cli", "main"]
 
@@ -29,7 +26,7 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         found = super().get_command(ctx, cmd_name)
         if found is None and not cmd_name.startswith("-"):
-            _host(()).hooks.register_commands(cli=self)
+            host_of(()).hooks.register_commands(cli=self)
             found = super().get_command(ctx, cmd_name)
         return found
 
@@ -54,26 +51,8 @@ def cli() -> None:
     """
 
 
-def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What every command that reads a recipe takes."""
-    for decorate in (
-        click.option(
-            "-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all."
-        ),
-        click.option(
-            "-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value, such as optimizer.lr=1e-4."
-        ),
-        click.argument("recipe", type=click.Path(path_type=Path)),
-    ):
-        command = decorate(command)
-    return command
-
-
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-
-
 @cli.command()
-@_recipe_options
+@recipe_options
 @click.option("--resume", type=click.Path(path_type=Path), metavar="CHECKPOINT", help="Go on from this checkpoint.")
 @click.option("--nproc", type=click.IntRange(1), default=1, show_default=True, help="Processes to start on this host.")
 def train(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], resume: Path | None, nproc: int) -> None:
@@ -101,49 +80,16 @@ def train(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], r
 
 
 @cli.command()
-@_recipe_options
-@_as_json
-def plan(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], as_json: bool) -> None:
-    """Show what a recipe would run, without running it."""
-    from hooktrain.build import load
-    from hooktrain.report import plan_of, print_plan
-
-    made, host = load(recipe, overrides=list(overrides), switches=list(switches))
-    _print(plan_of(made, host), as_json, print_plan)
-
-
-@cli.command()
-@_recipe_options
+@recipe_options
 @click.option("--show", type=click.IntRange(0), default=0, metavar="N", help="Show the first N rows of each source.")
-@_as_json
+@as_json
 def data(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], show: int, as_json: bool) -> None:
     """Prepare a recipe's data without training; show what became of it and which tokens are trained."""
     from hooktrain.build import load
     from hooktrain.preview import data_of, print_data
 
     made, host = load(recipe, overrides=list(overrides), switches=list(switches))
-    _print(data_of(made, host, show), as_json, print_data)
-
-
-@cli.command()
-@click.option("-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all.")
-@_as_json
-def plugins(switches: tuple[str, ...], as_json: bool) -> None:
-    """List plugins, what they offer, and why one is out."""
-    from hooktrain.report import plugins_of, print_plugins
-
-    host = _host(switches)
-    _print(plugins_of(host), as_json, print_plugins)
-
-
-@cli.command()
-@click.argument("name", required=False)
-@_as_json
-def hooks(name: str | None, as_json: bool) -> None:
-    """List the hooks, or show one and who implements it."""
-    from hooktrain.report import hooks_of, print_hooks
-
-    _print(hooks_of(_host(()), name), as_json, print_hooks)
+    print_facts(data_of(made, host, show), as_json, print_data)
 
 
 @cli.command()
@@ -156,19 +102,8 @@ def demo(run_dir: Path, overrides: tuple[str, ...]) -> None:
     run_demo(run_dir, list(overrides))
 
 
-def _host(switches: tuple[str, ...]) -> PluginHost:
-    from hooktrain.build import make_host
-    from hooktrain.records import PluginsConfig
-
-    words = [*os.environ.get("HOOKTRAIN_PLUGINS", "").split(","), *switches]
-    return make_host(PluginsConfig().switched(words))
-
-
-def _print(facts: Any, as_json: bool, show: Callable[[Any], None]) -> None:
-    if as_json:
-        click.echo(json.dumps(facts, indent=2, default=str))
-    else:
-        show(facts)
+for _command in (plan, plugins, hooks):
+    cli.add_command(_command)
 
 
 def main() -> None:

@@ -118,7 +118,8 @@ def test_a_failing_hook_is_named_after_its_traceback(recipe, tmp_path):
 def test_plugins(tmp_path):
     shown = hooktrain("plugins", cwd=tmp_path)
     assert shown.returncode == 0
-    assert "optimizer/adamw" in shown.stdout
+    assert "optimizer adamw, adam" in shown.stdout
+    assert "optimizer: {type: adamw}" in hooktrain("plugins", "torch", cwd=tmp_path).stdout
     facts = {
         fact["name"]: fact for fact in json.loads(hooktrain("plugins", "--json", "-p", "no:sft", cwd=tmp_path).stdout)
     }
@@ -130,7 +131,7 @@ def test_plugins(tmp_path):
 
 def test_hooks(tmp_path):
     shown = hooktrain("hooks", "run_step", cwd=tmp_path)
-    assert "run_step(trainer, batches)  segment" in shown.stdout
+    assert "run_step(trainer, batches)\nsegment: " in shown.stdout
     assert "One optimizer step over its whole accumulation window." in shown.stdout
     assert "loop  answers" in shown.stdout
     assert "did you mean 'run_step'?" in hooktrain("hooks", "run_stpe", cwd=tmp_path).stderr
@@ -149,7 +150,7 @@ def test_plan(recipe, tmp_path):
         {"type": "tiny", "plugin": "hooktrain.testing:TinyPlugin", "wrapped_by": ["wraps", "peft"]}
     ]
     roles = [(each["plugin"], each["role"]) for each in facts["hooks"]["run_step"]]
-    assert roles == [("wraps", "answers"), ("loop", "would answer")]
+    assert roles == [("wraps", "answers"), ("loop", "not reached")]
     assert not (tmp_path / "run").exists(), "a plan runs nothing"
     text = hooktrain("plan", str(recipe), "-p", "wraps", cwd=tmp_path, PYTHONPATH=str(tmp_path)).stdout
     assert "model       tiny from plugin hooktrain.testing:TinyPlugin, wrapped by wraps, peft" in text

@@ -22,7 +22,7 @@ def installed(tmp_path, monkeypatch):
         module = f"mod_{(distribution or name).replace('-', '_')}"
         site.mkdir(exist_ok=True)
         (site / f"{module}.py").write_text(source, encoding="utf-8")
-        info = site / f"{distribution or name}-{version}.dist-info"
+        info = site / f"{(distribution or name).replace('-', '_')}-{version}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution or name}\nVersion: {version}\n")
         (info / "entry_points.txt").write_text(f"[hooktrain]\n{name} = {module}\n")

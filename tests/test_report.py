@@ -1,0 +1,141 @@
+"""What is shown of plugins and hooks: complete, in order, and also where something is broken."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import pytest
+
+from hooktrain import HooktrainError, hookimpl
+from hooktrain.build import make_host
+from hooktrain.report.hooks import hooks_of, print_hooks
+from hooktrain.report.plugins import plugins_of, print_plugin, print_plugins
+from hooktrain.testing import host_of
+from tests.test_plugins import installed  # noqa: F401 (a fixture)
+
+
+class Replaces:
+    """Runs steps in a way of its own.
+
+    And says more about it.
+    """
+
+    plugin_name = "replaces"
+
+    @hookimpl
+    def run_step(self, trainer, batches):
+        return NotImplemented
+
+    @hookimpl(wrapper=True)
+    def make_model(self):
+        return (yield)
+
+
+def facts_of(host):
+    return {fact["name"]: fact for fact in plugins_of(host)}
+
+
+def test_a_plugin_says_what_it_brings_and_what_of_it_is_not_reached():
+    host = host_of(Replaces())
+    facts = facts_of(host)
+    assert facts["replaces"]["documentation"] == "Runs steps in a way of its own."
+    assert facts["replaces"]["wraps"] == ["make_model"]
+    assert facts["replaces"]["shadowed"] == []
+    assert facts["loop"]["shadowed"] == [{"hook": "run_step", "by": "replaces"}]
+    assert facts["replaces"]["file"] == __file__
+    assert {"kind": "data", "name": "tiny", "summary": "Random token sequences of random lengths."} in facts[
+        "TinyPlugin"
+    ]["parts"]
+
+
+@pytest.mark.parametrize("width", ["80", "120", ""])
+def test_tables_fit_the_terminal(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", width)
+    host = make_host()
+    print_plugins(plugins_of(host))
+    table = capsys.readouterr().out.splitlines()
+    print_hooks(hooks_of(host))
+    print_plugin(plugins_of(host, "torch"))
+    lines = [*table, *capsys.readouterr().out.splitlines()]
+    assert all(line == line.rstrip() for line in lines)
+    if width:
+        assert max(map(len, lines)) <= int(width)
+    else:  # in a pipe each plugin is a line, which grep finds
+        assert len(table) == 1 + len(host.records)
+        (line,) = [line for line in table if line.startswith("torch ")]
+        assert "optimizer adamw, adam, sgd, torch" in line
+        assert "command verify-resume" in line
+
+
+def test_one_plugin_in_full(capsys):
+    print_plugin(plugins_of(make_host(), "torch"))
+    shown = capsys.readouterr().out
+    assert "optimizer: {type: adamw}" in shown
+    assert "Adam with decoupled weight decay" in shown
+    assert "hooktrain_torch/plugin.py" in shown
+    with pytest.raises(HooktrainError, match=r"no plugin is named 'torhc' \(did you mean 'torch'\?\)"):
+        plugins_of(make_host(), "torhc")
+
+
+BROKEN = {
+    "a-error": ("raise ValueError('what [now]?')", "cannot be imported: ValueError: what [now]?"),
+    "a-missing": ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'"),
+    "a-syntax": ("def f(:\n", "SyntaxError"),
+    "a-nothing": ("x = 1\n", "implements no hook"),
+}
+
+
+def test_broken_plugins_are_listed_with_the_cause(installed, capsys):  # noqa: F811
+    for name, (source, _) in BROKEN.items():
+        installed(name, source)
+    host = make_host()
+    print_plugins(plugins_of(host))
+    shown = capsys.readouterr().out
+    for name, (_, reason) in BROKEN.items():
+        assert facts_of(host)[name]["state"] == "failed"
+        (line,) = [line for line in shown.splitlines() if line.startswith(f"{name}: ")]
+        assert reason in line
+    assert "torch " in shown, "the others are there all the same"
+
+
+def test_a_plugin_whose_commands_fail_is_listed(capsys):
+    class Broken:
+        plugin_name = "broken"
+
+        @hookimpl
+        def register_commands(self, cli):
+            cli.add_command(click.Command("first"))
+            sys.exit("no server")
+
+    host = host_of(Broken())
+    print_plugins(plugins_of(host))
+    assert "broken: register_commands raises SystemExit: no server" in capsys.readouterr().out
+    assert facts_of(host)["broken"]["commands"] == ["first"]
+
+
+def test_hooks_in_call_order_with_their_documentation(capsys):
+    host = host_of(Replaces())
+    (fact,) = hooks_of(host, "run_step")
+    assert [(each["plugin"], each["role"]) for each in fact["implementations"]] == [
+        ("replaces", "answers"),
+        ("loop", "not reached"),
+    ]
+    print_hooks([fact])
+    shown = capsys.readouterr().out
+    assert "One optimizer step over its whole accumulation window." in shown
+    assert "\nCalled: " in shown
+    everything = hooks_of(host)
+    assert [fact["name"] for fact in everything][:2] == ["register_hookspecs", "register_configs"]
+    assert all(fact["documentation"] for fact in everything)
+    roles = {(f["name"], e["plugin"]): e["role"] for f in everything for e in f["implementations"]}
+    assert roles["make_model", "replaces"] == "wraps"
+    assert roles["make_model", "TinyPlugin"] == "is asked"
+    assert roles["on_log", "console"] == "hears"
+    assert roles["register_configs", "console"] == "adds"
+
+
+def test_hooks_that_a_plugin_brings_are_told_apart(capsys):
+    (fact,) = hooks_of(make_host(), "pack_rows")
+    assert fact["declared_in"] == "hooktrain_sft.hookspecs"
+    assert fact["kind"] == "brought by a plugin"
