@@ -5,8 +5,6 @@ import os
 import pytest
 import torch
 
-from tests.launching import launch, notes  # noqa: F401 (fixtures)
-
 pytest_plugins = ["hooktrain.testing"]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")

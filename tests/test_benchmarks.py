@@ -28,7 +28,7 @@ from benchmarks.sft.metrics import falling_losses, same_losses
 from benchmarks.sft.rows import write_long, write_many
 from benchmarks.sft.sides import Plan, Training
 from benchmarks.sft.table import WIDTH, table
-from tests.tiny_llama import save_tiny_llama
+from hooktrain.testing import save_llama
 
 PEER_FILES = Path(__file__).parent.parent / "benchmarks" / "peers"
 
@@ -187,7 +187,7 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Training:
         for i in range(40)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Training(plan(save_tiny_llama(tmp_path / "model"), tmp_path))
+    return Training(plan(save_llama(tmp_path / "model"), tmp_path))
 
 
 def test_hooktrain_and_the_loop_train_alike(training: Training, tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_rows_are_drawn_alike(tmp_path: Path) -> None:
 
 
 def test_names_of_transformers_4(tmp_path: Path) -> None:
-    model = save_tiny_llama(tmp_path / "model")
+    model = save_llama(tmp_path / "model")
     made = for_transformers_4(model, tmp_path / "model-4")
     config = json.loads((made / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]

@@ -207,12 +207,12 @@ def test_another_version_of_a_plugin_is_shown(going, monkeypatch):
     assert line.endswith("is hooktrain-torch 9")
 
 
-def test_all_ranks_refuse_and_the_first_cause_is_on_top(launch, run_tiny, tmp_path):
+def test_all_ranks_refuse_and_the_first_cause_is_on_top(run_ranks, run_tiny, tmp_path):
     run_tiny(checkpoint=SAVE, optimizer={"type": "sgd", "lr": 0.1})
     path = tmp_path / "run" / "checkpoints" / "step-00000003"
-    run = launch(2, words=["--resume", str(path)], checkpoint=SAVE)
-    assert run.code == 1
+    run = run_ranks(2, words=["--resume", str(path)], checkpoint=SAVE)
+    assert run.status == 1
     assert run.output.startswith("hooktrain: rank "), run.output
     assert "global_batch_size: was 2 (2 * 1 * 1 ranks) rows in a step, is 4 (2 * 1 * 2 ranks)" in run.output
-    fits = launch(2, words=["--resume", str(path)], checkpoint=SAVE, micro_batch_size=1)
-    assert fits.code == 0, fits.output
+    fits = run_ranks(2, words=["--resume", str(path)], checkpoint=SAVE, micro_batch_size=1)
+    assert fits.status == 0, fits.output

@@ -32,9 +32,9 @@ def first_line(output: str) -> str:
 
 
 @either
-def test_a_rank_that_raises(launch, strategy):
-    run = launch(2, FAILING.format(what="raise KeyError('out of luck')"), strategy=strategy, micro_batch_size=1)
-    assert run.code == 1
+def test_a_rank_that_raises(run_ranks, strategy):
+    run = run_ranks(2, FAILING.format(what="raise KeyError('out of luck')"), strategy=strategy, micro_batch_size=1)
+    assert run.status == 1
     cause = "hooktrain: rank 1: failed in plugin 'extra', hook on_microbatch_start, step 2, rank 1: KeyError: 'out of"
     assert first_line(run.output).startswith(cause)
     assert "in on_microbatch_start" in run.output, "the traceback of the plugin"
@@ -43,10 +43,10 @@ def test_a_rank_that_raises(launch, strategy):
     assert run.seconds < 30
 
 
-def test_an_error_with_a_clear_sentence_has_no_traceback(launch):
+def test_an_error_with_a_clear_sentence_has_no_traceback(run_ranks):
     source = "from hooktrain import HooktrainError\n" + FAILING
-    run = launch(2, source.format(what="raise HooktrainError('data: the moon is full')"), micro_batch_size=1)
-    assert run.code == 1
+    run = run_ranks(2, source.format(what="raise HooktrainError('data: the moon is full')"), micro_batch_size=1)
+    assert run.status == 1
     assert first_line(run.output) == (
         "hooktrain: rank 1: data: the moon is full [plugin 'extra', hook on_microbatch_start, step 2, rank 1]"
     )
@@ -54,9 +54,9 @@ def test_an_error_with_a_clear_sentence_has_no_traceback(launch):
 
 
 @either
-def test_a_rank_that_is_killed(launch, strategy):
-    run = launch(2, FAILING.format(what="os.kill(os.getpid(), 9)"), strategy=strategy, micro_batch_size=1)
-    assert run.code == 128 + 9
+def test_a_rank_that_is_killed(run_ranks, strategy):
+    run = run_ranks(2, FAILING.format(what="os.kill(os.getpid(), 9)"), strategy=strategy, micro_batch_size=1)
+    assert run.status == 128 + 9
     assert first_line(run.output) == (
         "hooktrain: rank 1: was ended by SIGKILL (the system does so when memory runs out)"
     )
@@ -65,10 +65,10 @@ def test_a_rank_that_is_killed(launch, strategy):
 
 
 @either
-def test_a_rank_that_hangs(launch, strategy):
+def test_a_rank_that_hangs(run_ranks, strategy):
     """The others give up after ``strategy.timeout``; then the one that does not end is asked where it is, and killed."""
-    run = launch(2, FAILING.format(what="time.sleep(1000)"), strategy=strategy, micro_batch_size=1)
-    assert run.code == 128 + 9
+    run = run_ranks(2, FAILING.format(what="time.sleep(1000)"), strategy=strategy, micro_batch_size=1)
+    assert run.status == 128 + 9
     assert first_line(run.output).startswith("hooktrain: rank 1: did not end within 10 s of another rank's failure")
     assert "in on_microbatch_start" in run.output, "where it hangs"
     assert "hooktrain: then rank 0: failed in step 2" in run.output

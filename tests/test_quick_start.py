@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hooktrain import DataError, HooktrainError, ModelError, RecipeError, Trainer
 from hooktrain.build import load
 from hooktrain.demo import conversations, run_demo, write_data
-from hooktrain.testing import Recorder
-from tests.tiny_llama import save_tiny_llama
+from hooktrain.testing import Recorder, save_llama
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."}]}
@@ -27,7 +26,7 @@ ROWS = [
 @pytest.fixture
 def quick_start(tmp_path) -> dict:
     """The quick-start recipe with paths in place of the hub's names."""
-    save_tiny_llama(tmp_path / "model")
+    save_llama(tmp_path / "model")
     write_rows(tmp_path / "rows.jsonl", ROWS)
     return {
         "type": "sft",

@@ -42,19 +42,19 @@ CASES = {
 
 
 @pytest.mark.parametrize(("hook", "parameters", "rest", "how"), list(CASES.values()), ids=list(CASES))
-def test_one_rank_raises(launch, notes, hook, parameters, rest, how):
+def test_one_rank_raises(run_ranks, rank_notes, hook, parameters, rest, how):
     source = RAISES.format(hook=hook, parameters=parameters, rest=rest, how=how)
-    run = launch(
+    run = run_ranks(
         2,
         source,
         strategy={"dtype": "fp32", "device": "cpu", "timeout": 15},
         checkpoint={"type": "full", "save_every_n_steps": 2},
     )
-    assert run.code == 1, run.output
+    assert run.status == 1, run.output
     first = next(line for line in run.output.splitlines() if line.startswith("hooktrain: rank"))
     assert first.startswith("hooktrain: rank 1: ")
     assert "KeyError: 'out of luck'" in first
     if hook != "check_recipe":  # before there is a run, there is nothing to tear down
         assert f"plugin 'extra', hook {hook}, step " in first
-        assert {"teardown": True} in notes(1)
+        assert {"teardown": True} in rank_notes(1)
     assert run.seconds < 40

@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from hooktrain import hookimpl
-from tests.launching import NOTES, stored_weights
+from hooktrain.testing.processes import NOTES
+from tests.launching import stored_weights
 
 SLOW = """
 import time

@@ -22,7 +22,8 @@ import yaml
 from hooktrain_torch.files import problem_of
 from safetensors.torch import load_file
 
-from tests.launching import NOTES, stored_weights
+from hooktrain.testing.processes import NOTES
+from tests.launching import stored_weights
 from tests.plugins.sft.runs import base, recipe  # noqa: F401 (fixtures)
 
 SLOW = """

@@ -12,6 +12,7 @@ import torch
 
 from hooktrain import CheckpointError, HooktrainError, RecipeError
 from hooktrain.testing import Recorder
+from tests.launching import weights_at
 from tests.plugins.deepspeed.test_strategy import COMMON, zero
 
 OWN = {"type": "deepspeed", "save_every_n_steps": 3, "save_end_of_training": True}
@@ -85,10 +86,10 @@ def whole(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_deepspeeds_own_tools_read_what_it_writes(launch, tmp_path, stage):
+def test_deepspeeds_own_tools_read_what_it_writes(run_ranks, tmp_path, stage):
     saves = [OWN, {"type": "full", "save_end_of_training": True}]
-    run = launch(2, strategy=zero(stage), checkpoint=saves, micro_batch_size=1, **COMMON)
-    assert run.code == 0, run.output
+    run = run_ranks(2, strategy=zero(stage), checkpoint=saves, micro_batch_size=1, **COMMON)
+    assert run.status == 0, run.output
     folder = run.folder / "deepspeed"
     last = len(run.metrics)
     names = {path.name for path in folder.iterdir()}
@@ -97,7 +98,7 @@ def test_deepspeeds_own_tools_read_what_it_writes(launch, tmp_path, stage):
     assert {"latest", "zero_to_fp32.py"} <= names
     assert not any(name.startswith(".") for name in names)
     assert (folder / "latest").read_text() == f"global_step{last}"
-    expected = run.weights(last)
+    expected = weights_at(run, last)
     found = whole(folder)
     assert found.keys() == expected.keys()
     for name, value in expected.items():

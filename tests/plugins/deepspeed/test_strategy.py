@@ -11,7 +11,7 @@ import torch
 
 from hooktrain import HooktrainError, RecipeError, hookimpl
 from hooktrain.testing import Recorder
-from tests.launching import alone, assert_equal_runs, stored_weights
+from tests.launching import alone, assert_equal_runs, stored_weights, weights_at
 
 STAGES = [0, 1, 2, 3]
 
@@ -55,9 +55,9 @@ def test_one_rank_trains_as_plain_torch_does(run_tiny, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_are_one_global_batch(launch, run_tiny, stage):
+def test_two_ranks_are_one_global_batch(run_ranks, run_tiny, stage):
     """(2, 2, 2) with DeepSpeed is (8, 1, 1) with plain torch: 13 rows in windows of 8 and 5, ragged masks."""
-    run = launch(2, gradient_accumulation_steps=2, strategy=zero(stage), checkpoint=SAVE, **COMMON)
+    run = run_ranks(2, gradient_accumulation_steps=2, strategy=zero(stage), checkpoint=SAVE, **COMMON)
     assert_equal_runs(run, *alone(run_tiny, micro_batch_size=8, **COMMON))
 
 
@@ -130,31 +130,31 @@ def test_a_resume_repeats_the_undisturbed_run(run_tiny, tmp_path, stage, dtype):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_resume_and_others_go_on_from_what_they_saved(launch, run_tiny, tmp_path, stage):
+def test_two_ranks_resume_and_others_go_on_from_what_they_saved(run_ranks, run_tiny, tmp_path, stage):
     settings = {**COMMON, "checkpoint": SAVE}
-    whole = launch(2, strategy=zero(stage), micro_batch_size=1, model={"dropout": 0.3}, **settings)
-    assert whole.code == 0, whole.output
+    whole = run_ranks(2, strategy=zero(stage), micro_batch_size=1, model={"dropout": 0.3}, **settings)
+    assert whole.status == 0, whole.output
     path = whole.folder / "checkpoints" / "step-00000003"
     words = ["--resume", str(path)]
     more = {"micro_batch_size": 1, "model": {"dropout": 0.3}, "run_dir": str(tmp_path / "rest"), **settings}
-    rest = launch(2, words=words, strategy=zero(stage), **more)._replace(folder=tmp_path / "rest")
-    assert rest.code == 0, rest.output
+    rest = run_ranks(2, words=words, strategy=zero(stage), **more)._replace(folder=tmp_path / "rest")
+    assert rest.status == 0, rest.output
     assert [line["loss"] for line in rest.metrics] == [line["loss"] for line in whole.metrics][3:]
     last = len(whole.metrics)
-    for name, value in whole.weights(last).items():
-        assert torch.equal(value, rest.weights(last)[name])
+    for name, value in weights_at(whole, last).items():
+        assert torch.equal(value, weights_at(rest, last)[name])
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_any_strategy_goes_on_from_any_others_checkpoint(launch, run_tiny, tmp_path, stage):
+def test_any_strategy_goes_on_from_any_others_checkpoint(run_ranks, run_tiny, tmp_path, stage):
     """Two ranks of DeepSpeed go on from one of plain torch, one of torch from them, and nothing is lost on the way."""
     settings = {**COMMON, "checkpoint": SAVE, "micro_batch_size": 4}
     reference = Recorder()
     run_tiny(reference, **settings)
     words = ["--resume", str(tmp_path / "run" / "checkpoints" / "step-00000003")]
     more = {**settings, "micro_batch_size": 2, "run_dir": str(tmp_path / "two")}
-    two = launch(2, words=words, strategy=zero(stage), **more)._replace(folder=tmp_path / "two")
-    assert two.code == 0, two.output
+    two = run_ranks(2, words=words, strategy=zero(stage), **more)._replace(folder=tmp_path / "two")
+    assert two.status == 0, two.output
     assert [line["loss"] for line in two.metrics] == pytest.approx(losses(reference)[3:], abs=2e-6)
     path = tmp_path / "two" / "checkpoints" / "step-00000006"
     back = Recorder()
@@ -211,9 +211,9 @@ def test_a_checkpoint_of_another_model_is_refused(run_tiny, tmp_path: Path):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_nothing_is_compiled(launch, tmp_path, monkeypatch, stage):
+def test_nothing_is_compiled(run_ranks, tmp_path, monkeypatch, stage):
     """Torch compiles behind a lock file, which a killed run leaves behind, and for which every later run waits."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    run = launch(1, strategy=zero(stage, **({"offload": "optimizer"} if stage else {})))
-    assert run.code == 0, run.output
+    run = run_ranks(1, strategy=zero(stage, **({"offload": "optimizer"} if stage else {})))
+    assert run.status == 0, run.output
     assert not (tmp_path / "extensions").exists()

@@ -14,20 +14,19 @@ from hooktrain_hf.plugin import HFPlugin
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hooktrain import World
-from hooktrain.testing import host_of
-from tests.tiny_llama import make_tokenizer, tiny_llama
+from hooktrain.testing import host_of, language
 
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of at most 300 tokens; its eos is not the chat's end of turn, as in many instruct models."""
-    return make_tokenizer()
+    return language.make_tokenizer()
 
 
 @pytest.fixture
 def make_llama(tokenizer: PreTrainedTokenizerFast) -> Callable[..., LlamaForCausalLM]:
     """Builds Llamas of 2 layers and 16 channels with random weights."""
-    return functools.partial(tiny_llama, tokenizer)
+    return functools.partial(language.make_llama, tokenizer)
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from hooktrain.testing import Recorder, train
-from tests.tiny_llama import save_tiny_llama
+from hooktrain.testing import Recorder, save_llama, train
 
 
 @pytest.fixture
@@ -56,7 +55,7 @@ def tiny_run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     The interpreter takes milliseconds for a token.
     """
     folder, rows = tmp_path / "tiny-llama", tmp_path / "rows.jsonl"
-    save_tiny_llama(folder)
+    save_llama(folder)
     with rows.open("w") as stream:
         for number in range(6):
             answer = "it is " * (1 + number * 3 % 4)

@@ -15,7 +15,7 @@ from hooktrain_liger.model import build_liger_model
 from transformers import AutoConfig, GPT2Config, PreTrainedConfig
 
 from hooktrain import ModelError, World
-from tests.tiny_llama import make_tokenizer, tiny_llama
+from hooktrain.testing import make_llama, make_tokenizer
 
 WORLD = World()
 
@@ -38,7 +38,7 @@ def refusal(folder: str, **keys: Any) -> str:
 
 
 def llama() -> PreTrainedConfig:
-    return tiny_llama(make_tokenizer()).config
+    return make_llama(make_tokenizer()).config
 
 
 def test_unsupported_type(config_only: Callable[..., str]) -> None:
@@ -90,7 +90,7 @@ def test_config_that_passes_goes_on_to_the_weights(config_only: Callable[..., st
 
 
 def test_what_cannot_run_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tiny_llama(make_tokenizer()).save_pretrained(tmp_path / "model")
+    make_llama(make_tokenizer()).save_pretrained(tmp_path / "model")
     with caplog.at_level(logging.WARNING):
         model, kernels = build_liger_model(LigerModelConfig(name_or_path=str(tmp_path / "model")), None, WORLD, "auto")
     assert kernels == ["rope"]
@@ -103,7 +103,7 @@ def test_what_cannot_run_is_left_out_and_named(tmp_path: Path, caplog: pytest.Lo
 
 @pytest.mark.usefixtures("whole_interpreter")
 def test_what_is_off_stays_off(tmp_path: Path) -> None:
-    tiny_llama(make_tokenizer()).save_pretrained(tmp_path / "model")
+    make_llama(make_tokenizer()).save_pretrained(tmp_path / "model")
     config = LigerModelConfig(name_or_path=str(tmp_path / "model"), rope=False, swiglu=False)
     model, kernels = build_liger_model(config, None, WORLD, "auto")
     assert kernels == ["rms_norm"]
@@ -113,7 +113,7 @@ def test_what_is_off_stays_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize("from_config", [True, False])
 def test_same_weights_as_huggingface(tmp_path: Path, from_config: bool) -> None:
     """Trying the kernels on a model without weights draws no random number."""
-    tiny_llama(make_tokenizer()).save_pretrained(tmp_path / "model")
+    make_llama(make_tokenizer()).save_pretrained(tmp_path / "model")
     keys: dict[str, Any] = {"name_or_path": str(tmp_path / "model"), "from_config": from_config}
     torch.manual_seed(1)
     theirs = build_model(HFModelConfig(**keys), None, WORLD)
@@ -126,7 +126,7 @@ def test_same_weights_as_huggingface(tmp_path: Path, from_config: bool) -> None:
 
 def test_it_gives_logits(tmp_path: Path) -> None:
     """Liger's own forward gives none in training, which others depend on."""
-    tiny_llama(make_tokenizer()).save_pretrained(tmp_path / "model")
+    make_llama(make_tokenizer()).save_pretrained(tmp_path / "model")
     model, _ = build_liger_model(LigerModelConfig(name_or_path=str(tmp_path / "model")), None, WORLD, "auto")
     ids = torch.arange(6)[None]
     output = model.train()(input_ids=ids, labels=ids)

@@ -17,7 +17,7 @@ from hooktrain_liger.config import LigerModelConfig
 
 from hooktrain import ModelError, RecipeError, Trainer, field, hookimpl
 from hooktrain.build import load
-from tests.tiny_llama import make_tokenizer, tiny_llama
+from hooktrain.testing import make_llama, make_tokenizer
 
 Change = Callable[..., dict[str, Any]]
 
@@ -28,7 +28,7 @@ def recipe(tmp_path: Path) -> Change:
     folder = tmp_path / "config-only"
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(folder)
-    tiny_llama(tokenizer).config.save_pretrained(folder)
+    make_llama(tokenizer).config.save_pretrained(folder)
     rows = tmp_path / "rows.jsonl"
     rows.write_text(
         '{"messages": [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "Forty"}]}\n'

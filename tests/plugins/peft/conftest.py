@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from hooktrain import Trainer
-from hooktrain.testing import train
-from tests.tiny_llama import make_tokenizer, tiny_llama
+from hooktrain.testing import make_llama, make_tokenizer, train
 
 ANSWERS = ["Forty-two it is.", "What?", "The answer is the answer.", "It is forty-two, is it?", "No.", "user it is"]
 
@@ -24,7 +23,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tokenizer = make_tokenizer()
     for name in ("tied", "untied"):
         made[name] = tmp_path_factory.mktemp(name)
-        tiny_llama(tokenizer, tied=name == "tied").save_pretrained(made[name])
+        make_llama(tokenizer, tied=name == "tied").save_pretrained(made[name])
         tokenizer.save_pretrained(made[name])
     return made
 

@@ -107,10 +107,10 @@ def test_an_adapter_that_was_moved_finds_its_base_or_says_how(
 
 
 def test_another_base_is_refused_by_its_shape(adapter: Path, tmp_path: Path) -> None:
-    from tests.tiny_llama import make_tokenizer, tiny_llama
+    from hooktrain.testing import make_llama, make_tokenizer
 
     tokenizer = make_tokenizer()
-    tiny_llama(tokenizer, head_dim=4).save_pretrained(tmp_path / "other")
+    make_llama(tokenizer, head_dim=4).save_pretrained(tmp_path / "other")
     told = refused(adapter, "--base", tmp_path / "other", "--output", tmp_path / "out")
     assert "merge: given" in told and "which does not fit the model" in told
 

@@ -9,8 +9,8 @@ from hooktrain_peft.merge import merge, private_copy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hooktrain.testing import make_llama, make_tokenizer
 from tests.plugins.peft.conftest import difference, logits
-from tests.tiny_llama import make_tokenizer, tiny_llama
 
 TOKENIZER = make_tokenizer()
 MODULES = ["q_proj", "k_proj", "o_proj", "gate_proj", "down_proj", "embed_tokens", "lm_head"]
@@ -49,7 +49,7 @@ def test_merged_weights_compute_what_the_adapter_does(
     whole = [name for name in whole if name not in modules]
     if tied and whole and {"embed_tokens", "lm_head"} & set(modules):
         whole = ["norm"]
-    base = tiny_llama(TOKENIZER, tied=tied)
+    base = make_llama(TOKENIZER, tied=tied)
     if half:
         base = base.bfloat16()
     config = PeftSettings(

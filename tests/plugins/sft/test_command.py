@@ -13,8 +13,7 @@ import pytest
 from hooktrain import ShownRow, hookimpl
 from hooktrain.build import load
 from hooktrain.preview import data_of, print_data
-from hooktrain.testing import TinyPlugin
-from tests.tiny_llama import save_tiny_llama
+from hooktrain.testing import TinyPlugin, save_llama
 
 
 def turn(role: str, content: str) -> dict[str, str]:
@@ -28,7 +27,7 @@ def recipe(tmp_path: Path) -> Path:
     (tmp_path / "held.jsonl").write_text(json.dumps({"messages": rows[0]}) + "\n")
     made = tmp_path / "recipe.yaml"
     made.write_text(
-        f"type: sft\nmodel: {save_tiny_llama(tmp_path / 'model')}\n"
+        f"type: sft\nmodel: {save_llama(tmp_path / 'model')}\n"
         "data:\n  sources: [rows.jsonl]\n  eval_sources: [held.jsonl]\n  max_length: 96\n  pack_samples: true\n"
     )
     return made

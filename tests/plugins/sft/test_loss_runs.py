@@ -184,7 +184,7 @@ def test_a_recurrent_model_is_found_out(run: Callable[..., Trainer], tmp_path: P
     """Its state flows from document to document whatever the attention is told."""
     from transformers import MambaConfig, MambaForCausalLM
 
-    from tests.tiny_llama import make_tokenizer
+    from hooktrain.testing import make_tokenizer
 
     tokenizer = make_tokenizer()
     config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, state_size=4, use_cache=False)

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from hooktrain import DataError, RecipeError, hookimpl
-from hooktrain.testing import train
-from tests.tiny_llama import save_tiny_llama
+from hooktrain.testing import save_llama, train
 
 
 def write(path: Path, rows: int, word: str = "row") -> str:
@@ -51,7 +50,7 @@ class Heard:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llama(tmp_path_factory.mktemp("model"))
+    return save_llama(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

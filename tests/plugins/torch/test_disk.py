@@ -50,29 +50,29 @@ def settings(folder: Path, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("ranks", "strategy"), [(1, None), (2, None), (2, ZERO)], ids=["1", "2", "2, ZeRO-3"])
-def test_a_full_disk(launch, mount, ranks, strategy):
+def test_a_full_disk(run_ranks, mount, ranks, strategy):
     """There is room for one checkpoint and a half; with more of it, the run goes on from the one that is whole."""
     folder = mount(64 << 10 if ranks == 1 else 96 << 10)
     more = {"strategy": strategy} if strategy else {}
-    run = launch(ranks, **settings(folder), **more)
-    assert run.code == 1, run.output
+    run = run_ranks(ranks, **settings(folder), **more)
+    assert run.status == 1, run.output
     assert "could not save it, earlier checkpoints are intact: No space left on device; make room" in run.output
     left = sorted(path.name for path in (folder / "saved").iterdir())
     assert left
     assert all(name.startswith("step-") for name in left), "nothing half-written is left to fill the disk"
     assert all(problem_of(folder / "saved" / name) == "" for name in left)
     subprocess.run(["mount", "-o", "remount,size=8m", str(folder)], check=True)
-    again = launch(ranks, **settings(folder), **more)
-    assert again.code == 0, again.output
+    again = run_ranks(ranks, **settings(folder), **more)
+    assert again.status == 0, again.output
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("background", [False, True], ids=["", "in the background"])
-def test_a_disk_that_becomes_read_only(launch, mount, ranks, background):
+def test_a_disk_that_becomes_read_only(run_ranks, mount, ranks, background):
     folder = mount(8 << 20)
-    run = launch(ranks, READ_ONLY.format(folder=folder), **settings(folder, asynchronous=background))
+    run = run_ranks(ranks, READ_ONLY.format(folder=folder), **settings(folder, asynchronous=background))
     assert "Read-only file system; give another output_dir" in run.output
-    assert run.code == (0 if background else 1), run.output
+    assert run.status == (0 if background else 1), run.output
     left = sorted((folder / "saved").glob("[!.]*"))
     assert left[0].name == "step-00000002"
     assert all(problem_of(path) == "" for path in left)

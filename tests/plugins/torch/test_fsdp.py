@@ -13,7 +13,7 @@ from torch import nn
 
 from hooktrain import RecipeError
 from hooktrain.testing import Recorder
-from tests.launching import alone, assert_equal_runs, stored_weights
+from tests.launching import alone, assert_equal_runs, stored_weights, weights_at
 
 FSDP = {"data_parallel": "fsdp2", "dtype": "fp32", "device": "cpu"}
 COMMON = {
@@ -32,11 +32,11 @@ def on_train_start(trainer):
 """
 
 
-def test_two_ranks_are_one_global_batch(launch, notes, run_tiny):
+def test_two_ranks_are_one_global_batch(run_ranks, rank_notes, run_tiny):
     """(2, 2, 2) with FSDP2 is (8, 1, 1): 13 rows in windows of 8 and 5, ragged masks, clipping, evaluation."""
-    run = launch(2, SPREAD, gradient_accumulation_steps=2, strategy=FSDP, checkpoint=SAVE, **COMMON)
+    run = run_ranks(2, SPREAD, gradient_accumulation_steps=2, strategy=FSDP, checkpoint=SAVE, **COMMON)
     assert_equal_runs(run, *alone(run_tiny, micro_batch_size=8, **COMMON))
-    (first,), (second,) = notes(0), notes(1)
+    (first,), (second,) = rank_notes(0), rank_notes(1)
     assert first["here"] + second["here"] == first["whole"]
     assert second["here"] > first["whole"] / 3
 
@@ -49,21 +49,23 @@ def test_one_rank(run_tiny):
     assert [line.get("loss") for line in recorder.metrics] == pytest.approx(expected, abs=1e-6)
 
 
-def test_fewer_rows_than_ranks(launch, run_tiny):
+def test_fewer_rows_than_ranks(run_ranks, run_tiny):
     """Three ranks, weights of four and of two rows: some ranks hold nothing of a weight."""
     model = {"vocab": 17, "width": 2}
     settings = {**COMMON, "model": model}
-    run = launch(3, micro_batch_size=1, strategy=FSDP, checkpoint=SAVE, **settings)
+    run = run_ranks(3, micro_batch_size=1, strategy=FSDP, checkpoint=SAVE, **settings)
     assert_equal_runs(run, *alone(run_tiny, micro_batch_size=3, **settings))
 
 
-def test_two_ranks_resume_bit_by_bit(launch, tmp_path):
+def test_two_ranks_resume_bit_by_bit(run_ranks, tmp_path):
     settings = {**COMMON, "checkpoint": SAVE, "micro_batch_size": 1, "model": {"dropout": 0.3}, "strategy": FSDP}
-    whole = launch(2, **settings)
-    assert whole.code == 0, whole.output
+    whole = run_ranks(2, **settings)
+    assert whole.status == 0, whole.output
     words = ["--resume", str(whole.folder / "checkpoints" / "step-00000003")]
-    rest = launch(2, words=words, **{**settings, "run_dir": str(tmp_path / "rest")})._replace(folder=tmp_path / "rest")
-    assert rest.code == 0, rest.output
+    rest = run_ranks(2, words=words, **{**settings, "run_dir": str(tmp_path / "rest")})._replace(
+        folder=tmp_path / "rest"
+    )
+    assert rest.status == 0, rest.output
     assert [line["loss"] for line in rest.metrics] == [line["loss"] for line in whole.metrics][3:]
     last = f"checkpoints/step-{len(whole.metrics):08d}"
     for kind in ("model", "optimizer"):
@@ -73,17 +75,17 @@ def test_two_ranks_resume_bit_by_bit(launch, tmp_path):
 
 
 @pytest.mark.parametrize("there", [{"dtype": "fp32", "device": "cpu"}, {"type": "deepspeed", "zero_stage": 3}])
-def test_goes_on_from_others_and_others_from_it(launch, run_tiny, tmp_path, there):
+def test_goes_on_from_others_and_others_from_it(run_ranks, run_tiny, tmp_path, there):
     """One rank of another strategy, then two of FSDP2, then the first one again."""
     there = {"dtype": "fp32", "device": "cpu", **there}
     settings = {**COMMON, "checkpoint": SAVE, "micro_batch_size": 4}
     reference, back = Recorder(), Recorder()
     run_tiny(reference, strategy=there, **settings)
     words = ["--resume", str(tmp_path / "run" / "checkpoints" / "step-00000003")]
-    two = launch(
+    two = run_ranks(
         2, words=words, strategy=FSDP, **{**settings, "micro_batch_size": 2, "run_dir": str(tmp_path / "two")}
     )._replace(folder=tmp_path / "two")
-    assert two.code == 0, two.output
+    assert two.status == 0, two.output
     expected = [line["loss"] for line in reference.metrics]
     assert [line["loss"] for line in two.metrics] == pytest.approx(expected[3:], abs=2e-6)
     path = tmp_path / "two" / "checkpoints" / "step-00000006"
@@ -101,7 +103,7 @@ def on_train_start(trainer):
 
 @pytest.mark.parametrize("peft", [None, {"type": "lora", "r": 4}])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_packed_conversations_and_their_export(launch, notes, run, recipe, tmp_path, peft, checkpointing):
+def test_packed_conversations_and_their_export(run_ranks, rank_notes, run, recipe, tmp_path, peft, checkpointing):
     """A tied head, layers that are gathered one by one, activation checkpointing, adapters; the export is the same."""
     from safetensors.torch import load_file
 
@@ -111,12 +113,12 @@ def test_packed_conversations_and_their_export(launch, notes, run, recipe, tmp_p
     if peft:
         settings["peft"] = peft
     run(recorder, **{**settings, "micro_batch_size": 2})
-    two = launch(
+    two = run_ranks(
         2,
         "" if peft else LLAMA,
         **{**settings, "strategy": FSDP, "micro_batch_size": 1, "run_dir": str(tmp_path / "ranks")},
     )
-    assert two.code == 0, two.output
+    assert two.status == 0, two.output
     for name in ("loss", "grad_norm", "token_accuracy"):
         expected = [line[name] for line in recorder.metrics if name in line]
         assert [line[name] for line in two.metrics if name in line] == pytest.approx(expected, rel=1e-4)
@@ -126,20 +128,20 @@ def test_packed_conversations_and_their_export(launch, notes, run, recipe, tmp_p
     for key, value in one.items():
         torch.testing.assert_close(other[key], value, rtol=1e-3, atol=1e-5)
     if not peft:
-        (facts,) = notes(1)
+        (facts,) = rank_notes(1)
         assert facts["blocks"] == facts["layers"]
 
 
-def test_bf16_follows_fp32(launch, run_tiny):
+def test_bf16_follows_fp32(run_ranks, run_tiny):
     recorder = Recorder()
     run_tiny(recorder, micro_batch_size=4, **COMMON)
-    run = launch(2, strategy={**FSDP, "dtype": "bf16"}, checkpoint=SAVE, **COMMON)
-    assert run.code == 0, run.output
+    run = run_ranks(2, strategy={**FSDP, "dtype": "bf16"}, checkpoint=SAVE, **COMMON)
+    assert run.status == 0, run.output
     expected = [line["loss"] for line in recorder.metrics]
     found = [line["loss"] for line in run.metrics]
     assert found == pytest.approx(expected, rel=0.02)
     assert found != expected
-    assert {value.dtype for value in run.weights(8).values()} == {torch.float32}
+    assert {value.dtype for value in weights_at(run, 8).values()} == {torch.float32}
 
 
 UNEVEN = """
@@ -160,9 +162,9 @@ def make_model():
 """
 
 
-def test_parameters_that_a_rank_does_not_use(launch):
-    run = launch(2, UNEVEN, strategy={**FSDP, "find_unused_parameters": True}, checkpoint=SAVE, **COMMON)
-    assert run.code == 0, run.output
+def test_parameters_that_a_rank_does_not_use(run_ranks):
+    run = run_ranks(2, UNEVEN, strategy={**FSDP, "find_unused_parameters": True}, checkpoint=SAVE, **COMMON)
+    assert run.status == 0, run.output
 
 
 def test_fp16_is_refused(run_tiny):
@@ -184,9 +186,9 @@ def test_blocks():
     assert blocks(root) == [root.inner.layers[0], root.inner.layers[2][0]]
 
 
-def test_each_rank_writes_its_rows(launch):
-    run = launch(2, strategy=FSDP, checkpoint={"type": "full", "save_end_of_training": True})
-    assert run.code == 0, run.output
+def test_each_rank_writes_its_rows(run_ranks):
+    run = run_ranks(2, strategy=FSDP, checkpoint={"type": "full", "save_end_of_training": True})
+    assert run.status == 0, run.output
     (path,) = (run.folder / "checkpoints").iterdir()
     entries = json.loads((Path(path) / "tensors.json").read_text())["model"]
     assert all(len(entry["parts"]) == 2 for entry in entries.values())

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.launching import NOTES, alone, assert_equal_runs
+from hooktrain.testing.processes import NOTES
+from tests.launching import alone, assert_equal_runs, weights_at
 
 READING = """
 class Noting:
@@ -38,11 +39,11 @@ def on_evaluate_start(trainer):
 """
 
 
-def test_two_ranks_are_one_global_batch(launch, notes, run_tiny):
+def test_two_ranks_are_one_global_batch(run_ranks, rank_notes, run_tiny):
     """(2, 2, 2) is (8, 1, 1) and (2, 4, 1): 13 rows in windows of 8 and 5, ragged masks, evaluation of every row."""
     common = {"epochs": 2, "eval_interval": 3, "gradient_clipping": 0.2}
     saved = {"type": "full", "save_end_of_training": True}
-    run = launch(2, READING, gradient_accumulation_steps=2, checkpoint=saved, **common)
+    run = run_ranks(2, READING, gradient_accumulation_steps=2, checkpoint=saved, **common)
     from hooktrain import hookimpl
 
     class Note:
@@ -58,27 +59,29 @@ def test_two_ranks_are_one_global_batch(launch, notes, run_tiny):
         one = alone(run_tiny, note, micro_batch_size=micro, gradient_accumulation_steps=accumulation, **common)
         assert_equal_runs(run, *one)
         for rank in (0, 1):
-            theirs = [line["gradients"] for line in notes(rank) if "gradients" in line]
+            theirs = [line["gradients"] for line in rank_notes(rank) if "gradients" in line]
             assert len(theirs) == len(note.gradients) == 4
             for found, expected in zip(theirs, note.gradients, strict=True):
                 for name, value in expected.items():
                     torch.testing.assert_close(torch.tensor(found[name]), value, rtol=0, atol=1e-6)
-    read = [[line["row"] for line in notes(rank) if line.get("set") == "held_out"] for rank in (0, 1)]
+    read = [[line["row"] for line in rank_notes(rank) if line.get("set") == "held_out"] for rank in (0, 1)]
     assert read == [[0, 1, 4, 0, 1, 4], [2, 3, 0, 2, 3, 0]], "each row once; the second 0 of rank 1 only fills a place"
-    assert [line["row"] for line in notes(0) if line.get("set") == "train"] != list(range(13)), "rows are shuffled"
+    assert [line["row"] for line in rank_notes(0) if line.get("set") == "train"] != list(range(13)), "rows are shuffled"
 
 
-def test_a_rank_without_rows_takes_part(launch, run_tiny):
+def test_a_rank_without_rows_takes_part(run_ranks, run_tiny):
     """9 rows in micro-batches of 4 on two ranks: the last window is one row, on rank 0."""
     data = {"rows": 9, "eval_rows": 1}
-    run = launch(2, micro_batch_size=4, data=data, epochs=3, checkpoint={"type": "full", "save_end_of_training": True})
+    run = run_ranks(
+        2, micro_batch_size=4, data=data, epochs=3, checkpoint={"type": "full", "save_end_of_training": True}
+    )
     assert_equal_runs(run, *alone(run_tiny, micro_batch_size=8, data=data, epochs=3))
 
 
-def test_four_ranks(launch, run_tiny):
+def test_four_ranks(run_ranks, run_tiny):
     saved = {"type": "full", "save_end_of_training": True}
     settings = {"optimizer": {"type": "adamw", "lr": 0.01}, "scheduler": {"type": "cosine"}}
-    run = launch(4, micro_batch_size=1, gradient_accumulation_steps=2, checkpoint=saved, **settings)
+    run = run_ranks(4, micro_batch_size=1, gradient_accumulation_steps=2, checkpoint=saved, **settings)
     assert_equal_runs(run, *alone(run_tiny, micro_batch_size=8, **settings))
 
 
@@ -101,23 +104,23 @@ def compute_loss(trainer, batch, weight):
 """
 
 
-def test_parameters_without_a_gradient(launch, run_tiny, tmp_path, monkeypatch):
+def test_parameters_without_a_gradient(run_ranks, run_tiny, tmp_path, monkeypatch):
     """One is never used, one only by rows with a certain token; a module stands in the model twice."""
     settings = {"gradient_accumulation_steps": 2, "epochs": 2, "optimizer": {"type": "adamw", "lr": 0.01}}
     saved = {"type": "full", "save_end_of_training": True}
     strategy = {"dtype": "fp32", "device": "cpu", "find_unused_parameters": True}
-    run = launch(2, UNEVEN, strategy=strategy, checkpoint=saved, **settings)
+    run = run_ranks(2, UNEVEN, strategy=strategy, checkpoint=saved, **settings)
     monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
     namespace: dict[str, Any] = {}
     exec(NOTES + UNEVEN, namespace)
     plugin = type("Uneven", (), {name: staticmethod(namespace[name]) for name in ("make_model", "compute_loss")})()
     assert_equal_runs(run, *alone(run_tiny, plugin, **{**settings, "gradient_accumulation_steps": 4}))
-    assert float(run.weights(4)["sometimes"]) != 1.0
+    assert float(weights_at(run, 4)["sometimes"]) != 1.0
 
 
-def test_parameters_without_a_gradient_are_named(launch):
-    run = launch(2, UNEVEN, gradient_accumulation_steps=2)
-    assert run.code != 0
+def test_parameters_without_a_gradient_are_named(run_ranks):
+    run = run_ranks(2, UNEVEN, gradient_accumulation_steps=2)
+    assert run.status != 0
     assert "no gradient reached some parameters in the last micro-batch of a step (" in run.output
     assert "never.weight" in run.output
     assert "find_unused_parameters: true under strategy" in run.output
@@ -149,11 +152,11 @@ def on_train_end(trainer):
 """
 
 
-def test_what_one_rank_requests_all_do(launch, notes):
-    run = launch(2, ASK, micro_batch_size=1, checkpoint={"type": "full"})
-    assert run.code == 0, run.output
+def test_what_one_rank_requests_all_do(run_ranks, rank_notes):
+    run = run_ranks(2, ASK, micro_batch_size=1, checkpoint={"type": "full"})
+    assert run.status == 0, run.output
     steps = [{"step": 1}, {"step": 2}, {"evaluated": 2}, {"saved": 2}, {"step": 3}, {"step": 4}]
-    assert notes(0) == notes(1) == [*steps, {"evaluated": 4}, {"ended": 4}]
+    assert rank_notes(0) == rank_notes(1) == [*steps, {"evaluated": 4}, {"ended": 4}]
 
 
 SCRIPT = """
@@ -175,10 +178,10 @@ main()
     ],
     ids=["recipe", "plugins"],
 )
-def test_ranks_that_differ_refuse_to_start(launch, notes, tmp_path, what, difference):
+def test_ranks_that_differ_refuse_to_start(run_ranks, rank_notes, tmp_path, what, difference):
     load = {"load": ["hooktrain.testing:TinyPlugin"]}
-    run = launch(2, ASK, script=SCRIPT.format(what=what), plugins=load)
-    assert run.code != 0
+    run = run_ranks(2, ASK, script=SCRIPT.format(what=what), plugins=load)
+    assert run.status != 0
     assert "rank 1 differs from rank 0: " in run.output
     assert difference in run.output
     assert not (tmp_path / "ranks" / "metrics.jsonl").exists()
@@ -196,11 +199,11 @@ def on_teardown(trainer):
 """
 
 
-def test_one_rank_that_raises_ends_all(launch, notes):
-    run = launch(2, RAISE, micro_batch_size=1, epochs=1000)
-    assert run.code != 0
+def test_one_rank_that_raises_ends_all(run_ranks, rank_notes):
+    run = run_ranks(2, RAISE, micro_batch_size=1, epochs=1000)
+    assert run.status != 0
     assert "plugin 'extra', hook on_microbatch_start, step 2, rank 1: KeyError: 'out of luck'" in run.output
-    assert notes(1) == [{"torn_down": 2}]
+    assert rank_notes(1) == [{"torn_down": 2}]
     assert run.seconds < 30
 
 
@@ -220,17 +223,17 @@ def on_exception(exception):
 """
 
 
-def test_a_rank_that_cannot_save_tells_the_others(launch, notes, tmp_path):
-    run = launch(2, FULL, checkpoint={"type": "full", "save_every_n_steps": 2})
-    assert run.code != 0
-    (first,), (second,) = notes(0), notes(1)
+def test_a_rank_that_cannot_save_tells_the_others(run_ranks, rank_notes, tmp_path):
+    run = run_ranks(2, FULL, checkpoint={"type": "full", "save_every_n_steps": 2})
+    assert run.status != 0
+    (first,), (second,) = rank_notes(0), rank_notes(1)
     assert first == second
     assert first["kind"] == "CheckpointError"
     assert "rank 1 could not save it, earlier checkpoints are intact: File too large" in first["text"]
     assert list((tmp_path / "ranks" / "checkpoints").iterdir()) == []
 
 
-def test_a_resume_on_two_ranks_repeats_the_undisturbed_run(launch, run_tiny, tmp_path):
+def test_a_resume_on_two_ranks_repeats_the_undisturbed_run(run_ranks, run_tiny, tmp_path):
     """With dropout, which each rank draws for itself; and one process can go on from what two have saved."""
     settings = {
         "micro_batch_size": 1,
@@ -240,15 +243,15 @@ def test_a_resume_on_two_ranks_repeats_the_undisturbed_run(launch, run_tiny, tmp
         "optimizer": {"type": "adamw", "lr": 0.01},
         "checkpoint": {"type": "full", "save_every_n_steps": 3, "save_end_of_training": True},
     }
-    whole = launch(2, **settings)
-    assert whole.code == 0, whole.output
+    whole = run_ranks(2, **settings)
+    assert whole.status == 0, whole.output
     path = whole.folder / "checkpoints" / "step-00000003"
-    rest = launch(2, words=["--resume", str(path)], **{**settings, "run_dir": str(tmp_path / "rest")})
+    rest = run_ranks(2, words=["--resume", str(path)], **{**settings, "run_dir": str(tmp_path / "rest")})
     rest = rest._replace(folder=tmp_path / "rest")
-    assert rest.code == 0, rest.output
+    assert rest.status == 0, rest.output
     assert [line["loss"] for line in rest.metrics] == [line["loss"] for line in whole.metrics][3:]
-    for name, value in whole.weights(8).items():
-        assert torch.equal(value, rest.weights(8)[name])
+    for name, value in weights_at(whole, 8).items():
+        assert torch.equal(value, weights_at(rest, 8)[name])
     settings["gradient_accumulation_steps"] = 4
     recorder, trainer = alone(run_tiny, **settings, trainer={"resume_from": path})
     said = [given["message"] for name, given in recorder.calls if name == "on_message"]

@@ -201,9 +201,9 @@ def on_checkpoint_end(trainer, path):
 
 
 @pytest.mark.parametrize("strategy", [{"type": "torch"}, {"type": "deepspeed", "zero_stage": 2}])
-def test_ranks_of_unequal_speed_end_a_save_at_the_same_step(launch, notes, strategy):
+def test_ranks_of_unequal_speed_end_a_save_at_the_same_step(run_ranks, rank_notes, strategy):
     """Rank 1 is slower, and cannot write step 12."""
-    run = launch(
+    run = run_ranks(
         2,
         RANKS,
         micro_batch_size=1,
@@ -212,9 +212,9 @@ def test_ranks_of_unequal_speed_end_a_save_at_the_same_step(launch, notes, strat
         checkpoint=full(10, save_end_of_training=True, asynchronous=True),
         plugins={"load": ["hooktrain.testing:TinyPlugin", "extra"]},
     )
-    assert run.code == 0, run.output
-    assert notes(0) == notes(1)
-    heard = [(line["path"], line["step"]) for line in notes(0)]
+    assert run.status == 0, run.output
+    assert rank_notes(0) == rank_notes(1)
+    heard = [(line["path"], line["step"]) for line in rank_notes(0)]
     assert [path for path, _ in heard] == ["step-00000010", "step-00000020", "step-00000030", "step-00000040"]
     assert heard[0][1] > 10
     assert "step-00000042: rank 1 could not save it, earlier checkpoints are intact: No space left" in run.output

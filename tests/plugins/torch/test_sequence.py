@@ -25,11 +25,11 @@ SAVE = {"type": "full", "save_every_n_steps": 2}
 
 
 @pytest.fixture
-def launch_recipe(launch: Any, recipe: dict[str, Any], tmp_path: Path) -> Any:
+def launch_recipe(run_ranks: Any, recipe: dict[str, Any], tmp_path: Path) -> Any:
     """The recipe of conversations on several ranks."""
 
     def start(ranks: int, **changes: Any) -> Any:
-        return launch(ranks, **{"micro_batch_size": 1, **recipe, "run_dir": str(tmp_path / "ranks"), **changes})
+        return run_ranks(ranks, **{"micro_batch_size": 1, **recipe, "run_dir": str(tmp_path / "ranks"), **changes})
 
     return start
 
@@ -49,7 +49,7 @@ def test_two_ranks_with_half_a_row_each(run, launch_recipe, recipe, strategy):
     recorder = Recorder()
     run(recorder, **settings)
     two = launch_recipe(2, strategy={**strategy, "sequence_parallel": 2}, **settings)
-    assert two.code == 0, two.output
+    assert two.status == 0, two.output
     assert_same(recorder, two.metrics)
 
 
@@ -70,7 +70,7 @@ def test_what_else_a_recipe_may_say(run, launch_recipe, recipe, changes):
     recorder = Recorder()
     run(recorder, **settings)
     two = launch_recipe(2, strategy={**STRATEGIES["ddp"], "sequence_parallel": 2}, **settings)
-    assert two.code == 0, two.output
+    assert two.status == 0, two.output
     assert_same(recorder, two.metrics)
 
 
@@ -81,7 +81,7 @@ def test_four_ranks_two_and_two(run, launch_recipe, recipe):
     run(whole, micro_batch_size=2, **settings)
     strategy = {**STRATEGIES["ddp"], "sequence_parallel": 2}
     four = launch_recipe(4, strategy=strategy, **settings)
-    assert four.code == 0, four.output
+    assert four.status == 0, four.output
     assert_same(whole, four.metrics)
     path = four.folder / "checkpoints" / "step-00000002"
     run(rest, micro_batch_size=2, trainer={"resume_from": path}, **settings)
@@ -91,15 +91,15 @@ def test_four_ranks_two_and_two(run, launch_recipe, recipe):
 # ------------------------------------------------------------------------------------------------- what is refused
 
 
-def test_what_cannot_be_shared(launch_recipe, launch, recipe):
+def test_what_cannot_be_shared(launch_recipe, run_ranks, recipe):
     strategy = {**STRATEGIES["ddp"], "sequence_parallel": 2}
     sdpa = launch_recipe(2, strategy=strategy, model={**recipe["model"], "attn_implementation": "sdpa"})
-    assert sdpa.code == 1
+    assert sdpa.status == 1
     assert "LlamaModel computes its attention by 'sdpa', where ranks cannot share the tokens of a row" in sdpa.output
-    tiny = launch(2, strategy=strategy)
-    assert tiny.code == 1
+    tiny = run_ranks(2, strategy=strategy)
+    assert tiny.status == 1
     assert "strategy.sequence_parallel: the micro-batch has no position_ids, expected input_ids" in tiny.output
-    odd = launch(3, strategy=strategy)
+    odd = run_ranks(3, strategy=strategy)
     assert "strategy.sequence_parallel: given 2 with 3 ranks, expected a divisor of their number" in odd.output
 
 

@@ -18,7 +18,9 @@ SPREAD = {
 
 
 @pytest.mark.parametrize("strategy", list(SPREAD.values()), ids=list(SPREAD))
-def test_an_adapter_on_a_base_that_is_spread(run: Any, launch: Any, recipe: Any, tmp_path: Path, strategy: Any) -> None:
+def test_an_adapter_on_a_base_that_is_spread(
+    run: Any, run_ranks: Any, recipe: Any, tmp_path: Path, strategy: Any
+) -> None:
     """Its answers and losses are those of one rank; it is saved without the base, and gone on from."""
     recorder = Recorder()
     settings: dict[str, Any] = {
@@ -30,8 +32,8 @@ def test_an_adapter_on_a_base_that_is_spread(run: Any, launch: Any, recipe: Any,
     }
     run(recorder, **settings)
     two = {**settings, "strategy": strategy, "micro_batch_size": 1, "run_dir": str(tmp_path / "ranks")}
-    whole = launch(2, **two)
-    assert whole.code == 0, whole.output
+    whole = run_ranks(2, **two)
+    assert whole.status == 0, whole.output
     losses = [line["loss"] for line in recorder.metrics]
     assert [line["loss"] for line in whole.metrics] == pytest.approx(losses, rel=1e-4)
     answers = [(folder / "samples.jsonl").read_text().splitlines() for folder in (tmp_path / "run", whole.folder)]
@@ -42,8 +44,8 @@ def test_an_adapter_on_a_base_that_is_spread(run: Any, launch: Any, recipe: Any,
     assert all("lora_" in name for name in stored_weights(path))
     frozen = [json.loads((folder / "frozen.json").read_text()) for folder in (path, alone)]
     assert frozen[0] == frozen[1], "each rank's share adds up to what one rank finds"
-    rest = launch(2, words=["--resume", str(path)], **{**two, "run_dir": str(tmp_path / "rest")})
-    assert rest.code == 0, rest.output
+    rest = run_ranks(2, words=["--resume", str(path)], **{**two, "run_dir": str(tmp_path / "rest")})
+    assert rest.status == 0, rest.output
     found = [json.loads(line)["loss"] for line in (tmp_path / "rest" / "metrics.jsonl").read_text().splitlines()]
     assert found == [line["loss"] for line in whole.metrics][2:]
     other = Recorder()

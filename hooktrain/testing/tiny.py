@@ -1,30 +1,19 @@
-"""A kit for testing plugins: a trainer type small enough for a unit test, runs of it, and a recorder of hooks.
-
-Put ``pytest_plugins = ["hooktrain.testing"]`` into a ``conftest.py`` for the fixtures ``tiny_recipe`` and ``run_tiny``.
-"""
+"""The trainer type ``tiny``: a language model of a few hundred weights on random rows, in milliseconds."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import attrs
-import pytest
 import torch
 from torch import Tensor, nn
 
-from hooktrain import hookspecs
-from hooktrain.build import load
 from hooktrain.config import at_least, field
-from hooktrain.hookspecs import BOUNDARIES, FACTORIES, SEGMENTS
 from hooktrain.markers import hookimpl
-from hooktrain.plugins import PluginHost
 from hooktrain.state import Batch, Data, LossSum, TrainerType, World
-from hooktrain.trainer import Trainer
 
-__all__ = ["Recorder", "SegmentRecorder", "TinyPlugin", "host_of", "run_tiny", "tiny_recipe", "train"]
+__all__ = ["TinyDataConfig", "TinyLossConfig", "TinyModel", "TinyModelConfig", "TinyPlugin", "TinyRows"]
 
 
 @attrs.frozen(kw_only=True)
@@ -151,85 +140,3 @@ class TinyPlugin:
     @hookimpl
     def make_loss(self, config: Any) -> Callable[..., LossSum] | None:
         return _loss if isinstance(config, TinyLossConfig) else None
-
-
-class Recorder:
-    """A plugin that writes down every boundary, as ``(hook, what it was given)``, and the metrics that were logged."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, dict[str, Any]]] = []
-
-    @property
-    def hooks(self) -> list[str]:
-        """The names in the order in which they were heard; a segment begins with ``name`` and ends with ``/name``."""
-        return [name for name, _ in self.calls]
-
-    @property
-    def metrics(self) -> list[dict[str, float]]:
-        """Every log line."""
-        return [dict(given["metrics"]) for name, given in self.calls if name == "on_log"]
-
-
-class SegmentRecorder(Recorder):
-    """A recorder that surrounds every segment and factory as well."""
-
-
-def _record(name: str, wraps: bool) -> Any:
-    """An implementation of one hook that takes all of its parameters."""
-    parameters = ", ".join(inspect.signature(getattr(hookspecs, name)).parameters)
-    body = f"self.calls.append(('{name}', dict(locals())))"
-    if wraps:
-        body += f"; result = yield; self.calls.append(('/{name}', {{'result': result}})); return result"
-    scope: dict[str, Any] = {}
-    exec(f"def {name}(self, {parameters}): {body}", scope)  # pluggy reads each hook's parameters off its function
-    return hookimpl(wrapper=wraps)(scope[name])
-
-
-for _name in BOUNDARIES:
-    setattr(Recorder, _name, _record(_name, wraps=False))
-for _name in (*FACTORIES, *SEGMENTS):
-    setattr(SegmentRecorder, _name, _record(_name, wraps=True))
-
-
-def train(
-    recipe: Path | Mapping[str, Any], *plugins: object, overrides: list[str] | None = None, **arguments: Any
-) -> Trainer:
-    """Run a recipe in this process with the installed plugins, ``tiny`` and the given ones; returns the trainer."""
-    made, host = load(recipe, overrides=overrides, plugins=[TinyPlugin(), *plugins])
-    trainer = Trainer(made, host, **arguments)
-    trainer.run()
-    return trainer
-
-
-@pytest.fixture
-def tiny_recipe(tmp_path: Path) -> dict[str, Any]:
-    """A recipe of type ``tiny`` that runs in milliseconds and keeps its files in ``tmp_path``."""
-    return {
-        "type": "tiny",
-        "run_dir": str(tmp_path / "run"),
-        "micro_batch_size": 2,
-        "optimizer": {"lr": 1e-2},
-        "model": {"dropout": 0.0},
-        "strategy": {"dtype": "fp32", "device": "cpu"},
-        "console": {"enabled": False},
-    }
-
-
-@pytest.fixture
-def run_tiny(tiny_recipe: dict[str, Any]) -> Callable[..., Trainer]:
-    """``run_tiny(plugin, ..., key=value)``: run the tiny recipe with plugins and with top-level keys changed."""
-
-    def run(*plugins: object, trainer: Mapping[str, Any] | None = None, **changes: Any) -> Trainer:
-        return train({**tiny_recipe, **changes}, *plugins, **(trainer or {}))
-
-    return run
-
-
-def host_of(*plugins: object) -> PluginHost:
-    """A host with the engine's own plugins, ``tiny`` and the given ones, and no installed one."""
-    from hooktrain.build import make_host
-
-    host = make_host(discover=False)
-    for plugin in (TinyPlugin(), *plugins):
-        host.register(plugin)
-    return host

@@ -1,0 +1,61 @@
+"""What tests of a plugin need: runs that take milliseconds, processes, recorders of hooks, tiny models and data.
+
+Where hooktrain is installed pytest knows the fixtures; ``pytest --fixtures`` lists them under ``hooktrain.testing``.
+Names are loaded when they are first used: every pytest of an environment with hooktrain imports this package, and most
+of them have nothing to do with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hooktrain.testing.fixtures import run_tiny, tiny_recipe
+    from hooktrain.testing.language import make_llama, make_tokenizer, sample_rows, save_llama, write_rows
+    from hooktrain.testing.processes import Run
+    from hooktrain.testing.recorders import Recorder, SegmentRecorder
+    from hooktrain.testing.runs import host_of, train
+    from hooktrain.testing.tiny import TinyDataConfig, TinyLossConfig, TinyModel, TinyModelConfig, TinyPlugin, TinyRows
+
+_HOMES = {
+    "fixtures": "run_tiny tiny_recipe",
+    "language": "make_llama make_tokenizer sample_rows save_llama write_rows",
+    "processes": "Run",
+    "recorders": "Recorder SegmentRecorder",
+    "runs": "host_of train",
+    "tiny": "TinyDataConfig TinyLossConfig TinyModel TinyModelConfig TinyPlugin TinyRows",
+}
+_HOME = {name: f"hooktrain.testing.{module}" for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "Recorder",
+    "Run",
+    "SegmentRecorder",
+    "TinyDataConfig",
+    "TinyLossConfig",
+    "TinyModel",
+    "TinyModelConfig",
+    "TinyPlugin",
+    "TinyRows",
+    "host_of",
+    "make_llama",
+    "make_tokenizer",
+    "run_tiny",
+    "sample_rows",
+    "save_llama",
+    "tiny_recipe",
+    "train",
+    "write_rows",
+]
+
+pytest_plugins = ("hooktrain.testing.fixtures",)
+"""For a pytest without entry points, where ``pytest_plugins = ["hooktrain.testing"]`` brings the fixtures."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hooktrain.testing' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value

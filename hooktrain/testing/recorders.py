@@ -1,0 +1,50 @@
+"""Plugins that write down what a run announces."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from hooktrain import hookspecs
+from hooktrain.hookspecs import BOUNDARIES, FACTORIES, SEGMENTS
+from hooktrain.markers import hookimpl
+
+__all__ = ["Recorder", "SegmentRecorder"]
+
+
+class Recorder:
+    """A plugin that writes down every boundary, as ``(hook, what it was given)``, and the metrics that were logged."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+
+    @property
+    def hooks(self) -> list[str]:
+        """The names in the order in which they were heard; a segment begins with ``name`` and ends with ``/name``."""
+        return [name for name, _ in self.calls]
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """Every log line."""
+        return [dict(given["metrics"]) for name, given in self.calls if name == "on_log"]
+
+
+class SegmentRecorder(Recorder):
+    """A recorder that surrounds every segment and factory as well."""
+
+
+def _record(name: str, wraps: bool) -> Any:
+    """An implementation of one hook that takes all of its parameters."""
+    parameters = ", ".join(inspect.signature(getattr(hookspecs, name)).parameters)
+    body = f"self.calls.append(('{name}', dict(locals())))"
+    if wraps:
+        body += f"; result = yield; self.calls.append(('/{name}', {{'result': result}})); return result"
+    scope: dict[str, Any] = {}
+    exec(f"def {name}(self, {parameters}): {body}", scope)  # pluggy reads each hook's parameters off its function
+    return hookimpl(wrapper=wraps)(scope[name])
+
+
+for _name in BOUNDARIES:
+    setattr(Recorder, _name, _record(_name, wraps=False))
+for _name in (*FACTORIES, *SEGMENTS):
+    setattr(SegmentRecorder, _name, _record(_name, wraps=True))
