@@ -144,14 +144,9 @@ def rank_notes(folder: Path, rank: int = 0) -> list[dict[str, Any]]:
 
 
 def _complete(recipe: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The recipe with the plugins of the test."""
-    plugins = dict(recipe.get("plugins", {}))
-    load = [
-        *plugins.get("load", []),
-        *([_TINY] if recipe.get("type") == "tiny" else []),
-        *(["extra"] if source else []),
-    ]
-    return {**recipe, "plugins": {**plugins, "load": list(dict.fromkeys(load))}}
+    """The recipe with the plugins of the test, unless it says itself which it loads."""
+    load = [*([_TINY] if recipe.get("type") == "tiny" else []), *(["extra"] if source else [])]
+    return {**recipe, "plugins": {"load": load, **recipe.get("plugins", {})}}
 
 
 def finish(

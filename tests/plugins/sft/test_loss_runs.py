@@ -17,8 +17,6 @@ from torch.nn import functional
 from hooktrain import HooktrainError, ModelError, RecipeError, Trainer, hookimpl
 from hooktrain.testing import Recorder
 
-pytest_plugins = ["tests.plugins.sft.runs"]
-
 
 def reference(trainer: Trainer) -> dict[str, float]:
     """Means over all trained tokens of the evaluation rows, from the model's own logits, one document at a time."""

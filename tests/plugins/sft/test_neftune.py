@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from hooktrain import ModelError, RecipeError, Trainer, hookimpl
 from hooktrain.testing import Recorder
 
-pytest_plugins = ["tests.plugins.sft.runs"]
-
 NOISE = {"noise_alpha": 5.0}
 
 
