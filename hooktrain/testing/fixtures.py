@@ -71,10 +71,10 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def write_rows(tmp_path: Path) -> Callable[..., Path]:
     """``write_rows(rows, name="rows.jsonl")``: rows as JSON lines; the name of a format writes sample conversations."""
-    from hooktrain.testing import language
+    from hooktrain.testing.language import write_rows as write_to
 
     def write(rows: Any = "messages", name: str = "rows.jsonl") -> Path:
-        return language.write_rows(tmp_path / name, rows)
+        return write_to(tmp_path / name, rows)
 
     return write
 
@@ -109,25 +109,25 @@ def run_cli(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Run
     Returns ``status``, ``stdout``, ``stderr``, ``seconds`` and ``metrics``. A recipe may be a mapping; ``source`` is a
     plugin as text.
     """
-    from hooktrain.testing import processes
+    from hooktrain.testing.processes import run_cli as run
 
-    return partial(processes.run_cli, tmp_path, timeout=_patience(request))
+    return partial(run, tmp_path, timeout=_patience(request))
 
 
 @pytest.fixture
 def run_ranks(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Run]:
     """``run_ranks(2, source, key=value)``: the tiny recipe in so many real processes; returns what ``run_cli`` does."""
-    from hooktrain.testing import processes
+    from hooktrain.testing.processes import run_ranks as run
 
-    return partial(processes.run_ranks, tmp_path, timeout=_patience(request))
+    return partial(run, tmp_path, timeout=_patience(request))
 
 
 @pytest.fixture
 def rank_notes(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
     """``rank_notes(rank)``: what ``note(key=value)`` has written in a plugin given to ``run_ranks`` as text."""
-    from hooktrain.testing import processes
+    from hooktrain.testing.processes import rank_notes as read
 
-    return partial(processes.rank_notes, tmp_path)
+    return partial(read, tmp_path)
 
 
 def _patience(request: pytest.FixtureRequest) -> float:
