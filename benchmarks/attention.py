@@ -25,10 +25,10 @@ from hooktrain_hf.attention import install
 from hooktrain_hf.model import HFModelConfig, build_model
 from hooktrain_sft.collate import document_keys
 
-from benchmarks import machine
-from benchmarks.measuring import versions
-from benchmarks.ratios import ratio_of_medians
 from hooktrain import World
+from hooktrain.bench import machine
+from hooktrain.bench.measuring import versions
+from hooktrain.bench.ratios import ratio_of_medians
 
 SIDES = ("documents", "sdpa")
 

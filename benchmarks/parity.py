@@ -27,7 +27,7 @@ from hooktrain_torch.stored import FromFiles
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import commit, describe
+from hooktrain.bench.machine import commit, describe
 from tests.reference_loop import reference
 
 GLOBAL_BATCH, MICRO, LR = 8, 2, 0.01

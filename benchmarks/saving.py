@@ -27,8 +27,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import commit, describe
 from hooktrain import Trainer, hookimpl
+from hooktrain.bench.machine import commit, describe
 
 STEPS, EVERY, WIDTH = 24, 8, 512
 SIDES = ("no saves", "torch.save", "at once", "in the background")

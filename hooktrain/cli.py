@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from hooktrain.bench.command import bench
 from hooktrain.errors import HooktrainError
 from hooktrain.launch import follow_launcher, note_failure
 from hooktrain.options import as_json, host_of, print_facts, recipe_options
@@ -102,7 +103,7 @@ def demo(run_dir: Path, overrides: tuple[str, ...]) -> None:
     run_demo(run_dir, list(overrides))
 
 
-for _command in (plan, plugins, hooks):
+for _command in (plan, plugins, hooks, bench):
     cli.add_command(_command)
 
 

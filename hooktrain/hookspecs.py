@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
+    from hooktrain.bench import Suite
     from hooktrain.errors import Complaint
     from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
     from hooktrain.recipe import Recipe
@@ -188,6 +189,21 @@ def idle_hooks(recipe: Recipe) -> Iterable[str] | None:
         Names of hooks; None keeps all of them.
 
     Default: none.
+    """
+
+
+@hookspec
+def register_benchmarks() -> Iterable[Suite]:  # type: ignore[empty-body]
+    """Contribute suites to ``hooktrain bench``.
+
+    Called: by ``hooktrain bench``, once; never in a run.
+    Ranks: one process.
+    Device: must not touch a device; what a suite needs is made when it runs.
+
+    Returns:
+        Suites, see ``hooktrain.bench``. None contributes nothing. Two plugins that contribute one name are an error.
+
+    Default: none; the project's own suites are measured with ``python -m benchmarks``.
     """
 
 

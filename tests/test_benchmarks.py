@@ -1,4 +1,4 @@
-"""The benchmarks run: their statistics, their table, and hooktrain beside the hand-written loop on a tiny model."""
+"""The project's suites run, and hooktrain trains a tiny model as the hand-written loop does."""
 
 from __future__ import annotations
 
@@ -9,60 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from benchmarks import parity
-from benchmarks.environments import PEERS
-from benchmarks.measuring import StepClock
-from benchmarks.peers import hand_written, tokenizing
-from benchmarks.ratios import ratio_of_medians
-from benchmarks.running import Runner, Side, take_turns
+from benchmarks.peers import PEERS, hand_written, tokenizing
 from benchmarks.sft import ours
-from benchmarks.sft.__main__ import arguments
-from benchmarks.sft.cases import Case, Growth, Row
-from benchmarks.sft.catalogue import CASES
+from benchmarks.sft.catalogue import METRICS, TARGETS
 from benchmarks.sft.groups import GROUPS
+from benchmarks.sft.growth import Growth
 from benchmarks.sft.inputs import for_transformers_4
-from benchmarks.sft.metrics import falling_losses, same_losses
+from benchmarks.sft.metrics import PEAK, TOKENS_PER_SECOND, falling_losses, same_losses
 from benchmarks.sft.rows import write_long, write_many
 from benchmarks.sft.sides import Plan, Training
-from benchmarks.sft.table import WIDTH, table
+from benchmarks.suites import register_benchmarks
+from hooktrain.bench import Case, Comparison, Settings, Side, Target, run_suites
 from hooktrain.testing import save_llama
 
-PEER_FILES = Path(__file__).parent.parent / "benchmarks" / "peers"
-
-
-# ---------------------------------------------------------------------------------------------------- statistics
-
-
-def test_medians_of_two_runs_are_one_of_three_numbers() -> None:
-    # drawn from 1 and 3, a median is 1, 2 or 3, the outer ones with a probability of a quarter each
-    assert ratio_of_medians([1.0, 3.0], [1.0, 1.0]) == (2.0, 1.0, 3.0)
-
-
-def test_one_run_has_no_interval() -> None:
-    assert ratio_of_medians([3.0], [2.0, 2.0]) == (1.5, None, None)
-
-
-def test_no_run_is_an_error() -> None:
-    with pytest.raises(ValueError, match="given no measurements"):
-        ratio_of_medians([], [1.0])
-
-
-@given(
-    st.lists(st.floats(0.5, 100), min_size=2, max_size=6),
-    st.lists(st.floats(0.5, 100), min_size=2, max_size=6),
-    st.sampled_from([0.5, 4.0]),
-)
-def test_a_ratio_does_not_depend_on_the_unit(one: list[float], other: list[float], factor: float) -> None:
-    value, low, high = ratio_of_medians(one, other, samples=200)
-    assert low is not None and high is not None and min(one) / max(other) <= low <= high <= max(one) / min(other)
-    scaled = ratio_of_medians([factor * number for number in one], other, samples=200)
-    assert scaled == pytest.approx((factor * value, factor * low, factor * high))
-
-
-# --------------------------------------------------------------------------------------------- cases and the table
+# --------------------------------------------------------------------------------------------- what is compared
 
 
 def run(rate: float, losses: tuple[float, ...] = (4.0, 3.0, 2.0), **more: Any) -> dict[str, Any]:
@@ -78,80 +40,97 @@ def run(rate: float, losses: tuple[float, ...] = (4.0, 3.0, 2.0), **more: Any) -
     }
 
 
-CASE = Case(name="x", title="x", group="g", ours="a", theirs="b", at_least=1.3, checks=(("a", "b", same_losses(0.01)),))
+def judge(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Comparison:
+    target = Target(side="a", at_least=1.3, checks=(("a", "b", same_losses(0.01)),))
+    case = Case(
+        name="x",
+        sides=[Side("a", driver="none"), Side("b", driver="none")],
+        metrics=[TOKENS_PER_SECOND],
+        targets=[target],
+        warmup_steps=1,
+    )
+    return target.judge(case, {"a": a, "b": b})
 
 
-def test_a_case_compares_medians_without_the_warm_up() -> None:
-    row = CASE.row({"a": [run(130), run(140), run(150)], "b": [run(100)] * 3}, warmup=1)
-    assert (row.ours, row.theirs, row.reached, row.notes) == (pytest.approx(140), pytest.approx(100), True, ())
-    assert row.ratio is not None and row.ratio.value == row.cpu_ratio == pytest.approx(1.4)
-    assert not CASE.row({"a": [run(120)], "b": [run(100)]}, warmup=1).reached
+def test_medians_are_compared_without_the_warm_up() -> None:
+    line = judge([run(130), run(140), run(150)] * 2, [run(100)] * 4)
+    assert (line.ours, line.theirs, line.verdict) == (pytest.approx(140), pytest.approx(100), "reached")
+    assert line.figure is not None and line.figure.value == pytest.approx(1.4)
+    assert judge([run(120)] * 4, [run(100)] * 4).verdict == "missed"
 
 
 def test_a_fast_wrong_side_does_not_win() -> None:
-    row = CASE.row({"a": [run(900, (4.0, 3.0, 2.5))], "b": [run(100)]}, warmup=1)
-    assert row.reached is False
-    assert row.notes == ("a and b: losses are up to 25.00% apart, expected at most 1.00%",)
+    line = judge([run(900, (4.0, 3.0, 2.5))], [run(100)])
+    assert line.verdict == "failed"
+    assert line.why == "a and b: losses are up to 25.00% apart, expected at most 1.00%"
     assert "does not fall" in falling_losses(run(1, (4.0, 4.1, 4.2)), run(1), 0)
 
 
-def test_a_peer_that_cannot_run_says_why_in_the_table() -> None:
-    row = CASE.row({"a": [run(100)], "b": [{"failed": "exit code 1: no such processor"}]}, warmup=1)
-    assert row.reached is None
-    text = table([row])
-    assert "b: exit code 1: no such processor" in text and " ?" in text
+def test_a_timing_beside_other_work_is_told_by_processor_time() -> None:
+    line = judge([run(200, others=0.3)] * 4, [run(100)] * 4)
+    assert line.verdict == "reached" and line.noisy
+    assert line.notes == ("by processor time the ratio is 2.00",)
 
 
-def test_a_timing_beside_other_work_is_marked() -> None:
-    row = CASE.row({"a": [run(200, others=0.3)], "b": [run(100)]}, warmup=1)
-    assert row.reached and row.noisy
-    text = table([row])
-    assert "yes?" in text and "no clean timing" in text and "by processor time the ratio is 2.00" in text
-
-
-@pytest.mark.parametrize(("power", "reached"), [(1.0, True), (2.0, False)])
-def test_memory_that_grows_with_the_square_is_told_from_a_line(power: float, reached: bool) -> None:
+@pytest.mark.parametrize(("power", "verdict"), [(1.0, "reached"), (2.0, "missed")])
+def test_memory_that_grows_with_the_square_is_told_from_a_line(power: float, verdict: str) -> None:
     lengths = (512, 1024, 2048, 4096)
-    sides = {f"p-{n}": [{"tokens": [n], "peak_mib": 2000 + 500 * (n / 1000) ** power}] for n in lengths}
-    row = Growth(name="l", title="l", group="g", prefix="p-").row(sides, warmup=0)
-    assert row.reached is reached
+    found = {f"p-{n}": [{"tokens": [n], "peak_mib": 2000 + 500 * (n / 1000) ** power}] for n in lengths}
+    case = Case(name="l", sides=[Side(name, driver="none") for name in found], metrics=[PEAK])
+    assert Growth(name="l", prefix="p-").judge(case, found).verdict == verdict
 
 
-def test_the_table_fits_whatever_is_in_it() -> None:
-    row = Row(case="x", title="a title " * 9, unit="tok/s", ours=123456.7, theirs=0.001, target=">= 1.30", reached=True)
-    wide = CASE.row({"a": [run(9e4), run(1e5)], "b": [run(0.5), run(900)]}, warmup=1)
-    assert max(map(len, table([row, wide]).splitlines())) <= WIDTH
-
-
-def test_cases_name_sides_that_their_groups_have(tmp_path: Path) -> None:
+def test_targets_name_sides_that_their_groups_have(tmp_path: Path) -> None:
     pytest.importorskip("chatterbot_corpus")
     training = Training(plan(tmp_path, tmp_path))
+    assert GROUPS.keys() == TARGETS.keys() == METRICS.keys()
     for group, sides_of in GROUPS.items():
         names = [side.name for side in sides_of(training, tmp_path)]
         assert len(set(names)) == len(names)
-        for case in CASES:
-            if case.group == group:
-                wanted = case.sides if isinstance(case, Case) else {n for n in names if case.has(n)}
-                assert wanted and wanted <= set(names), case.name
+        for target in TARGETS[group]:
+            if isinstance(target, Target):
+                wanted = {target.side, *filter(None, [target.to]), *(n for check in target.checks for n in check[:2])}
+                assert wanted <= set(names), target.name
+                assert target.metric in ("", *(metric.name for metric in METRICS[group])), target.name
+            else:
+                assert isinstance(target, Growth) and any(name.startswith(target.prefix) for name in names)
 
 
-def test_the_command_line() -> None:
-    assert (arguments([]).rounds, arguments([]).steps, arguments(["--quick"]).rounds) == (2, 8, 1)
-    assert [case.name for case in arguments(["--cases", "packing,fp32-trl"]).cases] == ["fp32-trl", "packing"]
+SUITES = {suite.name: suite for suite in register_benchmarks()}
+SOME = {"sft": frozenset({"fp32", "packing"})}
+"""Cases of suites that would take minutes; what their other cases consist of is tested below."""
 
 
-def test_an_unknown_case_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        arguments(["--cases", "fp32"])
-    assert "no case 'fp32'; expected some of fp32-trl" in capsys.readouterr().err
+@pytest.mark.parametrize("name", SUITES)
+def test_a_short_form_of_every_suite_works(name: str, tmp_path: Path) -> None:
+    """That it runs, never how fast it is; peers are not installed for it."""
+    if name == "sft":
+        pytest.importorskip("chatterbot_corpus")
+    lines = run_suites(
+        [(SUITES[name], SOME.get(name))], Settings(quick=True, threads=1, envs=tmp_path / "envs"), out=tmp_path / "out"
+    )
+    assert lines
+    for line in lines:
+        if "skipped" in line:
+            assert name == "gpu"
+            continue
+        for side, facts in line["sides"].items():
+            if "peer" in facts:
+                assert "is not installed yet" in facts["failed"]
+            else:
+                assert "failed" not in facts, f"{line['case']}, {side}: {facts['failed']}"
+                assert any(facts["values"].values()), f"{line['case']}, {side}"
+        for compared in line["comparisons"]:
+            peers = [side for side in (compared["side"], compared["to"]) if "peer" in line["sides"].get(side, {})]
+            assert compared["verdict"] != "failed" or peers or "installed" in compared["why"], compared
 
 
 def test_requirements_are_pinned_and_agree_on_torch() -> None:
     constraints = (Path(__file__).parent / "constraints.txt").read_text()
     torch = re.findall(r"^torch==.*$", constraints, re.M)
-    for name in {name for names in PEERS.values() for name in names}:
-        lines = [line for line in (PEER_FILES / name).read_text().splitlines() if not line.startswith("#")]
-        assert all(re.fullmatch(r"[\w.\-]+==[\w.]+", line) for line in lines), name
+    for file in {file for peer in PEERS for file in peer.requirements}:
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+        assert all(re.fullmatch(r"[\w.\-]+==[\w.]+", line) for line in lines), file
         assert re.findall(r"^torch==.*$", "\n".join(lines), re.M) == torch
 
 
@@ -207,41 +186,6 @@ def test_every_token_is_more_than_the_answers(training: Training) -> None:
     assert sum(everything["supervised"]) > sum(answers["supervised"]) > 0
 
 
-DRIVER = """
-from benchmarks.measuring import drive
-def measure(given):
-    print("noise of a library")
-    kept = bytearray(given["mib"] * 2**20)
-    return {"pid": __import__("os").getpid(), "threads": __import__("os").environ["OMP_NUM_THREADS"], "kept": len(kept)}
-drive(measure, "pytest")
-"""
-
-
-def test_sides_take_turns_in_processes_of_their_own(tmp_path: Path) -> None:
-    runner = Runner(tmp_path / "work", lambda peer: Path(sys.executable), timeout=60)
-    (tmp_path / "work" / "home").mkdir()
-    (tmp_path / "work" / "home" / "driver.py").write_text(DRIVER)
-    big, small = (
-        Side(name=name, driver="driver", specification={"mib": mib, "threads": 1}, after="home")
-        for name, mib in (("big", 300), ("small", 1))
-    )
-    bad = Side(name="bad", driver="benchmarks.no_such_driver", specification={"threads": 1})
-    said: list[str] = []
-    found = take_turns([big, small, bad], runner, turns=2, say=said.append)
-    assert [line.split(":")[0].split()[-1] for line in said] == ["big", "small", "bad", "small", "big"]
-    assert "No module named benchmarks.no_such_driver" in found["bad"][0]["failed"]
-    assert len({findings["pid"] for side in ("big", "small") for findings in found[side]}) == 4
-    for findings in found["big"]:
-        assert 300 < findings["peak_mib"] < 400 and findings["threads"] == "1" and findings["versions"]["pytest"]
-    assert all(findings["peak_mib"] < 100 for findings in found["small"])  # not that of the process that started it
-
-
-def test_a_driver_that_takes_too_long_is_ended(tmp_path: Path) -> None:
-    runner = Runner(tmp_path / "work", lambda peer: Path(sys.executable), timeout=0.01)
-    side = Side(name="slow", driver="benchmarks.peers.tokenizing", specification={"threads": 1})
-    assert runner.run(side)["failed"] == "no result after 0 s"
-
-
 def test_rendering_and_tokenizing_alone_count_what_hooktrain_prepares(training: Training) -> None:
     side = training.preparing("ours", training.plan.rows)
     prepared = ours.measure(dict(side.specification))
@@ -265,15 +209,6 @@ def test_names_of_transformers_4(tmp_path: Path) -> None:
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
     assert json.loads((made / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert (made / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
-
-
-def test_a_clock_keeps_each_step() -> None:
-    clock = StepClock()
-    clock.step(tokens=5, loss=1.0)
-    clock.step(tokens=7, loss=0.5)
-    findings = clock.findings()
-    assert findings["tokens"] == [5, 7] and findings["loss"] == [1.0, 0.5]
-    assert len(findings["seconds"]) == 2 and min(findings["seconds"]) >= 0
 
 
 # -------------------------------------------------------------------------------------------- parity of strategies

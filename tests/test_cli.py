@@ -97,10 +97,7 @@ def test_errors_are_sentences_without_tracebacks(recipe, tmp_path):
     assert shown.stderr.startswith("hooktrain: nowhere.yaml: 1 thing to put right\n  - there is no such file")
     shown = hooktrain("trian", cwd=tmp_path)
     assert shown.returncode == 2
-    assert (
-        "no command is named 'trian' (did you mean 'train'?); there are data, demo, hooks, merge, plan, plugins, train"
-        in shown.stderr
-    )
+    assert "no command is named 'trian' (did you mean 'train'?); there are bench, data, " in shown.stderr
 
 
 def test_a_failing_hook_is_named_after_its_traceback(recipe, tmp_path):

@@ -1,1 +1,28 @@
-"""One driver for each program that hooktrain is compared with; it runs in an environment of its own."""
+"""What hooktrain is compared with: pinned requirement files, and a small driver of ours for each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ARCTIC", "PEERS", "TRL"]
+
+_FOLDER = Path(__file__).parent
+
+
+def __getattr__(name: str) -> Any:
+    # made when first used: drivers import this package in the peers' own environments, where there is no attrs
+    if name not in ("ARCTIC", "PEERS", "TRL"):
+        raise AttributeError(f"module 'benchmarks.peers' has no attribute '{name}'")
+    from hooktrain.bench import Peer
+
+    # DeepSpeed compiles its kernels when they are first used, and for a processor
+    building = {"DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"}
+    made: dict[str, Any] = {
+        "TRL": Peer(name="trl", requirements=(_FOLDER / "trl.txt",)),
+        "ARCTIC": Peer(
+            name="arctic", requirements=(_FOLDER / "arctic-build.txt", _FOLDER / "arctic.txt"), building=building
+        ),
+    }
+    globals().update(made, PEERS=tuple(made.values()))
+    return globals()[name]

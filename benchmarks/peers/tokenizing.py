@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import drive
+from hooktrain.bench.measuring import drive
 
 _BATCH = 1000
 

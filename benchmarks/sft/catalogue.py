@@ -1,166 +1,136 @@
-"""What is compared with what, and what is to be reached."""
+"""What is compared with what, and what is to be reached, by the groups of sides that take turns."""
 
 from __future__ import annotations
 
-from benchmarks.sft.cases import Case, Growth
+from collections.abc import Mapping
+
+from benchmarks.sft.growth import Growth
 from benchmarks.sft.metrics import (
+    ANONYMOUS,
+    PEAK,
+    PREPARING,
+    TOKENS_PER_SECOND,
     falling_losses,
-    held,
     like_losses,
-    peak,
-    preparing,
     same_losses,
     same_rows,
-    seconds,
 )
+from hooktrain.bench import SECONDS, Judge, Metric, Target
 
-__all__ = ["CASES"]
+__all__ = ["METRICS", "TARGETS"]
 
 _FP32, _BF16 = same_losses(2e-3), same_losses(5e-2)
+_DEFAULTS = ("ours", "ours-fp32", _BF16)
 
-CASES: tuple[Case | Growth, ...] = (
-    Case(
-        name="fp32-trl",
-        title="fp32 packs, answers, to TRL",
-        group="fp32",
-        ours="ours",
-        theirs="trl",
-        at_least=1.3,
-        checks=(("ours", "trl", falling_losses),),
+TARGETS: Mapping[str, tuple[Judge, ...]] = {
+    "fp32": (
+        Target(
+            name="fp32 packs, answers, to TRL",
+            side="ours",
+            to="trl",
+            at_least=1.3,
+            checks=(("ours", "trl", falling_losses),),
+        ),
+        Target(
+            name="fp32 packs, every token, to TRL",
+            side="ours-all",
+            to="trl",
+            at_least=1.0,
+            checks=(("ours-all", "trl", like_losses(0.15)),),
+        ),
+        Target(
+            name="fp32 packs, answers, to a loop",
+            side="ours",
+            to="loop",
+            at_least=0.97,
+            checks=(("ours", "loop", _FP32),),
+        ),
     ),
-    Case(
-        name="fp32-all-trl",
-        title="fp32 packs, every token, to TRL",
-        group="fp32",
-        ours="ours-all",
-        theirs="trl",
-        at_least=1.0,
-        checks=(("ours-all", "trl", like_losses(0.15)),),
+    "bf16": (
+        Target(
+            name="bf16 packs, to TRL bf16 weights",
+            side="ours",
+            to="trl",
+            at_least=1.4,
+            checks=(("ours", "trl", falling_losses),),
+        ),
+        Target(
+            name="bf16 weights, to TRL bf16 weights",
+            side="ours-weights",
+            to="trl",
+            at_least=1.4,
+            checks=(("ours-weights", "trl", falling_losses),),
+        ),
+        Target(
+            name="bf16 packs, to a loop, autocast",
+            side="ours",
+            to="loop",
+            at_least=0.97,
+            checks=(("ours", "loop", _BF16),),
+        ),
+        Target(
+            name="bf16 weights, to a loop",
+            side="ours-weights",
+            to="loop-weights",
+            at_least=0.97,
+            checks=(("ours-weights", "loop-weights", _BF16),),
+        ),
     ),
-    Case(
-        name="fp32-loop",
-        title="fp32 packs, answers, to a loop",
-        group="fp32",
-        ours="ours",
-        theirs="loop",
-        at_least=0.97,
-        checks=(("ours", "loop", _FP32),),
+    "defaults": (
+        Target(
+            name="defaults, 8 a step, to TRL's",
+            side="ours",
+            to="trl",
+            at_least=2.5,
+            checks=(_DEFAULTS, ("ours", "trl", falling_losses)),
+        ),
+        Target(
+            name="defaults, 8 a step, to Arctic's",
+            side="ours",
+            to="arctic",
+            at_least=4.0,
+            checks=(_DEFAULTS, ("ours", "arctic", falling_losses)),
+        ),
+        Target(name="peak memory, defaults, to TRL's", side="ours", to="trl", metric="peak_mib", at_most=0.5),
     ),
-    Case(
-        name="bf16-trl",
-        title="bf16 packs, to TRL bf16 weights",
-        group="bf16",
-        ours="ours",
-        theirs="trl",
-        at_least=1.4,
-        checks=(("ours", "trl", falling_losses),),
+    "prepare": (
+        Target(
+            name="preparing, to tokenizing alone",
+            side="ours",
+            to="tokenizing",
+            at_most=1.25,
+            checks=(("ours", "tokenizing", same_rows),),
+        ),
+        Target(
+            name="preparing, to TRL without masks",
+            side="ours",
+            to="trl",
+            at_most=1.0,
+            checks=(("ours", "trl", same_rows),),
+        ),
+        Target(
+            name="its memory, to a tenth of rows", side="ours", to="ours-tenth", metric="anonymous_mib", at_most=1.1
+        ),
+        Target(
+            name="preparing, second start",
+            side="ours-again",
+            kind="value",
+            at_most=1.0,
+            checks=(("ours-again", "ours", same_rows),),
+        ),
     ),
-    Case(
-        name="bf16-weights-trl",
-        title="bf16 weights, to TRL bf16 weights",
-        group="bf16",
-        ours="ours-weights",
-        theirs="trl",
-        at_least=1.4,
-        checks=(("ours-weights", "trl", falling_losses),),
+    "packing": (Target(name="packing a million lengths", side="ours", kind="value", at_most=5.0),),
+    "length": (
+        Growth(name="memory of one long conversation", prefix="document-"),
+        Growth(name="memory of long packs", prefix="packs-"),
     ),
-    Case(
-        name="bf16-loop",
-        title="bf16 packs, to a loop, autocast",
-        group="bf16",
-        ours="ours",
-        theirs="loop",
-        at_least=0.97,
-        checks=(("ours", "loop", _BF16),),
-    ),
-    Case(
-        name="bf16-weights-loop",
-        title="bf16 weights, to a loop",
-        group="bf16",
-        ours="ours-weights",
-        theirs="loop-weights",
-        at_least=0.97,
-        checks=(("ours-weights", "loop-weights", _BF16),),
-    ),
-    Case(
-        name="defaults-trl",
-        title="defaults, 8 a step, to TRL's",
-        group="defaults",
-        ours="ours",
-        theirs="trl",
-        at_least=2.5,
-        checks=(("ours", "ours-fp32", _BF16), ("ours", "trl", falling_losses)),
-    ),
-    Case(
-        name="defaults-arctic",
-        title="defaults, 8 a step, to Arctic's",
-        group="defaults",
-        ours="ours",
-        theirs="arctic",
-        at_least=4.0,
-        checks=(("ours", "ours-fp32", _BF16), ("ours", "arctic", falling_losses)),
-    ),
-    Case(
-        name="memory-trl",
-        title="peak memory, defaults, to TRL's",
-        group="defaults",
-        ours="ours",
-        theirs="trl",
-        metric=peak,
-        unit="GiB",
-        at_most=0.5,
-    ),
-    Case(
-        name="prepare",
-        title="preparing, to tokenizing alone",
-        group="prepare",
-        ours="ours",
-        theirs="tokenizing",
-        metric=preparing,
-        unit="s",
-        at_most=1.25,
-        checks=(("ours", "tokenizing", same_rows),),
-    ),
-    Case(
-        name="prepare-trl",
-        title="preparing, to TRL without masks",
-        group="prepare",
-        ours="ours",
-        theirs="trl",
-        metric=preparing,
-        unit="s",
-        at_most=1.0,
-        checks=(("ours", "trl", same_rows),),
-    ),
-    Case(
-        name="prepare-memory",
-        title="its memory, to a tenth of rows",
-        group="prepare",
-        ours="ours",
-        theirs="ours-tenth",
-        metric=held,
-        unit="GiB",
-        at_most=1.1,
-    ),
-    Case(
-        name="cache",
-        title="preparing, second start",
-        group="prepare",
-        ours="ours-again",
-        metric=preparing,
-        unit="s",
-        at_most=1.0,
-        checks=(("ours-again", "ours", same_rows),),
-    ),
-    Case(
-        name="packing",
-        title="packing a million lengths",
-        group="packing",
-        ours="ours",
-        metric=seconds,
-        unit="s",
-        at_most=5.0,
-    ),
-    Growth(name="length-document", title="memory of one long conversation", group="length", prefix="document-"),
-    Growth(name="length-packs", title="memory of long packs", group="length", prefix="packs-"),
-)
+}
+
+METRICS: Mapping[str, tuple[Metric, ...]] = {
+    "fp32": (TOKENS_PER_SECOND, PEAK),
+    "bf16": (TOKENS_PER_SECOND, PEAK),
+    "defaults": (TOKENS_PER_SECOND, PEAK),
+    "prepare": (PREPARING, ANONYMOUS),
+    "packing": (SECONDS,),
+    "length": (PEAK,),
+}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks.running import Side
 from benchmarks.sft.rows import write_long, write_many
 from benchmarks.sft.sides import Training
+from hooktrain.bench import Side
 
 __all__ = ["GROUPS", "ONCE"]
 

@@ -7,8 +7,9 @@ import json
 import shutil
 from pathlib import Path
 
-from benchmarks.running import Runner, Side
 from benchmarks.sft.sides import Training
+from hooktrain.bench import Side
+from hooktrain.bench.processes import Runner
 
 __all__ = ["InputsFailed", "export_model", "for_transformers_4", "pack"]
 
@@ -37,7 +38,7 @@ def export_model(target: Path, rows: Path, runner: Runner, threads: int) -> Path
         "checkpoint": [{"type": "huggingface", "save_end_of_training": True, "output_dir": str(target)}],
     }
     given = {"do": "export", "recipe": recipe, "threads": threads}
-    _succeed(runner, Side(name="export", driver="benchmarks.sft.ours", specification=given))
+    _succeed(runner, Side("export", driver="benchmarks.sft.ours", specification=given))
     return target
 
 

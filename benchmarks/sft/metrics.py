@@ -4,59 +4,44 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
 
-from benchmarks.running import Findings
+from hooktrain.bench import Check, Findings, Metric
 
 __all__ = [
-    "Check",
+    "ANONYMOUS",
+    "PEAK",
+    "PREPARING",
+    "TOKENS_PER_SECOND",
     "falling_losses",
-    "held",
     "like_losses",
-    "peak",
-    "preparing",
     "same_losses",
     "same_rows",
-    "seconds",
-    "tokens_per_cpu_second",
-    "tokens_per_second",
 ]
 
 
-def tokens_per_second(findings: Findings, warmup: int) -> float:
-    """Real tokens, padding excluded, by the time of whole steps: the median over the steps."""
-    steps = list(zip(findings["tokens"], findings["seconds"], strict=True))[warmup:]
-    return float(statistics.median(tokens / took for tokens, took in steps))
+def _rate(clock: str) -> Metric:
+    def read(findings: Findings, warmup: int) -> float:
+        steps = list(zip(findings["tokens"], findings[clock], strict=True))[warmup:]
+        return float(statistics.median(tokens / took for tokens, took in steps))
+
+    undisturbed = _rate("cpu_seconds") if clock == "seconds" else None
+    return Metric("tokens_per_second", "tok/s", "higher", read=read, undisturbed=undisturbed)
 
 
-def tokens_per_cpu_second(findings: Findings, warmup: int) -> float:
-    """The same by processor time, which other programs disturb less; but threads that wait for each other may spin."""
-    steps = list(zip(findings["tokens"], findings["cpu_seconds"], strict=True))[warmup:]
-    return float(statistics.median(tokens / took for tokens, took in steps))
+TOKENS_PER_SECOND = _rate("seconds")
+"""Real tokens, padding excluded, by the time of whole steps: the median over the steps."""
 
 
-def peak(findings: Findings, warmup: int) -> float:
-    """The most memory that the process held, in GiB."""
-    return float(findings["peak_mib"]) / 1024
+def _anonymous(findings: Findings, warmup: int) -> float:
+    return float((findings["anonymous_mib"] or findings["peak_mib"]) + findings["child_mib"])
 
 
-def held(findings: Findings, warmup: int) -> float:
-    """The most memory that could not be taken back (mapped files can), and that of the largest worker, in GiB."""
-    return float((findings["anonymous_mib"] or findings["peak_mib"]) + findings["child_mib"]) / 1024
-
-
-def preparing(findings: Findings, warmup: int) -> float:
-    """Seconds from rows in a file to what the loop takes."""
-    return float(findings["prepare_seconds"])
-
-
-def seconds(findings: Findings, warmup: int) -> float:
-    """What a driver without steps has timed."""
-    return float(findings["seconds"])
-
-
-Check = Callable[[Findings, Findings, int], str]
-"""Given a run of each side and the warm-up steps, says what is wrong; empty when nothing is."""
+PEAK = Metric("peak_mib", "MiB", exact=True)
+"""The most memory that the process held; it hardly differs from run to run."""
+ANONYMOUS = Metric("anonymous_mib", "MiB", read=_anonymous, exact=True)
+"""The most memory that could not be taken back (mapped files can), and that of the largest worker."""
+PREPARING = Metric("prepare_seconds", "s")
+"""From rows in a file to what the loop takes."""
 
 
 def same_losses(tolerance: float) -> Check:

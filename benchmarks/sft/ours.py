@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import StepClock, drive
+from hooktrain.bench.measuring import StepClock, drive
 
 # torch and hooktrain are imported inside functions: the peak of memory and the time belong to what is measured
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from benchmarks.measuring import drive
+from hooktrain.bench.measuring import drive
 
 _MAX_LENGTH = 8192
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import attrs
 
-from benchmarks.running import Side
+from benchmarks.peers import ARCTIC, TRL
+from hooktrain.bench import Side
 
 __all__ = ["Plan", "Training"]
 
@@ -32,6 +33,7 @@ class Plan:
         many: how many conversations are prepared, and how many to compare memory with.
         lengths: tokens of the rows for the memory of long ones.
         packed_lengths: how many lengths are packed.
+        overflow: what becomes of conversations that are too long; there is none with the real tokenizer.
     """
 
     model: Path
@@ -44,6 +46,7 @@ class Plan:
     many: tuple[int, int]
     lengths: tuple[int, ...]
     packed_lengths: int
+    overflow: str = "error"
 
 
 class Training:
@@ -68,7 +71,7 @@ class Training:
             "seed": _SEED,
             "exit_iteration": self.plan.steps,
             "model": {"name_or_path": str(self.plan.model), **model},
-            "data": dict(data),
+            "data": {"overflow": self.plan.overflow, **data},
             "optimizer": {"lr": self.plan.lr, "weight_decay": 0.0},
             "scheduler": {"type": "constant"},
         }
@@ -82,12 +85,12 @@ class Training:
     def trl(self, name: str, *, settings: Mapping[str, Any], weights: str | None = None, **more: Any) -> Side:
         """TRL with ``settings`` for its ``SFTConfig``; with none of them it runs on its defaults."""
         given = {"rows": str(self.plan.rows), "settings": dict(settings), "weights": weights, **self._common(), **more}
-        return self._side(name, "benchmarks.peers.trl", given, peer="trl")
+        return self._side(name, "benchmarks.peers.trl", given, peer=TRL)
 
     def arctic(self, name: str, *, settings: Mapping[str, Any], batch: int) -> Side:
         """ArcticTraining with ``settings`` in its recipe."""
         given = {"rows": str(self.plan.rows), "settings": dict(settings), "batch": batch, **self._common()}
-        return self._side(name, "benchmarks.peers.arctic", given | {"model": str(self.plan.model_4)}, peer="arctic")
+        return self._side(name, "benchmarks.peers.arctic", given | {"model": str(self.plan.model_4)}, peer=ARCTIC)
 
     def preparing(self, name: str, rows: Path, *, after: str | None = None, packs: Path | None = None) -> Side:
         """hooktrain prepares ``rows`` into packs of 512 tokens, writes them to ``packs`` if it is given, and stops."""
@@ -118,4 +121,4 @@ class Training:
         return {"model": str(self.plan.model), "steps": self.plan.steps, "seed": _SEED, "lr": self.plan.lr}
 
     def _side(self, name: str, driver: str, given: dict[str, Any], **more: Any) -> Side:
-        return Side(name=name, driver=driver, specification={**given, "threads": self.plan.threads}, **more)
+        return Side(name, driver=driver, specification={**given, "threads": self.plan.threads}, **more)

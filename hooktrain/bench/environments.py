@@ -1,7 +1,7 @@
 """Virtual environments for the programs that are compared with, made from pinned requirement files.
 
-Nothing of a peer is kept in the repository or installed beside hooktrain. An environment is made once for each content
-of its requirement files, and found again by it.
+Nothing of a peer is kept beside hooktrain or installed into its environment. A peer's environment is made once for each
+content of its requirement files, and found again by it.
 """
 
 from __future__ import annotations
@@ -11,55 +11,69 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["PEERS", "EnvironmentFailed", "ensure"]
+import attrs
 
-_FILES = Path(__file__).parent / "peers"
-
-PEERS = {"trl": ("trl.txt",), "arctic": ("arctic-build.txt", "arctic.txt")}
-"""Requirement files of each peer, installed one after the other; the later ones build with what the earlier brought."""
-
-_BUILD = {"DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"}
-"""DeepSpeed compiles its kernels when they are first used, and for a processor."""
+__all__ = ["EnvironmentFailed", "Peer", "ensure"]
 
 
 class EnvironmentFailed(Exception):
     """An environment could not be made; says why in one line."""
 
 
-def ensure(peer: str, root: Path) -> Path:
+@attrs.frozen(kw_only=True)
+class Peer:
+    """A program to compare with, installed into an environment of its own.
+
+    Attributes:
+        name: of the environment.
+        requirements: pinned requirement files, installed one after the other; the later ones build with what the
+            earlier brought.
+        building: environment variables while they are installed.
+    """
+
+    name: str
+    requirements: tuple[Path, ...] = attrs.field(converter=tuple)
+    building: Mapping[str, str] = attrs.field(factory=dict, eq=False)
+
+
+def ensure(peer: Peer, root: Path, *, only_find: bool = False) -> Path:
     """The Python of a peer's environment, which is made if it is not there yet.
 
     Args:
-        peer: a key of ``PEERS``.
+        peer: what to install.
         root: folder that holds the environments.
+        only_find: raise when it is not there yet; making one takes minutes and perhaps gigabytes.
 
     Raises:
         EnvironmentFailed: when it cannot be made.
     """
-    files = [_FILES / name for name in PEERS[peer]]
+    files = peer.requirements
     digest = hashlib.sha256(b"\0".join(file.read_bytes() for file in files) + sys.version.encode()).hexdigest()[:10]
-    folder = root / f"{peer}-{digest}"
+    folder = root / f"{peer.name}-{digest}"
     python = folder / "bin" / "python"
     done = folder / "complete"
     if done.exists():
         return python
+    if only_find:
+        raise EnvironmentFailed(f"{peer.name} is not installed yet, which a quick measurement leaves alone")
     shutil.rmtree(folder, ignore_errors=True)  # half of one, from an attempt that was interrupted
     root.mkdir(parents=True, exist_ok=True)
-    _run([sys.executable, "-m", "venv", str(folder)], folder)
+    _run([sys.executable, "-m", "venv", str(folder)], folder, {})
     for file in files:
         isolation = ["--no-build-isolation"] if file is not files[0] else []
-        _run([str(python), "-m", "pip", "install", *isolation, "-r", str(file)], folder)
+        _run([str(python), "-m", "pip", "install", *isolation, "-r", str(file)], folder, peer.building)
     done.touch()
     return python
 
 
-def _run(command: list[str], folder: Path) -> None:
+def _run(command: list[str], folder: Path, building: Mapping[str, str]) -> None:
     print("  " + " ".join(command[-4:]), file=sys.stderr, flush=True)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     made = subprocess.run(
-        command, env=environment | _BUILD, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        command, env={**environment, **building}, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
     )
     if made.returncode:
         said = [line for line in (made.stderr or made.stdout).splitlines() if line.startswith("ERROR")]

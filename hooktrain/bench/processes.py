@@ -1,7 +1,8 @@
-"""Runs drivers, each in a process and an environment of its own, taking turns."""
+"""Runs drivers, each in a process and an environment of its own."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -9,39 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import attrs
+from hooktrain.bench.environments import Peer
+from hooktrain.bench.machine import busy_seconds
+from hooktrain.bench.measuring import BEGAN
+from hooktrain.bench.suites import Findings, Side
 
-from benchmarks.machine import busy_seconds
-
-__all__ = ["Findings", "Runner", "Side", "take_turns"]
-
-_PACKAGE = Path(__file__).parent
-
-Findings = dict[str, Any]
-"""What a driver printed; or ``failed``, why there is nothing; and ``others``, see :class:`Runner`."""
-
-
-@attrs.frozen(kw_only=True)
-class Side:
-    """One of those that take turns.
-
-    Attributes:
-        name: unique among those measured together.
-        driver: the module to run.
-        peer: the environment to run it in; None for hooktrain's own.
-        specification: what the driver reads.
-        after: another side, whose caches this one finds; caches are empty otherwise.
-    """
-
-    name: str
-    driver: str
-    specification: Mapping[str, Any]
-    peer: str | None = None
-    after: str | None = None
+__all__ = ["Runner", "others_share", "used_by_children"]
 
 
 class Runner:
@@ -51,16 +28,17 @@ class Runner:
         work: folder for caches and what drivers write beside them.
         python: the Python of a peer's environment (None: hooktrain's own); raises when there is none.
         timeout: seconds after which a run is ended.
+        threads: of each process, unless its specification has ``threads``.
 
     To every finding it adds ``others``: the processor time that other programs (and the host beneath) used meanwhile,
     as a share of what the run itself used, because a timing beside other work is worth little; None where unknown.
     """
 
-    def __init__(self, work: Path, python: Callable[[str | None], Path], timeout: float) -> None:
-        self._work, self._python, self._timeout = work, python, timeout
-        self._path = work / "path"  # of all that lies beside this package, a driver may see only this package
-        self._path.mkdir(parents=True, exist_ok=True)
-        (self._path / _PACKAGE.name).symlink_to(_PACKAGE)
+    def __init__(
+        self, work: Path, python: Callable[[Peer | None], Path], timeout: float = 1800, threads: int = 1
+    ) -> None:
+        self._work, self._python, self._timeout, self.threads = work, python, timeout, threads
+        work.mkdir(parents=True, exist_ok=True)
 
     def run(self, side: Side) -> Findings:
         """Start the driver, wait, and return what it found."""
@@ -68,22 +46,24 @@ class Runner:
             python = self._python(side.peer)
         except Exception as problem:
             return {"failed": str(problem)}
-        home = self._work / (side.after or side.name)
+        home = self._work / (side.after or side.name).replace("/", "-")
         if side.after is None:
             shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True, exist_ok=True)
-        before = _used(), busy_seconds()
+        specification = {"threads": self.threads, **side.specification}
+        words = [str(python), "-m", str(side.driver), json.dumps(specification)]
+        environment = self._environment(side, home, python, str(specification["threads"]))
+        before = used_by_children(), busy_seconds()
         began = time.perf_counter()
-        words = [str(python), "-m", side.driver, json.dumps(side.specification)]
-        made = _within(self._timeout, words, home, self._environment(side, home, python))
+        environment[BEGAN] = repr(time.time())
+        made = _within(self._timeout, words, home, environment)
         findings: Findings = {"failed": f"no result after {self._timeout:.0f} s"} if made is None else _parse(made)
         findings["wall_seconds"] = time.perf_counter() - began
-        findings["others"] = _others(before, (_used(), busy_seconds()))
+        findings["others"] = others_share(before, (used_by_children(), busy_seconds()))
         return findings
 
-    def _environment(self, side: Side, home: Path, python: Path) -> dict[str, str]:
+    def _environment(self, side: Side, home: Path, python: Path, threads: str) -> dict[str, str]:
         own = ("PYTHON", "HF_", "HOOKTRAIN")
-        threads = str(side.specification["threads"])
         made = {name: value for name, value in os.environ.items() if not name.startswith(own)}
         if side.peer:  # kernels that a peer compiles stay in its environment, so that this is done once
             compiled = python.parent.parent / "compiled"
@@ -92,33 +72,32 @@ class Runner:
             made["TORCH_EXTENSIONS_DIR"] = str(compiled)
         return made | {
             "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}",  # compilers are found through it
-            "PYTHONPATH": str(self._path),
+            "PYTHONPATH": os.pathsep.join(self._path(side)),
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": threads,
             "RAYON_NUM_THREADS": threads,
             "HF_HUB_OFFLINE": "1",
-            "HF_HOME": str(home / "huggingface"),
+            "HF_HOME": str(home / "hub"),
             "XDG_CACHE_HOME": str(home / "cache"),
+            **side.environment,
         }
 
+    def _path(self, side: Side) -> list[str]:
+        """What a driver may import besides what is installed: all that this process can, unless it is a peer's.
 
-def take_turns(
-    sides: Sequence[Side], runner: Runner, turns: int, say: Callable[[str], None]
-) -> dict[str, list[Findings]]:
-    """Run every side ``turns`` times, forth and back through them, so that a drift of the machine hits all alike.
-
-    A side that has failed is not tried again.
-    """
-    found: dict[str, list[Findings]] = {side.name: [] for side in sides}
-    for turn in range(turns):
-        for side in sides if turn % 2 == 0 else list(reversed(sides)):
-            earlier = found[side.name]
-            if earlier and "failed" in earlier[-1]:
+        A peer sees hooktrain, for ``hooktrain.bench.measuring``, and the package of its driver, and nothing that lies
+        beside them.
+        """
+        if side.peer is None:
+            return [str(Path(place).absolute()) for place in sys.path if place]
+        folder = self._work / "path"
+        folder.mkdir(exist_ok=True)
+        for name in ("hooktrain", str(side.driver).partition(".")[0]):
+            spec = importlib.util.find_spec(name)
+            if spec is None or not spec.submodule_search_locations or (folder / name).is_symlink():
                 continue
-            findings = runner.run(side)
-            earlier.append(findings)
-            say(f"  {turn + 1}/{turns} {side.name}: {_brief(findings)}")
-    return found
+            (folder / name).symlink_to(next(iter(spec.submodule_search_locations)))
+        return [str(folder)]
 
 
 def _within(
@@ -152,24 +131,19 @@ def _parse(made: subprocess.CompletedProcess[str]) -> Findings:
         return findings
     said = [line.strip() for line in made.stderr.splitlines() if line.strip()]
     sys.stderr.write("\n".join(said[-15:]) + "\n")
+    sys.stderr.flush()
     return {"failed": f"exit code {made.returncode}: {said[-1][:200] if said else 'no message'}"}
 
 
-def _used() -> float:
+def used_by_children() -> float:
     """Processor seconds of the processes that this one started and waited for."""
     times = os.times()
     return times.children_user + times.children_system
 
 
-def _others(before: tuple[float, float | None], after: tuple[float, float | None]) -> float | None:
+def others_share(before: tuple[float, float | None], after: tuple[float, float | None]) -> float | None:
+    """What others used of the processors, as a share of what the measured program used; pairs of (its, everybody's)."""
     own = after[0] - before[0]
     if before[1] is None or after[1] is None or own <= 0:
         return None
     return round(max(0.0, after[1] - before[1] - own) / own, 3)
-
-
-def _brief(findings: Findings) -> str:
-    if "failed" in findings:
-        return str(findings["failed"])
-    others = findings["others"]
-    return f"{findings['wall_seconds']:.0f} s" + ("" if others is None else f", others used {others:.0%} of that")

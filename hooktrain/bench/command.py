@@ -1,0 +1,190 @@
+"""``hooktrain bench``: nothing heavy is imported before something is measured."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hooktrain.bench.results import Line
+
+__all__ = ["RESULTS", "bench"]
+
+RESULTS = Path("runs") / "bench"
+"""Where results go when nothing is said, each time into a folder of its own."""
+_PLACES = (RESULTS, Path("benchmarks") / "results")
+
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+_out = click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help=f"Folder for the results; {RESULTS}/<time>."
+)
+_switches = click.option(
+    "-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all."
+)
+
+
+@click.command()
+@click.argument("suites", nargs=-1, metavar="[SUITE[:CASE]]...")
+@click.option("--quick", is_flag=True, help="Few and short runs: shows that everything works, and no more.")
+@click.option("--rounds", type=click.IntRange(1), help="Each side runs twice in one, forth and back; mostly 5.")
+@click.option("--threads", type=click.IntRange(1), help="Cores to use; all that this process may use.")
+@_out
+@_as_json
+@click.option("--compare", nargs=2, metavar="A B", help="Compare two results: files, folders, or commits.")
+@click.option("--baseline", metavar="FILE", help="End with status 1 if something is worse than there beyond noise.")
+@click.option("--tolerance", type=float, default=0.05, show_default=True, help="What is no regression yet.")
+@click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="A setting of a suite's own.")
+@click.option(
+    "--envs", type=click.Path(path_type=Path), help="Home of peers' environments; ~/.cache/hooktrain/benchmarks."
+)
+@click.option(
+    "--timeout", type=float, default=1800, show_default=True, help="Seconds after which a process is given up."
+)
+@_switches
+def bench(
+    suites: tuple[str, ...],
+    quick: bool,
+    rounds: int | None,
+    threads: int | None,
+    out: Path | None,
+    as_json: bool,
+    compare: tuple[str, str] | None,
+    baseline: str | None,
+    tolerance: float,
+    options: tuple[str, ...],
+    envs: Path | None,
+    timeout: float,
+    switches: tuple[str, ...],
+) -> None:
+    """Measure suites that plugins contribute; lists them when none is named."""
+    from hooktrain.bench.results import find
+
+    if compare is not None:
+        before, after = (find(word, _PLACES) for word in compare)
+        _compare(before, after, tolerance, as_json)
+        return
+    earlier = find(baseline, _PLACES) if baseline is not None else None  # before hours are spent
+    known = _known(switches)
+    if not suites:
+        _list(known, as_json)
+        return
+    from hooktrain.bench.running import Settings, select
+
+    chosen = select(suites, known)
+    settings = Settings(
+        quick=quick,
+        rounds=rounds,
+        threads=threads,
+        timeout=timeout,
+        options=_pairs(options),
+        **({"envs": envs} if envs else {}),
+    )
+    lines = measure(chosen, settings, out, as_json)
+    if earlier is not None and any("skipped" not in line for line in lines):
+        _fail_if_worse(earlier, [line for line in lines if "skipped" not in line], tolerance, as_json)
+
+
+def measure(chosen: Any, settings: Any, out: Path | None, as_json: bool) -> list[Line]:
+    """Run suites; print each case as it is through, and draw the plots and the page at the end."""
+    from hooktrain.bench.running import run_suites
+    from hooktrain.bench.tables import print_line
+
+    folder = out or RESULTS / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    console = _console()
+    lines = run_suites(
+        chosen, settings, out=folder, say=_say, done=lambda line: None if as_json else print_line(line, console)
+    )
+    if as_json:
+        for line in lines:
+            click.echo(json.dumps(line, default=str))
+    if any("skipped" not in line for line in lines):
+        _say(f"written to {folder}")
+    return lines
+
+
+def _known(switches: tuple[str, ...]) -> Any:
+    from hooktrain.bench.running import gather
+    from hooktrain.build import make_host
+    from hooktrain.records import PluginsConfig
+
+    words = [*os.environ.get("HOOKTRAIN_PLUGINS", "").split(","), *switches]
+    host = make_host(PluginsConfig().switched(words))
+    host.check()
+    return gather(host)
+
+
+def _list(known: Any, as_json: bool) -> None:
+    rows = [{"name": name, "plugin": plugin, "summary": suite.summary} for name, (suite, plugin) in known.items()]
+    if as_json:
+        click.echo(json.dumps(rows))
+    elif rows:
+        from hooktrain.bench.tables import print_suites
+
+        print_suites(rows, _console())
+    else:
+        click.echo(
+            "no installed plugin contributes a suite; the project's own: python -m benchmarks, in its repository"
+        )
+
+
+def _pairs(words: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not sign:
+            raise click.UsageError(f"--set: given '{word}', expected KEY=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _compare(before: list[Line], after: list[Line], tolerance: float, as_json: bool) -> None:
+    from hooktrain.bench.compare import changes, surprises
+    from hooktrain.bench.tables import print_changes
+
+    found = changes(before, after, tolerance)
+    notes = surprises(before, after)
+    if as_json:
+        click.echo(json.dumps({"changes": [_as_dict(change) for change in found], "notes": notes}))
+    else:
+        print_changes([_as_dict(change) for change in found], notes, _console())
+
+
+def _fail_if_worse(before: list[Line], after: list[Line], tolerance: float, as_json: bool) -> None:
+    from hooktrain.bench.compare import changes, regressions, same_machine, surprises
+    from hooktrain.bench.tables import print_changes
+
+    found = changes(before, after, tolerance)
+    worse = regressions(found, same_machine(before, after))
+    if not as_json:
+        print_changes([_as_dict(change) for change in found], surprises(before, after), _console())
+    for change in worse:
+        _say(
+            f"regression: {change.suite}: {change.case}, {change.side}: {change.metric} {change.figure.value:.2f} times"
+        )
+    if worse:
+        sys.exit(1)
+
+
+def _as_dict(change: Any) -> dict[str, Any]:
+    import attrs
+
+    return {**attrs.asdict(change), "figure": list(change.figure)}
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100, soft_wrap=False)
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)

@@ -1,0 +1,160 @@
+"""Results as text, from 80 columns on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hooktrain.bench.ratios import median_of
+from hooktrain.bench.results import Line, values
+from hooktrain.bench.verdicts import NOISY
+
+__all__ = ["COLOURS", "figure_text", "number", "print_changes", "print_line", "print_suites"]
+
+COLOURS = {
+    "reached": "green",
+    "better": "green",
+    "missed": "red",
+    "worse": "red",
+    "failed": "red",
+    "regression": "red",
+    "undecided": "yellow",
+}
+_PARTS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9))
+
+
+def number(value: float | None, unit: str) -> str:
+    """A number with its unit, in three or four digits: seconds as ms, µs or ns, MiB as GiB where that reads better."""
+    if value is None:
+        return "-"
+    if unit == "s" and 0 < abs(value) < 1:
+        name, size = next((part for part in _PARTS if abs(value) >= part[1]), _PARTS[-1])
+        return f"{_digits(value / size)} {name}"
+    if unit == "MiB" and abs(value) >= 1024:
+        return f"{_digits(value / 1024)} GiB"
+    return f"{_digits(value)} {unit}".rstrip()
+
+
+def _digits(value: float) -> str:
+    size = abs(value)
+    if value == round(value) and size < 1e6:
+        return f"{value:.0f}"
+    if size >= 1e6 or size < 1e-3:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if size >= 1000 else f"{value:.{0 if size >= 100 else 1 if size >= 10 else 2}f}"
+
+
+def figure_text(line: Mapping[str, Any]) -> str:
+    """The figure of a comparison with its interval."""
+    if line["figure"] is None:
+        return "-"
+    value, low, high = line["figure"]
+    if line["kind"] == "ratio":
+        return _times(value) + ("" if low is None or low == high else f" ({_times(low)} to {_times(high)})")
+    text = number(value, line["unit"])
+    return text + (
+        "" if low is None or low == high else f" ({number(low, line['unit'])} to {number(high, line['unit'])})"
+    )
+
+
+def _times(value: float | None) -> str:
+    if value is None:
+        return "∞"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def print_line(line: Line, console: Console) -> None:
+    """What a case gave: the sides' medians, then how they compare, then what there is to know about it."""
+    chosen = ", ".join(f"{name} {str(value)[:40]}" for name, value in line["parameters"].items())
+    console.print()
+    console.print(Text(f"{line['suite']}: {line['case']}", style="bold") + Text(f"  {chosen}" if chosen else ""))
+    if line["about"]:
+        console.print(Text(line["about"], style="dim"))
+    console.print(_medians(line))
+    for side, facts in line["sides"].items():
+        if "failed" in facts:
+            console.print(Text(f"{side}: {facts['failed']}", style="red"))
+    compared = line["comparisons"]
+    if not compared:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, options in (
+        ("compared", {"overflow": "fold"}),
+        ("metric", {"overflow": "fold"}),
+        ("figure (95%)", {"overflow": "fold", "justify": "right"}),
+        ("to reach", {"no_wrap": True}),
+        ("verdict", {"no_wrap": True}),
+    ):
+        table.add_column(name, **options)
+    for each in compared:
+        mark = "?" if each["noisy"] else ""
+        verdict = Text(each["verdict"] + mark, style=COLOURS.get(each["verdict"], ""))
+        name = each["name"] if each["limit"] or not each["to"] else f"{each['side']} to {each['to']}"
+        table.add_row(name, each["metric"], figure_text(each), each["limit"], verdict)
+    console.print(table)
+    for note in dict.fromkeys(
+        f"{each['name']}, {each['metric']}: {text}"
+        for each in compared
+        for text in (each["why"], *each["notes"])
+        if text
+    ):
+        console.print(Text(note, style="dim"))
+    if any(each["noisy"] for each in compared):
+        console.print(
+            Text(f"? other programs used more than {NOISY:.0%} of the processor time beside it", style="yellow")
+        )
+
+
+def _medians(line: Line) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("side", overflow="fold")
+    shown = [metric for metric in line["metrics"] if any(values(line, side, metric["name"]) for side in line["sides"])]
+    for metric in shown:
+        table.add_column(metric["name"], justify="right")
+    for side in line["sides"]:
+        cells = []
+        for metric in shown:
+            found = values(line, side, metric["name"])
+            cells.append(number(median_of(found, samples=1).value, metric["unit"]) if found else "-")
+        table.add_row(side + (" (baseline)" if side == line["baseline"] and len(line["sides"]) > 1 else ""), *cells)
+    return table
+
+
+def print_suites(suites: Sequence[Mapping[str, str]], console: Console) -> None:
+    """Which suites there are."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("suite", "of", "measures"):
+        table.add_column(name, overflow="fold")
+    for suite in suites:
+        table.add_row(suite["name"], suite["plugin"], suite["summary"])
+    console.print(table)
+
+
+def print_changes(changes: Sequence[Mapping[str, Any]], notes: Sequence[str], console: Console) -> None:
+    """How two measurements differ."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("case", overflow="fold")
+    table.add_column("side", overflow="fold")
+    table.add_column("metric", overflow="fold")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    table.add_column("after / before (95%)", justify="right")
+    table.add_column("verdict", no_wrap=True)
+    for change in changes:
+        table.add_row(
+            f"{change['suite']}: {change['case']}",
+            change["side"],
+            change["metric"] + (" / baseline" if change["to_baseline"] else ""),
+            number(change["before"], change["unit"]),
+            number(change["after"], change["unit"]),
+            figure_text({"figure": change["figure"], "kind": "ratio", "unit": ""}),
+            Text(change["verdict"], style=COLOURS.get(change["verdict"], "")),
+        )
+    console.print(table)
+    for note in notes:
+        console.print(Text(note, style="yellow"))

@@ -1,0 +1,420 @@
+"""The harness: suites of plugins are measured side by side, judged only where that is fair, and written down."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hooktrain import hookimpl
+from hooktrain.bench import SECONDS, BenchError, Case, Metric, Peer, Settings, Side, Skip, Suite, Target, run_suites
+from hooktrain.bench.compare import changes, regressions, surprises
+from hooktrain.bench.environments import EnvironmentFailed, ensure
+from hooktrain.bench.machine import busy_seconds, describe
+from hooktrain.bench.measuring import StepClock
+from hooktrain.bench.ratios import Interval, difference_of_medians, ratio_of_medians, ratio_of_ratios, rounds_needed
+from hooktrain.bench.results import find, read
+from hooktrain.bench.running import gather, select
+from hooktrain.bench.tables import number
+from hooktrain.bench.verdicts import compare_sides, verdict_on_change
+from hooktrain.cli import cli
+from hooktrain.errors import PluginError
+from hooktrain.testing import host_of
+
+# ---------------------------------------------------------------------------------------------------- statistics
+
+
+def test_medians_of_two_runs_are_one_of_three_numbers():
+    # drawn from 1 and 3, a median is 1, 2 or 3, the outer ones with a probability of a quarter each
+    assert ratio_of_medians([1.0, 3.0], [1.0, 1.0]) == (2.0, 1.0, 3.0)
+    assert difference_of_medians([1.0, 3.0], [1.0, 1.0]) == (1.0, 0.0, 2.0)
+    assert ratio_of_ratios(([4.0, 4.0], [2.0, 2.0]), ([3.0, 3.0], [3.0, 3.0])) == (2.0, 2.0, 2.0)
+
+
+def test_one_run_has_no_interval():
+    assert ratio_of_medians([3.0], [2.0, 2.0]) == (1.5, None, None)
+
+
+def test_no_run_is_an_error():
+    with pytest.raises(ValueError, match="given no measurements"):
+        ratio_of_medians([], [1.0])
+
+
+@given(
+    st.lists(st.floats(0.5, 100), min_size=2, max_size=6),
+    st.lists(st.floats(0.5, 100), min_size=2, max_size=6),
+    st.sampled_from([0.5, 4.0]),
+)
+def test_a_ratio_does_not_depend_on_the_unit(one, other, factor):
+    value, low, high = ratio_of_medians(one, other, samples=200)
+    assert low is not None and high is not None and min(one) / max(other) <= low <= high <= max(one) / min(other)
+    scaled = ratio_of_medians([factor * number for number in one], other, samples=200)
+    assert scaled == pytest.approx((factor * value, factor * low, factor * high))
+
+
+def test_rounds_that_might_do():
+    # half the width is twice the distance, so that four times the rounds put the limit just outside
+    assert rounds_needed(Interval(1.05, 1.01, 1.15), 1.10, rounds=5) == pytest.approx(5 * 4 * 1.2, abs=1)
+    assert rounds_needed(Interval(1.10, 1.0, 1.2), 1.10, rounds=5) is None
+    assert rounds_needed(Interval(1.0999, 1.0, 1.2), 1.10, rounds=5) is None, "over a thousand"
+
+
+# ------------------------------------------------------------------------------------------------------ verdicts
+
+
+def runs(*seconds: float, **more: float) -> list[dict]:
+    return [{"seconds": each, "others": 0.0, **more} for each in seconds]
+
+
+def one(limit: float, ours: list[dict], theirs: list[dict], **more) -> object:
+    case = Case(name="c", sides={"ours": len, "theirs": len}, targets=[Target(side="ours", at_most=limit, **more)])
+    (line,) = compare_sides(case, {"ours": ours, "theirs": theirs})
+    return line
+
+
+def test_a_verdict_needs_the_whole_interval_on_one_side():
+    theirs = runs(1.0, 1.0, 1.0, 1.0)
+    assert one(1.1, runs(1.05, 1.06, 1.05, 1.07), theirs).verdict == "reached"
+    assert one(1.1, runs(1.25, 1.26, 1.25, 1.27), theirs).verdict == "missed"
+    line = one(1.1, runs(1.0, 1.2, 1.0, 1.2, 1.0), theirs)
+    assert line.verdict == "undecided"
+    assert "the interval, 1 to 1.2, holds 1.1" in line.why and "rounds" in line.why
+
+
+def test_few_runs_get_no_verdict_unless_they_repeat_exactly():
+    line = one(1.1, runs(1.0, 1.0), runs(1.0, 1.0))
+    assert line.verdict == "undecided" and "2 runs of each side say too little" in line.why
+    bytes_ = Metric("bytes", "MiB", exact=True)
+    case = Case(name="c", sides={"a": len, "b": len}, metrics=[bytes_], targets=[Target(side="a", at_most=1.0)])
+    (line,) = compare_sides(case, {"a": [{"bytes": 5}], "b": [{"bytes": 5}]})
+    assert line.verdict == "reached"
+
+
+def test_a_difference_for_each_plugin():
+    metric = Metric("seconds", "µs", scale=1e6)
+    target = Target(side="ours", kind="difference", per=10, at_most=1.0, unit="µs per plugin")
+    case = Case(name="c", sides={"ours": len, "theirs": len}, metrics=[metric], targets=[target], compare=False)
+    (line,) = compare_sides(case, {"ours": runs(*[25e-6] * 4), "theirs": runs(*[20e-6] * 4)})
+    assert line.figure.value == pytest.approx(0.5)
+    assert (line.verdict, line.limit) == ("reached", "<= 1 µs per plugin")
+
+
+def test_sides_that_did_not_do_the_same_have_reached_nothing():
+    check = lambda a, b, warmup: "the sums differ"  # noqa: E731
+    line = one(2.0, runs(1, 1, 1, 1), runs(1, 1, 1, 1), checks=(("ours", "theirs", check),))
+    assert (line.verdict, line.why) == ("failed", "ours and theirs: the sums differ")
+
+
+def test_a_side_that_fails_says_why():
+    line = one(2.0, [{"failed": "no such processor"}], runs(1.0))
+    assert (line.verdict, line.why) == ("failed", "ours: no such processor")
+
+
+def test_a_timing_beside_other_work_is_marked_and_told_by_processor_time():
+    line = one(
+        2.0, runs(1, 1, 1, 1, cpu_seconds=3.0) + runs(1, others=0.5, cpu_seconds=3.0), runs(*[1] * 4, cpu_seconds=2)
+    )
+    assert line.noisy and line.notes == ("by processor time the ratio is 1.50",)
+
+
+@pytest.mark.parametrize(
+    ("interval", "better", "verdict"),
+    [
+        ((1.2, 1.1, 1.3), "lower", "worse"),
+        ((1.2, 1.1, 1.3), "higher", "better"),
+        ((1.2, 1.1, 1.3), None, "differs"),
+        ((1.0, 0.97, 1.03), "lower", "alike"),
+        ((1.02, 0.8, 1.3), "lower", "undecided"),
+    ],
+)
+def test_which_of_two_is_better(interval, better, verdict):
+    assert verdict_on_change(Interval(*interval), better, runs=6)[0] == verdict
+
+
+def test_an_impossible_case_is_refused_as_it_is_written():
+    with pytest.raises(ValueError, match="the baseline 'x' is no side of it"):
+        Case(name="c", sides={"a": len}, baseline="x")
+    with pytest.raises(ValueError, match="expected one of at_least and at_most"):
+        Target(side="a")
+    with pytest.raises(ValueError, match="given neither a function and a driver"):
+        Side("a")
+    with pytest.raises(ValueError, match="is imported by name in another process"):
+        Side("a", lambda: None, isolated=True)
+
+
+# ----------------------------------------------------------------------------------------------------- measuring
+
+
+def nap(n: int) -> None:
+    time.sleep(0.001 * n)
+
+
+def test_sides_take_turns_forth_and_back_after_a_warm_up():
+    order: list[str] = []
+    sides = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    (line,) = run_suites([Suite(name="s", summary="", cases=[Case(name="c", sides=sides)])], Settings(rounds=2))
+    assert order == list("aabbbaabba"), "each once before its first run, then A B B A A B B A"
+    assert len(line["runs"]["a"]) == 4 and line["settings"]["turns"] == 4
+
+
+def test_calls_fill_a_run_and_figures_are_for_one():
+    case = Case(name="c", parameters={"n": 2}, sides={"nap": nap}, calls=None)
+    (line,) = run_suites([Suite(name="s", summary="", cases=[case])], Settings(rounds=1))
+    (first, _) = line["runs"]["nap"]
+    assert first["calls"] > 3
+    assert 0.002 <= first["seconds"] < 0.02 and first["cpu_seconds"] < 0.002
+
+
+def test_prepare_does_not_count_and_comes_first():
+    side = Side("s", lambda made, n: {"got": made + n}, prepare=lambda n: time.sleep(0.05) or 40)
+    case = Case(name="c", parameters={"n": 2}, sides=[side], metrics=[SECONDS, Metric("got")])
+    (line,) = run_suites([Suite(name="s", summary="", cases=[case])], Settings(rounds=1))
+    assert line["sides"]["s"]["values"]["got"] == [42, 42]
+    assert max(line["sides"]["s"]["values"]["seconds"]) < 0.05
+
+
+APART = """
+import os
+
+def where():
+    return {"pid": os.getpid(), "kept": len(bytearray(200 * 2**20))}
+"""
+
+
+def test_an_isolated_side_has_a_process_for_each_run(tmp_path, monkeypatch):
+    (tmp_path / "a_module_apart.py").write_text(APART)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    where = importlib.import_module("a_module_apart").where
+    case = Case(
+        name="c", sides=[Side("apart", where, isolated=True)], metrics=[Metric("peak_mib", "MiB"), Metric("kept")]
+    )
+    (line,) = run_suites([Suite(name="s", summary="", cases=[case])], Settings(rounds=1))
+    pids = {run["pid"] for run in line["runs"]["apart"]}
+    assert len(pids) == 2 and os.getpid() not in pids
+    assert all(200 < peak < 400 for peak in line["sides"]["apart"]["values"]["peak_mib"])
+    assert line["runs"]["apart"][0]["versions"]["hooktrain"]
+
+
+DRIVER = """
+from hooktrain.bench.measuring import StepClock, drive
+
+def measure(given):
+    print("noise of a library")
+    clock = StepClock()
+    for n in range(4):
+        clock.step(tokens=10 * n)
+    return clock.findings() | {"threads": __import__("os").environ["OMP_NUM_THREADS"], "given": given}
+
+drive(measure, "pytest")
+"""
+
+
+def test_a_driver_reports_steps_and_the_first_are_thrown_away(tmp_path, monkeypatch):
+    (tmp_path / "a_driver.py").write_text(DRIVER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    side = Side("driven", driver="a_driver", specification={"steps": 4})
+    bad = Side("bad", driver="a_driver_that_is_not_there")
+    case = Case(name="c", sides=[side, bad], metrics=[Metric("tokens")], warmup_steps=2, baseline="driven")
+    (line,) = run_suites([Suite(name="s", summary="", cases=[case])], Settings(rounds=1, threads=1))
+    (first, _) = line["runs"]["driven"]
+    assert first["tokens"] == [0, 10, 20, 30] and first["threads"] == "1"
+    assert first["given"] == {"threads": 1, "steps": 4}
+    assert line["sides"]["driven"]["values"]["tokens"] == [25, 25]
+    (failed,) = line["runs"]["bad"]  # a side that has failed is not tried again
+    assert "No module named a_driver_that_is_not_there" in failed["failed"]
+
+
+def test_a_driver_that_takes_too_long_is_ended(tmp_path, monkeypatch):
+    (tmp_path / "a_slow_driver.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    case = Case(name="c", sides=[Side("slow", driver="a_slow_driver")])
+    began = time.monotonic()
+    (line,) = run_suites([Suite(name="s", summary="", cases=[case])], Settings(rounds=1, timeout=0.5))
+    assert line["sides"]["slow"]["failed"] == "no result after 0 s" and time.monotonic() - began < 20
+
+
+def test_a_quick_measurement_installs_nothing(tmp_path):
+    (tmp_path / "peer.txt").write_text("a-package==1.0\n")
+    with pytest.raises(EnvironmentFailed, match="peer is not installed yet, which a quick measurement leaves alone"):
+        ensure(Peer(name="peer", requirements=[tmp_path / "peer.txt"]), tmp_path / "envs", only_find=True)
+
+
+def test_a_clock_keeps_each_step():
+    clock = StepClock()
+    clock.step(tokens=5, loss=1.0)
+    clock.step(tokens=7, loss=0.5)
+    findings = clock.findings()
+    assert findings["tokens"] == [5, 7] and findings["loss"] == [1.0, 0.5]
+    assert len(findings["seconds"]) == 2 and min(findings["seconds"]) >= 0
+
+
+def test_the_machine_describes_itself():
+    assert describe()["cores"] >= 1 and describe()["processor"]
+    before = busy_seconds()
+    if before is not None:
+        sum(range(3_000_000))
+        assert busy_seconds() >= before
+
+
+# ------------------------------------------------------------------------------------------------- contributing
+
+
+class Sorting:
+    """A plugin as its author would write it."""
+
+    @hookimpl
+    def register_benchmarks(self):
+        case = Case(name="ten", parameters={"n": 10}, sides={"twice": naps_of(2), "once": naps_of(1)}, rounds=3)
+        return [Suite(name="napping", summary="naps", cases=[case])]
+
+
+def naps_of(seconds: float):
+    """Tells what it takes itself, so that no test depends on how busy the machine is."""
+    noise = itertools.cycle((1.0, 1.01, 0.99))
+    return lambda n: {"seconds": seconds * next(noise), "others": 0.0}
+
+
+def test_plugins_contribute_suites():
+    known = gather(host_of(Sorting()))
+    suite, plugin = known["napping"]
+    assert plugin == "Sorting"
+    assert select(["napping:ten"], known) == [(suite, frozenset({"ten"}))]
+    assert select(["napping:ten", "napping"], known) == [(suite, None)]
+    with pytest.raises(BenchError, match=r"no suite is named 'naping' \(did you mean 'napping'\?\)"):
+        select(["naping"], known)
+    with pytest.raises(BenchError, match="has no case 'tan'"):
+        run_suites([(suite, frozenset({"tan"}))])
+
+
+def test_two_plugins_with_one_suite_are_named():
+    with pytest.raises(PluginError, match="'Sorting-2' and 'Sorting' both contribute the suite 'napping'"):
+        gather(host_of(Sorting(), Sorting()))
+
+
+def test_a_suite_that_cannot_be_measured_here_says_why():
+    def cases(context):
+        raise Skip("there is no GPU here")
+        yield
+
+    said: list[str] = []
+    (line,) = run_suites([Suite(name="gpu", summary="", cases=cases)], say=said.append)
+    assert line == {"suite": "gpu", "skipped": "there is no GPU here"} and said == [
+        "gpu: skipped: there is no GPU here"
+    ]
+
+
+# ------------------------------------------------------------------------------------------------- command line
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    """``bench(word, ...)``: the command line with the suite above, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOOKTRAIN_PLUGINS", f"no:*,{__name__}:Sorting")
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*words: str):
+        return CliRunner().invoke(cli, ["bench", *words])
+
+    return run
+
+
+def test_suites_are_listed_without_an_argument(bench):
+    assert "napping" in bench().output
+    assert {"name": "napping", "plugin": f"{__name__}:Sorting", "summary": "naps"} in json.loads(bench("--json").output)
+
+
+def test_a_suite_is_measured_and_written_down(bench, tmp_path):
+    shown = bench("napping", "--out", "found")
+    assert shown.exit_code == 0, shown.output
+    assert "twice to once" in shown.output and "worse" in shown.output
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    (line,) = [json.loads(text) for text in (tmp_path / "found" / "results.jsonl").read_text().splitlines()]
+    for name in ("date", "commit", "machine", "versions", "settings", "parameters", "recipe", "sides", "comparisons"):
+        assert name in line
+    assert len(line["sides"]["twice"]["values"]["seconds"]) == 6
+    (compared,) = line["comparisons"]
+    assert compared["figure"][0] == pytest.approx(2, rel=0.05)
+
+
+def test_json_for_programs(bench):
+    shown = bench("napping", "--quick", "--json")
+    assert json.loads(shown.stdout)["case"] == "ten"
+
+
+def with_seconds(line: dict, side: str, factor: float) -> dict:
+    changed = json.loads(json.dumps(line))
+    values = changed["sides"][side]["values"]
+    values["seconds"] = [factor * value for value in values["seconds"]]
+    return changed
+
+
+def test_a_regression_is_told_by_the_exit_status(bench, tmp_path):
+    assert bench("napping", "--out", "found").exit_code == 0
+    (line,) = read(tmp_path / "found")
+    (tmp_path / "faster.jsonl").write_text(json.dumps(with_seconds(line, "twice", 0.5)) + "\n")
+    (tmp_path / "same.jsonl").write_text(json.dumps(line) + "\n")
+    failed = bench("napping", "--baseline", "faster.jsonl")
+    assert failed.exit_code == 1
+    assert "regression: napping: ten, twice: seconds" in failed.stderr
+    assert bench("napping", "--baseline", "same.jsonl").exit_code == 0
+    compared = bench("--compare", "faster.jsonl", "found")
+    assert compared.exit_code == 0 and "worse" in compared.output
+    assert max(map(len, compared.output.splitlines())) <= 80
+
+
+def test_a_slower_machine_is_no_regression(bench, tmp_path):
+    bench("napping", "--out", "found")
+    (line,) = read(tmp_path / "found")
+    slow = with_seconds(with_seconds(line, "twice", 3), "once", 3)
+    slow["machine"]["processor"] = "an old one"
+    found = changes([line], [slow])
+    assert {change.side: change.verdict for change in found} == {"twice": "alike", "once": "worse"}
+    assert not regressions(found, same_machine=False)
+    assert "other machines" in surprises([line], [slow])[0]
+
+
+def test_results_are_found_by_commit(tmp_path):
+    line = {"suite": "s", "case": "c", "commit": "abcdef0123", "date": "2026-01-01"}
+    (tmp_path / "old.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "new.jsonl").write_text(json.dumps({**line, "date": "2026-02-01"}) + "\n")
+    assert find("abcdef", [tmp_path])[0]["date"] == "2026-02-01"
+    with pytest.raises(BenchError, match="expected a file or folder of results"):
+        find("abc999", [tmp_path])
+
+
+def test_a_wrong_file_is_refused(tmp_path):
+    (tmp_path / "x.jsonl").write_text("[1]\n")
+    with pytest.raises(BenchError, match="expected a file of results"):
+        read(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.00001234, "s", "12.3 µs"),
+        (0.5, "s", "500 ms"),
+        (12.345, "s", "12.3 s"),
+        (2048, "MiB", "2 GiB"),
+        (0, "s", "0 s"),
+        (3e-10, "s", "0.30 ns"),
+        (1234.5, "tok/s", "1,234 tok/s"),
+        (None, "s", "-"),
+    ],
+)
+def test_numbers_are_readable(value, unit, text):
+    assert number(value, unit) == text
+
+
+def test_help_imports_no_torch():
+    code = "import sys, hooktrain.cli, hooktrain.bench.measuring; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
