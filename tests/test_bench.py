@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,11 +17,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hooktrain import hookimpl
-from hooktrain.bench import SECONDS, BenchError, Case, Metric, Peer, Settings, Side, Skip, Suite, Target, run_suites
+from hooktrain.bench import (
+    CPU_SECONDS,
+    SECONDS,
+    BenchError,
+    Case,
+    Metric,
+    Peer,
+    Settings,
+    Side,
+    Skip,
+    Suite,
+    Target,
+    run_suites,
+)
 from hooktrain.bench.compare import changes, regressions, surprises
 from hooktrain.bench.environments import EnvironmentFailed, ensure
 from hooktrain.bench.machine import busy_seconds, describe
 from hooktrain.bench.measuring import StepClock
+from hooktrain.bench.page import write_page
 from hooktrain.bench.ratios import Interval, difference_of_medians, ratio_of_medians, ratio_of_ratios, rounds_needed
 from hooktrain.bench.results import find, read
 from hooktrain.bench.running import gather, select
@@ -396,6 +411,95 @@ def test_a_wrong_file_is_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text("[1]\n")
     with pytest.raises(BenchError, match="expected a file of results"):
         read(tmp_path / "x.jsonl")
+
+
+def test_a_page_that_needs_nothing_else_and_pictures(bench, tmp_path):
+    bench("napping", "--out", "found")
+    page = (tmp_path / "found" / "index.html").read_text()
+    assert "<svg" in page and "twice to once" in page and "worse" in page
+    assert not re.search(r"<(script|link|img|iframe)|src=|@import|url\(http", page), "it loads nothing"
+    assert (tmp_path / "found" / "napping.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_suite_over_a_parameter_has_a_picture_for_each_metric(tmp_path):
+    cases = [
+        Case(
+            name=str(n),
+            parameters={"n": n},
+            sides={"a": naps_of(n + 1), "b": naps_of(2)},
+            metrics=[SECONDS, CPU_SECONDS],
+        )
+        for n in (0, 1, 100)
+    ]
+    lines = run_suites([Suite(name="s", summary="", cases=cases, over="n")], Settings(quick=True))
+    write_page(lines, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "s.png", "s-2.png"}
+
+
+def test_without_matplotlib_there_are_results_and_a_sentence(bench, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("plots", "page"):
+        monkeypatch.delitem(sys.modules, f"hooktrain.bench.{name}", raising=False)
+    shown = bench("napping", "--quick", "--out", "found")
+    assert shown.exit_code == 0
+    assert "for plots install matplotlib: pip install 'hooktrain[bench]'" in shown.stderr
+    assert (tmp_path / "found" / "results.jsonl").exists()
+
+
+# ----------------------------------------------------------------------------------------------- cost of a plugin
+
+COSTLY = """
+import time
+from hooktrain import hookimpl
+
+@hookimpl
+def on_step_end(trainer, output):
+    time.sleep(0.01)
+    output.total.item()
+    output.total.item()
+
+@hookimpl(wrapper=True)
+def compute_loss():
+    loss = yield
+    return loss._replace(total=loss.total * CHANGE)
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [(1, "are equal, bit by bit: it does not change the training"), (2, "the losses differ from step 1 on")],
+)
+def test_what_a_plugin_costs_and_changes(tmp_path, monkeypatch, change, sentence):
+    (tmp_path / f"costly_{change}.py").write_text(COSTLY.replace("CHANGE", str(change)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = CliRunner().invoke(
+        cli,
+        ["bench", "plugin", f"costly_{change}", "--quick", "--steps", "5", "--out", "o", "-p", "no:*", "-p", "torch"],
+    )
+    assert shown.exit_code == 0, shown.output
+    assert sentence in " ".join(shown.stdout.split())
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert "hooks: compute_loss, on_step_end" in shown.stdout
+    (line,) = read(tmp_path / "o")
+    reads = {side: facts["values"]["host_reads"][0] for side, facts in line["sides"].items()}
+    assert reads["with"] == reads["without"] + 2
+    seconds = {side: min(facts["values"]["seconds"]) for side, facts in line["sides"].items()}
+    assert seconds["with"] - seconds["without"] > 0.009
+    assert all(facts["values"]["start_seconds"] for facts in line["sides"].values())
+
+
+def test_a_recipe_that_cannot_run_without_the_plugin_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["bench", "plugin", "torch", "--quick", "--steps", "3", "-p", "no:*"]
+    shown = CliRunner().invoke(cli, words)
+    assert shown.exit_code == 0
+    assert "without it, the recipe cannot run" in shown.stdout
+
+
+def test_a_plugin_that_is_not_there(bench):
+    shown = bench("plugin", "jsnl")
+    assert shown.exit_code == 1 and "'jsnl' is neither an installed plugin nor a module" in str(shown.exception)
 
 
 @pytest.mark.parametrize(

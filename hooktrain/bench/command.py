@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hooktrain.options import as_json, host_of
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -23,7 +25,17 @@ RESULTS = Path("runs") / "bench"
 _PLACES = (RESULTS, Path("benchmarks") / "results")
 
 
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+class _Bench(click.Command):
+    """A suite's name follows ``bench`` at once; ``bench plugin NAME`` is a command of its own."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args[:1] == ["plugin"]:
+            return plugin.make_context(f"{info_name} plugin", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
 _out = click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help=f"Folder for the results; {RESULTS}/<time>."
 )
@@ -32,13 +44,13 @@ _switches = click.option(
 )
 
 
-@click.command()
+@click.command(cls=_Bench)
 @click.argument("suites", nargs=-1, metavar="[SUITE[:CASE]]...")
 @click.option("--quick", is_flag=True, help="Few and short runs: shows that everything works, and no more.")
 @click.option("--rounds", type=click.IntRange(1), help="Each side runs twice in one, forth and back; mostly 5.")
 @click.option("--threads", type=click.IntRange(1), help="Cores to use; all that this process may use.")
 @_out
-@_as_json
+@as_json
 @click.option("--compare", nargs=2, metavar="A B", help="Compare two results: files, folders, or commits.")
 @click.option("--baseline", metavar="FILE", help="End with status 1 if something is worse than there beyond noise.")
 @click.option("--tolerance", type=float, default=0.05, show_default=True, help="What is no regression yet.")
@@ -65,7 +77,10 @@ def bench(
     timeout: float,
     switches: tuple[str, ...],
 ) -> None:
-    """Measure suites that plugins contribute; lists them when none is named."""
+    """Measure suites that plugins contribute; lists them when none is named.
+
+    `hooktrain bench plugin NAME [RECIPE]` measures what an installed plugin costs.
+    """
     from hooktrain.bench.results import find
 
     if compare is not None:
@@ -93,6 +108,50 @@ def bench(
         _fail_if_worse(earlier, [line for line in lines if "skipped" not in line], tolerance, as_json)
 
 
+@click.command()
+@click.argument("name")
+@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@click.option("--rounds", type=click.IntRange(1), help="Each side runs twice in one, forth and back; mostly 5.")
+@click.option("--quick", is_flag=True, help="One short round: shows that it works, and no more.")
+@click.option(
+    "--steps", type=click.IntRange(2), help="Optimizer steps of a run; 200 of the tiny recipe, 20 of another."
+)
+@click.option("--threads", type=click.IntRange(1), help="Cores to use; all that this process may use.")
+@click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the recipe, on both sides.")
+@_switches
+@_out
+@as_json
+def plugin(
+    name: str,
+    recipe: Path | None,
+    rounds: int | None,
+    quick: bool,
+    steps: int | None,
+    threads: int | None,
+    overrides: tuple[str, ...],
+    switches: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure what a plugin costs and changes: the same recipe with it and without it.
+
+    The recipe is a tiny one that runs in milliseconds a step, unless one is given.
+    """
+    from hooktrain.bench.plugin_cost import measure_plugin, print_report
+    from hooktrain.bench.running import Settings
+
+    settings = Settings(quick=quick, rounds=rounds, threads=threads)
+    line = measure_plugin(
+        name, recipe, settings, steps=steps, overrides=overrides, switches=switches, out=out, say=_say
+    )
+    if as_json:
+        click.echo(json.dumps(line, default=str))
+    else:
+        print_report(line, _console())
+    if line["sides"]["with"].get("failed"):
+        sys.exit(1)
+
+
 def measure(chosen: Any, settings: Any, out: Path | None, as_json: bool) -> list[Line]:
     """Run suites; print each case as it is through, and draw the plots and the page at the end."""
     from hooktrain.bench.running import run_suites
@@ -107,17 +166,27 @@ def measure(chosen: Any, settings: Any, out: Path | None, as_json: bool) -> list
         for line in lines:
             click.echo(json.dumps(line, default=str))
     if any("skipped" not in line for line in lines):
-        _say(f"written to {folder}")
+        _draw(folder)
     return lines
+
+
+def _draw(folder: Path) -> None:
+    from hooktrain.bench.results import read
+
+    try:
+        from hooktrain.bench.page import write_page
+    except ModuleNotFoundError as problem:
+        if problem.name != "matplotlib":
+            raise
+        _say(f"written to {folder}; for plots install matplotlib: pip install 'hooktrain[bench]'")
+        return
+    _say(f"written to {write_page(read(folder), folder)}")
 
 
 def _known(switches: tuple[str, ...]) -> Any:
     from hooktrain.bench.running import gather
-    from hooktrain.build import make_host
-    from hooktrain.records import PluginsConfig
 
-    words = [*os.environ.get("HOOKTRAIN_PLUGINS", "").split(","), *switches]
-    host = make_host(PluginsConfig().switched(words))
+    host = host_of(switches)
     host.check()
     return gather(host)
 

@@ -153,6 +153,14 @@ def _as_sides(given: Any) -> tuple[Side, ...]:
     return tuple(given)
 
 
+def _as_metrics(given: Iterable[Metric]) -> tuple[Metric, ...]:
+    return tuple(given)
+
+
+def _as_targets(given: Iterable[Judge]) -> tuple[Judge, ...]:
+    return tuple(given)
+
+
 @attrs.frozen(kw_only=True)
 class Case:
     """Sides that take turns, forth and back.
@@ -177,8 +185,8 @@ class Case:
     sides: tuple[Side, ...] = attrs.field(converter=_as_sides)
     parameters: Mapping[str, Any] = attrs.field(factory=dict)
     baseline: str = attrs.field(default="")
-    metrics: tuple[Metric, ...] = attrs.field(default=(SECONDS,), converter=tuple)
-    targets: tuple[Judge, ...] = attrs.field(default=(), converter=tuple)
+    metrics: tuple[Metric, ...] = attrs.field(default=(SECONDS,), converter=_as_metrics)
+    targets: tuple[Judge, ...] = attrs.field(default=(), converter=_as_targets)
     rounds: int | None = None
     warmup: int = 1
     warmup_steps: int = 0

@@ -16,6 +16,8 @@ NOISY = 0.05
 """Share of a run's processor time that other programs may use before a timing counts as noisy."""
 NARROW = 0.05
 """How far from 1 the interval of a ratio may reach for both sides to count as alike."""
+SLIGHT = 0.01
+"""How far from 1 a ratio may be for the difference to be nothing that anybody minds."""
 FEWEST = 4
 """Runs of each side without which a bootstrap interval is too hopeful for a verdict."""
 
@@ -141,6 +143,8 @@ def verdict_on_change(
         ratio = Interval(ratio.value, ratio.value, ratio.value)
     if ratio.low is None or ratio.high is None or (runs < FEWEST and not exact):
         return "undecided", _few(runs)
+    if ratio.low >= 1 - SLIGHT and ratio.high <= 1 + SLIGHT and (ratio.low != ratio.high or ratio.value == 1):
+        return "alike", ""
     if ratio.low > 1 or ratio.high < 1:
         if better is None:
             return "differs", ""

@@ -1,0 +1,139 @@
+"""Results as one HTML page that needs nothing else, and a PNG for each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from hooktrain.bench.plots import as_png, as_svg, draw
+from hooktrain.bench.ratios import median_of
+from hooktrain.bench.results import Line, values
+from hooktrain.bench.tables import figure_text, number
+
+__all__ = ["write_page"]
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #1f2328; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid #d0d7de; }
+h3 { font-size: 1rem; margin-bottom: .2rem; } p.about { color: #57606a; margin: 0; }
+table { border-collapse: collapse; margin: .6rem 0 1rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #eaeef2; vertical-align: top; }
+th { font-weight: 600; color: #57606a; } td.n, th.n { text-align: right; }
+.reached, .better { color: #1a7f37; } .missed, .worse, .failed { color: #c62828; } .undecided { color: #9a6700; }
+.note { color: #57606a; font-size: .9rem; margin: .1rem 0; } svg { max-width: 100%; height: auto; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; } dt { color: #57606a; } dd { margin: 0; }
+details { margin: .4rem 0; }
+.wide { overflow-x: auto; }
+"""
+
+
+def write_page(lines: Sequence[Line], folder: Path) -> Path:
+    """Write ``index.html``, and ``SUITE.png`` for each suite (``SUITE-2.png`` and so on for its further pictures).
+
+    Args:
+        lines: of results.
+        folder: is made where it is not there.
+
+    Returns:
+        The page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for suite in dict.fromkeys(line["suite"] for line in lines):
+        own = [line for line in lines if line["suite"] == suite]
+        parts.append(f"<h2>{escape(suite)}</h2>")
+        for at, figure in enumerate(draw(own)):
+            name = f"{suite}.png" if at == 0 else f"{suite}-{at + 1}.png"
+            (folder / name).write_bytes(as_png(figure))
+            parts.append(f"<div>{as_svg(figure)}</div>")
+        parts += [_case(line) for line in own]
+    body = "\n".join([_head(lines), *parts])
+    page = folder / "index.html"
+    page.write_text(
+        f"<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
+        f"<meta name='viewport' content='width=device-width, initial-scale=1'>\n<title>Benchmarks</title>\n"
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n",
+        encoding="utf-8",
+    )
+    return page
+
+
+def _head(lines: Sequence[Line]) -> str:
+    last = lines[-1]
+    machine = last["machine"]
+    facts = {
+        "measured": last["date"].replace("T", " ").replace("+00:00", " UTC"),
+        "commit": (last["commit"][:12] or "none") + (", with changes" if last["changed"] else ""),
+        "processor": f"{machine['processor']}, {machine['cores']} cores used, {machine['memory_gib']} GiB",
+        "GPU": ", ".join(machine["gpus"]) or "none",
+        "versions": ", ".join(f"{name} {version}" for name, version in last["versions"].items()),
+    }
+    if last["settings"]["quick"]:
+        facts["quick"] = "this measurement shows that everything works, and no more"
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
+    return f"<h1>Benchmarks</h1>\n<dl>{items}</dl>"
+
+
+def _case(line: Line) -> str:
+    chosen = ", ".join(f"{name} {str(value)[:40]}" for name, value in line["parameters"].items())
+    parts = [f"<h3>{escape(line['case'])}{escape(f' ({chosen})') if chosen else ''}</h3>"]
+    if line["about"]:
+        parts.append(f"<p class='about'>{escape(line['about'])}</p>")
+    shown = [m for m in line["metrics"] if any(values(line, side, m["name"]) for side in line["sides"])]
+    rows = []
+    for side, facts in line["sides"].items():
+        cells = [_median(line, side, metric) for metric in shown]
+        mark = " (baseline)" if side == line["baseline"] and len(line["sides"]) > 1 else ""
+        rows.append([_cell(side + mark), *(_cell(cell, "n") for cell in cells), _cell(facts.get("failed", ""))])
+    parts.append(_table(["side", *(f"n:{metric['name']}" for metric in shown), ""], rows))
+    if line["comparisons"]:
+        rows = [
+            [
+                _cell(each["name"] if each["limit"] or not each["to"] else f"{each['side']} to {each['to']}"),
+                _cell(each["metric"]),
+                _cell(figure_text(each), "n"),
+                _cell(each["limit"]),
+                _cell(each["verdict"] + ("?" if each["noisy"] else ""), each["verdict"]),
+            ]
+            for each in line["comparisons"]
+        ]
+        parts.append(_table(["compared", "metric", "n:figure (95%)", "to reach", "verdict"], rows))
+    for each in line["comparisons"]:
+        for text in (each["why"], *each["notes"]):
+            if text:
+                parts.append(f"<p class='note'>{escape(each['name'])}, {escape(each['metric'])}: {escape(text)}</p>")
+    parts.append(_runs(line, shown))
+    return "\n".join(parts)
+
+
+def _runs(line: Line, shown: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        [_cell(side), _cell(metric["name"]), _cell(", ".join(f"{value:.6g}" for value in found)), _cell(metric["unit"])]
+        for side in line["sides"]
+        for metric in shown
+        if (found := values(line, side, metric["name"]))
+    ]
+    turns = line["settings"]["turns"]
+    return (
+        f"<details><summary>{turns} runs of each side</summary>{_table(['side', 'metric', 'runs', ''], rows)}</details>"
+    )
+
+
+def _median(line: Line, side: str, metric: dict[str, Any]) -> str:
+    found = values(line, side, metric["name"])
+    return number(median_of(found, samples=1).value, metric["unit"]) if found else "-"
+
+
+def _cell(text: str, kind: str = "") -> str:
+    return f"<td class='{kind}'>{escape(text)}</td>" if kind else f"<td>{escape(text)}</td>"
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    heads = "".join(
+        f"<th class='n'>{escape(n[2:])}</th>" if n.startswith("n:") else f"<th>{escape(n)}</th>" for n in names
+    )
+    body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
+    return f"<div class='wide'><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"

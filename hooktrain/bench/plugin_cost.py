@@ -1,0 +1,230 @@
+"""What a plugin costs and changes: one recipe with it and without it, each run in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hooktrain.bench.ratios import difference_of_medians, median_of
+from hooktrain.bench.results import FILE, BenchError, Line, values, write
+from hooktrain.bench.running import Settings, run_suites
+from hooktrain.bench.suites import Case, Context, Findings, Metric, Side, Suite
+from hooktrain.bench.tables import COLOURS, figure_text, number
+from hooktrain.build import make_host
+from hooktrain.errors import did_you_mean
+from hooktrain.recipe import read_recipe
+from hooktrain.records import PluginRecord, PluginsConfig
+
+__all__ = ["measure_plugin", "print_report"]
+
+_STEPS, _TINY_STEPS = 20, 200
+_TINY = {
+    "type": "tiny",
+    "micro_batch_size": 2,
+    "model": {"vocab": 17, "width": 8},
+    "optimizer": {"lr": 1e-2},
+    "strategy": {"dtype": "fp32", "device": "cpu"},
+    "console": {"enabled": False},
+}
+METRICS = (
+    Metric("seconds", "s", undisturbed=Metric("cpu_seconds", "s")),
+    Metric("cpu_seconds", "s"),
+    Metric("start_seconds", "s"),
+    Metric("peak_mib", "MiB"),
+    Metric("device_seconds", "s"),
+    Metric("device_peak_mib", "MiB"),
+    Metric("host_reads", "", exact=True),
+    Metric("last_loss", "", None, exact=True, read=lambda found, _: found["loss"][-1]),
+)
+_NAMES = {
+    "seconds": "a step",
+    "cpu_seconds": "a step, processor time",
+    "start_seconds": "start to the first step",
+    "peak_mib": "memory at its peak",
+    "device_seconds": "a step, on the device",
+    "device_peak_mib": "device memory at its peak",
+    "host_reads": "waits for the device, a step",
+    "last_loss": "loss of the last step",
+}
+
+
+def measure_plugin(
+    name: str,
+    recipe: Path | None,
+    settings: Settings,
+    *,
+    steps: int | None = None,
+    overrides: Sequence[str] = (),
+    switches: Sequence[str] = (),
+    out: Path | None = None,
+    say: Callable[[str], None] = lambda message: None,
+) -> Line:
+    """Measure.
+
+    Args:
+        name: an installed plugin, or a module as ``-p`` takes it.
+        recipe: a file; a tiny one when left out.
+        settings: rounds, cores.
+        steps: of each run.
+        overrides, switches: as on the command line, for both sides.
+        out: a folder for the results.
+        say: hears of progress.
+
+    Returns:
+        A line of results, with what the plugin does in ``plugin`` and how the losses differ in ``losses``.
+
+    Raises:
+        BenchError: when there is no such plugin, or it is the loop itself.
+    """
+    record = _record(name, switches)
+    steps = steps or (8 if settings.quick else _STEPS if recipe else _TINY_STEPS)
+    rows = {"rows": 2 * steps, "eval_rows": 0}
+    plain = read_recipe(recipe) if recipe else {**_TINY, "data": rows}
+    plain = {**plain, "exit_iteration": steps}
+    specification = {
+        "recipe": plain,
+        "folder": os.getcwd(),
+        "overrides": list(overrides),
+        "tiny": recipe is None,
+        "count": False,
+    }
+
+    def side(which: str, *more: str, count: bool = False) -> Side:
+        given = {**specification, "switches": [*switches, *more], "count": count}
+        return Side(which, driver="hooktrain.bench.plugin_driver", specification=given, environment=_caches())
+
+    installed = record.distribution != "" and record.version != ""
+    sides = {"without": (f"no:{name}",) if installed else (), "with": (name,)}
+    waits: dict[str, Findings] = {}
+
+    def cases(context: Context) -> list[Case]:
+        for which, words in sides.items():  # before anything is timed, so that caches are warm
+            waits[which] = context.runner.run(side(which, *words, count=True))
+        return [
+            Case(
+                name=name,
+                about=f"{steps} steps of {recipe or 'a tiny recipe'}, with and without the plugin",
+                sides=[side(which, *words) for which, words in sides.items()],
+                baseline="without",
+                metrics=METRICS,
+                warmup_steps=max(1, steps // 10),
+                recipe=plain,
+                compare=True,
+            )
+        ]
+
+    (line,) = run_suites([Suite(name="plugin", summary="", cases=cases)], settings, say=say)
+    for which, found in waits.items():
+        if "host_reads" in found:
+            line["sides"][which]["values"]["host_reads"] = [found["host_reads"]] * len(line["runs"][which])
+    line["plugin"] = {
+        "name": record.name,
+        "distribution": record.distribution,
+        "version": record.version,
+        "hooks": list(record.hooks),
+        "offers": list(record.offers),
+    }
+    line["losses"] = _losses(line)
+    if out is not None:
+        write(out / FILE, line)
+    return line
+
+
+def _record(name: str, switches: Sequence[str]) -> PluginRecord:
+    host = make_host(PluginsConfig().switched([*switches, name]))
+    record = host.records.get(name)
+    if record is None or name == "loop":
+        known = [other for other in host.records if other != "loop"]
+        raise BenchError(f"bench plugin: '{name}' cannot be left out{did_you_mean(name, known)}; there are {known}")
+    return record
+
+
+def _caches() -> dict[str, str]:
+    """The user's own: a recipe may name a model that has been downloaded."""
+    made = {
+        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path("~/.cache").expanduser())),
+        "HF_HOME": os.environ.get("HF_HOME", str(Path("~/.cache/huggingface").expanduser())),
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0"),
+    }
+    return made | {name: value for name, value in os.environ.items() if name.startswith("HOOKTRAIN_")}
+
+
+def _losses(line: Line) -> str:
+    """How the losses of both sides differ, in a sentence."""
+    found = [next((run["loss"] for run in line["runs"][side] if run.get("loss")), None) for side in ("without", "with")]
+    if found[0] is None or found[1] is None:
+        return "there are no losses to compare"
+    if len(found[0]) != len(found[1]):
+        return f"{len(found[0])} losses without it and {len(found[1])} with it: it changes how many steps are logged"
+    apart = [(at, b - a) for at, (a, b) in enumerate(zip(*found, strict=True)) if a != b]
+    if not apart:
+        return f"the losses of all {len(found[0])} steps are equal, bit by bit: it does not change the training"
+    first, most = apart[0], max(apart, key=lambda each: abs(each[1]))
+    return (
+        f"the losses differ from step {first[0] + 1} on (by {first[1]:+.2g}), most at step {most[0] + 1}"
+        f" ({most[1]:+.2g}); the last is {found[0][-1]:.4g} without it and {found[1][-1]:.4g} with it"
+    )
+
+
+def print_report(line: Line, console: Console) -> None:
+    """The plugin, a table of what it costs, and what it changes."""
+    plugin: Mapping[str, Any] = line["plugin"]
+    console.print()
+    console.print(Text(f"{plugin['name']}", style="bold") + Text(f"  {plugin['distribution']} {plugin['version']}"))
+    console.print(Text(f"hooks: {', '.join(plugin['hooks']) or 'none'}", style="dim"))
+    if plugin["offers"]:
+        console.print(Text(f"offers: {', '.join(plugin['offers'])}", style="dim"))
+    console.print(Text(line["about"], style="dim"))
+    for side in ("without", "with"):
+        if "failed" in line["sides"][side]:
+            console.print(Text(f"{side} it, the recipe cannot run: {line['sides'][side]['failed']}", style="red"))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for heading in ("without", "with", "difference (95%)"):
+        table.add_column(heading, justify="right", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
+    verdicts = {each["metric"]: each for each in line["comparisons"]}
+    for metric in line["metrics"]:
+        pair = [values(line, side, metric["name"]) for side in ("without", "with")]
+        if not any(pair):
+            continue
+        shown = [number(median_of(found, samples=1).value, metric["unit"]) if found else "-" for found in pair]
+        difference, verdict = "-", Text("")
+        if all(pair):
+            figure = difference_of_medians(pair[1], pair[0])
+            difference = figure_text({"figure": figure, "kind": "difference", "unit": metric["unit"]})
+            verdict = _verdict(metric, figure.value, verdicts.get(metric["name"]))
+        table.add_row(_NAMES[metric["name"]], *shown, difference, verdict)
+    console.print(table)
+    console.print(Text(line["losses"]))
+    reasons: dict[str, list[str]] = {}
+    for each in line["comparisons"]:
+        if each["verdict"] == "undecided":
+            reasons.setdefault(each["why"], []).append(_NAMES[each["metric"]])
+    for why, metrics in reasons.items():
+        console.print(Text(f"{'undecided' if len(metrics) > 2 else ', '.join(metrics)}: {why}", style="dim"))
+
+
+def _verdict(metric: Mapping[str, Any], difference: float, compared: Mapping[str, Any] | None) -> Text:
+    if metric["exact"] and (compared is None or metric["better"] is None):
+        word = (
+            "same"
+            if difference == 0
+            else "differs"
+            if metric["better"] is None
+            else "more"
+            if difference > 0
+            else "less"
+        )
+        return Text(word)
+    if compared is None:
+        return Text("")
+    word = compared["verdict"] + ("?" if compared["noisy"] else "")
+    return Text(word, style=COLOURS.get(compared["verdict"], ""))

@@ -1,0 +1,128 @@
+"""One run of a recipe, with its steps timed or its host's waits for the device counted.
+
+The specification: ``recipe`` (what a recipe file holds), ``folder`` to run it from, ``overrides`` and ``switches`` as
+on the command line, ``tiny`` (whether the trainer type ``tiny`` is needed) and ``count`` (whether to count; timings
+are worthless then).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hooktrain.bench.measuring import BEGAN, StepClock, drive
+
+# torch and hooktrain are imported inside functions: the time that takes belongs to the start
+
+
+def _timed(findings: dict[str, Any]) -> object:
+    from hooktrain.markers import hookimpl
+
+    class Timed:
+        """Times from one step's start to the next one's, so that data, log lines and saves belong to them."""
+
+        losses: list[float]
+        clock: StepClock | None
+
+        @hookimpl(tryfirst=True)
+        def on_train_start(self) -> None:
+            self.losses, self.clock = [], None
+
+        @hookimpl(tryfirst=True)
+        def on_step_start(self) -> None:
+            if self.clock is None:
+                findings["start_seconds"] = time.time() - float(os.environ.get(BEGAN, "nan"))
+                self.clock = StepClock()
+            else:
+                self.clock.step()
+
+        @hookimpl
+        def on_log(self, metrics: Mapping[str, float]) -> None:
+            if "loss" in metrics:
+                self.losses.append(float(metrics["loss"]))
+
+        @hookimpl(trylast=True)
+        def on_train_end(self, trainer: Any) -> None:
+            findings["loss"] = self.losses
+            findings["parameters"] = sum(p.numel() for p in trainer.model.parameters())
+            if self.clock is not None:
+                self.clock.step()
+                findings.update(self.clock.findings())
+
+    return Timed()
+
+
+def _counting(findings: dict[str, Any]) -> object:
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from hooktrain.markers import hookimpl
+
+    class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        """Counts what makes the host wait where the tensors are on a GPU: reading a number, copying to the host."""
+
+        count = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = function(*args, **(kwargs or {}))
+            reads = function is torch.ops.aten._local_scalar_dense.default
+            copies = function is torch.ops.aten._to_copy.default and args[0].is_cuda and not made.is_cuda
+            self.count += bool(reads or copies)
+            return made
+
+    class Counting:
+        """Surrounds the whole training."""
+
+        steps = 0
+
+        @hookimpl(tryfirst=True)
+        def on_train_start(self) -> None:
+            self.reads = Reads()  # type: ignore[no-untyped-call]
+            self.reads.__enter__()  # type: ignore[no-untyped-call]
+
+        @hookimpl
+        def on_step_end(self) -> None:
+            self.steps += 1
+
+        @hookimpl(trylast=True)
+        def on_train_end(self) -> None:
+            self.reads.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            findings["host_reads"] = self.reads.count / max(1, self.steps)
+
+    return Counting()
+
+
+def measure(given: dict[str, Any]) -> dict[str, Any]:
+    """Run the recipe in a run directory that is thrown away."""
+    import torch
+
+    from hooktrain.build import load
+    from hooktrain.trainer import Trainer
+
+    torch.set_num_threads(given["threads"])
+    os.chdir(given["folder"])
+    findings: dict[str, Any] = {}
+    plugins = [_counting(findings) if given["count"] else _timed(findings)]
+    if given["tiny"]:
+        from hooktrain.testing import TinyPlugin
+
+        plugins.append(TinyPlugin())
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = {**given["recipe"], "run_dir": str(Path(folder) / "run")}
+        if recipe.get("checkpoint"):  # what the user has saved stays as it is
+            recipe["checkpoint"] = [
+                {**engine, "output_dir": str(Path(folder) / f"saved-{at}"), "auto_resume": False}
+                for at, engine in enumerate(recipe["checkpoint"])
+            ]
+        made, host = load(recipe, overrides=given["overrides"], switches=given["switches"], plugins=plugins)
+        Trainer(made, host).run()
+        findings["plugins"] = [record["name"] for record in host.manifest()]
+    return findings
+
+
+if __name__ == "__main__":
+    drive(measure, "torch", "hooktrain")
