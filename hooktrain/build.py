@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import random
 import sys
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ import torch
 from hooktrain.drift import versions
 from hooktrain.errors import CheckpointError, DataError, HooktrainError, PluginError, RanksDisagreeError, RecipeError
 from hooktrain.hookspecs import FACTORIES
+from hooktrain.occupied import Occupation
 from hooktrain.plugins import PluginHost
 from hooktrain.recipe import Recipe, apply_overrides, plugins_config, read_recipe, resolve
 from hooktrain.records import PluginsConfig
@@ -191,8 +194,10 @@ def make_part(host: PluginHost, hook: str, config: Any, **needs: Any) -> Any:
 
 
 def _warn_of_idle_settings(trainer: Trainer) -> None:
-    """Say what the recipe asks for and this run will never do."""
+    """Say what the recipe asks for and this run will never do; once, and not on each rank."""
     recipe = trainer.recipe
+    if not trainer.world.is_main:
+        return
     if (recipe.eval_interval or recipe.eval_at_start) and not trainer.data.evaluation:
         trainer.host.warn(
             "eval_interval: nothing will be evaluated, as there is no evaluation set; add data.eval_sources"
@@ -260,15 +265,28 @@ def _write_run_dir(trainer: Trainer) -> None:
         "command": sys.argv,
     }
     manifest = {"plugins": trainer.host.manifest(), "environment": environment}
+    _make(trainer.run_dir)
+    with _writing(trainer.run_dir):
+        weakref.finalize(trainer, Occupation(trainer.run_dir, say=trainer.host.warn).release)
     _write(trainer.run_dir / "recipe.yaml", trainer.recipe.as_yaml())
     _write(trainer.run_dir / "plugins.json", json.dumps(manifest, indent=2))
 
 
+def _make(folder: Path) -> None:
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(path.parent):
         path.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as problem:
         raise HooktrainError(
-            f"run_dir: given '{path.parent}', which cannot be written ({problem.strerror}); give another folder"
+            f"run_dir: given '{folder}', which cannot be written ({problem.strerror}); give another folder"
         ) from problem

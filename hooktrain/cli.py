@@ -6,15 +6,14 @@ import atexit
 import os
 import signal
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
 import click
 
 from hooktrain.bench.command import bench
-from hooktrain.errors import HooktrainError
-from hooktrain.launch import follow_launcher, note_failure
+from hooktrain.errors import HooktrainError, show_warnings
+from hooktrain.launch import follow_launcher, note_failure, trace_of
 from hooktrain.options import as_json, host_of, print_facts, recipe_options
 from hooktrain.report.commands import hooks, plan, plugins
 
@@ -111,6 +110,7 @@ def main() -> None:
     """Run the command line; errors of hooktrain's own are one message and no traceback."""
     several = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     follow_launcher()
+    show_warnings()
     if hasattr(signal, "SIGUSR1"):  # which would end a process that has not come to its training yet
         signal.signal(
             signal.SIGUSR1, lambda number, frame: click.echo("hooktrain: SIGUSR1: nothing to save yet", err=True)
@@ -160,7 +160,7 @@ def _failed(message: str, problem: BaseException, *, trace: bool) -> int:
     """Say why the command fails, or have the launcher of several ranks say it; returns the status."""
     if not note_failure(message, problem, trace=trace):
         if trace:
-            traceback.print_exception(type(problem), problem, problem.__traceback__)
+            click.echo(trace_of(problem), err=True, nl=False)
         click.echo(f"hooktrain: {message}", err=True)
     return 1
 

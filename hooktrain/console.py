@@ -16,6 +16,8 @@ from hooktrain.config import at_least, field
 from hooktrain.markers import hookimpl
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from hooktrain.trainer import Trainer
 
 __all__ = ["Console", "ConsoleConfig"]
@@ -60,12 +62,11 @@ class Console:
         if not self.shown:
             return
         self.began = time.perf_counter()
-        parameters = sum(p.numel() for p in trainer.model.parameters())
-        trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-        share = "" if trained == parameters else f", {trained / 1e6:,.1f}M of them trained"
+        parameters, trained = _sizes(trainer.model)
+        share = "" if trained == parameters else f", {_count(trained)} of them trained"
         self._facts(
             {
-                "model": f"{parameters / 1e6:,.1f}M parameters{share} on {trainer.device}",
+                "model": f"{_count(parameters)} parameters{share} on {trainer.device}",
                 "data": str(trainer.data.report.get("summary") or f"{len(trainer.data.train):,} rows"),
                 "run": f"{trainer.training_horizon:,} steps of {trainer.recipe.micro_batch_size}"
                 f" x {trainer.recipe.gradient_accumulation_steps} x {trainer.world.world_size} rows"
@@ -140,6 +141,16 @@ class Console:
     def _facts(self, facts: Mapping[str, str]) -> None:
         for name, text in facts.items():
             self.terminal.print(f"[bold]{name:<6}[/]{escape(text)}", soft_wrap=not self.terminal.is_terminal)
+
+
+def _sizes(model: Module) -> tuple[int, int]:
+    """Numbers in a model, and those of them that are trained; ZeRO leaves empty weights behind that know their size."""
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:,.1f}M" if number >= 100_000 else f"{number:,}"
 
 
 def _clock(seconds: float) -> str:

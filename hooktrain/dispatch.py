@@ -64,7 +64,7 @@ def _compiled(
             [f"    result = {call}", "    if result is not None: return result"] if first_result else [f"    {call}"]
         )
     lines.append("    raise unanswered()" if name in SEGMENTS else "    return None")
-    exec("\n".join(lines), scope)
+    exec(compile("\n".join(lines), f"<hook {name}>", "exec"), scope)
     compiled: Callable[..., Any] = scope[name]
     return compiled
 

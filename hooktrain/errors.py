@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sys
+import warnings
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -19,6 +22,7 @@ __all__ = [
     "RecipeError",
     "SegmentError",
     "did_you_mean",
+    "show_warnings",
 ]
 
 
@@ -43,6 +47,26 @@ class Complaint(NamedTuple):
 
 class HooktrainWarning(UserWarning):
     """Something that a user should know and that does not stop the run."""
+
+
+def show_warnings() -> None:
+    """Have warnings of hooktrain's own printed as one line each, instead of as Python does it, with a line of code.
+
+    What other libraries warn of, and what the user has told Python to do with warnings, stays as it is.
+    """
+    before = warnings.formatwarning
+
+    def formatted(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if not issubclass(category, HooktrainWarning):
+            return before(message, category, filename, lineno, line)
+        rank = os.environ.get("RANK", "0")
+        return f"hooktrain: warning{'' if rank == '0' else f' of rank {rank}'}: {message}\n"
+
+    warnings.formatwarning = formatted
+    if not sys.warnoptions:
+        warnings.simplefilter("always", HooktrainWarning)
 
 
 class RecipeError(HooktrainError):

@@ -19,14 +19,14 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-__all__ = ["follow_launcher", "launch", "note_failure"]
+__all__ = ["follow_launcher", "launch", "note_failure", "trace_of"]
 
 _NOTES, _PIPE = "HOOKTRAIN_FAILURES", "HOOKTRAIN_LAUNCHER"
 _PATIENCE = 10.0
 """Seconds in which ranks may end by themselves when one has failed."""
 _WHERE = signal.SIGUSR2
 """Asks a rank what it is doing."""
-_OUR_OWN = ("/click/", "/pluggy/", "<frozen runpy>", "hooktrain/cli.py", "hooktrain/__main__.py")
+_OUR_OWN = ("/click/", "/pluggy/", "<frozen runpy>", "<hook ", "hooktrain/cli.py", "hooktrain/__main__.py")
 """Files whose frames say nothing about a failure."""
 _CONSEQUENCES = (
     "Connection closed by peer",
@@ -227,7 +227,7 @@ def note_failure(message: str, problem: BaseException, *, trace: bool) -> bool:
         Whether the launcher is this module's, which prints it.
     """
     when = getattr(problem, "hooktrain_when", time.time())
-    text = _trace_of(problem) if trace else ""
+    text = trace_of(problem) if trace else ""
     folder, file = os.environ.get(_NOTES), os.environ.get("TORCHELASTIC_ERROR_FILE")
     if folder:
         with contextlib.suppress(OSError):
@@ -241,7 +241,7 @@ def note_failure(message: str, problem: BaseException, *, trace: bool) -> bool:
     return False
 
 
-def _trace_of(problem: BaseException) -> str:
+def trace_of(problem: BaseException) -> str:
     """The traceback without the frames of the command line and of the calling of hooks."""
     made = traceback.TracebackException.from_exception(problem)
     found: traceback.TracebackException | None = made

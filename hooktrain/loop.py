@@ -120,9 +120,13 @@ class Loop:
             if engine.claims(path):
                 engine.load(trainer, path)
                 return path
+        problem = "none of the recipe's checkpoint engines can resume from it" if path.exists() else "is not there"
+        near = path if path.is_dir() else path.parent
+        folders = sorted(one.parent for one in (*near.glob("*/manifest.json"), *near.glob("*/*/manifest.json")))
+        there = f" (there are {', '.join(map(str, folders[-3:]))})" if folders else ""
         raise CheckpointError(
-            f"{path}: none of the recipe's checkpoint engines can resume from it; give the path of a checkpoint that"
-            " one of them wrote, and keep its engine (such as 'type: full') in the recipe"
+            f"{path}: {problem}; give the path of a checkpoint that one of them wrote{there}, and keep its engine (such"
+            " as 'type: full') in the recipe"
         )
 
     @hookimpl(trylast=True)

@@ -56,6 +56,8 @@ class Saving:
             return False
         if reason == "epoch":
             return bool(config.save_every_n_epochs and state.epoch % config.save_every_n_epochs == 0)
+        if reason == "request" and state.stop_reason is not None and config.save_end_of_training:
+            return False  # the end is next, and whoever waits for it would wait twice as long
         return reason == "request" or bool(
             config.save_every_n_steps and state.global_step % config.save_every_n_steps == 0
         )

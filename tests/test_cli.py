@@ -84,6 +84,10 @@ def test_resume(recipe, tmp_path):
     shown = hooktrain("train", str(recipe), *saving, "--resume", str(tmp_path), cwd=tmp_path)
     assert shown.returncode == 1
     assert "none of the recipe's checkpoint engines can resume from it; give the path of a checkpoint" in shown.stderr
+    shown = hooktrain("train", str(recipe), *saving, "--resume", str(path.with_name("step-9")), cwd=tmp_path)
+    assert (
+        f"step-9: is not there; give the path of a checkpoint that one of them wrote (there are {path}" in shown.stderr
+    )
 
 
 def test_errors_are_sentences_without_tracebacks(recipe, tmp_path):
@@ -100,6 +104,16 @@ def test_errors_are_sentences_without_tracebacks(recipe, tmp_path):
     assert "no command is named 'trian' (did you mean 'train'?); there are bench, data, " in shown.stderr
 
 
+def test_a_warning_is_a_line(recipe, tmp_path):
+    shown = hooktrain("train", str(recipe), "-o", "eval_interval=1", "-o", "data.eval_rows=0", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    lines = [line for line in shown.stderr.splitlines() if "warning" in line.lower()]
+    assert lines == [
+        "hooktrain: warning: eval_interval: nothing will be evaluated, as there is no evaluation set; add"
+        " data.eval_sources"
+    ]
+
+
 def test_a_failing_hook_is_named_after_its_traceback(recipe, tmp_path):
     (tmp_path / "bad.py").write_text(
         "import hooktrain\n@hooktrain.hookimpl\ndef on_step_end(trainer):\n    if trainer.global_step == 2: {}['x']\n"
@@ -107,6 +121,7 @@ def test_a_failing_hook_is_named_after_its_traceback(recipe, tmp_path):
     shown = hooktrain("train", str(recipe), "-p", "bad", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert shown.returncode == 1
     assert "bad.py" in shown.stderr
+    assert "/click/" not in shown.stderr and "<hook " not in shown.stderr, "frames that say nothing about it"
     assert shown.stderr.rstrip().endswith(
         "hooktrain: failed in plugin 'bad', hook on_step_end, step 2, rank 0: KeyError: 'x'"
     )

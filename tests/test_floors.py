@@ -19,7 +19,7 @@ FLOORS = [
     ["rules"],
     ["plugins"],
     ["recipe"],
-    ["drift", "loader", "meter", "requests", "saving", "faults"],
+    ["drift", "loader", "meter", "occupied", "requests", "saving", "faults"],
     ["console", "jsonl", "loop", "signals"],
     ["build"],
     ["trainer"],

@@ -220,3 +220,29 @@ def test_a_second_sigint_ends_at_once(start):
     assert (code, again.saved) == (130, []), output
     assert time.monotonic() - began < 3
     assert "interrupted at plugin 'extra', hook on_microbatch_start, step 0" in output
+
+
+def test_what_is_saved_at_the_end_anyway_is_saved_once(run_tiny):
+    """Whoever stops a run from outside waits a limited time for it, and an export of the same weights takes as long again."""
+    saves = []
+
+    class Stop:
+        @hookimpl
+        def on_step_end(self, trainer):
+            if trainer.global_step == 2:
+                trainer.request_save()
+                trainer.request_stop("enough")
+
+        @hookimpl(wrapper=True)
+        def save_checkpoint(self, trainer):
+            saves.append(
+                (trainer.checkpoint_reason, [e.config.output_dir.name for e in trainer.due_checkpoint_engines])
+            )
+            return (yield)
+
+    folders = [
+        {"type": "full", "output_dir": "end", "save_end_of_training": True},
+        {"type": "full", "output_dir": "steps", "save_every_n_steps": 100},
+    ]
+    run_tiny(Stop(), checkpoint=folders)
+    assert saves == [("request", ["steps"]), ("end", ["end"])]

@@ -117,6 +117,9 @@ def _fill(
     elif config.zero_stage not in (None, zero["stage"]):
         yield _two(f"{_WHERE}.zero_optimization.stage", zero["stage"], "strategy.zero_stage", config.zero_stage)
     stage = zero["stage"]
+    if stage not in (0, 1, 2, 3):
+        yield Complaint(f"{_WHERE}.zero_optimization.stage", f"given {stage!r}, expected 0, 1, 2 or 3")
+        return
     sizes = {
         "train_micro_batch_size_per_gpu": (recipe.micro_batch_size, "micro_batch_size"),
         "gradient_accumulation_steps": (recipe.gradient_accumulation_steps, "gradient_accumulation_steps"),
@@ -159,6 +162,10 @@ def _fill_dtype(made: dict[str, Any], dtype: str, stage: int, sure: bool) -> Ite
 
 
 def _fill_offload(zero: dict[str, Any], offload: str | None, stage: int) -> Iterator[Complaint]:
+    for name in ("offload_optimizer", "offload_param"):
+        if isinstance(zero.get(name), dict) and zero[name].get("device") == "nvme":
+            where = f"{_WHERE}.zero_optimization.{name}.device"
+            yield Complaint(where, "given nvme, which is not supported yet, expected cpu or none")
     if offload is None:
         return
     wanted = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}[offload]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.optim import Optimizer
 from hooktrain import (
     Batch,
     HooktrainError,
+    HooktrainWarning,
     NonFiniteError,
     OptimizerStep,
     Recipe,
@@ -29,6 +31,7 @@ from hooktrain import (
     TrainedState,
     World,
 )
+from hooktrain_deepspeed.check import require_valid
 from hooktrain_deepspeed.config import DeepSpeedConfig, assemble
 from hooktrain_deepspeed.library import deepspeed_for, quietly
 from hooktrain_deepspeed.state import ZeroState
@@ -69,6 +72,9 @@ class DeepSpeedStrategy:
         os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # asked for even where there is one rank
         with quietly():
             self._deepspeed.init_distributed(dist_init_required=False)
+        for warning in require_valid(self.settings):
+            if world.is_main:
+                warnings.warn(warning, HooktrainWarning, stacklevel=2)
         self._sequence: SequenceGroup | None = None
         if config.sequence_parallel > 1:
             group = self._ranks.neighbours(config.sequence_parallel)

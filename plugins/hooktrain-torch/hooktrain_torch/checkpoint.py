@@ -15,9 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from hooktrain import CheckpointConfig, CheckpointError, TrainedState, World, at_least, field, one_of, require_same
+from hooktrain import (
+    CheckpointConfig,
+    CheckpointError,
+    HooktrainWarning,
+    TrainedState,
+    World,
+    at_least,
+    field,
+    one_of,
+    require_same,
+)
 from hooktrain_torch.files import (
     MANIFEST,
+    OTHER_FORMAT,
     UNKNOWN,
     NotPlainError,
     load,
@@ -59,6 +70,10 @@ class FullConfig(CheckpointConfig):
     save_frozen: bool = field(default=False)
     """Whether to write frozen weights too. Otherwise those that are as the model was built are left out, as building it
     gives them back; a resume makes sure that it does."""
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, HooktrainWarning, stacklevel=3)
 
 
 class FullCheckpoint:
@@ -110,7 +125,7 @@ class FullCheckpoint:
         except CheckpointError as problem:
             if not self.config.asynchronous or self.config.on_failure == "stop":
                 raise
-            trainer.host.warn(f"{problem}; the run goes on")
+            self._go_on(trainer, problem)
             return None
 
     def _save(self, trainer: Trainer) -> Path | None:
@@ -163,7 +178,7 @@ class FullCheckpoint:
         except CheckpointError as problem:
             if self.config.on_failure == "stop":
                 raise
-            trainer.host.warn(f"{problem}; the run goes on")
+            self._go_on(trainer, problem)
             return None
         saving.stalled += time.perf_counter() - began
         self.last_stall = saving.stalled
@@ -175,6 +190,10 @@ class FullCheckpoint:
         """Finish what is being saved when the run ends with an error, where that needs no other rank."""
         if self._going_on is not None and self.world.world_size == 1:
             self.finish(trainer, wait=True)
+
+    def _go_on(self, trainer: Trainer, problem: CheckpointError) -> None:
+        if self.world.is_main:  # all ranks have it
+            trainer.host.warn(f"{problem}; the run goes on")
 
     def _unchanged(self, trainer: Trainer, trained: TrainedState) -> dict[str, str]:
         if self._frozen is None:
@@ -281,13 +300,20 @@ class FullCheckpoint:
         return sorted(((number_of(path), path) for path in folders), reverse=True)
 
     def latest(self) -> Path | None:
-        for _, path in self._found():
+        found = self._found()
+        for _, path in found:
             problem = problem_of(path)
             if not problem:
                 self._checked = path
                 return path
-            if self.world.is_main:
-                warnings.warn(f"checkpoint {path} is passed over: {problem}", stacklevel=2)
+            if OTHER_FORMAT in problem:  # it is whole: to begin anew would lose it
+                raise CheckpointError(
+                    f"{path}: {problem}; resume with the version that wrote it, or move '{self.output_dir}' away to"
+                    " begin anew"
+                )
+            _warn(f"checkpoint {path} is passed over: {problem}")
+        if found:
+            _warn(f"{self.output_dir}: no checkpoint there is whole, so the run begins anew")
         return None
 
     def claims(self, path: Path) -> bool:

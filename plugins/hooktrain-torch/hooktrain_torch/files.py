@@ -19,6 +19,7 @@ from hooktrain import CheckpointError
 __all__ = [
     "FORMAT",
     "MANIFEST",
+    "OTHER_FORMAT",
     "UNKNOWN",
     "NotPlainError",
     "load",
@@ -34,6 +35,8 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 FORMAT = 3
+OTHER_FORMAT = "it is of format"
+"""Begins what :func:`problem_of` says of a checkpoint that another version has written."""
 UNKNOWN = 1 << 62
 """Number of a checkpoint whose manifest cannot be read; looked at first, so that the user hears of it."""
 _PLAIN = {type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device}
@@ -159,7 +162,7 @@ def problem_of(folder: Path, *, digests: bool = True) -> str:
     try:
         facts = _manifest(folder)
         if facts["format"] != FORMAT:
-            return f"it is of format {facts['format']}, and this version reads {FORMAT}"
+            return f"{OTHER_FORMAT} {facts['format']}, and this version reads {FORMAT}"
         for name, expected in facts["files"].items():
             path = folder / name
             if not path.is_file():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from hooktrain import HooktrainError, RecipeError, hookimpl
+from hooktrain import HooktrainError, HooktrainWarning, RecipeError, hookimpl
 from hooktrain.testing import Recorder
 from tests.launching import alone, assert_equal_runs, stored_weights, weights_at
 
@@ -188,6 +189,59 @@ def test_what_contradicts_the_recipe(run_tiny, strategy, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"zero_optimization": {"stage": 7}},
+            "strategy.config.zero_optimization.stage: given 7, expected 0, 1, 2 or 3",
+        ),
+        (
+            {"zero_optimization": {"overlap_com": True}},
+            "strategy.config.zero_optimization.overlap_com: unknown key (did you mean 'overlap_comm'?)",
+        ),
+        (
+            {"zero_optimization": {"reduce_bucket_size": "big"}},
+            "strategy.config.zero_optimization.reduce_bucket_size: given 'big', but DeepSpeed says: input should be",
+        ),
+        (
+            {"zero_optimizatoin": {"stage": 2}},
+            "strategy.config.zero_optimizatoin: unknown key (did you mean 'zero_optimization'?)",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
+            "strategy.config.zero_optimization.offload_optimizer.device: given nvme, which is not supported yet",
+        ),
+    ],
+)
+def test_what_deepspeed_would_not_take_or_never_read(run_tiny, tmp_path, config, message):
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps(config))
+    for given in (config, str(path)):
+        with pytest.raises(RecipeError) as caught:
+            run_tiny(strategy={"type": "deepspeed", "device": "cpu", "config": given})
+        assert message in str(caught.value)
+        assert "pydantic" not in str(caught.value)
+
+
+def test_keys_that_deepspeed_reads_and_one_that_it_does_not(run_tiny):
+    config = {
+        "wall_clock_breakdown": False,
+        "steps_per_print": 10,
+        "flops_profiler": {"enabled": False},
+        "activation_checkpointing": {"partition_activations": False},
+        "communication_data_type": "fp32",
+        "comms_logger": {"enabled": False},
+        "aio": {"thread_count": 1},
+        "zero_allow_untested_optimizer": True,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", HooktrainWarning)
+        run_tiny(strategy={"type": "deepspeed", "device": "cpu", "config": config})
+    with pytest.warns(HooktrainWarning, match=r"strategy.config.made_by_us: DeepSpeed has no such key"):
+        run_tiny(strategy={"type": "deepspeed", "device": "cpu", "config": {"made_by_us": "2026"}})
+
+
 def test_a_configuration_from_a_file(run_tiny, tmp_path):
     """As transformers' users have them: ``auto`` where the recipe knows better."""
     path = tmp_path / "zero.json"
@@ -217,3 +271,11 @@ def test_nothing_is_compiled(run_ranks, tmp_path, monkeypatch, stage):
     run = run_ranks(1, strategy=zero(stage, **({"offload": "optimizer"} if stage else {})))
     assert run.status == 0, run.output
     assert not (tmp_path / "extensions").exists()
+
+
+def test_the_console_counts_weights_that_no_rank_holds_whole(run_tiny, capsys):
+    run_tiny(strategy=zero(0), console={"enabled": True})
+    (whole,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("model")]
+    run_tiny(strategy=zero(3), console={"enabled": True})
+    assert whole in capsys.readouterr().out
+    assert whole != "model 0 parameters on cpu"

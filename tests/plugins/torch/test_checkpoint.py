@@ -312,15 +312,20 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(run_tiny, tmp_path, name,
 def test_all_damaged_is_nothing(run_tiny, tmp_path):
     run_tiny(checkpoint=every(7))
     damage(step(tmp_path, 7) / "model-0.pt", "missing")
-    with pytest.warns(UserWarning, match="passed over: model-0.pt is missing"):
+    with pytest.warns(UserWarning) as told:
         assert run_tiny(checkpoint=every(7, auto_resume=True)).global_step == 7
     assert FullCheckpoint(FullConfig(), tmp_path / "run", World()).latest() == step(tmp_path, 7), "and it is replaced"
+    texts = [str(one.message) for one in told]
+    assert any("step-00000007 is passed over: model-0.pt is missing" in text for text in texts)
+    assert any("checkpoints: no checkpoint there is whole, so the run begins anew" in text for text in texts)
 
 
 def test_what_is_no_checkpoint(run_tiny, tmp_path):
     (tmp_path / "empty").mkdir()
-    for path in (tmp_path / "empty", tmp_path / "nowhere"):
-        with pytest.raises(CheckpointError, match="none of the recipe's checkpoint engines can resume from it"):
+    problems = {"empty": "none of the recipe's checkpoint engines can resume from it", "nowhere": "is not there; give"}
+    for name, problem in problems.items():
+        path = tmp_path / name
+        with pytest.raises(CheckpointError, match=problem):
             run_tiny(checkpoint=every(3), trainer={"resume_from": path})
 
 
@@ -333,11 +338,14 @@ def test_a_checkpoint_of_another_model_or_optimizer(run_tiny, tmp_path):
 
 
 def test_a_checkpoint_of_a_later_format(run_tiny, tmp_path):
-    run_tiny(checkpoint=every(3))
-    path = step(tmp_path, 3) / "manifest.json"
+    run_tiny(checkpoint=every(7, auto_resume=True))
+    path = step(tmp_path, 7) / "manifest.json"
     path.write_text(path.read_text().replace('"format": 3', '"format": 4'))
     with pytest.raises(CheckpointError, match="it is of format 4, and this version reads 3"):
-        run_tiny(checkpoint=every(3), trainer={"resume_from": step(tmp_path, 3)})
+        run_tiny(checkpoint=every(7), trainer={"resume_from": step(tmp_path, 7)})
+    with pytest.raises(CheckpointError, match="format 4.*; resume with the version that wrote it, or move"):
+        run_tiny(checkpoint=every(7, auto_resume=True))
+    assert path.exists(), "what another version can read is not lost by beginning anew"
 
 
 # ------------------------------------------------------------------------------------------------ no room, no life
