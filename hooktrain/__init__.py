@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hooktrain.build import load
     from hooktrain.config import CheckpointConfig, at_least, between, field, one_of, part, structure, unstructure
+    from hooktrain.differences import differences, digest
     from hooktrain.drift import provenance, require_same
     from hooktrain.errors import (
         CheckpointError,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "build": "load",
     "config": "CheckpointConfig at_least between field one_of part structure unstructure",
+    "differences": "differences digest",
     "drift": "provenance require_same",
     "errors": "CheckpointError Complaint DataError HooktrainError HooktrainWarning ModelError NonFiniteError"
     " PluginError RanksDisagreeError RecipeError SegmentError did_you_mean",
@@ -108,6 +110,8 @@ __all__ = [
     "between",
     "blank",
     "did_you_mean",
+    "differences",
+    "digest",
     "field",
     "hookimpl",
     "hookspec",

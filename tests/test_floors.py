@@ -12,7 +12,7 @@ CORE = Path(__file__).parents[1] / "hooktrain"
 PLUGINS = CORE.parent / "plugins"
 
 FLOORS = [
-    ["errors", "launch", "markers"],
+    ["differences", "errors", "launch", "markers"],
     ["state"],
     ["parts", "config", "hookspecs"],
     ["dispatch", "records"],

@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hooktrain.testing.checks import conformance
     from hooktrain.testing.fixtures import run_tiny, tiny_recipe
     from hooktrain.testing.language import make_llama, make_tokenizer, sample_rows, save_llama, write_rows
     from hooktrain.testing.processes import Run
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from hooktrain.testing.tiny import TinyDataConfig, TinyLossConfig, TinyModel, TinyModelConfig, TinyPlugin, TinyRows
 
 _HOMES = {
+    "checks": "conformance",
     "fixtures": "run_tiny tiny_recipe",
     "language": "make_llama make_tokenizer sample_rows save_llama write_rows",
     "processes": "Run",
@@ -38,6 +40,7 @@ __all__ = [
     "TinyModelConfig",
     "TinyPlugin",
     "TinyRows",
+    "conformance",
     "host_of",
     "make_llama",
     "make_tokenizer",

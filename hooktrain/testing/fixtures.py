@@ -40,6 +40,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "hooktrain_conformance: a check of hooktrain's conformance kit")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What the conformance kit has measured, such as seconds and microseconds."""
+    lines = [
+        str(value)
+        for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("skipped"))
+        for name, value in getattr(report, "user_properties", ())
+        if name == "hooktrain" and report.when == "call"
+    ]
+    if lines and terminalreporter.config.getoption("verbose") >= 0:
+        terminalreporter.section("hooktrain conformance")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture
 def tiny_recipe(tmp_path: Path) -> dict[str, Any]:
     """A recipe of type ``tiny`` that runs in milliseconds and keeps its files in ``tmp_path``."""

@@ -6,9 +6,7 @@ of them, and the rest from the checkpoint of the half.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import subprocess
 import sys
 import tempfile
@@ -17,10 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
-import torch
-from torch import Tensor
 
-from hooktrain import HooktrainError, hookimpl
+from hooktrain import HooktrainError, differences, digest, hookimpl
 from hooktrain_torch.files import load
 from hooktrain_torch.stored import FromFiles
 
@@ -37,12 +33,7 @@ class NoteRows:
 
     @hookimpl
     def on_step_start(self, trainer: Trainer, batches: Sequence[Mapping[str, Any]]) -> None:
-        made = hashlib.sha256()
-        for batch in batches:
-            for name, value in sorted(batch.items()):
-                made.update(name.encode())
-                made.update(_bytes(value) if isinstance(value, Tensor) else repr(value).encode())
-        line = {"step": trainer.global_step + 1, "rows": made.hexdigest()}
+        line = {"step": trainer.global_step + 1, "rows": digest(list(batches))}
         with (trainer.run_dir / f"rows-{trainer.world.rank}.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
 
@@ -151,44 +142,9 @@ def _lines(path: Path, after: int) -> dict[int, Any]:
 
 
 def _finding(what: str, one: Any, two: Any) -> Finding:
-    differences = list(_differences(one, two, ""))
-    more = f", and {len(differences) - 1} more" if len(differences) > 1 else ""
-    return Finding(what, _count(one), differences[0] + more if differences else "")
-
-
-def _differences(one: Any, two: Any, where: str) -> Iterator[str]:
-    """Where two plain values differ, and how."""
-    if isinstance(one, Mapping) and isinstance(two, Mapping):
-        for key in dict.fromkeys([*one, *two]):
-            path = f"{where}, {key}" if where else str(key)
-            if key in one and key in two:
-                yield from _differences(one[key], two[key], path)
-            else:
-                yield f"{path}: only in the {'straight' if key in one else 'resumed'} run"
-    elif isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)) and len(one) == len(two):
-        for number, (left, right) in enumerate(zip(one, two, strict=True)):
-            yield from _differences(left, right, f"{where}[{number}]")
-    elif isinstance(one, Tensor) and isinstance(two, Tensor):
-        if one.shape != two.shape or one.dtype != two.dtype:
-            yield f"{where}: {one.dtype} {tuple(one.shape)} and {two.dtype} {tuple(two.shape)}"
-        elif _bytes(one) != _bytes(two):
-            apart = (one.double() - two.double()).abs().max().item()
-            yield f"{where}: up to {apart:.2g} apart"
-    elif type(one) is not type(two) or not (one == two or (_is_nan(one) and _is_nan(two))):
-        yield f"{where}: {_short(one)} and {_short(two)}"
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
-
-
-def _bytes(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    found = list(differences(one, two, names=("the straight run", "the resumed run")))
+    more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    return Finding(what, _count(one), found[0] + more if found else "")
 
 
 def _count(value: Any) -> int:

@@ -1,0 +1,137 @@
+"""A plugin that only observes changes nothing, and several ranks train as one does."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from hooktrain.errors import HooktrainError
+from hooktrain.testing.checks.kit import Broken, Kit, Unjudged
+from hooktrain.testing.checks.subject import PARTS, prepared
+
+__all__ = ["changes_gradients", "check_observes", "check_ranks", "require_removable"]
+
+
+def changes_gradients(kit: Kit) -> bool:
+    """What the author says, or what the plugin declares."""
+    if kit.options.changes_gradients is not None:
+        return kit.options.changes_gradients
+    done = kit.once("declared", lambda: kit.start("declared", f"{__name__}:_declared", spec=kit.spec))
+    return bool(kit.need(done, "loading the plugin"))
+
+
+def _declared(spec: Any) -> bool:
+    """Whether the plugin's own ``hooktrain_plugin`` says that it changes gradients; in a process of its own."""
+    import sys
+
+    plugin = spec.reference.load()
+    home = sys.modules.get(str(getattr(plugin, "__module__", None) or getattr(plugin, "__name__", "")))
+    info = getattr(plugin, "hooktrain_plugin", None) or getattr(home, "hooktrain_plugin", None)
+    return bool(getattr(info, "changes_gradients", False))
+
+
+def _removable(spec: Any) -> str:
+    """Why the recipe does not do without the plugin, or nothing; in a process of its own."""
+    try:
+        prepared(spec, "without")
+    except HooktrainError as problem:
+        return " ".join(str(problem).split())
+    return ""
+
+
+def require_removable(kit: Kit) -> None:
+    """Refuse to compare with runs without the plugin where there are none."""
+    done = kit.once("removable", lambda: kit.start("removable", f"{__name__}:_removable", spec=kit.spec))
+    why = kit.need(done, "reading the recipe without the plugin")
+    if why:
+        raise Unjudged(f"the recipe does not do without the plugin, so there is nothing to compare with: {why}")
+
+
+def check_observes(kit: Kit) -> None:
+    """Losses, weights and random numbers are the same with the plugin and without."""
+    if changes_gradients(kit):
+        raise Unjudged("the plugin declares that it changes gradients")
+    require_removable(kit)
+    beside, without = kit.runs(("beside", {"variation": "beside"}, {}), ("without", {"variation": "without"}, {}))
+    one = kit.need(without, "a run without the plugin")
+    two = kit.need(beside, "a run beside the plugin")
+    from hooktrain.differences import differences
+
+    for what in ("rows of each step", "logged numbers", "weights", "optimizer's tensors", "random states"):
+        first, second = one[what], two[what]
+        if what == "logged numbers":  # what it adds to a line is its own
+            second = {
+                step: {name: value for name, value in line.items() if name in first.get(step, line)}
+                for step, line in second.items()
+            }
+        found = list(differences(first, second, names=("the run without it", "the run with it")))
+        if found:
+            rest = f", and {len(found) - 1} more" if len(found) > 1 else ""
+            parts = ", ".join(key for key in kit.spec.settings if key in PARTS)
+            note = f" ({parts} of the settings left out)" if parts else ""
+            raise Broken(
+                f"the same recipe without the plugin, and with it{note}, differ. {what}: {found[0]}{rest}",
+                "a plugin that does not say that it changes gradients leaves losses, weights and random numbers alone,"
+                " bit by bit, so that nobody has to wonder what an observer did to a run",
+                "find what it draws, writes to or reorders; random numbers of its own come from a torch.Generator or"
+                " random.Random of its own; if it is meant to change the training, declare changes_gradients=True in"
+                " its hooktrain.PluginInfo, or give conformance(changes_gradients=True)",
+            )
+    kit.notes["observes"] = f"{kit.options.steps} steps unchanged bit by bit"
+
+
+def check_ranks(kit: Kit) -> None:
+    """One rank and two that share the same global batch log the same losses, and all end."""
+    one, two = _accumulations(kit)
+    changes: dict[str, Any] = {"checkpoint": [], "gradient_accumulation_steps": one}
+    if kit.options.recipe == "tiny" and "model" not in kit.options.settings:
+        changes["model.dropout"] = 0.0  # ranks draw different dropout
+    if kit.options.recipe in ("tiny", "chat") and "optimizer" not in kit.options.settings:
+        changes["optimizer"] = {"type": "sgd", "lr": 0.1}  # Adam makes much of the rounding of small gradients
+    port = _free_port()
+    jobs: list[tuple[str, dict[str, Any], dict[str, str]]] = [
+        ("alone", {"variation": "with", "overrides": changes}, {})
+    ]
+    for rank in (0, 1):
+        env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        given = {"variation": "with", "overrides": {**changes, "gradient_accumulation_steps": two}}
+        jobs.append((f"rank-{rank}", given, {**env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}))
+    alone, *ranks = kit.runs(*jobs)
+    reference = kit.need(alone, "a run on one rank")
+    for rank, done in sorted(enumerate(ranks), key=lambda each: each[1].status is None):
+        kit.need(done, f"rank {rank} of two")
+    for rank, done in enumerate(ranks):
+        apart = _apart(reference["logged numbers"], done.result["logged numbers"], kit.options.tolerance)
+        if apart:
+            raise Broken(
+                f"one rank, and rank {rank} of two with the same global batch, log other numbers. {apart}",
+                "a recipe trains alike on any number of ranks: losses are sums, divided once by the tokens of all",
+                "look for a mean over a micro-batch, for what depends on the rank or on how many micro-batches there"
+                " are, and for collectives that only some ranks call; a wider tolerance=... is for optimizers that"
+                " make much of rounding",
+            )
+    kit.notes["ranks"] = f"one and two ranks within {kit.options.tolerance:g}"
+
+
+def _accumulations(kit: Kit) -> tuple[int, int]:
+    said = int(kit.spec.raw("with").get("gradient_accumulation_steps", 1))
+    return 2 * said, said
+
+
+def _apart(one: Mapping[str, Any], two: Mapping[str, Any], tolerance: float) -> str:
+    """Where two sets of log lines are further apart than they may be, in the engine's numbers."""
+    for step, line in one.items():
+        for name, value in line.items():
+            if name not in ("loss", "grad_norm", "tokens", "supervised_tokens", "lr") and not name.startswith("eval/"):
+                continue
+            other = two.get(step, {}).get(name)
+            if other is None or abs(other - value) > tolerance * max(abs(value), 1e-12):
+                return f"{step}, {name}: {value!r} and {other!r}, where {tolerance:g} of it is allowed"
+    return ""
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
