@@ -15,7 +15,19 @@ from hooktrain.errors import HooktrainError, did_you_mean
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-__all__ = ["CHAT_TEMPLATE", "FORMATS", "make_llama", "make_tokenizer", "sample_rows", "save_llama", "write_rows"]
+__all__ = [
+    "CHAT_TEMPLATE",
+    "FORMATS",
+    "PRELOAD",
+    "make_llama",
+    "make_tokenizer",
+    "sample_rows",
+    "save_llama",
+    "write_rows",
+]
+
+PRELOAD = tuple("datasets transformers transformers.models.llama.modeling_llama".split())  # noqa: SIM905
+"""What takes seconds to import, for a process that is forked."""
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

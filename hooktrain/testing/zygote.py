@@ -150,8 +150,10 @@ def _fork(folder: Path, env: Mapping[str, str], path: Sequence[str]) -> int:
         function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
         (folder / "result.pickle").write_bytes(pickle.dumps(function(**arguments)))
         status = 0
-    except BaseException:
+    except BaseException as problem:
         traceback.print_exc()
+        where = getattr(problem, "hooktrain_where", "")  # the engine's own note on what failed
+        print(f"{where}: {type(problem).__name__}: {problem}" if where else "", file=sys.stderr)
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()

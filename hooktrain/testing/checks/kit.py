@@ -9,12 +9,13 @@ from typing import Any, NoReturn
 import attrs
 
 from hooktrain.testing.checks.subject import Reference, Spec
+from hooktrain.testing.language import PRELOAD
 from hooktrain.testing.zygote import Done, Job, zygote
 
 __all__ = ["Broken", "Kit", "Options", "Unjudged"]
 
 LIGHT = ("torch", "hooktrain.trainer", "hooktrain.testing.tiny", "hooktrain.testing.checks.runs")
-HEAVY = (*LIGHT, "datasets", "transformers", "transformers.models.llama.modeling_llama")
+HEAVY = (*LIGHT, *PRELOAD)
 RUN = "hooktrain.testing.checks.runs:run"
 
 TINY: Mapping[str, Any] = {

@@ -95,12 +95,14 @@ def check_ranks(kit: Kit) -> None:
     ]
     for rank in (0, 1):
         env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        given = {"variation": "with", "overrides": {**changes, "gradient_accumulation_steps": two}}
+        shared = str(kit.folder / "ranks")
+        given = {"variation": "with", "overrides": {**changes, "gradient_accumulation_steps": two, "run_dir": shared}}
         jobs.append((f"rank-{rank}", given, {**env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}))
     alone, *ranks = kit.runs(*jobs)
     reference = kit.need(alone, "a run on one rank")
-    for rank, done in sorted(enumerate(ranks), key=lambda each: each[1].status is None):
-        kit.need(done, f"rank {rank} of two")
+    # the others fail too, as they hear no more from the one that did
+    for rank in sorted((0, 1), key=lambda rank: (", hook " not in ranks[rank].output, ranks[rank].status is None)):
+        kit.need(ranks[rank], f"rank {rank} of two")
     for rank, done in enumerate(ranks):
         apart = _apart(reference["logged numbers"], done.result["logged numbers"], kit.options.tolerance)
         if apart:

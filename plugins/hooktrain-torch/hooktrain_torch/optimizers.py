@@ -86,7 +86,7 @@ def make_optimizer(config: Any, model: Module) -> Optimizer:
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     kind = torch.optim.Adam if isinstance(config, AdamConfig) else torch.optim.AdamW
     # one kernel for all parameters: on a GPU and on a CPU alike the quickest of torch's implementations
-    fused = all(parameter.is_floating_point() for parameter in trained)
+    fused = all(parameter.is_floating_point() and not parameter.is_meta for parameter in trained)
     return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 

@@ -1,0 +1,324 @@
+"""Plugins that break one rule each, and two that keep to all of them; for ``test_conformance.py``."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from pathlib import Path
+
+import attrs
+import torch
+
+from hooktrain import LossSum, field, hookimpl
+
+
+@attrs.frozen(kw_only=True)
+class MineConfig:
+    """A part of one's own."""
+
+    lr: float = field(default=0.1)
+
+
+# -------------------------------------------------------------------------------------------------------- good
+
+
+class Observes:
+    """Reads where it may, keeps a state, gives back what it holds."""
+
+    def __init__(self):
+        self.steps, self.mean, self.started, self.file = 0, torch.zeros(()), 0.0, None
+        self.own = random.Random(3)
+
+    @hookimpl
+    def on_train_start(self, trainer):
+        self.started = float(sum(p.detach().sum() for p in trainer.model.parameters()))
+        self.file = (trainer.run_dir / "mine.txt").open("a")
+
+    @hookimpl
+    def on_step_end(self, output):
+        self.steps += 1
+        self.mean = self.mean.to(output.total.device) + output.total
+        self.own.random()
+
+    @hookimpl
+    def collect_metrics(self):
+        return {"mine/mean": self.mean / max(self.steps, 1)}
+
+    @hookimpl
+    def on_log(self, trainer, metrics):
+        self.file.write(f"{self.steps} {float(self.mean)}\n")
+
+    @hookimpl
+    def collect_state(self):
+        return {"steps": self.steps, "mean": self.mean.cpu(), "own": [list(self.own.getstate()[1]), 3]}
+
+    @hookimpl
+    def restore_state(self, state):
+        self.steps, self.mean = state["steps"], state["mean"]
+        self.own.setstate((state["own"][1], tuple(state["own"][0]), None))
+
+    @hookimpl
+    def on_teardown(self):
+        if self.file is not None:
+            self.file.close()
+
+
+class Offers:
+    """An optimizer."""
+
+    @hookimpl
+    def register_configs(self):
+        return {"optimizer": {"mine": MineConfig}}
+
+    @hookimpl
+    def make_optimizer(self, config, model):
+        if not isinstance(config, MineConfig):
+            return None
+        return torch.optim.SGD(model.parameters(), lr=config.lr)
+
+
+# ------------------------------------------------------------------------------------------------------- hooks
+
+
+class Misspelt:
+    @hookimpl
+    def on_step_ended(self):
+        pass
+
+
+class Unmarked:
+    @hookimpl
+    def on_train_start(self):
+        pass
+
+    def on_step_end(self):
+        pass
+
+
+class WrongParameter:
+    @hookimpl
+    def on_step_end(self, result):
+        pass
+
+
+class NeverRuns:
+    @hookimpl
+    def on_step_end(self):
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------- declines
+
+
+class Greedy:
+    @hookimpl
+    def make_optimizer(self, config, model):
+        return [config]
+
+
+class ReadsFirst:
+    @hookimpl
+    def make_optimizer(self, config, model):
+        return torch.optim.SGD(model.parameters()) if config.lr == 12345 else None
+
+
+class UsesFirst:
+    @hookimpl
+    def make_optimizer(self, config, model):
+        parameters = list(model.parameters())
+        return torch.optim.SGD(parameters, config.lr) if isinstance(config, MineConfig) else None
+
+
+class ImportsFirst:
+    @hookimpl
+    def make_loss(self, config):
+        import this_and_that  # noqa: F401
+
+
+class AllocatesFirst:
+    @hookimpl
+    def make_loss(self, config):
+        torch.zeros(3)
+
+
+class OpensFirst:
+    @hookimpl
+    def make_loss(self, config):
+        Path("/proc/self/status").read_text()
+
+
+class DrawsFirst:
+    @hookimpl
+    def make_loss(self, config):
+        random.random()
+
+
+class DeclinesLate:
+    @hookimpl
+    def run_step(self, trainer, batches):
+        trainer.state.rows += 1
+        trainer.state.rows -= 1
+        torch.ones(2)
+        return NotImplemented
+
+
+# ------------------------------------------------------------------------------------------------------- state
+
+
+class OnlyCollects:
+    @hookimpl
+    def collect_state(self):
+        return {"a": 1}
+
+
+class NotPlain(OnlyCollects):
+    @hookimpl
+    def collect_state(self):
+        return {"best": {"path": Path("x")}}
+
+    @hookimpl
+    def restore_state(self, state):
+        pass
+
+
+class NotRestored:
+    steps = 0
+
+    @hookimpl
+    def on_step_end(self):
+        self.steps += 1
+
+    @hookimpl
+    def collect_state(self):
+        return {"steps": self.steps}
+
+    @hookimpl
+    def restore_state(self, state):
+        pass
+
+
+# ------------------------------------------------------------------------------------------- resume and observes
+
+
+class Forgets:
+    scale = 1.0
+
+    @hookimpl(wrapper=True)
+    def compute_loss(self, model):
+        loss = yield
+        return loss._replace(total=loss.total * self.scale) if model.training else loss
+
+    @hookimpl
+    def on_step_end(self):
+        self.scale *= 1.1
+
+
+class Draws:
+    @hookimpl
+    def on_step_start(self):
+        torch.rand(())
+
+
+class Declares(Draws):
+    hooktrain_plugin = type("Info", (), {"changes_gradients": True})()
+
+
+# ------------------------------------------------------------------------------------------------------- ranks
+
+
+class ByRank:
+    @hookimpl(wrapper=True)
+    def compute_loss(self, trainer):
+        loss = yield
+        return LossSum(loss.total * (1 + 0.01 * trainer.world.rank), loss.weight)
+
+
+class OneRankRaises:
+    @hookimpl
+    def on_step_end(self, trainer):
+        if trainer.world.rank == 1:
+            raise KeyError("out of luck")
+
+
+# ------------------------------------------------------------------------------------------------------ device
+
+
+class ReadsLoss:
+    @hookimpl
+    def on_step_end(self, output):
+        self.loss = output.total.item()
+
+
+class ListsLoss:
+    @hookimpl
+    def on_microbatch_end(self, loss):
+        self.loss = loss.total.reshape(1).tolist()
+
+
+class CopiesLoss:
+    @hookimpl
+    def collect_metrics(self, trainer):
+        return {"weight": trainer.model.head.weight.sum().cpu()}
+
+
+class DecidesByLoss:
+    @hookimpl(wrapper=True)
+    def compute_loss(self, trainer):
+        loss = yield
+        if loss.total > 3:
+            return loss
+        return loss
+
+
+# ---------------------------------------------------------------------------------------------------- teardown
+
+
+class TearsDownWhatIsNotThere:
+    @hookimpl
+    def on_train_start(self):
+        self.file = Path(os.devnull).open()  # noqa: SIM115
+
+    @hookimpl
+    def on_teardown(self):
+        self.file.close()
+
+
+class TearsDownOnce:
+    def __init__(self):
+        self.held = [1]
+
+    @hookimpl
+    def on_teardown(self):
+        self.held.pop()
+
+
+class LeavesThread:
+    @hookimpl
+    def on_train_start(self):
+        threading.Thread(target=time.sleep, args=(60,), name="left", daemon=True).start()
+
+
+class LeavesVariable:
+    @hookimpl
+    def on_train_start(self, trainer):
+        os.environ["MINE"] = str(trainer.run_dir)
+
+
+class Swallows:
+    @hookimpl(wrapper=True)
+    def run_evaluate(self):
+        try:
+            return (yield)
+        except Exception:
+            return {"eval/held_out/loss": 0.0}
+
+
+# -------------------------------------------------------------------------------------------------------- cost
+
+
+class Slow:
+    @hookimpl
+    def on_step_end(self):
+        time.sleep(0.003)

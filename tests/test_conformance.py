@@ -1,0 +1,187 @@
+"""The conformance kit finds what it is there to find, says it so that one can mend it, and is quiet otherwise."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hooktrain.testing import conformance
+from hooktrain.testing.checks import CHECKS
+from hooktrain.testing.checks.kit import Broken, Kit, Options, Unjudged
+from hooktrain.testing.checks.subject import reference_to
+from tests import bad_plugins
+
+pytest_plugins = ["pytester"]
+
+test_an_observer = conformance(bad_plugins.Observes, budget=500.0)
+test_an_offer = conformance(
+    bad_plugins.Offers, settings={"optimizer": "mine"}, budget=500.0, skip={"ranks": "what test_an_observer shows"}
+)
+
+
+@pytest.fixture
+def check(tmp_path: Path) -> Any:
+    """``check("device", plugin, option=value)``: make one check."""
+
+    def make(name: str, plugin: Any, **options: Any) -> Kit:
+        kit = Kit(reference_to(plugin), Options(**options), tmp_path)
+        module, _, function = CHECKS[name].partition(":")
+        getattr(importlib.import_module(f"hooktrain.testing.checks.{module}"), function)(kit)
+        return kit
+
+    return make
+
+
+BROKEN = [
+    ("hooks", "Misspelt", r"implements 'on_step_ended', which is no hook \(did you mean 'on_step_end'\?\)"),
+    ("hooks", "Unmarked", r"on_step_end: is named like a hook, but not marked with @hookimpl"),
+    ("hooks", "WrongParameter", r"result"),
+    ("hooks", "NeverRuns", r"on_step_end: has a yield, but not @hookimpl\(wrapper=True\)"),
+    ("declines", "Greedy", r"make_optimizer: answers with list for a config that is not its own"),
+    ("declines", "ReadsFirst", r"make_optimizer: reads config.lr before it knows"),
+    ("declines", "UsesFirst", r"make_optimizer: uses model.parameters before it knows"),
+    ("declines", "ImportsFirst", r"make_loss: .*imports this_and_that|make_loss: raises ModuleNotFoundError"),
+    ("declines", "AllocatesFirst", r"make_loss: computes with torch \(aten.zeros"),
+    ("declines", "OpensFirst", r"make_loss: opens /proc/self/status"),
+    ("declines", "DrawsFirst", r"make_loss: draws random numbers"),
+    ("declines", "DeclinesLate", r"run_step: declines, but computes with torch \(aten.ones.default\) before it does"),
+    ("state", "OnlyCollects", r"implements collect_state without restore_state"),
+    ("state", "NotPlain", r"state\['best'\]\['path'\] is a pathlib.PosixPath"),
+    ("state", "NotRestored", r"collect_state gives another state, in a new process: state, steps: 4 and 0"),
+    ("resume", "Forgets", r"logged numbers: step 5, loss: (?s:.*)it keeps no state"),
+    ("observes", "Draws", r"without the plugin, and with it, differ. logged numbers: step 1, loss"),
+    ("ranks", "ByRank", r"log other numbers. step 1, loss: "),
+    (
+        "ranks",
+        "OneRankRaises",
+        r"rank 1 of two ended with status 1(?s:.*)plugin 'OneRankRaises', hook on_step_end, step 1",
+    ),
+    ("device", "ReadsLoss", r"on_step_end, bad_plugins.py:\d+: reads a value: self.loss = output.total.item\(\)"),
+    (
+        "device",
+        "ListsLoss",
+        r"on_microbatch_end, bad_plugins.py:\d+: .*: self.loss = loss.total.reshape\(1\).tolist\(\)",
+    ),
+    ("device", "CopiesLoss", r"collect_metrics, bad_plugins.py:\d+: copies a tensor to the host: return"),
+    ("device", "DecidesByLoss", r"compute_loss, bad_plugins.py:\d+: reads a value: if loss.total > 3:"),
+    ("teardown", "TearsDownWhatIsNotThere", r"when make_strategy has failed: plugin .*AttributeError"),
+    (
+        "teardown",
+        "TearsDownOnce",
+        r"on_teardown, called a second time, when make_strategy has failed, raises IndexError",
+    ),
+    ("teardown", "LeavesThread", r"when on_epoch_start has failed, the thread left is left"),
+    ("teardown", "LeavesVariable", r"when on_epoch_start has failed, the environment variable MINE stays changed"),
+    ("teardown", "Swallows", r"a failure in .*evaluat.* does not end the run: somebody has swallowed the exception"),
+    ("cost", "Slow", r"costs \d+\.\d microseconds a step .* the hooks that take longest: on_step_end \d+"),
+]
+
+
+@pytest.mark.parametrize(("name", "plugin", "message"), BROKEN, ids=[f"{name}-{plugin}" for name, plugin, _ in BROKEN])
+def test_a_broken_rule(check, name, plugin, message):
+    with pytest.raises(Broken) as caught:
+        check(name, getattr(bad_plugins, plugin))
+    text = str(caught.value)
+    assert re.search(message, text), text
+    found, rule, mend = re.fullmatch(r"(.*)\n\nrule: (.*)\nmend: (.*)", text, re.DOTALL).groups()
+    assert all(len(part.split()) > 2 for part in (found, rule, mend)), text
+
+
+def test_the_kit_tests_every_check():
+    assert {name for name, *_ in BROKEN} | {"import"} == set(CHECKS)
+
+
+IMPORTS = {
+    "slow": (
+        "import time\nuntil = time.process_time() + 0.4\nwhile time.process_time() < until: pass",
+        r"takes 0\.\d+ s of a",
+    ),
+    "thread": (
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True, name='left').start()",
+        r"leaves a thread: left",
+    ),
+    "file": ("open('left.txt', 'w').close()", r"opens left.txt for writing"),
+    "variable": ("import os\nos.environ['LEFT'] = '1'", r"changes environment variables: LEFT"),
+    "process": ("import subprocess\nsubprocess.run(['true'])", r"starts a process: true"),
+    "broken": ("import no_such_module", r"importing left_\w+ fails:\n.*No module named 'no_such_module'"),
+}
+
+
+@pytest.mark.parametrize(("source", "message"), list(IMPORTS.values()), ids=list(IMPORTS))
+def test_an_import_that_is_not_for_nothing(check, tmp_path, monkeypatch, request, source, message):
+    name = f"left_{request.node.callspec.id}"
+    hook = "\nfrom hooktrain import hookimpl\n@hookimpl\ndef on_step_end(): pass\n"
+    (tmp_path / f"{name}.py").write_text(source + hook)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Broken) as caught:
+        check("import", name, import_seconds=0.2)
+    assert re.search(message, str(caught.value), re.DOTALL), str(caught.value)
+
+
+def test_what_a_check_says_nothing_about(check):
+    with pytest.raises(Unjudged, match="keeps no state"):
+        check("state", bad_plugins.Draws)
+    with pytest.raises(Unjudged, match="declares that it changes gradients"):
+        check("observes", bad_plugins.Declares)
+    with pytest.raises(Unjudged, match="changes gradients"):
+        check("observes", bad_plugins.Draws, changes_gradients=True)
+    with pytest.raises(Unjudged, match="the recipe does not do without the plugin"):
+        check("cost", "torch")
+
+
+def test_a_cost_that_is_allowed(check):
+    assert "microseconds a step" in check("cost", bad_plugins.Slow, budget="100000%").notes["cost"]
+
+
+def test_what_cannot_be_checked():
+    class Inside:
+        pass
+
+    with pytest.raises(TypeError, match="is defined inside a function"):
+        conformance(Inside)
+    with pytest.raises(ValueError, match="'tirch' is neither an installed plugin nor a module .did you mean 'torch'"):
+        conformance("tirch")
+    with pytest.raises(ValueError, match="no check is named 'rank' .did you mean 'ranks'"):
+        conformance("torch", skip={"rank": "why"})
+
+
+def test_as_an_author_sees_it(pytester, monkeypatch):
+    """One line in a test file, of an environment in which nothing else is said."""
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    pytester.makepyfile(
+        test_mine=textwrap.dedent(
+            """
+            from hooktrain import hookimpl
+            from hooktrain.testing import conformance
+
+            class Mine:
+                @hookimpl
+                def on_step_end(self, output):
+                    print(float(output.total))
+
+            test_conformance = conformance(Mine, skip={"cost": "prints"}, checks=["hooks", "import", "device", "state", "cost"])
+            """
+        )
+    )
+    done = pytester.runpytest_subprocess("-v", "-rs", "-p", "no:cacheprovider", "--strict-markers")
+    done.assert_outcomes(passed=2, failed=1, skipped=2)
+    done.stdout.fnmatch_lines(
+        [
+            "test_mine.py::test_conformance?hooks? PASSED*",
+            "test_mine.py::test_conformance?device? FAILED*",
+            "plugin 'Mine', conformance check 'device':",
+            "on_step_end, test_mine.py:7: reads a value: print(float(output.total))",
+            "rule: between two log lines nothing waits for the device*",
+            "mend: keep tensors as they are, detached*",
+            "*hooktrain conformance*",
+            "Mine, import: 0.* s (0.* s of a processor)",
+            "SKIPPED*'Mine', state: the plugin keeps no state*",
+        ]
+    )
+    assert "hooktrain/testing" not in done.stdout.str().partition("FAILURES")[2].partition("short test summary")[0]
