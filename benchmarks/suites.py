@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from benchmarks.checkpoint.suite import SUITE as CHECKPOINT
+from benchmarks.resume.suite import SUITE as RESUME
 from benchmarks.sft.suite import SUITE as SFT
+from benchmarks.strategy.suite import SUITE as STRATEGY
 from hooktrain import hookimpl
 from hooktrain.bench import Suite
 
 
 @hookimpl
 def register_benchmarks() -> list[Suite]:
-    return [SFT]
+    return [CHECKPOINT, RESUME, SFT, STRATEGY]

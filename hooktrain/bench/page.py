@@ -10,7 +10,7 @@ from typing import Any
 from hooktrain.bench.plots import as_png, as_svg, draw
 from hooktrain.bench.ratios import median_of
 from hooktrain.bench.results import Line, values
-from hooktrain.bench.tables import figure_text, number
+from hooktrain.bench.tables import figure_text, notes_of, number
 
 __all__ = ["write_page"]
 
@@ -101,10 +101,7 @@ def _case(line: Line) -> str:
             for each in line["comparisons"]
         ]
         parts.append(_table(["compared", "metric", "n:figure (95%)", "to reach", "verdict"], rows))
-    for each in line["comparisons"]:
-        for text in (each["why"], *each["notes"]):
-            if text:
-                parts.append(f"<p class='note'>{escape(each['name'])}, {escape(each['metric'])}: {escape(text)}</p>")
+    parts += [f"<p class='note'>{escape(note)}</p>" for note in notes_of(line["comparisons"])]
     parts.append(_runs(line, shown))
     return "\n".join(parts)
 

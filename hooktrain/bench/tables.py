@@ -14,7 +14,7 @@ from hooktrain.bench.ratios import median_of
 from hooktrain.bench.results import Line, values
 from hooktrain.bench.verdicts import NOISY
 
-__all__ = ["COLOURS", "figure_text", "number", "print_changes", "print_line", "print_suites"]
+__all__ = ["COLOURS", "figure_text", "notes_of", "number", "print_changes", "print_line", "print_suites"]
 
 COLOURS = {
     "reached": "green",
@@ -95,14 +95,9 @@ def print_line(line: Line, console: Console) -> None:
         mark = "?" if each["noisy"] else ""
         verdict = Text(each["verdict"] + mark, style=COLOURS.get(each["verdict"], ""))
         name = each["name"] if each["limit"] or not each["to"] else f"{each['side']} to {each['to']}"
-        table.add_row(name, each["metric"], figure_text(each), each["limit"], verdict)
+        table.add_row(name, each["metric"].replace("_", " "), figure_text(each), each["limit"], verdict)
     console.print(table)
-    for note in dict.fromkeys(
-        f"{each['name']}, {each['metric']}: {text}"
-        for each in compared
-        for text in (each["why"], *each["notes"])
-        if text
-    ):
+    for note in notes_of(compared):
         console.print(Text(note, style="dim"))
     if any(each["noisy"] for each in compared):
         console.print(
@@ -110,12 +105,22 @@ def print_line(line: Line, console: Console) -> None:
         )
 
 
+def notes_of(compared: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What there is to know about comparisons; what holds of many of them is said once."""
+    said: dict[str, list[str]] = {}
+    for each in compared:
+        for text in (each["why"], *each["notes"]):
+            if text:
+                said.setdefault(text, []).append(f"{each['name']}, {each['metric']}")
+    return [f"{'; '.join(of) if len(of) < 3 else f'{len(of)} of them'}: {text}" for text, of in said.items()]
+
+
 def _medians(line: Line) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("side", overflow="fold")
     shown = [metric for metric in line["metrics"] if any(values(line, side, metric["name"]) for side in line["sides"])]
     for metric in shown:
-        table.add_column(metric["name"], justify="right")
+        table.add_column(metric["name"].replace("_", " "), justify="right")
     for side in line["sides"]:
         cells = []
         for metric in shown:

@@ -143,7 +143,7 @@ def verdict_on_change(
         ratio = Interval(ratio.value, ratio.value, ratio.value)
     if ratio.low is None or ratio.high is None or (runs < FEWEST and not exact):
         return "undecided", _few(runs)
-    if ratio.low >= 1 - SLIGHT and ratio.high <= 1 + SLIGHT and (ratio.low != ratio.high or ratio.value == 1):
+    if ratio.low >= 1 - SLIGHT and ratio.high <= 1 + SLIGHT:
         return "alike", ""
     if ratio.low > 1 or ratio.high < 1:
         if better is None:
