@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.checkpoint.suite import SUITE as CHECKPOINT
+from benchmarks.gpu.suite import SUITE as GPU
 from benchmarks.resume.suite import SUITE as RESUME
 from benchmarks.sft.suite import SUITE as SFT
 from benchmarks.strategy.suite import SUITE as STRATEGY
@@ -12,4 +13,4 @@ from hooktrain.bench import Suite
 
 @hookimpl
 def register_benchmarks() -> list[Suite]:
-    return [CHECKPOINT, RESUME, SFT, STRATEGY]
+    return [CHECKPOINT, GPU, RESUME, SFT, STRATEGY]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import parity
+from benchmarks.gpu.inputs import ONE_BILLION, flops_per_token, peak_flops
+from benchmarks.gpu.ours import Waits
 from benchmarks.peers import PEERS, hand_written, tokenizing
 from benchmarks.sft import ours
 from benchmarks.sft.catalogue import METRICS, TARGETS
@@ -97,23 +100,21 @@ def test_targets_name_sides_that_their_groups_have(tmp_path: Path) -> None:
 
 
 SUITES = {suite.name: suite for suite in register_benchmarks()}
-SOME = {"sft": frozenset({"fp32", "packing"})}
+SOME = {"sft": frozenset({"fp32", "packing"}), "gpu": frozenset({"speed"})}
 """Cases of suites that would take minutes; what their other cases consist of is tested below."""
 
 
 @pytest.mark.parametrize("name", SUITES)
 def test_a_short_form_of_every_suite_works(name: str, tmp_path: Path) -> None:
     """That it runs, never how fast it is; peers are not installed for it."""
-    if name == "sft":
+    if name in ("sft", "gpu"):
         pytest.importorskip("chatterbot_corpus")
-    lines = run_suites(
-        [(SUITES[name], SOME.get(name))], Settings(quick=True, threads=1, envs=tmp_path / "envs"), out=tmp_path / "out"
-    )
+    options = {"device": "cpu"} if name == "gpu" else {}
+    settings = Settings(quick=True, threads=1, envs=tmp_path / "envs", options=options)
+    lines = run_suites([(SUITES[name], SOME.get(name))], settings, out=tmp_path / "out")
     assert lines
     for line in lines:
-        if "skipped" in line:
-            assert name == "gpu"
-            continue
+        assert "skipped" not in line, line
         for side, facts in line["sides"].items():
             if "peer" in facts:
                 assert "is not installed yet" in facts["failed"]
@@ -226,3 +227,29 @@ def test_parity(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     assert line["loss"] < 1e-6
     assert line["weights"] < 1e-6
     assert "torch, FSDP2" in capsys.readouterr().out
+
+
+def test_the_suite_for_a_gpu_says_that_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (line,) = run_suites([SUITES["gpu"]], Settings(quick=True))
+    assert line["skipped"] == "there is no GPU here that torch can use; nothing of it was measured"
+
+
+def test_waits_of_the_host_are_counted_by_what_torch_says(recwarn: pytest.WarningsRecorder) -> None:
+    waits = Waits()
+    with warnings.catch_warnings():
+        waits.begin()
+        for _ in range(2):  # from one place, which Python would tell once
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally at ...)", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert waits.count == 2 and list(waits.seen.values()) == [2]
+
+
+def test_operations_of_a_token_are_those_of_the_weights() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {**ONE_BILLION, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=100, **shape))
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2)  # the embedding is the head's
+    assert flops_per_token(shape, 100) == 6 * matrices
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12 and peak_flops("unheard of") is None

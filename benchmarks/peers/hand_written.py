@@ -5,7 +5,9 @@ model is a Llama. Attention runs over one document of a pack after the other: wi
 forward and backward took 15% more processor time here.
 
 The specification: ``model``, ``packs`` (a file that ``benchmarks.sft.ours`` wrote), ``steps``, ``threads``, ``lr``,
-``precision`` (``fp32``, ``bf16`` for autocast, ``bf16-weights``).
+``precision`` (``fp32``, ``bf16`` for autocast, ``bf16-weights``); and, where they are not what is in brackets,
+``device`` (``cpu``), ``log_every`` so many steps the loss is read (1), ``checkpointing`` (false) and ``liger`` (false):
+whether activations are computed again, and whether Liger's kernels are used.
 """
 
 from __future__ import annotations
@@ -27,10 +29,16 @@ def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, ends: li
     return torch.cat(made, 2).transpose(1, 2), None
 
 
-def train(model: Any, packs: list[dict[str, Any]], lr: float, autocast: bool, clock: StepClock) -> None:
-    """One optimizer step for each pack: ``input_ids``, ``labels`` and ``position_ids`` of shape (1, tokens)."""
+def train(model: Any, packs: list[dict[str, Any]], lr: float, autocast: bool, clock: StepClock, **how: Any) -> Any:
+    """One optimizer step for each pack: ``input_ids``, ``labels`` and ``position_ids`` of shape (1, tokens).
+
+    Returns:
+        The mean loss of each ``log_every`` steps.
+    """
     import torch
-    from torch.nn import functional
+
+    device, log_every = how.get("device", "cpu"), how.get("log_every", 1)
+    summed = _summed_loss(how.get("liger", False))
 
     decay = [p for p in model.parameters() if p.dim() > 1]
     other = [p for p in model.parameters() if p.dim() <= 1]
@@ -38,21 +46,43 @@ def train(model: Any, packs: list[dict[str, Any]], lr: float, autocast: bool, cl
     optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=0.0, fused=True)
     head = model.lm_head.weight  # (vocabulary, hidden)
     model.train()
+    losses, since, weight = [], torch.zeros((), device=device), 0
     clock.start()
-    for pack in packs:
+    for number, pack in enumerate(packs, 1):
         ids, labels, positions = pack["input_ids"], pack["labels"], pack["position_ids"]
         ends = [*positions[0].eq(0).nonzero()[1:, 0].tolist(), ids.shape[1]]  # of the documents
         at = (labels[0, 1:] != -100).nonzero()[:, 0]  # positions that predict a supervised token
-        context = torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext()
+        count = len(at)
+        ids, labels, positions, at = (tensor.to(device, non_blocking=True) for tensor in (ids, labels, positions, at))
+        context = torch.autocast(device, torch.bfloat16) if autocast else contextlib.nullcontext()
         with context:
             hidden = model.model(input_ids=ids, position_ids=positions, use_cache=False, ends=ends)
-            logits = functional.linear(hidden.last_hidden_state[0].index_select(0, at), head)
-        loss = functional.cross_entropy(logits.float(), labels[0, 1:].index_select(0, at))
-        torch.autograd.backward(loss)
+            total = summed(hidden.last_hidden_state[0].index_select(0, at), head, labels[0, 1:].index_select(0, at))
+        torch.autograd.backward(total / count)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        clock.step(tokens=int(pack["tokens"]), computed=ids.numel(), supervised=len(at), loss=loss.item())
+        since, weight = since + total.detach(), weight + count
+        if number % log_every == 0:
+            losses.append(since.item() / weight)
+            since, weight = torch.zeros((), device=device), 0
+        clock.step(tokens=int(pack["tokens"]), computed=ids.numel(), supervised=count)
+    return losses
+
+
+def _summed_loss(liger: bool) -> Any:
+    """The cross-entropy of hidden states (tokens, hidden) under a head (vocabulary, hidden), summed over tokens."""
+    import torch
+    from torch.nn import functional
+
+    if not liger:
+        return lambda hidden, head, wanted: functional.cross_entropy(
+            functional.linear(hidden, head).float(), wanted, reduction="sum"
+        )
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    fused: Any = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+    return lambda hidden, head, wanted: fused(head, hidden.to(torch.get_autocast_dtype(hidden.device.type)), wanted)
 
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:
@@ -64,12 +94,20 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(given["seed"])
     dtype = torch.bfloat16 if given["precision"] == "bf16-weights" else torch.float32
     transformers.AttentionInterface.register("documents", attention)
+    how = {name: given[name] for name in ("device", "log_every", "liger") if name in given}
+    if how.get("liger"):
+        from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+        apply_liger_kernel_to_llama(cross_entropy=False, fused_linear_cross_entropy=False)  # the loss is called here
     factory: Any = transformers.AutoModelForCausalLM
     model = factory.from_pretrained(given["model"], dtype=dtype, attn_implementation="documents")
+    model.to(how.get("device", "cpu"))
+    if given.get("checkpointing"):
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     packs = torch.load(given["packs"], weights_only=True)[: given["steps"]]
     clock = StepClock()
-    train(model, packs, given["lr"], given["precision"] == "bf16", clock)
-    return clock.findings()
+    losses = train(model, packs, given["lr"], given["precision"] == "bf16", clock, **how)
+    return clock.findings() | {"loss": losses}
 
 
 if __name__ == "__main__":

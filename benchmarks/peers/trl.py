@@ -93,10 +93,10 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         trainer.data_collator = counting = _Counting(trainer.data_collator)
         trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    for count, more, loss in zip(clock.counts, counting.counts, losses, strict=False):
-        count.update(more, loss=loss)
+    for count, more in zip(clock.counts, counting.counts, strict=False):
+        count.update(more)
     dtype = str(next(trainer.model.parameters()).dtype)
-    return facts | {"weights": dtype} | clock.findings()
+    return facts | {"weights": dtype} | clock.findings() | {"loss": losses}
 
 
 if __name__ == "__main__":

@@ -253,7 +253,10 @@ def _wide(figure: Interval, limit: float, runs: int, shown: str) -> str:
 
 def _checked(measured: Mapping[str, Any], one: str, other: str, check: Check, warmup_steps: int) -> str:
     missing = failures(measured, [one, other])
-    problem = missing[0] if missing else check(measured[one][0], measured[other][0], warmup_steps)
+    try:
+        problem = missing[0] if missing else check(measured[one][0], measured[other][0], warmup_steps)
+    except Exception as raised:  # hours of measuring are not lost because of it
+        problem = f"the check itself failed: {raised!r}"
     return f"{one} and {other}: {problem}" if problem else ""
 
 
