@@ -26,6 +26,7 @@ _PATIENCE = 10.0
 """Seconds in which ranks may end by themselves when one has failed."""
 _WHERE = signal.SIGUSR2
 """Asks a rank what it is doing."""
+_HUNG = f"hung: it gave the others no answer, nor ended in the {_PATIENCE:.0f} s after they gave up, and was killed"
 _OUR_OWN = ("/click/", "/pluggy/", "<frozen runpy>", "<hook ", "hooktrain/cli.py", "hooktrain/__main__.py")
 """Files whose frames say nothing about a failure."""
 _CONSEQUENCES = (
@@ -53,6 +54,7 @@ class _Failure(NamedTuple):
         status: of the process; negative is a signal.
         message: what it said, or what ended it.
         trace: its traceback, or nothing.
+        hung: whether it did not end, and was killed.
     """
 
     when: float
@@ -60,6 +62,7 @@ class _Failure(NamedTuple):
     status: int
     message: str
     trace: str = ""
+    hung: bool = False
 
     @property
     def is_consequence(self) -> bool:
@@ -185,14 +188,20 @@ def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float]) -> i
             failures.append(_hung(rank, status, stack.read_text(encoding="utf-8") if stack.exists() else ""))
     if not failures:
         return 0
+    if all(failure.is_consequence or failure.hung for failure in failures):
+        failures = [failure._replace(message=_HUNG if failure.hung else failure.message) for failure in failures]
     first, *others = sorted(failures, key=lambda failure: (failure.is_consequence, failure.when))
     if first.message:
         print(f"hooktrain: rank {first.rank}: {first.message}", file=sys.stderr)
         print(first.trace, end="", file=sys.stderr)
+    said: dict[str, list[int]] = {}
     for other in others:
-        line = _in_short(other.message)
-        if line and line != _in_short(first.message):
-            print(f"hooktrain: then rank {other.rank}: {line}", file=sys.stderr)
+        line = _in_short(other)
+        if line and line != _in_short(first):
+            said.setdefault(line, []).append(other.rank)
+    for line, ranks in said.items():
+        who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, sorted(ranks)))}"
+        print(f"hooktrain: then {who}: {line}", file=sys.stderr)
     return first.status if first.status > 0 else 128 - first.status
 
 
@@ -206,13 +215,22 @@ def _hung(rank: int, status: int, stack: str) -> _Failure:
         status,
         f"did not end within {_PATIENCE:.0f} s of another rank's failure, and was killed",
         trace,
+        hung=True,
     )
 
 
-def _in_short(message: str) -> str:
-    """The first line of a message, without where in gloo's own files it came about."""
-    line = message.strip().splitlines()[0] if message.strip() else ""
-    return re.sub(r"\[\S+\.\w+:\d+\] ", "", line)[:160]
+def _in_short(failure: _Failure) -> str:
+    """The first line of a rank's message; of one that was left by another, when that was and what it waited for.
+
+    Libraries say that in many words and by addresses, which differ from rank to rank.
+    """
+    line = failure.message.strip().splitlines()[0] if failure.message.strip() else ""
+    if not failure.is_consequence:
+        return line[:160]
+    timeout = re.search(r"(?:Timed out waiting|wait timeout after) (\d+) ?ms", failure.message)
+    what = f"waited {int(timeout[1]) / 1000:g} s (strategy.timeout) for an answer" if timeout else "lost the connection"
+    where = re.match(rf"failed in (.*), rank {failure.rank}: ", line)
+    return f"{what}, in {where[1]}" if where else what
 
 
 def note_failure(message: str, problem: BaseException, *, trace: bool) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,7 +61,10 @@ def test_a_rank_that_is_killed(run_ranks, strategy):
     assert first_line(run.output) == (
         "hooktrain: rank 1: was ended by SIGKILL (the system does so when memory runs out)"
     )
-    assert "hooktrain: then rank 0: failed in step 2" in run.output
+    lost = re.search(
+        "^hooktrain: then rank 0: (lost the connection|waited 4 s .*), in step 2$", run.output, re.MULTILINE
+    )
+    assert lost, run.output
     assert run.seconds < 30
 
 
@@ -69,9 +73,11 @@ def test_a_rank_that_hangs(run_ranks, strategy):
     """The others give up after ``strategy.timeout``; then the one that does not end is asked where it is, and killed."""
     run = run_ranks(2, FAILING.format(what="time.sleep(1000)"), strategy=strategy, micro_batch_size=1)
     assert run.status == 128 + 9
-    assert first_line(run.output).startswith("hooktrain: rank 1: did not end within 10 s of another rank's failure")
+    assert first_line(run.output).startswith("hooktrain: rank 1: hung: it gave the others no answer")
     assert "in on_microbatch_start" in run.output, "where it hangs"
-    assert "hooktrain: then rank 0: failed in step 2" in run.output
+    line = r"^hooktrain: then rank 0: waited 4 s \(strategy.timeout\) for an answer, in step 2$"
+    assert re.search(line, run.output, re.MULTILINE), run.output
+    assert "<hook " not in run.output and "<string>" not in run.output, "how hooks are called says nothing"
     assert run.seconds < 60
 
 
