@@ -141,3 +141,10 @@ def test_no_branch_on_the_name_of_a_part():
 @pytest.mark.parametrize(("name", "most"), [("trainer", 400), ("loop", 200)])
 def test_the_loop_can_be_read_in_one_sitting(name, most):
     assert len((CORE / f"{name}.py").read_text(encoding="utf-8").splitlines()) <= most
+
+
+@pytest.mark.parametrize("path", sorted(PLUGINS.glob("*/pyproject.toml")), ids=lambda path: path.parent.name)
+def test_plugins_name_their_license_and_a_setuptools_that_reads_it(path):
+    text = path.read_text(encoding="utf-8")
+    assert 'license = "Apache-2.0"' in text
+    assert "setuptools>=77" in text, "older ones refuse a license that is a word"

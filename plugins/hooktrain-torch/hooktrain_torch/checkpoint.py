@@ -133,7 +133,7 @@ class FullCheckpoint:
         target = self.output_dir / f"step-{trainer.global_step:08d}"
         stands = target == self._current and (target / MANIFEST).is_file()
         if trainer.strategy.gather_objects(stands)[0]:
-            return target
+            return None  # and whoever sends checkpoints elsewhere has it already
         states = {
             "plugins": trainer.collect_states(),
             "scheduler": trainer.scheduler.state_dict(),
@@ -195,7 +195,7 @@ class FullCheckpoint:
         if self.world.is_main:  # all ranks have it
             trainer.host.warn(f"{problem}; the run goes on")
 
-    def _unchanged(self, trainer: Trainer, trained: TrainedState) -> dict[str, str]:
+    def _unchanged(self, trainer: Trainer, trained: TrainedState) -> dict[str, list[str]]:
         if self._frozen is None:
             return {}
         strategy = trainer.strategy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ __all__ = ["FrozenWeights", "checksum"]
 Gather = Callable[[Any], list[Any]]
 """Collects a plain value of every rank."""
 
+_HALVES = (torch.bfloat16, torch.float16)
 _CHUNK = 1 << 20
 """Words of eight bytes at a time."""
 _MIX = 0x5851F42D4C957F2D
@@ -26,6 +27,9 @@ _ALL = (1 << 64) - 1
 
 class FrozenWeights:
     """Remembers what a model's frozen weights are when it has just been built; every method is collective.
+
+    A run in another precision has the same weights, rounded: so checksums of float32 weights come with those of what
+    they are rounded to, and a checkpoint that was saved in one precision is recognized in the other.
 
     A weight that was frozen later, or that something has written to although it is frozen, is not among
     :meth:`unchanged`, so that nothing which building the model would not give back is left out of a checkpoint.
@@ -37,18 +41,26 @@ class FrozenWeights:
     """
 
     def __init__(self, model: Module, fragments: Iterable[Fragment], gather: Gather) -> None:
-        self._built = _checksums(fragments, _frozen(model), gather)
+        self._built = _checksums(fragments, _frozen(model), gather, rounded=True)
 
-    def unchanged(self, model: Module, fragments: Iterable[Fragment], gather: Gather) -> dict[str, str]:
-        """Names and checksums of the weights that are frozen and still as they were built, on every rank."""
-        now = _checksums(fragments, _frozen(model) & self._built.keys(), gather) if self._built else {}
-        return {name: found for name, found in now.items() if found == self._built[name]}
+    def unchanged(self, model: Module, fragments: Iterable[Fragment], gather: Gather) -> dict[str, list[str]]:
+        """Names of the weights that are frozen and still as they were built, on every rank.
 
-    def different(self, expected: Mapping[str, str], fragments: Iterable[Fragment], gather: Gather) -> list[str]:
+        Returns:
+            Their checksums: as they are, and those of float32 as bf16 and fp16.
+        """
+        names = _frozen(model) & self._built.keys()
+        now = _checksums(fragments, names, gather, rounded=False) if self._built else {}
+        return {name: self._built[name] for name, (found,) in now.items() if found == self._built[name][0]}
+
+    def different(
+        self, expected: Mapping[str, str | Sequence[str]], fragments: Iterable[Fragment], gather: Gather
+    ) -> list[str]:
         """Names in ``expected`` that the model, as it was built, lacks or has with another checksum."""
         unknown = set(expected) - set(self._built)  # frozen in the run that saved, and trained in this one
-        built = {**self._built, **(_checksums(fragments, unknown, gather) if unknown else {})}
-        return [name for name, found in expected.items() if built.get(name) != found]
+        built = {**self._built, **(_checksums(fragments, unknown, gather, rounded=True) if unknown else {})}
+        texts = {name: [found] if isinstance(found, str) else found for name, found in expected.items()}
+        return [name for name, found in texts.items() if not _agree(found, built.get(name, []))]
 
 
 def checksum(tensor: Tensor) -> str:
@@ -64,24 +76,41 @@ def _frozen(model: Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
-def _checksums(fragments: Iterable[Fragment], names: Collection[str], gather: Gather) -> dict[str, str]:
-    """Checksums of whole weights, the device being waited for once."""
+def _agree(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two weights are the same: bit by bit in one type, or one of them as the other one is rounded."""
+    if not one or not other:
+        return False
+    same_type = one[0].split()[0] == other[0].split()[0]
+    return one[0] == other[0] if same_type else one[0] in other[1:] or other[0] in one[1:]
+
+
+def _checksums(
+    fragments: Iterable[Fragment], names: Collection[str], gather: Gather, *, rounded: bool
+) -> dict[str, list[str]]:
+    """Checksums of whole weights as they are and, when ``rounded``, of those in float32 as each of ``_HALVES``."""
     chosen = [fragment for fragment in fragments if fragment.name in names]
-    totals = dict(_totals(chosen))
-    mine = {f.name: [str(f.values.dtype), list(f.shape), totals[f.name]] for f in chosen}
-    found: dict[str, Any] = {}
+    whole = [fragment for fragment in chosen if rounded and fragment.values.dtype == torch.float32]
+    mine: dict[str, list[Any]] = {f.name: [] for f in chosen}
+    for dtype, some in ((None, chosen), *((half, whole) for half in _HALVES)):
+        totals = dict(_totals(some, dtype))
+        for f in some:
+            mine[f.name].append([str(dtype or f.values.dtype), list(f.shape), totals[f.name]])
+    found: dict[str, list[Any]] = {}
     for part in gather(mine):
-        for name, (dtype, shape, total) in part.items():
-            before = found.get(name, (dtype, shape, 0))[2]
-            found[name] = (dtype, tuple(shape), before + total)
-    return {name: _text(*facts) for name, facts in found.items()}
+        for name, facts in part.items():
+            before = found.get(name, [(0, 0, 0)] * len(facts))
+            found[name] = [
+                (kind, tuple(shape), total + sum_)
+                for (kind, shape, total), (*_, sum_) in zip(facts, before, strict=True)
+            ]
+    return {name: [_text(*facts) for facts in several] for name, several in found.items()}
 
 
-def _totals(fragments: Collection[Fragment]) -> Iterator[tuple[str, int]]:
+def _totals(fragments: Collection[Fragment], dtype: torch.dtype | None) -> Iterator[tuple[str, int]]:
     for device in {fragment.values.device for fragment in fragments}:
         here = [fragment for fragment in fragments if fragment.values.device == device]
-        sums = torch.stack([_sum(fragment.values, fragment.start) for fragment in here]).tolist()
-        yield from zip((fragment.name for fragment in here), sums, strict=True)
+        sums = [_sum(f.values if dtype is None else f.values.to(dtype), f.start) for f in here]
+        yield from zip((fragment.name for fragment in here), torch.stack(sums).tolist(), strict=True)
 
 
 def _text(dtype: str, shape: tuple[int, ...], total: int) -> str:

@@ -57,7 +57,7 @@ class Save:
         self._ended = threading.Event()
 
     def take(
-        self, trainer: Trainer, trained: TrainedState, states: Mapping[str, Any], unchanged: Mapping[str, str]
+        self, trainer: Trainer, trained: TrainedState, states: Mapping[str, Any], unchanged: Mapping[str, list[str]]
     ) -> None:
         """Take up what is to be written; nothing is copied.
 

@@ -279,3 +279,33 @@ def test_the_console_counts_weights_that_no_rank_holds_whole(run_tiny, capsys):
     run_tiny(strategy=zero(3), console={"enabled": True})
     assert whole in capsys.readouterr().out
     assert whole != "model 0 parameters on cpu"
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_frozen_base_in_bf16_is_that_of_a_float32_run(run_tiny, tmp_path, stage):
+    """An adapter that was trained with a base in bf16 goes on in float32, and back."""
+
+    class Freeze:
+        @hookimpl(wrapper=True)
+        def make_model(self):
+            model = yield
+            model.embedding.requires_grad_(False)
+            return model
+
+    half, whole = zero(stage, dtype="bf16"), {"type": "torch", "dtype": "fp32", "device": "cpu"}
+    save = [{"type": "full", "save_every_n_steps": 1}]
+    path = tmp_path / "run" / "checkpoints"
+    allowed = ["strategy", "model"]
+    run_tiny(Freeze(), strategy=half, checkpoint=save, train_iters=4, exit_iteration=1)
+    assert (path / "step-00000001" / "frozen.json").exists()
+    for step, strategy in ((1, whole), (2, half), (3, whole)):
+        trainer = run_tiny(
+            Freeze(),
+            strategy=strategy,
+            checkpoint=save,
+            train_iters=4,
+            exit_iteration=step + 1,
+            allow_drift=allowed,
+            trainer={"resume_from": path / f"step-{step:08d}"},
+        )
+        assert trainer.global_step == step + 1
