@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SegmentError,
         did_you_mean,
     )
+    from hooktrain.estimates import DataEstimate, MemoryEstimate, ModelEstimate
     from hooktrain.loader import WindowLoader, blank
     from hooktrain.markers import hookimpl, hookspec
     from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
@@ -59,6 +60,7 @@ _HOMES = {
     "drift": "provenance require_same",
     "errors": "CheckpointError Complaint DataError HooktrainError HooktrainWarning ModelError NonFiniteError"
     " PluginError RanksDisagreeError RecipeError SegmentError did_you_mean",
+    "estimates": "DataEstimate MemoryEstimate ModelEstimate",
     "loader": "WindowLoader blank",
     "markers": "hookimpl hookspec",
     "parts": "CheckpointEngine Scheduler Strategy",
@@ -80,12 +82,15 @@ __all__ = [
     "Complaint",
     "Data",
     "DataError",
+    "DataEstimate",
     "Dataset",
     "Fragment",
     "HooktrainError",
     "HooktrainWarning",
     "LossSum",
+    "MemoryEstimate",
     "ModelError",
+    "ModelEstimate",
     "NonFiniteError",
     "OptimizerStep",
     "PluginError",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from hooktrain.bench import Suite
     from hooktrain.errors import Complaint
+    from hooktrain.estimates import DataEstimate, MemoryEstimate, ModelEstimate
     from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
     from hooktrain.recipe import Recipe
     from hooktrain.state import (
@@ -223,6 +224,114 @@ def check_recipe(recipe: Recipe, world: World) -> Iterable[Complaint] | None:
         Complaints, or None when there are none.
 
     Default: none.
+    """
+
+
+# ------------------------------------------------------------------------------------------------- estimates
+
+
+@hookspec(firstresult=True)
+def sketch_model(config: Any, world: World, recipe: Recipe) -> Module | None:
+    """Make the model without its weights, for ``hooktrain plan``.
+
+    Called: by ``hooktrain plan``, under ``torch.device("meta")``. Whoever surrounds ``make_model`` surrounds this too,
+        so that the plan counts what will be trained.
+    Ranks: the command runs in one process.
+    Device: must not touch a device, the network or a process group, nor read weights.
+
+    Args:
+        config: what the recipe says under ``model``.
+        world: one of the processes that the plan is for, and how many there are.
+        recipe: the structured recipe.
+
+    Returns:
+        A module with the names, shapes, types and ``requires_grad`` of the model; None declines, and the next plugin is
+        asked. A ``HooktrainError`` says why it cannot be known, such as *not downloaded*.
+
+    Default: none; ``hooktrain-hf`` answers for ``huggingface``, and ``hooktrain-peft`` adds its adapter.
+    """
+
+
+@hookspec
+def estimate_activations(recipe: Recipe, model: Module, rows: int, tokens: int) -> Mapping[str, int] | None:
+    """Say how much memory a micro-batch takes between the forward and the backward pass.
+
+    Called: by ``hooktrain plan``, within torch's ``FakeTensorMode``, in which the model can be called at no cost.
+    Ranks: the command runs in one process.
+    Device: must not touch a device.
+
+    Args:
+        recipe: the structured recipe.
+        model: what ``sketch_model`` made, its tensors said to be on the processor.
+        rows: rows of the micro-batch.
+        tokens: tokens of each row.
+
+    Returns:
+        Bytes by what they are for, such as ``{"activations": 10**9}``; what all plugins say is added up. None adds
+        nothing.
+
+    Default: none; ``hooktrain-hf`` answers for ``huggingface``, ``hooktrain-sft`` adds the logits of its losses.
+    """
+
+
+@hookspec(firstresult=True)
+def estimate_rows(config: Any) -> int | None:
+    """Count the rows of one source, quickly.
+
+    Called: by implementations of ``estimate_data``, for each source.
+    Ranks: the command runs in one process.
+    Device: must not touch a device or the network.
+
+    Args:
+        config: one entry of the sources.
+
+    Returns:
+        The number; None declines, and the next plugin is asked. A ``HooktrainError`` says why it cannot be known.
+
+    Default: none; ``hooktrain-hf`` counts files of ``huggingface``.
+    """
+
+
+@hookspec(firstresult=True)
+def estimate_data(config: Any, recipe: Recipe, world: World, hooks: Any) -> DataEstimate | None:
+    """Say what an epoch trains on, without long work.
+
+    Called: by ``hooktrain plan``.
+    Ranks: the command runs in one process.
+    Device: must not touch a device or the network.
+
+    Args:
+        config: what the recipe says under ``data``.
+        recipe: the structured recipe.
+        world: one of the processes that the plan is for, and how many there are.
+        hooks: the hooks themselves, so that the plugin can dispatch.
+
+    Returns:
+        The figures that are known; None declines, and the next plugin is asked. A ``HooktrainError`` says why nothing
+        can be known.
+
+    Default: none; ``hooktrain-sft`` looks into its cache, and else asks ``estimate_rows``.
+    """
+
+
+@hookspec(firstresult=True)
+def estimate_memory(config: Any, recipe: Recipe, world: World, model: ModelEstimate) -> MemoryEstimate | None:
+    """Say what the strategy keeps on each device.
+
+    Called: by ``hooktrain plan``, last of all estimates.
+    Ranks: the command runs in one process.
+    Device: must not touch a device or a process group; it may ask whether there is a GPU.
+
+    Args:
+        config: what the recipe says under ``strategy``.
+        recipe: the structured recipe.
+        world: one of the processes that the plan is for, and how many there are.
+        model: sizes of weights, optimizer and activations.
+
+    Returns:
+        Bytes by what they are for; None declines, and the next plugin is asked.
+
+    Default: none; ``hooktrain-torch`` answers for ``torch``, ``hooktrain-deepspeed`` for ``deepspeed``.
     """
 
 

@@ -50,7 +50,8 @@ def _fold(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
 
 def reference() -> str:
     """A table of every hook: signature, its first sentence, and who implements it by default."""
-    kinds = {"Registration and checks": [], "Factories": [], "Boundaries": [], "Segments": [], "State and metrics": []}
+    titles = ("Registration and checks", "Factories", "Boundaries", "Segments", "State and metrics", "Estimates")
+    kinds: dict[str, list[str]] = {title: [] for title in titles}
     for name, function in vars(hookspecs).items():
         if not (inspect.isfunction(function) and hasattr(function, "hooktrain_spec")):
             continue
@@ -66,6 +67,8 @@ def reference() -> str:
             if name in BOUNDARIES
             else "State and metrics"
             if name in ("collect_metrics", "collect_state", "restore_state")
+            else "Estimates"
+            if name.startswith(("sketch_", "estimate_"))
             else "Registration and checks"
         )
         shown = "" if default == "none." else f" Default: {default}"

@@ -159,14 +159,21 @@ def test_plan(recipe, tmp_path):
     shown = hooktrain("plan", str(recipe), "--json", "-p", "wraps", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     facts = json.loads(shown.stdout)
     assert facts["parts"]["model"] == [
-        {"type": "tiny", "plugin": "hooktrain.testing:TinyPlugin", "wrapped_by": ["wraps", "peft"]}
+        {
+            "type": "tiny",
+            "plugin": "hooktrain.testing:TinyPlugin",
+            "distribution": "hooktrain",
+            "wrapped_by": ["wraps", "peft"],
+        }
     ]
     roles = [(each["plugin"], each["role"]) for each in facts["hooks"]["run_step"]]
     assert roles == [("wraps", "answers"), ("loop", "not reached")]
     assert not (tmp_path / "run").exists(), "a plan runs nothing"
     text = hooktrain("plan", str(recipe), "-p", "wraps", cwd=tmp_path, PYTHONPATH=str(tmp_path)).stdout
-    assert "model       tiny from plugin hooktrain.testing:TinyPlugin, wrapped by wraps, peft" in text
-    assert "run_step                 wraps, loop (not reached)" in text
+    assert "model      tiny      from plugin hooktrain.testing:TinyPlugin, wrapped by wraps, peft" in text
+    assert "run_step                wraps, loop (not reached)" in text
+    assert "TinyModel, 289 parameters (289), all of them trained; float32" in text
+    assert "7, 7 in an epoch, of 2 rows each" in text
 
 
 def test_plugins_add_commands(tmp_path):

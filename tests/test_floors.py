@@ -13,7 +13,7 @@ PLUGINS = CORE.parent / "plugins"
 
 FLOORS = [
     ["differences", "errors", "launch", "markers"],
-    ["state"],
+    ["state", "estimates"],
     ["parts", "config", "hookspecs"],
     ["dispatch", "records"],
     ["rules"],
@@ -22,7 +22,7 @@ FLOORS = [
     ["drift", "loader", "meter", "occupied", "requests", "saving", "faults"],
     ["console", "jsonl", "loop", "signals"],
     ["build"],
-    ["trainer"],
+    ["trainer", "sketch"],
     ["options"],
     ["report", "demo", "preview", "testing"],
     ["bench"],
@@ -46,6 +46,7 @@ WITHOUT_TORCH = {
     "recipe",
     "cli",
     "__main__",
+    "estimates",
     "options",
     "report",
     "__init__",

@@ -13,14 +13,40 @@ __all__ = ["hooks", "plan", "plugins"]
 
 @click.command()
 @recipe_options
+@click.option("--nproc", type=click.IntRange(1), help="Ranks to plan for; WORLD_SIZE, or 1, when left out.")
+@click.option(
+    "--diff", "other", type=click.Path(path_type=Path), metavar="OTHER",
+    help="Compare with another recipe, a plan saved with --json, or a run directory.",
+)  # fmt: skip
+@click.option(
+    "--all", "everything", is_flag=True, help="Show settings of plugins that the recipe says nothing of, too."
+)
 @as_json
-def plan(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], as_json: bool) -> None:
-    """Show what a recipe would run, without running it."""
-    from hooktrain.build import load
-    from hooktrain.report.plan import plan_of, print_plan
+def plan(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    switches: tuple[str, ...],
+    nproc: int | None,
+    other: Path | None,
+    everything: bool,
+    as_json: bool,
+) -> int:
+    """Show what a recipe would run, without running it, and what it would take.
 
-    made, host = load(recipe, overrides=list(overrides), switches=list(switches))
-    print_facts(plan_of(made, host), as_json, print_plan)
+    Uses no GPU, no weights and no network. Ends with status 1 when there is something to put right.
+    """
+    from hooktrain.report.difference import compare, print_difference
+    from hooktrain.report.plan import read_plan
+    from hooktrain.report.plan_text import print_plan
+    from hooktrain.state import World
+
+    ranks = nproc or World.from_environment().world_size
+    facts = read_plan(recipe, overrides, switches, ranks)
+    if other is None:
+        print_facts(facts, as_json, lambda plan: print_plan(plan, everything))
+    else:
+        print_facts(compare(other, facts, ranks), as_json, print_difference)
+    return 1 if facts["complaints"] else 0
 
 
 @click.command()

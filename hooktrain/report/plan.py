@@ -1,75 +1,206 @@
-"""``hooktrain plan``: what a run of a recipe would consist of."""
+"""``hooktrain plan``: what a run of a recipe would consist of, as far as it can be known without running it."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
-import yaml
-from rich.console import Console
-from rich.markup import escape
 
-from hooktrain.hookspecs import FACTORIES
+from hooktrain.build import make_host
+from hooktrain.config import unstructure
+from hooktrain.errors import Complaint, HooktrainError, PluginError, RecipeError
+from hooktrain.hookspecs import FACTORIES, SEGMENTS
+from hooktrain.options import switch_words
 from hooktrain.plugins import PluginHost
-from hooktrain.recipe import Recipe
+from hooktrain.recipe import Recipe, apply_overrides, plugins_config, read_recipe, resolve
+from hooktrain.records import PluginRecord, PluginsConfig
 from hooktrain.report.hooks import implementations_of
+from hooktrain.report.origins import Sources, origins_of
+from hooktrain.state import World
 
-__all__ = ["plan_of", "print_plan"]
+__all__ = ["plan_of", "read_plan"]
 
 
-def plan_of(recipe: Recipe, host: PluginHost) -> dict[str, Any]:
-    """What a run of the recipe would consist of."""
+def read_plan(
+    path: Path, overrides: Sequence[str] = (), switches: Sequence[str] = (), nproc: int = 1, estimates: bool = True
+) -> dict[str, Any]:
+    """The plan of a recipe file. What is wrong with the recipe is among the facts, under ``complaints``.
+
+    Args:
+        path: of the recipe.
+        overrides: ``key=value`` words.
+        switches: ``name``, ``no:name`` and ``no:*``.
+        nproc: ranks that the plan is for.
+        estimates: whether to look for sizes of model, data and memory, which takes seconds.
+
+    Raises:
+        HooktrainError: when the file is no recipe, or its plugins cannot be told.
+    """
+    raw = apply_overrides(read_recipe(path), overrides)
+    host = make_host(plugins_config(raw, str(path)).switched(switch_words(switches)))
+    sources = Sources(file=path, raw=raw, overrides=tuple(overrides), switches=tuple(switches))
+    return plan_of(host, sources, World(world_size=nproc), estimates)
+
+
+def plan_of(host: PluginHost, sources: Sources, world: World = World(), estimates: bool = True) -> dict[str, Any]:
+    """What a run would consist of: plain values for JSON.
+
+    Args:
+        host: the plugins, not yet checked.
+        sources: what the recipe was made of.
+        world: one of the ranks that the plan is for, and how many there are.
+        estimates: whether to look for sizes of model, data and memory.
+    """
+    complaints = [Complaint("plugins", text) for text in _conflicts(host)]
+    recipe = _resolved(host, sources, complaints)
+    facts: dict[str, Any] = {
+        "recipe": dict(sources.raw),
+        "origins": {},
+        "complaints": complaints,
+        "world_size": world.world_size,
+        "parts": {},
+        "compatibility_lifted": False,
+    }
+    if recipe is not None:
+        complaints += _objections(host, recipe, world)
+        facts["recipe"] = {**recipe.as_dict(), "plugins": unstructure(host.config)}
+        facts["origins"] = origins_of(recipe, host, sources)
+        facts["parts"] = _parts(host, recipe)
+        facts["compatibility_lifted"] = recipe.skip_validation
+    facts["hooks"] = {
+        hook: implementations_of(host, hook)
+        for hook, caller in vars(host.manager.hook).items()
+        if caller.spec is not None and caller.get_hookimpls() and not hook.startswith("register_")
+    }
+    facts["plugins"] = [
+        {**attrs.asdict(record), "why": _why(record, host.config, sources)} for record in host.records.values()
+    ]
+    if recipe is not None and estimates:
+        from hooktrain.sketch import estimate
+
+        facts["estimates"] = estimate(recipe, host, world)
+    facts["complaints"] = [
+        {"where": each.where, "message": each.message} for each in dict.fromkeys(facts["complaints"])
+    ]
+    return facts
+
+
+# ------------------------------------------------------------------------------------------------- complaints
+
+
+def _conflicts(host: PluginHost) -> list[str]:
+    """Everything about which the plugins disagree; a run stops at the first."""
+    found = []
+    for check in (host.check, *(lambda name=name: host._settle(name) for name in SEGMENTS)):
+        try:
+            check()
+        except PluginError as problem:
+            found.append(str(problem))
+    return list(dict.fromkeys(found))
+
+
+def _resolved(host: PluginHost, sources: Sources, complaints: list[Complaint]) -> Recipe | None:
+    """The recipe; where it is wrong, without the keys that are, so that there is something to show."""
+    raw = dict(sources.raw)
+    source = str(sources.file or "recipe")
+    while True:
+        try:
+            recipe = resolve(raw, host, source=source, name=sources.file.stem if sources.file else "recipe")
+            host.leave_idle(recipe)
+            return recipe
+        except RecipeError as problem:
+            complaints += problem.complaints
+            wrong = {each.where.partition(".")[0].partition("[")[0] for each in problem.complaints} & set(raw)
+            if not wrong or "type" in wrong:
+                return None
+            raw = {key: value for key, value in raw.items() if key not in wrong}
+        except HooktrainError as problem:
+            complaints.append(Complaint("plugins", str(problem)))
+            return None
+
+
+def _objections(host: PluginHost, recipe: Recipe, world: World) -> list[Complaint]:
+    """What plugins say against the recipe; one that fails keeps nobody else from speaking."""
+    made: list[Complaint] = []
+    for found in host.implementations("check_recipe"):
+        if found.wrapper:
+            continue
+        given: dict[str, Any] = {"recipe": recipe, "world": world}
+        try:
+            answer: Any = found.function(*(given[name] for name in found.argnames))
+            made += answer or ()
+        except Exception as problem:
+            who = host.records[found.plugin_name]
+            made.append(Complaint("", f"{who}, hook check_recipe: {type(problem).__name__}: {problem}"))
+    return made
+
+
+# ------------------------------------------------------------------------------------------------------ parts
+
+
+def _parts(host: PluginHost, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
+    """Who offers each part, whose factory is asked for it first, and who wraps that."""
     parts: dict[str, list[dict[str, Any]]] = {}
-    for kind in dict.fromkeys(FACTORIES.values()):
-        configs = getattr(recipe, kind, None)
-        for config in configs if isinstance(configs, tuple) else () if configs is None else (configs,):
-            offer = next(o for o in host.offers[kind].values() if o.config is type(config))
-            parts.setdefault(kind, []).append({"type": offer.name, "plugin": offer.plugin.name})
-    wrapped = {
-        kind: [f["plugin"] for f in implementations_of(host, hook) if f["role"] == "wraps"]
-        for hook, kind in FACTORIES.items()
-    }
-    for kind, chosen in parts.items():
-        for part in chosen:
-            part["wrapped_by"] = wrapped.get(kind, [])
-    hooks = {}
-    for hook, caller in vars(host.manager.hook).items():
-        if caller.spec is not None and caller.get_hookimpls() and not hook.startswith("register_"):
-            hooks[hook] = implementations_of(host, hook)
-    plugins = [attrs.asdict(record) for record in host.records.values()]
-    lifted = recipe.skip_validation
-    return {
-        "recipe": recipe.as_dict(),
-        "parts": parts,
-        "hooks": hooks,
-        "plugins": plugins,
-        "compatibility_lifted": lifted,
-    }
+    offers = {offer.config: offer for kinds in host.offers.values() for offer in kinds.values()}
+
+    def visit(kind: str, value: Any) -> None:
+        for config in value if isinstance(value, tuple) else () if value is None else (value,):
+            offer = offers.get(type(config))
+            if offer is None:
+                continue
+            hook = next((name for name, made in FACTORIES.items() if made == kind), "")
+            wrapped = (
+                [each["plugin"] for each in implementations_of(host, hook) if each["role"] == "wraps"] if hook else []
+            )
+            parts.setdefault(kind, []).append(
+                {
+                    "type": offer.name,
+                    "plugin": offer.plugin.name,
+                    "distribution": str(offer.plugin.distribution),
+                    "wrapped_by": wrapped,
+                }
+            )
+            for item in attrs.fields(type(config)):
+                if item.metadata.get("kind"):
+                    visit(item.metadata["kind"], getattr(config, item.name))
+
+    for item in attrs.fields(Recipe):
+        if item.metadata.get("kind"):
+            visit(item.metadata["kind"], getattr(recipe, item.name))
+    return parts
 
 
-# ------------------------------------------------------------------------------------------------ printing
+def _why(record: PluginRecord, config: PluginsConfig, sources: Sources) -> str:
+    """Why a plugin takes part, or does not."""
+    raw: Any = sources.raw.get("plugins") or {}
+    words = [*os.environ.get("HOOKTRAIN_PLUGINS", "").split(","), *sources.switches]
+    line = {word.strip() for word in sources.switches}
+    environment = {word.strip() for word in words} - line
 
+    def said(word: str, key: str) -> str:
+        if word in line:
+            return f"command line -p {word}"
+        if word in environment:
+            return f"environment HOOKTRAIN_PLUGINS={word}"
+        given = raw.get(key) if isinstance(raw, dict) else None
+        return f"plugins.{key} of the recipe" if isinstance(given, list) and record.name in given else ""
 
-def print_plan(facts: dict[str, Any]) -> None:
-    console = Console(highlight=False)
-    console.print("[bold]recipe[/]")
-    console.print(escape(yaml.safe_dump(facts["recipe"], sort_keys=False, allow_unicode=True)), soft_wrap=True)
-    console.print("[bold]parts[/]")
-    for kind, chosen in facts["parts"].items():
-        for part in chosen:
-            wrapped = f", wrapped by {', '.join(part['wrapped_by'])}" if part["wrapped_by"] else ""
-            console.print(f"  {kind:<11} {escape(part['type'])} from plugin {escape(part['plugin'])}{wrapped}")
-    if facts["compatibility_lifted"]:
-        console.print("  [yellow]skip_validation is on: parts are used that the trainer type does not list[/]")
-    console.print("\n[bold]hooks[/], implementations in call order")
-    for hook, found in facts["hooks"].items():
-        who = ", ".join(
-            each["plugin"] + {"wraps": " (wraps)", "not reached": " (not reached)"}.get(each["role"], "")
-            for each in found
-        )
-        console.print(f"  {hook:<24} {escape(who)}", soft_wrap=True)
-    console.print("\n[bold]plugins[/]")
-    for record in facts["plugins"]:
-        why = f": {record['reason']}" if record["reason"] else ""
-        name = f"{record['name']} ({record['distribution']} {record['version']})".replace(" )", ")")
-        console.print(f"  {record['state']:<8} {escape(name + why)}", soft_wrap=True)
+    if record.state == "failed":
+        return record.reason
+    if record.name in config.block:
+        return f"blocked by {said(f'no:{record.name}', 'block') or 'plugins.block'}"
+    if record.state == "blocked":
+        return f"{record.reason} ({said('no:*', 'autoload')})" if said("no:*", "autoload") else record.reason
+    named = said(record.name, "load")
+    if record.name in config.load:
+        return f"named by {named or 'plugins.load'}"
+    return (
+        "the engine's own"
+        if record.distribution == "hooktrain"
+        else "installed"
+        if record.version
+        else "given in Python"
+    )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hooktrain.config import at_least, field
+from hooktrain.estimates import DataEstimate
 from hooktrain.markers import hookimpl
 from hooktrain.state import Batch, Data, LossSum, TrainerType, World
 
@@ -136,6 +137,16 @@ class TinyPlugin:
     @hookimpl
     def make_model(self, config: Any) -> nn.Module | None:
         return TinyModel(config) if isinstance(config, TinyModelConfig) else None
+
+    @hookimpl
+    def sketch_model(self, config: Any) -> nn.Module | None:
+        return TinyModel(config) if isinstance(config, TinyModelConfig) else None
+
+    @hookimpl
+    def estimate_data(self, config: Any) -> DataEstimate | None:
+        if not isinstance(config, TinyDataConfig):
+            return None
+        return DataEstimate(rows=config.rows, longest=config.length, how="made on the spot")
 
     @hookimpl
     def make_loss(self, config: Any) -> Callable[..., LossSum] | None:

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import torch
 from hooktrain_torch.optimizers import decay_groups
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
@@ -57,6 +58,8 @@ def make_optimizer(config: FusedAdamConfig, model: Module) -> Optimizer:
         HooktrainError: when nothing can be trained, or the optimizer cannot be had here.
     """
     groups = decay_groups(model, config.weight_decay, config.decay_vectors)
+    if isinstance(groups[0]["params"][0], FakeTensor):  # a plan counts what is kept, which is the same for every AdamW
+        return torch.optim.AdamW(groups, lr=config.lr)
     gpu = torch.cuda.is_available()
     name, kind = ("cpu_adam", "DeepSpeedCPUAdam") if isinstance(config, CPUAdamConfig) else ("fused_adam", "FusedAdam")
     if kind == "FusedAdam" and not gpu:

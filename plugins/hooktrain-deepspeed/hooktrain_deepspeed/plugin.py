@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hooktrain import Complaint, Recipe, Strategy, World, hookimpl
+from hooktrain import Complaint, MemoryEstimate, ModelEstimate, Recipe, Strategy, World, hookimpl
 
 __all__ = ["DeepSpeedPlugin"]
 
@@ -72,3 +72,10 @@ class DeepSpeedPlugin:
 
         made = isinstance(config, DeepSpeedCheckpointConfig)
         return DeepSpeedCheckpoint(config, run_dir, world) if made else None
+
+    @hookimpl
+    def estimate_memory(self, config: Any, recipe: Recipe, world: World, model: ModelEstimate) -> MemoryEstimate | None:
+        from hooktrain_deepspeed.config import DeepSpeedConfig
+        from hooktrain_deepspeed.estimate import memory
+
+        return memory(config, recipe, world, model) if isinstance(config, DeepSpeedConfig) else None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["HFModelConfig", "build_model", "torch_dtype"]
+__all__ = ["HFModelConfig", "build_model", "compute_activations_again", "load_config", "random_model", "torch_dtype"]
 
 _KEY = "model.name_or_path"
 
@@ -78,9 +78,9 @@ def build_model(
     """
     location = resolve(config.name_or_path, config.gguf_file, _KEY)
     with quiet_transformers(world.is_main), gguf_read_once():
-        hf_config = _load_config(config, location)
+        hf_config = load_config(config, location)
         accept(hf_config)
-        model: Any = _new(config, hf_config) if config.from_config else _load(config, hf_config, location)
+        model: Any = random_model(config, hf_config) if config.from_config else _load(config, hf_config, location)
         from hooktrain_hf.attention import install
 
         install(model, config.attn_implementation)
@@ -90,16 +90,28 @@ def build_model(
     if tokenizer is not None:
         _check_vocabulary(model, tokenizer)
     if config.activation_checkpointing:
-        # transformers 5 renamed it; both are given their argument by position
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})  # the other kind gives no gradients over a frozen embedding, as under LoRA
+        compute_activations_again(model)
     return model  # type: ignore[no-any-return]
 
 
-def _load_config(config: HFModelConfig, location: Location) -> PreTrainedConfig:
+def compute_activations_again(model: Any) -> None:
+    """Have a transformers model compute activations again in the backward pass."""
+    # transformers 5 renamed it; both are given their argument by position
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # the other kind gives no gradients over a frozen embedding, as under LoRA
+
+
+def load_config(config: HFModelConfig, location: Location, *, offline: bool = False) -> PreTrainedConfig:
+    """The model's config with the recipe's changes; ``offline`` takes only what is on this machine.
+
+    Raises:
+        ModelError: it cannot be had.
+    """
     import transformers
 
-    gguf = {"gguf_file": location.gguf_file} if location.gguf_file else {}
+    gguf: dict[str, Any] = {"gguf_file": location.gguf_file} if location.gguf_file else {}
+    if offline:
+        gguf["local_files_only"] = True
     try:
         hf_config, unused = transformers.AutoConfig.from_pretrained(
             location.name,
@@ -120,8 +132,12 @@ def _load_config(config: HFModelConfig, location: Location) -> PreTrainedConfig:
     return hf_config  # type: ignore[no-any-return]
 
 
-def _new(config: HFModelConfig, hf_config: PreTrainedConfig) -> PreTrainedModel:
-    """A model with random weights."""
+def random_model(config: HFModelConfig, hf_config: PreTrainedConfig) -> PreTrainedModel:
+    """A model with random weights, and without attention of this plugin's own.
+
+    Raises:
+        ModelError: transformers does not know such a model.
+    """
     import transformers
 
     factory: Any = transformers.AutoModelForCausalLM

@@ -68,6 +68,24 @@ class HFPlugin:
         return build_model(config, tokenizer, world) if isinstance(config, HFModelConfig) else None
 
     @hookimpl
+    def sketch_model(self, config: Any) -> PreTrainedModel | None:
+        from hooktrain_hf.sketch import sketch
+
+        return sketch(config) if isinstance(config, HFModelConfig) else None
+
+    @hookimpl
+    def estimate_activations(self, recipe: Any, model: Any, rows: int, tokens: int) -> Mapping[str, int] | None:
+        from hooktrain_hf.sketch import activations
+
+        return activations(recipe, model, rows, tokens) if isinstance(recipe.model, HFModelConfig) else None
+
+    @hookimpl
+    def estimate_rows(self, config: Any) -> int | None:
+        from hooktrain_hf.counting import count_rows
+
+        return count_rows(config) if isinstance(config, HFSourceConfig) else None
+
+    @hookimpl
     def load_source(self, config: Any, world: World) -> Dataset | IterableDataset | None:
         return load_rows(config, world) if isinstance(config, HFSourceConfig) else None
 

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel
 
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "add_adapter", "is_adapter", "load_adapter", "quiet_peft"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "add_adapter",
+    "is_adapter",
+    "load_adapter",
+    "quiet_peft",
+    "sketch_adapter",
+]
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -57,6 +65,37 @@ def add_adapter(model: Module, settings: PeftSettings, base: Any) -> PeftModel:
     config = make_config(settings)
     _keep_ties(model, config, settings)
     return _wrap(model, config, reference, "peft")
+
+
+def sketch_adapter(model: Module, settings: PeftSettings) -> Module:
+    """Put the adapter on a model without weights, so that what is trained can be counted.
+
+    Raises:
+        ModelError: the method does not fit the model, or an adapter to go on from is not there.
+    """
+    from peft import PeftConfig, get_peft_model
+
+    if settings.adapter is not None:
+        folder = Path(settings.adapter).expanduser()
+        if not (folder / ADAPTER_CONFIG).is_file():
+            raise ModelError(f"peft.adapter: given '{folder}', which has no {ADAPTER_CONFIG}; correct the path")
+        with quiet_peft():
+            config = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = False
+    else:
+        config = make_config(settings)
+        _keep_ties(model, config, settings)
+    init: Any = config
+    if hasattr(init, "init_lora_weights"):
+        init.init_lora_weights = True  # others look at the weights, which are not there
+    base: Any = model
+    try:
+        with quiet_peft():
+            made = get_peft_model(base, config)
+    except Exception as problem:  # as in _wrap
+        raise ModelError(f"peft: this adapter cannot be put on the model ({first_line(problem)})") from problem
+    train_in_float32(made)  # type: ignore[arg-type]
+    return made
 
 
 def load_adapter(

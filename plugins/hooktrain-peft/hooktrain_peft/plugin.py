@@ -54,6 +54,16 @@ class PeftPlugin:
 
         return add_adapter(model, settings, config)
 
+    @hookimpl(wrapper=True)
+    def sketch_model(self, recipe: Recipe) -> Generator[None, Module | None, Module | None]:
+        model = yield
+        settings = _settings(recipe)
+        if model is None or not settings.active:
+            return model
+        from hooktrain_peft.adapt import sketch_adapter
+
+        return sketch_adapter(model, settings)
+
     @hookimpl
     def on_train_start(self, trainer: Trainer) -> None:
         if not _settings(trainer.recipe).active:

@@ -62,6 +62,10 @@ class RowCache:
         self._folder = None if folder is None else folder / "rows"
         self._say = say
 
+    def has(self, fingerprint: str) -> bool:
+        """Whether there are rows of this fingerprint, as far as can be told without reading them."""
+        return self._folder is not None and (self._folder / fingerprint / _ENTRY).is_file()
+
     def rows(self, fingerprint: str | None, prepare: Callable[[StoreWriter], Mapping[str, Any]]) -> CachedRows:
         """Rows from the cache, or prepared and put there.
 

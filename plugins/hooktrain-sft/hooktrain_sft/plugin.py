@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from hooktrain import Data, ShownRow, TrainerType, World, hookimpl
+from hooktrain import Data, DataEstimate, Recipe, ShownRow, TrainerType, World, hookimpl
 from hooktrain_sft import hookspecs
 from hooktrain_sft.config import CausalDataConfig, SFTDataConfig, TokenDataConfig
 from hooktrain_sft.loss_config import CrossEntropyConfig, DFTLossConfig, SFTLossConfig
@@ -83,6 +83,22 @@ class SFTPlugin:
         from hooktrain_sft.show import show_rows
 
         return show_rows(config, tokenizer, world, hooks, count)
+
+    @hookimpl
+    def estimate_data(self, config: Any, recipe: Recipe, world: World, hooks: Any) -> DataEstimate | None:
+        if not isinstance(config, TokenDataConfig):
+            return None
+        from hooktrain_sft.estimate import data
+
+        return data(config, recipe, world, hooks)
+
+    @hookimpl
+    def estimate_activations(self, recipe: Recipe, model: Any, rows: int, tokens: int) -> Mapping[str, int] | None:
+        if not isinstance(recipe.loss, CrossEntropyConfig):
+            return None
+        from hooktrain_sft.estimate import logits
+
+        return logits(recipe, model, rows * tokens)
 
     @hookimpl
     def make_loss(self, config: Any) -> Callable[..., Any] | None:

@@ -24,7 +24,7 @@ from hooktrain_sft.mixing import mix, order_by_length
 from hooktrain_sft.packing import Bins, check_bins
 from hooktrain_sft.rows import Reader, label_of
 
-__all__ = ["named", "prepare_data"]
+__all__ = ["named", "prepare_data", "row_limit"]
 
 
 def prepare_data(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any) -> Data:
@@ -43,7 +43,7 @@ class _Preparation:
         self.config, self.tokenizer, self.world, self.hooks = config, tokenizer, world, hooks
         self.reader = Reader(config, tokenizer, world, hooks)
         self.cache = RowCache((config.cache_dir or default_cache_dir()) if config.use_data_cache else None, self.warn)
-        self.max_length = config.max_length or _limit(tokenizer)
+        self.max_length = config.max_length or row_limit(tokenizer)
         self.warnings: list[str] = []
         self.sources: list[dict[str, Any]] = []
         self.digests: list[str] = []
@@ -262,7 +262,7 @@ def _divide(documents: Documents, share: float, seed: int) -> tuple[Documents, D
     return documents.select(np.sort(order[held:])), documents.select(np.sort(order[:held]))
 
 
-def _limit(tokenizer: Any) -> int:
+def row_limit(tokenizer: Any) -> int:
     """Tokens that the tokenizer says its model takes; transformers writes a huge number where it does not know."""
     limit = getattr(tokenizer, "model_max_length", None) or 0
     return int(limit) if 2 <= limit < 1_000_000 else 8192

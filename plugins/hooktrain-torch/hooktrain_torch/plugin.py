@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooktrain import Complaint, World, hookimpl
+from hooktrain import Complaint, MemoryEstimate, ModelEstimate, World, hookimpl
 
 if TYPE_CHECKING:
     import click
@@ -60,6 +60,13 @@ class TorchPlugin:
         from hooktrain_torch.checkpoint import FullCheckpoint, FullConfig
 
         return FullCheckpoint(config, run_dir, world) if isinstance(config, FullConfig) else None
+
+    @hookimpl
+    def estimate_memory(self, config: Any, recipe: Recipe, world: World, model: ModelEstimate) -> MemoryEstimate | None:
+        from hooktrain_torch.estimate import memory
+        from hooktrain_torch.strategy import TorchConfig
+
+        return memory(config, recipe, world, model) if isinstance(config, TorchConfig) else None
 
     @hookimpl
     def register_commands(self, cli: click.Group) -> None:
