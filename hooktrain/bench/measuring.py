@@ -44,11 +44,12 @@ class StepClock:
         self.seconds: list[float] = []
         self.cpu_seconds: list[float] = []
         self.counts: list[dict[str, float]] = []
-        self.events: list[Any] = []
+        self.events: list[Any]
         self.start()
 
     def start(self) -> None:
         """Training begins now."""
+        self.events = []
         self._event()
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
