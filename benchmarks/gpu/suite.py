@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.inputs import ONE_BILLION, TINY, flops_per_token, peak_flops, save_model
-from benchmarks.peers import TRL
+from benchmarks.peers import TRL, TRL_GPU
 from benchmarks.sft.inputs import InputsFailed, export_model
 from benchmarks.sft.metrics import falling_losses, same_losses
 from benchmarks.sft.rows import write_demo, write_many
@@ -180,7 +180,7 @@ class _Given:
             "settings": settings,
             "weights": "float32",
         }
-        return Side(name, driver="benchmarks.peers.trl", specification=given, peer=TRL)
+        return Side(name, driver="benchmarks.peers.trl", specification=given, peer=TRL_GPU if self.cuda else TRL)
 
 
 def _tokenizer(context: Context, demo: Path, small: bool) -> Path:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ARCTIC", "PEERS", "TRL"]
+__all__ = ["ARCTIC", "PEERS", "TRL", "TRL_GPU"]
 
 _FOLDER = Path(__file__).parent
 
 
 def __getattr__(name: str) -> Any:
     # made when first used: drivers import this package in the peers' own environments, where there is no attrs
-    if name not in ("ARCTIC", "PEERS", "TRL"):
+    if name not in __all__:
         raise AttributeError(f"module 'benchmarks.peers' has no attribute '{name}'")
     from hooktrain.bench import Peer
 
@@ -20,6 +20,7 @@ def __getattr__(name: str) -> Any:
     building = {"DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"}
     made: dict[str, Any] = {
         "TRL": Peer(name="trl", requirements=(_FOLDER / "trl.txt",)),
+        "TRL_GPU": Peer(name="trl-gpu", requirements=(_FOLDER / "trl.txt", _FOLDER / "trl-gpu.txt")),
         "ARCTIC": Peer(
             name="arctic", requirements=(_FOLDER / "arctic-build.txt", _FOLDER / "arctic.txt"), building=building
         ),

@@ -81,8 +81,15 @@ def _summed_loss(liger: bool) -> Any:
         )
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-    fused: Any = LigerFusedLinearCrossEntropyLoss(reduction="sum")
-    return lambda hidden, head, wanted: fused(head, hidden.to(torch.get_autocast_dtype(hidden.device.type)), wanted)
+    fused: Any = LigerFusedLinearCrossEntropyLoss(reduction="sum", accum_dtype=torch.float32)
+
+    def loss(hidden: Any, head: Any, wanted: Any) -> Any:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
+        with torch.autocast(device, enabled=False):  # Liger would cast the weight again for each chunk
+            return fused(head.to(dtype), hidden.to(dtype), wanted)
+
+    return loss
 
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:
