@@ -54,6 +54,7 @@ def conformance(
     ignore: Sequence[str] = (),
     budget: float | str = 100.0,
     import_seconds: float = 1.0,
+    leaves: Sequence[str] = (),
     timeout: float = 120.0,
 ) -> Callable[..., None]:
     """A test of a plugin against the rules of the platform: ``test_conformance = conformance("lion")``.
@@ -79,7 +80,8 @@ def conformance(
         recipe: to run it with: ``tiny`` (random rows, a few hundred weights, only ``torch`` besides), ``chat`` (a tiny
             Llama on conversations, through ``hf`` and ``sft``), a file, a mapping, or a function that makes one in a
             given folder. It should run without the plugin, so that there is something to compare with.
-        settings: top-level keys of the recipe that put the plugin to use.
+        settings: top-level keys of the recipe that put the plugin to use; they take the place of the recipe's, but
+            ``model`` and ``data`` are added to them.
         plugins: further installed plugins that the recipe needs.
         checks: which checks to make; all when left out.
         skip: checks to leave out, with the reason.
@@ -87,8 +89,10 @@ def conformance(
         steps: optimizer steps of a run, at least 2; 8, or 4 with ``recipe="chat"``.
         tolerance: how far losses of one and two ranks may be apart, as a share.
         ignore: metrics that no two runs have in common, such as times.
-        budget: what a step may cost: microseconds for each call of a hook, or a share of the step such as ``"5%"``.
+        budget: what a step may cost, microseconds for each call of a hook, or a share of the step such as ``"5%"``; of
+            a plugin that changes gradients, in a run that does not use it.
         import_seconds: what importing may cost, in seconds of a processor.
+        leaves: environment variables that stay as the plugin's libraries have set them, when a run is over.
         timeout: seconds after which a process is killed.
 
     Raises:
@@ -113,6 +117,7 @@ def conformance(
         "ignore": ignore,
         "budget": budget,
         "import_seconds": import_seconds,
+        "leaves": leaves,
         "timeout": timeout,
     }
     kits: list[Any] = []

@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hooktrain.differences import digest
-from hooktrain.hookspecs import SEGMENTS
+from hooktrain.hookspecs import FACTORIES, SEGMENTS
 from hooktrain.testing.checks.kit import Broken, Kit
 from hooktrain.testing.checks.subject import Spec, prepared
 from hooktrain.trainer import Trainer
@@ -135,11 +135,9 @@ def _factories(spec: Spec) -> list[str]:
     _random()
     sys.addaudithook(_hear)
     found = []
-    for hook, caller in vars(made.host.manager.hook).items():
-        first_result = caller.spec is not None and caller.spec.opts.get("firstresult")
-        for implementation in caller.get_hookimpls() if first_result else ():
-            asked = "config" in (caller.spec.argnames if caller.spec else ())
-            if implementation.plugin_name == made.name and not implementation.wrapper and asked:
+    for hook in (*FACTORIES, "fingerprint_source", "show_rows"):
+        for implementation in made.host.implementations(hook):
+            if implementation.plugin_name == made.name and not implementation.wrapper:
                 found += [f"{hook}: {what}" for what in _asked(implementation)]
     return found
 

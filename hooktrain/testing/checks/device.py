@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import CodeType, FrameType
@@ -135,6 +136,17 @@ def _rule(hook: str) -> str:
     return next((line.removeprefix("Device:").strip() for line in text.splitlines() if line.startswith("Device:")), "")
 
 
+def _autocast_as_on_a_processor() -> None:
+    """Models switch autocast off for their device, and torch knows none for ``meta``."""
+    asked, made = torch.is_autocast_enabled, torch.autocast.__init__
+
+    def init(self: Any, device_type: str, *arguments: Any, **more: Any) -> None:
+        made(self, "cpu" if device_type == "meta" else device_type, *arguments, **more)
+
+    torch.is_autocast_enabled = lambda device="cuda": device != "meta" and asked(device)
+    setattr(torch.autocast, "__init__", init)  # noqa: B010 - a method, to type checkers
+
+
 def _reads(spec: Spec) -> dict[str, Any]:
     """Who reads from the device in a run of the recipe; in a process of its own."""
     torch.set_num_threads(1)
@@ -159,6 +171,7 @@ def _reads(spec: Spec) -> dict[str, Any]:
     judge, failed = _Judge(codes, package), ""
     for name in ("synchronize",):  # without a GPU it would only raise
         setattr(torch.cuda, name, lambda *_: judge.read("waits for the device (synchronize)"))
+    _autocast_as_on_a_processor()
     trainer = Trainer(made.recipe, made.host)
     with _Values(judge):
         try:
@@ -166,5 +179,6 @@ def _reads(spec: Spec) -> dict[str, Any]:
         except HooktrainError as problem:
             failed = f"step {trainer.global_step}: {problem}"
         except (NotImplementedError, RuntimeError, TypeError) as problem:
+            traceback.print_exc()
             failed = f"step {trainer.global_step}: {type(problem).__name__}: {str(problem).splitlines()[0]}"
     return {"reads": judge.found, "failed": failed}

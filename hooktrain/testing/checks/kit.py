@@ -61,6 +61,7 @@ class Options:
     ignore: Sequence[str] = ()
     budget: float | str = 100.0
     import_seconds: float = 1.0
+    leaves: Sequence[str] = ()
     timeout: float = 120.0
     preload: Sequence[str] = ()
 

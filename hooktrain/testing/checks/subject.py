@@ -26,6 +26,9 @@ __all__ = ["PARTS", "Prepared", "Reference", "Spec", "prepared", "reference_to"]
 PARTS = ("type", "strategy", "tokenizer", "data", "loss", "model", "optimizer", "scheduler", "checkpoint")
 """Keys of a recipe that select what the training is made of."""
 
+_ADDED = {"model", "data"}
+"""Keys whose settings are added to the recipe's, as these name files."""
+
 
 @attrs.frozen(kw_only=True)
 class Reference:
@@ -146,6 +149,8 @@ class Spec:
             settings = {key: value for key, value in settings.items() if key not in PARTS}
         elif variation == "without":
             settings = {key: value for key, value in settings.items() if key in _engine_keys()}
+        for key in _ADDED & settings.keys() & self.recipe.keys():
+            settings[key] = {**self.recipe[key], **settings[key]}
         made = {**self.recipe, **settings}
         plugins = dict(made.get("plugins", {}))
         if self.reference.installed:

@@ -51,7 +51,7 @@ FAILING = (
 
 def check_teardown(kit: Kit) -> None:
     """A failure in any kind of hook reaches the user, after ``on_teardown``, which may come early and twice."""
-    done = kit.start("teardown", f"{__name__}:_failures", spec=kit.spec)
+    done = kit.start("teardown", f"{__name__}:_failures", spec=kit.spec, leaves=tuple(kit.options.leaves))
     found = kit.need(done, "runs that fail in one hook after another")
     if found:
         raise Broken(
@@ -81,12 +81,12 @@ def _failing(hook: str) -> object:
     return type("Fails", (), {hook: hookimpl(wrapper=wraps)(scope[hook])})()
 
 
-def _failures(spec: Spec) -> list[str]:
+def _failures(spec: Spec, leaves: tuple[str, ...]) -> list[str]:
     """What goes wrong when a run fails in one hook after another; in a process of its own."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     _settle(spec)
-    found = [problem for hook in FAILING for problem in _failure(spec, hook)]
+    found = [problem for hook in FAILING for problem in _failure(spec, hook, leaves)]
     made = _made(spec, "early")
     trainer = Trainer(made.recipe, made.host)
     for when in ("before anything is built", "a second time"):
@@ -114,7 +114,7 @@ def _made(spec: Spec, folder: str, *plugins: object, variation: str = "with") ->
     return prepared(spec, variation, *plugins, overrides=overrides)
 
 
-def _failure(spec: Spec, hook: str) -> list[str]:
+def _failure(spec: Spec, hook: str, leaves: tuple[str, ...]) -> list[str]:
     """What goes wrong when a run fails in one hook."""
     made = _made(spec, hook, _failing(hook))
     trainer = Trainer(made.recipe, made.host)
@@ -133,7 +133,7 @@ def _failure(spec: Spec, hook: str) -> list[str]:
     found += [f"when {hook} has failed: {text}" for text in made.host.warnings if text.startswith(mine)]
     if calls and calls["on_teardown"] != 1:
         found.append(f"when {hook} has failed, on_teardown is called {calls['on_teardown']} times, expected once")
-    found += [f"when {hook} has failed, {what} stays changed" for what in _changed(before)]
+    found += [f"when {hook} has failed, {what} stays changed" for what in _changed(before, leaves)]
     for thread in set(threading.enumerate()) - threads:
         thread.join(1.0)
         if thread.is_alive():
@@ -172,10 +172,12 @@ def _counting(function: Callable[..., Any], calls: dict[str, int]) -> Callable[.
     return call
 
 
-def _changed(before: dict[str, Any]) -> list[str]:
-    """What is not as it was."""
+def _changed(before: dict[str, Any], leaves: tuple[str, ...]) -> list[str]:
+    """What is not as it was, and not among the environment variables that may stay."""
     after = _state()
-    return [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return [
+        name for name in {**before, **after} if before.get(name) != after.get(name) and name.split()[-1] not in leaves
+    ]
 
 
 def _state() -> dict[str, Any]:

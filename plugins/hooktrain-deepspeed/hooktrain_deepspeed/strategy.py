@@ -69,6 +69,7 @@ class DeepSpeedStrategy:
         self.data_world = data_world(world, config.sequence_parallel)
         self._deepspeed = deepspeed_for(self.device)
         self._ranks = Ranks(world, self.device, timeout=config.timeout, alone=True)
+        self._names_rank = "LOCAL_RANK" not in os.environ
         os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # asked for even where there is one rank
         with quietly():
             self._deepspeed.init_distributed(dist_init_required=False)
@@ -273,6 +274,8 @@ class DeepSpeedStrategy:
             comm.destroy_process_group()
             comm.comm.cdb = None
         self._ranks.close()
+        if self._names_rank:
+            os.environ.pop("LOCAL_RANK", None)
         gc.collect()
 
 

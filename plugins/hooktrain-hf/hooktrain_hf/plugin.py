@@ -91,9 +91,11 @@ class HFPlugin:
 
     @hookimpl
     def fingerprint_source(self, config: Any) -> str | None:
+        if not isinstance(config, HFSourceConfig) or config.streaming:
+            return None
         from hooktrain_hf.source_state import fingerprint
 
-        return fingerprint(config) if isinstance(config, HFSourceConfig) and not config.streaming else None
+        return fingerprint(config)
 
     @hookimpl
     def make_checkpoint_engine(self, config: Any, run_dir: Path, world: World) -> HFCheckpointEngine | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -37,6 +38,7 @@ class Ranks:
         self.world, self._several = world, world.world_size > 1
         self._host: Any = None
         self._before: dict[str, Any] = {}
+        self._excepthook = sys.excepthook  # torch puts another one around it for each process group
         if not (self._several or alone):
             return
         patience = timedelta(seconds=timeout)
@@ -98,6 +100,8 @@ class Ranks:
         """End the process group; whoever holds it lets go of it first."""
         while self._before:
             setattr(c10d, *self._before.popitem())
+        if self._host is not None:
+            sys.excepthook = self._excepthook
         if self._host is not None and dist.is_initialized():
             # the group's threads end only with its last holder, and one that frees a tensor while Python is shutting
             # down takes the process with it

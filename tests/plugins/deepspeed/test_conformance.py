@@ -1,0 +1,9 @@
+"""The plugin ``deepspeed`` keeps to the rules of the platform."""
+
+from hooktrain.testing import conformance
+
+test_conformance = conformance(
+    "deepspeed",
+    settings={"strategy": {"type": "deepspeed", "zero_stage": 1, "dtype": "fp32", "device": "cpu"}},
+    leaves=["DS_ACCELERATOR", "PYTORCH_NVML_BASED_CUDA_CHECK"],  # DeepSpeed's choice for the whole process
+)
