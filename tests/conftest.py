@@ -5,10 +5,15 @@ import os
 import pytest
 import torch
 
-pytest_plugins = ["hooktrain.testing"]
-
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.pluginmanager.has_plugin("hooktrain.testing"):
+        raise pytest.UsageError(
+            "hooktrain is not installed, or was before it had an entry point for pytest; run `pip install -e .`"
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,18 +24,22 @@ def test_generated_parts_are_fresh(tiny_recipe):
     assert readme.rendered(TEXT, record(tiny_recipe)) == TEXT, "run `python -m tests.readme`"
 
 
-def test_the_first_plugin_works(tmp_path, run_tiny, monkeypatch):
+def test_the_first_plugin_works(tmp_path):
+    """Installed as the README says, and tested as it says, with pytest in a process of its own."""
+    project = next(block for block in blocks("toml") if block.startswith("# pyproject.toml"))
     code = next(block for block in blocks("python") if block.startswith("# hooktrain_lion.py"))
     test = next(block for block in blocks("python") if "def test_lion" in block)
-    path = tmp_path / "hooktrain_lion.py"
-    path.write_text(code)
-    spec = importlib.util.spec_from_file_location("hooktrain_lion", path)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "hooktrain_lion", module)
-    spec.loader.exec_module(module)
-    scope: dict = {}
-    exec(test, scope)
-    scope["test_lion_moves_the_weights"](lambda recorder, **changes: run_tiny(module, recorder, **changes))
+    for name, text in (("pyproject.toml", project), ("hooktrain_lion.py", code), ("test_lion.py", test)):
+        (tmp_path / name).write_text(text)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "install", "--no-deps"]
+    subprocess.run([*pip, "--no-build-isolation", "--target", "site", "."], cwd=tmp_path, check=True)
+    pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "test_lion.py"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(pytest, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("test_conformance[") == 10
+    assert done.stdout.count(" PASSED") + done.stdout.count(" SKIPPED") == 11
+    assert "test_lion_moves_the_weights PASSED" in done.stdout
 
 
 def test_ci_runs_the_commands_of_the_readme():

@@ -136,14 +136,20 @@ def _rule(hook: str) -> str:
     return next((line.removeprefix("Device:").strip() for line in text.splitlines() if line.startswith("Device:")), "")
 
 
-def _autocast_as_on_a_processor() -> None:
-    """Models switch autocast off for their device, and torch knows none for ``meta``."""
+def _as_on_a_processor() -> None:
+    """Autocast and random numbers on ``meta``, which torch has for real devices only."""
     asked, made = torch.is_autocast_enabled, torch.autocast.__init__
+
+    class Generator(torch.Generator):
+        def __new__(cls, device: Any = "cpu") -> Any:
+            place = "cpu" if torch.device(device).type == "meta" else device
+            return super().__new__(cls, place)  # type: ignore[call-arg]
 
     def init(self: Any, device_type: str, *arguments: Any, **more: Any) -> None:
         made(self, "cpu" if device_type == "meta" else device_type, *arguments, **more)
 
-    torch.is_autocast_enabled = lambda device="cuda": device != "meta" and asked(device)
+    mended = {"is_autocast_enabled": lambda device="cuda": device != "meta" and asked(device), "Generator": Generator}
+    vars(torch).update(mended)
     setattr(torch.autocast, "__init__", init)  # noqa: B010 - a method, to type checkers
 
 
@@ -171,7 +177,7 @@ def _reads(spec: Spec) -> dict[str, Any]:
     judge, failed = _Judge(codes, package), ""
     for name in ("synchronize",):  # without a GPU it would only raise
         setattr(torch.cuda, name, lambda *_: judge.read("waits for the device (synchronize)"))
-    _autocast_as_on_a_processor()
+    _as_on_a_processor()
     trainer = Trainer(made.recipe, made.host)
     with _Values(judge):
         try:
