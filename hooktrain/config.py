@@ -70,7 +70,7 @@ def at_least(least: float) -> Callable[[Any, Any, Any], None]:
         if value is not None and value < least:
             raise ValueError(f"given {value}, expected at least {least}")
 
-    return validate
+    return _described(validate, {"minimum": least})
 
 
 def between(least: float, most: float) -> Callable[[Any, Any, Any], None]:
@@ -80,7 +80,7 @@ def between(least: float, most: float) -> Callable[[Any, Any, Any], None]:
         if value is not None and not least <= value <= most:
             raise ValueError(f"given {value}, expected a number from {least} to {most}")
 
-    return validate
+    return _described(validate, {"minimum": least, "maximum": most})
 
 
 def one_of(*choices: str) -> Callable[[Any, Any, Any], None]:
@@ -92,6 +92,12 @@ def one_of(*choices: str) -> Callable[[Any, Any, Any], None]:
                 f"given '{value}', expected one of {', '.join(choices)}{did_you_mean(str(value), choices)}"
             )
 
+    return _described(validate, {"enum": list(choices)})
+
+
+def _described(validate: Callable[[Any, Any, Any], None], schema: Mapping[str, Any]) -> Callable[[Any, Any, Any], None]:
+    """A validator that says in JSON Schema what it demands, for `hooktrain schema`."""
+    validate.schema = schema  # type: ignore[attr-defined]
     return validate
 
 
@@ -234,7 +240,9 @@ class Built:
         self.value = value
 
 
-def structure(cls: type[T], given: Mapping[str, Any], where: str, complaints: list[Complaint]) -> T | None:
+def structure(
+    cls: type[T], given: Mapping[str, Any], where: str, complaints: list[Complaint], whose: str = ""
+) -> T | None:
     """Make an instance of ``cls`` from a mapping of the recipe.
 
     Args:
@@ -242,6 +250,7 @@ def structure(cls: type[T], given: Mapping[str, Any], where: str, complaints: li
         given: its keys and values; values wrapped in :class:`Built` are taken as they are.
         where: path of ``given`` in the recipe, for complaints.
         complaints: what is wrong is appended here.
+        whose: who offers ``cls``, for complaints about unknown keys.
 
     Returns:
         The instance, or None when there was something to complain about.
@@ -258,9 +267,8 @@ def structure(cls: type[T], given: Mapping[str, Any], where: str, complaints: li
         path = _join(where, str(key))
         if key not in keys:
             expected = ", ".join(sorted(n for n in fields if fields[n].init))
-            complaints.append(
-                Complaint(path, f"unknown key{did_you_mean(str(key), keys)}; {where or 'a recipe'} takes {expected}")
-            )
+            takes = f"{where or 'a recipe'} takes {expected}{whose}"
+            complaints.append(Complaint(path, f"unknown key{did_you_mean(str(key), keys)}; {takes}"))
             continue
         name = keys[key]
         if name in values:

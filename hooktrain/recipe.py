@@ -367,7 +367,8 @@ class _Resolver:
                 found, inherited = self._lookup(inherit)
                 if found:
                     given[item.name] = inherited
-        return structure(offer.config, given, where, self.complaints)
+        whose = f" ({offer.kind} '{offer.name}' of {offer.plugin})"
+        return structure(offer.config, given, where, self.complaints, whose)
 
     def _lookup(self, path: str) -> tuple[bool, Any]:
         """The value at a path of the recipe, whose first step is a part that may have to be built first."""

@@ -1,4 +1,4 @@
-"""The commands that only look: ``plugins``, ``hooks`` and ``plan``."""
+"""The commands that only look: ``plugins``, ``hooks``, ``plan`` and ``schema``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from hooktrain.options import as_json, host_of, print_facts, recipe_options
 
-__all__ = ["hooks", "plan", "plugins"]
+__all__ = ["hooks", "plan", "plugins", "schema"]
 
 
 @click.command()
@@ -69,3 +69,14 @@ def hooks(name: str | None, switches: tuple[str, ...], as_json: bool) -> None:
     from hooktrain.report.hooks import hooks_of, print_hooks
 
     print_facts(hooks_of(host_of(switches), name), as_json, print_hooks)
+
+
+@click.command()
+@click.option("-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all.")
+def schema(switches: tuple[str, ...]) -> None:
+    """Print the JSON Schema of recipes with the installed plugins, for editors."""
+    import json
+
+    from hooktrain.report.schema import schema_of
+
+    click.echo(json.dumps(schema_of(host_of(switches)), indent=2, default=str))
