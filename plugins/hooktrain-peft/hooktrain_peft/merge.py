@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,10 +86,43 @@ def private_copy(model: PeftModel, weights: Mapping[str, Tensor]) -> PeftModel:
         if id(tensor) not in memo:
             held = weights.get(name, tensor).detach().cpu()
             memo[id(tensor)] = Parameter(held, requires_grad=False) if isinstance(tensor, Parameter) else held
-    made = copy.deepcopy(model, memo)
+    with _as_alone(model, memo):
+        made = copy.deepcopy(model, memo)
+    for module in made.modules():  # ZeRO puts a mapping here that asks weights where they are
+        module._parameters = dict(dict.items(module._parameters))
     for parameter in {id(p): p for _, layer in _tuned(made) for p in layer.get_base_layer().parameters()}.values():
         parameter.data = parameter.data.clone()
     return made
+
+
+@contextmanager
+def _as_alone(model: Module, memo: dict[int, Any]) -> Iterator[None]:
+    """Have copies of a model's modules without what fetches weights from other ranks: in a copy they are whole.
+
+    FSDP2 refuses copies, through the class that it gives a module for the original one; ZeRO and FSDP2 hang on hooks.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    spread = {module: type(module) for module in model.modules() if isinstance(module, FSDPModule)}
+    for module in model.modules():
+        for name, held in vars(module).items():
+            if isinstance(held, dict) and (name.endswith("_hooks") or name.startswith("__composable_api")):
+                kept = [(key, value) for key, value in held.items() if not _is_of_ranks(value)]
+                if len(kept) < len(held):
+                    memo[id(held)] = type(held)(kept)
+    try:
+        for module, made in spread.items():
+            module.__class__ = made.__mro__[2]
+        yield
+    finally:
+        for module, made in spread.items():
+            module.__class__ = made
+
+
+def _is_of_ranks(held: Any) -> bool:
+    """Whether a hook, or what is kept beside hooks, belongs to what spreads weights over ranks."""
+    named = inspect.unwrap(getattr(held, "func", held))
+    return (getattr(named, "__module__", None) or "").startswith(("deepspeed.", "torch.distributed."))
 
 
 def _tuned(model: Module) -> list[tuple[str, Any]]:

@@ -57,3 +57,38 @@ def test_two_ranks_train_what_one_trains_on_both_their_rows(
         torch.testing.assert_close(exported[1][name], value, rtol=1e-3, atol=1e-5)
     saved = torch.load(tmp_path / "ranks/checkpoints/step-00000003/model-0.pt", weights_only=True)
     assert len(saved) == len(exported[0]), "nothing of the base"
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [{"type": "deepspeed", "zero_stage": 3}, {"data_parallel": "fsdp2"}],
+    ids=lambda strategy: strategy.get("type", "fsdp2"),
+)
+def test_an_adapter_is_merged_where_no_rank_holds_the_whole_model(
+    run: Callable[..., Any], recipe: dict[str, Any], tmp_path: Path, strategy: dict[str, Any]
+) -> None:
+    """In the middle of the run, so that the live model has to go on afterwards, and at its end."""
+    settings = {
+        **recipe,
+        "peft": {"type": "lora", "r": 4, "merge_on_export": True},
+        "data": {**recipe["data"], "pack_samples": False, "eval_sources": []},
+        "checkpoint": [{"type": "huggingface", "save_every_n_steps": 1, "save_end_of_training": True}],
+        "train_iters": 2,
+        "eval_interval": 0,
+    }
+    alone = run(**{**settings, "gradient_accumulation_steps": 2})
+    path = tmp_path / "recipe.yaml"
+    spread = {"device": "cpu", "dtype": "fp32", **strategy}
+    path.write_text(yaml.safe_dump({**settings, "strategy": spread, "run_dir": str(tmp_path / "ranks")}))
+    done = subprocess.run(
+        [sys.executable, "-m", "hooktrain", "train", str(path), "--nproc", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (load_file(folder / "export/model.safetensors") for folder in (alone.run_dir, tmp_path / "ranks"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
