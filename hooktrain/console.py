@@ -75,7 +75,7 @@ class Console:
             }
         )
         for warning in trainer.data.report.get("warnings", ()):
-            self.terminal.print(f"[yellow]warning[/] {escape(str(warning))}")
+            self.terminal.print(f"[yellow]warning[/] {escape(str(warning))}", soft_wrap=not self.terminal.is_terminal)
         if self.terminal.is_terminal:
             self.progress = Progress(
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
