@@ -1,0 +1,154 @@
+"""transformers' ``TrainingArguments``, filled from the recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from hooktrain import did_you_mean
+
+if TYPE_CHECKING:
+    from hooktrain import Trainer
+
+__all__ = ["argument_problems", "training_arguments"]
+
+_FROM_THE_RECIPE = {
+    "output_dir": "run_dir",
+    "per_device_train_batch_size": "micro_batch_size",
+    "per_device_eval_batch_size": "eval_micro_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "learning_rate": "optimizer.lr",
+    "weight_decay": "optimizer.weight_decay",
+    "max_grad_norm": "gradient_clipping",
+    "num_train_epochs": "epochs",
+    "max_steps": "train_iters",
+    "logging_strategy": "log_interval",
+    "logging_steps": "log_interval",
+    "eval_strategy": "eval_interval",
+    "eval_steps": "eval_interval",
+    "save_strategy": "checkpoint",
+    "save_steps": "checkpoint",
+    "seed": "seed",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "use_cpu": "strategy.device",
+}
+"""Fields that the recipe has keys of its own for."""
+_NOT_DONE = {
+    "load_best_model_at_end": "the best model is not loaded at the end; keep it with checkpoint: [{type: full,"
+    " keep_best: ...}]",
+    "report_to": "name the trackers in the list of callbacks, such as transformers.integrations.TensorBoardCallback",
+    "push_to_hub": "nothing is pushed; upload the exported folder",
+}
+
+
+def argument_problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names under ``callbacks.arguments`` that cannot be set there, and why."""
+    if not given:
+        return
+    try:
+        from transformers import TrainingArguments
+    except ImportError as problem:
+        yield "", f"are fields of transformers' TrainingArguments, which cannot be imported ({problem})"
+        return
+    known = [one.name for one in dataclasses.fields(TrainingArguments)]
+    for name in given:
+        if name in _FROM_THE_RECIPE:
+            yield name, f"is set by the recipe's {_FROM_THE_RECIPE[name]}; remove it here"
+        elif name in _NOT_DONE:
+            yield name, _NOT_DONE[name]
+        elif name not in known:
+            yield name, f"unknown field of transformers.TrainingArguments{did_you_mean(name, known)}"
+
+
+def training_arguments(trainer: Trainer, given: Mapping[str, Any]) -> Any:
+    """The arguments that a ``transformers.Trainer`` would need to do what the recipe says.
+
+    Args:
+        trainer: with all of its parts.
+        given: what stands under ``callbacks.arguments``.
+    """
+    recipe = trainer.recipe
+    sets = list(trainer.data.evaluation)
+    saves = [engine.config for engine in trainer.checkpoint_engines if engine.config.enabled]
+    by_step = [config.save_every_n_steps for config in saves if config.save_every_n_steps]
+    by_epoch = any(config.save_every_n_epochs for config in saves)
+    dtype = str(getattr(trainer.strategy, "dtype", ""))
+    values = {
+        "output_dir": str(trainer.run_dir),
+        "per_device_train_batch_size": recipe.micro_batch_size,
+        "per_device_eval_batch_size": recipe.eval_micro_batch_size or recipe.micro_batch_size,
+        "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
+        "learning_rate": getattr(recipe.optimizer, "lr", trainer.optimizer.param_groups[0]["lr"]),
+        "weight_decay": getattr(recipe.optimizer, "weight_decay", 0.0),
+        "max_grad_norm": recipe.gradient_clipping,
+        "num_train_epochs": trainer.epochs.stop,
+        "max_steps": recipe.train_iters or -1,
+        "logging_strategy": "steps",
+        "logging_steps": recipe.log_interval,
+        "eval_strategy": "steps" if sets else "no",
+        "eval_steps": recipe.eval_interval or trainer.training_horizon,
+        "save_strategy": "steps" if by_step else "epoch" if by_epoch else "no",
+        "save_steps": min(by_step, default=500),
+        "seed": recipe.seed,
+        "bf16": dtype.endswith("bfloat16"),
+        "fp16": dtype.endswith("float16") and not dtype.endswith("bfloat16"),
+        "use_cpu": trainer.device.type == "cpu",
+        "metric_for_best_model": "loss" if len(sets) == 1 else None,
+        "run_name": trainer.run_dir.name,
+        "report_to": [],
+        "disable_tqdm": True,
+        **given,
+    }
+    kind: Any = _kind()
+    made = kind.__new__(kind)
+    made._engine = trainer.device, trainer.world, recipe.as_dict()
+    made.__init__(**values)
+    return made
+
+
+@cache
+def _kind() -> type[Any]:
+    import torch
+    from transformers import TrainingArguments
+    from transformers.training_args import ParallelMode
+
+    class RecipeArguments(TrainingArguments):  # type: ignore[misc]
+        """Knows devices and ranks from the engine, where transformers would set up accelerate's own."""
+
+        _engine: Any
+
+        @property
+        def _setup_devices(self) -> torch.device:
+            self.distributed_state = None
+            self._n_gpu = int(self._engine[0].type == "cuda")
+            device: torch.device = self._engine[0]
+            return device
+
+        @property
+        def n_gpu(self) -> int:
+            return int(self._engine[0].type == "cuda")
+
+        @property
+        def world_size(self) -> int:
+            return int(self._engine[1].world_size)
+
+        @property
+        def process_index(self) -> int:
+            return int(self._engine[1].rank)
+
+        @property
+        def local_process_index(self) -> int:
+            return int(self._engine[1].local_rank)
+
+        @property
+        def parallel_mode(self) -> Any:
+            return ParallelMode.DISTRIBUTED if self.world_size > 1 else ParallelMode.NOT_PARALLEL
+
+        def to_dict(self) -> dict[str, Any]:
+            """With the whole recipe, which trackers keep with the run."""
+            return {**super().to_dict(), "recipe": self._engine[2]}
+
+    return RecipeArguments

@@ -1,0 +1,74 @@
+"""What a recipe says under ``callbacks``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import attrs
+
+from hooktrain import did_you_mean, field
+
+__all__ = ["POLICIES", "CallbacksConfig", "Entry", "entry_of"]
+
+POLICIES = ("stop", "disable", "warn")
+"""What may happen when a callback raises: the run ends, the callback is left out from there on, or nothing."""
+
+
+@attrs.frozen
+class Entry:
+    """One callback of a recipe.
+
+    Attributes:
+        name: its class, as ``package.module.Class``.
+        arguments: of its constructor.
+        on_error: one of :data:`POLICIES`, or None for the kind's own.
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = attrs.field(factory=dict)
+    on_error: str | None = None
+
+
+def entry_of(given: str | Mapping[str, Any]) -> Entry:
+    """Read one entry of the list.
+
+    Raises:
+        ValueError: when it does not say which class, or says something twice.
+    """
+    if isinstance(given, str):
+        return Entry(given)
+    rest = dict(given)
+    name, policy, inner = rest.pop("name", None), rest.pop("on_error", None), rest.pop("arguments", None) or {}
+    if not isinstance(name, str):
+        raise ValueError(f"given {dict(given)}, expected 'name', the callback's class, such as name: package.Callback")
+    if policy is not None and policy not in POLICIES:
+        raise ValueError(
+            f"{name}: on_error is '{policy}', expected one of {', '.join(POLICIES)}"
+            f"{did_you_mean(str(policy), POLICIES)}"
+        )
+    if not isinstance(inner, Mapping):
+        raise ValueError(f"{name}: arguments is {inner!r}, expected a mapping of the constructor's arguments")
+    if twice := sorted(rest.keys() & inner.keys()):
+        raise ValueError(f"{name}: '{twice[0]}' stands beside arguments and in it; keep one")
+    return Entry(name, {**rest, **inner}, policy)
+
+
+def _readable(instance: Any, attribute: Any, value: Any) -> None:
+    for each in value:
+        entry_of(each)
+
+
+@attrs.frozen(kw_only=True)
+class CallbacksConfig:
+    """Callbacks of other frameworks; a list in the recipe is ``use``."""
+
+    shorthand: ClassVar[str] = "use"
+
+    use: tuple[str | Mapping[str, Any], ...] = field(default=(), validator=_readable, neutral=True)
+    """Classes by their whole names, such as ``transformers.EarlyStoppingCallback``, or mappings of ``name``, arguments
+    of the constructor (under ``arguments`` where one is called ``name``), and ``on_error``: ``stop``, ``disable`` or
+    ``warn``."""
+    arguments: Mapping[str, Any] = field(factory=dict, neutral=True)
+    """Fields of transformers' ``TrainingArguments`` that the recipe has no key for, such as ``metric_for_best_model``
+    or ``project``."""

@@ -1,0 +1,283 @@
+"""Drives ``transformers.TrainerCallback``s: real state, control and arguments, and every event at its boundary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hooktrain import HooktrainError
+from hooktrain_callbacks.arguments import training_arguments
+from hooktrain_callbacks.slots import Slot, Slots
+from hooktrain_callbacks.views import EvalBatches, TrainBatches, epoch_of, for_transformers, saves_epoch, saves_step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hooktrain import Trainer
+
+__all__ = ["TransformersBridge"]
+
+_FLAGS = ("should_save", "should_evaluate", "should_log", "should_epoch_stop", "should_training_stop")
+
+
+class TransformersBridge:
+    """The callbacks of transformers in a run.
+
+    Args:
+        slots: the callbacks.
+        arguments: what the recipe says under ``callbacks.arguments``.
+    """
+
+    def __init__(self, slots: Iterable[Slot], arguments: Mapping[str, Any]) -> None:
+        self.slots, self.arguments = Slots(slots), arguments
+        self.kept: Mapping[str, Any] = {}
+        self.began = self.evaluation_began = 0.0
+        self.steps_before = 0
+        self.evaluating = False
+        self._hooked: list[Any] = []
+
+    # ------------------------------------------------------------------------------------------------ run, epoch
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        from transformers.trainer_callback import TrainerControl, TrainerState
+
+        self.trainer = self.slots.trainer = trainer
+        self.args = training_arguments(trainer, self.arguments)
+        self.control = TrainerControl()
+        args, world = self.args, trainer.world
+        self.state = TrainerState(
+            max_steps=trainer.training_horizon,
+            logging_steps=args.logging_steps,
+            eval_steps=args.eval_steps,
+            save_steps=args.save_steps,
+            train_batch_size=args.per_device_train_batch_size,
+            num_train_epochs=args.num_train_epochs,
+            is_local_process_zero=world.local_rank == 0,
+            is_world_process_zero=world.is_main,
+        )
+        sets = list(trainer.data.evaluation)
+        self.given = {
+            "model": trainer.strategy.unwrap(trainer.model),
+            "processing_class": trainer.tokenizer,
+            "tokenizer": trainer.tokenizer,  # its name until transformers 5
+            "optimizer": trainer.optimizer,
+            "lr_scheduler": trainer.scheduler,
+            "train_dataloader": TrainBatches(trainer),
+            "eval_dataloader": EvalBatches(trainer, *sets) if sets else None,
+        }
+        self._watch_optimizer()
+        self._fire("on_init_end")
+        self._restore()
+        self.began, self.steps_before = time.perf_counter(), trainer.global_step
+        self._fire("on_train_begin")
+
+    def on_epoch_start(self) -> None:
+        self._fire("on_epoch_begin")
+
+    def on_epoch_end(self) -> None:
+        self._fire("on_epoch_end", should_save=saves_epoch(self.trainer))
+
+    def on_train_end(self) -> None:
+        seconds, steps = time.perf_counter() - self.began, self.trainer.global_step - self.steps_before
+        figures = {"train_runtime": round(seconds, 4), "train_steps_per_second": round(steps / seconds, 3)}
+        self._log(figures)
+        self._fire("on_train_end")
+
+    def on_teardown(self) -> None:
+        while self._hooked:
+            self._hooked.pop().remove()
+
+    # -------------------------------------------------------------------------------------------------------- step
+
+    def on_step_start(self) -> None:
+        self._fire("on_step_begin")
+
+    def on_microbatch_end(self, batch: Any, loss: Any) -> None:
+        if not self.trainer.is_last_microbatch:
+            self._fire("on_substep_end")
+
+    def on_optimizer_step_start(self) -> None:
+        if not self._hooked:
+            self._fire("on_pre_optimizer_step")
+
+    def on_optimizer_step_end(self) -> None:
+        if not self._hooked:
+            self._fire("on_optimizer_step")
+
+    def on_step_end(self) -> None:
+        trainer, recipe = self.trainer, self.trainer.recipe
+        step, interval, last = trainer.global_step, recipe.eval_interval, trainer.should_stop
+        self._fire(
+            "on_step_end",
+            should_log=last or step % recipe.log_interval == 0,
+            should_evaluate=bool(trainer.data.evaluation) and (last or (interval > 0 and step % interval == 0)),
+            should_save=saves_step(trainer),
+            should_training_stop=last,
+        )
+
+    def _watch_optimizer(self) -> None:
+        """A torch optimizer says itself when it steps: after clipping, and before the gradients are cleared."""
+        import torch
+
+        optimizer = self.trainer.optimizer
+        if isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "_optimizer_step_pre_hooks"):
+            if self.slots.hears("on_pre_optimizer_step"):
+                hook = optimizer.register_step_pre_hook(lambda *_: self._fire("on_pre_optimizer_step"))
+                self._hooked.append(hook)
+            if self.slots.hears("on_optimizer_step"):
+                self._hooked.append(optimizer.register_step_post_hook(lambda *_: self._fire("on_optimizer_step")))
+
+    # -------------------------------------------------------------------------------- evaluation, log, checkpoint
+
+    def on_evaluate_start(self) -> None:
+        self.evaluation_began, self.evaluating = time.perf_counter(), True
+
+    def on_loss_end(self, batch: Any, loss: Any) -> None:
+        """After the loss of a micro-batch, in evaluation as in training."""
+        if self.evaluating:
+            self._fire("on_prediction_step")
+
+    def on_evaluate_end(self, metrics: Mapping[str, float]) -> None:
+        self.evaluating = False
+        if not metrics:
+            return  # it was left out half-way, and is made up for
+        found = for_transformers(metrics)
+        found["eval_runtime"] = round(time.perf_counter() - self.evaluation_began, 4)
+        logs = self._log(found)
+        self._fire("on_evaluate", metrics=logs)
+        self._note_best(found)
+
+    def _note_best(self, metrics: Mapping[str, float]) -> None:
+        wanted = self.args.metric_for_best_model
+        value = metrics.get(wanted if (wanted or "").startswith("eval_") else f"eval_{wanted}")
+        if value is None:
+            return
+        best = self.state.best_metric
+        if best is None or (value > best if self.args.greater_is_better else value < best):
+            self.state.best_metric, self.state.best_global_step = value, self.trainer.global_step
+
+    def on_log(self, metrics: Mapping[str, float]) -> None:
+        logs = {name: value for name, value in metrics.items() if not name.startswith("eval/")}
+        if "loss" in logs:  # the line of an evaluation alone has been given away with it
+            self._log(for_transformers(logs))
+
+    def _log(self, logs: dict[str, float]) -> dict[str, float]:
+        logs["epoch"] = round(epoch_of(self.trainer), 4)
+        self.state.log_history.append({**logs, "step": self.trainer.global_step})
+        self._fire("on_log", logs=dict(logs))
+        return logs
+
+    def on_checkpoint_end(self, path: Path) -> None:
+        if self.state.best_global_step == self.trainer.global_step:
+            self.state.best_model_checkpoint = str(path)
+        if not self.slots.hears("on_save"):
+            return
+        # where callbacks look for what has been saved
+        link = Path(self.args.output_dir) / f"checkpoint-{self.trainer.global_step}"
+        linked = self.trainer.world.is_main and not link.exists() and path.is_dir()
+        if linked:
+            link.unlink(missing_ok=True)
+            link.symlink_to(path.resolve(), target_is_directory=True)
+        try:
+            self._fire("on_save")
+        finally:
+            if linked:
+                link.unlink(missing_ok=True)
+
+    # ------------------------------------------------------------------------------------------------------- events
+
+    def _fire(self, event: str, *, metrics: Any = None, logs: Any = None, **due: bool) -> None:
+        """Call an event, and do what callbacks then ask for.
+
+        Args:
+            event: the method's name.
+            metrics: for ``on_evaluate``.
+            logs: for ``on_log``.
+            due: the control flags that stand for what the recipe itself has due now.
+        """
+        if not self.slots.hears(event):
+            return
+        state, control, trainer = self.state, self.control, self.trainer
+        state.global_step, state.epoch = trainer.global_step, epoch_of(trainer)
+        state.num_input_tokens_seen = trainer.state.tokens
+        for flag in _FLAGS[:-1]:
+            setattr(control, flag, due.get(flag, False))
+        known = dict(due)
+        if due.get("should_training_stop"):
+            control.should_training_stop = True
+
+        def then(slot: Slot, result: Any) -> None:
+            self.control = self.control if result is None else result
+            self._obey(slot, event, known)
+
+        more = {"metrics": metrics} if metrics is not None else {"logs": logs} if logs is not None else {}
+        self.slots.call(event, self.args, state, self.control, then=then, **self.given, **more)
+
+    def _obey(self, slot: Slot, event: str, known: dict[str, bool]) -> None:
+        """Ask the engine for what a callback has switched on.
+
+        Args:
+            slot: the callback that has just been called.
+            event: in which event.
+            known: flags that are on for a reason that the engine knows.
+        """
+        trainer = self.trainer
+        asks = {
+            "should_save": trainer.request_save,
+            "should_evaluate": trainer.request_evaluation,
+            "should_log": trainer.request_log,
+            "should_epoch_stop": trainer.request_epoch_end,
+            "should_training_stop": lambda: trainer.request_stop(f"{slot.name} asked for it"),
+        }
+        for flag, ask in asks.items():
+            is_on, was_on = bool(getattr(self.control, flag)), known.get(flag, False)
+            if is_on and not was_on and not (flag == "should_training_stop" and trainer.should_stop):
+                ask()
+                known[flag] = True
+            elif was_on and not is_on and flag in ("should_save", "should_evaluate"):
+                known[flag] = False
+                what = "checkpoint" if flag == "should_save" else "eval_interval"
+                raise HooktrainError(
+                    f"{slot} switched off control.{flag} in {event}, but what the recipe has due is done in any case;"
+                    f" change {what} in the recipe, or leave the callback out"
+                )
+
+    # -------------------------------------------------------------------------------------------------------- state
+
+    def collect_state(self) -> dict[str, Any]:
+        """What a resume needs: the state of each callback that has one, and what is known of the best evaluation."""
+        kept = {}
+        for key, slot in self._stateful():
+            try:
+                kept[key] = slot.callback.state()
+            except Exception as problem:
+                self.slots.failed(slot, "state", problem)
+        names = ("best_metric", "best_global_step", "best_model_checkpoint", "log_history")
+        return {"callbacks": kept, "state": {name: getattr(self.state, name) for name in names}}
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        self.kept = state
+
+    def _restore(self) -> None:
+        """Give back what was kept; the constructor's arguments stay as the recipe has them now."""
+        if not self.kept:
+            return
+        for name, value in self.kept["state"].items():
+            setattr(self.state, name, value)
+        for key, slot in self._stateful():
+            for name, value in self.kept["callbacks"].get(key, {}).get("attributes", {}).items():
+                setattr(slot.callback, name, value)
+
+    def _stateful(self) -> Iterator[tuple[str, Slot]]:
+        """The callbacks that have a state, under names that do not depend on the others in the list."""
+        from transformers.trainer_callback import ExportableState
+
+        counts: dict[str, int] = {}
+        for slot in self.slots.all:
+            if isinstance(slot.callback, ExportableState) and not slot.disabled:
+                kind = type(slot.callback)
+                name = f"{kind.__module__}.{kind.__qualname__}"
+                counts[name] = counts.get(name, 0) + 1
+                yield f"{name}#{counts[name]}", slot
