@@ -172,10 +172,15 @@ def test_other_rows_are_refused_though_the_recipe_is_the_same(going):
 def test_plugins_that_come_and_go(going):
     class Watches:
         plugin_name = "watches"
+        only_observes = True
 
         @hookimpl
         def on_step_end(self):
             pass
+
+        @hookimpl(wrapper=True)
+        def run_backward(self):
+            return (yield)
 
     class Replaces:
         plugin_name = "replaces"

@@ -13,7 +13,7 @@ from hooktrain_callbacks.lightning_kinds import accelerator_of, kinds, precision
 from hooktrain_callbacks.lightning_state import LightningState
 from hooktrain_callbacks.lightning_trainer import LightningTrainer
 from hooktrain_callbacks.slots import Slot, Slots
-from hooktrain_callbacks.views import eval_sizes, for_lightning, is_spread
+from hooktrain_callbacks.views import eval_sizes, for_lightning, is_spread, says_when_it_steps
 
 if TYPE_CHECKING:
     from hooktrain import LossSum, Trainer
@@ -42,6 +42,7 @@ class LightningBridge:
         self.pl: LightningTrainer | None = None
         self.evaluating = False
         self._ended = self._failed = False
+        self._hooked: Any = None
         self._last: tuple[Any, LossSum] | None = None
         self._places: Iterator[tuple[int, ...]] = iter(())
         self._place: tuple[int, ...] = ()
@@ -74,8 +75,11 @@ class LightningBridge:
         for slot in self.slots.all:  # as Lightning does, so that a callback can log
             slot.callback.log, slot.callback.log_dict = self.module.log, self.module.log_dict
         self.state = LightningState(self.slots, pl, self.module)
+        if self.slots.hears("on_before_zero_grad") and says_when_it_steps(trainer.optimizer):
+            call = self._call
+            self._hooked = trainer.optimizer.register_step_post_hook(lambda one, *_: call("on_before_zero_grad", one))
         self._log_hyperparameters()
-        self._call("setup", stage="fit")
+        self._call("setup", stage=pl.state.fn)
         self.state.restore(self.kept)
         self._call("on_fit_start")
         self._call("on_train_start")
@@ -114,8 +118,10 @@ class LightningBridge:
             self._call("on_exception", exception)
 
     def on_teardown(self) -> None:
+        if self._hooked is not None:
+            self._hooked.remove()
         if self.pl is not None:
-            self._call("teardown", stage="fit")
+            self._call("teardown", stage=self.pl.state.fn)
             self._of_loggers("finalize", "failed" if self._failed else "success")
 
     # --------------------------------------------------------------------------------------------------------- step
@@ -142,7 +148,8 @@ class LightningBridge:
         self._call("on_before_optimizer_step", self.trainer.optimizer)
 
     def on_optimizer_step_end(self) -> None:
-        self._call("on_before_zero_grad", self.trainer.optimizer)
+        if self._hooked is None:
+            self._call("on_before_zero_grad", self.trainer.optimizer)
 
     def on_step_end(self) -> None:
         assert self.pl is not None

@@ -72,7 +72,7 @@ def place(loaded: Loaded, callback: Any, where: str, name: str = "", policy: str
         complain(why)
         return
     own = overridden(callback, base)
-    if not own & events.keys():
+    if not own & events.keys() or (own & NEVER and not own & events.keys() - {"setup", "teardown"}):
         never = ", ".join(sorted(own & NEVER)) or "nothing"
         complain(f"overrides {never}, of which a training run calls nothing; leave it out")
         return

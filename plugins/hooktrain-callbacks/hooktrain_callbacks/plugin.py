@@ -26,6 +26,8 @@ _OWN = frozenset({"register_configs", "check_recipe", "idle_hooks"})
 class _Driving:
     """Passes each hook on to the bridges; hooks that no callback needs are taken out before the run."""
 
+    only_observes = True  # in the segments that are surrounded; what callbacks do to the model is theirs
+
     def __init__(self) -> None:
         self.loaded = Loaded()
         self.bridges: list[Any] = []

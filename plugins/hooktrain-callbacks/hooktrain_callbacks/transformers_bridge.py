@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 from hooktrain import HooktrainError
 from hooktrain_callbacks.arguments import training_arguments
 from hooktrain_callbacks.slots import Slot, Slots
-from hooktrain_callbacks.views import EvalBatches, TrainBatches, epoch_of, for_transformers, saves_epoch, saves_step
+from hooktrain_callbacks.views import (
+    EvalBatches,
+    TrainBatches,
+    epoch_of,
+    for_transformers,
+    saves_epoch,
+    saves_step,
+    says_when_it_steps,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,10 +127,8 @@ class TransformersBridge:
 
     def _watch_optimizer(self) -> None:
         """A torch optimizer says itself when it steps: after clipping, and before the gradients are cleared."""
-        import torch
-
         optimizer = self.trainer.optimizer
-        if isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        if says_when_it_steps(optimizer):
             if self.slots.hears("on_pre_optimizer_step"):
                 hook = optimizer.register_step_pre_hook(lambda *_: self._fire("on_pre_optimizer_step"))
                 self._hooked.append(hook)

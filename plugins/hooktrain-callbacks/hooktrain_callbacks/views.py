@@ -20,6 +20,7 @@ __all__ = [
     "micro_batches_of_epoch",
     "saves_epoch",
     "saves_step",
+    "says_when_it_steps",
 ]
 
 
@@ -120,6 +121,14 @@ def saves_epoch(trainer: Trainer) -> bool:
     """Whether a checkpoint engine is to save at the end of this epoch."""
     configs = (engine.config for engine in trainer.checkpoint_engines if engine.config.enabled)
     return any(c.save_every_n_epochs and (trainer.state.epoch + 1) % c.save_every_n_epochs == 0 for c in configs)
+
+
+def says_when_it_steps(optimizer: Any) -> bool:
+    """Whether hooks can be put on an optimizer: then it can be watched after clipping, and before gradients go."""
+    import torch
+
+    # DeepSpeed's take the place of torch's own without having been built as such
+    return isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "_optimizer_step_pre_hooks")
 
 
 def is_spread(module: Any) -> bool:
