@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hooktrain import Complaint, HooktrainError, hookimpl
-from hooktrain.rules import implemented
 from hooktrain_callbacks.arguments import argument_problems
 from hooktrain_callbacks.config import CallbacksConfig
 from hooktrain_callbacks.loading import Loaded, load, place
@@ -52,7 +51,8 @@ class _Driving:
         needed: set[str] = set()
         for slot in self.loaded.slots:
             needed |= hooks_of(slot.package, slot.events)
-        return set(implemented(self)) - needed - _OWN
+        hooks = {name for name in dir(type(self)) if hasattr(getattr(type(self), name), "hooktrain_impl")}
+        return hooks - needed - _OWN
 
     def _pass(self, hook: str, *given: Any) -> None:
         for bridge in self.bridges:
