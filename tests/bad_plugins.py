@@ -321,4 +321,8 @@ class Swallows:
 class Slow:
     @hookimpl
     def on_step_end(self):
-        time.sleep(0.003)
+        time.sleep(0.01)
+
+
+def hang():
+    time.sleep(100)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hooktrain import HooktrainError
 from hooktrain.testing import conformance
 from hooktrain.testing.checks import CHECKS
-from hooktrain.testing.checks.kit import Broken, Kit, Options, Unjudged
+from hooktrain.testing.checks.kit import LIGHT, Broken, Kit, Options, Unjudged
 from hooktrain.testing.checks.subject import reference_to
+from hooktrain.testing.zygote import Job, Zygote, zygote
 from tests import bad_plugins
 
 pytest_plugins = ["pytester"]
@@ -185,3 +189,20 @@ def test_as_an_author_sees_it(pytester, monkeypatch):
         ]
     )
     assert "hooktrain/testing" not in done.stdout.str().partition("FAILURES")[2].partition("short test summary")[0]
+
+
+def test_a_process_that_cannot_import(tmp_path):
+    with pytest.raises(HooktrainError, match="was to import no_such_module has ended"):
+        Zygote(["no_such_module"]).run(Job("os:getpid", {}, tmp_path))
+
+
+def test_processes_that_fail_or_hang(tmp_path):
+    jobs = [Job("time:sleep", {"seconds": 1}, tmp_path / "wrong"), Job("os:getpid", {}, tmp_path / "right")]
+    wrong, right = zygote(*LIGHT).run(*jobs)
+    assert (wrong.status, right.status) == (1, 0)
+    assert "TypeError" in wrong.output
+    assert right.result != os.getpid()
+    began = time.monotonic()
+    (hung,) = zygote(*LIGHT).run(Job("tests.bad_plugins:hang", {}, tmp_path / "hung"), timeout=1.0)
+    assert hung.status is None
+    assert time.monotonic() - began < 30

@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hooktrain.errors import HooktrainError
+
 __all__ = ["Done", "Job", "Zygote", "zygote"]
 
 
@@ -61,6 +63,7 @@ class Zygote:
     """
 
     def __init__(self, preload: Sequence[str]) -> None:
+        self._preload = preload
         self._process = subprocess.Popen(
             [sys.executable, "-c", f"from {__name__} import serve; serve()", *preload],
             stdin=subprocess.PIPE,
@@ -72,6 +75,9 @@ class Zygote:
         """Run jobs at the same time, each in a process of its own, and wait for all of them.
 
         When one fails, the others have ten more seconds: ranks wait for each other.
+
+        Raises:
+            HooktrainError: when the modules cannot be imported.
         """
         for job in jobs:
             job.folder.mkdir(parents=True, exist_ok=True)
@@ -80,9 +86,15 @@ class Zygote:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        pickle.dump((asked, timeout, list(sys.path)), stdin)
-        stdin.flush()
-        statuses = pickle.load(stdout)
+        try:
+            pickle.dump((asked, timeout, list(sys.path)), stdin)
+            stdin.flush()
+            statuses = pickle.load(stdout)
+        except (EOFError, BrokenPipeError) as problem:
+            raise HooktrainError(
+                f"conformance: a process that was to import {', '.join(self._preload)} has ended, and said why on its"
+                " standard error; install what is missing, such as hooktrain-hf and hooktrain-sft for recipe='chat'"
+            ) from problem
         return [_done(job.folder, status) for job, status in zip(jobs, statuses, strict=True)]
 
     def close(self) -> None:

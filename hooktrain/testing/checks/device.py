@@ -39,8 +39,8 @@ def check_device(kit: Kit) -> None:
             " values in on_log, or in hooks whose documentation says that they may wait (`hooktrain hooks NAME`)",
         )
     if done.status != 0:
-        text = "\n".join(f"    {line}" for line in done.output.splitlines()[-6:])
-        raise Unjudged(f"this recipe does not run on a device without values, so that no wait can be seen:\n{text}")
+        why = (done.output.strip().splitlines() or ["nothing was said"])[-1]
+        raise Unjudged(f"this recipe does not run on a device without values, so that no wait can be seen: {why}")
     if done.result["failed"]:
         raise Unjudged(
             "this recipe does not run on a device without values, and no wait of the plugin was seen until"

@@ -48,6 +48,9 @@ FAILING = (
 )
 """Hooks of every kind, in which a run is made to fail."""
 
+_ENOUGH = 8
+"""Findings after which no further hook is tried."""
+
 
 def check_teardown(kit: Kit) -> None:
     """A failure in any kind of hook reaches the user, after ``on_teardown``, which may come early and twice."""
@@ -55,7 +58,7 @@ def check_teardown(kit: Kit) -> None:
     found = kit.need(done, "runs that fail in one hook after another")
     if found:
         raise Broken(
-            "\n".join(found[:8]),
+            "\n".join(found[:_ENOUGH]),
             "on_teardown is called on every rank however the run ends, before anything was built or after everything;"
             " it gives back what the plugin holds, and hides no error",
             "have it look at what there is (`if self.server is not None`), and set attributes in __init__; close files,"
@@ -86,7 +89,9 @@ def _failures(spec: Spec, leaves: tuple[str, ...]) -> list[str]:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     _settle(spec)
-    found = [problem for hook in FAILING for problem in _failure(spec, hook, leaves)]
+    found: list[str] = []
+    for hook in FAILING:
+        found += _failure(spec, hook, leaves) if len(found) < _ENOUGH else []
     made = _made(spec, "early")
     trainer = Trainer(made.recipe, made.host)
     for when in ("before anything is built", "a second time"):
