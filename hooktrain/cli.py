@@ -16,6 +16,7 @@ from hooktrain.errors import HooktrainError, show_warnings
 from hooktrain.launch import follow_launcher, note_failure, trace_of
 from hooktrain.options import as_json, host_of, print_facts, recipe_options
 from hooktrain.report.commands import hooks, plan, plugins, schema
+from hooktrain.scaffold import new_plugin
 
 __all__ = ["cli", "main"]
 
@@ -102,7 +103,7 @@ def demo(run_dir: Path, overrides: tuple[str, ...]) -> None:
     run_demo(run_dir, list(overrides))
 
 
-for _command in (plan, plugins, hooks, bench, schema):
+for _command in (plan, plugins, hooks, bench, schema, new_plugin):
     cli.add_command(_command)
 
 

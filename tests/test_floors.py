@@ -24,7 +24,7 @@ FLOORS = [
     ["build"],
     ["trainer", "sketch"],
     ["options"],
-    ["report", "demo", "preview", "testing"],
+    ["report", "demo", "preview", "scaffold", "testing"],
     ["bench"],
     ["cli"],
     ["__main__"],
@@ -49,6 +49,7 @@ WITHOUT_TORCH = {
     "estimates",
     "options",
     "report",
+    "scaffold",
     "__init__",
 }
 

@@ -1,0 +1,90 @@
+"""A schedule that falls with the square root of the step, and the loss as a running mean.
+
+These are the two things that most plugins do. *Offering a part*: a config class, which recipes select by name, and the
+factory that builds what it describes. *Observing*: methods that hear what the run does, add to its metrics, and keep
+state that is saved with every checkpoint. Keep what you need, and leave the rest out: every hook is optional.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+from hooktrain import StepOutput, Trainer, at_least, between, field, hookimpl
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+__all__ = ["InverseSqrtConfig", "Plugin", "Settings"]
+
+# What a recipe may say stands in frozen classes. Types and validators refuse what is wrong before anything is loaded,
+# and the text under a field is its documentation.
+
+
+@attrs.frozen(kw_only=True)
+class InverseSqrtConfig:
+    """The rate rises in a line to the optimizer's, then falls with the square root of the step (Vaswani et al., 2017).
+
+    It needs no horizon: a run can be made longer without changing what came before.
+    """
+
+    warmup_steps: int = field(default=100, validator=at_least(1))
+    """Optimizer steps in which the rate rises."""
+
+    def factor(self, step: int) -> float:
+        """What the optimizer's rate is multiplied with after so many finished steps; above 0 from the first on."""
+        return min((step + 1) / self.warmup_steps, math.sqrt(self.warmup_steps / (step + 1)))
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What a recipe may say under the key ``PLUGIN_name``."""
+
+    # neutral: the training stays the same, so that a resumed run may have another value
+    decay: float = field(default=0.9, validator=between(0, 1), neutral=True)
+    """How much of the running mean a step leaves; with 0 it is the loss of the last step."""
+
+
+class Plugin:
+    """What the entry point names. Each run gets an instance of its own, so attributes may hold what the run is at."""
+
+    def __init__(self) -> None:
+        self.mean: Tensor | None = None  # shape (), on the device
+
+    @hookimpl
+    def register_configs(self) -> Mapping[str, Mapping[str, type]]:
+        return {
+            "scheduler": {"PLUGIN_name": InverseSqrtConfig},
+            "settings": {"PLUGIN_name": Settings},
+        }
+
+    @hookimpl
+    def make_scheduler(self, config: Any, optimizer: Optimizer) -> LambdaLR | None:
+        if not isinstance(config, InverseSqrtConfig):
+            return None  # not ours: the next plugin is asked
+        return LambdaLR(optimizer, config.factor)
+
+    @hookimpl
+    def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
+        if not output.stepped:
+            return  # the step was left out, as its gradients were not finite
+        # output.total is a sum over this rank's tokens, on the device. Nothing here waits for it: no .item(), no print
+        loss = trainer.strategy.sum_tensor(output.total.float()) / trainer.window_weight
+        decay = trainer.recipe.settings["PLUGIN_name"].decay
+        self.mean = loss if self.mean is None else torch.lerp(loss, self.mean, decay)
+
+    @hookimpl
+    def collect_metrics(self) -> Mapping[str, Tensor]:
+        # a tensor is fine: the engine reads those of all plugins at once, where it logs
+        return {} if self.mean is None else {"PLUGIN_name/loss": self.mean}
+
+    @hookimpl
+    def collect_state(self) -> Mapping[str, Any]:
+        return {} if self.mean is None else {"mean": self.mean}
+
+    @hookimpl
+    def restore_state(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
+        self.mean = state["mean"].to(trainer.device) if state else None

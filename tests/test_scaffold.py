@@ -1,0 +1,167 @@
+"""``hooktrain new-plugin``: from hooktrain's own wheel to a plugin that is built, installed, tested and run."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from hooktrain.errors import HooktrainError
+from hooktrain.scaffold import LONGEST, PluginNames, new_plugin, write_plugin
+
+ROOT = Path(__file__).parents[1]
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+WHEEL = [*PIP, "wheel", "--no-deps", "--no-build-isolation"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Where hooktrain's wheel, and that of a plugin which it wrote, have been installed; beside it lies the plugin."""
+    folder = tmp_path_factory.mktemp("scaffold")
+    source = folder / "hooktrain"  # a copy, as setuptools writes into what it builds
+    source.mkdir()
+    shutil.copytree(ROOT / "hooktrain", source / "hooktrain", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run([*WHEEL, "-w", str(folder), str(source)], check=True)
+    (wheel,) = folder.glob("hooktrain-*.whl")
+    held = zipfile.ZipFile(wheel).namelist()
+    for path in (ROOT / "hooktrain").rglob("*"):
+        kept = path.is_file() and not any(
+            part.startswith((".", "__pycache__")) for part in path.relative_to(ROOT).parts
+        )
+        assert not kept or path.relative_to(ROOT).as_posix() in held, f"{path.name} is missing in the wheel"
+    install = [*PIP, "install", "--no-deps", "--target", str(folder / "site")]
+    subprocess.run([*install, str(wheel)], check=True)
+    shutil.rmtree(source)
+    shown = run(folder / "site", folder, "hooktrain", "new-plugin", "Square-Root2")
+    assert shown.splitlines()[-6:] == [
+        "",
+        "  cd hooktrain-square-root2",
+        '  pip install -e ".[test]"',
+        "  python -m pytest",
+        "  hooktrain plugins",
+        "  hooktrain train recipe.yaml",
+    ]
+    subprocess.run([*WHEEL, "-w", str(folder), str(folder / "hooktrain-square-root2")], check=True)
+    subprocess.run([*install, *map(str, folder.glob("hooktrain_square_root2-*.whl"))], check=True)
+    return folder / "site"
+
+
+def run(site: Path, folder: Path, module: str, *words: str) -> str:
+    """Run a Python module where the wheels are found first, and none of the sources of this repository."""
+    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    command = [sys.executable, "-m", module, *words]
+    ended = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout.rstrip("\n")
+
+
+def test_its_tests_pass(site):
+    assert " passed" in run(site, site.parent / "hooktrain-square-root2", "pytest", "-q", "-p", "no:cacheprovider")
+
+
+def test_it_is_seen_and_does_what_it_says(site):
+    folder = site.parent / "hooktrain-square-root2"
+    (fact,) = [
+        fact
+        for fact in json.loads(run(site, folder, "hooktrain", "plugins", "--json"))
+        if fact["name"] == "square_root2"
+    ]
+    assert (fact["distribution"], fact["version"], fact["state"]) == ("hooktrain-square-root2", "0.1.0", "active")
+    assert fact["offers"] == ["scheduler/square_root2", "settings/square_root2"]
+    assert "on_step_end" in fact["hooks"]
+    run(site, folder, "hooktrain", "train", "recipe.yaml")
+    lines = [json.loads(line) for line in (folder / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["lr"] for line in lines[:5]] == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05])
+    assert lines[19]["lr"] == pytest.approx(0.05 / 2), "four times the warm-up is half of the rate"
+    mean = lines[0]["loss"]
+    for line in lines[1:]:
+        mean = 0.8 * mean + 0.2 * line["loss"]
+        assert line["square_root2/loss"] == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["x", "a" * LONGEST, "m-1"])
+def test_the_code_is_in_order_whatever_the_name(tmp_path, name):
+    folder = write_plugin(PluginNames.of(name), tmp_path)
+    for words in (["check"], ["format", "--check"]):
+        command = [sys.executable, "-m", "ruff", *words, "--no-cache", "."]
+        ended = subprocess.run(
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "RAYON_NUM_THREADS": "1"},
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    written = "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
+    assert "PLUGIN" not in written
+
+
+def test_names():
+    for given in ("My-Plugin2", "my_plugin2", "hooktrain-my-plugin2", "hooktrain_My_Plugin2"):
+        assert PluginNames.of(given) == ("my_plugin2", "hooktrain_my_plugin2", "hooktrain-my-plugin2")
+    for given in ("", "3d", "a--b", "a-", "_a", "a.b", "a b", "a/b", "é", "hooktrain", "../a", "a" * (LONGEST + 1)):
+        with pytest.raises(HooktrainError, match="give a name such as my-plugin") as caught:
+            PluginNames.of(given)
+        assert f"given '{given}'" in str(caught.value)
+    for given, why in (
+        ("on", "'on' is read by YAML as True"),
+        ("null", "'null' is read by YAML as None"),
+        ("Optimizer", "'optimizer' is a key of every recipe"),
+        ("loss_log_interval", "a key of every recipe"),
+    ):
+        with pytest.raises(HooktrainError, match=why):
+            PluginNames.of(given)
+
+
+def test_names_that_are_taken(tmp_path):
+    for name, why in (
+        ("sft", "'sft' is taken by the installed plugin 'sft' (hooktrain-sft "),
+        ("cosine", "'cosine' is taken by the installed plugin 'torch' (hooktrain-torch "),
+        ("console", "'console' is taken by the installed plugin 'console' (hooktrain "),
+    ):
+        with pytest.raises(HooktrainError) as caught:
+            new_plugin.main([name, "--dir", str(tmp_path)], standalone_mode=False)
+        assert why in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten(tmp_path):
+    names = PluginNames.of("twice")
+    folder = write_plugin(names, tmp_path / "new" / "folder")
+    (folder / "README.md").write_text("mine")
+    with pytest.raises(HooktrainError, match="hooktrain-twice: is there already, and nothing is overwritten"):
+        write_plugin(names, tmp_path / "new" / "folder")
+    assert (folder / "README.md").read_text() == "mine"
+
+
+def test_folders_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (Path("/proc/nothing"), tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(HooktrainError, match=r"cannot be written \(.*\); give another folder with --dir"):
+            write_plugin(PluginNames.of("lost"), folder)
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit on the size of files")
+def test_nothing_is_left_of_half_a_package(tmp_path):
+    """A process that may not write files of more than 1,000 bytes gets through some of them."""
+    code = "from hooktrain.scaffold import *; from pathlib import Path; write_plugin(PluginNames.of('half'), Path())"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+    )
+    assert "hooktrain-half: cannot be written (File too large)" in ended.stderr
+    assert not list(tmp_path.iterdir())
