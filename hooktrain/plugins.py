@@ -76,12 +76,13 @@ class PluginHost:
     def _discover(self) -> None:
         """Load the installed plugins, in the order of their names whatever the file system's."""
         found: dict[str, importlib.metadata.EntryPoint] = {}
+        twins: dict[str, str] = {}
         for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: (p.name, p.value)):
             twin = found.setdefault(point.name, point)
             if twin is not point and (_dist(twin)[0], twin.value) != (_dist(point)[0], point.value):
-                raise PluginError(
-                    f"two installed distributions bring a plugin named '{point.name}': {_dist(twin)[0]} and"
-                    f" {_dist(point)[0]}; uninstall one of them"
+                twins[point.name] = (
+                    f"two installed distributions, {_dist(twin)[0]} and {_dist(point)[0]}, both offer a plugin named"
+                    f" '{point.name}'; uninstall one of them"
                 )
         for wanted in (*self.config.block, *(self.config.only or ()), *self.config.segments.values()):
             if wanted not in found and wanted not in self.config.load and wanted not in self.records:
@@ -98,9 +99,12 @@ class PluginHost:
                 record.state, record.reason = "blocked", reason
                 self.records[name] = record
                 continue
+            if name in twins:  # neither is loaded: a listing says so, and check() stops a run
+                self._fail(record, twins[name], PluginError(twins[name]))
+                continue
             try:
                 plugin = point.load()
-            except Exception as problem:
+            except (Exception, SystemExit) as problem:
                 self._fail(record, f"cannot be imported: {type(problem).__name__}: {problem}", problem)
                 continue
             self._try(record, plugin)
@@ -143,7 +147,7 @@ class PluginHost:
         except Exception as problem:
             self._fail(record, str(problem) if isinstance(problem, PluginError) else repr(problem), problem)
 
-    def _fail(self, record: PluginRecord, reason: str, cause: Exception) -> None:
+    def _fail(self, record: PluginRecord, reason: str, cause: BaseException) -> None:
         record.state, record.reason = "failed", reason
         self.records[record.name] = record
         text = reason if reason.startswith("plugin ") else f"{record}: {reason}"
@@ -388,11 +392,17 @@ def _own_version() -> str:
 
 
 def _dist(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    return (point.dist.metadata["Name"], point.dist.version) if point.dist else ("unknown", "")
+    """Name and version of what brought a plugin; its metadata may be damaged or not there."""
+    try:
+        facts = point.dist.metadata.json if point.dist else {}
+    except Exception:
+        facts = {}
+    return str(facts.get("name") or "unknown"), str(facts.get("version") or "")
 
 
 def _about(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    if point.dist is None:
-        return "", ""
-    facts = point.dist.metadata.json  # what a distribution leaves out is missing here
+    try:
+        facts = point.dist.metadata.json if point.dist else {}  # what a distribution leaves out is missing here
+    except Exception:
+        facts = {}
     return str(facts.get("summary", "")), str(facts.get("author", facts.get("author_email", "")))

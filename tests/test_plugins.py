@@ -93,8 +93,12 @@ def test_a_plugin_that_fails_to_import_stops_only_a_run_that_names_it(installed,
 def test_two_distributions_with_one_plugin_name_are_refused(installed):
     installed("a-same", HEARS, distribution="one")
     installed("a-same", HEARS, distribution="other")
-    with pytest.raises(PluginError, match="two installed distributions bring a plugin named 'a-same': one and other"):
-        make_host()
+    said = "two installed distributions, one and other, both offer a plugin named 'a-same'; uninstall one of them"
+    host = make_host()
+    assert host.records["a-same"].reason == said, "a listing works all the same"
+    with pytest.raises(PluginError, match=said):
+        host.check()
+    make_host(PluginsConfig(block=("a-same",))).check()
 
 
 def test_unknown_names_are_refused():

@@ -83,6 +83,7 @@ BROKEN = {
     "a-missing": ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'"),
     "a-syntax": ("def f(:\n", "SyntaxError"),
     "a-nothing": ("x = 1\n", "implements no hook"),
+    "a-quits": ("raise SystemExit('I need a GPU')", "cannot be imported: SystemExit: I need a GPU"),
 }
 
 
@@ -97,6 +98,19 @@ def test_broken_plugins_are_listed_with_the_cause(installed, capsys):  # noqa: F
         (line,) = [line for line in shown.splitlines() if line.startswith(f"{name}: ")]
         assert reason in line
     assert "torch " in shown, "the others are there all the same"
+
+
+def test_clashing_distributions_and_missing_metadata_are_listed(installed, tmp_path, capsys):  # noqa: F811
+    for distribution in ("one", "other"):
+        installed("a-same", "raise RuntimeError('never loaded')", distribution=distribution)
+    installed("b-bare", "import hooktrain\n@hooktrain.hookimpl\ndef on_train_start(trainer): pass\n")
+    (tmp_path / "site" / "b_bare-1.2.dist-info" / "METADATA").unlink()
+    print_plugins(plugins_of(make_host()))
+    lines = capsys.readouterr().out.splitlines()
+    (twins,) = [line for line in lines if line.startswith("a-same: ")]
+    assert "one and other, both offer a plugin named 'a-same'" in twins
+    (bare,) = [line for line in lines if line.startswith("b-bare")]
+    assert bare.split()[1:3] == ["unknown", "active"]
 
 
 def test_a_plugin_whose_commands_fail_is_listed(capsys):
