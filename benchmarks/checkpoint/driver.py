@@ -170,7 +170,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         )
         if newest is not None:
             files = [path for path in newest.rglob("*") if path.is_file()]
-            findings["mib"] = sum(path.stat().st_size for path in files) / 2**20
+            findings["on_disk"] = sum(path.stat().st_size for path in files) / 2**20
     return findings
 
 

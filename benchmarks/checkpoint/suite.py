@@ -27,7 +27,7 @@ def cases(context: Context) -> Iterator[Case]:
             Metric("stall_seconds", "s"),
             Metric("save_seconds", "s"),
             Metric("run_seconds", "s"),
-            Metric("mib", "MiB", exact=True),
+            Metric("on_disk", "MiB", exact=True),
             Metric("peak_mib", "MiB"),
         ),
         targets=(
@@ -42,7 +42,7 @@ def cases(context: Context) -> Iterator[Case]:
                 per=saves,
                 at_most=2.0,
             ),
-            Target(side="at once", metric="mib", at_most=1.01),
+            Target(side="at once", metric="on_disk", at_most=1.01),
         ),
         rounds=3,
         recipe={"type": "tiny", "checkpoint": [{"type": "full", "save_every_n_steps": every, "keep_last": 1}]},
