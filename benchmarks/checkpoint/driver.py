@@ -1,9 +1,9 @@
 """A run that saves every eight steps, in one of several ways.
 
-The specification: ``way`` (a key of ``WAYS``), ``millions`` of parameters, ``steps``, ``every`` how many a save, and
-``folder`` on the disk that is measured. *stands still* is the time in which no step goes on: of a save at once all of
-it, of one in the background the copy and what is left to wait for. All ways write the same weights and the same
-optimizer's state, and have it on the disk when they are done.
+The specification: ``way`` (a key of ``WAYS``), ``millions`` of parameters, ``steps`` of eight rows of at most ``length``
+tokens, ``every`` how many of them a save, and ``folder`` on the disk that is measured. *stands still* is the time in
+which no step goes on: of a save at once all of it, of one in the background the copy and what is left to wait for. All
+ways write the same weights and the same optimizer's state, and have it on the disk when they are done.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
             "run_dir": str(folder / "run"),
             "micro_batch_size": 8,
             "train_iters": given["steps"],
-            "data": {"rows": 8 * given["steps"], "eval_rows": 0, "length": 512},
+            "data": {"rows": 8 * given["steps"], "eval_rows": 0, "length": given["length"]},
             "model": {"vocab": given["millions"] * 1_000_000 // (2 * WIDTH), "width": WIDTH},
             "optimizer": {"type": "adamw", "lr": 1e-4},
             "strategy": {"dtype": "fp32", "device": "cpu"},

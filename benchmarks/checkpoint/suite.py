@@ -15,7 +15,8 @@ def cases(context: Context) -> Iterator[Case]:
     millions = int(context.options.get("millions", 1 if context.quick else 33))
     steps, every = (4, 2) if context.quick else (24, 8)
     folder = context.options.get("folder", str(context.folder))
-    common = {"millions": millions, "steps": steps, "every": every, "folder": folder}
+    length = 16 if context.quick else 128
+    common = {"millions": millions, "steps": steps, "every": every, "length": length, "folder": folder}
     saves = steps // every
     yield Case(
         name="stall",
