@@ -42,6 +42,7 @@ class LightningBridge:
         self.pl: LightningTrainer | None = None
         self.evaluating = False
         self._ended = self._failed = False
+        self.state: LightningState | None = None
         self._hooked: Any = None
         self._last: tuple[Any, LossSum] | None = None
         self._places: Iterator[tuple[int, ...]] = iter(())
@@ -240,7 +241,8 @@ class LightningBridge:
     # -------------------------------------------------------------------------------------------------------- state
 
     def collect_state(self) -> Mapping[str, Any]:
-        return self.state.collect()
+        # a checkpoint may be written before the callbacks have been given back what the one before it held
+        return self.kept if self.state is None else self.state.collect()
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         self.kept = state

@@ -41,6 +41,7 @@ class TransformersBridge:
     def __init__(self, slots: Iterable[Slot], arguments: Mapping[str, Any]) -> None:
         self.slots, self.arguments = Slots(slots), arguments
         self.kept: Mapping[str, Any] = {}
+        self.state: Any = None
         self.began = self.evaluation_began = 0.0
         self.steps_before = 0
         self.evaluating = False
@@ -94,6 +95,10 @@ class TransformersBridge:
         self._fire("on_train_end")
 
     def on_teardown(self) -> None:
+        for slot in self.slots.all:  # after a failure nobody calls on_train_end, and the writer's thread would stay
+            writer = getattr(slot.callback, "tb_writer", None)
+            if writer is not None:
+                writer.close()
         while self._hooked:
             self._hooked.pop().remove()
 
@@ -254,13 +259,16 @@ class TransformersBridge:
 
     def collect_state(self) -> dict[str, Any]:
         """What a resume needs: the state of each callback that has one, and what is known of the best evaluation."""
+        if self.state is None:  # the callbacks have not been given back yet what the checkpoint before this one held
+            return dict(self.kept)
         kept = {}
         for key, slot in self._stateful():
             try:
                 kept[key] = slot.callback.state()
             except Exception as problem:
                 self.slots.failed(slot, "state", problem)
-        names = ("best_metric", "best_global_step", "best_model_checkpoint", "log_history")
+        # not the log_history, whose times would make every resume look different; metrics.jsonl has it
+        names = ("best_metric", "best_global_step", "best_model_checkpoint")
         return {"callbacks": kept, "state": {name: getattr(self.state, name) for name in names}}
 
     def restore_state(self, state: Mapping[str, Any]) -> None:

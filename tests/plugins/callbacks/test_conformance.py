@@ -1,0 +1,17 @@
+"""The platform's rules, with callbacks of both families and with none."""
+
+from __future__ import annotations
+
+from hooktrain.testing import conformance
+
+WATCHED = [
+    {"name": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "val_loss", "patience": 50},
+    "lightning.pytorch.callbacks.LearningRateMonitor",
+    {"name": "transformers.EarlyStoppingCallback", "early_stopping_patience": 50},
+    "transformers.integrations.TensorBoardCallback",
+]
+
+test_callbacks = conformance(
+    "callbacks", settings={"callbacks": WATCHED, "eval_interval": 2}, skip={"cost": "see idle"}
+)
+test_callbacks_idle = conformance("callbacks", checks=["cost"])
