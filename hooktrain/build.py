@@ -25,19 +25,29 @@ from hooktrain.records import PluginsConfig
 from hooktrain.state import Batch, Data, World
 
 if TYPE_CHECKING:
+    from hooktrain.given import Given
     from hooktrain.trainer import Trainer
 
 __all__ = ["build", "check_data", "load", "make_host", "make_part"]
 
 
-def make_host(config: PluginsConfig = PluginsConfig(), *, discover: bool = True) -> PluginHost:
+def make_host(
+    config: PluginsConfig = PluginsConfig(), *, discover: bool = True, given: Given | None = None
+) -> PluginHost:
     """The engine's own plugins, and those that are installed."""
     from hooktrain.console import Console
+    from hooktrain.given import Given
     from hooktrain.jsonl import JsonLines
     from hooktrain.loop import Loop
     from hooktrain.signals import Signals
 
-    own = {"loop": Loop(), "console": Console(), "jsonl": JsonLines(), "signals": Signals()}
+    own = {
+        "loop": Loop(),
+        "console": Console(),
+        "jsonl": JsonLines(),
+        "signals": Signals(),
+        "given": given or Given(),
+    }
     return PluginHost(config, own, discover=discover)
 
 
@@ -48,6 +58,9 @@ def load(
     switches: list[str] | None = None,
     plugins: list[object] | None = None,
     discover: bool = True,
+    given: Given | None = None,
+    source: str = "recipe",
+    name: str = "recipe",
 ) -> tuple[Recipe, PluginHost]:
     """Read a recipe, load the plugins that it asks for, and structure it.
 
@@ -57,19 +70,23 @@ def load(
         switches: ``name``, ``no:name`` and ``no:*``, after those of the environment variable ``HOOKTRAIN_PLUGINS``.
         plugins: plugin objects to register after the installed ones.
         discover: whether to load installed plugins.
+        given: the plugin that hands out what was given in hand, where something was.
+        source: what to call the recipe in errors, where it is no file.
+        name: the recipe's name, likewise.
 
     Raises:
         RecipeError: with everything that is wrong in the recipe.
         PluginError: when a plugin that the run names cannot be loaded, or plugins clash.
     """
-    source = str(recipe) if isinstance(recipe, Path) else "recipe"
+    if isinstance(recipe, Path):
+        source, name = str(recipe), recipe.stem
     raw = apply_overrides(read_recipe(recipe) if isinstance(recipe, Path) else dict(recipe), overrides or [])
     words = [*os.environ.get("HOOKTRAIN_PLUGINS", "").split(","), *(switches or [])]
-    host = make_host(plugins_config(raw, source).switched(words), discover=discover)
+    host = make_host(plugins_config(raw, source).switched(words), discover=discover, given=given)
     for plugin in plugins or []:
         host.register(plugin)
     host.check()
-    made = resolve(raw, host, source=source, name=recipe.stem if isinstance(recipe, Path) else "recipe")
+    made = resolve(raw, host, source=source, name=name)
     host.leave_idle(made)
     world = World.from_environment()
     answers = host.hooks.check_recipe(recipe=made, world=world)

@@ -457,7 +457,30 @@ def make_model(config: Any, tokenizer: Any, world: World, recipe: Recipe) -> Mod
     Returns:
         A torch module; None declines, and the next plugin is asked.
 
-    Default: none; ``hooktrain-hf`` builds ``huggingface``.
+    Default: none; ``hooktrain-hf`` builds ``huggingface``, and the engine hands out one that it was given.
+    """
+
+
+@hookspec(firstresult=True)
+def adopt_model(model: Module, config: Any, tokenizer: Any, world: World) -> Module | None:
+    """Get a model ready that was built in Python and given to ``hooktrain.Trainer``.
+
+    Called: by ``make_model`` of the engine, for ``type: given``; what surrounds ``make_model`` has it afterwards.
+    Ranks: every rank.
+    Device: may use it.
+
+    Args:
+        model: the module, with its weights in ``config.weights_dtype``.
+        config: what the recipe says under ``model``: ``name_or_path``, ``attn_implementation``,
+            ``activation_checkpointing`` and others.
+        tokenizer: what ``make_tokenizer`` returned.
+        world: this process and how many there are.
+
+    Returns:
+        The module, ready to be trained; None declines, and the next plugin is asked. A module that every plugin
+        declines is trained as it is.
+
+    Default: none; ``hooktrain-hf`` adopts transformers' models.
     """
 
 

@@ -45,6 +45,8 @@ class Strategy(Protocol):
     One under which several ranks share the tokens of a row also has ``data_world``, this rank's place among those that
     get rows of their own, and ``divide(batch)``, which returns the rank's part of a micro-batch on the host, with
     ``shift_labels`` (those of the next token) in the place of ``labels``.
+
+    One with ``usable_when_closed`` true can still evaluate and save after :meth:`close`.
     """
 
     world: World

@@ -388,7 +388,9 @@ class _Resolver:
         if self.raw.get("skip_validation") is True:
             return True
         supports = getattr(offer.config, "trainer_types", ())
-        return offer.name in names or "*" in names or self.raw.get("type", "sft") in supports
+        return (
+            any(name in supports for name in ("*", self.raw.get("type", "sft"))) or offer.name in names or "*" in names
+        )
 
     def _failed(self) -> str:
         failed = self.host.failed()

@@ -60,6 +60,10 @@ class Requests:
         """Add a request."""
         self._waiting.append(request)
 
+    def forget(self) -> None:
+        """Drop what nobody has agreed on yet: the run is over, and an evaluation after it is none of those meant."""
+        self._waiting.clear()
+
     def save_ended(self) -> None:
         """This rank has written its part of a save in the background, or has failed to; may be called in any thread."""
         self.ask(Agreed(collect=True))

@@ -1,72 +1,47 @@
 """The trainer: it holds the parts, announces every boundary and dispatches every segment. What a segment *does* by
-default stands in ``hooktrain.loop``; how the parts come into being stands in ``hooktrain.build``.
+default stands in ``hooktrain.loop``, how a run begins and ends in ``hooktrain.session``, and how the parts come into
+being in ``hooktrain.build``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
-from torch.optim import Optimizer
 
-from hooktrain.build import build
 from hooktrain.errors import SegmentError
-from hooktrain.faults import explain, merged, other_sums, require_finite, require_trainable, wrong_answer
+from hooktrain.faults import merged, other_sums, require_finite, require_trainable, wrong_answer
 from hooktrain.loader import evaluation_batches
 from hooktrain.meter import OWN_METRICS, Meter
-from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
-from hooktrain.plugins import PluginHost
-from hooktrain.recipe import Recipe
+from hooktrain.parts import CheckpointEngine
 from hooktrain.requests import Agreed, Requesting, Requests
 from hooktrain.saving import Saving
-from hooktrain.state import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
+from hooktrain.session import Session
+from hooktrain.state import Batch, BatchCounts, LossSum, OptimizerStep, StepOutput, TrainerState
 
 __all__ = ["Trainer"]
 
 
-class Trainer(Requesting):
-    """One run.
+class Trainer(Session, Requesting):
+    """One run of a recipe, with plugins, and with what is in hand beside it; all arguments are those of ``Session``.
 
-    Args:
-        recipe: what to run.
-        host: the plugins.
-        world: this process and how many there are; read from the environment when left out.
-        resume_from: a checkpoint to go on from, instead of the newest one of an engine with ``auto_resume``.
+    .. code-block:: python
+
+        trainer = hooktrain.Trainer({"optimizer": {"lr": 1e-5}}, model="Qwen/Qwen3-0.6B", train_dataset=rows)
+        trainer.run()
+        trainer.save("fine-tuned-model")
 
     Attributes:
-        hooks: every hook, to be called with keyword arguments.
-        state: what a checkpoint holds of the loop.
-        tokenizer, data, loss, model, optimizer, scheduler, strategy, checkpoint_engines, loader: the parts.
         window_weight: supervised tokens of the current window over all ranks.
         leaves_epoch: whether the rest of the current epoch is to be left out.
     """
 
-    strategy: Strategy
-    tokenizer: Any
-    data: Data
-    loss: Callable[[Module, Batch, int], LossSum]
-    model: Module
-    optimizer: Optimizer
-    scheduler: Scheduler
-    checkpoint_engines: Sequence[CheckpointEngine]
-    loader: Any
-    data_world: World
-    divide: Callable[[Batch], Batch]
-    run_dir: Path
-
-    def __init__(
-        self, recipe: Recipe, host: PluginHost, *, world: World | None = None, resume_from: Path | None = None
-    ) -> None:
-        self.recipe, self.host, self.hooks = recipe, host, host.hooks
-        self.world = world or World.from_environment()
-        self.resume_from = resume_from
-        self.state = TrainerState()
+    def _set_up(self) -> None:
         self.meter = Meter()
         self.window_weight = 0
         self.leaves_epoch = False
@@ -159,25 +134,7 @@ class Trainer(Requesting):
 
     # -------------------------------------------------------------------------------------------------- the run
 
-    def run(self) -> TrainerState:
-        """Build the parts, resume if there is something to resume from, train, and tear down whatever happens."""
-        try:
-            build(self)
-            if self.resume_from is not None:
-                self.resume(self.resume_from)
-            return self.train()
-        except BaseException as exception:
-            explain(self.host, exception, self.state.global_step, self.world.rank)
-            for plugin, problem in self.host.call_each("on_exception", trainer=self, exception=exception):
-                self.host.warn(f"plugin '{plugin}', hook on_exception: {problem!r}")
-            raise
-        finally:
-            for plugin, problem in self.host.call_each("on_teardown", trainer=self):
-                self.host.warn(f"plugin '{plugin}', hook on_teardown: {problem!r}")
-            if hasattr(self, "strategy"):
-                self.strategy.close()
-
-    def train(self) -> TrainerState:
+    def run_loop(self) -> TrainerState:
         """Announce and run the training; the parts must have been built."""
         self.model.train()
         self.hooks.on_train_start(trainer=self)
@@ -320,7 +277,9 @@ class Trainer(Requesting):
         return update
 
     def evaluate(self) -> dict[str, float]:
-        """Announce and run the evaluation; returns its metrics."""
+        """Announce and run the evaluation, before, during or after the run; returns its metrics."""
+        self.prepare()
+        training = self.model.training
         with self.meter.pause():
             self.model.eval()
             try:
@@ -328,7 +287,7 @@ class Trainer(Requesting):
                 with torch.no_grad():
                     metrics = dict(self.hooks.run_evaluate(trainer=self))
             finally:
-                self.model.train()
+                self.model.train(training)
             self.state.evaluated(metrics)
             self.hooks.on_evaluate_end(trainer=self, metrics=metrics)
         return metrics
@@ -350,22 +309,28 @@ class Trainer(Requesting):
             require_finite(metrics, state.global_step)
         state.metrics.update(metrics)
         self.hooks.on_log(trainer=self, metrics=metrics)
+        self.history.append(metrics)
         self.meter.reset()
 
     def checkpoint(self, reason: str) -> None:
         """Announce and save with the engines that are due for ``reason``: step, epoch, end or request."""
-        self.checkpoint_reason = reason
-        self.due_checkpoint_engines = self.saving.due(self.checkpoint_engines, reason, self.state)
-        if not self.due_checkpoint_engines:
-            return
+        due = self.saving.due(self.checkpoint_engines, reason, self.state)
+        if due:
+            self.save_with(due, reason)
+            self.saving.done(due, self.state)
+
+    def save_with(self, engines: list[CheckpointEngine], reason: str) -> Sequence[Path]:
+        """Announce and save with these engines; returns what each wrote."""
+        self.due_checkpoint_engines, self.checkpoint_reason = engines, reason
         with self.meter.pause():
             if self.recipe.on_nan == "stop":
                 require_trainable(self)
             self.saving.collect(self, wait=True)
             self.hooks.on_checkpoint_start(trainer=self)
-            for path in self.hooks.save_checkpoint(trainer=self):
+            saved: Sequence[Path] = self.hooks.save_checkpoint(trainer=self)
+            for path in saved:
                 self.hooks.on_checkpoint_end(trainer=self, path=path)
-            self.saving.done(self.due_checkpoint_engines, self.state)
+        return saved
 
     def resume(self, path: Path) -> None:
         """Announce and load a checkpoint."""

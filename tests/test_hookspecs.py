@@ -19,7 +19,10 @@ HOOKS = {
     if inspect.isfunction(function) and hasattr(function, "hooktrain_spec")
 }
 
-QUESTIONS = ("fingerprint_source", "show_rows", "sketch_model", "estimate_rows", "estimate_data", "estimate_memory")
+QUESTIONS = (
+    *("fingerprint_source", "show_rows", "adopt_model", "sketch_model"),
+    *("estimate_rows", "estimate_data", "estimate_memory"),
+)
 """Hooks of which the first answer counts, and that are neither factories nor segments."""
 
 

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from hooktrain import ModelError
 from hooktrain_hf.document_attention import Documents, Scores, Visible, attend
+from hooktrain_hf.location import first_line
 
-__all__ = ["NAME", "install", "obstacle"]
+__all__ = ["NAME", "choose", "install", "obstacle"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,33 @@ def install(model: Any, implementation: str) -> None:
         decoder.register_forward_pre_hook(_keep_no_cache, with_kwargs=True)
     decoder.register_forward_pre_hook(_TakeDocuments(parameters, reason), with_kwargs=True)
     decoder.register_forward_hook(_forget_documents, always_call=True)
+
+
+def choose(model: Any, implementation: str) -> None:
+    """Let a model that was built elsewhere, and perhaps trained here before, make use of the lengths of documents.
+
+    Args:
+        model: with the attention that it was loaded with.
+        implementation: what the recipe asks for; ``auto`` keeps to the model's own.
+
+    Raises:
+        ModelError: the model cannot have it.
+    """
+    decoder = _decoder(model)
+    hooks = decoder._forward_pre_hooks.values()
+    installed = any(isinstance(hook, _TakeDocuments) for hook in hooks)
+    if installed and implementation in ("auto", str(getattr(decoder.config, "_attn_implementation", ""))):
+        return
+    if implementation not in ("auto", NAME):
+        try:
+            decoder.set_attn_implementation(implementation)
+        except (ValueError, ImportError, RuntimeError, AttributeError) as error:
+            raise ModelError(
+                f"model.attn_implementation: given '{implementation}', which a {type(model).__name__} cannot have"
+                f" ({first_line(error)}); write auto, or sdpa or eager"
+            ) from error
+    if not installed:
+        install(model, implementation)
 
 
 def obstacle(decoder: Any) -> str:

@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import attrs
 
@@ -35,6 +35,8 @@ class HFCheckpointConfig(CheckpointConfig):
     The end of the run goes to ``output_dir`` itself (``export`` in the run directory when left out), saves on the way
     to ``output_dir/step-N``.
     """
+
+    exports: ClassVar[bool] = True
 
     save_dtype: Literal["fp32", "bf16", "fp16"] | None = field(default=None)
     """Precision of the exported weights; the one they are kept in when left out."""

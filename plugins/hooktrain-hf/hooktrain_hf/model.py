@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["HFModelConfig", "build_model", "compute_activations_again", "load_config", "random_model", "torch_dtype"]
+__all__ = [
+    "HFModelConfig",
+    "build_model",
+    "check_vocabulary",
+    "compute_activations_again",
+    "load_config",
+    "random_model",
+    "torch_dtype",
+]
 
 _KEY = "model.name_or_path"
 
@@ -88,7 +96,7 @@ def build_model(
     _forget_quantization(model)
     _check_trainable(model, config)
     if tokenizer is not None:
-        _check_vocabulary(model, tokenizer)
+        check_vocabulary(model, tokenizer)
     if config.activation_checkpointing:
         compute_activations_again(model)
     return model  # type: ignore[no-any-return]
@@ -216,8 +224,8 @@ def _check_trainable(model: Any, config: HFModelConfig) -> None:
             )
 
 
-def _check_vocabulary(model: Any, tokenizer: Any) -> None:
-    """Ids beyond the embedding end in an index error deep in the model, on a GPU without saying where."""
+def check_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer with ids beyond the embedding: an index error deep in the model, on a GPU without a place."""
     embedded = getattr(model.config.get_text_config(), "vocab_size", None)
     if embedded is not None and len(tokenizer) > embedded:
         raise ModelError(

@@ -45,7 +45,7 @@ class HFPlugin:
 
     @hookimpl
     def check_recipe(self, recipe: Any) -> Iterator[Complaint]:
-        model = recipe.model.name_or_path if isinstance(recipe.model, HFModelConfig) else None
+        model = getattr(recipe.model, "name_or_path", None)
         for number, config in enumerate(recipe.checkpoint):
             if model and isinstance(config, HFCheckpointConfig) and config.output_dir:
                 folder = os.path.abspath(config.output_dir)
@@ -84,6 +84,12 @@ class HFPlugin:
         from hooktrain_hf.counting import count_rows
 
         return count_rows(config) if isinstance(config, HFSourceConfig) else None
+
+    @hookimpl
+    def adopt_model(self, model: Any, config: Any, tokenizer: Any) -> PreTrainedModel | None:
+        from hooktrain_hf.adopt import adopt
+
+        return adopt(model, config, tokenizer)
 
     @hookimpl
     def load_source(self, config: Any, world: World) -> Dataset | IterableDataset | None:

@@ -112,6 +112,10 @@ class TorchStrategy:
             group = self._ranks.neighbours(config.sequence_parallel)
             self._sequence = SequenceGroup(world, config.sequence_parallel, group)
 
+    @property
+    def usable_when_closed(self) -> bool:
+        return self.world.world_size == 1 and self.config.data_parallel == "ddp"
+
     def model_context(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
