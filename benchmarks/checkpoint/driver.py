@@ -1,6 +1,6 @@
 """A run that saves every eight steps, in one of several ways.
 
-The specification: ``way`` (a key of ``WAYS``), ``millions`` of parameters, ``steps`` of eight rows of at most ``length``
+The specification: ``way`` (a key of ``WAYS``), ``millions`` of parameters, ``steps`` of eight rows of up to ``length``
 tokens, ``every`` how many of them a save, and ``folder`` on the disk that is measured. *stands still* is the time in
 which no step goes on: of a save at once all of it, of one in the background the copy and what is left to wait for. All
 ways write the same weights and the same optimizer's state, and have it on the disk when they are done.
