@@ -76,7 +76,7 @@ class LightningBridge:
         for slot in self.slots.all:  # as Lightning does, so that a callback can log
             slot.callback.log, slot.callback.log_dict = self.module.log, self.module.log_dict
         self.state = LightningState(self.slots, pl, self.module)
-        if self.slots.hears("on_before_zero_grad") and says_when_it_steps(trainer.optimizer):
+        if self.slots.hears("on_before_zero_grad") and says_when_it_steps(trainer):
             call = self._call
             self._hooked = trainer.optimizer.register_step_post_hook(lambda one, *_: call("on_before_zero_grad", one))
         self._log_hyperparameters()

@@ -133,7 +133,7 @@ class TransformersBridge:
     def _watch_optimizer(self) -> None:
         """A torch optimizer says itself when it steps: after clipping, and before the gradients are cleared."""
         optimizer = self.trainer.optimizer
-        if says_when_it_steps(optimizer):
+        if says_when_it_steps(self.trainer):
             if self.slots.hears("on_pre_optimizer_step"):
                 hook = optimizer.register_step_pre_hook(lambda *_: self._fire("on_pre_optimizer_step"))
                 self._hooked.append(hook)

@@ -123,12 +123,16 @@ def saves_epoch(trainer: Trainer) -> bool:
     return any(c.save_every_n_epochs and (trainer.state.epoch + 1) % c.save_every_n_epochs == 0 for c in configs)
 
 
-def says_when_it_steps(optimizer: Any) -> bool:
-    """Whether hooks can be put on an optimizer: then it can be watched after clipping, and before gradients go."""
+def says_when_it_steps(trainer: Trainer) -> bool:
+    """Whether the optimizer can be watched by hooks on it: after clipping, and before gradients go."""
     import torch
 
-    # DeepSpeed's take the place of torch's own without having been built as such
-    return isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "_optimizer_step_pre_hooks")
+    optimizer = trainer.optimizer
+    if not (isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "_optimizer_step_pre_hooks")):
+        return False
+    # one that was given parameters of its own, as under ZeRO, is stepped for each group of them
+    own = {id(parameter) for parameter in trainer.strategy.unwrap(trainer.model).parameters()}
+    return all(id(one) in own for group in optimizer.param_groups for one in group["params"])
 
 
 def is_spread(module: Any) -> bool:

@@ -282,3 +282,16 @@ def test_default_arguments_do_not_touch_accelerate(run_tiny):
     before = dict(PartialState._shared_state)
     run_tiny(Callbacks(EarlyStoppingCallback()), eval_interval=2)
     assert dict(PartialState._shared_state) == before
+
+
+def test_a_step_is_one_step_under_zero(run_tiny):
+    """DeepSpeed steps its optimizer once for each group of parameters."""
+    seen = recording()
+    trainer = run_tiny(
+        Callbacks(seen),
+        strategy={"type": "deepspeed", "zero_stage": 2, "dtype": "fp32", "device": "cpu"},
+        train_iters=2,
+    )
+    assert len(trainer.optimizer.param_groups) == 2
+    kept = ["on_pre_optimizer_step", "on_optimizer_step", "on_step_end"]
+    assert [event.split()[0] for event in seen.events if event.split()[0] in kept] == kept * 2
