@@ -13,6 +13,7 @@ import click
 
 from hooktrain.bench.command import bench
 from hooktrain.errors import HooktrainError, show_warnings
+from hooktrain.guides import guide
 from hooktrain.launch import follow_launcher, note_failure, trace_of
 from hooktrain.options import as_json, host_of, print_facts, recipe_options
 from hooktrain.report.commands import hooks, plan, plugins, schema
@@ -103,7 +104,7 @@ def demo(run_dir: Path, overrides: tuple[str, ...]) -> None:
     run_demo(run_dir, list(overrides))
 
 
-for _command in (plan, plugins, hooks, bench, schema, new_plugin):
+for _command in (plan, plugins, hooks, bench, schema, new_plugin, guide):
     cli.add_command(_command)
 
 

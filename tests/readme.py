@@ -1,17 +1,15 @@
-"""Makes the parts of the README that code can make: the loop, from a recorded run, and the hook reference.
+"""Makes what code can make of the README, the loop from a recorded run, and of the guides (``tests.guides``).
 
 python -m tests.readme          # writes them
 """
 
 from __future__ import annotations
 
-import inspect
 import re
 import tempfile
 from pathlib import Path
 
-from hooktrain import hookspecs
-from hooktrain.hookspecs import BOUNDARIES, FACTORIES, SEGMENTS
+from hooktrain.hookspecs import FACTORIES, SEGMENTS
 
 README = Path(__file__).parents[1] / "README.md"
 GOLDEN = Path(__file__).parent / "golden" / "hooks.txt"
@@ -48,38 +46,9 @@ def _fold(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
     return lines
 
 
-def reference() -> str:
-    """A table of every hook: signature, its first sentence, and who implements it by default."""
-    titles = ("Registration and checks", "Factories", "Boundaries", "Segments", "State and metrics", "Estimates")
-    kinds: dict[str, list[str]] = {title: [] for title in titles}
-    for name, function in vars(hookspecs).items():
-        if not (inspect.isfunction(function) and hasattr(function, "hooktrain_spec")):
-            continue
-        text = inspect.getdoc(function) or ""
-        signature = f"{name}({', '.join(inspect.signature(function).parameters)})"
-        default = " ".join(text.partition("\nDefault: ")[2].split())
-        kind = (
-            "Factories"
-            if name in FACTORIES
-            else "Segments"
-            if name in SEGMENTS
-            else "Boundaries"
-            if name in BOUNDARIES
-            else "State and metrics"
-            if name in ("collect_metrics", "collect_state", "restore_state")
-            else "Estimates"
-            if name.startswith(("sketch_", "estimate_"))
-            else "Registration and checks"
-        )
-        shown = "" if default == "none." else f" Default: {default}"
-        kinds[kind].append(f"| `{signature}` | {text.partition(chr(10))[0]}{shown} |")
-    tables = [f"**{kind}**\n\n| hook | |\n|---|---|\n" + "\n".join(rows) for kind, rows in kinds.items()]
-    return "\n\n".join(tables)
-
-
 def rendered(text: str, recorded: list[str]) -> str:
     """The README with its generated parts made anew."""
-    for mark, made in (("loop", loop(recorded)), ("hooks", reference())):
+    for mark, made in (("loop", loop(recorded)),):
         pattern = rf"(<!-- {mark}: [^>]*-->\n).*?(\n<!-- /{mark} -->)"
         text, times = re.subn(pattern, lambda found, made=made: found[1] + made + found[2], text, flags=re.DOTALL)
         assert times == 1, mark
@@ -87,6 +56,7 @@ def rendered(text: str, recorded: list[str]) -> str:
 
 
 def main() -> None:
+    from tests import guides
     from tests.test_trainer import record
 
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +66,10 @@ def main() -> None:
             "micro_batch_size": 2,
             "strategy": {"dtype": "fp32", "device": "cpu"},
         }
-        recorded = record({**recipe, "console": {"enabled": False}})
+        recipe["console"] = {"enabled": False}
+        recorded = record(recipe)
+        for path, text in guides.rendered(recipe, Path(folder)).items():
+            path.write_text(text, encoding="utf-8")
     GOLDEN.write_text("\n".join(recorded) + "\n", encoding="utf-8")
     README.write_text(rendered(README.read_text(encoding="utf-8"), recorded), encoding="utf-8")
 

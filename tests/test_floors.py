@@ -25,7 +25,7 @@ FLOORS = [
     ["session"],
     ["trainer", "sketch"],
     ["options"],
-    ["report", "demo", "preview", "scaffold", "testing"],
+    ["report", "demo", "guides", "preview", "scaffold", "testing"],
     ["bench"],
     ["cli"],
     ["__main__"],
@@ -51,6 +51,7 @@ WITHOUT_TORCH = {
     "options",
     "report",
     "scaffold",
+    "guides",
     "__init__",
 }
 

@@ -62,7 +62,7 @@ def _resumed(kit: Kit) -> tuple[Any, Any]:
     half = kit.need(kit.once("half", lambda: None), "a run that saves half-way")
     if not half["saved"]:
         raise Unjudged("none of the recipe's checkpoint engines writes what a run can go on from")
-    given = {"variation": "with", "overrides": _saving(kit), "resume_from": half["saved"][0]}
+    given = {"variation": "with", "overrides": _saving(kit), "resume_from": half["saved"][-1]}
     (done,) = kit.runs(("resumed", given, {}))
     return half, kit.need(done, "a run that goes on from the checkpoint")
 

@@ -11,14 +11,15 @@ from hooktrain.testing import Recorder, conformance
 
 Run = Callable[..., Trainer]  # run_tiny, of hooktrain.testing: a real run of a tiny model, in milliseconds
 
+SCHEDULE = {"type": "PLUGIN_name", "warmup_steps": 4}
+
 # the rules that every plugin keeps to: no wait for the device, a resume that is exact, ranks that agree, and more
-test_conformance = conformance("PLUGIN_name", settings={"scheduler": {"type": "PLUGIN_name"}})
+test_conformance = conformance("PLUGIN_name", settings={"scheduler": SCHEDULE})
 
 
 def test_the_schedule_rises_and_falls(run_tiny: Run) -> None:
     recorder = Recorder()
-    schedule = {"type": "PLUGIN_name", "warmup_steps": 4}
-    run_tiny(recorder, optimizer={"lr": 1.0}, scheduler=schedule)
+    run_tiny(recorder, optimizer={"lr": 1.0}, scheduler=SCHEDULE)
     rates = [line["lr"] for line in recorder.metrics]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[6] == pytest.approx(math.sqrt(4 / 7))

@@ -1,0 +1,195 @@
+"""Makes what code can make of the guides: code that the tests run, what commands print, and the hook reference.
+
+A guide is written by hand, in Markdown. Between ``<!-- code: file.py name ... -->`` and ``<!-- /code -->`` stands what
+the file in ``hooktrain/guides/code`` has under these names, or all of it; ``imports`` is a name for its imports. Between
+``<!-- output: command -->`` and ``<!-- /output -->`` stands what the command prints in a folder with that code.
+``python -m tests.readme`` writes them.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import io
+import os
+import re
+import shlex
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hooktrain import hookspecs
+from hooktrain.cli import cli
+from hooktrain.errors import HooktrainError
+from hooktrain.guides import FOLDER
+from hooktrain.hookspecs import BOUNDARIES, FACTORIES, SEGMENTS
+from tests import seen
+
+CODE = FOLDER / "code"
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml"}
+HOOKS = {
+    name: function
+    for name, function in vars(hookspecs).items()
+    if inspect.isfunction(function) and hasattr(function, "hooktrain_spec")
+}
+
+
+def rendered(recipe: Mapping[str, Any], folder: Path) -> dict[Path, str]:
+    """Every guide with its generated parts made anew.
+
+    Args:
+        recipe: the tiny one, for the recorded runs.
+        folder: an empty one, where the commands are run.
+    """
+    shutil.copytree(CODE, folder / "code", ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    made: dict[str, Callable[[str], str]] = {
+        "code": code,
+        "output": lambda line: output(line, folder / "code"),
+        "seen": lambda _: seen.table(seen.witnessed(recipe)),
+        "hooks": lambda _: reference(),
+    }
+
+    def fill(found: re.Match[str]) -> str:
+        mark, line = found[1], found[2] or ""
+        return f"<!-- {mark}{line} -->\n{made[mark](line.removeprefix(': '))}\n<!-- /{mark} -->"
+
+    pattern = re.compile(rf"<!-- ({'|'.join(made)})(: [^>]*)? -->\n.*?<!-- /\1 -->", re.DOTALL)
+    return {path: pattern.sub(fill, path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.md"))}
+
+
+def code(line: str) -> str:
+    """A file, or what stands in it under some names, as a block."""
+    file, *names = line.split()
+    text = (CODE / file).read_text(encoding="utf-8").rstrip("\n")
+    if names:
+        text = "\n\n\n".join(_named(text, name) for name in names)
+    return f"```{LANGUAGES[Path(file).suffix]}\n{text}\n```"
+
+
+def _named(text: str, name: str) -> str:
+    """The source of a name such as ``Patience.collect_state``, decorators and comment lines before it included."""
+    lines, body = text.splitlines(), ast.parse(text).body
+    if name == "imports":
+        found: list[Any] = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    else:
+        for step in name.split("."):
+            found = [node for node in body if step in _names_of(node)]
+            if len(found) != 1:
+                raise HooktrainError(f"'{name}' is not there once")
+            body = getattr(found[0], "body", [])
+    first = min(node.lineno for node in (*found, *getattr(found[0], "decorator_list", []))) - 1
+    while first and lines[first - 1].lstrip().startswith("#"):
+        first -= 1
+    return textwrap.dedent("\n".join(lines[first : found[-1].end_lineno]))
+
+
+def _names_of(node: ast.AST) -> list[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [getattr(each, "id", "") for each in targets] or [getattr(node, "name", "")]
+
+
+def output(line: str, folder: Path) -> str:
+    """A command, which may end with ``| grep WORD``, and what it prints in ``folder``."""
+    command, _, word = line.partition(" | grep ")
+    words = shlex.split(command)
+    assert words[0] == "hooktrain", line
+    printed, status = io.StringIO(), 0
+    with _in(folder), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        try:
+            status = cli.main(words[1:], prog_name="hooktrain", standalone_mode=False) or 0
+        except HooktrainError as problem:
+            print(f"hooktrain: {problem}")
+    assert status == 0, printed.getvalue()
+    text = printed.getvalue().replace(f"{folder}{os.sep}", "")
+    text = re.sub(r" in \d+:\d\d", " in 0:00", text)  # a busy machine takes longer
+    shown = [each.rstrip() for each in text.splitlines() if word in each]
+    assert shown, f"{line}: prints nothing, of {printed.getvalue()}"
+    return "```console\n$ " + "\n".join([line, *shown]) + "\n```"
+
+
+@contextlib.contextmanager
+def _in(folder: Path) -> Iterator[None]:
+    """In a folder, on a wide terminal, with its modules and none of them afterwards."""
+    before, known, path, columns = Path.cwd(), set(sys.modules), list(sys.path), os.environ.get("COLUMNS")
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    os.environ["COLUMNS"] = "200"  # no path of this machine is broken in two
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        sys.path[:] = path
+        for name in set(sys.modules) - known:
+            if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+                del sys.modules[name]
+        if columns is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = columns
+
+
+# ------------------------------------------------------------------------------------------------ hook reference
+
+
+def kind_of(hook: str) -> str:
+    """The section of the reference in which a hook stands."""
+    if hook in FACTORIES:
+        return "Factories"
+    if hook in SEGMENTS:
+        return "Segments"
+    if hook in BOUNDARIES:
+        return "Boundaries"
+    if hook in ("collect_metrics", "collect_state", "restore_state"):
+        return "State and metrics"
+    return "Estimates" if hook.startswith(("sketch_", "estimate_")) else "Registration and checks"
+
+
+def reference() -> str:
+    """Every hook in full, by kind, from its docstring and its types."""
+    titles = ("Registration and checks", "Factories", "Boundaries", "Segments", "State and metrics", "Estimates")
+    parts = []
+    for title in titles:
+        parts.append(f"## {title}")
+        parts += [_entry(name, function) for name, function in HOOKS.items() if kind_of(name) == title]
+    return "\n\n".join(parts)
+
+
+def _entry(name: str, function: Any) -> str:
+    text = inspect.getdoc(function) or ""
+    signature = inspect.signature(function)
+    summary, more = re.match(r"(.*?)\n\n(.*?)(?=^Called: )", text, re.DOTALL | re.MULTILINE).groups()  # type: ignore[union-attr]
+    points = [f"**{key}**: {_section(text, key)}" for key in ("Called", "Ranks", "Device")]
+    arguments = text.partition("\nArgs:\n")[2].partition("\nReturns:")[0]
+    for parameter, described in re.findall(r"^    (\w+): (.*?)(?=^    \w|\Z)", arguments, re.DOTALL | re.MULTILINE):
+        points.append(f"`{parameter}` ({_type(signature.parameters[parameter].annotation)}): {described}")
+    returned = text.partition("\nReturns:\n")[2].partition("\n\n")[0]
+    if returned.strip() != "Ignored.":
+        points.append(f"**Returns** ({_type(signature.return_annotation)}): {returned}")
+    if _section(text, "Default") != "none.":
+        points.append(f"**Default**: {_section(text, 'Default')}")
+    head = f"### `{name}({', '.join(signature.parameters)})`\n\n" + _wrapped(f"{summary} {more}")
+    return head + "\n\n" + "\n".join(_wrapped(point, "- ") for point in points)
+
+
+def _section(text: str, key: str) -> str:
+    return re.search(rf"^{key}: (.*?)(?=^\S|\Z)", text, re.DOTALL | re.MULTILINE)[1].strip()  # type: ignore[index]
+
+
+def _type(annotation: str) -> str:
+    return f"`{annotation}`"
+
+
+def _wrapped(text: str, mark: str = "") -> str:
+    words = " ".join(text.split()).replace("``", "`")
+    return textwrap.fill(
+        words,
+        118,
+        initial_indent=mark,
+        subsequent_indent=" " * len(mark),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
