@@ -52,8 +52,14 @@ def add_adapter(model: Module, settings: PeftSettings, base: Any) -> PeftModel:
         ModelError: the model is no transformers model, the method does not fit it, or an adapter to go on from is
             missing, broken, or not this model's.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import PreTrainedModel
 
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ModelError(
+            f"peft: the {type(model).__name__} has an adapter already, expected a bare model; take it off with"
+            " trainer.model.unload(), give another model, or leave peft out to train the adapter that it has"
+        )
     if not isinstance(model, PreTrainedModel):
         raise ModelError(
             f"peft: the model is a {type(model).__name__}, expected a transformers model; use model type huggingface or"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,14 +82,14 @@ class PeftPlugin:
     def export_model(
         self, module: Module, weights: Mapping[str, Tensor], folder: Path, dtype: Any, tokenizer: Any, recipe: Recipe
     ) -> Mapping[str, Tensor] | None:
-        if not _settings(recipe).active:
+        if "peft" not in sys.modules:  # then nobody has put an adapter on anything
             return None
         from peft import PeftModel
 
-        from hooktrain_peft.export import write_adapter, write_merged
-
         if not isinstance(module, PeftModel):
             return None
+        from hooktrain_peft.export import write_adapter, write_merged
+
         if _settings(recipe).merge_on_export:
             return write_merged(module, weights, folder, dtype, tokenizer)
         return write_adapter(module, weights, folder, dtype)
