@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from hooktrain import HooktrainError, World
 
@@ -56,7 +57,10 @@ class Ranks:
                         f"strategy: WORLD_SIZE is {world.world_size}, but {' and '.join(missing)} are not set, so that"
                         " the ranks cannot find each other; start them with --nproc, torchrun or another launcher"
                     )
-                dist.init_process_group(backend, timeout=patience)
+                store = _store(world, patience)
+                dist.init_process_group(
+                    backend, store=store, rank=world.rank, world_size=world.world_size, timeout=patience
+                )
         # counts and requests travel from host to host, so that no device has to be waited for
         self._host = dist.new_group(backend="gloo", timeout=patience) if device.type == "cuda" else dist.group.WORLD
 
@@ -108,6 +112,24 @@ class Ranks:
             self._host = None
             dist.destroy_process_group()
             gc.collect()
+
+
+_stores: dict[tuple[str, str], Any] = {}
+_begun = 0
+
+
+def _store(world: World, patience: timedelta) -> Any:
+    """Where the ranks find each other, with keys that no earlier run of these processes has used.
+
+    A process that runs one training after another would otherwise find the addresses of a group that is gone, and
+    wait for it. The store itself is kept, since another one could not have its port at once.
+    """
+    global _begun  # noqa: PLW0603 - it counts for the process, as the store does
+    place = (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
+    if place not in _stores:
+        _stores[place], _, _ = next(iter(rendezvous("env://", world.rank, world.world_size, timeout=patience)))
+    _begun += 1
+    return dist.PrefixStore(f"hooktrain-{_begun}", _stores[place])
 
 
 def device_of(wanted: str, world: World) -> torch.device:
