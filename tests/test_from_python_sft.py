@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +95,24 @@ def test_five_lines_do(folder, tmp_path, monkeypatch):
     assert AutoModelForCausalLM.from_pretrained("fine-tuned").dtype == torch.float32
     assert AutoTokenizer.from_pretrained("fine-tuned").chat_template
     assert (tmp_path / "runs" / "recipe" / "metrics.jsonl").is_file()
+
+
+def test_the_scripts_of_the_readme_run(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").partition("## From Python")[2]
+    short, long = re.findall(r"```python\n(.*?)```", text.partition("\n## ")[0], re.DOTALL)
+    assert len(short.strip().splitlines()) == 5
+    scope: dict = {"rows": ROWS, "more": MORE}
+    name = '"HuggingFaceTB/SmolLM2-135M-Instruct"'
+    assert name in short
+    exec(short.replace(name, repr(str(folder))), scope)
+    scope |= {"model": AutoModelForCausalLM.from_pretrained(folder), "tokenizer": AutoTokenizer.from_pretrained(folder)}
+    exec(long, scope)
+    assert scope["state"].stop_reason is None
+    assert next(iter(scope["found"])) == "eval/held_out/loss"
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+    assert scope["last"] < scope["first"]
+    assert "24 " in capsys.readouterr().out
 
 
 def test_what_is_in_hand_is_what_the_caller_has_afterwards(recipe, tmp_path):
@@ -384,7 +404,7 @@ def torchrun(tmp_path: Path, strategy: dict, seeds: str = "same") -> subprocess.
         timeout=240,
         check=False,
         cwd=Path(__file__).parents[1],
-        env={**__import__("os").environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
     )
 
 
