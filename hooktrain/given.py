@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Given", "GivenModelConfig", "GivenSourceConfig", "describe"]
 
+_SPREAD = ("full_tensor", "ds_id")
+"""What a parameter has that is spread over ranks: as torch's DTensor is, and as ZeRO-3 leaves it."""
+
 _SAMPLED = 4096
 """Entries of each weight by which two ranks' models are compared."""
 
@@ -168,6 +171,11 @@ class Given:
             raise ModelError(
                 f"model: given a {describe(model)} on the meta device, expected one with weights; load or initialise"
                 " them first"
+            )
+        if any(hasattr(parameter, mark) for parameter in model.parameters() for mark in _SPREAD):
+            raise ModelError(
+                f"model: given a {describe(model)} of which an earlier run has left each rank its share only; give what"
+                " trainer.save wrote then, loaded anew"
             )
         if config.weights_dtype is not None:
             model.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.weights_dtype])

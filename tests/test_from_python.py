@@ -333,6 +333,15 @@ def test_a_strategy_that_lets_go_says_how_to_go_on(tiny):
         trainer.evaluate()
 
 
+def test_weights_that_a_strategy_has_spread_are_refused(tiny):
+    model, spread = tiny_model(), {"dtype": "fp32", "device": "cpu", "data_parallel": "fsdp2"}
+    tiny(strategy=spread, trainer={"model": model}, model=None).run()
+    with pytest.raises(ModelError, match="of which an earlier run has left each rank its share only"):
+        tiny(strategy=spread, trainer={"model": model}, model=None).run()
+    with pytest.raises(ModelError, match=r"give what trainer\.save wrote then"):
+        tiny(trainer={"model": model}, model=None).run()
+
+
 # ------------------------------------------------------------------------------------------------ many in one process
 
 
