@@ -38,6 +38,8 @@ class Console:
 
     def __init__(self) -> None:
         self.terminal = Terminal(highlight=False)
+        if self.terminal.is_jupyter:  # where rich would make each line an output of its own, and a bar needs widgets
+            self.terminal = Terminal(highlight=False, force_jupyter=False, force_terminal=False)
         self.progress: Progress | None = None
         self.task: Any = None
         self.shown = False

@@ -391,6 +391,15 @@ def test_a_run_in_another_thread(tiny):
     assert losses(other) == losses(in_main)
 
 
+def test_a_notebook_gets_lines_of_text(tiny, monkeypatch, capsys):
+    """rich makes HTML of every line there, and a bar that needs widgets."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    tiny(console={"enabled": True}).run()
+    shown = capsys.readouterr().out
+    assert shown.count("\nstep ") == 7
+    assert "\x1b" not in shown
+
+
 class Interrupts:
     """Sends SIGINT, as a notebook does when its run is interrupted: once, or again after a second."""
 
