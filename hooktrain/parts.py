@@ -97,7 +97,10 @@ class Strategy(Protocol):
         """The bare module."""
 
     def full_state_dict(self, model: Module) -> dict[str, Tensor]:
-        """All weights as whole CPU tensors on rank 0, and ``{}`` elsewhere. Collective."""
+        """All weights as whole CPU tensors on rank 0, and ``{}`` elsewhere. Collective.
+
+        Weights that are whole and on the CPU are not copied: who keeps them while the training goes on does that.
+        """
 
     def trained_state(self, model: Module, optimizer: Optimizer) -> TrainedState:
         """This rank's share of weights and optimizer, not copied: over all ranks each element is there once.

@@ -65,6 +65,40 @@ class Observes:
             self.file.close()
 
 
+class Averages:
+    """Keeps a mean of the weights, in place; evaluates it, and asks for checkpoints of its own."""
+
+    def __init__(self):
+        self.mean = {}
+
+    @hookimpl
+    def on_train_start(self, trainer):
+        self.mean = self.mean or {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+    @hookimpl
+    def on_step_end(self, trainer):
+        for name, value in trainer.model.state_dict().items():
+            self.mean[name].lerp_(value, 0.25)
+        trainer.request_save()
+
+    @hookimpl(wrapper=True)
+    def run_evaluate(self, trainer):
+        kept = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        trainer.model.load_state_dict(self.mean)
+        try:
+            return (yield)
+        finally:
+            trainer.model.load_state_dict(kept)
+
+    @hookimpl
+    def collect_state(self):
+        return {"mean": self.mean}
+
+    @hookimpl
+    def restore_state(self, state):
+        self.mean = dict(state["mean"])
+
+
 class Offers:
     """An optimizer."""
 

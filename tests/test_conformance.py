@@ -41,6 +41,17 @@ def check(tmp_path: Path) -> Any:
     return make
 
 
+@pytest.mark.parametrize("name", ["state", "resume"])
+def test_a_state_that_is_changed_in_place_and_saved_at_every_step(check, name):
+    check(name, bad_plugins.Averages)
+
+
+def test_metrics_that_are_meant_to_change(check):
+    with pytest.raises(Broken, match=r"eval/held_out/loss(?s:.*)is named in ignore="):
+        check("observes", bad_plugins.Averages)
+    check("observes", bad_plugins.Averages, ignore=("eval/held_out/loss",))
+
+
 BROKEN = [
     ("hooks", "Misspelt", r"implements 'on_step_ended', which is no hook \(did you mean 'on_step_end'\?\)"),
     ("hooks", "Unmarked", r"on_step_end: is named like a hook, but not marked with @hookimpl"),

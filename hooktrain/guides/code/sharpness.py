@@ -11,7 +11,15 @@ from typing import Any
 
 import attrs
 import torch
-from hooktrain import Batch, StepOutput, Trainer, at_least, field, hookimpl
+from hooktrain import (
+    Batch,
+    HooktrainError,
+    StepOutput,
+    Trainer,
+    at_least,
+    field,
+    hookimpl,
+)
 from torch import Tensor
 
 
@@ -57,6 +65,11 @@ def _climb(trainer: Trainer, radius: float) -> list[tuple[Tensor, Tensor]]:
     """Move to the edge of the ball; the weights with their old values."""
     weights = list(trainer.model.parameters())
     pairs = [(w, w.grad) for w in weights if w.grad is not None]
+    if not pairs:
+        raise HooktrainError(
+            "sharpness.radius: the strategy leaves no gradients with the"
+            " weights; use the strategy 'torch', or give a radius of 0"
+        )
     norm = torch.nn.utils.get_total_norm(
         [gradient for _, gradient in pairs]
     )

@@ -88,7 +88,7 @@ def conformance(
         changes_gradients: whether the plugin is meant to change the training; what it declares when left out.
         steps: optimizer steps of a run, at least 2; 8, or 4 with ``recipe="chat"``.
         tolerance: how far losses of one and two ranks may be apart, as a share.
-        ignore: metrics that no two runs have in common, such as times.
+        ignore: metrics that no two runs have in common, such as times, or that the plugin is meant to change.
         budget: what a step may cost, microseconds for each call of a hook, or a share of the step such as ``"5%"``; of
             a plugin that changes gradients, in a run that does not use it.
         import_seconds: what importing may cost, in seconds of a processor.

@@ -61,10 +61,14 @@ def check_observes(kit: Kit) -> None:
     for what in ("rows of each step", "logged numbers", "weights", "optimizer's tensors", "random states"):
         first, second = one[what], two[what]
         if what == "logged numbers":  # what it adds to a line is its own
-            second = {
-                step: {name: value for name, value in line.items() if name in first.get(step, line)}
-                for step, line in second.items()
-            }
+            known = {step: line.keys() - set(kit.options.ignore) for step, line in first.items()}
+            first, second = (
+                {
+                    step: {name: value for name, value in line.items() if name in known.get(step, line)}
+                    for step, line in lines.items()
+                }
+                for lines in (first, second)
+            )
         found = list(differences(first, second, names=("the run without it", "the run with it")))
         if found:
             rest = f", and {len(found) - 1} more" if len(found) > 1 else ""
@@ -76,7 +80,8 @@ def check_observes(kit: Kit) -> None:
                 " bit by bit, so that nobody has to wonder what an observer did to a run",
                 "find what it draws, writes to or reorders; random numbers of its own come from a torch.Generator or"
                 " random.Random of its own; if it is meant to change the training, declare changes_gradients=True in"
-                " its hooktrain.PluginInfo, or give conformance(changes_gradients=True)",
+                " its hooktrain.PluginInfo, or give conformance(changes_gradients=True); a metric that it is meant to"
+                " change is named in ignore=[...]",
             )
     kit.notes["observes"] = f"{kit.options.steps} steps unchanged bit by bit"
 

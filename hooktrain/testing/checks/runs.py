@@ -44,7 +44,7 @@ class Evidence:
 
     @hookimpl
     def on_checkpoint_start(self, trainer: Trainer) -> None:
-        self.found["state when saved"] = trainer.host.collect_states(trainer).get(self.name)
+        self.found["state when saved"] = _copy(trainer.host.collect_states(trainer).get(self.name))
 
     @hookimpl
     def on_checkpoint_end(self, trainer: Trainer, path: Path) -> None:
@@ -53,7 +53,7 @@ class Evidence:
 
     @hookimpl
     def on_resume_end(self, trainer: Trainer) -> None:
-        self.found["state when restored"] = trainer.host.collect_states(trainer).get(self.name)
+        self.found["state when restored"] = _copy(trainer.host.collect_states(trainer).get(self.name))
 
     @hookimpl(trylast=True)
     def on_train_end(self, trainer: Trainer) -> None:

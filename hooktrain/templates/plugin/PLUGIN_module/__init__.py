@@ -49,8 +49,9 @@ class Settings:
 
 
 class Plugin:
-    """What the entry point names. Each run gets an instance of its own, so attributes may hold what the run is at."""
+    """Offers the schedule ``PLUGIN_name``, and adds a running mean of the loss to the metrics."""
 
+    # the entry point names this class, and each run gets an instance of its own: attributes may hold what it is at
     def __init__(self) -> None:
         self.mean: Tensor | None = None  # shape (), on the device
 
