@@ -13,7 +13,7 @@ import click
 
 from hooktrain.bench.command import bench
 from hooktrain.errors import HooktrainError, show_warnings
-from hooktrain.guides import guide
+from hooktrain.guide import guide
 from hooktrain.launch import follow_launcher, note_failure, trace_of
 from hooktrain.options import as_json, host_of, print_facts, recipe_options
 from hooktrain.report.commands import hooks, plan, plugins, schema

@@ -40,6 +40,7 @@ class GivenConfig:
     """A part that was built in Python and given to ``hooktrain.Trainer``."""
 
     trainer_types: ClassVar[tuple[str, ...]] = ("*",)
+    listed: ClassVar[bool] = False
 
     built_as: str = field(neutral=True)
     """What it is: the name of its class or function."""
@@ -100,7 +101,7 @@ class Given:
     """Builds the parts of ``type: given``, by handing out what :meth:`hand` was given.
 
     It is always there, so that a run from Python and one from the command line have the same plugins; a recipe that
-    says ``type: given`` where nothing was given is an error.
+    says ``type: given`` where nothing was given is an error. Nobody is told of these types who has nothing in hand.
     """
 
     def __init__(self) -> None:
@@ -139,7 +140,8 @@ class Given:
             "strategy": ("torch", "*"),
             "checkpoint": ("full", "*"),
         }
-        return {"given": TrainerType(parts, "model, data and loss given to hooktrain.Trainer in Python")}
+        summary = "model, data and loss given to hooktrain.Trainer in Python"
+        return {"given": TrainerType(parts, summary, listed=bool(self._parts))}
 
     @hookimpl
     def make_tokenizer(self, config: Any) -> Any:

@@ -219,8 +219,8 @@ class PluginHost:
                             f"{record} and {twin.plugin} both offer the {kind} '{name}'; leave one of them out with"
                             f" plugins: {{block: [{record.name}]}} or {{block: [{twin.plugin.name}]}}"
                         )
-                    self.offers[kind][name] = Offer(kind, name, config, record)
-                    record.offers.append(f"{kind}/{name}")
+                    self.offers[kind][name] = offer = Offer(kind, name, config, record)
+                    record.offers += [f"{kind}/{name}"] * offer.listed
         if "register_trainer_types" in names:
             for name, trainer_type in (plugin.register_trainer_types() or {}).items():
                 if name in self.trainer_types:
@@ -229,7 +229,7 @@ class PluginHost:
                         f" them out with plugins: {{block: [{record.name}]}}"
                     )
                 self.trainer_types[name] = (trainer_type, record)
-                record.offers.append(f"type/{name}")
+                record.offers += [f"type/{name}"] * trainer_type.listed
 
     # --------------------------------------------------------------------------------------------- checking
 

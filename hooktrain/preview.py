@@ -14,6 +14,7 @@ from rich.text import Text
 from hooktrain.build import check_data, make_part
 from hooktrain.plugins import PluginHost
 from hooktrain.recipe import Recipe
+from hooktrain.report.text import console, is_terminal, show
 from hooktrain.state import ShownRow, World
 
 __all__ = ["data_of", "print_data"]
@@ -41,11 +42,11 @@ def data_of(recipe: Recipe, host: PluginHost, show: int = 0) -> dict[str, Any]:
 
 def print_data(facts: Mapping[str, Any]) -> None:
     """The facts of :func:`data_of` for people."""
-    console = Console(highlight=False)
+    to = console()
     for row in facts.get("shown", ()):
-        _print_row(console, ShownRow(**row))
+        _print_row(to, ShownRow(**row))
     for source in facts.get("sources", ()):
-        _print_source(console, source)
+        _print_source(to, source)
     sets = {"train": facts.get("train"), **facts.get("evaluation", {})}
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
@@ -55,14 +56,14 @@ def print_data(facts: Mapping[str, Any]) -> None:
     for key in dict.fromkeys(key for of in numbers.values() for key in of):
         table.add_row(key.replace("_", " "), *(of.get(key, "") for of in numbers.values()))
     if numbers:
-        console.print(table)
+        show(to, table)
     for name, of in sets.items():
         for title, histogram in (of.get("histograms", {}) if isinstance(of, Mapping) else {}).items():
-            _print_histogram(console, f"{name}: {title}", histogram["edges"], histogram["counts"])
+            _print_histogram(to, f"{name}: {title}", histogram["edges"], histogram["counts"])
     for warning in facts.get("warnings", ()):
-        console.print(f"[yellow]warning[/] {escape(str(warning))}")
+        to.print(f"[yellow]warning[/] {escape(str(warning))}", soft_wrap=True)
     if facts.get("summary"):
-        console.print(escape(str(facts["summary"])))
+        to.print(escape(str(facts["summary"])), soft_wrap=True)
 
 
 def _numbers(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -74,28 +75,31 @@ def _numbers(facts: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _print_source(console: Console, source: Mapping[str, Any]) -> None:
+def _print_source(to: Console, source: Mapping[str, Any]) -> None:
     heading = f"[bold]{escape(str(source.get('source')))}[/]"
     facts = [f"{source[key]:,} {key}" for key in ("rows", "tokens") if key in source]
     facts += [str(source["why"])] if source.get("why") else []
     facts += ["read from the cache" if source.get("cached") else f"prepared in {source.get('seconds', 0):.1f} s"]
     facts += [f"not cached: {source['not_cached']}"] if source.get("not_cached") else []
-    console.print(f"{heading} ({escape(str(source.get('use', '')))}): {escape('; '.join(facts))}")
+    to.print(f"{heading} ({escape(str(source.get('use', '')))}): {escape('; '.join(facts))}", soft_wrap=True)
 
 
-def _print_histogram(console: Console, title: str, edges: Sequence[int], counts: Sequence[int]) -> None:
-    console.print(f"\n[bold]{escape(title)}[/]")
+def _print_histogram(to: Console, title: str, edges: Sequence[int], counts: Sequence[int]) -> None:
+    to.print(f"\n[bold]{escape(title)}[/]")
     most = max([*counts, 1])
     width = len(f"{edges[-1]:,}")
     for begin, end, count in zip(edges[:-1], edges[1:], counts, strict=True):
         bar = "█" * round(_BAR * count / most) or ("▏" if count else "")
-        console.print(f"{begin:>{width},} to {end - 1:>{width},}  {bar:<{_BAR}} {count:,}")
+        to.print(f"{begin:>{width},} to {end - 1:>{width},}  {bar:<{_BAR}} {count:,}")
 
 
-def _print_row(console: Console, row: ShownRow) -> None:
+def _print_row(to: Console, row: ShownRow) -> None:
     """A row's text; what is trained in green, and where there is no colour between «»; the rules below it."""
-    console.rule(f"[bold]{escape(row.label)}[/]", align="left")
-    plain = console.color_system is None or console.no_color
+    if is_terminal():
+        to.rule(f"[bold]{escape(row.label)}[/]", align="left")
+    else:
+        to.print(f"─── {escape(row.label)} ───")
+    plain = to.color_system is None or to.no_color
     text = Text()
     rules: dict[str, int] = {}
     for piece, trained, rule in row.pieces:
@@ -105,9 +109,9 @@ def _print_row(console: Console, row: ShownRow) -> None:
             text.append(f"[{number}]", "bold green")
         else:
             text.append(piece, "dim")
-    console.print(text)
+    to.print(text, soft_wrap=True)  # what stands there, with every space
     for rule, number in rules.items():
-        console.print(f"[bold green]\\[{number}][/] trained: {escape(rule)}")
+        to.print(f"[bold green]\\[{number}][/] trained: {escape(rule)}", soft_wrap=True)
     if row.note:
-        console.print(f"[dim]{escape(row.note)}[/]")
-    console.print()
+        to.print(f"[dim]{escape(row.note)}[/]", soft_wrap=True)
+    to.print()

@@ -246,8 +246,8 @@ class _Resolver:
     def recipe(self, source: str, name: str) -> Recipe:
         type_name = self.raw.get("type") or "sft"
         if not isinstance(type_name, str) or type_name not in self.host.trainer_types:
-            known = self.host.trainer_types
-            listed = ", ".join(f"{n} ({who.distribution})" for n, (_, who) in sorted(known.items()))
+            known = {n: who for n, (kind, who) in sorted(self.host.trainer_types.items()) if kind.listed}
+            listed = ", ".join(f"{n} ({who.distribution})" for n, who in known.items())
             self.complaints.append(
                 Complaint(
                     "type",
@@ -327,8 +327,9 @@ class _Resolver:
         name = value.get("type", names[0] if names else None)
         offer = offers.get(name) if isinstance(name, str) else None
         if offer is None:
-            listed = ", ".join(f"{n} ({found.plugin.distribution})" for n, found in sorted(offers.items()))
-            meant = did_you_mean(str(name), offers)
+            known = {n: found for n, found in sorted(offers.items()) if found.listed}
+            listed = ", ".join(f"{n} ({found.plugin.distribution})" for n, found in known.items())
+            meant = did_you_mean(str(name), known)
             said = (
                 f"given '{name}', which no plugin offers"
                 if "type" in value or names

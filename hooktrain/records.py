@@ -80,3 +80,8 @@ class Offer:
     name: str
     config: type
     plugin: PluginRecord
+
+    @property
+    def listed(self) -> bool:
+        """Whether listings, the schema and messages name it; not if a recipe file cannot hold one."""
+        return bool(getattr(self.config, "listed", True))

@@ -275,7 +275,9 @@ class TrainerType:
     Attributes:
         parts: for each kind of part the compatible names; the first is the default, ``"*"`` admits every other one.
         summary: one line for listings.
+        listed: whether listings, the schema and messages name it; not if a recipe file cannot be of this type.
     """
 
     parts: Mapping[str, Sequence[str]]
     summary: str = ""
+    listed: bool = True

@@ -1,6 +1,12 @@
 """Every test has what plugin authors get: the fixtures of ``hooktrain.testing``."""
 
+import contextlib
 import os
+import re
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,5 +26,35 @@ def pytest_configure(config: pytest.Config) -> None:
 def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """What the caller's shell says about plugins, and what earlier runs have cached, does not reach the tests."""
     monkeypatch.setenv("HOOKTRAIN_CACHE", str(tmp_path_factory.mktemp("cache")))
-    for name in ("HOOKTRAIN_PLUGINS", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    # readline, which pytest imports, writes a width into the environment of the processes that pytest-xdist starts
+    for name in ("HOOKTRAIN_PLUGINS", "RANK", "WORLD_SIZE", "LOCAL_RANK", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """``on_terminal(columns, function, ...)``: the lines that a call prints on a terminal so wide, without colours."""
+
+    def look(columns: int, function: Callable[..., Any], *given: Any) -> list[str]:
+        master, slave = os.openpty()
+        read: list[bytes] = []
+
+        def drain() -> None:
+            with contextlib.suppress(OSError):  # which is how a terminal says that nobody writes to it any more
+                while piece := os.read(master, 65536):
+                    read.append(piece)
+
+        reader = threading.Thread(target=drain)
+        reader.start()
+        with monkeypatch.context() as patched, open(slave, "w", encoding="utf-8") as terminal:
+            patched.setenv("COLUMNS", str(columns))
+            patched.setenv("TERM", "xterm-256color")
+            patched.setattr(sys, "stdout", terminal)
+            function(*given)
+        reader.join()
+        os.close(master)
+        shown = b"".join(read).decode()
+        assert "\x1b[" in shown, "in colour"
+        return [line.rstrip("\r") for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown).rstrip("\r\n").split("\n")]
+
+    return look

@@ -25,7 +25,7 @@ from typing import Any
 from hooktrain import hookspecs
 from hooktrain.cli import cli
 from hooktrain.errors import HooktrainError
-from hooktrain.guides import FOLDER
+from hooktrain.guide import FOLDER
 from hooktrain.hookspecs import BOUNDARIES, FACTORIES, SEGMENTS
 from tests import seen
 
@@ -113,11 +113,10 @@ def output(line: str, folder: Path) -> str:
 
 @contextlib.contextmanager
 def _in(folder: Path) -> Iterator[None]:
-    """In a folder, on a wide terminal, with its modules and none of them afterwards."""
-    before, known, path, columns = Path.cwd(), set(sys.modules), list(sys.path), os.environ.get("COLUMNS")
+    """In a folder, with its modules and none of them afterwards."""
+    before, known, path = Path.cwd(), set(sys.modules), list(sys.path)
     os.chdir(folder)
     sys.path.insert(0, str(folder))
-    os.environ["COLUMNS"] = "200"  # no path of this machine is broken in two
     try:
         yield
     finally:
@@ -126,10 +125,6 @@ def _in(folder: Path) -> Iterator[None]:
         for name in set(sys.modules) - known:
             if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
                 del sys.modules[name]
-        if columns is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = columns
 
 
 # ------------------------------------------------------------------------------------------------ hook reference

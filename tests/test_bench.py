@@ -37,13 +37,15 @@ from hooktrain.bench.environments import EnvironmentFailed, ensure
 from hooktrain.bench.machine import busy_seconds, describe
 from hooktrain.bench.measuring import StepClock
 from hooktrain.bench.page import write_page
+from hooktrain.bench.plugin_cost import print_report
 from hooktrain.bench.ratios import Interval, difference_of_medians, ratio_of_medians, ratio_of_ratios, rounds_needed
 from hooktrain.bench.results import find, read
 from hooktrain.bench.running import gather, select
-from hooktrain.bench.tables import number
+from hooktrain.bench.tables import number, print_line
 from hooktrain.bench.verdicts import compare_sides, verdict_on_change
 from hooktrain.cli import cli
 from hooktrain.errors import PluginError
+from hooktrain.report.text import console
 from hooktrain.testing import host_of
 
 # ---------------------------------------------------------------------------------------------------- statistics
@@ -389,7 +391,6 @@ def bench(monkeypatch, tmp_path):
     """``bench(word, ...)``: the command line with the suite above, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOOKTRAIN_PLUGINS", f"no:*,{__name__}:Sorting")
-    monkeypatch.setenv("COLUMNS", "80")
 
     def run(*words: str):
         return CliRunner().invoke(cli, ["bench", *words])
@@ -402,17 +403,17 @@ def test_suites_are_listed_without_an_argument(bench):
     assert {"name": "napping", "plugin": f"{__name__}:Sorting", "summary": "naps"} in json.loads(bench("--json").output)
 
 
-def test_a_suite_is_measured_and_written_down(bench, tmp_path):
+def test_a_suite_is_measured_and_written_down(bench, tmp_path, on_terminal):
     shown = bench("napping", "--out", "found")
     assert shown.exit_code == 0, shown.output
     assert "twice to once" in shown.output and "worse" in shown.output
-    assert max(map(len, shown.stdout.splitlines())) <= 80
     (line,) = [json.loads(text) for text in (tmp_path / "found" / "results.jsonl").read_text().splitlines()]
     for name in ("date", "commit", "machine", "versions", "settings", "parameters", "recipe", "sides", "comparisons"):
         assert name in line
     assert len(line["sides"]["twice"]["values"]["seconds"]) == 6
     (compared,) = line["comparisons"]
     assert compared["figure"][0] == pytest.approx(2, rel=0.05)
+    assert max(map(len, on_terminal(80, lambda: print_line(line, console())))) <= 80
 
 
 def test_json_for_programs(bench):
@@ -427,7 +428,7 @@ def with_seconds(line: dict, side: str, factor: float) -> dict:
     return changed
 
 
-def test_a_regression_is_told_by_the_exit_status(bench, tmp_path):
+def test_a_regression_is_told_by_the_exit_status(bench, tmp_path, on_terminal):
     assert bench("napping", "--out", "found").exit_code == 0
     (line,) = read(tmp_path / "found")
     (tmp_path / "faster.jsonl").write_text(json.dumps(with_seconds(line, "twice", 0.5)) + "\n")
@@ -438,7 +439,8 @@ def test_a_regression_is_told_by_the_exit_status(bench, tmp_path):
     assert bench("napping", "--baseline", "same.jsonl").exit_code == 0
     compared = bench("--compare", "faster.jsonl", "found")
     assert compared.exit_code == 0 and "worse" in compared.output
-    assert max(map(len, compared.output.splitlines())) <= 80
+    compare = ["bench", "--compare", "faster.jsonl", "found"]
+    assert max(map(len, on_terminal(80, lambda: cli(compare, standalone_mode=False)))) <= 80
 
 
 def test_a_slower_machine_is_no_regression(bench, tmp_path):
@@ -523,19 +525,18 @@ def compute_loss():
     ("change", "sentence"),
     [(1, "are equal, bit by bit: it does not change the training"), (2, "the losses differ from step 1 on")],
 )
-def test_what_a_plugin_costs_and_changes(tmp_path, monkeypatch, change, sentence):
+def test_what_a_plugin_costs_and_changes(tmp_path, monkeypatch, on_terminal, change, sentence):
     (tmp_path / f"costly_{change}.py").write_text(COSTLY.replace("CHANGE", str(change)))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
     shown = CliRunner().invoke(
         cli,
         ["bench", "plugin", f"costly_{change}", "--quick", "--steps", "5", "--out", "o", "-p", "no:*", "-p", "torch"],
     )
     assert shown.exit_code == 0, shown.output
-    assert sentence in " ".join(shown.stdout.split())
-    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert sentence in shown.stdout
     assert "hooks: compute_loss, on_step_end" in shown.stdout
     (line,) = read(tmp_path / "o")
+    assert max(map(len, on_terminal(80, lambda: print_report(line, console())))) <= 80
     reads = {side: facts["values"]["host_reads"][0] for side, facts in line["sides"].items()}
     assert reads["with"] == reads["without"] + 2
     seconds = {side: min(facts["values"]["seconds"]) for side, facts in line["sides"].items()}

@@ -21,7 +21,7 @@ def hooktrain(*words: str, cwd: Path, **environment: str) -> subprocess.Complete
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**ENVIRONMENT, "COLUMNS": "100", "OMP_NUM_THREADS": "1", **environment},
+        env={**ENVIRONMENT, "OMP_NUM_THREADS": "1", **environment},
         timeout=120,
         check=False,
     )

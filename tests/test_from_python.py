@@ -263,6 +263,19 @@ def test_a_recipe_of_parts_in_hand_cannot_be_run_without_them(tiny, tmp_path):
         Trainer(trainer.run_dir / "recipe.yaml", plugins=[TinyPlugin()]).run()
 
 
+def test_messages_offer_the_type_for_parts_in_hand_only_to_those_who_have_some(tiny):
+    with pytest.raises(
+        RecipeError, match=r"type: given 'givn', .*expected one of causal \(hooktrain-sft\), sft \("
+    ) as caught:
+        tiny(type="givn")
+    assert "given (hooktrain)" not in str(caught.value)
+    with pytest.raises(RecipeError, match=r"did you mean 'given'\?.*, given \(hooktrain\), "):
+        tiny(type="givn", trainer={"model": tiny_model()}, model=None)
+    with pytest.raises(RecipeError, match="model.type: given 'givn', which no plugin offers; offered are") as caught:
+        tiny(model="givn")
+    assert "given (" not in str(caught.value)
+
+
 # -------------------------------------------------------------------------------------------------- before and after
 
 

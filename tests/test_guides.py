@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hooktrain import HooktrainError, LossSum, hookimpl
-from hooktrain.guides import FOLDER, GUIDES, about, files_of, text_of, write_files
+from hooktrain.guide import FOLDER, GUIDES, about, files_of, text_of, write_files
 from tests import guides
 from tests.test_cli import hooktrain
 

@@ -86,7 +86,7 @@ def complaints(raw, *plugins):
         ({"optimizer": 3}, "optimizer: given 3, expected a mapping with the keys of the optimizer"),
         (
             {"type": "tinny"},
-            "type: given 'tinny', which no plugin offers (did you mean 'tiny'?); expected one of given (hooktrain), tiny (hooktrain)",
+            "type: given 'tinny', which no plugin offers (did you mean 'tiny'?); expected one of tiny (hooktrain)",
         ),
         (
             {"data": "many"},

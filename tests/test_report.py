@@ -9,6 +9,7 @@ import pytest
 
 from hooktrain import HooktrainError, hookimpl
 from hooktrain.build import make_host
+from hooktrain.given import Given
 from hooktrain.report.hooks import hooks_of, print_hooks
 from hooktrain.report.plugins import plugins_of, print_plugin, print_plugins
 from hooktrain.testing import host_of
@@ -49,23 +50,39 @@ def test_a_plugin_says_what_it_brings_and_what_of_it_is_not_reached():
     ]["parts"]
 
 
-@pytest.mark.parametrize("width", ["80", "120", ""])
-def test_tables_fit_the_terminal(width, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", width)
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_fit_the_terminal(width, on_terminal):
+    host = make_host()
+    for show, facts in (
+        (print_plugins, plugins_of(host)),
+        (print_hooks, hooks_of(host)),
+        (print_plugin, plugins_of(host, "torch")),
+    ):
+        lines = on_terminal(width, show, facts)
+        assert max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize("columns", [None, "80"])
+def test_a_pipe_has_no_width(columns, monkeypatch, capsys):
+    """Whatever the environment says: a shell or a Python process exports the width of a terminal that this is not."""
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
     host = make_host()
     print_plugins(plugins_of(host))
     table = capsys.readouterr().out.splitlines()
+    assert len(table) == 1 + len(host.records)
+    (line,) = [line for line in table if line.startswith("torch ")]
+    assert "optimizer adamw, adam, sgd, torch" in line
+    assert "command verify-resume" in line
     print_hooks(hooks_of(host))
+    hooks = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in hooks if line.startswith("make_optimizer ")]
+    assert "Build the optimizer" in line and "| torch" in line
     print_plugin(plugins_of(host, "torch"))
-    lines = [*table, *capsys.readouterr().out.splitlines()]
-    assert all(line == line.rstrip() for line in lines)
-    if width:
-        assert max(map(len, lines)) <= int(width)
-    else:  # in a pipe each plugin is a line, which grep finds
-        assert len(table) == 1 + len(host.records)
-        (line,) = [line for line in table if line.startswith("torch ")]
-        assert "optimizer adamw, adam, sgd, torch" in line
-        assert "command verify-resume" in line
+    plugin = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in plugin if line.startswith("hooks ")]
+    assert line.endswith(plugins_of(host, "torch")[0]["hooks"][-1])
+    assert all(line == line.rstrip() for line in (*table, *hooks, *plugin))
 
 
 def test_one_plugin_in_full(capsys):
@@ -98,6 +115,27 @@ def test_broken_plugins_are_listed_with_the_cause(installed, capsys):  # noqa: F
         (line,) = [line for line in shown.splitlines() if line.startswith(f"{name}: ")]
         assert reason in line
     assert "torch " in shown, "the others are there all the same"
+
+
+def test_on_a_terminal_a_cause_is_a_line_that_can_be_copied(installed, on_terminal):  # noqa: F811
+    reason = "it needs what is not here, " * 9 + "at last"
+    installed("a-long", f"raise ValueError({reason!r})")
+    host = make_host()
+    lines = on_terminal(80, print_plugins, plugins_of(host))
+    assert f"a-long: cannot be imported: ValueError: {reason}" in lines
+    lines = on_terminal(80, print_plugin, plugins_of(host, "a-long"))
+    assert f"a-long: cannot be imported: ValueError: {reason}" in lines
+
+
+def test_what_only_objects_in_hand_are_is_not_offered():
+    """A recipe file cannot say ``type: given``, as it holds no objects."""
+    host = make_host()
+    facts = facts_of(host)
+    assert facts["given"]["offers"] == [] and facts["given"]["parts"] == []
+    assert not [offer for fact in facts.values() for offer in fact["offers"] if offer.endswith("/given")]
+    in_hand = Given()
+    in_hand.hand("model", object())
+    assert facts_of(make_host(given=in_hand))["given"]["offers"] == ["type/given"]
 
 
 def test_clashing_distributions_and_missing_metadata_are_listed(installed, tmp_path, capsys):  # noqa: F811

@@ -56,7 +56,7 @@ def site(tmp_path_factory):
 
 def run(site: Path, folder: Path, module: str, *words: str) -> str:
     """Run a Python module where the wheels are found first, and none of the sources of this repository."""
-    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", module, *words]
     ended = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -156,6 +156,7 @@ def test_descriptions_defaults_and_plugins_for_completion(installed):
     assert tokenizer["description"].endswith("Left out, it is model.name_or_path of the recipe.")
     assert schema["properties"]["on_nan"]["enum"] == ["stop", "skip"]
     assert set(schema["properties"]["type"]["enum"]) == {"sft", "causal", "tiny"}
+    assert not [name for name in schema["$defs"] if name.endswith("-given")], "which no file can hold"
     undescribed = [
         (name, key)
         for name, definition in schema["$defs"].items()

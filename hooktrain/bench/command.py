@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -250,9 +249,9 @@ def _as_dict(change: Any) -> dict[str, Any]:
 
 
 def _console() -> Console:
-    from rich.console import Console
+    from hooktrain.report.text import console
 
-    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100, soft_wrap=False)
+    return console()
 
 
 def _say(message: str) -> None:

@@ -11,7 +11,7 @@ from hooktrain import hookspecs
 from hooktrain.errors import HooktrainError, did_you_mean
 from hooktrain.hookspecs import BOUNDARIES, FACTORIES, SEGMENTS
 from hooktrain.plugins import PluginHost
-from hooktrain.report.text import columns, console, show
+from hooktrain.report.text import columns, console, is_terminal, show
 
 __all__ = ["file_of", "hooks_of", "implementations_of", "print_hooks", "who"]
 
@@ -89,14 +89,12 @@ def print_hooks(facts: list[dict[str, Any]]) -> None:
         table = columns("", "", header=False)
         table.columns[0].min_width = width
         for fact in members:
-            implemented = who(fact["implementations"])
-            table.add_row(
-                fact["name"],
-                escape(fact["documentation"].partition("\n")[0])
-                + (f"\n[cyan]{escape(implemented)}[/]" * bool(implemented)),
-            )
+            said = [escape(fact["documentation"].partition("\n")[0])]
+            if fact["implementations"]:
+                said.append(f"[cyan]{escape(who(fact['implementations']))}[/]")
+            table.add_row(fact["name"], ("\n" if is_terminal() else "  | ").join(said))
         show(to, table)
-    if to.is_terminal:
+    if is_terminal():
         to.print("\n[dim]Implementations stand in call order; `hooktrain hooks NAME` shows a hook in full.[/]")
 
 

@@ -13,7 +13,7 @@ from hooktrain.errors import HooktrainError, did_you_mean
 from hooktrain.hookspecs import SEGMENTS
 from hooktrain.plugins import PluginHost
 from hooktrain.report.hooks import file_of, implementations_of
-from hooktrain.report.text import ENDLESS, STATES, columns, console, show
+from hooktrain.report.text import STATES, columns, console, is_terminal, show
 
 __all__ = ["plugins_of", "print_plugin", "print_plugins"]
 
@@ -81,10 +81,10 @@ def _parts(host: PluginHost, record: Any) -> list[dict[str, str]]:
     made = []
     for kind, offers in host.offers.items():
         for offer in offers.values():
-            if offer.plugin is record:
+            if offer.plugin is record and offer.listed:
                 made.append({"kind": kind, "name": offer.name, "summary": _sentence(inspect.getdoc(offer.config))})
     for name, (trainer_type, owner) in host.trainer_types.items():
-        if owner is record:
+        if owner is record and trainer_type.listed:
             made.append({"kind": "type", "name": name, "summary": trainer_type.summary})
     return made
 
@@ -122,8 +122,8 @@ def print_plugins(facts: list[dict[str, Any]]) -> None:
     show(to, table)
     for fact in facts:
         for line in _troubles(fact):
-            to.print(f"\n{line}" if to.width < ENDLESS else line)
-    if to.is_terminal:
+            to.print(f"\n{line}" if is_terminal() else line, soft_wrap=True)
+    if is_terminal():
         to.print("\n[dim]`hooktrain plugins NAME` shows one in full, `hooktrain hooks` who hears what.[/]")
 
 
@@ -133,7 +133,7 @@ def print_plugin(facts: list[dict[str, Any]]) -> None:
     (fact,) = facts
     to.print(f"[bold]{escape(fact['name'])}[/]  [{STATES[fact['state']]}]{fact['state']}[/]")
     for line in _troubles(fact):
-        to.print(line)
+        to.print(line, soft_wrap=True)
     table = columns("", "", header=False)
     for title, text in (
         ("does", fact["documentation"]),

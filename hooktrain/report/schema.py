@@ -47,7 +47,9 @@ class _Maker:
         self.definitions: dict[str, Schema] = {}
         self.own = [item for item in attrs.fields(Recipe) if item.name not in _NOT_KEYS]
         attrs.resolve_types(Recipe)
-        self.type_names: dict[str, Any] = {name: found for name, (found, _) in sorted(host.trainer_types.items())}
+        self.type_names: dict[str, Any] = {
+            name: found for name, (found, _) in sorted(host.trainer_types.items()) if found.listed
+        }
         self.trainer_type = ""
         self.lifted = False
 
@@ -109,10 +111,13 @@ class _Maker:
         fit = [
             offer
             for name, offer in offers.items()
-            if self.lifted
-            or name in names
-            or "*" in names
-            or self.trainer_type in getattr(offer.config, "trainer_types", ())
+            if offer.listed
+            and (
+                self.lifted
+                or name in names
+                or "*" in names
+                or self.trainer_type in getattr(offer.config, "trainer_types", ())
+            )
         ]
         return sorted(fit, key=lambda offer: (offer.name != next(iter(names), None), offer.name))
 

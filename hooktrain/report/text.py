@@ -1,26 +1,33 @@
-"""Printing for people: as wide as the terminal, and in a pipe one line for each thing, for grep and its like."""
+"""Printing for people: as wide as the terminal, and elsewhere one line for each thing, for grep and its like."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-__all__ = ["ENDLESS", "STATES", "bytes_of", "columns", "console", "count_of", "show"]
+__all__ = ["STATES", "bytes_of", "columns", "console", "count_of", "is_terminal", "show"]
 
 STATES = {"active": "green", "blocked": "yellow", "failed": "red", "disabled": "yellow"}
 """Colours of what can become of a plugin."""
-ENDLESS = 10_000
-"""Width of a pipe."""
+_ENDLESS = 10**9
+"""Width of a pipe or a file."""
 
 
 def console() -> Console:
-    """A console on the standard output; ``COLUMNS`` sets its width, which has no end in a pipe otherwise."""
-    piped = not sys.stdout.isatty() and not os.environ.get("COLUMNS")
-    return Console(highlight=False, width=ENDLESS if piped else None)
+    """A console on the standard output: as wide as the terminal, or ``COLUMNS`` there, and without end elsewhere.
+
+    Elsewhere ``COLUMNS`` does not count, as a program may have it from a parent that knows nothing of where it writes:
+    once a Python process has imported ``readline``, those that it starts have one, and be it a guess.
+    """
+    return Console(highlight=False, width=None if is_terminal() else _ENDLESS)
+
+
+def is_terminal() -> bool:
+    """Whether someone looks at the standard output."""
+    return sys.stdout.isatty()
 
 
 def columns(*names: str, header: bool = True) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -91,15 +92,15 @@ class SamplesPlugin:
         trainer.say(self._text(step, answers))
 
     def _text(self, step: int, answers: list[tuple[str, str]]) -> str:
-        """Prompts with their answers, the first one beside the newest, as wide as the terminal."""
+        """Prompts with their answers, the first beside the newest: as wide as the terminal, elsewhere a line each."""
         lines: list[str] = []
+        width = max(40, min(100, shutil.get_terminal_size((100, 24)).columns)) if sys.stdout.isatty() else sys.maxsize
         for prompt, text in answers:
             first_step, first = self._first.setdefault(prompt, (step, text))
             rows = [("prompt", prompt), (_when(step, first_step), text or "(nothing)")]
             if first_step != step:
                 rows.insert(1, (_when(first_step, first_step), first or "(nothing)"))
             for name, value in rows:
-                width = max(40, min(100, shutil.get_terminal_size((100, 24)).columns))
                 lines += textwrap.wrap(f"{name:<8}{value}", width, subsequent_indent=" " * 8, break_long_words=True)
         return "\n".join(lines)
 

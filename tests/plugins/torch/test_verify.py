@@ -56,7 +56,7 @@ def verify(tmp_path: Path) -> Any:
             [sys.executable, "-m", "hooktrain", "verify-resume", str(tmp_path / "recipe.yaml"), *words],
             check=False,
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
+            env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             timeout=200,

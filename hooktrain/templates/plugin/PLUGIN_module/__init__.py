@@ -49,7 +49,10 @@ class Settings:
 
 
 class Plugin:
-    """Offers the schedule ``PLUGIN_name``, and adds a running mean of the loss to the metrics."""
+    """Offers a schedule, and adds a running mean of the loss to the metrics.
+
+    Recipes and metrics know both by the name ``PLUGIN_name``.
+    """
 
     # the entry point names this class, and each run gets an instance of its own: attributes may hold what it is at
     def __init__(self) -> None:

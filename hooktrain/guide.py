@@ -1,7 +1,7 @@
 """``hooktrain guide``: how to write plugins, in the terminal.
 
-The guides are Markdown beside this file, and their code lies in ``code``: plugins of one module each, with their tests.
-It is what the guides show, which ``python -m tests.readme`` sees to, and the tests run it.
+The guides are Markdown in ``guides``, and their code lies in ``guides/code``: plugins of one module each, with their
+tests. It is what the guides show, which ``python -m tests.readme`` sees to, and the tests run it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hooktrain.errors import HooktrainError, did_you_mean
 
 __all__ = ["FOLDER", "GUIDES", "guide"]
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "guides"
 
 GUIDES = (
     "first-plugin",
