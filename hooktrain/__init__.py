@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         did_you_mean,
     )
     from hooktrain.estimates import DataEstimate, MemoryEstimate, ModelEstimate
+    from hooktrain.info import API_VERSION, PluginInfo
     from hooktrain.loader import WindowLoader, blank
     from hooktrain.markers import hookimpl, hookspec
     from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
@@ -61,6 +62,7 @@ _HOMES = {
     "errors": "CheckpointError Complaint DataError HooktrainError HooktrainWarning ModelError NonFiniteError"
     " PluginError RanksDisagreeError RecipeError SegmentError did_you_mean",
     "estimates": "DataEstimate MemoryEstimate ModelEstimate",
+    "info": "API_VERSION PluginInfo",
     "loader": "WindowLoader blank",
     "markers": "hookimpl hookspec",
     "parts": "CheckpointEngine Scheduler Strategy",
@@ -74,6 +76,7 @@ _HOMES = {
 _HOME = {name: f"hooktrain.{module}" for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
+    "API_VERSION",
     "Batch",
     "BatchCounts",
     "CheckpointConfig",
@@ -95,6 +98,7 @@ __all__ = [
     "OptimizerStep",
     "PluginError",
     "PluginHost",
+    "PluginInfo",
     "PluginsConfig",
     "RanksDisagreeError",
     "Recipe",

@@ -18,6 +18,7 @@ import torch
 from hooktrain.drift import versions
 from hooktrain.errors import CheckpointError, DataError, HooktrainError, PluginError, RanksDisagreeError, RecipeError
 from hooktrain.hookspecs import FACTORIES
+from hooktrain.needs import logit_complaints
 from hooktrain.occupied import Occupation
 from hooktrain.plugins import PluginHost
 from hooktrain.recipe import Recipe, apply_overrides, plugins_config, read_recipe, resolve
@@ -90,7 +91,7 @@ def load(
     host.leave_idle(made)
     world = World.from_environment()
     answers = host.hooks.check_recipe(recipe=made, world=world)
-    complaints = [complaint for answer in answers for complaint in answer]
+    complaints = [*logit_complaints(host, made), *(complaint for answer in answers for complaint in answer)]
     if complaints:
         raise RecipeError(complaints, source)
     return made, host
@@ -115,6 +116,9 @@ def build(trainer: Trainer) -> None:
     _agree(trainer, {"order of plugins": list(plugins)})
     if world.is_main:
         _write_run_dir(trainer)
+        for record in host.failed():
+            text = record.reason if record.reason.startswith("plugin ") else f"{record}: {record.reason}"
+            host.warn(f"{text}; the run goes on without it")
     trainer.tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer)
     trainer.data = make_part(host, "make_data", recipe.data, tokenizer=trainer.tokenizer, world=world, hooks=host.hooks)
     check_data(trainer.data)

@@ -192,18 +192,28 @@ def _in_plugins(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, 
         if name not in are:
             yield _of_plugin(record, "took part and is missing")
         elif (record["distribution"], record["version"]) != (are[name]["distribution"], are[name]["version"]):
-            texts = [f"{side[name]['distribution']} {side[name]['version']}".strip() for side in (were, are)]
+            texts = [_of(side[name]) for side in (were, are)]
             yield Change(f"plugins.{name}", f"was {texts[0]}, is {texts[1]}", False)
+        elif record.get("digest", "") != are[name]["digest"]:
+            yield Change(f"plugins.{name}", f"{_of(record)} has other files than then, in the same version", False)
     for name, record in are.items():
         if name not in were:
             yield _of_plugin(record, "takes part and did not")
+    orders = [
+        [n for n, record in side.items() if record.get("changes") and n in were and n in are] for side in (were, are)
+    ]
+    if orders[0] != orders[1] and set(orders[0]) == set(orders[1]):
+        yield Change("plugins.order", f"was {', '.join(orders[0])}, is {', '.join(orders[1])}", True)
 
 
 def _of_plugin(record: Mapping[str, Any], what: str) -> Change:
     hooks = record.get("changes", [])
     more = f", and has a hand in {', '.join(hooks)}" if hooks else ""
-    who = f"{record['distribution']} {record['version']}".strip()
-    return Change(f"plugins.{record['name']}", f"{who} {what}{more}", bool(hooks))
+    return Change(f"plugins.{record['name']}", f"{_of(record)} {what}{more}", bool(hooks))
+
+
+def _of(record: Mapping[str, Any]) -> str:
+    return f"{record['distribution']} {record['version']}".strip()
 
 
 def _part_in(trainer: Trainer, name: str) -> list[str]:
@@ -220,7 +230,7 @@ def _part_in(trainer: Trainer, name: str) -> list[str]:
         implemented = [one for one in host.implementations(hook) if one.plugin_name == name]
         if hook not in _HARMLESS and any(one.wrapper or hook in SEGMENTS for one in implemented):
             found.append(hook)
-    return found
+    return [*found, "the gradients"] if record.info.changes_gradients else found
 
 
 def _is_allowed(where: str, allowed: Sequence[str]) -> bool:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 import inspect
-import os
-import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -16,20 +12,23 @@ import pluggy
 from pluggy import HookImpl
 
 from hooktrain import hookspecs
+from hooktrain.arrangement import put_in_order, settle_segment
+from hooktrain.discovery import import_named, installed, own_version, record_of
 from hooktrain.dispatch import Hooks, guard_segment
 from hooktrain.errors import HooktrainWarning, PluginError, did_you_mean
 from hooktrain.hookspecs import SEGMENTS
+from hooktrain.info import about, written_for_another
+from hooktrain.lock import digest_of, require_lock
+from hooktrain.needs import drop_unmet, refuse_excluded
 from hooktrain.records import Offer, PluginRecord, PluginsConfig
 from hooktrain.rules import check_signatures, implemented
 from hooktrain.state import TrainerType
+from hooktrain.tolerance import Tolerance
 
 if TYPE_CHECKING:
     from hooktrain.recipe import Recipe
 
-__all__ = ["GROUP", "PluginHost"]
-
-GROUP = "hooktrain"
-"""The entry-point group that plugins are found through."""
+__all__ = ["PluginHost"]
 
 
 class PluginHost:
@@ -54,9 +53,10 @@ class PluginHost:
         self.warnings: list[str] = []
         self.manager = pluggy.PluginManager("hooktrain")
         self.manager.add_hookspecs(hookspecs)
-        own_version = _own_version()
+        self.tolerance = Tolerance(self)
+        version = own_version()
         for name, plugin in (builtins or {}).items():
-            record = PluginRecord(name=name, distribution="hooktrain", version=own_version)
+            record = PluginRecord(name=name, distribution="hooktrain", version=version)
             if name not in config.block:
                 self._add(record, plugin)
             elif name == "loop":
@@ -74,16 +74,7 @@ class PluginHost:
     # ------------------------------------------------------------------------------------------- finding
 
     def _discover(self) -> None:
-        """Load the installed plugins, in the order of their names whatever the file system's."""
-        found: dict[str, importlib.metadata.EntryPoint] = {}
-        twins: dict[str, str] = {}
-        for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: (p.name, p.value)):
-            twin = found.setdefault(point.name, point)
-            if twin is not point and (_dist(twin)[0], twin.value) != (_dist(point)[0], point.value):
-                twins[point.name] = (
-                    f"two installed distributions, {_dist(twin)[0]} and {_dist(point)[0]}, both offer a plugin named"
-                    f" '{point.name}'; uninstall one of them"
-                )
+        found, twins = installed()
         for wanted in (*self.config.block, *(self.config.only or ()), *self.config.segments.values()):
             if wanted not in found and wanted not in self.config.load and wanted not in self.records:
                 raise PluginError(
@@ -91,9 +82,7 @@ class PluginHost:
                     f" {', '.join(found) or 'none'}"
                 )
         for name, point in found.items():
-            distribution, version = _dist(point)
-            record = PluginRecord(name=name, distribution=distribution, version=version)
-            record.summary, record.author = _about(point)
+            record = record_of(point)
             reason = self._why_not(name)
             if reason:
                 record.state, record.reason = "blocked", reason
@@ -119,14 +108,10 @@ class PluginHost:
         return "" if self.config.autoload else "autoload is off"
 
     def _load_module(self, name: str) -> None:
-        module, _, attribute = name.partition(":")
+        module = name.partition(":")[0]
         record = PluginRecord(name=name, distribution=module.partition(".")[0], version="")
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # a module beside the recipe is found, as under `python -m`
         try:
-            plugin: Any = importlib.import_module(module)
-            for step in filter(None, attribute.split(".")):
-                plugin = getattr(plugin, step)
+            plugin = import_named(name)
         except Exception as problem:
             installed = [known for known, other in self.records.items() if other.distribution != "hooktrain"]
             if not (isinstance(problem, ModuleNotFoundError) and module.startswith(problem.name or "?")):
@@ -153,8 +138,29 @@ class PluginHost:
         text = reason if reason.startswith("plugin ") else f"{record}: {reason}"
         problem = PluginError(f"{text}; mend or uninstall it, or leave it out with -p no:{record.name}")
         problem.__cause__ = cause
-        if record.name in (*self.config.load, *(self.config.only or ()), *self.config.segments.values()):
+        if record.name in self.config.named:
             raise problem
+
+    def drop(self, record: PluginRecord, reason: str) -> None:
+        """Take out a plugin that has been registered, as one that has failed.
+
+        Raises:
+            PluginError: when the run names it.
+        """
+        self._forget(record)
+        self._fail(record, reason, PluginError(reason))
+        self.hooks.refresh()
+
+    def _forget(self, record: PluginRecord) -> None:
+        """Leave nothing of a plugin."""
+        plugin = self.manager.get_plugin(record.name)
+        if plugin is not None:  # pluggy leaves one registered that failed its validation (pluggy#463)
+            self.manager.unregister(plugin)
+        for kinds in self.offers.values():
+            for name in [name for name, offer in kinds.items() if offer.plugin is record]:
+                del kinds[name]
+        for name in [name for name, (_, owner) in self.trainer_types.items() if owner is record]:
+            del self.trainer_types[name]
 
     # ------------------------------------------------------------------------------------------ registering
 
@@ -175,6 +181,13 @@ class PluginHost:
         return record
 
     def _add(self, record: PluginRecord, plugin: object) -> None:
+        try:
+            record.info = about(plugin)
+        except TypeError as problem:
+            raise PluginError(f"{record}: {problem}") from None
+        another = written_for_another(record.info)
+        if another:  # said before whatever else is wrong with it, as this may be why
+            raise PluginError(f"{record}: {another}")
         check_signatures(record, plugin)
         names = implemented(plugin)
         if not names:
@@ -187,12 +200,7 @@ class PluginHost:
             self.manager.register(plugin, record.name)
             self._collect(record, plugin, names)
         except BaseException as problem:
-            # pluggy leaves a plugin registered that failed its validation (pluggy#463)
-            if self.manager.is_registered(plugin):
-                self.manager.unregister(plugin)
-            for kinds in self.offers.values():
-                for name in [name for name, offer in kinds.items() if offer.plugin is record]:
-                    del kinds[name]
+            self._forget(record)
             if isinstance(problem, pluggy.PluginValidationError):
                 raise PluginError(f"{record}: {_arguments(problem)}") from problem
             raise
@@ -251,35 +259,32 @@ class PluginHost:
         for record in self.records.values():
             if record.state == "failed" and " both offer " in record.reason:
                 raise PluginError(record.reason)
+        drop_unmet(self)
+        refuse_excluded(self)
         for name in self.config.segments:
             if name not in SEGMENTS:
                 raise PluginError(f"plugins.segments: '{name}' is no segment{did_you_mean(name, SEGMENTS)}")
+        put_in_order(self)
         for name in SEGMENTS:
-            self._settle(name)
+            settle_segment(self, name)
+        self.tolerance.guard()
+        if self.config.lock is not None:
+            require_lock(self, self.config.lock.expanduser())
 
-    def _settle(self, segment: str) -> None:
-        """Leave one claimant of a segment, as the recipe says."""
-        claims = [found for found in self.implementations(segment) if not found.wrapper and not self._is_own(found)]
-        chosen = self.config.segments.get(segment)
-        if chosen is not None:
-            if chosen not in [claim.plugin_name for claim in claims]:
-                raise PluginError(
-                    f"plugins.segments.{segment}: '{chosen}' does not implement it; those that do:"
-                    f" {', '.join(claim.plugin_name for claim in claims) or 'none'}"
-                )
-            for claim in claims:
-                if claim.plugin_name != chosen:
-                    setattr(claim, "function", _decline)  # noqa: B010 - as in guard_segment
-            self.hooks.refresh()
-        elif len(claims) > 1:
-            listed = " and ".join(str(self.records[claim.plugin_name]) for claim in claims)
-            raise PluginError(
-                f"{listed} all claim the segment {segment}; say which one runs it:"
-                f" plugins: {{segments: {{{segment}: {claims[0].plugin_name}}}}}"
-            )
-
-    def _is_own(self, implementation: HookImpl) -> bool:
+    def is_own(self, implementation: HookImpl) -> bool:
+        """Whether an implementation is the engine's."""
         return self.records[implementation.plugin_name].distribution == "hooktrain"
+
+    def policy_of(self, record: PluginRecord) -> str:
+        """What happens when a hook of a plugin raises: what the recipe says, or else the plugin itself."""
+        return self.config.on_error.get(record.name, record.info.on_error)
+
+    def remove(self, hook: str, name: str) -> None:
+        """Take a plugin out of one hook; ``hooks.refresh()`` is to be called when all is done."""
+        for found in self.implementations(hook):
+            if found.plugin_name == name:
+                # pluggy takes a plugin out of all hooks or of none in public
+                getattr(self.manager.hook, hook)._remove_plugin(found.plugin)
 
     def leave_idle(self, recipe: Recipe) -> None:
         """Take out the implementations that their own plugins have no use for in a run of this recipe.
@@ -295,8 +300,7 @@ class PluginHost:
                         f"{self.records[found.plugin_name]}, hook idle_hooks: given '{name}', which the plugin does not"
                         f" implement{did_you_mean(name, self.records[found.plugin_name].hooks)}"
                     )
-                # pluggy takes a plugin out of all hooks or of none in public
-                getattr(self.manager.hook, name)._remove_plugin(found.plugin)
+                self.remove(name, found.plugin_name)
         self.hooks.refresh()
 
     # ---------------------------------------------------------------------------------------------- looking
@@ -362,11 +366,17 @@ class PluginHost:
         warnings.warn(text, HooktrainWarning, stacklevel=2)
 
     def manifest(self) -> list[dict[str, Any]]:
-        """What took part in this run, in the order of registration: plain values for JSON."""
+        """What takes part in this run, in the order of registration, the last being called first: plain values."""
         return [
-            {"name": record.name, "distribution": record.distribution, "version": record.version, "hooks": record.hooks}
+            {
+                "name": record.name,
+                "distribution": record.distribution,
+                "version": record.version,
+                "digest": digest_of(self.manager.get_plugin(record.name), distributed=bool(record.version)),
+                "hooks": record.hooks,
+            }
             for record in self.records.values()
-            if record.state == "active"
+            if record.state in ("active", "disabled")
         ]
 
     def failed(self) -> list[PluginRecord]:
@@ -374,35 +384,7 @@ class PluginHost:
         return [record for record in self.records.values() if record.state == "failed"]
 
 
-def _decline(*_: Any) -> None:
-    """Put in the place of a segment's implementation when the recipe chose another plugin's."""
-
-
 def _arguments(problem: pluggy.PluginValidationError) -> str:
     """pluggy's sentence about an unknown argument, in ours."""
     text = " ".join(str(problem).split())
     return text.partition("reason: ")[2] or text
-
-
-def _own_version() -> str:
-    try:
-        return importlib.metadata.version("hooktrain")
-    except importlib.metadata.PackageNotFoundError:
-        return "0 (not installed)"
-
-
-def _dist(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    """Name and version of what brought a plugin; its metadata may be damaged or not there."""
-    try:
-        facts = point.dist.metadata.json if point.dist else {}
-    except Exception:
-        facts = {}
-    return str(facts.get("name") or "unknown"), str(facts.get("version") or "")
-
-
-def _about(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    try:
-        facts = point.dist.metadata.json if point.dist else {}  # what a distribution leaves out is missing here
-    except Exception:
-        facts = {}
-    return str(facts.get("summary", "")), str(facts.get("author", facts.get("author_email", "")))

@@ -80,16 +80,18 @@ class Recipe:
         """The whole recipe, defaults included, as plain values; reading it again gives the same recipe."""
         hidden = {"settings", "types", "name", "skip_validation"}
         made = {item.name: unstructure(getattr(self, item.name), self.types) for item in attrs.fields(Recipe)}
-        parts = {item.name for item in attrs.fields(Recipe) if item.metadata.get("kind")}
+        absent = {"run_dir", *self.parts()}
         plain = {
-            key: value
-            for key, value in made.items()
-            if key not in hidden and not (value is None and (key in parts or key == "run_dir"))
+            key: value for key, value in made.items() if key not in hidden and not (value is None and key in absent)
         }
         if self.skip_validation:
             plain["skip_validation"] = True
         plain.update({name: unstructure(config) for name, config in self.settings.items()})
         return plain
+
+    def parts(self) -> dict[str, Any]:
+        """The configs of the parts by kind; a tuple where there may be several, and None where there is none."""
+        return {item.name: getattr(self, item.name) for item in attrs.fields(Recipe) if item.metadata.get("kind")}
 
     def as_yaml(self) -> str:
         """The whole recipe as YAML."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import attrs
 
 from hooktrain.config import field
+from hooktrain.info import PluginInfo
 
 __all__ = ["Offer", "PluginRecord", "PluginsConfig"]
 
@@ -25,6 +27,18 @@ class PluginsConfig:
     """Plugins to load by name: installed ones, or modules (``package.module`` or ``package.module:Class``)."""
     segments: Mapping[str, str] = field(factory=dict)
     """For a segment that several plugins claim, the plugin that runs it."""
+    order: tuple[str, ...] = field(default=())
+    """Plugins that are called before all others at every hook, in this order."""
+    on_error: Mapping[str, str] = field(factory=dict)
+    """For a plugin whose hook raises, whether to ``stop`` the run, ``disable`` the plugin or ``warn`` and go on; only
+    what hears, measures or keeps may fail, and each plugin says itself where this does not."""
+    lock: Path | None = field(default=None)
+    """A file that ``hooktrain plan --lock`` wrote: a run with other plugins than it says is refused."""
+
+    @property
+    def named(self) -> set[str]:
+        """Plugins that the run does not go without."""
+        return {*self.load, *(self.only or ()), *self.segments.values(), *self.order}
 
     def switched(self, words: Iterable[str]) -> PluginsConfig:
         """The same with ``name``, ``no:name`` and ``no:*`` applied, as ``-p`` and ``HOOKTRAIN_PLUGINS`` give them."""
@@ -50,12 +64,13 @@ class PluginRecord:
         name: its entry-point or module name.
         distribution: what was pip-installed to bring it, or ``hooktrain`` for the engine's own.
         version: version of the distribution.
-        state: ``active``, ``blocked`` or ``failed``.
-        reason: why it is blocked or failed.
+        state: ``active``, ``blocked``, ``failed``, or ``disabled`` during the run.
+        reason: why it is not active.
         summary: the distribution's one line about itself.
         author: the distribution's author.
         hooks: the hooks it implements.
         offers: the parts it offers, as ``kind/name``.
+        info: what it declares about itself.
     """
 
     name: str
@@ -67,6 +82,7 @@ class PluginRecord:
     author: str = ""
     hooks: list[str] = attrs.field(factory=list)
     offers: list[str] = attrs.field(factory=list)
+    info: PluginInfo = PluginInfo()
 
     def __str__(self) -> str:
         return f"plugin '{self.name}' ({self.distribution} {self.version})".replace(" )", ")")

@@ -22,6 +22,7 @@ class Agreed(NamedTuple):
         urgent: somebody outside waits for the end, so nothing is begun that takes long.
         collect: a rank has ended its part of a save in the background.
         reason: why the run is to end, of the first rank that asked for it.
+        disable: plugins whose hooks are to be left out.
     """
 
     stop: bool = False
@@ -32,6 +33,7 @@ class Agreed(NamedTuple):
     urgent: bool = False
     collect: bool = False
     reason: str = ""
+    disable: tuple[str, ...] = ()
 
     def __or__(self, other: Agreed) -> Agreed:
         """Both."""
@@ -44,6 +46,7 @@ class Agreed(NamedTuple):
             self.urgent or other.urgent,
             self.collect or other.collect,
             self.reason or other.reason,
+            tuple(dict.fromkeys((*self.disable, *other.disable))),
         )
 
 
@@ -75,10 +78,13 @@ class Requests:
             found |= self._waiting.popleft()
         if strategy.world.world_size == 1:
             return found
-        *flags, reason = found
-        stop, save, evaluate, log, end_epoch, urgent, collect = (count > 0 for count in strategy.sum_numbers(flags))
+        *flags, reason, disable = found
+        counts = strategy.sum_numbers([*flags, len(disable)])
+        stop, save, evaluate, log, end_epoch, urgent, collect, disables = (count > 0 for count in counts)
         reason = next(filter(None, strategy.gather_objects(reason)), "") if stop else ""
-        return Agreed(stop, save, evaluate, log, end_epoch, urgent, collect, reason)
+        if disables:
+            disable = tuple(dict.fromkeys(name for names in strategy.gather_objects(disable) for name in names))
+        return Agreed(stop, save, evaluate, log, end_epoch, urgent, collect, reason, disable)
 
     def is_urgent(self, strategy: Strategy) -> bool:
         """Whether any rank has been asked to end soon. Collective, on the host."""
@@ -111,6 +117,10 @@ class Requesting:
     def request_epoch_end(self) -> None:
         """Leave out the rest of the epoch after the current step; the last epoch's end is the end of the run."""
         self.requests.ask(Agreed(end_epoch=True))
+
+    def request_disable(self, plugin: str) -> None:
+        """Leave the hooks of a plugin that hear and measure out after the current step, on all ranks."""
+        self.requests.ask(Agreed(disable=(plugin,)))
 
     @property
     def is_interrupted(self) -> bool:

@@ -196,6 +196,8 @@ class Session:
         cast("Trainer", self).requests.forget()
         for plugin, problem in self.host.call_each("on_teardown", trainer=self):
             self.host.warn(f"plugin '{plugin}', hook on_teardown: {problem!r}")
+        for line in self.host.tolerance.summary():
+            self.host.warn(line)
         if hasattr(self, "strategy"):
             self.strategy.close()
         if hasattr(self, "model"):

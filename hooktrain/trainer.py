@@ -53,6 +53,7 @@ class Trainer(Session, Requesting):
         self._window_tokens = self._window_rows = 0
         self.requests, self.saving, self._alone = Requests(), Saving(), self.world.world_size == 1
         self._absent_plugins: dict[str, Any] = {}
+        self.host.tolerance.bind(self)
 
     # ----------------------------------------------------------------------------------------------- properties
 
@@ -361,4 +362,6 @@ class Trainer(Session, Requesting):
                 self.state.stop_reason = self.state.stop_reason or "the last epoch was cut short"
         if asked.collect:
             self.saving.collect(self)
+        if asked.disable:
+            self.host.tolerance.leave_out(asked.disable)
         return asked

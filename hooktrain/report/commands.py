@@ -21,6 +21,10 @@ __all__ = ["hooks", "plan", "plugins", "schema"]
 @click.option(
     "--all", "everything", is_flag=True, help="Show settings of plugins that the recipe says nothing of, too."
 )
+@click.option(
+    "--lock", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write down the plugins that take part, for plugins.lock of a recipe.",
+)  # fmt: skip
 @as_json
 def plan(
     recipe: Path,
@@ -29,6 +33,7 @@ def plan(
     nproc: int | None,
     other: Path | None,
     everything: bool,
+    lock: Path | None,
     as_json: bool,
 ) -> int:
     """Show what a recipe would run, without running it, and what it would take.
@@ -40,6 +45,8 @@ def plan(
     from hooktrain.report.plan_text import print_plan
     from hooktrain.state import World
 
+    if lock is not None:
+        return _lock(recipe, overrides, switches, lock)
     ranks = nproc or World.from_environment().world_size
     facts = read_plan(recipe, overrides, switches, ranks)
     if other is None:
@@ -47,6 +54,18 @@ def plan(
     else:
         print_facts(compare(other, facts, ranks), as_json, print_difference)
     return 1 if facts["complaints"] else 0
+
+
+def _lock(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], path: Path) -> int:
+    from hooktrain.build import load
+    from hooktrain.lock import write_lock
+
+    # the lock that the recipe requires is the one that is to be written
+    _, host = load(recipe, overrides=[*overrides, "plugins.lock=null"], switches=list(switches))
+    write_lock(host, path)
+    count = len(host.manifest())
+    click.echo(f"{path}: {count} plugins; a recipe with plugins: {{lock: {path}}} runs with these alone")
+    return 0
 
 
 @click.command()

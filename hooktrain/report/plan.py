@@ -9,10 +9,12 @@ from typing import Any
 
 import attrs
 
+from hooktrain.arrangement import conflicts
 from hooktrain.build import make_host
 from hooktrain.config import unstructure
-from hooktrain.errors import Complaint, HooktrainError, PluginError, RecipeError
-from hooktrain.hookspecs import FACTORIES, SEGMENTS
+from hooktrain.errors import Complaint, HooktrainError, RecipeError
+from hooktrain.hookspecs import FACTORIES
+from hooktrain.needs import logit_complaints
 from hooktrain.options import switch_words
 from hooktrain.plugins import PluginHost
 from hooktrain.recipe import Recipe, apply_overrides, plugins_config, read_recipe, resolve
@@ -54,7 +56,7 @@ def plan_of(host: PluginHost, sources: Sources, world: World = World(), estimate
         world: one of the ranks that the plan is for, and how many there are.
         estimates: whether to look for sizes of model, data and memory.
     """
-    complaints = [Complaint("plugins", text) for text in _conflicts(host)]
+    complaints = [Complaint("plugins", text) for text in conflicts(host)]
     recipe = _resolved(host, sources, complaints)
     facts: dict[str, Any] = {
         "recipe": dict(sources.raw),
@@ -91,17 +93,6 @@ def plan_of(host: PluginHost, sources: Sources, world: World = World(), estimate
 # ------------------------------------------------------------------------------------------------- complaints
 
 
-def _conflicts(host: PluginHost) -> list[str]:
-    """Everything about which the plugins disagree; a run stops at the first."""
-    found = []
-    for check in (host.check, *(lambda name=name: host._settle(name) for name in SEGMENTS)):
-        try:
-            check()
-        except PluginError as problem:
-            found.append(str(problem))
-    return list(dict.fromkeys(found))
-
-
 def _resolved(host: PluginHost, sources: Sources, complaints: list[Complaint]) -> Recipe | None:
     """The recipe; where it is wrong, without the keys that are, so that there is something to show."""
     raw = dict(sources.raw)
@@ -124,7 +115,7 @@ def _resolved(host: PluginHost, sources: Sources, complaints: list[Complaint]) -
 
 def _objections(host: PluginHost, recipe: Recipe, world: World) -> list[Complaint]:
     """What plugins say against the recipe; one that fails keeps nobody else from speaking."""
-    made: list[Complaint] = []
+    made: list[Complaint] = logit_complaints(host, recipe)
     for found in host.implementations("check_recipe"):
         if found.wrapper:
             continue

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from hooktrain.errors import HooktrainError, did_you_mean
 from hooktrain.hookspecs import SEGMENTS
+from hooktrain.needs import drop_unmet
 from hooktrain.plugins import PluginHost
 from hooktrain.report.hooks import file_of, implementations_of
 from hooktrain.report.text import STATES, columns, console, is_terminal, show
@@ -26,6 +27,7 @@ def plugins_of(host: PluginHost, name: str | None = None) -> list[dict[str, Any]
     Raises:
         HooktrainError: when there is none of that name.
     """
+    drop_unmet(host)
     if name is not None and name not in host.records:
         raise HooktrainError(
             f"no plugin is named '{name}'{did_you_mean(name, host.records)}; there are {', '.join(host.records)}"
@@ -141,6 +143,7 @@ def print_plugin(facts: list[dict[str, Any]]) -> None:
         ("about", fact["summary"]),
         ("author", fact["author"]),
         ("code", fact["file"]),
+        ("declares", _declared(fact["info"])),
         ("commands", ", ".join(fact["commands"])),
         ("hooks", ", ".join(hook for hook in fact["hooks"] if hook not in fact["wraps"])),
         ("wraps", ", ".join(fact["wraps"])),
@@ -164,6 +167,15 @@ def _spelled(part: dict[str, str]) -> str:
     """How a recipe asks for a part."""
     kinds = {"settings": f"{part['name']}: ...", "type": f"type: {part['name']}"}
     return kinds.get(part["kind"], f"{part['kind']}: {{type: {part['name']}}}")
+
+
+def _declared(info: dict[str, Any]) -> str:
+    """What a plugin says about itself, where it is no default."""
+    said = [f"hooks {info['api']}" if info["api"] else ""]
+    said += [f"{key} {', '.join(info[key])}" for key in ("requires", "excludes") if info[key]]
+    said += [key.replace("_", " ") for key in ("needs_logits", "changes_gradients") if info[key]]
+    said += [f"on_error: {info['on_error']}" if info["on_error"] != "stop" else ""]
+    return "; ".join(filter(None, said))
 
 
 def _from(fact: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import torch
 from hooktrain import (
     Batch,
     HooktrainError,
+    PluginInfo,
     StepOutput,
     Trainer,
     at_least,
@@ -21,6 +22,8 @@ from hooktrain import (
     hookimpl,
 )
 from torch import Tensor
+
+hooktrain_plugin = PluginInfo(changes_gradients=True)
 
 
 @attrs.frozen(kw_only=True)

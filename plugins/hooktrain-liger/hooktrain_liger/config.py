@@ -37,6 +37,11 @@ class LigerModelConfig(HFModelConfig):
     cross_entropy: bool = field(default=False)
     """Whether the cross-entropy of logits, the LM head being called apart, is Liger's; instead of the fused one."""
 
+    @property
+    def hides_logits(self) -> str:
+        """What to write for logits to be made."""
+        return "write model.fused_linear_cross_entropy: false" if self.fused_linear_cross_entropy else ""
+
     def __attrs_post_init__(self) -> None:
         if self.cross_entropy and self.fused_linear_cross_entropy:
             raise ValueError(

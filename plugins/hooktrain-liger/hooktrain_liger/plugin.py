@@ -6,12 +6,10 @@ Liger and Triton take seconds to import, so that happens only once a model is bu
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
-from hooktrain import Complaint, Trainer, World, hookimpl
+from hooktrain import Trainer, World, hookimpl
 from hooktrain_liger.config import LigerModelConfig
 
 if TYPE_CHECKING:
@@ -33,18 +31,6 @@ class LigerPlugin:
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
         return {"model": {"liger": LigerModelConfig}}
-
-    @hookimpl
-    def check_recipe(self, recipe: Any) -> Iterator[Complaint]:
-        if not isinstance(recipe.model, LigerModelConfig):
-            return
-        if recipe.model.fused_linear_cross_entropy:
-            for path in _needing_logits(recipe):
-                yield Complaint(
-                    "model.fused_linear_cross_entropy",
-                    f"given true, but '{path}' needs logits, which the fused cross-entropy never makes; expected false;"
-                    " write fused_linear_cross_entropy: false",
-                )
 
     # before hooktrain-hf, whose factory takes the config for one of its own
     @hookimpl(tryfirst=True)
@@ -84,12 +70,3 @@ class LigerPlugin:
                     f"model.{name}: not used, as the recipe's loss asks for no such kernel with this model; expected"
                     f" one that does; write loss: {{type: sft}}, or {name}: false"
                 )
-
-
-def _needing_logits(recipe: Any) -> Iterator[str]:
-    """Paths of the parts and settings whose config class says that it needs logits."""
-    parts = {item.name: getattr(recipe, item.name) for item in attrs.fields(type(recipe)) if item.metadata.get("kind")}
-    for path, value in {**parts, **recipe.settings}.items():
-        for config in value if isinstance(value, tuple) else (value,):
-            if getattr(type(config), "needs_logits", False):
-                yield path

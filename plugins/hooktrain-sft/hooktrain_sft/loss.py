@@ -45,10 +45,18 @@ class SelectiveLoss:
         token_loss: the loss of a chunk of tokens from their logits.
         chunk_size: most tokens at a time; chosen by the size of the vocabulary when left out.
         offer: asked once for each model whether there is a fused loss for a plain linear head; None stands for ours.
+        all_logits: whether any model is called as it is.
     """
 
-    def __init__(self, token_loss: TokenLoss, chunk_size: int | None = None, offer: Offer | None = None) -> None:
+    def __init__(
+        self,
+        token_loss: TokenLoss,
+        chunk_size: int | None = None,
+        offer: Offer | None = None,
+        all_logits: bool = False,
+    ) -> None:
         self._token_loss, self._chunk_size, self._offer = token_loss, chunk_size, offer
+        self._all_logits = all_logits
         self._runners: weakref.WeakKeyDictionary[nn.Module, Runner] = weakref.WeakKeyDictionary()
 
     @classmethod
@@ -56,11 +64,12 @@ class SelectiveLoss:
         """The loss that a recipe describes; ``offer`` is the hook ``make_head_loss``."""
         token_loss = CrossEntropy(config.label_smoothing, config.z_loss, config.weighted_by_probability)
         if offer is None:
-            return cls(token_loss, config.chunk_size)
+            return cls(token_loss, config.chunk_size, all_logits=config.all_logits)
         return cls(
             token_loss,
             config.chunk_size,
             lambda transform, model: offer(config=config, transform=transform, model=model),
+            config.all_logits,
         )
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any], weight: int) -> LossSum:
@@ -94,7 +103,7 @@ class SelectiveLoss:
                 f"strategy.sequence_parallel: {type(bare).__name__} has a loss that balances its experts over all"
                 " tokens of a row, which no rank has; leave sequence_parallel out"
             )
-        if transform is None:
+        if transform is None or self._all_logits:
             return _FromLogits(self._token_loss, router)
         offered = None if self._offer is None else self._offer(transform, bare)
         return HeadedForward(bare, self._token_loss, transform, self._chunk_size, offered, router)

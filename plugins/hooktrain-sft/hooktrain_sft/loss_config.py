@@ -16,12 +16,9 @@ class CrossEntropyConfig:
     """What the losses of this plugin have in common.
 
     Attributes:
-        needs_logits: whether the loss calls the model for all of its logits; a plugin under which there are none
-            refuses the recipe.
         weighted_by_probability: whether the loss of a token is multiplied by its detached probability.
     """
 
-    needs_logits: ClassVar[bool] = False
     weighted_by_probability: ClassVar[bool] = False
 
     label_smoothing: float = field(default=0.0, validator=between(0, 1))
@@ -31,6 +28,19 @@ class CrossEntropyConfig:
     chunk_size: int | None = field(default=None, validator=at_least(1))
     """How many supervised tokens meet the LM head at a time, which bounds the memory that logits take; chosen by the
     size of the vocabulary when left out."""
+    all_logits: bool = field(default=False)
+    """Whether the model is called for the logits of all tokens, for plugins that look at what it returns; they take the
+    memory that is saved otherwise."""
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether a model that makes no logits is refused."""
+        return self.all_logits
+
+    @property
+    def hides_logits(self) -> str:
+        """What to write for a plugin that looks at logits."""
+        return "" if self.all_logits else "write loss.all_logits: true"
 
 
 @attrs.frozen(kw_only=True)

@@ -105,12 +105,13 @@ class Offers:
 
 def test_loss_that_needs_logits_is_refused_at_once(recipe: Change) -> None:
     text = complaints(recipe(loss={"type": "distances"}), Offers("loss"))
-    assert "model.fused_linear_cross_entropy: given true, but 'loss' needs logits" in text
-    assert "write fused_linear_cross_entropy: false" in text
+    assert "model: makes no logits, which 'loss' needs; write model.fused_linear_cross_entropy: false" in text
 
 
 def test_settings_that_need_logits_are_refused_at_once(recipe: Change) -> None:
-    assert "'distances' needs logits" in complaints(recipe(settings={"distances": {}}), Offers("settings"))
+    text = complaints(recipe(settings={"distances": {}}), Offers("settings"))
+    assert "model: makes no logits, which 'distances' needs; write model.fused" in text
+    assert "loss: makes no logits, which 'distances' needs; write loss.all_logits: true" in text
 
 
 def test_needing_logits_is_fine_without_the_fused_loss(recipe: Change) -> None:

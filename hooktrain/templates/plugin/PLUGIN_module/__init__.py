@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 import torch
-from hooktrain import StepOutput, Trainer, at_least, between, field, hookimpl
+from hooktrain import PluginInfo, StepOutput, Trainer, at_least, between, field, hookimpl
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -53,6 +53,9 @@ class Plugin:
 
     Recipes and metrics know both by the name ``PLUGIN_name``.
     """
+
+    # the hooks it was written for; also what it needs, and what may be done when it fails
+    hooktrain_plugin = PluginInfo(api=">=1.0,<2")
 
     # the entry point names this class, and each run gets an instance of its own: attributes may hold what it is at
     def __init__(self) -> None:

@@ -1,0 +1,75 @@
+"""Where plugins come from: entry points of installed distributions, and modules that are named."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from typing import Any
+
+from hooktrain.records import PluginRecord
+
+__all__ = ["GROUP", "import_named", "installed", "own_version", "record_of"]
+
+GROUP = "hooktrain"
+"""The entry-point group that plugins are found through."""
+
+
+def installed() -> tuple[dict[str, importlib.metadata.EntryPoint], dict[str, str]]:
+    """The installed plugins in the order of their names, whatever the file system's; and why a name is no good, as two
+    distributions have it.
+    """
+    found: dict[str, importlib.metadata.EntryPoint] = {}
+    twins: dict[str, str] = {}
+    for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: (p.name, p.value)):
+        twin = found.setdefault(point.name, point)
+        names = _fact(twin, "name"), _fact(point, "name")
+        if twin is not point and (names[0], twin.value) != (names[1], point.value):
+            twins[point.name] = (
+                f"two installed distributions, {names[0] or 'unknown'} and {names[1] or 'unknown'}, both offer a plugin"
+                f" named '{point.name}'; uninstall one of them"
+            )
+    return found, twins
+
+
+def record_of(point: importlib.metadata.EntryPoint) -> PluginRecord:
+    """What the metadata of a plugin's distribution say; they may be damaged or not there."""
+    return PluginRecord(
+        name=point.name,
+        distribution=_fact(point, "name") or "unknown",
+        version=_fact(point, "version"),
+        summary=_fact(point, "summary"),
+        author=_fact(point, "author") or _fact(point, "author_email"),
+    )
+
+
+def import_named(name: str) -> Any:
+    """Import ``package.module`` or ``package.module:Class``; one in the current folder is found, as under `python -m`.
+
+    Raises:
+        Exception: whatever the import raises.
+    """
+    module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    plugin: Any = importlib.import_module(module)
+    for step in filter(None, attribute.split(".")):
+        plugin = getattr(plugin, step)
+    return plugin
+
+
+def own_version() -> str:
+    """The version of hooktrain itself."""
+    try:
+        return importlib.metadata.version("hooktrain")
+    except importlib.metadata.PackageNotFoundError:
+        return "0 (not installed)"
+
+
+def _fact(point: importlib.metadata.EntryPoint, key: str) -> str:
+    try:
+        facts = point.dist.metadata.json if point.dist else {}  # what a distribution leaves out is missing here
+    except Exception:
+        return ""
+    return str(facts.get(key) or "")

@@ -1,0 +1,102 @@
+"""What a plugin says about itself beyond its hooks: the interface it was written for, and what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import attrs
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+__all__ = ["API_VERSION", "POLICIES", "PluginInfo", "about", "written_for_another"]
+
+API_VERSION = "1.0"
+"""Version of the hooks and of what ``hooktrain`` exports: the first number changes when a plugin may have to."""
+
+POLICIES = ("stop", "disable", "warn")
+"""What may happen when a hook of a plugin raises, as :attr:`PluginInfo.on_error`."""
+
+
+def _is_range(instance: Any, attribute: Any, value: str) -> None:
+    try:
+        SpecifierSet(value)
+    except (InvalidSpecifier, TypeError):
+        raise ValueError(f"api is {value!r}, expected versions such as '>=1.0,<2'") from None
+
+
+def _are_plugins(instance: Any, attribute: Any, value: Iterable[str]) -> None:
+    for each in value:
+        try:
+            Requirement(each)
+        except (InvalidRequirement, TypeError):
+            raise ValueError(
+                f"{attribute.name} holds {each!r}, expected a plugin's name, with versions where they matter, such as"
+                " 'sft' or 'sft>=0.1'"
+            ) from None
+
+
+def _is_policy(instance: Any, attribute: Any, value: str) -> None:
+    if value not in POLICIES:
+        raise ValueError(f"on_error is {value!r}, expected one of {', '.join(POLICIES)}")
+
+
+def _several(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+@attrs.frozen(kw_only=True)
+class PluginInfo:
+    """What a plugin declares in its attribute ``hooktrain_plugin``, on its module or class; all of it is checked
+    before the model is built.
+
+    .. code-block:: python
+
+        hooktrain_plugin = hooktrain.PluginInfo(api=">=1.0,<2", requires=["sft"], changes_gradients=True)
+
+    Raises:
+        ValueError: for a range, name or policy that is none.
+    """
+
+    api: str = attrs.field(default="", validator=_is_range)
+    """Versions of ``hooktrain.API_VERSION`` that it was written for; any when left out."""
+    requires: tuple[str, ...] = attrs.field(default=(), converter=_several, validator=_are_plugins)
+    """Plugins that it does not work without, by name or distribution: ``sft``, ``sft>=0.1``."""
+    excludes: tuple[str, ...] = attrs.field(default=(), converter=_several, validator=_are_plugins)
+    """Plugins that it does not work beside."""
+    needs_logits: bool = False
+    """Whether it looks at logits that the model returns, so that a loss that never makes them is refused beside it."""
+    changes_gradients: bool = False
+    """Whether a run trains differently with it, so that one that goes on without it is refused."""
+    on_error: str = attrs.field(default="stop", validator=_is_policy)
+    """What happens when one of its ``on_*`` hooks, ``collect_metrics`` or ``collect_state`` raises: ``stop`` the run,
+    ``disable`` the plugin on all ranks, or ``warn`` and go on; a recipe may say otherwise in ``plugins.on_error``."""
+
+    @on_error.validator
+    def _can_go_on(self, attribute: Any, value: str) -> None:
+        if self.changes_gradients and value != "stop":
+            raise ValueError(f"on_error is '{value}', but what changes gradients must stop the run; leave it out")
+
+
+def about(plugin: object) -> PluginInfo:
+    """What a plugin declares about itself; the defaults when it declares nothing.
+
+    Raises:
+        TypeError: its attribute ``hooktrain_plugin`` is something else.
+    """
+    info = getattr(plugin, "hooktrain_plugin", None)
+    if info is None:
+        return PluginInfo()
+    if not isinstance(info, PluginInfo):
+        raise TypeError(f"hooktrain_plugin is {info!r}, expected hooktrain.PluginInfo(...)")
+    return info
+
+
+def written_for_another(info: PluginInfo) -> str:
+    """Why a plugin was not written for the hooks as they are; empty when it was."""
+    if not info.api or SpecifierSet(info.api).contains(API_VERSION, prereleases=True):
+        return ""
+    return (
+        f"was written for hooktrain's hooks {info.api}, and these are {API_VERSION}; install a version of it for"
+        f" {API_VERSION}, or a hooktrain that fits"
+    )

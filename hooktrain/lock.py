@@ -1,0 +1,125 @@
+"""Which files a plugin consists of, kept in every run and checkpoint, and locks that a recipe can require."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hooktrain.discovery import own_version
+from hooktrain.errors import PluginError
+from hooktrain.info import API_VERSION
+
+if TYPE_CHECKING:
+    from hooktrain.plugins import PluginHost
+
+__all__ = ["digest_of", "lock_differences", "require_lock", "write_lock"]
+
+
+def digest_of(plugin: object, *, distributed: bool) -> str:
+    """A digest of the files that a plugin was loaded from; empty when there are none, as in a notebook.
+
+    Args:
+        plugin: the plugin object.
+        distributed: whether it comes from a distribution, whose whole package counts; otherwise its module does.
+    """
+    name = plugin.__name__ if inspect.ismodule(plugin) else type(plugin).__module__
+    top = sys.modules.get(name.partition(".")[0] if distributed else name)
+    folders = list(getattr(top, "__path__", ())) if distributed else []
+    if folders:
+        return _of_folders(tuple(folders))
+    file = getattr(top, "__file__", None)
+    return _of_files(((Path(file).name, file),)) if file and Path(file).is_file() else ""
+
+
+@functools.cache
+def _of_folders(folders: tuple[str, ...]) -> str:
+    files = [
+        (path.relative_to(folder).as_posix(), str(path))
+        for folder in folders
+        for path in Path(folder).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    ]
+    return _of_files(tuple(sorted(files)))
+
+
+@functools.cache
+def _of_files(files: tuple[tuple[str, str], ...]) -> str:
+    total = hashlib.sha256()
+    for name, path in files:
+        total.update(name.encode() + b"\0" + hashlib.sha256(Path(path).read_bytes()).digest())
+    return total.hexdigest()[:32]
+
+
+def write_lock(host: PluginHost, path: Path) -> None:
+    """Write down which plugins take part, of which version, with which files and in which order.
+
+    Raises:
+        PluginError: when the file cannot be written.
+    """
+    facts = {"api": API_VERSION, "hooktrain": own_version(), "plugins": _locked(host)}
+    try:
+        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    except OSError as problem:
+        raise PluginError(
+            f"--lock {path}: cannot be written ({problem.strerror}); give a file in a folder that is there"
+        ) from problem
+
+
+def require_lock(host: PluginHost, path: Path) -> None:
+    """Refuse a run whose plugins are not those of a lock.
+
+    Raises:
+        PluginError: naming every difference; or the file is no lock.
+    """
+    try:
+        locked = json.loads(path.read_text(encoding="utf-8"))["plugins"]
+        found = lock_differences(locked, _locked(host))
+    except FileNotFoundError:
+        raise PluginError(
+            f"plugins.lock: there is no file {path}; write it with `hooktrain plan RECIPE --lock {path}`"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise PluginError(
+            f"plugins.lock: {path} is no lock ({type(problem).__name__}: {problem}); write it with"
+            f" `hooktrain plan RECIPE --lock {path}`"
+        ) from problem
+    if found:
+        raise PluginError(
+            f"plugins.lock: the plugins are not those of {path}; install what it says, or, where this is meant, write"
+            f" it anew with `hooktrain plan RECIPE --lock {path}`\n" + "\n".join(f"  - {line}" for line in found)
+        )
+
+
+def lock_differences(locked: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is other in the plugins that take part, a line each."""
+    were, are = ({record["name"]: record for record in side} for side in (locked, now))
+    lines = [
+        f"{_who(record)} is in the lock and does not take part" for name, record in were.items() if name not in are
+    ]
+    for name, record in are.items():
+        before = were.get(name)
+        if before is None:
+            lines.append(f"{_who(record)} takes part and is not in the lock")
+        elif _who(before) != _who(record):
+            lines.append(f"{_who(record)} takes part, and the lock has {_who(before)}")
+        elif before["digest"] != record["digest"]:
+            lines.append(f"{_who(record)} has other files than the lock says, in the same version")
+    orders = [[name for name in side if name in were and name in are] for side in (were, are)]
+    if orders[0] != orders[1]:
+        lines.append(f"the order was {', '.join(orders[0])}, and is {', '.join(orders[1])}")
+    return lines
+
+
+def _locked(host: PluginHost) -> list[dict[str, Any]]:
+    keys = ("name", "distribution", "version", "digest")
+    return [{key: record[key] for key in keys} for record in host.manifest()]
+
+
+def _who(record: Mapping[str, Any]) -> str:
+    return f"'{record['name']}' ({record['distribution']} {record['version']})".replace(" )", ")")

@@ -1,0 +1,180 @@
+"""A plugin that only hears and measures may fail without ending the run, alike on all ranks; nothing else may."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+from hooktrain import HooktrainWarning, PluginError, PluginInfo, hookimpl
+
+pytestmark = pytest.mark.filterwarnings("ignore::hooktrain.HooktrainWarning")
+
+
+class Tracker:
+    """Fails at the second step's line, as one does whose server has gone."""
+
+    hooktrain_plugin = PluginInfo(on_error="disable")
+
+    def __init__(self):
+        self.heard, self.closed = [], False
+
+    @hookimpl
+    def on_log(self, trainer, metrics):
+        self.heard.append(metrics["step"])
+        if metrics["step"] == 2:
+            raise ConnectionError("the server\nhas gone")
+
+    @hookimpl
+    def on_train_end(self):
+        self.heard.append("end")
+
+    @hookimpl
+    def collect_metrics(self):
+        return {"tracker/lines": float(len(self.heard))}
+
+    @hookimpl
+    def collect_state(self):
+        return {"heard": list(self.heard)}
+
+    @hookimpl
+    def on_teardown(self):
+        self.closed = True
+
+
+def said(caught):
+    return [str(each.message) for each in caught if issubclass(each.category, HooktrainWarning)]
+
+
+def test_disabled_plugins_are_left_out_and_keep_their_state_and_their_end(run_tiny):
+    tracker = Tracker()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = run_tiny(tracker, train_iters=4, checkpoint={"type": "full", "save_end_of_training": True})
+    assert tracker.heard == [1, 2] and tracker.closed
+    assert [("tracker/lines" in line) for line in trainer.history] == [True, True, False, False]
+    assert said(caught) == [
+        "plugin 'Tracker' (tests), hook on_log, step 2, rank 0: ConnectionError: the server has gone; it is left out from"
+        " here on"
+    ]
+    record = trainer.host.records["Tracker"]
+    assert (record.state, record.reason) == ("disabled", "one of its hooks failed, so it was left out after step 3")
+    assert trainer.collect_states()["Tracker"] == {"heard": [1, 2]}
+    assert "Tracker" in [each["name"] for each in trainer.host.manifest()]
+
+
+def test_a_resumed_run_gives_a_disabled_plugin_another_chance(run_tiny):
+    saving = {"checkpoint": {"type": "full", "save_every_n_steps": 1, "auto_resume": True}}
+    run_tiny(Tracker(), exit_iteration=3, train_iters=6, **saving)
+    again = Tracker()
+    run_tiny(again, train_iters=6, **saving)
+    assert again.heard == [4, 5, 6, "end"]
+
+
+def test_with_warn_it_goes_on_being_called_and_failures_are_counted(run_tiny):
+    class Fails:
+        hooktrain_plugin = PluginInfo(on_error="warn")
+        calls = 0
+
+        @hookimpl
+        def on_step_end(self):
+            Fails.calls += 1
+            raise ValueError("no luck")
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run_tiny(Fails(), train_iters=5)
+    assert Fails.calls == 5
+    first, last = said(caught)
+    assert first == (
+        "plugin 'Fails' (tests), hook on_step_end, step 1, rank 0: ValueError: no luck; the run goes on, and further"
+        " failures are counted"
+    )
+    assert last == "plugin 'Fails' (tests): failed 5 times on this rank (on_step_end 5)"
+
+
+class Raises:
+    """Raises in one hook, having said that it may."""
+
+    def __init__(self, hook, how=(), **info):
+        def raising(self, trainer):
+            if not how:
+                raise ValueError("no luck")
+            yield
+            raise ValueError("no luck")
+
+        plain = raising if how else (lambda self, trainer: (_ for _ in ()).throw(ValueError("no luck")))
+        members = {hook: hookimpl(**dict(how))(plain), "hooktrain_plugin": PluginInfo(**info)}
+        self.plugin = type("Raises", (), members)()
+
+
+@pytest.mark.parametrize("hook", ["run_backward", "run_optimizer_step", "run_evaluate"])
+def test_what_does_the_work_stops_the_run_whatever_it_declares(run_tiny, hook):
+    with pytest.raises(ValueError, match="no luck"):
+        run_tiny(Raises(hook, on_error="warn").plugin, eval_at_start=True)
+
+
+def test_what_surrounds_stops_the_run_whatever_it_declares(run_tiny):
+    with pytest.raises(ValueError, match="no luck"):
+        run_tiny(Raises("on_log", {"wrapper": True}.items(), on_error="disable").plugin)
+
+
+def test_without_a_word_a_failure_stops_the_run(run_tiny):
+    with pytest.raises(ValueError, match="no luck") as caught:
+        run_tiny(Raises("on_step_end").plugin)
+    assert caught.value.hooktrain_where == "plugin 'Raises', hook on_step_end, step 1, rank 0"
+
+
+def test_the_recipe_has_the_last_word(run_tiny):
+    run_tiny(Raises("on_step_end").plugin, plugins={"on_error": {"Raises": "disable"}})
+    with pytest.raises(ValueError, match="no luck"):
+        run_tiny(Raises("on_step_end", on_error="warn").plugin, plugins={"on_error": {"Raises": "stop"}})
+
+
+@pytest.mark.parametrize(
+    ("policies", "text"),
+    [
+        ({"Rises": "warn"}, r"plugins.on_error: 'Rises' is not there \(did you mean 'Raises'\?\)"),
+        ({"Raises": "warm"}, r"plugins.on_error.Raises: given 'warm' \(did you mean 'warn'\?\), expected one of stop"),
+    ],
+)
+def test_a_policy_that_there_is_not_is_refused(run_tiny, policies, text):
+    with pytest.raises(PluginError, match=text):
+        run_tiny(Raises("on_step_end").plugin, plugins={"on_error": policies})
+
+
+def test_what_changes_gradients_cannot_be_gone_without(run_tiny):
+    plugin = Raises("on_step_end", changes_gradients=True).plugin
+    with pytest.raises(PluginError, match="on_error.Raises: given 'warn', but the plugin changes gradients"):
+        run_tiny(plugin, plugins={"on_error": {"Raises": "warn"}})
+
+
+ONE_RANK = """
+import os, hooktrain
+
+hooktrain_plugin = hooktrain.PluginInfo(on_error="disable")
+
+@hookimpl
+def on_step_end(trainer):
+    note(step=trainer.global_step)
+    if os.environ["RANK"] == "1" and trainer.global_step == 2:
+        raise ConnectionError("the server has gone")
+
+@hookimpl
+def on_teardown(trainer):
+    note(state=trainer.host.records["extra"].state, reason=trainer.host.records["extra"].reason)
+"""
+
+
+def test_all_ranks_leave_it_out_after_the_same_step(run_ranks, rank_notes):
+    run = run_ranks(2, ONE_RANK, train_iters=5)
+    assert run.status == 0, run.output
+    warned = [line for line in run.output.splitlines() if "the server has gone" in line]
+    assert len(warned) == 1 and warned[0].startswith("hooktrain: warning of rank 1: plugin 'extra'"), run.output
+    ends = []
+    for rank in (0, 1):
+        *steps, end = rank_notes(rank)
+        assert [each["step"] for each in steps] == [1, 2]
+        ends.append(end)
+    assert ends[0] == ends[1]
+    assert ends[0]["state"] == "disabled" and ends[0]["reason"].endswith("left out after step 2")
