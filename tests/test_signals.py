@@ -222,7 +222,7 @@ def test_a_second_sigint_ends_at_once(start):
     assert "interrupted at plugin 'extra', hook on_microbatch_start, step 0" in output
 
 
-def test_what_is_saved_at_the_end_anyway_is_saved_once(run_tiny):
+def test_what_is_saved_at_the_end_anyway_is_saved_once(run_tiny, tmp_path):
     """Whoever stops a run from outside waits a limited time for it, and an export of the same weights takes as long again."""
     saves = []
 
@@ -241,8 +241,8 @@ def test_what_is_saved_at_the_end_anyway_is_saved_once(run_tiny):
             return (yield)
 
     folders = [
-        {"type": "full", "output_dir": "end", "save_end_of_training": True},
-        {"type": "full", "output_dir": "steps", "save_every_n_steps": 100},
+        {"type": "full", "output_dir": str(tmp_path / "end"), "save_end_of_training": True},
+        {"type": "full", "output_dir": str(tmp_path / "steps"), "save_every_n_steps": 100},
     ]
     run_tiny(Stop(), checkpoint=folders)
     assert saves == [("request", ["steps"]), ("end", ["end"])]

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
+
+from hooktrain_torch.spread import is_spread
 
 __all__ = ["Norms"]
 
@@ -32,7 +33,7 @@ class Norms:
         if self._of_one_kind and gradients:
             return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))  # type: ignore[arg-type]
         norm = torch.nn.utils.get_total_norm(gradients)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norm.full_tensor() if is_spread(norm) else norm
 
     def clip(self, gradients: Sequence[Tensor], max_norm: float, norm: Tensor) -> None:
         """Multiply gradients in place so that their norm is at most ``max_norm``.

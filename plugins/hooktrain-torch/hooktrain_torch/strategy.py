@@ -11,7 +11,6 @@ import attrs
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -34,6 +33,7 @@ from hooktrain_torch.norms import Norms
 from hooktrain_torch.ranks import Ranks, device_of, native_bf16
 from hooktrain_torch.sequence import SequenceGroup, data_world, divide
 from hooktrain_torch.shard import sharded
+from hooktrain_torch.spread import is_spread
 from hooktrain_torch.whole_state import load_whole, whole_state
 
 __all__ = ["TorchConfig", "TorchStrategy"]
@@ -241,7 +241,7 @@ class TorchStrategy:
         made: dict[str, Tensor] = {}
         gathered: dict[int, Tensor] = {}
         for name, value in self._resharded(model).state_dict(keep_vars=True).items():
-            if isinstance(value, DTensor):  # one at a time: no other rank holds more than one whole weight
+            if is_spread(value):  # one at a time: no other rank holds more than one whole weight
                 if id(value) not in gathered:
                     whole = value.detach().full_tensor()
                     gathered[id(value)] = whole.cpu() if self.world.is_main else whole[:0]

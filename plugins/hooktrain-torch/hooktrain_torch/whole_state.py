@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
 from hooktrain import Fragment, StoredTensors, TrainedState
+from hooktrain_torch.spread import is_spread
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["aliases", "group_names", "load_whole", "parameter_names", "require_groups", "whole_state"]
 
@@ -43,7 +46,7 @@ def whole_state(model: Module, optimizer: Optimizer, *, is_main: bool = True) ->
     rest = {"extra": extra, "groups": hyper, "names": groups, "state": plain}
     model_tensors = [_fragment(name, value) for name, value in weights.items()]
     if not is_main:
-        spread = {name for name, value in weights.items() if isinstance(value, DTensor)}
+        spread = {name for name, value in weights.items() if is_spread(value)}
         model_tensors = [fragment for fragment in model_tensors if fragment.name in spread]
         tensors = [fragment for fragment in tensors if fragment.name.rpartition("/")[0] in spread]
     return TrainedState(model_tensors, tensors, rest)
@@ -149,7 +152,7 @@ def rows_here(tensor: DTensor) -> tuple[int, int]:
 
 
 def _fragment(name: str, tensor: Tensor) -> Fragment:
-    if not isinstance(tensor, DTensor):
+    if not is_spread(tensor):
         return Fragment(name, tuple(tensor.shape), 0, tensor)
     start, _ = rows_here(tensor)
     return Fragment(name, tuple(tensor.shape), start * tensor.shape[1:].numel(), tensor.to_local())
@@ -158,13 +161,13 @@ def _fragment(name: str, tensor: Tensor) -> Fragment:
 def _read(stored: StoredTensors, name: str, like: Tensor) -> Tensor:
     """A stored tensor, or this rank's rows of it where ``like`` is spread over ranks."""
     shape = stored.shape(name)
-    if not isinstance(like, DTensor):
+    if not is_spread(like):
         return stored.read(name).view(shape)
     if shape != tuple(like.shape):
         raise ValueError(f"{name} has the shape {shape}, expected {tuple(like.shape)}")
     (start, stop), row = rows_here(like), like.shape[1:].numel()
     local = stored.read(name, start * row, stop * row).view(stop - start, *shape[1:])
-    return DTensor.from_local(
+    return type(like).from_local(
         local.to(like.device),
         like.device_mesh,
         like.placements,
