@@ -21,6 +21,7 @@ from hooktrain.hookspecs import FACTORIES
 from hooktrain.needs import logit_complaints
 from hooktrain.occupied import Occupation
 from hooktrain.plugins import PluginHost
+from hooktrain.profiling import profile
 from hooktrain.recipe import Recipe, apply_overrides, plugins_config, read_recipe, resolve
 from hooktrain.records import PluginsConfig
 from hooktrain.state import Batch, Data, World
@@ -89,6 +90,8 @@ def load(
     host.check()
     made = resolve(raw, host, source=source, name=name)
     host.leave_idle(made)
+    if made.profile_hooks:
+        profile(host)
     world = World.from_environment()
     answers = host.hooks.check_recipe(recipe=made, world=world)
     complaints = [*logit_complaints(host, made), *(complaint for answer in answers for complaint in answer)]

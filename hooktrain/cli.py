@@ -57,13 +57,23 @@ def cli() -> None:
 @recipe_options
 @click.option("--resume", type=click.Path(path_type=Path), metavar="CHECKPOINT", help="Go on from this checkpoint.")
 @click.option("--nproc", type=click.IntRange(1), default=1, show_default=True, help="Processes to start on this host.")
-def train(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], resume: Path | None, nproc: int) -> None:
+@click.option("--profile-hooks", is_flag=True, help="Show time, device waits and memory of each plugin and hook.")
+def train(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    switches: tuple[str, ...],
+    resume: Path | None,
+    nproc: int,
+    profile_hooks: bool,
+) -> None:
     """Run a recipe.
 
     Works unchanged under torchrun, deepspeed or a scheduler that sets RANK, WORLD_SIZE and LOCAL_RANK.
     """
     from hooktrain.build import load
 
+    if profile_hooks:
+        overrides += ("profile_hooks=true",)
     made, host = load(recipe, overrides=list(overrides), switches=list(switches))
     if nproc > 1 and "RANK" not in os.environ:  # what is wrong in the recipe has been said once, and not by each rank
         from hooktrain.launch import launch

@@ -27,7 +27,15 @@ _PATIENCE = 10.0
 _WHERE = signal.SIGUSR2
 """Asks a rank what it is doing."""
 _HUNG = f"hung: it gave the others no answer, nor ended in the {_PATIENCE:.0f} s after they gave up, and was killed"
-_OUR_OWN = ("/click/", "/pluggy/", "<frozen runpy>", "<hook ", "hooktrain/cli.py", "hooktrain/__main__.py")
+_OUR_OWN = (
+    "/click/",
+    "/pluggy/",
+    "<frozen runpy>",
+    "<hook ",
+    "hooktrain/cli.py",
+    "hooktrain/__main__.py",
+    "hooktrain/ledger.py",
+)
 """Files whose frames say nothing about a failure."""
 _CONSEQUENCES = (
     "Connection closed by peer",

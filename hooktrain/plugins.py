@@ -26,6 +26,7 @@ from hooktrain.state import TrainerType
 from hooktrain.tolerance import Tolerance
 
 if TYPE_CHECKING:
+    from hooktrain.ledger import Ledger
     from hooktrain.recipe import Recipe
 
 __all__ = ["PluginHost"]
@@ -301,6 +302,13 @@ class PluginHost:
                         f" implement{did_you_mean(name, self.records[found.plugin_name].hooks)}"
                     )
                 self.remove(name, found.plugin_name)
+        self.hooks.refresh()
+
+    def measure(self, ledger: Ledger) -> None:
+        """Have a ledger charge every implementation of every hook with what it takes."""
+        for name, caller in vars(self.manager.hook).items():
+            for implementation in caller.get_hookimpls():
+                ledger.measure(name, implementation)
         self.hooks.refresh()
 
     # ---------------------------------------------------------------------------------------------- looking

@@ -59,6 +59,8 @@ class Recipe:
     allow_drift: tuple[str, ...] = field(default=(), neutral=True)
     """What may be other than in the checkpoint that a run goes on from although it changes the training, such as
     ``optimizer.lr`` or ``data``; ``*`` is everything."""
+    profile_hooks: bool = field(default=False, neutral=True)
+    """Whether to show, at the end, what time, waits for the device and memory each plugin took in each hook."""
     strategy: Any = part("strategy", neutral=True)
     tokenizer: Any = part("tokenizer")
     data: Any = part("data")
@@ -396,6 +398,5 @@ class _Resolver:
         )
 
     def _failed(self) -> str:
-        failed = self.host.failed()
-        listed = "; ".join(f"{record} {record.reason}" for record in failed)
-        return f"; not loaded: {listed}" if failed else ""
+        listed = "; ".join(f"{record} {record.reason}" for record in self.host.failed())
+        return f"; not loaded: {listed}" if listed else ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 
+from hooktrain import hookspecs
 from hooktrain.errors import PluginError
 from hooktrain.records import PluginRecord
 
-__all__ = ["ALONE", "check_signatures", "implemented"]
+__all__ = ["ALONE", "check_signatures", "device_rule", "implemented"]
 
 ALONE = (
     "on_exception",
@@ -58,3 +60,10 @@ def check_signatures(record: PluginRecord, plugin: object) -> None:
                 raise PluginError(
                     f"{record}, hook {name}: '*{argument.name}' gets nothing; name the parameters you need"
                 )
+
+
+@functools.cache
+def device_rule(hook: str) -> str:
+    """What the documentation of an engine's hook says about the device, such as ``may wait for it.``; else nothing."""
+    text = inspect.getdoc(getattr(hookspecs, hook, None)) or ""
+    return next((line.removeprefix("Device:").strip() for line in text.splitlines() if line.startswith("Device:")), "")

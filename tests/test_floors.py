@@ -12,16 +12,16 @@ CORE = Path(__file__).parents[1] / "hooktrain"
 PLUGINS = CORE.parent / "plugins"
 
 FLOORS = [
-    ["differences", "errors", "info", "launch", "markers"],
+    ["differences", "errors", "info", "launch", "markers", "waits"],
     ["state", "estimates"],
     ["parts", "config", "hookspecs"],
     ["dispatch", "records"],
     ["arrangement", "discovery", "needs", "rules", "tolerance"],
     ["lock"],
-    ["plugins"],
+    ["plugins", "ledger"],
     ["recipe"],
     ["drift", "loader", "meter", "occupied", "requests", "saving", "faults", "given_rows"],
-    ["console", "jsonl", "loop", "signals", "given"],
+    ["console", "jsonl", "loop", "signals", "given", "profiling"],
     ["build", "in_hand"],
     ["session"],
     ["trainer", "sketch"],

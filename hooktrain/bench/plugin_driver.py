@@ -57,32 +57,21 @@ def _timed(findings: dict[str, Any]) -> object:
 
 
 def _counting(findings: dict[str, Any]) -> object:
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     from hooktrain.markers import hookimpl
-
-    class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        """Counts what makes the host wait where the tensors are on a GPU: reading a number, copying to the host."""
-
-        count = 0
-
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            made = function(*args, **(kwargs or {}))
-            reads = function is torch.ops.aten._local_scalar_dense.default
-            copies = function is torch.ops.aten._to_copy.default and args[0].is_cuda and not made.is_cuda
-            self.count += bool(reads or copies)
-            return made
+    from hooktrain.waits import Waits
 
     class Counting:
         """Surrounds the whole training."""
 
-        steps = 0
+        steps = count = 0
 
         @hookimpl(tryfirst=True)
-        def on_train_start(self) -> None:
-            self.reads = Reads()  # type: ignore[no-untyped-call]
-            self.reads.__enter__()  # type: ignore[no-untyped-call]
+        def on_train_start(self, trainer: Any) -> None:
+            self.waits = Waits(self.heard, trainer.device)
+            self.waits.begin()
+
+        def heard(self, what: str) -> None:
+            self.count += 1
 
         @hookimpl
         def on_step_end(self) -> None:
@@ -90,8 +79,8 @@ def _counting(findings: dict[str, Any]) -> object:
 
         @hookimpl(trylast=True)
         def on_train_end(self) -> None:
-            self.reads.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            findings["host_reads"] = self.reads.count / max(1, self.steps)
+            self.waits.end()
+            findings["host_reads"] = self.count / max(1, self.steps)
 
     return Counting()
 

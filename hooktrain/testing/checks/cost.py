@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from hooktrain.hookspecs import BOUNDARIES, SEGMENTS
+from hooktrain.ledger import Cost, Ledger
 from hooktrain.markers import hookimpl
 from hooktrain.testing.checks.kit import Broken, Kit, Unjudged
 from hooktrain.testing.checks.observing import changes_gradients, require_removable
-from hooktrain.testing.checks.subject import Prepared, Spec, prepared
+from hooktrain.testing.checks.subject import Spec, prepared
 from hooktrain.trainer import Trainer
 
 __all__ = ["check_cost"]
 
 _ROUNDS, _STEPS = 8, 30
-_IN_STEPS = (*(hook for hook in BOUNDARIES if "step" in hook or "microbatch" in hook), "on_log", "collect_metrics")
+_IN_STEPS = (
+    *(hook for hook in BOUNDARIES if "step" in hook or "microbatch" in hook),
+    *("on_log", "collect_metrics"),
+    *SEGMENTS,
+)
 _LONGEST = 8.0
 """Seconds after which no further round is begun."""
 
@@ -85,8 +89,8 @@ def _measured(spec: Spec, rounds: int, variation: str) -> dict[str, Any]:
     """Cost of a step, and how sure that is; in a process of its own."""
     torch.set_num_threads(1)
     _steps(spec, "without")
-    times: dict[str, list[float]] = {}
-    _steps(spec, variation, times)
+    costs: list[Cost] = []
+    _steps(spec, variation, costs)
     apart: list[float] = []
     again: list[float] = []
     base: list[float] = []
@@ -98,13 +102,14 @@ def _measured(spec: Spec, rounds: int, variation: str) -> dict[str, Any]:
         base.append(min(first, third))
     # the spread of what should be equal, and of the differences; a median is a quarter less sure than a mean
     noise = 1.25 * max(_spread(apart), _spread(again)) / len(apart) ** 0.5
-    slowest = sorted(((statistics.median(found), name) for name, found in times.items()), reverse=True)[:3]
+    each = ((cost.nanoseconds / cost.calls / 1e3, cost.hook) for cost in costs if cost.calls)
+    slowest = sorted(each, reverse=True)[:3]
     return {
         "cost": statistics.median(apart),
         "noise": noise,
         "step": statistics.median(base),
-        "calls": sum(len(found) for found in times.values()) / _STEPS,
-        "hooks": ", ".join(f"{name} {seconds * 1e6:.1f} microseconds a call" for seconds, name in slowest) or "none",
+        "calls": sum(cost.calls for cost in costs) / _STEPS,
+        "hooks": ", ".join(f"{hook} {found:.1f} microseconds a call" for found, hook in slowest) or "none",
     }
 
 
@@ -114,50 +119,15 @@ def _spread(values: list[float]) -> float:
     return 1.4826 * statistics.median(abs(value - middle) for value in values)
 
 
-def _steps(spec: Spec, variation: str, times: dict[str, list[float]] | None = None) -> float:
-    """The median time of a step of one run; with ``times`` that of each call of the plugin's hooks is kept there."""
+def _steps(spec: Spec, variation: str, costs: list[Cost] | None = None) -> float:
+    """The median time of a step of one run; with ``costs`` what the plugin's hooks in steps took is added there."""
     watch = _Stopwatch()
     overrides = {"run_dir": "run", "train_iters": _STEPS, "epochs": None, "checkpoint": [], "eval_interval": 0}
     made = prepared(spec, variation, watch, overrides=overrides)
-    if times is not None:
-        _time(made, times)
+    ledger = Ledger()
+    if costs is not None:
+        made.host.measure(ledger)
     Trainer(made.recipe, made.host).run()
+    if costs is not None:
+        costs += [cost for (name, hook), cost in ledger.costs.items() if name == made.name and hook in _IN_STEPS]
     return statistics.median(watch.seconds[2:])
-
-
-def _time(made: Prepared, times: dict[str, list[float]]) -> None:
-    """Time each call of the plugin's hooks in steps; of one that surrounds, without what it surrounds."""
-    for hook in (*_IN_STEPS, *SEGMENTS):
-        for found in made.host.implementations(hook):
-            if found.plugin_name == made.name:
-                timed = _surrounding if found.wrapper else _timed
-                setattr(found, "function", timed(found.function, times.setdefault(hook, [])))  # noqa: B010
-    made.host.hooks.refresh()
-
-
-def _timed(function: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
-    def call(*arguments: Any) -> Any:
-        began = time.perf_counter()
-        answer = function(*arguments)
-        times.append(time.perf_counter() - began)
-        return answer
-
-    return call
-
-
-def _surrounding(function: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
-    def call(*arguments: Any) -> Any:
-        began = time.perf_counter()
-        inner = function(*arguments)
-        next(inner)
-        spent = time.perf_counter() - began
-        result = yield
-        began = time.perf_counter()
-        try:
-            inner.send(result)
-        except StopIteration as end:
-            result = end.value
-        times.append(spent + time.perf_counter() - began)
-        return result
-
-    return call

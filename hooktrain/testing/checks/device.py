@@ -6,7 +6,6 @@ real. Whoever asks for a value is written down with the line that asks, and gets
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 import traceback
@@ -21,9 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from hooktrain.errors import HooktrainError
+from hooktrain.rules import device_rule
 from hooktrain.testing.checks.kit import Broken, Kit, Unjudged
 from hooktrain.testing.checks.subject import Spec, prepared
 from hooktrain.trainer import Trainer
+from hooktrain.waits import WAITS
 
 __all__ = ["check_device"]
 
@@ -62,21 +63,22 @@ class _Values(TorchDispatchMode):
         name = str(func).removeprefix("aten.").partition(".")[0]
         if not away:
             return func(*args, **kwargs)
+        what = WAITS.get(name, "")
         if name == "_local_scalar_dense":
-            self.judge.read("reads a value")
+            self.judge.read(what)
             return True if away[0].dtype == torch.bool else 1.0 if away[0].dtype.is_floating_point else 1
         if name in ("equal", "is_nonzero"):
-            self.judge.read(f"compares values ({name})")
+            self.judge.read(what)
             return True
         to = kwargs.get("device")
         if name == "_to_copy" and to is not None and torch.device(to).type != "meta":
-            self.judge.read("copies a tensor to the host")
+            self.judge.read(what)
             return torch.ones(away[0].shape, dtype=kwargs.get("dtype") or away[0].dtype)
         if name == "copy_" and isinstance(args[0], Tensor) and not args[0].is_meta:
-            self.judge.read("copies a tensor to the host")
+            self.judge.read(what)
             return args[0].fill_(1)
         if name in ("nonzero", "masked_select", "_unique2", "unique_dim"):
-            self.judge.read(f"asks how many values there are ({name})")
+            self.judge.read(what)
             return func(*tree_map(_with_values, args), **kwargs)
         return func(*args, **kwargs)
 
@@ -109,7 +111,7 @@ class _Judge:
             frame = frame.f_back
         if mine is None or (quiet and not hook):
             return
-        if _may_wait(hook) if hook and _documented(hook) else quiet or not step:
+        if _may_wait(hook) if hook and device_rule(hook) else quiet or not step:
             return
         path, line = Path(mine.f_code.co_filename), mine.f_lineno
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -119,21 +121,8 @@ class _Judge:
             self.found.append(text)
 
 
-def _documented(hook: str) -> bool:
-    return bool(_rule(hook))
-
-
 def _may_wait(hook: str) -> bool:
-    return _rule(hook).startswith(("may", "has just"))
-
-
-@functools.cache
-def _rule(hook: str) -> str:
-    """What the hook's documentation says about the device."""
-    from hooktrain import hookspecs
-
-    text = inspect.getdoc(getattr(hookspecs, hook, None)) or ""
-    return next((line.removeprefix("Device:").strip() for line in text.splitlines() if line.startswith("Device:")), "")
+    return device_rule(hook).startswith(("may", "has just"))
 
 
 def _as_on_a_processor() -> None:
@@ -175,8 +164,7 @@ def _reads(spec: Spec) -> dict[str, Any]:
     file = Path(module.__file__ or "")
     package = str(file.parent) if file.name == "__init__.py" or module.__package__ else str(file)
     judge, failed = _Judge(codes, package), ""
-    for name in ("synchronize",):  # without a GPU it would only raise
-        setattr(torch.cuda, name, lambda *_: judge.read("waits for the device (synchronize)"))
+    vars(torch.cuda)["synchronize"] = lambda *_: judge.read(WAITS["synchronize"])  # without a GPU it would only raise
     _as_on_a_processor()
     trainer = Trainer(made.recipe, made.host)
     with _Values(judge):
