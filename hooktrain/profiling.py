@@ -163,7 +163,9 @@ def _count(number: int) -> str:
 
 
 def _ms(ms: float) -> str:
-    return f"{ms:.4f}" if ms < 1 else f"{ms:.2f}" if ms < 1000 else f"{ms:.0f}"
+    if ms < 1000:
+        return f"{ms:.4f}" if ms < 1 else f"{ms:.2f}"
+    return f"{ms:.0f}" if ms < 1e7 else f"{ms:.1e}"
 
 
 def _share(share: float) -> str:

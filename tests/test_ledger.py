@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 import traceback
+import warnings
 
 import pytest
 import torch
 
 from hooktrain import hookimpl
 from hooktrain.build import load
-from hooktrain.ledger import Ledger
+from hooktrain.ledger import Cost, Ledger
 from hooktrain.profiling import facts, table
 from hooktrain.testing import Recorder, TinyPlugin
 from hooktrain.waits import WAITS, Waits
@@ -108,3 +109,303 @@ def test_each_plugin_is_charged_with_what_it_does_itself(run_tiny, tmp_path):
     assert found["profiling_seconds"] < 0.05 * found["seconds"]
     assert recorder.metrics[0]["hooks/slow/ms"] >= 3 * ms, "per step"
     assert recorder.metrics[1]["hooks/slow/ms"] < 6 * ms, "since the last line"
+
+
+# ------------------------------------------------------------------------------------------------ what fails, or not
+
+
+class Fails:
+    """Raises in the third step, inside of a wrapper of its own."""
+
+    plugin_name = "fails"
+
+    @hookimpl(wrapper=True)
+    def run_backward(self):
+        return (yield)
+
+    @hookimpl
+    def on_microbatch_end(self, trainer):
+        if trainer.global_step == 2:
+            raise KeyError("out of luck")
+
+
+class Gives:
+    """A wrapper that answers in the place of what fails."""
+
+    plugin_name = "gives"
+
+    @hookimpl(wrapper=True)
+    def make_loader(self):
+        try:
+            return (yield)
+        except LookupError:
+            raise ValueError("no loader") from None
+
+
+class Without:
+    plugin_name = "without"
+
+    @hookimpl(tryfirst=True)
+    def make_loader(self):
+        raise LookupError
+
+
+def test_a_plugin_that_fails_is_named_as_ever_and_the_costs_are_kept(run_tiny, tmp_path):
+    with pytest.raises(KeyError) as caught:
+        run_tiny(Fails(), Slow(), profile_hooks=True)
+    assert caught.value.hooktrain_where == "plugin 'fails', hook on_microbatch_end, step 2, rank 0"
+    files = [frame.filename for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert files[-1] == __file__
+    assert not [name for name in files if name.endswith("/ledger.py")], "nothing of ours in between"
+    _, rows = costs(tmp_path)
+    assert rows["fails", "on_microbatch_end"]["calls"] == rows["slow", "compute_loss"]["calls"] == 3
+    assert "item" not in vars(torch.Tensor), "torch is as it was"
+
+
+def test_a_failure_on_the_command_line_shows_the_table_and_no_line_of_ours(run_cli, tiny_recipe):
+    source = """
+    @hookimpl
+    def on_step_end(trainer, output):
+        output.total.item()
+        if trainer.global_step == 3:
+            raise KeyError("out of luck")
+    """
+    run = run_cli("train", {**tiny_recipe, "console": {"enabled": True}}, "--profile-hooks", source=source)
+    assert run.status == 1
+    assert (
+        "hooktrain: failed in plugin 'extra', hook on_step_end, step 3, rank 0: KeyError: 'out of luck'" in run.stderr
+    )
+    assert "extra.py" in run.stderr
+    assert "ledger.py" not in run.output
+    lines = run.stdout[run.stdout.index("what hooks took") :].splitlines()
+    (line,) = [line for line in lines if line.startswith("extra ")]
+    assert line.split()[1:3] == ["on_step_end", "3"]
+    assert max(map(len, lines[:-1])) <= 80
+    assert lines[-1] == f"all of it: {run.folder / 'profile.json'}"
+
+
+def test_what_wrappers_do_with_failures_stays_as_it_is(run_tiny):
+    with pytest.raises(ValueError, match="no loader"):
+        run_tiny(Gives(), Without(), profile_hooks=True)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_wrapper_that_does_not_yield_once_is_told_so_as_ever(run_tiny, steps):
+    class Yields:
+        @hookimpl(wrapper=True)
+        def compute_loss(self):
+            for _ in range(steps):
+                yield
+
+    said = []
+    for on in (False, True):
+        with pytest.raises(RuntimeError) as caught:
+            run_tiny(Yields(), profile_hooks=on)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+
+
+# ------------------------------------------------------------------------------------------------- nothing is changed
+
+TIMES = ("tokens_per_second", "step_seconds")
+STRATEGIES = {
+    "DDP": {"data_parallel": "ddp"},
+    "FSDP2": {"data_parallel": "fsdp2"},
+    "ZeRO-2": {"type": "deepspeed", "zero_stage": 2},
+    "ZeRO-3": {"type": "deepspeed", "zero_stage": 3},
+}
+
+
+def numbers(metrics):
+    return [{k: v for k, v in line.items() if k not in TIMES and not k.startswith("hooks/")} for line in metrics]
+
+
+def test_the_training_is_the_same_bit_by_bit(run_tiny, tmp_path):
+    kept = []
+    for on in (False, True):
+        recorder = Recorder()
+        trainer = run_tiny(
+            recorder, profile_hooks=on, model={"dropout": 0.2}, epochs=2, gradient_accumulation_steps=2, eval_interval=3
+        )
+        kept.append((numbers(recorder.metrics), trainer.model.state_dict()))
+        assert any(name.startswith("hooks/") for line in recorder.metrics for name in line) is on
+    assert kept[0][0] == kept[1][0]
+    for name, value in kept[0][1].items():
+        assert torch.equal(value, kept[1][1][name])
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES.values()), ids=list(STRATEGIES))
+def test_two_ranks_train_the_same_and_each_keeps_its_costs(run_ranks, tmp_path, strategy):
+    script = """
+    import sys
+    import hooktrain
+
+    for on in ("false", "true"):
+        hooktrain.Trainer(sys.argv[2], overrides=[f"run_dir=run-{on}", f"profile_hooks={on}"]).run()
+    """
+    strategy = {"dtype": "fp32", "device": "cpu", **strategy}
+    run = run_ranks(2, script=script, strategy=strategy, optimizer={"lr": 1e-2}, console={"enabled": True})
+    assert run.status == 0, run.output
+    metrics = [(tmp_path / f"run-{on}" / "metrics.jsonl").read_text().splitlines() for on in ("false", "true")]
+    without, with_it = (numbers(map(json.loads, lines)) for lines in metrics)
+    assert without == with_it
+    assert not list((tmp_path / "run-false").glob("profile*"))
+    assert run.stdout.count("what hooks took of") == 1
+    assert " on rank 0 of 2, " in run.stdout
+    found = [json.loads((tmp_path / "run-true" / name).read_text()) for name in ("profile.json", "profile.rank1.json")]
+    assert [each["rank"] for each in found] == [0, 1]
+    assert all(row["calls"] for each in found for row in each["hooks"] if row["hook"] == "run_step")
+
+
+def test_without_it_nothing_is_measured(tiny_recipe):
+    slow = Slow()
+    for on in (False, True):
+        _, host = load({**tiny_recipe, "profile_hooks": on}, plugins=[TinyPlugin(), slow])
+        (found,) = [one for one in host.implementations("on_step_end") if one.plugin is slow]
+        assert (found.function == slow.on_step_end) is not on
+        assert ("profile" in host.records) is on
+
+
+# ----------------------------------------------------------------------------------------------------------- memory
+
+
+def test_memory_is_charged_to_who_takes_it(run_cli, tiny_recipe, tmp_path):
+    source = """
+    @hookimpl
+    def on_step_end(trainer):
+        if trainer.global_step == 2:
+            trainer.kept = torch.ones(2**24)
+    """
+    assert run_cli("train", {**tiny_recipe, "profile_hooks": True}, source=source).status == 0
+    _, rows = costs(tmp_path)
+    assert 56 <= rows["extra", "on_step_end"]["mib"] < 80
+    assert rows["loop", "run_step"]["mib"] < 8
+
+
+def test_memory_of_a_process_whose_parent_was_larger(run_ranks, tmp_path):
+    """A rank begins with the peak that its launcher had, in what the system tells at once."""
+    source = """
+    @hookimpl
+    def on_train_start(trainer):
+        trainer.kept = torch.ones(2**24)
+    """
+    assert run_ranks(2, source, profile_hooks=True, run_dir=str(tmp_path / "run")).status == 0
+    for name in ("profile.json", "profile.rank1.json"):
+        assert 56 <= costs(tmp_path, name)[1]["extra", "on_train_start"]["mib"] < 80
+
+
+def test_memory_of_a_device_is_the_growth_of_its_peak(monkeypatch):
+    peaks = [0, 0, 5, 5, 5, 2, 4]  # made; enter; leave; then again, and somebody resets it
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "memory_stats_as_nested_dict", lambda: {"allocated_bytes": {"all": {"peak": peaks.pop(0)}}}
+    )
+    ledger, cost = Ledger(), Cost("plugin", "hook")
+    for _ in range(3):
+        ledger._charged(cost, lambda: None)()
+    assert (cost.calls, cost.memory, peaks) == (3, 7, [])
+
+
+# ------------------------------------------------------------------------------------------------------------ waits
+
+
+READS = {
+    "item": lambda x: x.item(),
+    "tolist": lambda x: x.tolist(),
+    "if": lambda x: 1 if x else 0,
+    "float": float,
+    "int": int,
+    "index": lambda x: [0, 1][x.long()],
+    "format": lambda x: f"{x:.3f}",
+    "equal": lambda x: torch.equal(x, x),
+    "equal, method": lambda x: x.equal(x),
+    "allclose": lambda x: torch.allclose(x, x),
+    "nonzero": lambda x: x.nonzero(),
+    "unique": lambda x: torch.unique(x),
+    "cpu": lambda x: x.cpu(),
+    "numpy": lambda x: x.numpy(),
+}
+NO_READS = {
+    "arithmetic": lambda x: x + 1,
+    "shape": lambda x: x.shape,
+    "to its device": lambda x: x.to("cpu"),
+    "a copy": lambda x: torch.empty_like(x).copy_(x),
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "count"),
+    [*((call, 1) for call in READS.values()), *((call, 0) for call in NO_READS.values())],
+    ids=[*READS, *NO_READS],
+)
+def test_reads_are_heard(call, count):
+    heard, x = [], torch.ones(())
+    waits, other = Waits(heard.append), Waits(heard.append, "meta")
+    waits.begin()
+    other.begin()
+    try:
+        call(x)
+    finally:
+        waits.end()
+        other.end()
+    assert len(heard) == count
+    assert set(heard) <= set(WAITS.values())
+    call(x)
+    assert len(heard) == count, "no more afterwards"
+    assert not {"item", "__bool__", "copy_", "equal"} & set(vars(torch.Tensor))
+
+
+def test_copies_of_another_device_wait_where_they_end_on_the_host():
+    heard = []
+    waits = Waits(heard.append, "meta")
+    waits.begin()
+    try:
+        with pytest.raises((NotImplementedError, RuntimeError)):
+            torch.ones((), device="meta").item()
+        torch.ones(()).item()
+        torch.ones(()).to("meta").to("meta")
+    finally:
+        waits.end()
+    assert heard == ["reads a value"]
+
+
+def test_on_a_gpu_torch_says_what_waits(monkeypatch, recwarn):
+    modes, heard = [], []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+        waits = Waits(heard.append, "cuda")
+        waits.begin()
+        for _ in range(2):  # from one place, which Python would tell once
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally at ...)", stacklevel=1)
+        torch.ones(()).item()  # on the host
+        warnings.warn("something else", stacklevel=1)
+        waits.end()
+        assert warnings.showwarning is shown
+    assert heard == ["waits for the device"] * 2
+    assert modes == ["warn", "default"]
+    assert [str(each.message) for each in recwarn] == ["something else"]
+
+
+# ------------------------------------------------------------------------------------------------------------ shown
+
+
+def test_the_table_fits_and_says_the_costliest_first():
+    ledger = Ledger()
+    for number in range(40):
+        plugin = f"a.rather.long.module:Plugin{number}"
+        ledger.costs[plugin, "on_optimizer_step_start"] = Cost(
+            plugin, "on_optimizer_step_start", 10**number % 10**9 + 1, 3 * 10**11 * number, 10 ** (number % 8), 2**36
+        )
+    ledger._began = time.perf_counter_ns() - 10**13
+    lines = table(facts(ledger, 0, 8), None).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2].startswith("…dule:Plugin39 ")
+    assert any(line.startswith("16 more took") for line in lines)
+
+
+def test_recipes_plans_and_schemas_have_the_key(run_cli, tiny_recipe):
+    plan = run_cli("plan", {**tiny_recipe, "profile_hooks": True}, "--json")
+    assert '"profile_hooks"' in plan.stdout, plan.output
+    key = json.loads(run_cli("schema").stdout)["properties"]["profile_hooks"]
+    assert key["type"] == "boolean" and "waits" in key["description"]
