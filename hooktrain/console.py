@@ -98,18 +98,13 @@ class Console:
         if not self.shown:
             return
         step = int(metrics["step"])
-        figures = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
-        if "lr" in metrics:
-            figures.append(f"lr {metrics['lr']:.1e}")
-        if "tokens_per_second" in metrics:
-            figures.append(f"{metrics['tokens_per_second']:,.0f} tok/s")
         if self.progress is not None:
-            self.progress.update(self.task, completed=step, figures=" ".join(figures))
-        else:
+            self.progress.update(self.task, completed=step, figures=" ".join(_figures(metrics)))
+        elif "step_seconds" in metrics:
             every = trainer.recipe.settings["console"].interval or max(1, trainer.training_horizon // 50)
-            if figures and (step % every == 0 or step >= trainer.training_horizon or trainer.should_stop):
+            if step % every == 0 or step >= trainer.training_horizon or trainer.should_stop:
                 left = (trainer.training_horizon - step) * metrics["step_seconds"]
-                line = f"step {step}/{trainer.training_horizon}  {'  '.join(figures)}  {_clock(left)} left"
+                line = f"step {step}/{trainer.training_horizon}  {'  '.join(_figures(metrics))}  {_clock(left)} left"
                 self.terminal.print(line, soft_wrap=True)
         measured = [f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("eval/")]
         if measured:
@@ -143,6 +138,11 @@ class Console:
     def _facts(self, facts: Mapping[str, str]) -> None:
         for name, text in facts.items():
             self.terminal.print(f"[bold]{name:<6}[/]{escape(text)}", soft_wrap=not self.terminal.is_terminal)
+
+
+def _figures(metrics: Mapping[str, float]) -> list[str]:
+    formats = {"loss": "loss {:.4f}", "lr": "lr {:.1e}", "tokens_per_second": "{:,.0f} tok/s"}
+    return [text.format(metrics[name]) for name, text in formats.items() if name in metrics]
 
 
 def _sizes(model: Module) -> tuple[int, int]:

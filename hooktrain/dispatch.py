@@ -1,9 +1,8 @@
 """The hooks as the loop calls them: pluggy's semantics, without its cost where nothing is to be decided.
 
-A pluggy call costs over a microsecond even when nobody implements the hook, and the loop makes a dozen a step. So a
-boundary, and a hook whose first result wins, becomes a function that calls its implementations in pluggy's order and
-does nothing else; where there are wrappers, or results to collect, the call goes through pluggy. The view is rebuilt
-whenever a plugin comes or goes.
+A pluggy call costs over a microsecond even when nobody implements the hook, and the loop makes a dozen a step. So each
+hook becomes a function that calls its implementations in pluggy's order and does nothing else; only where there are
+wrappers does the call go through pluggy. The view is rebuilt whenever a plugin comes or goes.
 """
 
 from __future__ import annotations
@@ -41,29 +40,33 @@ class Hooks:
 
 def _bind(name: str, caller: pluggy.HookCaller) -> Callable[..., Any]:
     implementations = list(reversed(caller.get_hookimpls()))
-    first_result = caller.spec is not None and bool(caller.spec.opts.get("firstresult"))
-    if not (first_result or name in BOUNDARIES) or any(found.wrapper for found in implementations):
+    if caller.spec is None or caller.is_historic() or any(found.wrapper for found in implementations):
         return _answered(name, caller) if name in SEGMENTS else caller
-    return _compiled(name, caller, implementations, first_result)
+    return _compiled(name, caller, implementations)
 
 
-def _compiled(
-    name: str, caller: pluggy.HookCaller, implementations: Sequence[HookImpl], first_result: bool
-) -> Callable[..., Any]:
+def _compiled(name: str, caller: pluggy.HookCaller, implementations: Sequence[HookImpl]) -> Callable[..., Any]:
     """A function with the hook's own parameters that calls each implementation with those it names.
 
     Written out as source, since a call through ``**given`` costs three times as much, and the loop makes dozens a step.
     """
-    parameters = caller.spec.argnames if caller.spec else ()
+    assert caller.spec is not None, "only a declared hook is compiled"
+    parameters, first_result = caller.spec.argnames, caller.spec.opts.get("firstresult")
+    collects = not first_result and name not in BOUNDARIES
     lines = [f"def {name}({'*, ' if parameters else ''}{', '.join(parameters)}):"]
     scope: dict[str, Any] = {"unanswered": lambda: _unanswered(name, caller)}
+    if collects:
+        lines.append("    results = []")
     for number, found in enumerate(implementations):
         scope[f"f{number}"] = found.function
         call = f"f{number}({', '.join(found.argnames)})"
-        lines += (
-            [f"    result = {call}", "    if result is not None: return result"] if first_result else [f"    {call}"]
-        )
-    lines.append("    raise unanswered()" if name in SEGMENTS else "    return None")
+        if first_result:
+            lines += [f"    result = {call}", "    if result is not None: return result"]
+        elif collects:
+            lines += [f"    result = {call}", "    if result is not None: results.append(result)"]
+        else:
+            lines.append(f"    {call}")
+    lines.append("    raise unanswered()" if name in SEGMENTS else f"    return {'results' if collects else 'None'}")
     exec(compile("\n".join(lines), f"<hook {name}>", "exec"), scope)
     compiled: Callable[..., Any] = scope[name]
     return compiled

@@ -198,7 +198,7 @@ class Trainer(Session, Requesting):
         due = asked.evaluate or (interval > 0 and step % interval == 0)
         if asked.urgent:
             state.evaluation_due = due and bool(self.data.evaluation)
-        elif (due or self.should_stop) and self.data.evaluation:
+        elif self.data.evaluation and (due or self.should_stop):
             metrics = self.evaluate()
             asked |= self._agree()  # what evaluation found may be a reason to save or to stop
         stop = self.should_stop

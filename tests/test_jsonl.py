@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from hooktrain import hookimpl, jsonl
 
@@ -65,3 +67,26 @@ def test_what_json_has_no_word_for_is_text(run_tiny, tmp_path):
     run_tiny(Odd(), train_iters=1)
     line = lines_of(tmp_path / "run" / "metrics.jsonl")[0]
     assert (line["odd/infinite"], line["odd/none"], line["odd/one"]) == ("inf", "nan", 1)
+
+
+def test_numbers_of_other_libraries_are_numbers(run_tiny, tmp_path):
+    class Evaluates:
+        @hookimpl
+        def run_evaluate(self):
+            return {"eval/a": torch.tensor(0.5), "eval/b": torch.tensor(float("inf")), "eval/c": np.float32(0.25)}
+
+    run_tiny(Evaluates(), train_iters=1, eval_interval=1)
+    line = lines_of(tmp_path / "run" / "metrics.jsonl")[0]
+    assert (line["eval/a"], line["eval/b"], line["eval/c"]) == (0.5, "inf", 0.25)
+
+
+def test_a_plugin_that_changes_the_metrics_later_does_not_change_the_line(run_tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "_WRITE_EVERY", 1e9)
+
+    class Changes:
+        @hookimpl(trylast=True)
+        def on_log(self, metrics):
+            metrics["loss"] = 0.0
+
+    run_tiny(Changes(), train_iters=3)
+    assert all(line["loss"] > 0 for line in lines_of(tmp_path / "run" / "metrics.jsonl"))

@@ -346,6 +346,45 @@ def test_hooks_without_implementation_cost_nothing_and_wake_up_when_a_plugin_com
     assert recorder.hooks == ["on_step_start"]
 
 
+def test_answers_are_collected_in_pluggys_order_and_without_those_of_nobody():
+    class Measures:
+        def __init__(self, answer):
+            self.answer = answer
+
+        @hookimpl
+        def collect_metrics(self):
+            return self.answer
+
+    class Wraps:
+        @hookimpl(wrapper=True)
+        def collect_metrics(self):
+            found = yield
+            return [*found, {"d": 4}]
+
+    host = host_of(Measures({"a": 1}), Measures(None), Measures({"b": 2}))
+    assert host.hooks.collect_metrics(trainer=None) == [{"b": 2}, {"a": 1}]
+    assert host.hooks.collect_metrics(trainer=None) == host.manager.hook.collect_metrics(trainer=None)
+    assert host_of().hooks.collect_metrics(trainer=None) == []
+    assert host_of(Wraps()).hooks.collect_metrics(trainer=None) == [{"d": 4}]
+
+
+def test_first_party_plugins_that_a_run_does_not_use_hear_nothing_of_its_steps(tiny_recipe):
+    _, host = load(tiny_recipe, plugins=[TinyPlugin()])
+    hears = {
+        hook: [found.plugin_name for found in host.implementations(hook)]
+        for hook in (*STEP, "collect_metrics", "on_log")
+    }
+    assert {hook: plugins for hook, plugins in hears.items() if plugins} == {
+        "on_step_end": ["signals"],
+        "on_log": ["jsonl", "console"],
+    }
+
+
+STEP = [
+    f"on_{of}_{when}" for of in ("step", "microbatch", "optimizer_step") for when in ("start", "end")
+]  # fmt: skip
+
+
 def test_an_unknown_hook_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no hook is named 'on_setp'"):
         host_of().hooks.on_setp  # noqa: B018

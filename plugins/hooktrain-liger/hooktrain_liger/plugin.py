@@ -6,7 +6,7 @@ Liger and Triton take seconds to import, so that happens only once a model is bu
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hooktrain import Trainer, World, hookimpl
@@ -31,6 +31,10 @@ class LigerPlugin:
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
         return {"model": {"liger": LigerModelConfig}}
+
+    @hookimpl
+    def idle_hooks(self, recipe: Any) -> Sequence[str]:
+        return [] if isinstance(recipe.model, LigerModelConfig) else ["on_train_start", "on_step_end"]
 
     # before hooktrain-hf, whose factory takes the config for one of its own
     @hookimpl(tryfirst=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from hooktrain import Batch, Trainer
+    from hooktrain import Batch, Recipe, Trainer
 
 __all__ = ["NEFTunePlugin", "NEFTuneSettings", "document_lengths"]
 
@@ -44,15 +44,17 @@ class NEFTunePlugin:
         return {"settings": {"neftune": NEFTuneSettings}}
 
     @hookimpl
+    def idle_hooks(self, recipe: Recipe) -> Sequence[str]:
+        used = recipe.settings["neftune"].noise_alpha
+        return [] if used else ["on_train_start", "on_microbatch_start", "on_microbatch_end"]
+
+    @hookimpl
     def on_train_start(self, trainer: Trainer) -> None:
         self._alpha = trainer.recipe.settings["neftune"].noise_alpha
-        if self._alpha:
-            self._embedding = _embedding(trainer.model)
+        self._embedding = _embedding(trainer.model)
 
     @hookimpl
     def on_microbatch_start(self, trainer: Trainer, batch: Batch) -> None:
-        if not self._alpha:
-            return
         self._number = self._number + 1 if self._step == trainer.global_step else 0
         self._step = trainer.global_step
         place = f"{trainer.recipe.seed} {trainer.world.rank} {self._step} {self._number}"
