@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from hooktrain.errors import PluginError, did_you_mean
 from hooktrain.records import PluginRecord
 
-__all__ = ["GROUP", "import_named", "installed", "own_version", "record_of"]
+__all__ = ["GROUP", "aside", "import_named", "installed", "own_version", "record_of"]
 
 GROUP = "hooktrain"
 """The entry-point group that plugins are found through."""
@@ -44,18 +47,42 @@ def record_of(point: importlib.metadata.EntryPoint) -> PluginRecord:
     )
 
 
-def import_named(name: str) -> Any:
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """What a plugin prints while it is imported or made goes to the standard error: a program may read the other."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def import_named(name: str, known: Iterable[str]) -> Any:
     """Import ``package.module`` or ``package.module:Class``; one in the current folder is found, as under `python -m`.
 
+    Args:
+        name: what a recipe or ``-p`` says.
+        known: installed plugins, one of which may have been meant.
+
     Raises:
-        Exception: whatever the import raises.
+        PluginError: it cannot be imported, or is not there.
     """
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    plugin: Any = importlib.import_module(module)
-    for step in filter(None, attribute.split(".")):
-        plugin = getattr(plugin, step)
+    try:
+        with aside():
+            plugin: Any = importlib.import_module(module)
+        for step in filter(None, attribute.split(".")):
+            plugin = getattr(plugin, step)
+    except (Exception, SystemExit) as problem:
+        if not (isinstance(problem, ModuleNotFoundError) and module.startswith(problem.name or "?")):
+            raise PluginError(
+                f"plugins: the module '{name}' cannot be imported ({type(problem).__name__}: {problem}); mend it,"
+                " or leave it out"
+            ) from problem
+        raise PluginError(
+            f"plugins: '{name}' is neither an installed plugin nor a module that can be found"
+            f"{did_you_mean(name, known)}; installed are {', '.join(known) or 'none'}; modules are looked"
+            " for in the current folder and on PYTHONPATH"
+        ) from problem
     return plugin
 
 

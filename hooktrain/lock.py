@@ -43,7 +43,7 @@ def _of_folders(folders: tuple[str, ...]) -> str:
         (path.relative_to(folder).as_posix(), str(path))
         for folder in folders
         for path in Path(folder).rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
+        if path.is_file() and path.suffix != ".pyc" and not path.name.startswith(".")
     ]
     return _of_files(tuple(sorted(files)))
 
@@ -102,13 +102,15 @@ def lock_differences(locked: Sequence[Mapping[str, Any]], now: Sequence[Mapping[
     lines = [
         f"{_who(record)} is in the lock and does not take part" for name, record in were.items() if name not in are
     ]
+    told = set()
     for name, record in are.items():
         before = were.get(name)
         if before is None:
             lines.append(f"{_who(record)} takes part and is not in the lock")
         elif _who(before) != _who(record):
             lines.append(f"{_who(record)} takes part, and the lock has {_who(before)}")
-        elif before["digest"] != record["digest"]:
+        elif before["digest"] != record["digest"] and (record["distribution"], record["digest"]) not in told:
+            told.add((record["distribution"], record["digest"]))  # once of the engine's own, which share their files
             lines.append(f"{_who(record)} has other files than the lock says, in the same version")
     orders = [[name for name in side if name in were and name in are] for side in (were, are)]
     if orders[0] != orders[1]:

@@ -13,7 +13,7 @@ from pluggy import HookImpl
 
 from hooktrain import hookspecs
 from hooktrain.arrangement import put_in_order, settle_segment
-from hooktrain.discovery import import_named, installed, own_version, record_of
+from hooktrain.discovery import aside, import_named, installed, own_version, record_of
 from hooktrain.dispatch import Hooks, guard_segment
 from hooktrain.errors import HooktrainWarning, PluginError, did_you_mean
 from hooktrain.hookspecs import SEGMENTS
@@ -93,7 +93,8 @@ class PluginHost:
                 self._fail(record, twins[name], PluginError(twins[name]))
                 continue
             try:
-                plugin = point.load()
+                with aside():
+                    plugin = point.load()
             except (Exception, SystemExit) as problem:
                 self._fail(record, f"cannot be imported: {type(problem).__name__}: {problem}", problem)
                 continue
@@ -109,28 +110,16 @@ class PluginHost:
         return "" if self.config.autoload else "autoload is off"
 
     def _load_module(self, name: str) -> None:
-        module = name.partition(":")[0]
-        record = PluginRecord(name=name, distribution=module.partition(".")[0], version="")
-        try:
-            plugin = import_named(name)
-        except Exception as problem:
-            installed = [known for known, other in self.records.items() if other.distribution != "hooktrain"]
-            if not (isinstance(problem, ModuleNotFoundError) and module.startswith(problem.name or "?")):
-                raise PluginError(
-                    f"plugins: the module '{name}' cannot be imported ({type(problem).__name__}: {problem}); mend it,"
-                    " or leave it out"
-                ) from problem
-            raise PluginError(
-                f"plugins: '{name}' is neither an installed plugin nor a module that can be found"
-                f"{did_you_mean(name, installed)}; installed are {', '.join(installed) or 'none'}; modules are looked"
-                " for in the current folder and on PYTHONPATH"
-            ) from problem
-        self._try(record, plugin)
+        record = PluginRecord(name=name, distribution=name.partition(":")[0].partition(".")[0], version="")
+        known = [known for known, other in self.records.items() if other.distribution != "hooktrain"]
+        self._try(record, import_named(name, known))
 
     def _try(self, record: PluginRecord, plugin: Any) -> None:
         try:
-            self._add(record, plugin() if inspect.isclass(plugin) else plugin)
-        except Exception as problem:
+            with aside():
+                made = plugin() if inspect.isclass(plugin) else plugin
+            self._add(record, made)
+        except (Exception, SystemExit) as problem:
             self._fail(record, str(problem) if isinstance(problem, PluginError) else repr(problem), problem)
 
     def _fail(self, record: PluginRecord, reason: str, cause: BaseException) -> None:
@@ -329,6 +318,9 @@ class PluginHost:
         while step is not None:
             blamed = codes.get(step.tb_frame.f_code, blamed)
             step = step.tb_next
+        for code, who in codes.items():  # pluggy says in words whose wrapper yields twice or never, and holds no frame
+            if code is not None and f"{code.co_name!r} {code.co_filename}:{code.co_firstlineno} " in str(exception):
+                return who
         return blamed
 
     def call_each(self, hook: str, **given: Any) -> list[tuple[str, Exception]]:

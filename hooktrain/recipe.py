@@ -265,6 +265,9 @@ class _Resolver:
         settings = self.host.offers.get("settings", {})
         given: dict[str, Any] = {}
         chosen: dict[str, Any] = {}
+        for key in sorted(settings.keys() & own.keys()):
+            why = f"{settings[key].plugin} offers settings under this key, which is the recipe's own; leave it out with"
+            self.complaints.append(Complaint(key, f"{why} plugins: {{block: [{settings[key].plugin.name}]}}"))
         for key, value in self.raw.items():
             if key in settings:
                 shorthand = getattr(settings[key].config, "shorthand", None)

@@ -46,6 +46,11 @@ def check_signatures(record: PluginRecord, plugin: object) -> None:
             raise PluginError(f"{record}, hook {name}: hookwrapper=True is the old style; write wrapper=True")
         if options.get("wrapper") and name in ALONE:
             raise PluginError(f"{record}, hook {name}: is called for each plugin alone; it cannot have wrappers")
+        if options.get("wrapper") and not inspect.isgeneratorfunction(inspect.unwrap(function)):
+            raise PluginError(
+                f"{record}, hook {name}: is a wrapper without a yield; write `result = yield` where the others are to"
+                " be called, and return the result"
+            )
         if options.get("specname"):
             raise PluginError(f"{record}, hook {name}: specname is not supported; name the function after its hook")
         for argument in inspect.signature(function).parameters.values():

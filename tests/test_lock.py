@@ -48,14 +48,14 @@ def test_a_package_counts_with_all_of_its_files_but_not_with_what_python_compile
     monkeypatch.syspath_prepend(str(tmp_path))
     module = importlib.import_module("a_package_of_files")
     found = []
-    for change in ("", "__pycache__/x.pyc", "inner/table.json", "inner/more.txt"):
+    for change in ("", "__pycache__/x.pyc", ".DS_Store", "inner/table.json", "inner/more.txt"):
         if change:
             (folder / change).parent.mkdir(exist_ok=True)
             (folder / change).write_text("something else")
         lock._of_folders.cache_clear()
         lock._of_files.cache_clear()
         found.append(digest_of(module, distributed=True))
-    assert found[0] == found[1] and len(set(found)) == 3
+    assert found[0] == found[1] == found[2] and len(set(found)) == 3
 
 
 def test_a_plugin_without_a_file_has_no_digest():
@@ -100,6 +100,15 @@ def test_every_kind_of_difference():
         "the order was same, older, edited, moved, and is moved, same, older, edited",
     ]
     assert lock_differences(locked, locked) == []
+
+
+def test_files_that_several_plugins_share_are_told_of_once():
+    def of(digest):
+        return [{"name": n, "distribution": "hooktrain", "version": "1", "digest": digest} for n in ("loop", "jsonl")]
+
+    assert lock_differences(of("a"), of("b")) == [
+        "'loop' (hooktrain 1) has other files than the lock says, in the same version"
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"plugins": [1]}', "plugins: [a]"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import sys
 
 import attrs
@@ -88,6 +89,59 @@ def test_a_plugin_that_fails_to_import_stops_only_a_run_that_names_it(installed,
         load({"type": "tiny", "optimizer": "lion"}, plugins=[TinyPlugin()])
     with pytest.raises(RecipeError, match=r"b-broken: unknown key.*the plugin of that name cannot be imported"):
         load({"type": "tiny", "b-broken": {}}, plugins=[TinyPlugin()])
+
+
+def test_a_module_that_quits_does_not_end_the_program_as_if_all_were_well(run_cli, tiny_recipe):
+    run = run_cli("train", tiny_recipe, source="raise SystemExit(0)")
+    assert run.status == 1 and "the module 'extra' cannot be imported (SystemExit: 0)" in run.stderr, run.output
+
+
+def test_a_class_that_quits_is_a_plugin_that_fails(installed):
+    installed("a-quits", "class Plugin:\n    def __init__(self): raise SystemExit(0)\n")
+    with pytest.raises(PluginError, match=r"'mod_a_quits:Plugin' \(mod_a_quits\): SystemExit\(0\); mend"):
+        make_host(PluginsConfig(load=("mod_a_quits:Plugin",), block=("a-quits",)))
+
+
+def test_what_a_plugin_prints_when_it_is_loaded_spoils_no_output(run_cli):
+    source = "print('I am here')\n@hookimpl\ndef on_step_end(): pass\n"
+    run = run_cli("plugins", "--json", "-p", "extra", source=source)
+    assert "extra" in [each["name"] for each in json.loads(run.stdout)]
+    assert "I am here" in run.stderr
+
+
+def test_settings_under_a_key_of_the_recipe_are_refused():
+    class Takes:
+        @hookimpl
+        def register_configs(self):
+            return {"settings": {"data": Lion.Config, "epochs": Lion.Config}}
+
+    with pytest.raises(RecipeError) as caught:
+        load({"type": "tiny"}, plugins=[TinyPlugin(), Takes()])
+    for key in ("data", "epochs"):
+        assert (
+            f"{key}: plugin 'Takes' (tests) offers settings under this key, which is the recipe's own; leave it out with"
+            " plugins: {block: [Takes]}" in str(caught.value)
+        )
+
+
+def test_wrappers_that_yield_never_or_twice_are_named(run_tiny):
+    class Never:
+        @hookimpl(wrapper=True)
+        def run_step(self):
+            if self is None:
+                yield
+
+    class Twice:
+        @hookimpl(wrapper=True)
+        def run_step(self):
+            yield
+            return (yield)
+
+    for plugin in (Never(), Twice()):
+        with pytest.raises(RuntimeError) as caught:
+            run_tiny(plugin)
+        name = type(plugin).__name__
+        assert caught.value.hooktrain_where == f"plugin '{name}', hook run_step, step 0, rank 0"
 
 
 def test_two_distributions_with_one_plugin_name_are_refused(installed):
@@ -233,6 +287,10 @@ class Breaks:
         def run_step(self):
             yield
 
+    class NoYield:
+        @hookimpl(wrapper=True)
+        def run_step(self): ...
+
     class Teardown:
         @hookimpl(wrapper=True)
         def on_teardown(self):
@@ -252,6 +310,7 @@ class Breaks:
         (Breaks.KeywordOnly, "hook on_step_end: parameter 'trainer' is keyword-only; remove the '*'"),
         (Breaks.Star, "hook on_step_end: '*given' gets nothing; name the parameters you need"),
         (Breaks.OldStyle, "hook run_step: hookwrapper=True is the old style; write wrapper=True"),
+        (Breaks.NoYield, "hook run_step: is a wrapper without a yield; write `result = yield` where the others"),
         (Breaks.Teardown, "hook on_teardown: is called for each plugin alone; it cannot have wrappers"),
         (Breaks.NoClass, "offers optimizer 'x' with <class 'dict'>, expected an attrs class"),
     ],
