@@ -1,0 +1,3 @@
+"""A tracker for hooktrain that talks to a Beacon server."""
+
+__version__ = "2.1.0"

@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import pytest
+from hooktrain import RecipeError
+from hooktrain.testing import conformance
+
+# no server is given: what runs everywhere is a plugin that has nothing to say
+test_conformance = conformance("beacon")
+
+
+def test_an_address_that_is_none_is_refused(run_tiny):
+    with pytest.raises(RecipeError, match=r"beacon\.url: given 'localhost:80', expected an address such as http"):
+        run_tiny(beacon={"url": "localhost:80"})

@@ -1,0 +1,12 @@
+"""Takes parameters as Python functions may, and hooks may not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hooktrain import hookimpl
+
+
+@hookimpl
+def on_step_end(trainer: Any = None, output: Any = None) -> None:
+    print("a step has ended")

@@ -1,0 +1,9 @@
+"""Its author has forgotten to declare what it depends on."""
+
+import a_library_that_was_forgotten  # type: ignore[import-not-found]
+from hooktrain import hookimpl
+
+
+@hookimpl
+def on_step_end() -> None:
+    a_library_that_was_forgotten.hear()

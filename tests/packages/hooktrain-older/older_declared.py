@@ -1,0 +1,12 @@
+"""Written for hooks before 1.0, where a step's end had its loss; it says so."""
+
+from __future__ import annotations
+
+from hooktrain import PluginInfo, hookimpl
+
+hooktrain_plugin = PluginInfo(api=">=0.5,<1.0")
+
+
+@hookimpl
+def on_step_end(trainer, loss):
+    print(f"step {trainer.global_step}: {loss}")

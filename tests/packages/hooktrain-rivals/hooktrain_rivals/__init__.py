@@ -1,0 +1,1 @@
+"""Plugins that clash with others."""

@@ -1,0 +1,1 @@
+"""Transcripts of dialogs as data for hooktrain."""
