@@ -21,7 +21,7 @@ from hooktrain.info import about, written_for_another
 from hooktrain.lock import digest_of, require_lock
 from hooktrain.needs import drop_unmet, refuse_excluded
 from hooktrain.records import Offer, PluginRecord, PluginsConfig
-from hooktrain.rules import check_signatures, implemented
+from hooktrain.rules import check_signatures, implemented, pluggy_silent, retired
 from hooktrain.state import TrainerType
 from hooktrain.tolerance import Tolerance
 
@@ -185,9 +185,10 @@ class PluginHost:
                 f"{record}: implements no hook; mark functions with @hookimpl, or name a class as package.module:Class"
             )
         try:
-            if "register_hookspecs" in names:
-                plugin.register_hookspecs(self.manager)  # type: ignore[attr-defined]
-            self.manager.register(plugin, record.name)
+            with pluggy_silent():
+                if "register_hookspecs" in names:
+                    plugin.register_hookspecs(self.manager)  # type: ignore[attr-defined]
+                self.manager.register(plugin, record.name)
             self._collect(record, plugin, names)
         except BaseException as problem:
             self._forget(record)
@@ -237,6 +238,7 @@ class PluginHost:
         Raises:
             PluginError: naming everybody involved and what to write in the recipe.
         """
+        drop_unmet(self)  # before anything else that follows from it, such as a hook that the missing one brings
         known = [name for name, caller in vars(self.manager.hook).items() if caller.spec is not None]
         for name, caller in vars(self.manager.hook).items():
             if caller.spec is None:
@@ -249,8 +251,9 @@ class PluginHost:
         for record in self.records.values():
             if record.state == "failed" and " both offer " in record.reason:
                 raise PluginError(record.reason)
-        drop_unmet(self)
         refuse_excluded(self)
+        for found, name, why in retired(self.manager):
+            self.warn(f"{self.records[found.plugin_name]}, hook {name}: {why}")
         for name in self.config.segments:
             if name not in SEGMENTS:
                 raise PluginError(f"plugins.segments: '{name}' is no segment{did_you_mean(name, SEGMENTS)}")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import warnings
+from collections.abc import Iterator
+
+import pluggy
+from pluggy import HookImpl
 
 from hooktrain import hookspecs
 from hooktrain.errors import PluginError
 from hooktrain.records import PluginRecord
 
-__all__ = ["ALONE", "check_signatures", "device_rule", "implemented"]
+__all__ = ["ALONE", "check_signatures", "device_rule", "implemented", "pluggy_silent", "retired"]
 
 ALONE = (
     "on_exception",
@@ -72,3 +78,22 @@ def device_rule(hook: str) -> str:
     """What the documentation of an engine's hook says about the device, such as ``may wait for it.``; else nothing."""
     text = inspect.getdoc(getattr(hookspecs, hook, None)) or ""
     return next((line.removeprefix("Device:").strip() for line in text.splitlines() if line.startswith("Device:")), "")
+
+
+@contextlib.contextmanager
+def pluggy_silent() -> Iterator[None]:
+    """Keep pluggy from warning of what is retired: it does not say who takes it, as :func:`retired` does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def retired(manager: pluggy.PluginManager) -> Iterator[tuple[HookImpl, str, Warning]]:
+    """The implementations that take what a hook's declaration calls retired, the hook's name, and what to tell."""
+    for name, caller in vars(manager.hook).items():
+        spec = caller.spec
+        for found in caller.get_hookimpls() if spec is not None else ():
+            told = spec.warn_on_impl_args or {}
+            yield from ((found, name, told[argument]) for argument in found.argnames if argument in told)
+            if spec.warn_on_impl is not None:
+                yield found, name, spec.warn_on_impl

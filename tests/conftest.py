@@ -12,6 +12,7 @@ import pytest
 import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+collect_ignore = ["packages"]  # whose tests run where they are installed, see test_packages.py
 torch.set_num_threads(1)
 
 

@@ -16,7 +16,7 @@ from hooktrain import HooktrainError
 from hooktrain.testing import conformance
 from hooktrain.testing.checks import CHECKS
 from hooktrain.testing.checks.kit import LIGHT, Broken, Kit, Options, Unjudged
-from hooktrain.testing.checks.subject import reference_to
+from hooktrain.testing.checks.subject import Spec, reference_to
 from hooktrain.testing.zygote import Job, Zygote, zygote
 from tests import bad_plugins
 
@@ -50,6 +50,17 @@ def test_metrics_that_are_meant_to_change(check):
     with pytest.raises(Broken, match=r"eval/held_out/loss(?s:.*)is named in ignore="):
         check("observes", bad_plugins.Averages)
     check("observes", bad_plugins.Averages, ignore=("eval/held_out/loss",))
+
+
+def test_settings_of_other_parts_stay_where_the_plugin_is_compared_with_its_absence():
+    """What looks at logits needs a loss that makes them, and is compared with a run of the same loss."""
+    settings = {"mine": {"on": True}, "loss": {"all_logits": True}, "optimizer": {"type": "mine"}, "data": {"rows": 5}}
+    spec = Spec(reference=reference_to(bad_plugins.Offers), recipe={"data": {"seed": 1}}, settings=settings, steps=2)
+    both = {"loss": {"all_logits": True}, "data": {"seed": 1}, "plugins": {}}
+    assert spec.raw("without") == both
+    assert spec.raw("beside") == {**both, "mine": {"on": True}}
+    assert spec.raw("with") == {**both, **settings, "data": {"seed": 1, "rows": 5}}
+    assert spec.selected == ["optimizer", "data"]
 
 
 BROKEN = [

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import attrs
 import pytest
 
-from hooktrain import API_VERSION, PluginError, PluginInfo, PluginsConfig, RecipeError, field, hookimpl
+from hooktrain import (
+    API_VERSION,
+    HooktrainWarning,
+    PluginError,
+    PluginInfo,
+    PluginsConfig,
+    RecipeError,
+    field,
+    hookimpl,
+    hookspec,
+)
 from hooktrain.build import load, make_host
 from hooktrain.needs import drop_unmet
 from hooktrain.testing import TinyPlugin, host_of
@@ -78,6 +89,43 @@ def test_a_plugin_for_other_hooks_is_out_and_stops_only_a_run_that_names_it(inst
         make_host(PluginsConfig(load=("a-older",)))
 
 
+class Retires:
+    """Brings a hook that had other parameters once, and one that is to go."""
+
+    @hookimpl
+    def register_hookspecs(self, pluginmanager):
+        class Hooks:
+            @hookspec(warn_on_impl_args={"folder": HooktrainWarning("'folder' is retired; take trainer.run_dir")})
+            def on_spike(self, trainer, folder): ...
+
+            @hookspec(warn_on_impl=HooktrainWarning("is retired; implement on_spike"))
+            def on_jump(self): ...
+
+        pluginmanager.add_hookspecs(Hooks)
+
+
+class TakesIt:
+    @hookimpl
+    def on_spike(self, folder): ...
+
+
+class TakesBoth(TakesIt):
+    @hookimpl
+    def on_jump(self): ...
+
+
+@pytest.mark.parametrize("order", [(Retires, TakesIt, TakesBoth), (TakesIt, TakesBoth, Retires)])
+def test_who_takes_what_is_retired_is_told_by_name(order):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load({"type": "tiny"}, plugins=[TinyPlugin(), *(kind() for kind in order)])
+    assert sorted(str(each.message) for each in caught) == [
+        "plugin 'TakesBoth' (tests), hook on_jump: is retired; implement on_spike",
+        "plugin 'TakesBoth' (tests), hook on_spike: 'folder' is retired; take trainer.run_dir",
+        "plugin 'TakesIt' (tests), hook on_spike: 'folder' is retired; take trainer.run_dir",
+    ]
+
+
 # ------------------------------------------------------------------------------------------------------- needs
 
 
@@ -98,6 +146,12 @@ def test_a_plugin_without_what_it_requires_is_out_and_so_are_those_that_require_
         load({"type": "tiny", "optimizer": "top"}, plugins=[TinyPlugin()])
     with pytest.raises(PluginError, match="requires the plugin 'c-absent', which is not installed"):
         load({"type": "tiny"}, plugins=[TinyPlugin()], switches=["b-middle"])
+
+
+def test_a_hook_of_the_plugin_that_is_missing_is_no_misspelling(installed):  # noqa: F811
+    installed("a-needs", declares('requires=["c-absent"]') + "@hooktrain.hookimpl\ndef on_spike(trainer): pass\n")
+    _, host = load({"type": "tiny"}, plugins=[TinyPlugin()])
+    assert host.records["a-needs"].reason == "requires the plugin 'c-absent', which is not installed; install it"
 
 
 def test_a_version_that_is_required(installed):  # noqa: F811

@@ -8,7 +8,7 @@ from typing import Any
 
 from hooktrain.errors import HooktrainError
 from hooktrain.testing.checks.kit import Broken, Kit, Unjudged
-from hooktrain.testing.checks.subject import PARTS, prepared
+from hooktrain.testing.checks.subject import prepared
 
 __all__ = ["changes_gradients", "check_observes", "check_ranks", "require_removable"]
 
@@ -72,7 +72,7 @@ def check_observes(kit: Kit) -> None:
         found = list(differences(first, second, names=("the run without it", "the run with it")))
         if found:
             rest = f", and {len(found) - 1} more" if len(found) > 1 else ""
-            parts = ", ".join(key for key in kit.spec.settings if key in PARTS)
+            parts = ", ".join(kit.spec.selected)
             note = f" ({parts} of the settings left out)" if parts else ""
             raise Broken(
                 f"the same recipe without the plugin, and with it{note}, differ. {what}: {found[0]}{rest}",

@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from hooktrain.plugins import PluginHost
     from hooktrain.recipe import Recipe
 
-__all__ = ["PARTS", "Prepared", "Reference", "Spec", "prepared", "reference_to"]
+__all__ = ["Prepared", "Reference", "Spec", "prepared", "reference_to"]
 
 PARTS = ("type", "strategy", "tokenizer", "data", "loss", "model", "optimizer", "scheduler", "checkpoint")
 """Keys of a recipe that select what the training is made of."""
 
 _ADDED = {"model", "data"}
 """Keys whose settings are added to the recipe's, as these name files."""
+
+_ADJUSTED = {"strategy", "loss", "optimizer", "scheduler"}
+"""Keys whose settings, where they have no ``type``, are of the part that the recipe has anyway."""
 
 
 @attrs.frozen(kw_only=True)
@@ -137,6 +140,17 @@ class Spec:
     settings: Mapping[str, Any]
     steps: int
 
+    @property
+    def selected(self) -> list[str]:
+        """The settings that select a part of the plugin's; ``loss: {all_logits: true}`` is another's, and stays."""
+        if "type" in self.settings:
+            return [key for key in self.settings if key in PARTS]
+        return [
+            key
+            for key, value in self.settings.items()
+            if key in PARTS and not (key in _ADJUSTED and isinstance(value, Mapping) and "type" not in value)
+        ]
+
     def raw(self, variation: str) -> dict[str, Any]:
         """The recipe of a variation.
 
@@ -146,9 +160,10 @@ class Spec:
         """
         settings = dict(self.settings) if variation != "idle" else {}
         if variation == "beside":
-            settings = {key: value for key, value in settings.items() if key not in PARTS}
+            settings = {key: value for key, value in settings.items() if key not in self.selected}
         elif variation == "without":
-            settings = {key: value for key, value in settings.items() if key in _engine_keys()}
+            kept = (_engine_keys() | set(PARTS)) - set(self.selected)
+            settings = {key: value for key, value in settings.items() if key in kept}
         for key in _ADDED & settings.keys() & self.recipe.keys():
             settings[key] = {**self.recipe[key], **settings[key]}
         made = {**self.recipe, **settings}

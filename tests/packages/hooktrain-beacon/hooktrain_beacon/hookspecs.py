@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_run"]
 
-_RETIRED = {"run_dir": HooktrainWarning("describe_run: the parameter 'run_dir' is retired; take trainer.run_dir")}
+_RETIRED = {"run_dir": HooktrainWarning("the parameter 'run_dir' is retired; take trainer.run_dir")}
 
 
 @hookspec(warn_on_impl_args=_RETIRED)
