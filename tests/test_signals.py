@@ -25,7 +25,7 @@ import time
 @hookimpl
 def on_microbatch_start(trainer):
     note(pid=os.getpid(), step=trainer.global_step)
-    time.sleep(0.05)
+    time.sleep(float(os.environ.get("NAP", "0.05")))
 
 @hookimpl
 def on_evaluate_start(trainer):
@@ -201,7 +201,7 @@ def test_a_file_stop_that_comes_too_late_does_not_end_the_next_run(run_tiny, tmp
     assert not (tmp_path / "run" / "stop").exists()
 
 
-def test_a_second_sigint_ends_at_once(start):
+def test_a_second_sigint_ends_at_once(start, monkeypatch):
     """While a step takes long; what comes within a second is the first one, passed on by a launcher."""
     run = start("run", gradient_accumulation_steps=13, data={"rows": 500})
     pid = run.wait_for(step=0)
@@ -210,7 +210,8 @@ def test_a_second_sigint_ends_at_once(start):
     os.kill(pid, signal.SIGINT)
     code, output = run.end()
     assert (code, run.saved) == (130, [1]), output
-    again = start("again", gradient_accumulation_steps=1000, data={"rows": 1000})
+    monkeypatch.setenv("NAP", "6")  # so that both signals find it in the hook, however busy the machine is
+    again = start("again", gradient_accumulation_steps=50, data={"rows": 50})
     pid = again.wait_for(step=0)
     os.kill(pid, signal.SIGINT)
     time.sleep(1.5)
@@ -218,7 +219,7 @@ def test_a_second_sigint_ends_at_once(start):
     before = len(again.notes())
     code, output = again.end()
     assert (code, again.saved) == (130, []), output
-    assert len(again.notes()) <= before + 1, "no micro-batch is begun any more, of those that would take 50 seconds"
+    assert len(again.notes()) <= before + 1, "no micro-batch is begun any more, of those that would take 300 seconds"
     assert "interrupted at plugin 'extra', hook on_microbatch_start, step 0" in output
 
 
