@@ -5,7 +5,9 @@ Only hooks that hear, measure or keep are tolerated; what does the work of a run
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pluggy import HookImpl
@@ -37,7 +39,7 @@ class Tolerance:
         self._host = host
         self._failures: dict[str, Counter[str]] = {}
         self._silent: dict[str, str] = {}
-        self._trainer: Trainer | None = None
+        self._bound: Callable[[], Trainer | None] = lambda: None
 
     def guard(self) -> None:
         """Let the hooks of plugins fail whose policy says so.
@@ -73,14 +75,15 @@ class Tolerance:
 
     def bind(self, trainer: Trainer) -> None:
         """Say when something failed, and have the ranks agree on who is left out."""
-        self._trainer = trainer
+        self._bound = weakref.ref(trainer)  # a trainer that nobody holds lets go of its folder at once
 
     def leave_out(self, names: tuple[str, ...]) -> None:
         """Disable plugins, after the same step on all ranks."""
+        trainer = self._bound()
         for name in names:
             record = self._host.records[name]
             if record.state != "disabled":
-                step = "" if self._trainer is None else f" after step {self._trainer.global_step}"
+                step = "" if trainer is None else f" after step {trainer.global_step}"
                 record.state, record.reason = "disabled", f"one of its hooks failed, so it was left out{step}"
                 for hook in set(record.hooks) & set(TOLERATED) - set(_KEPT):
                     self._host.remove(hook, name)
@@ -115,7 +118,7 @@ class Tolerance:
         setattr(implementation, "function", tolerated)  # noqa: B010 - as in guard_segment
 
     def _failed(self, name: str, hook: str, problem: Exception) -> None:
-        host, trainer = self._host, self._trainer
+        host, trainer = self._host, self._bound()
         hooks = self._failures.setdefault(name, Counter())
         hooks[hook] += 1
         record = host.records[name]

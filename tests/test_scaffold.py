@@ -15,10 +15,10 @@ import pytest
 
 from hooktrain.errors import HooktrainError
 from hooktrain.scaffold import LONGEST, PluginNames, new_plugin, write_plugin
+from tests.environments import PIP
 
 ROOT = Path(__file__).parents[1]
-PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-WHEEL = [*PIP, "wheel", "--no-deps", "--no-build-isolation"]
+WHEEL = [sys.executable, *PIP, "wheel", "--no-deps", "--no-build-isolation"]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def site(tmp_path_factory):
         place = path.relative_to(ROOT)
         left_out = any(part.startswith((".", "__pycache__")) for part in place.parts) or path.name == "ruff.toml"
         assert left_out or path.is_dir() or place.as_posix() in held, f"{place} is missing in the wheel"
-    install = [*PIP, "install", "--no-deps", "--target", str(folder / "site")]
+    install = [sys.executable, *PIP, "install", "--no-deps", "--target", str(folder / "site")]
     subprocess.run([*install, str(wheel)], check=True)
     shutil.rmtree(source)
     shown = run(folder / "site", folder, "hooktrain", "new-plugin", "Square-Root2")
