@@ -424,8 +424,8 @@ def test_a_run_that_settles_them_goes_on_with_warnings(crowded, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("name", "which"),
     [
-        ("ema", "state or average or spread")  # what a resume needs was seen above,
-        * (
+        ("ema", "state or average or spread"),  # a resume was seen above
+        *(
             pytest.param(name.removesuffix("-host"), "", marks=[pytest.mark.slow, pytest.mark.timeout(900)])
             for name in GOOD
         ),
