@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -30,6 +30,15 @@ def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyt
     # readline, which pytest imports, writes a width into the environment of the processes that pytest-xdist starts
     for name in ("HOOKTRAIN_PLUGINS", "RANK", "WORLD_SIZE", "LOCAL_RANK", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Sums depend on the number of threads: a test that leaves another one changes the numbers of those after it."""
+    yield
+    left = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert left == 1, f"this test leaves torch with {left} threads"
 
 
 @pytest.fixture

@@ -160,8 +160,3 @@ def make_llama() -> Callable[..., LlamaForCausalLM]:
         return model
 
     return make
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _few_threads() -> None:
-    torch.set_num_threads(2)
