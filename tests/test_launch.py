@@ -41,7 +41,7 @@ def test_a_rank_that_raises(run_ranks, strategy):
     assert "in on_microbatch_start" in run.output, "the traceback of the plugin"
     assert "/click/" not in run.output, "what stands between the command line and the hook says nothing"
     assert "/pluggy/" not in run.output
-    assert run.seconds < 60
+    assert run.seconds < 30
 
 
 def test_an_error_with_a_clear_sentence_has_no_traceback(run_ranks):
@@ -65,7 +65,7 @@ def test_a_rank_that_is_killed(run_ranks, strategy):
         "^hooktrain: then rank 0: (lost the connection|waited 4 s .*), in step 2$", run.output, re.MULTILINE
     )
     assert lost, run.output
-    assert run.seconds < 60
+    assert run.seconds < 30
 
 
 @either
