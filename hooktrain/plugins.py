@@ -84,6 +84,11 @@ class PluginHost:
                 )
         for name, point in found.items():
             record = record_of(point)
+            if name in self.records:  # states, settings and metrics go by name, so that there cannot be two
+                record.name = f"{record.distribution}:{name}"
+                reason = f"its name '{name}' is that of a plugin of the engine's own; its author has to give it another"
+                self._fail(record, reason, PluginError(reason))
+                continue
             reason = self._why_not(name)
             if reason:
                 record.state, record.reason = "blocked", reason
@@ -137,14 +142,13 @@ class PluginHost:
         Raises:
             PluginError: when the run names it.
         """
-        self._forget(record)
+        self._forget(record, self.manager.get_plugin(record.name))
         self._fail(record, reason, PluginError(reason))
         self.hooks.refresh()
 
-    def _forget(self, record: PluginRecord) -> None:
-        """Leave nothing of a plugin."""
-        plugin = self.manager.get_plugin(record.name)
-        if plugin is not None:  # pluggy leaves one registered that failed its validation (pluggy#463)
+    def _forget(self, record: PluginRecord, plugin: object) -> None:
+        """Leave nothing of a plugin; another one that has its name, or itself under another, stays."""
+        if self.manager.get_plugin(record.name) is plugin:  # pluggy keeps one that failed its validation (pluggy#463)
             self.manager.unregister(plugin)
         for kinds in self.offers.values():
             for name in [name for name, offer in kinds.items() if offer.plugin is record]:
@@ -171,6 +175,8 @@ class PluginHost:
         return record
 
     def _add(self, record: PluginRecord, plugin: object) -> None:
+        if self.manager.is_registered(plugin):
+            raise PluginError(f"{record}: takes part as '{self.manager.get_name(plugin)}' already; name it once")
         try:
             record.info = about(plugin)
         except TypeError as problem:
@@ -191,7 +197,7 @@ class PluginHost:
                 self.manager.register(plugin, record.name)
             self._collect(record, plugin, names)
         except BaseException as problem:
-            self._forget(record)
+            self._forget(record, plugin)
             if isinstance(problem, pluggy.PluginValidationError):
                 raise PluginError(f"{record}: {_arguments(problem)}") from problem
             raise

@@ -155,6 +155,26 @@ def test_two_distributions_with_one_plugin_name_are_refused(installed):
     make_host(PluginsConfig(block=("a-same",))).check()
 
 
+def test_a_plugin_named_as_one_of_the_engine_is_out_and_the_engine_keeps_its_own(installed, run_tiny, tmp_path):
+    installed("jsonl", HEARS, distribution="stranger")
+    with pytest.warns(UserWarning, match="stranger:jsonl.*its name 'jsonl' is that of a plugin of the engine's own"):
+        trainer = run_tiny(train_iters=2)
+    record = trainer.host.records["stranger:jsonl"]
+    assert (record.state, record.distribution) == ("failed", "stranger")
+    assert trainer.host.records["jsonl"].state == "active"
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert not hasattr(trainer, "heard")
+
+
+def test_one_object_under_two_names_stays_registered_under_the_first():
+    host, plugin = host_of(), Lion()
+    host.register(plugin, "first")
+    with pytest.raises(PluginError, match="plugin 'second' \\(tests\\): takes part as 'first' already; name it once"):
+        host.register(plugin, "second")
+    assert host.manager.get_plugin("first") is plugin
+    assert host.offers["optimizer"]["lion"].plugin.name == "first"
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(PluginError, match=r"plugins: 'torhc' is not installed \(did you mean 'torch'\?\)"):
         make_host(PluginsConfig(block=("torhc",)))
