@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import attrs
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -110,10 +109,10 @@ def _needing(host: PluginHost, recipe: Recipe) -> Iterator[str]:
 
 
 def _is_used(host: PluginHost, recipe: Recipe, record: PluginRecord) -> bool:
-    """Whether a recipe asks for anything that a plugin offers; one that offers nothing always takes part."""
+    """Whether a recipe asks for anything that a plugin offers, settings at their defaults being none; one that offers
+    nothing always takes part."""
     own = {offer.config for kinds in host.offers.values() for offer in kinds.values() if offer.plugin is record}
-    chosen = [config for _, config in _configs(recipe) if type(config) in own]
-    return not own or any(not attrs.has(type(config)) or config != _default(type(config)) for config in chosen)
+    return not own or any(type(config) in own and config != _default(type(config)) for _, config in _configs(recipe))
 
 
 def _default(config: type) -> Any:

@@ -375,17 +375,21 @@ class PluginHost:
         warnings.warn(text, HooktrainWarning, stacklevel=2)
 
     def manifest(self) -> list[dict[str, Any]]:
-        """What takes part in this run, in the order of registration, the last being called first: plain values."""
+        """What takes part in this run, in the order of registration, the last being called first: plain values.
+
+        A plugin with ``in_manifest = False`` is left out: one that the recipe turns on, and that changes nothing.
+        """
+        found = [(record, self.manager.get_plugin(record.name)) for record in self.records.values()]
         return [
             {
                 "name": record.name,
                 "distribution": record.distribution,
                 "version": record.version,
-                "digest": digest_of(self.manager.get_plugin(record.name), distributed=bool(record.version)),
+                "digest": digest_of(plugin, distributed=bool(record.version)),
                 "hooks": record.hooks,
             }
-            for record in self.records.values()
-            if record.state in ("active", "disabled")
+            for record, plugin in found
+            if record.state in ("active", "disabled") and getattr(plugin, "in_manifest", True)
         ]
 
     def failed(self) -> list[PluginRecord]:

@@ -38,6 +38,7 @@ class Profiler:
     """
 
     only_observes = True
+    in_manifest = False
 
     def __init__(self) -> None:
         self.ledger = Ledger()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
+from hooktrain.errors import PluginError, did_you_mean
 from hooktrain.parts import Strategy
+from hooktrain.plugins import PluginHost
 
 __all__ = ["NOTHING", "Agreed", "Requesting", "Requests"]
 
@@ -95,6 +97,7 @@ class Requests:
 class Requesting:
     """What any hook, on any rank, may ask of the trainer; all ranks do it after the same step or epoch."""
 
+    host: PluginHost
     requests: Requests
     strategy: Strategy
 
@@ -119,7 +122,19 @@ class Requesting:
         self.requests.ask(Agreed(end_epoch=True))
 
     def request_disable(self, plugin: str) -> None:
-        """Leave the hooks of a plugin that hear and measure out after the current step, on all ranks."""
+        """Leave the hooks of a plugin that hear and measure out after the current step, on all ranks.
+
+        Raises:
+            PluginError: there is no such plugin, or the run would train another way without it.
+        """
+        record = self.host.records.get(plugin)
+        if record is None:
+            raise PluginError(
+                f"trainer.request_disable: given '{plugin}', which is no plugin of this run"
+                f"{did_you_mean(plugin, self.host.records)}; there are {', '.join(self.host.records)}"
+            )
+        if record.info.changes_gradients:
+            raise PluginError(f"trainer.request_disable: {record} changes gradients, and cannot be gone without")
         self.requests.ask(Agreed(disable=(plugin,)))
 
     @property

@@ -84,8 +84,8 @@ class Tolerance:
             record = self._host.records[name]
             if record.state != "disabled":
                 step = "" if trainer is None else f" after step {trainer.global_step}"
-                record.state, record.reason = "disabled", f"one of its hooks failed, so it was left out{step}"
-                for hook in set(record.hooks) & set(TOLERATED) - set(_KEPT):
+                record.state, record.reason = "disabled", f"left out{step}, on all ranks"
+                for hook in (set(record.hooks) & set(TOLERATED)) - set(_KEPT):
                     self._host.remove(hook, name)
         self._host.hooks.refresh()
 

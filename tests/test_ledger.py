@@ -13,8 +13,9 @@ import torch
 from hooktrain import hookimpl
 from hooktrain.build import load
 from hooktrain.ledger import Cost, Ledger
+from hooktrain.lock import write_lock
 from hooktrain.profiling import facts, table
-from hooktrain.testing import Recorder, TinyPlugin
+from hooktrain.testing import Recorder, TinyPlugin, train
 from hooktrain.waits import WAITS, Waits
 
 SLEEP = 0.004
@@ -409,3 +410,25 @@ def test_recipes_plans_and_schemas_have_the_key(run_cli, tiny_recipe):
     assert '"profile_hooks"' in plan.stdout, plan.output
     key = json.loads(run_cli("schema").stdout)["properties"]["profile_hooks"]
     assert key["type"] == "boolean" and "waits" in key["description"]
+
+
+def test_profiling_is_no_plugin_that_a_lock_or_a_resume_knows_of(tiny_recipe, tmp_path):
+    saving = {"checkpoint": {"type": "full", "save_every_n_steps": 1, "auto_resume": True}}
+    train({**tiny_recipe, **saving, "profile_hooks": True, "exit_iteration": 2})
+    lines = []
+
+    class Hears:
+        @hookimpl
+        def on_message(self, message):
+            lines.append(message)
+
+    train({**tiny_recipe, **saving, "exit_iteration": 4}, Hears())
+    told = [line for line in lines if "profile" in line]
+    assert told == ["other than when the checkpoint was saved: profile_hooks: was true, is false"]
+
+    recipe = {**tiny_recipe, "profile_hooks": True}
+    _, host = load(recipe, plugins=[TinyPlugin()])
+    write_lock(host, tmp_path / "plugins.lock")
+    for on in (True, False):
+        changes = {"profile_hooks": on, "plugins": {"lock": str(tmp_path / "plugins.lock")}}
+        load({**recipe, **changes}, plugins=[TinyPlugin()])

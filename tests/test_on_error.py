@@ -58,7 +58,7 @@ def test_disabled_plugins_are_left_out_and_keep_their_state_and_their_end(run_ti
         " here on"
     ]
     record = trainer.host.records["Tracker"]
-    assert (record.state, record.reason) == ("disabled", "one of its hooks failed, so it was left out after step 3")
+    assert (record.state, record.reason) == ("disabled", "left out after step 3, on all ranks")
     assert trainer.collect_states()["Tracker"] == {"heard": [1, 2]}
     assert "Tracker" in [each["name"] for each in trainer.host.manifest()]
 
@@ -149,6 +149,34 @@ def test_what_changes_gradients_cannot_be_gone_without(run_tiny):
         run_tiny(plugin, plugins={"on_error": {"Raises": "warn"}})
 
 
+class Asks:
+    """Has another plugin left out, as one that watches over others does."""
+
+    def __init__(self, name):
+        self.name = name
+
+    @hookimpl
+    def on_step_start(self, trainer):
+        if trainer.global_step == 1:
+            trainer.request_disable(self.name)
+
+
+def test_a_plugin_may_have_another_left_out(run_tiny):
+    tracker = Tracker()
+    trainer = run_tiny(Asks("Tracker"), tracker, train_iters=4)
+    assert tracker.heard == [1] and tracker.closed, "after the step in which it was asked for, before its line"
+    assert trainer.host.records["Tracker"].reason == "left out after step 2, on all ranks"
+
+
+def test_leaving_out_what_is_not_there_or_changes_gradients_is_refused_at_once(run_tiny):
+    with pytest.raises(
+        PluginError, match=r"request_disable: given 'Tracer', .*\(did you mean 'Tracker'\?\); there are"
+    ):
+        run_tiny(Asks("Tracer"), Tracker())
+    with pytest.raises(PluginError, match="'Raises' .* changes gradients, and cannot be gone without"):
+        run_tiny(Asks("Raises"), Raises("on_epoch_end", changes_gradients=True).plugin)
+
+
 ONE_RANK = """
 import os, hooktrain
 
@@ -177,4 +205,4 @@ def test_all_ranks_leave_it_out_after_the_same_step(run_ranks, rank_notes):
         assert [each["step"] for each in steps] == [1, 2]
         ends.append(end)
     assert ends[0] == ends[1]
-    assert ends[0]["state"] == "disabled" and ends[0]["reason"].endswith("left out after step 2")
+    assert ends[0]["state"] == "disabled" and ends[0]["reason"] == "left out after step 2, on all ranks"
