@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from hooktrain.markers import hookimpl, hookspec
     from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
     from hooktrain.plugins import PluginHost
-    from hooktrain.recipe import Recipe, read_recipe
+    from hooktrain.reading import read_recipe
+    from hooktrain.recipe import Recipe
     from hooktrain.records import PluginsConfig
     from hooktrain.state import (
         Batch,
@@ -68,7 +69,8 @@ _HOMES = {
     "parts": "CheckpointEngine Scheduler Strategy",
     "plugins": "PluginHost",
     "records": "PluginsConfig",
-    "recipe": "Recipe read_recipe",
+    "reading": "read_recipe",
+    "recipe": "Recipe",
     "state": "Batch BatchCounts Data Dataset Fragment LossSum OptimizerStep ShownRow StepOutput StoredTensors"
     " TrainedState TrainerState TrainerType World",
     "trainer": "Trainer",

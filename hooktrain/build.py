@@ -22,7 +22,8 @@ from hooktrain.needs import logit_complaints
 from hooktrain.occupied import Occupation
 from hooktrain.plugins import PluginHost
 from hooktrain.profiling import profile
-from hooktrain.recipe import Recipe, apply_overrides, plugins_config, read_recipe, resolve
+from hooktrain.reading import apply_overrides, read_recipe
+from hooktrain.recipe import Recipe, plugins_config, resolve
 from hooktrain.records import PluginsConfig
 from hooktrain.state import Batch, Data, World
 

@@ -18,7 +18,8 @@ from hooktrain.given import Given
 from hooktrain.in_hand import needs_tokenizer, settle
 from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
 from hooktrain.plugins import PluginHost
-from hooktrain.recipe import Recipe, read_recipe
+from hooktrain.reading import read_recipe
+from hooktrain.recipe import Recipe
 from hooktrain.state import Batch, Data, LossSum, TrainerState, World
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ PLUGINS = CORE.parent / "plugins"
 
 FLOORS = [
     ["differences", "errors", "info", "launch", "markers", "waits"],
-    ["state", "estimates"],
+    ["state", "estimates", "reading"],
     ["parts", "config", "hookspecs"],
     ["dispatch", "records"],
     ["arrangement", "discovery", "needs", "rules", "tolerance"],
@@ -52,6 +52,7 @@ WITHOUT_TORCH = {
     "tolerance",
     "lock",
     "plugins",
+    "reading",
     "recipe",
     "cli",
     "__main__",

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hooktrain import RecipeError, at_least, field, hookimpl, part
-from hooktrain.recipe import apply_overrides, plugins_config, read_recipe, resolve
+from hooktrain.reading import apply_overrides, read_recipe
+from hooktrain.recipe import plugins_config, resolve
 from hooktrain.testing import TinyPlugin, host_of, train
 
 

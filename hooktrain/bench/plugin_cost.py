@@ -19,7 +19,7 @@ from hooktrain.bench.suites import Case, Context, Findings, Metric, Side, Suite
 from hooktrain.bench.tables import COLOURS, figure_text, number
 from hooktrain.build import make_host
 from hooktrain.errors import did_you_mean
-from hooktrain.recipe import read_recipe
+from hooktrain.reading import read_recipe
 from hooktrain.records import PluginRecord, PluginsConfig
 
 __all__ = ["measure_plugin", "print_report"]

@@ -17,7 +17,8 @@ from hooktrain.hookspecs import FACTORIES
 from hooktrain.needs import logit_complaints
 from hooktrain.options import switch_words
 from hooktrain.plugins import PluginHost
-from hooktrain.recipe import Recipe, apply_overrides, plugins_config, read_recipe, resolve
+from hooktrain.reading import apply_overrides, read_recipe
+from hooktrain.recipe import Recipe, plugins_config, resolve
 from hooktrain.records import PluginRecord, PluginsConfig
 from hooktrain.report.hooks import implementations_of
 from hooktrain.report.origins import Sources, origins_of

@@ -99,7 +99,7 @@ class Kit:
                 raise Unjudged(f"the model and rows of recipe='chat' could not be made:\n{_end(done.output)}")
             recipe = {**done.result, "plugins": {"only": [*only, "hf", "sft"]}}
         elif isinstance(recipe, Path):
-            from hooktrain.recipe import read_recipe
+            from hooktrain.reading import read_recipe
 
             recipe = read_recipe(recipe)
         elif callable(recipe):
