@@ -166,7 +166,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         trainer = train(recipe, _plugin(given, folder, findings))
         findings["parameters"] = sum(parameter.numel() for parameter in trainer.model.parameters())
         newest = max(
-            [*folder.glob("step-*"), *folder.glob("saved/*")], key=lambda path: path.stat().st_mtime, default=None
+            [*folder.glob("step-*"), *folder.glob("saved/step-*")], key=lambda path: path.stat().st_mtime, default=None
         )
         if newest is not None:
             files = [path for path in newest.rglob("*") if path.is_file()]

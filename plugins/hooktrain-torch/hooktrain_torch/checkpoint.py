@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ from hooktrain_torch.files import (
 )
 from hooktrain_torch.frozen import FrozenWeights
 from hooktrain_torch.random_state import restore_random_state
+from hooktrain_torch.retention import Retention
 from hooktrain_torch.save import FROZEN, PROVENANCE, TENSORS, Save
 from hooktrain_torch.stored import FromFiles
 
@@ -98,7 +99,7 @@ class FullCheckpoint:
         self._checked: Path | None = None
         self._frozen: FrozenWeights | None = None
         self._going_on: Save | None = None
-        self._warned = False
+        self._retention = Retention(config, self.output_dir)
         self.last_stall = 0.0
         if config.enabled and world.is_main:
             require_writable(self.output_dir)
@@ -191,6 +192,10 @@ class FullCheckpoint:
         if self._going_on is not None and self.world.world_size == 1:
             self.finish(trainer, wait=True)
 
+    def wait(self) -> None:
+        """Wait until older checkpoints are deleted."""
+        self._retention.wait()
+
     def _go_on(self, trainer: Trainer, problem: CheckpointError) -> None:
         if self.world.is_main:  # all ranks have it
             trainer.host.warn(f"{problem}; the run goes on")
@@ -203,7 +208,7 @@ class FullCheckpoint:
 
     def _begin(self, temporary: Path) -> None:
         if self.world.is_main:
-            self._clean()
+            self._retention.clean()
             temporary.mkdir(parents=True)
 
     def _end(self, trainer: Trainer, saving: Save, written: list[dict[str, Any]]) -> Path:
@@ -211,7 +216,7 @@ class FullCheckpoint:
         self._on_all_ranks(trainer, lambda: self._seal(saving, written), saving)
         self._current = saving.target
         if self.world.is_main:
-            self._retain(trainer)
+            self._retention.apply(trainer, self._found())
         return saving.target
 
     def _seal(self, saving: Save, written: list[dict[str, Any]]) -> None:
@@ -219,7 +224,7 @@ class FullCheckpoint:
             number = max((number for number, _ in self._found() if number < UNKNOWN), default=0) + 1
             saving.seal(written, number)
             if saving.target.exists():  # an earlier run's, or a damaged one
-                os.replace(saving.target, self.output_dir / f".removed-{saving.target.name}")
+                self._retention.set_aside(saving.target)
             os.replace(saving.temporary, saving.target)
             sync(self.output_dir)
 
@@ -242,50 +247,6 @@ class FullCheckpoint:
                     f"{saving.target}: rank {rank} could not save it, earlier checkpoints are intact: {text}"
                 ) from cause
         return [answer for _, answer in answers]
-
-    def _retain(self, trainer: Trainer) -> None:
-        """Remove what nothing asks to be kept, older than the ones that ``keep_last`` keeps."""
-        config, kept = self.config, 0
-        try:
-            found = self._found() if config.keep_last else []
-            best = self._best(trainer, [path for number, path in found if number < UNKNOWN]) if found else None
-            for number, path in found:
-                if kept < config.keep_last:
-                    kept += not problem_of(path, digests=False)
-                    continue
-                marked = path == best or (config.keep_every and int(path.name[5:]) % config.keep_every == 0)
-                if number < UNKNOWN and not (marked and not problem_of(path, digests=False)):
-                    os.replace(path, self.output_dir / f".removed-{path.name}")
-        except OSError as problem:
-            trainer.host.warn(f"{self.output_dir}: older checkpoints cannot be removed ({problem.strerror})")
-        self._clean()
-
-    def _best(self, trainer: Trainer, paths: Iterable[Path]) -> Path | None:
-        """The checkpoint with the best value of ``keep_best``, of those at whose step it was measured."""
-        name = self.config.keep_best
-        if not name:
-            return None
-        sign = -1 if self.config.keep_best_mode == "max" else 1
-        values: list[tuple[float, Path]] = []
-        for path in paths:
-            if problem_of(path, digests=False):
-                continue
-            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            if name in state["metrics"] and state.get("evaluated_at") == state["global_step"]:
-                values.append((sign * state["metrics"][name], path))
-        if not values and not self._warned:
-            self._warned = True
-            known = ", ".join(sorted(m for m in trainer.state.metrics if m.startswith("eval/"))) or "none so far"
-            trainer.host.warn(
-                f"keep_best: '{name}' was measured at the step of no checkpoint, so none is kept for it; evaluate at"
-                f" the steps that are saved (eval_interval); evaluation has given: {known}"
-            )
-        return min(values, key=lambda found: found[0])[1] if values else None
-
-    def _clean(self) -> None:
-        """Remove what an interrupted save or removal has left, so that nobody takes it for a checkpoint."""
-        for path in [*self.output_dir.glob(".saving-step-*"), *self.output_dir.glob(".removed-step-*")]:
-            shutil.rmtree(path, ignore_errors=True)
 
     # ------------------------------------------------------------------------------------------------ finding
 

@@ -111,3 +111,11 @@ class TorchPlugin:
         for engine in getattr(trainer, "checkpoint_engines", ()):
             if isinstance(engine, FullCheckpoint) and isinstance(exception, Exception):
                 engine.close(trainer)
+
+    @hookimpl
+    def on_teardown(self, trainer: Trainer) -> None:
+        from hooktrain_torch.checkpoint import FullCheckpoint
+
+        for engine in getattr(trainer, "checkpoint_engines", ()):
+            if isinstance(engine, FullCheckpoint):
+                engine.wait()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -41,6 +43,52 @@ class Losses:
 def test_keep_every(run_tiny, tmp_path):
     run_tiny(epochs=2, checkpoint=full(keep_last=1, keep_every=4))
     assert saved(tmp_path) == [4, 8, 12, 14]
+
+
+class Held:
+    """Holds every deletion until two more steps are done, or the run has failed."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.go, self.begun = threading.Event(), threading.Event()
+        self.seen: list[list[str]] = []
+        real = shutil.rmtree
+
+        def rmtree(path, **more):
+            self.begun.set()
+            assert self.go.wait(60), "the training waits for the deletion"
+            real(path, **more)
+
+        monkeypatch.setattr("hooktrain_torch.retention.shutil.rmtree", rmtree)
+
+    @hookimpl(tryfirst=True)
+    def on_step_end(self, trainer) -> None:
+        engine = trainer.checkpoint_engines[0]
+        while engine._going_on is not None and not engine._going_on.is_written:
+            time.sleep(0.01)  # so that the next step finds the save done
+        if self.begun.is_set() and not self.go.is_set():
+            self.seen.append(sorted(path.name for path in engine.output_dir.iterdir()))
+            if len(self.seen) == 2:
+                self.go.set()
+
+    @hookimpl(tryfirst=True)
+    def on_exception(self) -> None:
+        self.go.set()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_training_goes_on_while_older_checkpoints_are_deleted(run_tiny, tmp_path, monkeypatch, asynchronous):
+    held = Held(monkeypatch)
+    run_tiny(held, checkpoint=full(5, keep_last=1, asynchronous=asynchronous), epochs=2)
+    assert held.seen == [[".removed-step-00000005", "step-00000010"]] * 2
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000010"]
+
+
+def test_what_a_run_that_died_left_of_a_deletion_goes_with_the_next_save(run_tiny, tmp_path):
+    left = tmp_path / "run" / "checkpoints" / ".removed-step-00000002"
+    left.mkdir(parents=True)
+    (left / "model-0.pt").write_bytes(b"x")
+    run_tiny(checkpoint=full(7))
+    assert saved(tmp_path) == [7] and not left.exists()
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", 4), ("max", 2)])

@@ -1,0 +1,113 @@
+"""Which ``full`` checkpoints are kept, and how the others go away: renamed at once, deleted while training goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hooktrain_torch.files import UNKNOWN, problem_of
+
+if TYPE_CHECKING:
+    from hooktrain import Trainer
+    from hooktrain_torch.checkpoint import FullConfig
+
+__all__ = ["Retention"]
+
+
+class Retention:
+    """Removes checkpoints that nothing asks to be kept; on the main rank only.
+
+    Deleting gigabytes takes long, so that it has a thread of its own. A run that dies meanwhile leaves folders with
+    hidden names behind, which nobody takes for checkpoints and the next save removes.
+
+    Args:
+        config: what is to be kept.
+        folder: where the checkpoints lie.
+    """
+
+    def __init__(self, config: FullConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self._warned = False
+        self._thread: threading.Thread | None = None
+
+    def set_aside(self, path: Path) -> None:
+        """Give a checkpoint a name that says that it is none, by one rename."""
+        aside = self.folder / f".removed-{path.name}"
+        if aside.exists():  # being deleted, or left by a run that died
+            self.wait()
+            shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
+
+    def apply(self, trainer: Trainer, found: Sequence[tuple[int, Path]]) -> None:
+        """Remove what nothing asks to be kept, older than the ones that ``keep_last`` keeps.
+
+        Args:
+            trainer: whose metrics tell the best.
+            found: checkpoints with their numbers, the last saved first.
+        """
+        config, kept = self.config, 0
+        try:
+            found = found if config.keep_last else []
+            best = self._best(trainer, [path for number, path in found if number < UNKNOWN]) if found else None
+            for number, path in found:
+                if kept < config.keep_last:
+                    kept += not problem_of(path, digests=False)
+                    continue
+                marked = path == best or (config.keep_every and int(path.name[5:]) % config.keep_every == 0)
+                if number < UNKNOWN and not (marked and not problem_of(path, digests=False)):
+                    self.set_aside(path)
+        except OSError as problem:
+            trainer.host.warn(f"{self.folder}: older checkpoints cannot be removed ({problem.strerror})")
+        self._delete_aside()
+
+    def clean(self) -> None:
+        """Delete what an interrupted save or removal has left, so that nobody takes it for a checkpoint."""
+        self.wait()
+        for path in [*self.folder.glob(".saving-step-*"), *self.folder.glob(".removed-step-*")]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def wait(self) -> None:
+        """Wait until everything set aside is deleted."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _delete_aside(self) -> None:
+        self.wait()
+        aside = list(self.folder.glob(".removed-step-*"))
+        if not aside:
+            return
+
+        def work() -> None:
+            for path in aside:
+                shutil.rmtree(path, ignore_errors=True)
+
+        self._thread = threading.Thread(target=work, name="removal of older checkpoints", daemon=True)
+        self._thread.start()
+
+    def _best(self, trainer: Trainer, paths: Iterable[Path]) -> Path | None:
+        """The checkpoint with the best value of ``keep_best``, of those at whose step it was measured."""
+        name = self.config.keep_best
+        if not name:
+            return None
+        sign = -1 if self.config.keep_best_mode == "max" else 1
+        values: list[tuple[float, Path]] = []
+        for path in paths:
+            if problem_of(path, digests=False):
+                continue
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            if name in state["metrics"] and state.get("evaluated_at") == state["global_step"]:
+                values.append((sign * state["metrics"][name], path))
+        if not values and not self._warned:
+            self._warned = True
+            known = ", ".join(sorted(m for m in trainer.state.metrics if m.startswith("eval/"))) or "none so far"
+            trainer.host.warn(
+                f"keep_best: '{name}' was measured at the step of no checkpoint, so none is kept for it; evaluate at"
+                f" the steps that are saved (eval_interval); evaluation has given: {known}"
+            )
+        return min(values, key=lambda found: found[0])[1] if values else None
