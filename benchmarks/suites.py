@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.checkpoint.suite import SUITE as CHECKPOINT
+from benchmarks.dispatch.suite import SUITE as DISPATCH
 from benchmarks.gpu.suite import SUITE as GPU
 from benchmarks.resume.suite import SUITE as RESUME
 from benchmarks.sft.suite import SUITE as SFT
@@ -13,4 +14,4 @@ from hooktrain.bench import Suite
 
 @hookimpl
 def register_benchmarks() -> list[Suite]:
-    return [CHECKPOINT, GPU, RESUME, SFT, STRATEGY]
+    return [CHECKPOINT, DISPATCH, GPU, RESUME, SFT, STRATEGY]

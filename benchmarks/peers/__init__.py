@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ARCTIC", "PEERS", "TRL", "TRL_GPU"]
+__all__ = ["ARCTIC", "IGNITE", "LIGHTNING", "PEERS", "TRL", "TRL_GPU"]
 
 _FOLDER = Path(__file__).parent
 
@@ -19,6 +19,8 @@ def __getattr__(name: str) -> Any:
     # DeepSpeed compiles its kernels when they are first used, and for a processor
     building = {"DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"}
     made: dict[str, Any] = {
+        "IGNITE": Peer(name="ignite", requirements=(_FOLDER / "ignite.txt",)),
+        "LIGHTNING": Peer(name="lightning", requirements=(_FOLDER / "lightning.txt",)),
         "TRL": Peer(name="trl", requirements=(_FOLDER / "trl.txt",)),
         "TRL_GPU": Peer(name="trl-gpu", requirements=(_FOLDER / "trl.txt", _FOLDER / "trl-gpu.txt")),
         "ARCTIC": Peer(

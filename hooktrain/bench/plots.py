@@ -43,9 +43,12 @@ def draw(lines: Sequence[Line]) -> list[Figure]:
     """The pictures of one suite: its metrics over a parameter, or each side's ratio to what it is compared with."""
     over = lines[0].get("over")
     if over and len({line["parameters"].get(over) for line in lines}) > 1:
-        return _over(lines, over)
-    made = _ratios(lines)
-    return [made] if made is not None else []
+        made = _over(lines, over)
+        lines = [line for line in lines if over not in line["parameters"]]  # cases of another kind
+    else:
+        made = []
+    ratios = _ratios(lines) if lines else None
+    return made if ratios is None else [*made, ratios]
 
 
 def as_png(figure: Figure, dots: int = 150) -> bytes:

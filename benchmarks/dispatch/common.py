@@ -1,0 +1,88 @@
+"""The layer, the rows and the optimizer that all sides have, and the clock that all of them are timed by.
+
+Peers import this in their own environments: it needs nothing but torch.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["CHUNK", "LR", "ROWS", "WIDTH", "Chunks", "adamw", "found", "layer", "loss_of", "make_rows"]
+
+WIDTH, ROWS = 32, 8
+"""Features of a row, and rows of a step."""
+CHUNK = 100
+"""Steps between two looks at the clock."""
+LR = 1e-5
+"""So small that after ten thousand steps the layer still learns, and its weights tell two sides apart."""
+
+
+class Chunks:
+    """The collate function of every side, which each of them calls once a step: it takes the time at every hundredth.
+
+    A look at the clock in each step would be felt. Libraries that fetch a micro-batch ahead are a step early at both
+    ends of a chunk, so that the time between is that of as many steps.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+
+    def __call__(self, rows: list[Tensor]) -> dict[str, Tensor]:
+        """Rows of shape (width,) to a micro-batch of shape (rows, width)."""
+        if self.calls % CHUNK == 0:
+            self.wall.append(time.perf_counter())
+            self.cpu.append(time.process_time())
+        self.calls += 1
+        return {"x": torch.stack(rows)}
+
+    def findings(self) -> dict[str, list[float]]:
+        """``seconds`` and ``cpu_seconds`` of a step, with an entry for each chunk."""
+        pairs = {"seconds": self.wall, "cpu_seconds": self.cpu}
+        return {name: [(b - a) / CHUNK for a, b in pairwise(at)] for name, at in pairs.items()}
+
+
+def make_rows(chunks: int) -> list[Tensor]:
+    """The rows of an epoch, each of shape (width,), read in this order by every side; the last step ends a chunk."""
+    generator = torch.Generator().manual_seed(1)
+    return list(torch.randn((chunks * CHUNK + 1) * ROWS, WIDTH, generator=generator).unbind())
+
+
+def layer() -> nn.Linear:
+    """The model, with the same weights each time."""
+    torch.manual_seed(0)
+    return nn.Linear(WIDTH, WIDTH)
+
+
+def loss_of(model: Any, x: Tensor) -> Tensor:
+    """How far the layer is from copying its input of shape (rows, width): squares, summed over all, by the rows."""
+    total: Tensor = ((model(x) - x) ** 2).sum() / ROWS
+    return total
+
+
+def adamw(model: nn.Module, groups: int = 2) -> torch.optim.AdamW:
+    """PyTorch's fused AdamW; in two groups, matrices and vectors, as hooktrain and transformers make them unasked."""
+    if groups == 1:
+        return torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=True)
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    made = [{"params": matrices, "weight_decay": 0.0}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(made, lr=LR, fused=True)
+
+
+def found(model: nn.Linear, clock: Chunks, **more: Any) -> dict[str, Any]:
+    """What a driver reports: times, and what the training came to.
+
+    ``moved``: by how much eight weights of the diagonal changed; ``loss``: of the trained layer on rows of its own.
+    """
+    with torch.no_grad():
+        moved = (model.weight - layer().weight).diagonal()[:: WIDTH // 8]
+        probe = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(2))
+        loss = loss_of(model, probe).item()
+    return {**clock.findings(), "moved": moved.tolist(), "loss": loss, "steps": clock.calls, **more}
