@@ -37,6 +37,7 @@ from hooktrain.bench.environments import EnvironmentFailed, ensure
 from hooktrain.bench.machine import busy_seconds, describe
 from hooktrain.bench.measuring import StepClock
 from hooktrain.bench.page import write_page
+from hooktrain.bench.plots import draw
 from hooktrain.bench.plugin_cost import print_report
 from hooktrain.bench.ratios import Interval, difference_of_medians, ratio_of_medians, ratio_of_ratios, rounds_needed
 from hooktrain.bench.results import find, read
@@ -351,7 +352,7 @@ class Sorting:
 def naps_of(seconds: float):
     """Tells what it takes itself, so that no test depends on how busy the machine is."""
     noise = itertools.cycle((1.0, 1.01, 0.99))
-    return lambda n: {"seconds": seconds * next(noise), "others": 0.0}
+    return lambda n=0: {"seconds": seconds * next(noise), "others": 0.0}
 
 
 def test_plugins_contribute_suites():
@@ -490,6 +491,17 @@ def test_a_suite_over_a_parameter_has_a_picture_for_each_metric(tmp_path):
     lines = run_suites([Suite(name="s", summary="", cases=cases, over="n")], Settings(quick=True))
     write_page(lines, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"index.html", "s.png", "s-2.png"}
+
+
+def test_cases_without_the_parameter_have_a_picture_of_their_own(tmp_path):
+    cases = [
+        Case(name=str(n), parameters={"n": n} if n else {}, sides={"a": naps_of(n + 1), "b": naps_of(2)})
+        for n in (0, 1, 2)
+    ]
+    lines = run_suites([Suite(name="s", summary="", cases=cases, over="n")], Settings(quick=True))
+    over, ratios = draw(lines)
+    assert [each.get_text() for each in ratios.axes[0].get_yticklabels()] == ["a to b, seconds ↓"]
+    assert [each.get_text() for each in over.axes[0].get_xticklabels()] == ["1", "2"]
 
 
 def test_without_matplotlib_there_are_results_and_a_sentence(bench, tmp_path, monkeypatch):

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import parity
+from benchmarks.dispatch.common import CHUNK, Chunks
+from benchmarks.dispatch.judges import STEP, Added, same_training, with_own_plugins
 from benchmarks.gpu.inputs import ONE_BILLION, flops_per_token, peak_flops
 from benchmarks.gpu.ours import Waits
 from benchmarks.peers import PEERS, hand_written, tokenizing
@@ -83,6 +86,46 @@ def test_memory_that_grows_with_the_square_is_told_from_a_line(power: float, ver
     assert Growth(name="l", prefix="p-").judge(case, found).verdict == verdict
 
 
+def a_training(seconds: tuple[float, ...] = (1.0, 2e-4, 2e-4), **more: Any) -> dict[str, Any]:
+    """What a driver of the suite ``dispatch`` finds; the first chunk warms up."""
+    return {"seconds": list(seconds), "steps": 301, "moved": [0.1, 0.2], "loss": 3.0, "others": 0.0, **more}
+
+
+def test_a_layer_that_was_trained_otherwise_has_reached_nothing() -> None:
+    one = a_training()
+    assert same_training(one, a_training(moved=[0.100001, 0.2]), 1) == ""
+    assert "50.00% apart" in same_training(one, a_training(moved=[0.1, 0.4]), 1)
+    assert "apart" in same_training(one, a_training(loss=3.1), 1)
+    assert same_training(one, a_training(steps=300), 1) == "301 and 300 steps were taken"
+
+
+def test_what_happens_once_in_many_steps_counts() -> None:
+    assert STEP.of(a_training((1.0, 1e-4, 1e-4, 7e-4)), 1) == pytest.approx(300)
+
+
+def test_a_run_without_our_own_plugins_is_no_run_with_them() -> None:
+    check = with_own_plugins(frozenset({"hooktrain-torch", "hooktrain-nowhere"}))
+    assert check({"plugins": ["loop", "torch"]}, {}, 0) == "it ran without hooktrain-nowhere"
+    assert check({"plugins": ["loop"]}, {}, 0) == "it ran without hooktrain-nowhere, torch"
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [(8e-4, "worse"), (1e-4, "better")])
+def test_what_a_plugin_adds_is_told_by_method(seconds: float, verdict: str) -> None:
+    found = {"with": [a_training((1.0, seconds))] * 4, "without": [a_training((1.0, 2e-4))] * 4}
+    case = Case(name="x", sides=[Side(name, driver="none") for name in found], metrics=[STEP], warmup_steps=1)
+    line = Added(name="each", side="with", to="without", per=600).judge(case, found)
+    assert line.figure is not None and line.figure.value == pytest.approx((seconds - 2e-4) * 1e6 / 600)
+    assert (line.verdict, line.limit) == (verdict, "")
+
+
+def test_the_clock_of_steps_is_that_of_whole_chunks() -> None:
+    clock = Chunks()
+    for _ in range(2 * CHUNK + 1):
+        batch = clock([torch.zeros(3), torch.ones(3)])
+    assert batch["x"].shape == (2, 3)
+    assert len(clock.findings()["seconds"]) == len(clock.findings()["cpu_seconds"]) == 2
+
+
 def test_targets_name_sides_that_their_groups_have(tmp_path: Path) -> None:
     pytest.importorskip("chatterbot_corpus")
     training = Training(plan(tmp_path, tmp_path))
@@ -128,11 +171,11 @@ def test_a_short_form_of_every_suite_works(name: str, tmp_path: Path) -> None:
 
 def test_requirements_are_pinned_and_agree_on_torch() -> None:
     constraints = (Path(__file__).parent / "constraints.txt").read_text()
-    torch = re.findall(r"^torch==.*$", constraints, re.M)
+    pinned = re.findall(r"^torch==.*$", constraints, re.M)
     for peer in PEERS:
         lines = [line for file in peer.requirements for line in file.read_text().splitlines() if line[0] != "#"]
         assert all(re.fullmatch(r"[\w.\-]+==[\w.]+", line) for line in lines), peer.name
-        assert set(re.findall(r"^torch==.*$", "\n".join(lines), re.M)) == set(torch), peer.name
+        assert set(re.findall(r"^torch==.*$", "\n".join(lines), re.M)) == set(pinned), peer.name
 
 
 # --------------------------------------------------------------------------------------------------- real training

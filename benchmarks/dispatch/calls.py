@@ -98,7 +98,7 @@ def cases(quick: bool) -> Iterator[Case]:
     for count in _COUNTS[::2] if quick else _COUNTS:
         yield Case(
             name=f"call-{count}",
-            about="one call of on_microbatch_end, which nobody of the engine's own implements; the time is that of one call",
+            about="one call of on_microbatch_end, which nobody of the engine's own implements; the time of one",
             parameters={"implementations": count},
             sides=(
                 _side("hooktrain", _heard),
@@ -112,7 +112,7 @@ def cases(quick: bool) -> Iterator[Case]:
     for count in _COUNTS[::2] if quick else _COUNTS:
         yield Case(
             name=f"wrapped-{count}",
-            about="one call of compute_loss, the engine's own with so many wrappers around it; the time is that of one",
+            about="one call of compute_loss, the engine's own with so many wrappers around it; the time of one",
             parameters={"implementations": count},
             sides=(
                 _side("hooktrain, wrappers", _surrounded),

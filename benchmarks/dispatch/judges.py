@@ -66,5 +66,5 @@ class Added:
         target = Target(side=self.side, to=self.to, kind="difference", per=self.per, at_most=0.0, name=self.name)
         line = target.judge(case, measured)
         # without a limit and another side a table shows the name, which says what the figure is divided by
-        verdict = {"reached": "alike", "missed": "worse"}.get(line.verdict, line.verdict)
+        verdict = {"reached": "better", "missed": "worse"}.get(line.verdict, line.verdict)
         return attrs.evolve(line, limit="", to="", verdict=verdict)

@@ -164,7 +164,7 @@ def _named(who: str, count: int) -> str:
 
 SUITE = Suite(
     name="dispatch",
-    summary="what a hook call costs, and a step beside a bare loop, Lightning, transformers and Ignite (90 minutes)",
+    summary="what a hook call costs, and a step beside a bare loop, Lightning, transformers and Ignite (2 hours)",
     cases=cases,
     over="implementations",
 )
