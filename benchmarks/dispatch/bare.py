@@ -44,7 +44,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
             if every:
                 since.append(loss.detach())
             if logs:
-                mean = torch.stack(since).mean().item()
+                mean = (torch.stack(since).mean() if every > 1 else loss).item()
                 since.clear()
                 line = {"step": step, "loss": mean, "grad_norm": norm.item(), "lr": optimizer.param_groups[0]["lr"]}
                 log.write(json.dumps(line) + "\n")

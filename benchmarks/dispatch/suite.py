@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.dispatch import calls
 from benchmarks.dispatch.judges import STEP, Added, same_training, with_own_plugins
 from benchmarks.dispatch.ours import HOOKS
-from benchmarks.peers import IGNITE, LIGHTNING, TRL
+from benchmarks.peers import IGNITE, LIGHTNING, TRL, ignite, lightning, transformers
 from hooktrain.bench import Case, Context, Judge, Peer, Side, Suite, Target
 
 __all__ = ["SUITE"]
@@ -22,9 +22,9 @@ _OBSERVING = 1.0
 """µs a hook and plugin."""
 _COUNTS = (0, 10, 100)
 _PEERS: dict[str, tuple[str, Peer, int]] = {
-    "Lightning": ("benchmarks.peers.lightning", LIGHTNING, 6),
-    "transformers": ("benchmarks.peers.transformers", TRL, 4),
-    "Ignite": ("benchmarks.peers.ignite", IGNITE, 4),
+    "Lightning": ("benchmarks.peers.lightning", LIGHTNING, lightning.HOOKS),
+    "transformers": ("benchmarks.peers.transformers", TRL, transformers.HOOKS),
+    "Ignite": ("benchmarks.peers.ignite", IGNITE, ignite.HOOKS),
 }
 """By the name of the side: its driver, its environment, and how many methods of a step an observing plugin has."""
 
@@ -35,7 +35,7 @@ def cases(context: Context) -> Iterator[Case]:
     chunks = 3 if context.quick else int(context.options.get("chunks", 100))
     sides = _Sides(chunks)
     own = frozenset() if context.quick else _first_party()
-    yield _defaults(sides, own)
+    yield _defaults(sides, own, context.quick)
     for every in (1,) if context.quick else (1, 10, 100):
         yield _logging(sides, own, every)
     for kind in ("silent", "observing"):
@@ -69,7 +69,7 @@ def _first_party() -> frozenset[str]:
     return frozenset(folder.name for folder in (Path(__file__).parents[2] / "plugins").iterdir() if folder.is_dir())
 
 
-def _defaults(sides: _Sides, own: frozenset[str]) -> Case:
+def _defaults(sides: _Sides, own: frozenset[str], quick: bool) -> Case:
     return Case(
         name="defaults",
         about="one layer, eight rows a step; log lines as each comes: hooktrain every step, Lightning 50, transformers"
@@ -77,7 +77,7 @@ def _defaults(sides: _Sides, own: frozenset[str]) -> Case:
         sides=(
             sides.ours("hooktrain", None),
             sides.bare("bare", None),
-            sides.bare("bare, one group", None, groups=1),
+            *(() if quick else (sides.bare("bare, one group", None, groups=1),)),
             sides.bare("bare, no DataLoader", None, loader="slices"),
             *(sides.peer(peer, peer, None) for peer in _PEERS),
         ),

@@ -52,7 +52,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
 
             trainer.add_event_handler(Events.ITERATION_COMPLETED(every=given["log_every"]), write)
         trainer.run(torch.utils.data.DataLoader(make_rows(given["chunks"]), ROWS, collate_fn=clock))  # type: ignore[arg-type, unused-ignore]
-    return found(model, clock, hooks=HOOKS)
+    return found(model, clock)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         callbacks=[kind() for _ in range(given["plugins"]["count"])],
     )
     trainer.fit(module, torch.utils.data.DataLoader(make_rows(given["chunks"]), ROWS, collate_fn=clock))  # type: ignore[arg-type, unused-ignore]
-    return found(module.layer, clock, hooks=HOOKS)
+    return found(module.layer, clock)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    return found(model.layer, clock, hooks=HOOKS)
+    return found(model.layer, clock)
 
 
 if __name__ == "__main__":
