@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from benchmarks import parity
+from benchmarks.dispatch import bare
+from benchmarks.dispatch import ours as one_layer
 from benchmarks.dispatch.common import CHUNK, Chunks
 from benchmarks.dispatch.judges import STEP, Added, same_training, with_own_plugins
 from benchmarks.gpu.inputs import ONE_BILLION, flops_per_token, peak_flops
@@ -143,7 +145,11 @@ def test_targets_name_sides_that_their_groups_have(tmp_path: Path) -> None:
 
 
 SUITES = {suite.name: suite for suite in register_benchmarks()}
-SOME = {"sft": frozenset({"fp32", "packing"}), "gpu": frozenset({"speed"})}
+SOME = {
+    "dispatch": frozenset({"call-10", "wrapped-10", "log-1", "observing"}),
+    "gpu": frozenset({"speed"}),
+    "sft": frozenset({"fp32", "packing"}),
+}
 """Cases of suites that would take minutes; what their other cases consist of is tested below."""
 
 
@@ -222,6 +228,26 @@ def test_hooktrain_and_the_loop_train_alike(training: Training, tmp_path: Path) 
     assert len(one["seconds"]) == len(other["seconds"]) == 2
     assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
     assert one["loss"][0] != pytest.approx(one["loss"][1], rel=1e-3)
+
+
+def test_the_layer_is_trained_alike_by_the_engine_and_every_form_of_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = {"chunks": 1, "threads": 1}
+    one = one_layer.measure({**common, "log_every": 10, "plugins": {"kind": "silent", "count": 2}})
+    assert one["more_plugins"] == 2 and {"sft", "torch"} <= set(one["plugins"])
+    for every, loader, groups in ((None, "slices", 1), (10, "DataLoader", 2)):
+        other = bare.measure({**common, "log_every": every, "loader": loader, "groups": groups})
+        assert same_training(one, other, 0) == ""
+    assert len(other["seconds"]) == len(one["seconds"]) == 1
+    ours, theirs = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("run/metrics.jsonl", "metrics.jsonl")
+    )
+    assert [line["step"] for line in theirs] == [line["step"] for line in ours][: len(theirs)] and len(theirs) == 10
+    for a, b in zip(ours, theirs, strict=False):
+        assert [a[key] for key in ("loss", "grad_norm", "lr")] == pytest.approx([b["loss"], b["grad_norm"], b["lr"]])
 
 
 def test_every_token_is_more_than_the_answers(training: Training) -> None:
