@@ -117,6 +117,33 @@ def test_what_is_allowed_goes_on_and_is_shown(going, allowed):
     going.refused(optimizer={"lr": 0.5}, allow_drift=["optimizer.l", "model"])
 
 
+class Tunes:
+    """Changes a hyperparameter on the way, and notes what each step is made with."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    @hookimpl
+    def on_optimizer_step_start(self, trainer) -> None:
+        (group, *_) = trainer.optimizer.param_groups
+        if trainer.global_step == 1:
+            group["eps"] = 1e-6
+        self.seen.append({key: group[key] for key in ("lr", "weight_decay", "betas", "eps")})
+
+
+@pytest.mark.parametrize("scheduler", ["linear", "constant"])
+def test_what_the_recipe_changes_in_the_optimizer_is_what_the_run_goes_on_with(going, scheduler):
+    before, after = Tunes(), Tunes()
+    scheduler = {"type": scheduler, "warmup_steps": 2}
+    going.begin(before, scheduler=scheduler)
+    given = {"lr": 0.001, "weight_decay": 0.5, "betas": [0.5, 0.6]}
+    going.on(after, optimizer=given, scheduler=scheduler, allow_drift=["optimizer"])
+    rates = [seen["lr"] / 10 for seen in before.seen[3:]]
+    assert [seen["lr"] for seen in after.seen] == pytest.approx(rates, rel=1e-12)
+    assert {tuple(seen["betas"]) for seen in after.seen} == {(0.5, 0.6)}
+    assert {(seen["weight_decay"], seen["eps"]) for seen in after.seen} == {(0.5, 1e-6)}, "and what it does not, stays"
+
+
 def test_everything_that_differs_is_named_at_once(going):
     going.begin()
     text = going.refused(seed=7, optimizer={"lr": 0.5}, log_interval=2)

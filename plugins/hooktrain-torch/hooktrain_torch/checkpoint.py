@@ -38,6 +38,7 @@ from hooktrain_torch.files import (
     sync,
 )
 from hooktrain_torch.frozen import FrozenWeights
+from hooktrain_torch.hyperparameters import as_built, take_changed
 from hooktrain_torch.random_state import restore_random_state
 from hooktrain_torch.retention import Retention
 from hooktrain_torch.save import FROZEN, PROVENANCE, TENSORS, Save
@@ -98,18 +99,20 @@ class FullCheckpoint:
         self._current: Path | None = None
         self._checked: Path | None = None
         self._frozen: FrozenWeights | None = None
+        self._built: dict[str, Any] = {}
         self._going_on: Save | None = None
         self._retention = Retention(config, self.output_dir)
         self.last_stall = 0.0
         if config.enabled and world.is_main:
             require_writable(self.output_dir)
 
-    def remember_frozen(self, trainer: Trainer) -> None:
-        """Note what frozen weights a model has that was just built; without this, every save holds all weights.
+    def remember_built(self, trainer: Trainer) -> None:
+        """Note the hyperparameters and the frozen weights of what was just built.
 
         Args:
-            trainer: with a model into which nothing was loaded. Collective.
+            trainer: with a model and an optimizer into which nothing was loaded. Collective.
         """
+        self._built = self._built or as_built(trainer.optimizer, trainer.scheduler)
         if self._frozen is None and self.config.enabled and not self.config.save_frozen:
             self._frozen = self._frozen_of(trainer)
 
@@ -139,6 +142,7 @@ class FullCheckpoint:
             "plugins": trainer.collect_states(),
             "scheduler": trainer.scheduler.state_dict(),
             "strategy": trainer.strategy.state_dict(),
+            "built": self._built,
         }
         trained = trainer.strategy.trained_state(trainer.model, trainer.optimizer)
         saving = Save(target, trainer.global_step, self.world)
@@ -298,6 +302,7 @@ class FullCheckpoint:
     def load(self, trainer: Trainer, path: Path) -> None:
         if path != self._checked:
             self.check(trainer, path)
+        self.remember_built(trainer)
         ranks = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["world_size"]
         strategy = trainer.strategy
         try:
@@ -319,6 +324,8 @@ class FullCheckpoint:
             ) from problem_
         trainer.scheduler.load_state_dict(parts["scheduler"])
         strategy.load_state_dict(parts["strategy"])
+        if parts.get("built"):
+            take_changed(trainer.optimizer, trainer.scheduler, parts["built"], self._built)
         for name, value in json.loads((path / "state.json").read_text(encoding="utf-8")).items():
             setattr(trainer.state, name, value)
         trainer.restore_states(parts["plugins"])
@@ -329,7 +336,6 @@ class FullCheckpoint:
     def _left_out(self, trainer: Trainer, path: Path) -> list[str]:
         """The frozen weights that the checkpoint does not hold, made sure to be those of this run."""
         frozen = json.loads((path / FROZEN).read_text(encoding="utf-8")) if (path / FROZEN).is_file() else {}
-        self.remember_frozen(trainer)
         different: list[str] = []
         if frozen:
             fragments = trainer.strategy.trained_state(trainer.model, trainer.optimizer).model

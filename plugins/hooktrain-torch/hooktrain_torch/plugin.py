@@ -97,12 +97,16 @@ class TorchPlugin:
                     )
 
     @hookimpl(tryfirst=True)
+    def on_resume_start(self, trainer: Trainer) -> None:
+        self.on_train_start(trainer)  # before anything is loaded, for all engines
+
+    @hookimpl(tryfirst=True)
     def on_train_start(self, trainer: Trainer) -> None:
         from hooktrain_torch.checkpoint import FullCheckpoint
 
         for engine in trainer.checkpoint_engines:
             if isinstance(engine, FullCheckpoint):
-                engine.remember_frozen(trainer)
+                engine.remember_built(trainer)
 
     @hookimpl
     def on_exception(self, trainer: Trainer, exception: BaseException) -> None:

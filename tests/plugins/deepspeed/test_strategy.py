@@ -131,6 +131,21 @@ def test_a_resume_repeats_the_undisturbed_run(run_tiny, tmp_path, stage, dtype):
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_an_optimizer_that_the_recipe_changes_goes_on_as_changed(run_tiny, tmp_path, stage):
+    """As under plain torch; and not as it was, which the checkpoint holds."""
+    given = {"lr": 0.03, "weight_decay": 0.5, "betas": [0.5, 0.6]}
+    resume = {"resume_from": tmp_path / "run" / "checkpoints" / "step-00000003"}
+    more = {**COMMON, "checkpoint": SAVE, "allow_drift": ["optimizer"], "trainer": resume}
+    before, plain, changed = Recorder(), Recorder(), Recorder()
+    run_tiny(before, strategy=zero(stage), **{**COMMON, "checkpoint": SAVE})
+    run_tiny(plain, run_dir=str(tmp_path / "plain"), **{**more, "optimizer": {**COMMON.get("optimizer", {}), **given}})
+    strategy = {"strategy": zero(stage), "run_dir": str(tmp_path / "changed")}
+    run_tiny(changed, **{**more, **strategy, "optimizer": {**COMMON.get("optimizer", {}), **given}})
+    assert losses(changed) == pytest.approx(losses(plain), abs=2e-6)
+    assert losses(changed)[1:] != pytest.approx(losses(before)[4:], abs=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks_resume_and_others_go_on_from_what_they_saved(run_ranks, run_tiny, tmp_path, stage):
     settings = {**COMMON, "checkpoint": SAVE}
     whole = run_ranks(2, strategy=zero(stage), micro_batch_size=1, model={"dropout": 0.3}, **settings)
