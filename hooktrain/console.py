@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hooktrain.config import at_least, field
+from hooktrain.info import PluginInfo
 from hooktrain.markers import hookimpl
 
 if TYPE_CHECKING:
@@ -33,13 +37,25 @@ class ConsoleConfig:
     """Steps between plain lines; 0 picks one that gives about fifty lines. A progress bar shows every log line."""
 
 
+class _Terminal(Terminal):
+    """One that says when its reader has gone, where rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # what waits in a buffer would fail again when Python ends
+        os.close(nowhere)
+        raise BrokenPipeError(errno.EPIPE, "nobody reads any more what is printed")
+
+
 class Console:
-    """Prints on rank 0."""
+    """Prints on rank 0; a run goes on when it cannot, as its metrics are written elsewhere too."""
+
+    hooktrain_plugin = PluginInfo(on_error="disable")
 
     def __init__(self) -> None:
-        self.terminal = Terminal(highlight=False)
+        self.terminal: Terminal = _Terminal(highlight=False)
         if self.terminal.is_jupyter:  # where rich would make each line an output of its own, and a bar needs widgets
-            self.terminal = Terminal(highlight=False, force_jupyter=False, force_terminal=False)
+            self.terminal = _Terminal(highlight=False, force_jupyter=False, force_terminal=False)
         self.progress: Progress | None = None
         self.task: Any = None
         self.shown = False

@@ -52,7 +52,7 @@ def explain(host: PluginHost, exception: BaseException, step: int, rank: int) ->
     """Note on the exception where it happened, for whoever prints it."""
     blamed = host.blame(exception)
     where = f"step {step}, rank {rank}"
-    if blamed is not None and host.records[blamed[0]].distribution != "hooktrain":
+    if blamed is not None and blamed[0] != "loop":  # whose hooks surround everything
         where = f"plugin '{blamed[0]}', hook {blamed[1]}, {where}"
     exception.hooktrain_where = where  # type: ignore[attr-defined]
     exception.hooktrain_when = time.time()  # type: ignore[attr-defined]

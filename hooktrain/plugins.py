@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PluginHost"]
 
+_LOST = {"hooktrain": "collect_state failed"}
+"""Stands in a checkpoint for the state of a plugin that could not give it."""
+
 
 class PluginHost:
     """The plugins of one run.
@@ -353,11 +356,19 @@ class PluginHost:
             state = found.function(*([trainer] if found.argnames else []))
             if state is not None:
                 states[found.plugin_name] = dict(cast(Mapping[str, Any], state))
+            elif found.plugin_name in self.tolerance.uncollected:
+                states[found.plugin_name] = dict(_LOST)
         return states
 
     def restore_states(self, trainer: Any, states: Mapping[str, Any]) -> dict[str, Any]:
         """Give each plugin its own state back; returns what belongs to plugins that are not there."""
-        left = dict(states)
+        left = {name: state for name, state in states.items() if state != _LOST}
+        for name in sorted(states.keys() - left.keys()):
+            if self.records.get(name) is not None:
+                self.warn(
+                    f"checkpoint: it holds no state of the plugin '{name}', whose collect_state failed when it was"
+                    " saved; the plugin begins anew"
+                )
         for found in self.implementations("restore_state"):
             if found.plugin_name in left:
                 given = {"trainer": trainer, "state": left.pop(found.plugin_name)}

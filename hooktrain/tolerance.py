@@ -33,12 +33,16 @@ class Tolerance:
 
     Args:
         host: the plugins.
+
+    Attributes:
+        uncollected: plugins whose ``collect_state`` failed when it was last called.
     """
 
     def __init__(self, host: PluginHost) -> None:
         self._host = host
         self._failures: dict[str, Counter[str]] = {}
         self._silent: dict[str, str] = {}
+        self.uncollected: set[str] = set()
         self._bound: Callable[[], Trainer | None] = lambda: None
 
     def guard(self) -> None:
@@ -107,9 +111,13 @@ class Tolerance:
         def tolerated(*arguments: Any) -> Any:
             if name in self._silent and hook not in _KEPT:
                 return None
+            if hook == "collect_state":
+                self.uncollected.discard(name)
             try:
                 return function(*arguments)
             except Exception as problem:
+                if hook == "collect_state":
+                    self.uncollected.add(name)
                 self._failed(name, hook, problem)
                 return None
 

@@ -182,3 +182,31 @@ def test_plugins_add_commands(tmp_path):
 
 def test_version(tmp_path):
     assert hooktrain("--version", cwd=tmp_path).stdout.startswith("hooktrain, version 0.")
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_prints(recipe, tmp_path):
+    words = [sys.executable, "-m", "hooktrain", "train", str(recipe), "-o", "train_iters=6", "-o", "run_dir=unread"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as nobody:
+        ended = subprocess.run(words, stdout=nobody, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "plugin 'console' (hooktrain" in ended.stderr
+    assert "nobody reads any more what is printed; it is left out from here on" in ended.stderr
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert len((tmp_path / "unread" / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_an_error_of_the_engines_own_plugins_names_plugin_and_hook(recipe, tmp_path):
+    words = ("train", str(recipe), "-o", "plugins.on_error.console=stop", "-o", "run_dir=full")
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "hooktrain", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert "failed in plugin 'console', hook on_train_start, step 0, rank 0: OSError: [Errno 28]" in ended.stderr

@@ -42,6 +42,36 @@ class Tracker:
         self.closed = True
 
 
+class Forgets(Tracker):
+    """Cannot say what it knows when the run is saved."""
+
+    plugin_name = "Tracker"
+
+    @hookimpl
+    def on_log(self, metrics):
+        self.heard.append(metrics["step"])
+
+    @hookimpl
+    def collect_state(self):
+        raise KeyError("heard")
+
+    @hookimpl
+    def restore_state(self, state):
+        raise AssertionError(state)
+
+
+def test_a_resume_says_which_plugin_could_not_give_its_state(run_tiny, tmp_path):
+    run_tiny(Forgets(), train_iters=4, checkpoint={"type": "full", "save_every_n_steps": 2})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        resume = {"resume_from": tmp_path / "run" / "checkpoints" / "step-00000002"}
+        run_tiny(Forgets(), train_iters=4, trainer=resume, checkpoint={"type": "full"})
+    assert (
+        "checkpoint: it holds no state of the plugin 'Tracker', whose collect_state failed when it was saved; the plugin"
+        " begins anew"
+    ) in said(caught)
+
+
 def said(caught):
     return [str(each.message) for each in caught if issubclass(each.category, HooktrainWarning)]
 
