@@ -106,6 +106,7 @@ def measure_plugin(
 
     def cases(context: Context) -> list[Case]:
         for which, words in sides.items():  # before anything is timed, so that caches are warm
+            say(f"  first, to count what waits for the device, {which} {name}: {steps} steps")
             waits[which] = context.runner.run(side(which, *words, count=True))
         return [
             Case(

@@ -49,7 +49,7 @@ def verify_resume(
     for flag, values in (("-o", overrides), ("-p", switches)):
         for value in values:
             words += [flag, value]
-    findings = verify(words, steps, nproc, keep)
+    findings = verify(words, steps, nproc, keep, say=lambda message: click.echo(message, err=True))
     failed = any(finding.differs for finding in findings)
     if as_json:
         click.echo(json.dumps([attrs.asdict(finding) for finding in findings], indent=2))

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,13 @@ class Finding:
     differs: str
 
 
-def verify(words: Sequence[str], steps: int, ranks: int, folder: Path | None = None) -> list[Finding]:
+def verify(
+    words: Sequence[str],
+    steps: int,
+    ranks: int,
+    folder: Path | None = None,
+    say: Callable[[str], None] = lambda message: None,
+) -> list[Finding]:
     """Run a recipe straight and through a checkpoint, and compare.
 
     Args:
@@ -61,19 +67,29 @@ def verify(words: Sequence[str], steps: int, ranks: int, folder: Path | None = N
         steps: of the straight run; the checkpoint is made half-way.
         ranks: processes of each run.
         folder: for the runs' files, which are kept; a temporary one when left out.
+        say: hears of progress.
 
     Raises:
         HooktrainError: when one of the runs fails.
     """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="hooktrain-verify-") as made:
-            return verify(words, steps, ranks, Path(made))
+            return verify(words, steps, ranks, Path(made), say)
     half = steps // 2
-    for name, last, resume in (
-        ("straight", steps, None),
-        ("half", half, None),
-        ("resumed", steps, folder / "half" / "checkpoints" / _name(half)),
+    for number, (name, what, last, resume) in enumerate(
+        (
+            ("straight", f"steps 1 to {steps}", steps, None),
+            ("half", f"steps 1 to {half}", half, None),
+            (
+                "resumed",
+                f"steps {half + 1} to {steps} from its checkpoint",
+                steps,
+                folder / "half" / "checkpoints" / _name(half),
+            ),
+        ),
+        start=1,
     ):
+        say(f"run {number} of 3: {what}")
         _run(words, folder / name, last, ranks, resume)
     return list(_compare(folder / "straight", folder / "resumed", half, steps, ranks))
 
