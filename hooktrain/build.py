@@ -17,6 +17,7 @@ import torch
 
 from hooktrain.drift import versions
 from hooktrain.errors import CheckpointError, DataError, HooktrainError, PluginError, RanksDisagreeError, RecipeError
+from hooktrain.faults import explain
 from hooktrain.hookspecs import FACTORIES
 from hooktrain.needs import logit_complaints
 from hooktrain.occupied import Occupation
@@ -94,7 +95,11 @@ def load(
     if made.profile_hooks:
         profile(host)
     world = World.from_environment()
-    answers = host.hooks.check_recipe(recipe=made, world=world)
+    try:
+        answers = host.hooks.check_recipe(recipe=made, world=world)
+    except SystemExit as asked:
+        explain(host, asked, 0, world.rank)  # or it would look as if all had been done
+        raise
     complaints = [*logit_complaints(host, made), *(complaint for answer in answers for complaint in answer)]
     if complaints:
         raise RecipeError(complaints, source)

@@ -14,7 +14,7 @@ import click
 from hooktrain.bench.command import bench
 from hooktrain.errors import HooktrainError, show_warnings
 from hooktrain.guide import guide
-from hooktrain.launch import follow_launcher, note_failure, trace_of
+from hooktrain.launch import follow_launcher, note_end, note_failure, trace_of
 from hooktrain.options import as_json, host_of, print_facts, recipe_options
 from hooktrain.report.commands import hooks, plan, plugins, schema
 from hooktrain.scaffold import new_plugin
@@ -144,6 +144,8 @@ def _status() -> int:
         found = cli.main(prog_name="hooktrain", standalone_mode=False)
         return found if isinstance(found, int) else 0
     except SystemExit as asked:
+        if hasattr(asked, "hooktrain_where"):
+            return _quit(asked)
         if isinstance(asked.code, str):
             click.echo(asked.code, err=True)
         return asked.code if isinstance(asked.code, int) else int(asked.code is not None)
@@ -168,6 +170,16 @@ def _status() -> int:
         return _failed(f"failed in {where}: {type(problem).__name__}: {problem}", problem, trace=True)
 
 
+def _quit(asked: SystemExit) -> int:
+    """A hook has ended the process before the run was over, which is a failure whatever status it gave."""
+    status = asked.code if isinstance(asked.code, int) else int(asked.code is not None)
+    said = f", saying: {asked.code}" if isinstance(asked.code, str) else ""
+    early = "" if status else ", before the run was over"
+    where = getattr(asked, "hooktrain_where", "")
+    _failed(f"{where}: ended the process with status {status}{said}{early}", asked, trace=True)
+    return status & 0xFF or 1
+
+
 def _failed(message: str, problem: BaseException, *, trace: bool) -> int:
     """Say why the command fails, or have the launcher of several ranks say it; returns the status."""
     if not note_failure(message, problem, trace=trace):
@@ -183,6 +195,7 @@ def _leave(status: int) -> None:
     Threads of a process group may outlive it, and one that frees a tensor while Python is shutting down ends the
     process with SIGABRT, so that a run that was well is reported as failed.
     """
+    note_end()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

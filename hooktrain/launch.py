@@ -14,12 +14,12 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-__all__ = ["follow_launcher", "launch", "note_failure", "trace_of"]
+__all__ = ["follow_launcher", "launch", "note_end", "note_failure", "trace_of"]
 
 _NOTES, _PIPE = "HOOKTRAIN_FAILURES", "HOOKTRAIN_LAUNCHER"
 _PATIENCE = 10.0
@@ -153,7 +153,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> dict[in
                 ended[rank] = time.time()
         if len(ended) == len(processes):
             return ended
-        failed = [at for rank, at in ended.items() if processes[rank].returncode != 0]
+        failed = [at for rank, at in ended.items() if processes[rank].returncode or not _has_left(folder, rank)]
         if failed and time.time() - min(failed) > _PATIENCE:
             left = [process for rank, process in enumerate(processes) if rank not in ended]
             _ask_where(left, folder)
@@ -180,7 +180,7 @@ def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float]) -> i
     failures = []
     for rank, status in enumerate(statuses):
         note = folder / f"{rank}.json"
-        if status == 0:
+        if status == 0 and _has_left(folder, rank):
             continue
         if note.exists():
             facts = json.loads(note.read_text(encoding="utf-8"))
@@ -189,8 +189,11 @@ def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float]) -> i
             name = signal.Signals(-status).name
             why = " (the system does so when memory runs out)" if name == "SIGKILL" else ""
             failures.append(_Failure(ended[rank], rank, status, f"was ended by {name}{why}"))
-        elif rank in ended:  # its status says why, as after a signal that it has obeyed, or it has said why itself
+        elif rank in ended and _has_left(folder, rank):
+            # its status says why, as after a signal that it has obeyed, or it has said why itself
             failures.append(_Failure(ended[rank], rank, status, ""))
+        elif rank in ended:
+            failures.append(_Failure(ended[rank], rank, status, f"ended with status {status}"))
         else:
             stack = folder / f"{rank}.stack"
             failures.append(_hung(rank, status, stack.read_text(encoding="utf-8") if stack.exists() else ""))
@@ -199,6 +202,8 @@ def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float]) -> i
     if all(failure.is_consequence or failure.hung for failure in failures):
         failures = [failure._replace(message=_HUNG if failure.hung else failure.message) for failure in failures]
     first, *others = sorted(failures, key=lambda failure: (failure.is_consequence, failure.when))
+    if first.status >= 0 and not _has_left(folder, first.rank):
+        first = first._replace(message=f"{first.message}{_in_step(others)}, before the run was over")
     if first.message:
         print(f"hooktrain: rank {first.rank}: {first.message}", file=sys.stderr)
         print(first.trace, end="", file=sys.stderr)
@@ -210,7 +215,18 @@ def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float]) -> i
     for line, ranks in said.items():
         who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, sorted(ranks)))}"
         print(f"hooktrain: then {who}: {line}", file=sys.stderr)
-    return first.status if first.status > 0 else 128 - first.status
+    return 128 - first.status if first.status < 0 else first.status or 1
+
+
+def _has_left(folder: Path, rank: int) -> bool:
+    """Whether a rank has ended as ranks do, and not in the midst of something, as by ``os._exit``."""
+    return (folder / f"{rank}.left").exists()
+
+
+def _in_step(failures: Iterable[_Failure]) -> str:
+    """The step in which ranks were left by another one."""
+    found = (re.search(r"step \d+", failure.message) for failure in failures if failure.is_consequence)
+    return next((f" in {step[0]}" for step in found if step), "")
 
 
 def _hung(rank: int, status: int, stack: str) -> _Failure:
@@ -239,6 +255,14 @@ def _in_short(failure: _Failure) -> str:
     what = f"waited {int(timeout[1]) / 1000:g} s (strategy.timeout) for an answer" if timeout else "lost the connection"
     where = re.match(rf"failed in (.*), rank {failure.rank}: ", line)
     return f"{what}, in {where[1]}" if where else what
+
+
+def note_end() -> None:
+    """Tell the launcher, where there is one, that this rank has come to its end, well or not."""
+    folder = os.environ.get(_NOTES)
+    if folder:
+        with contextlib.suppress(OSError):
+            (Path(folder) / f"{os.environ['RANK']}.left").touch()
 
 
 def note_failure(message: str, problem: BaseException, *, trace: bool) -> bool:

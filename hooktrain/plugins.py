@@ -335,17 +335,17 @@ class PluginHost:
                 return who
         return blamed
 
-    def call_each(self, hook: str, **given: Any) -> list[tuple[str, Exception]]:
+    def call_each(self, hook: str, **given: Any) -> list[tuple[str, BaseException]]:
         """Call a hook plugin by plugin, so that one that raises keeps nobody else from being called.
 
         Returns:
             The plugins that raised, and what.
         """
-        problems = []
+        problems: list[tuple[str, BaseException]] = []
         for found in self.implementations(hook):
             try:
                 found.function(*(given[name] for name in found.argnames))
-            except Exception as problem:
+            except (Exception, SystemExit) as problem:
                 problems.append((found.plugin_name, problem))
         return problems
 

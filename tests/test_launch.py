@@ -28,6 +28,9 @@ def on_microbatch_start(trainer):
 """
 
 
+LOST = re.compile("^hooktrain: then rank 0: (lost the connection|waited 4 s .*), in step 2$", re.MULTILINE)
+
+
 def first_line(output: str) -> str:
     return next(line for line in output.splitlines() if line.startswith("hooktrain: rank"))
 
@@ -61,11 +64,76 @@ def test_a_rank_that_is_killed(run_ranks, strategy):
     assert first_line(run.output) == (
         "hooktrain: rank 1: was ended by SIGKILL (the system does so when memory runs out)"
     )
-    lost = re.search(
-        "^hooktrain: then rank 0: (lost the connection|waited 4 s .*), in step 2$", run.output, re.MULTILINE
-    )
-    assert lost, run.output
+    assert LOST.search(run.output), run.output
     assert run.seconds < 30
+
+
+@either
+@pytest.mark.parametrize(("status", "said"), [(7, "status 7"), (0, "status 0, before the run was over")])
+def test_a_rank_whose_hook_calls_exit(run_ranks, strategy, status, said):
+    source = "import sys\n" + FAILING.format(what=f"sys.exit({status})")
+    run = run_ranks(2, source, strategy=strategy, micro_batch_size=1)
+    assert run.status == (status or 1)
+    cause = "hooktrain: rank 1: plugin 'extra', hook on_microbatch_start, step 2, rank 1: ended the process with "
+    assert first_line(run.output) == cause + said
+    assert "in on_microbatch_start" in run.output, "where that was"
+    assert LOST.search(run.output), run.output
+    assert run.output.count("Traceback") == 1
+
+
+@either
+@pytest.mark.parametrize("status", [9, 0])
+def test_a_rank_that_leaves_without_a_word(run_ranks, strategy, status):
+    run = run_ranks(2, FAILING.format(what=f"os._exit({status})"), strategy=strategy, micro_batch_size=1)
+    assert run.status == (status or 1)
+    assert first_line(run.output) == (
+        f"hooktrain: rank 1: ended with status {status} in step 2, before the run was over"
+    )
+    assert LOST.search(run.output), run.output
+    assert "Traceback" not in run.output, "of the rank that is innocent"
+
+
+@pytest.mark.parametrize(
+    ("hook", "given", "status", "said"),
+    [
+        ("check_recipe", "0", 1, "0, before the run was over"),
+        ("make_model", "'no luck'", 1, "1, saying: no luck"),
+        ("on_step_end", "7", 7, "7"),
+        ("on_train_end", "0", 1, "0, before the run was over"),
+    ],
+)
+def test_a_hook_that_ends_the_only_process(run_ranks, hook, given, status, said):
+    """A run that was not finished does not look like one that was."""
+    run = run_ranks(1, f"import sys\n@hookimpl\ndef {hook}():\n    sys.exit({given})\n")
+    assert run.status == status
+    line = rf"^hooktrain: plugin 'extra', hook {hook}, step \d+, rank 0: ended the process with status {said}$"
+    assert re.search(line, run.output, re.MULTILINE), run.output
+
+
+def test_rank_0_that_ends_when_the_training_has_ended(run_ranks):
+    source = "import sys\n@hookimpl\ndef on_train_end(trainer):\n    if trainer.world.is_main: sys.exit(0)\n"
+    run = run_ranks(2, source)
+    assert run.status == 1
+    assert "rank 0: plugin 'extra', hook on_train_end, step 4, rank 0: ended the process with" in first_line(run.output)
+
+
+def test_exit_in_the_teardown_keeps_nobody_from_theirs(run_ranks, rank_notes):
+    source = """
+import sys
+
+@hookimpl(tryfirst=True)
+def on_teardown():
+    sys.exit(0)
+
+class Other:
+    @hookimpl
+    def on_teardown(self):
+        note(torn_down=True)
+"""
+    run = run_ranks(1, source, plugins={"load": ["hooktrain.testing:TinyPlugin", "extra:Other", "extra"]})
+    assert run.status == 0
+    assert "warning: plugin 'extra', hook on_teardown: SystemExit(0)" in run.output
+    assert rank_notes() == [{"torn_down": True}]
 
 
 @either

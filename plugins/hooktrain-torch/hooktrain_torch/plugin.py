@@ -113,7 +113,7 @@ class TorchPlugin:
         from hooktrain_torch.checkpoint import FullCheckpoint
 
         for engine in getattr(trainer, "checkpoint_engines", ()):
-            if isinstance(engine, FullCheckpoint) and isinstance(exception, Exception):
+            if isinstance(engine, FullCheckpoint) and not isinstance(exception, KeyboardInterrupt):
                 engine.close(trainer)
 
     @hookimpl
