@@ -143,7 +143,9 @@ class CheckpointEngine(Protocol):
 
     One that saves in the background also has ``finish(trainer, wait)``, collective: it returns the path of what has
     been saved since, or None where nothing was or it still goes on, which it does not with ``wait``. When a rank has
-    written its part, it says so with ``trainer.requests.save_ended()``.
+    written its part, it says so with ``trainer.requests.save_ended()``. Where such a save may fail without ending the
+    run, ``unsaved`` is the step of the last one and the error, or None when it did not fail: the error is raised at the
+    end of the run if that was its last state.
 
     One that can say whether a run may go on from a checkpoint before there is a model has ``check(trainer, path)``,
     collective, which raises :class:`CheckpointError` on all ranks if not; ``hooktrain.provenance`` gives what is to be

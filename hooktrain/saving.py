@@ -47,6 +47,17 @@ class Saving:
             if path is not None:
                 trainer.hooks.on_checkpoint_end(trainer=trainer, path=path)
 
+    def require_last(self, trainer: Trainer) -> None:
+        """Refuse to call a run well whose last state was to be saved in the background and could not be.
+
+        Raises:
+            CheckpointError: on all ranks.
+        """
+        for engine in trainer.checkpoint_engines:
+            step, problem = getattr(engine, "unsaved", None) or (-1, None)
+            if problem is not None and step == trainer.global_step:
+                raise problem
+
     def _is_due(self, engine: CheckpointEngine, reason: str, state: TrainerState) -> bool:
         config = engine.config
         if reason == "end":

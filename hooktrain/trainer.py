@@ -150,6 +150,7 @@ class Trainer(Session, Requesting):
             self.checkpoint("end")
         self.saving.collect(self, wait=True)
         self.hooks.on_train_end(trainer=self)
+        self.saving.require_last(self)
         return self.state
 
     def epoch(self, epoch: int) -> int:

@@ -88,6 +88,8 @@ class FullCheckpoint:
 
     Attributes:
         last_stall: seconds for which the training stood still for the last asynchronous save.
+        unsaved: the step of the last asynchronous save, where it failed, and what to raise when that was the run's
+            last state; None when it did not fail.
 
     Raises:
         CheckpointError: when checkpoints cannot be written there; better now than after hours of training.
@@ -103,6 +105,8 @@ class FullCheckpoint:
         self._going_on: Save | None = None
         self._retention = Retention(config, self.output_dir)
         self.last_stall = 0.0
+        self.unsaved: tuple[int, CheckpointError] | None = None
+        self._closing = False
         if config.enabled and world.is_main:
             require_writable(self.output_dir)
 
@@ -129,7 +133,7 @@ class FullCheckpoint:
         except CheckpointError as problem:
             if not self.config.asynchronous or self.config.on_failure == "stop":
                 raise
-            self._go_on(trainer, problem)
+            self._go_on(trainer, problem, trainer.global_step)
             return None
 
     def _save(self, trainer: Trainer) -> Path | None:
@@ -183,7 +187,7 @@ class FullCheckpoint:
         except CheckpointError as problem:
             if self.config.on_failure == "stop":
                 raise
-            self._go_on(trainer, problem)
+            self._go_on(trainer, problem, saving.step)
             return None
         saving.stalled += time.perf_counter() - began
         self.last_stall = saving.stalled
@@ -194,15 +198,27 @@ class FullCheckpoint:
     def close(self, trainer: Trainer) -> None:
         """Finish what is being saved when the run ends with an error, where that needs no other rank."""
         if self._going_on is not None and self.world.world_size == 1:
+            self._closing = True
             self.finish(trainer, wait=True)
 
     def wait(self) -> None:
         """Wait until older checkpoints are deleted."""
         self._retention.wait()
 
-    def _go_on(self, trainer: Trainer, problem: CheckpointError) -> None:
-        if self.world.is_main:  # all ranks have it
-            trainer.host.warn(f"{problem}; the run goes on")
+    def _go_on(self, trainer: Trainer, problem: CheckpointError, step: int) -> None:
+        again = self.unsaved is not None and self.unsaved[0] == step
+        whole = trainer.strategy.gather_objects(self._last_whole())[0]
+        found = f"the last whole checkpoint is {whole}" if whole else "there is no whole checkpoint"
+        error = CheckpointError(f"step {step}, the last of the run, is not saved, and {found}: {problem}")
+        self.unsaved = (step, error)
+        if self.world.is_main and not again:  # all ranks have it
+            ends = trainer.should_stop or self._closing
+            trainer.host.warn(f"{problem}{'' if ends else '; the run goes on'}")
+
+    def _last_whole(self) -> str:
+        """The newest checkpoint that has all its files, by their sizes, or nothing; looked for on the main rank."""
+        found = self._found() if self.world.is_main else []
+        return next((str(path) for _, path in found if not problem_of(path, digests=False)), "")
 
     def _unchanged(self, trainer: Trainer, trained: TrainedState) -> dict[str, list[str]]:
         if self._frozen is None:
@@ -218,7 +234,7 @@ class FullCheckpoint:
     def _end(self, trainer: Trainer, saving: Save, written: list[dict[str, Any]]) -> Path:
         """Make a checkpoint of what all ranks have written."""
         self._on_all_ranks(trainer, lambda: self._seal(saving, written), saving)
-        self._current = saving.target
+        self._current, self.unsaved = saving.target, None
         if self.world.is_main:
             self._retention.apply(trainer, self._found())
         return saving.target

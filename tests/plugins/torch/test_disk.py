@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,3 +77,52 @@ def test_a_disk_that_becomes_read_only(run_ranks, mount, ranks, background):
     left = sorted((folder / "saved").glob("[!.]*"))
     assert left[0].name == "step-00000002"
     assert all(problem_of(path) == "" for path in left)
+
+
+ASKED = """
+import signal
+
+@hookimpl
+def on_checkpoint_end(trainer, path):
+    if trainer.world.is_main:  # one checkpoint is whole, and there is no room for more
+        (path.parent / "fill").write_bytes(bytes((os.statvfs(path).f_bavail - 1) * 4096))
+    trainer.strategy.barrier()
+
+@hookimpl
+def on_step_end(trainer):
+    if trainer.global_step == 5 and {asked} and trainer.world.is_main:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+@hookimpl
+def on_train_end(trainer):
+    note(ended=trainer.global_step)
+
+@hookimpl
+def on_teardown():
+    note(torn_down=True)
+"""
+
+
+@pytest.mark.parametrize(("ranks", "asked"), [(1, False), (1, True), (2, False)], ids=["1", "1, SIGTERM", "2"])
+def test_a_run_whose_last_state_cannot_be_saved_in_the_background_is_no_success(
+    run_ranks, rank_notes, mount, ranks, asked
+):
+    folder = mount(8 << 20)
+    saves = settings(folder, asynchronous=True, save_end_of_training=not asked)
+    run = run_ranks(ranks, ASKED.format(asked=asked), **saves, exit_iteration=0 if asked else 4)
+    assert run.status == 1, run.output
+    last = 5 if asked else 4
+    where = folder / "saved"
+    assert re.search(
+        rf"^hooktrain: (rank \d: )?step {last}, the last of the run, is not saved, and the last whole checkpoint is"
+        rf" {where}/step-00000002: {where}/step-0000000{last}: rank 0 could not save it, .*No space left",
+        run.output,
+        re.MULTILINE,
+    ), run.output
+    warned = [line for line in run.output.splitlines() if "hooktrain: warning: " in line and "could not save" in line]
+    assert len(warned) == 1 + asked, "each step once"
+    assert "the run goes on" not in warned[-1]
+    for rank in range(ranks):
+        assert rank_notes(rank) == [{"ended": last}, {"torn_down": True}], "all the rest is done"
+    assert len(run.metrics) == last
+    assert problem_of(where / "step-00000002") == ""
