@@ -244,7 +244,12 @@ class FullCheckpoint:
             number = max((number for number, _ in self._found() if number < UNKNOWN), default=0) + 1
             saving.seal(written, number)
             if saving.target.exists():  # an earlier run's, or a damaged one
-                self._retention.set_aside(saving.target)
+                problem = problem_of(saving.target)
+                if problem:
+                    kept = self._retention.keep_damaged(saving.target)
+                    _warn(f"{saving.target} is saved anew; what was there, of which {problem}, is kept as {kept.name}")
+                else:
+                    self._retention.set_aside(saving.target)
             os.replace(saving.temporary, saving.target)
             sync(self.output_dir)
 
@@ -294,7 +299,10 @@ class FullCheckpoint:
                 )
             _warn(f"checkpoint {path} is passed over: {problem}")
         if found:
-            _warn(f"{self.output_dir}: no checkpoint there is whole, so the run begins anew")
+            _warn(
+                f"{self.output_dir}: no checkpoint there is whole, so the run begins anew; what is damaged stays, and"
+                " gets another name (damaged-step-N) where a save of the same step needs its own"
+            )
         return None
 
     def claims(self, path: Path) -> bool:

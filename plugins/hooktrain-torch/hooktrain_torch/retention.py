@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -43,8 +44,21 @@ class Retention:
             shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)
 
+    def keep_damaged(self, path: Path) -> Path:
+        """Make room where a damaged checkpoint is, of which a part may be all that is left of a run.
+
+        Returns:
+            Where it is now: a folder that is never taken for a checkpoint, nor removed.
+        """
+        kept = self.folder / f"damaged-{path.name}"
+        numbers = itertools.count(2)
+        while kept.exists():
+            kept = self.folder / f"damaged-{path.name}-{next(numbers)}"
+        os.replace(path, kept)
+        return kept
+
     def apply(self, trainer: Trainer, found: Sequence[tuple[int, Path]]) -> None:
-        """Remove what nothing asks to be kept, older than the ones that ``keep_last`` keeps.
+        """Remove what nothing asks to be kept, older than the ones that ``keep_last`` keeps; nothing that is damaged.
 
         Args:
             trainer: whose metrics tell the best.
@@ -54,12 +68,13 @@ class Retention:
         try:
             found = found if config.keep_last else []
             best = self._best(trainer, [path for number, path in found if number < UNKNOWN]) if found else None
-            for number, path in found:
-                if kept < config.keep_last:
-                    kept += not problem_of(path, digests=False)
-                    continue
+            for _, path in found:
+                if problem_of(path, digests=False):
+                    continue  # what is left of it cannot be had again
                 marked = path == best or (config.keep_every and int(path.name[5:]) % config.keep_every == 0)
-                if number < UNKNOWN and not (marked and not problem_of(path, digests=False)):
+                if kept < config.keep_last:
+                    kept += 1
+                elif not marked:
                     self.set_aside(path)
         except OSError as problem:
             trainer.host.warn(f"{self.folder}: older checkpoints cannot be removed ({problem.strerror})")

@@ -320,6 +320,37 @@ def test_all_damaged_is_nothing(run_tiny, tmp_path):
     assert any("checkpoints: no checkpoint there is whole, so the run begins anew" in text for text in texts)
 
 
+def test_what_is_damaged_is_never_lost(run_ranks):
+    """Of each checkpoint the counters are gone; its weights are kept beside those of the run that begins anew."""
+    saves = {"checkpoint": every(2, auto_resume=True, keep_last=2)}
+    folder = run_ranks(1, **saves).folder / "checkpoints"
+    for again in ("", "-2"):
+        before = {path.name: (path / "model-0.pt").read_bytes() for path in folder.glob("step-*")}
+        assert sorted(before) == ["step-00000004", "step-00000006"]
+        for name in before:
+            damage(folder / name / "state.json", "truncated")
+        run = run_ranks(1, **saves, seed=7)
+        assert run.status == 0, run.output
+        for name, weights in before.items():
+            assert (folder / f"damaged-{name}{again}" / "model-0.pt").read_bytes() == weights
+            assert f"is kept as damaged-{name}{again}\n" in run.output
+    assert "no checkpoint there is whole, so the run begins anew; what is damaged stays" in run.output
+    whole = FullCheckpoint(FullConfig(), folder.parent, World())
+    assert whole.latest() == folder / "step-00000006"
+    assert len(list(folder.iterdir())) == 6
+
+
+def test_what_is_damaged_is_not_removed_as_older_ones_are(run_tiny, tmp_path):
+    class Damage:
+        @hookimpl
+        def on_step_start(self, trainer):
+            if trainer.global_step == 3:
+                os.truncate(step(tmp_path, 2) / "state.json", 5)
+
+    run_tiny(Damage(), checkpoint=every(1, keep_last=2, keep_every=2))
+    assert saved(tmp_path) == [f"step-0000000{number}" for number in (2, 4, 6, 7)]
+
+
 def test_what_is_no_checkpoint(run_tiny, tmp_path):
     (tmp_path / "empty").mkdir()
     problems = {"empty": "none of the recipe's checkpoint engines can resume from it", "nowhere": "is not there; give"}
