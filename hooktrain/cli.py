@@ -157,11 +157,11 @@ def _status() -> int:
         started = where and "step 0," not in where  # before the first step the message says where
         return _failed(f"{problem}" + (f" [{where}]" if started else ""), problem, trace=False)
     except (KeyboardInterrupt, click.Abort) as problem:
-        where = getattr(problem.__cause__ or problem.__context__ or problem, "hooktrain_where", "")
-        click.echo(
-            f"hooktrain: interrupted{' at ' + where if where else ''}; nothing was saved since the last checkpoint",
-            err=True,
-        )
+        told = problem.__cause__ or problem.__context__ or problem
+        where, saved = getattr(told, "hooktrain_where", ""), getattr(told, "hooktrain_saved", None)
+        so_far = f"the last save is {saved}" if saved else "this run has saved nothing"
+        # outside of the run, as when it has ended and said so, nothing is known of what it has saved
+        click.echo(f"hooktrain: interrupted{f' at {where}; {so_far}' if where else ''}", err=True)
         return 130
     except Exception as problem:
         where = getattr(problem, "hooktrain_where", None)

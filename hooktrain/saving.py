@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hooktrain.parts import CheckpointEngine
@@ -15,10 +16,15 @@ __all__ = ["Saving"]
 
 
 class Saving:
-    """Remembers at which step each engine saved, so that no step is saved twice."""
+    """Remembers at which step each engine saved, so that no step is saved twice.
+
+    Attributes:
+        last: what was saved last in this run, and is whole; None before that.
+    """
 
     def __init__(self) -> None:
         self.saved_at: dict[int, int] = {}
+        self.last: Path | None = None
 
     def due(self, engines: Sequence[CheckpointEngine], reason: str, state: TrainerState) -> list[CheckpointEngine]:
         """The engines that save now.
@@ -45,6 +51,7 @@ class Saving:
             finish = getattr(engine, "finish", None)
             path = None if finish is None else finish(trainer, wait)
             if path is not None:
+                self.last = path
                 trainer.hooks.on_checkpoint_end(trainer=trainer, path=path)
 
     def require_last(self, trainer: Trainer) -> None:

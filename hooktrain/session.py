@@ -231,6 +231,7 @@ class Session:
             return
         self._failure = exception
         explain(self.host, exception, self.state.global_step, self.world.rank)
+        exception.hooktrain_saved = cast("Trainer", self).saving.last  # type: ignore[attr-defined]
         for plugin, problem in self.host.call_each("on_exception", trainer=self, exception=exception):
             self.host.warn(f"plugin '{plugin}', hook on_exception: {problem!r}")
 

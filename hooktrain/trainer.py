@@ -331,6 +331,7 @@ class Trainer(Session, Requesting):
             self.hooks.on_checkpoint_start(trainer=self)
             saved: Sequence[Path] = self.hooks.save_checkpoint(trainer=self)
             for path in saved:
+                self.saving.last = path
                 self.hooks.on_checkpoint_end(trainer=self, path=path)
         return saved
 

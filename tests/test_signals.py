@@ -220,7 +220,32 @@ def test_a_second_sigint_ends_at_once(start, monkeypatch):
     code, output = again.end()
     assert (code, again.saved) == (130, []), output
     assert len(again.notes()) <= before + 1, "no micro-batch is begun any more, of those that would take 300 seconds"
-    assert "interrupted at plugin 'extra', hook on_microbatch_start, step 0" in output
+    assert (
+        "interrupted at plugin 'extra', hook on_microbatch_start, step 0, rank 0; this run has saved nothing" in output
+    )
+
+
+LAST = """
+import signal
+
+@hookimpl{how}
+def {hook}(trainer):
+    if trainer.global_step == 3 and trainer.world.is_main:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_what_is_said_of_saves_when_a_run_is_interrupted(run_ranks):
+    saves = {"type": "full", "save_every_n_steps": 1}
+    run = run_ranks(1, LAST.format(hook="on_step_end", how=""), checkpoint=saves)
+    assert run.status == 130
+    last = run.folder / "checkpoints" / "step-00000002"
+    assert f"interrupted at plugin 'extra', hook on_step_end, step 3, rank 0; the last save is {last}\n" in run.output
+    run = run_ranks(1, LAST.format(hook="on_teardown", how="(trylast=True)"), checkpoint=saves, exit_iteration=3)
+    assert run.status == 130
+    assert (run.folder / "checkpoints" / "step-00000003").exists()
+    assert run.output.splitlines()[-1] == "hooktrain: interrupted", "the run had ended, and has said what it saved"
 
 
 def test_what_is_saved_at_the_end_anyway_is_saved_once(run_tiny, tmp_path):
