@@ -51,7 +51,7 @@ def require_trainable(trainer: Trainer) -> None:
 def explain(host: PluginHost, exception: BaseException, step: int, rank: int) -> None:
     """Note on the exception where it happened, for whoever prints it."""
     blamed = host.blame(exception)
-    where = f"step {step}, rank {rank}"
+    where = f"step {step}, rank {getattr(exception, 'hooktrain_rank', rank)}"  # all may raise what one of them has met
     if blamed is not None and blamed[0] != "loop":  # whose hooks surround everything
         where = f"plugin '{blamed[0]}', hook {blamed[1]}, {where}"
     exception.hooktrain_where = where  # type: ignore[attr-defined]

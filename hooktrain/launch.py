@@ -184,7 +184,7 @@ def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float]) -> i
             continue
         if note.exists():
             facts = json.loads(note.read_text(encoding="utf-8"))
-            failures.append(_Failure(facts["when"], rank, status, facts["message"], facts["trace"]))
+            failures.append(_Failure(facts["when"], facts["rank"], status, facts["message"], facts["trace"]))
         elif status < 0 and rank in ended:
             name = signal.Signals(-status).name
             why = " (the system does so when memory runs out)" if name == "SIGKILL" else ""
@@ -281,13 +281,15 @@ def note_failure(message: str, problem: BaseException, *, trace: bool) -> bool:
     folder, file = os.environ.get(_NOTES), os.environ.get("TORCHELASTIC_ERROR_FILE")
     if folder:
         with contextlib.suppress(OSError):
-            path = Path(folder) / f"{os.environ['RANK']}.json"
-            path.write_text(json.dumps({"when": when, "message": message, "trace": text}), encoding="utf-8")
+            rank = int(os.environ["RANK"])
+            met = getattr(problem, "hooktrain_rank", rank)  # by which rank, where all of them raise it
+            facts = {"when": when, "rank": met, "message": message, "trace": text}
+            (Path(folder) / f"{rank}.json").write_text(json.dumps(facts), encoding="utf-8")
             return True
     elif file and not os.path.exists(file):
-        facts = {"message": message, "extraInfo": {"py_callstack": text, "timestamp": str(int(when))}}
+        extra = {"py_callstack": text, "timestamp": str(int(when))}
         with contextlib.suppress(OSError):
-            Path(file).write_text(json.dumps({"message": facts}), encoding="utf-8")
+            Path(file).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}), encoding="utf-8")
     return False
 
 

@@ -78,6 +78,12 @@ def _warn(text: str) -> None:
     warnings.warn(text, HooktrainWarning, stacklevel=3)
 
 
+def _of_rank(problem: CheckpointError, rank: int) -> CheckpointError:
+    """An error that all ranks raise and one of them has met."""
+    problem.hooktrain_rank = rank  # type: ignore[attr-defined]
+    return problem
+
+
 class FullCheckpoint:
     """Writes ``step-N`` folders: in a hidden folder first, a manifest with sizes and digests last, then a rename.
 
@@ -107,6 +113,7 @@ class FullCheckpoint:
         self.last_stall = 0.0
         self.unsaved: tuple[int, CheckpointError] | None = None
         self._closing = False
+        self._whole = ""
         if config.enabled and world.is_main:
             require_writable(self.output_dir)
 
@@ -207,10 +214,9 @@ class FullCheckpoint:
 
     def _go_on(self, trainer: Trainer, problem: CheckpointError, step: int) -> None:
         again = self.unsaved is not None and self.unsaved[0] == step
-        whole = trainer.strategy.gather_objects(self._last_whole())[0]
-        found = f"the last whole checkpoint is {whole}" if whole else "there is no whole checkpoint"
+        found = f"the last whole checkpoint is {self._whole}" if self._whole else "there is no whole checkpoint"
         error = CheckpointError(f"step {step}, the last of the run, is not saved, and {found}: {problem}")
-        self.unsaved = (step, error)
+        self.unsaved = (step, _of_rank(error, getattr(problem, "hooktrain_rank", self.world.rank)))
         if self.world.is_main and not again:  # all ranks have it
             ends = trainer.should_stop or self._closing
             trainer.host.warn(f"{problem}{'' if ends else '; the run goes on'}")
@@ -268,9 +274,10 @@ class FullCheckpoint:
             if text:
                 if self.world.is_main:
                     shutil.rmtree(saving.temporary, ignore_errors=True)
-                raise CheckpointError(
-                    f"{saving.target}: rank {rank} could not save it, earlier checkpoints are intact: {text}"
-                ) from cause
+                self._whole = trainer.strategy.gather_objects(self._last_whole())[0]
+                rest = "earlier checkpoints are intact" if self._whole else "and there is no earlier one"
+                failed = CheckpointError(f"{saving.target}: rank {rank} could not save it, {rest}: {text}")
+                raise _of_rank(failed, rank) from cause
         return [answer for _, answer in answers]
 
     # ------------------------------------------------------------------------------------------------ finding

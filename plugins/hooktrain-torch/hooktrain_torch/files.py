@@ -171,7 +171,9 @@ def problem_of(folder: Path, *, digests: bool = True) -> str:
                 return f"{name} is damaged"
     except FileNotFoundError:
         return f"it has no {MANIFEST}, so it was never finished"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+    except KeyError as problem:
+        return f"its {MANIFEST} is damaged: it has no {problem}"
+    except (OSError, ValueError, TypeError, AttributeError) as problem:
         return f"its {MANIFEST} cannot be read ({problem})"
     return ""
 
@@ -179,6 +181,8 @@ def problem_of(folder: Path, *, digests: bool = True) -> str:
 def _manifest(folder: Path) -> dict[str, Any]:
     """The manifest, proven to be as it was written."""
     facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if not isinstance(facts, dict):
+        raise ValueError("it is no mapping")
     if facts["format"] == FORMAT and facts.pop("sha256") != _digest_of(facts):
         raise ValueError("it is damaged")
     return facts

@@ -15,6 +15,7 @@ import numpy
 import pytest
 import torch
 from hooktrain_torch.checkpoint import FullCheckpoint, FullConfig
+from hooktrain_torch.files import problem_of
 
 from hooktrain import CheckpointError, HooktrainError, World, hookimpl
 from hooktrain.testing import Recorder
@@ -318,6 +319,19 @@ def test_all_damaged_is_nothing(run_tiny, tmp_path):
     texts = [str(one.message) for one in told]
     assert any("step-00000007 is passed over: model-0.pt is missing" in text for text in texts)
     assert any("checkpoints: no checkpoint there is whole, so the run begins anew" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{}", "its manifest.json is damaged: it has no 'format'"),
+        ('{"format": 3, "step": 6}', "its manifest.json is damaged: it has no 'sha256'"),
+        ("[]", "its manifest.json cannot be read (it is no mapping)"),
+    ],
+)
+def test_what_a_damaged_manifest_lacks_is_said(tmp_path, content, problem):
+    (tmp_path / "manifest.json").write_text(content)
+    assert problem_of(tmp_path) == problem
 
 
 def test_what_is_damaged_is_never_lost(run_ranks):

@@ -42,6 +42,18 @@ def on_step_end(trainer):
             pass  # a save in the background still writes
     trainer.strategy.barrier()
 """
+FULL_ON_RANK_1 = """
+import resource
+
+@hookimpl(wrapper=True)
+def save_checkpoint(trainer):
+    if trainer.world.rank == 1:  # which can write no file that is longer, as on a disk of its own that is full
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+    try:
+        return (yield)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+"""
 ZERO = {"type": "deepspeed", "zero_stage": 3, "dtype": "fp32", "device": "cpu"}
 
 
@@ -65,6 +77,19 @@ def test_a_full_disk(run_ranks, mount, ranks, strategy):
     subprocess.run(["mount", "-o", "remount,size=8m", str(folder)], check=True)
     again = run_ranks(ranks, **settings(folder), **more)
     assert again.status == 0, again.output
+
+
+def test_the_first_save_on_a_full_disk_promises_no_earlier_one(run_ranks, tmp_path):
+    """And it is the rank that met it of which all ranks tell."""
+    run = run_ranks(2, FULL_ON_RANK_1, **settings(tmp_path))
+    assert run.status == 1, run.output
+    said = [line for line in run.output.splitlines() if "could not save it" in line]
+    assert len(said) == 1, run.output
+    assert re.fullmatch(
+        rf"hooktrain: rank 1: {tmp_path}/saved/step-00000002: rank 1 could not save it, and there is no earlier one: File"
+        r" too large; make room, or give another output_dir \[step 2, rank 1\]",
+        said[0],
+    ), said
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -250,7 +250,7 @@ def on_checkpoint_end(trainer, path):
 
 @pytest.mark.parametrize("strategy", [{"type": "torch"}, {"type": "deepspeed", "zero_stage": 2}])
 def test_ranks_of_unequal_speed_end_a_save_at_the_same_step(run_ranks, rank_notes, strategy):
-    """Rank 1 is slower, and cannot write step 12."""
+    """Rank 1 is slower, and cannot write step 42, the last one."""
     run = run_ranks(
         2,
         RANKS,
@@ -260,7 +260,8 @@ def test_ranks_of_unequal_speed_end_a_save_at_the_same_step(run_ranks, rank_note
         checkpoint=full(10, save_end_of_training=True, asynchronous=True),
         plugins={"load": ["hooktrain.testing:TinyPlugin", "extra"]},
     )
-    assert run.status == 0, run.output
+    assert run.status == 1, run.output
+    assert "hooktrain: rank 1: step 42, the last of the run, is not saved, and the last whole checkpoint" in run.output
     assert rank_notes(0) == rank_notes(1)
     heard = [(line["path"], line["step"]) for line in rank_notes(0)]
     assert [path for path, _ in heard] == ["step-00000010", "step-00000020", "step-00000030", "step-00000040"]
