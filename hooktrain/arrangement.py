@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pluggy import HookImpl
@@ -12,7 +13,7 @@ from hooktrain.hookspecs import SEGMENTS
 if TYPE_CHECKING:
     from hooktrain.plugins import PluginHost
 
-__all__ = ["conflicts", "put_in_order", "settle_segment"]
+__all__ = ["conflicts", "is_declined", "put_in_order", "settle_segment"]
 
 
 def put_in_order(host: PluginHost) -> None:
@@ -50,20 +51,29 @@ def settle_segment(host: PluginHost, segment: str) -> None:
     """Leave one claimant of a segment, as the recipe says, or ask several in the order that it states.
 
     Raises:
-        PluginError: naming all claimants and the line to write; or the one chosen does not claim it.
+        PluginError: naming all claimants and the line to write; or the one chosen neither claims it nor is the
+            engine's own loop, which runs it when every claimant is passed over.
     """
-    claims = [found for found in host.implementations(segment) if not found.wrapper and not host.is_own(found)]
+    answering = [found for found in host.implementations(segment) if not found.wrapper]
+    claims = [found for found in answering if not host.is_own(found)]
     names = [claim.plugin_name for claim in claims]
     chosen = host.config.segments.get(segment)
     if chosen is not None:
-        if chosen not in names:
+        candidates = [found.plugin_name for found in answering]
+        if chosen not in candidates:
+            record = host.records.get(chosen)
+            if record is None:
+                why = f"is not there{did_you_mean(chosen, candidates)}"
+            elif record.state == "active":
+                why = "does not implement it"
+            else:
+                why = f"is {record.state} ({record.reason})"
             raise PluginError(
-                f"plugins.segments.{segment}: '{chosen}' does not implement it; those that do:"
-                f" {', '.join(names) or 'none'}"
+                f"plugins.segments.{segment}: '{chosen}' {why}; those that implement it: {', '.join(candidates)}"
             )
         for claim in claims:
-            if claim.plugin_name != chosen:
-                setattr(claim, "function", _decline)  # noqa: B010 - as in guard_segment
+            if claim.plugin_name != chosen and not is_declined(claim):
+                setattr(claim, "function", _declining(claim.function))  # noqa: B010 - as in guard_segment
         host.hooks.refresh()
     elif len(claims) > 1 and not set(names) <= set(host.config.order):
         listed = " and ".join(str(host.records[name]) for name in names)
@@ -84,5 +94,17 @@ def conflicts(host: PluginHost) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _decline(*_: Any) -> None:
-    """Put in the place of a segment's implementation when the recipe chose another plugin's."""
+def is_declined(implementation: HookImpl) -> bool:
+    """Whether the recipe chose another plugin than this one for a segment."""
+    return hasattr(implementation.function, "hooktrain_declined")
+
+
+def _declining(function: Callable[..., Any]) -> Callable[..., None]:
+    """What stands in the place of a segment's implementation when the recipe chose another plugin's."""
+
+    def declined(*_: Any) -> None:
+        """Leaves the segment to the one that was chosen."""
+
+    declined.__wrapped__ = function  # type: ignore[attr-defined]  # listings show the plugin's own file
+    declined.hooktrain_declined = True  # type: ignore[attr-defined]
+    return declined

@@ -79,7 +79,7 @@ class PluginHost:
 
     def _discover(self) -> None:
         found, twins = installed()
-        for wanted in (*self.config.block, *(self.config.only or ()), *self.config.segments.values()):
+        for wanted in (*self.config.block, *(self.config.only or ())):
             if wanted not in found and wanted not in self.config.load and wanted not in self.records:
                 raise PluginError(
                     f"plugins: '{wanted}' is not installed{did_you_mean(wanted, found)}; installed are"

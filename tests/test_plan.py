@@ -12,6 +12,7 @@ import yaml
 
 from hooktrain import DataEstimate, HooktrainError, MemoryEstimate, hookimpl
 from hooktrain.build import make_host
+from hooktrain.recipe import plugins_config
 from hooktrain.report.difference import compare, print_difference
 from hooktrain.report.origins import Sources
 from hooktrain.report.plan import plan_of, read_plan
@@ -156,6 +157,84 @@ def test_all_conflicts_are_shown_with_the_line_to_write_and_the_rest_of_the_plan
     assert [each["role"] for each in facts["hooks"]["run_step"]] == ["answers", "not reached", "not reached"]
     print_plan(facts)
     assert "to put right" in capsys.readouterr().out
+
+
+class Claimant:
+    def __init__(self, asked):
+        self.asked = asked
+
+    @hookimpl
+    def run_step(self, trainer, batches):
+        self.asked.append(type(self).__name__)
+        return NotImplemented
+
+
+class A(Claimant): ...
+
+
+class B(Claimant): ...
+
+
+@pytest.mark.parametrize(
+    ("plugins", "roles"),
+    [
+        ({"segments": {"run_step": "A"}}, {"B": "not chosen", "A": "answers", "loop": "not reached"}),
+        ({"segments": {"run_step": "B"}}, {"B": "answers", "A": "not chosen", "loop": "not reached"}),
+        ({"segments": {"run_step": "loop"}}, {"B": "not chosen", "A": "not chosen", "loop": "answers"}),
+        ({"order": ["A", "B"]}, {"A": "answers", "B": "not reached", "loop": "not reached"}),
+        (
+            {"order": ["B"], "segments": {"run_step": "A"}},
+            {"B": "not chosen", "A": "answers", "loop": "not reached"},
+        ),
+    ],
+)
+def test_the_plan_names_who_runs_a_segment_as_the_run_does(run_tiny, plugins, roles):
+    asked = []
+    trainer = run_tiny(A(asked), B(asked), train_iters=1, plugins=plugins)
+    assert trainer.global_step == 1
+    host = make_host(plugins_config({"plugins": plugins}))
+    for plugin in (TinyPlugin(), A(asked), B(asked)):
+        host.register(plugin)
+    facts = plan_of(host, Sources(file=None, raw={"type": "tiny"}), estimates=False)
+    assert facts["complaints"] == []
+    found = facts["hooks"]["run_step"]
+    assert {each["plugin"]: each["role"] for each in found} == roles
+    first = next(each["plugin"] for each in found if each["role"] == "answers")
+    assert asked[:1] == ([] if first == "loop" else [first])
+    assert all(f"{__file__}:" in each["file"] for each in found if each["plugin"] != "loop"), "not the stub's file"
+
+
+def test_a_segment_given_to_a_plugin_that_is_not_there_is_a_complaint_with_its_path(run_cli, tiny_recipe, tmp_path):
+    source = "class A:\n    @hookimpl\n    def run_step(self): return NotImplemented\n"
+    (tmp_path / "act.py").write_text(f"from hooktrain import hookimpl\n{source}")
+    recipe = {**tiny_recipe, "plugins": TINY}
+    shown = run_cli("plan", recipe, "-p", "act:A", "-o", "plugins.segments.run_step=act:C", "--json")
+    assert shown.status == 1
+    assert json.loads(shown.stdout)["complaints"] == [
+        {
+            "where": "plugins.segments.run_step",
+            "message": "'act:C' is not there (did you mean 'act:A'?); those that implement it: act:A, loop",
+        }
+    ]
+
+
+def test_a_difference_shows_who_was_chosen_for_a_segment(written, tmp_path, monkeypatch):
+    claims = "    @hookimpl\n    def run_step(self): return NotImplemented\n"
+    source = f"from hooktrain import hookimpl\nclass A:\n{claims}class B:\n{claims}"
+    (tmp_path / "two_claims.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    both = [*TINY["load"], "two_claims:A", "two_claims:B"]
+    one, other = (
+        written(
+            f"type: tiny\nplugins: {json.dumps({'load': both, 'segments': {'run_step': name}})}\n", f"{number}.yaml"
+        )
+        for number, name in enumerate(both[1:])
+    )
+    changed = compare(one, read_plan(other), 1)["order of hooks"]["run_step"]
+    assert changed == [
+        "two_claims:B (not chosen), two_claims:A, loop (not reached)",
+        "two_claims:B, two_claims:A (not chosen), loop (not reached)",
+    ]
 
 
 def test_a_plan_with_complaints_ends_with_status_1(run_cli, tiny_recipe):

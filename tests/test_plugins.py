@@ -268,7 +268,13 @@ def test_segments_settled_in_the_recipe(tiny_recipe):
         host.check()
     host = PluginHost(PluginsConfig(segments={"run_step": "StepC"}), discover=False)
     host.register(StepA())
-    with pytest.raises(PluginError, match="'StepC' does not implement it; those that do: StepA"):
+    with pytest.raises(
+        PluginError, match=r"plugins.segments.run_step: 'StepC' is not there .*; those that implement it: StepA"
+    ):
+        host.check()
+    host = PluginHost(PluginsConfig(segments={"run_step": "TinyPlugin"}), discover=False)
+    host.register(TinyPlugin())
+    with pytest.raises(PluginError, match=r"'TinyPlugin' does not implement it; those that implement it: "):
         host.check()
 
 

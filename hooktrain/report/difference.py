@@ -10,6 +10,7 @@ from typing import Any
 from rich.markup import escape
 
 from hooktrain.errors import HooktrainError
+from hooktrain.report.hooks import who
 from hooktrain.report.plan import read_plan
 from hooktrain.report.text import columns, console, show
 
@@ -104,10 +105,7 @@ def _plugins(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _order(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        hook: ", ".join(each["plugin"] + (" (wraps)" if each["role"] == "wraps" else "") for each in found)
-        for hook, found in facts["hooks"].items()
-    }
+    return {hook: who(found) for hook, found in facts["hooks"].items()}
 
 
 def _estimates(facts: Mapping[str, Any]) -> dict[str, Any]:

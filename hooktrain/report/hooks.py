@@ -8,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 
 from hooktrain import hookspecs
+from hooktrain.arrangement import is_declined
 from hooktrain.errors import HooktrainError, did_you_mean
 from hooktrain.hookspecs import BOUNDARIES, FACTORIES, SEGMENTS
 from hooktrain.plugins import PluginHost
@@ -45,7 +46,7 @@ def implementations_of(host: PluginHost, hook: str) -> list[dict[str, Any]]:
     """Who implements a hook, in the order in which they are called, wrappers first.
 
     Their ``role`` is one of: *wraps*, *hears* a boundary, *adds* to what is collected, *is asked* whether it answers,
-    and for a segment *answers* or is *not reached*.
+    and for a segment *answers*, is *not chosen* by the recipe, or is *not reached*.
     """
     spec = getattr(host.manager.hook, hook).spec
     first = spec is not None and bool(spec.opts.get("firstresult"))
@@ -53,7 +54,9 @@ def implementations_of(host: PluginHost, hook: str) -> list[dict[str, Any]]:
     answered = False
     for each in host.implementations(hook):
         role = "wraps" if each.wrapper else "hears" if hook in BOUNDARIES else "is asked" if first else "adds"
-        if hook in SEGMENTS and not each.wrapper:
+        if is_declined(each):
+            role = "not chosen"
+        elif hook in SEGMENTS and not each.wrapper:
             role, answered = ("not reached" if answered else "answers"), True
         found.append({"plugin": each.plugin_name, "role": role, "file": file_of(each.function)})
     return found
@@ -61,7 +64,7 @@ def implementations_of(host: PluginHost, hook: str) -> list[dict[str, Any]]:
 
 def who(implementations: list[dict[str, Any]]) -> str:
     """The implementations of a hook in one line."""
-    said = {"wraps": " (wraps)", "not reached": " (not reached)"}
+    said = {role: f" ({role})" for role in ("wraps", "not chosen", "not reached")}
     return ", ".join(each["plugin"] + said.get(each["role"], "") for each in implementations)
 
 

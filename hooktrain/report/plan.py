@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def plan_of(host: PluginHost, sources: Sources, world: World = World(), estimate
         world: one of the ranks that the plan is for, and how many there are.
         estimates: whether to look for sizes of model, data and memory.
     """
-    complaints = [Complaint("plugins", text) for text in conflicts(host)]
+    complaints = [_of_plugins(text) for text in conflicts(host)]
     recipe = _resolved(host, sources, complaints)
     facts: dict[str, Any] = {
         "recipe": dict(sources.raw),
@@ -110,8 +111,14 @@ def _resolved(host: PluginHost, sources: Sources, complaints: list[Complaint]) -
                 return None
             raw = {key: value for key, value in raw.items() if key not in wrong}
         except HooktrainError as problem:
-            complaints.append(Complaint("plugins", str(problem)))
+            complaints.append(_of_plugins(str(problem)))
             return None
+
+
+def _of_plugins(text: str) -> Complaint:
+    """What a host complains of, with the path in the recipe that the text begins with, where it does."""
+    path, colon, rest = text.partition(": ")
+    return Complaint(path, rest) if colon and re.fullmatch(r"plugins(\.\w+)*", path) else Complaint("plugins", text)
 
 
 def _objections(host: PluginHost, recipe: Recipe, world: World) -> list[Complaint]:
