@@ -121,7 +121,8 @@ def build(trainer: Trainer) -> None:
 
     trainer.strategy = make_part(host, "make_strategy", recipe.strategy, world=world, recipe=recipe)
     plugins = {record["name"]: record for record in host.manifest()}
-    _agree(trainer, {"recipe": {**recipe.as_dict(), "run_dir": ""}, "plugins": plugins, "versions": versions()})
+    # plugins first: a plugin that is not there says more than the section of the recipe that names it
+    _agree(trainer, {"plugins": plugins, "recipe": {**recipe.as_dict(), "run_dir": ""}, "versions": versions()})
     _agree(trainer, {"order of plugins": list(plugins)})
     if world.is_main:
         _write_run_dir(trainer)

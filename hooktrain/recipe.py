@@ -123,7 +123,7 @@ def plugins_config(raw: Mapping[str, Any], source: str = "recipe") -> PluginsCon
 
 
 def resolve(raw: Mapping[str, Any], host: PluginHost, *, source: str = "recipe", name: str = "recipe") -> Recipe:
-    """Structure a recipe with the parts that the plugins offer.
+    """Structure a recipe with the parts that the plugins offer; its ``plugins`` are the host's, switches applied.
 
     Args:
         raw: what :func:`read_recipe` returned, overrides applied.
@@ -200,7 +200,8 @@ class _Resolver:
         made = structure(Recipe, given, "", self.complaints)
         if made is None or self.complaints:
             raise RecipeError(self.complaints, source)
-        return attrs.evolve(made, settings=chosen, types=self.types, name=name)
+        # as the run has them: the recipe in its folder is to load them again without the switches of the command line
+        return attrs.evolve(made, settings=chosen, types=self.types, name=name, plugins=self.host.config)
 
     # ------------------------------------------------------------------------------------------ parts
 

@@ -49,11 +49,16 @@ class PluginsConfig:
                 config = attrs.evolve(config, autoload=False)
             elif word.startswith("no:"):
                 load = tuple(other for other in config.load if other != name)
-                config = attrs.evolve(config, block=(*config.block, name), load=load)
+                config = attrs.evolve(config, block=_with(config.block, name), load=load)
             else:
                 block = tuple(other for other in config.block if other != name)
-                config = attrs.evolve(config, load=(*config.load, name), block=block)
+                config = attrs.evolve(config, load=_with(config.load, name), block=block)
         return config
+
+
+def _with(names: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """Names with one that may be among them: a recipe that a run has kept is switched again by the environment."""
+    return names if name in names else (*names, name)
 
 
 @attrs.define(kw_only=True)

@@ -8,6 +8,7 @@ import sys
 
 import attrs
 import pytest
+import yaml
 
 from hooktrain import HooktrainError, PluginError, PluginHost, PluginsConfig, RecipeError, hookimpl, hookspec
 from hooktrain.build import load, make_host
@@ -173,6 +174,38 @@ def test_one_object_under_two_names_stays_registered_under_the_first():
         host.register(plugin, "second")
     assert host.manager.get_plugin("first") is plugin
     assert host.offers["optimizer"]["lion"].plugin.name == "first"
+
+
+def test_the_recipe_that_a_run_keeps_gives_its_plugins_again(run_cli, tmp_path, tiny_recipe):
+    text = "import hooktrain\n@hooktrain.hookimpl\ndef on_step_end(): pass\n"
+    text += "@hooktrain.hookimpl(wrapper=True)\ndef make_optimizer():\n    return (yield)\n"
+    (tmp_path / "wraps.py").write_text(text)
+    folder = tmp_path / "run"
+    recipe = {
+        **tiny_recipe,
+        "plugins": {"load": ["hooktrain.testing:TinyPlugin"]},
+        "train_iters": 2,
+        "checkpoint": [{"type": "full", "save_end_of_training": True}],
+    }
+    switched = {"HOOKTRAIN_PLUGINS": "no:samples,no:liger"}
+    first = run_cli("train", recipe, "-p", "wraps", "-p", "no:neftune", env=switched)
+    assert first.status == 0, first.output
+    before = json.loads((folder / "plugins.json").read_text())["plugins"]
+    kept = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert kept["plugins"]["load"] == ["hooktrain.testing:TinyPlugin", "wraps"]
+    assert kept["plugins"]["block"] == ["samples", "liger", "neftune"]
+    again = run_cli("train", folder / "recipe.yaml", "-o", f"run_dir={tmp_path / 'again'}", env=switched)
+    assert again.status == 0, again.output
+    assert json.loads((tmp_path / "again" / "plugins.json").read_text())["plugins"] == before
+    assert (tmp_path / "again" / "recipe.yaml").read_text() == (folder / "recipe.yaml").read_text().replace(
+        str(folder), str(tmp_path / "again")
+    )
+    resumed = ("--resume", folder / "checkpoints" / "step-00000002", "-o", f"run_dir={tmp_path / 'on'}")
+    same = run_cli("train", recipe, "-p", "wraps", "-p", "no:neftune", *resumed, env=switched)
+    assert same.status == 0 and "other than when the checkpoint was saved" not in same.output, same.output
+    without = run_cli("train", recipe, "-p", "no:neftune", *resumed, env=switched)
+    assert without.status == 1
+    assert "plugins.wraps: wraps took part and is missing, and has a hand in make_optimizer" in without.stderr
 
 
 def test_unknown_names_are_refused():

@@ -10,7 +10,6 @@ from typing import Any
 import attrs
 import yaml
 
-from hooktrain.config import unstructure
 from hooktrain.plugins import PluginHost
 from hooktrain.recipe import Recipe
 from hooktrain.records import PluginsConfig
@@ -166,7 +165,6 @@ class _Walk:
             if getattr(line, item.name) != default:
                 said.append("command line -p")
             yield f"plugins.{item.name}", " and ".join(said) or "default"
-        self.plain["plugins"] = unstructure(self.host.config)
 
 
 def _spelled(item: Any, given: Mapping[str, Any]) -> str | None:

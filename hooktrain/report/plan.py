@@ -12,7 +12,6 @@ import attrs
 
 from hooktrain.arrangement import conflicts
 from hooktrain.build import make_host
-from hooktrain.config import unstructure
 from hooktrain.errors import Complaint, HooktrainError, RecipeError
 from hooktrain.hookspecs import FACTORIES
 from hooktrain.needs import logit_complaints
@@ -70,7 +69,7 @@ def plan_of(host: PluginHost, sources: Sources, world: World = World(), estimate
     }
     if recipe is not None:
         complaints += _objections(host, recipe, world)
-        facts["recipe"] = {**recipe.as_dict(), "plugins": unstructure(host.config)}
+        facts["recipe"] = recipe.as_dict()
         facts["origins"] = origins_of(recipe, host, sources)
         facts["parts"] = _parts(host, recipe)
         facts["compatibility_lifted"] = recipe.skip_validation
