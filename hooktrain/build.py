@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
 import random
 import sys
@@ -25,7 +24,7 @@ from hooktrain.plugins import PluginHost
 from hooktrain.profiling import profile
 from hooktrain.reading import apply_overrides, read_recipe
 from hooktrain.recipe import Recipe, plugins_config, resolve
-from hooktrain.records import PluginsConfig
+from hooktrain.records import PluginsConfig, Switches
 from hooktrain.state import Batch, Data, World
 
 if TYPE_CHECKING:
@@ -36,7 +35,11 @@ __all__ = ["build", "check_data", "load", "make_host", "make_part"]
 
 
 def make_host(
-    config: PluginsConfig = PluginsConfig(), *, discover: bool = True, given: Given | None = None
+    config: PluginsConfig = PluginsConfig(),
+    *,
+    discover: bool = True,
+    given: Given | None = None,
+    switches: Switches = Switches(),
 ) -> PluginHost:
     """The engine's own plugins, and those that are installed."""
     from hooktrain.console import Console
@@ -52,7 +55,7 @@ def make_host(
         "signals": Signals(),
         "given": given or Given(),
     }
-    return PluginHost(config, own, discover=discover)
+    return PluginHost(config, own, discover=discover, switches=switches)
 
 
 def load(
@@ -85,8 +88,8 @@ def load(
     if isinstance(recipe, Path):
         source, name = str(recipe), recipe.stem
     raw = apply_overrides(read_recipe(recipe) if isinstance(recipe, Path) else dict(recipe), overrides or [])
-    words = [*os.environ.get("HOOKTRAIN_PLUGINS", "").split(","), *(switches or [])]
-    host = make_host(plugins_config(raw, source).switched(words), discover=discover, given=given)
+    words = Switches.given(switches or ())
+    host = make_host(plugins_config(raw, source), discover=discover, given=given, switches=words)
     for plugin in plugins or []:
         host.register(plugin)
     host.check()

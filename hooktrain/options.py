@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from hooktrain.plugins import PluginHost
 
-__all__ = ["as_json", "host_of", "print_facts", "recipe_options", "switch_words"]
+__all__ = ["as_json", "host_of", "print_facts", "recipe_options"]
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,17 +33,12 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
-def switch_words(switches: Sequence[str]) -> list[str]:
-    """The switches of the environment variable ``HOOKTRAIN_PLUGINS``, and then those of the command line."""
-    return [*os.environ.get("HOOKTRAIN_PLUGINS", "").split(","), *switches]
-
-
 def host_of(switches: Sequence[str]) -> PluginHost:
     """The plugins without any recipe."""
     from hooktrain.build import make_host
-    from hooktrain.records import PluginsConfig
+    from hooktrain.records import Switches
 
-    return make_host(PluginsConfig().switched(switch_words(switches)))
+    return make_host(switches=Switches.given(switches))
 
 
 def print_facts(facts: Any, as_json: bool, show: Callable[[Any], None]) -> None:

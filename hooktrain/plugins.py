@@ -20,7 +20,7 @@ from hooktrain.hookspecs import SEGMENTS
 from hooktrain.info import about, written_for_another
 from hooktrain.lock import digest_of, require_lock
 from hooktrain.needs import drop_unmet, refuse_excluded
-from hooktrain.records import Offer, PluginRecord, PluginsConfig
+from hooktrain.records import Offer, PluginRecord, PluginsConfig, Switches
 from hooktrain.rules import check_signatures, implemented, pluggy_silent, retired
 from hooktrain.state import TrainerType
 from hooktrain.tolerance import Tolerance
@@ -39,9 +39,10 @@ class PluginHost:
     """The plugins of one run.
 
     Args:
-        config: which plugins take part.
+        config: which plugins take part, as the recipe says.
         builtins: name to plugin object, the engine's own; registered first, so that everyone else comes before them.
-        autoload: whether to look for installed plugins at all.
+        discover: whether to look for installed plugins at all.
+        switches: words that change what the recipe says.
     """
 
     def __init__(
@@ -49,8 +50,17 @@ class PluginHost:
         config: PluginsConfig = PluginsConfig(),
         builtins: Mapping[str, object] | None = None,
         discover: bool = True,
+        switches: Switches = Switches(),
     ) -> None:
-        self.config = config
+        self.config = switches.applied(config)
+        self.switches = switches
+        for name in (*self.config.block, *(self.config.only or ()), *self.config.load):
+            if set(name) & set("*?["):
+                raise PluginError(
+                    f"plugins: given '{name}', and names are no patterns; name each plugin in full; only -p 'no:*' is"
+                    " understood, and leaves out all that are installed, as plugins: {autoload: false} does in a recipe"
+                )
+        self._handed: set[str] = set()
         self.records: dict[str, PluginRecord] = {}
         self.offers: dict[str, dict[str, Offer]] = {}
         self.trainer_types: dict[str, tuple[TrainerType, PluginRecord]] = {}
@@ -61,7 +71,7 @@ class PluginHost:
         version = own_version()
         for name, plugin in (builtins or {}).items():
             record = PluginRecord(name=name, distribution="hooktrain", version=version)
-            if name not in config.block:
+            if name not in self.config.block:
                 self._add(record, plugin)
             elif name == "loop":
                 raise PluginError("plugins: 'loop' is the engine's default loop, and cannot be left out")
@@ -70,15 +80,18 @@ class PluginHost:
                 self.records[name] = record
         self.hooks = Hooks(self.manager)
         if discover:
-            self._discover()
-        for name in config.load:
+            self._discover(config)
+        for name in self.config.load:
             if name not in self.records:
                 self._load_module(name)
 
     # ------------------------------------------------------------------------------------------- finding
 
-    def _discover(self) -> None:
+    def _discover(self, recipe: PluginsConfig) -> None:
         found, twins = installed()
+        # a module that is named by one and left out by a later one takes no part, and there is nothing to block
+        unloaded = {*recipe.load, *self.switches.environment, *self.switches.line} - {*found, *self.records}
+        self.config = attrs.evolve(self.config, block=tuple(name for name in self.config.block if name not in unloaded))
         for wanted in (*self.config.block, *(self.config.only or ())):
             if wanted not in found and wanted not in self.config.load and wanted not in self.records:
                 raise PluginError(
@@ -110,12 +123,14 @@ class PluginHost:
 
     def _why_not(self, name: str) -> str:
         if name in self.config.block:
-            return "blocked by the recipe, the command line or HOOKTRAIN_PLUGINS"
+            return f"blocked by {self.switches.said(f'no:{name}') or 'plugins.block of the recipe'}"
         if name in self.config.load:
             return ""
         if self.config.only is not None and name not in self.config.only:
             return "not among plugins.only"
-        return "" if self.config.autoload else "autoload is off"
+        if self.config.autoload:
+            return ""
+        return f"autoload is off, by {self.switches.said('no:*') or 'plugins.autoload of the recipe'}"
 
     def _load_module(self, name: str) -> None:
         record = PluginRecord(name=name, distribution=name.partition(":")[0].partition(".")[0], version="")
@@ -134,10 +149,20 @@ class PluginHost:
         record.state, record.reason = "failed", reason
         self.records[record.name] = record
         text = reason if reason.startswith("plugin ") else f"{record}: {reason}"
-        problem = PluginError(f"{text}; mend or uninstall it, or leave it out with -p no:{record.name}")
+        problem = PluginError(f"{text}; {self._advice(record)}")
         problem.__cause__ = cause
-        if record.name in self.config.named:
+        if record.name in self.config.named or record.name in self._handed:
             raise problem
+
+    def _advice(self, record: PluginRecord) -> str:
+        if record.name in self._handed:
+            return "mend it, or leave it out of the plugins that are given in Python"
+        mend = "mend or uninstall it" if record.version else "mend it"
+        word, config = self.switches.said(record.name), self.config
+        also = {"segments": config.segments.values(), "order": config.order}
+        keys = [f"plugins.{key}" for key, names in also.items() if record.name in names]
+        leave = f"do not name it ({word})" if word else f"leave it out with -p no:{record.name}"
+        return " and ".join([f"{mend}, or {leave}", *(f"take it out of {key}" for key in keys)])
 
     def drop(self, record: PluginRecord, reason: str) -> None:
         """Take out a plugin that has been registered, as one that has failed.
@@ -167,6 +192,8 @@ class PluginHost:
         Raises:
             PluginError: when it breaks a rule of the hooks; it is not registered then.
         """
+        if isinstance(plugin, (str, bytes)):
+            raise PluginError(f"plugins: given {plugin!r}, expected an object; names go to switches=[{plugin!r}]")
         kind = plugin if inspect.ismodule(plugin) or inspect.isclass(plugin) else type(plugin)
         name = name or str(getattr(plugin, "plugin_name", None) or kind.__name__)
         base, number = name, 2
@@ -175,6 +202,7 @@ class PluginHost:
         module = kind.__name__ if inspect.ismodule(plugin) else kind.__module__
         record = PluginRecord(name=name, distribution=module.partition(".")[0], version="")
         self._add(record, plugin() if inspect.isclass(plugin) else plugin)
+        self._handed.add(name)
         return record
 
     def _add(self, record: PluginRecord, plugin: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ class _Resolver:
                 Complaint(
                     "type",
                     f"given '{type_name}', which no plugin offers{did_you_mean(str(type_name), known)}; expected one of"
-                    f" {listed or 'none, since no installed plugin offers a trainer type'}{self._failed()}",
+                    f" {listed or 'none, since no installed plugin offers a trainer type'}{self._left_out()}",
                 )
             )
             raise RecipeError(self.complaints, source)
@@ -182,15 +182,7 @@ class _Resolver:
             elif key in own or any(key in item.metadata.get("aliases", ()) for item in own.values()):
                 given[key] = value
             else:
-                failed = self.host.records.get(str(key))
-                why = f"; the plugin of that name {failed.reason}" if failed is not None and failed.reason else ""
-                keys = [n for n in own if n != "settings"] + list(settings)
-                self.complaints.append(
-                    Complaint(
-                        str(key),
-                        f"unknown key{did_you_mean(str(key), keys)}; a recipe takes {', '.join(sorted(keys))}{why}",
-                    )
-                )
+                self.complaints.append(Complaint(str(key), self._unknown(str(key), own, settings)))
         for name_, offer in settings.items():
             if name_ not in chosen and not any(item.default is attrs.NOTHING for item in attrs.fields(offer.config)):
                 chosen[name_] = offer.config()
@@ -244,7 +236,7 @@ class _Resolver:
                 else "the trainer type has no default"
             )
             self.complaints.append(
-                Complaint(f"{where}.type", f"{said}{meant}; offered are {listed or 'none'}{self._failed()}")
+                Complaint(f"{where}.type", f"{said}{meant}; offered are {listed or 'none'}{self._left_out()}")
             )
             return None
         if not self._compatible(offer, names):
@@ -301,6 +293,22 @@ class _Resolver:
             any(name in supports for name in ("*", self.raw.get("type", "sft"))) or offer.name in names or "*" in names
         )
 
-    def _failed(self) -> str:
-        listed = "; ".join(f"{record} {record.reason}" for record in self.host.failed())
-        return f"; not loaded: {listed}" if listed else ""
+    def _unknown(self, key: str, own: Iterable[str], settings: Iterable[str]) -> str:
+        record = self.host.records.get(key)
+        if record is not None and record.reason:
+            return (
+                f"the plugin of that name is not loaded ({record.reason}), so that nobody takes this key; let it take"
+                " part, or leave the key out"
+            )
+        keys = sorted([name for name in own if name != "settings"] + list(settings))
+        return f"unknown key{did_you_mean(key, keys)}; a recipe takes {', '.join(keys)}{self._left_out()}"
+
+    def _left_out(self) -> str:
+        """Plugins that might have offered what is not there: nobody knows what one offers that was not imported."""
+        failed = "; ".join(f"{record} {record.reason}" for record in self.host.failed())
+        reasons: dict[str, list[str]] = {}
+        for record in self.host.records.values():
+            if record.state == "blocked":
+                reasons.setdefault(record.reason, []).append(record.name)
+        blocked = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
+        return (f"; not loaded: {failed}" if failed else "") + (f"; not looked at: {blocked}" if blocked else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import attrs
 from hooktrain.config import field
 from hooktrain.info import PluginInfo
 
-__all__ = ["Offer", "PluginRecord", "PluginsConfig"]
+__all__ = ["Offer", "PluginRecord", "PluginsConfig", "Switches"]
 
 
 @attrs.frozen(kw_only=True)
@@ -54,6 +55,35 @@ class PluginsConfig:
                 block = tuple(other for other in config.block if other != name)
                 config = attrs.evolve(config, load=_with(config.load, name), block=block)
         return config
+
+
+@attrs.frozen
+class Switches:
+    """The words that switch plugins for one run, over what its recipe says.
+
+    Attributes:
+        environment: those of ``HOOKTRAIN_PLUGINS``.
+        line: those of ``-p``, which come after them.
+    """
+
+    environment: tuple[str, ...] = ()
+    line: tuple[str, ...] = ()
+
+    @classmethod
+    def given(cls, line: Iterable[str] = ()) -> Switches:
+        """Those of this process's environment, and the words of a command line."""
+        environment = os.environ.get("HOOKTRAIN_PLUGINS", "").split(",")
+        return cls(tuple(word.strip() for word in environment), tuple(word.strip() for word in line))
+
+    def applied(self, config: PluginsConfig) -> PluginsConfig:
+        """What a recipe says with the words applied to it."""
+        return config.switched((*self.environment, *self.line))
+
+    def said(self, word: str) -> str:
+        """Who gave a word, as the user wrote it; empty when nobody did."""
+        if word in self.line:
+            return f"command line -p {word}"
+        return f"environment HOOKTRAIN_PLUGINS={word}" if word in self.environment else ""
 
 
 def _with(names: tuple[str, ...], name: str) -> tuple[str, ...]:

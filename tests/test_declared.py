@@ -10,11 +10,13 @@ import pytest
 
 from hooktrain import (
     API_VERSION,
+    HooktrainError,
     HooktrainWarning,
     PluginError,
     PluginInfo,
     PluginsConfig,
     RecipeError,
+    Trainer,
     field,
     hookimpl,
     hookspec,
@@ -148,6 +150,21 @@ def test_a_plugin_without_what_it_requires_is_out_and_so_are_those_that_require_
         load({"type": "tiny"}, plugins=[TinyPlugin()], switches=["b-middle"])
 
 
+def test_a_plugin_in_hand_without_what_it_requires_stops_the_run(tiny_recipe):
+    class Needs:
+        hooktrain_plugin = PluginInfo(requires=["nonesuch"])
+
+        @hookimpl
+        def on_step_end(self): ...
+
+    with pytest.raises(HooktrainError) as caught:
+        Trainer(tiny_recipe, plugins=[TinyPlugin(), Needs])
+    assert str(caught.value) == (
+        "plugin 'Needs' (tests): requires the plugin 'nonesuch', which is not installed; install it; mend it, or leave it"
+        " out of the plugins that are given in Python"
+    )
+
+
 def test_a_hook_of_the_plugin_that_is_missing_is_no_misspelling(installed):  # noqa: F811
     installed("a-needs", declares('requires=["c-absent"]') + "@hooktrain.hookimpl\ndef on_spike(trainer): pass\n")
     _, host = load({"type": "tiny"}, plugins=[TinyPlugin()])
@@ -175,7 +192,7 @@ def test_what_is_required_may_be_a_distribution_or_given_in_python(installed):  
     _, host = load({"type": "tiny"}, plugins=[TinyPlugin(), Given()])
     assert host.records["a-needs"].state == "active"
     _, host = load({"type": "tiny", "plugins": {"block": ["b-has"]}}, plugins=[TinyPlugin(), Given()])
-    assert "which is blocked (blocked by the recipe" in host.records["a-needs"].reason
+    assert "which is blocked (blocked by plugins.block of the recipe)" in host.records["a-needs"].reason
 
 
 def test_plugins_that_do_not_go_together_stop_the_run_until_one_is_left_out(installed):  # noqa: F811

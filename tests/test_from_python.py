@@ -76,6 +76,11 @@ def test_plugins_are_instances_classes_or_modules(tiny):
     assert sys.modules["yaml"] is yaml
 
 
+def test_a_name_among_the_plugins_is_told_where_it_goes(tiny):
+    with pytest.raises(HooktrainError, match=r"given 'cooler', expected an object; names go to switches=\['cooler'\]"):
+        tiny("cooler")
+
+
 def test_switches_and_overrides_are_those_of_the_command_line(tiny):
     trainer = tiny(trainer={"switches": ["no:samples", "no:peft"], "overrides": ["train_iters=2", "optimizer.lr=1e-3"]})
     assert trainer.host.records["peft"].state == "blocked"

@@ -88,7 +88,7 @@ def test_a_plugin_that_fails_to_import_stops_only_a_run_that_names_it(installed,
         RecipeError, match=r"given 'lion'.*not loaded: plugin 'b-broken' \(b-broken 1.2\) cannot be imported"
     ):
         load({"type": "tiny", "optimizer": "lion"}, plugins=[TinyPlugin()])
-    with pytest.raises(RecipeError, match=r"b-broken: unknown key.*the plugin of that name cannot be imported"):
+    with pytest.raises(RecipeError, match=r"b-broken: the plugin of that name is not loaded \(cannot be imported: Mod"):
         load({"type": "tiny", "b-broken": {}}, plugins=[TinyPlugin()])
 
 
@@ -206,6 +206,57 @@ def test_the_recipe_that_a_run_keeps_gives_its_plugins_again(run_cli, tmp_path, 
     without = run_cli("train", recipe, "-p", "no:neftune", *resumed, env=switched)
     assert without.status == 1
     assert "plugins.wraps: wraps took part and is missing, and has a hand in make_optimizer" in without.stderr
+
+
+def test_the_last_word_about_a_module_wins(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "lacks.py").write_text(
+        "import hooktrain\nhooktrain_plugin = hooktrain.PluginInfo(requires=['nonesuch'])\n"
+        "@hooktrain.hookimpl\ndef on_step_end(): pass\n"
+    )
+    named = {"type": "tiny", "plugins": {"load": ["lacks"]}}
+    for raw, switches, advice in (
+        ({"type": "tiny"}, ["lacks"], r"mend it, or do not name it \(command line -p lacks\)"),
+        (named, [], "mend it, or leave it out with -p no:lacks"),
+    ):
+        with pytest.raises(PluginError, match=f"requires the plugin 'nonesuch'.*{advice}$"):
+            load(raw, plugins=[TinyPlugin()], switches=switches)
+        made, host = load(raw, plugins=[TinyPlugin()], switches=[*switches, "no:lacks"])
+        assert "lacks" not in host.records
+        assert (made.plugins.load, made.plugins.block) == ((), ()), "what is kept can be read again"
+    with pytest.raises(PluginError, match="'lakcs' is not installed"):
+        load(named, plugins=[TinyPlugin()], switches=["no:lakcs"])
+
+
+def test_what_was_blocked_is_said_where_something_is_missing(monkeypatch):
+    with pytest.raises(
+        RecipeError, match=r"'adamw', which no plugin.*; not looked at: torch \(blocked by command line"
+    ):
+        load({"type": "tiny"}, plugins=[TinyPlugin()], switches=["no:torch"])
+    monkeypatch.setenv("HOOKTRAIN_PLUGINS", "no:peft")
+    with pytest.raises(RecipeError) as caught:
+        load({"type": "tiny", "peft": {}, "pefd": {}}, plugins=[TinyPlugin()])
+    first, second = caught.value.complaints
+    assert str(first) == (
+        "peft: the plugin of that name is not loaded (blocked by environment HOOKTRAIN_PLUGINS=no:peft), so that nobody"
+        " takes this key; let it take part, or leave the key out"
+    )
+    assert str(second).startswith("pefd: unknown key") and "; not looked at: peft (blocked by environ" in str(second)
+    monkeypatch.delenv("HOOKTRAIN_PLUGINS")
+    with pytest.raises(
+        RecipeError, match=r"not looked at: .*torch \(autoload is off, by plugins.autoload of the recipe"
+    ):
+        load({"type": "tiny", "plugins": {"autoload": False}}, plugins=[TinyPlugin()])
+    with pytest.raises(RecipeError, match=r"peft: the plugin .* \(blocked by plugins.block of the recipe\), so"):
+        load({"type": "tiny", "peft": {}, "plugins": {"block": ["peft"]}}, plugins=[TinyPlugin()])
+
+
+@pytest.mark.parametrize("config", [{"block": ("my*",)}, {"only": ("my*",)}, {"load": ("my*",)}, {"block": ("*",)}])
+def test_names_are_no_patterns(config):
+    with pytest.raises(PluginError, match=r"plugins: given '(my)?\*', and names are no patterns.*only -p 'no:\*'"):
+        make_host(PluginsConfig(**config))
+    with pytest.raises(PluginError, match=r"given 'my\*', and names are no patterns"):
+        load({"type": "tiny"}, plugins=[TinyPlugin()], switches=["no:my*"])
 
 
 def test_unknown_names_are_refused():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +14,10 @@ from hooktrain.build import make_host
 from hooktrain.errors import Complaint, HooktrainError, RecipeError
 from hooktrain.hookspecs import FACTORIES
 from hooktrain.needs import logit_complaints
-from hooktrain.options import switch_words
 from hooktrain.plugins import PluginHost
 from hooktrain.reading import apply_overrides, read_recipe
 from hooktrain.recipe import Recipe, plugins_config, resolve
-from hooktrain.records import PluginRecord, PluginsConfig
+from hooktrain.records import PluginRecord, Switches
 from hooktrain.report.hooks import implementations_of
 from hooktrain.report.origins import Sources, origins_of
 from hooktrain.state import World
@@ -43,7 +41,7 @@ def read_plan(
         HooktrainError: when the file is no recipe, or its plugins cannot be told.
     """
     raw = apply_overrides(read_recipe(path), overrides)
-    host = make_host(plugins_config(raw, str(path)).switched(switch_words(switches)))
+    host = make_host(plugins_config(raw, str(path)), switches=Switches.given(switches))
     sources = Sources(file=path, raw=raw, overrides=tuple(overrides), switches=tuple(switches))
     return plan_of(host, sources, World(world_size=nproc), estimates)
 
@@ -78,9 +76,7 @@ def plan_of(host: PluginHost, sources: Sources, world: World = World(), estimate
         for hook, caller in vars(host.manager.hook).items()
         if caller.spec is not None and caller.get_hookimpls() and not hook.startswith("register_")
     }
-    facts["plugins"] = [
-        {**attrs.asdict(record), "why": _why(record, host.config, sources)} for record in host.records.values()
-    ]
+    facts["plugins"] = [{**attrs.asdict(record), "why": _why(record, host)} for record in host.records.values()]
     if recipe is not None and estimates:
         from hooktrain.sketch import estimate
 
@@ -171,30 +167,12 @@ def _parts(host: PluginHost, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
     return parts
 
 
-def _why(record: PluginRecord, config: PluginsConfig, sources: Sources) -> str:
+def _why(record: PluginRecord, host: PluginHost) -> str:
     """Why a plugin takes part, or does not."""
-    raw: Any = sources.raw.get("plugins") or {}
-    words = [*os.environ.get("HOOKTRAIN_PLUGINS", "").split(","), *sources.switches]
-    line = {word.strip() for word in sources.switches}
-    environment = {word.strip() for word in words} - line
-
-    def said(word: str, key: str) -> str:
-        if word in line:
-            return f"command line -p {word}"
-        if word in environment:
-            return f"environment HOOKTRAIN_PLUGINS={word}"
-        given = raw.get(key) if isinstance(raw, dict) else None
-        return f"plugins.{key} of the recipe" if isinstance(given, list) and record.name in given else ""
-
-    if record.state == "failed":
+    if record.state in ("failed", "blocked"):
         return record.reason
-    if record.name in config.block:
-        return f"blocked by {said(f'no:{record.name}', 'block') or 'plugins.block'}"
-    if record.state == "blocked":
-        return f"{record.reason} ({said('no:*', 'autoload')})" if said("no:*", "autoload") else record.reason
-    named = said(record.name, "load")
-    if record.name in config.load:
-        return f"named by {named or 'plugins.load'}"
+    if record.name in host.config.load:
+        return f"named by {host.switches.said(record.name) or 'plugins.load of the recipe'}"
     return (
         "the engine's own"
         if record.distribution == "hooktrain"
