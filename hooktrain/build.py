@@ -126,7 +126,7 @@ def build(trainer: Trainer) -> None:
     plugins = {record["name"]: record for record in host.manifest()}
     # plugins first: a plugin that is not there says more than the section of the recipe that names it
     _agree(trainer, {"plugins": plugins, "recipe": {**recipe.as_dict(), "run_dir": ""}, "versions": versions()})
-    _agree(trainer, {"order of plugins": list(plugins)})
+    _agree(trainer, {"order of plugins": list(reversed(plugins))})
     if world.is_main:
         _write_run_dir(trainer)
         for record in host.failed():

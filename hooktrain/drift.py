@@ -200,8 +200,8 @@ def _in_plugins(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, 
         if name not in were:
             yield _of_plugin(record, "takes part and did not")
     orders = [
-        [n for n, record in side.items() if record.get("changes") and n in were and n in are] for side in (were, are)
-    ]
+        [n for n in reversed(side) if side[n].get("changes") and n in were and n in are] for side in (were, are)
+    ]  # in the order of calls, as a recipe states it
     if orders[0] != orders[1] and set(orders[0]) == set(orders[1]):
         yield Change("plugins.order", f"was {', '.join(orders[0])}, is {', '.join(orders[1])}", True)
 

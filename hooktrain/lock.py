@@ -74,15 +74,20 @@ def write_lock(host: PluginHost, path: Path) -> None:
 def require_lock(host: PluginHost, path: Path) -> None:
     """Refuse a run whose plugins are not those of a lock.
 
+    Args:
+        host: the plugins.
+        path: of the lock; a relative one is looked for in the current folder, as every path of a recipe is.
+
     Raises:
         PluginError: naming every difference; or the file is no lock.
     """
+    looked = "" if path.is_absolute() else f" in the current folder, {Path.cwd()}"
     try:
         locked = json.loads(path.read_text(encoding="utf-8"))["plugins"]
         found = lock_differences(locked, _locked(host))
     except FileNotFoundError:
         raise PluginError(
-            f"plugins.lock: there is no file {path}; write it with `hooktrain plan RECIPE --lock {path}`"
+            f"plugins.lock: there is no file {path}{looked}; write it with `hooktrain plan RECIPE --lock {path}`"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise PluginError(
@@ -112,9 +117,10 @@ def lock_differences(locked: Sequence[Mapping[str, Any]], now: Sequence[Mapping[
         elif before["digest"] != record["digest"] and (record["distribution"], record["digest"]) not in told:
             told.add((record["distribution"], record["digest"]))  # once of the engine's own, which share their files
             lines.append(f"{_who(record)} has other files than the lock says, in the same version")
-    orders = [[name for name in side if name in were and name in are] for side in (were, are)]
+    # the last registered is called first, and a recipe's order is that of the calls
+    orders = [[name for name in reversed(side) if name in were and name in are] for side in (were, are)]
     if orders[0] != orders[1]:
-        lines.append(f"the order was {', '.join(orders[0])}, and is {', '.join(orders[1])}")
+        lines.append(f"the order of calls was {', '.join(orders[0])}, and is {', '.join(orders[1])}")
     return lines
 
 

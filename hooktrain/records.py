@@ -34,7 +34,8 @@ class PluginsConfig:
     """For a plugin whose hook raises, whether to ``stop`` the run, ``disable`` the plugin or ``warn`` and go on; only
     what hears, measures or keeps may fail, and each plugin says itself where this does not."""
     lock: Path | None = field(default=None)
-    """A file that ``hooktrain plan --lock`` wrote: a run with other plugins than it says is refused."""
+    """A file that ``hooktrain plan --lock`` wrote, looked for in the current folder as every path of a recipe is: a run
+    with other plugins than it says is refused."""
 
     @property
     def named(self) -> set[str]:

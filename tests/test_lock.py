@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -97,7 +98,7 @@ def test_every_kind_of_difference():
         "'older' (of-older 2) takes part, and the lock has 'older' (of-older 1)",
         "'edited' (of-edited 1) has other files than the lock says, in the same version",
         "'new' (of-new 1) takes part and is not in the lock",
-        "the order was same, older, edited, moved, and is moved, same, older, edited",
+        "the order of calls was moved, edited, older, same, and is edited, older, same, moved",
     ]
     assert lock_differences(locked, locked) == []
 
@@ -121,9 +122,14 @@ def test_what_is_no_lock_is_refused(tmp_path, text):
         load({"type": "tiny", "plugins": {"lock": str(path)}}, plugins=[TinyPlugin()])
 
 
-def test_a_lock_that_is_not_there_or_cannot_be_written(tmp_path):
+def test_a_lock_that_is_not_there_or_cannot_be_written(tmp_path, monkeypatch):
     with pytest.raises(PluginError, match="plugins.lock: there is no file .*nowhere.lock; write it with"):
         load({"type": "tiny", "plugins": {"lock": str(tmp_path / "nowhere.lock")}}, plugins=[TinyPlugin()])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        PluginError, match=re.escape(f"there is no file x.lock in the current folder, {tmp_path}; write")
+    ):
+        load({"type": "tiny", "plugins": {"lock": "x.lock"}}, plugins=[TinyPlugin()])
     with pytest.raises(PluginError, match="cannot be written"):
         write_lock(make_host(discover=False), tmp_path / "no" / "folder.lock")
 
@@ -171,7 +177,7 @@ def test_another_order_of_those_that_have_a_hand_in_the_training_is_refused(run_
     from hooktrain import CheckpointError
 
     resume(run_tiny, Nudges(), AlsoNudges(), exit_iteration=2)
-    with pytest.raises(CheckpointError, match=r"plugins.order: was Nudges, AlsoNudges, is AlsoNudges, Nudges"):
+    with pytest.raises(CheckpointError, match=r"plugins.order: was AlsoNudges, Nudges, is Nudges, AlsoNudges"):
         resume(run_tiny, AlsoNudges(), Nudges())
     lines = resume(run_tiny, AlsoNudges(), Nudges(), allow_drift=["plugins.order"])
     assert any("plugins.order: was" in line for line in lines)
