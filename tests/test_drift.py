@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from hooktrain import CheckpointError, hookimpl
-from hooktrain.testing import Recorder
+from hooktrain import CheckpointError, Trainer, hookimpl
+from hooktrain.testing import Recorder, TinyPlugin
 
 SAVE = {"type": "full", "save_every_n_steps": 3}
 
@@ -142,6 +142,20 @@ def test_what_the_recipe_changes_in_the_optimizer_is_what_the_run_goes_on_with(g
     assert [seen["lr"] for seen in after.seen] == pytest.approx(rates, rel=1e-12)
     assert {tuple(seen["betas"]) for seen in after.seen} == {(0.5, 0.6)}
     assert {(seen["weight_decay"], seen["eps"]) for seen in after.seen} == {(0.5, 1e-6)}, "and what it does not, stays"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_checkpoint_that_is_asked_for_in_python_knows_what_the_recipe_gave(going, tiny_recipe, tmp_path, when):
+    run_dir = str(tmp_path / "other")
+    with Trainer({**tiny_recipe, "run_dir": run_dir, "exit_iteration": 3}, plugins=[TinyPlugin(), Tunes()]) as trainer:
+        if when == "after":
+            trainer.run()
+        going.path = trainer.save(tmp_path / "asked", type="full")
+    after = Tunes()
+    going.on(after, optimizer={"lr": 0.001, "weight_decay": 0.5}, allow_drift=["optimizer"])
+    assert {(seen["lr"] <= 0.001, seen["weight_decay"]) for seen in after.seen} == {(True, 0.5)}
+    assert len(after.seen) == (4 if when == "after" else 7)
+    assert after.seen[-1]["eps"] == 1e-6, "and what was changed on the way, stays"
 
 
 def test_everything_that_differs_is_named_at_once(going):

@@ -91,6 +91,7 @@ class FullCheckpoint:
         config: when and where.
         run_dir: the run's folder; checkpoints go to ``checkpoints`` in it when the config has no ``output_dir``.
         world: this process and how many there are.
+        built: the run's hyperparameters as built, filled in by whoever comes first of the engines of one run.
 
     Attributes:
         last_stall: seconds for which the training stood still for the last asynchronous save.
@@ -101,13 +102,13 @@ class FullCheckpoint:
         CheckpointError: when checkpoints cannot be written there; better now than after hours of training.
     """
 
-    def __init__(self, config: FullConfig, run_dir: Path, world: World) -> None:
+    def __init__(self, config: FullConfig, run_dir: Path, world: World, built: dict[str, Any] | None = None) -> None:
         self.config, self.world = config, world
         self.output_dir = config.output_dir or run_dir / "checkpoints"
         self._current: Path | None = None
         self._checked: Path | None = None
         self._frozen: FrozenWeights | None = None
-        self._built: dict[str, Any] = {}
+        self._built = {} if built is None else built
         self._going_on: Save | None = None
         self._retention = Retention(config, self.output_dir)
         self.last_stall = 0.0
@@ -123,9 +124,13 @@ class FullCheckpoint:
         Args:
             trainer: with a model and an optimizer into which nothing was loaded. Collective.
         """
-        self._built = self._built or as_built(trainer.optimizer, trainer.scheduler)
+        self._remember_hyperparameters(trainer)
         if self._frozen is None and self.config.enabled and not self.config.save_frozen:
             self._frozen = self._frozen_of(trainer)
+
+    def _remember_hyperparameters(self, trainer: Trainer) -> None:
+        if not self._built:
+            self._built.update(as_built(trainer.optimizer, trainer.scheduler))
 
     def _frozen_of(self, trainer: Trainer) -> FrozenWeights:
         strategy = trainer.strategy
@@ -149,11 +154,12 @@ class FullCheckpoint:
         stands = target == self._current and (target / MANIFEST).is_file()
         if trainer.strategy.gather_objects(stands)[0]:
             return None  # and whoever sends checkpoints elsewhere has it already
+        self._remember_hyperparameters(trainer)  # of a run that is saved before it begins
         states = {
             "plugins": trainer.collect_states(),
             "scheduler": trainer.scheduler.state_dict(),
             "strategy": trainer.strategy.state_dict(),
-            "built": self._built,
+            "built": dict(self._built),
         }
         trained = trainer.strategy.trained_state(trainer.model, trainer.optimizer)
         saving = Save(target, trainer.global_step, self.world)

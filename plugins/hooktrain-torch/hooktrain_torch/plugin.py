@@ -21,6 +21,9 @@ __all__ = ["TorchPlugin"]
 class TorchPlugin:
     """Offers optimizers, schedules, the ``torch`` strategy and ``full`` checkpoints."""
 
+    def __init__(self) -> None:
+        self._built: dict[str, Any] = {}  # also for an engine that is made when the run is over
+
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
         from hooktrain_torch.checkpoint import FullConfig
@@ -59,7 +62,7 @@ class TorchPlugin:
     def make_checkpoint_engine(self, config: Any, run_dir: Path, world: World) -> Any:
         from hooktrain_torch.checkpoint import FullCheckpoint, FullConfig
 
-        return FullCheckpoint(config, run_dir, world) if isinstance(config, FullConfig) else None
+        return FullCheckpoint(config, run_dir, world, self._built) if isinstance(config, FullConfig) else None
 
     @hookimpl
     def estimate_memory(self, config: Any, recipe: Recipe, world: World, model: ModelEstimate) -> MemoryEstimate | None:
@@ -103,7 +106,9 @@ class TorchPlugin:
     @hookimpl(tryfirst=True)
     def on_train_start(self, trainer: Trainer) -> None:
         from hooktrain_torch.checkpoint import FullCheckpoint
+        from hooktrain_torch.hyperparameters import as_built
 
+        self._built.update(self._built or as_built(trainer.optimizer, trainer.scheduler))
         for engine in trainer.checkpoint_engines:
             if isinstance(engine, FullCheckpoint):
                 engine.remember_built(trainer)
