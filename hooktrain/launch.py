@@ -107,6 +107,7 @@ def launch(words: Sequence[str], ranks: int) -> int:
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
         for rank in range(ranks):
             mine = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": threads}
+            _running(Path(folder), rank).touch()
             processes.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "hooktrain", *words],
@@ -220,7 +221,12 @@ def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float]) -> i
 
 def _has_left(folder: Path, rank: int) -> bool:
     """Whether a rank has ended as ranks do, and not in the midst of something, as by ``os._exit``."""
-    return (folder / f"{rank}.left").exists()
+    return not _running(folder, rank).exists()
+
+
+def _running(folder: Path, rank: int) -> Path:
+    """A file that a rank removes at its end, since a full disk, which may be why it ends, takes no new one."""
+    return folder / f"{rank}.running"
 
 
 def _in_step(failures: Iterable[_Failure]) -> str:
@@ -262,7 +268,7 @@ def note_end() -> None:
     folder = os.environ.get(_NOTES)
     if folder:
         with contextlib.suppress(OSError):
-            (Path(folder) / f"{os.environ['RANK']}.left").touch()
+            _running(Path(folder), int(os.environ["RANK"])).unlink(missing_ok=True)
 
 
 def note_failure(message: str, problem: BaseException, *, trace: bool) -> bool:
