@@ -12,9 +12,11 @@ import attrs
 
 from hooktrain import Complaint, HooktrainError, Recipe, RecipeError, World, at_least, field, one_of
 
-__all__ = ["DeepSpeedConfig", "assemble", "complaints_about"]
+__all__ = ["DeepSpeedConfig", "assemble", "bucket_size", "complaints_about"]
 
 _WHERE = "strategy.config"
+_BUCKET = 500_000_000
+"""Numbers in a bucket of gradients when DeepSpeed's configuration does not say."""
 _PARTS = {"optimizer": "optimizer", "scheduler": "scheduler", "checkpoint": "checkpoint"}
 _IGNORED = {
     "data_efficiency": "the data are prepared and ordered by the recipe's data",
@@ -73,6 +75,16 @@ def assemble(config: DeepSpeedConfig, recipe: Recipe, world: World, dtype: str) 
     if complaints:
         raise RecipeError(complaints)
     return made
+
+
+def bucket_size(settings: Mapping[str, Any], trainable: int) -> int:
+    """Numbers in a bucket of gradients: what the configuration says, or DeepSpeed's default where a model has so many.
+
+    DeepSpeed takes the memory of a whole bucket, or of two, before the first step, which by its default are gigabytes
+    for the smallest of models.
+    """
+    given = settings["zero_optimization"].get("reduce_bucket_size", "auto")
+    return min(_BUCKET, max(trainable, 1)) if given == "auto" else int(given)
 
 
 def complaints_about(config: DeepSpeedConfig, recipe: Recipe, world: World) -> list[Complaint]:
@@ -136,6 +148,8 @@ def _fill(
             yield _two(f"{_WHERE}.{name}", made[name], said, value)
     yield from _fill_dtype(made, dtype, stage, sure)
     yield from _fill_offload(zero, config.offload, stage)
+    if zero.get("reduce_bucket_size") == "auto":
+        del zero["reduce_bucket_size"]  # filled in when the model is there
     made.setdefault("zero_allow_untested_optimizer", True)
     made.setdefault("zero_force_ds_cpu_optimizer", False)
     if stage == 3:

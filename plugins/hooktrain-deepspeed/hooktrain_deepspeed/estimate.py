@@ -7,12 +7,10 @@ from typing import Any
 import torch
 
 from hooktrain import MemoryEstimate, ModelEstimate, Recipe, World
-from hooktrain_deepspeed.config import DeepSpeedConfig, assemble
+from hooktrain_deepspeed.config import DeepSpeedConfig, assemble, bucket_size
 
 __all__ = ["memory"]
 
-_BUCKET = 500_000_000
-"""Numbers in a bucket of gradients when DeepSpeed's configuration does not say."""
 _LIVE = 1_000_000_000
 """Numbers of gathered weights that stage 3 keeps at most when DeepSpeed's configuration does not say."""
 
@@ -48,8 +46,8 @@ def memory(config: DeepSpeedConfig, recipe: Recipe, world: World, model: ModelEs
         offloaded |= _on_host(zero, "offload_param", ("weights",))
         host = {name: value for name, value in kept.items() if name in offloaded}
         device = {name: value for name, value in kept.items() if name not in offloaded}
-        bucket = min(int(_number(zero.get("reduce_bucket_size"), _BUCKET)), model.trainable)
-        device["gradients to be sent"] = bucket * size * (2 if zero.get("overlap_comm") else 1)
+        buffers = 2 if zero.get("overlap_comm") and stage < 3 else 1
+        device["gradients to be sent"] = bucket_size(settings, model.trainable) * size * buffers
         if stage == 3:
             live = int(_number(zero.get("stage3_max_live_parameters"), _LIVE))
             device["gathered weights"] = min(live, model.parameters) * size

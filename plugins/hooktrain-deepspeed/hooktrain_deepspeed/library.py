@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["deepspeed_for", "quietly"]
+__all__ = ["deepspeed_for", "let_go", "quietly"]
 
 
 def deepspeed_for(device: torch.device) -> Any:
@@ -36,6 +36,21 @@ def deepspeed_for(device: torch.device) -> Any:
         backend.build_shm_op = lambda: None
     warnings.filterwarnings("ignore", "`torch.distributed..*` is deprecated", FutureWarning, "torch.distributed")
     return deepspeed
+
+
+def let_go() -> None:
+    """Take the modules of an engine that is done from DeepSpeed's lists, with which it keeps all of it: weights, threads.
+
+    Stage 3 has two: the modules whose forward is on its way, where the outermost one stays for ever, and a cache of
+    which weights a module may release.
+    """
+    offload: Any = importlib.import_module("deepspeed.runtime.zero.parameter_offload")
+    offload.FWD_MODULE_STACK.clear()
+    coordinator: Any = importlib.import_module("deepspeed.runtime.zero.partitioned_param_coordinator")
+    for found in vars(coordinator.PartitionedParameterCoordinator).values():
+        for cell in getattr(found, "__closure__", None) or ():  # the cache is inside a decorator that measures
+            if hasattr(cell.cell_contents, "cache_clear"):
+                cell.cell_contents.cache_clear()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from hooktrain_torch.memory import keep_freed_memory
+from hooktrain_torch.memory import give_freed_memory_back, keep_freed_memory
 from hooktrain_torch.ranks import Ranks, device_of, native_bf16
 from hooktrain_torch.sequence import SequenceGroup, data_world, divide
 from hooktrain_torch.whole_state import aliases, group_names, load_whole, parameter_names, whole_state
@@ -32,8 +32,8 @@ from hooktrain import (
     World,
 )
 from hooktrain_deepspeed.check import require_valid
-from hooktrain_deepspeed.config import DeepSpeedConfig, assemble
-from hooktrain_deepspeed.library import deepspeed_for, quietly
+from hooktrain_deepspeed.config import DeepSpeedConfig, assemble, bucket_size
+from hooktrain_deepspeed.library import deepspeed_for, let_go, quietly
 from hooktrain_deepspeed.state import ZeroState
 
 __all__ = ["DeepSpeedStrategy"]
@@ -107,6 +107,8 @@ class DeepSpeedStrategy:
                 " optimizer}, or fused_adam"
             )
         self._groups = [names for names in group_names(optimizer, parameter_names(model)) if names]
+        trainable = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+        self.settings["zero_optimization"]["reduce_bucket_size"] = bucket_size(self.settings, trainable)
         with quietly():
             self._engine, *_ = self._deepspeed.initialize(
                 model=model, optimizer=optimizer, config=self.settings, dist_init_required=False
@@ -264,6 +266,8 @@ class DeepSpeedStrategy:
                 for name in [name for name in vars(parameter) if name.startswith("ds_") and "group" in name]:
                     delattr(parameter, name)
             self._engine = self._zero = None
+            if self.stage == 3:
+                let_go()
         if self._hf is not None:
             from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -277,6 +281,8 @@ class DeepSpeedStrategy:
         if self._names_rank:
             os.environ.pop("LOCAL_RANK", None)
         gc.collect()
+        if self.device.type == "cpu":
+            give_freed_memory_back()
 
 
 def _tell_transformers(settings: dict[str, Any]) -> Any:

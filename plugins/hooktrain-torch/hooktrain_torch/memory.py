@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Mapping
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["give_freed_memory_back", "keep_freed_memory"]
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 """Names of parameters in glibc's ``malloc.h``."""
 _NEVER = 2**31 - 1
 _STEP = 64 * 2**20
+_USUAL = {_MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 64 * 2**20, _TOP_PAD: 128 * 2**10, _MMAP_MAX: 2**16}
+"""What glibc comes to by itself where large pieces are freed; it can be told, but not to find out by itself again."""
 
 
 def keep_freed_memory() -> bool:
@@ -23,11 +26,26 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it was done: not without glibc, and not where the user has set the allocator up by environment.
     """
+    return _set({_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: _STEP})
+
+
+def give_freed_memory_back() -> bool:
+    """Let glibc do as usual again, and hand back what is free: the training of this process is over.
+
+    Returns:
+        Whether it was done, as :func:`keep_freed_memory`.
+    """
+    done = _set(_USUAL)
+    if done:
+        ctypes.CDLL(None).malloc_trim(0)
+    return done
+
+
+def _set(parameters: Mapping[int, int]) -> bool:
     if platform.libc_ver()[0] != "glibc" or _is_set_up(os.environ):
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    done = [mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, _NEVER), mallopt(_TOP_PAD, _STEP)]
-    return all(done)
+    return all([mallopt(name, value) for name, value in parameters.items()])
 
 
 def _is_set_up(environment: os._Environ[str] | dict[str, str]) -> bool:

@@ -28,7 +28,7 @@ from hooktrain import (
     field,
     one_of,
 )
-from hooktrain_torch.memory import keep_freed_memory
+from hooktrain_torch.memory import give_freed_memory_back, keep_freed_memory
 from hooktrain_torch.norms import Norms
 from hooktrain_torch.ranks import Ranks, device_of, native_bf16
 from hooktrain_torch.sequence import SequenceGroup, data_world, divide
@@ -281,3 +281,5 @@ class TorchStrategy:
     def close(self) -> None:
         self._parallel = self._sharded = self._sequence = None
         self._ranks.close()
+        if self._on_host:
+            give_freed_memory_back()
