@@ -1,22 +1,25 @@
 """The hooks as the loop calls them: pluggy's semantics, without its cost where nothing is to be decided.
 
 A pluggy call costs over a microsecond even when nobody implements the hook, and the loop makes a dozen a step. So each
-hook becomes a function that calls its implementations in pluggy's order and does nothing else; only where there are
-wrappers does the call go through pluggy. The view is rebuilt whenever a plugin comes or goes.
+hook becomes a function that calls its implementations, and the wrappers around them, in pluggy's order and does nothing
+else. The view is rebuilt whenever a plugin comes or goes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, cast
 
 import pluggy
 from pluggy import HookImpl
 
-from hooktrain.errors import SegmentError
+from hooktrain.errors import PluginError, SegmentError
 from hooktrain.hookspecs import BOUNDARIES, SEGMENTS
 
 __all__ = ["Hooks", "guard_segment"]
+
+_DONE = object()
+"""What ``next`` gives for a wrapper that ends without coming to its yield."""
 
 
 class Hooks:
@@ -24,64 +27,139 @@ class Hooks:
 
     def __init__(self, manager: pluggy.PluginManager) -> None:
         self._manager = manager
-        self.refresh()
 
     def refresh(self) -> None:
-        """Bind the hooks anew, after plugins came or went."""
-        for name, caller in vars(self._manager.hook).items():
-            bound: Any = _bind(name, caller)
-            if bound is not caller:
-                bound.get_hookimpls = caller.get_hookimpls  # as pluggy's own callers have it
-            setattr(self, name, bound)
+        """Have the hooks bound anew, each when it is next asked for, after plugins came or went."""
+        for name in [name for name in vars(self) if name != "_manager"]:
+            delattr(self, name)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:  # only reached for names that are not bound
-        raise AttributeError(f"no hook is named '{name}'; hooks are declared in hooktrain.hookspecs or by a plugin")
+        caller = vars(self._manager.hook).get(name) if name != "_manager" else None
+        if caller is None:
+            raise AttributeError(f"no hook is named '{name}'; hooks are declared in hooktrain.hookspecs or by a plugin")
+        bound: Any = _bind(name, caller)
+        if bound is not caller:
+            bound.get_hookimpls = caller.get_hookimpls  # as pluggy's own callers have it
+        setattr(self, name, bound)
+        return cast(Callable[..., Any], bound)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *vars(self._manager.hook)]
 
 
 def _bind(name: str, caller: pluggy.HookCaller) -> Callable[..., Any]:
-    implementations = list(reversed(caller.get_hookimpls()))
-    if caller.spec is None or caller.is_historic() or any(found.wrapper for found in implementations):
-        return _answered(name, caller) if name in SEGMENTS else caller
-    return _compiled(name, caller, implementations)
+    if caller.spec is None or caller.is_historic():
+        return caller
+    return _compiled(name, caller)
 
 
-def _compiled(name: str, caller: pluggy.HookCaller, implementations: Sequence[HookImpl]) -> Callable[..., Any]:
+def _compiled(name: str, caller: pluggy.HookCaller) -> Callable[..., Any]:
     """A function with the hook's own parameters that calls each implementation with those it names.
 
     Written out as source, since a call through ``**given`` costs three times as much, and the loop makes dozens a step.
     """
     assert caller.spec is not None, "only a declared hook is compiled"
-    parameters, first_result = caller.spec.argnames, caller.spec.opts.get("firstresult")
-    collects = not first_result and name not in BOUNDARIES
-    lines = [f"def {name}({'*, ' if parameters else ''}{', '.join(parameters)}):"]
-    scope: dict[str, Any] = {"unanswered": lambda: _unanswered(name, caller)}
-    if collects:
-        lines.append("    results = []")
-    for number, found in enumerate(implementations):
-        scope[f"f{number}"] = found.function
-        call = f"f{number}({', '.join(found.argnames)})"
-        if first_result:
-            lines += [f"    result = {call}", "    if result is not None: return result"]
-        elif collects:
-            lines += [f"    result = {call}", "    if result is not None: results.append(result)"]
-        else:
-            lines.append(f"    {call}")
-    lines.append("    raise unanswered()" if name in SEGMENTS else f"    return {'results' if collects else 'None'}")
+    found = list(reversed(caller.get_hookimpls()))
+    wrappers = [one for one in found if one.wrapper]
+    parameters = ", ".join(caller.spec.argnames)
+    scope: dict[str, Any] = {"unanswered": lambda: _unanswered(name, caller), "DONE": _DONE}
+    asking = _asking(name, caller, [one for one in found if not one.wrapper], scope, wrapped=bool(wrappers))
+    head = f"def {name}({'*, ' if parameters else ''}{parameters}):"
+    if wrappers:
+        lines = [f"def inside({parameters}):", *asking, head, *_surrounding(name, wrappers, scope, parameters)]
+    else:
+        lines = [head, *asking]
     exec(compile("\n".join(lines), f"<hook {name}>", "exec"), scope)
     compiled: Callable[..., Any] = scope[name]
     return compiled
 
 
-def _answered(name: str, caller: pluggy.HookCaller) -> Callable[..., Any]:
-    """A segment must end with an answer: None would let the loop go on as if the work had been done."""
+def _asking(
+    name: str, caller: pluggy.HookCaller, implementations: Sequence[HookImpl], scope: dict[str, Any], wrapped: bool
+) -> Iterator[str]:
+    """The lines that call the implementations one by one, down to the first answer where only one is wanted."""
+    assert caller.spec is not None
+    first_result = caller.spec.opts.get("firstresult")
+    collects = not first_result and (wrapped or name not in BOUNDARIES)  # wrappers get a list as pluggy gives it
+    if collects:
+        yield "    results = []"
+    for number, found in enumerate(implementations):
+        scope[f"f{number}"] = found.function
+        call = f"f{number}({', '.join(found.argnames)})"
+        if first_result:
+            yield f"    result = {call}"
+            yield "    if result is not None: return result"
+        elif collects:
+            yield f"    result = {call}"
+            yield "    if result is not None: results.append(result)"
+        else:
+            yield f"    {call}"
+    if name in SEGMENTS and not wrapped:
+        yield "    raise unanswered()"
+    else:
+        yield f"    return {'results' if collects else 'None'}"
 
-    def call(**given: Any) -> Any:
-        result = caller(**given)
-        if result is None:
-            raise _unanswered(name, caller)
-        return result
 
-    return call
+def _surrounding(name: str, wrappers: Sequence[HookImpl], scope: dict[str, Any], parameters: str) -> Iterator[str]:
+    """The lines that bring each wrapper to its yield, ask the others, and give each what came of it, innermost first."""
+    scope["ended"] = _ending(name, wrappers)
+    scope["never"] = lambda number: _misused(name, wrappers[number], "no yield")
+    yield "    opened, result, problem = [], None, None"
+    yield "    try:"
+    for number, found in enumerate(wrappers):
+        scope[f"w{number}"] = found.function
+        yield f"        wrapper = w{number}({', '.join(found.argnames)})"
+        yield f"        if next(wrapper, DONE) is DONE: raise never({number})"
+        yield "        opened.append(wrapper)"
+    yield f"        result = inside({parameters})"
+    yield "    except BaseException as raised:"
+    yield "        problem = raised"
+    yield "    try:"
+    yield "        result = ended(opened, result, problem)"
+    yield "    finally:"
+    yield "        problem = None"  # or its traceback would hold this frame, and with it all of the hook's arguments
+    if name in SEGMENTS:
+        yield "    if result is None: raise unanswered()"
+    yield "    return result"
+
+
+def _ending(name: str, wrappers: Sequence[HookImpl]) -> Callable[..., Any]:
+    def ended(opened: list[Generator[None, Any, Any]], result: Any, problem: BaseException | None) -> Any:
+        while opened:
+            wrapper = opened.pop()
+            try:
+                if problem is None:
+                    wrapper.send(result)
+                else:
+                    wrapper.throw(problem)
+                wrapper.close()
+                problem = _misused(name, wrappers[len(opened)], "a second yield")
+            except StopIteration as end:
+                result, problem = end.value, None
+            except RuntimeError as raised:
+                if isinstance(problem, StopIteration) and raised.__cause__ is problem:
+                    wrapper.close()  # so Python says that a generator let a StopIteration through
+                else:
+                    problem = raised
+            except BaseException as raised:
+                problem = raised
+        if problem is None:
+            return result
+        try:
+            raise problem
+        finally:
+            problem = None
+
+    return ended
+
+
+def _misused(name: str, found: HookImpl, what: str) -> PluginError:
+    problem = PluginError(
+        f"plugin '{found.plugin_name}', hook {name}: a wrapper came to {what}, expected exactly one in every call:"
+        " write `result = yield` where the others are to be called, and return the result"
+    )
+    problem.hooktrain_blamed = found.plugin_name, name  # type: ignore[attr-defined]  # no frame of it is on the way
+    return problem
 
 
 def _unanswered(name: str, caller: pluggy.HookCaller) -> SegmentError:

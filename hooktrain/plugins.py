@@ -349,6 +349,9 @@ class PluginHost:
 
     def blame(self, exception: BaseException) -> tuple[str, str] | None:
         """The plugin and the hook in which an exception was raised: the innermost implementation on its traceback."""
+        told: tuple[str, str] | None = getattr(exception, "hooktrain_blamed", None)
+        if told is not None:
+            return told
         codes = {}
         for name, caller in vars(self.manager.hook).items():
             for found in caller.get_hookimpls():
@@ -358,9 +361,6 @@ class PluginHost:
         while step is not None:
             blamed = codes.get(step.tb_frame.f_code, blamed)
             step = step.tb_next
-        for code, who in codes.items():  # pluggy says in words whose wrapper yields twice or never, and holds no frame
-            if code is not None and f"{code.co_name!r} {code.co_filename}:{code.co_firstlineno} " in str(exception):
-                return who
         return blamed
 
     def call_each(self, hook: str, **given: Any) -> list[tuple[str, BaseException]]:

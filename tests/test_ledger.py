@@ -10,7 +10,7 @@ import warnings
 import pytest
 import torch
 
-from hooktrain import hookimpl
+from hooktrain import PluginError, hookimpl
 from hooktrain.build import load
 from hooktrain.ledger import Cost, Ledger
 from hooktrain.lock import write_lock
@@ -200,7 +200,7 @@ def test_a_wrapper_that_does_not_yield_once_is_told_so_as_ever(run_tiny, steps):
 
     said = []
     for on in (False, True):
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(PluginError, match="'Yields', hook compute_loss: a wrapper came to") as caught:
             run_tiny(Yields(), profile_hooks=on)
         said.append(str(caught.value))
     assert said[0] == said[1]

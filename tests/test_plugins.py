@@ -138,10 +138,10 @@ def test_wrappers_that_yield_never_or_twice_are_named(run_tiny):
             yield
             return (yield)
 
-    for plugin in (Never(), Twice()):
-        with pytest.raises(RuntimeError) as caught:
-            run_tiny(plugin)
+    for plugin, what in ((Never(), "no yield"), (Twice(), "a second yield")):
         name = type(plugin).__name__
+        with pytest.raises(PluginError, match=f"plugin '{name}', hook run_step: a wrapper came to {what}") as caught:
+            run_tiny(plugin)
         assert caught.value.hooktrain_where == f"plugin '{name}', hook run_step, step 0, rank 0"
 
 

@@ -39,7 +39,7 @@ def deepspeed_for(device: torch.device) -> Any:
 
 
 def let_go() -> None:
-    """Take the modules of an engine that is done from DeepSpeed's lists, with which it keeps all of it: weights, threads.
+    """Take the modules of an engine that is done from DeepSpeed's lists, which keep all of it: weights, threads.
 
     Stage 3 has two: the modules whose forward is on its way, where the outermost one stays for ever, and a cache of
     which weights a module may release.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +280,42 @@ def test_a_checkpoint_of_another_model_is_refused(run_tiny, tmp_path: Path):
     resume = {"resume_from": tmp_path / "run" / "checkpoints" / "step-00000003"}
     with pytest.raises(HooktrainError, match=r"does not fit this run \(.* has the shape"):
         run_tiny(strategy=zero(2), checkpoint=SAVE, model={"width": 4}, allow_drift=["model"], trainer=resume)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_nothing_is_left_of_a_run(run_tiny, stage):
+    """In a notebook, or where a program trains again and again, weights and threads of each run would stay for ever."""
+    strategy = {"type": "deepspeed", "zero_stage": stage, "dtype": "fp32", "device": "cpu"}
+    threads = []
+    for _ in range(3):
+        trainer = run_tiny(strategy=strategy)
+        model = weakref.ref(trainer.model)
+        del trainer
+        gc.collect()
+        assert model() is None
+        threads.append(len(os.listdir("/proc/self/task")))
+    assert threads[2] == threads[1], "the first may start what libraries keep for good"
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [({}, 8 * 17 + 8 * 17 + 17), ({"reduce_bucket_size": "auto"}, 289), ({"reduce_bucket_size": 77}, 77)],
+)
+def test_buckets_are_as_large_as_the_model_unless_told(run_tiny, stage, config, expected):
+    """DeepSpeed takes the memory of whole buckets: by its own default two gigabytes for a model of 289 numbers."""
+    sizes = []
+
+    class Looks:
+        @hookimpl
+        def on_step_end(self, trainer):
+            sizes.append(trainer.strategy._engine.optimizer.reduce_bucket_size)
+
+    given = {"zero_optimization": config}
+    run_tiny(
+        Looks(), train_iters=1, strategy={"type": "deepspeed", "zero_stage": stage, "device": "cpu", "config": given}
+    )
+    assert sizes == [expected]
 
 
 @pytest.mark.parametrize("stage", STAGES)
