@@ -101,7 +101,7 @@ def _asking(
 
 
 def _surrounding(name: str, wrappers: Sequence[HookImpl], scope: dict[str, Any], parameters: str) -> Iterator[str]:
-    """The lines that bring each wrapper to its yield, ask the others, and give each what came of it, innermost first."""
+    """The lines that bring each wrapper to its yield, ask the others, and give each what came of it, inside out."""
     scope["ended"] = _ending(name, wrappers)
     scope["never"] = lambda number: _misused(name, wrappers[number], "no yield")
     yield "    opened, result, problem = [], None, None"
