@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hooktrain import Complaint, did_you_mean
 from hooktrain_callbacks.config import Entry, entry_of
@@ -14,7 +14,10 @@ from hooktrain_callbacks.refusals import default_policy, refusal
 from hooktrain_callbacks.slots import BASES, Slot, base_of, overridden
 from hooktrain_callbacks.uses import uses
 
-__all__ = ["Loaded", "load", "place"]
+if TYPE_CHECKING:
+    from hooktrain import Trainer
+
+__all__ = ["Loaded", "load", "never_stopping", "place"]
 
 
 class Loaded:
@@ -88,6 +91,18 @@ def place(loaded: Loaded, callback: Any, where: str, name: str = "", policy: str
             known = [other for other in vars(base) if other.startswith("on_")]
             loaded.notes.append(f"{slot} has a method {event}, which is no event{did_you_mean(event, known)}")
     loaded.slots.append(slot)
+
+
+def never_stopping(slots: Iterable[Slot], trainer: Trainer) -> Iterator[str]:
+    """What to tell of callbacks that stop a run early by its evaluations, where none comes before the end."""
+    if trainer.data.evaluation and trainer.recipe.eval_interval > 0:
+        return
+    missing = "write eval_interval, the steps between two" if trainer.data.evaluation else "there are no rows for them"
+    for slot in slots:
+        stops = any(one.__name__ in ("EarlyStopping", "EarlyStoppingCallback") for one in type(slot.callback).__mro__)
+        watched = str(getattr(slot.callback, "monitor", "eval"))  # Lightning's may watch the loss of the training too
+        if stops and watched.startswith(("eval", "val")):
+            yield f"{slot} stops the run by its evaluations, and none comes before the end ({missing}): it does nothing"
 
 
 def _find(name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hooktrain import Complaint, HooktrainError, hookimpl
 from hooktrain_callbacks.arguments import argument_problems
 from hooktrain_callbacks.config import CallbacksConfig
-from hooktrain_callbacks.loading import Loaded, load, place
+from hooktrain_callbacks.loading import Loaded, load, never_stopping, place
 from hooktrain_callbacks.mapping import hooks_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class _Driving:
 
     @hookimpl
     def on_train_start(self, trainer: Trainer) -> None:
-        for note in self.loaded.notes:
+        for note in (*self.loaded.notes, *never_stopping(self.loaded.slots, trainer)):
             trainer.host.warn(note)
         self._pass("on_train_start", trainer)
 

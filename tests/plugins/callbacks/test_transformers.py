@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import transformers
 from hooktrain_callbacks import Callbacks
+from lightning.pytorch.callbacks import EarlyStopping
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import EarlyStoppingCallback, TrainerCallback
 
@@ -295,3 +297,14 @@ def test_a_step_is_one_step_under_zero(run_tiny):
     assert len(trainer.optimizer.param_groups) == 2
     kept = ["on_pre_optimizer_step", "on_optimizer_step", "on_step_end"]
     assert [event.split()[0] for event in seen.events if event.split()[0] in kept] == kept * 2
+
+
+@pytest.mark.parametrize("callback", [EarlyStoppingCallback, lambda: EarlyStopping("val_loss")])
+def test_early_stopping_that_never_hears_an_evaluation_is_told_of(run_tiny, callback):
+    """An interval of 0 evaluates at the end only, when there is nothing left to stop."""
+    with pytest.warns(HooktrainWarning, match=r"EarlyStopping.* none comes before the end \(write eval_interval"):
+        run_tiny(Callbacks(callback()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", HooktrainWarning)
+        run_tiny(Callbacks(callback()), eval_interval=2)
+        run_tiny(Callbacks(EarlyStopping("train_loss", check_on_train_epoch_end=True)))
