@@ -198,8 +198,28 @@ def _sequence(value: Any, target: Any) -> Any:
         if len(value) != len(members):
             raise ValueError(f"given {len(value)} values, expected {len(members)}")
         return tuple(_converter.structure(item, member) for item, member in zip(value, members, strict=True))
-    made = [_converter.structure(item, members[0]) if members else item for item in value]
+    made = _items(value, members[0]) if members else list(value)
     return tuple(made) if get_origin(target) is tuple or target is tuple else made
+
+
+def _items(values: Sequence[Any], target: Any) -> list[Any]:
+    made, wrong = [], {}
+    for index, value in enumerate(values):
+        try:
+            made.append(_converter.structure(value, target))
+        except Exception as problem:
+            wrong[index] = problem
+    if wrong:
+        raise _ItemsError(wrong)
+    return made
+
+
+class _ItemsError(ValueError):
+    """Which items of a list are wrong, and why."""
+
+    def __init__(self, problems: Mapping[int, Exception]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"[{index}]: {problem}" for index, problem in problems.items()))
 
 
 def _mapping(value: Any, target: Any) -> Any:
@@ -309,10 +329,13 @@ def _refusals(attribute: Any, value: Any, where: str) -> Iterator[Complaint]:
 
 
 def _complaints(problem: Exception, path: str) -> Iterator[Complaint]:
-    """Flatten cattrs' exception groups into complaints."""
+    """Flatten cattrs' exception groups, and those of lists, into complaints."""
     if isinstance(problem, (ClassValidationError, IterableValidationError)):
         for inner in problem.exceptions:
             yield from _complaints(inner, path)
+    elif isinstance(problem, _ItemsError):
+        for index, inner in problem.problems.items():
+            yield from _complaints(inner, f"{path}[{index}]")
     else:
         yield Complaint(path, str(problem.args[0] if problem.args else problem))
 

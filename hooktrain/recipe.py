@@ -171,8 +171,14 @@ class _Resolver:
         for key, value in self.raw.items():
             if key in settings:
                 shorthand = getattr(settings[key].config, "shorthand", None)
-                whole = {shorthand: value} if shorthand and isinstance(value, (list, str)) else value
-                chosen[key] = self._mapping_part(settings[key], whole, key)
+                before = len(self.complaints)
+                short = bool(shorthand) and isinstance(value, (list, str))
+                chosen[key] = self._mapping_part(settings[key], {shorthand: value} if short else value, key)
+                if short:  # with the path that was written
+                    found = self.complaints[before:]
+                    self.complaints[before:] = [
+                        one._replace(where=one.where.replace(f"{key}.{shorthand}", key, 1)) for one in found
+                    ]
             elif key == "settings" or key in ("types", "name"):
                 self.complaints.append(Complaint(str(key), "unknown key; a plugin's settings are top-level keys"))
             elif key in own and own[key].metadata.get("kind"):

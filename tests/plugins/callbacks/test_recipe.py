@@ -65,7 +65,9 @@ def test_everything_that_is_wrong_is_named_at_once(tiny_recipe):
         ([{"early_stopping_patience": 3}], "expected 'name', the callback's class"),
         ([{"name": "a.B", "on_error": "ignore"}], "on_error is 'ignore', expected one of stop, disable, warn"),
         ([{"name": "a.B", "x": 1, "arguments": {"x": 1}}], "'x' stands beside arguments and in it; keep one"),
-        ([3], "callbacks.use"),
+        (["transformers.PrinterCallback", 3], "callbacks[1]: given 3 (a whole number), expected text"),
+        ({"use": [3]}, "callbacks.use[0]: given 3 (a whole number), expected text"),
+        ([{"name": 3}], "callbacks: given {'name': 3}, expected 'name'"),
         ("transformers.PrinterCallback", "expected a list"),
     ],
 )
