@@ -27,7 +27,7 @@ class _Hears:
 
 
 class _Surrounds:
-    """A plugin that wraps a segment; all that work in a step are called through pluggy then."""
+    """A plugin that wraps a segment."""
 
     @hookimpl(wrapper=True)
     def compute_loss(self, trainer: Any) -> Any:
