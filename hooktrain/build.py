@@ -94,6 +94,7 @@ def load(
         host.register(plugin)
     host.check()
     made = resolve(raw, host, source=source, name=name)
+    host.recipe_source = source
     host.leave_idle(made)
     if made.profile_hooks:
         profile(host)
@@ -214,7 +215,11 @@ def make_part(host: PluginHost, hook: str, config: Any, **needs: Any) -> Any:
     """Ask the factories for a part; a kind that the trainer type does not have is None."""
     if config is None:
         return None
-    made = getattr(host.hooks, hook)(config=config, **needs)
+    try:
+        made = getattr(host.hooks, hook)(config=config, **needs)
+    except RecipeError as problem:  # a factory does not know where the recipe came from
+        problem.rename(host.recipe_source)
+        raise
     if made is None:
         kind = FACTORIES[hook]
         offer = next((o for o in host.offers.get(kind, {}).values() if o.config is type(config)), None)

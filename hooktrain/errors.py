@@ -74,10 +74,14 @@ class RecipeError(HooktrainError):
 
     def __init__(self, complaints: Iterable[Complaint], source: str = "recipe") -> None:
         self.complaints = list(complaints)
+        self.rename(source)
+
+    def rename(self, source: str) -> None:
+        """Say in which file all of this is to be put right."""
         self.source = source
         count = len(self.complaints)
         head = f"{source}: {count} thing{'s' if count != 1 else ''} to put right"
-        super().__init__("\n".join([head, *(f"  - {complaint}" for complaint in self.complaints)]))
+        self.args = ("\n".join([head, *(f"  - {complaint}" for complaint in self.complaints)]),)
 
 
 class PluginError(HooktrainError):

@@ -65,6 +65,7 @@ class PluginHost:
         self.offers: dict[str, dict[str, Offer]] = {}
         self.trainer_types: dict[str, tuple[TrainerType, PluginRecord]] = {}
         self.warnings: list[str] = []
+        self.recipe_source = "recipe"  # what errors call it
         self.manager = pluggy.PluginManager("hooktrain")
         self.manager.add_hookspecs(hookspecs)
         self.tolerance = Tolerance(self)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from hooktrain import HooktrainError, HooktrainWarning, RecipeError, hookimpl
-from hooktrain.testing import Recorder
+from hooktrain import HooktrainError, HooktrainWarning, RecipeError, Trainer, hookimpl, load
+from hooktrain.testing import Recorder, TinyPlugin
 from tests.launching import alone, assert_equal_runs, stored_weights, weights_at
 
 STAGES = [0, 1, 2, 3]
@@ -240,6 +240,14 @@ def test_what_deepspeed_would_not_take_or_never_read(run_tiny, tmp_path, config,
             run_tiny(strategy={"type": "deepspeed", "device": "cpu", "config": given})
         assert message in str(caught.value)
         assert "pydantic" not in str(caught.value)
+
+
+def test_what_is_wrong_is_headed_with_the_recipes_file(tiny_recipe, tmp_path):
+    strategy = {"type": "deepspeed", "device": "cpu", "config": {"zero_optimization": {"overlap_com": True}}}
+    path = tmp_path / "mine.yaml"
+    path.write_text(json.dumps({**tiny_recipe, "strategy": strategy}))
+    with pytest.raises(RecipeError, match=r"^/.*/mine\.yaml: 1 thing to put right"):
+        Trainer(*load(path, plugins=[TinyPlugin()])).run()
 
 
 def test_keys_that_deepspeed_reads_and_one_that_it_does_not(run_tiny):
