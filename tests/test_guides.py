@@ -41,11 +41,14 @@ def test_the_code_of_the_guides_passes_its_tests(tmp_path):
         if files_of(name):
             write_files(name, tmp_path)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     count = sum(path.read_text().count("\ndef test_") for path in tmp_path.glob("test_*.py"))
-    assert f"{count + 10} passed" in ended.stdout, ended.stdout
+    passed = int(re.findall(r"(\d+) passed", ended.stdout)[0])
+    # beside other tests a machine may be too busy for the kit's check of costs, which then says so
+    noisy = re.findall(r"SKIPPED \[(\d+)\] .*: this machine is too noisy to judge the cost", ended.stdout)
+    assert passed + sum(map(int, noisy)) == count + 10, ended.stdout
 
 
 def test_the_commands_of_the_guides_do_what_they_say(tmp_path, monkeypatch, capsys):
