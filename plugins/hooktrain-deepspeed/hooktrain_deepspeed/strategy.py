@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from hooktrain_torch.memory import give_freed_memory_back, keep_freed_memory
 from hooktrain_torch.ranks import Ranks, device_of, native_bf16
 from hooktrain_torch.sequence import SequenceGroup, data_world, divide
 from hooktrain_torch.whole_state import aliases, group_names, load_whole, parameter_names, whole_state
@@ -64,8 +63,6 @@ class DeepSpeedStrategy:
         self.stage: int = self.settings["zero_optimization"]["stage"]
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        else:
-            keep_freed_memory()
         self.data_world = data_world(world, config.sequence_parallel)
         self._deepspeed = deepspeed_for(self.device)
         self._ranks = Ranks(world, self.device, timeout=config.timeout, alone=True)
@@ -281,8 +278,6 @@ class DeepSpeedStrategy:
         if self._names_rank:
             os.environ.pop("LOCAL_RANK", None)
         gc.collect()
-        if self.device.type == "cpu":
-            give_freed_memory_back()
 
 
 def _tell_transformers(settings: dict[str, Any]) -> Any:

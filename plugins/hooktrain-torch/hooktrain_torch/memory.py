@@ -21,7 +21,8 @@ def keep_freed_memory() -> bool:
     """Let glibc keep what is freed, instead of handing it back and taking it anew, page by page, in every step.
 
     It does so with every tensor above some 32 MB and whenever the heap's end is free. A step of training on a processor
-    frees and wants the same gigabytes each time, so that the peak stays what it was.
+    frees and wants the same gigabytes each time, so that the peak stays what it was. Not so under ZeRO, whose peak rose
+    by a fifth, and whose steps were no quicker for it (benchmarks/README.md).
 
     Returns:
         Whether it was done: not without glibc, and not where the user has set the allocator up by environment.
