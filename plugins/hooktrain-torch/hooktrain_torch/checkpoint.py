@@ -167,19 +167,25 @@ class FullCheckpoint:
         unchanged = self._unchanged(trainer, trained)
         self._on_all_ranks(trainer, lambda: saving.take(trainer, trained, states, unchanged), saving)
         if self.config.asynchronous:
-            saving.start(trainer.requests.save_ended)
+            saving.copy()
+            saving.is_sealing = self.world.world_size == 1  # needs to hear of no other rank's files
+            part = (lambda: self._seal(saving, [saving.write()])) if saving.is_sealing else saving.write
+            saving.start(part, trainer.requests.save_ended)
             saving.stalled = time.perf_counter() - began
             self._going_on = saving
             return None
         written = self._on_all_ranks(trainer, saving.write, saving)
-        return self._end(trainer, saving, written)
+        self._on_all_ranks(trainer, lambda: self._seal(saving, written), saving)
+        return self._end(trainer, saving)
 
     def finish(self, trainer: Trainer, wait: bool) -> Path | None:
-        """End the save in the background when all ranks have written it.
+        """Go on with the save in the background when all ranks have done their part of it: sealed after written.
+
+        Sealing waits for the disk as well, so that it goes on in the background too.
 
         Args:
             trainer: the trainer.
-            wait: for ranks that are still writing.
+            wait: for ranks that are still at it, and to the end.
 
         Returns:
             The checkpoint, or None when there is none to end, or it is still being written, or it failed.
@@ -191,12 +197,20 @@ class FullCheckpoint:
         if saving is None:
             return None
         began = time.perf_counter()
-        if not wait and strategy.sum_numbers([saving.is_written])[0] < self.world.world_size:
+        if not wait and strategy.sum_numbers([saving.has_ended])[0] < self.world.world_size:
             return None
         self._going_on = None
         try:
-            written = self._on_all_ranks(trainer, saving.result, saving)
-            path = self._end(trainer, saving, written)
+            made = self._on_all_ranks(trainer, saving.result, saving)
+            if not saving.is_sealing:
+                saving.is_sealing = True
+                saving.start(lambda: self._seal(saving, made), trainer.requests.save_ended)
+                if not wait:
+                    self._going_on = saving
+                    saving.stalled += time.perf_counter() - began
+                    return None
+                self._on_all_ranks(trainer, saving.result, saving)
+            path = self._end(trainer, saving)
         except CheckpointError as problem:
             if self.config.on_failure == "stop":
                 raise
@@ -243,15 +257,15 @@ class FullCheckpoint:
             self._retention.clean()
             temporary.mkdir(parents=True)
 
-    def _end(self, trainer: Trainer, saving: Save, written: list[dict[str, Any]]) -> Path:
-        """Make a checkpoint of what all ranks have written."""
-        self._on_all_ranks(trainer, lambda: self._seal(saving, written), saving)
+    def _end(self, trainer: Trainer, saving: Save) -> Path:
+        """Take note of a new checkpoint, and remove what it makes superfluous."""
         self._current, self.unsaved = saving.target, None
         if self.world.is_main:
             self._retention.apply(trainer, self._found())
         return saving.target
 
     def _seal(self, saving: Save, written: list[dict[str, Any]]) -> None:
+        """Make a checkpoint of what all ranks have written; may be called in a thread."""
         if self.world.is_main:
             number = max((number for number, _ in self._found() if number < UNKNOWN), default=0) + 1
             saving.seal(written, number)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,10 @@ OTHER_FORMAT = "it is of format"
 """Begins what :func:`problem_of` says of a checkpoint that another version has written."""
 UNKNOWN = 1 << 62
 """Number of a checkpoint whose manifest cannot be read; looked at first, so that the user hears of it."""
+_LARGE = 1 << 20
+"""Bytes from which on it is worth a thread to hash them while they are written."""
+_STRETCH = 16 << 20
+"""Bytes after which the disk is sent what has been written."""
 _PLAIN = {type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device}
 
 
@@ -84,38 +90,70 @@ def require_writable(folder: Path) -> None:
         ) from problem
 
 
-class _Hashed:
-    """A stream that is written once from its beginning, and hashed on the way."""
+class _Through:
+    """A stream that is written once from its beginning, hashed, and sent on to the disk while more of it is written.
 
-    def __init__(self, stream: Any) -> None:
-        self._stream, self._hash, self.bytes = stream, hashlib.sha256(), 0
+    Args:
+        stream: unbuffered or not; of a file.
+        helpers: threads, two of which are used.
+    """
+
+    def __init__(self, stream: Any, helpers: Executor) -> None:
+        self._stream, self._helpers = stream, helpers
+        self._hash, self.bytes = hashlib.sha256(), 0
+        self._sending: Future[None] | None
+        self._sent, self._sending = 0, None
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
-        self._stream.write(view)
-        self._hash.update(view)
+        if view.nbytes < _LARGE:
+            self._hash.update(view)
+            self._stream.write(view)
+        else:
+            hashing = self._helpers.submit(self._hash.update, view)
+            try:
+                self._stream.write(view)
+            finally:
+                hashing.result()  # what the view is of may be gone when this returns
         self.bytes += view.nbytes
+        if self.bytes - self._sent >= _STRETCH and (self._sending is None or self._sending.done()):
+            self._send()
         return view.nbytes
 
     def flush(self) -> None:
         self._stream.flush()
 
-    @property
-    def facts(self) -> dict[str, Any]:
+    def end(self) -> dict[str, Any]:
+        """Wait until everything is on the disk; returns size and digest."""
+        self._wait()
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
         return {"bytes": self.bytes, "sha256": self._hash.hexdigest()}
+
+    def _send(self) -> None:
+        self._wait()
+        self._stream.flush()
+        self._sent, self._sending = self.bytes, self._helpers.submit(os.fsync, self._stream.fileno())
+
+    def _wait(self) -> None:
+        if self._sending is not None:
+            self._sending.result()  # a disk says only once that it could not write
+
+
+@contextlib.contextmanager
+def _through(path: Path) -> Iterator[_Through]:
+    with path.open("wb") as stream, ThreadPoolExecutor(2, "checkpoint") as helpers:
+        yield _Through(stream, helpers)
 
 
 def save(value: Any, path: Path) -> dict[str, Any]:
     """Write tensors and plain values for :func:`load`, through to the disk; returns the file's size and digest."""
-    with path.open("wb") as stream:
-        hashed = _Hashed(stream)
+    with _through(path) as stream:
         try:
-            torch.save(value, hashed)  # type: ignore[arg-type]
+            torch.save(value, stream)  # type: ignore[arg-type]
         except RuntimeError as problem:  # torch ends its archive after a failed write, and that failure hides the first
             raise problem.__context__ if isinstance(problem.__context__, OSError) else problem from None
-        stream.flush()
-        os.fsync(stream.fileno())
-    return hashed.facts
+        return stream.end()
 
 
 def load(path: Path) -> Any:
@@ -125,12 +163,9 @@ def load(path: Path) -> Any:
 
 def write(path: Path, text: str) -> dict[str, Any]:
     """Write text through to the disk; returns the file's size and digest."""
-    with path.open("wb") as stream:
-        hashed = _Hashed(stream)
-        hashed.write(text.encode())
-        stream.flush()
-        os.fsync(stream.fileno())
-    return hashed.facts
+    with _through(path) as stream:
+        stream.write(text.encode())
+        return stream.end()
 
 
 def seal(folder: Path, files: Mapping[str, Mapping[str, Any]], **facts: int) -> None:

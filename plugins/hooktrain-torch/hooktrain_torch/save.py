@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,18 +42,19 @@ class Save:
         temporary: the folder that is written to, beside ``target``.
         began: when, by ``time.perf_counter``.
         stalled: seconds for which the training stood still, of a save in the background.
+        is_sealing: whether what goes on in the background makes a checkpoint, and not only this rank's files of it.
     """
 
     def __init__(self, target: Path, step: int, world: World) -> None:
         self.target, self.step, self.world = target, step, world
         self.temporary = target.with_name(f".saving-{target.name}")
-        self.began, self.stalled = time.perf_counter(), 0.0
+        self.began, self.stalled, self.is_sealing = time.perf_counter(), 0.0, False
         self._tensors: dict[str, dict[str, Tensor]] = {}
         self._places: dict[str, Any] = {}
         self._plain: dict[str, Any] = {}
-        self._texts: dict[str, str] = {}
+        self._texts: dict[str, Callable[[], str]] = {}
         self._thread: threading.Thread | None = None
-        self._written: dict[str, Any] = {}
+        self._made: Any = None
         self._problem: BaseException | None = None
         self._ended = threading.Event()
 
@@ -81,11 +83,12 @@ class Save:
             require_plain(parts, "")
             self._plain["parts.pt"] = parts
             if unchanged:
-                self._texts[FROZEN] = json.dumps(unchanged, indent=2)
+                self._texts[FROZEN] = partial(json.dumps, dict(unchanged), indent=2)
+            # values are taken now; their text, which takes longer than all else here, is made when it is written
             self._texts |= {
-                "state.json": json.dumps(attrs.asdict(trainer.state), indent=2),
-                "recipe.yaml": trainer.recipe.as_yaml(),
-                PROVENANCE: json.dumps(provenance(trainer), indent=2, default=str),
+                "state.json": partial(json.dumps, attrs.asdict(trainer.state), indent=2),
+                "recipe.yaml": trainer.recipe.as_yaml,
+                PROVENANCE: partial(json.dumps, provenance(trainer), indent=2, default=str),
             }
 
     def write(self) -> dict[str, Any]:
@@ -98,7 +101,7 @@ class Save:
         for name, value in self._plain.items():
             files[name] = save(value, self.temporary / name)
         for name, text in self._texts.items():
-            files[name] = write(self.temporary / name, text)
+            files[name] = write(self.temporary / name, text())
         return {"files": files, "places": self._places}
 
     def seal(self, written: Sequence[Mapping[str, Any]], number: int) -> None:
@@ -120,37 +123,43 @@ class Save:
 
     # ----------------------------------------------------------------------------------------- in the background
 
-    def start(self, when_written: Callable[[], None]) -> None:
-        """Copy what was taken up to the host's memory, and write it in a thread.
-
-        Args:
-            when_written: called in the thread when it has ended, well or not.
-        """
+    def copy(self) -> None:
+        """Copy what was taken up to the host's memory, so that training may go on while it is written."""
         for tensors in self._tensors.values():
             for name, value in tensors.items():
                 tensors[name] = value.to("cpu", copy=True)
         self._plain = copy.deepcopy(self._plain)
 
+    def start(self, part: Callable[[], Any], when_ended: Callable[[], None]) -> None:
+        """Do a part of the save in a thread.
+
+        Args:
+            part: such as :meth:`write`; what it gives is what :meth:`result` returns.
+            when_ended: called in the thread when the part has ended, well or not.
+        """
+        self._made, self._problem = None, None
+        self._ended.clear()
+
         def work() -> None:
             try:
-                self._written = self.write()
+                self._made = part()
             except BaseException as problem:  # kept for the thread that asks
                 self._problem = problem
             self._tensors.clear()
             self._ended.set()
-            when_written()
+            when_ended()
 
         self._thread = threading.Thread(target=work, name=f"save {self.target.name}", daemon=True)
         self._thread.start()
 
     @property
-    def is_written(self) -> bool:
-        """Whether this rank's thread has done its work, well or not."""
+    def has_ended(self) -> bool:
+        """Whether what this rank's thread was started for is done, well or not."""
         return self._ended.is_set()
 
-    def result(self) -> dict[str, Any]:
-        """Wait for the thread; returns what :meth:`write` gave, or raises what it raised."""
-        assert self._thread is not None, "the save was started"
+    def result(self) -> Any:
+        """Wait for the thread; returns what its part gave, or raises what it raised."""
+        assert self._thread is not None, "a part was started"
         self._thread.join()
         if self._problem is not None:
             raise (
@@ -158,4 +167,4 @@ class Save:
                 if isinstance(self._problem, (OSError, CheckpointError))
                 else CheckpointError(f"{type(self._problem).__name__}: {self._problem}")
             )
-        return self._written
+        return self._made

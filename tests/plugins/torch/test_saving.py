@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import os
 import shutil
 import threading
 import time
@@ -9,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import hooktrain_torch.files
 import hooktrain_torch.save
 import pytest
 import torch
@@ -63,7 +67,7 @@ class Held:
     @hookimpl(tryfirst=True)
     def on_step_end(self, trainer) -> None:
         engine = trainer.checkpoint_engines[0]
-        while engine._going_on is not None and not engine._going_on.is_written:
+        while engine._going_on is not None and not engine._going_on.has_ended:
             time.sleep(0.01)  # so that the next step finds the save done
         if self.begun.is_set() and not self.go.is_set():
             self.seen.append(sorted(path.name for path in engine.output_dir.iterdir()))
@@ -122,6 +126,46 @@ def test_a_best_that_nobody_measures_is_said_once(run_tiny, tmp_path):
 def test_what_would_have_no_effect_is_refused(run_tiny, name):
     with pytest.raises(RecipeError, match=f"checkpoint.0..{name}.*as keep_last: 0 keeps all; write keep_last: 1"):
         run_tiny(checkpoint=full(**{name: 2 if name == "keep_every" else "eval/held_out/loss"}))
+
+
+# -------------------------------------------------------------------------------------------------- large files
+
+
+@pytest.fixture
+def stretches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Files are sent to the disk every 64 KiB and hashed beside the writing; how large they were each time."""
+    sizes: list[int] = []
+    sync = os.fsync
+    monkeypatch.setattr(hooktrain_torch.files, "_LARGE", 1 << 12)
+    monkeypatch.setattr(hooktrain_torch.files, "_STRETCH", 1 << 16)
+    monkeypatch.setattr(os, "fsync", lambda handle: (sizes.append(os.fstat(handle).st_size), sync(handle))[1])
+    return sizes
+
+
+TENSORS = {str(at): torch.arange(at, at + 10_000) for at in range(20)}
+
+
+def test_a_large_file_goes_to_the_disk_while_it_is_written(tmp_path, stretches):
+    facts = hooktrain_torch.files.save(TENSORS, tmp_path / "file.pt")
+    written = (tmp_path / "file.pt").read_bytes()
+    assert facts == {"bytes": len(written), "sha256": hashlib.sha256(written).hexdigest()}
+    assert len(stretches) > 2 and 1 << 16 <= stretches[0] < stretches[-1] == len(written)
+    again = hooktrain_torch.files.load(tmp_path / "file.pt")
+    assert all(torch.equal(again[name], value) for name, value in TENSORS.items())
+
+
+def test_what_the_disk_says_on_the_way_is_not_lost(tmp_path, stretches, monkeypatch):
+    """A disk says to each open file only once that it could not write."""
+    sync, calls = os.fsync, itertools.count()
+
+    def once(handle: int) -> None:
+        if next(calls) == 0:
+            raise OSError(28, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", once)
+    with pytest.raises(OSError, match="No space left on device"):
+        hooktrain_torch.files.save(TENSORS, tmp_path / "file.pt")
 
 
 # ---------------------------------------------------------------------------------------------- in the background
@@ -246,6 +290,38 @@ def on_step_end(trainer):
 def on_checkpoint_end(trainer, path):
     note(path=path.name, step=trainer.global_step, files=sorted(p.name for p in path.iterdir()))
 """
+
+
+SEALED_LATE = """
+import threading, time
+import hooktrain_torch.save
+original, go = hooktrain_torch.save.seal, threading.Event()
+
+def seal(*arguments, **more):
+    assert go.wait(60), "the training waits until the checkpoint is sealed"
+    return original(*arguments, **more)
+
+hooktrain_torch.save.seal = seal
+
+@hookimpl
+def on_step_end(trainer):
+    time.sleep(0.02)
+    if trainer.global_step == 15:
+        go.set()
+
+@hookimpl
+def on_checkpoint_end(trainer, path):
+    note(path=path.name, later=trainer.global_step >= 15)
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_training_goes_on_while_a_checkpoint_is_sealed(run_ranks, rank_notes, ranks):
+    run = run_ranks(ranks, SEALED_LATE, epochs=6, checkpoint=full(10, asynchronous=True))
+    assert run.status == 0, run.output
+    first, second, *_ = rank_notes()
+    assert first == {"path": "step-00000010", "later": True}
+    assert second["path"] == "step-00000020"
 
 
 @pytest.mark.parametrize("strategy", [{"type": "torch"}, {"type": "deepspeed", "zero_stage": 2}])
