@@ -147,7 +147,19 @@ def _fill(
         elif made[name] != value:
             yield _two(f"{_WHERE}.{name}", made[name], said, value)
     yield from _fill_dtype(made, dtype, stage, sure)
+    for name in ("offload_optimizer", "offload_param"):
+        given = zero.get(name)
+        if given is None:
+            zero.pop(name, None)
+        elif not isinstance(given, dict):
+            del zero[name]
+            where = f"{_WHERE}.zero_optimization.{name}"
+            yield Complaint(where, f"given {given!r}, expected a mapping, such as {{device: cpu}}")
     yield from _fill_offload(zero, config.offload, stage)
+    for name in ("reduce_bucket_size", "stage3_max_live_parameters"):
+        given = zero.get(name, "auto")
+        if given != "auto" and (isinstance(given, bool) or not isinstance(given, (int, float)) or given < 0):
+            yield Complaint(f"{_WHERE}.zero_optimization.{name}", f"given {given!r}, expected a count or auto")
     if zero.get("reduce_bucket_size") == "auto":
         del zero["reduce_bucket_size"]  # filled in when the model is there
     made.setdefault("zero_allow_untested_optimizer", True)

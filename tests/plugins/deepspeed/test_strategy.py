@@ -14,6 +14,9 @@ import pytest
 import torch
 
 from hooktrain import HooktrainError, HooktrainWarning, RecipeError, Trainer, hookimpl, load
+from hooktrain.build import make_host
+from hooktrain.report.origins import Sources
+from hooktrain.report.plan import plan_of
 from hooktrain.testing import Recorder, TinyPlugin
 from tests.launching import alone, assert_equal_runs, stored_weights, weights_at
 
@@ -219,8 +222,16 @@ def test_what_contradicts_the_recipe(run_tiny, strategy, message):
             "strategy.config.zero_optimization.overlap_com: unknown key (did you mean 'overlap_comm'?)",
         ),
         (
+            {"zero_optimization": {"allgather_bucket_size": "big"}},
+            "strategy.config.zero_optimization.allgather_bucket_size: given 'big', but DeepSpeed says: input should be",
+        ),
+        (
             {"zero_optimization": {"reduce_bucket_size": "big"}},
-            "strategy.config.zero_optimization.reduce_bucket_size: given 'big', but DeepSpeed says: input should be",
+            "strategy.config.zero_optimization.reduce_bucket_size: given 'big', expected a count or auto",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": "cpu"}},
+            "strategy.config.zero_optimization.offload_optimizer: given 'cpu', expected a mapping, such as {device: cpu}",
         ),
         (
             {"zero_optimizatoin": {"stage": 2}},
@@ -240,6 +251,17 @@ def test_what_deepspeed_would_not_take_or_never_read(run_tiny, tmp_path, config,
             run_tiny(strategy={"type": "deepspeed", "device": "cpu", "config": given})
         assert message in str(caught.value)
         assert "pydantic" not in str(caught.value)
+
+
+@pytest.mark.parametrize("section", [{"reduce_bucket_size": "big"}, {"offload_param": "cpu"}])
+def test_plan_refuses_what_a_run_would(tiny_recipe, section):
+    strategy = {"type": "deepspeed", "device": "cpu", "config": {"zero_optimization": {"stage": 3, **section}}}
+    host = make_host()
+    host.register(TinyPlugin())
+    facts = plan_of(host, Sources(file=None, raw={**tiny_recipe, "strategy": strategy}))
+    assert [each["where"] for each in facts["complaints"]] == [
+        f"strategy.config.zero_optimization.{next(iter(section))}"
+    ]
 
 
 def test_what_is_wrong_is_headed_with_the_recipes_file(tiny_recipe, tmp_path):
