@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import math
 import os
+import random
 import re
 import subprocess
 import sys
@@ -57,6 +59,28 @@ def test_medians_of_two_runs_are_one_of_three_numbers():
     assert ratio_of_medians([1.0, 3.0], [1.0, 1.0]) == (2.0, 1.0, 3.0)
     assert difference_of_medians([1.0, 3.0], [1.0, 1.0]) == (1.0, 0.0, 2.0)
     assert ratio_of_ratios(([4.0, 4.0], [2.0, 2.0]), ([3.0, 3.0], [3.0, 3.0])) == (2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize("turns", [6, 10])
+def test_what_slows_both_sides_of_a_turn_leaves_the_ratio_alone(turns):
+    """A machine that drifts by 15% from turn to turn, and sides that are alike but for 3% of noise."""
+    draw, held, widths = random.Random(7), 0, {True: 0.0, False: 0.0}
+    for _ in range(150):
+        drift = [math.exp(draw.gauss(0, 0.15)) for _ in range(turns)]
+        sides = [[each * math.exp(draw.gauss(0, 0.03)) for each in drift] for _ in range(2)]
+        for in_turns in widths:
+            _, low, high = ratio_of_medians(*sides, samples=200, in_turns=in_turns)
+            widths[in_turns] += high - low
+            held += in_turns and low <= 1 <= high
+    assert 0.9 * 150 <= held <= 0.99 * 150, "what is called 95% holds the truth about as often"
+    assert widths[True] < widths[False] / 2.5
+
+
+def test_few_turns_are_drawn_each_side_by_itself():
+    drift = [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert ratio_of_medians(drift, drift).high > 1
+    assert ratio_of_medians([*drift, 6.0], [*drift, 6.0]) == (1, 1, 1)
+    assert ratio_of_medians([*drift, 6.0], [*drift, 6.0], in_turns=False).high > 1, "of two measurements"
 
 
 def test_one_run_has_no_interval():

@@ -25,8 +25,9 @@ A suite is contributed by a plugin. This one compares two ways of sorting, and m
         return [Suite(name="sorting", summary="sorting in place and out of it", cases=cases, over="n")]
 
 ``hooktrain bench sorting`` then measures it: every side is warmed up, the sides take turns in the order A B B A, five
-rounds of that; the figure is the ratio of the medians with the interval that holds 95% of bootstrap samples; and where
-the interval holds the limit, or there are too few runs, the verdict is ``undecided``, with the rounds that might do.
+rounds of that; the figure is the ratio of the medians with the interval that holds 95% of bootstrap samples, drawn turn
+by turn, so that a machine that drifts widens it little; and where the interval holds the limit, or there are too few
+runs, the verdict is ``undecided``, with the rounds that might do.
 
 **Sides.** A side is a function, called with the case's parameters, or a *driver*: a module that is run in a process of
 its own, perhaps with the Python of a :class:`Peer`'s environment::

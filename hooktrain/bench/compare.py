@@ -78,7 +78,7 @@ def _of_case(one: Line, other: Line, tolerance: float) -> Iterator[Change]:
                     ratio_of_medians(found, base, samples=1).value for found, base in zip(pair, bases, strict=True)
                 ]
             else:
-                figure = ratio_of_medians(pair[1], pair[0])
+                figure = ratio_of_medians(pair[1], pair[0], in_turns=False)
                 shown = [median_of(found, samples=1).value for found in pair]
             verdict, why = verdict_on_change(figure, metric["better"], min(map(len, pair)), exact=exact)
             yield Change(
