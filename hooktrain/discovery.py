@@ -27,8 +27,10 @@ def installed() -> tuple[dict[str, importlib.metadata.EntryPoint], dict[str, str
     twins: dict[str, str] = {}
     for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: (p.name, p.value)):
         twin = found.setdefault(point.name, point)
-        names = _fact(twin, "name"), _fact(point, "name")
-        if twin is not point and (names[0], twin.value) != (names[1], point.value):
+        if twin is point:
+            continue
+        names = _facts(twin).get("name"), _facts(point).get("name")
+        if (names[0], twin.value) != (names[1], point.value):
             twins[point.name] = (
                 f"two installed distributions, {names[0] or 'unknown'} and {names[1] or 'unknown'}, both offer a plugin"
                 f" named '{point.name}'; uninstall one of them"
@@ -38,12 +40,13 @@ def installed() -> tuple[dict[str, importlib.metadata.EntryPoint], dict[str, str
 
 def record_of(point: importlib.metadata.EntryPoint) -> PluginRecord:
     """What the metadata of a plugin's distribution say; they may be damaged or not there."""
+    facts = _facts(point)
     return PluginRecord(
         name=point.name,
-        distribution=_fact(point, "name") or "unknown",
-        version=_fact(point, "version"),
-        summary=_fact(point, "summary"),
-        author=_fact(point, "author") or _fact(point, "author_email"),
+        distribution=facts.get("name") or "unknown",
+        version=facts.get("version", ""),
+        summary=facts.get("summary", ""),
+        author=facts.get("author") or facts.get("author-email", ""),
     )
 
 
@@ -94,9 +97,10 @@ def own_version() -> str:
         return "0 (not installed)"
 
 
-def _fact(point: importlib.metadata.EntryPoint, key: str) -> str:
+def _facts(point: importlib.metadata.EntryPoint) -> dict[str, str]:
+    """The fields of a distribution's metadata by their names in small letters; reading them takes a millisecond."""
     try:
-        facts = point.dist.metadata.json if point.dist else {}  # what a distribution leaves out is missing here
+        metadata: Any = point.dist.metadata if point.dist else {}
+        return {name.lower(): str(text) for name, text in metadata.items()}
     except Exception:
-        return ""
-    return str(facts.get(key) or "")
+        return {}

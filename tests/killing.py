@@ -16,7 +16,9 @@ CALLS = ("fsync", "replace")
 """Functions of ``os`` that make files last."""
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["hooktrain.testing.runs", "hooktrain_torch.checkpoint", "hooktrain_torch.strategy"])
+_context.set_forkserver_preload(
+    ["torch._dynamo", "hooktrain.testing.runs", "hooktrain_torch.checkpoint", "hooktrain_torch.strategy"]
+)
 
 
 def _run(recipe: Mapping[str, Any], at: int) -> None:

@@ -14,7 +14,8 @@ from hooktrain.testing.zygote import Done, Job, zygote
 
 __all__ = ["Broken", "Kit", "Options", "Unjudged"]
 
-LIGHT = ("torch", "hooktrain.trainer", "hooktrain.testing.tiny", "hooktrain.testing.checks.runs")
+# torch's optimizers import torch._dynamo in their first step, which takes as long as torch itself
+LIGHT = ("torch", "torch._dynamo", "hooktrain.trainer", "hooktrain.testing.tiny", "hooktrain.testing.checks.runs")
 HEAVY = (*LIGHT, *PRELOAD)
 RUN = "hooktrain.testing.checks.runs:run"
 
