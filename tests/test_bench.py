@@ -34,7 +34,7 @@ from hooktrain.bench import (
     run_suites,
 )
 from hooktrain.bench.calls import measure
-from hooktrain.bench.compare import changes, regressions, surprises
+from hooktrain.bench.compare import broken, changes, regressions, surprises
 from hooktrain.bench.environments import EnvironmentFailed, ensure
 from hooktrain.bench.machine import busy_seconds, describe
 from hooktrain.bench.measuring import StepClock
@@ -387,8 +387,10 @@ def test_plugins_contribute_suites():
     assert select(["napping:ten", "napping"], known) == [(suite, None)]
     with pytest.raises(BenchError, match=r"no suite is named 'naping' \(did you mean 'napping'\?\)"):
         select(["naping"], known)
-    with pytest.raises(BenchError, match="has no case 'tan'"):
+    with pytest.raises(BenchError, match="has no case 'tan' .did you mean 'ten'..; there are ten$"):
         run_suites([(suite, frozenset({"tan"}))])
+    with pytest.raises(BenchError, match="has no case 'two' in --quick; there are ten$"):
+        run_suites([(suite, frozenset({"two", "ten"}))], Settings(quick=True))
 
 
 def test_two_plugins_with_one_suite_are_named():
@@ -463,7 +465,9 @@ def test_a_regression_is_told_by_the_exit_status(bench, tmp_path, on_terminal):
     assert "regression: napping: ten, twice: seconds" in failed.stderr
     assert bench("napping", "--baseline", "same.jsonl").exit_code == 0
     compared = bench("--compare", "faster.jsonl", "found")
-    assert compared.exit_code == 0 and "worse" in compared.output
+    assert compared.exit_code == 0 and "regression" in compared.output
+    within = bench("--compare", "faster.jsonl", "found", "--tolerance", "1").output
+    assert "regression" not in within and "worse: beyond the noise, but not by more than --tolerance" in within
     compare = ["bench", "--compare", "faster.jsonl", "found"]
     assert max(map(len, on_terminal(80, lambda: cli(compare, standalone_mode=False)))) <= 80
 
@@ -477,6 +481,77 @@ def test_a_slower_machine_is_no_regression(bench, tmp_path):
     assert {change.side: change.verdict for change in found} == {"twice": "alike", "once": "worse"}
     assert not regressions(found, same_machine=False)
     assert "other machines" in surprises([line], [slow])[0]
+
+
+def test_a_side_that_fails_now_is_a_regression_and_a_peer_that_is_not_there_is_none(bench, tmp_path, monkeypatch):
+    assert bench("napping", "--quick", "--out", "found").exit_code == 0
+    monkeypatch.setattr(sys.modules[__name__], "naps_of", lambda seconds: lambda n=0: 1 / 0)
+    shown = bench("napping", "--quick", "--baseline", "found")
+    assert shown.exit_code == 1
+    assert "regression: napping: ten, twice: failed: ZeroDivisionError" in shown.stderr
+    assert bench("napping", "--quick").exit_code == 1, "a side failed"
+    (line,) = read(tmp_path / "found")
+    gone = {**line, "sides": {name: {"failed": "not installed", "absent": True} for name in line["sides"]}}
+    assert broken([line], [gone]) == []
+
+
+def test_a_peer_that_is_not_installed_has_not_failed():
+    absent = [{"failed": "Lightning is not installed yet", "absent": True}]
+    line = one(1.1, runs(1.0, 1.0, 1.0, 1.0), absent)
+    assert line.verdict == "absent" and "Lightning is not installed yet" in line.why
+    assert one(1.1, [{"failed": "broke"}], absent).verdict == "failed"
+
+
+def test_times_that_stand_for_themselves_are_no_regression_beside_other_work(bench, tmp_path):
+    bench("napping", "--out", "found")
+    (line,) = read(tmp_path / "found")
+    slow = with_seconds(with_seconds(line, "once", 3), "twice", 3)
+    for quiet in (True, False):
+        for facts in (*line["sides"].values(), *slow["sides"].values()):
+            facts["others"] = 0.0 if quiet else 0.5
+        worse = regressions(changes([line], [slow]), same_machine=True)
+        assert [change.side for change in worse] == (["once"] if quiet else [])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("napping", "--set", "nap=3"), "--set nap: napping have no such setting; there is none"),
+        (("napping", "--threads", "9999"), "--threads: given 9999, and this process may use"),
+        (("napping", "--out", "/proc/nope"), "--out: '/proc/nope' cannot be written"),
+        (("napping", "--out", "file/below"), "--out: 'file/below' cannot be written"),
+        (("plugin", "jsonl", "--out", "file/below"), "--out: 'file/below' cannot be written"),
+        (("napping", "--baseline", "other.jsonl"), "--baseline: has none of what is to be measured, but s:c"),
+        (("napping", "--baseline", "torn.jsonl"), "line 2 is no JSON: .*remove it"),
+        (("--baseline", "other.jsonl"), "--baseline: expected suites to measure"),
+        (("--compare", "other.jsonl", "other.jsonl", "napping"), "--compare: takes two results and no suites"),
+        (("--compare", "a", "b", "--tolerance", "-1"), "-1.0 is not in the range"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_measured(bench, tmp_path, monkeypatch, words, said):
+    if words[0] == "plugin":
+        monkeypatch.setenv("HOOKTRAIN_PLUGINS", "")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "other.jsonl").write_text('{"suite": "s", "case": "c"}\n')
+    (tmp_path / "torn.jsonl").write_text('{"suite": "napping", "case": "ten"}\n{"suite": "napp')
+    shown = bench(*words)
+    assert shown.exit_code in (1, 2)
+    assert re.search(said, f"{shown.exception} {shown.output} {shown.stderr}"), (shown.exception, shown.output)
+    assert not list(tmp_path.glob("runs/bench/*/results.jsonl")), "nothing was measured"
+
+
+def test_a_setting_that_is_no_number(tmp_path):
+    def cases(context):
+        context.whole_number("naps", 2)
+        yield
+
+    suite = Suite(name="s", summary="", cases=cases, options={"naps": "how many"})
+    with pytest.raises(BenchError, match="--set naps: given 'many', expected a whole number, such as 2"):
+        run_suites([suite], Settings(options={"naps": "many"}))
+    with pytest.raises(
+        BenchError, match=r"--set nap: s have no such setting \(did you mean 'naps'\?\); there are naps"
+    ):
+        run_suites([suite], Settings(options={"nap": "3"}))
 
 
 def test_results_are_found_by_commit(tmp_path):
@@ -586,6 +661,26 @@ def test_a_recipe_that_cannot_run_without_the_plugin_says_so(tmp_path, monkeypat
     shown = CliRunner().invoke(cli, words)
     assert shown.exit_code == 0
     assert "without it, the recipe cannot run" in shown.stdout
+
+
+@pytest.mark.parametrize("named", ["line", "environment", "recipe"])
+def test_the_side_without_the_plugin_is_without_it_however_it_was_named(tmp_path, monkeypatch, named):
+    (tmp_path / "stops.py").write_text(
+        "from hooktrain import hookimpl\n\n@hookimpl\ndef on_step_end(trainer):\n"
+        "    if trainer.global_step == 3:\n        trainer.request_stop('enough')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["bench", "plugin", "stops", "--quick", "-p", "no:*", "-p", "torch"]
+    if named == "recipe":
+        recipe = {"type": "tiny", "micro_batch_size": 1, "plugins": {"load": ["stops", "hooktrain.testing:TinyPlugin"]}}
+        recipe |= {"strategy": {"dtype": "fp32", "device": "cpu"}, "console": {"enabled": False}}
+        (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+        words.insert(3, "recipe.yaml")
+    shown = CliRunner().invoke(
+        cli, words + ["-p", "stops"] * (named == "line"), env={"HOOKTRAIN_PLUGINS": "stops" * (named == "environment")}
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "8 losses without it and 3 with it" in shown.stdout
 
 
 def test_a_plugin_that_is_not_there(bench):

@@ -12,7 +12,7 @@ __all__ = ["SUITE"]
 
 def cases(context: Context) -> Iterator[Case]:
     """One size of model; every way of saving it."""
-    millions = int(context.options.get("millions", 1 if context.quick else 33))
+    millions = context.whole_number("millions", 1 if context.quick else 33)
     steps, every = (4, 2) if context.quick else (24, 8)
     folder = context.options.get("folder", str(context.folder))
     length = 16 if context.quick else 128
@@ -54,4 +54,5 @@ SUITE = Suite(
     name="checkpoint",
     summary="how long a save holds up the training, beside torch.save and torch.distributed.checkpoint (15 minutes)",
     cases=cases,
+    options={"millions": "of weights", "folder": "on the disk that is measured"},
 )

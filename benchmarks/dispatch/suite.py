@@ -32,7 +32,7 @@ _PEERS: dict[str, tuple[str, Peer, int]] = {
 def cases(context: Context) -> Iterator[Case]:
     """Calls of a hook; steps with log lines in one interval after the other; steps with more and more plugins."""
     yield from calls.cases(context.quick)
-    chunks = 3 if context.quick else int(context.options.get("chunks", 100))
+    chunks = context.whole_number("chunks", 3 if context.quick else 100)
     sides = _Sides(chunks)
     own = frozenset() if context.quick else _first_party()
     yield _defaults(sides, own, context.quick)
@@ -167,4 +167,5 @@ SUITE = Suite(
     summary="what a hook call costs, and a step beside a bare loop, Lightning, transformers and Ignite (2 hours)",
     cases=cases,
     over="implementations",
+    options={"chunks": "hundreds of steps in a run"},
 )

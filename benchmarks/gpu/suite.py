@@ -211,4 +211,5 @@ SUITE = Suite(
     name="gpu",
     summary="a 1B-class Llama in bf16 on one GPU, beside TRL and a hand-written loop (20 minutes)",
     cases=cases,
+    options={"device": "cpu: all of it with a tiny model, to see that it works"},
 )

@@ -57,14 +57,14 @@ def _inputs(context: Context) -> Training:
         model = save_llama(context.folder / "model")
     else:
         model = export_model(context.envs / "SmolLM2-135M-Instruct", demo, context.runner, context.threads)
-    warmup = int(context.options.get("warmup", 1 if context.quick else 2))
+    warmup = context.whole_number("warmup", 1 if context.quick else 2)
     return Training(
         Plan(
             model=model,
             model_4=for_transformers_4(model, context.folder / "model-4"),
             rows=demo,
             threads=context.threads,
-            steps=warmup + int(context.options.get("steps", 2 if context.quick else 8)),
+            steps=warmup + context.whole_number("steps", 2 if context.quick else 8),
             warmup=warmup,
             many=(20, 200) if context.quick else (10_000, 100_000),
             lengths=(64, 128, 256) if context.quick else (512, 1024, 2048, 4096, 8192, 16384),
@@ -78,4 +78,5 @@ SUITE = Suite(
     name="sft",
     summary="fine-tuning SmolLM2-135M beside TRL, ArcticTraining and a hand-written loop (hours)",
     cases=cases,
+    options={"steps": "measured steps of a run", "warmup": "steps before them"},
 )

@@ -43,6 +43,19 @@ win over those. A driver calls :func:`hooktrain.bench.measuring.drive` and mostl
 :class:`hooktrain.bench.measuring.StepClock`; that module imports nothing but the standard library, and is there in a
 peer's environment too.
 
+    # ours.py, which the suite names as driver="my_suite.ours"
+    from hooktrain.bench.measuring import StepClock, drive
+
+    def measure(given):                             # the specification, and threads
+        clock = StepClock()
+        for _ in range(given["steps"]):
+            train_a_step()
+            clock.step()
+        return clock.findings()
+
+    if __name__ == "__main__":
+        drive(measure, "torch")                     # the versions of these are kept
+
 **Metrics** are read off each run: ``Metric("bytes", "MiB", "lower", exact=True)`` takes the finding of that name, the
 median of one that is a list (without its first ``warmup_steps``), or whatever ``read=`` makes of the findings.
 ``scale=`` brings it to the unit. ``exact`` ones repeat from run to run, so that one run is enough for a verdict.
@@ -55,7 +68,8 @@ will do as well. Sides without a target are compared with the baseline all the s
 **Suites.** ``cases`` may be a function of a :class:`Context` (``quick``, ``folder``, ``envs``, ``threads``, ``runner``,
 ``wants(case)``), often a generator; it runs only when the suite does, and may raise :class:`Skip` to say why it cannot
 be measured here. With ``quick`` a suite must finish in seconds. ``over="n"`` draws the metrics over the parameter
-``n``.
+``n``. Settings that ``--set`` may give are named in ``options={"steps": "of a run"}``, and read from
+``context.options``.
 
 **Results** go to a folder (``--out``): ``results.jsonl`` with a line for each case (machine, versions, commit, recipe,
 settings, every run), a PNG for each suite and one HTML page. ``hooktrain bench --compare A B`` sets two of them beside

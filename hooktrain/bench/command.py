@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -52,7 +56,13 @@ _switches = click.option(
 @as_json
 @click.option("--compare", nargs=2, metavar="A B", help="Compare two results: files, folders, or commits.")
 @click.option("--baseline", metavar="FILE", help="End with status 1 if something is worse than there beyond noise.")
-@click.option("--tolerance", type=float, default=0.05, show_default=True, help="What is no regression yet.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="How much worse, beyond the noise, is no regression yet.",
+)
 @click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="A setting of a suite's own.")
 @click.option(
     "--envs", type=click.Path(path_type=Path), help="Home of peers' environments; ~/.cache/hooktrain/benchmarks."
@@ -79,9 +89,15 @@ def bench(
     """Measure suites that plugins contribute; lists them when none is named.
 
     `hooktrain bench plugin NAME [RECIPE]` measures what an installed plugin costs.
+
+    The status is 1 where a side failed, or --baseline found a regression; a target that is missed is told, and no more.
     """
     from hooktrain.bench.results import find
 
+    if suites and compare is not None:
+        raise click.UsageError("--compare: takes two results and no suites; to measure and compare give --baseline")
+    if baseline is not None and not suites:
+        raise click.UsageError("--baseline: expected suites to measure; to compare two results give --compare A B")
     if compare is not None:
         before, after = (find(word, _PLACES) for word in compare)
         _compare(before, after, tolerance, as_json)
@@ -94,6 +110,8 @@ def bench(
     from hooktrain.bench.running import Settings, select
 
     chosen = select(suites, known)
+    if earlier is not None:
+        _require_common(earlier, chosen)
     settings = Settings(
         quick=quick,
         rounds=rounds,
@@ -102,9 +120,10 @@ def bench(
         options=_pairs(options),
         **({"envs": envs} if envs else {}),
     )
-    lines = measure(chosen, settings, out, as_json)
-    if earlier is not None and any("skipped" not in line for line in lines):
-        _fail_if_worse(earlier, [line for line in lines if "skipped" not in line], tolerance, as_json)
+    lines = [line for line in measure(chosen, settings, out, as_json) if "skipped" not in line]
+    worse = earlier is not None and bool(lines) and _is_worse(earlier, lines, tolerance, as_json)
+    if worse or any("failed" in side and "absent" not in side for line in lines for side in line["sides"].values()):
+        sys.exit(1)
 
 
 @click.command()
@@ -140,9 +159,10 @@ def plugin(
     from hooktrain.bench.running import Settings
 
     settings = Settings(quick=quick, rounds=rounds, threads=threads)
-    line = measure_plugin(
-        name, recipe, settings, steps=steps, overrides=overrides, switches=switches, out=out, say=_say
-    )
+    with _ended_by_a_signal():
+        line = measure_plugin(
+            name, recipe, settings, steps=steps, overrides=overrides, switches=switches, out=out, say=_say
+        )
     if as_json:
         click.echo(json.dumps(line, default=str))
     else:
@@ -158,15 +178,40 @@ def measure(chosen: Any, settings: Any, out: Path | None, as_json: bool) -> list
 
     folder = out or RESULTS / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     console = _console()
-    lines = run_suites(
-        chosen, settings, out=folder, say=_say, done=lambda line: None if as_json else print_line(line, console)
-    )
+    told: list[Line] = []
+
+    def done(line: Line) -> None:
+        told.append(line)
+        if not as_json:
+            print_line(line, console)
+
+    with _ended_by_a_signal():
+        try:
+            lines = run_suites(chosen, settings, out=folder, say=_say, done=done)
+        except BaseException:
+            if told:  # what was measured is kept, and shown
+                _draw(folder)
+            raise
     if as_json:
         for line in lines:
             click.echo(json.dumps(line, default=str))
     if any("skipped" not in line for line in lines):
         _draw(folder)
     return lines
+
+
+@contextlib.contextmanager
+def _ended_by_a_signal() -> Iterator[None]:
+    """SIGTERM ends what has been started as well."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _draw(folder: Path) -> None:
@@ -214,20 +259,32 @@ def _pairs(words: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
+def _require_common(earlier: list[Line], chosen: Any) -> None:
+    """Refuse a baseline that has nothing to do with what is to be measured, before it is."""
+    from hooktrain.bench.results import BenchError
+
+    there = [f"{line['suite']}:{line['case']}" for line in earlier]
+    for suite, cases in chosen:
+        if any(line["suite"] == suite.name and (cases is None or line["case"] in cases) for line in earlier):
+            return
+    raise BenchError(f"--baseline: has none of what is to be measured, but {', '.join(there) or 'nothing'}")
+
+
 def _compare(before: list[Line], after: list[Line], tolerance: float, as_json: bool) -> None:
-    from hooktrain.bench.compare import changes, surprises
+    from hooktrain.bench.compare import broken, changes, surprises
     from hooktrain.bench.tables import print_changes
 
     found = changes(before, after, tolerance)
-    notes = surprises(before, after)
+    notes = [*surprises(before, after), *broken(before, after)]
     if as_json:
         click.echo(json.dumps({"changes": [_as_dict(change) for change in found], "notes": notes}))
     else:
         print_changes([_as_dict(change) for change in found], notes, _console())
 
 
-def _fail_if_worse(before: list[Line], after: list[Line], tolerance: float, as_json: bool) -> None:
-    from hooktrain.bench.compare import changes, regressions, same_machine, surprises
+def _is_worse(before: list[Line], after: list[Line], tolerance: float, as_json: bool) -> bool:
+    """Print what has changed, and say what is a regression; returns whether something is."""
+    from hooktrain.bench.compare import broken, changes, regressions, same_machine, surprises
     from hooktrain.bench.tables import print_changes
 
     found = changes(before, after, tolerance)
@@ -238,8 +295,10 @@ def _fail_if_worse(before: list[Line], after: list[Line], tolerance: float, as_j
         _say(
             f"regression: {change.suite}: {change.case}, {change.side}: {change.metric} {change.figure.value:.2f} times"
         )
-    if worse:
-        sys.exit(1)
+    gone = broken(before, after)
+    for sentence in gone:
+        _say(f"regression: {sentence}")
+    return bool(worse or gone)
 
 
 def _as_dict(change: Any) -> dict[str, Any]:

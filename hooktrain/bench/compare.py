@@ -9,9 +9,9 @@ import attrs
 
 from hooktrain.bench.ratios import Interval, median_of, ratio_of_medians, ratio_of_ratios
 from hooktrain.bench.results import BenchError, Line, key, values
-from hooktrain.bench.verdicts import verdict_on_change
+from hooktrain.bench.verdicts import NOISY, verdict_on_change
 
-__all__ = ["Change", "changes", "regressions", "same_machine", "surprises"]
+__all__ = ["Change", "broken", "changes", "regressions", "same_machine", "surprises"]
 
 
 @attrs.frozen(kw_only=True)
@@ -26,6 +26,7 @@ class Change:
         figure: after / before.
         verdict: ``better``, ``worse``, ``alike``, ``differs`` or ``undecided``.
         regression: whether it is worse beyond the noise and the tolerance.
+        noisy: whether other programs took part of the machine in one of the two, where that matters.
     """
 
     suite: str
@@ -41,6 +42,7 @@ class Change:
     verdict: str
     why: str
     regression: bool
+    noisy: bool = False
 
 
 def changes(before: Sequence[Line], after: Sequence[Line], tolerance: float = 0.05) -> list[Change]:
@@ -95,7 +97,12 @@ def _of_case(one: Line, other: Line, tolerance: float) -> Iterator[Change]:
                 verdict=verdict,
                 why=why,
                 regression=verdict == "worse" and _beyond(figure, metric["better"], tolerance),
+                noisy=not exact and any(_others(line, side) > NOISY for line in (one, other)),
             )
+
+
+def _others(line: Line, side: str) -> float:
+    return float(line["sides"][side].get("others") or 0.0)
 
 
 def _beyond(figure: Interval, better: str, tolerance: float) -> bool:
@@ -105,8 +112,26 @@ def _beyond(figure: Interval, better: str, tolerance: float) -> bool:
 
 
 def regressions(found: Sequence[Change], same_machine: bool) -> list[Change]:
-    """What is worse beyond noise; times that stand for themselves count only on the machine they were measured on."""
-    return [change for change in found if change.regression and (change.to_baseline or change.exact or same_machine)]
+    """What is worse beyond noise.
+
+    Times that stand for themselves count only on the machine that they were measured on, when it did nothing else.
+    """
+    by_itself = (
+        change for change in found if change.exact or change.to_baseline or (same_machine and not change.noisy)
+    )
+    return [change for change in by_itself if change.regression]
+
+
+def broken(before: Sequence[Line], after: Sequence[Line]) -> list[str]:
+    """What could be measured and cannot any more, in sentences; where a peer is not installed, nothing is broken."""
+    now = {key(line): line for line in after}
+    said = []
+    for line in before:
+        for side, facts in line["sides"].items():
+            found = now.get(key(line), {}).get("sides", {}).get(side)
+            if found is not None and "failed" in found and not found.get("absent") and "failed" not in facts:
+                said.append(f"{line['suite']}: {line['case']}, {side}: failed: {found['failed']}")
+    return said
 
 
 def surprises(before: Sequence[Line], after: Sequence[Line]) -> list[str]:
@@ -114,21 +139,26 @@ def surprises(before: Sequence[Line], after: Sequence[Line]) -> list[str]:
     one, other = before[-1], after[-1]
     said = []
     for what in ("processor", "cores", "gpus"):
-        pair = one["machine"].get(what), other["machine"].get(what)
+        pair = _machine(one).get(what), _machine(other).get(what)
         if pair[0] != pair[1]:
             said.append(f"they were measured on other machines ({what}: {pair[0]} before, {pair[1]} after)")
-    if one["settings"].get("quick") or other["settings"].get("quick"):
+    if any((line.get("settings") or {}).get("quick") for line in (one, other)):
         said.append("a quick measurement shows that everything works, and no more")
-    for name in sorted(one["versions"].keys() & other["versions"].keys()):
-        if one["versions"][name] != other["versions"][name]:
-            said.append(f"{name} was {one['versions'][name]} and is {other['versions'][name]}")
+    versions: list[dict[str, str]] = [line.get("versions") or {} for line in (one, other)]
+    for name in sorted(versions[0].keys() & versions[1].keys()):
+        if versions[0][name] != versions[1][name]:
+            said.append(f"{name} was {versions[0][name]} and is {versions[1][name]}")
     return said
+
+
+def _machine(line: Line) -> dict[str, Any]:
+    return line.get("machine") or {}
 
 
 def same_machine(before: Sequence[Line], after: Sequence[Line]) -> bool:
     """Whether both were measured on machines that describe themselves alike."""
-    facts: list[dict[str, Any]] = [lines[-1]["machine"] for lines in (before, after)]
-    return all(facts[0].get(name) == facts[1].get(name) for name in ("processor", "cores", "gpus"))
+    facts = [_machine(lines[-1]) for lines in (before, after)]
+    return bool(facts[0]) and all(facts[0].get(name) == facts[1].get(name) for name in ("processor", "cores", "gpus"))
 
 
 def _names(lines: Sequence[Line]) -> str:

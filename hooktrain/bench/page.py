@@ -22,7 +22,8 @@ h3 { font-size: 1rem; margin-bottom: .2rem; } p.about { color: #57606a; margin: 
 table { border-collapse: collapse; margin: .6rem 0 1rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #eaeef2; vertical-align: top; }
 th { font-weight: 600; color: #57606a; } td.n, th.n { text-align: right; }
-.reached, .better { color: #1a7f37; } .missed, .worse, .failed { color: #c62828; } .undecided { color: #9a6700; }
+.reached, .better { color: #1a7f37; } .missed, .worse, .failed { color: #c62828; }
+.undecided, .absent { color: #9a6700; }
 .note { color: #57606a; font-size: .9rem; margin: .1rem 0; } svg { max-width: 100%; height: auto; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; } dt { color: #57606a; } dd { margin: 0; }
 details { margin: .4rem 0; }

@@ -13,14 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from hooktrain.bench.ratios import difference_of_medians, median_of
-from hooktrain.bench.results import FILE, BenchError, Line, values, write
+from hooktrain.bench.results import FILE, BenchError, Line, require_folder, values, write
 from hooktrain.bench.running import Settings, run_suites
 from hooktrain.bench.suites import Case, Context, Findings, Metric, Side, Suite
 from hooktrain.bench.tables import COLOURS, figure_text, number
 from hooktrain.build import make_host
 from hooktrain.errors import did_you_mean
 from hooktrain.reading import read_recipe
-from hooktrain.records import PluginRecord, PluginsConfig
+from hooktrain.recipe import plugins_config
+from hooktrain.records import PluginRecord, PluginsConfig, Switches
 
 __all__ = ["measure_plugin", "print_report"]
 
@@ -84,6 +85,8 @@ def measure_plugin(
         BenchError: when there is no such plugin, or it is the loop itself.
     """
     record = _record(name, switches)
+    if out is not None:
+        require_folder(out)
     steps = steps or (8 if settings.quick else _STEPS if recipe else _TINY_STEPS)
     rows = {"rows": 2 * steps, "eval_rows": 0}
     plain = read_recipe(recipe) if recipe else {**_TINY, "data": rows}
@@ -100,8 +103,9 @@ def measure_plugin(
         given = {**specification, "switches": [*switches, *more], "count": count}
         return Side(which, driver="hooktrain.bench.plugin_driver", specification=given, environment=_caches())
 
-    installed = record.distribution != "" and record.version != ""
-    sides = {"without": (f"no:{name}",) if installed else (), "with": (name,)}
+    loaded = {*switches, *Switches.given(()).environment, *plugins_config(plain).load}
+    removable = bool(record.distribution and record.version) or name in loaded
+    sides = {"without": (f"no:{name}",) if removable else (), "with": (name,)}
     waits: dict[str, Findings] = {}
 
     def cases(context: Context) -> list[Case]:

@@ -45,7 +45,7 @@ class Runner:
         try:
             python = self._python(side.peer)
         except Exception as problem:
-            return {"failed": str(problem)}
+            return {"failed": str(problem), "absent": True}
         home = self._work / (side.after or side.name).replace("/", "-")
         if side.after is None:
             shutil.rmtree(home, ignore_errors=True)
@@ -132,7 +132,8 @@ def _parse(made: subprocess.CompletedProcess[str]) -> Findings:
     said = [line.strip() for line in made.stderr.splitlines() if line.strip()]
     sys.stderr.write("\n".join(said[-15:]) + "\n")
     sys.stderr.flush()
-    return {"failed": f"exit code {made.returncode}: {said[-1][:200] if said else 'no message'}"}
+    how = f"exit code {made.returncode}" if made.returncode or said else "ended before it reported anything"
+    return {"failed": f"{how}: {said[-1][:200] if said else 'no message'}"}
 
 
 def used_by_children() -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,18 @@ from hooktrain.bench.suites import Side
 from hooktrain.bench.turns import CaseResult
 from hooktrain.errors import HooktrainError
 
-__all__ = ["FILE", "BenchError", "Line", "find", "line_of", "read", "surroundings", "values", "write"]
+__all__ = [
+    "FILE",
+    "BenchError",
+    "Line",
+    "find",
+    "line_of",
+    "read",
+    "require_folder",
+    "surroundings",
+    "values",
+    "write",
+]
 
 FILE = "results.jsonl"
 """The file in the folder of results."""
@@ -82,9 +94,16 @@ def _side(result: CaseResult, side: Side) -> dict[str, Any]:
         for metric in result.case.metrics
         if whole and all(_holds(metric, run, result.case.warmup_steps) for run in whole)
     }
-    found: dict[str, Any] = {"values": numbers, "process": side.driver is not None or side.isolated}
+    noise = max((run.get("others") or 0.0 for run in whole), default=0.0)
+    found: dict[str, Any] = {
+        "values": numbers,
+        "process": side.driver is not None or side.isolated,
+        "others": noise,
+    }
     if failed:
         found["failed"] = failed
+        if any("absent" in run for run in runs):
+            found["absent"] = True
     if side.driver:
         found |= {"driver": side.driver, "specification": side.specification}
     if side.peer:
@@ -107,9 +126,22 @@ def _comparison(line: Any) -> dict[str, Any]:
     return found
 
 
+def require_folder(out: Path) -> None:
+    """Make the folder for results, before hours are spent.
+
+    Raises:
+        BenchError: when nothing can be written there.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as problem:
+        raise BenchError(f"--out: '{out}' cannot be written ({problem.strerror}); give another folder") from problem
+
+
 def write(path: Path, line: Line) -> None:
     """Add a line; a measurement that is interrupted leaves what it had."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(_finite(line), default=str) + "\n")
 
@@ -134,12 +166,27 @@ def read(path: Path) -> list[Line]:
     if path.is_dir():
         path = path / FILE
     try:
-        lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines() if text.strip()]
-        return list({key(line): line for line in lines}.values())
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise BenchError(
-            f"bench: given {path}, expected a file of results as `hooktrain bench` writes it ({problem})"
-        ) from problem
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as problem:
+        raise _no_results(path, str(problem)) from problem
+    lines: dict[tuple[str, str], Line] = {}
+    for at, text in enumerate(texts, 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except ValueError as problem:
+            advice = "a write that was cut short leaves such a line; remove it"
+            raise _no_results(path, f"line {at} is no JSON: {problem.args[0]}; {advice}") from problem
+        missing = [name for name in ("suite", "case") if name not in line] if isinstance(line, dict) else ["suite"]
+        if missing:
+            raise _no_results(path, f"line {at} has no '{missing[0]}'")
+        lines[key(line)] = line
+    return list(lines.values())
+
+
+def _no_results(path: Path, why: str) -> BenchError:
+    return BenchError(f"bench: given {path}, expected a file of results as `hooktrain bench` writes it ({why})")
 
 
 def find(word: str, places: Sequence[Path]) -> list[Line]:

@@ -14,7 +14,7 @@ import attrs
 
 from hooktrain.bench.environments import Peer, ensure
 from hooktrain.bench.processes import Runner
-from hooktrain.bench.results import FILE, BenchError, Line, line_of, surroundings, write
+from hooktrain.bench.results import FILE, BenchError, Line, line_of, require_folder, surroundings, write
 from hooktrain.bench.suites import Case, Context, Skip, Suite
 from hooktrain.bench.turns import run_case
 from hooktrain.errors import PluginError, did_you_mean
@@ -118,8 +118,15 @@ def run_suites(
         A line for each case, as it stands in the file; of a suite that cannot be measured here one with ``skipped``.
 
     Raises:
-        BenchError: when a case that was asked for does not exist.
+        BenchError: when a case or a setting that was asked for does not exist, or ``out`` cannot be written.
     """
+    suites = list(suites)
+    _require_known(settings.options, [each[0] if isinstance(each, tuple) else each for each in suites])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if (settings.threads or 1) > cores:
+        raise BenchError(f"--threads: given {settings.threads}, and this process may use {cores} cores")
+    if out is not None:
+        require_folder(out)
     envs = settings.envs.expanduser().absolute()
     with tempfile.TemporaryDirectory(prefix="hooktrain-bench-") as folder, _Pinned(settings.threads) as threads:
 
@@ -143,7 +150,7 @@ def run_suites(
                 selected=selected,
                 options=settings.options,
             )
-            met = set()
+            met: set[str] = set()
             try:
                 for case in suite.make(context):
                     met.add(case.name)
@@ -159,12 +166,25 @@ def run_suites(
                 lines.append({"suite": suite.name, "skipped": str(reason)})
                 continue
             if selected and selected - met:
-                missing = min(selected - met)
+                missing = ", ".join(f"'{name}'" for name in sorted(selected - met))
+                others = context.made - selected
+                meant = "".join(did_you_mean(name, others) for name in sorted(selected - met))
                 raise BenchError(
-                    f"bench: the suite '{suite.name}' has no case '{missing}'{did_you_mean(missing, met)}; leave the"
-                    f" case out to measure them all: hooktrain bench {suite.name}"
+                    f"bench: the suite '{suite.name}' has no case {missing}{' in --quick' * settings.quick}{meant};"
+                    f" there are {', '.join(sorted(context.made)) or 'none'}"
                 )
         return lines
+
+
+def _require_known(options: Mapping[str, str], suites: Sequence[Suite]) -> None:
+    known = {name: about for suite in suites for name, about in suite.options.items()}
+    for name in options:
+        if name not in known:
+            there = ", ".join(f"{name} ({about})" for name, about in known.items())
+            raise BenchError(
+                f"--set {name}: {' and '.join(suite.name for suite in suites)} have no such setting"
+                f"{did_you_mean(name, known)}; there {'are ' + there if there else 'is none'}"
+            )
 
 
 def _turns(case: Case, settings: Settings) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -33,7 +33,8 @@ __all__ = [
 ]
 
 Findings = dict[str, Any]
-"""What one run of a side found; or ``failed``, why there is nothing; and ``others``, see :class:`Runner`."""
+"""What one run of a side found; or ``failed``, why there is nothing, with ``absent`` where it could not be tried, as a
+peer is not installed; and ``others``, see :class:`Runner`."""
 
 Measured = Mapping[str, Sequence[Findings]]
 """What was found in each run of each side."""
@@ -218,7 +219,8 @@ class Context:
         threads: cores that are used, and threads that drivers should use.
         runner: runs a driver before anything is measured, to prepare what is measured with.
         selected: names of the cases that were asked for; None for all.
-        options: ``--set key=value`` words of the command line, for a suite's own settings.
+        options: ``--set key=value`` words of the command line, for a suite's own settings; those that the suite names.
+        made: names of the cases that the suite made, asked for or not.
     """
 
     quick: bool
@@ -228,6 +230,20 @@ class Context:
     runner: Runner
     selected: frozenset[str] | None = None
     options: Mapping[str, str] = attrs.field(factory=dict)
+    made: set[str] = attrs.field(factory=set, init=False)
+
+    def whole_number(self, option: str, default: int) -> int:
+        """A setting that is a count.
+
+        Raises:
+            BenchError: when it was given as something else.
+        """
+        from hooktrain.bench.results import BenchError
+
+        given = self.options.get(option, str(default))
+        if not given.isdecimal():
+            raise BenchError(f"--set {option}: given '{given}', expected a whole number, such as {default}")
+        return int(given)
 
     def wants(self, case: str) -> bool:
         """Whether a case was asked for; what is dear to prepare for another one need not be."""
@@ -245,14 +261,18 @@ class Suite:
             generator may prepare what each case needs just before it. :class:`Skip` raised in it says why nothing can
             be measured.
         over: the parameter over which the plot draws lines; without it the plot shows ratios to the baseline.
+        options: settings of its own that ``--set`` may give, each with a line on what it is.
     """
 
     name: str
     summary: str
     cases: Sequence[Case] | Callable[[Context], Iterable[Case]]
     over: str | None = None
+    options: Mapping[str, str] = attrs.field(factory=dict)
 
-    def make(self, context: Context) -> Iterable[Case]:
+    def make(self, context: Context) -> Iterator[Case]:
         """The cases that were asked for."""
-        made = self.cases(context) if callable(self.cases) else self.cases
-        return (case for case in made if context.wants(case.name))
+        for case in self.cases(context) if callable(self.cases) else self.cases:
+            context.made.add(case.name)
+            if context.wants(case.name):
+                yield case

@@ -24,6 +24,7 @@ COLOURS = {
     "failed": "red",
     "regression": "red",
     "undecided": "yellow",
+    "absent": "yellow",
 }
 _PARTS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9))
 
@@ -78,7 +79,7 @@ def print_line(line: Line, console: Console) -> None:
     console.print(_medians(line))
     for side, facts in line["sides"].items():
         if "failed" in facts:
-            console.print(Text(f"{side}: {facts['failed']}", style="red"))
+            console.print(Text(f"{side}: {facts['failed']}", style="yellow" if facts.get("absent") else "red"))
     compared = line["comparisons"]
     if not compared:
         return
@@ -158,8 +159,15 @@ def print_changes(changes: Sequence[Mapping[str, Any]], notes: Sequence[str], co
             number(change["before"], change["unit"]),
             number(change["after"], change["unit"]),
             figure_text({"figure": change["figure"], "kind": "ratio", "unit": ""}),
-            Text(change["verdict"], style=COLOURS.get(change["verdict"], "")),
+            Text(
+                ("regression" if change["regression"] else change["verdict"]) + ("?" if change["noisy"] else ""),
+                style=COLOURS.get(change["verdict"], ""),
+            ),
         )
     console.print(table)
+    if any(change["verdict"] == "worse" and not change["regression"] for change in changes):
+        console.print(Text("worse: beyond the noise, but not by more than --tolerance", style="dim"))
+    if any(change["noisy"] for change in changes):
+        console.print(Text(f"? other programs used more than {NOISY:.0%} of the processor time", style="yellow"))
     for note in notes:
         console.print(Text(note, style="yellow"))

@@ -44,7 +44,7 @@ class CaseResult:
     def failed(self) -> bool:
         """Whether a side that is compared has nothing to show."""
         return any(line.verdict == "failed" for line in self.comparisons) or any(
-            "failed" in run for found in self.runs.values() for run in found
+            "failed" in run and "absent" not in run for found in self.runs.values() for run in found
         )
 
 

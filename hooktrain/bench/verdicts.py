@@ -39,7 +39,7 @@ class Comparison:
         limit: what is to be reached, such as ``<= 1.10``; empty where nothing is.
         verdict: of a target ``reached`` or ``missed``; without one ``better``, ``worse``, ``alike`` or, where a metric
             has no better, ``differs``; ``undecided`` where the interval is too wide to say, ``failed`` where there is
-            nothing to compare or a check did not hold.
+            nothing to compare or a check did not hold, ``absent`` where a side could not be tried.
         why: what keeps a verdict from being given, and what might help.
         noisy: whether other programs took part of the machine.
         notes: what else there is to know.
@@ -106,7 +106,7 @@ class Target:
         if line.kind != "ratio":
             line = attrs.evolve(line, unit=unit)
         problems = [problem for check in self.checks if (problem := _checked(measured, *check, case.warmup_steps))]
-        if problems:
+        if problems and line.verdict != "absent":
             return attrs.evolve(line, verdict="failed", why="; ".join(problems))
         if line.figure is None:
             return line
@@ -184,11 +184,13 @@ def _compare(case: Case, measured: Measured, metric: Metric, side: str, to: str,
     names = [side, *filter(None, [to])]
     line = Comparison(name=side, metric=metric.name, unit=metric.unit, side=side, to=to, kind=kind, verdict="failed")
     if missing := failures(measured, names):
-        return attrs.evolve(line, why="; ".join(missing))
+        tried = any("failed" in run and "absent" not in run for name in names for run in measured.get(name, ()))
+        return attrs.evolve(line, verdict="failed" if tried else "absent", why="; ".join(missing))
     try:
         numbers = [[metric.of(run, case.warmup_steps) / per for run in measured[name]] for name in names]
     except (KeyError, ZeroDivisionError, ValueError) as problem:
-        return attrs.evolve(line, why=f"{metric.name} cannot be read off the runs: {problem!r}")
+        found = ", ".join(sorted({key for name in names for run in measured[name] for key in run}))
+        return attrs.evolve(line, why=f"{metric.name} cannot be read off the runs ({problem!r}); they have {found}")
     if kind == "ratio":
         numbers = [[number * per for number in found] for found in numbers]
         figure = ratio_of_medians(numbers[0], numbers[1])
