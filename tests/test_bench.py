@@ -9,6 +9,7 @@ import math
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -611,6 +612,52 @@ def test_without_matplotlib_there_are_results_and_a_sentence(bench, tmp_path, mo
     assert shown.exit_code == 0
     assert "for plots install matplotlib: pip install 'hooktrain[bench]'" in shown.stderr
     assert (tmp_path / "found" / "results.jsonl").exists()
+
+
+SLOW = """
+from hooktrain import hookimpl
+from hooktrain.bench import Case, Side, Suite
+
+@hookimpl
+def register_benchmarks():
+    short = Case(name="short", sides={"a": lambda: {"seconds": 1.0}})
+    long = Case(name="long", sides=[Side("sleeps", driver="sleeps")])
+    return [Suite(name="slow", summary="sleeps", cases=[short, long])]
+"""
+SLEEPS = """
+import os, time
+from pathlib import Path
+from hooktrain.bench.measuring import drive
+
+def measure(given):
+    Path(os.environ["SAID"]).write_text(str(os.getpid()))
+    time.sleep(120)
+
+if __name__ == "__main__":
+    drive(measure)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_what_was_started_and_shows_what_was_measured(tmp_path, number):
+    (tmp_path / "slow_suite.py").write_text(SLOW)
+    (tmp_path / "sleeps.py").write_text(SLEEPS)
+    said = tmp_path / "said"
+    words = [sys.executable, "-m", "hooktrain", "bench", "slow", "--rounds", "1", "--out", "found", "-p", "slow_suite"]
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    environment = {**os.environ, "HOOKTRAIN_PLUGINS": "no:*", "SAID": str(said), "PYTHONPATH": path}
+    environment = {name: value for name, value in environment.items() if name != "HOOKTRAIN_CACHE"}
+    with subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as started:
+        while not said.exists() or not said.read_text():
+            assert started.poll() is None, started.stderr.read()
+            time.sleep(0.05)
+        started.send_signal(number)
+        _, errors = started.communicate(timeout=60)
+    assert started.returncode == 128 + number
+    assert "found/index.html" in errors
+    assert [line["case"] for line in read(tmp_path / "found")] == ["short"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(said.read_text()), 0)
 
 
 # ----------------------------------------------------------------------------------------------- cost of a plugin
