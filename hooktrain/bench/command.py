@@ -271,10 +271,10 @@ def _require_common(earlier: list[Line], chosen: Any) -> None:
 
 
 def _compare(before: list[Line], after: list[Line], tolerance: float, as_json: bool) -> None:
-    from hooktrain.bench.compare import broken, changes, surprises
+    from hooktrain.bench.compare import broken, changes, judged, surprises
     from hooktrain.bench.tables import print_changes
 
-    found = changes(before, after, tolerance)
+    found = judged(changes(before, after, tolerance), before, after)
     notes = [*surprises(before, after), *broken(before, after)]
     if as_json:
         click.echo(json.dumps({"changes": [_as_dict(change) for change in found], "notes": notes}))
@@ -284,11 +284,11 @@ def _compare(before: list[Line], after: list[Line], tolerance: float, as_json: b
 
 def _is_worse(before: list[Line], after: list[Line], tolerance: float, as_json: bool) -> bool:
     """Print what has changed, and say what is a regression; returns whether something is."""
-    from hooktrain.bench.compare import broken, changes, regressions, same_machine, surprises
+    from hooktrain.bench.compare import broken, changes, judged, surprises
     from hooktrain.bench.tables import print_changes
 
-    found = changes(before, after, tolerance)
-    worse = regressions(found, same_machine(before, after))
+    found = judged(changes(before, after, tolerance), before, after)
+    worse = [change for change in found if change.regression]
     if not as_json:
         print_changes([_as_dict(change) for change in found], surprises(before, after), _console())
     for change in worse:

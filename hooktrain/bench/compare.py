@@ -11,7 +11,7 @@ from hooktrain.bench.ratios import Interval, median_of, ratio_of_medians, ratio_
 from hooktrain.bench.results import BenchError, Line, key, values
 from hooktrain.bench.verdicts import NOISY, verdict_on_change
 
-__all__ = ["Change", "broken", "changes", "regressions", "same_machine", "surprises"]
+__all__ = ["Change", "broken", "changes", "judged", "regressions", "same_machine", "surprises"]
 
 
 @attrs.frozen(kw_only=True)
@@ -120,6 +120,12 @@ def regressions(found: Sequence[Change], same_machine: bool) -> list[Change]:
         change for change in found if change.exact or change.to_baseline or (same_machine and not change.noisy)
     )
     return [change for change in by_itself if change.regression]
+
+
+def judged(found: Sequence[Change], before: Sequence[Line], after: Sequence[Line]) -> list[Change]:
+    """The changes, of which those alone are regressions that count between these two measurements."""
+    counted = [id(change) for change in regressions(found, same_machine(before, after))]
+    return [attrs.evolve(change, regression=id(change) in counted) for change in found]
 
 
 def broken(before: Sequence[Line], after: Sequence[Line]) -> list[str]:

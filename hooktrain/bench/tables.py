@@ -166,7 +166,12 @@ def print_changes(changes: Sequence[Mapping[str, Any]], notes: Sequence[str], co
         )
     console.print(table)
     if any(change["verdict"] == "worse" and not change["regression"] for change in changes):
-        console.print(Text("worse: beyond the noise, but not by more than --tolerance", style="dim"))
+        console.print(
+            Text(
+                "worse: by no more than --tolerance, or a time on a busy or another machine",
+                style="dim",
+            )
+        )
     if any(change["noisy"] for change in changes):
         console.print(Text(f"? other programs used more than {NOISY:.0%} of the processor time", style="yellow"))
     for note in notes:
