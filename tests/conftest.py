@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from hooktrain.testing import fork_server
+from tests.preload import PRELOAD
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 collect_ignore = ["packages"]  # whose tests run where they are installed, see test_packages.py
 torch.set_num_threads(1)
@@ -21,6 +24,20 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             "hooktrain is not installed, or was before it had an entry point for pytest; run `pip install -e .`"
         )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_processes() -> Iterator[None]:
+    """Python processes that tests start are forks of a server, which has imported what most of them need."""
+    with fork_server.forked_starts(PRELOAD):
+        yield
+
+
+@pytest.fixture
+def real_starts() -> Iterator[None]:
+    """Python processes are started as a user starts them: for tests of what is imported, printed or read at the start."""
+    with fork_server.real_starts():
+        yield
 
 
 @pytest.fixture(autouse=True)

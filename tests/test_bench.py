@@ -755,6 +755,7 @@ def test_numbers_are_readable(value, unit, text):
     assert number(value, unit) == text
 
 
+@pytest.mark.usefixtures("real_starts")
 def test_help_imports_no_torch():
     code = "import sys, hooktrain.cli, hooktrain.bench.measuring; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

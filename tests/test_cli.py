@@ -35,6 +35,7 @@ def recipe(tmp_path, tiny_recipe):
     return path
 
 
+@pytest.mark.usefixtures("real_starts")
 def test_help_imports_neither_torch_nor_plugins(tmp_path):
     """Which is what makes it quick: a clock here would measure how busy the machine is."""
     code = (

@@ -17,7 +17,7 @@ from hooktrain.testing import conformance
 from hooktrain.testing.checks import CHECKS
 from hooktrain.testing.checks.kit import LIGHT, Broken, Kit, Options, Unjudged
 from hooktrain.testing.checks.subject import Spec, reference_to
-from hooktrain.testing.zygote import Job, Zygote, zygote
+from hooktrain.testing.fork_server import Job, run_jobs
 from tests import bad_plugins
 
 pytest_plugins = ["pytester"]
@@ -215,16 +215,16 @@ def test_as_an_author_sees_it(pytester, monkeypatch):
 
 def test_a_process_that_cannot_import(tmp_path):
     with pytest.raises(HooktrainError, match="was to import no_such_module has ended"):
-        Zygote(["no_such_module"]).run(Job("os:getpid", {}, tmp_path))
+        run_jobs(Job("os:getpid", {}, tmp_path), preload=["no_such_module"])
 
 
 def test_processes_that_fail_or_hang(tmp_path):
     jobs = [Job("time:sleep", {"seconds": 1}, tmp_path / "wrong"), Job("os:getpid", {}, tmp_path / "right")]
-    wrong, right = zygote(*LIGHT).run(*jobs)
+    wrong, right = run_jobs(*jobs, preload=LIGHT)
     assert (wrong.status, right.status) == (1, 0)
     assert "TypeError" in wrong.output
     assert right.result != os.getpid()
     began = time.monotonic()
-    (hung,) = zygote(*LIGHT).run(Job("tests.bad_plugins:hang", {}, tmp_path / "hung"), timeout=1.0)
+    (hung,) = run_jobs(Job("tests.bad_plugins:hang", {}, tmp_path / "hung"), preload=LIGHT, timeout=1.0)
     assert hung.status is None
     assert time.monotonic() - began < 30

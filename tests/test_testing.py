@@ -86,6 +86,7 @@ def test_tests_that_have_nothing_to_do_with_it(pytester):
     assert "run_tiny" not in left_out
 
 
+@pytest.mark.usefixtures("real_starts")
 def test_everything_is_importable_and_nothing_is_imported():
     code = """
     import json, sys

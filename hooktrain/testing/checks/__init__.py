@@ -7,7 +7,7 @@
     test_conformance = conformance("lion", settings={"optimizer": {"type": "lion", "lr": 1e-3}})
 
 The checks run in processes of their own, as whatever a plugin keeps in its module would survive in one; see
-``hooktrain.testing.zygote``. Nothing is imported before the first check runs.
+``hooktrain.testing.fork_server``. Nothing is imported before the first check runs.
 """
 
 from __future__ import annotations

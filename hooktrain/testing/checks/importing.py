@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from hooktrain.testing.checks.kit import Broken, Kit
+from hooktrain.testing.fork_server import real_starts
 
 __all__ = ["check_import"]
 
@@ -93,7 +94,8 @@ def _import(kit: Kit) -> dict[str, Any]:
     reference = kit.reference
     given = {"name": reference.name, "module": reference.module, "file": reference.file}
     line = [sys.executable, "-c", _PROGRAM, json.dumps(given), json.dumps(sys.path)]
-    done = subprocess.run(line, check=False, capture_output=True, text=True, timeout=kit.options.timeout)
+    with real_starts():
+        done = subprocess.run(line, check=False, capture_output=True, text=True, timeout=kit.options.timeout)
     if done.returncode != 0:
         text = "\n".join(f"    {line}" for line in done.stderr.splitlines()[-8:])
         raise Broken(

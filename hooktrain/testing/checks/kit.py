@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 import attrs
 
 from hooktrain.testing.checks.subject import Reference, Spec
+from hooktrain.testing.fork_server import Done, Job, run_jobs
 from hooktrain.testing.language import PRELOAD
-from hooktrain.testing.zygote import Done, Job, zygote
 
 __all__ = ["Broken", "Kit", "Options", "Unjudged"]
 
@@ -122,10 +122,8 @@ class Kit:
 
     def start(self, name: str, function: str, light: bool = False, **arguments: Any) -> Done:
         """Run a function in a process of its own."""
-        (done,) = zygote(*(LIGHT if light else self._preload)).run(
-            Job(function, arguments, self.folder / name), timeout=self.options.timeout
-        )
-        return done
+        preload = LIGHT if light else self._preload
+        return run_jobs(Job(function, arguments, self.folder / name), preload=preload, timeout=self.options.timeout)[0]
 
     def runs(self, *jobs: tuple[str, Mapping[str, Any], Mapping[str, str]]) -> list[Done]:
         """Training runs at the same time: of each its name, the arguments of ``runs.run`` and variables."""
@@ -133,7 +131,7 @@ class Kit:
             Job(RUN, {"spec": self.spec, "folder": str(self.folder / name / "run"), **given}, self.folder / name, env)
             for name, given, env in jobs
         ]
-        return zygote(*self._preload).run(*made, timeout=self.options.timeout)
+        return run_jobs(*made, preload=self._preload, timeout=self.options.timeout)
 
     def need(self, done: Done, what: str) -> Any:
         """The result of a process that has to succeed.

@@ -665,6 +665,7 @@ for family, more, longest in (("Llama", {}, 16384), ("Mistral", {"sliding_window
 """
 
 
+@pytest.mark.usefixtures("real_starts")
 def test_memory_grows_with_the_tokens() -> None:
     """Peak memory in MiB of steps of 512, 2k, 8k and 16k tokens: 16k by 16k scores alone would take 1 GiB for a head."""
     returned = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}  # what is freed goes back, and is not counted

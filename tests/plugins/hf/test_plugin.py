@@ -15,6 +15,7 @@ from hooktrain_hf.samples import SamplesPlugin
 from hooktrain import World, structure
 
 
+@pytest.mark.usefixtures("real_starts")
 def test_importing_the_plugins_loads_no_heavy_library() -> None:
     code = (
         "import sys, hooktrain_hf.plugin, hooktrain_hf.samples;"

@@ -141,6 +141,7 @@ def test_without_liger_it_says_what_to_install(recipe: Change, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("words", [["--help"], ["plugins"], ["hooks"], ["plan", "recipe.yaml"]])
+@pytest.mark.usefixtures("real_starts")
 def test_looking_imports_no_liger(recipe: Change, tmp_path: Path, words: list[str]) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe()))
     program = (

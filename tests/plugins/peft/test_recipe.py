@@ -20,6 +20,7 @@ from hooktrain.build import load
 Run = Callable[..., Any]
 
 
+@pytest.mark.usefixtures("real_starts")
 def test_importing_the_plugin_loads_no_heavy_library() -> None:
     code = (
         "import sys, hooktrain_peft.plugin;"
@@ -28,6 +29,7 @@ def test_importing_the_plugin_loads_no_heavy_library() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+@pytest.mark.usefixtures("real_starts")
 def test_a_recipe_without_the_section_does_not_import_peft(recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe.pop("peft")
     path = tmp_path / "recipe.yaml"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from hooktrain_sft import hookspecs
 from hooktrain_sft.plugin import SFTPlugin
 
@@ -27,6 +28,7 @@ def test_what_is_not_ours_is_declined() -> None:
     assert plugin.render_row({}, None, object()) is None
 
 
+@pytest.mark.usefixtures("real_starts")
 def test_listing_plugins_needs_no_torch() -> None:
     code = "import sys, hooktrain_sft.plugin; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

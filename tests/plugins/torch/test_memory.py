@@ -34,6 +34,7 @@ print(done, last < first / 10)
         ({"GLIBC_TUNABLES": "glibc.malloc.mmap_max=100"}, "False False"),
     ],
 )
+@pytest.mark.usefixtures("real_starts")
 def test_memory_is_taken_from_the_system_once(environment: dict[str, str], expected: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env={**os.environ, **environment}, capture_output=True, text=True, check=True
@@ -61,6 +62,7 @@ print(seen[0] - resident())
 """
 
 
+@pytest.mark.usefixtures("real_starts")
 def test_memory_is_given_back_at_the_end_of_a_run(tmp_path: Path) -> None:
     """400 MB that a step had are the next program's after the run, as in a notebook that goes on."""
     done = subprocess.run(

@@ -1,0 +1,26 @@
+"""The modules that the server of forked processes has imported, see ``hooktrain.testing.fork_server``."""
+
+from __future__ import annotations
+
+import importlib.util
+import pkgutil
+
+from hooktrain.testing.checks.kit import HEAVY
+
+__all__ = ["PRELOAD"]
+
+
+def _modules(package: str) -> list[str]:
+    """A package and its modules."""
+    spec = importlib.util.find_spec(package)
+    folders = (spec and spec.submodule_search_locations) or []
+    return [package, *(f"{package}.{module.name}" for module in pkgutil.iter_modules(folders))]
+
+
+PRELOAD = (
+    *HEAVY,
+    *("hooktrain.cli", "hooktrain.build", "hooktrain.launch", "hooktrain.testing", "rich._emoji_codes"),
+    *("torch.profiler", "torch.distributed.run", "torch.distributed.fsdp", "torch.nn.parallel"),
+    *("transformers.modeling_gguf_pytorch_utils", "transformers.convert_slow_tokenizer", "transformers.integrations"),
+    *(module for name in ("hooktrain_torch", "hooktrain_hf", "hooktrain_sft") for module in _modules(name)),
+)
