@@ -427,7 +427,7 @@ def test_a_run_that_settles_them_goes_on_with_warnings(crowded, tiny, tmp_path):
     [
         ("ema", "state or average or spread"),  # a resume was seen above
         *(
-            pytest.param(name.removesuffix("-host"), "", marks=[pytest.mark.slow, pytest.mark.timeout(900)])
+            pytest.param(name.removesuffix("-host"), "", marks=[pytest.mark.thorough, pytest.mark.timeout(900)])
             for name in GOOD
         ),
     ],

@@ -152,7 +152,7 @@ def test_a_few_kills(tmp_path, case):
     soak(tmp_path, *CASES[case], kills=3)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("case", CASES)
 def test_many_kills(tmp_path, case):
@@ -168,7 +168,7 @@ def test_a_few_kills_of_a_run_that_exports_each_step(tmp_path, recipe):  # noqa:
     soak(tmp_path, 1, exporting(recipe), kills=3)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(3600)
 def test_many_kills_of_a_run_that_exports_each_step(tmp_path, recipe):  # noqa: F811
     soak(tmp_path, 1, exporting(recipe), kills=25)
