@@ -20,7 +20,7 @@ def _modules(package: str) -> list[str]:
 PRELOAD = (
     *HEAVY,
     *("hooktrain.cli", "hooktrain.build", "hooktrain.launch", "hooktrain.testing", "rich._emoji_codes"),
-    *("torch.profiler", "torch.distributed.run", "torch.distributed.fsdp", "torch.nn.parallel"),
+    *("torch.profiler", "torch.profiler._memory_profiler", "torch.distributed.run", "torch.distributed.fsdp", "torch.nn.parallel"),
     *("transformers.modeling_gguf_pytorch_utils", "transformers.convert_slow_tokenizer", "transformers.integrations"),
     *(module for name in ("hooktrain_torch", "hooktrain_hf", "hooktrain_sft") for module in _modules(name)),
 )

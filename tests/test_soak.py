@@ -1,6 +1,6 @@
 """Runs that are killed again and again, at any time, end with the weights of a run that was never disturbed.
 
-The short form is part of every run of the tests; the long one is ``pytest -m slow tests/test_soak.py``.
+The short form is part of every run of the tests; the long one is ``pytest -m thorough tests/test_soak.py``.
 """
 
 from __future__ import annotations

@@ -438,11 +438,11 @@ def _bring_a_server() -> None:
         _fork_for(theirs)
     theirs.close()
     _inherited[:] = [_Server(ours, frozenset(), _of_the_start(os.environ))]
-    started = forked_starts()
-    started.__enter__()
+    _for_good.enter_context(forked_starts())
     _at_the_end.extend([ours.close, lambda: os.waitpid(pid, 0)])
 
 
+_for_good = contextlib.ExitStack()  # never left
 _at_the_end: list[Callable[[], object]] = []
 
 
