@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hooktrain.testing import fork_server
-from tests.preload import PRELOAD
+from tests.preload import DEEPSPEED, PRELOAD
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 collect_ignore = ["packages"]  # whose tests run where they are installed, see test_packages.py
@@ -30,6 +30,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def _forked_processes() -> Iterator[None]:
     """Python processes that tests start are forks of a server, which has imported what most of them need."""
     with fork_server.forked_starts(PRELOAD):
+        yield
+
+
+@pytest.fixture
+def deepspeed_processes() -> Iterator[None]:
+    """Processes are forks of a server that has imported DeepSpeed as well."""
+    with fork_server.forked_starts(DEEPSPEED):
         yield
 
 

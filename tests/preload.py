@@ -7,7 +7,7 @@ import pkgutil
 
 from hooktrain.testing.checks.kit import HEAVY
 
-__all__ = ["PRELOAD"]
+__all__ = ["DEEPSPEED", "PRELOAD"]
 
 
 def _modules(package: str) -> list[str]:
@@ -24,3 +24,12 @@ PRELOAD = (
     *("transformers.modeling_gguf_pytorch_utils", "transformers.convert_slow_tokenizer", "transformers.integrations"),
     *(module for name in ("hooktrain_torch", "hooktrain_hf", "hooktrain_sft") for module in _modules(name)),
 )
+
+DEEPSPEED = (
+    *PRELOAD,
+    *_modules("hooktrain_deepspeed"),
+    # imported by deepspeed.initialize() and by ZeRO's optimizers
+    *("deepspeed.module_inject.auto_ep_layer", "deepspeed.runtime.zero.muon.muon_optimizer"),
+    *("deepspeed.runtime.zero.stage3", "deepspeed.utils.pin_memory", "torch._inductor.compile_fx"),
+)
+"""What runs with DeepSpeed need besides."""
