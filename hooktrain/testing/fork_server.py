@@ -52,8 +52,8 @@ IMPORT_VARIABLES = (
 """Variables that libraries read while they are imported: there is one server for each set of their values."""
 START_VARIABLES = ("PYTHON", "LD_", "MALLOC_", "GLIBC_")
 """Beginnings of the names of variables that are read before Python runs: other values need a real start."""
-FORKED_MODULES = ("hooktrain", "pytest", "torch.distributed.run")
-"""What ``python -m`` is forked for; the imports of the server are of no use to others, such as pip."""
+FORKED_PACKAGES = ("benchmarks", "hooktrain", "pytest", "torch")
+"""Whose modules ``python -m`` is forked for; the imports of the server are of no use to others, such as pip."""
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 _FIRST_FREE = 600
 """Received files are moved to numbers from here, while their own numbers are made free."""
@@ -199,7 +199,7 @@ def _is_forked_for(words: Sequence[str]) -> bool:
     if not words:
         return False
     if words[0] == "-m":
-        return len(words) > 1 and words[1] in FORKED_MODULES
+        return len(words) > 1 and words[1].partition(".")[0] in FORKED_PACKAGES
     return words[0] == "-c" or not words[0].startswith("-")
 
 
