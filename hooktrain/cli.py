@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from hooktrain.bench.command import bench
 from hooktrain.errors import HooktrainError, show_warnings
 from hooktrain.guide import guide
-from hooktrain.launch import follow_launcher, note_end, note_failure, trace_of
+from hooktrain.launch import follow_launcher, has_launcher, note_end, note_failure, trace_of
 from hooktrain.options import as_json, host_of, print_facts, recipe_options
 from hooktrain.report.commands import hooks, plan, plugins, schema
 from hooktrain.scaffold import new_plugin
+from hooktrain.startup import end, leave
 
 __all__ = ["cli", "main"]
 
@@ -70,23 +70,36 @@ def train(
 
     Works unchanged under torchrun, deepspeed or a scheduler that sets RANK, WORLD_SIZE and LOCAL_RANK.
     """
-    from hooktrain.build import load
+    from hooktrain.reading import apply_overrides, read_recipe
+    from hooktrain.startup import Progress, collect_rarely
 
     if profile_hooks:
         overrides += ("profile_hooks=true",)
-    made, host = load(recipe, overrides=list(overrides), switches=list(switches))
+    raw = apply_overrides(read_recipe(recipe), overrides)
+    progress = Progress(recipe, raw, switches)
+    if not has_launcher():
+        progress.say("loading plugins")
+    with collect_rarely():
+        from hooktrain.build import load
+
+        made, host = load(raw, switches=list(switches), source=str(recipe), name=recipe.stem)
     if nproc > 1 and "RANK" not in os.environ:  # what is wrong in the recipe has been said once, and not by each rank
         from hooktrain.launch import launch
 
+        progress.say(f"starting {nproc} ranks")
         words = ["train", str(recipe)]
         for flag, values in (("-o", overrides), ("-p", switches), ("--resume", [str(resume)] if resume else [])):
             for value in values:
                 words += [flag, value]
         sys.exit(launch(words, nproc))
-    from hooktrain.signals import exit_status
-    from hooktrain.trainer import Trainer
+    progress.say_parts(made)
+    with collect_rarely():
+        from hooktrain.signals import exit_status
+        from hooktrain.trainer import Trainer
 
-    status = exit_status(Trainer(made, host, resume_from=resume).run().stop_reason)
+        trainer = Trainer(made, host, resume_from=resume)
+        trainer.prepare()
+    status = exit_status(trainer.run().stop_reason)
     if status:
         sys.exit(status)
 
@@ -135,7 +148,7 @@ def main() -> None:
         status = _failed(f"failed: {type(problem).__name__}: {problem}", problem, trace=True)
     if several:
         _leave(status)
-    sys.exit(status)
+    end(status)
 
 
 def _status() -> int:
@@ -189,14 +202,11 @@ def _failed(message: str, problem: BaseException, *, trace: bool) -> int:
     return 1
 
 
-def _leave(status: int) -> None:
+def _leave(status: int) -> NoReturn:
     """End a rank before the interpreter takes itself down.
 
     Threads of a process group may outlive it, and one that frees a tensor while Python is shutting down ends the
     process with SIGABRT, so that a run that was well is reported as failed.
     """
     note_end()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    leave(status)

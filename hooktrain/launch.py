@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-__all__ = ["follow_launcher", "launch", "note_end", "note_failure", "trace_of"]
+__all__ = ["follow_launcher", "has_launcher", "launch", "note_end", "note_failure", "trace_of"]
 
 _NOTES, _PIPE = "HOOKTRAIN_FAILURES", "HOOKTRAIN_LAUNCHER"
 _PATIENCE = 10.0
@@ -269,6 +269,11 @@ def _in_short(failure: _Failure) -> str:
     what = f"waited {int(timeout[1]) / 1000:g} s (strategy.timeout) for an answer" if timeout else "lost the connection"
     where = re.match(rf"failed in (.*), rank {failure.rank}: ", line)
     return f"{what}, in {where[1]}" if where else what
+
+
+def has_launcher() -> bool:
+    """Whether ``hooktrain train --nproc`` has started this process as one of its ranks."""
+    return _NOTES in os.environ
 
 
 def note_end() -> None:
