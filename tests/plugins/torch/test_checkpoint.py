@@ -227,6 +227,33 @@ def test_contents(run_tiny, tmp_path):
     assert all(torch.equal(weights[name], value) for name, value in trainer.model.state_dict().items())
 
 
+def test_everything_is_on_the_disk_before_a_checkpoint_has_its_name(run_tiny, tmp_path, monkeypatch):
+    """Whoever loses power finds a whole checkpoint or none: the manifest comes last, and the name after it."""
+    calls: list[tuple[str, int, int]] = []  # function, inode, size
+    sync, replace = os.fsync, os.replace
+
+    def noted_sync(handle):
+        calls.append(("fsync", os.fstat(handle).st_ino, os.fstat(handle).st_size))
+        sync(handle)
+
+    def noted_replace(source, target):
+        calls.append(("replace", os.stat(source).st_ino, 0))
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", noted_sync)
+        patched.setattr(os, "replace", noted_replace)
+        run_tiny(checkpoint=every(7))
+    folder = step(tmp_path, 7)
+    there = {path.stat().st_ino: path for path in (*folder.iterdir(), folder, folder.parent)}
+    found = [(function, there[inode].name) for function, inode, _ in calls if inode in there]
+    assert sorted(name for _, name in found[:-4]) == FILES
+    last = [("fsync", "manifest.json"), ("fsync", folder.name), ("replace", folder.name), ("fsync", "checkpoints")]
+    assert found[-4:] == last
+    synced = [(size, there[inode]) for _, inode, size in calls if inode in there]
+    assert all(size == path.stat().st_size for size, path in synced if path.is_file()), "and whole"
+
+
 def test_a_step_is_written_once(run_tiny, tmp_path):
     class Look:
         @hookimpl
