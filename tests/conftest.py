@@ -13,6 +13,14 @@ import torch
 
 from hooktrain.testing import fork_server
 from tests.preload import DEEPSPEED, PRELOAD
+from tests.tiers import (  # noqa: F401 (hooks of pytest)
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_report_collectionfinish,
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+    pytest_xdist_make_scheduler,
+)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 collect_ignore = ["packages"]  # whose tests run where they are installed, see test_packages.py
