@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hooktrain.testing import fork_server
-from tests.preload import DEEPSPEED, PRELOAD
+from tests.preload import PRELOAD
 from tests.tiers import (  # noqa: F401 (hooks of pytest)
     pytest_addoption,
     pytest_collection_modifyitems,
@@ -41,10 +41,11 @@ def _forked_processes() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def deepspeed_processes() -> Iterator[None]:
-    """Processes are forks of a server that has imported DeepSpeed as well."""
-    with fork_server.forked_starts(DEEPSPEED):
+@pytest.fixture(autouse=True)
+def _preload(request: pytest.FixtureRequest) -> Iterator[None]:
+    """``@pytest.mark.preload("deepspeed")``: the server has imported these modules as well."""
+    more = [name for marker in request.node.iter_markers("preload") for name in marker.args]
+    with fork_server.forked_starts([*PRELOAD, *more]) if more else contextlib.nullcontext():
         yield
 
 

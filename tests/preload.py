@@ -20,16 +20,21 @@ def _modules(package: str) -> list[str]:
 PRELOAD = (
     *HEAVY,
     *("hooktrain.cli", "hooktrain.build", "hooktrain.launch", "hooktrain.testing", "rich._emoji_codes"),
-    *("torch.profiler", "torch.profiler._memory_profiler", "torch.distributed.run", "torch.distributed.fsdp", "torch.nn.parallel"),
+    *(
+        "torch.profiler",
+        "torch.profiler._memory_profiler",
+        "torch.distributed.run",
+        "torch.distributed.fsdp",
+        "torch.nn.parallel",
+    ),
     *("transformers.modeling_gguf_pytorch_utils", "transformers.convert_slow_tokenizer", "transformers.integrations"),
     *(module for name in ("hooktrain_torch", "hooktrain_hf", "hooktrain_sft") for module in _modules(name)),
 )
 
 DEEPSPEED = (
-    *PRELOAD,
     *_modules("hooktrain_deepspeed"),
     # imported by deepspeed.initialize() and by ZeRO's optimizers
     *("deepspeed.module_inject.auto_ep_layer", "deepspeed.runtime.zero.muon.muon_optimizer"),
     *("deepspeed.runtime.zero.stage3", "deepspeed.utils.pin_memory", "torch._inductor.compile_fx"),
 )
-"""What runs with DeepSpeed need besides."""
+"""Further modules for runs with DeepSpeed."""

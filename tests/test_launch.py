@@ -12,11 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.preload import DEEPSPEED
+
+pytestmark = pytest.mark.preload(*DEEPSPEED)
+
 STRATEGIES = [
     {"device": "cpu", "dtype": "fp32", "timeout": 4},
     {"type": "deepspeed", "zero_stage": 2, "device": "cpu", "dtype": "fp32", "timeout": 4},
 ]
 either = pytest.mark.parametrize("strategy", STRATEGIES, ids=["torch", "deepspeed"])
+thoroughly = pytest.mark.parametrize(
+    "strategy", [STRATEGIES[0], pytest.param(STRATEGIES[1], marks=pytest.mark.thorough)], ids=["torch", "deepspeed"]
+)
 
 FAILING = """
 import time
@@ -44,7 +51,6 @@ def test_a_rank_that_raises(run_ranks, strategy):
     assert "in on_microbatch_start" in run.output, "the traceback of the plugin"
     assert "/click/" not in run.output, "what stands between the command line and the hook says nothing"
     assert "/pluggy/" not in run.output
-    assert run.seconds < 30
 
 
 def test_an_error_with_a_clear_sentence_has_no_traceback(run_ranks):
@@ -57,7 +63,7 @@ def test_an_error_with_a_clear_sentence_has_no_traceback(run_ranks):
     assert "Traceback" not in run.output
 
 
-@either
+@thoroughly
 def test_a_rank_that_is_killed(run_ranks, strategy):
     run = run_ranks(2, FAILING.format(what="os.kill(os.getpid(), 9)"), strategy=strategy, micro_batch_size=1)
     assert run.status == 128 + 9
@@ -65,10 +71,9 @@ def test_a_rank_that_is_killed(run_ranks, strategy):
         "hooktrain: rank 1: was ended by SIGKILL (the system does so when memory runs out)"
     )
     assert LOST.search(run.output), run.output
-    assert run.seconds < 30
 
 
-@either
+@thoroughly
 @pytest.mark.parametrize(("status", "said"), [(7, "status 7"), (0, "status 0, before the run was over")])
 def test_a_rank_whose_hook_calls_exit(run_ranks, strategy, status, said):
     source = "import sys\n" + FAILING.format(what=f"sys.exit({status})")
@@ -81,7 +86,7 @@ def test_a_rank_whose_hook_calls_exit(run_ranks, strategy, status, said):
     assert run.output.count("Traceback") == 1
 
 
-@either
+@thoroughly
 @pytest.mark.parametrize("status", [9, 0])
 def test_a_rank_that_leaves_without_a_word(run_ranks, strategy, status):
     run = run_ranks(2, FAILING.format(what=f"os._exit({status})"), strategy=strategy, micro_batch_size=1)
@@ -136,7 +141,7 @@ class Other:
     assert rank_notes() == [{"torn_down": True}]
 
 
-@either
+@thoroughly
 def test_a_rank_that_hangs(run_ranks, strategy):
     """The others give up after ``strategy.timeout``; then the one that does not end is asked where it is, and killed."""
     run = run_ranks(2, FAILING.format(what="time.sleep(1000)"), strategy=strategy, micro_batch_size=1)
@@ -146,7 +151,6 @@ def test_a_rank_that_hangs(run_ranks, strategy):
     line = r"^hooktrain: then rank 0: waited 4 s \(strategy.timeout\) for an answer, in step 2$"
     assert re.search(line, run.output, re.MULTILINE), run.output
     assert "<hook " not in run.output and "<string>" not in run.output, "how hooks are called says nothing"
-    assert run.seconds < 60
 
 
 def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytestmark = pytest.mark.preload("lightning.pytorch", "lightning.pytorch.callbacks", "transformers.trainer_callback")
+
 SOURCE = """
 from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
 from transformers import TrainerCallback

@@ -15,6 +15,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.preload import DEEPSPEED
+
+pytestmark = pytest.mark.preload(*DEEPSPEED, "peft")
+
 
 def test_two_ranks_train_what_one_trains_on_both_their_rows(
     run: Callable[..., Any], recipe: dict[str, Any], tmp_path: Path

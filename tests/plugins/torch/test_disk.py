@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 from hooktrain_torch.files import problem_of
 
+from tests.preload import DEEPSPEED
+
+pytestmark = pytest.mark.preload(*DEEPSPEED)
+
 Mount = Callable[[int], Path]
 
 

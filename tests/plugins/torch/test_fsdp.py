@@ -14,6 +14,9 @@ from torch import nn
 from hooktrain import RecipeError
 from hooktrain.testing import Recorder
 from tests.launching import alone, assert_equal_runs, stored_weights, weights_at
+from tests.preload import DEEPSPEED
+
+pytestmark = pytest.mark.preload(*DEEPSPEED)
 
 FSDP = {"data_parallel": "fsdp2", "dtype": "fp32", "device": "cpu"}
 COMMON = {

@@ -20,6 +20,9 @@ import torch
 from hooktrain import CheckpointError, RecipeError, hookimpl
 from hooktrain.testing import Recorder
 from tests.launching import stored_weights
+from tests.preload import DEEPSPEED
+
+pytestmark = pytest.mark.preload(*DEEPSPEED)
 
 
 def saved(folder: Path) -> list[int]:

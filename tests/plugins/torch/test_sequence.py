@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from hooktrain import HooktrainError, World
 from hooktrain.testing import Recorder
+from tests.preload import DEEPSPEED
+
+pytestmark = pytest.mark.preload(*DEEPSPEED)
 
 COMMON = {"optimizer": {"type": "sgd", "lr": 0.05}, "gradient_clipping": 0.0}
 STRATEGIES = {

@@ -10,6 +10,9 @@ import pytest
 
 from hooktrain.testing import Recorder
 from tests.launching import stored_weights
+from tests.preload import DEEPSPEED
+
+pytestmark = pytest.mark.preload(*DEEPSPEED)
 
 SPREAD = {
     "fsdp2": {"dtype": "fp32", "device": "cpu", "data_parallel": "fsdp2"},

@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.preload import DEEPSPEED
+
+pytestmark = pytest.mark.preload(*DEEPSPEED)
+
 FORGETS = """
 from hooktrain import hookimpl
 
