@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from hooktrain.drift import versions
 from hooktrain.errors import CheckpointError, DataError, HooktrainError, PluginError, RanksDisagreeError, RecipeError
 from hooktrain.faults import explain
@@ -21,7 +19,6 @@ from hooktrain.hookspecs import FACTORIES
 from hooktrain.needs import logit_complaints
 from hooktrain.occupied import Occupation
 from hooktrain.plugins import PluginHost
-from hooktrain.profiling import profile
 from hooktrain.reading import apply_overrides, read_recipe
 from hooktrain.recipe import Recipe, plugins_config, resolve
 from hooktrain.records import PluginsConfig, Switches
@@ -97,6 +94,8 @@ def load(
     host.recipe_source = source
     host.leave_idle(made)
     if made.profile_hooks:
+        from hooktrain.profiling import profile
+
         profile(host)
     world = World.from_environment()
     try:
@@ -119,6 +118,8 @@ def build(trainer: Trainer) -> None:
         CheckpointError: when the run cannot go on from the checkpoint that it is to go on from.
         HooktrainError: whatever a factory finds wrong.
     """
+    import torch  # which those who only read a recipe do without
+
     recipe, world, host = trainer.recipe, trainer.world, trainer.host
     trainer.run_dir = recipe.run_dir or Path("runs") / recipe.name
     _seed(recipe.seed)
@@ -173,6 +174,8 @@ def _whole(batch: Batch) -> Batch:
 
 def _seed(seed: int) -> None:
     """Seed every generator whose state a checkpoint holds."""
+    import torch
+
     random.seed(seed)
     torch.manual_seed(seed)
     if "numpy" in sys.modules:  # torch imports it where it is installed
@@ -296,6 +299,8 @@ def _difference(one: Any, other: Any, path: str) -> tuple[str, str, str] | None:
 
 def _write_run_dir(trainer: Trainer) -> None:
     """Keep the resolved recipe, the plugins and the environment beside the metrics."""
+    import torch
+
     environment = {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
-import torch
 
 from hooktrain.config import unstructure
 from hooktrain.errors import CheckpointError
@@ -48,6 +47,8 @@ class Change(NamedTuple):
 
 def versions() -> dict[str, str]:
     """What else than the recipe and the plugins decides the numbers."""
+    import torch
+
     return {"python": platform.python_version(), "torch": torch.__version__}
 
 
@@ -163,6 +164,8 @@ def _same_rates(trainer: Trainer, steps: int, horizon: int) -> bool:
     """Whether the learning rates of the first steps are those of a run that was to be ``horizon`` steps long."""
     if trainer.recipe.scheduler is None:
         return True
+    import torch
+
     rates = []
     for total in (horizon, trainer.training_horizon):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

@@ -9,18 +9,16 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import attrs
-import torch
-from torch.nn import Module, Parameter
-from torch.optim import Optimizer
 
 from hooktrain.config import field
 from hooktrain.errors import HooktrainError, ModelError, RanksDisagreeError
-from hooktrain.given_rows import digest
 from hooktrain.markers import hookimpl
 from hooktrain.state import Batch, Data, LossSum, TrainerType, World
 
 if TYPE_CHECKING:
     import pluggy
+    from torch.nn import Module
+    from torch.optim import Optimizer
 
     from hooktrain.parts import Scheduler
     from hooktrain.recipe import Recipe
@@ -162,12 +160,16 @@ class Given:
     def fingerprint_source(self, config: Any) -> str | None:
         if not isinstance(config, GivenSourceConfig) or config.streaming:
             return None
+        from hooktrain.given_rows import digest
+
         return digest(self._take(f"source {config.name}"))
 
     @hookimpl
     def make_model(self, config: Any, tokenizer: Any, world: World, recipe: Recipe) -> Module | None:
         if not isinstance(config, GivenModelConfig):
             return None
+        import torch
+
         model: Module = self._take("model")
         if any(parameter.is_meta for parameter in model.parameters()):
             raise ModelError(
@@ -202,6 +204,8 @@ class Given:
     @hookimpl(tryfirst=True)
     def on_train_start(self, trainer: Trainer) -> None:
         if isinstance(trainer.recipe.model, GivenModelConfig):
+            import torch
+
             trained = {parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad}
             for dtype in trained & {torch.bfloat16, torch.float16}:
                 trainer.host.warn(
@@ -227,6 +231,8 @@ class Given:
     def make_optimizer(self, config: Any, model: Module) -> Optimizer | None:
         if not isinstance(config, GivenOptimizerConfig):
             return None
+        from torch.optim import Optimizer
+
         made = self._take("optimizer")(model)
         if not isinstance(made, Optimizer):
             raise HooktrainError(
@@ -262,6 +268,9 @@ def describe(value: Any) -> str:
 
 def _without_weights(model: Module) -> Module:
     """A copy on the meta device, without ever copying a weight."""
+    import torch
+    from torch.nn import Parameter
+
     copies: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         empty = torch.empty_like(tensor, device="meta")
@@ -272,6 +281,8 @@ def _without_weights(model: Module) -> Module:
 
 def _digest(model: Module) -> str:
     """Text that tells two models apart by names, shapes and types of their weights and some values of each."""
+    import torch
+
     made = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, torch.Tensor):

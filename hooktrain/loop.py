@@ -10,17 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from torch.nn import Module
-
 from hooktrain.errors import CheckpointError, DataError
-from hooktrain.loader import WindowLoader
 from hooktrain.markers import hookimpl
 from hooktrain.recipe import Recipe
 from hooktrain.state import Batch, BatchCounts, Data, Dataset, LossSum, OptimizerStep, StepOutput, TrainerState, World
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
     from hooktrain.trainer import Trainer
 
 __all__ = ["Loop"]
@@ -61,14 +59,14 @@ class Loop:
     def count_batch(self, batch: Batch) -> BatchCounts:
         labels, mask, shifted = batch.get("labels"), batch.get("attention_mask"), batch.get("shift_labels")
         if shifted is not None:
-            return BatchCounts(int(torch.count_nonzero(shifted != -100)), int(batch["tokens"]))
+            return BatchCounts(int((shifted != -100).count_nonzero()), int(batch["tokens"]))
         if labels is None:
             raise DataError(
                 f"micro-batch: given {', '.join(batch) or 'nothing'}, expected 'labels' among them; have the"
                 " collate function add labels, or implement the hook count_batch"
             )
         # the first label of a row has no token before it that could predict it
-        weight = int(torch.count_nonzero(labels[:, 1:] != -100)) if labels.dim() > 1 else labels.shape[0]
+        weight = int((labels[:, 1:] != -100).count_nonzero()) if labels.dim() > 1 else labels.shape[0]
         if "tokens" in batch:
             return BatchCounts(weight, int(batch["tokens"]))
         tokens = int(mask.sum()) if mask is not None else batch["input_ids"].numel() if "input_ids" in batch else weight
@@ -90,6 +88,8 @@ class Loop:
 
     @hookimpl(trylast=True)
     def run_evaluate(self, trainer: Trainer) -> Mapping[str, float]:
+        import torch
+
         metrics: dict[str, float] = {}
         for name in trainer.data.evaluation:
             sums, weight = {"loss": torch.zeros((), device=trainer.device)}, 0
@@ -131,4 +131,6 @@ class Loop:
 
     @hookimpl(trylast=True)
     def make_loader(self, dataset: Dataset, data: Data, recipe: Recipe, world: World) -> Any:
+        from hooktrain.loader import WindowLoader
+
         return (data.loader or WindowLoader)(dataset, data, recipe, world)

@@ -6,17 +6,16 @@ import contextlib
 import fcntl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
-import torch
 from hooktrain_torch.optimizers import decay_groups
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn import Module
-from torch.optim import Optimizer
 
 from hooktrain import HooktrainError, at_least, field
-from hooktrain_deepspeed.library import deepspeed_for, quietly
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from torch.optim import Optimizer
 
 __all__ = ["CPUAdamConfig", "FusedAdamConfig", "alone", "make_optimizer"]
 
@@ -57,6 +56,9 @@ def make_optimizer(config: FusedAdamConfig, model: Module) -> Optimizer:
     Raises:
         HooktrainError: when nothing can be trained, or the optimizer cannot be had here.
     """
+    import torch  # which a recipe is read without
+    from torch._subclasses.fake_tensor import FakeTensor
+
     groups = decay_groups(model, config.weight_decay, config.decay_vectors)
     if isinstance(groups[0]["params"][0], FakeTensor):  # a plan counts what is kept, which is the same for every AdamW
         return torch.optim.AdamW(groups, lr=config.lr)
@@ -66,6 +68,8 @@ def make_optimizer(config: FusedAdamConfig, model: Module) -> Optimizer:
         raise HooktrainError(
             "optimizer.type: given fused_adam, which needs a GPU, and torch finds none here; write adamw or cpu_adam"
         )
+    from hooktrain_deepspeed.library import deepspeed_for, quietly
+
     mode = {"adamw_mode" if kind == "DeepSpeedCPUAdam" else "adam_w_mode": config.decoupled}
     deepspeed_for(torch.device("cuda" if gpu else "cpu"))
     from deepspeed.ops import adam

@@ -9,12 +9,14 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hooktrain import Trainer, World, hookimpl
+from hooktrain import World, hookimpl
 from hooktrain_liger.config import LigerModelConfig
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
+
+    from hooktrain import Trainer
 
 __all__ = ["LigerPlugin"]
 

@@ -13,19 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
-from hooktrain import (
-    CheckpointConfig,
-    CheckpointError,
-    HooktrainWarning,
-    TrainedState,
-    World,
-    at_least,
-    field,
-    one_of,
-    require_same,
-)
+from hooktrain import CheckpointError, HooktrainWarning, TrainedState, World, require_same
+from hooktrain_torch.checkpoint_config import FullConfig
 from hooktrain_torch.files import (
     MANIFEST,
     OTHER_FORMAT,
@@ -50,28 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["FullCheckpoint", "FullConfig"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@attrs.frozen(kw_only=True)
-class FullConfig(CheckpointConfig):
-    """Model, optimizer, scheduler, random states, data cursor, counters, plugin states, recipe and plugins."""
-
-    keep_last: int = field(default=0, validator=at_least(0))
-    """How many checkpoints to keep; 0 keeps all."""
-    keep_every: int = field(default=0, validator=at_least(0))
-    """Beside the last ones, keep those whose step is a multiple of this; 0 none."""
-    keep_best: str = field(default="")
-    """Beside the last ones, keep the one with the best value of this metric of the evaluation, such as
-    ``eval/held_out/loss``, measured at its own step."""
-    keep_best_mode: str = field(default="min", validator=one_of("min", "max"))
-    """Whether the lowest or the highest value is the best."""
-    asynchronous: bool = field(default=False)
-    """Whether training goes on while the files are written, from a copy in the host's memory of what the rank saves."""
-    on_failure: str = field(default="warn", validator=one_of("warn", "stop"))
-    """What becomes of the run when an asynchronous save fails; after one that is not, it always stops."""
-    save_frozen: bool = field(default=False)
-    """Whether to write frozen weights too. Otherwise those that are as the model was built are left out, as building it
-    gives them back; a resume makes sure that it does."""
 
 
 def _warn(text: str) -> None:

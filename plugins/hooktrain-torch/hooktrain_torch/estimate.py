@@ -11,7 +11,7 @@ from hooktrain_torch.shard import blocks
 
 if TYPE_CHECKING:
     from hooktrain import Recipe
-    from hooktrain_torch.strategy import TorchConfig
+    from hooktrain_torch.strategy_config import TorchConfig
 
 __all__ = ["memory"]
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
-import torch
-from torch.nn import Module, Parameter
-from torch.optim import Optimizer
 
 from hooktrain import HooktrainError, at_least, did_you_mean, field
+
+if TYPE_CHECKING:
+    from torch.nn import Module, Parameter
+    from torch.optim import Optimizer
 
 __all__ = ["AdamConfig", "AdamWConfig", "AnyConfig", "SGDConfig", "decay_groups", "make_optimizer"]
 
@@ -78,6 +79,8 @@ def make_optimizer(config: Any, model: Module) -> Optimizer:
     Raises:
         HooktrainError: when nothing can be trained, or a class cannot be found or made.
     """
+    import torch  # which a recipe is read without
+
     trained = _trained(model)
     if isinstance(config, AnyConfig):
         return _any(config, trained)
@@ -91,6 +94,8 @@ def make_optimizer(config: Any, model: Module) -> Optimizer:
 
 
 def _any(config: AnyConfig, trained: list[Parameter]) -> Optimizer:
+    from torch.optim import Optimizer
+
     kind = _find(config.name)
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
         raise HooktrainError(

@@ -26,10 +26,10 @@ class TorchPlugin:
 
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
-        from hooktrain_torch.checkpoint import FullConfig
+        from hooktrain_torch.checkpoint_config import FullConfig
         from hooktrain_torch.optimizers import AdamConfig, AdamWConfig, AnyConfig, SGDConfig
         from hooktrain_torch.schedules import ConstantConfig, CosineConfig, LinearConfig, WSDConfig
-        from hooktrain_torch.strategy import TorchConfig
+        from hooktrain_torch.strategy_config import TorchConfig
 
         return {
             "optimizer": {"adamw": AdamWConfig, "adam": AdamConfig, "sgd": SGDConfig, "torch": AnyConfig},
@@ -54,22 +54,33 @@ class TorchPlugin:
 
     @hookimpl
     def make_strategy(self, config: Any, world: World) -> Strategy | None:
-        from hooktrain_torch.strategy import TorchConfig, TorchStrategy
+        from hooktrain_torch.strategy_config import TorchConfig
 
-        return TorchStrategy(config, world) if isinstance(config, TorchConfig) else None
+        if not isinstance(config, TorchConfig):
+            return None
+        from hooktrain_torch.strategy import TorchStrategy
+
+        return TorchStrategy(config, world)
 
     @hookimpl
     def make_checkpoint_engine(self, config: Any, run_dir: Path, world: World) -> Any:
-        from hooktrain_torch.checkpoint import FullCheckpoint, FullConfig
+        from hooktrain_torch.checkpoint_config import FullConfig
 
-        return FullCheckpoint(config, run_dir, world, self._built) if isinstance(config, FullConfig) else None
+        if not isinstance(config, FullConfig):
+            return None
+        from hooktrain_torch.checkpoint import FullCheckpoint
+
+        return FullCheckpoint(config, run_dir, world, self._built)
 
     @hookimpl
     def estimate_memory(self, config: Any, recipe: Recipe, world: World, model: ModelEstimate) -> MemoryEstimate | None:
-        from hooktrain_torch.estimate import memory
-        from hooktrain_torch.strategy import TorchConfig
+        from hooktrain_torch.strategy_config import TorchConfig
 
-        return memory(config, recipe, world, model) if isinstance(config, TorchConfig) else None
+        if not isinstance(config, TorchConfig):
+            return None
+        from hooktrain_torch.estimate import memory
+
+        return memory(config, recipe, world, model)
 
     @hookimpl
     def register_commands(self, cli: click.Group) -> None:
@@ -79,8 +90,8 @@ class TorchPlugin:
 
     @hookimpl
     def check_recipe(self, recipe: Recipe) -> Iterable[Complaint]:
-        from hooktrain_torch.checkpoint import FullConfig
-        from hooktrain_torch.strategy import TorchConfig
+        from hooktrain_torch.checkpoint_config import FullConfig
+        from hooktrain_torch.strategy_config import TorchConfig
 
         strategy = recipe.strategy
         if isinstance(strategy, TorchConfig) and strategy.data_parallel == "fsdp2" and strategy.dtype == "fp16":

@@ -15,7 +15,7 @@ from hooktrain_torch.files import UNKNOWN, problem_of
 
 if TYPE_CHECKING:
     from hooktrain import Trainer
-    from hooktrain_torch.checkpoint import FullConfig
+    from hooktrain_torch.checkpoint_config import FullConfig
 
 __all__ = ["Retention"]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
-from torch.optim import Optimizer
 
 from hooktrain import at_least, between, field, one_of
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 __all__ = ["ConstantConfig", "CosineConfig", "LinearConfig", "Schedule", "WSDConfig", "make_schedule"]
 
