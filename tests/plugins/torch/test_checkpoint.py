@@ -15,7 +15,7 @@ import numpy
 import pytest
 import torch
 from hooktrain_torch.checkpoint import FullCheckpoint, FullConfig
-from hooktrain_torch.files import problem_of
+from hooktrain_torch.files import problem_of, seal, write
 
 from hooktrain import CheckpointError, HooktrainError, World, hookimpl
 from hooktrain.testing import Recorder
@@ -359,6 +359,16 @@ def test_all_damaged_is_nothing(run_tiny, tmp_path):
 def test_what_a_damaged_manifest_lacks_is_said(tmp_path, content, problem):
     (tmp_path / "manifest.json").write_text(content)
     assert problem_of(tmp_path) == problem
+
+
+@pytest.mark.parametrize("name", ["step", "number", "world_size"])
+def test_a_changed_number_in_a_manifest_is_damage(tmp_path, name):
+    """A flipped bit may leave valid JSON, and a checkpoint that is taken for a newer one or another step's."""
+    seal(tmp_path, {"file.txt": write(tmp_path / "file.txt", "text")}, step=6, number=2, world_size=1)
+    assert problem_of(tmp_path) == ""
+    facts = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**facts, name: facts[name] ^ 1}))
+    assert problem_of(tmp_path) == "its manifest.json cannot be read (it is damaged)"
 
 
 def test_what_is_damaged_is_never_lost(run_ranks):
