@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from hooktrain import hookimpl
+from hooktrain.signals import exit_status
 from hooktrain.testing.processes import NOTES
 from tests.launching import stored_weights
 
@@ -187,6 +188,25 @@ def test_the_file_stop_ends_the_run(start):
     (step,) = run.saved
     assert 2 < step < 10
     assert not (run.folder / "run" / "stop").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_ends_the_run_after_the_step_with_a_save_and_its_own_status(run_tiny, tmp_path, name):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+
+    class Send:
+        @hookimpl
+        def on_step_start(self, trainer):
+            if trainer.global_step == 2:
+                signal.raise_signal(number)
+
+    trainer = run_tiny(Send(), checkpoint={"type": "full", "save_every_n_steps": 100})
+    assert (trainer.global_step, trainer.state.stop_reason) == (3, f"{name}, received by rank 0")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
+    assert exit_status(trainer.state.stop_reason) == 128 + number
+    assert exit_status(None) == exit_status("enough is enough") == 0
+    assert signal.getsignal(number) is before
 
 
 def test_a_file_stop_that_comes_too_late_does_not_end_the_next_run(run_tiny, tmp_path):
