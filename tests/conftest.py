@@ -23,7 +23,7 @@ from tests.tiers import (  # noqa: F401 (hooks of pytest)
 )
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-collect_ignore = ["packages"]  # whose tests run where they are installed, see test_packages.py
+collect_ignore = ["packages"]  # whose tests run where they are installed, see third_party
 torch.set_num_threads(1)
 
 

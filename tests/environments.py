@@ -1,8 +1,7 @@
-"""Distributions built into wheels, and virtual environments that these are installed in, without a network."""
+"""Distributions built into wheels, and what these are installed in: folders on the path, or virtual environments."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import site
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,77 +21,79 @@ from filelock import FileLock
 
 from hooktrain.testing.processes import Run, finish
 
-__all__ = ["PIP", "Environment", "build_wheels", "make_environment", "shared", "write_recipe"]
+__all__ = ["PIP", "Environment", "build_wheels", "make_environment", "shared", "unpack", "write_recipe"]
 
 PIP = ("-m", "pip", "--disable-pip-version-check", "-q")
+BACKEND = "setuptools.build_meta"
 
-_SEVERAL = """
-import contextlib, io, json, sys, traceback
-from hooktrain.cli import main
-done = []
-for words in json.loads(sys.argv[1]):
-    sys.argv[1:] = words
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-        try:
-            main()
-        except SystemExit as ended:
-            status = ended.code
-        except Exception:
-            traceback.print_exc()
-            status = 1
-    done.append([status or 0, stdout.getvalue(), stderr.getvalue()])
-print(json.dumps(done))
+_BUILD = f"""
+import os, sys
+import {BACKEND} as backend
+wheels, *sources = sys.argv[1:]
+for source in sources:
+    os.chdir(source)
+    (backend if os.path.exists("pyproject.toml") else backend.__legacy__).build_wheel(wheels)
 """
 
 
 @attrs.frozen
 class Environment:
-    """A virtual environment.
+    """What a distribution is installed in.
 
     Attributes:
-        python: its interpreter.
+        python: the interpreter.
         variables: what its processes have besides the variables of the test's.
     """
 
     python: Path
     variables: Mapping[str, str] = {}
 
-    def hooktrain(self, folder: Path, *words: str | Path, env: Mapping[str, str] = {}) -> Run:
-        """Run ``hooktrain`` in a folder; ``runs/<recipe>`` is where metrics are read."""
-        run = finish([str(self.python), "-m", "hooktrain", *map(str, words)], folder, env={**self.variables, **env})
-        return run._replace(folder=_run_dir(folder, words))
+    @classmethod
+    def of(cls, *sites: Path) -> Environment:
+        """This environment, with folders on the path in which wheels are unpacked."""
+        return cls(Path(sys.executable), {"PYTHONPATH": os.pathsep.join(map(str, sites))})
 
-    def several(self, folder: Path, *commands: Sequence[str | Path]) -> list[Run]:
-        """Run ``hooktrain`` with one command line after the other, in one process as most of the time goes into imports."""
-        words = json.dumps([list(map(str, command)) for command in commands])
-        run = finish([str(self.python), "-c", _SEVERAL, words], folder, env=self.variables)
-        assert run.status == 0, run.output
-        done = json.loads(run.stdout.splitlines()[-1])
-        return [Run(*each, 0.0, _run_dir(folder, command)) for each, command in zip(done, commands, strict=True)]
+    def hooktrain(self, folder: Path, *words: str | Path) -> Run:
+        """Run ``hooktrain`` in a folder; ``runs/<recipe>`` is where metrics are read."""
+        run = self.run(folder, "-m", "hooktrain", *words)
+        recipes = [Path(word).stem for word in words if Path(word).suffix == ".yaml"]
+        return run._replace(folder=folder.joinpath("runs", *recipes[:1]))
 
     def run(self, folder: Path, *words: str | Path) -> Run:
         """Run its Python."""
         return finish([str(self.python), *map(str, words)], folder, env=self.variables)
 
 
-def _run_dir(folder: Path, words: Sequence[str | Path]) -> Path:
-    recipes = [Path(word).stem for word in words if Path(word).suffix == ".yaml"]
-    return folder.joinpath("runs", *recipes[:1])
-
-
 def build_wheels(folder: Path, sources: Iterable[Path]) -> Path:
-    """Build distributions with the tools that are installed; returns where their wheels are.
+    """Build distributions with the build backend that is installed, as pip does; returns where their wheels are.
 
     They are built from copies, as setuptools writes into what it builds.
     """
     copies = []
     for source in sources:
         copies.append(folder / "sources" / source.name)
-        shutil.copytree(source, copies[-1], ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "build"))
-    options = ["wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", str(folder / "wheels")]
-    subprocess.run([sys.executable, *PIP, *options, *map(str, copies)], check=True)
-    return folder / "wheels"
+        shutil.copytree(source, copies[-1], ignore=shutil.ignore_patterns("__pycache__", ".*", "*.egg-info", "build"))
+        project = copies[-1] / "pyproject.toml"
+        assert not project.exists() or f'build-backend = "{BACKEND}"' in project.read_text(encoding="utf-8"), project
+    wheels = folder / "wheels"
+    wheels.mkdir(exist_ok=True)
+    built = finish([sys.executable, "-c", _BUILD, str(wheels), *map(str, copies)], folder)
+    assert built.status == 0, built.output
+    return wheels
+
+
+def unpack(wheels: Iterable[Path], folder: Path) -> Path:
+    """Install wheels by unpacking them into a folder, which is what an installer does with those that hold Python alone."""
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as file:
+            assert "Root-Is-Purelib: true" in file.read(_metadata(file, "WHEEL")).decode()
+            file.extractall(folder)
+    return folder
+
+
+def _metadata(wheel: zipfile.ZipFile, name: str) -> str:
+    (found,) = [path for path in wheel.namelist() if path.endswith(f".dist-info/{name}")]
+    return found
 
 
 def make_environment(

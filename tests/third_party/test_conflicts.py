@@ -1,0 +1,94 @@
+"""Packages that are broken, in conflict with others, older than the hooks, or without what they require."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.third_party.runs import done, refused
+
+OUT = ("misspelt", "other_lion", "swa")  # what nobody can run with, beside the good ones
+STEPS = {"gradient_accumulation_steps": 2, "train_iters": 3}
+
+
+def test_plugins_that_do_not_work_are_listed_with_the_reason(crowded, tmp_path):
+    facts = {fact["name"]: fact for fact in json.loads(done(crowded.hooktrain(tmp_path, "plugins", "--json")).stdout)}
+    reasons = {name: fact["reason"] for name, fact in facts.items() if fact["state"] == "failed"}
+    assert reasons.keys() == {"unimportable", "defaults", "other_lion", "older_declared", "older_undeclared"}
+    assert "No module named 'a_library_that_was_forgotten'" in reasons["unimportable"]
+    assert "hook on_step_end: parameter 'trainer' has a default value" in reasons["defaults"]
+    assert ">=0.5,<1.0" in reasons["older_declared"], "the versions of hooks that it was written for"
+    assert "on_step_end" in reasons["older_undeclared"] and "loss" in reasons["older_undeclared"]
+    assert (facts["unimportable"]["distribution"], facts["unimportable"]["version"]) == ("hooktrain-broken", "0.1")
+
+
+@pytest.mark.parametrize(
+    ("blocked", "named", "facts"),
+    [
+        ("", "", ["'misspelt' (hooktrain-broken 0.1)", "'on_step_ended'", "did you mean 'on_step_end'?"]),
+        (
+            "misspelt",
+            "",
+            [
+                "'lion' (hooktrain-lion 1.2.0)",
+                "the optimizer 'lion'",
+                "plugins: {block: [other_lion]} or {block: [lion]}",
+            ],
+        ),
+        ("misspelt other_lion", "", ["'ema' (hooktrain-ema 0.9.2)", "'swa' (hooktrain-rivals 4.0)"]),
+        ("misspelt other_lion swa", "", ["run_step", "plugins: {segments: {run_step: "]),
+        (
+            "misspelt other_lion swa",
+            "unimportable",
+            ["a_library_that_was_forgotten", "uninstall it", "(command line -p unimportable)"],
+        ),
+        ("misspelt other_lion swa", "older_declared", ["install a version of it for 1.0"]),
+    ],
+    ids=["misspelt", "same name", "conflict", "same segment", "named and broken", "named and older"],
+)
+def test_a_plan_refuses_conflicts_with_the_line_to_write(crowded, tiny, tmp_path, blocked, named, facts):
+    switches = [word for name in blocked.split() for word in ("-p", f"no:{name}")]
+    said = refused(crowded.hooktrain(tmp_path, "plan", tiny(**STEPS), *switches, *(["-p", named] if named else [])))
+    for fact in facts:
+        assert fact in said
+
+
+def test_a_run_that_settles_them_goes_on_with_warnings(crowded, tiny, tmp_path):
+    settled = {"block": [*OUT], "segments": {"run_step": "backwards"}, "on_error": {"raises": "warn"}}
+    run = done(crowded.hooktrain(tmp_path, "train", tiny("settled", **STEPS, plugins=settled)))
+    assert "backwards has done the steps" in run.stdout
+    warnings = [line for line in run.stderr.splitlines() if "warning" in line]
+    for name in ("unimportable", "defaults", "older_declared", "older_undeclared"):
+        assert len([line for line in warnings if f"plugin '{name}' (hooktrain-" in line]) == 1, name
+    assert (
+        "plugin 'older_tags' (hooktrain-older 0.7), hook describe_run: the parameter 'run_dir' is retired" in run.stderr
+    )
+    assert "plugin 'raises' (hooktrain-broken 0.1), hook on_step_end, step 2, rank 0: ZeroDivisionError" in run.stderr
+    manifest = {each["name"] for each in json.loads((run.folder / "plugins.json").read_text())["plugins"]}
+    assert {"raises", "backwards", "lion"} <= manifest and not {*OUT, "unimportable", "older_declared"} & manifest
+
+
+def test_a_hook_that_fails_stops_the_run(crowded, tiny, tmp_path):
+    plugins = {"block": [*OUT], "segments": {"run_step": "forwards"}}
+    stopped = crowded.hooktrain(tmp_path, "train", tiny("stops", **STEPS, plugins=plugins))
+    assert stopped.status == 1
+    assert "plugin 'raises', hook on_step_end, step 2" in stopped.stderr and "ZeroDivisionError" in stopped.stderr
+
+
+def test_a_plugin_without_the_one_that_it_requires_is_left_out(good, tiny, tmp_path):
+    listed = done(good.hooktrain(tmp_path, "plugins", "--json", "-p", "no:beacon"))
+    (fact,) = [fact for fact in json.loads(listed.stdout) if fact["name"] == "beacon_host"]
+    assert fact["state"] == "failed"
+    assert "'beacon>=2'" in fact["reason"] and "blocked" in fact["reason"]
+    recipe = tiny(train_iters=1)
+    assert "'beacon>=2'" in refused(good.hooktrain(tmp_path, "plan", recipe, "-p", "no:beacon", "-p", "beacon_host"))
+    run = done(good.hooktrain(tmp_path, "train", recipe, "-p", "no:beacon"))
+    assert "plugin 'beacon_host' (hooktrain-beacon-host 0.2)" in run.stderr and "'beacon>=2'" in run.stderr
+
+
+def test_a_lock_names_the_distribution_that_is_missing(good, tiny, tmp_path):
+    required = tiny("required", train_iters=1, plugins={"lock": "plugins.lock"})
+    written = done(good.hooktrain(tmp_path, "plan", tiny(train_iters=1), "--lock", "plugins.lock"))
+    assert "plugins: {lock: plugins.lock}" in written.stdout
+    assert "'ema' (hooktrain-ema 0.9.2)" in refused(good.hooktrain(tmp_path, "train", required, "-p", "no:ema"))

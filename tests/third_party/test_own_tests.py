@@ -1,0 +1,24 @@
+"""The tests that packages bring, the conformance kit among them, pass where the packages are installed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.third_party.runs import GOOD
+
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib")
+
+
+def test_those_of_one_package(built, good):
+    """A resume and the average; the rest of the kit is run on first-party plugins."""
+    folder = built / "sources" / "hooktrain-ema"
+    run = good.run(folder, *PYTEST, "-k", "state or average or spread", "tests")
+    assert run.status == 0, run.output
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", [name for name in GOOD if name != "beacon-host"])
+def test_all(built, installed, name):
+    run = installed.run(built / "sources" / f"hooktrain-{name}", *PYTEST, "tests")
+    assert run.status == 0, run.output
