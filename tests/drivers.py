@@ -13,7 +13,6 @@ from hooktrain.testing.fork_server import IMPORT_VARIABLES
 
 __all__ = ["fork_drivers"]
 
-_READ_AT_THE_START = (*IMPORT_VARIABLES, "PYTHONUNBUFFERED")
 _start = processes._within
 
 
@@ -26,8 +25,12 @@ def fork_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(
         seconds: float, words: list[str], folder: Path, environment: dict[str, str]
     ) -> subprocess.CompletedProcess[str] | None:
-        made = {name: value for name, value in environment.items() if name not in _READ_AT_THE_START}
-        made |= {name: os.environ[name] for name in _READ_AT_THE_START if name in os.environ}
+        made = {name: value for name, value in environment.items() if not _is_read_at_the_start(name)}
+        made |= {name: value for name, value in os.environ.items() if _is_read_at_the_start(name)}
         return _start(seconds, words, folder, made)
 
     monkeypatch.setattr(processes, "_within", start)
+
+
+def _is_read_at_the_start(name: str) -> bool:
+    return name in IMPORT_VARIABLES or (name.startswith("PYTHON") and name != "PYTHONPATH")

@@ -118,6 +118,7 @@ def _within(
             out, errors = started.communicate(timeout=seconds)
         except BaseException as problem:
             os.killpg(started.pid, signal.SIGKILL)
+            started.wait()  # which Popen does not do after Ctrl-C
             if isinstance(problem, subprocess.TimeoutExpired):
                 return None
             raise

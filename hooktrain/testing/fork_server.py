@@ -25,6 +25,7 @@ import faulthandler
 import gc
 import importlib
 import importlib.machinery
+import importlib.util
 import os
 import pickle
 import runpy
@@ -208,10 +209,18 @@ def _has_copies(folders: Sequence[str]) -> bool:
     for folder in filter(None, folders):
         for name in ("hooktrain", "torch", "transformers", *_plugin_packages()):
             found = os.path.join(folder, name, "__init__.py")
-            own = sys.modules.get(name)
-            if os.path.exists(found) and not (own and own.__file__ and os.path.samefile(found, own.__file__)):
+            if os.path.exists(found) and not os.path.samefile(found, _origin(name) or os.devnull):
                 return True
     return False
+
+
+def _origin(package: str) -> str | None:
+    """The file that this process has imported a package from, or would; None without one."""
+    own = sys.modules.get(package)
+    if own is not None:
+        return own.__file__
+    spec = importlib.util.find_spec(package)
+    return spec.origin if spec else None
 
 
 def _plugin_packages() -> list[str]:

@@ -1,0 +1,95 @@
+"""``hooktrain bench plugin``: what a plugin costs and what it changes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from hooktrain.bench.plugin_cost import print_report
+from hooktrain.bench.results import read
+from hooktrain.cli import cli
+from hooktrain.report.text import console
+from tests.drivers import fork_drivers
+
+COSTLY = """
+import types
+from hooktrain import hookimpl
+from hooktrain.bench import measuring
+
+now = 0.0  # a clock that only this plugin moves: its steps take as long as it says
+measuring.time = types.SimpleNamespace(perf_counter=lambda: now, process_time=lambda: now)
+
+@hookimpl
+def on_step_end(trainer, output):
+    global now
+    now += 0.25
+    output.total.item()
+    output.total.item()
+
+@hookimpl(wrapper=True)
+def compute_loss():
+    loss = yield
+    return loss._replace(total=loss.total * CHANGE)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _forked(monkeypatch):
+    fork_drivers(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"), [(1, "are equal, bit by bit"), (2, "the losses differ from step 1 on")]
+)
+def test_what_a_plugin_costs_and_changes(tmp_path, monkeypatch, on_terminal, change, sentence):
+    (tmp_path / f"costly_{change}.py").write_text(COSTLY.replace("CHANGE", str(change)))
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(
+        cli,
+        ["bench", "plugin", f"costly_{change}", "--quick", "--steps", "3", "--out", "o", "-p", "no:*", "-p", "torch"],
+    )
+    assert shown.exit_code == 0, shown.output
+    assert sentence in shown.stdout
+    assert "hooks: compute_loss, on_step_end" in shown.stdout
+    (line,) = read(tmp_path / "o")
+    assert max(map(len, on_terminal(80, lambda: print_report(line, console())))) <= 80
+    reads = {side: facts["values"]["host_reads"][0] for side, facts in line["sides"].items()}
+    assert reads["with"] == reads["without"] + 2
+    assert line["runs"]["with"][0]["seconds"] == [0.25, 0.25, 0.25], "its own time belongs to each step"
+    assert len(line["runs"]["without"][0]["seconds"]) == 3 and min(line["runs"]["without"][0]["seconds"]) > 0
+    assert all(facts["values"]["start_seconds"] for facts in line["sides"].values())
+
+
+def test_a_recipe_that_cannot_run_without_the_plugin_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["bench", "plugin", "torch", "--quick", "--steps", "3", "-p", "no:*"]
+    shown = CliRunner().invoke(cli, words)
+    assert shown.exit_code == 0
+    assert "without it, the recipe cannot run: " in shown.stdout
+
+
+@pytest.mark.parametrize("named", ["line", "environment", "recipe"])
+def test_the_side_without_the_plugin_is_without_it_however_it_was_named(tmp_path, monkeypatch, named):
+    (tmp_path / "stops.py").write_text(
+        "from hooktrain import hookimpl\n\n@hookimpl\ndef on_step_end(trainer):\n"
+        "    if trainer.global_step == 3:\n        trainer.request_stop('enough')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["bench", "plugin", "stops", "--quick", "-p", "no:*", "-p", "torch"]
+    if named == "recipe":
+        recipe = {"type": "tiny", "micro_batch_size": 1, "plugins": {"load": ["stops", "hooktrain.testing:TinyPlugin"]}}
+        recipe |= {"strategy": {"dtype": "fp32", "device": "cpu"}, "console": {"enabled": False}}
+        (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+        words.insert(3, "recipe.yaml")
+    shown = CliRunner().invoke(
+        cli, words + ["-p", "stops"] * (named == "line"), env={"HOOKTRAIN_PLUGINS": "stops" * (named == "environment")}
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "8 losses without it and 3 with it" in shown.stdout
+
+
+def test_a_plugin_that_is_not_there(bench):
+    shown = bench("plugin", "jsnl")
+    assert shown.exit_code == 1 and "'jsnl' is neither an installed plugin nor a module" in str(shown.exception)

@@ -1,0 +1,93 @@
+"""Verdicts: judged only where the measurements allow it."""
+
+from __future__ import annotations
+
+import pytest
+
+from hooktrain.bench import Case, Metric, Side, Target
+from hooktrain.bench.ratios import Interval
+from hooktrain.bench.verdicts import compare_sides, verdict_on_change
+from tests.bench.napping import runs
+
+
+def one(limit: float, ours: list[dict], theirs: list[dict], **more) -> object:
+    case = Case(name="c", sides={"ours": len, "theirs": len}, targets=[Target(side="ours", at_most=limit, **more)])
+    (line,) = compare_sides(case, {"ours": ours, "theirs": theirs})
+    return line
+
+
+def test_a_verdict_needs_the_whole_interval_on_one_side():
+    theirs = runs(1.0, 1.0, 1.0, 1.0)
+    assert one(1.1, runs(1.05, 1.06, 1.05, 1.07), theirs).verdict == "reached"
+    assert one(1.1, runs(1.25, 1.26, 1.25, 1.27), theirs).verdict == "missed"
+    line = one(1.1, runs(1.0, 1.2, 1.0, 1.2, 1.0), theirs)
+    assert line.verdict == "undecided"
+    assert all(fact in line.why for fact in ("1 to 1.2", "1.1", "rounds"))
+
+
+def test_few_runs_get_no_verdict_unless_they_repeat_exactly():
+    line = one(1.1, runs(1.0, 1.0), runs(1.0, 1.0))
+    assert line.verdict == "undecided" and "2 runs" in line.why
+    bytes_ = Metric("bytes", "MiB", exact=True)
+    case = Case(name="c", sides={"a": len, "b": len}, metrics=[bytes_], targets=[Target(side="a", at_most=1.0)])
+    (line,) = compare_sides(case, {"a": [{"bytes": 5}], "b": [{"bytes": 5}]})
+    assert line.verdict == "reached"
+
+
+def test_a_difference_for_each_plugin():
+    metric = Metric("seconds", "µs", scale=1e6)
+    target = Target(side="ours", kind="difference", per=10, at_most=1.0, unit="µs per plugin")
+    case = Case(name="c", sides={"ours": len, "theirs": len}, metrics=[metric], targets=[target], compare=False)
+    (line,) = compare_sides(case, {"ours": runs(*[25e-6] * 4), "theirs": runs(*[20e-6] * 4)})
+    assert line.figure.value == pytest.approx(0.5)
+    assert (line.verdict, line.limit) == ("reached", "<= 1 µs per plugin")
+
+
+def test_sides_that_did_not_do_the_same_have_reached_nothing():
+    check = lambda a, b, warmup: "the sums differ"  # noqa: E731
+    line = one(2.0, runs(1, 1, 1, 1), runs(1, 1, 1, 1), checks=(("ours", "theirs", check),))
+    assert (line.verdict, line.why) == ("failed", "ours and theirs: the sums differ")
+
+
+def test_a_side_that_fails_says_why():
+    line = one(2.0, [{"failed": "no such processor"}], runs(1.0))
+    assert (line.verdict, line.why) == ("failed", "ours: no such processor")
+
+
+def test_a_timing_beside_other_work_is_marked_and_told_by_processor_time():
+    line = one(
+        2.0, runs(1, 1, 1, 1, cpu_seconds=3.0) + runs(1, others=0.5, cpu_seconds=3.0), runs(*[1] * 4, cpu_seconds=2)
+    )
+    assert line.noisy and line.notes == ("by processor time the ratio is 1.50",)
+
+
+@pytest.mark.parametrize(
+    ("interval", "better", "verdict"),
+    [
+        ((1.2, 1.1, 1.3), "lower", "worse"),
+        ((1.2, 1.1, 1.3), "higher", "better"),
+        ((1.2, 1.1, 1.3), None, "differs"),
+        ((1.0, 0.97, 1.03), "lower", "alike"),
+        ((1.02, 0.8, 1.3), "lower", "undecided"),
+    ],
+)
+def test_which_of_two_is_better(interval, better, verdict):
+    assert verdict_on_change(Interval(*interval), better, runs=6)[0] == verdict
+
+
+def test_an_impossible_case_is_refused_as_it_is_written():
+    with pytest.raises(ValueError, match="case 'c': .*'x'"):
+        Case(name="c", sides={"a": len}, baseline="x")
+    with pytest.raises(ValueError, match="at_least.*at_most"):
+        Target(side="a")
+    with pytest.raises(ValueError, match="side 'a': .*function.*driver"):
+        Side("a")
+    with pytest.raises(ValueError, match="side 'a': .*<lambda>"):
+        Side("a", lambda: None, isolated=True)
+
+
+def test_a_peer_that_is_not_installed_has_not_failed():
+    absent = [{"failed": "Lightning is not installed yet", "absent": True}]
+    line = one(1.1, runs(1.0, 1.0, 1.0, 1.0), absent)
+    assert line.verdict == "absent" and "Lightning is not installed yet" in line.why
+    assert one(1.1, [{"failed": "broke"}], absent).verdict == "failed"
