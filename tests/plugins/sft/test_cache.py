@@ -117,6 +117,30 @@ def test_what_matters_is_prepared_anew(make_tokenizer: Callable[..., Any], chang
     assert cached(prepare(tokenizer, **change)) == [True]
 
 
+def test_a_source_that_holds_other_rows_is_prepared_anew(make_tokenizer: Callable[..., Any]) -> None:
+    """As a file does that was edited: the recipe says the same as before."""
+
+    class Edited(SourcePlugin):
+        held = ROWS
+
+        @hookimpl
+        def load_source(self) -> Any:
+            return list(self.held)
+
+        @hookimpl
+        def fingerprint_source(self) -> str | None:
+            return repr(self.held)
+
+    edited = Edited()
+    made = PluginHost(discover=False)
+    for plugin in (SFTPlugin(), edited):
+        made.register(plugin)
+    tokenizer = make_tokenizer("chatml")
+    assert [cached(prepare(tokenizer, hooks=made.hooks)) for _ in range(2)] == [[False], [True]]
+    edited.held = ROWS[::-1]
+    assert [cached(prepare(tokenizer, hooks=made.hooks)) for _ in range(2)] == [[False], [True]]
+
+
 def test_another_template_or_tokenizer_is_prepared_anew(make_tokenizer: Callable[..., Any]) -> None:
     prepare(make_tokenizer("chatml"))
     assert cached(prepare(make_tokenizer("chatml"))) == [True]

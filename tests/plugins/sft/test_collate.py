@@ -35,6 +35,7 @@ def test_stacked_pads_by_length() -> None:
     assert batch["input_ids"].tolist() == [[5, 6, 0, 8, 0], [0, 0, 0, 0, 0]]
     assert batch["labels"].tolist() == [[-100, 6, 0, -100, 0], [-100, 0, -100, -100, -100]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]]
+    assert batch["tokens"] == 7, "padding does not count"
 
 
 def test_documents_are_told_in_the_terms_of_variable_length_kernels() -> None:

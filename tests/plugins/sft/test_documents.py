@@ -65,6 +65,12 @@ def test_overflow_split_leaves_pieces_out_in_which_nothing_is_trained() -> None:
     assert (count.rows_kept, count.rows_empty, count.tokens_kept, count.tokens_dropped) == (2, 0, 5, 4)
 
 
+def test_the_first_token_of_a_piece_is_not_trained() -> None:
+    made, count = fit(documents("xxxxxx"), 3, "split", "error", "set")
+    assert shown(made) == [([0, 1, 2], ".xx"), ([3, 4, 5], ".xx")]
+    assert count.tokens_trained == made.supervised.sum() == 4
+
+
 def test_a_row_in_which_nothing_is_trained() -> None:
     rows = documents("..x", "...", "...x")
     with pytest.raises(DataError, match=r"in 2 of 3 rows no token is trained.*row 1 \(1 of them because max_length 3"):
