@@ -15,32 +15,41 @@ import pytest
 
 from hooktrain.errors import HooktrainError
 from hooktrain.scaffold import LONGEST, PluginNames, new_plugin, write_plugin
-from tests.environments import PIP
+from tests.environments import PIP, Environment, build_wheels, shared, unpack
 
 ROOT = Path(__file__).parents[1]
-WHEEL = [sys.executable, *PIP, "wheel", "--no-deps", "--no-build-isolation"]
+PROJECT = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+
+
+def _build(folder: Path) -> None:
+    source = folder / "hooktrain"
+    source.mkdir()
+    shutil.copytree(ROOT / "hooktrain", source / "hooktrain", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in PROJECT:
+        shutil.copy(ROOT / name, source)
+    build_wheels(folder, [source])
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """Where hooktrain's wheel, and that of a plugin which it wrote, have been installed; beside it lies the plugin."""
+def wheel(tmp_path_factory):
+    """hooktrain's own wheel."""
+    (found,) = shared(tmp_path_factory, "hooktrain", _build).glob("wheels/hooktrain-*.whl")
+    return found
+
+
+@pytest.fixture(scope="module", params=["unpacked", pytest.param("installed", marks=pytest.mark.thorough)])
+def environment(request, tmp_path_factory):
+    """Where the wheel of a plugin that hooktrain wrote is on the path, and the plugin's folder.
+
+    *Installed* is what a reader has who has nothing of this repository: pip has installed it, and hooktrain's own wheel.
+    """
     folder = tmp_path_factory.mktemp("scaffold")
-    source = folder / "hooktrain"  # a copy, as setuptools writes into what it builds
-    source.mkdir()
-    shutil.copytree(ROOT / "hooktrain", source / "hooktrain", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    subprocess.run([*WHEEL, "-w", str(folder), str(source)], check=True)
-    (wheel,) = folder.glob("hooktrain-*.whl")
-    held = zipfile.ZipFile(wheel).namelist()
-    for path in (ROOT / "hooktrain").rglob("*"):
-        place = path.relative_to(ROOT)
-        left_out = any(part.startswith((".", "__pycache__")) for part in place.parts) or path.name == "ruff.toml"
-        assert left_out or path.is_dir() or place.as_posix() in held, f"{place} is missing in the wheel"
-    install = [sys.executable, *PIP, "install", "--no-deps", "--target", str(folder / "site")]
-    subprocess.run([*install, str(wheel)], check=True)
-    shutil.rmtree(source)
-    shown = run(folder / "site", folder, "hooktrain", "new-plugin", "Square-Root2")
+    site = folder / "site"
+    installed = request.param == "installed"
+    if installed:
+        _install(site, request.getfixturevalue("wheel"))
+    made = Environment.of(site)
+    shown = succeeded(made, folder, "-m", "hooktrain", "new-plugin", "Square-Root2")
     assert shown.splitlines()[-6:] == [
         "",
         "  cd hooktrain-square-root2",
@@ -49,35 +58,47 @@ def site(tmp_path_factory):
         "  hooktrain plugins",
         "  hooktrain train recipe.yaml",
     ]
-    subprocess.run([*WHEEL, "-w", str(folder), str(folder / "hooktrain-square-root2")], check=True)
-    subprocess.run([*install, *map(str, folder.glob("hooktrain_square_root2-*.whl"))], check=True)
-    return folder / "site"
+    wheels = list(build_wheels(folder, [folder / "hooktrain-square-root2"]).iterdir())
+    if installed:
+        _install(site, *wheels)
+    else:
+        unpack(wheels, site)
+    return made, folder / "hooktrain-square-root2"
 
 
-def run(site: Path, folder: Path, module: str, *words: str) -> str:
-    """Run a Python module where the wheels are found first, and none of the sources of this repository."""
-    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", module, *words]
-    ended = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout.rstrip("\n")
+def _install(site: Path, *wheels: Path) -> None:
+    install = [sys.executable, *PIP, "install", "--no-deps", "--target", str(site)]
+    subprocess.run([*install, *map(str, wheels)], check=True)
 
 
-def test_its_tests_pass(site):
-    assert " passed" in run(site, site.parent / "hooktrain-square-root2", "pytest", "-q", "-p", "no:cacheprovider")
+def succeeded(environment: Environment, folder: Path, *words: str) -> str:
+    """The output of a Python program."""
+    run = environment.run(folder, *words)
+    assert run.status == 0, run.output
+    return run.stdout.rstrip("\n")
 
 
-def test_it_is_seen_and_does_what_it_says(site):
-    folder = site.parent / "hooktrain-square-root2"
-    (fact,) = [
-        fact
-        for fact in json.loads(run(site, folder, "hooktrain", "plugins", "--json"))
-        if fact["name"] == "square_root2"
-    ]
+def test_the_wheel_of_hooktrain_holds_its_files(wheel):
+    held = zipfile.ZipFile(wheel).namelist()
+    for path in (ROOT / "hooktrain").rglob("*"):
+        place = path.relative_to(ROOT)
+        left_out = any(part.startswith((".", "__pycache__")) for part in place.parts) or path.name == "ruff.toml"
+        assert left_out or path.is_dir() or place.as_posix() in held, f"{place} is missing in the wheel"
+
+
+def test_its_tests_pass(environment):
+    made, folder = environment
+    assert " passed" in succeeded(made, folder, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+
+
+def test_it_is_seen_and_does_what_it_says(environment):
+    made, folder = environment
+    facts = json.loads(succeeded(made, folder, "-m", "hooktrain", "plugins", "--json"))
+    (fact,) = [fact for fact in facts if fact["name"] == "square_root2"]
     assert (fact["distribution"], fact["version"], fact["state"]) == ("hooktrain-square-root2", "0.1.0", "active")
     assert fact["offers"] == ["scheduler/square_root2", "settings/square_root2"]
     assert "on_step_end" in fact["hooks"]
-    run(site, folder, "hooktrain", "train", "recipe.yaml")
+    succeeded(made, folder, "-m", "hooktrain", "train", "recipe.yaml")
     lines = [json.loads(line) for line in (folder / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()]
     assert [line["lr"] for line in lines[:5]] == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05])
     assert lines[19]["lr"] == pytest.approx(0.05 / 2), "four times the warm-up is half of the rate"
