@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +73,28 @@ def _one_thread() -> Iterator[None]:
     left = torch.get_num_threads()
     torch.set_num_threads(1)
     assert left == 1, f"this test leaves torch with {left} threads"
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """``installed(name, source)``: a distribution with one plugin, on the path like a pip-installed one."""
+    site = tmp_path / "site"
+
+    def install(name: str, source: str, *, distribution: str | None = None, version: str = "1.2") -> None:
+        module = f"mod_{(distribution or name).replace('-', '_')}"
+        site.mkdir(exist_ok=True)
+        (site / f"{module}.py").write_text(source, encoding="utf-8")
+        info = site / f"{(distribution or name).replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution or name}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[hooktrain]\n{name} = {module}\n")
+
+    monkeypatch.syspath_prepend(str(site))
+    before = set(sys.modules)
+    yield install
+    for name in set(sys.modules) - before:
+        if name.startswith("mod_"):
+            del sys.modules[name]
 
 
 @pytest.fixture

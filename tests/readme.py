@@ -7,12 +7,29 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hooktrain.hookspecs import FACTORIES, SEGMENTS
+from hooktrain.testing import SegmentRecorder, train
 
 README = Path(__file__).parents[1] / "README.md"
 GOLDEN = Path(__file__).parent / "golden" / "hooks.txt"
+
+
+def record(tiny_recipe: Mapping[str, Any]) -> list[str]:
+    """The run whose hooks are golden: two steps of two micro-batches, an evaluation and a checkpoint."""
+    recorder = SegmentRecorder()
+    recipe = {
+        **tiny_recipe,
+        "data": {"rows": 8, "eval_rows": 2},
+        "gradient_accumulation_steps": 2,
+        "eval_interval": 2,
+        "checkpoint": {"type": "full", "save_end_of_training": True},
+    }
+    train(recipe, recorder)
+    return recorder.hooks
 
 
 def loop(recorded: list[str]) -> str:
@@ -57,7 +74,6 @@ def rendered(text: str, recorded: list[str]) -> str:
 
 def main() -> None:
     from tests import guides
-    from tests.test_trainer import record
 
     with tempfile.TemporaryDirectory() as folder:
         recipe = {

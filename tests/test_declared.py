@@ -24,7 +24,6 @@ from hooktrain import (
 from hooktrain.build import load, make_host
 from hooktrain.needs import drop_unmet
 from hooktrain.testing import TinyPlugin, host_of
-from tests.test_plugins import installed  # noqa: F401 (fixture)
 
 DECLARES = """
 import attrs, hooktrain
@@ -79,7 +78,7 @@ def test_a_declaration_of_another_kind_is_refused():
 # ----------------------------------------------------------------------------------------------------- the API
 
 
-def test_a_plugin_for_other_hooks_is_out_and_stops_only_a_run_that_names_it(installed, run_tiny):  # noqa: F811
+def test_a_plugin_for_other_hooks_is_out_and_stops_only_a_run_that_names_it(installed, run_tiny):
     # the older plugin's other faults, such as a parameter that is no more, are consequences and not said first
     installed("a-older", declares('api="<1.0"') + "@hooktrain.hookimpl\ndef on_step_end(trainer, result): pass\n")
     installed("b-fits", declares(f'api="~={API_VERSION}"'))
@@ -131,7 +130,7 @@ def test_who_takes_what_is_retired_is_told_by_name(order):
 # ------------------------------------------------------------------------------------------------------- needs
 
 
-def test_a_plugin_without_what_it_requires_is_out_and_so_are_those_that_require_it(installed):  # noqa: F811
+def test_a_plugin_without_what_it_requires_is_out_and_so_are_those_that_require_it(installed):
     installed("a-top", declares('requires=["b-middle"]', "top"))
     installed("b-middle", declares('requires=["c-absent"]', "middle"))
     host = make_host()
@@ -165,13 +164,13 @@ def test_a_plugin_in_hand_without_what_it_requires_stops_the_run(tiny_recipe):
     )
 
 
-def test_a_hook_of_the_plugin_that_is_missing_is_no_misspelling(installed):  # noqa: F811
+def test_a_hook_of_the_plugin_that_is_missing_is_no_misspelling(installed):
     installed("a-needs", declares('requires=["c-absent"]') + "@hooktrain.hookimpl\ndef on_spike(trainer): pass\n")
     _, host = load({"type": "tiny"}, plugins=[TinyPlugin()])
     assert host.records["a-needs"].reason == "requires the plugin 'c-absent', which is not installed; install it"
 
 
-def test_a_version_that_is_required(installed):  # noqa: F811
+def test_a_version_that_is_required(installed):
     installed("a-needs", declares('requires=["b-old>=2"]'))
     installed("b-old", declares("", "old"))
     host = make_host()
@@ -181,7 +180,7 @@ def test_a_version_that_is_required(installed):  # noqa: F811
     )
 
 
-def test_what_is_required_may_be_a_distribution_or_given_in_python(installed):  # noqa: F811
+def test_what_is_required_may_be_a_distribution_or_given_in_python(installed):
     installed("a-needs", declares('requires=["The_Distribution", "Given"]'))
     installed("b-has", declares("", "has"), distribution="the-distribution")
 
@@ -195,7 +194,7 @@ def test_what_is_required_may_be_a_distribution_or_given_in_python(installed):  
     assert "which is blocked (blocked by plugins.block of the recipe)" in host.records["a-needs"].reason
 
 
-def test_plugins_that_do_not_go_together_stop_the_run_until_one_is_left_out(installed):  # noqa: F811
+def test_plugins_that_do_not_go_together_stop_the_run_until_one_is_left_out(installed):
     installed("a-one", declares('excludes=["b-other"]', "one"))
     installed("b-other", declares("", "other"))
     with pytest.raises(PluginError) as caught:

@@ -11,7 +11,12 @@ from hooktrain import PluginError, hookimpl
 from hooktrain.build import load, make_host
 from hooktrain.lock import digest_of, lock_differences, write_lock
 from hooktrain.testing import TinyPlugin
-from tests.test_plugins import HEARS, installed  # noqa: F401 (fixture)
+
+HEARS = """
+import hooktrain
+@hooktrain.hookimpl
+def on_train_start(trainer): pass
+"""
 
 
 @pytest.fixture
@@ -23,7 +28,7 @@ def digest(host, name):
     return next(record["digest"] for record in host.manifest() if record["name"] == name)
 
 
-def test_the_manifest_tells_files_apart(installed, site, monkeypatch):  # noqa: F811
+def test_the_manifest_tells_files_apart(installed, site, monkeypatch):
     import sys
 
     installed("a-first", HEARS)

@@ -14,29 +14,6 @@ from hooktrain import HooktrainError, PluginError, PluginHost, PluginsConfig, Re
 from hooktrain.build import load, make_host
 from hooktrain.testing import Recorder, TinyPlugin, host_of
 
-
-@pytest.fixture
-def installed(tmp_path, monkeypatch):
-    """``installed(name, source)``: a distribution with one plugin, on the path like a pip-installed one."""
-    site = tmp_path / "site"
-
-    def install(name: str, source: str, *, distribution: str | None = None, version: str = "1.2") -> None:
-        module = f"mod_{(distribution or name).replace('-', '_')}"
-        site.mkdir(exist_ok=True)
-        (site / f"{module}.py").write_text(source, encoding="utf-8")
-        info = site / f"{(distribution or name).replace('-', '_')}-{version}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution or name}\nVersion: {version}\n")
-        (info / "entry_points.txt").write_text(f"[hooktrain]\n{name} = {module}\n")
-
-    monkeypatch.syspath_prepend(str(site))
-    before = set(sys.modules)
-    yield install
-    for name in set(sys.modules) - before:
-        if name.startswith("mod_"):
-            del sys.modules[name]
-
-
 HEARS = """
 import hooktrain
 @hooktrain.hookimpl

@@ -13,7 +13,6 @@ from hooktrain.given import Given
 from hooktrain.report.hooks import hooks_of, print_hooks
 from hooktrain.report.plugins import plugins_of, print_plugin, print_plugins
 from hooktrain.testing import host_of
-from tests.test_plugins import installed  # noqa: F401 (a fixture)
 
 
 class Replaces:
@@ -104,7 +103,7 @@ BROKEN = {
 }
 
 
-def test_broken_plugins_are_listed_with_the_cause(installed, capsys):  # noqa: F811
+def test_broken_plugins_are_listed_with_the_cause(installed, capsys):
     for name, (source, _) in BROKEN.items():
         installed(name, source)
     host = make_host()
@@ -117,7 +116,7 @@ def test_broken_plugins_are_listed_with_the_cause(installed, capsys):  # noqa: F
     assert "torch " in shown, "the others are there all the same"
 
 
-def test_on_a_terminal_a_cause_is_a_line_that_can_be_copied(installed, on_terminal):  # noqa: F811
+def test_on_a_terminal_a_cause_is_a_line_that_can_be_copied(installed, on_terminal):
     reason = "it needs what is not here, " * 9 + "at last"
     installed("a-long", f"raise ValueError({reason!r})")
     host = make_host()
@@ -138,7 +137,7 @@ def test_what_only_objects_in_hand_are_is_not_offered():
     assert facts_of(make_host(given=in_hand))["given"]["offers"] == ["type/given"]
 
 
-def test_clashing_distributions_and_missing_metadata_are_listed(installed, tmp_path, capsys):  # noqa: F811
+def test_clashing_distributions_and_missing_metadata_are_listed(installed, tmp_path, capsys):
     for distribution in ("one", "other"):
         installed("a-same", "raise RuntimeError('never loaded')", distribution=distribution)
     installed("b-bare", "import hooktrain\n@hooktrain.hookimpl\ndef on_train_start(trainer): pass\n")

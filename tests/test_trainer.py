@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import traceback
-from pathlib import Path
 
 import attrs
 import pytest
@@ -22,24 +21,9 @@ from hooktrain import (
     field,
     hookimpl,
 )
-from hooktrain.testing import Recorder, SegmentRecorder, TinyModel, train
+from hooktrain.testing import Recorder, TinyModel, train
+from tests.readme import GOLDEN, record
 from tests.reference_loop import reference
-
-GOLDEN = Path(__file__).parent / "golden" / "hooks.txt"
-
-
-def record(tiny_recipe) -> list[str]:
-    """The run whose hooks are golden: two steps of two micro-batches, an evaluation and a checkpoint."""
-    recorder = SegmentRecorder()
-    recipe = {
-        **tiny_recipe,
-        "data": {"rows": 8, "eval_rows": 2},
-        "gradient_accumulation_steps": 2,
-        "eval_interval": 2,
-        "checkpoint": {"type": "full", "save_end_of_training": True},
-    }
-    train(recipe, recorder)
-    return recorder.hooks
 
 
 def test_order_of_hooks_is_golden(tiny_recipe):
