@@ -86,6 +86,11 @@ class Ledger:
         """Whether ``memory`` is the device's."""
         return self._read_peak is _device_peak
 
+    @property
+    def innermost(self) -> Cost | None:
+        """What this thread's time is charged to now; None outside of every hook."""
+        return self._open.calls[-1] if self._open.calls else None
+
     def measure(self, hook: str, implementation: HookImpl) -> None:
         """Put a function that charges each call in the place of an implementation's."""
         cost = self.costs.setdefault((implementation.plugin_name, hook), Cost(implementation.plugin_name, hook))

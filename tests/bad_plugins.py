@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import threading
-import time
 from pathlib import Path
 
 import attrs
@@ -269,6 +268,20 @@ class ByRank:
         return LossSum(loss.total * (1 + 0.01 * trainer.world.rank), loss.weight)
 
 
+class ScalesByShard:
+    """The same number on any number of ranks, unless each holds a part of the weights."""
+
+    @hookimpl
+    def on_step_start(self, trainer):
+        weight = trainer.model.head.weight
+        self.share = getattr(weight, "to_local", weight.detach)().numel() / weight.numel()
+
+    @hookimpl(wrapper=True)
+    def compute_loss(self, model):
+        loss = yield
+        return LossSum(loss.total * self.share, loss.weight) if model.training else loss
+
+
 class OneRankRaises:
     @hookimpl
     def on_step_end(self, trainer):
@@ -331,7 +344,7 @@ class TearsDownOnce:
 class LeavesThread:
     @hookimpl
     def on_train_start(self):
-        threading.Thread(target=time.sleep, args=(60,), name="left", daemon=True).start()
+        threading.Thread(target=threading.Event().wait, name="left", daemon=True).start()
 
 
 class LeavesVariable:
@@ -353,10 +366,41 @@ class Swallows:
 
 
 class Slow:
+    """Takes 10 ms a step by ``read_clock``."""
+
     @hookimpl
     def on_step_end(self):
-        time.sleep(0.01)
+        _passed.append(0.01)
+
+
+_passed: list[float] = []
+
+
+def read_clock():
+    """A clock on which a step takes a millisecond, and longer where a plugin says so."""
+    _passed.append(0.001)
+    return sum(_passed)
+
+
+class Allocates:
+    """Makes two tensors a step in its hook, and one a micro-batch in a function that the model calls."""
+
+    @hookimpl
+    def on_train_start(self, trainer):
+        trainer.model.head.register_forward_hook(self.look)
+
+    def look(self, module, given, output):
+        output.detach().abs()
+
+    @hookimpl
+    def on_step_end(self, output):
+        self.mean = output.total.view(1).detach() + 1
+        self.mean = self.mean * 2
+        self.mean.add_(1)
+
+
+# ------------------------------------------------------------------------------------------------------- processes
 
 
 def hang():
-    time.sleep(100)
+    threading.Event().wait()

@@ -31,21 +31,28 @@ __all__ = [
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.getgroup("hooktrain", "tests of hooktrain's plugins").addoption(
+    group = parser.getgroup("hooktrain", "tests of hooktrain's plugins")
+    group.addoption(
         "--hooktrain-timeout",
         type=float,
         default=100.0,
         metavar="SECONDS",
         help="kill a process that run_cli or run_ranks started after so long (default: 100)",
     )
+    group.addoption(
+        "--hooktrain-time",
+        action="store_true",
+        help="judge times in conformance checks too: budget= and import_seconds=; on a machine that is not busy",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "hooktrain_conformance: a check of hooktrain's conformance kit")
+    config.addinivalue_line("markers", "thorough: exhaustive and long; `-m 'not thorough'` leaves these tests out")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """What the conformance kit has measured, such as seconds and microseconds."""
+    """Print what the conformance kit has measured, and whether it has judged times."""
     lines = [
         str(value)
         for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("skipped"))
@@ -56,6 +63,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("hooktrain conformance")
         for line in lines:
             terminalreporter.write_line(line)
+        if not terminalreporter.config.getoption("--hooktrain-time"):
+            terminalreporter.write_line("time was not judged; --hooktrain-time judges budget= and import_seconds=")
 
 
 @pytest.fixture

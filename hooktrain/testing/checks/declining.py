@@ -15,7 +15,7 @@ import attrs
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hooktrain.differences import digest
+from hooktrain.compare import digest
 from hooktrain.hookspecs import FACTORIES, SEGMENTS
 from hooktrain.testing.checks.kit import Broken, Kit
 from hooktrain.testing.checks.subject import Spec, prepared
@@ -26,11 +26,8 @@ __all__ = ["check_declines"]
 
 def check_declines(kit: Kit) -> None:
     """Factories given a config of somebody else's, and segments that decline, leave no trace."""
-    done = kit.start("declines", f"{__name__}:_factories", light=not kit.is_chat, spec=kit.spec)
-    found = list(kit.need(done, "asking the plugin's factories for a part that is not theirs"))
-    if not found:
-        done = kit.start("declining-segments", f"{__name__}:_segments", spec=kit.spec)
-        found += kit.need(done, "a run beside the plugin")
+    done = kit.start("declines", f"{__name__}:_traces", spec=kit.spec)
+    found = kit.need(done, "asking the plugin's factories and segments for a part that is not theirs")
     if found:
         raise Broken(
             "\n".join(found),
@@ -129,11 +126,16 @@ def _random() -> Any:
     return digest(torch.get_rng_state()), random.getstate()
 
 
-def _factories(spec: Spec) -> list[str]:
-    """What the factories do with a config that nobody has registered; in a process of its own."""
-    made = prepared(spec, "idle")
+def _traces(spec: Spec) -> list[str]:
+    """What factories do that are not meant, else what segments do; in a process of its own."""
     _random()
     sys.addaudithook(_hear)
+    return _factories(spec) or _segments(spec)
+
+
+def _factories(spec: Spec) -> list[str]:
+    """What the factories do with a config that nobody has registered."""
+    made = prepared(spec, "idle")
     found = []
     for hook in (*FACTORIES, "fingerprint_source", "show_rows"):
         for implementation in made.host.implementations(hook):
@@ -175,7 +177,6 @@ def _segments(spec: Spec) -> list[str]:
     ]
     if not claimed:
         return []
-    sys.addaudithook(_hear)
     found: list[str] = []
     trainer = Trainer(made.recipe, made.host)
     for hook, implementation in claimed:

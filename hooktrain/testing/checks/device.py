@@ -30,14 +30,17 @@ __all__ = ["check_device"]
 
 
 def check_device(kit: Kit) -> None:
-    """No hook of the plugin reads from the device where its documentation says that it must not wait for it."""
+    """Hooks of the plugin read from the device only where their documentation says that they may wait for it."""
     done = kit.start("device", f"{__name__}:_reads", spec=kit.spec)
-    if done.status == 0 and done.result["reads"]:
+    syncs, limit = done.result["syncs"] if done.status == 0 else 0.0, kit.options.device_syncs
+    if syncs > limit:
+        allowed = f"{syncs:g} device syncs a step, and {limit:g} are allowed:\n" if limit else ""
         raise Broken(
-            "\n".join(f"{where}" for where in done.result["reads"][:8]),
+            allowed + "\n".join(done.result["reads"][:8]),
             "between two log lines nothing waits for the device: a wait in every step costs a GPU milliseconds",
             "keep tensors as they are, detached, and return them from collect_metrics, which are read all at once; read"
-            " values in on_log, or in hooks whose documentation says that they may wait (`hooktrain hooks NAME`)",
+            " values in on_log, or in hooks whose documentation says that they may wait (`hooktrain hooks NAME`); a"
+            " plugin that has to wait says how often a step with conformance(device_syncs=...)",
         )
     if done.status != 0:
         why = (done.output.strip().splitlines() or ["nothing was said"])[-1]
@@ -47,6 +50,7 @@ def check_device(kit: Kit) -> None:
             "this recipe does not run on a device without values, and no wait of the plugin was seen until"
             f" {done.result['failed']}"
         )
+    kit.notes["device"] = f"{syncs:g} device syncs a step"
 
 
 class _Values(TorchDispatchMode):
@@ -93,6 +97,7 @@ class _Judge:
     def __init__(self, implementations: Mapping[CodeType, str], package: str) -> None:
         self.implementations, self.package = implementations, package
         self.found: list[str] = []
+        self.count = 0
         self.quiet = {Trainer.log.__code__, Trainer.evaluate.__code__, Trainer.checkpoint.__code__}
 
     def read(self, what: str) -> None:
@@ -113,6 +118,7 @@ class _Judge:
             return
         if _may_wait(hook) if hook and device_rule(hook) else quiet or not step:
             return
+        self.count += 1
         path, line = Path(mine.f_code.co_filename), mine.f_lineno
         lines = path.read_text(encoding="utf-8").splitlines()
         place = f"{hook or 'between two log lines'}, {path.name}:{line}"
@@ -175,4 +181,4 @@ def _reads(spec: Spec) -> dict[str, Any]:
         except (NotImplementedError, RuntimeError, TypeError) as problem:
             traceback.print_exc()
             failed = f"step {trainer.global_step}: {type(problem).__name__}: {str(problem).splitlines()[0]}"
-    return {"reads": judge.found, "failed": failed}
+    return {"reads": judge.found, "syncs": judge.count / max(trainer.global_step, 1), "failed": failed}

@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from typing import Any
 
-from hooktrain.errors import HooktrainError
-from hooktrain.testing.checks.kit import Broken, Kit, Unjudged
-from hooktrain.testing.checks.subject import prepared
+from hooktrain.testing.checks.kit import Broken, Kit, Training, Unjudged
 
 __all__ = ["changes_gradients", "check_observes", "check_ranks", "require_removable"]
 
 
 def changes_gradients(kit: Kit) -> bool:
     """What the author says, or what the plugin declares."""
-    if kit.options.changes_gradients is not None:
-        return kit.options.changes_gradients
-    done = kit.once("declared", lambda: kit.start("declared", f"{__name__}:_declared", spec=kit.spec))
-    return bool(kit.need(done, "loading the plugin"))
-
-
-def _declared(spec: Any) -> bool:
-    """Whether the plugin's own ``hooktrain_plugin`` says that it changes gradients; in a process of its own."""
-    import sys
-
-    plugin = spec.reference.load()
-    home = sys.modules.get(str(getattr(plugin, "__module__", None) or getattr(plugin, "__name__", "")))
-    info = getattr(plugin, "hooktrain_plugin", None) or getattr(home, "hooktrain_plugin", None)
-    return bool(getattr(info, "changes_gradients", False))
-
-
-def _removable(spec: Any) -> str:
-    """Why the recipe does not do without the plugin, or nothing; in a process of its own."""
-    try:
-        prepared(spec, "without")
-    except HooktrainError as problem:
-        return " ".join(str(problem).split())
-    return ""
+    said = kit.options.changes_gradients
+    return bool(kit.facts["changes_gradients"]) if said is None else said
 
 
 def require_removable(kit: Kit) -> None:
     """Refuse to compare with runs without the plugin where there are none."""
-    done = kit.once("removable", lambda: kit.start("removable", f"{__name__}:_removable", spec=kit.spec))
-    why = kit.need(done, "reading the recipe without the plugin")
+    why = kit.facts["needed"]
     if why:
         raise Unjudged(f"the recipe does not do without the plugin, so there is nothing to compare with: {why}")
 
@@ -53,10 +28,13 @@ def check_observes(kit: Kit) -> None:
     if changes_gradients(kit):
         raise Unjudged("the plugin declares that it changes gradients")
     require_removable(kit)
-    beside, without = kit.runs(("beside", {"variation": "beside"}, {}), ("without", {"variation": "without"}, {}))
-    one = kit.need(without, "a run without the plugin")
-    two = kit.need(beside, "a run beside the plugin")
-    from hooktrain.differences import differences
+    used = kit.spec.raw("beside") == kit.spec.raw("with")  # then check_resume makes the same run
+    beside, without = kit.runs(
+        Training("straight", "with") if used else Training("beside", "beside"), Training("without", "without")
+    )
+    one = kit.need_all(without, "a run without the plugin")[0]
+    two = kit.need_all(beside, "a run beside the plugin")[0]
+    from hooktrain.compare import differences
 
     for what in ("rows of each step", "logged numbers", "weights", "optimizer's tensors", "random states"):
         first, second = one[what], two[what]
@@ -89,27 +67,18 @@ def check_observes(kit: Kit) -> None:
 def check_ranks(kit: Kit) -> None:
     """One rank and two that share the same global batch log the same losses, and all end."""
     one, two = _accumulations(kit)
-    changes: dict[str, Any] = {"checkpoint": [], "gradient_accumulation_steps": one}
+    changes: dict[str, Any] = {"checkpoint": []}
     if kit.options.recipe == "tiny" and "model" not in kit.options.settings:
         changes["model.dropout"] = 0.0  # ranks draw different dropout
     if kit.options.recipe in ("tiny", "chat") and "optimizer" not in kit.options.settings:
         changes["optimizer"] = {"type": "sgd", "lr": 0.1}  # Adam makes much of the rounding of small gradients
-    port = _free_port()
-    jobs: list[tuple[str, dict[str, Any], dict[str, str]]] = [
-        ("alone", {"variation": "with", "overrides": changes}, {})
-    ]
-    for rank in (0, 1):
-        env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        shared = str(kit.folder / "ranks")
-        given = {"variation": "with", "overrides": {**changes, "gradient_accumulation_steps": two, "run_dir": shared}}
-        jobs.append((f"rank-{rank}", given, {**env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}))
-    alone, *ranks = kit.runs(*jobs)
-    reference = kit.need(alone, "a run on one rank")
-    # the others fail too, as they hear no more from the one that did
-    for rank in sorted((0, 1), key=lambda rank: (", hook " not in ranks[rank].output, ranks[rank].status is None)):
-        kit.need(ranks[rank], f"rank {rank} of two")
-    for rank, done in enumerate(ranks):
-        apart = _apart(reference["logged numbers"], done.result["logged numbers"], kit.options.tolerance)
+    alone, ranks = kit.runs(
+        Training("alone", "with", {**changes, "gradient_accumulation_steps": one}, ranks=1),
+        Training("ranks", "with", {**changes, "gradient_accumulation_steps": two}, ranks=2),
+    )
+    (reference,) = kit.need_all(alone, "a run on one rank")
+    for rank, result in enumerate(kit.need_all(ranks, "a run on two ranks")):
+        apart = _apart(reference["logged numbers"], result["logged numbers"], kit.options.tolerance)
         if apart:
             raise Broken(
                 f"one rank, and rank {rank} of two with the same global batch, log other numbers. {apart}",
@@ -136,9 +105,3 @@ def _apart(one: Mapping[str, Any], two: Mapping[str, Any], tolerance: float) -> 
             if other is None or abs(other - value) > tolerance * max(abs(value), 1e-12):
                 return f"{step}, {name}: {value!r} and {other!r}, where {tolerance:g} of it is allowed"
     return ""
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

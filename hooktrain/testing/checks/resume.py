@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from hooktrain.testing.checks.kit import Broken, Kit, Unjudged
+from hooktrain.testing.checks.kit import Broken, Kit, Training, Unjudged
 
 __all__ = ["check_resume", "check_state"]
 
@@ -24,19 +24,11 @@ _COMPARED = (
 
 
 def _straight(kit: Kit) -> dict[str, Any]:
-    found: dict[str, Any] = kit.once("straight", lambda: _together(kit)[0])
-    return found
-
-
-def _together(kit: Kit) -> tuple[Any, Any]:
-    """The straight run, and the one that ends half-way with a checkpoint; at the same time."""
-    half = {"exit_iteration": kit.options.steps // 2, **_saving(kit)}
-    straight, first = kit.runs(
-        ("straight", {"variation": "with"}, {}), ("half", {"variation": "with", "overrides": half}, {})
-    )
-    result = kit.need(straight, f"a run of {kit.options.steps} steps with the plugin")
-    kit.once("half", lambda: first)
-    return result, first
+    """The straight run; the one that ends half-way with a checkpoint is made at the same time."""
+    half = Training("half", "with", {"exit_iteration": kit.options.steps // 2, **_saving(kit)})
+    straight, _ = kit.runs(Training("straight", "with"), half)
+    result: dict[str, Any] = kit.need_all(straight, f"a run of {kit.options.steps} steps with the plugin")[0]
+    return result
 
 
 def _saving(kit: Kit) -> dict[str, Any]:
@@ -53,31 +45,32 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _halves(kit: Kit) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The run that ended half-way, and the one that went on from its checkpoint."""
     _straight(kit)
     found: tuple[dict[str, Any], dict[str, Any]] = kit.once("halves", lambda: _resumed(kit))
     return found
 
 
 def _resumed(kit: Kit) -> tuple[Any, Any]:
-    half = kit.need(kit.once("half", lambda: None), "a run that saves half-way")
+    (first,) = kit.runs(Training("half", "with"))
+    half = kit.need_all(first, "a run that saves half-way")[0]
     if not half["saved"]:
         raise Unjudged("none of the recipe's checkpoint engines writes what a run can go on from")
-    given = {"variation": "with", "overrides": _saving(kit), "resume_from": half["saved"][-1]}
-    (done,) = kit.runs(("resumed", given, {}))
-    return half, kit.need(done, "a run that goes on from the checkpoint")
+    (rest,) = kit.runs(Training("resumed", "with", _saving(kit), half["saved"][-1]))
+    return half, kit.need_all(rest, "a run that goes on from the checkpoint")[0]
 
 
 def check_state(kit: Kit) -> None:
     """``collect_state`` gives plain values, and what ``restore_state`` takes back is the same."""
-    straight = _straight(kit)
-    hooks = set(straight["hooks"]) & {"collect_state", "restore_state"}
+    both = {"collect_state", "restore_state"}
+    hooks = both & set(both if kit.facts["hooks"] is None else kit.facts["hooks"])  # where it does not load, runs fail
     rule = "what collect_state gives is kept in every checkpoint, and given to restore_state when a run goes on from it"
     if len(hooks) == 1:
-        (there,) = hooks
-        (missing,) = {"collect_state", "restore_state"} - hooks
+        (there,), (missing,) = hooks, both - hooks
         raise Broken(f"implements {there} without {missing}", rule, f"implement {missing} too, or drop {there}")
     if not hooks:
         raise Unjudged("the plugin keeps no state: it implements neither collect_state nor restore_state")
+    straight = _straight(kit)
     if "not plain" in straight:
         raise Broken(
             "collect_state gives what is neither a JSON value nor a tensor: " + "; ".join(straight["not plain"][:5]),
@@ -86,7 +79,7 @@ def check_state(kit: Kit) -> None:
         )
     import torch
 
-    from hooktrain.differences import differences
+    from hooktrain.compare import differences
 
     state = straight["states of plugins"].get(straight["name"])
     if state is not None:
@@ -130,7 +123,7 @@ def check_resume(kit: Kit) -> None:
 
 
 def _compared(kit: Kit, straight: dict[str, Any], resumed: dict[str, Any]) -> list[str]:
-    from hooktrain.differences import differences
+    from hooktrain.compare import differences
 
     lines, half = [], kit.options.steps // 2
     for what in _COMPARED:

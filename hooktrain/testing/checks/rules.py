@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
 
 from hooktrain.errors import HooktrainError
 from hooktrain.testing.checks.kit import Broken, Kit
+from hooktrain.testing.checks.subject import Spec, prepared
 
-__all__ = ["check_hooks"]
+__all__ = ["check_hooks", "facts"]
 
 
 def check_hooks(kit: Kit) -> None:
     """Every implementation is of a hook that there is, takes its parameters, and is called."""
-    done = kit.start("hooks", f"{__name__}:_problems", spec=kit.spec)
-    found = kit.need(done, "loading the plugin")
+    found = kit.facts["problems"]
     if found:
         raise Broken(
             "\n".join(found),
@@ -26,20 +27,38 @@ def check_hooks(kit: Kit) -> None:
         )
 
 
-def _problems(spec: Any) -> list[str]:
-    """What is wrong with the functions of the plugin; in a process of its own."""
-    from hooktrain.testing.checks.subject import prepared
+def facts(spec: Spec) -> dict[str, Any]:
+    """What loading the plugin tells, in a process of its own.
 
+    Returns:
+        ``problems`` with its functions; ``hooks`` that it implements, None where it cannot be loaded;
+        ``changes_gradients``, what it declares; ``needed``, why the recipe does not do without it, or nothing.
+    """
     plugin = spec.reference.load()
-    found = list(_unmarked(plugin))
+    problems, hooks, needed = list(_unmarked(plugin)), None, ""
     try:
         made = prepared(spec, "with")
+        record = made.host.records.get(made.name)
+        if record is None or record.state != "active":
+            state, reason = (record.state, record.reason) if record else ("not there", "")
+            problems.append(f"the plugin is {state}: {reason}")
+        else:
+            hooks = list(record.hooks)
+            problems += _never_run(made.host, made.name)
     except HooktrainError as problem:
-        return [*found, str(problem)]
-    record = made.host.records.get(made.name)
-    if record is None or record.state != "active":
-        return [*found, f"the plugin is {record.state if record else 'not there'}: {record.reason if record else ''}"]
-    return found + list(_never_run(made.host, made.name))
+        problems.append(str(problem))
+    try:
+        prepared(spec, "without")
+    except HooktrainError as problem:
+        needed = " ".join(str(problem).split())
+    return {"problems": problems, "hooks": hooks, "changes_gradients": _declared(plugin), "needed": needed}
+
+
+def _declared(plugin: Any) -> bool:
+    """Whether the plugin's own ``hooktrain_plugin`` says that it changes gradients."""
+    home = sys.modules.get(str(getattr(plugin, "__module__", None) or getattr(plugin, "__name__", "")))
+    info = getattr(plugin, "hooktrain_plugin", None) or getattr(home, "hooktrain_plugin", None)
+    return bool(getattr(info, "changes_gradients", False))
 
 
 def _functions(plugin: Any) -> Iterator[tuple[str, Any]]:

@@ -54,7 +54,10 @@ _ENOUGH = 8
 
 def check_teardown(kit: Kit) -> None:
     """A failure in any kind of hook reaches the user, after ``on_teardown``, which may come early and twice."""
-    done = kit.start("teardown", f"{__name__}:_failures", spec=kit.spec, leaves=tuple(kit.options.leaves))
+    options = kit.options
+    failing, leaves = tuple(options.failing) or FAILING, tuple(options.leaves)
+    given = {"spec": kit.spec, "failing": failing, "leaves": leaves, "patience": options.patience}
+    done = kit.start("teardown", f"{__name__}:_failures", **given)
     found = kit.need(done, "runs that fail in one hook after another")
     if found:
         raise Broken(
@@ -84,14 +87,14 @@ def _failing(hook: str) -> object:
     return type("Fails", (), {hook: hookimpl(wrapper=wraps)(scope[hook])})()
 
 
-def _failures(spec: Spec, leaves: tuple[str, ...]) -> list[str]:
+def _failures(spec: Spec, failing: tuple[str, ...], leaves: tuple[str, ...], patience: float) -> list[str]:
     """What goes wrong when a run fails in one hook after another; in a process of its own."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     _settle(spec)
     found: list[str] = []
-    for hook in FAILING:
-        found += _failure(spec, hook, leaves) if len(found) < _ENOUGH else []
+    for hook in failing:
+        found += _failure(spec, hook, leaves, patience) if len(found) < _ENOUGH else []
     made = _made(spec, "early")
     trainer = Trainer(made.recipe, made.host)
     for when in ("before anything is built", "a second time"):
@@ -119,7 +122,7 @@ def _made(spec: Spec, folder: str, *plugins: object, variation: str = "with") ->
     return prepared(spec, variation, *plugins, overrides=overrides)
 
 
-def _failure(spec: Spec, hook: str, leaves: tuple[str, ...]) -> list[str]:
+def _failure(spec: Spec, hook: str, leaves: tuple[str, ...], patience: float) -> list[str]:
     """What goes wrong when a run fails in one hook."""
     made = _made(spec, hook, _failing(hook))
     trainer = Trainer(made.recipe, made.host)
@@ -140,7 +143,7 @@ def _failure(spec: Spec, hook: str, leaves: tuple[str, ...]) -> list[str]:
         found.append(f"when {hook} has failed, on_teardown is called {calls['on_teardown']} times, expected once")
     found += [f"when {hook} has failed, {what} stays changed" for what in _changed(before, leaves)]
     for thread in set(threading.enumerate()) - threads:
-        thread.join(1.0)
+        thread.join(patience)
         if thread.is_alive():
             found.append(f"when {hook} has failed, the thread {thread.name} is left")
     found += _called(made, "on_teardown", f"a second time, when {hook} has failed", trainer)
