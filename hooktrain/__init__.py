@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hooktrain.build import load
+    from hooktrain.compare import differences, digest
     from hooktrain.config import CheckpointConfig, at_least, between, field, one_of, part, structure, unstructure
-    from hooktrain.differences import differences, digest
     from hooktrain.drift import provenance, require_same
     from hooktrain.errors import (
         CheckpointError,
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "build": "load",
     "config": "CheckpointConfig at_least between field one_of part structure unstructure",
-    "differences": "differences digest",
+    "compare": "differences digest",
     "drift": "provenance require_same",
     "errors": "CheckpointError Complaint DataError HooktrainError HooktrainWarning ModelError NonFiniteError"
     " PluginError RanksDisagreeError RecipeError SegmentError did_you_mean",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import pkgutil
 import sys
 from pathlib import Path
 
@@ -12,7 +14,7 @@ CORE = Path(__file__).parents[1] / "hooktrain"
 PLUGINS = CORE.parent / "plugins"
 
 FLOORS = [
-    ["differences", "errors", "info", "launch", "markers", "waits"],
+    ["compare", "errors", "info", "launch", "markers", "waits"],
     ["state", "estimates", "reading"],
     ["parts", "config", "hookspecs"],
     ["dispatch", "records"],
@@ -20,7 +22,7 @@ FLOORS = [
     ["lock"],
     ["plugins", "ledger"],
     ["recipe"],
-    ["drift", "loader", "meter", "occupied", "requests", "saving", "faults", "given_rows"],
+    ["drift", "loader", "meter", "occupied", "requests", "saving", "faults", "given_rows", "startup"],
     ["console", "jsonl", "loop", "signals", "given", "profiling"],
     ["build", "in_hand"],
     ["session"],
@@ -161,3 +163,11 @@ def test_plugins_name_their_license_and_a_setuptools_that_reads_it(path):
     text = path.read_text(encoding="utf-8")
     assert 'license = "Apache-2.0"' in text
     assert "setuptools>=77" in text, "older ones refuse a license that is a word"
+
+
+@pytest.mark.parametrize("package", ["hooktrain", "hooktrain.testing", "hooktrain.bench"])
+def test_no_public_name_is_that_of_a_module(package):
+    """Which of the two ``from package import name`` gives would depend on what was imported before."""
+    found = importlib.import_module(package)
+    modules = {module.name for module in pkgutil.iter_modules(found.__path__)}
+    assert not modules & set(found.__all__)

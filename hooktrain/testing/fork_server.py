@@ -38,7 +38,7 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -176,7 +176,8 @@ def _forked(
         or any(value is not None for value in (gid, gids, uid, preexec))
     ):
         return None
-    if _has_copies([folder, *variables.get("PYTHONPATH", "").split(os.pathsep)]):
+    imported = {"hooktrain", *_plugin_packages(), *(name.partition(".")[0] for name in preload)}
+    if _has_copies(imported, [folder, *variables.get("PYTHONPATH", "").split(os.pathsep)]):
         return None
     server = _server(preload, variables)
     if server is None:
@@ -191,12 +192,13 @@ def _forked(
         session=session,
         group=os.getpgrp() if group < 0 else group,
         umask=umask,
-        may_fork=words[1] != "-c" and "RANK" not in variables,
+        may_fork="-c" not in words[1:3] and "RANK" not in variables,
     )
     return server.fork(request, list(files.values()))
 
 
 def _is_forked_for(words: Sequence[str]) -> bool:
+    words = words[1:] if words[:1] == ["-u"] else words
     if not words:
         return False
     if words[0] == "-m":
@@ -204,10 +206,10 @@ def _is_forked_for(words: Sequence[str]) -> bool:
     return words[0] == "-c" or not words[0].startswith("-")
 
 
-def _has_copies(folders: Sequence[str]) -> bool:
+def _has_copies(packages: Collection[str], folders: Sequence[str]) -> bool:
     """Whether a path holds other copies of packages than those that this process imports."""
     for folder in filter(None, folders):
-        for name in ("hooktrain", "torch", "transformers", *_plugin_packages()):
+        for name in packages:
             found = os.path.join(folder, name, "__init__.py")
             if os.path.exists(found) and not os.path.samefile(found, _origin(name) or os.devnull):
                 return True
@@ -457,7 +459,9 @@ _at_the_end: list[Callable[[], object]] = []
 
 def _run_main(words: Sequence[str]) -> int:
     """Run a command line of Python as the interpreter does; returns the exit status."""
-    _as_at_the_start(words)
+    unbuffered = words[0] == "-u"  # as torchrun starts ranks
+    words = words[1:] if unbuffered else words
+    _as_at_the_start(words, unbuffered)
     status = 0
     try:
         if words[0] == "-m":
@@ -485,7 +489,7 @@ def _run_main(words: Sequence[str]) -> int:
     return _end(status)
 
 
-def _as_at_the_start(words: Sequence[str]) -> None:
+def _as_at_the_start(words: Sequence[str], unbuffered: bool) -> None:
     """What the interpreter sets before it runs a program."""
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     first = {"-m": os.getcwd(), "-c": ""}.get(words[0], os.path.dirname(os.path.abspath(words[0])))
@@ -494,8 +498,8 @@ def _as_at_the_start(words: Sequence[str]) -> None:
     main = types.ModuleType("__main__")
     vars(main)["__builtins__"] = builtins
     sys.modules["__main__"] = main
-    sys.orig_argv[:] = [sys.executable, *words]
-    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
+    sys.orig_argv[:] = [sys.executable, *(["-u"] if unbuffered else []), *words]
+    sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=unbuffered)  # type: ignore[union-attr]
     if faulthandler.is_enabled():
         faulthandler.disable()
     if "numpy" in sys.modules:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooktrain.differences import digest
+from hooktrain.compare import digest
 from hooktrain.markers import hookimpl
 from hooktrain.state import Batch
 from hooktrain.testing.checks.subject import Spec, prepared
