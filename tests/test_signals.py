@@ -201,12 +201,16 @@ def test_a_signal_ends_the_run_after_the_step_with_a_save_and_its_own_status(run
             if trainer.global_step == 2:
                 signal.raise_signal(number)
 
-    trainer = run_tiny(Send(), checkpoint={"type": "full", "save_every_n_steps": 100})
+    saves = {"type": "full", "save_every_n_steps": 100}
+    trainer = run_tiny(Send(), checkpoint=saves)
     assert (trainer.global_step, trainer.state.stop_reason) == (3, f"{name}, received by rank 0")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
     assert exit_status(trainer.state.stop_reason) == 128 + number
     assert exit_status(None) == exit_status("enough is enough") == 0
     assert signal.getsignal(number) is before
+    path = tmp_path / "run" / "checkpoints" / "step-00000003"
+    again = run_tiny(checkpoint=saves, trainer={"resume_from": path})
+    assert (again.global_step, again.state.stop_reason) == (7, None), "what ended that run does not end this one"
 
 
 def test_a_file_stop_that_comes_too_late_does_not_end_the_next_run(run_tiny, tmp_path):
