@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import yaml
 
 from tests import readme
-from tests.test_trainer import record
+from tests.environments import Environment, build_wheels, unpack
 
 TEXT = readme.README.read_text(encoding="utf-8")
 
@@ -21,7 +18,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_generated_parts_are_fresh(tiny_recipe):
-    assert readme.rendered(TEXT, record(tiny_recipe)) == TEXT, "run `python -m tests.readme`"
+    assert readme.rendered(TEXT, readme.record(tiny_recipe)) == TEXT, "run `python -m tests.readme`"
 
 
 def test_the_first_plugin_works(tmp_path):
@@ -29,17 +26,17 @@ def test_the_first_plugin_works(tmp_path):
     project = next(block for block in blocks("toml") if block.startswith("# pyproject.toml"))
     code = next(block for block in blocks("python") if block.startswith("# hooktrain_lion.py"))
     test = next(block for block in blocks("python") if "def test_lion" in block)
+    source = tmp_path / "source"
+    source.mkdir()
     for name, text in (("pyproject.toml", project), ("hooktrain_lion.py", code), ("test_lion.py", test)):
-        (tmp_path / name).write_text(text)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "install", "--no-deps"]
-    subprocess.run([*pip, "--no-build-isolation", "--target", "site", "."], cwd=tmp_path, check=True)
-    pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "test_lion.py"]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run(pytest, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("test_conformance[") == 10
-    assert done.stdout.count(" PASSED") + done.stdout.count(" SKIPPED") == 11
-    assert "test_lion_moves_the_weights PASSED" in done.stdout
+        (source / name).write_text(text)
+    site = unpack(build_wheels(tmp_path, [source]).iterdir(), tmp_path / "site")
+    (source / "hooktrain_lion.py").unlink()  # what is tested is what the wheel holds
+    run = Environment.of(site).run(source, "-m", "pytest", "-v", "-p", "no:cacheprovider", "test_lion.py")
+    assert run.status == 0, run.output
+    assert run.stdout.count("test_conformance[") == 10
+    assert run.stdout.count(" PASSED") + run.stdout.count(" SKIPPED") == 11
+    assert "test_lion_moves_the_weights PASSED" in run.stdout
 
 
 def test_ci_runs_the_commands_of_the_readme():
