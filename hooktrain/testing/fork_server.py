@@ -6,7 +6,7 @@ has imported them and has run nothing. To the one who starts it, it is the proce
 child of the caller with its own process id, exit status, signals, process group, environment, working directory and
 open files. Such a process may start others in the same way.
 
-What cannot be had that way is started as usual: another interpreter, options of the interpreter, other ``PYTHON*``
+What cannot be had that way is started as usual: another interpreter, its options other than ``-u``, other ``PYTHON*``
 variables, a path with copies of what the server has imported. Tests of the start itself (imports, warnings while
 importing) use ``real_starts()``.
 
@@ -499,7 +499,8 @@ def _as_at_the_start(words: Sequence[str], unbuffered: bool) -> None:
     vars(main)["__builtins__"] = builtins
     sys.modules["__main__"] = main
     sys.orig_argv[:] = [sys.executable, *(["-u"] if unbuffered else []), *words]
-    sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=unbuffered)  # type: ignore[union-attr]
+    through = unbuffered or bool(os.environ.get("PYTHONUNBUFFERED"))
+    sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=through)  # type: ignore[union-attr]
     if faulthandler.is_enabled():
         faulthandler.disable()
     if "numpy" in sys.modules:
