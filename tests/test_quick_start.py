@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hooktrain import DataError, HooktrainError, ModelError, RecipeError, Trainer
 from hooktrain.build import load
 from hooktrain.demo import conversations, run_demo, write_data
-from hooktrain.testing import Recorder, save_llama
+from hooktrain.testing import Recorder
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."}]}
@@ -24,23 +23,17 @@ ROWS = [
 
 
 @pytest.fixture
-def quick_start(tmp_path) -> dict:
+def quick_start(tmp_path, tiny_llama, write_rows) -> dict:
     """The quick-start recipe with paths in place of the hub's names."""
-    save_llama(tmp_path / "model")
-    write_rows(tmp_path / "rows.jsonl", ROWS)
     return {
         "type": "sft",
         "micro_batch_size": 2,
-        "model": {"name_or_path": str(tmp_path / "model")},
-        "data": {"sources": [str(tmp_path / "rows.jsonl")]},
+        "model": {"name_or_path": str(tiny_llama)},
+        "data": {"sources": [str(write_rows(ROWS))]},
         "checkpoint": [
             {"type": "huggingface", "save_end_of_training": True, "output_dir": str(tmp_path / "fine-tuned-model")}
         ],
     }
-
-
-def write_rows(path: Path, rows: list) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def run(recipe: dict, *plugins: object) -> Trainer:
@@ -50,19 +43,16 @@ def run(recipe: dict, *plugins: object) -> Trainer:
     return trainer
 
 
-def test_the_quick_start_recipe_runs_unchanged(quick_start, tmp_path):
-    path = tmp_path / "quick-start.yaml"
-    path.write_text(yaml.safe_dump(quick_start))
-    command = [sys.executable, "-m", "hooktrain", "train", str(path)]
-    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert shown.returncode == 0, shown.stderr
+def test_the_quick_start_recipe_runs_unchanged(quick_start, tmp_path, tiny_llama, run_cli):
+    shown = run_cli("train", quick_start)
+    assert shown.status == 0, shown.stderr
     assert "20 rows, " in shown.stdout
     assert "trained 10 steps" in shown.stdout
     folder = tmp_path / "fine-tuned-model"
-    before, after = (AutoModelForCausalLM.from_pretrained(where) for where in (tmp_path / "model", folder))
+    before, after = (AutoModelForCausalLM.from_pretrained(where) for where in (tiny_llama, folder))
     assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
     assert AutoTokenizer.from_pretrained(folder).chat_template
-    assert (tmp_path / "runs" / "quick-start" / "metrics.jsonl").exists()
+    assert (tmp_path / "runs" / "recipe" / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize(
@@ -136,8 +126,8 @@ def test_resume_goes_on_exactly(quick_start, tmp_path):
         (ROWS, {"data": {"type": "causal"}}, HooktrainError, "the trainer type 'sft' does not support"),
     ],
 )
-def test_bad_input_gets_one_sentence(quick_start, tmp_path, rows, changes, error, text):
-    write_rows(tmp_path / "rows.jsonl", rows)
+def test_bad_input_gets_one_sentence(quick_start, tmp_path, write_rows, rows, changes, error, text):
+    write_rows(rows)
     recipe = {**quick_start, "run_dir": str(tmp_path / "run")}
     for key, value in changes.items():
         recipe[key] = {**recipe[key], **value}
@@ -149,16 +139,17 @@ def test_bad_input_gets_one_sentence(quick_start, tmp_path, rows, changes, error
     assert "\n" not in str(caught.value) or error is HooktrainError
 
 
-def test_an_export_never_replaces_the_model_it_was_trained_from(quick_start, tmp_path):
-    quick_start["checkpoint"][0]["output_dir"] = str(tmp_path / "model")
+def test_an_export_never_replaces_the_model_it_was_trained_from(quick_start, tmp_path, tiny_llama):
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    quick_start["model"]["name_or_path"] = quick_start["checkpoint"][0]["output_dir"] = str(tmp_path / "model")
     with pytest.raises(RecipeError, match=r"checkpoint\[0\].output_dir: given '.*model', where model.name_or_path is"):
         run(quick_start)
 
 
-def test_tools_that_the_template_leaves_out_are_an_error(quick_start, tmp_path):
+def test_tools_that_the_template_leaves_out_are_an_error(quick_start, tmp_path, write_rows):
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     turns = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
-    write_rows(tmp_path / "rows.jsonl", [{"messages": turns}])
+    write_rows([{"messages": turns}])
     with pytest.raises(
         DataError, match=r"row 0: messages\[1\].tool_calls: the chat template renders none of them; give a"
     ):
@@ -180,18 +171,38 @@ def test_demo_data_holds_questions_out(tmp_path):
         assert [turn["role"] for turn in messages] == ["user", "assistant"] * (len(messages) // 2)
 
 
-@pytest.mark.timeout(600)
-def test_demo_learns_and_exports_a_model(tmp_path, capfd):
-    """Six steps of the real thing: SmolLM2 from its GGUF file, saved as a folder that transformers loads."""
-    run_demo(tmp_path / "demo", ["train_iters=6", "samples.max_new_tokens=8"])
+def demo(folder: Path, *changes: str) -> tuple[list[float], dict]:
+    """Six steps of the demo; returns the losses of its evaluations and its report on the data."""
+    run_demo(folder, ["train_iters=6", "samples.max_new_tokens=8", *changes])
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["eval/held_out/loss"] for line in lines if "eval/held_out/loss" in line]
+    return losses, json.loads((folder / "data.json").read_text())
+
+
+def test_demo_prints_losses_and_answers_and_exports_a_model(tmp_path, tiny_llama, capfd):
+    """With a tiny model in the place of SmolLM2, whose GGUF file is read in ``tests/plugins/hf/test_gguf.py``."""
+    tiny = [f"model.name_or_path={tiny_llama}", "model.gguf_file=null", "optimizer.lr=0.02", "strategy.dtype=fp32"]
+    losses, data = demo(tmp_path / "demo", *tiny)
     shown = capfd.readouterr().out
-    lines = [json.loads(line) for line in (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()]
-    held_out = [line["eval/held_out/loss"] for line in lines if "eval/held_out/loss" in line]
-    assert held_out[-1] < held_out[0] - 0.3
-    assert f"{held_out[0]:.3f} before, {held_out[-1]:.3f} after" in shown
-    assert "prompt" in shown
-    assert "before" in shown
-    assert json.loads((tmp_path / "demo" / "data.json").read_text())["train"]["filled"] > 0.98
+    assert len(losses) == 2 and losses[-1] < losses[0] - 0.3
+    assert f"{losses[0]:.3f} before, {losses[-1]:.3f} after" in shown
+    question = yaml.safe_load((tmp_path / "demo" / "demo.yaml").read_text())["samples"]["prompts"][0]
+    assert question in shown and "before" in shown
+    held_out = [json.loads(line) for line in (tmp_path / "demo" / "held_out.jsonl").read_text().splitlines()]
+    assert question in {row["messages"][0]["content"] for row in held_out}
+    assert data["train"]["filled"] > 0.9
+    before, after = (AutoModelForCausalLM.from_pretrained(each) for each in (tiny_llama, tmp_path / "demo" / "model"))
+    assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+def test_demo_with_smollm2_learns(tmp_path, capfd):
+    """The real thing: from a GGUF file to a folder that transformers loads."""
+    losses, data = demo(tmp_path / "demo")
+    assert losses[-1] < losses[0] - 0.3
+    assert "before" in capfd.readouterr().out
+    assert data["train"]["filled"] > 0.98
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "demo" / "model")
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     assert AutoTokenizer.from_pretrained(tmp_path / "demo" / "model").eos_token == "<|im_end|>"
