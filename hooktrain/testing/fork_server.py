@@ -121,18 +121,20 @@ def forked_starts(preload: Sequence[str] = ()) -> Iterator[None]:
     """Within it, Python processes of this interpreter are forked from a server.
 
     Args:
-        preload: modules that the server imports; a server that has imported more of them is taken as well.
+        preload: modules that the server imports, besides those of ``forked_starts()`` around it; a server that has
+            imported more of them is taken as well.
     """
     if _real_fork_exec is None or sys.platform != "linux":
         yield
         return
     before = getattr(subprocess, "_fork_exec")  # noqa: B009 - not in typeshed
-    wanted = frozenset(preload)
+    wanted = frozenset(preload).union(getattr(before, "preload", ()))
 
     def fork_exec(*arguments: Any) -> int:
         found = None if getattr(_local, "real", False) else _forked(getattr(_local, "preload", wanted), *arguments)
         return before(*arguments) if found is None else found
 
+    setattr(fork_exec, "preload", wanted)  # noqa: B010
     setattr(subprocess, "_fork_exec", fork_exec)  # noqa: B010
     try:
         yield
