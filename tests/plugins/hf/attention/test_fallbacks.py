@@ -1,0 +1,110 @@
+"""Models that need a mask get one, and models that cannot tell documents apart refuse them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from hooktrain_hf import attention
+from hooktrain_hf.attention import install
+
+from hooktrain import ModelError
+from tests.plugins.hf.attention.families import (
+    FAMILIES,
+    HYBRIDS,
+    LENGTHS,
+    SMALL,
+    documents,
+    flat,
+    logits,
+    make,
+    pair,
+)
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_layers_that_carry_a_state_take_no_two_documents_in_a_row(family: str) -> None:
+    model = make(family, HYBRIDS[family])
+    install(model, "auto")
+    with pytest.raises(
+        ModelError, match=r"2 documents in 1 row\(s\).*carry what they have read.*micro_batch_size to 1"
+    ):
+        model(**flat(documents((5, 4))))
+    single = flat(documents((5,)))
+    with torch.no_grad():
+        torch.testing.assert_close(logits(model, single), logits(model, {"input_ids": single["input_ids"]}))
+
+
+def test_a_hybrid_without_recurrent_layers_is_like_any_other() -> None:
+    model = make("GraniteMoeHybrid", {**HYBRIDS["GraniteMoeHybrid"], "layer_types": ["attention", "attention"]})
+    install(model, "auto")
+    texts = documents((5, 4))
+    alone = torch.cat([logits(model, {"input_ids": torch.tensor([text])}) for text in texts])
+    torch.testing.assert_close(logits(model, flat(texts)), alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_pattern_that_needs_a_mask_gets_one(caplog: pytest.LogCaptureFixture) -> None:
+    """Gemma 3 as an encoder sees both ways: only a mask says so, and documents are still kept apart."""
+    model = make("Gemma3", {**FAMILIES["Gemma3"][1], "use_bidirectional_attention": True})
+    texts = documents(LENGTHS)
+    alone = torch.cat([logits(model, {"input_ids": torch.tensor([text])}) for text in texts])
+    install(model, "auto")
+    with caplog.at_level(logging.WARNING):
+        packed = logits(model, flat(texts))
+        logits(model, flat(texts))
+    torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-4)
+    assert [r.getMessage() for r in caplog.records if "grow with the square" in r.getMessage()] == [
+        "attention takes a mask of tokens by tokens, since the model attends in a pattern that only a mask can express;"
+        " memory and time grow with the square of the tokens in a micro-batch"
+    ]
+
+
+def test_chunks_are_not_taken_for_windows() -> None:
+    from transformers.masking_utils import chunked_causal_mask_function, sliding_window_causal_mask_function
+
+    known = {"kv_length": 64, "local_size": 7, "allow_is_causal_skip": True}
+    sliding = attention._pattern({**known, "mask_function": sliding_window_causal_mask_function(7)})
+    chunked = attention._pattern(
+        {**known, "mask_function": chunked_causal_mask_function(7, torch.zeros(1, dtype=torch.long))}
+    )
+    assert sliding == (True, 7) and chunked == (False, 7)
+
+
+def test_a_model_without_the_interface_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = make("StableLm", SMALL)
+    install(model, "auto")
+    with caplog.at_level(logging.WARNING), torch.no_grad():
+        logits(model, flat(documents((5,))))
+        assert not caplog.records, "a single document needs no mask"
+        logits(model, flat(documents((5, 4))))
+        logits(model, flat(documents((5, 4))))
+    assert [r.getMessage()[:90] for r in caplog.records] == [
+        "attention takes a mask of tokens by tokens, since StableLmForCausalLM does not use transfo"
+    ]
+    with pytest.raises(ModelError, match="given 'documents', but StableLmForCausalLM does not use"):
+        install(make("StableLm", SMALL), "documents")
+
+
+def test_arguments_that_an_eager_model_alone_knows_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no kernel here obeys is computed by the model's own function, with a mask, instead of being dropped."""
+    model, _ = pair("Gemma2")
+    texts = documents(LENGTHS)
+    with torch.no_grad():
+        expected = logits(model, flat(texts))
+        monkeypatch.setattr(attention, "_UNDERSTOOD", attention._UNDERSTOOD - {"softcap"})
+        torch.testing.assert_close(logits(model, flat(texts)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("more", [{}, {"attention_mask": torch.ones(1, 9, dtype=torch.long)}])
+def test_lengths_that_are_not_those_of_the_tokens_are_refused(more: dict[str, Any]) -> None:
+    model, _ = pair("Llama")
+    batch = {**flat(documents((5, 4))), **more}
+    if not more:
+        batch["document_lengths"] = (5, 5)
+    with pytest.raises(ModelError, match=r"batch: given document_lengths that sum to .* for 1 row\(s\) of 9 tokens"):
+        model(**batch)
+    with torch.no_grad():  # and nothing of it is left behind
+        plain = {"input_ids": batch["input_ids"]}
+        torch.testing.assert_close(logits(model, plain), logits(pair("Llama")[1], plain))
