@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,6 @@ from hooktrain_sft.render import Rendered
 from hooktrain_sft.store import StoreWriter
 
 from hooktrain import DataError, PluginHost, World, hookimpl
-
-PROCESSES = multiprocessing.get_context("forkserver")
 
 
 @attrs.frozen
@@ -216,14 +212,10 @@ def test_a_source_that_nobody_vouches_for_is_not_cached(make_tokenizer: Callable
     assert list(tmp_path.iterdir()) == []
 
 
-def write(writer: StoreWriter, rows: int = 50, marker: Path | None = None, pause: float = 0.0) -> dict[str, Any]:
-    """Rows of three tokens; ``marker`` gets a line when this is called."""
-    if marker is not None:
-        with marker.open("a") as file:
-            file.write(f"{os.getpid()}\n")
-    for row in range(rows):
+def write(writer: StoreWriter) -> dict[str, Any]:
+    """50 rows of three tokens."""
+    for row in range(50):
         writer.add(np.full(3, row, np.int32), np.ones(3, np.bool_), np.array([3]))
-        time.sleep(pause)
     return {}
 
 
@@ -254,35 +246,70 @@ def test_a_failed_preparation_leaves_nothing(tmp_path: Path) -> None:
     assert not RowCache(tmp_path).rows("abc", write).found
 
 
-def _ask(folder: Path, marker: Path, pause: float, results: Any) -> None:
-    made = RowCache(folder).rows("abc", lambda writer: write(writer, 20, marker, pause))
-    results.put((made.found, int(Documents.of_store(made.store).lengths.sum())))
+PREPARES = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from hooktrain_sft.cache import RowCache
+from hooktrain_sft.documents import Documents
+
+def prepare(writer):
+    for row in range(20):
+        writer.add(np.full(3, row, np.int32), np.ones(3, np.bool_), np.array([3]))
+    print("preparing", flush=True)
+    sys.stdin.readline()
+    return {}
+
+made = RowCache(Path(sys.argv[1]), lambda message: print(message, flush=True)).rows("abc", prepare)
+print(json.dumps([made.found, int(Documents.of_store(made.store).lengths.sum())]), flush=True)
+"""
+"""A process that prepares rows until it is given a line."""
 
 
-def test_processes_that_come_at_the_same_time_prepare_once(tmp_path: Path) -> None:
-    results, marker = PROCESSES.Queue(), tmp_path / "marker"
-    processes = [PROCESSES.Process(target=_ask, args=(tmp_path / "c", marker, 0.02, results)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    found = [results.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join()
-    assert len(marker.read_text().splitlines()) == 1
-    assert sorted(found) == [(False, 60), (True, 60), (True, 60), (True, 60)]
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts processes that prepare the same rows, and ends them with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def another() -> subprocess.Popen[str]:
+        words, pipe = [sys.executable, "-c", PREPARES, str(tmp_path / "c")], subprocess.PIPE
+        started.append(subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True))
+        return started[-1]
+
+    yield another
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
-def test_a_killed_preparation_is_not_used_and_keeps_nobody_waiting(tmp_path: Path) -> None:
-    results, marker = PROCESSES.Queue(), tmp_path / "marker"
-    process = PROCESSES.Process(target=_ask, args=(tmp_path / "c", marker, 0.5, results))
-    process.start()
-    while not marker.exists():
-        time.sleep(0.01)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+def line_of(process: subprocess.Popen[str]) -> str:
+    """The next line that a process prints."""
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def test_processes_that_come_at_the_same_time_prepare_once(start: Callable[[], subprocess.Popen[str]]) -> None:
+    first = start()
+    assert line_of(first) == "preparing\n"
+    others = [start() for _ in range(3)]
+    assert all("another process" in line_of(other) for other in others), "they wait"
+    assert first.stdin is not None
+    print(file=first.stdin, flush=True)
+    assert [json.loads(line_of(process)) for process in (first, *others)] == [[False, 60], *[[True, 60]] * 3]
+
+
+def test_a_killed_preparation_is_not_used_and_keeps_nobody_waiting(
+    start: Callable[[], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = start()
+    assert line_of(process) == "preparing\n"
+    process.kill()
+    process.wait()
     assert list((tmp_path / "c" / "rows").glob("*.partial"))
-    made = RowCache(tmp_path / "c").rows("abc", write)
+    said: list[str] = []
+    made = RowCache(tmp_path / "c", said.append).rows("abc", write)
     assert not made.found and made.store.digest == RowCache(None).rows("abc", write).store.digest
+    assert not said, "nobody waits"
     assert not list((tmp_path / "c" / "rows").glob("*.partial"))
 
 
