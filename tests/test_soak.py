@@ -1,39 +1,43 @@
 """Runs that are killed again and again, at any time, end with the weights of a run that was never disturbed.
 
-The short form is part of every run of the tests; the long one is ``pytest -m thorough tests/test_soak.py``.
+In the default tier a few, each when so many micro-batches have begun. In the thorough one many, at any time at all:
+``pytest -m thorough tests/test_soak.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from hooktrain_torch.files import problem_of
 from safetensors.torch import load_file
 
-from hooktrain.testing.processes import NOTES
+from tests.environments import write_recipe
 from tests.launching import stored_weights
-from tests.plugins.sft.runs import base, recipe  # noqa: F401 (fixtures)
 
-SLOW = """
-import time
+SAYS = """
+import os, time
+from hooktrain import hookimpl
+
+PIPE = open(os.environ["MICROBATCHES"], "w", buffering=1)
 
 @hookimpl
 def on_microbatch_start(trainer):
-    note(pid=os.getpid(), step=trainer.global_step)
+    print(trainer.world.rank, os.getpid(), file=PIPE)
     time.sleep(0.02)
 """
+"""A plugin that says which rank begins a micro-batch, in which process."""
 TINY = {
     "type": "tiny",
     "micro_batch_size": 1,
@@ -53,22 +57,31 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 class Soak:
-    """Starts a run again after each kill."""
+    """Starts a run again after each kill.
 
-    def __init__(self, folder: Path, ranks: int, settings: dict[str, Any], seed: int) -> None:
-        self.folder, self.ranks, self.settings, self.random = folder, ranks, settings, random.Random(seed)
+    Args:
+        folder: where everything is kept.
+        ranks: processes of the run.
+        settings: the recipe.
+        kills: how often the run is killed.
+        at_any_time: kill up to a second after the first step has begun; else when a random number of micro-batches,
+            up to the longest run's, has.
+    """
+
+    def __init__(self, folder: Path, ranks: int, settings: dict[str, Any], kills: int, at_any_time: bool) -> None:
+        self.folder, self.ranks, self.settings, self.kills = folder, ranks, settings, kills
+        self.at_any_time, self.random = at_any_time, random.Random(kills)
         self.last = ""
+        self.most = 0
         folder.mkdir()
-        (folder / "extra.py").write_text(NOTES + SLOW)
+        (folder / "extra.py").write_text(SAYS)
+        os.mkfifo(folder / "pipe")
 
     def start(self, run_dir: str) -> subprocess.Popen[str]:
         load = ["hooktrain.testing:TinyPlugin", "extra"]
         changes = {"run_dir": str(self.folder / run_dir), "console": {"enabled": False}, "plugins": {"load": load}}
-        path = self.folder / f"{run_dir}.yaml"
-        path.write_text(yaml.safe_dump({**self.settings, **changes}))
-        for notes in self.folder.glob("notes.*"):
-            notes.unlink()
-        mine = {"PYTHONPATH": str(self.folder), "NOTES": str(self.folder / "notes"), "OMP_NUM_THREADS": "1"}
+        path = write_recipe(self.folder / f"{run_dir}.yaml", {**self.settings, **changes})
+        mine = {"PYTHONPATH": str(self.folder), "MICROBATCHES": str(self.folder / "pipe"), "OMP_NUM_THREADS": "1"}
         words = ["--nproc", str(self.ranks)] if self.ranks > 1 else []
         return subprocess.Popen(
             [sys.executable, "-m", "hooktrain", "train", str(path), *words],
@@ -79,33 +92,46 @@ class Soak:
         )
 
     def finish(self, run_dir: str) -> None:
-        process = self.start(run_dir)
-        output, _ = process.communicate(timeout=200)
+        """Run to the end."""
+        with self.started(run_dir) as (process, microbatches):
+            self.most = max(self.most, sum(1 for _ in microbatches))
+            output, _ = process.communicate()
         assert process.returncode == 0, output
 
     def kill_one(self) -> bool:
-        """Start, and kill one of the processes, or all, at a random time; returns whether it was still running."""
-        process = self.start("run")
-        while process.poll() is None and not self.pids():
-            time.sleep(0.005)
-        time.sleep(self.random.uniform(0.0, 1.0))
-        victims = self.random.choice([[pid] for pid in (*self.pids(), process.pid)] + [[*self.pids(), process.pid]])
-        running = process.poll() is None
-        for pid in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.last, _ = process.communicate(timeout=100)  # ends when the last process that writes has ended
+        """Start, and kill one of the processes, or all; returns whether it was still running."""
+        pids: dict[int, int] = {}
+        with self.started("run") as (process, microbatches):
+            for rank, pid in microbatches:
+                pids[rank] = pid
+                if len(pids) == self.ranks:
+                    break
+            if self.at_any_time:
+                time.sleep(self.random.uniform(0.0, 1.0))
+            else:
+                for _ in zip(range(self.random.randrange(self.most)), microbatches, strict=False):
+                    pass
+            victims = self.random.choice(
+                [[pid] for pid in (*pids.values(), process.pid)] + [[*pids.values(), process.pid]]
+            )
+            running = process.poll() is None
+            for pid in victims:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.last, _ = process.communicate()  # ends when the last process that writes has ended
         return running and process.returncode != 0
 
-    def pids(self) -> list[int]:
-        found = []
-        for rank in range(self.ranks):
-            path = self.folder / f"notes.{rank}"
-            lines = path.read_text().splitlines() if path.exists() else []
-            if not lines:
-                return []
-            found.append(int(json.loads(lines[0])["pid"]))
-        return found
+    @contextlib.contextmanager
+    def started(self, run_dir: str) -> Iterator[tuple[subprocess.Popen[str], Iterator[tuple[int, int]]]]:
+        """A run, and the rank and process id of each micro-batch as it begins, until the run has ended."""
+        pipe = os.open(self.folder / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        process = self.start(run_dir)
+        ended = os.pidfd_open(process.pid)
+        try:
+            yield process, _lines(pipe, ended)
+        finally:
+            for file in (pipe, ended):
+                os.close(file)
 
     def look(self) -> None:
         """Whatever looks like a checkpoint is one."""
@@ -116,10 +142,11 @@ class Soak:
             assert (export / "config.json").is_file(), f"{export}\n{self.last}"
             load_file(export / "model.safetensors")
 
-    def soak(self, kills: int) -> int:
+    def soak(self) -> None:
         """Kill so often; a run that comes to its end first begins anew."""
+        self.finish("whole")
         done = 0
-        while done < kills:
+        while done < self.kills:
             done += self.kill_one()
             self.look()
             if self.is_over("run"):
@@ -127,7 +154,6 @@ class Soak:
                 (self.folder / "run").rename(self.folder / f"over-{done}")
         self.finish("run")
         assert self.weights_are_equal()
-        return done
 
     def is_over(self, run_dir: str) -> bool:
         return self._last("whole").name == self._last(run_dir).name
@@ -141,34 +167,40 @@ class Soak:
         return max((self.folder / run_dir / "checkpoints").glob("step-*"), default=Path("none"))
 
 
-def soak(folder: Path, ranks: int, settings: dict[str, Any], kills: int) -> None:
-    made = Soak(folder / "soak", ranks, settings, seed=kills)
-    made.finish("whole")
-    print(f"\n{made.soak(kills)} kills", end=" ")
+def _lines(pipe: int, ended: int) -> Iterator[tuple[int, int]]:
+    """The lines of a pipe as pairs of numbers, until a process has ended."""
+    text = b""
+    while pipe in (ready := select.select([pipe, ended], [], [])[0]):
+        if not (piece := os.read(pipe, 4096)):
+            return  # everyone who wrote has ended
+        *lines, text = (text + piece).split(b"\n")
+        yield from (tuple(map(int, line.split())) for line in lines)  # type: ignore[misc]
+    assert ended in ready
 
 
-@pytest.mark.parametrize("case", ["one rank, in the background", "two ranks, in the background"])
+@pytest.mark.parametrize("case", ["two ranks, in the background"])
 def test_a_few_kills(tmp_path, case):
-    soak(tmp_path, *CASES[case], kills=3)
+    ranks, settings = CASES[case]
+    Soak(tmp_path / "soak", ranks, {**settings, "epochs": 2}, kills=2, at_any_time=False).soak()
 
 
 @pytest.mark.thorough
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("case", CASES)
 def test_many_kills(tmp_path, case):
-    soak(tmp_path, *CASES[case], kills=25)
+    Soak(tmp_path / "soak", *CASES[case], kills=25, at_any_time=True).soak()
 
 
-def exporting(recipe: dict[str, Any]) -> dict[str, Any]:  # noqa: F811
+def exporting(recipe: dict[str, Any], steps: int) -> dict[str, Any]:
     saves = [FULL, {"type": "huggingface", "save_every_n_steps": 1}]
-    return {**recipe, "train_iters": 40, "checkpoint": saves}
+    return {**recipe, "train_iters": steps, "checkpoint": saves}
 
 
-def test_a_few_kills_of_a_run_that_exports_each_step(tmp_path, recipe):  # noqa: F811
-    soak(tmp_path, 1, exporting(recipe), kills=3)
+def test_a_few_kills_of_a_run_that_exports_each_step(tmp_path, chat_recipe):
+    Soak(tmp_path / "soak", 1, exporting(chat_recipe, 12), kills=2, at_any_time=False).soak()
 
 
 @pytest.mark.thorough
 @pytest.mark.timeout(3600)
-def test_many_kills_of_a_run_that_exports_each_step(tmp_path, recipe):  # noqa: F811
-    soak(tmp_path, 1, exporting(recipe), kills=25)
+def test_many_kills_of_a_run_that_exports_each_step(tmp_path, chat_recipe):
+    Soak(tmp_path / "soak", 1, exporting(chat_recipe, 40), kills=25, at_any_time=True).soak()
