@@ -6,8 +6,8 @@ import gc
 import json
 import signal
 import threading
-import time
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -419,28 +419,29 @@ def test_a_notebook_gets_lines_of_text(tiny, monkeypatch, capsys):
 
 
 class Interrupts:
-    """Sends SIGINT, as a notebook does when its run is interrupted: once, or again after a second."""
+    """Sends SIGINT, as a notebook does when its run is interrupted: as often as it is told, once in a while."""
 
-    def __init__(self, times: int) -> None:
-        self.times = times
+    def __init__(self, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.times, self.now = times, 0.0
+        monkeypatch.setattr("hooktrain.signals.time", SimpleNamespace(monotonic=lambda: self.now))
 
     @hookimpl
     def on_step_start(self, trainer):
         if trainer.global_step == 2:
-            for number in range(self.times):
-                time.sleep(1.1 * (number > 0))
+            for _ in range(self.times):
+                self.now += 1.1  # sooner it is the same one again, passed on by a launcher
                 signal.raise_signal(signal.SIGINT)
 
 
-def test_an_interrupt_ends_the_run_after_the_step(tiny, capfd):
-    trainer = tiny(Interrupts(1))
+def test_an_interrupt_ends_the_run_after_the_step(tiny, capfd, monkeypatch):
+    trainer = tiny(Interrupts(1, monkeypatch))
     state = trainer.run()
     assert (state.global_step, state.stop_reason) == (3, "SIGINT, received by rank 0")
     assert trainer.evaluate()
 
 
-def test_a_second_interrupt_ends_it_at_once_and_leaves_everything_to_look_at(tiny, capfd):
-    trainer = tiny(Interrupts(2))
+def test_a_second_interrupt_ends_it_at_once_and_leaves_everything_to_look_at(tiny, capfd, monkeypatch):
+    trainer = tiny(Interrupts(2, monkeypatch))
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     assert trainer.state.global_step == 2

@@ -18,15 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 import hooktrain
 from hooktrain import DataError, ModelError, Trainer, hookimpl
 from hooktrain.testing.language import make_llama, make_tokenizer, save_llama
-
-ROWS = [
-    {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."}]}
-    for n in range(12)
-]
-MORE = [
-    {"messages": [{"role": "user", "content": f"And {n}?"}, {"role": "assistant", "content": f"That is {n}."}]}
-    for n in range(3)
-]
+from tests.conversations import MORE, ROWS
 
 
 @pytest.fixture
@@ -177,7 +169,7 @@ def test_the_tokenizer_is_found_where_the_model_was_loaded_from(folder, recipe):
 
 def test_a_model_that_does_not_say_where_it_is_from_needs_a_tokenizer(folder, recipe):
     model = make_llama(make_tokenizer())
-    with pytest.raises(ModelError, match=r"a LlamaForCausalLM does not say .*give Trainer\(\.\.\., tokenizer=\.\.\.\)"):
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM .*tokenizer=\.\.\."):
         Trainer(recipe, model=model, train_dataset=ROWS)
     trainer = run(recipe, model=model, tokenizer=str(folder), train_dataset=ROWS)
     assert len(trainer.tokenizer) == model.config.vocab_size
@@ -372,7 +364,7 @@ SCRIPT = '''
 import json, sys, torch, hooktrain
 from pathlib import Path
 from hooktrain.testing.language import make_llama, make_tokenizer
-from tests.test_from_python_sft import MORE, ROWS
+from tests.conversations import MORE, ROWS
 
 folder, strategy, seeds = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 tokenizer = make_tokenizer()
@@ -410,8 +402,11 @@ def torchrun(tmp_path: Path, strategy: dict, seeds: str = "same") -> subprocess.
 
 @pytest.mark.parametrize(
     "strategy",
-    [{}, {"data_parallel": "fsdp2"}, {"type": "deepspeed", "zero_stage": 3}],
-    ids=["ddp", "fsdp2", "zero3"],
+    [
+        pytest.param({}, id="ddp"),
+        pytest.param({"data_parallel": "fsdp2"}, id="fsdp2"),
+        pytest.param({"type": "deepspeed", "zero_stage": 3}, id="zero3", marks=pytest.mark.thorough),
+    ],
 )
 def test_two_ranks_of_a_script_do_what_one_does(recipe, tmp_path, strategy):
     """Twice in each process, with an evaluation and an export after the run."""
@@ -431,4 +426,4 @@ def test_two_ranks_of_a_script_do_what_one_does(recipe, tmp_path, strategy):
 def test_ranks_with_other_weights_are_refused(tmp_path):
     done = torchrun(tmp_path, {"data_parallel": "fsdp2"}, "own")
     assert done.returncode != 0
-    assert "model: the one given to rank 1 has other weights than that of rank 0; call torch.manual_seed" in done.stderr
+    assert re.search("model: .*rank 1 .*rank 0.*torch.manual_seed", done.stderr)
