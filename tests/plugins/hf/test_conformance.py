@@ -1,15 +1,21 @@
-"""The plugins ``hf`` and ``samples`` keep to the rules of the platform, in use and idle."""
+"""The plugins ``hf`` and ``samples`` keep to the rules of the platform, in use and idle.
+
+What they do in runs of ``recipe="chat"`` is checked with ``sft``, whose runs these are too.
+"""
+
+import pytest
 
 from hooktrain.testing import conformance
 
-IDLE = ["observes", "cost"]
+SAMPLES = {"samples": {"prompts": ["What?"], "every_evaluation": True}}
+RUNS = ["resume", "ranks", "device", "teardown"]
 
-test_hf = conformance("hf", recipe="chat", skip=dict.fromkeys(IDLE, "test_hf_idle judges it"))
-test_hf_idle = conformance("hf", checks=IDLE)
+test_hf = conformance("hf", recipe="chat", checks=["hooks", "import", "declines"])
+test_hf_idle = conformance("hf", checks=["observes", "cost"], calls=0, allocations=0)
+test_hf_runs = pytest.mark.thorough(conformance("hf", recipe="chat", checks=RUNS))
+
 test_samples = conformance(
-    "samples",
-    recipe="chat",
-    settings={"samples": {"prompts": ["What?"], "every_evaluation": True}},
-    skip={"cost": "test_samples_idle judges it"},
+    "samples", recipe="chat", settings=SAMPLES, checks=["hooks", "import", "declines", "observes"]
 )
-test_samples_idle = conformance("samples", checks=["cost"])
+test_samples_idle = conformance("samples", checks=["cost"], calls=0, allocations=0)
+test_samples_runs = pytest.mark.thorough(conformance("samples", recipe="chat", settings=SAMPLES, checks=RUNS))

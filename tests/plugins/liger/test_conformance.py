@@ -1,5 +1,8 @@
 """The plugin ``liger`` keeps to the rules of the platform where it is not used; its kernels need a GPU."""
 
+import pytest
+
 from hooktrain.testing import conformance
 
-test_conformance = conformance("liger")
+test_idle = conformance("liger", checks=["hooks", "import", "declines", "observes", "cost"], calls=0, allocations=0)
+test_idle_runs = pytest.mark.thorough(conformance("liger", checks=["resume", "ranks", "device", "teardown"]))

@@ -1,12 +1,13 @@
 """The plugin ``peft`` keeps to the rules of the platform, with an adapter and idle."""
 
+import pytest
+
 from hooktrain.testing import conformance
 
-test_adapter = conformance(
-    "peft",
-    recipe="chat",
-    settings={"peft": {"type": "lora", "r": 2}},
-    changes_gradients=True,
-    checks=["resume", "ranks", "device", "teardown"],
+ADAPTER = {"peft": {"type": "lora", "r": 2}}
+
+test_adapter = conformance("peft", recipe="chat", settings=ADAPTER, changes_gradients=True, checks=["resume"])
+test_idle = conformance("peft", checks=["hooks", "import", "declines", "observes", "cost"], calls=0, allocations=0)
+test_adapter_runs = pytest.mark.thorough(
+    conformance("peft", recipe="chat", settings=ADAPTER, changes_gradients=True, checks=["ranks", "device", "teardown"])
 )
-test_idle = conformance("peft", checks=["hooks", "import", "declines", "observes", "cost"])

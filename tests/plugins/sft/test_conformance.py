@@ -1,16 +1,30 @@
 """The plugins ``sft`` and ``neftune`` keep to the rules of the platform, in use and idle."""
 
+import pytest
+
 from hooktrain.testing import conformance
 
-IDLE = ["observes", "cost"]
+NOISE = {"neftune": {"noise_alpha": 5.0}}
+OTHERS = {"peft": {"type": "lora", "r": 2}, "samples": {"prompts": ["What?"], "every_evaluation": True}}
 
-test_sft = conformance("sft", recipe="chat", skip=dict.fromkeys(IDLE, "test_sft_idle judges it"))
-test_sft_idle = conformance("sft", checks=IDLE)
-test_neftune = conformance(
+test_sft = conformance(
+    "sft", recipe="chat", checks=["hooks", "import", "declines", "state", "resume", "ranks", "device"]
+)
+test_sft_idle = conformance("sft", checks=["observes", "cost"], calls=0, allocations=0)
+test_sft_teardown = pytest.mark.thorough(conformance("sft", recipe="chat", checks=["teardown"]))
+
+test_neftune = conformance("neftune", recipe="chat", settings=NOISE, changes_gradients=True, checks=["device"])
+test_neftune_and_others = conformance(
     "neftune",
     recipe="chat",
-    settings={"neftune": {"noise_alpha": 5.0}},
+    settings={**NOISE, **OTHERS},
+    plugins=["peft", "samples"],
     changes_gradients=True,
-    checks=["resume", "device", "teardown"],  # and not ranks: each draws a noise of its own
+    checks=["teardown"],
 )
-test_neftune_idle = conformance("neftune", checks=["hooks", "import", "declines", *IDLE])
+test_neftune_idle = conformance(
+    "neftune", checks=["hooks", "import", "declines", "observes", "cost"], calls=0, allocations=0
+)
+test_neftune_runs = pytest.mark.thorough(  # and not ranks: each draws a noise of its own
+    conformance("neftune", recipe="chat", settings=NOISE, changes_gradients=True, checks=["resume", "teardown"])
+)
