@@ -27,6 +27,8 @@ class Answers:
             raise StopIteration(self.number)
         if self.does == "raises":
             raise KeyError(self.number)
+        if self.does == "is empty":
+            return {}
         return None if self.does == "declines" else {str(self.number): self.number}
 
     @hookimpl
@@ -82,7 +84,7 @@ class Wraps:
         return (yield from self._around())
 
 
-ANSWERS = st.sampled_from(["answers", "declines", "raises", "stops"])
+ANSWERS = st.sampled_from(["answers", "is empty", "declines", "raises", "stops"])
 WRAPS = st.sampled_from(
     ["passes", "changes", "drops", "hides", "translates", "raises before", "raises after", "stops after"]
 )
@@ -126,6 +128,16 @@ def test_a_call_does_what_pluggys_does(answers: list[str], wraps: list[str], ran
         assert ours[2] == pluggys[2]
     else:
         assert ours == pluggys
+
+
+def test_an_empty_result_is_a_result() -> None:
+    """Such as no metrics, or an epoch without steps: the next plugin must not do the work again."""
+    seen: list[int] = []
+    host = PluginHost()
+    for number, does in enumerate(["answers", "is empty"]):
+        host.register(Answers(seen, number, does), name=f"p{number}")
+    assert host.hooks.run_step(trainer=None, batches=[]) == {}
+    assert seen == [1]
 
 
 def test_a_wrapper_that_yields_twice_keeps_no_other_from_its_end() -> None:
