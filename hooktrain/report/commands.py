@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,6 +28,9 @@ __all__ = ["hooks", "plan", "plugins", "schema"]
     "--lock", type=click.Path(path_type=Path), metavar="FILE",
     help="Write down the plugins that take part, for plugins.lock of a recipe.",
 )  # fmt: skip
+@click.option(
+    "--no-estimates", is_flag=True, help="Do not estimate sizes of model, data and memory, for which torch is imported."
+)
 @as_json
 def plan(
     recipe: Path,
@@ -34,6 +40,7 @@ def plan(
     other: Path | None,
     everything: bool,
     lock: Path | None,
+    no_estimates: bool,
     as_json: bool,
 ) -> int:
     """Show what a recipe would run, without running it, and what it would take.
@@ -41,18 +48,24 @@ def plan(
     Uses no GPU, no weights and no network. Ends with status 1 when there is something to put right.
     """
     from hooktrain.report.difference import compare, print_difference
-    from hooktrain.report.plan import read_plan
-    from hooktrain.report.plan_text import print_plan
+    from hooktrain.report.plan import read_phases
+    from hooktrain.report.plan_text import PHASES
+    from hooktrain.startup import collect_rarely
     from hooktrain.state import World
 
     if lock is not None:
         return _lock(recipe, overrides, switches, lock)
     ranks = nproc or World.from_environment().world_size
-    facts = read_plan(recipe, overrides, switches, ranks)
-    if other is None:
-        print_facts(facts, as_json, lambda plan: print_plan(plan, everything))
-    else:
-        print_facts(compare(other, facts, ranks), as_json, print_difference)
+    facts: Mapping[str, Any] = {}
+    with collect_rarely():
+        for number, facts in enumerate(read_phases(recipe, overrides, switches, ranks, not no_estimates)):
+            if other is None and not as_json:  # each at once: the estimates need torch, and so take seconds
+                PHASES[number](facts, everything)
+                sys.stdout.flush()
+        if other is not None:
+            print_facts(compare(other, facts, ranks, not no_estimates), as_json, print_difference)
+        elif as_json:
+            print_facts(facts, as_json, lambda plan: None)
     return 1 if facts["complaints"] else 0
 
 

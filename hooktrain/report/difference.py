@@ -19,7 +19,9 @@ __all__ = ["compare", "print_difference"]
 _ABSENT = "-"
 
 
-def compare(other: Path, facts: Mapping[str, Any], nproc: int) -> dict[str, dict[str, list[Any]]]:
+def compare(
+    other: Path, facts: Mapping[str, Any], nproc: int, estimates: bool = True
+) -> dict[str, dict[str, list[Any]]]:
     """What is different in another plan: by section and name, what it is there and here.
 
     Args:
@@ -27,14 +29,15 @@ def compare(other: Path, facts: Mapping[str, Any], nproc: int) -> dict[str, dict
             are those that took part then.
         facts: the plan.
         nproc: ranks to plan for, where the other one is a recipe.
+        estimates: whether to compare sizes of model, data and memory.
 
     Raises:
         HooktrainError: when ``other`` is none of these.
     """
-    there = _read(other, nproc)
+    there = _read(other, nproc, estimates)
     found = {}
     for section, what in _SECTIONS.items():
-        if section == "estimates" and "estimates" not in there:
+        if section == "estimates" and not (estimates and "estimates" in there):
             continue
         if section == "order of hooks" and "hooks" not in there:
             continue
@@ -50,12 +53,12 @@ def compare(other: Path, facts: Mapping[str, Any], nproc: int) -> dict[str, dict
     return found
 
 
-def _read(other: Path, nproc: int) -> dict[str, Any]:
+def _read(other: Path, nproc: int, estimates: bool) -> dict[str, Any]:
     if other.is_dir():
         recipe, manifest = other / "recipe.yaml", other / "plugins.json"
         if not recipe.is_file():
             raise HooktrainError(f"--diff: '{other}' is a folder without a recipe.yaml; give the directory of a run")
-        made = read_plan(recipe, nproc=nproc)
+        made = read_plan(recipe, nproc=nproc, estimates=estimates)
         if manifest.is_file():
             then = json.loads(manifest.read_text(encoding="utf-8"))["plugins"]
             made["plugins"] = [{**record, "state": "active"} for record in then]
@@ -69,7 +72,7 @@ def _read(other: Path, nproc: int) -> dict[str, Any]:
         if not isinstance(made, dict) or not {"recipe", "parts", "plugins"} <= set(made):
             raise HooktrainError(f"--diff: '{other}' is no plan; make one with `hooktrain plan RECIPE --json`")
         return made
-    return read_plan(other, nproc=nproc)
+    return read_plan(other, nproc=nproc, estimates=estimates)
 
 
 def _values(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from hooktrain.report.hooks import implementations_of
 from hooktrain.report.origins import Sources, origins_of
 from hooktrain.state import World
 
-__all__ = ["plan_of", "read_plan"]
+__all__ = ["phases_of", "plan_of", "read_phases", "read_plan"]
 
 
 def read_plan(
@@ -40,20 +40,43 @@ def read_plan(
     Raises:
         HooktrainError: when the file is no recipe, or its plugins cannot be told.
     """
+    return _last(read_phases(path, overrides, switches, nproc, estimates))
+
+
+def read_phases(
+    path: Path, overrides: Sequence[str] = (), switches: Sequence[str] = (), nproc: int = 1, estimates: bool = True
+) -> Iterator[dict[str, Any]]:
+    """The plan of a recipe file as it grows, see :func:`phases_of`; arguments and errors are those of `read_plan`."""
     raw = apply_overrides(read_recipe(path), overrides)
     host = make_host(plugins_config(raw, str(path)), switches=Switches.given(switches))
     sources = Sources(file=path, raw=raw, overrides=tuple(overrides), switches=tuple(switches))
-    return plan_of(host, sources, World(world_size=nproc), estimates)
+    yield from phases_of(host, sources, World(world_size=nproc), estimates)
 
 
 def plan_of(host: PluginHost, sources: Sources, world: World = World(), estimates: bool = True) -> dict[str, Any]:
-    """What a run would consist of: plain values for JSON.
+    """What a run would consist of: plain values for JSON; arguments are those of :func:`phases_of`."""
+    return _last(phases_of(host, sources, world, estimates))
+
+
+def _last(phases: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    *_, facts = phases
+    return facts
+
+
+def phases_of(
+    host: PluginHost, sources: Sources, world: World = World(), estimates: bool = True
+) -> Iterator[dict[str, Any]]:
+    """What a run would consist of, as it becomes known; the same facts grow from phase to phase.
 
     Args:
         host: the plugins, not yet checked.
         sources: what the recipe was made of.
         world: one of the ranks that the plan is for, and how many there are.
         estimates: whether to look for sizes of model, data and memory.
+
+    Yields:
+        The resolved recipe with origins, parts, hooks and plugins; the same with all complaints, those of the plugins'
+        ``check_recipe`` included; and, for which torch is imported, the same with the estimates.
     """
     complaints = [_of_plugins(text) for text in conflicts(host)]
     recipe = _resolved(host, sources, complaints)
@@ -66,7 +89,6 @@ def plan_of(host: PluginHost, sources: Sources, world: World = World(), estimate
         "compatibility_lifted": False,
     }
     if recipe is not None:
-        complaints += _objections(host, recipe, world)
         facts["recipe"] = recipe.as_dict()
         facts["origins"] = origins_of(recipe, host, sources)
         facts["parts"] = _parts(host, recipe)
@@ -77,14 +99,16 @@ def plan_of(host: PluginHost, sources: Sources, world: World = World(), estimate
         if caller.spec is not None and caller.get_hookimpls() and not hook.startswith("register_")
     }
     facts["plugins"] = [{**attrs.asdict(record), "why": _why(record, host)} for record in host.records.values()]
+    yield facts
+    if recipe is not None:
+        complaints += _objections(host, recipe, world)
+    facts["complaints"] = [{"where": each.where, "message": each.message} for each in dict.fromkeys(complaints)]
+    yield facts
     if recipe is not None and estimates:
         from hooktrain.sketch import estimate
 
         facts["estimates"] = estimate(recipe, host, world)
-    facts["complaints"] = [
-        {"where": each.where, "message": each.message} for each in dict.fromkeys(facts["complaints"])
-    ]
-    return facts
+        yield facts
 
 
 # ------------------------------------------------------------------------------------------------- complaints

@@ -12,7 +12,7 @@ from rich.markup import escape
 from hooktrain.report.hooks import who
 from hooktrain.report.text import STATES, bytes_of, columns, console, count_of, show
 
-__all__ = ["print_plan"]
+__all__ = ["PHASES", "print_plan"]
 
 _COLUMN = 40
 """Where origins begin, if the values before them leave room."""
@@ -25,6 +25,11 @@ def print_plan(facts: Mapping[str, Any], everything: bool = False) -> None:
         facts: what :func:`hooktrain.report.plan.plan_of` returned.
         everything: whether to show settings of plugins of which the recipe says nothing.
     """
+    for print_phase in PHASES:
+        print_phase(facts, everything)
+
+
+def _print_resolved(facts: Mapping[str, Any], everything: bool) -> None:
     to = console()
     to.print("[bold]recipe[/], and where each value comes from")
     _print_recipe(to, facts, everything)
@@ -49,15 +54,27 @@ def print_plan(facts: Mapping[str, Any], everything: bool = False) -> None:
         state = f"[{STATES[record['state']]}]{record['state']}[/]"
         table.add_row(f"  {escape(record['name'])}", escape(whose), state, escape(" ".join(record["why"].split())))
     show(to, table)
-    if "estimates" in facts:
-        ranks = facts["world_size"]
-        to.print(f"\n[bold]what it takes[/] on {ranks} rank{'s' * (ranks > 1)}, estimated")
-        _print_estimates(to, facts["estimates"])
+
+
+def _print_complaints(facts: Mapping[str, Any], everything: bool) -> None:
+    to = console()
     if facts["complaints"]:
         to.print("\n[bold red]to put right[/]")
         for each in facts["complaints"]:
             where = f"{each['where']}: " if each["where"] else ""
             to.print(f"  - {escape(where + each['message'])}", soft_wrap=True)
+
+
+def _print_sizes(facts: Mapping[str, Any], everything: bool) -> None:
+    to = console()
+    if "estimates" in facts:
+        ranks = facts["world_size"]
+        to.print(f"\n[bold]what it takes[/] on {ranks} rank{'s' * (ranks > 1)}, estimated")
+        _print_estimates(to, facts["estimates"])
+
+
+PHASES = (_print_resolved, _print_complaints, _print_sizes)
+"""What prints each phase of :func:`hooktrain.report.plan.phases_of`, given the facts and ``everything``."""
 
 
 # ------------------------------------------------------------------------------------------------------ recipe

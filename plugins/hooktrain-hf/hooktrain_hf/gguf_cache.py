@@ -12,14 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hooktrain_hf.location import Location
+
 __all__ = ["forget_gguf", "gguf_read_once"]
 
 _last: dict[tuple[str, int, int], Any] = {}  # at most one file's reader: (path, size, time of change) -> GGUFReader
 
 
 @contextmanager
-def gguf_read_once() -> Iterator[None]:
-    """While open, parsing the same unchanged GGUF file again costs nothing."""
+def gguf_read_once(location: Location) -> Iterator[None]:
+    """While open, parsing the same unchanged GGUF file again costs nothing; does nothing for other kinds of models."""
+    if location.gguf_file is None:
+        yield
+        return
     import gguf
     import numpy
     import tqdm.auto

@@ -85,7 +85,7 @@ def build_model(
             tokenizer has.
     """
     location = resolve(config.name_or_path, config.gguf_file, _KEY)
-    with quiet_transformers(world.is_main), gguf_read_once():
+    with quiet_transformers(world.is_main), gguf_read_once(location):
         hf_config = load_config(config, location)
         accept(hf_config)
         model: Any = random_model(config, hf_config) if config.from_config else _load(config, hf_config, location)

@@ -47,7 +47,7 @@ def build_tokenizer(config: HFTokenizerConfig) -> PreTrainedTokenizerBase:
     import transformers
 
     try:
-        with quiet_transformers(), gguf_read_once():
+        with quiet_transformers(), gguf_read_once(location):
             tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
                 location.name,
                 trust_remote_code=config.trust_remote_code,
