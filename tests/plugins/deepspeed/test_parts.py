@@ -12,8 +12,9 @@ import torch
 
 from hooktrain import CheckpointError, HooktrainError, RecipeError
 from hooktrain.testing import Recorder
+from tests.environments import shared
 from tests.launching import weights_at
-from tests.plugins.deepspeed.test_strategy import COMMON, zero
+from tests.plugins.deepspeed.zero import COMMON, zero
 
 OWN = {"type": "deepspeed", "save_every_n_steps": 3, "save_end_of_training": True}
 
@@ -21,7 +22,7 @@ OWN = {"type": "deepspeed", "save_every_n_steps": 3, "save_end_of_training": Tru
 @pytest.fixture
 def compiled(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for what is compiled, shared by all tests of this run: it takes most of a minute."""
-    folder = tmp_path_factory.getbasetemp().parent / "extensions"
+    folder = shared(tmp_path_factory, "extensions", lambda folder: None)
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
     return folder
 
@@ -29,6 +30,26 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 ADAM = {**COMMON, "optimizer": {"type": "cpu_adam", "lr": 0.01}}
 
 
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_cpu_adam_gets_the_recipes_numbers(run_tiny, monkeypatch, decoupled):
+    """The one that is compiled is for the thorough tier."""
+    from deepspeed.ops import adam
+
+    given: list[dict[str, Any]] = []
+
+    class NotCompiled(torch.optim.AdamW):
+        def __init__(self, groups: Any, adamw_mode: bool, **more: Any) -> None:
+            given.append({"adamw_mode": adamw_mode, **more, "decay": [group["weight_decay"] for group in groups]})
+            super().__init__(groups, **more)
+
+    monkeypatch.setattr(adam, "DeepSpeedCPUAdam", NotCompiled)
+    numbers = {"lr": 0.01, "betas": [0.8, 0.9], "eps": 1e-7, "weight_decay": 0.3, "decoupled": decoupled}
+    trainer = run_tiny(strategy=zero(0), optimizer={"type": "cpu_adam", **numbers})
+    expected = {"adamw_mode": decoupled, "lr": 0.01, "betas": (0.8, 0.9), "eps": 1e-7, "decay": [0.3, 0.0]}
+    assert given == [expected] and trainer.global_step > 0
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "strategy", [zero(0), zero(2, offload="optimizer"), zero(3, offload="optimizer")], ids=["0", "2", "3"]
 )
@@ -55,7 +76,7 @@ with alone("cpu_adam"):
 """
 
 
-def test_who_is_killed_while_compiling_keeps_nobody_waiting(run_tiny, compiled, monkeypatch, tmp_path):
+def test_who_is_killed_while_compiling_keeps_nobody_waiting(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "own"))
     from hooktrain_deepspeed.optimizers import alone
 
