@@ -7,6 +7,7 @@ from benchmarks.dispatch.suite import SUITE as DISPATCH
 from benchmarks.gpu.suite import SUITE as GPU
 from benchmarks.resume.suite import SUITE as RESUME
 from benchmarks.sft.suite import SUITE as SFT
+from benchmarks.start.suite import SUITE as START
 from benchmarks.strategy.suite import SUITE as STRATEGY
 from hooktrain import hookimpl
 from hooktrain.bench import Suite
@@ -14,4 +15,4 @@ from hooktrain.bench import Suite
 
 @hookimpl
 def register_benchmarks() -> list[Suite]:
-    return [CHECKPOINT, DISPATCH, GPU, RESUME, SFT, STRATEGY]
+    return [CHECKPOINT, DISPATCH, GPU, RESUME, SFT, START, STRATEGY]

@@ -1,0 +1,1 @@
+"""How long a command takes to its first word and to its end: ``python -m benchmarks start``."""
