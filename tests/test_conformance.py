@@ -176,6 +176,17 @@ def test_an_import_whose_time_is_not_judged(check, tmp_path, monkeypatch):
     assert re.fullmatch(r"4 modules, \d\.\d{3} s \(\d\.\d{3} s of a processor\)", kit.notes["import"])
 
 
+def test_an_import_whose_time_is_judged_when_pytest_is_told_to(
+    tmp_path, tmp_path_factory, monkeypatch, pytestconfig, record_property
+):
+    written(tmp_path, monkeypatch, "left_judged", "")
+    test = conformance("left_judged", import_seconds=-1)
+    given = {"tmp_path_factory": tmp_path_factory, "pytestconfig": pytestconfig, "record_property": record_property}
+    monkeypatch.setattr(pytestconfig.option, "hooktrain_time", True)
+    with pytest.raises(pytest.fail.Exception, match=r"check 'import':\s+importing the plugin takes 0\.\d+ s"):
+        test(check="import", **given)
+
+
 def written(folder, monkeypatch, name, source):
     """Writes a plugin of one module, and a package of three modules for it."""
     hook = "\nfrom hooktrain import hookimpl\n@hookimpl\ndef on_step_end(): pass\n"
@@ -247,8 +258,8 @@ def test_as_an_author_sees_it(pytester, monkeypatch):
             """
         )
     )
-    line = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--strict-markers", "-m", "not thorough"]
-    done = pytester.run(*line, "-v", "-rs")
+    words = ["-p", "no:cacheprovider", "--strict-markers", "-m", "not thorough"]
+    done = pytester.run(sys.executable, "-m", "pytest", *words, "-v", "-rs")
     done.assert_outcomes(passed=2, failed=1, skipped=2, deselected=2)
     done.stdout.fnmatch_lines(
         [
