@@ -236,6 +236,10 @@ def test_make_checkpoint_engine(run_tiny, tmp_path):
     assert [given["path"].name for name, given in recorder.calls if name == "on_checkpoint_end"] == expected
     assert sorted(path.name for path in (tmp_path / "run").glob("note-*")) == expected
     assert CheckpointEngine.__name__ == "CheckpointEngine"
+    recorder = Recorder()
+    due_twice = {"type": "own", "save_every_n_steps": 7, "save_every_n_epochs": 1, "save_end_of_training": False}
+    run_tiny(Notes(), recorder, checkpoint=[due_twice])
+    assert [given["path"].name for name, given in recorder.calls if name == "on_checkpoint_end"] == ["note-7-step"]
 
 
 def test_make_loader(run_tiny):

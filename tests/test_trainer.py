@@ -383,6 +383,18 @@ def test_a_wrapped_factory_changes_the_model(run_tiny):
     assert not torch.equal(before.head, after.head)
 
 
+def test_weights_do_not_depend_on_the_random_numbers_that_the_data_draw(run_tiny):
+    class Draw:
+        @hookimpl(wrapper=True)
+        def make_data(self):
+            data = yield
+            torch.rand(3)
+            return data
+
+    plain, other = (TinyModelWeights(run_tiny(*plugins, optimizer={"lr": 0})) for plugins in ((), (Draw(),)))
+    assert torch.equal(plain.head, other.head) and torch.equal(plain.embedding, other.embedding)
+
+
 def test_a_wrapped_factory_finds_its_own_settings_in_the_recipe(run_tiny):
     @attrs.frozen(kw_only=True)
     class ScaleConfig:

@@ -74,7 +74,9 @@ def test_noise_in_training_and_none_in_evaluation(run: Callable[..., Trainer]) -
     assert len(watches.trained) == 4 and watches.evaluated
     for noise in watches.trained:
         assert 0 < noise.abs().max() <= 5.0 / (8 * 16) ** 0.5
-    assert not torch.equal(watches.trained[0][0, :8], watches.trained[1][0, :8])
+    directions = [noise[0, :8].flatten() for noise in watches.trained]  # the lengths of documents scale them
+    for other in directions[1:]:
+        assert torch.cosine_similarity(directions[0], other, dim=0).abs() < 0.9, "each micro-batch draws its own"
     assert all(not noise.any() for noise in watches.evaluated)
     assert not trainer.model.get_input_embeddings()._forward_hooks
 

@@ -30,6 +30,11 @@ def make_data():
     return data
 
 @hookimpl
+def on_train_start():
+    import torch
+    note(drawn=torch.rand(()).item())
+
+@hookimpl
 def on_optimizer_step_start(trainer):
     note(gradients={name: p.grad.tolist() for name, p in trainer.model.named_parameters()})
 
@@ -64,6 +69,8 @@ def test_two_ranks_are_one_global_batch(run_ranks, rank_notes, run_tiny):
             for found, expected in zip(theirs, note.gradients, strict=True):
                 for name, value in expected.items():
                     torch.testing.assert_close(torch.tensor(found[name]), value, rtol=0, atol=1e-6)
+    one, other = ([line["drawn"] for line in rank_notes(rank) if "drawn" in line] for rank in (0, 1))
+    assert len(one) == len(other) == 1 and one != other, "ranks draw dropout of their own"
     read = [[line["row"] for line in rank_notes(rank) if line.get("set") == "held_out"] for rank in (0, 1)]
     assert read == [[0, 1, 4, 0, 1, 4], [2, 3, 0, 2, 3, 0]], "each row once; the second 0 of rank 1 only fills a place"
     assert [line["row"] for line in rank_notes(0) if line.get("set") == "train"] != list(range(13)), "rows are shuffled"

@@ -159,6 +159,13 @@ def test_clipping_bounds_the_update_and_logs_the_norm_before(run_tiny):
     assert gradients.moves == pytest.approx([0.05] * 7, rel=1e-3)
 
 
+def test_fp16_clips_gradients_without_the_loss_scale(run_tiny):
+    gradients, recorder = Gradients(), Recorder()
+    run_tiny(gradients, recorder, **cpu("fp16"), gradient_clipping=0.05, optimizer={"type": "sgd", "lr": 1.0})
+    assert [65536 * line["grad_norm"] for line in recorder.metrics] == pytest.approx(gradients.norms)
+    assert gradients.moves == pytest.approx([0.05] * 7, rel=1e-3)
+
+
 def test_without_clipping_the_norm_is_computed_for_logged_steps_alone(run_tiny):
     gradients, recorder = Gradients(), Recorder()
     run_tiny(gradients, recorder, gradient_clipping=0, log_interval=3, optimizer={"type": "sgd", "lr": 1.0})
