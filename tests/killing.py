@@ -1,27 +1,21 @@
-"""Runs that are killed at a chosen moment, in processes of their own.
-
-They are forked from a server that has imported torch and run nothing: a process that has trained holds threads, and a
-fork of it may wait for ever.
-"""
+"""Runs that are killed at a chosen moment, in processes of their own."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+from hooktrain.testing.fork_server import Job, run_jobs
 
 CALLS = ("fsync", "replace")
 """Functions of ``os`` that make files last."""
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["torch._dynamo", "hooktrain.testing.runs", "hooktrain_torch.checkpoint", "hooktrain_torch.strategy"]
-)
 
-
-def _run(recipe: Mapping[str, Any], at: int) -> None:
+def run(recipe: Mapping[str, Any], at: int) -> None:
+    """Train, and end the process by SIGKILL at the ``at``-th call of one of ``CALLS``."""
     import torch
 
     from hooktrain.testing import train
@@ -44,10 +38,14 @@ def _run(recipe: Mapping[str, Any], at: int) -> None:
     train(recipe)
 
 
-def killed(recipe: Mapping[str, Any], at: int) -> bool:
-    """Run a recipe until its ``at``-th call of one of ``CALLS``; returns whether it came to that."""
-    child = _context.Process(target=_run, args=(dict(recipe), at))
-    child.start()
-    child.join()
-    assert child.exitcode in (0, -signal.SIGKILL)
-    return child.exitcode != 0
+def killed(recipe: Mapping[str, Any], at: int, folder: Path) -> bool:
+    """Run a recipe until its ``at``-th call of one of ``CALLS``; returns whether it came to that.
+
+    Args:
+        recipe: of the run.
+        at: counted from 1.
+        folder: of the process.
+    """
+    (done,) = run_jobs(Job(f"{__name__}:run", {"recipe": dict(recipe), "at": at}, folder))
+    assert done.status in (0, -signal.SIGKILL), done.output
+    return done.status != 0

@@ -430,7 +430,7 @@ def _become(request: _Request, files: Sequence[int]) -> NoReturn:
 
 def _take_files(files: Sequence[int], numbers: Sequence[int]) -> None:
     """Give received files their numbers, and close all others."""
-    import fcntl
+    import fcntl  # which only Unix has
 
     moved = [fcntl.fcntl(file, fcntl.F_DUPFD, _FIRST_FREE) for file in files]
     os.closerange(3, _FIRST_FREE)
@@ -450,6 +450,11 @@ def _bring_a_server() -> None:
             os.dup2(nothing, number)
         _fork_for(theirs)
     theirs.close()
+    import fcntl
+
+    number = fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)  # low numbers are the program's
+    ours.close()
+    ours = socket.socket(fileno=number)
     _inherited[:] = [_Server(ours, frozenset(), _of_the_start(os.environ))]
     _for_good.enter_context(forked_starts())
     _at_the_end.extend([ours.close, lambda: os.waitpid(pid, 0)])

@@ -230,7 +230,7 @@ def test_a_resume_on_another_base_is_refused(run: Run, bases: dict[str, Path], t
 def test_a_killed_run_goes_on_where_it_was(run: Run, recipe: dict[str, Any], tmp_path: Path) -> None:
     """Killed while it writes its second checkpoint, it goes on from the first."""
     save = [{**FULL, "save_every_n_steps": 1, "auto_resume": True}]
-    assert killed({**recipe, "checkpoint": save}, at=18)
+    assert killed({**recipe, "checkpoint": save}, 18, tmp_path / "process")
     checkpoints = tmp_path / "run/checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == [".saving-step-00000002", "step-00000001"]
     whole, again = Recorder(), Recorder()

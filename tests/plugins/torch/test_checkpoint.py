@@ -471,8 +471,9 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_training(run_tiny, t
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("apart", [5, pytest.param(1, marks=pytest.mark.thorough)])
 def test_killed_at_any_write_a_run_goes_on_from_the_last_whole_checkpoint(
-    run_tiny, tiny_recipe, tmp_path, asynchronous
+    run_tiny, tiny_recipe, tmp_path, asynchronous, apart
 ):
     saves = every(2, auto_resume=True, keep_last=1, asynchronous=asynchronous)
     settings = {"model": {"dropout": 0.3}, "checkpoint": saves}
@@ -480,7 +481,7 @@ def test_killed_at_any_write_a_run_goes_on_from_the_last_whole_checkpoint(
     at = 1
     while True:
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        if not killed({**tiny_recipe, **settings}, at):
+        if not killed({**tiny_recipe, **settings}, at, tmp_path / "process"):
             break
         left = [path for path in (tmp_path / "run" / "checkpoints").iterdir() if not path.name.startswith(".")]
         with warnings.catch_warnings():
@@ -492,5 +493,5 @@ def test_killed_at_any_write_a_run_goes_on_from_the_last_whole_checkpoint(
         assert_same(whole, resumed)
         if last != step(tmp_path, 6):  # after the last one nothing is saved any more
             assert saved(tmp_path) == ["step-00000006"], "leftovers are gone"
-        at += 1
+        at += apart
     assert at > 30, "three saves of ten writes and a rename each"
