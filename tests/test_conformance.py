@@ -279,12 +279,12 @@ def test_as_an_author_sees_it(pytester, monkeypatch):
 
 
 def test_a_process_that_cannot_import(tmp_path):
-    with pytest.raises(HooktrainError, match="was to import no_such_module has ended"):
+    with pytest.raises(HooktrainError, match=r"was to import .*\bno_such_module\b.* has ended"):
         run_jobs(Job("os:getpid", {}, tmp_path), preload=["no_such_module"])
 
 
 def test_processes_that_fail_or_hang(tmp_path):
-    jobs = [Job("time:sleep", {"seconds": 1}, tmp_path / "wrong"), Job("os:getpid", {}, tmp_path / "right")]
+    jobs = [Job("os:getpid", {"of": 1}, tmp_path / "wrong"), Job("os:getpid", {}, tmp_path / "right")]
     wrong, right = run_jobs(*jobs, preload=LIGHT)
     assert (wrong.status, right.status) == (1, 0)
     assert "TypeError" in wrong.output
