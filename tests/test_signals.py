@@ -15,46 +15,71 @@ from typing import Any
 import pytest
 import yaml
 
+import hooktrain.signals
 from hooktrain import hookimpl
 from hooktrain.signals import exit_status
 from hooktrain.testing.processes import NOTES
 from tests.launching import stored_weights
 
-SLOW = """
+HELD = """
 import time
+
+FOLDER = Path(os.environ["NOTES"]).parent
+
+def hold(where):
+    note(at=where, pid=os.getpid())
+    while where == os.environ.get("HOLD") and not (FOLDER / "go").exists():
+        time.sleep(0.005)
 
 @hookimpl
 def on_microbatch_start(trainer):
-    note(pid=os.getpid(), step=trainer.global_step)
-    time.sleep(float(os.environ.get("NAP", "0.05")))
+    hold(f"step {trainer.global_step}")
 
 @hookimpl
 def on_evaluate_start(trainer):
-    note(evaluating=trainer.global_step)
+    note(at=f"evaluation {trainer.global_step}")
 
 @hookimpl(wrapper=True)
 def compute_loss(trainer, model):
     if not model.training:
-        time.sleep(0.2)
+        hold("evaluated batch")
     return (yield)
 
 @hookimpl
 def on_checkpoint_end(trainer):
-    note(saved=trainer.global_step)
+    note(at=f"save {trainer.global_step}")
 """
+"""A plugin that waits at the place that ``HOLD`` names until there is a file ``go``, so that a signal meets it there."""
+
+
+class Clock:
+    """Takes the place of ``time`` and stands still."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of ``hooktrain.signals``, which the test moves."""
+    made = Clock()
+    monkeypatch.setattr(hooktrain.signals, "time", made)
+    return made
 
 
 class Started:
-    """A run in the background."""
+    """A run in the background, which waits at a place."""
 
-    def __init__(self, folder: Path, ranks: int, changes: dict[str, Any], words: list[str]) -> None:
+    def __init__(self, folder: Path, ranks: int, hold: str, words: list[str], changes: dict[str, Any]) -> None:
         self.folder = folder
-        (folder / "extra.py").write_text(NOTES + SLOW)
+        (folder / "go").unlink(missing_ok=True)
+        (folder / "extra.py").write_text(NOTES + HELD)
         recipe = {
             "type": "tiny",
             "run_dir": str(folder / "run"),
             "micro_batch_size": 1,
-            "epochs": 3,
             "strategy": {"dtype": "fp32", "device": "cpu"},
             "optimizer": {"type": "adamw", "lr": 0.01},
             "model": {"dropout": 0.3},
@@ -65,7 +90,7 @@ class Started:
         }
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         command = [sys.executable, "-m", "hooktrain", "train", str(folder / "recipe.yaml"), *words]
-        found = {"PYTHONPATH": str(folder), "NOTES": str(folder / "notes"), "OMP_NUM_THREADS": "1"}
+        found = {"PYTHONPATH": str(folder), "NOTES": str(folder / "notes"), "OMP_NUM_THREADS": "1", "HOLD": hold}
         environment = {**os.environ, **found}
         if ranks == 1:
             environment["RANK"] = "0"
@@ -75,84 +100,90 @@ class Started:
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
-    def notes(self, rank: int = 0) -> list[dict[str, Any]]:
+    def notes(self, rank: int = 0) -> list[str]:
+        """The places where a rank has been."""
+        return [line["at"] for line in self._lines(rank)]
+
+    def _lines(self, rank: int) -> list[dict[str, Any]]:
         path = self.folder / f"notes.{rank}"
         lines = path.read_text().splitlines() if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("}")]
 
-    def wait_for(self, rank: int = 0, **fact: Any) -> int:
-        """Wait until a rank has noted something; returns its process id."""
+    def send(self, name: str, *, at: str, rank: int = 0) -> None:
+        """Send a signal to a rank that waits at a place."""
         until = time.monotonic() + 60
-        while time.monotonic() < until:
-            found = self.notes(rank)
-            if any(fact.items() <= line.items() for line in found):
-                return int(next(line["pid"] for line in found if "pid" in line))
+        while at not in self.notes(rank):
             assert self.process.poll() is None, self.process.communicate()[0]
-            time.sleep(0.01)
-        raise AssertionError(f"rank {rank} never noted {fact}")
+            assert time.monotonic() < until, f"rank {rank} has not come to {at}"
+            time.sleep(0.005)
+        os.kill(next(line["pid"] for line in self._lines(rank) if "pid" in line), getattr(signal, name))
 
     def end(self) -> tuple[int, str]:
+        """Let it go on, and wait for its end; returns the status and what it printed."""
+        (self.folder / "go").touch()
         output, _ = self.process.communicate(timeout=60)
         return self.process.returncode, output
 
     @property
     def saved(self) -> list[int]:
+        """The steps of its checkpoints."""
         folder = self.folder / "run" / "checkpoints"
         return sorted(int(path.name[5:]) for path in folder.glob("step-*")) if folder.exists() else []
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., Started]:
-    def begin(name: str, ranks: int = 1, words: list[str] | None = None, **changes: Any) -> Started:
+    """``start("name", hold="step 4", ranks=2, words=[...], key=value)``: begin a run that waits at a place."""
+
+    def begin(name: str, *, ranks: int = 1, hold: str = "", words: list[str] | None = None, **changes: Any) -> Started:
         (tmp_path / name).mkdir(exist_ok=True)
-        return Started(tmp_path / name, ranks, changes, words or [])
+        return Started(tmp_path / name, ranks, hold, words or [], changes)
 
     return begin
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.thorough)])
 def test_a_signal_saves_ends_and_a_resume_repeats_the_undisturbed_run(start, name):
-    run = start("run")
-    os.kill(run.wait_for(step=4), getattr(signal, name))
+    run = start("run", hold="step 4")
+    run.send(name, at="step 4")
     code, output = run.end()
     assert code == 128 + getattr(signal, name), output
     assert f"hooktrain: {name}: will save and end after this step" in output
-    (step,) = run.saved
-    assert 4 < step < 10
-    state = json.loads((run.folder / f"run/checkpoints/step-{step:08d}/state.json").read_text())
+    assert run.saved == [5]
+    state = json.loads((run.folder / "run/checkpoints/step-00000005/state.json").read_text())
     assert state["stop_reason"] == f"{name}, received by rank 0"
-    assert not any("evaluating" in line for line in run.notes()), "nothing that takes long is begun"
+    assert not any("evaluation" in place for place in run.notes()), "nothing that takes long is begun"
 
-    rest = start("run", words=["--resume", str(run.folder / f"run/checkpoints/step-{step:08d}")])
-    assert rest.end()[0] == 0
+    rest = start("run", words=["--resume", str(run.folder / "run/checkpoints/step-00000005")])
     whole = start("whole")
-    assert whole.end()[0] == 0
-    paths = [each.folder / "run/checkpoints/step-00000039" for each in (rest, whole)]
+    assert rest.end()[0] == whole.end()[0] == 0
+    paths = [each.folder / "run/checkpoints/step-00000013" for each in (rest, whole)]
     one, two = map(stored_weights, paths)
     assert all(one[key].equal(two[key]) for key in two)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.thorough), 1])
 def test_a_signal_to_one_rank_ends_all_at_the_same_step(start, rank):
-    run = start("run", ranks=2)
-    os.kill(run.wait_for(rank, step=4), signal.SIGTERM)
+    run = start("run", ranks=2, hold="step 4")
+    run.send("SIGTERM", at="step 4", rank=rank)
     code, output = run.end()
     assert code != 0
-    (step,) = run.saved
-    assert [line for line in run.notes(0) if "saved" in line] == [line for line in run.notes(1) if "saved" in line]
-    state = json.loads((run.folder / f"run/checkpoints/step-{step:08d}/state.json").read_text())
+    assert run.saved == [5]
+    assert all("save 5" in run.notes(each) and "step 5" not in run.notes(each) for each in (0, 1))
+    state = json.loads((run.folder / "run/checkpoints/step-00000005/state.json").read_text())
     assert state["stop_reason"] == f"SIGTERM, received by rank {rank}", output
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.thorough), 2])
 def test_a_signal_during_an_evaluation_leaves_it_out_and_it_is_made_up_for(start, ranks):
-    run = start("run", ranks=ranks, eval_interval=3, data={"eval_rows": 600}, eval_micro_batch_size=1)
-    os.kill(run.wait_for(ranks - 1, evaluating=3), signal.SIGTERM)
-    began = time.monotonic()
+    """Of 600 rows one is evaluated on each rank."""
+    evaluates = {"eval_interval": 3, "data": {"eval_rows": 600}, "eval_micro_batch_size": 1}
+    run = start("run", ranks=ranks, hold="evaluated batch", **evaluates)
+    run.send("SIGTERM", at="evaluated batch", rank=ranks - 1)
     code, output = run.end()
     assert code != 0
-    assert time.monotonic() - began < 40, "600 rows would take 120 seconds, or 60 on two ranks"
     assert run.saved == [3], output
+    assert all(run.notes(rank).count("evaluated batch") == 1 for rank in range(ranks))
     assert [line["step"] for line in map(json.loads, (run.folder / "run/metrics.jsonl").open())] == [1, 2, 3]
     words = [
         "--resume",
@@ -172,22 +203,26 @@ def test_a_signal_during_an_evaluation_leaves_it_out_and_it_is_made_up_for(start
 
 
 def test_sigusr1_saves_and_goes_on(start):
-    run = start("run", epochs=1)
-    os.kill(run.wait_for(step=4), signal.SIGUSR1)
+    run = start("run", hold="step 4")
+    run.send("SIGUSR1", at="step 4")
     code, output = run.end()
     assert code == 0, output
-    assert len(run.saved) == 2 and 4 < run.saved[0] < 10 and run.saved[1] == 13
+    assert run.saved == [5, 13]
 
 
-def test_the_file_stop_ends_the_run(start):
-    run = start("run")
-    run.wait_for(step=2)
-    (run.folder / "run" / "stop").touch()
-    code, output = run.end()
-    assert code == 0, output
-    (step,) = run.saved
-    assert 2 < step < 10
-    assert not (run.folder / "run" / "stop").exists()
+def test_the_file_stop_ends_the_run(run_tiny, tmp_path, clock):
+    class Touch:
+        @hookimpl
+        def on_step_start(self, trainer):
+            clock.now += 1.0  # the file is looked for ten times a second at most
+            if trainer.global_step == 2:
+                (trainer.run_dir / "stop").touch()
+
+    trainer = run_tiny(Touch(), checkpoint={"type": "full", "save_every_n_steps": 100})
+    assert (trainer.global_step, trainer.state.stop_reason) == (3, "the file 'stop' in the run directory")
+    assert exit_status(trainer.state.stop_reason) == 0
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
+    assert not (tmp_path / "run" / "stop").exists()
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
@@ -225,28 +260,41 @@ def test_a_file_stop_that_comes_too_late_does_not_end_the_next_run(run_tiny, tmp
     assert not (tmp_path / "run" / "stop").exists()
 
 
-def test_a_second_sigint_ends_at_once(start, monkeypatch):
-    """While a step takes long; what comes within a second is the first one, passed on by a launcher."""
-    run = start("run", gradient_accumulation_steps=13, data={"rows": 500})
-    pid = run.wait_for(step=0)
-    os.kill(pid, signal.SIGINT)
-    time.sleep(0.1)
-    os.kill(pid, signal.SIGINT)
-    code, output = run.end()
-    assert (code, run.saved) == (130, [1]), output
-    monkeypatch.setenv("NAP", "6")  # so that both signals find it in the hook, however busy the machine is
-    again = start("again", gradient_accumulation_steps=50, data={"rows": 50})
-    pid = again.wait_for(step=0)
-    os.kill(pid, signal.SIGINT)
-    time.sleep(1.5)
-    os.kill(pid, signal.SIGINT)
-    before = len(again.notes())
-    code, output = again.end()
-    assert (code, again.saved) == (130, []), output
-    assert len(again.notes()) <= before + 1, "no micro-batch is begun any more, of those that would take 300 seconds"
+@pytest.mark.thorough
+def test_a_second_sigint_ends_at_once(start):
+    run = start("run", hold="step 0", gradient_accumulation_steps=13)
+    run.send("SIGINT", at="step 0")
+    time.sleep(1.5)  # what comes within a second is the first one, passed on by a launcher
+    run.send("SIGINT", at="step 0")
+    output, _ = run.process.communicate(timeout=60)
+    code = run.process.returncode
+    assert (code, run.saved) == (130, []), output
+    assert run.notes() == ["step 0"], "no micro-batch is begun any more"
     assert (
         "interrupted at plugin 'extra', hook on_microbatch_start, step 0, rank 0; this run has saved nothing" in output
     )
+
+
+@pytest.mark.parametrize(("seconds", "ends"), [(0.5, False), (1.5, True)])
+def test_a_second_sigint_is_another_one_after_a_second(run_tiny, tmp_path, clock, seconds, ends):
+    """Within a second it is the first one again, which a launcher has passed on."""
+
+    class Send:
+        @hookimpl
+        def on_microbatch_start(self, trainer):
+            if trainer.global_step == 2:
+                signal.raise_signal(signal.SIGINT)
+                clock.now += seconds
+                signal.raise_signal(signal.SIGINT)
+
+    saves = {"type": "full", "save_every_n_steps": 100}
+    if ends:
+        with pytest.raises(KeyboardInterrupt):
+            run_tiny(Send(), checkpoint=saves)
+        assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+    else:
+        assert run_tiny(Send(), checkpoint=saves).state.stop_reason == "SIGINT, received by rank 0"
+        assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
 
 
 LAST = """
