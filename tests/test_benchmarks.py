@@ -32,6 +32,7 @@ from benchmarks.suites import register_benchmarks
 from hooktrain.bench import Case, Comparison, Settings, Side, Target, run_suites
 from hooktrain.testing import save_llama
 from tests.drivers import fork_drivers
+from tests.preload import DEEPSPEED
 
 # --------------------------------------------------------------------------------------------- what is compared
 
@@ -150,12 +151,13 @@ SOME = {
     "dispatch": frozenset({"call-10", "wrapped-10", "log-1", "observing"}),
     "gpu": frozenset({"speed"}),
     "sft": frozenset({"fp32", "packing"}),
-    "strategy": frozenset({"DDP"}),
 }
 """Cases that the default tier runs of the suites that would take minutes; what the others consist of is tested below."""
 
 
-@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.preload(*DEEPSPEED) if name == "strategy" else ()) for name in SUITES]
+)
 def test_a_short_form_of_every_suite_works(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fork_drivers(monkeypatch)
     run_a_short_form(name, SOME.get(name), tmp_path)

@@ -19,6 +19,7 @@ import hooktrain
 from hooktrain import DataError, ModelError, Trainer, hookimpl
 from hooktrain.testing.language import make_llama, make_tokenizer, save_llama
 from tests.conversations import MORE, ROWS
+from tests.preload import DEEPSPEED
 
 
 @pytest.fixture
@@ -29,9 +30,13 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path) -> dict:
+    return recipe_in(tmp_path)
+
+
+def recipe_in(folder: Path) -> dict:
     return {
         "micro_batch_size": 2,
-        "run_dir": str(tmp_path / "run"),
+        "run_dir": str(folder / "run"),
         "optimizer": {"lr": 1e-2},
         "strategy": {"dtype": "fp32", "device": "cpu"},
         "console": {"enabled": False},
@@ -186,6 +191,14 @@ def test_a_tokenizer_of_another_model_is_refused(recipe):
 # ----------------------------------------------------------------------------------------------------------------- rows
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Trainer:
+    """A run on ``ROWS``."""
+    tokenizer = make_tokenizer()
+    given = {"model": make_llama(tokenizer), "tokenizer": tokenizer, "train_dataset": ROWS}
+    return run(recipe_in(tmp_path_factory.mktemp("trained")), **given)
+
+
 class Tokenized(torch.utils.data.Dataset):
     """Rows as a torch Dataset gives them: tensors, with the labels that count."""
 
@@ -222,9 +235,8 @@ class Tokenized(torch.utils.data.Dataset):
     ],
     ids=["list", "tuple", "datasets", "splits", "tokenized", "prompts", "sharegpt"],
 )  # fmt: skip
-def test_every_kind_of_rows_is_prepared_alike(recipe, rows):
-    tokenizer = make_tokenizer()
-    one = run(recipe, model=make_llama(tokenizer), tokenizer=tokenizer, train_dataset=ROWS)
+def test_every_kind_of_rows_is_prepared_alike(trained, recipe, rows):
+    tokenizer, one = make_tokenizer(), trained
     other = run(recipe, model=make_llama(tokenizer), tokenizer=tokenizer, train_dataset=rows)
     assert losses(other) == losses(one)
     assert other.data.train_fingerprint == one.data.train_fingerprint
@@ -366,11 +378,11 @@ from pathlib import Path
 from hooktrain.testing.language import make_llama, make_tokenizer
 from tests.conversations import MORE, ROWS
 
-folder, strategy, seeds = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
+folder, strategy, seeds, runs = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 tokenizer = make_tokenizer()
 recipe = {"micro_batch_size": 1, "run_dir": str(folder / "run"), "optimizer": {"lr": 1e-2},
           "strategy": {"dtype": "fp32", "device": "cpu", **strategy}, "console": {"enabled": False}}
-for number in range(2):
+for number in range(runs):
     model = make_llama(tokenizer)
     if seeds == "own":
         torch.nn.init.normal_(model.lm_head.weight, std=1.0 + hooktrain.World.from_environment().rank)
@@ -385,12 +397,12 @@ for number in range(2):
 '''  # fmt: skip
 
 
-def torchrun(tmp_path: Path, strategy: dict, seeds: str = "same") -> subprocess.CompletedProcess:
+def torchrun(tmp_path: Path, strategy: dict, seeds: str = "same", runs: int = 1) -> subprocess.CompletedProcess:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     words = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]  # fmt: skip
     return subprocess.run(
-        [sys.executable, *words, str(script), str(tmp_path), json.dumps(strategy), seeds],
+        [sys.executable, *words, str(script), str(tmp_path), json.dumps(strategy), seeds, str(runs)],
         capture_output=True,
         text=True,
         timeout=240,
@@ -401,20 +413,23 @@ def torchrun(tmp_path: Path, strategy: dict, seeds: str = "same") -> subprocess.
 
 
 @pytest.mark.parametrize(
-    "strategy",
+    ("strategy", "runs"),
     [
-        pytest.param({}, id="ddp"),
-        pytest.param({"data_parallel": "fsdp2"}, id="fsdp2"),
-        pytest.param({"type": "deepspeed", "zero_stage": 3}, id="zero3", marks=pytest.mark.thorough),
+        pytest.param({}, 1, id="ddp"),
+        pytest.param({}, 2, id="ddp, twice", marks=pytest.mark.thorough),
+        pytest.param({"data_parallel": "fsdp2"}, 1, id="fsdp2"),
+        pytest.param({"data_parallel": "fsdp2"}, 2, id="fsdp2, twice", marks=pytest.mark.thorough),
+        pytest.param({"type": "deepspeed", "zero_stage": 3}, 2, id="zero3, twice"),
     ],
 )
-def test_two_ranks_of_a_script_do_what_one_does(recipe, tmp_path, strategy):
-    """Twice in each process, with an evaluation and an export after the run."""
-    done = torchrun(tmp_path, strategy)
+@pytest.mark.preload(*DEEPSPEED)  # transformers imports it to save a model, where it is installed
+def test_two_ranks_of_a_script_do_what_one_does(recipe, tmp_path, strategy, runs):
+    """With an evaluation and an export after the run; then once more in the same processes."""
+    done = torchrun(tmp_path, strategy, runs=runs)
     assert done.returncode == 0, done.stderr[-3000:]
     tokenizer = make_tokenizer()
     alone = run(recipe, model=make_llama(tokenizer), tokenizer=tokenizer, train_dataset=ROWS, eval_dataset=MORE)
-    for number in range(2):
+    for number in range(runs):
         *lines, found = json.loads((tmp_path / f"history-{number}.json").read_text())
         assert [line["loss"] for line in lines] == pytest.approx(losses(alone), rel=2e-5)
         assert found == pytest.approx(alone.evaluate(), rel=2e-5)

@@ -16,6 +16,7 @@ from hooktrain.lock import write_lock
 from hooktrain.profiling import facts, table
 from hooktrain.testing import Recorder, TinyPlugin, train
 from hooktrain.waits import WAITS, Waits
+from tests.preload import DEEPSPEED
 
 MS = 1_000_000
 """Nanoseconds of one."""
@@ -277,6 +278,7 @@ def test_the_training_is_the_same_bit_by_bit(run_tiny, tmp_path):
         for name, given in STRATEGIES.items()
     ],
 )
+@pytest.mark.preload(*DEEPSPEED)
 def test_two_ranks_train_the_same_and_each_keeps_its_costs(run_ranks, tmp_path, strategy):
     script = """
     import sys
