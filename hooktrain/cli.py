@@ -112,9 +112,12 @@ def data(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], sh
     """Prepare a recipe's data without training; show what became of it and which tokens are trained."""
     from hooktrain.build import load
     from hooktrain.preview import data_of, print_data
+    from hooktrain.startup import collect_rarely
 
-    made, host = load(recipe, overrides=list(overrides), switches=list(switches))
-    print_facts(data_of(made, host, show), as_json, print_data)
+    with collect_rarely():
+        made, host = load(recipe, overrides=list(overrides), switches=list(switches))
+        facts = data_of(made, host, show)
+    print_facts(facts, as_json, print_data)
 
 
 @cli.command()
