@@ -1,4 +1,4 @@
-"""Forty faults of a line or two, kept as patches, each of which makes a test of the default tier fail.
+"""Faults of a line or two, kept as patches, each of which makes a test of the default tier fail.
 
 The head of a patch in ``tests/faults`` says in a sentence what is wrong, and names the test::
 
