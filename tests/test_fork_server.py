@@ -103,7 +103,7 @@ def test_a_file_that_is_passed_keeps_its_number():
         ("raise KeyboardInterrupt", -2, "KeyboardInterrupt\n"),
         ("raise KeyError('lost')", 1, "KeyError: 'lost'\n"),
         ("import atexit; atexit.register(print, 'the end'); 1 / 0", 1, "ZeroDivisionError: division by zero\n"),
-        ("import threading, time; threading.Thread(target=lambda: (time.sleep(0.01), print('later'))).start()", 0, ""),
+        ("import threading as t; t.Thread(target=lambda: (t.main_thread().join(), print('later'))).start()", 0, ""),
     ],
 )
 @pytest.mark.usefixtures("start")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from torch.distributed import TCPStore
 
 from hooktrain.testing import Recorder
 
@@ -109,6 +110,37 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, output
 
 
+def assert_is_the_run_of_one_process(folder: Path, run_tiny: Any) -> None:
+    recorder = Recorder()
+    run_tiny(recorder, micro_batch_size=4, optimizer={"type": "sgd", "lr": 0.1})
+    lines = [json.loads(line) for line in (folder / "ranks" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in recorder.metrics], abs=1e-6)
+
+
+def test_each_host_has_a_local_rank_0(run_tiny, tmp_path):
+    """The variables that launchers set on two hosts with a process each; the files are written by one of the two."""
+    write(tmp_path)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_WORLD_SIZE": "2"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    common |= {"TORCHELASTIC_RESTART_COUNT": "0", "OMP_NUM_THREADS": "1"}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "hooktrain", "train", "recipe.yaml"],
+            env={**os.environ, **common, "RANK": str(host), "GROUP_RANK": str(host)},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for host in (0, 1)
+    ]
+    for code, output in map(ended, runs):
+        assert code == 0, output
+    assert_is_the_run_of_one_process(tmp_path, run_tiny)
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_two_hosts_are_one_global_batch(hosts, run_tiny, tmp_path, launcher):
     zero = {"type": "deepspeed", "zero_stage": 2, "dtype": "fp32", "device": "cpu"}
@@ -116,10 +148,7 @@ def test_two_hosts_are_one_global_batch(hosts, run_tiny, tmp_path, launcher):
     runs = [getattr(hosts, launcher)(host) for host in (0, 1)]
     for code, output in map(ended, runs):
         assert code == 0, output
-    recorder = Recorder()
-    run_tiny(recorder, micro_batch_size=4, optimizer={"type": "sgd", "lr": 0.1})
-    lines = [json.loads(line) for line in (tmp_path / "ranks" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in recorder.metrics], abs=1e-6)
+    assert_is_the_run_of_one_process(tmp_path, run_tiny)
 
 
 DIES = """
@@ -134,6 +163,7 @@ def on_step_start(trainer):
 """
 
 
+@pytest.mark.thorough
 def test_a_host_that_is_lost_ends_the_other(hosts, tmp_path):
     (tmp_path / "dies.py").write_text(DIES)
     write(tmp_path, plugins={"load": ["hooktrain.testing:TinyPlugin", "dies"]})
@@ -145,6 +175,7 @@ def test_a_host_that_is_lost_ends_the_other(hosts, tmp_path):
     ended(runs[1])
 
 
+@pytest.mark.thorough
 def test_the_launcher_of_deepspeed_on_one_host(tmp_path, run_tiny):
     """It says the local rank as an option, which is no trouble."""
     write(tmp_path, strategy={"type": "deepspeed", "zero_stage": 1, "dtype": "fp32", "device": "cpu"})

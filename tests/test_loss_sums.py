@@ -6,34 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
 from hooktrain import HooktrainError, LossSum, SegmentError, StepOutput, hookimpl
-from hooktrain.testing import Recorder, TinyLossConfig
-
-
-def counted(model: nn.Module, batch: Mapping[str, Any], weight: int) -> LossSum:
-    """Cross-entropy, and which share of the tokens is even: known from the data, whatever the weights are."""
-    logits, goal = model(batch["input_ids"])[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
-    right = (logits.argmax(-1) == goal).sum()
-    even = ((goal % 2 == 0) & (goal != -100)).sum()
-    total = nn.functional.cross_entropy(logits, goal, reduction="sum")
-    return LossSum(total, weight, {"accuracy": right, "even": even})
-
-
-class Counts:
-    """The tiny trainer type with that loss."""
-
-    @hookimpl(tryfirst=True)
-    def make_loss(self, config: Any) -> Any:
-        return counted if isinstance(config, TinyLossConfig) else None
+from hooktrain.testing import Recorder
+from tests.counting_loss import Counts, counted
 
 
 def evens(rows: list[tuple[Tensor, Tensor]]) -> float:
@@ -119,7 +102,7 @@ def test_a_name_that_is_taken(run_tiny: Any) -> None:
 
 
 MODULE = """
-from tests.test_loss_sums import Counts
+from tests.counting_loss import Counts
 counts = Counts()
 make_loss = counts.make_loss
 """

@@ -17,7 +17,7 @@ from hooktrain.build import make_host
 from hooktrain.recipe import resolve
 from hooktrain.report.schema import field_docs, schema_of
 from hooktrain.testing import TinyPlugin, host_of
-from tests import test_recipe
+from tests.refused_recipes import REFUSED, Parts
 
 ROOT = Path(__file__).parents[1]
 
@@ -131,12 +131,9 @@ def test_both_refuse(installed, raw):
     assert not validator.is_valid(raw)
 
 
-REFUSED = next(mark.args[1] for mark in test_recipe.test_what_is_wrong_is_said.pytestmark if mark.name == "parametrize")
-
-
 @pytest.mark.parametrize("raw", [raw for raw, _ in REFUSED], ids=str)
 def test_what_the_reader_refuses_elsewhere(raw):
-    validator = checker(host_of(test_recipe.Parts()))
+    validator = checker(host_of(Parts()))
     raw = {"type": "tiny", **raw}
     if raw == {"type": "tiny", "micro_batch_size": 2.0}:
         pytest.skip("to JSON Schema 2.0 is a whole number")

@@ -14,26 +14,8 @@ TESTS = Path(__file__).parent
 INSTALLED = TESTS / "packages"
 """Packages of strangers, whose tests run where they are installed."""
 EXCEPTIONS = {
-    "test_loss_sums.py: import: MODULE": "a function is found by the name of its module in another process",
-    "test_schema.py: import: ": "takes the parameters of another test, to compare a schema with the engine's own refusals",
-    "test_launch.py: sleep: test_ranks_end_when_their_launcher_is_killed.on_microbatch_start": "so that a run is long"
-    " enough to be killed",
-    "test_raising.py: clock: test_one_rank_raises": "a rank must not wait for the other's timeout of minutes",
-    "test_signals.py: sleep: SLOW.on_microbatch_start": "so that a run is long enough for a signal",
-    "test_signals.py: sleep: SLOW.compute_loss": "so that an evaluation is long enough for a signal",
-    "test_signals.py: sleep: test_a_second_sigint_ends_at_once": "the second in which a second SIGINT is the first one",
-    "test_signals.py: clock: test_a_signal_during_an_evaluation_leaves_it_out_and_it_is_made_up_for": "that an evaluation"
-    " ends early could be told by the rows it has read",
-    "test_hosts.py: clock: test_a_host_that_is_lost_ends_the_other": "that the other host ends before its timeout",
     "test_soak.py: sleep: SAYS.on_microbatch_start": "so that a run is long enough to be killed",
     "test_soak.py: sleep: Soak.kill_one": "at any time is what the thorough tier tests; the default one counts micro-batches",
-    "plugins/torch/test_ranks.py: clock: test_one_rank_that_raises_ends_all": "a rank must not wait for the other's"
-    " timeout of minutes",
-    "plugins/torch/test_saving.py: sleep: slow.save": "a save in the background that takes longer than a step",
-    "plugins/torch/test_saving.py: sleep: Slowly.on_step_end": "steps during a save in the background",
-    "plugins/torch/test_saving.py: sleep: RANKS.save": "a save in the background that takes longer than a step",
-    "plugins/torch/test_saving.py: sleep: RANKS.on_step_end": "steps during a save in the background",
-    "plugins/torch/test_saving.py: sleep: SEALED_LATE.on_step_end": "steps during a save in the background",
     "plugins/torch/test_strategy.py: port: test_ranks_without_an_address_to_meet_at": "a port without an address is what"
     " is refused; nothing binds it",
 }

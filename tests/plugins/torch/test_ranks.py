@@ -211,7 +211,6 @@ def test_one_rank_that_raises_ends_all(run_ranks, rank_notes):
     assert run.status != 0
     assert "plugin 'extra', hook on_microbatch_start, step 2, rank 1: KeyError: 'out of luck'" in run.output
     assert rank_notes(1) == [{"torn_down": 2}]
-    assert run.seconds < 30
 
 
 FULL = """

@@ -174,38 +174,55 @@ def test_what_the_disk_says_on_the_way_is_not_lost(tmp_path, stretches, monkeypa
 # ---------------------------------------------------------------------------------------------- in the background
 
 
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files that take their time."""
-    original = hooktrain_torch.save.save
+class Background:
+    """Holds each save until the run is so many steps further, or at its end; says where the run was when it was done."""
 
-    def save(*arguments: Any) -> Any:
-        time.sleep(0.1)
-        return original(*arguments)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: int, last: int) -> None:
+        self.steps, self.last, self.heard, self.reached = steps, last, list[tuple[int, int]](), 0.0
+        self.changed = threading.Condition()
+        original = hooktrain_torch.save.save
 
-    monkeypatch.setattr(hooktrain_torch.save, "save", save)
+        def save(value: Any, path: Path) -> Any:
+            step = int(path.parent.name[-8:])
+            with self.changed:
+                assert self.changed.wait_for(lambda: self.reached >= step + self.steps, 60), (
+                    "the run waits for the save"
+                )
+            return original(value, path)
 
+        monkeypatch.setattr(hooktrain_torch.save, "save", save)
 
-class Slowly:
-    """Steps that take their time, and where the run was when something was saved."""
-
-    def __init__(self) -> None:
-        self.heard: list[tuple[int, int]] = []
+    def reach(self, step: float) -> None:
+        with self.changed:
+            self.reached = max(self.reached, step)
+            self.changed.notify_all()
 
     @hookimpl
-    def on_step_end(self) -> None:
-        time.sleep(0.05)
+    def on_step_start(self, trainer: Any) -> None:
+        self.reach(trainer.global_step)
+
+    @hookimpl(tryfirst=True)
+    def on_step_end(self, trainer: Any) -> None:
+        if trainer.global_step == self.last:
+            self.reach(float("inf"))
+        elif not self.heard and self.reached >= 14 + self.steps:
+            while not trainer.checkpoint_engines[0]._going_on.has_ended:
+                time.sleep(0.01)  # so that the next step finds the save done
 
     @hookimpl
     def on_checkpoint_end(self, trainer: Any, path: Path) -> None:
         assert path.is_dir()
         self.heard.append((int(path.name[5:]), trainer.global_step))
 
+    @hookimpl
+    def on_exception(self) -> None:
+        self.reach(float("inf"))
 
-def test_training_goes_on_and_what_is_saved_is_of_its_own_step(run_tiny, tmp_path, slow):
+
+def test_training_goes_on_and_what_is_saved_is_of_its_own_step(run_tiny, tmp_path, monkeypatch):
     settings = {"epochs": 4, "model": {"dropout": 0.3}}
     run_tiny(**settings, checkpoint=full(14), run_dir=str(tmp_path / "plain"))
-    look = Slowly()
+    look = Background(monkeypatch, 3, last=28)
     trainer = run_tiny(look, **settings, checkpoint=full(14, asynchronous=True))
     assert [step for step, _ in look.heard] == [14, 28]
     assert 16 < look.heard[0][1] < 28, "training went on meanwhile"
@@ -220,8 +237,8 @@ def test_training_goes_on_and_what_is_saved_is_of_its_own_step(run_tiny, tmp_pat
     assert trainer.checkpoint_engines[0].last_stall > 0
 
 
-def test_a_save_waits_for_the_one_before(run_tiny, tmp_path, slow):
-    look = Slowly()
+def test_a_save_waits_for_the_one_before(run_tiny, tmp_path, monkeypatch):
+    look = Background(monkeypatch, 0, last=7)
     run_tiny(look, checkpoint=full(1, asynchronous=True))
     assert [step for step, _ in look.heard] == [1, 2, 3, 4, 5, 6, 7] == saved(tmp_path)
 
@@ -260,7 +277,7 @@ def test_a_save_that_fails_stops_the_run_when_asked_to(run_tiny, tmp_path, broke
     assert saved(tmp_path) == []
 
 
-def test_what_is_being_saved_when_the_run_fails_is_finished(run_tiny, tmp_path, slow):
+def test_what_is_being_saved_when_the_run_fails_is_finished(run_tiny, tmp_path, monkeypatch):
     class Fail:
         @hookimpl
         def on_step_start(self, trainer: Any) -> None:
@@ -268,26 +285,32 @@ def test_what_is_being_saved_when_the_run_fails_is_finished(run_tiny, tmp_path, 
                 raise KeyError("out of luck")
 
     with pytest.raises(KeyError):
-        run_tiny(Fail(), checkpoint=full(2, asynchronous=True))
+        run_tiny(Fail(), Background(monkeypatch, 100, last=7), checkpoint=full(2, asynchronous=True))
     assert saved(tmp_path) == [2]
 
 
 RANKS = """
-import time
+import threading
 import hooktrain_torch.save
 original = hooktrain_torch.save.save
+reached, changed = [0], threading.Condition()
 
 def save(value, path):
-    time.sleep(0.05 + 0.3 * int(os.environ["RANK"]))
-    if "2" in path.parent.name[-1] and os.environ["RANK"] == "1":
-        raise OSError(28, "No space left on device")
+    step = int(path.parent.name[-8:])
+    if os.environ["RANK"] == "1":  # the other rank is done long before
+        with changed:
+            assert changed.wait_for(lambda: reached[0] >= min(step + 3, 42), 60), "the training waits for the save"
+        if step == 42:
+            raise OSError(28, "No space left on device")
     return original(value, path)
 
 hooktrain_torch.save.save = save
 
 @hookimpl
 def on_step_end(trainer):
-    time.sleep(0.02)
+    with changed:
+        reached[0] = trainer.global_step
+        changed.notify_all()
 
 @hookimpl
 def on_checkpoint_end(trainer, path):
@@ -296,7 +319,7 @@ def on_checkpoint_end(trainer, path):
 
 
 SEALED_LATE = """
-import threading, time
+import threading
 import hooktrain_torch.save
 original, go = hooktrain_torch.save.seal, threading.Event()
 
@@ -308,7 +331,6 @@ hooktrain_torch.save.seal = seal
 
 @hookimpl
 def on_step_end(trainer):
-    time.sleep(0.02)
     if trainer.global_step == 15:
         go.set()
 
