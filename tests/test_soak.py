@@ -64,15 +64,14 @@ class Soak:
         ranks: processes of the run.
         settings: the recipe.
         kills: how often the run is killed.
-        at_any_time: kill up to a second after the first step has begun; else when a random number of micro-batches,
-            up to the longest run's, has.
+        at_any_time: kill up to a second after the first step has begun; else when a third to a half of the whole run's
+            micro-batches have, so that there is a checkpoint to resume from.
     """
 
     def __init__(self, folder: Path, ranks: int, settings: dict[str, Any], kills: int, at_any_time: bool) -> None:
         self.folder, self.ranks, self.settings, self.kills = folder, ranks, settings, kills
         self.at_any_time, self.random = at_any_time, random.Random(kills)
         self.last = ""
-        self.most = 0
         folder.mkdir()
         (folder / "extra.py").write_text(SAYS)
         os.mkfifo(folder / "pipe")
@@ -91,14 +90,15 @@ class Soak:
             text=True,
         )
 
-    def finish(self, run_dir: str) -> None:
-        """Run to the end."""
+    def finish(self, run_dir: str) -> int:
+        """Run to the end; returns how many micro-batches that took."""
         with self.started(run_dir) as (process, microbatches):
-            self.most = max(self.most, sum(1 for _ in microbatches))
+            count = sum(1 for _ in microbatches)
             output, _ = process.communicate()
         assert process.returncode == 0, output
+        return count
 
-    def kill_one(self) -> bool:
+    def kill_one(self, whole: int) -> bool:
         """Start, and kill one of the processes, or all; returns whether it was still running."""
         pids: dict[int, int] = {}
         with self.started("run") as (process, microbatches):
@@ -109,7 +109,7 @@ class Soak:
             if self.at_any_time:
                 time.sleep(self.random.uniform(0.0, 1.0))
             else:
-                for _ in zip(range(self.random.randrange(self.most)), microbatches, strict=False):
+                for _ in zip(range(self.random.randint(whole // 3, whole // 2)), microbatches, strict=False):
                     pass
             victims = self.random.choice(
                 [[pid] for pid in (*pids.values(), process.pid)] + [[*pids.values(), process.pid]]
@@ -144,16 +144,17 @@ class Soak:
 
     def soak(self) -> None:
         """Kill so often; a run that comes to its end first begins anew."""
-        self.finish("whole")
+        whole = self.finish("whole")
         done = 0
         while done < self.kills:
-            done += self.kill_one()
+            done += self.kill_one(whole)
             self.look()
             if self.is_over("run"):
                 assert self.weights_are_equal()
                 (self.folder / "run").rename(self.folder / f"over-{done}")
-        self.finish("run")
+        last = self.finish("run")
         assert self.weights_are_equal()
+        assert self.at_any_time or last < whole, "the last run went on from a checkpoint"
 
     def is_over(self, run_dir: str) -> bool:
         return self._last("whole").name == self._last(run_dir).name
