@@ -24,6 +24,7 @@ from tests.tiers import (  # noqa: F401 (hooks of pytest)
 )
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("PYTHONUNBUFFERED", None)  # a user has not set it, and a process without it could not be forked
 collect_ignore = ["packages"]  # whose tests run where they are installed, see third_party
 torch.set_num_threads(1)
 
