@@ -1,6 +1,7 @@
 """Every test has what plugin authors get: the fixtures of ``hooktrain.testing``."""
 
 import contextlib
+import gc
 import os
 import re
 import sys
@@ -34,6 +35,11 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             "hooktrain is not installed, or was before it had an entry point for pytest; run `pip install -e .`"
         )
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # a collection looks at what tests make, and not at all that was imported each time
 
 
 @pytest.fixture(scope="session", autouse=True)
