@@ -30,8 +30,7 @@ class Order:
         # importlib.util.find_spec comes here too, and imports nothing
         imports = sys._getframe(2).f_code.co_name == "_find_and_load_unlocked"
         if imports and name in HEAVY and name not in seen:
-            sys.stdout.flush()
-            seen[name] = os.path.getsize(printed)
+            seen[name] = os.path.getsize(printed)  # what waits in a buffer has not been printed
         return None
 
 HEAVY, printed, notes = json.loads(sys.argv[1])
@@ -73,6 +72,12 @@ class Started:
         self.stdout = text.decode()
         places = json.loads(notes.read_text(encoding="utf-8"))
         self.imported = {name: text[:place].decode() for name, place in places.items()}
+
+
+@pytest.fixture(autouse=True)
+def _buffered(monkeypatch):
+    """What a command does not flush stays in its buffer, as it does for a user."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
 
 
 @pytest.fixture
@@ -136,6 +141,13 @@ def test_a_difference_without_estimates_imports_nothing_heavy(tmp_path, sft):
     assert started.status == 0, started.stderr
     assert started.imported == {}
     assert "log_interval" in started.stdout
+
+
+def test_a_plan_is_shown_up_to_its_last_plugin_before_it_imports_torch(tmp_path, sft):
+    """Where nothing is wrong, so that nothing is printed after the table of plugins."""
+    started = Started(tmp_path, "plan", sft)
+    assert started.status == 0, started.stderr
+    assert started.imported["torch"] == started.stdout.partition("\nwhat it takes")[0]
 
 
 def test_a_plan_shows_what_is_known_before_it_imports_torch(tmp_path, sft):
@@ -235,11 +247,12 @@ def test_the_status_is_kept_and_nothing_is_torn_down(tmp_path, word, status):
     code = (
         "import sys, torch\nfrom hooktrain.startup import end\n"
         "class Left:\n    def __del__(self): print('torn down', flush=True)\n"
-        "sys.left = Left()\n"
+        "left = Left()\n"
+        "print('written')\n"
         f"end({word})"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (status, "written\n", "")
 
 
 def test_a_process_without_torch_ends_as_usual(tmp_path):
