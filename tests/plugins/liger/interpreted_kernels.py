@@ -20,9 +20,14 @@ TYPES = [
     *("glm4", "nemotron", "gpt_oss", "llama4_text", "falcon_h1"),
 ]
 """Types whose kernels all run in the interpreter; experts of mixtures ask for a GPU's driver."""
+DEFAULT = ("llama", "gemma2", "olmo2")
+"""Each kind of norm and of multilayer perceptron; the other types are thorough."""
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize(
+    "model_type",
+    [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.thorough) for name in TYPES],
+)
 def test_same_logits_and_gradients_and_nothing_else_changes(model_type: str) -> None:
     assert_parity(model_type)
 

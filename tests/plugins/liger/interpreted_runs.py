@@ -53,16 +53,22 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     return calls
 
 
-def test_any_division_into_micro_batches_is_the_run_of_huggingface(fine_tune: Train, fused_calls: list[Any]) -> None:
+@pytest.mark.parametrize(
+    ("micro", "accumulation"),
+    [(1, 4), *(pytest.param(*division, marks=pytest.mark.thorough) for division in ((4, 1), (2, 2)))],
+)
+def test_any_division_into_micro_batches_is_the_run_of_huggingface(
+    fine_tune: Train, fused_calls: list[Any], micro: int, accumulation: int
+) -> None:
     """Liger's own mean would weigh micro-batches alike (Liger-Kernel#675)."""
     expected = curve(fine_tune({}))
     assert len(expected) == 7 and not fused_calls
-    for micro, accumulation in ((4, 1), (2, 2), (1, 4)):
-        found = fine_tune(LIGER, micro_batch_size=micro, gradient_accumulation_steps=accumulation)
-        assert curve(found) == pytest.approx(expected, rel=2e-5)
+    found = fine_tune(LIGER, micro_batch_size=micro, gradient_accumulation_steps=accumulation)
+    assert curve(found) == pytest.approx(expected, rel=2e-5)
     assert fused_calls
 
 
+@pytest.mark.thorough
 def test_two_ranks_are_the_run_of_huggingface(fine_tune: Train, tiny_run: Callable[..., Any], tmp_path: Path) -> None:
     expected = curve(fine_tune({}))
     recipe = tiny_run(LIGER, micro_batch_size=1, gradient_accumulation_steps=2)
@@ -89,6 +95,7 @@ def test_only_supervised_positions_reach_the_kernel(fine_tune: Train, fused_call
     assert trained == evaluated == metrics[-1]["supervised_tokens"]
 
 
+@pytest.mark.thorough
 def test_micro_batches_without_a_supervised_token(fine_tune: Train) -> None:
     """Such a micro-batch still takes part, with gradients of zero: other ranks wait for it."""
 
@@ -107,8 +114,8 @@ def test_micro_batches_without_a_supervised_token(fine_tune: Train) -> None:
     "loss",
     [
         {"type": "sft", "label_smoothing": 0.1, "z_loss": 1e-3},
-        {"type": "dft"},
-        {"type": "dft", "label_smoothing": 0.1},
+        pytest.param({"type": "dft"}, marks=pytest.mark.thorough),
+        pytest.param({"type": "dft", "label_smoothing": 0.1}, marks=pytest.mark.thorough),
     ],
 )
 def test_losses_are_those_of_huggingface(fine_tune: Train, fused_calls: list[Any], loss: dict[str, Any]) -> None:
@@ -117,6 +124,7 @@ def test_losses_are_those_of_huggingface(fine_tune: Train, fused_calls: list[Any
     assert fused_calls
 
 
+@pytest.mark.thorough
 def test_accuracy_is_logged_as_that_of_huggingface(fine_tune: Train) -> None:
     keys = ("token_accuracy", "eval/rows/token_accuracy")
     expected = curve(fine_tune({}), *keys)
@@ -184,12 +192,14 @@ def test_a_loss_that_does_not_ask_for_a_kernel_is_named(fine_tune: Train) -> Non
     assert curve(own) == pytest.approx(curve(fine_tune({})), rel=2e-5)  # the model gives logits
 
 
+@pytest.mark.thorough
 def test_bf16_autocast_stays_close(fine_tune: Train) -> None:
     expected = curve(fine_tune({}, strategy={"dtype": "bf16"}), "loss")
     found = curve(fine_tune(LIGER, strategy={"dtype": "bf16"}), "loss")
     assert found == pytest.approx(expected, rel=1e-2) and len(found) == 3
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("whole_interpreter")
 def test_all_kernels_and_activation_checkpointing(fine_tune: Train) -> None:
     listener, short = Listener(), {"train_iters": 2, "micro_batch_size": 1, "data": {"eval_sources": []}}
