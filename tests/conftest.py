@@ -42,6 +42,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()  # a collection looks at what tests make, and not at all that was imported each time
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or libraries tell at the end of what they take for leaks
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _forked_processes() -> Iterator[None]:
     """Python processes that tests start are forks of a server, which has imported what most of them need."""
