@@ -252,7 +252,7 @@ def _with_strategy(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
         Unjudged: when it is not installed.
     """
     strategy = dict(STRATEGIES[name])
-    needed = "deepspeed" if strategy["type"] == "deepspeed" else "torch"
+    needed = strategy["type"]  # both are named as the plugin that brings them
     if needed not in {point.name for point in importlib.metadata.entry_points(group="hooktrain")}:
         raise Unjudged(f"the plugin '{needed}' is not installed")
     own = recipe.get("strategy", {})
