@@ -41,8 +41,8 @@ CASES = {
 }
 
 
-DEFAULT = ("a check", "a step", "a metric", "a checkpoint", "data", "the loss")
-"""A plain hook and a wrapper, before the run, in a step and while all ranks save; the others are thorough."""
+DEFAULT = ("the run's begin", "a step", "a metric", "a checkpoint", "data", "the loss")
+"""A plain hook and a wrapper, before the first step, in a step and while all ranks save; the others are thorough."""
 
 
 @pytest.mark.parametrize(
