@@ -131,7 +131,7 @@ def test_both_refuse(installed, raw):
     assert not validator.is_valid(raw)
 
 
-@pytest.mark.parametrize("raw", [raw for raw, _ in REFUSED], ids=str)
+@pytest.mark.parametrize("raw", [raw for raw, *_ in REFUSED], ids=str)
 def test_what_the_reader_refuses_elsewhere(raw):
     validator = checker(host_of(Parts()))
     raw = {"type": "tiny", **raw}
