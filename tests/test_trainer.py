@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import traceback
 
 import attrs
@@ -22,6 +23,7 @@ from hooktrain import (
     hookimpl,
 )
 from hooktrain.testing import Recorder, TinyModel, train
+from tests.facts import facts
 from tests.readme import GOLDEN, record
 from tests.reference_loop import reference
 
@@ -91,8 +93,8 @@ def test_properties_are_there_in_every_hook(run_tiny):
             self.seen = []
 
         def look(self, trainer):
-            facts = (trainer.epochs, trainer.training_horizon, trainer.warmup_steps, trainer.device.type)
-            self.seen.append((*facts, trainer.global_step, trainer.state.global_step))
+            fixed = (trainer.epochs, trainer.training_horizon, trainer.warmup_steps, trainer.device.type)
+            self.seen.append((*fixed, trainer.global_step, trainer.state.global_step))
 
         @hookimpl
         def on_train_start(self, trainer):
@@ -179,7 +181,8 @@ def test_the_rest_of_an_epoch_can_be_left_out(run_tiny, tmp_path):
     recorder = Recorder()
     saving = {"type": "full", "output_dir": str(tmp_path / "saved"), "save_every_n_steps": 2}
     trainer = run_tiny(Leave(), recorder, checkpoint=saving, epochs=3)
-    assert (trainer.global_step, trainer.state.stop_reason) == (6, "the last epoch was cut short")
+    assert trainer.global_step == 6
+    assert "last epoch" in trainer.state.stop_reason
     assert [(line["step"], line["epoch"]) for line in recorder.metrics][1::2] == [(2, 1.0), (4, 2.0), (6, 3.0)]
     assert "eval/held_out/loss" in recorder.metrics[-1]
     again = run_tiny(epochs=3, checkpoint=saving, trainer={"resume_from": tmp_path / "saved" / "step-00000002"})
@@ -228,7 +231,7 @@ def test_weights_that_are_not_finite_are_never_saved(run_tiny, tmp_path):
             if trainer.global_step == 2:
                 trainer.model.head.weight.grad.fill_(float("nan"))
 
-    with pytest.raises(NonFiniteError, match="step 3: grad_norm is nan"):
+    with pytest.raises(NonFiniteError, match=facts("step 3", "grad_norm", "nan")):
         run_tiny(
             PoisonedGradient(),
             checkpoint={"type": "full", "save_every_n_steps": 3},
@@ -448,7 +451,7 @@ class Segment:
     class WrongWeight:
         @hookimpl
         def compute_loss(self, model, batch, weight):
-            return LossSum(model(batch["input_ids"]).sum(), weight + 1)
+            return LossSum(model(batch["input_ids"]).sum(), weight + 7000)
 
     class Twice:
         @hookimpl
@@ -458,23 +461,19 @@ class Segment:
 
 
 @pytest.mark.parametrize(
-    ("plugin", "text"),
+    ("plugin", "named"),
     [
-        (Segment.NoneStep, "plugin 'NoneStep', hook run_step: returned None"),
-        (
-            Segment.NoneWrapper,
-            "a wrapper returned None instead of the result of its yield (asked: 'NoneWrapper', 'loop')",
-        ),
-        (Segment.MeanLoss, "hook compute_loss: returned Tensor, expected LossSum(total=<sum"),
-        (Segment.WrongWeight, "hook compute_loss: returned a weight of"),
-        (Segment.Twice, "for the second time, so the loss would be divided by a wrong count"),
+        (Segment.NoneStep, ("'NoneStep'", "run_step", "returned None", "NotImplemented")),
+        (Segment.NoneWrapper, ("run_step", "wrapper", "None", "yield", "'NoneWrapper', 'loop'")),
+        (Segment.MeanLoss, ("'MeanLoss'", "compute_loss", "Tensor", "LossSum(total=")),
+        (Segment.WrongWeight, ("'WrongWeight'", "compute_loss", "700", "weight=")),
+        (Segment.Twice, ("trainer.microbatch", "second time", "trainer.open_window")),
     ],
 )
-def test_a_segment_that_breaks_its_promise_stops_the_run(run_tiny, plugin, text):
+def test_a_segment_that_breaks_its_promise_stops_the_run(run_tiny, plugin, named):
     recorder = Recorder()
-    with pytest.raises(SegmentError) as caught:
+    with pytest.raises(SegmentError, match=facts(*named)):
         run_tiny(recorder, plugin())
-    assert text in str(caught.value)
     assert recorder.hooks.count("on_step_start") == 1, "nothing was run a second time"
 
 
@@ -505,12 +504,11 @@ def test_a_hook_that_raises_is_named_and_everything_is_torn_down(run_tiny, hook)
     bad = type("Bad", (), {hook: hookimpl(scope[hook])})()
     first, last = Recording(), Recording()
     with (
-        pytest.warns(UserWarning, match="plugin 'TeardownFails', hook on_teardown"),
+        pytest.warns(UserWarning, match=facts("'TeardownFails'", "on_teardown", "not this one")),
         pytest.raises(ValueError) as caught,
     ):
         run_tiny(first, TeardownFails(), bad, last)
-    assert caught.value.hooktrain_where.startswith(f"plugin 'Bad', hook {hook}, step ")
-    assert caught.value.hooktrain_where.endswith(", rank 0")
+    assert re.search(facts("'Bad'", hook, "step ", "rank 0"), caught.value.hooktrain_where)
     assert first.seen == last.seen == [caught.value, "torn down"]
 
 
@@ -526,7 +524,7 @@ def poison(steps):
 
 
 def test_nan_stops_the_run_before_anything_is_saved(run_tiny, tmp_path):
-    with pytest.raises(NonFiniteError, match=r"step 3: loss is nan, expected a finite number; lower optimizer.lr"):
+    with pytest.raises(NonFiniteError, match=facts("step 3", "loss", "nan", "optimizer.lr")):
         run_tiny(poison({2}), checkpoint={"type": "full", "save_every_n_steps": 1}, log_interval=100)
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
 
@@ -561,9 +559,7 @@ def test_two_plugins_cannot_log_one_name(run_tiny):
         def collect_metrics(self):
             return {"loss": 1.0}
 
-    with pytest.raises(
-        HooktrainError, match="'loss' is logged by two plugins, or by a plugin and the engine .those that log: 'Log'."
-    ):
+    with pytest.raises(HooktrainError, match=facts("'loss'", "'Log'")):
         run_tiny(Log())
 
 
@@ -580,7 +576,7 @@ def test_metrics_of_plugins_reach_the_log(run_tiny):
 
 
 def test_an_empty_data_set_is_refused(run_tiny):
-    with pytest.raises(HooktrainError, match="data: no row is left to train on; check data.sources"):
+    with pytest.raises(HooktrainError, match=facts("data:", "data.sources")):
         run_tiny(data={"rows": 0})
 
 
