@@ -24,6 +24,7 @@ from hooktrain import (
 from hooktrain.build import load, make_host
 from hooktrain.needs import drop_unmet
 from hooktrain.testing import TinyPlugin, host_of
+from tests.facts import facts
 
 DECLARES = """
 import attrs, hooktrain
@@ -43,18 +44,18 @@ def declares(info: str, offers: str = "mine") -> str:
 
 
 @pytest.mark.parametrize(
-    ("given", "text"),
+    ("given", "texts"),
     [
-        ({"api": "one"}, "api is 'one', expected versions such as '>=1.0,<2'"),
-        ({"api": 1.0}, "api is 1.0, expected versions"),
-        ({"requires": ["not a name"]}, "requires holds 'not a name', expected a plugin's name"),
-        ({"excludes": [None]}, "excludes holds None, expected a plugin's name"),
-        ({"on_error": "ignore"}, "on_error is 'ignore', expected one of stop, disable, warn"),
-        ({"changes_gradients": True, "on_error": "warn"}, "what changes gradients must stop the run"),
+        ({"api": "one"}, ["api", "'one'", "'>=1.0,<2'"]),
+        ({"api": 1.5}, ["api", "1.5", "'>=1.0,<2'"]),
+        ({"requires": ["not a name"]}, ["requires", "'not a name'"]),
+        ({"excludes": [None]}, ["excludes", "None"]),
+        ({"on_error": "ignore"}, ["on_error", "'ignore'", "stop", "disable", "warn"]),
+        ({"changes_gradients": True, "on_error": "warn"}, ["gradients", "on_error", "'warn'", "stop"]),
     ],
 )
-def test_a_declaration_that_says_nothing_sensible_is_refused_where_it_stands(given, text):
-    with pytest.raises(ValueError, match=re.escape(text)):
+def test_a_declaration_that_says_nothing_sensible_is_refused_where_it_stands(given, texts):
+    with pytest.raises(ValueError, match=facts(*texts)):
         PluginInfo(**given)
 
 
@@ -69,9 +70,8 @@ def test_a_declaration_of_another_kind_is_refused():
         @hookimpl
         def on_step_end(self): ...
 
-    with pytest.raises(
-        PluginError, match=r"'Wrong' \(tests\): hooktrain_plugin is '1.0', expected hooktrain.PluginInfo"
-    ):
+    wrong = facts("'Wrong' (tests)", "hooktrain_plugin", "'1.0'", "hooktrain.PluginInfo")
+    with pytest.raises(PluginError, match=wrong):
         host_of(Wrong())
 
 
@@ -82,11 +82,11 @@ def test_a_plugin_for_other_hooks_is_out_and_stops_only_a_run_that_names_it(inst
     # the older plugin's other faults, such as a parameter that is no more, are consequences and not said first
     installed("a-older", declares('api="<1.0"') + "@hooktrain.hookimpl\ndef on_step_end(trainer, result): pass\n")
     installed("b-fits", declares(f'api="~={API_VERSION}"'))
-    with pytest.warns(UserWarning, match=r"'a-older' \(a-older 1.2\): was written for hooktrain's hooks <1.0"):
+    with pytest.warns(UserWarning, match=facts("'a-older' (a-older 1.2)", "hooks", "<1.0")):
         trainer = run_tiny()
     assert trainer.host.records["a-older"].state == "failed"
     assert trainer.host.records["b-fits"].state == "active"
-    with pytest.raises(PluginError, match=r"and these are 1.0; install a version of it for 1.0.*no:a-older"):
+    with pytest.raises(PluginError, match=facts("'a-older' (a-older 1.2)", "<1.0", f" {API_VERSION}", "-p no:a-older")):
         make_host(PluginsConfig(load=("a-older",)))
 
 
@@ -120,11 +120,11 @@ def test_who_takes_what_is_retired_is_told_by_name(order):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         load({"type": "tiny"}, plugins=[TinyPlugin(), *(kind() for kind in order)])
-    assert sorted(str(each.message) for each in caught) == [
-        "plugin 'TakesBoth' (tests), hook on_jump: is retired; implement on_spike",
-        "plugin 'TakesBoth' (tests), hook on_spike: 'folder' is retired; take trainer.run_dir",
-        "plugin 'TakesIt' (tests), hook on_spike: 'folder' is retired; take trainer.run_dir",
-    ]
+    one, two, three = sorted(str(each.message) for each in caught)
+    folder = "'folder' is retired; take trainer.run_dir"  # as the plugin that brings the hook says it
+    assert "'TakesBoth' (tests), hook on_jump: " in one and one.endswith("is retired; implement on_spike")
+    assert "'TakesBoth' (tests), hook on_spike: " in two and two.endswith(folder)
+    assert "'TakesIt' (tests), hook on_spike: " in three and three.endswith(folder)
 
 
 # ------------------------------------------------------------------------------------------------------- needs
@@ -136,16 +136,12 @@ def test_a_plugin_without_what_it_requires_is_out_and_so_are_those_that_require_
     host = make_host()
     drop_unmet(host)
     reasons = {name: host.records[name].reason for name in ("a-top", "b-middle")}
-    assert reasons["b-middle"] == "requires the plugin 'c-absent', which is not installed; install it"
-    assert reasons["a-top"].startswith(
-        "requires the plugin 'b-middle', which is failed (requires the plugin 'c-absent'"
-    )
+    assert re.search(facts("'c-absent'", "install"), reasons["b-middle"])
+    assert re.search(facts("'b-middle'", "failed", "'c-absent'"), reasons["a-top"])
     assert not {"top", "middle"} & set(host.offers["optimizer"])
-    with pytest.raises(
-        RecipeError, match=r"'top', which no plugin offers.*not loaded:.*requires the plugin 'b-middle'"
-    ):
+    with pytest.raises(RecipeError, match=facts("optimizer", "'top'", "'a-top' (a-top 1.2)", "'b-middle'")):
         load({"type": "tiny", "optimizer": "top"}, plugins=[TinyPlugin()])
-    with pytest.raises(PluginError, match="requires the plugin 'c-absent', which is not installed"):
+    with pytest.raises(PluginError, match=facts("'b-middle' (b-middle 1.2)", "'c-absent'", "install")):
         load({"type": "tiny"}, plugins=[TinyPlugin()], switches=["b-middle"])
 
 
@@ -156,18 +152,15 @@ def test_a_plugin_in_hand_without_what_it_requires_stops_the_run(tiny_recipe):
         @hookimpl
         def on_step_end(self): ...
 
-    with pytest.raises(HooktrainError) as caught:
+    with pytest.raises(HooktrainError, match=facts("'Needs' (tests)", "'nonesuch'", "install", "Python")):
         Trainer(tiny_recipe, plugins=[TinyPlugin(), Needs])
-    assert str(caught.value) == (
-        "plugin 'Needs' (tests): requires the plugin 'nonesuch', which is not installed; install it; mend it, or leave it"
-        " out of the plugins that are given in Python"
-    )
 
 
 def test_a_hook_of_the_plugin_that_is_missing_is_no_misspelling(installed):
     installed("a-needs", declares('requires=["c-absent"]') + "@hooktrain.hookimpl\ndef on_spike(trainer): pass\n")
     _, host = load({"type": "tiny"}, plugins=[TinyPlugin()])
-    assert host.records["a-needs"].reason == "requires the plugin 'c-absent', which is not installed; install it"
+    reason = host.records["a-needs"].reason
+    assert re.search(facts("'c-absent'", "install"), reason) and "on_spike" not in reason
 
 
 def test_a_version_that_is_required(installed):
@@ -175,9 +168,7 @@ def test_a_version_that_is_required(installed):
     installed("b-old", declares("", "old"))
     host = make_host()
     drop_unmet(host)
-    assert host.records["a-needs"].reason == (
-        "requires the plugin 'b-old>=2', of which 1.2 is installed; install a version that fits"
-    )
+    assert re.search(facts("'b-old>=2'", "1.2", "install"), host.records["a-needs"].reason)
 
 
 def test_what_is_required_may_be_a_distribution_or_given_in_python(installed):
@@ -191,18 +182,15 @@ def test_what_is_required_may_be_a_distribution_or_given_in_python(installed):
     _, host = load({"type": "tiny"}, plugins=[TinyPlugin(), Given()])
     assert host.records["a-needs"].state == "active"
     _, host = load({"type": "tiny", "plugins": {"block": ["b-has"]}}, plugins=[TinyPlugin(), Given()])
-    assert "which is blocked (blocked by plugins.block of the recipe)" in host.records["a-needs"].reason
+    assert re.search(facts("'The_Distribution'", "plugins.block of the recipe"), host.records["a-needs"].reason)
 
 
 def test_plugins_that_do_not_go_together_stop_the_run_until_one_is_left_out(installed):
     installed("a-one", declares('excludes=["b-other"]', "one"))
     installed("b-other", declares("", "other"))
-    with pytest.raises(PluginError) as caught:
+    both = ("'a-one' (a-one 1.2)", "'b-other' (b-other 1.2)", "{block: [a-one]}", "{block: [b-other]}")
+    with pytest.raises(PluginError, match=facts(*both)):
         load({"type": "tiny"}, plugins=[TinyPlugin()])
-    assert str(caught.value) == (
-        "plugin 'a-one' (a-one 1.2) does not work beside plugin 'b-other' (b-other 1.2), as it declares itself; leave one"
-        " of them out with plugins: {block: [a-one]} or {block: [b-other]}"
-    )
     load({"type": "tiny", "plugins": {"block": ["b-other"]}}, plugins=[TinyPlugin()])
 
 
@@ -234,11 +222,8 @@ class LooksWhenAsked(LooksAtLogits):
 
 
 def test_a_plugin_that_needs_logits_is_refused_beside_a_loss_that_makes_none(run_chat, tmp_path):
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RecipeError, match=facts("loss: ", "'LooksAtLogits' (tests)", "loss.all_logits: true")):
         run_chat(LooksAtLogits())
-    assert "loss: makes no logits, which plugin 'LooksAtLogits' (tests) needs; write loss.all_logits: true" in str(
-        caught.value
-    )
     looks = LooksAtLogits()
     whole = run_chat(looks, loss={"all_logits": True}, run_dir=str(tmp_path / "whole"))
     assert looks.shapes == {whole.model.config.vocab_size}
@@ -249,7 +234,7 @@ def test_a_plugin_that_needs_logits_is_refused_beside_a_loss_that_makes_none(run
 
 def test_needing_logits_counts_where_the_recipe_asks_for_the_plugin(run_chat, chat_recipe):
     load(chat_recipe, plugins=[LooksWhenAsked()])
-    with pytest.raises(RecipeError, match="makes no logits, which plugin 'LooksWhenAsked'"):
+    with pytest.raises(RecipeError, match=facts("loss: ", "'LooksWhenAsked' (tests)", "loss.all_logits: true")):
         load({**chat_recipe, "watch": {"share": 0.5}}, plugins=[LooksWhenAsked()])
 
 
@@ -312,15 +297,11 @@ def test_claimants_of_a_segment_are_asked_in_the_order_that_is_stated(run_tiny):
 
 
 @pytest.mark.parametrize(
-    ("order", "text"),
-    [
-        (["Oen"], r"plugins.order: 'Oen' is not there \(did you mean 'One'\?\)"),
-        (["One", "One"], "plugins.order: 'One' is named twice"),
-        (["loop"], "plugins.order: 'loop' is the engine's default loop"),
-    ],
+    ("order", "texts"),
+    [(["Oen"], ["'Oen'", "'One'"]), (["One", "One"], ["'One'", "twice"]), (["loop"], ["'loop'", "default"])],
 )
-def test_an_order_that_makes_no_sense_is_refused(run_tiny, order, text):
-    with pytest.raises(PluginError, match=text):
+def test_an_order_that_makes_no_sense_is_refused(run_tiny, order, texts):
+    with pytest.raises(PluginError, match=facts("plugins.order: ", *texts)):
         run_tiny(hearer("One", []), plugins={"order": order})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import sys
 
 import attrs
@@ -13,6 +14,7 @@ import yaml
 from hooktrain import HooktrainError, PluginError, PluginHost, PluginsConfig, RecipeError, hookimpl, hookspec
 from hooktrain.build import load, make_host
 from hooktrain.testing import Recorder, TinyPlugin, host_of
+from tests.facts import facts
 
 HEARS = """
 import hooktrain
@@ -39,7 +41,7 @@ def test_switching(installed, monkeypatch):
     assert host.records["b-second"].state == "blocked"
     assert "mod_b_second" not in sys.modules
     host = make_host(PluginsConfig(only=("a-first",)))
-    assert host.records["b-second"].reason == "not among plugins.only"
+    assert "plugins.only" in host.records["b-second"].reason
     host = make_host(PluginsConfig().switched(["no:*"]))
     assert {record.state for record in host.records.values() if record.distribution != "hooktrain"} == {"blocked"}
     host = make_host(PluginsConfig().switched(["no:*", "a-first"]))
@@ -56,27 +58,24 @@ def test_a_plugin_that_fails_to_import_stops_only_a_run_that_names_it(installed,
     trainer = run_tiny()
     record = trainer.host.records["b-broken"]
     assert (record.state, record.version) == ("failed", "1.2")
-    assert record.reason == "cannot be imported: ModuleNotFoundError: No module named 'a_module_that_is_not_there'"
-    with pytest.raises(PluginError) as caught:
+    cause = ("ModuleNotFoundError", "'a_module_that_is_not_there'")
+    assert re.search(facts(*cause), record.reason)
+    with pytest.raises(PluginError, match=facts("'b-broken' (b-broken 1.2)", *cause, "-p no:b-broken")):
         make_host(PluginsConfig(load=("b-broken",)))
-    assert str(caught.value).startswith("plugin 'b-broken' (b-broken 1.2): cannot be imported: ModuleNotFoundError")
-    assert str(caught.value).endswith("mend or uninstall it, or leave it out with -p no:b-broken")
-    with pytest.raises(
-        RecipeError, match=r"given 'lion'.*not loaded: plugin 'b-broken' \(b-broken 1.2\) cannot be imported"
-    ):
+    with pytest.raises(RecipeError, match=facts("optimizer", "'lion'", "'b-broken' (b-broken 1.2)", *cause)):
         load({"type": "tiny", "optimizer": "lion"}, plugins=[TinyPlugin()])
-    with pytest.raises(RecipeError, match=r"b-broken: the plugin of that name is not loaded \(cannot be imported: Mod"):
+    with pytest.raises(RecipeError, match=facts("b-broken: ", *cause)):
         load({"type": "tiny", "b-broken": {}}, plugins=[TinyPlugin()])
 
 
 def test_a_module_that_quits_does_not_end_the_program_as_if_all_were_well(run_cli, tiny_recipe):
     run = run_cli("train", tiny_recipe, source="raise SystemExit(0)")
-    assert run.status == 1 and "the module 'extra' cannot be imported (SystemExit: 0)" in run.stderr, run.output
+    assert run.status == 1 and re.search(facts("'extra'", "SystemExit: 0"), run.stderr), run.output
 
 
 def test_a_class_that_quits_is_a_plugin_that_fails(installed):
     installed("a-quits", "class Plugin:\n    def __init__(self): raise SystemExit(0)\n")
-    with pytest.raises(PluginError, match=r"'mod_a_quits:Plugin' \(mod_a_quits\): SystemExit\(0\); mend"):
+    with pytest.raises(PluginError, match=facts("'mod_a_quits:Plugin' (mod_a_quits)", "SystemExit(0)")):
         make_host(PluginsConfig(load=("mod_a_quits:Plugin",), block=("a-quits",)))
 
 
@@ -96,10 +95,8 @@ def test_settings_under_a_key_of_the_recipe_are_refused():
     with pytest.raises(RecipeError) as caught:
         load({"type": "tiny"}, plugins=[TinyPlugin(), Takes()])
     for key in ("data", "epochs"):
-        assert (
-            f"{key}: plugin 'Takes' (tests) offers settings under this key, which is the recipe's own; leave it out with"
-            " plugins: {block: [Takes]}" in str(caught.value)
-        )
+        (text,) = [str(each) for each in caught.value.complaints if each.where == key]
+        assert re.search(facts(f"{key}: ", "'Takes' (tests)", "plugins: {block: [Takes]}"), text)
 
 
 def test_wrappers_that_yield_never_or_twice_are_named(run_tiny):
@@ -115,19 +112,22 @@ def test_wrappers_that_yield_never_or_twice_are_named(run_tiny):
             yield
             return (yield)
 
-    for plugin, what in ((Never(), "no yield"), (Twice(), "a second yield")):
+    texts = set()
+    for plugin in (Never(), Twice()):
         name = type(plugin).__name__
-        with pytest.raises(PluginError, match=f"plugin '{name}', hook run_step: a wrapper came to {what}") as caught:
+        with pytest.raises(PluginError, match=facts(f"'{name}'", "run_step", "wrapper", "yield")) as caught:
             run_tiny(plugin)
+        texts.add(str(caught.value).replace(name, ""))
         assert caught.value.hooktrain_where == f"plugin '{name}', hook run_step, step 0, rank 0"
+    assert len(texts) == 2, "a yield too few reads otherwise than one too many"
 
 
 def test_two_distributions_with_one_plugin_name_are_refused(installed):
-    installed("a-same", HEARS, distribution="one")
-    installed("a-same", HEARS, distribution="other")
-    said = "two installed distributions, one and other, both offer a plugin named 'a-same'; uninstall one of them"
+    installed("a-same", HEARS, distribution="first-dist")
+    installed("a-same", HEARS, distribution="second-dist")
+    said = facts("'a-same'", "first-dist", "second-dist", "uninstall")
     host = make_host()
-    assert host.records["a-same"].reason == said, "a listing works all the same"
+    assert re.search(said, host.records["a-same"].reason), "a listing works anyway"
     with pytest.raises(PluginError, match=said):
         host.check()
     make_host(PluginsConfig(block=("a-same",))).check()
@@ -135,7 +135,7 @@ def test_two_distributions_with_one_plugin_name_are_refused(installed):
 
 def test_a_plugin_named_as_one_of_the_engine_is_out_and_the_engine_keeps_its_own(installed, run_tiny, tmp_path):
     installed("jsonl", HEARS, distribution="stranger")
-    with pytest.warns(UserWarning, match="stranger:jsonl.*its name 'jsonl' is that of a plugin of the engine's own"):
+    with pytest.warns(UserWarning, match=facts("stranger:jsonl", "'jsonl'", "engine")):
         trainer = run_tiny(train_iters=2)
     record = trainer.host.records["stranger:jsonl"]
     assert (record.state, record.distribution) == ("failed", "stranger")
@@ -147,7 +147,7 @@ def test_a_plugin_named_as_one_of_the_engine_is_out_and_the_engine_keeps_its_own
 def test_one_object_under_two_names_stays_registered_under_the_first():
     host, plugin = host_of(), Lion()
     host.register(plugin, "first")
-    with pytest.raises(PluginError, match="plugin 'second' \\(tests\\): takes part as 'first' already; name it once"):
+    with pytest.raises(PluginError, match=facts("'second' (tests)", "'first'")):
         host.register(plugin, "second")
     assert host.manager.get_plugin("first") is plugin
     assert host.offers["optimizer"]["lion"].plugin.name == "first"
@@ -179,10 +179,10 @@ def test_the_recipe_that_a_run_keeps_gives_its_plugins_again(run_cli, tmp_path, 
     )
     resumed = ("--resume", folder / "checkpoints" / "step-00000002", "-o", f"run_dir={tmp_path / 'on'}")
     same = run_cli("train", recipe, "-p", "wraps", "-p", "no:neftune", *resumed, env=switched)
-    assert same.status == 0 and "other than when the checkpoint was saved" not in same.output, same.output
+    assert same.status == 0 and "plugins." not in same.output, same.output
     without = run_cli("train", recipe, "-p", "no:neftune", *resumed, env=switched)
     assert without.status == 1
-    assert "plugins.wraps: wraps took part and is missing, and has a hand in make_optimizer" in without.stderr
+    assert re.search(facts("plugins.wraps: ", "make_optimizer"), without.stderr)
 
 
 def test_the_last_word_about_a_module_wins(tmp_path, monkeypatch):
@@ -193,55 +193,47 @@ def test_the_last_word_about_a_module_wins(tmp_path, monkeypatch):
     )
     named = {"type": "tiny", "plugins": {"load": ["lacks"]}}
     for raw, switches, advice in (
-        ({"type": "tiny"}, ["lacks"], r"mend it, or do not name it \(command line -p lacks\)"),
-        (named, [], "mend it, or leave it out with -p no:lacks"),
+        ({"type": "tiny"}, ["lacks"], "command line -p lacks"),
+        (named, [], "-p no:lacks"),
     ):
-        with pytest.raises(PluginError, match=f"requires the plugin 'nonesuch'.*{advice}$"):
+        with pytest.raises(PluginError, match=facts("'lacks'", "'nonesuch'", advice)):
             load(raw, plugins=[TinyPlugin()], switches=switches)
         made, host = load(raw, plugins=[TinyPlugin()], switches=[*switches, "no:lacks"])
         assert "lacks" not in host.records
         assert (made.plugins.load, made.plugins.block) == ((), ()), "what is kept can be read again"
-    with pytest.raises(PluginError, match="'lakcs' is not installed"):
+    with pytest.raises(PluginError, match=facts("plugins: ", "'lakcs'", "torch")):
         load(named, plugins=[TinyPlugin()], switches=["no:lakcs"])
 
 
 def test_what_was_blocked_is_said_where_something_is_missing(monkeypatch):
-    with pytest.raises(
-        RecipeError, match=r"'adamw', which no plugin.*; not looked at: torch \(blocked by command line"
-    ):
+    with pytest.raises(RecipeError, match=facts("optimizer", "'adamw'", "torch", "command line -p no:torch")):
         load({"type": "tiny"}, plugins=[TinyPlugin()], switches=["no:torch"])
     monkeypatch.setenv("HOOKTRAIN_PLUGINS", "no:peft")
     with pytest.raises(RecipeError) as caught:
         load({"type": "tiny", "peft": {}, "pefd": {}}, plugins=[TinyPlugin()])
     first, second = caught.value.complaints
-    assert str(first) == (
-        "peft: the plugin of that name is not loaded (blocked by environment HOOKTRAIN_PLUGINS=no:peft), so that nobody"
-        " takes this key; let it take part, or leave the key out"
-    )
-    assert str(second).startswith("pefd: unknown key") and "; not looked at: peft (blocked by environ" in str(second)
+    assert str(first).startswith("peft: ") and "environment HOOKTRAIN_PLUGINS=no:peft" in str(first)
+    assert str(second).startswith("pefd: ") and re.search(facts("peft", "HOOKTRAIN_PLUGINS=no:peft"), str(second))
     monkeypatch.delenv("HOOKTRAIN_PLUGINS")
-    with pytest.raises(
-        RecipeError, match=r"not looked at: .*torch \(autoload is off, by plugins.autoload of the recipe"
-    ):
+    with pytest.raises(RecipeError, match=facts("optimizer", "'adamw'", "torch", "plugins.autoload of the recipe")):
         load({"type": "tiny", "plugins": {"autoload": False}}, plugins=[TinyPlugin()])
-    with pytest.raises(RecipeError, match=r"peft: the plugin .* \(blocked by plugins.block of the recipe\), so"):
+    with pytest.raises(RecipeError, match=facts("peft: ", "plugins.block of the recipe")):
         load({"type": "tiny", "peft": {}, "plugins": {"block": ["peft"]}}, plugins=[TinyPlugin()])
 
 
 @pytest.mark.parametrize("config", [{"block": ("my*",)}, {"only": ("my*",)}, {"load": ("my*",)}, {"block": ("*",)}])
 def test_names_are_no_patterns(config):
-    with pytest.raises(PluginError, match=r"plugins: given '(my)?\*', and names are no patterns.*only -p 'no:\*'"):
+    ((name,),) = config.values()
+    with pytest.raises(PluginError, match=facts("plugins: ", repr(name), "-p 'no:*'")):
         make_host(PluginsConfig(**config))
-    with pytest.raises(PluginError, match=r"given 'my\*', and names are no patterns"):
+    with pytest.raises(PluginError, match=facts("'my*'", "-p 'no:*'")):
         load({"type": "tiny"}, plugins=[TinyPlugin()], switches=["no:my*"])
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(PluginError, match=r"plugins: 'torhc' is not installed \(did you mean 'torch'\?\)"):
+    with pytest.raises(PluginError, match=facts("plugins: ", "'torhc'", "'torch'")):
         make_host(PluginsConfig(block=("torhc",)))
-    with pytest.raises(
-        PluginError, match="'no_such_module' is neither an installed plugin nor a module that can be found"
-    ):
+    with pytest.raises(PluginError, match=facts("'no_such_module'", "plugin", "module")):
         make_host(PluginsConfig(load=("no_such_module",)))
 
 
@@ -264,12 +256,9 @@ class OtherLion(Lion):
 
 
 def test_one_name_offered_twice_names_both():
-    with pytest.raises(PluginError) as caught:
+    both = ("'OtherLion' (tests)", "'Lion' (tests)", "{block: [OtherLion]}", "{block: [Lion]}")
+    with pytest.raises(PluginError, match=facts(*both, "optimizer", "'lion'")):
         host_of(Lion(), OtherLion())
-    assert str(caught.value) == (
-        "plugin 'OtherLion' (tests) and plugin 'Lion' (tests) both offer the optimizer 'lion'; leave one of them out with"
-        " plugins: {block: [OtherLion]} or {block: [Lion]}"
-    )
 
 
 OFFERS = """
@@ -284,9 +273,8 @@ def register_configs():
 def test_installed_plugins_that_offer_one_name_stop_the_run_until_the_recipe_settles_it(installed):
     installed("a-lion", OFFERS)
     installed("b-lion", OFFERS)
-    with pytest.raises(
-        PluginError, match=r"'b-lion' \(b-lion 1.2\) and plugin 'a-lion' \(a-lion 1.2\) both offer the optimizer"
-    ):
+    both = ("'b-lion' (b-lion 1.2)", "'a-lion' (a-lion 1.2)", "{block: [b-lion]}", "{block: [a-lion]}")
+    with pytest.raises(PluginError, match=facts(*both, "optimizer", "'lion'")):
         load({"type": "tiny"}, plugins=[TinyPlugin()])
     _, host = load({"type": "tiny", "plugins": {"block": ["a-lion"]}}, plugins=[TinyPlugin()])
     assert host.offers["optimizer"]["lion"].plugin.name == "b-lion"
@@ -307,12 +295,9 @@ class StepB:
 
 
 def test_two_plugins_that_claim_a_segment_stop_the_run_until_the_recipe_settles_it(run_tiny):
-    with pytest.raises(PluginError) as caught:
+    remedy = "plugins: {segments: {run_step: StepB}}"
+    with pytest.raises(PluginError, match=facts("'StepB' (tests)", "'StepA' (tests)", remedy)):
         run_tiny(StepA(), StepB())
-    assert str(caught.value) == (
-        "plugin 'StepB' (tests) and plugin 'StepA' (tests) all claim the segment run_step; say which one runs it:"
-        " plugins: {segments: {run_step: StepB}}"
-    )
 
 
 def test_segments_settled_in_the_recipe(tiny_recipe):
@@ -325,17 +310,15 @@ def test_segments_settled_in_the_recipe(tiny_recipe):
         host.manager.hook.run_step(trainer=trainer, batches=[])
         assert trainer.who == chosen[-1]
     host = PluginHost(PluginsConfig(segments={"run_stop": "StepA"}), discover=False)
-    with pytest.raises(PluginError, match=r"plugins.segments: 'run_stop' is no segment \(did you mean 'run_step'\?\)"):
+    with pytest.raises(PluginError, match=facts("plugins.segments: ", "'run_stop'", "'run_step'")):
         host.check()
     host = PluginHost(PluginsConfig(segments={"run_step": "StepC"}), discover=False)
     host.register(StepA())
-    with pytest.raises(
-        PluginError, match=r"plugins.segments.run_step: 'StepC' is not there .*; those that implement it: StepA"
-    ):
+    with pytest.raises(PluginError, match=facts("plugins.segments.run_step: ", "'StepC'", "StepA")):
         host.check()
     host = PluginHost(PluginsConfig(segments={"run_step": "TinyPlugin"}), discover=False)
     host.register(TinyPlugin())
-    with pytest.raises(PluginError, match=r"'TinyPlugin' does not implement it; those that implement it: "):
+    with pytest.raises(PluginError, match=facts("plugins.segments.run_step: ", "'TinyPlugin'", "implement")):
         host.check()
 
 
@@ -344,12 +327,9 @@ def test_a_misspelt_hook_is_an_error(run_tiny):
         @hookimpl
         def on_step_edn(self): ...
 
-    with pytest.raises(PluginError) as caught:
+    names = ("'Misspelt' (tests)", "'on_step_edn'", "'on_step_end'", "`hooktrain hooks`")
+    with pytest.raises(PluginError, match=facts(*names)):
         run_tiny(Misspelt())
-    assert str(caught.value) == (
-        "plugin 'Misspelt' (tests): implements 'on_step_edn', which is no hook (did you mean 'on_step_end'?);"
-        " see `hooktrain hooks`"
-    )
 
 
 class Breaks:
@@ -390,25 +370,23 @@ class Breaks:
 
 
 @pytest.mark.parametrize(
-    ("plugin", "text"),
+    ("plugin", "texts"),
     [
-        (Breaks.Unknown, "trianer"),
-        (Breaks.Default, "hook on_step_end: parameter 'trainer' has a default value"),
-        (Breaks.KeywordOnly, "hook on_step_end: parameter 'trainer' is keyword-only; remove the '*'"),
-        (Breaks.Star, "hook on_step_end: '*given' gets nothing; name the parameters you need"),
-        (Breaks.OldStyle, "hook run_step: hookwrapper=True is the old style; write wrapper=True"),
-        (Breaks.NoYield, "hook run_step: is a wrapper without a yield; write `result = yield` where the others"),
-        (Breaks.Teardown, "hook on_teardown: is called for each plugin alone; it cannot have wrappers"),
-        (Breaks.NoClass, "offers optimizer 'x' with <class 'dict'>, expected an attrs class"),
+        (Breaks.Unknown, ["on_step_end", "trianer"]),
+        (Breaks.Default, ["on_step_end", "'trainer'", "default"]),
+        (Breaks.KeywordOnly, ["on_step_end", "'trainer'", "'*'"]),
+        (Breaks.Star, ["on_step_end", "'*given'"]),
+        (Breaks.OldStyle, ["run_step", "hookwrapper=True", " wrapper=True"]),
+        (Breaks.NoYield, ["run_step", "wrapper", "`result = yield`"]),
+        (Breaks.Teardown, ["on_teardown", "wrapper"]),
+        (Breaks.NoClass, ["optimizer", "'x'", "<class 'dict'>", "attrs"]),
     ],
 )
-def test_a_plugin_that_breaks_a_rule_is_refused_and_not_left_registered(plugin, text):
+def test_a_plugin_that_breaks_a_rule_is_refused_and_not_left_registered(plugin, texts):
     host = host_of()
     before = set(host.manager.get_plugins())
-    with pytest.raises(PluginError) as caught:
+    with pytest.raises(PluginError, match=facts(f"'{plugin.__name__}' (tests)", *texts)):
         host.register(plugin())
-    assert text in str(caught.value)
-    assert f"plugin '{plugin.__name__}' (tests)" in str(caught.value)
     assert set(host.manager.get_plugins()) == before
 
 
@@ -473,9 +451,7 @@ def test_state_travels_through_checkpoints_and_survives_an_absent_plugin(run_tin
 
     saving = {"checkpoint": {"type": "full", "save_every_n_steps": 1, "auto_resume": True}}
     run_tiny(Counts(), exit_iteration=2, **saving)
-    with pytest.warns(
-        UserWarning, match="it holds state of the plugin 'Counts', which is not in this run; the state is kept"
-    ):
+    with pytest.warns(UserWarning, match=facts("checkpoint: ", "'Counts'") + "(?!.*collect_state)"):
         run_tiny(exit_iteration=4, **saving)
     back = Counts()
     run_tiny(back, **saving)
@@ -532,7 +508,7 @@ STEP = [
 
 
 def test_an_unknown_hook_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="no hook is named 'on_setp'"):
+    with pytest.raises(AttributeError, match=facts("hook", "'on_setp'")):
         host_of().hooks.on_setp  # noqa: B018
 
 
@@ -548,7 +524,7 @@ def test_the_factory_that_recognises_the_class_builds_the_part(run_tiny):
     assert made == ["AdamWConfig"]
     with pytest.raises(
         HooktrainError,
-        match="optimizer: 'lion' is offered by plugin 'Declines' .*, but no implementation of make_optimizer",
+        match=facts("optimizer: ", "'lion'", "'Declines' (tests)", "make_optimizer"),
     ):
         run_tiny(Declines(), optimizer="lion")
 
