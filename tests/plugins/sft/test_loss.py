@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from hooktrain import ModelError
+from tests.facts import facts
 
 SMALL: dict[str, Any] = {
     **{"vocab_size": 61, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "pad_token_id": 0},
@@ -204,7 +205,7 @@ def test_plain_models(answer: Callable[[Tensor], Any]) -> None:
 
 
 def test_a_model_without_logits() -> None:
-    with pytest.raises(ModelError, match="the model returned a dict, expected logits"):
+    with pytest.raises(ModelError, match=facts("loss", "dict", ".logits")):
         sft()(PlainModel(lambda logits: {"scores": logits}), batch(), 3)
 
 
@@ -365,7 +366,9 @@ def test_what_a_batch_holds_besides_reaches_the_decoder(make_llama: Callable[...
 def test_an_encoder_decoder_is_refused() -> None:
     small = {"vocab_size": 61, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     model = T5ForConditionalGeneration(T5Config(**small, decoder_start_token_id=0))
-    with pytest.raises(ModelError, match="T5ForConditionalGeneration is an encoder-decoder"):
+    with pytest.raises(
+        ModelError, match=facts("loss", "T5ForConditionalGeneration", "encoder-decoder", "model.name_or_path")
+    ):
         sft()(model, batch(), 5)
 
 
@@ -419,7 +422,7 @@ def test_experts_without_the_auxiliary_loss_that_the_config_asks_for() -> None:
             return output
 
     model.__class__ = Without
-    with pytest.raises(ModelError, match="output_router_logits: true, but its output has no aux_loss"):
+    with pytest.raises(ModelError, match=facts("loss", "output_router_logits", "aux_loss", "model.hf_config_kwargs")):
         sft()(model, batch(), 5)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hooktrain import ModelError, RecipeError, Trainer, hookimpl
 from hooktrain.testing import Recorder
+from tests.facts import facts
 
 NOISE = {"noise_alpha": 5.0}
 
@@ -118,10 +119,10 @@ def test_dropout_draws_the_same_numbers(run: Callable[..., Trainer], recipe: dic
 
 
 def test_a_model_without_embeddings_is_refused(run_tiny: Any) -> None:
-    with pytest.raises(ModelError, match="neftune: TinyModel has no get_input_embeddings"):
+    with pytest.raises(ModelError, match=facts("neftune", "TinyModel", "get_input_embeddings")):
         run_tiny(neftune=NOISE)
 
 
 def test_the_key_of_other_trainers_is_refused(run: Callable[..., Trainer]) -> None:
-    with pytest.raises(RecipeError, match="neftune_noise_alpha: unknown key; a recipe takes .* neftune,"):
+    with pytest.raises(RecipeError, match=facts("neftune_noise_alpha:", " neftune,")):
         run(neftune_noise_alpha=5)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hooktrain import DataError
+from tests.facts import facts
 
 
 def plain_best_fit_decreasing(lengths: list[int], max_length: int) -> int:
@@ -61,17 +62,17 @@ def test_fills_bins_of_a_realistic_set() -> None:
 
 @pytest.mark.parametrize("lengths", [[0, 3], [3, 11]])
 def test_lengths_that_do_not_fit(lengths: list[int]) -> None:
-    with pytest.raises(ValueError, match="expected 1 to 10"):
+    with pytest.raises(ValueError, match=facts(f"{min(lengths)} to {max(lengths)}", "1 to 10")):
         best_fit_decreasing(lengths, 10)
 
 
 @pytest.mark.parametrize(
     ("bins", "message"),
     [
-        ([[0, 1]], "document 2 into 0 bins"),
-        ([[0, 1], [1, 2]], "document 1 into 2 bins"),
-        ([[0, 1], [2, 3]], "document 3 into a bin, but there are 3"),
-        ([[0], [1, 2]], "filled bin 1 with 11 tokens, expected at most 10"),
+        ([[0, 1]], facts("pack_rows", "document 2", "0 bins")),
+        ([[0, 1], [1, 2]], facts("pack_rows", "document 1", "2 bins")),
+        ([[0, 1], [2, 3]], facts("pack_rows", "document 3", " 3;")),
+        ([[0], [1, 2]], facts("pack_rows", "bin 1 ", "11 tokens", "10")),
     ],
 )
 def test_a_packing_from_elsewhere_is_checked(bins: list[list[int]], message: str) -> None:

@@ -13,6 +13,7 @@ from hooktrain_sft.render import render_sft
 from hooktrain_sft.toolcalls import read_tool_calls, read_tools
 
 from hooktrain import DataError
+from tests.facts import facts
 from tests.plugins.sft.masks import check, render, tokenizer_for, turns
 
 IM = "<|im_start|> <|im_end|> <|endoftext|>"
@@ -173,14 +174,14 @@ def test_json_text_says_what_it_says() -> None:
 @pytest.mark.parametrize(
     ("calls", "message"),
     [
-        ("add", r"messages\[1\].tool_calls is text that is not JSON"),
-        ({"name": "add"}, r"messages\[1\].tool_calls is .*expected a list of tool calls"),
-        (["add"], r"tool_calls\[0\] is 'add' \(str\), expected a mapping"),
-        ([{"function": "add"}], r"tool_calls\[0\].function is 'add' \(str\), expected a mapping"),
-        ([{"function": {"arguments": {}}}], r"tool_calls\[0\].function has the fields arguments, expected 'name'"),
-        ([{"id": "1"}], r"tool_calls\[0\] has the fields id, expected 'name'"),
-        ([call('"a"')], r"tool_calls\[0\].function.arguments is 'a' \(str\), expected a mapping of names to values"),
-        ([call("{a: 1}")], r"tool_calls\[0\].function.arguments is text that is not JSON"),
+        ("add", facts("messages[1].tool_calls ", "JSON")),
+        ({"name": "add"}, facts("messages[1].tool_calls ", "(dict)", "list")),
+        (["add"], facts("messages[1].tool_calls[0] ", "'add' (str)", "function", "name")),
+        ([{"function": "add"}], facts("messages[1].tool_calls[0].function ", "'add' (str)", "name", "arguments")),
+        ([{"function": {"arguments": {}}}], facts("messages[1].tool_calls[0].function ", " arguments,", "'name'")),
+        ([{"id": "1"}], facts("messages[1].tool_calls[0] ", " id,", "'name'")),
+        ([call('"a"')], facts("messages[1].tool_calls[0].function.arguments ", "'a' (str)", "mapping")),
+        ([call("{a: 1}")], facts("messages[1].tool_calls[0].function.arguments ", "JSON")),
     ],
 )
 def test_calls_that_are_none(calls: Any, message: str) -> None:
@@ -191,11 +192,11 @@ def test_calls_that_are_none(calls: Any, message: str) -> None:
 
 def test_what_a_template_leaves_out_is_an_error() -> None:
     tokenizer = tokenizer_for("chatml", IM)
-    with pytest.raises(DataError, match="tools: given 1, but the chat template renders none of them"):
+    with pytest.raises(DataError, match=facts("tools: given 1,", "tokenizer.chat_template")):
         render_sft({"messages": turns("Hello", "yes"), "tools": [TOOL]}, tokenizer, CONFIG)
-    with pytest.raises(DataError, match=r"messages\[1\].tool_calls: the chat template renders none of them"):
+    with pytest.raises(DataError, match=facts("messages[1].tool_calls:", "tokenizer.chat_template")):
         render_sft({"messages": talk(call(), content="")}, tokenizer, CONFIG)
-    with pytest.raises(DataError, match=r"messages\[0\] \(role user\) has tool_calls"):
+    with pytest.raises(DataError, match=facts("messages[0] ", "user", "tool_calls", "assistant")):
         render_sft({"messages": [{"role": "user", "content": "x", "tool_calls": [call()]}]}, tokenizer, CONFIG)
-    with pytest.raises(DataError, match=r"tools\[0\] is 3 \(int\), expected a JSON schema"):
+    with pytest.raises(DataError, match=facts("tools[0]", "3 (int)", "JSON schema")):
         render_sft({"messages": turns("Hello", "yes"), "tools": [3]}, tokenizer, CONFIG)
