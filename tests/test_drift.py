@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,12 @@ from hooktrain import CheckpointError, Trainer, hookimpl
 from hooktrain.testing import Recorder, TinyPlugin
 
 SAVE = {"type": "full", "save_every_n_steps": 3}
+
+
+def change(path: str, *values: object) -> str:
+    """A pattern for a line that names a path, and then these values in this order: what was, then what is."""
+    words = [rf"(?<![\w.]){re.escape(str(value))}(?!\w|\.\w)" for value in (f"{path}:", *values)]
+    return ".*".join(words)
 
 
 class Going:
@@ -25,8 +33,8 @@ class Going:
     def on(self, *plugins: object, **settings: Any) -> tuple[Recorder, list[str]]:
         recorder = Recorder()
         self.run_tiny(recorder, *plugins, trainer={"resume_from": self.path}, **{"checkpoint": SAVE, **settings})
-        said = [given["message"] for name, given in recorder.calls if name == "on_message"]
-        return recorder, [text.partition(": ")[2] for text in said if text.startswith("other than when")]
+        before = recorder.calls[: recorder.hooks.index("on_resume_start")]
+        return recorder, [given["message"] for name, given in before if name == "on_message"]
 
     def refused(self, *plugins: object, **settings: Any) -> str:
         recorder = Recorder()
@@ -57,41 +65,42 @@ class Optimizers:
 
 
 REFUSED = {
-    "a setting": ({"gradient_clipping": 0.5}, "gradient_clipping: was 1.0, is 0.5"),
-    "of a part": ({"optimizer": {"lr": 0.5}}, "optimizer.lr: was 0.01, is 0.5"),
-    "another part": ({"optimizer": {"type": "sgd", "lr": 0.01}}, "optimizer.type: was adamw, is sgd"),
-    "seed": ({"seed": 7}, "seed: was 42, is 7"),
-    "the model": ({"model": {"width": 4}}, "model.width: was 8, is 4"),
-    "precision": ({"strategy": {"dtype": "bf16", "device": "cpu"}}, "strategy.dtype: was fp32, is bf16"),
-    "rows": ({"data": {"seed": 3}}, "data.seed: was 0, is 3"),
-    "a plugin's": ({"neftune": {"noise_alpha": 5.0}}, "neftune.noise_alpha: was 0.0, is 5.0"),
-    "batch": (
-        {"micro_batch_size": 3},
-        "global_batch_size: was 2 (2 * 1 * 1 ranks) rows in a step, is 3 (3 * 1 * 1 ranks); write a micro_batch_size"
-        " so that 2 is a multiple of it * 1 ranks",
-    ),
-    "smaller batch": ({"micro_batch_size": 1}, "write gradient_accumulation_steps: 2"),
+    "a setting": ({"gradient_clipping": 0.5}, ["gradient_clipping", 1.0, 0.5]),
+    "of a part": ({"optimizer": {"lr": 0.5}}, ["optimizer.lr", 0.01, 0.5]),
+    "another part": ({"optimizer": {"type": "sgd", "lr": 0.01}}, ["optimizer.type", "adamw", "sgd"]),
+    "seed": ({"seed": 7}, ["seed", 42, 7]),
+    "the model": ({"model": {"width": 4}}, ["model.width", 8, 4]),
+    "precision": ({"strategy": {"dtype": "bf16", "device": "cpu"}}, ["strategy.dtype", "fp32", "bf16"]),
+    "rows": ({"data": {"seed": 3}}, ["data.seed", 0, 3]),
+    "a plugin's": ({"neftune": {"noise_alpha": 5.0}}, ["neftune.noise_alpha", 0.0, 5.0]),
+    "batch": ({"micro_batch_size": 3}, ["global_batch_size", "2 * 1 * 1", "3 * 1 * 1", "micro_batch_size", 2]),
+    "smaller batch": ({"micro_batch_size": 1}, ["global_batch_size", 2, 1, "gradient_accumulation_steps: 2"]),
 }
 
 
-@pytest.mark.parametrize(("changes", "message"), list(REFUSED.values()), ids=list(REFUSED))
-def test_what_changes_the_training_is_refused_before_there_is_a_model(going, changes, message):
+@pytest.mark.parametrize(("changes", "facts"), list(REFUSED.values()), ids=list(REFUSED))
+def test_what_changes_the_training_is_refused_before_there_is_a_model(going, changes, facts):
     going.begin(Optimizers(allowed=True))
     text = going.refused(Optimizers(allowed=False), **changes)
-    assert message in text
-    key = "global_batch_size" if "write " in message else message.partition(":")[0]
-    assert f"go on all the same with allow_drift: [{key}]" in text
+    assert re.search(change(*facts), text), text
+    assert f"allow_drift: [{facts[0]}]" in text
 
 
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [
-        ({"log_interval": 3}, ["log_interval: was 1, is 3"]),
-        ({"data": {"workers": 1, "eval_rows": 2}}, ["data.eval_rows: was 5, is 2", "data.workers: was 0, is 1"]),
-        ({"checkpoint": [SAVE, {"type": "full", "save_end_of_training": True, "output_dir": "/tmp/none"}]}, None),
+        ({"log_interval": 3}, [["log_interval", 1, 3]]),
+        ({"data": {"workers": 1, "eval_rows": 2}}, [["data.eval_rows", 5, 2], ["data.workers", 0, 1]]),
+        (
+            {"checkpoint": [SAVE, {"type": "full", "save_end_of_training": True, "output_dir": "more"}]},
+            [["checkpoint"]],
+        ),
         ({"micro_batch_size": 1, "gradient_accumulation_steps": 2}, []),
-        ({"exit_iteration": 5}, ["exit_iteration: was 0, is 5"]),
-        ({"strategy": {"type": "torch", "dtype": "fp32", "device": "cpu", "timeout": 60}}, None),
+        ({"exit_iteration": 5}, [["exit_iteration", 0, 5]]),
+        (
+            {"strategy": {"type": "torch", "dtype": "fp32", "device": "cpu", "timeout": 60}},
+            [["strategy.timeout", 1800.0, 60.0]],
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -100,7 +109,9 @@ def test_what_does_not_is_shown(going, tmp_path, changes, shown):
     if len(changes.get("checkpoint", [])) == 2:
         changes["checkpoint"][1]["output_dir"] = str(tmp_path / "more")
     _, said = going.on(**changes)
-    assert said == shown if shown is not None else len(said) == 1
+    assert len(said) == len(shown)
+    for text, facts in zip(said, shown, strict=True):
+        assert re.search(change(*facts), text)
 
 
 def test_nothing_is_said_where_nothing_changed(going):
@@ -112,7 +123,7 @@ def test_nothing_is_said_where_nothing_changed(going):
 def test_what_is_allowed_goes_on_and_is_shown(going, allowed):
     going.begin()
     recorder, said = going.on(optimizer={"lr": 0.5}, allow_drift=[allowed])
-    assert "optimizer.lr: was 0.01, is 0.5" in said
+    assert any(re.search(change("optimizer.lr", 0.01, 0.5), text) for text in said)
     assert recorder.metrics[-1]["step"] == 7
     going.refused(optimizer={"lr": 0.5}, allow_drift=["optimizer.l", "model"])
 
@@ -162,7 +173,8 @@ def test_everything_that_differs_is_named_at_once(going):
     going.begin()
     text = going.refused(seed=7, optimizer={"lr": 0.5}, log_interval=2)
     assert "allow_drift: [seed, optimizer.lr]" in text
-    assert text.count("\n  - ") == 2
+    assert re.search(change("seed", 42, 7), text) and re.search(change("optimizer.lr", 0.01, 0.5), text)
+    assert "log_interval" not in text, "which changes no training"
 
 
 LONGER = [
@@ -179,12 +191,11 @@ def test_a_run_can_be_made_longer_where_that_leaves_the_rates_so_far(going, run_
     """Then it is the run that was to be as long from the first."""
     going.begin(scheduler=scheduler)
     if not same:
-        message = "epochs: was null, is 2: with 14 steps the learning rates so far would have been others"
-        assert message in going.refused(scheduler=scheduler, epochs=2)
+        assert re.search(change("epochs", "null", 2, 14), going.refused(scheduler=scheduler, epochs=2))
         return
     whole = Recorder()
     recorder, said = going.on(scheduler=scheduler, epochs=2)
-    assert said == ["epochs: was null, is 2"]
+    assert len(said) == 1 and re.search(change("epochs", "null", 2), said[0])
     run_tiny(whole, scheduler=scheduler, epochs=2, run_dir=str(tmp_path / "whole"))
     assert [line["loss"] for line in recorder.metrics] == [line["loss"] for line in whole.metrics][3:]
     assert [line["lr"] for line in recorder.metrics] == [line["lr"] for line in whole.metrics][3:]
@@ -204,8 +215,8 @@ def test_other_rows_are_refused_though_the_recipe_is_the_same(going):
             return data
 
     going.begin(Fewer(13, "a"))
-    assert "data: other rows to train on (13 then, 12 now)" in going.refused(Fewer(12, "a"))
-    assert "data: other rows to train on (13 then, 13 now)" in going.refused(Fewer(13, "b"))
+    assert re.search(change("data", 13, 12), going.refused(Fewer(12, "a")))
+    assert re.search(change("data", 13, 13), going.refused(Fewer(13, "b")))
     assert going.on(Fewer(13, "a"))[1] == []
     going.on(Fewer(13, "b"), allow_drift=["data"])
 
@@ -232,13 +243,14 @@ def test_plugins_that_come_and_go(going):
 
     going.begin(Watches(), Replaces())
     text = going.refused()
-    assert "  - plugins.replaces: " in text
-    assert "took part and is missing, and has a hand in compute_loss" in text
+    gone = re.search(change("plugins.replaces", "compute_loss"), text)
+    assert gone
     assert "watches" not in text
     _, said = going.on(allow_drift=["plugins.replaces"])
-    assert [line.partition(":")[0] for line in said] == ["plugins.watches", "plugins.replaces"]
+    assert [re.findall(r"plugins\.\w+", line) for line in said] == [["plugins.watches"], ["plugins.replaces"]]
     going.begin()
-    assert "takes part and did not, and has a hand in compute_loss" in going.refused(Replaces())
+    came = re.search(change("plugins.replaces", "compute_loss"), going.refused(Replaces()))
+    assert came and came[0] != gone[0], "which of the two runs it was in"
 
 
 def test_another_version_of_a_plugin_is_shown(going, monkeypatch):
@@ -249,8 +261,8 @@ def test_another_version_of_a_plugin_is_shown(going, monkeypatch):
     newer = lambda self: [{**r, "version": "9"} if r["name"] == "torch" else r for r in manifest(self)]  # noqa: E731
     monkeypatch.setattr(PluginHost, "manifest", newer)
     (line,) = going.on()[1]
-    assert line.startswith("plugins.torch: was hooktrain-torch 0.")
-    assert line.endswith("is hooktrain-torch 9")
+    before = f"hooktrain-torch {version('hooktrain-torch')}"
+    assert re.search(change("plugins.torch", before, "hooktrain-torch 9"), line)
 
 
 def test_all_ranks_refuse_and_the_first_cause_is_on_top(run_ranks, run_tiny, tmp_path):
@@ -259,6 +271,6 @@ def test_all_ranks_refuse_and_the_first_cause_is_on_top(run_ranks, run_tiny, tmp
     run = run_ranks(2, words=["--resume", str(path)], checkpoint=SAVE)
     assert run.status == 1
     assert run.output.startswith("hooktrain: rank "), run.output
-    assert "global_batch_size: was 2 (2 * 1 * 1 ranks) rows in a step, is 4 (2 * 1 * 2 ranks)" in run.output
+    assert re.search(change("global_batch_size", "2 * 1 * 1", "4", "2 * 1 * 2"), run.output), run.output
     fits = run_ranks(2, words=["--resume", str(path)], checkpoint=SAVE, micro_batch_size=1)
     assert fits.status == 0, fits.output

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
 
 from hooktrain import HooktrainWarning, PluginError, PluginInfo, hookimpl
+from tests.facts import facts
 
 pytestmark = pytest.mark.filterwarnings("ignore::hooktrain.HooktrainWarning")
 
@@ -66,10 +68,7 @@ def test_a_resume_says_which_plugin_could_not_give_its_state(run_tiny, tmp_path)
         warnings.simplefilter("always")
         resume = {"resume_from": tmp_path / "run" / "checkpoints" / "step-00000002"}
         run_tiny(Forgets(), train_iters=4, trainer=resume, checkpoint={"type": "full"})
-    assert (
-        "checkpoint: it holds no state of the plugin 'Tracker', whose collect_state failed when it was saved; the plugin"
-        " begins anew"
-    ) in said(caught)
+    assert [text for text in said(caught) if re.search(facts("checkpoint: ", "'Tracker'", "collect_state"), text)]
 
 
 def said(caught):
@@ -83,12 +82,12 @@ def test_disabled_plugins_are_left_out_and_keep_their_state_and_their_end(run_ti
         trainer = run_tiny(tracker, train_iters=4, checkpoint={"type": "full", "save_end_of_training": True})
     assert tracker.heard == [1, 2] and tracker.closed
     assert [("tracker/lines" in line) for line in trainer.history] == [True, True, False, False]
-    assert said(caught) == [
-        "plugin 'Tracker' (tests), hook on_log, step 2, rank 0: ConnectionError: the server has gone; it is left out from"
-        " here on"
-    ]
+    (text,) = said(caught)
+    assert text.startswith(
+        "plugin 'Tracker' (tests), hook on_log, step 2, rank 0: ConnectionError: the server has gone"
+    )
     record = trainer.host.records["Tracker"]
-    assert (record.state, record.reason) == ("disabled", "left out after step 3, on all ranks")
+    assert record.state == "disabled" and re.search(facts("step 3", "all ranks"), record.reason)
     assert trainer.collect_states()["Tracker"] == {"heard": [1, 2]}
     assert "Tracker" in [each["name"] for each in trainer.host.manifest()]
 
@@ -116,11 +115,8 @@ def test_with_warn_it_goes_on_being_called_and_failures_are_counted(run_tiny):
         run_tiny(Fails(), train_iters=5)
     assert Fails.calls == 5
     first, last = said(caught)
-    assert first == (
-        "plugin 'Fails' (tests), hook on_step_end, step 1, rank 0: ValueError: no luck; the run goes on, and further"
-        " failures are counted"
-    )
-    assert last == "plugin 'Fails' (tests): failed 5 times on this rank (on_step_end 5)"
+    assert first.startswith("plugin 'Fails' (tests), hook on_step_end, step 1, rank 0: ValueError: no luck")
+    assert re.search(facts("'Fails' (tests)", "5 times", "on_step_end 5"), last)
 
 
 class Raises:
@@ -162,20 +158,20 @@ def test_the_recipe_has_the_last_word(run_tiny):
 
 
 @pytest.mark.parametrize(
-    ("policies", "text"),
+    ("policies", "texts"),
     [
-        ({"Rises": "warn"}, r"plugins.on_error: 'Rises' is not there \(did you mean 'Raises'\?\)"),
-        ({"Raises": "warm"}, r"plugins.on_error.Raises: given 'warm' \(did you mean 'warn'\?\), expected one of stop"),
+        ({"Rises": "warn"}, ["plugins.on_error: ", "'Rises'", "'Raises'"]),
+        ({"Raises": "warm"}, ["plugins.on_error.Raises: ", "'warm'", "'warn'", "stop", "disable"]),
     ],
 )
-def test_a_policy_that_there_is_not_is_refused(run_tiny, policies, text):
-    with pytest.raises(PluginError, match=text):
+def test_a_policy_that_there_is_not_is_refused(run_tiny, policies, texts):
+    with pytest.raises(PluginError, match=facts(*texts)):
         run_tiny(Raises("on_step_end").plugin, plugins={"on_error": policies})
 
 
 def test_what_changes_gradients_cannot_be_gone_without(run_tiny):
     plugin = Raises("on_step_end", changes_gradients=True).plugin
-    with pytest.raises(PluginError, match="on_error.Raises: given 'warn', but the plugin changes gradients"):
+    with pytest.raises(PluginError, match=facts("plugins.on_error.Raises: ", "'warn'", "gradients")):
         run_tiny(plugin, plugins={"on_error": {"Raises": "warn"}})
 
 
@@ -195,15 +191,13 @@ def test_a_plugin_may_have_another_left_out(run_tiny):
     tracker = Tracker()
     trainer = run_tiny(Asks("Tracker"), tracker, train_iters=4)
     assert tracker.heard == [1] and tracker.closed, "after the step in which it was asked for, before its line"
-    assert trainer.host.records["Tracker"].reason == "left out after step 2, on all ranks"
+    assert re.search(facts("step 2", "all ranks"), trainer.host.records["Tracker"].reason)
 
 
 def test_leaving_out_what_is_not_there_or_changes_gradients_is_refused_at_once(run_tiny):
-    with pytest.raises(
-        PluginError, match=r"request_disable: given 'Tracer', .*\(did you mean 'Tracker'\?\); there are"
-    ):
+    with pytest.raises(PluginError, match=facts("request_disable: ", "'Tracer'", "'Tracker'", "Asks")):
         run_tiny(Asks("Tracer"), Tracker())
-    with pytest.raises(PluginError, match="'Raises' .* changes gradients, and cannot be gone without"):
+    with pytest.raises(PluginError, match=facts("request_disable: ", "'Raises' (tests)", "gradients")):
         run_tiny(Asks("Raises"), Raises("on_epoch_end", changes_gradients=True).plugin)
 
 
@@ -235,4 +229,4 @@ def test_all_ranks_leave_it_out_after_the_same_step(run_ranks, rank_notes):
         assert [each["step"] for each in steps] == [1, 2]
         ends.append(end)
     assert ends[0] == ends[1]
-    assert ends[0]["state"] == "disabled" and ends[0]["reason"] == "left out after step 2, on all ranks"
+    assert ends[0]["state"] == "disabled" and re.search(facts("step 2", "all ranks"), ends[0]["reason"])
