@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.facts import facts
 
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
 
@@ -53,12 +56,14 @@ def test_help_imports_neither_torch_nor_plugins(tmp_path):
 def test_train(recipe, tmp_path):
     shown = hooktrain("train", str(recipe), "-o", "train_iters=6", "-o", "optimizer.lr=1e-3", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
-    assert "6 steps of 2 x 1 x 1 rows (micro-batch, accumulation, ranks)" in shown.stdout
-    assert "step 3/6  loss " in shown.stdout
-    assert "lr 1.0e-03" in shown.stdout
-    assert "tok/s" in shown.stdout
-    assert "evaluated at step 6: eval/held_out/loss" in shown.stdout
-    assert "trained 6 steps, " in shown.stdout
+    lines = shown.stdout.splitlines()
+    for named in (
+        ["6 steps", "2 x 1 x 1"],
+        ["step 3/6", "loss ", "lr 1.0e-03", "tok/s"],
+        ["step 6", "eval/held_out/loss"],
+        ["trained 6 steps"],
+    ):
+        assert any(re.search(facts(*named), line) for line in lines), (named, shown.stdout)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 6
 
 
@@ -75,39 +80,36 @@ def test_resume(recipe, tmp_path):
     assert hooktrain("train", str(recipe), *saving, "-o", "exit_iteration=4", cwd=tmp_path).returncode == 0
     path = tmp_path / "run" / "checkpoints" / "step-00000003"
     shown = hooktrain("train", str(recipe), *saving, "--resume", str(path), cwd=tmp_path)
-    assert f"resumed from {path} at step 3" in shown.stdout
+    assert re.search(facts("resumed", str(path), "step 3"), shown.stdout)
     assert "trained 7 steps" in shown.stdout
     shown = hooktrain("train", str(recipe), *saving, "--resume", str(tmp_path), cwd=tmp_path)
     assert shown.returncode == 1
-    assert "none of the recipe's checkpoint engines can resume from it; give the path of a checkpoint" in shown.stderr
+    assert re.search(facts(str(tmp_path), "checkpoint engines", "resume", "path of a checkpoint"), shown.stderr)
     shown = hooktrain("train", str(recipe), *saving, "--resume", str(path.with_name("step-9")), cwd=tmp_path)
-    assert (
-        f"step-9: is not there; give the path of a checkpoint that one of them wrote (there are {path}" in shown.stderr
-    )
+    assert re.search(facts(str(path.with_name("step-9")), "path of a checkpoint", f"there are {path}"), shown.stderr)
 
 
 def test_errors_are_sentences_without_tracebacks(recipe, tmp_path):
     shown = hooktrain("train", str(recipe), "-o", "optimzer.lr=1", "-o", "seed=x", cwd=tmp_path)
     assert shown.returncode == 1
-    assert shown.stderr.startswith(
-        f"hooktrain: {recipe}: 2 things to put right\n  - optimzer: unknown key (did you mean 'optimizer'?)"
-    )
-    assert "Traceback" not in shown.stderr
+    head, *errors = shown.stderr.splitlines()
+    assert head.startswith(f"hooktrain: {recipe}: 2 ")
+    assert [error.split(":")[0] for error in errors] == ["  - optimzer", "  - seed"]
+    assert "'optimizer'" in errors[0] and "'x'" in errors[1]
     shown = hooktrain("train", "nowhere.yaml", cwd=tmp_path)
-    assert shown.stderr.startswith("hooktrain: nowhere.yaml: 1 thing to put right\n  - there is no such file")
+    assert shown.stderr.startswith("hooktrain: nowhere.yaml: 1 ") and "no such file" in shown.stderr
+    assert "Traceback" not in shown.stderr
     shown = hooktrain("trian", cwd=tmp_path)
     assert shown.returncode == 2
-    assert "no command is named 'trian' (did you mean 'train'?); there are bench, data, " in shown.stderr
+    assert re.search(facts("command", "'trian'", "'train'", "bench, data, "), shown.stderr)
 
 
 def test_a_warning_is_a_line(recipe, tmp_path):
     shown = hooktrain("train", str(recipe), "-o", "eval_interval=1", "-o", "data.eval_rows=0", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     lines = [line for line in shown.stderr.splitlines() if "warning" in line.lower()]
-    assert lines == [
-        "hooktrain: warning: eval_interval: nothing will be evaluated, as there is no evaluation set; add"
-        " data.eval_sources"
-    ]
+    (line,) = lines
+    assert line.startswith("hooktrain: warning: eval_interval: ") and "data.eval_sources" in line
 
 
 def test_a_failing_hook_is_named_after_its_traceback(recipe, tmp_path):
@@ -118,9 +120,9 @@ def test_a_failing_hook_is_named_after_its_traceback(recipe, tmp_path):
     assert shown.returncode == 1
     assert "bad.py" in shown.stderr
     assert "/click/" not in shown.stderr and "<hook " not in shown.stderr, "frames that say nothing about it"
-    assert shown.stderr.rstrip().endswith(
-        "hooktrain: failed in plugin 'bad', hook on_step_end, step 2, rank 0: KeyError: 'x'"
-    )
+    last = shown.stderr.rstrip().splitlines()[-1]
+    assert last.startswith("hooktrain: ")
+    assert re.search(facts("plugin 'bad'", "on_step_end", "step 2", "rank 0", "KeyError: 'x'"), last)
 
 
 def test_plugins(tmp_path):
@@ -128,21 +130,21 @@ def test_plugins(tmp_path):
     assert shown.returncode == 0
     assert "optimizer adamw, adam" in shown.stdout
     assert "optimizer: {type: adamw}" in hooktrain("plugins", "torch", cwd=tmp_path).stdout
-    facts = {
+    listed = {
         fact["name"]: fact for fact in json.loads(hooktrain("plugins", "--json", "-p", "no:sft", cwd=tmp_path).stdout)
     }
-    assert facts["torch"]["state"] == "active"
-    assert facts["torch"]["distribution"] == "hooktrain-torch"
-    assert facts["sft"]["state"] == "blocked"
-    assert "make_optimizer" in facts["torch"]["hooks"]
+    assert listed["torch"]["state"] == "active"
+    assert listed["torch"]["distribution"] == "hooktrain-torch"
+    assert listed["sft"]["state"] == "blocked"
+    assert "make_optimizer" in listed["torch"]["hooks"]
 
 
 def test_hooks(tmp_path):
     shown = hooktrain("hooks", "run_step", cwd=tmp_path)
-    assert "run_step(trainer, batches)\nsegment: " in shown.stdout
-    assert "One optimizer step over its whole accumulation window." in shown.stdout
-    assert "loop  answers" in shown.stdout
-    assert "did you mean 'run_step'?" in hooktrain("hooks", "run_stpe", cwd=tmp_path).stderr
+    assert shown.stdout.startswith("run_step(trainer, batches)\n")
+    assert re.search(facts("optimizer step", "accumulation window"), shown.stdout)
+    assert re.search(r"^\s*loop\b", shown.stdout, re.MULTILINE)
+    assert re.search(facts("'run_stpe'", "'run_step'"), hooktrain("hooks", "run_stpe", cwd=tmp_path).stderr)
     names = [fact["name"] for fact in json.loads(hooktrain("hooks", "--json", cwd=tmp_path).stdout)]
     assert {"on_step_end", "make_model", "register_configs"} <= set(names)
 
@@ -153,8 +155,8 @@ def test_plan(recipe, tmp_path):
         "@hooktrain.hookimpl\ndef run_step(trainer, batches):\n    return NotImplemented\n"
     )
     shown = hooktrain("plan", str(recipe), "--json", "-p", "wraps", cwd=tmp_path, PYTHONPATH=str(tmp_path))
-    facts = json.loads(shown.stdout)
-    assert facts["parts"]["model"] == [
+    plan = json.loads(shown.stdout)
+    assert plan["parts"]["model"] == [
         {
             "type": "tiny",
             "plugin": "hooktrain.testing:TinyPlugin",
@@ -162,14 +164,17 @@ def test_plan(recipe, tmp_path):
             "wrapped_by": ["wraps", "peft"],
         }
     ]
-    roles = [(each["plugin"], each["role"]) for each in facts["hooks"]["run_step"]]
+    roles = [(each["plugin"], each["role"]) for each in plan["hooks"]["run_step"]]
     assert roles == [("wraps", "answers"), ("loop", "not reached")]
     assert not (tmp_path / "run").exists(), "a plan runs nothing"
     text = hooktrain("plan", str(recipe), "-p", "wraps", cwd=tmp_path, PYTHONPATH=str(tmp_path)).stdout
-    assert "model      tiny      from plugin hooktrain.testing:TinyPlugin, wrapped by wraps, peft" in text
-    assert "run_step                wraps, loop (not reached)" in text
-    assert "TinyModel, 289 parameters (289), all of them trained; float32" in text
-    assert "7, 7 in an epoch, of 2 rows each" in text
+    for named in (
+        ["model ", " tiny ", "hooktrain.testing:TinyPlugin", "wraps, peft"],
+        ["run_step ", "wraps, loop"],
+        ["TinyModel", "289 parameters", "float32"],
+        ["7, 7 ", "epoch", " 2 rows"],
+    ):
+        assert any(re.search(facts(*named), line) for line in text.splitlines()), (named, text)
 
 
 def test_plugins_add_commands(tmp_path):
@@ -192,8 +197,7 @@ def test_a_run_goes_on_when_nobody_reads_what_it_prints(recipe, tmp_path):
     with os.fdopen(writer, "wb") as nobody:
         ended = subprocess.run(words, stdout=nobody, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert "plugin 'console' (hooktrain" in ended.stderr
-    assert "nobody reads any more what is printed; it is left out from here on" in ended.stderr
+    assert re.search(facts("plugin 'console' (hooktrain", "print"), ended.stderr)
     assert ended.stderr.count("\n") == 1, ended.stderr
     assert len((tmp_path / "unread" / "metrics.jsonl").read_text().splitlines()) == 6
 
@@ -210,4 +214,5 @@ def test_an_error_of_the_engines_own_plugins_names_plugin_and_hook(recipe, tmp_p
             check=False,
         )
     assert ended.returncode == 1
-    assert "failed in plugin 'console', hook on_train_start, step 0, rank 0: OSError: [Errno 28]" in ended.stderr
+    named = ("plugin 'console'", "on_train_start", "step 0", "rank 0", "OSError: [Errno 28]")
+    assert any(re.search(facts(*named), line) for line in ended.stderr.splitlines()), ended.stderr
