@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.facts import facts
 from tests.preload import DEEPSPEED
 
 pytestmark = pytest.mark.preload(*DEEPSPEED)
@@ -35,7 +36,11 @@ def on_microbatch_start(trainer):
 """
 
 
-LOST = re.compile("^hooktrain: then rank 0: (lost the connection|waited 4 s .*), in step 2$", re.MULTILINE)
+LOST = re.compile(r"^hooktrain: (?=.*rank 0)(?=.*(connection|\b4 s\b)).*step 2", re.MULTILINE)
+"""What the other rank notices, on a line of its own below the first cause."""
+
+
+WHERE = "plugin 'extra', hook on_microbatch_start, step 2, rank 1"
 
 
 def first_line(output: str) -> str:
@@ -46,8 +51,8 @@ def first_line(output: str) -> str:
 def test_a_rank_that_raises(run_ranks, strategy):
     run = run_ranks(2, FAILING.format(what="raise KeyError('out of luck')"), strategy=strategy, micro_batch_size=1)
     assert run.status == 1
-    cause = "hooktrain: rank 1: failed in plugin 'extra', hook on_microbatch_start, step 2, rank 1: KeyError: 'out of"
-    assert first_line(run.output).startswith(cause)
+    cause = facts("rank 1: ", f"{WHERE}: ", "KeyError: 'out of luck'")
+    assert re.search(cause, first_line(run.output))
     assert "in on_microbatch_start" in run.output, "the traceback of the plugin"
     assert "/click/" not in run.output, "what stands between the command line and the hook says nothing"
     assert "/pluggy/" not in run.output
@@ -57,9 +62,7 @@ def test_an_error_with_a_clear_sentence_has_no_traceback(run_ranks):
     source = "from hooktrain import HooktrainError\n" + FAILING
     run = run_ranks(2, source.format(what="raise HooktrainError('data: the moon is full')"), micro_batch_size=1)
     assert run.status == 1
-    assert first_line(run.output) == (
-        "hooktrain: rank 1: data: the moon is full [plugin 'extra', hook on_microbatch_start, step 2, rank 1]"
-    )
+    assert first_line(run.output) == f"hooktrain: rank 1: data: the moon is full [{WHERE}]"
     assert "Traceback" not in run.output
 
 
@@ -67,20 +70,17 @@ def test_an_error_with_a_clear_sentence_has_no_traceback(run_ranks):
 def test_a_rank_that_is_killed(run_ranks, strategy):
     run = run_ranks(2, FAILING.format(what="os.kill(os.getpid(), 9)"), strategy=strategy, micro_batch_size=1)
     assert run.status == 128 + 9
-    assert first_line(run.output) == (
-        "hooktrain: rank 1: was ended by SIGKILL (the system does so when memory runs out)"
-    )
+    assert re.search(facts("rank 1: ", "SIGKILL", "memory"), first_line(run.output))
     assert LOST.search(run.output), run.output
 
 
 @thoroughly
-@pytest.mark.parametrize(("status", "said"), [(7, "status 7"), (0, "status 0, before the run was over")])
-def test_a_rank_whose_hook_calls_exit(run_ranks, strategy, status, said):
+@pytest.mark.parametrize("status", [7, 0])
+def test_a_rank_whose_hook_calls_exit(run_ranks, strategy, status):
     source = "import sys\n" + FAILING.format(what=f"sys.exit({status})")
     run = run_ranks(2, source, strategy=strategy, micro_batch_size=1)
     assert run.status == (status or 1)
-    cause = "hooktrain: rank 1: plugin 'extra', hook on_microbatch_start, step 2, rank 1: ended the process with "
-    assert first_line(run.output) == cause + said
+    assert re.search(facts("rank 1: ", f"{WHERE}: ", f"status {status}"), first_line(run.output))
     assert "in on_microbatch_start" in run.output, "where that was"
     assert LOST.search(run.output), run.output
     assert run.output.count("Traceback") == 1
@@ -91,9 +91,7 @@ def test_a_rank_whose_hook_calls_exit(run_ranks, strategy, status, said):
 def test_a_rank_that_leaves_without_a_word(run_ranks, strategy, status):
     run = run_ranks(2, FAILING.format(what=f"os._exit({status})"), strategy=strategy, micro_batch_size=1)
     assert run.status == (status or 1)
-    assert first_line(run.output) == (
-        f"hooktrain: rank 1: ended with status {status} in step 2, before the run was over"
-    )
+    assert re.search(facts("rank 1: ", f"status {status}", "step 2"), first_line(run.output))
     assert LOST.search(run.output), run.output
     assert "Traceback" not in run.output, "of the rank that is innocent"
 
@@ -101,17 +99,17 @@ def test_a_rank_that_leaves_without_a_word(run_ranks, strategy, status):
 @pytest.mark.parametrize(
     ("hook", "given", "status", "said"),
     [
-        ("check_recipe", "0", 1, "0, before the run was over"),
-        ("make_model", "'no luck'", 1, "1, saying: no luck"),
-        ("on_step_end", "7", 7, "7"),
-        ("on_train_end", "0", 1, "0, before the run was over"),
+        ("check_recipe", "0", 1, "status 0"),
+        ("make_model", "'no luck'", 1, "no luck"),
+        ("on_step_end", "7", 7, "status 7"),
+        ("on_train_end", "0", 1, "status 0"),
     ],
 )
 def test_a_hook_that_ends_the_only_process(run_ranks, hook, given, status, said):
     """A run that was not finished does not look like one that was."""
     run = run_ranks(1, f"import sys\n@hookimpl\ndef {hook}():\n    sys.exit({given})\n")
     assert run.status == status
-    line = rf"^hooktrain: plugin 'extra', hook {hook}, step \d+, rank 0: ended the process with status {said}$"
+    line = rf"^hooktrain: plugin 'extra', hook {hook}, step \d+, rank 0: .*\b{said}\b"
     assert re.search(line, run.output, re.MULTILINE), run.output
 
 
@@ -119,7 +117,8 @@ def test_rank_0_that_ends_when_the_training_has_ended(run_ranks):
     source = "import sys\n@hookimpl\ndef on_train_end(trainer):\n    if trainer.world.is_main: sys.exit(0)\n"
     run = run_ranks(2, source)
     assert run.status == 1
-    assert "rank 0: plugin 'extra', hook on_train_end, step 4, rank 0: ended the process with" in first_line(run.output)
+    cause = facts("rank 0: plugin 'extra', hook on_train_end, step 4, rank 0: ", "status 0")
+    assert re.search(cause, first_line(run.output))
 
 
 def test_exit_in_the_teardown_keeps_nobody_from_theirs(run_ranks, rank_notes):
@@ -146,9 +145,10 @@ def test_a_rank_that_hangs(run_ranks, strategy):
     """The others give up after ``strategy.timeout``; then the one that does not end is asked where it is, and killed."""
     run = run_ranks(2, FAILING.format(what="time.sleep(1000)"), strategy=strategy, micro_batch_size=1)
     assert run.status == 128 + 9
-    assert first_line(run.output).startswith("hooktrain: rank 1: hung: it gave the others no answer")
+    cause = first_line(run.output)
+    assert cause.startswith("hooktrain: rank 1: ") and re.search("h[au]ng", cause), cause
     assert "in on_microbatch_start" in run.output, "where it hangs"
-    line = r"^hooktrain: then rank 0: waited 4 s \(strategy.timeout\) for an answer, in step 2$"
+    line = r"^hooktrain: (?=.*rank 0)(?=.*\b4 s\b)(?=.*strategy\.timeout).*step 2"
     assert re.search(line, run.output, re.MULTILINE), run.output
     assert "<hook " not in run.output and "<string>" not in run.output, "how hooks are called says nothing"
 
