@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import pytest
 
 from hooktrain import HooktrainError
 from hooktrain.occupied import Occupation
+from tests.facts import facts
 
 HOLDER = """
 import sys
@@ -31,9 +34,9 @@ def holder(tmp_path):
 
 def test_a_second_run_is_refused_and_told_who_is_there(holder, tmp_path):
     told: list[str] = []
-    with pytest.raises(HooktrainError, match=rf"{tmp_path}.*process {holder.pid} on .*another run_dir"):
+    with pytest.raises(HooktrainError, match=facts(str(tmp_path), f"process {holder.pid} on ", "run_dir")):
         Occupation(tmp_path, patience=0.3, say=told.append)
-    assert len(told) == 1 and f"process {holder.pid}" in told[0] and "waiting" in told[0]
+    assert len(told) == 1 and f"process {holder.pid}" in told[0] and "wait" in told[0]
 
 
 def test_a_run_that_is_killed_leaves_nothing_to_wait_for(holder, tmp_path):
@@ -44,11 +47,13 @@ def test_a_run_that_is_killed_leaves_nothing_to_wait_for(holder, tmp_path):
 
 def test_a_run_holds_its_folder_as_long_as_its_trainer_lives(holder, run_tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("hooktrain.occupied._PATIENCE", 0.2)
-    with pytest.raises(HooktrainError, match="in use by another run"), pytest.warns(UserWarning, match="waiting"):
+    used = facts(str(tmp_path), f"process {holder.pid}")
+    with pytest.raises(HooktrainError, match=used), pytest.warns(UserWarning, match=used):
         run_tiny(run_dir=str(tmp_path))
     trainer = run_tiny(run_dir=str(tmp_path / "other"))
     take = [sys.executable, "-c", HOLDER, str(trainer.run_dir)]
     given = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
-    assert "in use" in subprocess.run(take, check=False, **given).stderr
+    refused = subprocess.run(take, check=False, **given).stderr.splitlines()[-1]
+    assert re.search(facts(str(trainer.run_dir), f"process {os.getpid()} on ", "run_dir"), refused)
     del trainer
     assert subprocess.run(take, check=False, **given).stdout == "held\n"

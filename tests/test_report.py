@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import click
@@ -13,6 +14,7 @@ from hooktrain.given import Given
 from hooktrain.report.hooks import hooks_of, print_hooks
 from hooktrain.report.plugins import plugins_of, print_plugin, print_plugins
 from hooktrain.testing import host_of
+from tests.facts import facts
 
 
 class Replaces:
@@ -32,32 +34,31 @@ class Replaces:
         return (yield)
 
 
-def facts_of(host):
+def plugins_by_name(host):
     return {fact["name"]: fact for fact in plugins_of(host)}
 
 
 def test_a_plugin_says_what_it_brings_and_what_of_it_is_not_reached():
     host = host_of(Replaces())
-    facts = facts_of(host)
-    assert facts["replaces"]["documentation"] == "Runs steps in a way of its own."
-    assert facts["replaces"]["wraps"] == ["make_model"]
-    assert facts["replaces"]["shadowed"] == []
-    assert facts["loop"]["shadowed"] == [{"hook": "run_step", "by": "replaces"}]
-    assert facts["replaces"]["file"] == __file__
-    assert {"kind": "data", "name": "tiny", "summary": "Random token sequences of random lengths."} in facts[
-        "TinyPlugin"
-    ]["parts"]
+    found = plugins_by_name(host)
+    assert found["replaces"]["documentation"] == "Runs steps in a way of its own."
+    assert found["replaces"]["wraps"] == ["make_model"]
+    assert found["replaces"]["shadowed"] == []
+    assert found["loop"]["shadowed"] == [{"hook": "run_step", "by": "replaces"}]
+    assert found["replaces"]["file"] == __file__
+    (summary,) = [part["summary"] for part in found["TinyPlugin"]["parts"] if part["kind"] == "data"]
+    assert re.search(facts("token", "random"), summary)
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_tables_fit_the_terminal(width, on_terminal):
     host = make_host()
-    for show, facts in (
+    for show, found in (
         (print_plugins, plugins_of(host)),
         (print_hooks, hooks_of(host)),
         (print_plugin, plugins_of(host, "torch")),
     ):
-        lines = on_terminal(width, show, facts)
+        lines = on_terminal(width, show, found)
         assert max(map(len, lines)) <= width
 
 
@@ -76,7 +77,7 @@ def test_a_pipe_has_no_width(columns, monkeypatch, capsys):
     print_hooks(hooks_of(host))
     hooks = capsys.readouterr().out.splitlines()
     (line,) = [line for line in hooks if line.startswith("make_optimizer ")]
-    assert "Build the optimizer" in line and "| torch" in line
+    assert " optimizer" in line and "| torch" in line
     print_plugin(plugins_of(host, "torch"))
     plugin = capsys.readouterr().out.splitlines()
     (line,) = [line for line in plugin if line.startswith("hooks ")]
@@ -88,18 +89,18 @@ def test_one_plugin_in_full(capsys):
     print_plugin(plugins_of(make_host(), "torch"))
     shown = capsys.readouterr().out
     assert "optimizer: {type: adamw}" in shown
-    assert "Adam with decoupled weight decay" in shown
+    assert "decoupled weight decay" in shown
     assert "hooktrain_torch/plugin.py" in shown
-    with pytest.raises(HooktrainError, match=r"no plugin is named 'torhc' \(did you mean 'torch'\?\)"):
+    with pytest.raises(HooktrainError, match=facts("plugin", "'torhc'", "'torch'")):
         plugins_of(make_host(), "torhc")
 
 
 BROKEN = {
-    "a-error": ("raise ValueError('what [now]?')", "cannot be imported: ValueError: what [now]?"),
+    "a-error": ("raise ValueError('what [now]?')", "ValueError: what [now]?"),
     "a-missing": ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'"),
     "a-syntax": ("def f(:\n", "SyntaxError"),
     "a-nothing": ("x = 1\n", "implements no hook"),
-    "a-quits": ("raise SystemExit('I need a GPU')", "cannot be imported: SystemExit: I need a GPU"),
+    "a-quits": ("raise SystemExit('I need a GPU')", "SystemExit: I need a GPU"),
 }
 
 
@@ -110,31 +111,30 @@ def test_broken_plugins_are_listed_with_the_cause(installed, capsys):
     print_plugins(plugins_of(host))
     shown = capsys.readouterr().out
     for name, (_, reason) in BROKEN.items():
-        assert facts_of(host)[name]["state"] == "failed"
+        assert plugins_by_name(host)[name]["state"] == "failed"
         (line,) = [line for line in shown.splitlines() if line.startswith(f"{name}: ")]
         assert reason in line
-    assert "torch " in shown, "the others are there all the same"
+    assert "torch " in shown, "the others are listed anyway"
 
 
 def test_on_a_terminal_a_cause_is_a_line_that_can_be_copied(installed, on_terminal):
     reason = "it needs what is not here, " * 9 + "at last"
     installed("a-long", f"raise ValueError({reason!r})")
     host = make_host()
-    lines = on_terminal(80, print_plugins, plugins_of(host))
-    assert f"a-long: cannot be imported: ValueError: {reason}" in lines
-    lines = on_terminal(80, print_plugin, plugins_of(host, "a-long"))
-    assert f"a-long: cannot be imported: ValueError: {reason}" in lines
+    for show, found in ((print_plugins, plugins_of(host)), (print_plugin, plugins_of(host, "a-long"))):
+        (line,) = [line for line in on_terminal(80, show, found) if line.startswith("a-long: ")]
+        assert line.endswith(f"ValueError: {reason}")
 
 
 def test_what_only_objects_in_hand_are_is_not_offered():
     """A recipe file cannot say ``type: given``, as it holds no objects."""
     host = make_host()
-    facts = facts_of(host)
-    assert facts["given"]["offers"] == [] and facts["given"]["parts"] == []
-    assert not [offer for fact in facts.values() for offer in fact["offers"] if offer.endswith("/given")]
+    found = plugins_by_name(host)
+    assert found["given"]["offers"] == [] and found["given"]["parts"] == []
+    assert not [offer for fact in found.values() for offer in fact["offers"] if offer.endswith("/given")]
     in_hand = Given()
     in_hand.hand("model", object())
-    assert facts_of(make_host(given=in_hand))["given"]["offers"] == ["type/given"]
+    assert plugins_by_name(make_host(given=in_hand))["given"]["offers"] == ["type/given"]
 
 
 def test_clashing_distributions_and_missing_metadata_are_listed(installed, tmp_path, capsys):
@@ -145,7 +145,7 @@ def test_clashing_distributions_and_missing_metadata_are_listed(installed, tmp_p
     print_plugins(plugins_of(make_host()))
     lines = capsys.readouterr().out.splitlines()
     (twins,) = [line for line in lines if line.startswith("a-same: ")]
-    assert "one and other, both offer a plugin named 'a-same'" in twins
+    assert "one and other" in twins and "'a-same'" in twins
     (bare,) = [line for line in lines if line.startswith("b-bare")]
     assert bare.split()[1:3] == ["unknown", "active"]
 
@@ -161,8 +161,9 @@ def test_a_plugin_whose_commands_fail_is_listed(capsys):
 
     host = host_of(Broken())
     print_plugins(plugins_of(host))
-    assert "broken: register_commands raises SystemExit: no server" in capsys.readouterr().out
-    assert facts_of(host)["broken"]["commands"] == ["first"]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("broken: ")]
+    assert re.search(facts("register_commands", "SystemExit: no server"), line)
+    assert plugins_by_name(host)["broken"]["commands"] == ["first"]
 
 
 def test_hooks_in_call_order_with_their_documentation(capsys):
@@ -174,7 +175,7 @@ def test_hooks_in_call_order_with_their_documentation(capsys):
     ]
     print_hooks([fact])
     shown = capsys.readouterr().out
-    assert "One optimizer step over its whole accumulation window." in shown
+    assert re.search(facts("optimizer step", "accumulation window"), shown)
     assert "\nCalled: " in shown
     everything = hooks_of(host)
     assert [fact["name"] for fact in everything][:2] == ["register_hookspecs", "register_configs"]

@@ -145,12 +145,12 @@ def test_descriptions_defaults_and_plugins_for_completion(installed):
     adamw = schema["$defs"]["optimizer-adamw"]
     assert adamw["properties"]["lr"]["default"] == 2e-5
     assert adamw["properties"]["lr"]["minimum"] == 0
-    assert adamw["properties"]["lr"]["description"] == "Learning rate."
+    assert adamw["properties"]["lr"]["description"].startswith("Learning rate")
     assert adamw["properties"]["learning_rate"] == adamw["properties"]["lr"]
     assert adamw["properties"]["eps"]["default"] == 1e-8, "inherited and own fields alike"
-    assert adamw["description"].endswith("From plugin 'torch' (hooktrain-torch 0.1.0).")
+    assert "plugin 'torch' (hooktrain-torch 0.1.0)" in adamw["description"]
     tokenizer = schema["$defs"]["tokenizer-huggingface"]["properties"]["name_or_path"]
-    assert tokenizer["description"].endswith("Left out, it is model.name_or_path of the recipe.")
+    assert "model.name_or_path" in tokenizer["description"]
     assert schema["properties"]["on_nan"]["enum"] == ["stop", "skip"]
     assert set(schema["properties"]["type"]["enum"]) == {"sft", "causal", "tiny"}
     assert not [name for name in schema["$defs"] if name.endswith("-given")], "which no file can hold"
