@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import signal
 import threading
 import weakref
@@ -16,6 +17,7 @@ from torch import nn
 import hooktrain
 from hooktrain import Data, HooktrainError, LossSum, ModelError, RecipeError, Trainer, hookimpl
 from hooktrain.testing import Recorder, TinyModel, TinyModelConfig, TinyPlugin, TinyRows
+from tests.facts import facts
 
 
 def losses(trainer: Trainer) -> list[float]:
@@ -50,7 +52,7 @@ def test_a_mapping_runs_as_the_file_does(tiny, tiny_recipe, tmp_path):
 
 
 def test_everything_in_the_recipe_is_checked_at_once(tiny):
-    with pytest.raises(RecipeError, match=r"(?s)2 things.*optimizer\.lrr: .*epochs: "):
+    with pytest.raises(RecipeError, match=facts("optimizer.lrr: ", "epochs: ")):
         tiny(epochs="two", optimizer={"lrr": 1})
 
 
@@ -62,7 +64,7 @@ def test_plugins_are_instances_classes_or_modules(tiny):
     recorder = Recorder()
     tiny(recorder).run()
     assert recorder.hooks[-1] == "on_teardown"
-    with pytest.raises(hooktrain.PluginError, match="implements no hook"):
+    with pytest.raises(hooktrain.PluginError, match=facts("'yaml'", "@hookimpl")):
         tiny(yaml)
     heard = []
 
@@ -77,7 +79,7 @@ def test_plugins_are_instances_classes_or_modules(tiny):
 
 
 def test_a_name_among_the_plugins_is_told_where_it_goes(tiny):
-    with pytest.raises(HooktrainError, match=r"given 'cooler', expected an object; names go to switches=\['cooler'\]"):
+    with pytest.raises(HooktrainError, match=facts("plugins", "'cooler'", "switches=['cooler']")):
         tiny("cooler")
 
 
@@ -94,24 +96,22 @@ def test_the_environment_has_its_say(tiny, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "arguments", "text"),
+    ("recipe", "arguments", "texts"),
     [
-        (5, {}, "recipe is a int, expected a mapping"),
-        ({"type": "tiny"}, {"plugins": TinyPlugin()}, "plugins is .*, expected a list"),
+        (5, {}, ["recipe", "int", "mapping"]),
+        ({"type": "tiny"}, {"plugins": TinyPlugin()}, ["plugins", "TinyPlugin", "list"]),
     ],
 )
-def test_wrong_arguments_are_named(recipe, arguments, text):
-    with pytest.raises(TypeError, match=text):
+def test_wrong_arguments_are_named(recipe, arguments, texts):
+    with pytest.raises(TypeError, match=facts(*texts)):
         Trainer(recipe, **arguments)
 
 
 def test_objects_in_the_recipe_are_refused(tiny):
     model = TinyModel(TinyModelConfig())
-    with pytest.raises(
-        RecipeError, match=r"model: given a TinyModel, expected plain values .*Trainer\(recipe, model=\.\.\.\)"
-    ):
+    with pytest.raises(RecipeError, match=facts("model: ", "TinyModel", "Trainer(recipe, model=...)")):
         tiny(model=model)
-    with pytest.raises(RecipeError, match=r"optimizer\.lr: given a Tensor"):
+    with pytest.raises(RecipeError, match=facts("optimizer.lr: ", "Tensor")):
         tiny(optimizer={"lr": torch.ones(1)})
 
 
@@ -172,12 +172,12 @@ def test_a_plugin_adopts_a_model_in_hand(tiny):
     trainer = tiny(Adopts(), trainer={"model": tiny_model()}, model={"activation_checkpointing": True})
     trainer.run()
     assert isinstance(trainer.model, nn.Sequential)
-    with pytest.raises(ModelError, match="no plugin knows how a TinyModel does that"):
+    with pytest.raises(ModelError, match=facts("model.activation_checkpointing: ", "True", "TinyModel")):
         tiny(trainer={"model": tiny_model()}, model={"activation_checkpointing": True}).run()
 
 
 def test_weights_in_half_precision_are_warned_of_or_brought_to_float32(tiny):
-    with pytest.warns(hooktrain.HooktrainWarning, match="weights in bfloat16, in which an update smaller than"):
+    with pytest.warns(hooktrain.HooktrainWarning, match=facts("model: ", "bfloat16", "model: {weights_dtype: fp32}")):
         tiny(trainer={"model": tiny_model().bfloat16()}, model=None, train_iters=1).run()
     model = tiny_model().bfloat16()
     tiny(trainer={"model": model}, model={"weights_dtype": "fp32"}, train_iters=1).run()
@@ -187,32 +187,32 @@ def test_weights_in_half_precision_are_warned_of_or_brought_to_float32(tiny):
 def test_a_model_without_weights_is_refused(tiny):
     with torch.device("meta"):
         model = TinyModel(TinyModelConfig())
-    with pytest.raises(ModelError, match="on the meta device"):
+    with pytest.raises(ModelError, match=facts("model: ", "TinyModel", "meta device")):
         tiny(trainer={"model": model}, model=None).run()
 
 
 @pytest.mark.parametrize(
-    ("changes", "in_hand", "text"),
+    ("changes", "in_hand", "texts"),
     [
-        ({"model": {"name_or_path": "org/x"}}, {"model": "module"}, r"model\.name_or_path: given in the recipe, and a TinyModel"),
-        ({"model": "org/x"}, {"model": "module"}, r"model\.name_or_path: given in the recipe"),
-        ({"model": None}, {"model": 3}, "model: given a int, expected a torch module"),
-        ({}, {"optimizer": "instance"}, "optimizer: given a SGD, whose parameters need not be those that are trained"),
-        ({"optimizer": None}, {"optimizer": torch.optim.SGD}, "optimizer: given SGD, expected a function of the model"),
-        ({}, {"optimizer": lambda model: None}, "optimizer: given in the recipe, and as optimizer= beside it"),
-        ({"scheduler": {"type": "wsd"}}, {"scheduler": lambda o, n: None}, "scheduler: given in the recipe, and"),
-        ({}, {"data": [1]}, r"data: given a list, expected a hooktrain\.Data"),
-        ({}, {"train_dataset": iter([1])}, "train_dataset: given a list_iterator, which can be read only once"),
-        ({}, {"train_dataset": {"a": [1]}}, "train_dataset: given a mapping of a, expected rows"),
-        ({}, {"train_dataset": 3}, "train_dataset: given a int, expected a list of mappings"),
-        ({"data": {"sources": ["x"]}}, {"train_dataset": [1]}, r"data\.sources: given in the recipe, and as train_dataset="),
-        ({}, {"tokenizer": 3}, "tokenizer: given a int, expected a tokenizer"),
+        ({"model": {"name_or_path": "org/x"}}, {"model": "module"}, ["model.name_or_path: ", "TinyModel", "model="]),
+        ({"model": "org/x"}, {"model": "module"}, ["model.name_or_path: ", "TinyModel", "model="]),
+        ({"model": None}, {"model": 3}, ["model: ", "int", "torch module"]),
+        ({}, {"optimizer": "instance"}, ["optimizer: ", "SGD", "parameters"]),
+        ({"optimizer": None}, {"optimizer": torch.optim.SGD}, ["optimizer: ", "SGD", "function"]),
+        ({}, {"optimizer": lambda model: None}, ["optimizer: ", "optimizer="]),
+        ({"scheduler": {"type": "wsd"}}, {"scheduler": lambda o, n: None}, ["scheduler: ", "scheduler="]),
+        ({}, {"data": [1]}, ["data: ", "list", "hooktrain.Data"]),
+        ({}, {"train_dataset": iter([1])}, ["train_dataset: ", "list_iterator", "train_dataset=lambda: "]),
+        ({}, {"train_dataset": {"a": [1]}}, ["train_dataset: ", "mapping of a"]),
+        ({}, {"train_dataset": 3}, ["train_dataset: ", "int", "list of mappings"]),
+        ({"data": {"sources": ["x"]}}, {"train_dataset": [1]}, ["data.sources: ", "train_dataset="]),
+        ({}, {"tokenizer": 3}, ["tokenizer: ", "int"]),
     ],
-)  # fmt: skip
-def test_what_is_given_twice_or_is_something_else_is_refused(tiny, changes, in_hand, text):
+)
+def test_what_is_given_twice_or_is_something_else_is_refused(tiny, changes, in_hand, texts):
     stand_ins = {"module": tiny_model(), "instance": torch.optim.SGD(tiny_model().parameters(), lr=1.0)}
     objects = {key: stand_ins.get(value, value) if isinstance(value, str) else value for key, value in in_hand.items()}
-    with pytest.raises(RecipeError, match=text):
+    with pytest.raises(RecipeError, match=facts(*texts)):
         tiny(trainer=objects, **changes)
 
 
@@ -236,7 +236,7 @@ def test_functions_make_optimizer_and_schedule(tiny):
     assert trainer.optimizer is made[0]
     assert [line["lr"] for line in trainer.history] == pytest.approx([0.1 * (1 - n / 7) for n in range(7)])
     assert "momentum" in trainer.recipe.as_dict()["optimizer"]["built_as"]
-    with pytest.raises(HooktrainError, match="optimizer: the function .*returned a int, expected a torch optimizer"):
+    with pytest.raises(HooktrainError, match=facts("optimizer: ", "<lambda>", "int", "torch optimizer")):
         tiny(trainer={"optimizer": lambda model: 3}, optimizer=None).run()
 
 
@@ -264,19 +264,18 @@ def test_any_module_trains_with_data_and_loss_in_hand(tiny, tiny_recipe, tmp_pat
 def test_a_recipe_of_parts_in_hand_cannot_be_run_without_them(tiny, tmp_path):
     trainer = tiny(trainer={"model": tiny_model()}, model=None)
     trainer.run()
-    with pytest.raises(HooktrainError, match=r"model: the recipe says 'type: given', which stands for an object"):
+    with pytest.raises(HooktrainError, match=facts("model: ", "'type: given'", "hooktrain.Trainer")):
         Trainer(trainer.run_dir / "recipe.yaml", plugins=[TinyPlugin()]).run()
 
 
 def test_messages_offer_the_type_for_parts_in_hand_only_to_those_who_have_some(tiny):
-    with pytest.raises(
-        RecipeError, match=r"type: given 'givn', .*expected one of causal \(hooktrain-sft\), sft \("
-    ) as caught:
+    names = facts("type: ", "'givn'", "causal (hooktrain-sft)", "sft (hooktrain-sft)")
+    with pytest.raises(RecipeError, match=names) as caught:
         tiny(type="givn")
     assert "given (hooktrain)" not in str(caught.value)
-    with pytest.raises(RecipeError, match=r"did you mean 'given'\?.*, given \(hooktrain\), "):
+    with pytest.raises(RecipeError, match=facts("type: ", "'givn'", "'given'", "given (hooktrain)")):
         tiny(type="givn", trainer={"model": tiny_model()}, model=None)
-    with pytest.raises(RecipeError, match="model.type: given 'givn', which no plugin offers; offered are") as caught:
+    with pytest.raises(RecipeError, match=facts("model.type: ", "'givn'", "tiny (")) as caught:
         tiny(model="givn")
     assert "given (" not in str(caught.value)
 
@@ -294,7 +293,7 @@ def test_after_the_run(tiny):
     found = trainer.evaluate()
     assert found == {name: value for name, value in trainer.history[-1].items() if name.startswith("eval/")}
     assert not trainer.model.training
-    with pytest.raises(HooktrainError, match="it has run already, to step 7"):
+    with pytest.raises(HooktrainError, match=facts("trainer: ", "step 7", "resume_from=")):
         trainer.run()
 
 
@@ -319,9 +318,7 @@ def test_a_checkpoint_is_saved_and_gone_on_from(tiny, tmp_path):
 
 
 def test_saving_says_what_there_is(tiny):
-    with pytest.raises(
-        hooktrain.CheckpointError, match=r"given 'ful', which no plugin offers \(did you mean 'full'\?\)"
-    ):
+    with pytest.raises(hooktrain.CheckpointError, match=facts("save: ", "'ful'", "'full'", "type=")):
         tiny().save("x", type="ful")
 
 
@@ -347,16 +344,16 @@ def test_a_strategy_that_lets_go_says_how_to_go_on(tiny):
     trainer = tiny(strategy={"dtype": "fp32", "device": "cpu", "data_parallel": "fsdp2"})
     trainer.run()
     assert not torch.distributed.is_initialized()
-    with pytest.raises(HooktrainError, match=r"do this inside `with hooktrain\.Trainer"):
+    with pytest.raises(HooktrainError, match=facts("trainer: ", "`with hooktrain.Trainer(...) as trainer:`")):
         trainer.evaluate()
 
 
 def test_weights_that_a_strategy_has_spread_are_refused(tiny):
     model, spread = tiny_model(), {"dtype": "fp32", "device": "cpu", "data_parallel": "fsdp2"}
     tiny(strategy=spread, trainer={"model": model}, model=None).run()
-    with pytest.raises(ModelError, match="of which an earlier run has left each rank its share only"):
+    with pytest.raises(ModelError, match=facts("model: ", "TinyModel", "rank", "trainer.save")):
         tiny(strategy=spread, trainer={"model": model}, model=None).run()
-    with pytest.raises(ModelError, match=r"give what trainer\.save wrote then"):
+    with pytest.raises(ModelError, match=facts("model: ", "TinyModel", "rank", "trainer.save")):
         tiny(trainer={"model": model}, model=None).run()
 
 
@@ -436,7 +433,7 @@ class Interrupts:
 def test_an_interrupt_ends_the_run_after_the_step(tiny, capfd, monkeypatch):
     trainer = tiny(Interrupts(1, monkeypatch))
     state = trainer.run()
-    assert (state.global_step, state.stop_reason) == (3, "SIGINT, received by rank 0")
+    assert state.global_step == 3 and re.search(facts("SIGINT", "rank 0"), state.stop_reason)
     assert trainer.evaluate()
 
 
@@ -454,6 +451,6 @@ def test_a_part_that_fails_leaves_nothing_behind(tiny):
     trainer = tiny(trainer={"optimizer": lambda model: 1 / 0}, optimizer=None)
     with pytest.raises(ZeroDivisionError):
         trainer.run()
-    with pytest.raises(HooktrainError, match="the run is over"):
+    with pytest.raises(HooktrainError, match=facts("trainer: ", "`with hooktrain.Trainer(...) as trainer:`")):
         trainer.evaluate()
     tiny().run()
