@@ -13,6 +13,7 @@ from torch import nn
 
 from hooktrain import RecipeError
 from hooktrain.testing import Recorder
+from tests.facts import facts
 from tests.launching import alone, assert_equal_runs, stored_weights, weights_at
 from tests.preload import DEEPSPEED
 
@@ -171,7 +172,7 @@ def test_parameters_that_a_rank_does_not_use(run_ranks):
 
 
 def test_fp16_is_refused(run_tiny):
-    with pytest.raises(RecipeError, match=r"strategy.dtype: given fp16 .* expected bf16 or fp32"):
+    with pytest.raises(RecipeError, match=facts("strategy.dtype", "given fp16", "bf16 or fp32")):
         run_tiny(strategy={**FSDP, "dtype": "fp16"})
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hooktrain_torch.optimizers import AdamConfig, AdamWConfig, AnyConfig, SGDConfig, make_optimizer
 from torch import nn
 
 from hooktrain import HooktrainError, RecipeError, hookimpl
+from tests.facts import facts
 
 
 class Net(nn.Module):
@@ -61,9 +64,7 @@ def test_a_model_without_vectors_has_one_group():
 
 
 def test_nothing_to_train_is_an_error():
-    with pytest.raises(
-        HooktrainError, match="no parameter of the model takes gradients; unfreeze some, or add an adapter"
-    ):
+    with pytest.raises(HooktrainError, match=facts("optimizer", "no parameter", "gradients", "unfreeze", "adapter")):
         make_optimizer(AdamWConfig(), Net().requires_grad_(False))
 
 
@@ -92,20 +93,20 @@ def test_any_class_by_its_name(name, kind):
     [
         (
             AnyConfig(name="AdamWW"),
-            "optimizer.name: 'AdamWW' cannot be found (module 'torch.optim' has no attribute 'AdamWW') (did you mean 'AdamW'?)",
+            ["optimizer.name", "'AdamWW'", "'torch.optim'", "'AdamW'"],
         ),
         (
             AnyConfig(name="torch.optim.rmsprop.RMSProp"),
-            "(did you mean 'RMSprop'?); give a class of torch.optim or a dotted path",
+            ["optimizer.name", "'torch.optim.rmsprop.RMSProp'", "'RMSprop'", "class of torch.optim", "dotted path"],
         ),
-        (AnyConfig(name="nowhere.Lion"), "optimizer.name: 'nowhere.Lion' cannot be found (No module named 'nowhere')"),
-        (AnyConfig(name="lr_scheduler"), "optimizer.name: given 'lr_scheduler', which is no torch optimizer"),
-        (AnyConfig(name="os.path.join"), "optimizer.name: given 'os.path.join', which is no torch optimizer"),
-        (AnyConfig(name="LBFGS"), "LBFGS computes the loss several times a step, which a run here does once"),
-        (AnyConfig(name="RMSprop", arguments={"momentun": 1}), "RMSprop refuses its arguments ("),
+        (AnyConfig(name="nowhere.Lion"), ["optimizer.name", "'nowhere.Lion'", "No module named 'nowhere'"]),
+        (AnyConfig(name="lr_scheduler"), ["optimizer.name", "'lr_scheduler'", "no torch optimizer"]),
+        (AnyConfig(name="os.path.join"), ["optimizer.name", "'os.path.join'", "no torch optimizer"]),
+        (AnyConfig(name="LBFGS"), ["optimizer.name", "LBFGS", "several times a step", "once"]),
+        (AnyConfig(name="RMSprop", arguments={"momentun": 1}), ["RMSprop", "momentun", "optimizer.arguments"]),
         (
             AnyConfig(name="RMSprop", arguments={"momentum": -1.0}),
-            "(Invalid momentum value: -1.0); correct optimizer.arguments",
+            ["RMSprop", "(Invalid momentum value: -1.0)", "optimizer.arguments"],
         ),
     ],
     ids=lambda value: value.name if isinstance(value, AnyConfig) else "",
@@ -113,7 +114,7 @@ def test_any_class_by_its_name(name, kind):
 def test_a_class_that_cannot_be_made_is_explained(config, message):
     with pytest.raises(HooktrainError) as caught:
         make_optimizer(config, Net())
-    assert message in str(caught.value)
+    assert re.search(facts(*message), str(caught.value))
 
 
 # ---------------------------------------------------------------------------------------------- in a recipe
@@ -135,19 +136,19 @@ def test_left_out_it_is_adamw(run_tiny):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"lr": 1, "learning_rate": 2}, "optimizer.learning_rate: given together with 'lr', which means the same"),
-        ({"lr": -1}, "optimizer.lr: given -1.0, expected at least 0"),
-        ({"betas": [0.9, 1.0]}, "optimizer.betas: given [0.9, 1.0], expected two numbers from 0 to below 1"),
-        ({"betas": [0.9]}, "optimizer.betas: given 1 values, expected 2"),
-        ({"weight_decya": 0}, "did you mean 'weight_decay'?"),
-        ({"type": "adamv"}, "did you mean 'adam"),
-        ({"type": "torch"}, "optimizer.name: missing, and there is no default"),
+        ({"lr": 1, "learning_rate": 2}, ["optimizer.learning_rate", "'lr'"]),
+        ({"lr": -1}, ["optimizer.lr", "given -1.0", "expected at least 0"]),
+        ({"betas": [0.9, 1.0]}, ["optimizer.betas", "given [0.9, 1.0]", "two", "below 1"]),
+        ({"betas": [0.9]}, ["optimizer.betas", "given 1", "expected 2"]),
+        ({"weight_decya": 0}, ["optimizer.weight_decya", "'weight_decay'"]),
+        ({"type": "adamv"}, ["optimizer.type", "'adamv'", "'adam"]),
+        ({"type": "torch"}, ["optimizer.name", "missing"]),
     ],
 )
 def test_what_is_wrong_in_a_recipe_is_said(run_tiny, given, message):
     with pytest.raises(RecipeError) as caught:
         run_tiny(optimizer=given)
-    assert message in str(caught.value)
+    assert re.search(facts(*message), str(caught.value))
 
 
 def test_frozen_weights_stay_as_they_are(run_tiny):

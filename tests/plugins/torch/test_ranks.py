@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 
 from hooktrain.testing.processes import NOTES
+from tests.facts import facts
 from tests.launching import alone, assert_equal_runs, weights_at
 
 READING = """
@@ -128,9 +130,7 @@ def test_parameters_without_a_gradient(run_ranks, run_tiny, tmp_path, monkeypatc
 def test_parameters_without_a_gradient_are_named(run_ranks):
     run = run_ranks(2, UNEVEN, gradient_accumulation_steps=2)
     assert run.status != 0
-    assert "no gradient reached some parameters in the last micro-batch of a step (" in run.output
-    assert "never.weight" in run.output
-    assert "find_unused_parameters: true under strategy" in run.output
+    assert re.search(r"strategy.*no gradient.*\bnever\.weight\b.*find_unused_parameters: true", run.output)
 
 
 # -------------------------------------------------------------------------------------------------- agreement
@@ -177,10 +177,10 @@ main()
 @pytest.mark.parametrize(
     ("what", "difference"),
     [
-        ("sys.argv += ['-o', 'seed=' + os.environ['RANK']]", "recipe.seed is 1 there and 0 on rank 0"),
+        ("sys.argv += ['-o', 'seed=' + os.environ['RANK']]", r"recipe\.seed\b.*\b1\b.*\b0\b"),
         (
             "os.environ['HOOKTRAIN_PLUGINS'] = ['', 'extra'][int(os.environ['RANK'])]",
-            "plugins.extra is present there and absent on rank 0",
+            r"plugins\.extra\b.*present.*absent",
         ),
     ],
     ids=["recipe", "plugins"],
@@ -189,8 +189,7 @@ def test_ranks_that_differ_refuse_to_start(run_ranks, rank_notes, tmp_path, what
     load = {"load": ["hooktrain.testing:TinyPlugin"]}
     run = run_ranks(2, ASK, script=SCRIPT.format(what=what), plugins=load)
     assert run.status != 0
-    assert "rank 1 differs from rank 0: " in run.output
-    assert difference in run.output
+    assert re.search(rf"rank 1.*rank 0.*{difference}", run.output)
     assert not (tmp_path / "ranks" / "metrics.jsonl").exists()
 
 
@@ -209,7 +208,8 @@ def on_teardown(trainer):
 def test_one_rank_that_raises_ends_all(run_ranks, rank_notes):
     run = run_ranks(2, RAISE, micro_batch_size=1, epochs=1000)
     assert run.status != 0
-    assert "plugin 'extra', hook on_microbatch_start, step 2, rank 1: KeyError: 'out of luck'" in run.output
+    where = facts("'extra'", "on_microbatch_start", "step 2", "rank 1", "KeyError: 'out of luck'")
+    assert any(re.search(where, line) for line in run.output.splitlines())
     assert rank_notes(1) == [{"torn_down": 2}]
 
 
@@ -261,7 +261,7 @@ def test_a_resume_on_two_ranks_repeats_the_undisturbed_run(run_ranks, run_tiny, 
     settings["gradient_accumulation_steps"] = 4
     recorder, trainer = alone(run_tiny, **settings, trainer={"resume_from": path})
     said = [given["message"] for name, given in recorder.calls if name == "on_message"]
-    assert any("world_size: was 2 ranks, is 1: dropout draws other numbers" in text for text in said)
+    assert any(re.search(facts("world_size", "was 2", "is 1", "dropout"), text) for text in said)
     assert trainer.global_step == 8
     for name in ("tokens", "supervised_tokens", "epoch", "lr"):
         assert [line[name] for line in recorder.metrics] == [line[name] for line in whole.metrics][3:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from hooktrain import RecipeError
 from hooktrain.testing import Recorder
+from tests.facts import facts
 
 BASE = 0.5
 
@@ -223,13 +225,13 @@ def test_a_recipe_selects_it_and_the_run_follows_it(run_tiny, kind):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"type": "linear", "warmup_ratio": 1.5}, "scheduler.warmup_ratio: given 1.5, expected a number from 0 to 1"),
-        ({"type": "wsd", "decay_shape": "root"}, "expected one of linear, sqrt"),
-        ({"type": "cosine", "min_lr": 0.1}, "did you mean 'min_lr_ratio'?"),
-        ({"type": "cosin"}, "did you mean 'cosine'?"),
+        ({"type": "linear", "warmup_ratio": 1.5}, ["scheduler.warmup_ratio", "given 1.5", "0 to 1"]),
+        ({"type": "wsd", "decay_shape": "root"}, ["scheduler.decay_shape", "'root'", "linear, sqrt"]),
+        ({"type": "cosine", "min_lr": 0.1}, ["scheduler.min_lr:", "'min_lr_ratio'"]),
+        ({"type": "cosin"}, ["scheduler.type", "'cosin'", "'cosine'"]),
     ],
 )
 def test_what_is_wrong_in_a_recipe_is_said(run_tiny, given, message):
     with pytest.raises(RecipeError) as caught:
         run_tiny(scheduler=given)
-    assert message in str(caught.value)
+    assert re.search(facts(*message), str(caught.value))

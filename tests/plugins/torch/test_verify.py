@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.facts import facts
 from tests.preload import DEEPSPEED
 
 pytestmark = pytest.mark.preload(*DEEPSPEED)
@@ -73,7 +75,7 @@ def test_a_run_that_saves_everything(verify):
     done = verify(plugin="mine:Remembers")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "4 steps straight, and 2 + 2 through a checkpoint:"
+    assert re.search(facts("4 steps", "2 + 2"), lines[0])
     assert len(lines) == 11
     assert all("equal (" in line for line in lines[1:]), done.stdout
 
@@ -88,8 +90,7 @@ def test_a_plugin_that_forgets(verify):
     assert "apart" in found["weights"]
     shown = verify(plugin="mine:Forgets")
     assert shown.returncode == 1
-    assert "save no state: " in shown.stdout.splitlines()[-1]
-    assert "Forgets" in shown.stdout.splitlines()[-1]
+    assert re.search(facts("Forgets", "state"), shown.stdout.splitlines()[-1])
 
 
 def test_two_ranks(verify):
@@ -101,4 +102,4 @@ def test_two_ranks(verify):
 def test_more_steps_than_there_are(verify):
     done = verify("--steps", "40")
     assert done.returncode == 1
-    assert "given --steps 40, but the run 'straight' ended sooner; give fewer steps, or a recipe" in done.stderr
+    assert re.search(facts("--steps 40", "'straight'"), done.stderr)
