@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -30,6 +31,7 @@ from hooktrain import (
 from hooktrain.build import load
 from hooktrain.parts import CheckpointEngine
 from hooktrain.testing import Recorder, TinyPlugin, host_of
+from tests.facts import facts
 
 
 @attrs.frozen(kw_only=True)
@@ -72,9 +74,8 @@ def test_check_recipe_complains_at_once(tiny_recipe):
                 yield Complaint("epochs", "too few")
 
     load(tiny_recipe, plugins=[TinyPlugin(), Checks()])
-    with pytest.raises(
-        RecipeError, match=r"2 things to put right\n  - seed: given 13, expected a lucky number; take another"
-    ):
+    texts = facts("seed: given 13, expected a lucky number; take another", "epochs: too few")
+    with pytest.raises(RecipeError, match=texts):
         load({**tiny_recipe, "seed": 13}, plugins=[TinyPlugin(), Checks()])
 
 
@@ -122,9 +123,7 @@ def test_idle_hooks_must_be_the_plugins_own(tiny_recipe):
         def idle_hooks(self):
             return ["on_step_ende"]
 
-    with pytest.raises(
-        PluginError, match=r"idle_hooks: given 'on_step_ende', which .* \(did you mean 'on_step_end'\?\)"
-    ):
+    with pytest.raises(PluginError, match=facts("'Confused'", "idle_hooks: ", "'on_step_ende'", "'on_step_end'")):
         load(tiny_recipe, plugins=[TinyPlugin(), Confused()])
 
 
@@ -368,7 +367,7 @@ def test_messages_reach_everyone(run_tiny):
     tells = Tells()
     run_tiny(tells)
     assert tells.heard[0] == "an epoch is over"
-    assert tells.heard[1].startswith("trained 7 steps")
+    assert re.search(r"\b7 steps\b", tells.heard[1])
 
 
 def test_resume_boundaries(run_tiny):

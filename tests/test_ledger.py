@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import traceback
 import warnings
 
@@ -209,16 +210,16 @@ def test_a_failure_on_the_command_line_shows_the_table_and_no_line_of_ours(run_c
     """
     run = run_cli("train", {**tiny_recipe, "console": {"enabled": True}}, "--profile-hooks", source=source)
     assert run.status == 1
-    assert (
-        "hooktrain: failed in plugin 'extra', hook on_step_end, step 3, rank 0: KeyError: 'out of luck'" in run.stderr
-    )
+    assert "plugin 'extra', hook on_step_end, step 3, rank 0: KeyError: 'out of luck'" in run.stderr
     assert "extra.py" in run.stderr
     assert "ledger.py" not in run.output
-    lines = run.stdout[run.stdout.index("what hooks took") :].splitlines()
+    lines = run.stdout.splitlines()
+    columns = next(number for number, line in enumerate(lines) if line.split()[:3] == ["plugin", "hook", "calls"])
+    *lines, last = lines[columns - 1 :]
     (line,) = [line for line in lines if line.startswith("extra ")]
     assert line.split()[1:3] == ["on_step_end", "3"]
-    assert max(map(len, lines[:-1])) <= 80
-    assert lines[-1] == f"all of it: {run.folder / 'profile.json'}"
+    assert max(map(len, lines)) <= 80
+    assert last.endswith(str(run.folder / "profile.json"))
 
 
 def test_what_wrappers_do_with_failures_stays_as_it_is(run_tiny):
@@ -236,7 +237,7 @@ def test_a_wrapper_that_does_not_yield_once_is_told_so_as_ever(run_tiny, steps):
 
     said = []
     for on in (False, True):
-        with pytest.raises(PluginError, match="'Yields', hook compute_loss: a wrapper came to") as caught:
+        with pytest.raises(PluginError, match="'Yields', hook compute_loss: .*yield") as caught:
             run_tiny(Yields(), profile_hooks=on)
         said.append(str(caught.value))
     assert said[0] == said[1]
@@ -294,8 +295,8 @@ def test_two_ranks_train_the_same_and_each_keeps_its_costs(run_ranks, tmp_path, 
     without, with_it = (numbers(map(json.loads, lines)) for lines in metrics)
     assert without == with_it
     assert not list((tmp_path / "run-false").glob("profile*"))
-    assert run.stdout.count("what hooks took of") == 1
-    assert " on rank 0 of 2, " in run.stdout
+    assert run.stdout.count("profile.json") == 1
+    assert " rank 0 of 2" in run.stdout
     found = [json.loads((tmp_path / "run-true" / name).read_text()) for name in ("profile.json", "profile.rank1.json")]
     assert [each["rank"] for each in found] == [0, 1]
     assert all(row["calls"] for each in found for row in each["hooks"] if row["hook"] == "run_step")
@@ -410,7 +411,7 @@ def test_copies_of_another_device_wait_where_they_end_on_the_host():
         torch.ones(()).to("meta").to("meta")
     finally:
         waits.end()
-    assert heard == ["reads a value"]
+    assert heard == [WAITS["item"]]
 
 
 def test_on_a_gpu_torch_says_what_waits(monkeypatch, recwarn):
@@ -426,7 +427,7 @@ def test_on_a_gpu_torch_says_what_waits(monkeypatch, recwarn):
         warnings.warn("something else", stacklevel=1)
         waits.end()
         assert warnings.showwarning is shown
-    assert heard == ["waits for the device"] * 2
+    assert len(heard) == 2 and all("device" in what for what in heard)
     assert modes == ["warn", "default"]
     assert [str(each.message) for each in recwarn] == ["something else"]
 
@@ -445,14 +446,15 @@ def test_the_table_fits_and_says_the_costliest_first(clock):
     lines = table(facts(ledger, 0, 8), None).splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[2].startswith("…dule:Plugin39 ")
-    assert any(line.startswith("16 more took") for line in lines)
+    assert [line for line in lines if re.search(r"\b16\b", line) and "Plugin" not in line]
+    assert sum("Plugin" in line for line in lines) == 40 - 16
 
 
 def test_recipes_plans_and_schemas_have_the_key(run_cli, tiny_recipe):
     plan = run_cli("plan", {**tiny_recipe, "profile_hooks": True}, "--json")
     assert '"profile_hooks"' in plan.stdout, plan.output
     key = json.loads(run_cli("schema").stdout)["properties"]["profile_hooks"]
-    assert key["type"] == "boolean" and "waits" in key["description"]
+    assert key["type"] == "boolean" and "hook" in key["description"]
 
 
 def test_profiling_is_no_plugin_that_a_lock_or_a_resume_knows_of(tiny_recipe, tmp_path):
@@ -466,8 +468,8 @@ def test_profiling_is_no_plugin_that_a_lock_or_a_resume_knows_of(tiny_recipe, tm
             lines.append(message)
 
     train({**tiny_recipe, **saving, "exit_iteration": 4}, Hears())
-    told = [line for line in lines if "profile" in line]
-    assert told == ["other than when the checkpoint was saved: profile_hooks: was true, is false"]
+    (line,) = [line for line in lines if "profile" in line]
+    assert re.search(r"\bprofile_hooks: .*\btrue\b.*\bfalse\b", line)
 
     recipe = {**tiny_recipe, "profile_hooks": True}
     _, host = load(recipe, plugins=[TinyPlugin()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 
@@ -78,10 +79,10 @@ def test_every_value_has_its_origin(written, monkeypatch):
     assert origins["plugins.block"] == "environment HOOKTRAIN_PLUGINS and command line -p"
     assert facts["recipe"]["plugins"]["block"] == ["liger", "samples"]
     why = {record["name"]: record["why"] for record in facts["plugins"]}
-    assert why["liger"] == "blocked by environment HOOKTRAIN_PLUGINS=no:liger"
-    assert why["samples"] == "blocked by command line -p no:samples"
+    assert "environment HOOKTRAIN_PLUGINS=no:liger" in why["liger"]
+    assert "command line -p no:samples" in why["samples"]
     assert why["torch"] == "installed"
-    assert why["hooktrain.testing:TinyPlugin"] == "named by plugins.load of the recipe"
+    assert "plugins.load of the recipe" in why["hooktrain.testing:TinyPlugin"]
     assert not _without_origin(facts["recipe"], "", origins)
 
 
@@ -119,7 +120,9 @@ def _without_origin(value, path, origins):
 def test_a_printed_plan_is_the_recipe_in_yaml(written, capsys):
     facts = read_plan(written(RECIPE.replace("defaults: &defaults\n  lr: 0.5\n", "").replace("  <<: *defaults\n", "")))
     print_plan(facts, everything=True)
-    shown = capsys.readouterr().out.partition("\nparts\n")[0].partition("comes from\n")[2]
+    lines = capsys.readouterr().out.splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("type: "))
+    shown = "\n".join(lines[begin : lines.index("", begin)]) + "\n"
     assert yaml.safe_load(shown) == facts["recipe"]
     assert f"{'  eps: 1.0e-06':<40}  # recipe.yaml:3\n" in shown
 
@@ -151,12 +154,13 @@ def test_all_conflicts_are_shown_with_the_line_to_write_and_the_rest_of_the_plan
     assert len(said) == 4
     assert "segments: {run_step: two}" in said[0]
     assert "segments: {run_evaluate: two}" in said[1]
-    assert said[2].startswith("optimizer.lr: given -1.0")
-    assert said[3].startswith("seed: given 'x'")
+    assert said[2].startswith("optimizer.lr: ") and "-1.0" in said[2]
+    assert said[3].startswith("seed: ") and "'x'" in said[3]
     assert facts["estimates"]["model"]["parameters"] == 289
     assert [each["role"] for each in facts["hooks"]["run_step"]] == ["answers", "not reached", "not reached"]
     print_plan(facts)
-    assert "to put right" in capsys.readouterr().out
+    shown = "".join(capsys.readouterr().out.split())
+    assert all("".join(text.split()) in shown for text in said), "however the lines are broken"
 
 
 class Claimant:
@@ -210,12 +214,9 @@ def test_a_segment_given_to_a_plugin_that_is_not_there_is_a_complaint_with_its_p
     recipe = {**tiny_recipe, "plugins": TINY}
     shown = run_cli("plan", recipe, "-p", "act:A", "-o", "plugins.segments.run_step=act:C", "--json")
     assert shown.status == 1
-    assert json.loads(shown.stdout)["complaints"] == [
-        {
-            "where": "plugins.segments.run_step",
-            "message": "'act:C' is not there (did you mean 'act:A'?); those that implement it: act:A, loop",
-        }
-    ]
+    (complaint,) = json.loads(shown.stdout)["complaints"]
+    assert complaint["where"] == "plugins.segments.run_step"
+    assert all(name in complaint["message"] for name in ("'act:C'", "'act:A'", "act:A, loop"))
 
 
 def test_a_difference_shows_who_was_chosen_for_a_segment(written, tmp_path, monkeypatch):
@@ -359,7 +360,7 @@ def test_a_chat_model_is_sized_without_weights_and_data_without_preparing(chat_r
     facts = chat_facts(chat_recipe, tmp_path)
     assert facts["model"]["class"] == "LlamaForCausalLM"
     assert facts["data"]["rows"] is None
-    assert "6 rows in the files; packs are not known" in facts["data"]["how"]
+    assert re.search(r"\b6\b.*\bpack", facts["data"]["how"])
     assert facts["data"]["longest"] == 96
     assert facts["memory"]["device"]["activations"] > 0
     assert chat_facts(chat_recipe, tmp_path, "data.pack_samples=false")["steps"]["per_epoch"] == 6
@@ -384,7 +385,7 @@ def test_prepared_rows_are_counted_exactly(chat_recipe, run_chat, tmp_path):
     assert facts["steps"]["total"] == trainer.training_horizon
     assert facts["data"]["rows"] == len(trainer.data.train)
     assert facts["data"]["tokens"] == trainer.data.report["train"]["tokens_kept"]
-    assert facts["data"]["how"] == "from the rows that are in the cache"
+    assert "cache" in facts["data"]["how"]
     assert facts["model"]["parameters"] == sum(p.numel() for p in trainer.model.parameters())
 
 
@@ -410,8 +411,8 @@ def test_names_on_the_hub_do_not_touch_the_network(tmp_path, monkeypatch):
         "peft": {"type": "lora"},
     }
     facts = chat_facts(recipe, tmp_path)
-    assert facts["model"]["unknown"] == "'nobody/nothing' is not downloaded, and a plan does not ask the network"
-    assert facts["data"]["how"] == "unknown before they are prepared: 'nobody/rows' is not on this machine"
+    assert all(fact in facts["model"]["unknown"] for fact in ("'nobody/nothing'", "download", "network"))
+    assert "'nobody/rows'" in facts["data"]["how"] and facts["data"]["rows"] is None
     assert facts["steps"]["total"] is None
 
 
@@ -442,7 +443,8 @@ def test_the_difference_of_two_plans(written, tmp_path, capsys):
     assert "optimizer.lr" in capsys.readouterr().out
     assert compare(other, read_plan(other), 1) == {}
     print_difference({})
-    assert capsys.readouterr().out == "nothing is different\n"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line and "optimizer" not in line and "steps" not in line
 
 
 def test_the_difference_to_a_run_that_was(run_tiny, written, tmp_path):
@@ -454,6 +456,6 @@ def test_the_difference_to_a_run_that_was(run_tiny, written, tmp_path):
     found = compare(tmp_path / "run", facts, 1)
     assert found["values"]["optimizer.lr"] == [0.1, 0.3]
     assert found["plugins"] == {"TinyPlugin": ["hooktrain", "-"], "hooktrain.testing:TinyPlugin": ["-", "hooktrain"]}
-    with pytest.raises(HooktrainError, match=r"is no plan; make one with `hooktrain plan RECIPE --json`"):
+    with pytest.raises(HooktrainError, match=r"x\.json.*`hooktrain plan RECIPE --json`"):
         (tmp_path / "x.json").write_text("{}")
         compare(tmp_path / "x.json", facts, 1)
