@@ -19,6 +19,7 @@ import hooktrain
 from hooktrain import DataError, ModelError, Trainer, hookimpl
 from hooktrain.testing.language import make_llama, make_tokenizer, save_llama
 from tests.conversations import MORE, ROWS
+from tests.facts import facts
 from tests.preload import DEEPSPEED
 
 
@@ -159,7 +160,7 @@ def test_attention_is_what_was_loaded_unless_the_recipe_says_otherwise(recipe, l
 
 def test_attention_that_there_is_none_of_is_named(recipe):
     tokenizer = make_tokenizer()
-    with pytest.raises(ModelError, match=r"model\.attn_implementation: given 'sdpaa', which a LlamaForCausalLM cannot"):
+    with pytest.raises(ModelError, match=facts("model.attn_implementation: ", "'sdpaa'", "LlamaForCausalLM")):
         run({**recipe, "model": {"attn_implementation": "sdpaa"}}, model=make_llama(tokenizer), tokenizer=tokenizer, train_dataset=ROWS)  # fmt: skip
 
 
@@ -174,7 +175,7 @@ def test_the_tokenizer_is_found_where_the_model_was_loaded_from(folder, recipe):
 
 def test_a_model_that_does_not_say_where_it_is_from_needs_a_tokenizer(folder, recipe):
     model = make_llama(make_tokenizer())
-    with pytest.raises(ModelError, match=r"LlamaForCausalLM .*tokenizer=\.\.\."):
+    with pytest.raises(ModelError, match=facts("LlamaForCausalLM", "tokenizer=...")):
         Trainer(recipe, model=model, train_dataset=ROWS)
     trainer = run(recipe, model=model, tokenizer=str(folder), train_dataset=ROWS)
     assert len(trainer.tokenizer) == model.config.vocab_size
@@ -184,7 +185,8 @@ def test_a_tokenizer_of_another_model_is_refused(recipe):
     tokenizer = make_tokenizer()
     model = make_llama(tokenizer)
     tokenizer.add_tokens(["one", "two"])
-    with pytest.raises(ModelError, match=r"it embeds \d+ tokens, but the tokenizer has"):
+    sizes = (f" {model.config.vocab_size} ", f" {len(tokenizer)}")
+    with pytest.raises(ModelError, match=facts("model: ", *sizes, "tokenizer.name_or_path", "model.from_config")):
         run(recipe, model=model, tokenizer=tokenizer, train_dataset=ROWS)
 
 
@@ -250,7 +252,7 @@ def test_rows_without_a_length_are_read_while_training(recipe, make):
     assert trainer.recipe.data.sources[0].streaming
     assert trainer.global_step == 9
     assert losses(trainer)[-1] < losses(trainer)[0]
-    with pytest.raises(DataError, match="write train_iters"):
+    with pytest.raises(DataError, match=facts("data.sources: ", "train_iters", "epochs")):
         run({**recipe, "data": {"stream_buffer": 5}}, model=make_llama(tokenizer), tokenizer=tokenizer, train_dataset=make)  # fmt: skip
 
 
@@ -294,11 +296,11 @@ def test_rows_that_cannot_be_compared_are_prepared_anew(recipe):
 
 def test_what_is_wrong_with_a_row_is_said_as_for_files(recipe):
     tokenizer = make_tokenizer()
-    with pytest.raises(DataError, match=r"train_dataset, row 0: messages"):
+    with pytest.raises(DataError, match=facts("train_dataset, ", " 0: ", "messages")):
         run(recipe, model=make_llama(tokenizer), tokenizer=tokenizer, train_dataset=[{"messages": []}])
-    with pytest.raises(DataError, match=r"train_dataset: given no rows"):
+    with pytest.raises(DataError, match=r"train_dataset: .*\b(no|one|0|empty)\b"):
         run(recipe, model=make_llama(tokenizer), tokenizer=tokenizer, train_dataset=[])
-    with pytest.raises(hooktrain.RecipeError, match=r"frame\.to_dict\('records'\)"):
+    with pytest.raises(hooktrain.RecipeError, match=facts("train_dataset: ", "DataFrame", "frame.to_dict('records')")):
         import pandas
 
         Trainer(recipe, model=make_llama(tokenizer), tokenizer=tokenizer, train_dataset=pandas.DataFrame(ROWS))
@@ -332,7 +334,7 @@ def test_an_adapter_is_put_on_a_model_in_hand(recipe, tmp_path):
     assert losses(trainer)[-1] < losses(trainer)[0]
     assert type(trainer.model).__name__ == "PeftModelForCausalLM"
     assert (trainer.save(tmp_path / "adapter") / "adapter_config.json").is_file()
-    with pytest.raises(ModelError, match="has an adapter already"):
+    with pytest.raises(ModelError, match=facts("peft: ", "LlamaForCausalLM", "trainer.model.unload()")):
         run(lora, model=model, tokenizer=tokenizer, train_dataset=ROWS)
     unloaded = trainer.model.unload()
     assert all(torch.equal(value, before[name]) for name, value in unloaded.state_dict().items())
@@ -364,9 +366,9 @@ def test_a_run_with_a_model_in_hand_is_gone_on_from(recipe, tmp_path):
     second = run(saving, model=make_llama(tokenizer), tokenizer=tokenizer, train_dataset=ROWS)
     assert losses(first) + losses(second) == losses(whole)
     changed = {**saving, "optimizer": {"lr": 1e-3}, "train_iters": 6}
-    with pytest.raises(hooktrain.CheckpointError, match=r"optimizer\.lr: was 0\.01, is 0\.001"):
+    with pytest.raises(hooktrain.CheckpointError, match=r"optimizer\.lr: .*\b0\.01\b.*\b0\.001\b"):
         run(changed, model=make_llama(tokenizer), tokenizer=tokenizer, train_dataset=ROWS)
-    with pytest.raises(hooktrain.CheckpointError, match="other rows to train on"):
+    with pytest.raises(hooktrain.CheckpointError, match=rf"\bdata: .*\b{len(ROWS)}\b.*\b{len(ROWS)}\b"):
         run(saving, model=make_llama(tokenizer), tokenizer=tokenizer, train_dataset=ROWS[::-1])
 
 
@@ -441,4 +443,4 @@ def test_two_ranks_of_a_script_do_what_one_does(recipe, tmp_path, strategy, runs
 def test_ranks_with_other_weights_are_refused(tmp_path):
     done = torchrun(tmp_path, {"data_parallel": "fsdp2"}, "own")
     assert done.returncode != 0
-    assert re.search("model: .*rank 1 .*rank 0.*torch.manual_seed", done.stderr)
+    assert re.search(r"model: .*rank 1\b.*rank 0\b.*torch\.manual_seed", done.stderr)
