@@ -23,7 +23,7 @@ class Napping:
 
 
 def naps_of(seconds: float) -> Callable[..., dict[str, float]]:
-    """A side that claims to take so many seconds, give or take a hundredth."""
+    """A side that reports that it takes so many seconds, give or take a hundredth."""
     noise = itertools.cycle((1.0, 1.01, 0.99))
     return lambda n=0: {"seconds": seconds * next(noise), "others": 0.0}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -12,6 +13,7 @@ from hooktrain.bench.results import find, read
 from hooktrain.cli import cli
 from tests.bench import napping
 from tests.bench.napping import with_seconds
+from tests.facts import facts
 
 
 def test_a_regression_is_told_by_the_exit_status(bench, line, tmp_path, on_terminal):
@@ -19,7 +21,7 @@ def test_a_regression_is_told_by_the_exit_status(bench, line, tmp_path, on_termi
     (tmp_path / "found.jsonl").write_text(json.dumps(line) + "\n")
     failed = bench("napping", "--baseline", "faster.jsonl")
     assert failed.exit_code == 1
-    assert "regression: napping: ten, twice: seconds" in failed.stderr
+    assert re.search(facts("regression", "napping", "ten, twice", "seconds"), failed.stderr)
     assert bench("napping", "--baseline", "found.jsonl").exit_code == 0
     compared = bench("--compare", "faster.jsonl", "found.jsonl")
     assert compared.exit_code == 0 and "regression" in compared.output
@@ -35,7 +37,7 @@ def test_a_slower_machine_is_no_regression(line):
     found = changes([line], [slow])
     assert {change.side: change.verdict for change in found} == {"twice": "alike", "once": "worse"}
     assert not regressions(found, same_machine=False)
-    assert "other machines" in surprises([line], [slow])[0]
+    assert re.search(facts("machines", "processor", "an old one"), surprises([line], [slow])[0])
 
 
 def test_a_side_that_fails_now_is_a_regression_and_a_peer_that_is_not_there_is_none(bench, line, tmp_path, monkeypatch):
@@ -43,7 +45,7 @@ def test_a_side_that_fails_now_is_a_regression_and_a_peer_that_is_not_there_is_n
     monkeypatch.setattr(napping, "naps_of", lambda seconds: lambda n=0: 1 / 0)
     shown = bench("napping", "--quick", "--baseline", "found.jsonl")
     assert shown.exit_code == 1
-    assert "regression: napping: ten, twice: failed: ZeroDivisionError" in shown.stderr
+    assert re.search(facts("regression", "napping", "ten, twice", "failed", "ZeroDivisionError"), shown.stderr)
     assert bench("napping", "--quick").exit_code == 1, "a side failed"
     gone = {**line, "sides": {name: {"failed": "not installed", "absent": True} for name in line["sides"]}}
     assert broken([line], [gone]) == []
@@ -52,8 +54,8 @@ def test_a_side_that_fails_now_is_a_regression_and_a_peer_that_is_not_there_is_n
 def test_times_that_stand_for_themselves_are_no_regression_beside_other_work(bench, line, tmp_path):
     slow = with_seconds(with_seconds(line, "once", 3), "twice", 3)
     for quiet in (True, False):
-        for facts in (*line["sides"].values(), *slow["sides"].values()):
-            facts["others"] = 0.0 if quiet else 0.5
+        for measured in (*line["sides"].values(), *slow["sides"].values()):
+            measured["others"] = 0.0 if quiet else 0.5
         worse = regressions(changes([line], [slow]), same_machine=True)
         assert [change.side for change in worse] == (["once"] if quiet else [])
         for name, lines in (("line", line), ("slow", slow)):
@@ -66,11 +68,11 @@ def test_results_are_found_by_commit(tmp_path):
     (tmp_path / "old.jsonl").write_text(json.dumps(line) + "\n")
     (tmp_path / "new.jsonl").write_text(json.dumps({**line, "date": "2026-02-01"}) + "\n")
     assert find("abcdef", [tmp_path])[0]["date"] == "2026-02-01"
-    with pytest.raises(BenchError, match="expected a file or folder of results"):
+    with pytest.raises(BenchError, match=facts("'abc999'", "file or folder", "commit")):
         find("abc999", [tmp_path])
 
 
 def test_a_wrong_file_is_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text("[1]\n")
-    with pytest.raises(BenchError, match="expected a file of results"):
+    with pytest.raises(BenchError, match=facts("x.jsonl", "`hooktrain bench`")):
         read(tmp_path / "x.jsonl")

@@ -78,11 +78,11 @@ def test_a_driver_that_takes_too_long_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr("hooktrain.bench.processes.subprocess.Popen", Started)
     case = Case(name="c", sides=[Side("slow", driver="a_slow_driver")])
     (line,) = run_suites([Suite(name="s", summary="", cases=[case])], Settings(rounds=1, timeout=0.5))
-    assert line["sides"]["slow"]["failed"] == "no result after 0 s"
+    assert "after 0 s" in line["sides"]["slow"]["failed"]
     assert [process.returncode for process in started] == [-signal.SIGKILL]
 
 
 def test_a_quick_measurement_installs_nothing(tmp_path):
     (tmp_path / "peer.txt").write_text("a-package==1.0\n")
-    with pytest.raises(EnvironmentFailed, match="peer is not installed"):
+    with pytest.raises(EnvironmentFailed, match="peer.* not installed"):
         ensure(Peer(name="peer", requirements=[tmp_path / "peer.txt"]), tmp_path / "envs", only_find=True)

@@ -9,6 +9,7 @@ from hooktrain.bench.running import gather, select
 from hooktrain.errors import PluginError
 from hooktrain.testing import host_of
 from tests.bench.napping import Napping
+from tests.facts import facts
 
 
 def test_plugins_contribute_suites():
@@ -17,16 +18,16 @@ def test_plugins_contribute_suites():
     assert plugin == "Napping"
     assert select(["napping:ten"], known) == [(suite, frozenset({"ten"}))]
     assert select(["napping:ten", "napping"], known) == [(suite, None)]
-    with pytest.raises(BenchError, match="'naping'.*did you mean 'napping'"):
+    with pytest.raises(BenchError, match=facts("'naping'", "'napping'")):
         select(["naping"], known)
-    with pytest.raises(BenchError, match="'tan'.*did you mean 'ten'.* ten$"):
+    with pytest.raises(BenchError, match=facts("'tan'", "'ten'", "napping")):
         run_suites([(suite, frozenset({"tan"}))])
-    with pytest.raises(BenchError, match="'two' in --quick.*ten$"):
+    with pytest.raises(BenchError, match=facts("'two'", "--quick", " ten")):
         run_suites([(suite, frozenset({"two", "ten"}))], Settings(quick=True))
 
 
 def test_two_plugins_with_one_suite_are_named():
-    with pytest.raises(PluginError, match="'Napping-2' and 'Napping' .*'napping'.*-p no:Napping"):
+    with pytest.raises(PluginError, match=facts("'Napping-2'", "'Napping'", "'napping'", "-p no:Napping")):
         gather(host_of(Napping(), Napping()))
 
 
@@ -37,9 +38,9 @@ def test_a_suite_that_cannot_be_measured_here_says_why():
 
     said: list[str] = []
     (line,) = run_suites([Suite(name="gpu", summary="", cases=cases)], say=said.append)
-    assert line == {"suite": "gpu", "skipped": "there is no GPU here"} and said == [
-        "gpu: skipped: there is no GPU here"
-    ]
+    assert line == {"suite": "gpu", "skipped": "there is no GPU here"}
+    (shown,) = said
+    assert shown.startswith("gpu: ") and shown.endswith("there is no GPU here")
 
 
 def test_a_setting_that_is_no_number(tmp_path):
@@ -48,7 +49,7 @@ def test_a_setting_that_is_no_number(tmp_path):
         yield
 
     suite = Suite(name="s", summary="", cases=cases, options={"naps": "how many"})
-    with pytest.raises(BenchError, match="--set naps: given 'many', expected a whole number.* 2"):
+    with pytest.raises(BenchError, match=facts("--set naps:", "'many'", "whole number", " 2")):
         run_suites([suite], Settings(options={"naps": "many"}))
-    with pytest.raises(BenchError, match="--set nap: .*did you mean 'naps'.* naps"):
+    with pytest.raises(BenchError, match=facts("--set nap:", "'naps'", " naps")):
         run_suites([suite], Settings(options={"nap": "3"}))

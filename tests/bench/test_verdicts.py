@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from hooktrain.bench import Case, Metric, Side, Target
 from hooktrain.bench.ratios import Interval
 from hooktrain.bench.verdicts import compare_sides, verdict_on_change
 from tests.bench.napping import runs
+from tests.facts import facts
 
 
 def one(limit: float, ours: list[dict], theirs: list[dict], **more) -> object:
@@ -22,7 +25,7 @@ def test_a_verdict_needs_the_whole_interval_on_one_side():
     assert one(1.1, runs(1.25, 1.26, 1.25, 1.27), theirs).verdict == "missed"
     line = one(1.1, runs(1.0, 1.2, 1.0, 1.2, 1.0), theirs)
     assert line.verdict == "undecided"
-    assert all(fact in line.why for fact in ("1 to 1.2", "1.1", "rounds"))
+    assert re.search(facts("1 to 1.2", "1.1", "rounds"), line.why)
 
 
 def test_few_runs_get_no_verdict_unless_they_repeat_exactly():
@@ -46,19 +49,22 @@ def test_a_difference_for_each_plugin():
 def test_sides_that_did_not_do_the_same_have_reached_nothing():
     check = lambda a, b, warmup: "the sums differ"  # noqa: E731
     line = one(2.0, runs(1, 1, 1, 1), runs(1, 1, 1, 1), checks=(("ours", "theirs", check),))
-    assert (line.verdict, line.why) == ("failed", "ours and theirs: the sums differ")
+    assert line.verdict == "failed"
+    assert re.search(facts("ours", "theirs", "the sums differ"), line.why)
 
 
 def test_a_side_that_fails_says_why():
     line = one(2.0, [{"failed": "no such processor"}], runs(1.0))
-    assert (line.verdict, line.why) == ("failed", "ours: no such processor")
+    assert line.verdict == "failed"
+    assert re.search(facts("ours", "no such processor"), line.why)
 
 
 def test_a_timing_beside_other_work_is_marked_and_told_by_processor_time():
     line = one(
         2.0, runs(1, 1, 1, 1, cpu_seconds=3.0) + runs(1, others=0.5, cpu_seconds=3.0), runs(*[1] * 4, cpu_seconds=2)
     )
-    assert line.noisy and line.notes == ("by processor time the ratio is 1.50",)
+    (note,) = line.notes
+    assert line.noisy and re.search(facts("processor time", "ratio", "1.50"), note)
 
 
 @pytest.mark.parametrize(
@@ -76,13 +82,13 @@ def test_which_of_two_is_better(interval, better, verdict):
 
 
 def test_an_impossible_case_is_refused_as_it_is_written():
-    with pytest.raises(ValueError, match="case 'c': .*'x'"):
+    with pytest.raises(ValueError, match=facts("case 'c'", "'x'")):
         Case(name="c", sides={"a": len}, baseline="x")
-    with pytest.raises(ValueError, match="at_least.*at_most"):
+    with pytest.raises(ValueError, match=facts("at_least", "at_most")):
         Target(side="a")
-    with pytest.raises(ValueError, match="side 'a': .*function.*driver"):
+    with pytest.raises(ValueError, match=facts("'a'", "function", "driver")):
         Side("a")
-    with pytest.raises(ValueError, match="side 'a': .*<lambda>"):
+    with pytest.raises(ValueError, match=facts("'a'", "<lambda>")):
         Side("a", lambda: None, isolated=True)
 
 
