@@ -11,6 +11,7 @@ from hooktrain import PluginError, hookimpl
 from hooktrain.build import load, make_host
 from hooktrain.lock import digest_of, lock_differences, write_lock
 from hooktrain.testing import TinyPlugin
+from tests.facts import facts
 
 HEARS = """
 import hooktrain
@@ -99,15 +100,15 @@ def test_every_kind_of_difference():
     locked = [record("same"), record("gone"), record("older"), record("edited"), record("moved")]
     now = [record("moved"), record("same"), record("older", "2"), record("edited", digest="b"), record("new")]
     found = lock_differences(locked, now)
-    facts = (
+    named = (
         ["'gone' (of-gone 1)"],
         ["'older' (of-older 2)", "'older' (of-older 1)"],
         ["'edited' (of-edited 1)", "files"],
         ["'new' (of-new 1)"],
         ["order", "moved, edited, older, same,", "edited, older, same, moved"],
     )
-    for difference, contained in zip(found, facts, strict=True):
-        assert all(fact in difference for fact in contained), difference
+    for difference, texts in zip(found, named, strict=True):
+        assert re.search(facts(*texts), difference), difference
     assert lock_differences(locked, locked) == []
 
 
@@ -123,17 +124,17 @@ def test_files_that_several_plugins_share_are_told_of_once():
 def test_what_is_no_lock_is_refused(tmp_path, text):
     path = tmp_path / "x.lock"
     path.write_text(text)
-    with pytest.raises(PluginError, match=r"plugins.lock: .*x.lock .*`hooktrain plan RECIPE --lock"):
+    with pytest.raises(PluginError, match=facts("plugins.lock:", str(path), "`hooktrain plan RECIPE --lock")):
         load({"type": "tiny", "plugins": {"lock": str(path)}}, plugins=[TinyPlugin()])
 
 
 def test_a_lock_that_is_not_there_or_cannot_be_written(tmp_path, monkeypatch):
-    with pytest.raises(PluginError, match=r"plugins.lock: .*nowhere.lock.*--lock"):
+    with pytest.raises(PluginError, match=facts("plugins.lock:", str(tmp_path / "nowhere.lock"), "--lock")):
         load({"type": "tiny", "plugins": {"lock": str(tmp_path / "nowhere.lock")}}, plugins=[TinyPlugin()])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PluginError, match=rf"plugins.lock: .*x.lock .*{re.escape(str(tmp_path))}.*--lock"):
+    with pytest.raises(PluginError, match=facts("plugins.lock:", "x.lock", str(tmp_path), "--lock")):
         load({"type": "tiny", "plugins": {"lock": "x.lock"}}, plugins=[TinyPlugin()])
-    with pytest.raises(PluginError, match="cannot be written"):
+    with pytest.raises(PluginError, match=facts(str(tmp_path / "no" / "folder.lock"), "No such file")):
         write_lock(make_host(discover=False), tmp_path / "no" / "folder.lock")
 
 
@@ -179,7 +180,7 @@ def test_another_order_of_those_that_have_a_hand_in_the_training_is_refused(run_
     from hooktrain import CheckpointError
 
     resume(run_tiny, Nudges(), AlsoNudges(), exit_iteration=2)
-    with pytest.raises(CheckpointError, match=r"plugins.order: was AlsoNudges, Nudges, is Nudges, AlsoNudges"):
+    with pytest.raises(CheckpointError, match=facts("plugins.order:", "AlsoNudges, Nudges,", "Nudges, AlsoNudges")):
         resume(run_tiny, AlsoNudges(), Nudges())
     lines = resume(run_tiny, AlsoNudges(), Nudges(), allow_drift=["plugins.order"])
-    assert any("plugins.order: was" in line for line in lines)
+    assert any(re.search(facts("plugins.order:", "AlsoNudges, Nudges"), line) for line in lines)

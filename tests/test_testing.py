@@ -14,6 +14,7 @@ from hooktrain import HooktrainError, testing
 from hooktrain.testing import sample_rows
 from hooktrain.testing.language import FORMATS
 from hooktrain.testing.processes import finish
+from tests.facts import facts
 
 pytest_plugins = ["pytester"]
 
@@ -113,7 +114,7 @@ def test_rows_of_a_format(run_chat, write_rows, format):
 
 
 def test_a_format_that_there_is_not():
-    with pytest.raises(ValueError, match="'message' .*'messages'"):
+    with pytest.raises(ValueError, match=facts("'message'", "'messages'")):
         sample_rows("message")
 
 
@@ -121,7 +122,7 @@ def test_without_transformers(monkeypatch, tmp_path):
     from hooktrain.testing import save_llama
 
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(HooktrainError, match="transformers.*install hooktrain-hf"):
+    with pytest.raises(HooktrainError, match=facts("transformers", "hooktrain-hf")):
         save_llama(tmp_path)
 
 
@@ -154,11 +155,9 @@ def test_what_takes_too_long_is_killed_with_its_children(tmp_path, monkeypatch):
     print("started", flush=True)
     subprocess.run([sys.executable, "-c", {CHILD!r}])
     """
-    with pytest.raises(HooktrainError) as caught:
+    with pytest.raises(HooktrainError, match=facts(" 2 s", "--hooktrain-timeout", "started")):
         finish([sys.executable, "-c", textwrap.dedent(code)], tmp_path, timeout=2.0)
     assert waited == [2.0]
-    for fact in ("not ended after 2 s", "--hooktrain-timeout", "started"):
-        assert fact in str(caught.value)
     assert read(alive) == b"", "the child has ended, as nobody writes to the pipe any more"
     os.close(alive)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
+from tests.facts import facts
 from tests.third_party.runs import done, refused
 
 OUT = ("misspelt", "other_lion", "swa")  # what nobody can run with, beside the good ones
@@ -13,26 +15,26 @@ STEPS = {"gradient_accumulation_steps": 2, "train_iters": 3}
 
 
 def test_plugins_that_do_not_work_are_listed_with_the_reason(crowded, tmp_path):
-    facts = {fact["name"]: fact for fact in json.loads(done(crowded.hooktrain(tmp_path, "plugins", "--json")).stdout)}
-    reasons = {name: fact["reason"] for name, fact in facts.items() if fact["state"] == "failed"}
+    listed = {fact["name"]: fact for fact in json.loads(done(crowded.hooktrain(tmp_path, "plugins", "--json")).stdout)}
+    reasons = {name: fact["reason"] for name, fact in listed.items() if fact["state"] == "failed"}
     assert reasons.keys() == {"unimportable", "defaults", "other_lion", "older_declared", "older_undeclared"}
     assert "No module named 'a_library_that_was_forgotten'" in reasons["unimportable"]
-    assert "hook on_step_end: parameter 'trainer' has a default value" in reasons["defaults"]
+    assert re.search(facts("on_step_end", "'trainer'", "default"), reasons["defaults"])
     assert ">=0.5,<1.0" in reasons["older_declared"], "the versions of hooks that it was written for"
     assert "on_step_end" in reasons["older_undeclared"] and "loss" in reasons["older_undeclared"]
-    assert (facts["unimportable"]["distribution"], facts["unimportable"]["version"]) == ("hooktrain-broken", "0.1")
+    assert (listed["unimportable"]["distribution"], listed["unimportable"]["version"]) == ("hooktrain-broken", "0.1")
 
 
 @pytest.mark.parametrize(
-    ("blocked", "named", "facts"),
+    ("blocked", "loaded", "named"),
     [
-        ("", "", ["'misspelt' (hooktrain-broken 0.1)", "'on_step_ended'", "did you mean 'on_step_end'?"]),
+        ("", "", ["'misspelt' (hooktrain-broken 0.1)", "'on_step_ended'", "'on_step_end'"]),
         (
             "misspelt",
             "",
             [
                 "'lion' (hooktrain-lion 1.2.0)",
-                "the optimizer 'lion'",
+                "optimizer 'lion'",
                 "plugins: {block: [other_lion]} or {block: [lion]}",
             ],
         ),
@@ -41,17 +43,16 @@ def test_plugins_that_do_not_work_are_listed_with_the_reason(crowded, tmp_path):
         (
             "misspelt other_lion swa",
             "unimportable",
-            ["a_library_that_was_forgotten", "uninstall it", "(command line -p unimportable)"],
+            ["a_library_that_was_forgotten", "'unimportable'", "-p unimportable"],
         ),
-        ("misspelt other_lion swa", "older_declared", ["install a version of it for 1.0"]),
+        ("misspelt other_lion swa", "older_declared", ["'older_declared'", ">=0.5,<1.0", "install", " 1.0"]),
     ],
     ids=["misspelt", "same name", "conflict", "same segment", "named and broken", "named and older"],
 )
-def test_a_plan_refuses_conflicts_with_the_line_to_write(crowded, tiny, tmp_path, blocked, named, facts):
+def test_a_plan_refuses_conflicts_with_the_line_to_write(crowded, tiny, tmp_path, blocked, loaded, named):
     switches = [word for name in blocked.split() for word in ("-p", f"no:{name}")]
-    said = refused(crowded.hooktrain(tmp_path, "plan", tiny(**STEPS), *switches, *(["-p", named] if named else [])))
-    for fact in facts:
-        assert fact in said
+    said = refused(crowded.hooktrain(tmp_path, "plan", tiny(**STEPS), *switches, *(["-p", loaded] if loaded else [])))
+    assert re.search(facts(*named), said), said
 
 
 def test_a_run_that_settles_them_goes_on_with_warnings(crowded, tiny, tmp_path):
@@ -61,10 +62,11 @@ def test_a_run_that_settles_them_goes_on_with_warnings(crowded, tiny, tmp_path):
     warnings = [line for line in run.stderr.splitlines() if "warning" in line]
     for name in ("unimportable", "defaults", "older_declared", "older_undeclared"):
         assert len([line for line in warnings if f"plugin '{name}' (hooktrain-" in line]) == 1, name
-    assert (
-        "plugin 'older_tags' (hooktrain-older 0.7), hook describe_run: the parameter 'run_dir' is retired" in run.stderr
-    )
-    assert "plugin 'raises' (hooktrain-broken 0.1), hook on_step_end, step 2, rank 0: ZeroDivisionError" in run.stderr
+    for named in (
+        ["'older_tags' (hooktrain-older 0.7)", "describe_run", "'run_dir'"],
+        ["'raises' (hooktrain-broken 0.1)", "on_step_end", "step 2", "rank 0", "ZeroDivisionError"],
+    ):
+        assert any(re.search(facts(*named), line) for line in warnings), (named, run.stderr)
     manifest = {each["name"] for each in json.loads((run.folder / "plugins.json").read_text())["plugins"]}
     assert {"raises", "backwards", "lion"} <= manifest and not {*OUT, "unimportable", "older_declared"} & manifest
 
@@ -73,7 +75,8 @@ def test_a_hook_that_fails_stops_the_run(crowded, tiny, tmp_path):
     plugins = {"block": [*OUT], "segments": {"run_step": "forwards"}}
     stopped = crowded.hooktrain(tmp_path, "train", tiny("stops", **STEPS, plugins=plugins))
     assert stopped.status == 1
-    assert "plugin 'raises', hook on_step_end, step 2" in stopped.stderr and "ZeroDivisionError" in stopped.stderr
+    named = ("'raises'", "on_step_end", "step 2", "ZeroDivisionError")
+    assert re.search(facts(*named), stopped.stderr.splitlines()[-1])
 
 
 def test_a_plugin_without_the_one_that_it_requires_is_left_out(good, tiny, tmp_path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 
 import jsonschema
 import pytest
 
+from tests.facts import facts
 from tests.third_party.runs import done, refused
 
 
@@ -17,16 +19,16 @@ def test_a_wheel_holds_the_data_of_a_package(built):
 
 
 def test_plugins_are_listed_with_what_their_distributions_say(good, tmp_path):
-    facts = {fact["name"]: fact for fact in json.loads(done(good.hooktrain(tmp_path, "plugins", "--json")).stdout)}
-    assert {fact["state"] for fact in facts.values()} == {"active"}
-    lion, ema = facts["lion"], facts["ema"]
+    listed = {fact["name"]: fact for fact in json.loads(done(good.hooktrain(tmp_path, "plugins", "--json")).stdout)}
+    assert {fact["state"] for fact in listed.values()} == {"active"}
+    lion, ema = listed["lion"], listed["ema"]
     assert (lion["distribution"], lion["version"]) == ("hooktrain-lion", "1.2.0")
     assert lion["summary"] == "The Lion optimizer for hooktrain"
     assert "Leonie Nguyen" in lion["author"] and ema["author"] == "Emma Ava"
-    assert facts["beacon"]["version"] == "2.1.0", "which is found in its module"
-    assert lion["offers"] == ["optimizer/lion"] and facts["transcripts"]["offers"] == ["source/transcripts"]
+    assert listed["beacon"]["version"] == "2.1.0", "which is found in its module"
+    assert lion["offers"] == ["optimizer/lion"] and listed["transcripts"]["offers"] == ["source/transcripts"]
     assert {"make_strategy", "run_evaluate"} <= set(ema["wraps"])
-    assert facts["beacon_host"]["info"]["requires"] == ["beacon>=2"]
+    assert listed["beacon_host"]["info"]["requires"] == ["beacon>=2"]
 
 
 def test_the_schema_has_the_settings_of_packages(good, tmp_path):
@@ -56,26 +58,26 @@ def test_a_plan_names_the_plugin_of_each_part_and_what_wraps_it(good, chat, tmp_
 def test_rows_of_a_format_from_a_package_are_shown(good, chat, tmp_path):
     shown = done(good.hooktrain(tmp_path, "data", chat(), "--show", "1")).stdout
     assert "«It is.\nWhat?<|im_end|>»[1]" in shown, "the answer is trained, with its second line"
-    assert shown.count("format transcript, recognised by the column 'transcript'") == 6
+    shows = [line for line in shown.splitlines() if re.search(facts("format transcript", "column 'transcript'"), line)]
+    assert len(shows) == 6
 
 
 @pytest.mark.parametrize(
-    ("given", "facts"),
+    ("given", "named"),
     [
         (
             ["loss={type: sft}"],
-            ["makes no logits", "plugin 'confidence' (hooktrain-confidence 0.0.4)", "loss.all_logits: true"],
+            ["logits", "plugin 'confidence' (hooktrain-confidence 0.0.4)", "loss.all_logits: true"],
         ),
-        (["model.type=liger"], ["model: makes no logits", "model.fused_linear_cross_entropy: false"]),
+        (["model.type=liger"], ["model: ", "logits", "model.fused_linear_cross_entropy: false"]),
         (
             ["optimizer.betas=[0.9, 1.0]", "data.sources=[{type: transcripts}]"],
-            ["optimizer.betas: given [0.9, 1.0]", "two numbers from 0 to below 1", "either a path or a collection"],
+            ["optimizer.betas: ", "[0.9, 1.0]", "from 0 to below 1", "either a path or a collection"],
         ),
     ],
     ids=["a need of another plugin", "a model without logits", "values"],
 )
-def test_a_plan_refuses_what_a_package_cannot_work_with(good, chat, tmp_path, given, facts):
+def test_a_plan_refuses_what_a_package_cannot_work_with(good, chat, tmp_path, given, named):
     changes = [word for change in given for word in ("-o", change)]
     said = refused(good.hooktrain(tmp_path, "plan", chat(), *changes))
-    for fact in facts:
-        assert fact in said
+    assert re.search(facts(*named), said), said
