@@ -12,6 +12,7 @@ import torch
 from hooktrain_hf.samples import SamplesConfig, SamplesPlugin, answer
 
 from hooktrain import ModelError, World
+from tests.facts import facts
 
 
 def run(trainer: Any, *hooks: tuple[str, int]) -> str:
@@ -81,5 +82,5 @@ def test_an_answer_is_greedy_and_leaves_no_trace(
 
 def test_a_system_message_that_the_template_refuses_is_named(make_llama: Callable[..., Any], tokenizer: Any) -> None:
     tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}hi"
-    with pytest.raises(ModelError, match=r"no system.*samples\.system"):
+    with pytest.raises(ModelError, match=facts("no system", "samples.system", "tokenizer.chat_template")):
         answer(make_llama(), tokenizer, "x", system="Be kind.")

@@ -14,6 +14,7 @@ from hooktrain_hf.source import HFSourceConfig
 from hooktrain_hf.source_state import fingerprint
 
 from hooktrain import DataError
+from tests.facts import facts
 
 
 def of(name: Any, **more: Any) -> str | None:
@@ -62,7 +63,7 @@ def test_a_saved_data_set(rows: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match=facts("data.sources", "nowhere.jsonl'", "exist")):
         of(tmp_path / "nowhere.jsonl")
 
 

@@ -9,6 +9,7 @@ import pytest
 from hooktrain_hf.tokenizer import HFTokenizerConfig, build_tokenizer, end_of_turn_id
 
 from hooktrain import ModelError
+from tests.facts import facts
 
 
 def test_loads_a_folder_without_the_network(folder: Path, no_network: None) -> None:
@@ -26,7 +27,7 @@ def test_a_template_can_be_text_or_a_file(folder: Path, tmp_path: Path, as_file:
 
 
 def test_a_template_file_that_does_not_exist_is_named(folder: Path) -> None:
-    with pytest.raises(ModelError, match=r"tokenizer\.chat_template: given './no\.jinja'"):
+    with pytest.raises(ModelError, match=facts("tokenizer.chat_template", "'./no.jinja'", "Jinja")):
         build_tokenizer(HFTokenizerConfig(name_or_path=str(folder), chat_template="./no.jinja"))
 
 
@@ -40,7 +41,7 @@ def test_a_path_that_does_not_exist_never_meets_the_network(
         build_tokenizer(HFTokenizerConfig(name_or_path=name))
     message = str(raised.value)
     assert "model.name_or_path" in message and f"'{name}'" in message
-    assert "config.json" in message and "correct the" in message and "\n" not in message
+    assert "config.json" in message and "\n" not in message
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +51,9 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence_with_the_cause(monkeypatch
         raise OSError("We couldn't connect to the hub.\nMany more lines.")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
-    with pytest.raises(ModelError, match=r"given 'some/model', which is no folder .* couldn't connect") as raised:
+    with pytest.raises(
+        ModelError, match=facts("model.name_or_path", "'some/model'", "couldn't connect", "spelling", "network")
+    ) as raised:
         build_tokenizer(HFTokenizerConfig(name_or_path="some/model"))
     assert "\n" not in str(raised.value) and isinstance(raised.value.__cause__, OSError)
 

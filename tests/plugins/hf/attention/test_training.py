@@ -13,6 +13,7 @@ from hooktrain_hf.attention import install
 
 from hooktrain import ModelError
 from hooktrain.testing import Recorder, train
+from tests.facts import facts
 from tests.plugins.hf.attention.families import (
     FAMILIES,
     LENGTHS,
@@ -106,7 +107,7 @@ def test_adapters() -> None:
     prompted = peft.get_peft_model(
         copy.deepcopy(pair("Llama")[0]), peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
     )
-    with pytest.raises(ModelError, match="let no adapter put prompts in front of several documents"):
+    with pytest.raises(ModelError, match=facts("batch", "document_lengths", "adapter", "prompts")):
         prompted(**flat(texts))
     assert prompted(**flat(texts[:1])).logits.shape[1] == 3 + LENGTHS[0]
 
