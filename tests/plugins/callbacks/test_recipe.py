@@ -42,17 +42,17 @@ def test_everything_that_is_wrong_is_named_at_once(tiny_recipe):
         },
     )
     expected = [
-        r"callbacks\[0\]: .*has no 'EarlyStopingCallback' \(did you mean 'EarlyStoppingCallback'\?\)",
-        r"callbacks\[1\]: given 'EarlyStoppingCallback', expected a whole name such as transformers.EarlyStoppingCallback",
-        r"callbacks\[2\]: .*the package no_such_package is not installed; pip install no_such_package",
-        r"callbacks\[3\]: .*unexpected keyword argument 'patience'; it takes early_stopping_patience, early_stopping_threshold",
-        r"callbacks\[4\]: .*Timer: cannot be built \(MisconfigurationException",
-        r"callbacks\[5\]: ",
-        r"callbacks\[6\]: collections.OrderedDict is a OrderedDict, expected a TrainerCallback",
-        r"callbacks\[7\]: .*DefaultFlowCallback decides when to log, .* leave it out",
-        r"callbacks.arguments.learning_rate: is set by the recipe's optimizer.lr; remove it here",
-        r"callbacks.arguments.load_best_model_at_end: the best model is not loaded at the end",
-        r"callbacks.arguments.metric_for_best_modle: unknown field .*\(did you mean 'metric_for_best_model'\?\)",
+        r"callbacks\[0\]: .*'EarlyStopingCallback'.*'EarlyStoppingCallback'",
+        r"callbacks\[1\]: .*'EarlyStoppingCallback'.* transformers.EarlyStoppingCallback",
+        r"callbacks\[2\]: .*pip install no_such_package",
+        r"callbacks\[3\]: .*'patience'.*early_stopping_patience, early_stopping_threshold",
+        r"callbacks\[4\]: .*Timer.*MisconfigurationException",
+        r"callbacks\[5\]: .*transformers\.Trainer",
+        r"callbacks\[6\]: .*collections.OrderedDict.* expected a TrainerCallback",
+        r"callbacks\[7\]: .*DefaultFlowCallback.*log_interval, eval_interval and checkpoint",
+        r"callbacks.arguments.learning_rate: .*optimizer.lr",
+        r"callbacks.arguments.load_best_model_at_end: .*keep_best",
+        r"callbacks.arguments.metric_for_best_modle: .*TrainingArguments.*'metric_for_best_model'",
     ]
     assert len(found) == len(expected)
     for text, pattern in zip(found, expected, strict=True):

@@ -18,6 +18,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hooktrain import HooktrainError, HooktrainWarning
 from hooktrain.testing import Recorder
+from tests.facts import facts
 
 EVENTS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
 PATIENT = {"name": "transformers.EarlyStoppingCallback", "early_stopping_patience": 3}
@@ -170,9 +171,7 @@ def test_what_the_recipe_has_due_cannot_be_switched_off(run_tiny):
         control.should_evaluate = False
         return control
 
-    with pytest.raises(
-        HooktrainError, match=r"switched off control.should_evaluate in on_step_end, but what the recipe"
-    ):
+    with pytest.raises(HooktrainError, match=facts("control.should_evaluate", "on_step_end", "eval_interval")):
         run_tiny(Callbacks(recording(on_step_end=veto)), eval_interval=2)
 
 
@@ -249,7 +248,8 @@ def test_what_happens_when_one_fails(run_tiny, policy, steps, calls):
             run_tiny(recorder, Callbacks(fails, on_error=policy))
     else:
         with pytest.warns(
-            HooktrainWarning, match=r"Unreachable\) failed in on_step_end, step 1.*ConnectionError: no server"
+            HooktrainWarning,
+            match=facts("Unreachable", "on_step_end", "step 1", "on_error: " + policy, "ConnectionError: no server"),
         ):
             run_tiny(recorder, Callbacks(fails, on_error=policy))
     assert (recorder.hooks.count("on_step_end"), fails.called) == (steps, calls)
@@ -257,7 +257,7 @@ def test_what_happens_when_one_fails(run_tiny, policy, steps, calls):
 
 def test_a_tracker_that_fails_does_not_end_the_run(run_tiny, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "/dev/null/no folder")
-    with pytest.warns(HooktrainWarning, match=r"callbacks\[0\] .*TensorBoardCallback\) failed in on_train_begin"):
+    with pytest.warns(HooktrainWarning, match=facts("callbacks[0]", "TensorBoardCallback", "on_train_begin")):
         trainer = run_tiny(callbacks=["transformers.integrations.TensorBoardCallback"])
     assert trainer.global_step == 7
 
@@ -302,7 +302,7 @@ def test_a_step_is_one_step_under_zero(run_tiny):
 @pytest.mark.parametrize("callback", [EarlyStoppingCallback, lambda: EarlyStopping("val_loss")])
 def test_early_stopping_that_never_hears_an_evaluation_is_told_of(run_tiny, callback):
     """An interval of 0 evaluates at the end only, when there is nothing left to stop."""
-    with pytest.warns(HooktrainWarning, match=r"EarlyStopping.* none comes before the end \(write eval_interval"):
+    with pytest.warns(HooktrainWarning, match=facts("EarlyStopping", "eval_interval")):
         run_tiny(Callbacks(callback()))
     with warnings.catch_warnings():
         warnings.simplefilter("error", HooktrainWarning)
