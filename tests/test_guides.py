@@ -12,6 +12,7 @@ from hooktrain import HooktrainError, LossSum, hookimpl
 from hooktrain.guide import FOLDER, GUIDES, about, files_of, text_of, write_files
 from tests import guides
 from tests.environments import Environment
+from tests.facts import facts
 
 
 def test_the_guides_are_fresh(tiny_recipe, tmp_path):
@@ -97,7 +98,7 @@ def test_a_terminal_of_80_columns(monkeypatch):
 
 
 def test_guides_without_code(tmp_path):
-    with pytest.raises(HooktrainError, match="'hooks'"):
+    with pytest.raises(HooktrainError, match=facts("'hooks'", "guide")):
         write_files("hooks", tmp_path)
 
 

@@ -154,7 +154,7 @@ def test_a_signal_saves_ends_and_a_resume_repeats_the_undisturbed_run(start, nam
     assert "save" in said and "step" in said
     assert run.saved == [5]
     state = json.loads((run.folder / "run/checkpoints/step-00000005/state.json").read_text())
-    assert state["stop_reason"] == f"{name}, received by rank 0"
+    assert re.search(facts(name, "rank 0"), state["stop_reason"])
     assert not any("evaluation" in place for place in run.notes()), "nothing that takes long is begun"
 
     rest = start("run", words=["--resume", str(run.folder / "run/checkpoints/step-00000005")])
@@ -174,7 +174,7 @@ def test_a_signal_to_one_rank_ends_all_at_the_same_step(start, rank):
     assert run.saved == [5]
     assert all("save 5" in run.notes(each) and "step 5" not in run.notes(each) for each in (0, 1))
     state = json.loads((run.folder / "run/checkpoints/step-00000005/state.json").read_text())
-    assert state["stop_reason"] == f"SIGTERM, received by rank {rank}", output
+    assert re.search(facts("SIGTERM", f"rank {rank}"), state["stop_reason"]), output
 
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.thorough), 2])
@@ -242,7 +242,8 @@ def test_a_signal_ends_the_run_after_the_step_with_a_save_and_its_own_status(run
 
     saves = {"type": "full", "save_every_n_steps": 100}
     trainer = run_tiny(Send(), checkpoint=saves)
-    assert (trainer.global_step, trainer.state.stop_reason) == (3, f"{name}, received by rank 0")
+    assert trainer.global_step == 3
+    assert re.search(facts(name, "rank 0"), trainer.state.stop_reason)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
     assert exit_status(trainer.state.stop_reason) == 128 + number
     assert exit_status(None) == exit_status("enough is enough") == 0
@@ -297,7 +298,7 @@ def test_a_second_sigint_is_another_one_after_a_second(run_tiny, tmp_path, clock
             run_tiny(Send(), checkpoint=saves)
         assert not list((tmp_path / "run").glob("checkpoints/step-*"))
     else:
-        assert run_tiny(Send(), checkpoint=saves).state.stop_reason == "SIGINT, received by rank 0"
+        assert re.search(facts("SIGINT", "rank 0"), run_tiny(Send(), checkpoint=saves).state.stop_reason)
         assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
 
 
