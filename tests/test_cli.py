@@ -172,7 +172,7 @@ def test_plan(recipe, tmp_path):
         ["model ", " tiny ", "hooktrain.testing:TinyPlugin", "wraps, peft"],
         ["run_step ", "wraps, loop"],
         ["TinyModel", "289 parameters", "float32"],
-        ["7, 7 ", "epoch", " 2 rows"],
+        ["7, 7 ", "epoch", " of 2 "],
     ):
         assert any(re.search(facts(*named), line) for line in text.splitlines()), (named, text)
 
