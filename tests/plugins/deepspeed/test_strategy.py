@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import warnings
 import weakref
 from pathlib import Path
@@ -18,6 +19,7 @@ from hooktrain.build import make_host
 from hooktrain.report.origins import Sources
 from hooktrain.report.plan import plan_of
 from hooktrain.testing import Recorder, TinyPlugin
+from tests.facts import facts
 from tests.launching import alone, assert_equal_runs, stored_weights, weights_at
 from tests.plugins.deepspeed.zero import COMMON, SAVE, zero
 
@@ -179,24 +181,27 @@ def test_any_strategy_goes_on_from_any_others_checkpoint(run_ranks, run_tiny, tm
 @pytest.mark.parametrize(
     ("strategy", "message"),
     [
-        ({"zero_stage": 4}, "strategy.zero_stage: given 4, expected 0, 1, 2 or 3"),
+        ({"zero_stage": 4}, ["strategy.zero_stage", "given 4", "0, 1, 2 or 3"]),
         (
             {"zero_stage": 1, "config": {"zero_optimization": {"stage": 2}}},
-            "strategy.config.zero_optimization.stage: given 2, but strategy.zero_stage says 1; write it in one of the",
+            ["strategy.config.zero_optimization.stage", "given 2", "strategy.zero_stage", " 1"],
         ),
         (
             {"config": {"gradient_accumulation_steps": 7}},
-            "strategy.config.gradient_accumulation_steps: given 7, but gradient_accumulation_steps says 1",
+            ["strategy.config.gradient_accumulation_steps", "given 7", " gradient_accumulation_steps", " 1"],
         ),
-        ({"config": {"optimizer": {"type": "Adam"}}}, "strategy.config.optimizer: is hooktrain's to choose; remove it"),
-        ({"zero_stage": 2, "offload": "all"}, "strategy.offload: given all with stage 2, expected stage 3"),
-        ({"dtype": "fp32", "config": {"bf16": {"enabled": True}}}, "strategy.config.bf16.enabled: given True, but"),
+        ({"config": {"optimizer": {"type": "Adam"}}}, ["strategy.config.optimizer:", "remove it"]),
+        ({"zero_stage": 2, "offload": "all"}, ["strategy.offload", "given all", "stage 2", "stage 3"]),
+        (
+            {"dtype": "fp32", "config": {"bf16": {"enabled": True}}},
+            ["strategy.config.bf16.enabled", "given True", "dtype", "fp32"],
+        ),
     ],
 )
 def test_what_contradicts_the_recipe(run_tiny, strategy, message):
     with pytest.raises(RecipeError) as caught:
         run_tiny(strategy={"type": "deepspeed", "device": "cpu", **strategy})
-    assert message in str(caught.value)
+    assert re.search(facts(*message), str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -204,31 +209,31 @@ def test_what_contradicts_the_recipe(run_tiny, strategy, message):
     [
         (
             {"zero_optimization": {"stage": 7}},
-            "strategy.config.zero_optimization.stage: given 7, expected 0, 1, 2 or 3",
+            ["strategy.config.zero_optimization.stage", "given 7", "0, 1, 2 or 3"],
         ),
         (
             {"zero_optimization": {"overlap_com": True}},
-            "strategy.config.zero_optimization.overlap_com: unknown key (did you mean 'overlap_comm'?)",
+            ["strategy.config.zero_optimization.overlap_com:", "'overlap_comm'"],
         ),
         (
             {"zero_optimization": {"allgather_bucket_size": "big"}},
-            "strategy.config.zero_optimization.allgather_bucket_size: given 'big', but DeepSpeed says: input should be",
+            ["strategy.config.zero_optimization.allgather_bucket_size", "given 'big'", "input should be"],
         ),
         (
             {"zero_optimization": {"reduce_bucket_size": "big"}},
-            "strategy.config.zero_optimization.reduce_bucket_size: given 'big', expected a count or auto",
+            ["strategy.config.zero_optimization.reduce_bucket_size", "given 'big'", "auto"],
         ),
         (
             {"zero_optimization": {"offload_optimizer": "cpu"}},
-            "strategy.config.zero_optimization.offload_optimizer: given 'cpu', expected a mapping, such as {device: cpu}",
+            ["strategy.config.zero_optimization.offload_optimizer", "given 'cpu'", "{device: cpu}"],
         ),
         (
             {"zero_optimizatoin": {"stage": 2}},
-            "strategy.config.zero_optimizatoin: unknown key (did you mean 'zero_optimization'?)",
+            ["strategy.config.zero_optimizatoin:", "'zero_optimization'"],
         ),
         (
             {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
-            "strategy.config.zero_optimization.offload_optimizer.device: given nvme, which is not supported yet",
+            ["strategy.config.zero_optimization.offload_optimizer.device", "given nvme", "cpu or none"],
         ),
     ],
 )
@@ -238,7 +243,7 @@ def test_what_deepspeed_would_not_take_or_never_read(run_tiny, tmp_path, config,
     for given in (config, str(path)):
         with pytest.raises(RecipeError) as caught:
             run_tiny(strategy={"type": "deepspeed", "device": "cpu", "config": given})
-        assert message in str(caught.value)
+        assert re.search(facts(*message), str(caught.value))
         assert "pydantic" not in str(caught.value)
 
 
@@ -257,7 +262,7 @@ def test_what_is_wrong_is_headed_with_the_recipes_file(tiny_recipe, tmp_path):
     strategy = {"type": "deepspeed", "device": "cpu", "config": {"zero_optimization": {"overlap_com": True}}}
     path = tmp_path / "mine.yaml"
     path.write_text(json.dumps({**tiny_recipe, "strategy": strategy}))
-    with pytest.raises(RecipeError, match=r"^/.*/mine\.yaml: 1 thing to put right"):
+    with pytest.raises(RecipeError, match=rf"(?s)^{re.escape(str(path))}: 1 .*overlap_com:"):
         Trainer(*load(path, plugins=[TinyPlugin()])).run()
 
 
@@ -275,7 +280,7 @@ def test_keys_that_deepspeed_reads_and_one_that_it_does_not(run_tiny):
     with warnings.catch_warnings():
         warnings.simplefilter("error", HooktrainWarning)
         run_tiny(strategy={"type": "deepspeed", "device": "cpu", "config": config})
-    with pytest.warns(HooktrainWarning, match=r"strategy.config.made_by_us: DeepSpeed has no such key"):
+    with pytest.warns(HooktrainWarning, match=facts("strategy.config.made_by_us", "DeepSpeed")):
         run_tiny(strategy={"type": "deepspeed", "device": "cpu", "config": {"made_by_us": "2026"}})
 
 
@@ -288,16 +293,16 @@ def test_a_configuration_from_a_file(run_tiny, tmp_path):
     assert trainer.strategy.stage == 1
     assert trainer.strategy.settings["gradient_clipping"] == 0.5
     assert trainer.strategy.settings["train_micro_batch_size_per_gpu"] == 2
-    for text, message in (("{", "which cannot be read"), ("[]", "holds a list, expected a JSON object")):
+    for text, message in (("{", "line 1 column 2"), ("[]", "list")):
         path.write_text(text)
-        with pytest.raises(HooktrainError, match=message):
+        with pytest.raises(HooktrainError, match=facts("strategy.config", f"{path}", "JSON", message)):
             run_tiny(strategy={"type": "deepspeed", "device": "cpu", "config": str(path)})
 
 
 def test_a_checkpoint_of_another_model_is_refused(run_tiny, tmp_path: Path):
     run_tiny(strategy=zero(2), checkpoint=SAVE)
     resume = {"resume_from": tmp_path / "run" / "checkpoints" / "step-00000003"}
-    with pytest.raises(HooktrainError, match=r"does not fit this run \(.* has the shape"):
+    with pytest.raises(HooktrainError, match=facts("step-00000003", "shape", "recipe.yaml")):
         run_tiny(strategy=zero(2), checkpoint=SAVE, model={"width": 4}, allow_drift=["model"], trainer=resume)
 
 
