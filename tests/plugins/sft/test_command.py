@@ -63,9 +63,9 @@ def test_facts_for_programs(recipe: Path) -> None:
 
 def test_text_for_people(recipe: Path) -> None:
     shown = data(recipe, "--show", "1")
-    assert "«It is 0.<|im_end|>»[1]" in shown and "[1] trained: messages[1] assistant" in shown
-    assert "data.sources: 1 rows are the same as an earlier one" in shown
-    assert "evaluation set 'held': 1 of 1 rows are also trained on" in shown
+    assert "«It is 0.<|im_end|>»[1]" in shown and re.search(r"\[1\] .*messages\[1\] assistant", shown)
+    assert re.search(r"data\.sources: 1 .*same", shown)
+    assert re.search("'held': 1 of 1 .*trained", shown)
     assert "tokens of a pack" in shown and "share trained" in shown
 
 

@@ -58,10 +58,8 @@ def test_a_pattern_that_needs_a_mask_gets_one(caplog: pytest.LogCaptureFixture) 
         packed = logits(model, flat(texts))
         logits(model, flat(texts))
     torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-4)
-    assert [r.getMessage() for r in caplog.records if "grow with the square" in r.getMessage()] == [
-        "attention takes a mask of tokens by tokens, since the model attends in a pattern that only a mask can express;"
-        " memory and time grow with the square of the tokens in a micro-batch"
-    ]
+    (record,) = [r for r in caplog.records if "micro-batch" in r.getMessage()]
+    assert re.search(facts("mask", "pattern", "memory", "square"), record.getMessage())
 
 
 def test_chunks_are_not_taken_for_windows() -> None:
