@@ -178,7 +178,7 @@ def test_what_the_recipe_has_due_cannot_be_switched_off(run_tiny):
 def test_early_stopping_goes_on_after_a_resume(run_tiny, tmp_path):
     saving = {"type": "full", "save_every_n_steps": 1}
     whole = run_tiny(callbacks=[PATIENT], checkpoint=saving, **GETS_WORSE)
-    assert whole.state.stop_reason == "transformers.EarlyStoppingCallback asked for it"
+    assert "transformers.EarlyStoppingCallback" in whole.state.stop_reason
     assert 3 <= whole.global_step < 20
     before = whole.run_dir / "checkpoints" / f"step-{whole.global_step - 1:08d}"
     seen = recording()

@@ -70,7 +70,7 @@ def test_text_for_people(recipe: Path) -> None:
 
 
 def test_more_rows_than_there_are(recipe: Path) -> None:
-    assert data(recipe, "--show", "99").count(", row ") == 14
+    assert data(recipe, "--show", "99").count(".jsonl, ") == 14
 
 
 def test_a_plugin_shows_rows_of_its_own_data(
