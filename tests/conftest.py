@@ -19,9 +19,10 @@ from tests.preload import PRELOAD
 from tests.tiers import (  # noqa: F401 (hooks of pytest)
     pytest_addoption,
     pytest_collection_modifyitems,
-    pytest_report_collectionfinish,
     pytest_runtest_logreport,
     pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
     pytest_xdist_make_scheduler,
 )
 

@@ -98,8 +98,16 @@ def _keep_shard(config: pytest.Config, items: list[pytest.Item], seconds: Mappin
 _SUMMARY: pytest.StashKey[list[str]] = pytest.StashKey()
 
 
-def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
-    return config.stash.get(_SUMMARY, [])
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker of pytest-xdist has collected, which the process that reports does not."""
+    if "shard" in getattr(node, "workeroutput", {}):
+        node.config.stash[_SUMMARY] = node.workeroutput["shard"]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for line in terminalreporter.config.stash.get(_SUMMARY, []):
+        terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -127,7 +135,10 @@ def _file(test: str) -> str:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if not session.config.getoption("record_durations") or hasattr(session.config, "workerinput"):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["shard"] = session.config.stash.get(_SUMMARY, [])
+        return
+    if not session.config.getoption("record_durations"):
         return
     recorded = read_durations()
     files: dict[str, float] = defaultdict(float)
