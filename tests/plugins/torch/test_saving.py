@@ -10,6 +10,8 @@ import shutil
 import threading
 import time
 import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +138,20 @@ def test_what_would_have_no_effect_is_refused(run_tiny, name):
 # -------------------------------------------------------------------------------------------------- large files
 
 
+class InTurn(ThreadPoolExecutor):
+    """Real threads, but a call is over before the next begins: a slow disk would be sent larger parts, or a single one."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = super().submit(fn, *args, **kwargs)
+        wait([future])
+        return future
+
+
 @pytest.fixture
 def stretches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Files are sent to the disk every 64 KiB and hashed beside the writing; how large they were each time."""
+    """Files are sent to the disk every 64 KiB and hashed on another thread; how large they were each time."""
     sizes: list[int] = []
+    monkeypatch.setattr(hooktrain_torch.files, "ThreadPoolExecutor", InTurn)
     sync = os.fsync
     monkeypatch.setattr(hooktrain_torch.files, "_LARGE", 1 << 12)
     monkeypatch.setattr(hooktrain_torch.files, "_STRETCH", 1 << 16)
