@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from hooktrain.cli import main
+from hooktrain.cli.main import main
 
 if __name__ == "__main__":
     words = sys.argv[1:]

@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 import torch
 from hooktrain_hf.attention import install
 from hooktrain_hf.model import HFModelConfig, build_model
-from hooktrain_sft.collate import document_keys
+from hooktrain_sft.data.collate import document_keys
 
 from hooktrain import World
 from hooktrain.bench import machine
-from hooktrain.bench.measuring import versions
-from hooktrain.bench.ratios import ratio_of_medians
+from hooktrain.bench.bootstrap import ratio_of_medians
+from hooktrain.bench.driver import versions
 
 SIDES = ("documents", "sdpa")
 

@@ -10,10 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hooktrain.build import load
     from hooktrain.compare import differences, digest
     from hooktrain.config import CheckpointConfig, at_least, between, field, one_of, part, structure, unstructure
-    from hooktrain.drift import provenance, require_same
     from hooktrain.errors import (
         CheckpointError,
         Complaint,
@@ -28,22 +26,27 @@ if TYPE_CHECKING:
         SegmentError,
         did_you_mean,
     )
-    from hooktrain.estimates import DataEstimate, MemoryEstimate, ModelEstimate
-    from hooktrain.info import API_VERSION, PluginInfo
-    from hooktrain.loader import WindowLoader, blank
     from hooktrain.markers import hookimpl, hookspec
-    from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
-    from hooktrain.plugins import PluginHost
-    from hooktrain.reading import read_recipe
-    from hooktrain.recipe import Recipe
-    from hooktrain.records import PluginsConfig
-    from hooktrain.state import (
+    from hooktrain.plugin.config import PluginsConfig
+    from hooktrain.plugin.info import API_VERSION, PluginInfo
+    from hooktrain.plugin.manager import PluginHost
+    from hooktrain.protocols import CheckpointEngine, Scheduler, Strategy
+    from hooktrain.recipe.model import Recipe
+    from hooktrain.recipe.yaml_reader import read_recipe
+    from hooktrain.training.dataloader import WindowLoader, blank
+    from hooktrain.training.load import load
+    from hooktrain.training.resume_check import provenance, require_same
+    from hooktrain.training.trainer import Trainer
+    from hooktrain.types import (
         Batch,
         BatchCounts,
         Data,
+        DataEstimate,
         Dataset,
         Fragment,
         LossSum,
+        MemoryEstimate,
+        ModelEstimate,
         OptimizerStep,
         ShownRow,
         StepOutput,
@@ -53,27 +56,25 @@ if TYPE_CHECKING:
         TrainerType,
         World,
     )
-    from hooktrain.trainer import Trainer
 
 _HOMES = {
-    "build": "load",
-    "config": "CheckpointConfig at_least between field one_of part structure unstructure",
     "compare": "differences digest",
-    "drift": "provenance require_same",
+    "config": "CheckpointConfig at_least between field one_of part structure unstructure",
     "errors": "CheckpointError Complaint DataError HooktrainError HooktrainWarning ModelError NonFiniteError"
     " PluginError RanksDisagreeError RecipeError SegmentError did_you_mean",
-    "estimates": "DataEstimate MemoryEstimate ModelEstimate",
-    "info": "API_VERSION PluginInfo",
-    "loader": "WindowLoader blank",
     "markers": "hookimpl hookspec",
-    "parts": "CheckpointEngine Scheduler Strategy",
-    "plugins": "PluginHost",
-    "records": "PluginsConfig",
-    "reading": "read_recipe",
-    "recipe": "Recipe",
-    "state": "Batch BatchCounts Data Dataset Fragment LossSum OptimizerStep ShownRow StepOutput StoredTensors"
-    " TrainedState TrainerState TrainerType World",
-    "trainer": "Trainer",
+    "plugin.config": "PluginsConfig",
+    "plugin.info": "API_VERSION PluginInfo",
+    "plugin.manager": "PluginHost",
+    "protocols": "CheckpointEngine Scheduler Strategy",
+    "recipe.model": "Recipe",
+    "recipe.yaml_reader": "read_recipe",
+    "training.dataloader": "WindowLoader blank",
+    "training.load": "load",
+    "training.resume_check": "provenance require_same",
+    "training.trainer": "Trainer",
+    "types": "Batch BatchCounts Data DataEstimate Dataset Fragment LossSum MemoryEstimate ModelEstimate OptimizerStep"
+    " ShownRow StepOutput StoredTensors TrainedState TrainerState TrainerType World",
 }
 _HOME = {name: f"hooktrain.{module}" for module, names in _HOMES.items() for name in names.split()}
 

@@ -1,5 +1,5 @@
 """``python -m hooktrain``, which is what launchers such as torchrun start."""
 
-from hooktrain.cli import main
+from hooktrain.cli.main import main
 
 main()

@@ -27,15 +27,18 @@ if TYPE_CHECKING:
 
     from hooktrain.bench import Suite
     from hooktrain.errors import Complaint
-    from hooktrain.estimates import DataEstimate, MemoryEstimate, ModelEstimate
-    from hooktrain.parts import CheckpointEngine, Scheduler, Strategy
-    from hooktrain.recipe import Recipe
-    from hooktrain.state import (
+    from hooktrain.protocols import CheckpointEngine, Scheduler, Strategy
+    from hooktrain.recipe.model import Recipe
+    from hooktrain.training.trainer import Trainer
+    from hooktrain.types import (
         Batch,
         BatchCounts,
         Data,
+        DataEstimate,
         Dataset,
         LossSum,
+        MemoryEstimate,
+        ModelEstimate,
         OptimizerStep,
         ShownRow,
         StepOutput,
@@ -43,7 +46,6 @@ if TYPE_CHECKING:
         TrainerType,
         World,
     )
-    from hooktrain.trainer import Trainer
 
 __all__ = ["BOUNDARIES", "FACTORIES", "SEGMENTS"]
 
@@ -601,7 +603,7 @@ def make_loader(dataset: Dataset, data: Data, recipe: Recipe, world: World) -> A
         An object with ``__len__()``, the optimizer steps of an epoch, and ``windows(epoch, start)``, an iterator over
         ``(rows, micro-batches)`` of this rank that begins after ``start`` global rows; NotImplemented declines.
 
-    Default: ``data.loader`` where the data bring one, else ``hooktrain.loader.WindowLoader``.
+    Default: ``data.loader`` where the data bring one, else ``hooktrain.training.dataloader.WindowLoader``.
     """
 
 
@@ -926,7 +928,7 @@ def run_train(trainer: Trainer) -> TrainerState:  # type: ignore[empty-body]
     Returns:
         ``trainer.state``; NotImplemented declines, None is an error.
 
-    Default: ``hooktrain.loop``: ``trainer.epoch`` for each of ``trainer.epochs`` until a limit or a stop request.
+    Default: ``trainer.epoch`` for each of ``trainer.epochs`` until a limit or a stop request.
     """
 
 
@@ -945,7 +947,7 @@ def run_epoch(trainer: Trainer, epoch: int) -> int:  # type: ignore[empty-body]
     Returns:
         The steps that were run; NotImplemented declines, None is an error.
 
-    Default: ``hooktrain.loop``: ``trainer.step`` for each window until a limit or a stop request.
+    Default: ``trainer.step`` for each window until a limit or a stop request.
     """
 
 
@@ -964,7 +966,7 @@ def run_step(trainer: Trainer, batches: Sequence[Batch]) -> StepOutput:  # type:
     Returns:
         The step's output; NotImplemented declines, None is an error.
 
-    Default: ``hooktrain.loop``: every micro-batch, then the optimizer.
+    Default: every micro-batch, then the optimizer.
     """
 
 
@@ -984,7 +986,7 @@ def count_batch(trainer: Trainer, batch: Batch) -> BatchCounts:  # type: ignore[
     Returns:
         Supervised tokens and tokens; NotImplemented declines, None is an error.
 
-    Default: ``hooktrain.loop``: labels other than -100, the first of each row excepted; and the batch's own ``tokens``,
+    Default: labels other than -100, the first of each row excepted; and the batch's own ``tokens``,
         or the entries of ``attention_mask``, or all of ``input_ids``.
     """
 
@@ -1008,7 +1010,7 @@ def compute_loss(trainer: Trainer, model: Module, batch: Batch, weight: int) -> 
         window over all ranks. Further sums over the same tokens are logged as means under their names, and as
         ``eval/<name>/...`` in evaluation. NotImplemented declines, None is an error.
 
-    Default: ``hooktrain.loop``: the recipe's ``loss``.
+    Default: the recipe's ``loss``.
     """
 
 
@@ -1027,7 +1029,7 @@ def run_backward(trainer: Trainer, loss: Tensor) -> Tensor:  # type: ignore[empt
     Returns:
         The loss that was propagated; NotImplemented declines, None is an error.
 
-    Default: ``hooktrain.loop``: ``trainer.strategy.backward``.
+    Default: ``trainer.strategy.backward``.
     """
 
 
@@ -1045,7 +1047,7 @@ def run_optimizer_step(trainer: Trainer) -> OptimizerStep:  # type: ignore[empty
     Returns:
         The gradient norm, and whether the weights changed; NotImplemented declines, None is an error.
 
-    Default: ``hooktrain.loop``: ``trainer.strategy.optimizer_step`` with the recipe's ``gradient_clipping``.
+    Default: ``trainer.strategy.optimizer_step`` with the recipe's ``gradient_clipping``.
     """
 
 
@@ -1064,7 +1066,7 @@ def run_evaluate(trainer: Trainer) -> Mapping[str, float]:  # type: ignore[empty
     Returns:
         Metrics, ``eval/<name>/loss`` among them; NotImplemented declines, None is an error.
 
-    Default: ``hooktrain.loop``: the token-weighted mean over every row exactly once.
+    Default: the token-weighted mean over every row exactly once.
     """
 
 
@@ -1082,7 +1084,7 @@ def save_checkpoint(trainer: Trainer) -> Sequence[Path]:  # type: ignore[empty-b
     Returns:
         What was written; NotImplemented declines, None is an error.
 
-    Default: ``hooktrain.loop``: ``engine.save(trainer)`` for each of ``trainer.due_checkpoint_engines``.
+    Default: ``engine.save(trainer)`` for each of ``trainer.due_checkpoint_engines``.
     """
 
 
@@ -1101,7 +1103,7 @@ def load_checkpoint(trainer: Trainer, path: Path) -> Path:  # type: ignore[empty
     Returns:
         The path that was loaded; NotImplemented declines, None is an error.
 
-    Default: ``hooktrain.loop``: the checkpoint engine that claims the path.
+    Default: the checkpoint engine that claims the path.
     """
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hooktrain.bench import processes
+from hooktrain.bench import subprocesses as processes
 from hooktrain.testing.fork_server import IMPORT_VARIABLES
 
 __all__ = ["fork_drivers"]

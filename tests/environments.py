@@ -19,7 +19,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from hooktrain.testing.processes import Run, finish
+from hooktrain.testing.subprocess_runs import Run, finish
 
 __all__ = ["PIP", "Environment", "build_wheels", "make_environment", "shared", "unpack", "write_recipe"]
 

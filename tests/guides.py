@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from hooktrain import hookspecs
-from hooktrain.cli import cli
+from hooktrain.cli.guide import FOLDER
+from hooktrain.cli.main import cli
 from hooktrain.errors import HooktrainError
-from hooktrain.guide import FOLDER
 from hooktrain.hookspecs import BOUNDARIES, FACTORIES, SEGMENTS
 from tests import seen
 

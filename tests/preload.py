@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import pkgutil
 
-from hooktrain.testing.checks.kit import HEAVY
+from hooktrain.testing.plugin_checks.kit import HEAVY
 
 __all__ = ["DEEPSPEED", "PRELOAD"]
 
@@ -19,7 +19,13 @@ def _modules(package: str) -> list[str]:
 
 PRELOAD = (
     *HEAVY,
-    *("hooktrain.cli", "hooktrain.build", "hooktrain.launch", "hooktrain.testing", "rich._emoji_codes"),
+    *(
+        "hooktrain.cli.main",
+        "hooktrain.training.build",
+        "hooktrain.cli.launcher",
+        "hooktrain.testing",
+        "rich._emoji_codes",
+    ),
     *(
         "torch.profiler",
         "torch.profiler._memory_profiler",

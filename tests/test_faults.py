@@ -3,7 +3,7 @@
 The head of a patch in ``tests/faults`` says in a sentence what is wrong, and names the test::
 
     The loss of an accumulation window is not divided by its tokens.
-    Fails: tests/test_trainer.py::test_accumulation
+    Fails: tests/training/test_trainer.py::test_accumulation
 
 A patch that no longer applies, as its lines have changed, is written anew for the new lines: ``git diff`` of the fault.
 """

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hooktrain import HooktrainError, LossSum, hookimpl
-from hooktrain.guide import FOLDER, GUIDES, about, files_of, text_of, write_files
+from hooktrain.cli.guide import FOLDER, GUIDES, about, files_of, text_of, write_files
 from tests import guides
 from tests.environments import Environment
 from tests.facts import facts

@@ -13,9 +13,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hooktrain import DataError, HooktrainError, ModelError, RecipeError, Trainer
-from hooktrain.build import load
-from hooktrain.demo import conversations, run_demo, write_data
+from hooktrain.cli.demo import conversations, run_demo, write_data
 from hooktrain.testing import Recorder
+from hooktrain.training.load import load
 from tests.facts import facts
 
 ROWS = [

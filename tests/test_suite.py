@@ -14,8 +14,8 @@ TESTS = Path(__file__).parent
 INSTALLED = TESTS / "packages"
 """Packages of strangers, whose tests run where they are installed."""
 EXCEPTIONS = {
-    "test_soak.py: sleep: SAYS.on_microbatch_start": "so that a run is long enough to be killed",
-    "test_soak.py: sleep: Soak.kill_one": "at any time is what the thorough tier tests; the default one counts micro-batches",
+    "training/test_soak.py: sleep: SAYS.on_microbatch_start": "so that a run is long enough to be killed",
+    "training/test_soak.py: sleep: Soak.kill_one": "at any time is what the thorough tier tests; the default one counts micro-batches",
     "plugins/torch/test_strategy.py: port: test_ranks_without_an_address_to_meet_at": "a port without an address is what"
     " is refused; nothing binds it",
 }

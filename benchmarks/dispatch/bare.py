@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.dispatch.common import ROWS, Chunks, adamw, found, layer, loss_of, make_rows
-from hooktrain.bench.measuring import drive
+from hooktrain.bench.driver import drive
 
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:

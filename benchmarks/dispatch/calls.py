@@ -9,8 +9,8 @@ from typing import Any
 
 from hooktrain import LossSum, hookimpl
 from hooktrain.bench import Case, Metric, Side
-from hooktrain.build import make_host
-from hooktrain.plugins import PluginHost
+from hooktrain.plugin.manager import PluginHost
+from hooktrain.training.load import make_host
 
 __all__ = ["CALLS", "cases"]
 

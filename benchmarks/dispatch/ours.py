@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.dispatch.common import LR, ROWS, Chunks, found, layer, make_rows
 from hooktrain import BatchCounts, Data, LossSum, TrainerType, hookimpl
-from hooktrain.bench.measuring import drive
+from hooktrain.bench.driver import drive
 
 __all__ = ["HOOKS", "Observing", "Silent"]
 
@@ -87,8 +87,8 @@ class _Layer:
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:
     """Train one epoch with every plugin that is installed; nothing is switched off but what the console shows."""
-    from hooktrain.build import load
-    from hooktrain.trainer import Trainer
+    from hooktrain.training.load import load
+    from hooktrain.training.trainer import Trainer
 
     torch.set_num_threads(given["threads"])
     clock = Chunks()

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hooktrain.bench.measuring import StepClock, drive
+from hooktrain.bench.driver import StepClock, drive
 
 # torch and hooktrain are imported inside functions: the peak of memory and the time belong to what is measured
 

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hooktrain.bench.measuring import StepClock, drive
+from hooktrain.bench.driver import StepClock, drive
 
 _ROLES = {role: f"messages.role.{role}" for role in ("user", "assistant")}
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from hooktrain.bench.measuring import StepClock, drive
+from hooktrain.bench.driver import StepClock, drive
 
 
 def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, ends: list[int], **more: Any) -> Any:

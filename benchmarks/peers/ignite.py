@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hooktrain.bench.measuring import drive
+from hooktrain.bench.driver import drive
 
 HOOKS = 4
 """Events of a step that an observing set has handlers for."""

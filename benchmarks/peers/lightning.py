@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hooktrain.bench.measuring import drive
+from hooktrain.bench.driver import drive
 
 HOOKS = 6
 """Methods of a step that an observing callback has."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hooktrain.bench.measuring import drive
+from hooktrain.bench.driver import drive
 
 _BATCH = 1000
 

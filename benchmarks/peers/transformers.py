@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hooktrain.bench.measuring import drive
+from hooktrain.bench.driver import drive
 
 HOOKS = 4
 """Methods of a step that an observing callback has; those that log, save or evaluate are left out on every side."""

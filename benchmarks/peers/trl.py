@@ -13,7 +13,7 @@ import tempfile
 import time
 from typing import Any
 
-from hooktrain.bench.measuring import StepClock, drive
+from hooktrain.bench.driver import StepClock, drive
 
 
 class _Counting:

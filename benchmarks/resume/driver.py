@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hooktrain.bench.measuring import BEGAN, drive
+from hooktrain.bench.driver import BEGAN, drive
 
 # torch and hooktrain are imported inside functions: the time that takes belongs to the start
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.sft.sides import Training
 from hooktrain.bench import Side
-from hooktrain.bench.processes import Runner
+from hooktrain.bench.subprocesses import Runner
 
 __all__ = ["InputsFailed", "export_model", "for_transformers_4", "pack"]
 

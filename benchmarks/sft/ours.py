@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hooktrain.bench.measuring import StepClock, drive
+from hooktrain.bench.driver import StepClock, drive
 
 # torch and hooktrain are imported inside functions: the peak of memory and the time belong to what is measured
 
@@ -87,7 +87,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from hooktrain import Trainer
-    from hooktrain.build import load
+    from hooktrain.training.load import load
 
     torch.set_num_threads(given["threads"])
     findings: dict[str, Any] = {}

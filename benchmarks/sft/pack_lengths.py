@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from hooktrain.bench.measuring import drive
+from hooktrain.bench.driver import drive
 
 _MAX_LENGTH = 8192
 
@@ -17,7 +17,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     """Pack, and check that every document is in exactly one pack."""
     import numpy as np
 
-    from hooktrain.build import load
+    from hooktrain.training.load import load
 
     made, host = load(given["recipe"])
     drawn = np.random.default_rng(0).lognormal(mean=np.log(400), sigma=1.0, size=given["lengths"])

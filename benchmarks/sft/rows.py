@@ -19,7 +19,7 @@ def corpus() -> list[list[Message]]:
     Raises:
         FileNotFoundError: chatterbot-corpus is not installed.
     """
-    from hooktrain.demo import conversations
+    from hooktrain.cli.demo import conversations
 
     spec = importlib.util.find_spec("chatterbot_corpus")
     if spec is None or not spec.submodule_search_locations:
@@ -29,7 +29,7 @@ def corpus() -> list[list[Message]]:
 
 def write_demo(folder: Path) -> Path:
     """The 320 conversations that ``hooktrain demo`` trains."""
-    from hooktrain.demo import write_data
+    from hooktrain.cli.demo import write_data
 
     write_data(corpus(), folder)
     return folder / "train.jsonl"

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.strategy.common import LOG_EVERY, LR, Blocks, batch_of, loss_of
-from hooktrain.bench.measuring import StepClock
+from hooktrain.bench.driver import StepClock
 
 __all__ = ["train"]
 

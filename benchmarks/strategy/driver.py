@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hooktrain.bench.measuring import drive, peak_mib
+from hooktrain.bench.driver import drive, peak_mib
 
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:

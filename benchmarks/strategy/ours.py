@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.strategy.common import LOG_EVERY, LR, Blocks, loss_of, row_of
 from hooktrain import Data, LossSum, hookimpl
-from hooktrain.bench.measuring import StepClock
+from hooktrain.bench.driver import StepClock
 
 __all__ = ["train"]
 

@@ -39,12 +39,12 @@ its own, perhaps with the Python of a :class:`Peer`'s environment::
 A function's run is measured from outside: ``seconds``, ``cpu_seconds``, ``peak_mib``; on a GPU, once torch uses it,
 also ``device_seconds`` between two events and ``device_peak_mib``. ``calls=None`` repeats a short function until it
 fills 50 ms; figures are for one call. A function may return findings of its own, such as ``{"bytes": 1000}``, which
-win over those. A driver calls :func:`hooktrain.bench.measuring.drive` and mostly times its steps with
-:class:`hooktrain.bench.measuring.StepClock`; that module imports nothing but the standard library, and is there in a
+win over those. A driver calls :func:`hooktrain.bench.driver.drive` and mostly times its steps with
+:class:`hooktrain.bench.driver.StepClock`; that module imports nothing but the standard library, and is there in a
 peer's environment too.
 
     # ours.py, which the suite names as driver="my_suite.ours"
-    from hooktrain.bench.measuring import StepClock, drive
+    from hooktrain.bench.driver import StepClock, drive
 
     def measure(given):                             # the specification, and threads
         clock = StepClock()
@@ -85,17 +85,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hooktrain.bench.bootstrap import Interval
     from hooktrain.bench.environments import EnvironmentFailed, Peer
-    from hooktrain.bench.ratios import Interval
-    from hooktrain.bench.results import BenchError
-    from hooktrain.bench.running import Settings, run_suites
-    from hooktrain.bench.suites import (
+    from hooktrain.bench.errors import BenchError
+    from hooktrain.bench.model import (
         CPU_SECONDS,
         DEVICE_MEMORY,
         DEVICE_SECONDS,
         PEAK_MEMORY,
         SECONDS,
         Case,
+        Comparison,
         Context,
         Findings,
         Judge,
@@ -105,16 +105,17 @@ if TYPE_CHECKING:
         Skip,
         Suite,
     )
-    from hooktrain.bench.verdicts import Check, Comparison, Target
+    from hooktrain.bench.runner import Settings, run_suites
+    from hooktrain.bench.verdicts import Check, Target
 
 _HOMES = {
     "environments": "EnvironmentFailed Peer",
-    "ratios": "Interval",
-    "results": "BenchError",
-    "running": "Settings run_suites",
-    "suites": "CPU_SECONDS DEVICE_MEMORY DEVICE_SECONDS PEAK_MEMORY SECONDS Case Context Findings Judge Measured Metric"
-    " Side Skip Suite",
-    "verdicts": "Check Comparison Target",
+    "bootstrap": "Interval",
+    "errors": "BenchError",
+    "model": "CPU_SECONDS Case Comparison Context DEVICE_MEMORY DEVICE_SECONDS Findings Judge Measured Metric"
+    " PEAK_MEMORY SECONDS Side Skip Suite",
+    "runner": "Settings run_suites",
+    "verdicts": "Check Target",
 }
 _HOME = {name: f"hooktrain.bench.{module}" for module, names in _HOMES.items() for name in names.split()}
 

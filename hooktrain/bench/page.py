@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from hooktrain.bench.bootstrap import median_of
 from hooktrain.bench.plots import as_png, as_svg, draw
-from hooktrain.bench.ratios import median_of
 from hooktrain.bench.results import Line, values
 from hooktrain.bench.tables import figure_text, notes_of, number
 

@@ -12,16 +12,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hooktrain.bench.ratios import difference_of_medians, median_of
-from hooktrain.bench.results import FILE, BenchError, Line, require_folder, values, write
-from hooktrain.bench.running import Settings, run_suites
-from hooktrain.bench.suites import Case, Context, Findings, Metric, Side, Suite
+from hooktrain.bench.bootstrap import difference_of_medians, median_of
+from hooktrain.bench.errors import BenchError
+from hooktrain.bench.model import Case, Context, Findings, Metric, Side, Suite
+from hooktrain.bench.results import FILE, Line, require_folder, values, write
+from hooktrain.bench.runner import Settings, run_suites
 from hooktrain.bench.tables import COLOURS, figure_text, number
-from hooktrain.build import make_host
 from hooktrain.errors import did_you_mean
-from hooktrain.reading import read_recipe
-from hooktrain.recipe import plugins_config
-from hooktrain.records import PluginRecord, PluginsConfig, Switches
+from hooktrain.plugin.config import PluginsConfig, Switches, plugins_config
+from hooktrain.plugin.records import PluginRecord
+from hooktrain.recipe.yaml_reader import read_recipe
+from hooktrain.training.load import make_host
 
 __all__ = ["measure_plugin", "print_report"]
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hooktrain.bench.measuring import BEGAN, StepClock, drive
+from hooktrain.bench.driver import BEGAN, StepClock, drive
 
 # torch and hooktrain are imported inside functions: the time that takes belongs to the start
 
@@ -57,8 +57,8 @@ def _timed(findings: dict[str, Any]) -> object:
 
 
 def _counting(findings: dict[str, Any]) -> object:
+    from hooktrain.builtins.device_sync import Waits
     from hooktrain.markers import hookimpl
-    from hooktrain.waits import Waits
 
     class Counting:
         """Surrounds the whole training."""
@@ -89,8 +89,8 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     """Run the recipe in a run directory that is thrown away."""
     import torch
 
-    from hooktrain.build import load
-    from hooktrain.trainer import Trainer
+    from hooktrain.training.load import load
+    from hooktrain.training.trainer import Trainer
 
     torch.set_num_threads(given["threads"])
     os.chdir(given["folder"])

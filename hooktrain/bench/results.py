@@ -12,14 +12,13 @@ from typing import Any
 
 import attrs
 
+from hooktrain.bench.errors import BenchError
+from hooktrain.bench.interleave import CaseResult
 from hooktrain.bench.machine import commit, describe, installed
-from hooktrain.bench.suites import Side
-from hooktrain.bench.turns import CaseResult
-from hooktrain.errors import HooktrainError
+from hooktrain.bench.model import Side
 
 __all__ = [
     "FILE",
-    "BenchError",
     "Line",
     "find",
     "line_of",
@@ -34,10 +33,6 @@ FILE = "results.jsonl"
 """The file in the folder of results."""
 Line = dict[str, Any]
 """A line of a file of results."""
-
-
-class BenchError(HooktrainError):
-    """Something about benchmarks that the user can mend."""
 
 
 def surroundings(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hooktrain.bench.ratios import median_of
+from hooktrain.bench.bootstrap import median_of
 from hooktrain.bench.results import Line, values
 from hooktrain.bench.verdicts import NOISY
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import attrs
 
-from hooktrain.bench.ratios import Interval, difference_of_medians, median_of, ratio_of_medians, rounds_needed
-from hooktrain.bench.suites import Case, Findings, Measured, Metric
+from hooktrain.bench.bootstrap import Interval, difference_of_medians, median_of, ratio_of_medians, rounds_needed
+from hooktrain.bench.model import Case, Comparison, Findings, Measured, Metric
 
-__all__ = ["NOISY", "Check", "Comparison", "Target", "compare_sides", "failures", "noise", "verdict_on_change"]
+__all__ = ["NOISY", "Check", "Target", "compare_sides", "failures", "noise", "verdict_on_change"]
 
 NOISY = 0.05
 """Share of a run's processor time that other programs may use before a timing counts as noisy."""
@@ -23,42 +23,6 @@ FEWEST = 4
 
 Check = Callable[[Findings, Findings, int], str]
 """Given a run of each side and the warm-up steps, says what is wrong; empty when nothing is."""
-
-
-@attrs.frozen(kw_only=True)
-class Comparison:
-    """One line of a table: a side beside another one, or beside a limit.
-
-    Attributes:
-        name: of the target, or of the side.
-        metric, unit: what was read off the runs.
-        side, to: who is compared; ``to`` is empty where the side's own number is what counts.
-        ours, theirs: medians over the runs, in ``unit``; None where there is none.
-        kind: what ``figure`` is: a ``ratio`` of ours to theirs, a ``difference`` (ours less theirs) or the ``value``.
-        figure: with the interval that holds 95% of bootstrap samples.
-        limit: what is to be reached, such as ``<= 1.10``; empty where nothing is.
-        verdict: of a target ``reached`` or ``missed``; without one ``better``, ``worse``, ``alike`` or, where a metric
-            has no better, ``differs``; ``undecided`` where the interval is too wide to say, ``failed`` where there is
-            nothing to compare or a check did not hold, ``absent`` where a side could not be tried.
-        why: what keeps a verdict from being given, and what might help.
-        noisy: whether other programs took part of the machine.
-        notes: what else there is to know.
-    """
-
-    name: str
-    metric: str
-    unit: str = ""
-    side: str
-    to: str = ""
-    ours: float | None = None
-    theirs: float | None = None
-    kind: str = "ratio"
-    figure: Interval | None = None
-    limit: str = ""
-    verdict: str
-    why: str = ""
-    noisy: bool = False
-    notes: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

@@ -11,22 +11,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hooktrain.testing.checks import conformance
     from hooktrain.testing.fixtures import run_tiny, tiny_recipe
-    from hooktrain.testing.language import make_llama, make_tokenizer, sample_rows, save_llama, write_rows
-    from hooktrain.testing.processes import Run
+    from hooktrain.testing.in_process import host_of, train
+    from hooktrain.testing.plugin_checks import conformance
     from hooktrain.testing.recorders import Recorder, SegmentRecorder
-    from hooktrain.testing.runs import host_of, train
-    from hooktrain.testing.tiny import TinyDataConfig, TinyLossConfig, TinyModel, TinyModelConfig, TinyPlugin, TinyRows
+    from hooktrain.testing.subprocess_runs import Run
+    from hooktrain.testing.tiny_llama import make_llama, make_tokenizer, sample_rows, save_llama, write_rows
+    from hooktrain.testing.tiny_plugin import (
+        TinyDataConfig,
+        TinyLossConfig,
+        TinyModel,
+        TinyModelConfig,
+        TinyPlugin,
+        TinyRows,
+    )
 
 _HOMES = {
-    "checks": "conformance",
+    "plugin_checks": "conformance",
     "fixtures": "run_tiny tiny_recipe",
-    "language": "make_llama make_tokenizer sample_rows save_llama write_rows",
-    "processes": "Run",
+    "tiny_llama": "make_llama make_tokenizer sample_rows save_llama write_rows",
+    "subprocess_runs": "Run",
     "recorders": "Recorder SegmentRecorder",
-    "runs": "host_of train",
-    "tiny": "TinyDataConfig TinyLossConfig TinyModel TinyModelConfig TinyPlugin TinyRows",
+    "in_process": "host_of train",
+    "tiny_plugin": "TinyDataConfig TinyLossConfig TinyModel TinyModelConfig TinyPlugin TinyRows",
 }
 _HOME = {name: f"hooktrain.testing.{module}" for module, names in _HOMES.items() for name in names.split()}
 

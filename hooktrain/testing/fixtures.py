@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from hooktrain.testing.processes import Run
-    from hooktrain.trainer import Trainer
+    from hooktrain.testing.subprocess_runs import Run
+    from hooktrain.training.trainer import Trainer
 
 __all__ = [
     "chat_recipe",
@@ -90,7 +90,7 @@ def run_tiny(tiny_recipe: dict[str, Any]) -> Callable[..., Trainer]:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a Llama of a few thousand weights and a chat tokenizer, for ``model.name_or_path``."""
-    from hooktrain.testing.language import save_llama
+    from hooktrain.testing.tiny_llama import save_llama
 
     return save_llama(tmp_path_factory.mktemp("tiny-llama"))
 
@@ -98,7 +98,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def write_rows(tmp_path: Path) -> Callable[..., Path]:
     """``write_rows(rows, name="rows.jsonl")``: rows as JSON lines; the name of a format writes sample conversations."""
-    from hooktrain.testing.language import write_rows as write_to
+    from hooktrain.testing.tiny_llama import write_rows as write_to
 
     def write(rows: Any = "messages", name: str = "rows.jsonl") -> Path:
         return write_to(tmp_path / name, rows)
@@ -136,7 +136,7 @@ def run_cli(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Run
     Returns ``status``, ``stdout``, ``stderr``, ``seconds`` and ``metrics``. A recipe may be a mapping; ``source`` is a
     plugin as text.
     """
-    from hooktrain.testing.processes import run_cli as run
+    from hooktrain.testing.subprocess_runs import run_cli as run
 
     return partial(run, tmp_path, timeout=_patience(request))
 
@@ -144,7 +144,7 @@ def run_cli(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Run
 @pytest.fixture
 def run_ranks(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Run]:
     """``run_ranks(2, source, key=value)``: the tiny recipe in so many real processes; returns what ``run_cli`` does."""
-    from hooktrain.testing.processes import run_ranks as run
+    from hooktrain.testing.subprocess_runs import run_ranks as run
 
     return partial(run, tmp_path, timeout=_patience(request))
 
@@ -152,7 +152,7 @@ def run_ranks(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., R
 @pytest.fixture
 def rank_notes(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
     """``rank_notes(rank)``: what ``note(key=value)`` has written in a plugin given to ``run_ranks`` as text."""
-    from hooktrain.testing.processes import rank_notes as read
+    from hooktrain.testing.subprocess_runs import rank_notes as read
 
     return partial(read, tmp_path)
 
@@ -163,7 +163,7 @@ def _patience(request: pytest.FixtureRequest) -> float:
 
 def _running(recipe: dict[str, Any]) -> Callable[..., Trainer]:
     def run(*plugins: object, trainer: Mapping[str, Any] | None = None, **changes: Any) -> Trainer:
-        from hooktrain.testing.runs import train
+        from hooktrain.testing.in_process import train
 
         return train({**recipe, **changes}, *plugins, **(trainer or {}))
 

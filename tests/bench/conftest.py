@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hooktrain.bench import Settings, run_suites
-from hooktrain.cli import cli
+from hooktrain.cli.main import cli
 from tests.bench.napping import Napping
 
 

@@ -15,7 +15,7 @@ import pytest
 from hooktrain.bench.machine import describe
 from hooktrain.bench.results import read
 from hooktrain.bench.tables import number, print_line
-from hooktrain.report.text import console
+from hooktrain.inspection.terminal import console
 from tests.bench.napping import Napping
 from tests.facts import facts
 
@@ -84,7 +84,7 @@ def register_benchmarks():
 SLEEPS = """
 import os, time
 from pathlib import Path
-from hooktrain.bench.measuring import drive
+from hooktrain.bench.driver import drive
 
 def measure(given):
     Path(os.environ["SAID"]).write_text(str(os.getpid()))
@@ -148,5 +148,5 @@ def test_numbers_are_readable(value, unit, text):
 
 @pytest.mark.usefixtures("real_starts")
 def test_help_imports_no_torch():
-    code = "import sys, hooktrain.cli, hooktrain.bench.measuring; sys.exit('torch' in sys.modules)"
+    code = "import sys, hooktrain.cli.main, hooktrain.bench.driver; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

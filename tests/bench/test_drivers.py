@@ -36,7 +36,7 @@ def test_an_isolated_side_has_a_process_for_each_run(tmp_path, monkeypatch):
 
 
 DRIVER = """
-from hooktrain.bench.measuring import StepClock, drive
+from hooktrain.bench.driver import StepClock, drive
 
 def measure(given):
     print("noise of a library")
@@ -75,7 +75,7 @@ def test_a_driver_that_takes_too_long_is_ended(tmp_path, monkeypatch):
             if "a_slow_driver" in words:
                 started.append(self)
 
-    monkeypatch.setattr("hooktrain.bench.processes.subprocess.Popen", Started)
+    monkeypatch.setattr("hooktrain.bench.subprocesses.subprocess.Popen", Started)
     case = Case(name="c", sides=[Side("slow", driver="a_slow_driver")])
     (line,) = run_suites([Suite(name="s", summary="", cases=[case])], Settings(rounds=1, timeout=0.5))
     assert "after 0 s" in line["sides"]["slow"]["failed"]

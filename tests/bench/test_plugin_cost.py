@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from hooktrain.bench.plugin_cost import print_report
 from hooktrain.bench.results import read
-from hooktrain.cli import cli
-from hooktrain.report.text import console
+from hooktrain.cli.main import cli
+from hooktrain.inspection.terminal import console
 from tests.drivers import fork_drivers
 from tests.facts import facts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hooktrain.bench import BenchError, Settings, Skip, Suite, run_suites
-from hooktrain.bench.running import gather, select
+from hooktrain.bench.runner import gather, select
 from hooktrain.errors import PluginError
 from hooktrain.testing import host_of
 from tests.bench.napping import Napping

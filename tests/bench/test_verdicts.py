@@ -7,7 +7,7 @@ import re
 import pytest
 
 from hooktrain.bench import Case, Metric, Side, Target
-from hooktrain.bench.ratios import Interval
+from hooktrain.bench.bootstrap import Interval
 from hooktrain.bench.verdicts import compare_sides, verdict_on_change
 from tests.bench.napping import runs
 from tests.facts import facts

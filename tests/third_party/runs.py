@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hooktrain.testing.processes import Run
+from hooktrain.testing.subprocess_runs import Run
 from tests.launching import TIMES
 
 __all__ = ["BAD", "GOOD", "done", "numbers", "plugin_states", "refused", "step"]

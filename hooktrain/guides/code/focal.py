@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import torch
 from hooktrain import Batch, LossSum, at_least, field, hookimpl
-from hooktrain_sft.loss import per_token
+from hooktrain_sft.loss.selective_loss import per_token
 from torch import Tensor
 from torch.nn import Module
 

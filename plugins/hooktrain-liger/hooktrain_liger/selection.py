@@ -25,7 +25,7 @@ def head_loss(config: LigerModelConfig, loss: Any, transform: Any) -> tuple[Call
     Returns:
         None where the recipe wants none of Liger's, or, with a warning, where Liger does not compute this loss.
     """
-    from hooktrain_sft.loss_config import DFTLossConfig, SFTLossConfig
+    from hooktrain_sft.loss.config import DFTLossConfig, SFTLossConfig
 
     if not (config.fused_linear_cross_entropy or config.cross_entropy):
         return None, ""

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch.nn import Module
 
-    from hooktrain_sft.formats import Format
-    from hooktrain_sft.headed import HeadLoss
-    from hooktrain_sft.packing import Bins
-    from hooktrain_sft.render import Rendered
-    from hooktrain_sft.transform import LogitTransform
+    from hooktrain_sft.chat.render import Rendered
+    from hooktrain_sft.data.formats import Format
+    from hooktrain_sft.data.packing import Bins
+    from hooktrain_sft.loss.lm_head import HeadLoss
+    from hooktrain_sft.loss.logit_transform import LogitTransform
 
 __all__ = ["make_head_loss", "pack_rows", "register_formats", "render_row"]
 
@@ -53,7 +53,7 @@ def render_row(row: Any, tokenizer: Any, config: Any) -> Rendered | None:
 
     Args:
         row: a mapping of column names to values; for ``type: sft`` as the source's format gives it, see
-            ``hooktrain_sft.formats``.
+            ``hooktrain_sft.data.formats``.
         tokenizer: what ``make_tokenizer`` returned.
         config: what the recipe says under ``data``.
 

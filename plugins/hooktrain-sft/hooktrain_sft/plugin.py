@@ -10,15 +10,15 @@ import pluggy
 from hooktrain import Data, DataEstimate, Recipe, ShownRow, TrainerType, World, hookimpl
 from hooktrain_sft import hookspecs
 from hooktrain_sft.config import CausalDataConfig, SFTDataConfig, TokenDataConfig
-from hooktrain_sft.loss_config import CrossEntropyConfig, DFTLossConfig, SFTLossConfig
+from hooktrain_sft.loss.config import CrossEntropyConfig, DFTLossConfig, SFTLossConfig
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from hooktrain import Trainer
-    from hooktrain_sft.formats import Format
-    from hooktrain_sft.packing import Bins
+    from hooktrain_sft.data.formats import Format
+    from hooktrain_sft.data.packing import Bins
 
 __all__ = ["SFTPlugin"]
 
@@ -61,7 +61,7 @@ class SFTPlugin:
     def make_data(self, config: Any, tokenizer: Any, world: World, hooks: Any) -> Data | None:
         if not isinstance(config, TokenDataConfig):
             return None
-        from hooktrain_sft.prepare import prepare_data
+        from hooktrain_sft.data.prepare import prepare_data
 
         return prepare_data(config, tokenizer, world, hooks)
 
@@ -80,7 +80,7 @@ class SFTPlugin:
     def show_rows(self, config: Any, tokenizer: Any, world: World, hooks: Any, count: int) -> Sequence[ShownRow] | None:
         if not isinstance(config, TokenDataConfig):
             return None
-        from hooktrain_sft.show import show_rows
+        from hooktrain_sft.data.preview_rows import show_rows
 
         return show_rows(config, tokenizer, world, hooks, count)
 
@@ -88,7 +88,7 @@ class SFTPlugin:
     def estimate_data(self, config: Any, recipe: Recipe, world: World, hooks: Any) -> DataEstimate | None:
         if not isinstance(config, TokenDataConfig):
             return None
-        from hooktrain_sft.estimate import data
+        from hooktrain_sft.data.estimate import data
 
         return data(config, recipe, world, hooks)
 
@@ -96,7 +96,7 @@ class SFTPlugin:
     def estimate_activations(self, recipe: Recipe, model: Any, rows: int, tokens: int) -> Mapping[str, int] | None:
         if not isinstance(recipe.loss, CrossEntropyConfig):
             return None
-        from hooktrain_sft.estimate import logits
+        from hooktrain_sft.data.estimate import logits
 
         return logits(recipe, model, rows * tokens)
 
@@ -104,26 +104,26 @@ class SFTPlugin:
     def make_loss(self, config: Any) -> Callable[..., Any] | None:
         if not isinstance(config, CrossEntropyConfig):
             return None
-        from hooktrain_sft.loss import SelectiveLoss
+        from hooktrain_sft.loss.selective_loss import SelectiveLoss
 
         return SelectiveLoss.of(config, self._hooks.make_head_loss)
 
     @hookimpl
     def on_train_start(self, trainer: Trainer) -> None:
         if isinstance(trainer.recipe.data, TokenDataConfig):
-            from hooktrain_sft.probe import check_isolation
+            from hooktrain_sft.isolation_check import check_isolation
 
             check_isolation(trainer)
 
     @hookimpl(trylast=True)
     def register_formats(self, source: Any, config: Any) -> Mapping[str, Format]:
-        from hooktrain_sft.convert import own_formats
+        from hooktrain_sft.data.converters import own_formats
 
         return own_formats(source, config)
 
     @hookimpl(trylast=True)
     def render_row(self, row: Any, tokenizer: Any, config: Any) -> Any:
-        from hooktrain_sft.render import render_sft, render_text
+        from hooktrain_sft.chat.render import render_sft, render_text
 
         if isinstance(config, SFTDataConfig):
             return render_sft(row, tokenizer, config)
@@ -133,6 +133,6 @@ class SFTPlugin:
 
     @hookimpl(trylast=True)
     def pack_rows(self, lengths: NDArray[np.int64], max_length: int) -> Bins:
-        from hooktrain_sft.packing import pack
+        from hooktrain_sft.data.packing import pack
 
         return pack(lengths, max_length)

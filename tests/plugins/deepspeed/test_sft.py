@@ -39,7 +39,7 @@ def test_packed_conversations(
 def test_a_head_that_is_cut_up_computes_its_logits_once(
     run: Callable[..., Any], recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hooktrain_sft.headed import HeadedForward
+    from hooktrain_sft.loss.lm_head import HeadedForward
 
     def called(*arguments: Any) -> None:
         raise AssertionError("the logits are computed again in the backward pass")

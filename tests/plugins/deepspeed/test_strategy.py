@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from hooktrain import HooktrainError, HooktrainWarning, RecipeError, Trainer, hookimpl, load
-from hooktrain.build import make_host
-from hooktrain.report.origins import Sources
-from hooktrain.report.plan import plan_of
+from hooktrain.inspection.plan import plan_of
+from hooktrain.inspection.value_origins import Sources
 from hooktrain.testing import Recorder, TinyPlugin
+from hooktrain.training.load import make_host
 from tests.facts import facts
 from tests.launching import alone, assert_equal_runs, stored_weights, weights_at
 from tests.plugins.deepspeed.zero import COMMON, SAVE, zero

@@ -14,7 +14,8 @@ from hooktrain_hf.plugin import HFPlugin
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hooktrain import World
-from hooktrain.testing import host_of, language
+from hooktrain.testing import host_of
+from hooktrain.testing import tiny_llama as language
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from hooktrain_hf.model import HFModelConfig
 from hooktrain_liger.config import LigerModelConfig
 
 from hooktrain import ModelError, RecipeError, Trainer, field, hookimpl
-from hooktrain.build import load
 from hooktrain.testing import make_llama, make_tokenizer
+from hooktrain.training.load import load
 from tests.facts import facts
 
 Change = Callable[..., dict[str, Any]]
@@ -150,7 +150,7 @@ def test_without_liger_it_says_what_to_install(recipe: Change, monkeypatch: pyte
 def test_looking_imports_no_liger(recipe: Change, tmp_path: Path, words: list[str]) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe()))
     program = (
-        "import sys\nfrom hooktrain.cli import main\n"
+        "import sys\nfrom hooktrain.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
         "print('IMPORTED', [name for name in ('triton', 'liger_kernel', 'transformers') if name in sys.modules])"
     )

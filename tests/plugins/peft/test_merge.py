@@ -21,7 +21,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hooktrain import HooktrainError
-from hooktrain.cli import cli
+from hooktrain.cli.main import cli
 from tests.facts import facts
 from tests.plugins.peft.conftest import difference, logits
 

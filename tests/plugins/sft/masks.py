@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hooktrain_sft.chat.render import Rendered, render_sft
 from hooktrain_sft.config import SFTDataConfig
-from hooktrain_sft.encode import Encoder
-from hooktrain_sft.render import Rendered, render_sft
+from hooktrain_sft.data.tokenize import Encoder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from hooktrain import ShownRow, hookimpl
-from hooktrain.build import load
-from hooktrain.preview import data_of, print_data
+from hooktrain.cli.data import data_of, print_data
 from hooktrain.testing import TinyPlugin, save_llama
+from hooktrain.training.load import load
 
 
 def turn(role: str, content: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from hooktrain_sft.config import CausalDataConfig, SFTDataConfig
-from hooktrain_sft.loss_config import DFTLossConfig, SFTLossConfig
+from hooktrain_sft.loss.config import DFTLossConfig, SFTLossConfig
 
 from hooktrain import Complaint, structure
 from tests.facts import facts

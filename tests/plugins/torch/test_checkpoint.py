@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from hooktrain_torch.checkpoint import FullCheckpoint, FullConfig
+from hooktrain_torch.checkpoint import FullCheckpoint
+from hooktrain_torch.checkpoint_config import FullConfig
 from hooktrain_torch.files import problem_of, seal, write
 
 from hooktrain import CheckpointError, HooktrainError, World, hookimpl

@@ -45,7 +45,7 @@ def test_memory_is_taken_from_the_system_once(environment: dict[str, str], expec
 AFTERWARDS = """
 import torch
 from hooktrain import hookimpl
-from hooktrain.testing.runs import train
+from hooktrain.testing.in_process import train
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hooktrain.testing.processes import NOTES
+from hooktrain.testing.subprocess_runs import NOTES
 from tests.facts import facts
 from tests.launching import alone, assert_equal_runs, weights_at
 
@@ -169,7 +169,7 @@ def test_what_one_rank_requests_all_do(run_ranks, rank_notes):
 SCRIPT = """
 import os, sys
 {what}
-from hooktrain.cli import main
+from hooktrain.cli.main import main
 main()
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hooktrain_sft.collate import collate_flat, collate_stacked
+from hooktrain_sft.data.collate import collate_flat, collate_stacked
 from hooktrain_torch.sequence import SequenceGroup, data_world, divide
 from hypothesis import given
 from hypothesis import strategies as st

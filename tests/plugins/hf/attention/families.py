@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 from hooktrain_hf.attention import install
-from hooktrain_sft.collate import document_keys
+from hooktrain_sft.data.collate import document_keys
 
 __all__ = [
     "FAMILIES",

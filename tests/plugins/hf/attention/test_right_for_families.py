@@ -6,7 +6,7 @@ import pytest
 import torch
 from hooktrain_hf import attention
 from hooktrain_hf.attention import install
-from hooktrain_sft.collate import collate_flat, collate_stacked
+from hooktrain_sft.data.collate import collate_flat, collate_stacked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

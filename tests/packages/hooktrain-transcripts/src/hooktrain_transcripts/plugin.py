@@ -15,7 +15,7 @@ from hooktrain import DataError, PluginInfo, did_you_mean, field, hookimpl
 from hooktrain_transcripts.reading import COLUMN, split_dialogs, to_messages
 
 if TYPE_CHECKING:
-    from hooktrain_sft.formats import Format
+    from hooktrain_sft.data.formats import Format
 
 __all__ = ["TranscriptsConfig"]
 
@@ -68,7 +68,7 @@ def estimate_rows(config: Any) -> int | None:
 
 @hookimpl
 def register_formats() -> Mapping[str, Format]:
-    from hooktrain_sft.formats import Format
+    from hooktrain_sft.data.formats import Format
 
     return {"transcript": Format("transcript", f"'{COLUMN}'", _recognise, to_messages)}
 

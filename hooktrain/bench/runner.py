@@ -1,0 +1,228 @@
+"""Running suites: from what plugins contribute to lines of results."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+
+from hooktrain.bench.environments import Peer, ensure
+from hooktrain.bench.errors import BenchError
+from hooktrain.bench.interleave import run_case
+from hooktrain.bench.model import Case, Context, Skip, Suite
+from hooktrain.bench.results import FILE, Line, line_of, require_folder, surroundings, write
+from hooktrain.bench.subprocesses import Runner
+from hooktrain.errors import PluginError, did_you_mean
+
+if TYPE_CHECKING:
+    from hooktrain.plugin.manager import PluginHost
+
+__all__ = ["Settings", "gather", "run_suites", "select"]
+
+_ENVS = Path("~/.cache/hooktrain/benchmarks")
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """How suites are run.
+
+    Attributes:
+        quick: few and short runs, which show that everything works.
+        rounds: two runs of each side; when left out 5, or what a case says, and a single run when quick.
+        threads: cores to use, the first that this process may use; all when left out.
+        envs: home of peers' environments.
+        timeout: seconds after which a process is given up.
+        options: a suite's own settings.
+    """
+
+    quick: bool = False
+    rounds: int | None = None
+    threads: int | None = None
+    envs: Path = _ENVS
+    timeout: float = 1800.0
+    options: Mapping[str, str] = attrs.field(factory=dict)
+
+
+def gather(host: PluginHost) -> dict[str, tuple[Suite, str]]:
+    """Every suite by its name, with the plugin that contributes it.
+
+    Raises:
+        PluginError: when two plugins contribute one name, or something that is no suite.
+    """
+    found: dict[str, tuple[Suite, str]] = {}
+    for implementation in host.implementations("register_benchmarks"):
+        plugin, contribute = (
+            implementation.plugin_name,
+            cast(Callable[[], Iterable[Any] | None], implementation.function),
+        )
+        for suite in contribute() or ():
+            if not isinstance(suite, Suite):
+                raise PluginError(
+                    f"plugin '{plugin}', hook register_benchmarks: given {suite!r}, expected hooktrain.bench.Suite"
+                )
+            if suite.name in found:
+                raise PluginError(
+                    f"the plugins '{found[suite.name][1]}' and '{plugin}' both contribute the suite '{suite.name}';"
+                    f" leave one of them out with -p no:{plugin}"
+                )
+            if suite.name == "plugin":
+                raise PluginError(
+                    f"plugin '{plugin}', hook register_benchmarks: the suite is named 'plugin', which"
+                    " `hooktrain bench plugin` is for; name it otherwise"
+                )
+            found[suite.name] = (suite, plugin)
+    return dict(sorted(found.items()))
+
+
+def select(words: Sequence[str], known: Mapping[str, tuple[Suite, str]]) -> list[tuple[Suite, frozenset[str] | None]]:
+    """The suites that words such as ``sft`` and ``sft:fp32`` ask for, each with its cases, None for all.
+
+    Raises:
+        BenchError: when there is no such suite.
+    """
+    chosen: dict[str, frozenset[str] | None] = {}
+    for word in words:
+        name, _, case = word.partition(":")
+        if name not in known:
+            raise BenchError(
+                f"bench: no suite is named '{name}'{did_you_mean(name, known)}; there are {', '.join(known) or 'none'}"
+            )
+        before = chosen.get(name, frozenset())
+        chosen[name] = None if not case or before is None else before | {case}
+    return [(known[name][0], cases) for name, cases in chosen.items()]
+
+
+def run_suites(
+    suites: Iterable[Suite | tuple[Suite, frozenset[str] | None]],
+    settings: Settings = Settings(),
+    *,
+    out: Path | None = None,
+    say: Callable[[str], None] = lambda message: None,
+    done: Callable[[Line], None] = lambda line: None,
+) -> list[Line]:
+    """Measure.
+
+    Args:
+        suites: each alone, or with the names of the cases to measure.
+        settings: how.
+        out: a folder to which ``results.jsonl`` is written, line by line.
+        say: hears of progress.
+        done: hears of each case that is through.
+
+    Returns:
+        A line for each case, as it stands in the file; of a suite that cannot be measured here one with ``skipped``.
+
+    Raises:
+        BenchError: when a case or a setting that was asked for does not exist, or ``out`` cannot be written.
+    """
+    suites = list(suites)
+    _require_known(settings.options, [each[0] if isinstance(each, tuple) else each for each in suites])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if (settings.threads or 1) > cores:
+        raise BenchError(f"--threads: given {settings.threads}, and this process may use {cores} cores")
+    if out is not None:
+        require_folder(out)
+    envs = settings.envs.expanduser().absolute()
+    with tempfile.TemporaryDirectory(prefix="hooktrain-bench-") as folder, _Pinned(settings.threads) as threads:
+
+        @functools.cache
+        def python(peer: Peer | None) -> Path:
+            return ensure(peer, envs, only_find=settings.quick) if peer else Path(sys.executable)
+
+        runner = Runner(Path(folder) / "homes", python, settings.timeout, threads)
+        told = {"quick": settings.quick, "threads": threads, "options": dict(settings.options)}
+        lines: list[Line] = []
+        for each in suites:
+            suite, selected = each if isinstance(each, tuple) else (each, None)
+            where = Path(folder) / suite.name
+            where.mkdir()
+            context = Context(
+                quick=settings.quick,
+                folder=where,
+                envs=envs,
+                threads=threads,
+                runner=runner,
+                selected=selected,
+                options=settings.options,
+            )
+            met: set[str] = set()
+            try:
+                for case in suite.make(context):
+                    met.add(case.name)
+                    say(f"{suite.name}: {case.name}")
+                    result = run_case(suite.name, case, runner, _turns(case, settings), say)
+                    around = surroundings(_home(suite))  # anew for each: only now is torch loaded, and a GPU known
+                    lines.append(line_of(result, around, told) | {"over": suite.over})
+                    if out is not None:
+                        write(out / FILE, lines[-1])
+                    done(lines[-1])
+            except Skip as reason:
+                say(f"{suite.name}: skipped: {reason}")
+                lines.append({"suite": suite.name, "skipped": str(reason)})
+                continue
+            if selected and selected - met:
+                missing = ", ".join(f"'{name}'" for name in sorted(selected - met))
+                others = context.made - selected
+                meant = "".join(did_you_mean(name, others) for name in sorted(selected - met))
+                raise BenchError(
+                    f"bench: the suite '{suite.name}' has no case {missing}{' in --quick' * settings.quick}{meant};"
+                    f" there are {', '.join(sorted(context.made)) or 'none'}"
+                )
+        return lines
+
+
+def _require_known(options: Mapping[str, str], suites: Sequence[Suite]) -> None:
+    known = {name: about for suite in suites for name, about in suite.options.items()}
+    for name in options:
+        if name not in known:
+            there = ", ".join(f"{name} ({about})" for name, about in known.items())
+            raise BenchError(
+                f"--set {name}: {' and '.join(suite.name for suite in suites)} have no such setting"
+                f"{did_you_mean(name, known)}; there {'are ' + there if there else 'is none'}"
+            )
+
+
+def _turns(case: Case, settings: Settings) -> int:
+    if settings.quick and settings.rounds is None:
+        return 1
+    return 2 * (settings.rounds or case.rounds or 5)
+
+
+def _home(suite: Suite) -> Path:
+    """Where a suite comes from: its commit is told with the results."""
+    if callable(suite.cases):
+        file: Any = getattr(sys.modules.get(suite.cases.__module__), "__file__", None)
+        if file:
+            return Path(file).parent
+    return Path(__file__).parent
+
+
+class _Pinned:
+    """Keeps this process, and what it starts, on the first cores that it may use."""
+
+    def __init__(self, threads: int | None) -> None:
+        self._wanted = threads
+
+    def __enter__(self) -> int:
+        if not hasattr(os, "sched_setaffinity"):  # macOS
+            return self._wanted or os.cpu_count() or 1
+        self._before = os.sched_getaffinity(0)
+        chosen = sorted(self._before)[: self._wanted]
+        os.sched_setaffinity(0, chosen)
+        torch = sys.modules.get("torch")
+        self._threads = torch.get_num_threads() if torch is not None else None
+        if torch is not None:
+            torch.set_num_threads(len(chosen))
+        return len(chosen)
+
+    def __exit__(self, *_: object) -> None:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, self._before)
+            if self._threads is not None:
+                sys.modules["torch"].set_num_threads(self._threads)

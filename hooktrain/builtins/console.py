@@ -1,0 +1,177 @@
+"""What a run shows: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from rich.console import Console as Terminal
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hooktrain.config import at_least, field
+from hooktrain.markers import hookimpl
+from hooktrain.plugin.info import PluginInfo
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from hooktrain.training.trainer import Trainer
+
+__all__ = ["Console", "ConsoleConfig"]
+
+
+@attrs.frozen(kw_only=True)
+class ConsoleConfig:
+    """What the console shows; the recipe's ``console``."""
+
+    enabled: bool = field(default=True, neutral=True)
+    """Whether to show anything."""
+    interval: int = field(default=0, validator=at_least(0), neutral=True)
+    """Steps between plain lines; 0 picks one that gives about fifty lines. A progress bar shows every log line."""
+
+
+class _Terminal(Terminal):
+    """One that says when its reader has gone, where rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # what waits in a buffer would fail again when Python ends
+        os.close(nowhere)
+        raise BrokenPipeError(errno.EPIPE, "nobody reads any more what is printed")
+
+
+class Console:
+    """Prints on rank 0; a run goes on when it cannot, as its metrics are written elsewhere too."""
+
+    hooktrain_plugin = PluginInfo(on_error="disable")
+
+    def __init__(self) -> None:
+        self.terminal: Terminal = _Terminal(highlight=False)
+        if self.terminal.is_jupyter:  # where rich would make each line an output of its own, and a bar needs widgets
+            self.terminal = _Terminal(highlight=False, force_jupyter=False, force_terminal=False)
+        self.progress: Progress | None = None
+        self.task: Any = None
+        self.shown = False
+        self.began = time.perf_counter()
+
+    @hookimpl
+    def register_configs(self) -> Mapping[str, Mapping[str, type]]:
+        return {"settings": {"console": ConsoleConfig}}
+
+    @hookimpl
+    def on_message(self, trainer: Trainer, message: str) -> None:
+        if trainer.recipe.settings["console"].enabled:
+            self.terminal.print(escape(message), soft_wrap=not self.terminal.is_terminal)
+
+    @hookimpl
+    def on_resume_end(self, trainer: Trainer, path: Path) -> None:
+        trainer.say(f"resumed from {path} at step {trainer.global_step}")
+
+    @hookimpl(tryfirst=True)
+    def on_train_start(self, trainer: Trainer) -> None:
+        self.shown = trainer.world.is_main and trainer.recipe.settings["console"].enabled
+        if not self.shown:
+            return
+        self.began = time.perf_counter()
+        parameters, trained = _sizes(trainer.model)
+        share = "" if trained == parameters else f", {_count(trained)} of them trained"
+        self._facts(
+            {
+                "model": f"{_count(parameters)} parameters{share} on {trainer.device}",
+                "data": str(trainer.data.report.get("summary") or f"{len(trainer.data.train):,} rows"),
+                "run": f"{trainer.training_horizon:,} steps of {trainer.recipe.micro_batch_size}"
+                f" x {trainer.recipe.gradient_accumulation_steps} x {trainer.world.world_size} rows"
+                " (micro-batch, accumulation, ranks)",
+                "files": str(trainer.run_dir),
+            }
+        )
+        for warning in trainer.data.report.get("warnings", ()):
+            self.terminal.print(f"[yellow]warning[/] {escape(str(warning))}", soft_wrap=not self.terminal.is_terminal)
+        if self.terminal.is_terminal:
+            self.progress = Progress(
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(compact=True),
+                TextColumn("left"),
+                console=self.terminal,
+                expand=True,
+            )
+            self.task = self.progress.add_task(
+                "", total=trainer.training_horizon, completed=trainer.global_step, figures=""
+            )
+            self.progress.start()
+
+    @hookimpl
+    def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        if not self.shown:
+            return
+        step = int(metrics["step"])
+        if self.progress is not None:
+            self.progress.update(self.task, completed=step, figures=" ".join(_figures(metrics)))
+        elif "step_seconds" in metrics:
+            every = trainer.recipe.settings["console"].interval or max(1, trainer.training_horizon // 50)
+            if step % every == 0 or step >= trainer.training_horizon or trainer.should_stop:
+                left = (trainer.training_horizon - step) * metrics["step_seconds"]
+                line = f"step {step}/{trainer.training_horizon}  {'  '.join(_figures(metrics))}  {_clock(left)} left"
+                self.terminal.print(line, soft_wrap=True)
+        measured = [f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("eval/")]
+        if measured:
+            trainer.say(f"evaluated at step {step}: {', '.join(measured)}")
+
+    @hookimpl
+    def on_checkpoint_end(self, trainer: Trainer, path: Path) -> None:
+        trainer.say(f"saved {path}")
+
+    @hookimpl(trylast=True)
+    def on_train_end(self, trainer: Trainer) -> None:
+        self._stop()
+        state = trainer.state
+        why = f", stopped early: {state.stop_reason}" if state.stop_reason else ""
+        left_out = f", {state.skipped_steps} of them without an update" if state.skipped_steps else ""
+        trainer.say(
+            f"trained {state.global_step} steps{left_out}, {state.tokens:,} tokens"
+            f" ({state.supervised_tokens:,} supervised)"
+            f" in {_clock(time.perf_counter() - self.began)}{why}",
+        )
+
+    @hookimpl
+    def on_teardown(self) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def _facts(self, facts: Mapping[str, str]) -> None:
+        for name, text in facts.items():
+            self.terminal.print(f"[bold]{name:<6}[/]{escape(text)}", soft_wrap=not self.terminal.is_terminal)
+
+
+def _figures(metrics: Mapping[str, float]) -> list[str]:
+    formats = {"loss": "loss {:.4f}", "lr": "lr {:.1e}", "tokens_per_second": "{:,.0f} tok/s"}
+    return [text.format(metrics[name]) for name, text in formats.items() if name in metrics]
+
+
+def _sizes(model: Module) -> tuple[int, int]:
+    """Numbers in a model, and those of them that are trained; ZeRO leaves empty weights behind that know their size."""
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:,.1f}M" if number >= 100_000 else f"{number:,}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,317 @@
+"""``hooktrain bench``: nothing heavy is imported before something is measured."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hooktrain.cli.options import as_json, host_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hooktrain.bench.results import Line
+
+__all__ = ["RESULTS", "bench"]
+
+RESULTS = Path("runs") / "bench"
+"""Where results go when nothing is said, each time into a folder of its own."""
+_PLACES = (RESULTS, Path("benchmarks") / "results")
+
+
+class _Bench(click.Command):
+    """A suite's name follows ``bench`` at once; ``bench plugin NAME`` is a command of its own."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args[:1] == ["plugin"]:
+            return plugin.make_context(f"{info_name} plugin", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+_out = click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help=f"Folder for the results; {RESULTS}/<time>."
+)
+_switches = click.option(
+    "-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all."
+)
+
+
+@click.command(cls=_Bench)
+@click.argument("suites", nargs=-1, metavar="[SUITE[:CASE]]...")
+@click.option("--quick", is_flag=True, help="Few and short runs: shows that everything works, and no more.")
+@click.option("--rounds", type=click.IntRange(1), help="Each side runs twice in one, forth and back; mostly 5.")
+@click.option("--threads", type=click.IntRange(1), help="Cores to use; all that this process may use.")
+@_out
+@as_json
+@click.option("--compare", nargs=2, metavar="A B", help="Compare two results: files, folders, or commits.")
+@click.option("--baseline", metavar="FILE", help="End with status 1 if something is worse than there beyond noise.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="How much worse, beyond the noise, is no regression yet.",
+)
+@click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="A setting of a suite's own.")
+@click.option(
+    "--envs", type=click.Path(path_type=Path), help="Home of peers' environments; ~/.cache/hooktrain/benchmarks."
+)
+@click.option(
+    "--timeout", type=float, default=1800, show_default=True, help="Seconds after which a process is given up."
+)
+@_switches
+def bench(
+    suites: tuple[str, ...],
+    quick: bool,
+    rounds: int | None,
+    threads: int | None,
+    out: Path | None,
+    as_json: bool,
+    compare: tuple[str, str] | None,
+    baseline: str | None,
+    tolerance: float,
+    options: tuple[str, ...],
+    envs: Path | None,
+    timeout: float,
+    switches: tuple[str, ...],
+) -> None:
+    """Measure suites that plugins contribute; lists them when none is named.
+
+    `hooktrain bench plugin NAME [RECIPE]` measures what an installed plugin costs.
+
+    The status is 1 where a side failed, or --baseline found a regression; a target that is missed is told, and no more.
+    """
+    from hooktrain.bench.results import find
+
+    if suites and compare is not None:
+        raise click.UsageError("--compare: takes two results and no suites; to measure and compare give --baseline")
+    if baseline is not None and not suites:
+        raise click.UsageError("--baseline: expected suites to measure; to compare two results give --compare A B")
+    if compare is not None:
+        before, after = (find(word, _PLACES) for word in compare)
+        _compare(before, after, tolerance, as_json)
+        return
+    earlier = find(baseline, _PLACES) if baseline is not None else None  # before hours are spent
+    known = _known(switches)
+    if not suites:
+        _list(known, as_json)
+        return
+    from hooktrain.bench.runner import Settings, select
+
+    chosen = select(suites, known)
+    if earlier is not None:
+        _require_common(earlier, chosen)
+    settings = Settings(
+        quick=quick,
+        rounds=rounds,
+        threads=threads,
+        timeout=timeout,
+        options=_pairs(options),
+        **({"envs": envs} if envs else {}),
+    )
+    lines = [line for line in measure(chosen, settings, out, as_json) if "skipped" not in line]
+    worse = earlier is not None and bool(lines) and _is_worse(earlier, lines, tolerance, as_json)
+    if worse or any("failed" in side and "absent" not in side for line in lines for side in line["sides"].values()):
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@click.option("--rounds", type=click.IntRange(1), help="Each side runs twice in one, forth and back; mostly 5.")
+@click.option("--quick", is_flag=True, help="One short round: shows that it works, and no more.")
+@click.option(
+    "--steps", type=click.IntRange(2), help="Optimizer steps of a run; 200 of the tiny recipe, 20 of another."
+)
+@click.option("--threads", type=click.IntRange(1), help="Cores to use; all that this process may use.")
+@click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the recipe, on both sides.")
+@_switches
+@_out
+@as_json
+def plugin(
+    name: str,
+    recipe: Path | None,
+    rounds: int | None,
+    quick: bool,
+    steps: int | None,
+    threads: int | None,
+    overrides: tuple[str, ...],
+    switches: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure what a plugin costs and changes: the same recipe with it and without it.
+
+    The recipe is a tiny one that runs in milliseconds a step, unless one is given.
+    """
+    from hooktrain.bench.plugin_cost import measure_plugin, print_report
+    from hooktrain.bench.runner import Settings
+
+    settings = Settings(quick=quick, rounds=rounds, threads=threads)
+    with _ended_by_a_signal():
+        line = measure_plugin(
+            name, recipe, settings, steps=steps, overrides=overrides, switches=switches, out=out, say=_say
+        )
+    if as_json:
+        click.echo(json.dumps(line, default=str))
+    else:
+        print_report(line, _console())
+    if line["sides"]["with"].get("failed"):
+        sys.exit(1)
+
+
+def measure(chosen: Any, settings: Any, out: Path | None, as_json: bool) -> list[Line]:
+    """Run suites; print each case as it is through, and draw the plots and the page at the end."""
+    from hooktrain.bench.runner import run_suites
+    from hooktrain.bench.tables import print_line
+
+    folder = out or RESULTS / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    console = _console()
+    told: list[Line] = []
+
+    def done(line: Line) -> None:
+        told.append(line)
+        if not as_json:
+            print_line(line, console)
+
+    with _ended_by_a_signal():
+        try:
+            lines = run_suites(chosen, settings, out=folder, say=_say, done=done)
+        except BaseException:
+            if told:  # what was measured is kept, and shown
+                _draw(folder)
+            raise
+    if as_json:
+        for line in lines:
+            click.echo(json.dumps(line, default=str))
+    if any("skipped" not in line for line in lines):
+        _draw(folder)
+    return lines
+
+
+@contextlib.contextmanager
+def _ended_by_a_signal() -> Iterator[None]:
+    """SIGTERM ends what has been started as well."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _draw(folder: Path) -> None:
+    from hooktrain.bench.results import read
+
+    try:
+        from hooktrain.bench.page import write_page
+    except ModuleNotFoundError as problem:
+        if problem.name != "matplotlib":
+            raise
+        _say(f"written to {folder}; for plots install matplotlib: pip install 'hooktrain[bench]'")
+        return
+    _say(f"written to {write_page(read(folder), folder)}")
+
+
+def _known(switches: tuple[str, ...]) -> Any:
+    from hooktrain.bench.runner import gather
+
+    host = host_of(switches)
+    host.check()
+    return gather(host)
+
+
+def _list(known: Any, as_json: bool) -> None:
+    rows = [{"name": name, "plugin": plugin, "summary": suite.summary} for name, (suite, plugin) in known.items()]
+    if as_json:
+        click.echo(json.dumps(rows))
+    elif rows:
+        from hooktrain.bench.tables import print_suites
+
+        print_suites(rows, _console())
+    else:
+        click.echo(
+            "no installed plugin contributes a suite; the project's own: python -m benchmarks, in its repository"
+        )
+
+
+def _pairs(words: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not sign:
+            raise click.UsageError(f"--set: given '{word}', expected KEY=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _require_common(earlier: list[Line], chosen: Any) -> None:
+    """Refuse a baseline that has nothing to do with what is to be measured, before it is."""
+    from hooktrain.bench.errors import BenchError
+
+    there = [f"{line['suite']}:{line['case']}" for line in earlier]
+    for suite, cases in chosen:
+        if any(line["suite"] == suite.name and (cases is None or line["case"] in cases) for line in earlier):
+            return
+    raise BenchError(f"--baseline: has none of what is to be measured, but {', '.join(there) or 'nothing'}")
+
+
+def _compare(before: list[Line], after: list[Line], tolerance: float, as_json: bool) -> None:
+    from hooktrain.bench.regressions import broken, changes, judged, surprises
+    from hooktrain.bench.tables import print_changes
+
+    found = judged(changes(before, after, tolerance), before, after)
+    notes = [*surprises(before, after), *broken(before, after)]
+    if as_json:
+        click.echo(json.dumps({"changes": [_as_dict(change) for change in found], "notes": notes}))
+    else:
+        print_changes([_as_dict(change) for change in found], notes, _console())
+
+
+def _is_worse(before: list[Line], after: list[Line], tolerance: float, as_json: bool) -> bool:
+    """Print what has changed, and say what is a regression; returns whether something is."""
+    from hooktrain.bench.regressions import broken, changes, judged, surprises
+    from hooktrain.bench.tables import print_changes
+
+    found = judged(changes(before, after, tolerance), before, after)
+    worse = [change for change in found if change.regression]
+    if not as_json:
+        print_changes([_as_dict(change) for change in found], surprises(before, after), _console())
+    for change in worse:
+        _say(
+            f"regression: {change.suite}: {change.case}, {change.side}: {change.metric} {change.figure.value:.2f} times"
+        )
+    gone = broken(before, after)
+    for sentence in gone:
+        _say(f"regression: {sentence}")
+    return bool(worse or gone)
+
+
+def _as_dict(change: Any) -> dict[str, Any]:
+    import attrs
+
+    return {**attrs.asdict(change), "figure": list(change.figure)}
+
+
+def _console() -> Console:
+    from hooktrain.inspection.terminal import console
+
+    return console()
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)

@@ -1,0 +1,117 @@
+"""What ``hooktrain data`` says: the facts of a preparation, and rows with the tokens that are trained in colour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from hooktrain.inspection.terminal import console, is_terminal, show
+from hooktrain.plugin.manager import PluginHost
+from hooktrain.recipe.model import Recipe
+from hooktrain.training.build import check_data, make_part
+from hooktrain.types import ShownRow, World
+
+__all__ = ["data_of", "print_data"]
+
+_BAR = 30
+"""Widest bar of a histogram, in characters."""
+
+
+def data_of(recipe: Recipe, host: PluginHost, show: int = 0) -> dict[str, Any]:
+    """Prepare a recipe's data; returns its report, and ``shown`` rows of each source.
+
+    Raises:
+        HooktrainError: whatever is wrong with the data.
+    """
+    world = World.from_environment()
+    tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer)
+    data = make_part(host, "make_data", recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks)
+    check_data(data)
+    facts = {**data.report, "fingerprint": data.fingerprint}
+    if show:
+        rows = host.hooks.show_rows(config=recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks, count=show)
+        facts["shown"] = [attrs.asdict(row) for row in rows or ()]
+    return facts
+
+
+def print_data(facts: Mapping[str, Any]) -> None:
+    """The facts of :func:`data_of` for people."""
+    to = console()
+    for row in facts.get("shown", ()):
+        _print_row(to, ShownRow(**row))
+    for source in facts.get("sources", ()):
+        _print_source(to, source)
+    sets = {"train": facts.get("train"), **facts.get("evaluation", {})}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    numbers = {name: _numbers(of) for name, of in sets.items() if isinstance(of, Mapping)}
+    for name in numbers:
+        table.add_column(name, justify="right")
+    for key in dict.fromkeys(key for of in numbers.values() for key in of):
+        table.add_row(key.replace("_", " "), *(of.get(key, "") for of in numbers.values()))
+    if numbers:
+        show(to, table)
+    for name, of in sets.items():
+        for title, histogram in (of.get("histograms", {}) if isinstance(of, Mapping) else {}).items():
+            _print_histogram(to, f"{name}: {title}", histogram["edges"], histogram["counts"])
+    for warning in facts.get("warnings", ()):
+        to.print(f"[yellow]warning[/] {escape(str(warning))}", soft_wrap=True)
+    if facts.get("summary"):
+        to.print(escape(str(facts["summary"])), soft_wrap=True)
+
+
+def _numbers(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The plain numbers of a set, and the share of its tokens that is trained."""
+    found = {key: f"{value:,}" for key, value in facts.items() if isinstance(value, (int, float))}
+    kept = facts.get("tokens_kept")
+    if kept and "tokens_trained" in facts:
+        found["share trained"] = f"{facts['tokens_trained'] / kept:.1%}"
+    return found
+
+
+def _print_source(to: Console, source: Mapping[str, Any]) -> None:
+    heading = f"[bold]{escape(str(source.get('source')))}[/]"
+    facts = [f"{source[key]:,} {key}" for key in ("rows", "tokens") if key in source]
+    facts += [str(source["why"])] if source.get("why") else []
+    facts += ["read from the cache" if source.get("cached") else f"prepared in {source.get('seconds', 0):.1f} s"]
+    facts += [f"not cached: {source['not_cached']}"] if source.get("not_cached") else []
+    to.print(f"{heading} ({escape(str(source.get('use', '')))}): {escape('; '.join(facts))}", soft_wrap=True)
+
+
+def _print_histogram(to: Console, title: str, edges: Sequence[int], counts: Sequence[int]) -> None:
+    to.print(f"\n[bold]{escape(title)}[/]")
+    most = max([*counts, 1])
+    width = len(f"{edges[-1]:,}")
+    for begin, end, count in zip(edges[:-1], edges[1:], counts, strict=True):
+        bar = "█" * round(_BAR * count / most) or ("▏" if count else "")
+        to.print(f"{begin:>{width},} to {end - 1:>{width},}  {bar:<{_BAR}} {count:,}")
+
+
+def _print_row(to: Console, row: ShownRow) -> None:
+    """A row's text; what is trained in green, and where there is no colour between «»; the rules below it."""
+    if is_terminal():
+        to.rule(f"[bold]{escape(row.label)}[/]", align="left")
+    else:
+        to.print(f"─── {escape(row.label)} ───")
+    plain = to.color_system is None or to.no_color
+    text = Text()
+    rules: dict[str, int] = {}
+    for piece, trained, rule in row.pieces:
+        if trained:
+            number = rules.setdefault(rule, len(rules) + 1)
+            text.append(f"«{piece}»" if plain else piece, "black on green")
+            text.append(f"[{number}]", "bold green")
+        else:
+            text.append(piece, "dim")
+    to.print(text, soft_wrap=True)  # what stands there, with every space
+    for rule, number in rules.items():
+        to.print(f"[bold green]\\[{number}][/] trained: {escape(rule)}", soft_wrap=True)
+    if row.note:
+        to.print(f"[dim]{escape(row.note)}[/]", soft_wrap=True)
+    to.print()

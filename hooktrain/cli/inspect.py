@@ -1,0 +1,114 @@
+"""The commands that only look: ``plugins``, ``hooks``, ``plan`` and ``schema``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hooktrain.cli.options import as_json, host_of, print_facts, recipe_options
+
+__all__ = ["hooks", "plan", "plugins", "schema"]
+
+
+@click.command()
+@recipe_options
+@click.option("--nproc", type=click.IntRange(1), help="Ranks to plan for; WORLD_SIZE, or 1, when left out.")
+@click.option(
+    "--diff", "other", type=click.Path(path_type=Path), metavar="OTHER",
+    help="Compare with another recipe, a plan saved with --json, or a run directory.",
+)  # fmt: skip
+@click.option(
+    "--all", "everything", is_flag=True, help="Show settings of plugins that the recipe says nothing of, too."
+)
+@click.option(
+    "--lock", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write down the plugins that take part, for plugins.lock of a recipe.",
+)  # fmt: skip
+@click.option(
+    "--no-estimates", is_flag=True, help="Do not estimate sizes of model, data and memory, for which torch is imported."
+)
+@as_json
+def plan(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    switches: tuple[str, ...],
+    nproc: int | None,
+    other: Path | None,
+    everything: bool,
+    lock: Path | None,
+    no_estimates: bool,
+    as_json: bool,
+) -> int:
+    """Show what a recipe would run, without running it, and what it would take.
+
+    Uses no GPU, no weights and no network. Ends with status 1 when there is something to put right.
+    """
+    from hooktrain.cli.startup import collect_rarely
+    from hooktrain.inspection.plan import read_phases
+    from hooktrain.inspection.plan_diff import compare, print_difference
+    from hooktrain.inspection.plan_text import PHASES
+    from hooktrain.types import World
+
+    if lock is not None:
+        return _lock(recipe, overrides, switches, lock)
+    ranks = nproc or World.from_environment().world_size
+    facts: Mapping[str, Any] = {}
+    with collect_rarely():
+        for number, facts in enumerate(read_phases(recipe, overrides, switches, ranks, not no_estimates)):
+            if other is None and not as_json:  # each at once: the estimates need torch, and so take seconds
+                PHASES[number](facts, everything)
+                sys.stdout.flush()
+        if other is not None:
+            print_facts(compare(other, facts, ranks, not no_estimates), as_json, print_difference)
+        elif as_json:
+            print_facts(facts, as_json, lambda plan: None)
+    return 1 if facts["complaints"] else 0
+
+
+def _lock(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], path: Path) -> int:
+    from hooktrain.plugin.lockfile import write_lock
+    from hooktrain.training.load import load
+
+    # the lock that the recipe requires is the one that is to be written
+    _, host = load(recipe, overrides=[*overrides, "plugins.lock=null"], switches=list(switches))
+    write_lock(host, path)
+    count = len(host.manifest())
+    click.echo(f"{path}: {count} plugins; a recipe with plugins: {{lock: {path}}} runs with these alone")
+    return 0
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all.")
+@as_json
+def plugins(name: str | None, switches: tuple[str, ...], as_json: bool) -> None:
+    """List plugins, what they offer and why one is out; or show one in full."""
+    from hooktrain.inspection.plugins import plugins_of, print_plugin, print_plugins
+
+    print_facts(plugins_of(host_of(switches), name), as_json, print_plugins if name is None else print_plugin)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all.")
+@as_json
+def hooks(name: str | None, switches: tuple[str, ...], as_json: bool) -> None:
+    """List the hooks, or show one, and who implements it."""
+    from hooktrain.inspection.hooks import hooks_of, print_hooks
+
+    print_facts(hooks_of(host_of(switches), name), as_json, print_hooks)
+
+
+@click.command()
+@click.option("-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all.")
+def schema(switches: tuple[str, ...]) -> None:
+    """Print the JSON Schema of recipes with the installed plugins, for editors."""
+    import json
+
+    from hooktrain.recipe.json_schema import schema_of
+
+    click.echo(json.dumps(schema_of(host_of(switches)), indent=2, default=str))

@@ -1,0 +1,340 @@
+"""Several ranks on this host: started together, ended together, and the first failure is the one that is told."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+__all__ = ["follow_launcher", "has_launcher", "launch", "note_end", "note_failure", "trace_of"]
+
+_NOTES, _PIPE = "HOOKTRAIN_FAILURES", "HOOKTRAIN_LAUNCHER"
+_PATIENCE = 10.0
+"""Seconds in which ranks may end by themselves when one has failed."""
+_WHERE = signal.SIGUSR2
+"""Asks a rank what it is doing."""
+_HUNG = f"hung: it gave the others no answer, nor ended in the {_PATIENCE:.0f} s after they gave up, and was killed"
+_OUR_OWN = (
+    "/click/",
+    "/pluggy/",
+    "<frozen runpy>",
+    "<hook ",
+    "hooktrain/cli/main.py",
+    "hooktrain/__main__.py",
+    "hooktrain/builtins/hook_timer.py",
+)
+"""Files whose frames say nothing about a failure."""
+_CONSEQUENCES = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "Socket closed",
+    "failed to recv",
+    "Timed out waiting",
+    "wait timeout after",
+    "remote process exited",
+    "NCCL",
+    "Watchdog caught collective operation timeout",
+)
+"""What a rank says when another one has left it."""
+
+
+class _Failure(NamedTuple):
+    """How a rank ended.
+
+    Attributes:
+        when: seconds since the epoch.
+        rank: its number.
+        status: of the process; negative is a signal.
+        message: what it said, or what ended it.
+        trace: its traceback, or nothing.
+        hung: whether it did not end, and was killed.
+    """
+
+    when: float
+    rank: int
+    status: int
+    message: str
+    trace: str = ""
+    hung: bool = False
+
+    @property
+    def is_consequence(self) -> bool:
+        """Whether it only says that another rank is gone."""
+        return any(sign in self.message for sign in _CONSEQUENCES)
+
+
+def launch(words: Sequence[str], ranks: int) -> int:
+    """Run the command line in so many processes on this host.
+
+    Args:
+        words: arguments of ``hooktrain``.
+        ranks: how many.
+
+    Returns:
+        The status to end with: 0, or that of the rank that failed first, 128 plus its number for a signal.
+    """
+    listening = socket.create_server(("127.0.0.1", 0))  # so that no port is guessed
+    reader, writer = os.pipe()
+    processes: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="hooktrain-") as folder, _passing_on(processes):
+        common = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(listening.getsockname()[1]),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            _NOTES: folder,
+            _PIPE: str(reader),
+        }
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+        for rank in range(ranks):
+            mine = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": threads}
+            _running(Path(folder), rank).touch()
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "hooktrain", *words],
+                    env={**os.environ, **common, **mine},
+                    pass_fds=[reader],
+                    start_new_session=True,  # what a terminal sends comes here, and is passed on once
+                )
+            )
+        os.close(reader)
+        try:
+            _store = _serve(listening)  # for as long as the ranks run
+            ended = _wait(processes, Path(folder))
+            return _report(Path(folder), [process.returncode for process in processes], ended)
+        finally:
+            os.close(writer)
+
+
+def _serve(listening: socket.socket) -> object:
+    """The store that ranks meet at. They need it seconds after their start: torch is imported here meanwhile."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    port = listening.getsockname()[1]
+    return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+
+
+@contextlib.contextmanager
+def _passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Pass signals on to rank 0, which tells the others."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if processes and processes[0].poll() is None:
+            processes[0].send_signal(number)
+
+    names = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+    before = {getattr(signal, name): signal.signal(getattr(signal, name), pass_on) for name in names}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> dict[int, float]:
+    """Wait for all ranks, and end them all when one has failed.
+
+    Returns:
+        The ranks that ended by themselves, and when.
+    """
+    ended: dict[int, float] = {}
+    while True:
+        for rank, process in enumerate(processes):
+            if process.poll() is not None and rank not in ended:
+                ended[rank] = time.time()
+        if len(ended) == len(processes):
+            return ended
+        failed = [at for rank, at in ended.items() if processes[rank].returncode or not _has_left(folder, rank)]
+        if failed and time.time() - min(failed) > _PATIENCE:
+            left = [process for rank, process in enumerate(processes) if rank not in ended]
+            _ask_where(left, folder)
+            for process in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # and what it has started, as workers that read data
+                process.wait()
+            return ended
+        time.sleep(0.02)
+
+
+def _ask_where(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
+    """Have ranks that do not end write down what they are doing."""
+    for process in processes:
+        process.send_signal(_WHERE)
+    until = time.monotonic() + 1
+    while time.monotonic() < until and sum(path.stat().st_size > 0 for path in folder.glob("*.stack")) < len(processes):
+        time.sleep(0.02)
+    time.sleep(0.1)  # for the rest of what is being written
+
+
+def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float]) -> int:
+    """Print the first cause and, a line each, what followed; returns the status to end with."""
+    failures = []
+    for rank, status in enumerate(statuses):
+        note = folder / f"{rank}.json"
+        if status == 0 and _has_left(folder, rank):
+            continue
+        if note.exists():
+            facts = json.loads(note.read_text(encoding="utf-8"))
+            failures.append(_Failure(facts["when"], facts["rank"], status, facts["message"], facts["trace"]))
+        elif status < 0 and rank in ended:
+            name = signal.Signals(-status).name
+            why = " (the system does so when memory runs out)" if name == "SIGKILL" else ""
+            failures.append(_Failure(ended[rank], rank, status, f"was ended by {name}{why}"))
+        elif rank in ended and _has_left(folder, rank):
+            # its status says why, as after a signal that it has obeyed, or it has said why itself
+            failures.append(_Failure(ended[rank], rank, status, ""))
+        elif rank in ended:
+            failures.append(_Failure(ended[rank], rank, status, f"ended with status {status}"))
+        else:
+            stack = folder / f"{rank}.stack"
+            failures.append(_hung(rank, status, stack.read_text(encoding="utf-8") if stack.exists() else ""))
+    if not failures:
+        return 0
+    if all(failure.is_consequence or failure.hung for failure in failures):
+        failures = [failure._replace(message=_HUNG if failure.hung else failure.message) for failure in failures]
+    first, *others = sorted(failures, key=lambda failure: (failure.is_consequence, failure.when))
+    if first.status >= 0 and not _has_left(folder, first.rank):
+        first = first._replace(message=f"{first.message}{_in_step(others)}, before the run was over")
+    if first.message:
+        print(f"hooktrain: rank {first.rank}: {first.message}", file=sys.stderr)
+        print(first.trace, end="", file=sys.stderr)
+    said: dict[str, list[int]] = {}
+    for other in others:
+        line = _in_short(other)
+        if line and line != _in_short(first):
+            said.setdefault(line, []).append(other.rank)
+    for line, ranks in said.items():
+        who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, sorted(ranks)))}"
+        print(f"hooktrain: then {who}: {line}", file=sys.stderr)
+    return 128 - first.status if first.status < 0 else first.status or 1
+
+
+def _has_left(folder: Path, rank: int) -> bool:
+    """Whether a rank has ended as ranks do, and not in the midst of something, as by ``os._exit``."""
+    return not _running(folder, rank).exists()
+
+
+def _running(folder: Path, rank: int) -> Path:
+    """A file that a rank removes at its end, since a full disk, which may be why it ends, takes no new one."""
+    return folder / f"{rank}.running"
+
+
+def _in_step(failures: Iterable[_Failure]) -> str:
+    """The step in which ranks were left by another one."""
+    found = (re.search(r"step \d+", failure.message) for failure in failures if failure.is_consequence)
+    return next((f" in {step[0]}" for step in found if step), "")
+
+
+def _hung(rank: int, status: int, stack: str) -> _Failure:
+    """A rank that neither failed nor ended; ``stack`` is what faulthandler wrote, the innermost frame first."""
+    lines = [line for line in stack.splitlines()[1:] if not any(own in line for own in _OUR_OWN)]
+    trace = "\n".join(["It was here, the innermost call first:", *lines[:12], ""]) if lines else ""
+    return _Failure(
+        time.time(),
+        rank,
+        status,
+        f"did not end within {_PATIENCE:.0f} s of another rank's failure, and was killed",
+        trace,
+        hung=True,
+    )
+
+
+def _in_short(failure: _Failure) -> str:
+    """The first line of a rank's message; of one that was left by another, when that was and what it waited for.
+
+    Libraries say that in many words and by addresses, which differ from rank to rank.
+    """
+    line = failure.message.strip().splitlines()[0] if failure.message.strip() else ""
+    if not failure.is_consequence:
+        return line[:160]
+    timeout = re.search(r"(?:Timed out waiting|wait timeout after) (\d+) ?ms", failure.message)
+    what = f"waited {int(timeout[1]) / 1000:g} s (strategy.timeout) for an answer" if timeout else "lost the connection"
+    where = re.match(rf"failed in (.*), rank {failure.rank}: ", line)
+    return f"{what}, in {where[1]}" if where else what
+
+
+def has_launcher() -> bool:
+    """Whether ``hooktrain train --nproc`` has started this process as one of its ranks."""
+    return _NOTES in os.environ
+
+
+def note_end() -> None:
+    """Tell the launcher, where there is one, that this rank has come to its end, well or not."""
+    folder = os.environ.get(_NOTES)
+    if folder:
+        with contextlib.suppress(OSError):
+            _running(Path(folder), int(os.environ["RANK"])).unlink(missing_ok=True)
+
+
+def note_failure(message: str, problem: BaseException, *, trace: bool) -> bool:
+    """Tell whoever has started this rank why it ends.
+
+    Args:
+        message: in one line or a few.
+        problem: what was raised.
+        trace: whether its traceback is of use.
+
+    Returns:
+        Whether the launcher is this module's, which prints it.
+    """
+    when = getattr(problem, "hooktrain_when", time.time())
+    text = trace_of(problem) if trace else ""
+    folder, file = os.environ.get(_NOTES), os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if folder:
+        with contextlib.suppress(OSError):
+            rank = int(os.environ["RANK"])
+            met = getattr(problem, "hooktrain_rank", rank)  # by which rank, where all of them raise it
+            facts = {"when": when, "rank": met, "message": message, "trace": text}
+            (Path(folder) / f"{rank}.json").write_text(json.dumps(facts), encoding="utf-8")
+            return True
+    elif file and not os.path.exists(file):
+        extra = {"py_callstack": text, "timestamp": str(int(when))}
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}), encoding="utf-8")
+    return False
+
+
+def trace_of(problem: BaseException) -> str:
+    """The traceback without the frames of the command line and of the calling of hooks."""
+    made = traceback.TracebackException.from_exception(problem)
+    found: traceback.TracebackException | None = made
+    while found is not None:
+        frames = [frame for frame in found.stack if not any(own in frame.filename for own in _OUR_OWN)]
+        found.stack = traceback.StackSummary.from_list(frames)
+        found = found.__cause__ or found.__context__
+    return "".join(made.format())
+
+
+def follow_launcher() -> None:
+    """Have this rank end, having saved, when the process that started it is gone; and say where it is when asked."""
+    pipe = os.environ.pop(_PIPE, "")
+    if not pipe:
+        return
+    # open for as long as the process lives: who has hung can open nothing
+    stack = (Path(os.environ[_NOTES]) / f"{os.environ['RANK']}.stack").open("w", encoding="utf-8")
+    faulthandler.register(_WHERE, file=stack, all_threads=False, chain=False)
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            os.read(int(pipe), 1)  # nothing is ever written: it returns when the other end is closed
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()

@@ -1,0 +1,215 @@
+"""The command line. Nothing heavy is imported before a command needs it: ``hooktrain --help`` answers at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from hooktrain.cli.bench import bench
+from hooktrain.cli.guide import guide
+from hooktrain.cli.inspect import hooks, plan, plugins, schema
+from hooktrain.cli.launcher import follow_launcher, has_launcher, note_end, note_failure, trace_of
+from hooktrain.cli.new_plugin import new_plugin
+from hooktrain.cli.options import as_json, host_of, print_facts, recipe_options
+from hooktrain.cli.startup import end, leave
+from hooktrain.errors import HooktrainError, show_warnings
+
+__all__ = ["cli", "main"]
+
+
+class _Group(click.Group):
+    """Looks a command up among those of the plugins when the engine has none of that name."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, cmd_name)
+        if found is None and not cmd_name.startswith("-"):
+            host_of(()).hooks.register_commands(cli=self)
+            found = super().get_command(ctx, cmd_name)
+        return found
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        from hooktrain.errors import did_you_mean
+
+        if self.get_command(ctx, args[0]) is None:
+            known = ", ".join(sorted(self.commands))
+            raise click.UsageError(
+                f"no command is named '{args[0]}'{did_you_mean(args[0], self.commands)}; there are {known}"
+            )
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="hooktrain")
+@click.option("--local_rank", "--local-rank", hidden=True, expose_value=False)  # DeepSpeed's launcher says it twice
+def cli() -> None:
+    """Post-training of language models, with every moving part a plugin.
+
+    Installed plugins may add commands; `hooktrain plugins` lists them.
+    """
+
+
+@cli.command()
+@recipe_options
+@click.option("--resume", type=click.Path(path_type=Path), metavar="CHECKPOINT", help="Go on from this checkpoint.")
+@click.option("--nproc", type=click.IntRange(1), default=1, show_default=True, help="Processes to start on this host.")
+@click.option("--profile-hooks", is_flag=True, help="Show time, device waits and memory of each plugin and hook.")
+def train(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    switches: tuple[str, ...],
+    resume: Path | None,
+    nproc: int,
+    profile_hooks: bool,
+) -> None:
+    """Run a recipe.
+
+    Works unchanged under torchrun, deepspeed or a scheduler that sets RANK, WORLD_SIZE and LOCAL_RANK.
+    """
+    from hooktrain.cli.startup import Progress, collect_rarely
+    from hooktrain.recipe.yaml_reader import apply_overrides, read_recipe
+
+    if profile_hooks:
+        overrides += ("profile_hooks=true",)
+    raw = apply_overrides(read_recipe(recipe), overrides)
+    progress = Progress(recipe, raw, switches)
+    if not has_launcher():
+        progress.say("loading plugins")
+    with collect_rarely():
+        from hooktrain.training.load import load
+
+        made, host = load(raw, switches=list(switches), source=str(recipe), name=recipe.stem)
+    if nproc > 1 and "RANK" not in os.environ:  # what is wrong in the recipe has been said once, and not by each rank
+        from hooktrain.cli.launcher import launch
+
+        progress.say(f"starting {nproc} ranks")
+        words = ["train", str(recipe)]
+        for flag, values in (("-o", overrides), ("-p", switches), ("--resume", [str(resume)] if resume else [])):
+            for value in values:
+                words += [flag, value]
+        sys.exit(launch(words, nproc))
+    progress.say_parts(made)
+    with collect_rarely():
+        from hooktrain.builtins.signals import exit_status
+        from hooktrain.training.trainer import Trainer
+
+        trainer = Trainer(made, host, resume_from=resume)
+        trainer.prepare()
+    status = exit_status(trainer.run().stop_reason)
+    if status:
+        sys.exit(status)
+
+
+@cli.command()
+@recipe_options
+@click.option("--show", type=click.IntRange(0), default=0, metavar="N", help="Show the first N rows of each source.")
+@as_json
+def data(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], show: int, as_json: bool) -> None:
+    """Prepare a recipe's data without training; show what became of it and which tokens are trained."""
+    from hooktrain.cli.data import data_of, print_data
+    from hooktrain.cli.startup import collect_rarely
+    from hooktrain.training.load import load
+
+    with collect_rarely():
+        made, host = load(recipe, overrides=list(overrides), switches=list(switches))
+        facts = data_of(made, host, show)
+    print_facts(facts, as_json, print_data)
+
+
+@cli.command()
+@click.option("--run-dir", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True)
+@click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the demo's recipe.")
+def demo(run_dir: Path, overrides: tuple[str, ...]) -> None:
+    """Fine-tune SmolLM2-135M on real conversations."""
+    from hooktrain.cli.demo import run_demo
+
+    run_demo(run_dir, list(overrides))
+
+
+for _command in (plan, plugins, hooks, bench, schema, new_plugin, guide):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line; errors of hooktrain's own are one message and no traceback."""
+    several = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    follow_launcher()
+    show_warnings()
+    if hasattr(signal, "SIGUSR1"):  # which would end a process that has not come to its training yet
+        signal.signal(
+            signal.SIGUSR1, lambda number, frame: click.echo("hooktrain: SIGUSR1: nothing to save yet", err=True)
+        )
+    try:
+        status = _status()
+    except Exception as problem:
+        if not several:
+            raise
+        status = _failed(f"failed: {type(problem).__name__}: {problem}", problem, trace=True)
+    if several:
+        _leave(status)
+    end(status)
+
+
+def _status() -> int:
+    """Run the command line; returns the status to end with."""
+    try:
+        found = cli.main(prog_name="hooktrain", standalone_mode=False)
+        return found if isinstance(found, int) else 0
+    except SystemExit as asked:
+        if hasattr(asked, "hooktrain_where"):
+            return _quit(asked)
+        if isinstance(asked.code, str):
+            click.echo(asked.code, err=True)
+        return asked.code if isinstance(asked.code, int) else int(asked.code is not None)
+    except click.ClickException as problem:
+        problem.show()
+        return problem.exit_code
+    except HooktrainError as problem:
+        where = getattr(problem, "hooktrain_where", "")
+        started = where and "step 0," not in where  # before the first step the message says where
+        return _failed(f"{problem}" + (f" [{where}]" if started else ""), problem, trace=False)
+    except (KeyboardInterrupt, click.Abort) as problem:
+        told = problem.__cause__ or problem.__context__ or problem
+        where, saved = getattr(told, "hooktrain_where", ""), getattr(told, "hooktrain_saved", None)
+        so_far = f"the last save is {saved}" if saved else "this run has saved nothing"
+        # outside of the run, as when it has ended and said so, nothing is known of what it has saved
+        click.echo(f"hooktrain: interrupted{f' at {where}; {so_far}' if where else ''}", err=True)
+        return 130
+    except Exception as problem:
+        where = getattr(problem, "hooktrain_where", None)
+        if where is None:
+            raise
+        return _failed(f"failed in {where}: {type(problem).__name__}: {problem}", problem, trace=True)
+
+
+def _quit(asked: SystemExit) -> int:
+    """A hook has ended the process before the run was over, which is a failure whatever status it gave."""
+    status = asked.code if isinstance(asked.code, int) else int(asked.code is not None)
+    said = f", saying: {asked.code}" if isinstance(asked.code, str) else ""
+    early = "" if status else ", before the run was over"
+    where = getattr(asked, "hooktrain_where", "")
+    _failed(f"{where}: ended the process with status {status}{said}{early}", asked, trace=True)
+    return status & 0xFF or 1
+
+
+def _failed(message: str, problem: BaseException, *, trace: bool) -> int:
+    """Say why the command fails, or have the launcher of several ranks say it; returns the status."""
+    if not note_failure(message, problem, trace=trace):
+        if trace:
+            click.echo(trace_of(problem), err=True, nl=False)
+        click.echo(f"hooktrain: {message}", err=True)
+    return 1
+
+
+def _leave(status: int) -> NoReturn:
+    """End a rank before the interpreter takes itself down.
+
+    Threads of a process group may outlive it, and one that frees a tensor while Python is shutting down ends the
+    process with SIGABRT, so that a run that was well is reported as failed.
+    """
+    note_end()
+    leave(status)

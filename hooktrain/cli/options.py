@@ -1,0 +1,49 @@
+"""What commands have in common: their options, the plugins they look at, and how they print. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from hooktrain.plugin.manager import PluginHost
+
+__all__ = ["as_json", "host_of", "print_facts", "recipe_options"]
+
+
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What every command that reads a recipe takes."""
+    for decorate in (
+        click.option(
+            "-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all."
+        ),
+        click.option(
+            "-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value, such as optimizer.lr=1e-4."
+        ),
+        click.argument("recipe", type=click.Path(path_type=Path)),
+    ):
+        command = decorate(command)
+    return command
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def host_of(switches: Sequence[str]) -> PluginHost:
+    """The plugins without any recipe."""
+    from hooktrain.plugin.config import Switches
+    from hooktrain.training.load import make_host
+
+    return make_host(switches=Switches.given(switches))
+
+
+def print_facts(facts: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    """Print facts as JSON, or for people."""
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, default=str))
+    else:
+        show(facts)

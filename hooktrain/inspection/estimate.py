@@ -1,0 +1,210 @@
+"""What a run will need, found out with tensors that have shapes and hold nothing: no weights, no device, no network."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+import attrs
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import Module, Parameter
+from torch.utils._pytree import tree_leaves
+
+from hooktrain.errors import HooktrainError
+from hooktrain.plugin.manager import PluginHost
+from hooktrain.recipe.model import Recipe
+from hooktrain.types import DataEstimate, MemoryEstimate, ModelEstimate, World
+
+__all__ = ["estimate"]
+
+
+class _Unknown(Exception):
+    """Something cannot be known, for the reason that it carries."""
+
+
+def estimate(recipe: Recipe, host: PluginHost, world: World) -> dict[str, Any]:
+    """Sizes of model, data and memory, and the steps of a run.
+
+    Args:
+        recipe: of the run.
+        host: its plugins.
+        world: one of its processes, and how many there are.
+
+    Returns:
+        Plain values under ``model``, ``data``, ``steps`` and ``memory``; what is not known is ``{"unknown": reason}``.
+    """
+    data = _known(lambda: _data(recipe, host, world))
+    model = _known(lambda: _model(recipe, host, world, data if isinstance(data, DataEstimate) else DataEstimate()))
+    facts = {"data": _data_facts(data), "steps": _steps(recipe, data, world), "model": model, "memory": model}
+    if isinstance(model, tuple):
+        sizes, unknown = model
+        facts["model"] = _model_facts(sizes, unknown)
+        facts["memory"] = _known(lambda: _memory(recipe, host, world, sizes).as_dict())
+    return facts
+
+
+def _known(find: Callable[[], Any]) -> Any:
+    """What ``find`` returns, or why it is not known. A plan is shown whatever happens in a plugin."""
+    try:
+        return find()
+    except (_Unknown, HooktrainError) as problem:
+        return {"unknown": " ".join(str(problem).split())}
+    except Exception as problem:
+        return {"unknown": f"it cannot be estimated ({type(problem).__name__}: {' '.join(str(problem).split())[:200]})"}
+
+
+# ------------------------------------------------------------------------------------------------------ data
+
+
+def _data(recipe: Recipe, host: PluginHost, world: World) -> DataEstimate:
+    if recipe.data is None:
+        raise _Unknown("the recipe has no data")
+    found = host.hooks.estimate_data(config=recipe.data, recipe=recipe, world=world, hooks=host.hooks)
+    if found is None:
+        raise _Unknown("no plugin estimates data of this type (hook estimate_data)")
+    return cast(DataEstimate, found)
+
+
+def _data_facts(data: Any) -> dict[str, Any]:
+    if not isinstance(data, DataEstimate):
+        return dict(data)
+    return {
+        "rows": data.rows,
+        "tokens": data.tokens,
+        "supervised": data.supervised,
+        "longest": data.longest,
+        "how": data.how,
+    }
+
+
+def _shared(recipe: Recipe) -> int:
+    """Ranks that share the tokens of a row."""
+    return int(getattr(recipe.strategy, "sequence_parallel", 1))
+
+
+def _steps(recipe: Recipe, data: Any, world: World) -> dict[str, Any]:
+    """As ``Trainer.training_horizon`` and ``WindowLoader`` have it."""
+    ranks = max(1, world.world_size // _shared(recipe))
+    window = recipe.micro_batch_size * recipe.gradient_accumulation_steps * ranks
+    facts: dict[str, Any] = {"rows_per_step": window, "total": recipe.train_iters}
+    rows = data.rows if isinstance(data, DataEstimate) else None
+    if rows is not None:
+        facts["per_epoch"] = math.ceil(rows / window)
+        limits = [] if recipe.train_iters is None else [recipe.train_iters]
+        if recipe.epochs is not None or not limits:
+            limits.append((recipe.epochs or 1) * facts["per_epoch"])
+        facts["total"] = min(limits)
+    return facts
+
+
+# ----------------------------------------------------------------------------------------------------- model
+
+
+def _model(recipe: Recipe, host: PluginHost, world: World, data: DataEstimate) -> tuple[ModelEstimate, dict[str, str]]:
+    """The sizes of the model, and what of them is not known."""
+    if recipe.model is None:
+        raise _Unknown("the recipe has no model")
+    with torch.device("meta"):
+        module = host.hooks.sketch_model(config=recipe.model, world=world, recipe=recipe)
+    if module is None:
+        raise _Unknown("no plugin sketches a model of this type (hook sketch_model)")
+    with FakeTensorMode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a model that nobody will train
+        _as_if_on_the_processor(module)
+        weights = list(dict.fromkeys(module.parameters()))
+        trained = [weight for weight in weights if weight.requires_grad]
+        dtypes: dict[str, int] = {}
+        for weight in weights:
+            name = str(weight.dtype).removeprefix("torch.")
+            dtypes[name] = dtypes.get(name, 0) + weight.numel()
+        sizes = ModelEstimate(
+            module=module,
+            parameters=sum(weight.numel() for weight in weights),
+            trainable=sum(weight.numel() for weight in trained),
+            weight_bytes=_bytes(weights),
+            trainable_bytes=_bytes(trained),
+            dtypes=dtypes,
+        )
+        state = _known(lambda: _optimizer_state(recipe, host, module))
+        unknown = {"optimizer": state["unknown"]} if isinstance(state, dict) else {}
+        activations = _known(lambda: _activations(recipe, host, module, data))
+        unknown |= {"activations": activations.pop("unknown")} if "unknown" in activations else {}
+    numbers, size = (None, None) if "optimizer" in unknown else state
+    known = None if "activations" in unknown else activations
+    return attrs.evolve(sizes, state_numbers=numbers, state_bytes=size, activation_bytes=known), unknown
+
+
+def _as_if_on_the_processor(module: Module) -> None:
+    """Replace every tensor by one that says it is on the processor, where autocast and kernels look as they will."""
+    made: dict[int, Any] = {}
+    for inner in module.modules():
+        for tensors in (inner._parameters, inner._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None or not tensor.is_meta:
+                    continue
+                if id(tensor) not in made:
+                    empty: Any = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    if isinstance(tensor, Parameter):
+                        empty = Parameter(empty, requires_grad=tensor.requires_grad)
+                    made[id(tensor)] = (tensor, empty)
+                tensors[name] = made[id(tensor)][1]
+
+
+def _optimizer_state(recipe: Recipe, host: PluginHost, module: Module) -> tuple[int, int]:
+    """Numbers and bytes that the optimizer keeps: it is built over the sketch, steps once, and is looked at."""
+    if recipe.optimizer is None:
+        raise _Unknown("the recipe has no optimizer")
+    optimizer = host.hooks.make_optimizer(config=recipe.optimizer, model=module)
+    if optimizer is None:
+        raise _Unknown("no plugin builds it")
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            weight.grad = torch.empty_like(weight)
+    optimizer.step()
+    kept = [leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor) and leaf.dim()]
+    for weight in module.parameters():
+        weight.grad = None
+    return sum(tensor.numel() for tensor in kept), _bytes(kept)
+
+
+def _activations(recipe: Recipe, host: PluginHost, module: Module, data: DataEstimate) -> dict[str, int]:
+    if data.longest is None:
+        raise _Unknown("how long rows are is not known before the data are prepared; data.max_length would tell")
+    tokens = math.ceil(data.longest / _shared(recipe))
+    module.train()
+    answers = host.hooks.estimate_activations(recipe=recipe, model=module, rows=recipe.micro_batch_size, tokens=tokens)
+    made: dict[str, int] = {}
+    for answer in answers:
+        for name, size in answer.items():
+            made[name] = made.get(name, 0) + int(size)
+    if not made:
+        raise _Unknown("no plugin estimates those of this model (hook estimate_activations)")
+    return made
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _model_facts(sizes: ModelEstimate, unknown: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "class": type(sizes.module).__name__,
+        "parameters": sizes.parameters,
+        "trainable": sizes.trainable,
+        "dtypes": dict(sizes.dtypes),
+        "weight_bytes": sizes.weight_bytes,
+        "optimizer_bytes": sizes.state_bytes,
+        "activation_bytes": None if sizes.activation_bytes is None else dict(sizes.activation_bytes),
+        "not_known": dict(unknown),
+    }
+
+
+def _memory(recipe: Recipe, host: PluginHost, world: World, sizes: ModelEstimate) -> MemoryEstimate:
+    found = host.hooks.estimate_memory(config=recipe.strategy, recipe=recipe, world=world, model=sizes)
+    if found is None:
+        raise _Unknown("no plugin estimates the memory of this strategy (hook estimate_memory)")
+    return cast(MemoryEstimate, found)

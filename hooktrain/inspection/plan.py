@@ -1,0 +1,208 @@
+"""``hooktrain plan``: what a run of a recipe would consist of, as far as it can be known without running it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from hooktrain.errors import Complaint, HooktrainError, RecipeError
+from hooktrain.hookspecs import FACTORIES
+from hooktrain.inspection.hooks import implementations_of
+from hooktrain.inspection.value_origins import Sources, origins_of
+from hooktrain.plugin.config import Switches, plugins_config
+from hooktrain.plugin.dependencies import logit_complaints
+from hooktrain.plugin.manager import PluginHost
+from hooktrain.plugin.ordering import conflicts
+from hooktrain.plugin.records import PluginRecord
+from hooktrain.recipe.model import Recipe
+from hooktrain.recipe.resolver import resolve
+from hooktrain.recipe.yaml_reader import apply_overrides, read_recipe
+from hooktrain.training.load import make_host
+from hooktrain.types import World
+
+__all__ = ["phases_of", "plan_of", "read_phases", "read_plan"]
+
+
+def read_plan(
+    path: Path, overrides: Sequence[str] = (), switches: Sequence[str] = (), nproc: int = 1, estimates: bool = True
+) -> dict[str, Any]:
+    """The plan of a recipe file. What is wrong with the recipe is among the facts, under ``complaints``.
+
+    Args:
+        path: of the recipe.
+        overrides: ``key=value`` words.
+        switches: ``name``, ``no:name`` and ``no:*``.
+        nproc: ranks that the plan is for.
+        estimates: whether to look for sizes of model, data and memory, which takes seconds.
+
+    Raises:
+        HooktrainError: when the file is no recipe, or its plugins cannot be told.
+    """
+    return _last(read_phases(path, overrides, switches, nproc, estimates))
+
+
+def read_phases(
+    path: Path, overrides: Sequence[str] = (), switches: Sequence[str] = (), nproc: int = 1, estimates: bool = True
+) -> Iterator[dict[str, Any]]:
+    """The plan of a recipe file as it grows, see :func:`phases_of`; arguments and errors are those of `read_plan`."""
+    raw = apply_overrides(read_recipe(path), overrides)
+    host = make_host(plugins_config(raw, str(path)), switches=Switches.given(switches))
+    sources = Sources(file=path, raw=raw, overrides=tuple(overrides), switches=tuple(switches))
+    yield from phases_of(host, sources, World(world_size=nproc), estimates)
+
+
+def plan_of(host: PluginHost, sources: Sources, world: World = World(), estimates: bool = True) -> dict[str, Any]:
+    """What a run would consist of: plain values for JSON; arguments are those of :func:`phases_of`."""
+    return _last(phases_of(host, sources, world, estimates))
+
+
+def _last(phases: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    *_, facts = phases
+    return facts
+
+
+def phases_of(
+    host: PluginHost, sources: Sources, world: World = World(), estimates: bool = True
+) -> Iterator[dict[str, Any]]:
+    """What a run would consist of, as it becomes known; the same facts grow from phase to phase.
+
+    Args:
+        host: the plugins, not yet checked.
+        sources: what the recipe was made of.
+        world: one of the ranks that the plan is for, and how many there are.
+        estimates: whether to look for sizes of model, data and memory.
+
+    Yields:
+        The resolved recipe with origins, parts, hooks and plugins; the same with all complaints, those of the plugins'
+        ``check_recipe`` included; and, for which torch is imported, the same with the estimates.
+    """
+    complaints = [_of_plugins(text) for text in conflicts(host)]
+    recipe = _resolved(host, sources, complaints)
+    facts: dict[str, Any] = {
+        "recipe": dict(sources.raw),
+        "origins": {},
+        "complaints": complaints,
+        "world_size": world.world_size,
+        "parts": {},
+        "compatibility_lifted": False,
+    }
+    if recipe is not None:
+        facts["recipe"] = recipe.as_dict()
+        facts["origins"] = origins_of(recipe, host, sources)
+        facts["parts"] = _parts(host, recipe)
+        facts["compatibility_lifted"] = recipe.skip_validation
+    facts["hooks"] = {
+        hook: implementations_of(host, hook)
+        for hook, caller in vars(host.manager.hook).items()
+        if caller.spec is not None and caller.get_hookimpls() and not hook.startswith("register_")
+    }
+    facts["plugins"] = [{**attrs.asdict(record), "why": _why(record, host)} for record in host.records.values()]
+    yield facts
+    if recipe is not None:
+        complaints += _objections(host, recipe, world)
+    facts["complaints"] = [{"where": each.where, "message": each.message} for each in dict.fromkeys(complaints)]
+    yield facts
+    if recipe is not None and estimates:
+        from hooktrain.inspection.estimate import estimate
+
+        facts["estimates"] = estimate(recipe, host, world)
+        yield facts
+
+
+# ------------------------------------------------------------------------------------------------- complaints
+
+
+def _resolved(host: PluginHost, sources: Sources, complaints: list[Complaint]) -> Recipe | None:
+    """The recipe; where it is wrong, without the keys that are, so that there is something to show."""
+    raw = dict(sources.raw)
+    source = str(sources.file or "recipe")
+    while True:
+        try:
+            recipe = resolve(raw, host, source=source, name=sources.file.stem if sources.file else "recipe")
+            host.leave_idle(recipe)
+            return recipe
+        except RecipeError as problem:
+            complaints += problem.complaints
+            wrong = {each.where.partition(".")[0].partition("[")[0] for each in problem.complaints} & set(raw)
+            if not wrong or "type" in wrong:
+                return None
+            raw = {key: value for key, value in raw.items() if key not in wrong}
+        except HooktrainError as problem:
+            complaints.append(_of_plugins(str(problem)))
+            return None
+
+
+def _of_plugins(text: str) -> Complaint:
+    """What a host complains of, with the path in the recipe that the text begins with, where it does."""
+    path, colon, rest = text.partition(": ")
+    return Complaint(path, rest) if colon and re.fullmatch(r"plugins(\.\w+)*", path) else Complaint("plugins", text)
+
+
+def _objections(host: PluginHost, recipe: Recipe, world: World) -> list[Complaint]:
+    """What plugins say against the recipe; one that fails keeps nobody else from speaking."""
+    made: list[Complaint] = logit_complaints(host, recipe)
+    for found in host.implementations("check_recipe"):
+        if found.wrapper:
+            continue
+        given: dict[str, Any] = {"recipe": recipe, "world": world}
+        try:
+            answer: Any = found.function(*(given[name] for name in found.argnames))
+            made += answer or ()
+        except Exception as problem:
+            who = host.records[found.plugin_name]
+            made.append(Complaint("", f"{who}, hook check_recipe: {type(problem).__name__}: {problem}"))
+    return made
+
+
+# ------------------------------------------------------------------------------------------------------ parts
+
+
+def _parts(host: PluginHost, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
+    """Who offers each part, whose factory is asked for it first, and who wraps that."""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    offers = {offer.config: offer for kinds in host.offers.values() for offer in kinds.values()}
+
+    def visit(kind: str, value: Any) -> None:
+        for config in value if isinstance(value, tuple) else () if value is None else (value,):
+            offer = offers.get(type(config))
+            if offer is None:
+                continue
+            hook = next((name for name, made in FACTORIES.items() if made == kind), "")
+            wrapped = (
+                [each["plugin"] for each in implementations_of(host, hook) if each["role"] == "wraps"] if hook else []
+            )
+            parts.setdefault(kind, []).append(
+                {
+                    "type": offer.name,
+                    "plugin": offer.plugin.name,
+                    "distribution": str(offer.plugin.distribution),
+                    "wrapped_by": wrapped,
+                }
+            )
+            for item in attrs.fields(type(config)):
+                if item.metadata.get("kind"):
+                    visit(item.metadata["kind"], getattr(config, item.name))
+
+    for item in attrs.fields(Recipe):
+        if item.metadata.get("kind"):
+            visit(item.metadata["kind"], getattr(recipe, item.name))
+    return parts
+
+
+def _why(record: PluginRecord, host: PluginHost) -> str:
+    """Why a plugin takes part, or does not."""
+    if record.state in ("failed", "blocked"):
+        return record.reason
+    if record.name in host.config.load:
+        return f"named by {host.switches.said(record.name) or 'plugins.load of the recipe'}"
+    return (
+        "the engine's own"
+        if record.distribution == "hooktrain"
+        else "installed"
+        if record.version
+        else "given in Python"
+    )

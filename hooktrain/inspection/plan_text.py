@@ -1,0 +1,191 @@
+"""A plan for people: the recipe with the origin of each value, who does what, what it needs, and what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+
+from hooktrain.inspection.hooks import who
+from hooktrain.inspection.terminal import STATES, bytes_of, columns, console, count_of, show
+
+__all__ = ["PHASES", "print_plan"]
+
+_COLUMN = 40
+"""Where origins begin, if the values before them leave room."""
+
+
+def print_plan(facts: Mapping[str, Any], everything: bool = False) -> None:
+    """Print a plan.
+
+    Args:
+        facts: what :func:`hooktrain.inspection.plan.plan_of` returned.
+        everything: whether to show settings of plugins of which the recipe says nothing.
+    """
+    for print_phase in PHASES:
+        print_phase(facts, everything)
+
+
+def _print_resolved(facts: Mapping[str, Any], everything: bool) -> None:
+    to = console()
+    to.print("[bold]recipe[/], and where each value comes from")
+    _print_recipe(to, facts, everything)
+    to.print("\n[bold]parts[/]")
+    table = columns("", "", "", header=False)
+    for kind, chosen in facts["parts"].items():
+        for part in chosen:
+            wrapped = f", wrapped by {', '.join(part['wrapped_by'])}" if part["wrapped_by"] else ""
+            table.add_row(f"  {kind}", escape(part["type"]), escape(f"from plugin {part['plugin']}{wrapped}"))
+    show(to, table)
+    if facts["compatibility_lifted"]:
+        to.print("  [yellow]skip_validation is on: parts are used that the trainer type does not list[/]")
+    to.print("\n[bold]hooks[/], implementations in call order")
+    table = columns("", "", header=False)
+    for hook, found in facts["hooks"].items():
+        table.add_row(f"  {hook}", escape(who(found)))
+    show(to, table)
+    to.print("\n[bold]plugins[/]")
+    table = columns("", "", "", "", header=False)
+    for record in facts["plugins"]:
+        whose = f"{record['distribution']} {record['version']}".strip()
+        state = f"[{STATES[record['state']]}]{record['state']}[/]"
+        table.add_row(f"  {escape(record['name'])}", escape(whose), state, escape(" ".join(record["why"].split())))
+    show(to, table)
+
+
+def _print_complaints(facts: Mapping[str, Any], everything: bool) -> None:
+    to = console()
+    if facts["complaints"]:
+        to.print("\n[bold red]to put right[/]")
+        for each in facts["complaints"]:
+            where = f"{each['where']}: " if each["where"] else ""
+            to.print(f"  - {escape(where + each['message'])}", soft_wrap=True)
+
+
+def _print_sizes(facts: Mapping[str, Any], everything: bool) -> None:
+    to = console()
+    if "estimates" in facts:
+        ranks = facts["world_size"]
+        to.print(f"\n[bold]what it takes[/] on {ranks} rank{'s' * (ranks > 1)}, estimated")
+        _print_estimates(to, facts["estimates"])
+
+
+PHASES = (_print_resolved, _print_complaints, _print_sizes)
+"""What prints each phase of :func:`hooktrain.inspection.plan.phases_of`, given the facts and ``everything``."""
+
+
+# ------------------------------------------------------------------------------------------------------ recipe
+
+
+def _print_recipe(to: Console, facts: Mapping[str, Any], everything: bool) -> None:
+    origins: Mapping[str, str] = facts["origins"]
+    idle = [] if everything else [key for key in facts["recipe"] if _is_idle(key, facts)]
+    for key, value in facts["recipe"].items():
+        if key in idle:
+            continue
+        for text, path in _lines(key, value, key, "", origins):
+            origin = origins.get(path, "")
+            plain = origin.startswith("default")
+            said = "default" if plain else origin
+            line = f"{escape(text):<{_COLUMN}}  [dim]# {escape(said)}[/]" if said else escape(text)
+            to.print(f"[dim]{line}[/]" if plain else line, soft_wrap=True)
+    if idle:
+        to.print(f"[dim]# all at their defaults (--all shows them): {', '.join(idle)}[/]", soft_wrap=True)
+
+
+def _is_idle(key: str, facts: Mapping[str, Any]) -> bool:
+    """Whether these are settings of a plugin, or of the plugins, and the recipe says nothing of them."""
+    inside = [origin for path, origin in facts["origins"].items() if path.startswith(f"{key}.")]
+    apart = key not in facts["parts"]
+    return bool(inside) and apart and all(origin.startswith("default") for origin in inside)
+
+
+def _lines(key: str, value: Any, path: str, indent: str, origins: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """A value as YAML, line by line, each with its path."""
+    if path in origins or not isinstance(value, (dict, list)) or not value:
+        yield f"{indent}{key}: {_scalar(value)}", path
+    elif isinstance(value, dict):
+        yield f"{indent}{key}:", ""
+        for name, inner in value.items():
+            yield from _lines(name, inner, f"{path}.{name}", indent + "  ", origins)
+    else:
+        yield f"{indent}{key}:", ""
+        for number, entry in enumerate(value):
+            inside = f"{path}[{number}]"
+            if isinstance(entry, dict):
+                first = True
+                for name, inner in entry.items():
+                    for text, where in _lines(name, inner, f"{inside}.{name}", indent + "  ", origins):
+                        yield (f"{indent}- {text[len(indent) + 2 :]}" if first else text), where
+                        first = False
+            else:
+                yield f"{indent}- {_scalar(entry)}", inside
+
+
+def _scalar(value: Any) -> str:
+    """A value on one line, as YAML reads it."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
+# --------------------------------------------------------------------------------------------------- estimates
+
+
+def _print_estimates(to: Console, facts: Mapping[str, Any]) -> None:
+    table = columns("", "", header=False)
+    for title, text in (
+        ("model", _model(facts["model"])),
+        ("data", _data(facts["data"])),
+        ("steps", _steps(facts["steps"])),
+        ("memory", _memory(facts["memory"])),
+    ):
+        table.add_row(f"  {title}", escape(text))
+    show(to, table)
+
+
+def _model(facts: Mapping[str, Any]) -> str:
+    if "unknown" in facts:
+        return f"unknown: {facts['unknown']}"
+    trained = facts["trainable"]
+    share = (
+        "all of them trained"
+        if trained == facts["parameters"]
+        else f"{trained:,} ({trained / facts['parameters']:.2%}) of them trained"
+    )
+    types = ", ".join(facts["dtypes"])
+    text = f"{facts['class']}, {facts['parameters']:,} parameters ({count_of(facts['parameters'])}), {share}; {types}"
+    return "; ".join([text, *(f"{what} unknown: {why}" for what, why in facts["not_known"].items())])
+
+
+def _data(facts: Mapping[str, Any]) -> str:
+    if "unknown" in facts:
+        return f"unknown: {facts['unknown']}"
+    said = [] if facts["rows"] is None else [f"{facts['rows']:,} rows"]
+    if facts["tokens"] is not None:
+        share = f" ({facts['supervised'] / max(1, facts['tokens']):.0%} trained)" if facts["supervised"] else ""
+        said.append(f"{facts['tokens']:,} tokens{share}")
+    if facts["longest"] is not None:
+        said.append(f"at most {facts['longest']:,} tokens in a row")
+    return "; ".join([*([", ".join(said)] if said else []), *([facts["how"]] if facts["how"] else [])])
+
+
+def _steps(facts: Mapping[str, Any]) -> str:
+    total = "unknown before the data are prepared" if facts["total"] is None else f"{facts['total']:,}"
+    epoch = f", {facts['per_epoch']:,} in an epoch" if "per_epoch" in facts else ""
+    return f"{total}{epoch}, of {facts['rows_per_step']:,} rows each"
+
+
+def _memory(facts: Mapping[str, Any]) -> str:
+    if "unknown" in facts:
+        return f"unknown: {facts['unknown']}"
+    lines = [f"about {bytes_of(facts['peak'])} on each device: {_listed(facts['device'])}"]
+    if facts["host"]:
+        lines.append(f"about {bytes_of(sum(facts['host'].values()))} beside it on the host: {_listed(facts['host'])}")
+    return "\n".join([*lines, *facts["notes"]])
+
+
+def _listed(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {bytes_of(size)}" for name, size in sizes.items() if size)

@@ -1,0 +1,122 @@
+"""What plugins declare that they need, held against what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from hooktrain.errors import Complaint, PluginError
+from hooktrain.plugin.records import PluginRecord
+
+if TYPE_CHECKING:
+    from hooktrain.plugin.manager import PluginHost
+    from hooktrain.recipe.model import Recipe
+
+__all__ = ["drop_unmet", "logit_complaints", "refuse_excluded"]
+
+
+def drop_unmet(host: PluginHost) -> None:
+    """Take out the plugins that require one which is not there, and then those that required these.
+
+    Raises:
+        PluginError: when the run names such a plugin.
+    """
+    while True:
+        unmet = ((record, each) for record in _active(host) for each in record.info.requires if not _met(host, each))
+        found = next(unmet, None)
+        if found is None:
+            return
+        record, requirement = found
+        host.drop(record, f"requires the plugin '{requirement}', {_why_not(host, requirement)}")
+
+
+def refuse_excluded(host: PluginHost) -> None:
+    """Refuse two plugins of which one declares that it does not work beside the other.
+
+    Raises:
+        PluginError: naming both, and the line to write.
+    """
+    for record in _active(host):
+        for each in record.info.excludes:
+            for other in _active(host):
+                if other is not record and _is(other, each):
+                    raise PluginError(
+                        f"{record} does not work beside {other}, as it declares itself; leave one of them out with"
+                        f" plugins: {{block: [{record.name}]}} or {{block: [{other.name}]}}"
+                    )
+
+
+def _active(host: PluginHost) -> list[PluginRecord]:
+    return [record for record in host.records.values() if record.state == "active"]
+
+
+def _met(host: PluginHost, requirement: str) -> bool:
+    return any(_is(record, requirement) for record in _active(host))
+
+
+def _is(record: PluginRecord, requirement: str, *, any_version: bool = False) -> bool:
+    """Whether a plugin is the one that is meant, by its own name or its distribution's."""
+    wanted = Requirement(requirement)
+    name = canonicalize_name(wanted.name)
+    if name not in (canonicalize_name(record.name), canonicalize_name(record.distribution)):
+        return False
+    return any_version or not record.version or wanted.specifier.contains(record.version, prereleases=True)
+
+
+def _why_not(host: PluginHost, requirement: str) -> str:
+    for record in host.records.values():
+        if _is(record, requirement, any_version=True):
+            if record.state == "active":
+                return f"of which {record.version} is installed; install a version that fits"
+            return f"which is {record.state} ({record.reason}); let it take part, or block this one as well"
+    return "which is not installed; install it"
+
+
+# ----------------------------------------------------------------------------------------------------- logits
+
+
+def logit_complaints(host: PluginHost, recipe: Recipe) -> list[Complaint]:
+    """Parts of a recipe under which no logits are made, although something in the run looks at them.
+
+    A config says so of itself with ``needs_logits = True``, and with a text ``hides_logits`` that says what to write
+    for logits to be made; both may be properties.
+    """
+    needing = list(_needing(host, recipe))
+    return [
+        Complaint(path, f"makes no logits, which {needing[0]} needs; {remedy}")
+        for path, config in _configs(recipe)
+        for remedy in [getattr(config, "hides_logits", "")]
+        if remedy and needing
+    ]
+
+
+def _configs(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    for path, value in {**recipe.parts(), **recipe.settings}.items():
+        for config in value if isinstance(value, tuple) else (value,):
+            yield path, config
+
+
+def _needing(host: PluginHost, recipe: Recipe) -> Iterator[str]:
+    for path, config in _configs(recipe):
+        if getattr(config, "needs_logits", False):
+            yield f"'{path}'"
+    for record in _active(host):
+        if record.info.needs_logits and _is_used(host, recipe, record):
+            yield str(record)
+
+
+def _is_used(host: PluginHost, recipe: Recipe, record: PluginRecord) -> bool:
+    """Whether a recipe asks for anything that a plugin offers, settings at their defaults being none; one that offers
+    nothing always takes part."""
+    own = {offer.config for kinds in host.offers.values() for offer in kinds.values() if offer.plugin is record}
+    return not own or any(type(config) in own and config != _default(type(config)) for _, config in _configs(recipe))
+
+
+def _default(config: type) -> Any:
+    try:
+        return config()
+    except (TypeError, ValueError):  # has keys that must be given
+        return None

@@ -1,0 +1,142 @@
+"""Plugins that may fail without ending the run, as they or the recipe say with ``on_error``.
+
+Only hooks that hear, measure or keep are tolerated; what does the work of a run, or surrounds it, always stops it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pluggy import HookImpl
+
+from hooktrain.errors import PluginError, did_you_mean
+from hooktrain.hookspecs import BOUNDARIES
+from hooktrain.plugin.info import POLICIES
+
+if TYPE_CHECKING:
+    from hooktrain.plugin.manager import PluginHost
+    from hooktrain.training.trainer import Trainer
+
+__all__ = ["TOLERATED", "Tolerance"]
+
+_ALONE = ("on_exception", "on_teardown")  # are called plugin by plugin, and tolerated for everyone
+_KEPT = ("collect_state", *_ALONE)
+"""Hooks that a plugin keeps when it is disabled: its state belongs into checkpoints, and it may have files to close."""
+TOLERATED = (*(name for name in BOUNDARIES if name not in _ALONE), "collect_metrics", "collect_state")
+
+
+class Tolerance:
+    """What failed in the plugins of a run whose failures do not end it.
+
+    Args:
+        host: the plugins.
+
+    Attributes:
+        uncollected: plugins whose ``collect_state`` failed when it was last called.
+    """
+
+    def __init__(self, host: PluginHost) -> None:
+        self._host = host
+        self._failures: dict[str, Counter[str]] = {}
+        self._silent: dict[str, str] = {}
+        self.uncollected: set[str] = set()
+        self._bound: Callable[[], Trainer | None] = lambda: None
+
+    def guard(self) -> None:
+        """Let the hooks of plugins fail whose policy says so.
+
+        Raises:
+            PluginError: the recipe gives a policy to a plugin that is not there, one that there is not, or one under
+                which the run would go on training another way.
+        """
+        host = self._host
+        for name, policy in host.config.on_error.items():
+            if name not in host.records:
+                raise PluginError(
+                    f"plugins.on_error: '{name}' is not there{did_you_mean(name, host.records)}; there are"
+                    f" {', '.join(host.records)}"
+                )
+            if policy not in POLICIES:
+                raise PluginError(
+                    f"plugins.on_error.{name}: given '{policy}'{did_you_mean(policy, POLICIES)}, expected one of"
+                    f" {', '.join(POLICIES)}"
+                )
+            if policy != "stop" and host.records[name].info.changes_gradients:
+                raise PluginError(
+                    f"plugins.on_error.{name}: given '{policy}', but the plugin changes gradients, and a run without it"
+                    " would train another way; leave it out"
+                )
+        for record in host.records.values():
+            if host.policy_of(record) != "stop":
+                for hook in set(record.hooks) & set(TOLERATED):
+                    for found in host.implementations(hook):
+                        if found.plugin_name == record.name and not found.wrapper:
+                            self._tolerate(hook, found)
+        host.hooks.refresh()
+
+    def bind(self, trainer: Trainer) -> None:
+        """Say when something failed, and have the ranks agree on who is left out."""
+        self._bound = weakref.ref(trainer)  # a trainer that nobody holds lets go of its folder at once
+
+    def leave_out(self, names: tuple[str, ...]) -> None:
+        """Disable plugins, after the same step on all ranks."""
+        trainer = self._bound()
+        for name in names:
+            record = self._host.records[name]
+            if record.state != "disabled":
+                step = "" if trainer is None else f" after step {trainer.global_step}"
+                record.state, record.reason = "disabled", f"left out{step}, on all ranks"
+                for hook in (set(record.hooks) & set(TOLERATED)) - set(_KEPT):
+                    self._host.remove(hook, name)
+        self._host.hooks.refresh()
+
+    def summary(self) -> list[str]:
+        """A line about each plugin that has failed more often than was told, for the end of the run."""
+        lines = []
+        for name, hooks in self._failures.items():
+            count = sum(hooks.values())
+            if count > len(hooks):
+                where = ", ".join(f"{hook} {times}" for hook, times in hooks.most_common())
+                lines.append(f"{self._host.records[name]}: failed {count} times on this rank ({where})")
+        return lines
+
+    def _tolerate(self, hook: str, implementation: HookImpl) -> None:
+        if hasattr(implementation.function, "hooktrain_tolerated"):
+            return
+        function, name = implementation.function, implementation.plugin_name
+
+        def tolerated(*arguments: Any) -> Any:
+            if name in self._silent and hook not in _KEPT:
+                return None
+            if hook == "collect_state":
+                self.uncollected.discard(name)
+            try:
+                return function(*arguments)
+            except Exception as problem:
+                if hook == "collect_state":
+                    self.uncollected.add(name)
+                self._failed(name, hook, problem)
+                return None
+
+        tolerated.__wrapped__ = function  # type: ignore[attr-defined]
+        tolerated.hooktrain_tolerated = True  # type: ignore[attr-defined]
+        setattr(implementation, "function", tolerated)  # noqa: B010 - as in guard_segment
+
+    def _failed(self, name: str, hook: str, problem: Exception) -> None:
+        host, trainer = self._host, self._bound()
+        hooks = self._failures.setdefault(name, Counter())
+        hooks[hook] += 1
+        record = host.records[name]
+        disables = host.policy_of(record) == "disable" and hook not in _KEPT
+        if hooks[hook] == 1:
+            when = "" if trainer is None else f", step {trainer.global_step}, rank {trainer.world.rank}"
+            then = "it is left out from here on" if disables else "the run goes on, and further failures are counted"
+            text = " ".join(str(problem).split())
+            host.warn(f"{record}, hook {hook}{when}: {type(problem).__name__}: {text}; {then}")
+        if disables and name not in self._silent:
+            self._silent[name] = hook
+            if trainer is not None:
+                trainer.request_disable(name)

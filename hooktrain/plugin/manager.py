@@ -1,0 +1,445 @@
+"""Finding, switching and registering plugins, and knowing afterwards who brought what."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+import pluggy
+from pluggy import HookImpl
+
+from hooktrain import hookspecs
+from hooktrain.errors import HooktrainWarning, PluginError, did_you_mean
+from hooktrain.hookspecs import SEGMENTS
+from hooktrain.plugin.config import PluginsConfig, Switches
+from hooktrain.plugin.dependencies import drop_unmet, refuse_excluded
+from hooktrain.plugin.digests import digest_of
+from hooktrain.plugin.discovery import aside, import_named, installed, own_version, record_of
+from hooktrain.plugin.error_policy import Tolerance
+from hooktrain.plugin.hook_caller import Hooks, guard_segment
+from hooktrain.plugin.info import about, written_for_another
+from hooktrain.plugin.lockfile import require_lock
+from hooktrain.plugin.ordering import put_in_order, settle_segment
+from hooktrain.plugin.records import Offer, PluginRecord
+from hooktrain.plugin.validation import check_signatures, implemented, pluggy_silent, retired
+from hooktrain.types import TrainerType
+
+if TYPE_CHECKING:
+    from hooktrain.builtins.hook_timer import Ledger
+    from hooktrain.recipe.model import Recipe
+
+__all__ = ["PluginHost"]
+
+_LOST = {"hooktrain": "collect_state failed"}
+"""Stands in a checkpoint for the state of a plugin that could not give it."""
+
+
+class PluginHost:
+    """The plugins of one run.
+
+    Args:
+        config: which plugins take part, as the recipe says.
+        builtins: name to plugin object, the engine's own; registered first, so that everyone else comes before them.
+        discover: whether to look for installed plugins at all.
+        switches: words that change what the recipe says.
+    """
+
+    def __init__(
+        self,
+        config: PluginsConfig = PluginsConfig(),
+        builtins: Mapping[str, object] | None = None,
+        discover: bool = True,
+        switches: Switches = Switches(),
+    ) -> None:
+        self.config = switches.applied(config)
+        self.switches = switches
+        for name in (*self.config.block, *(self.config.only or ()), *self.config.load):
+            if set(name) & set("*?["):
+                raise PluginError(
+                    f"plugins: given '{name}', and names are no patterns; name each plugin in full; only -p 'no:*' is"
+                    " understood, and leaves out all that are installed, as plugins: {autoload: false} does in a recipe"
+                )
+        self._handed: set[str] = set()
+        self.records: dict[str, PluginRecord] = {}
+        self.offers: dict[str, dict[str, Offer]] = {}
+        self.trainer_types: dict[str, tuple[TrainerType, PluginRecord]] = {}
+        self.warnings: list[str] = []
+        self.recipe_source = "recipe"  # what errors call it
+        self.manager = pluggy.PluginManager("hooktrain")
+        self.manager.add_hookspecs(hookspecs)
+        self.tolerance = Tolerance(self)
+        version = own_version()
+        for name, plugin in (builtins or {}).items():
+            record = PluginRecord(name=name, distribution="hooktrain", version=version)
+            if name not in self.config.block:
+                self._add(record, plugin)
+            elif name == "loop":
+                raise PluginError("plugins: 'loop' is the engine's default loop, and cannot be left out")
+            else:
+                record.state, record.reason = "blocked", self._why_not(name)
+                self.records[name] = record
+        self.hooks = Hooks(self.manager)
+        if discover:
+            self._discover(config)
+        for name in self.config.load:
+            if name not in self.records:
+                self._load_module(name)
+
+    # ------------------------------------------------------------------------------------------- finding
+
+    def _discover(self, recipe: PluginsConfig) -> None:
+        found, twins = installed()
+        # a module that is named by one and left out by a later one takes no part, and there is nothing to block
+        unloaded = {*recipe.load, *self.switches.environment, *self.switches.line} - {*found, *self.records}
+        self.config = attrs.evolve(self.config, block=tuple(name for name in self.config.block if name not in unloaded))
+        for wanted in (*self.config.block, *(self.config.only or ())):
+            if wanted not in found and wanted not in self.config.load and wanted not in self.records:
+                raise PluginError(
+                    f"plugins: '{wanted}' is not installed{did_you_mean(wanted, found)}; installed are"
+                    f" {', '.join(found) or 'none'}"
+                )
+        for name, point in found.items():
+            record = record_of(point)
+            if name in self.records:  # states, settings and metrics go by name, so that there cannot be two
+                record.name = f"{record.distribution}:{name}"
+                reason = f"its name '{name}' is that of a plugin of the engine's own; its author has to give it another"
+                self._fail(record, reason, PluginError(reason))
+                continue
+            reason = self._why_not(name)
+            if reason:
+                record.state, record.reason = "blocked", reason
+                self.records[name] = record
+                continue
+            if name in twins:  # neither is loaded: a listing says so, and check() stops a run
+                self._fail(record, twins[name], PluginError(twins[name]))
+                continue
+            try:
+                with aside():
+                    plugin = point.load()
+            except (Exception, SystemExit) as problem:
+                self._fail(record, f"cannot be imported: {type(problem).__name__}: {problem}", problem)
+                continue
+            self._try(record, plugin)
+
+    def _why_not(self, name: str) -> str:
+        if name in self.config.block:
+            return f"blocked by {self.switches.said(f'no:{name}') or 'plugins.block of the recipe'}"
+        if name in self.config.load:
+            return ""
+        if self.config.only is not None and name not in self.config.only:
+            return "not among plugins.only"
+        if self.config.autoload:
+            return ""
+        return f"autoload is off, by {self.switches.said('no:*') or 'plugins.autoload of the recipe'}"
+
+    def _load_module(self, name: str) -> None:
+        record = PluginRecord(name=name, distribution=name.partition(":")[0].partition(".")[0], version="")
+        known = [known for known, other in self.records.items() if other.distribution != "hooktrain"]
+        self._try(record, import_named(name, known))
+
+    def _try(self, record: PluginRecord, plugin: Any) -> None:
+        try:
+            with aside():
+                made = plugin() if inspect.isclass(plugin) else plugin
+            self._add(record, made)
+        except (Exception, SystemExit) as problem:
+            self._fail(record, str(problem) if isinstance(problem, PluginError) else repr(problem), problem)
+
+    def _fail(self, record: PluginRecord, reason: str, cause: BaseException) -> None:
+        record.state, record.reason = "failed", reason
+        self.records[record.name] = record
+        text = reason if reason.startswith("plugin ") else f"{record}: {reason}"
+        problem = PluginError(f"{text}; {self._advice(record)}")
+        problem.__cause__ = cause
+        if record.name in self.config.named or record.name in self._handed:
+            raise problem
+
+    def _advice(self, record: PluginRecord) -> str:
+        if record.name in self._handed:
+            return "mend it, or leave it out of the plugins that are given in Python"
+        mend = "mend or uninstall it" if record.version else "mend it"
+        word, config = self.switches.said(record.name), self.config
+        also = {"segments": config.segments.values(), "order": config.order}
+        keys = [f"plugins.{key}" for key, names in also.items() if record.name in names]
+        leave = f"do not name it ({word})" if word else f"leave it out with -p no:{record.name}"
+        return " and ".join([f"{mend}, or {leave}", *(f"take it out of {key}" for key in keys)])
+
+    def drop(self, record: PluginRecord, reason: str) -> None:
+        """Take out a plugin that has been registered, as one that has failed.
+
+        Raises:
+            PluginError: when the run names it.
+        """
+        self._forget(record, self.manager.get_plugin(record.name))
+        self._fail(record, reason, PluginError(reason))
+        self.hooks.refresh()
+
+    def _forget(self, record: PluginRecord, plugin: object) -> None:
+        """Leave nothing of a plugin; another one that has its name, or itself under another, stays."""
+        if self.manager.get_plugin(record.name) is plugin:  # pluggy keeps one that failed its validation (pluggy#463)
+            self.manager.unregister(plugin)
+        for kinds in self.offers.values():
+            for name in [name for name, offer in kinds.items() if offer.plugin is record]:
+                del kinds[name]
+        for name in [name for name, (_, owner) in self.trainer_types.items() if owner is record]:
+            del self.trainer_types[name]
+
+    # ------------------------------------------------------------------------------------------ registering
+
+    def register(self, plugin: object, name: str | None = None) -> PluginRecord:
+        """Add a plugin object (an instance or a module).
+
+        Raises:
+            PluginError: when it breaks a rule of the hooks; it is not registered then.
+        """
+        if isinstance(plugin, (str, bytes)):
+            raise PluginError(f"plugins: given {plugin!r}, expected an object; names go to switches=[{plugin!r}]")
+        kind = plugin if inspect.ismodule(plugin) or inspect.isclass(plugin) else type(plugin)
+        name = name or str(getattr(plugin, "plugin_name", None) or kind.__name__)
+        base, number = name, 2
+        while name in self.records:
+            name, number = f"{base}-{number}", number + 1
+        module = kind.__name__ if inspect.ismodule(plugin) else kind.__module__
+        record = PluginRecord(name=name, distribution=module.partition(".")[0], version="")
+        self._add(record, plugin() if inspect.isclass(plugin) else plugin)
+        self._handed.add(name)
+        return record
+
+    def _add(self, record: PluginRecord, plugin: object) -> None:
+        if self.manager.is_registered(plugin):
+            raise PluginError(f"{record}: takes part as '{self.manager.get_name(plugin)}' already; name it once")
+        try:
+            record.info = about(plugin)
+        except TypeError as problem:
+            raise PluginError(f"{record}: {problem}") from None
+        another = written_for_another(record.info)
+        if another:  # said before whatever else is wrong with it, as this may be why
+            raise PluginError(f"{record}: {another}")
+        check_signatures(record, plugin)
+        names = implemented(plugin)
+        if not names:
+            raise PluginError(
+                f"{record}: implements no hook; mark functions with @hookimpl, or name a class as package.module:Class"
+            )
+        try:
+            with pluggy_silent():
+                if "register_hookspecs" in names:
+                    plugin.register_hookspecs(self.manager)  # type: ignore[attr-defined]
+                self.manager.register(plugin, record.name)
+            self._collect(record, plugin, names)
+        except BaseException as problem:
+            self._forget(record, plugin)
+            if isinstance(problem, pluggy.PluginValidationError):
+                raise PluginError(f"{record}: {_arguments(problem)}") from problem
+            raise
+        for caller in self.manager.get_hookcallers(plugin) or []:
+            if caller.name in SEGMENTS and record.distribution != "hooktrain":
+                for implementation in caller.get_hookimpls():
+                    if implementation.plugin is plugin and not implementation.wrapper:
+                        guard_segment(caller.name, implementation)
+        record.hooks = sorted(names)
+        self.records[record.name] = record
+        if hasattr(self, "hooks"):
+            self.hooks.refresh()
+
+    def _collect(self, record: PluginRecord, plugin: Any, names: Iterable[str]) -> None:
+        """Take up the parts and trainer types of one plugin."""
+        if "register_configs" in names:
+            for kind, parts in (plugin.register_configs() or {}).items():
+                for name, config in parts.items():
+                    if not attrs.has(config):
+                        raise PluginError(f"{record}: offers {kind} '{name}' with {config!r}, expected an attrs class")
+                    twin = self.offers.setdefault(kind, {}).get(name)
+                    if twin is not None:
+                        raise PluginError(
+                            f"{record} and {twin.plugin} both offer the {kind} '{name}'; leave one of them out with"
+                            f" plugins: {{block: [{record.name}]}} or {{block: [{twin.plugin.name}]}}"
+                        )
+                    self.offers[kind][name] = offer = Offer(kind, name, config, record)
+                    record.offers += [f"{kind}/{name}"] * offer.listed
+        if "register_trainer_types" in names:
+            for name, trainer_type in (plugin.register_trainer_types() or {}).items():
+                if name in self.trainer_types:
+                    raise PluginError(
+                        f"{record} and {self.trainer_types[name][1]} both offer the trainer type '{name}'; leave one of"
+                        f" them out with plugins: {{block: [{record.name}]}}"
+                    )
+                self.trainer_types[name] = (trainer_type, record)
+                record.offers += [f"type/{name}"] * trainer_type.listed
+
+    # --------------------------------------------------------------------------------------------- checking
+
+    def check(self) -> None:
+        """Refuse misspelt hooks, segments that two plugins claim, and names that two plugins offer.
+
+        Raises:
+            PluginError: naming everybody involved and what to write in the recipe.
+        """
+        drop_unmet(self)  # before anything else that follows from it, such as a hook that the missing one brings
+        known = [name for name, caller in vars(self.manager.hook).items() if caller.spec is not None]
+        for name, caller in vars(self.manager.hook).items():
+            if caller.spec is None:
+                for implementation in caller.get_hookimpls():
+                    if not implementation.optionalhook:
+                        raise PluginError(
+                            f"{self.records[implementation.plugin_name]}: implements '{name}', which is no hook"
+                            f"{did_you_mean(name, known)}; see `hooktrain hooks`"
+                        )
+        for record in self.records.values():
+            if record.state == "failed" and " both offer " in record.reason:
+                raise PluginError(record.reason)
+        refuse_excluded(self)
+        for found, name, why in retired(self.manager):
+            self.warn(f"{self.records[found.plugin_name]}, hook {name}: {why}")
+        for name in self.config.segments:
+            if name not in SEGMENTS:
+                raise PluginError(f"plugins.segments: '{name}' is no segment{did_you_mean(name, SEGMENTS)}")
+        put_in_order(self)
+        for name in SEGMENTS:
+            settle_segment(self, name)
+        self.tolerance.guard()
+        if self.config.lock is not None:
+            require_lock(self, self.config.lock.expanduser())
+
+    def is_own(self, implementation: HookImpl) -> bool:
+        """Whether an implementation is the engine's."""
+        return self.records[implementation.plugin_name].distribution == "hooktrain"
+
+    def policy_of(self, record: PluginRecord) -> str:
+        """What happens when a hook of a plugin raises: what the recipe says, or else the plugin itself."""
+        return self.config.on_error.get(record.name, record.info.on_error)
+
+    def remove(self, hook: str, name: str) -> None:
+        """Take a plugin out of one hook; ``hooks.refresh()`` is to be called when all is done."""
+        for found in self.implementations(hook):
+            if found.plugin_name == name:
+                # pluggy takes a plugin out of all hooks or of none in public
+                getattr(self.manager.hook, hook)._remove_plugin(found.plugin)
+
+    def leave_idle(self, recipe: Recipe) -> None:
+        """Take out the implementations that their own plugins have no use for in a run of this recipe.
+
+        Raises:
+            PluginError: when a plugin names a hook that it does not implement.
+        """
+        for found in self.implementations("idle_hooks"):
+            named = cast(Iterable[str] | None, found.function(*([recipe] if found.argnames else [])))
+            for name in named or ():
+                if name not in self.records[found.plugin_name].hooks:
+                    raise PluginError(
+                        f"{self.records[found.plugin_name]}, hook idle_hooks: given '{name}', which the plugin does not"
+                        f" implement{did_you_mean(name, self.records[found.plugin_name].hooks)}"
+                    )
+                self.remove(name, found.plugin_name)
+        self.hooks.refresh()
+
+    def measure(self, ledger: Ledger) -> None:
+        """Have a ledger charge every implementation of every hook with what it takes."""
+        for name, caller in vars(self.manager.hook).items():
+            for implementation in caller.get_hookimpls():
+                ledger.measure(name, implementation)
+        self.hooks.refresh()
+
+    # ---------------------------------------------------------------------------------------------- looking
+
+    def implementations(self, hook: str) -> list[HookImpl]:
+        """The implementations of a hook in the order in which they are called, wrappers first."""
+        caller = getattr(self.manager.hook, hook, None)
+        return [] if caller is None else list(reversed(caller.get_hookimpls()))
+
+    def blame(self, exception: BaseException) -> tuple[str, str] | None:
+        """The plugin and the hook in which an exception was raised: the innermost implementation on its traceback."""
+        told: tuple[str, str] | None = getattr(exception, "hooktrain_blamed", None)
+        if told is not None:
+            return told
+        codes = {}
+        for name, caller in vars(self.manager.hook).items():
+            for found in caller.get_hookimpls():
+                function: Any = inspect.unwrap(found.function)
+                codes[getattr(function, "__code__", None)] = (found.plugin_name, name)
+        blamed, step = None, exception.__traceback__
+        while step is not None:
+            blamed = codes.get(step.tb_frame.f_code, blamed)
+            step = step.tb_next
+        return blamed
+
+    def call_each(self, hook: str, **given: Any) -> list[tuple[str, BaseException]]:
+        """Call a hook plugin by plugin, so that one that raises keeps nobody else from being called.
+
+        Returns:
+            The plugins that raised, and what.
+        """
+        problems: list[tuple[str, BaseException]] = []
+        for found in self.implementations(hook):
+            try:
+                found.function(*(given[name] for name in found.argnames))
+            except (Exception, SystemExit) as problem:
+                problems.append((found.plugin_name, problem))
+        return problems
+
+    def collect_states(self, trainer: Any) -> dict[str, Any]:
+        """What each plugin's ``collect_state`` gives, by plugin name."""
+        states = {}
+        for found in self.implementations("collect_state"):
+            state = found.function(*([trainer] if found.argnames else []))
+            if state is not None:
+                states[found.plugin_name] = dict(cast(Mapping[str, Any], state))
+            elif found.plugin_name in self.tolerance.uncollected:
+                states[found.plugin_name] = dict(_LOST)
+        return states
+
+    def restore_states(self, trainer: Any, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Give each plugin its own state back; returns what belongs to plugins that are not there."""
+        left = {name: state for name, state in states.items() if state != _LOST}
+        for name in sorted(states.keys() - left.keys()):
+            if self.records.get(name) is not None:
+                self.warn(
+                    f"checkpoint: it holds no state of the plugin '{name}', whose collect_state failed when it was"
+                    " saved; the plugin begins anew"
+                )
+        for found in self.implementations("restore_state"):
+            if found.plugin_name in left:
+                given = {"trainer": trainer, "state": left.pop(found.plugin_name)}
+                found.function(*(given[name] for name in found.argnames))
+        for name in left:
+            self.warn(
+                f"checkpoint: it holds state of the plugin '{name}', which is not in this run; the state is kept for"
+                " the next save"
+            )
+        return left
+
+    def warn(self, text: str) -> None:
+        """Tell the user about something that does not stop the run."""
+        self.warnings.append(text)
+        warnings.warn(text, HooktrainWarning, stacklevel=2)
+
+    def manifest(self) -> list[dict[str, Any]]:
+        """What takes part in this run, in the order of registration, the last being called first: plain values.
+
+        A plugin with ``in_manifest = False`` is left out: one that the recipe turns on, and that changes nothing.
+        """
+        found = [(record, self.manager.get_plugin(record.name)) for record in self.records.values()]
+        return [
+            {
+                "name": record.name,
+                "distribution": record.distribution,
+                "version": record.version,
+                "digest": digest_of(plugin, distributed=bool(record.version)),
+                "hooks": record.hooks,
+            }
+            for record, plugin in found
+            if record.state in ("active", "disabled") and getattr(plugin, "in_manifest", True)
+        ]
+
+    def failed(self) -> list[PluginRecord]:
+        """The plugins that could not be loaded."""
+        return [record for record in self.records.values() if record.state == "failed"]
+
+
+def _arguments(problem: pluggy.PluginValidationError) -> str:
+    """pluggy's sentence about an unknown argument, in ours."""
+    text = " ".join(str(problem).split())
+    return text.partition("reason: ")[2] or text

@@ -1,0 +1,110 @@
+"""Which of several plugins goes first: the order that a recipe states, and segments that two claim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pluggy import HookImpl
+
+from hooktrain.errors import PluginError, did_you_mean
+from hooktrain.hookspecs import SEGMENTS
+
+if TYPE_CHECKING:
+    from hooktrain.plugin.manager import PluginHost
+
+__all__ = ["conflicts", "is_declined", "put_in_order", "settle_segment"]
+
+
+def put_in_order(host: PluginHost) -> None:
+    """Have the plugins of ``plugins.order`` called before all others, in that order, at every hook.
+
+    Raises:
+        PluginError: one of them is not there, is named twice, or is the engine's loop, which answers last.
+    """
+    order = host.config.order
+    for number, name in enumerate(order):
+        if name not in host.records:
+            raise PluginError(
+                f"plugins.order: '{name}' is not there{did_you_mean(name, host.records)}; there are"
+                f" {', '.join(host.records)}"
+            )
+        if name == "loop" or name in order[:number]:
+            why = "is the engine's default loop, which is asked last" if name == "loop" else "is named twice"
+            raise PluginError(f"plugins.order: '{name}' {why}; leave it out")
+    if not order:
+        return
+    place = {name: -number for number, name in enumerate(order)}
+    for caller in vars(host.manager.hook).values():
+        # pluggy calls from the end of the list, wrappers being after all others, and orders by registration alone
+        caller._hookimpls.sort(key=lambda found: (_is_wrapper(found), place.get(found.plugin_name, -len(order))))
+    last = [name for name in reversed(order) if name in host.records]
+    host.records.update({name: host.records.pop(name) for name in last})
+    host.hooks.refresh()
+
+
+def _is_wrapper(found: HookImpl) -> bool:
+    return bool(found.wrapper or found.hookwrapper)
+
+
+def settle_segment(host: PluginHost, segment: str) -> None:
+    """Leave one claimant of a segment, as the recipe says, or ask several in the order that it states.
+
+    Raises:
+        PluginError: naming all claimants and the line to write; or the one chosen neither claims it nor is the
+            engine's own loop, which runs it when every claimant is passed over.
+    """
+    answering = [found for found in host.implementations(segment) if not found.wrapper]
+    claims = [found for found in answering if not host.is_own(found)]
+    names = [claim.plugin_name for claim in claims]
+    chosen = host.config.segments.get(segment)
+    if chosen is not None:
+        candidates = [found.plugin_name for found in answering]
+        if chosen not in candidates:
+            record = host.records.get(chosen)
+            if record is None:
+                why = f"is not there{did_you_mean(chosen, candidates)}"
+            elif record.state == "active":
+                why = "does not implement it"
+            else:
+                why = f"is {record.state} ({record.reason})"
+            raise PluginError(
+                f"plugins.segments.{segment}: '{chosen}' {why}; those that implement it: {', '.join(candidates)}"
+            )
+        for claim in claims:
+            if claim.plugin_name != chosen and not is_declined(claim):
+                setattr(claim, "function", _declining(claim.function))  # noqa: B010 - as in guard_segment
+        host.hooks.refresh()
+    elif len(claims) > 1 and not set(names) <= set(host.config.order):
+        listed = " and ".join(str(host.records[name]) for name in names)
+        raise PluginError(
+            f"{listed} all claim the segment {segment}; say which one runs it:"
+            f" plugins: {{segments: {{{segment}: {names[0]}}}}}"
+        )
+
+
+def conflicts(host: PluginHost) -> list[str]:
+    """Everything about which the plugins disagree; :meth:`PluginHost.check` raises the first."""
+    found = []
+    for check in (host.check, *(lambda name=name: settle_segment(host, name) for name in SEGMENTS)):
+        try:
+            check()
+        except PluginError as problem:
+            found.append(str(problem))
+    return list(dict.fromkeys(found))
+
+
+def is_declined(implementation: HookImpl) -> bool:
+    """Whether the recipe chose another plugin than this one for a segment."""
+    return hasattr(implementation.function, "hooktrain_declined")
+
+
+def _declining(function: Callable[..., Any]) -> Callable[..., None]:
+    """What stands in the place of a segment's implementation when the recipe chose another plugin's."""
+
+    def declined(*_: Any) -> None:
+        """Leaves the segment to the one that was chosen."""
+
+    declined.__wrapped__ = function  # type: ignore[attr-defined]  # listings show the plugin's own file
+    declined.hooktrain_declined = True  # type: ignore[attr-defined]
+    return declined

@@ -1,0 +1,56 @@
+"""What is known about the plugins of a run: what became of each, and what they offer."""
+
+from __future__ import annotations
+
+import attrs
+
+from hooktrain.plugin.info import PluginInfo
+
+__all__ = ["Offer", "PluginRecord"]
+
+
+@attrs.define(kw_only=True)
+class PluginRecord:
+    """What became of one plugin.
+
+    Attributes:
+        name: its entry-point or module name.
+        distribution: what was pip-installed to bring it, or ``hooktrain`` for the engine's own.
+        version: version of the distribution.
+        state: ``active``, ``blocked``, ``failed``, or ``disabled`` during the run.
+        reason: why it is not active.
+        summary: the distribution's one line about itself.
+        author: the distribution's author.
+        hooks: the hooks it implements.
+        offers: the parts it offers, as ``kind/name``.
+        info: what it declares about itself.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    state: str = "active"
+    reason: str = ""
+    summary: str = ""
+    author: str = ""
+    hooks: list[str] = attrs.field(factory=list)
+    offers: list[str] = attrs.field(factory=list)
+    info: PluginInfo = PluginInfo()
+
+    def __str__(self) -> str:
+        return f"plugin '{self.name}' ({self.distribution} {self.version})".replace(" )", ")")
+
+
+@attrs.frozen
+class Offer:
+    """A named part: its config class and the plugin that offers it."""
+
+    kind: str
+    name: str
+    config: type
+    plugin: PluginRecord
+
+    @property
+    def listed(self) -> bool:
+        """Whether listings, the schema and messages name it; not if a recipe file cannot hold one."""
+        return bool(getattr(self.config, "listed", True))

@@ -1,0 +1,99 @@
+"""What a plugin's functions must look like."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import warnings
+from collections.abc import Iterator
+
+import pluggy
+from pluggy import HookImpl
+
+from hooktrain import hookspecs
+from hooktrain.errors import PluginError
+from hooktrain.plugin.records import PluginRecord
+
+__all__ = ["ALONE", "check_signatures", "device_rule", "implemented", "pluggy_silent", "retired"]
+
+ALONE = (
+    "on_exception",
+    "on_teardown",
+    "collect_state",
+    "restore_state",
+    "register_configs",
+    "register_trainer_types",
+    "idle_hooks",
+)
+"""Hooks that are called plugin by plugin, and therefore cannot be surrounded."""
+
+
+def implemented(plugin: object) -> list[str]:
+    """Names of the functions that are marked as hook implementations."""
+    marked = []
+    for name in dir(plugin):
+        try:
+            found = inspect.getattr_static(plugin, name)
+        except AttributeError:
+            continue
+        found = getattr(found, "__func__", found)
+        if callable(found) and getattr(found, "hooktrain_impl", None) is not None:
+            marked.append(name)
+    return marked
+
+
+def check_signatures(record: PluginRecord, plugin: object) -> None:
+    """Refuse what pluggy treats differently from version to version, or delays until it hurts."""
+    for name in implemented(plugin):
+        function = getattr(plugin, name)
+        options = function.hooktrain_impl
+        if options.get("hookwrapper"):
+            raise PluginError(f"{record}, hook {name}: hookwrapper=True is the old style; write wrapper=True")
+        if options.get("wrapper") and name in ALONE:
+            raise PluginError(f"{record}, hook {name}: is called for each plugin alone; it cannot have wrappers")
+        if options.get("wrapper") and not inspect.isgeneratorfunction(inspect.unwrap(function)):
+            raise PluginError(
+                f"{record}, hook {name}: is a wrapper without a yield; write `result = yield` where the others are to"
+                " be called, and return the result"
+            )
+        if options.get("specname"):
+            raise PluginError(f"{record}, hook {name}: specname is not supported; name the function after its hook")
+        for argument in inspect.signature(function).parameters.values():
+            if argument.default is not argument.empty:
+                raise PluginError(
+                    f"{record}, hook {name}: parameter '{argument.name}' has a default value, but a hook always gets"
+                    " all of its arguments; remove the default"
+                )
+            if argument.kind is argument.KEYWORD_ONLY:
+                raise PluginError(f"{record}, hook {name}: parameter '{argument.name}' is keyword-only; remove the '*'")
+            if argument.kind in (argument.VAR_KEYWORD, argument.VAR_POSITIONAL):
+                raise PluginError(
+                    f"{record}, hook {name}: '*{argument.name}' gets nothing; name the parameters you need"
+                )
+
+
+@functools.cache
+def device_rule(hook: str) -> str:
+    """What the documentation of an engine's hook says about the device, such as ``may wait for it.``; else nothing."""
+    text = inspect.getdoc(getattr(hookspecs, hook, None)) or ""
+    return next((line.removeprefix("Device:").strip() for line in text.splitlines() if line.startswith("Device:")), "")
+
+
+@contextlib.contextmanager
+def pluggy_silent() -> Iterator[None]:
+    """Keep pluggy from warning of what is retired: it does not say who takes it, as :func:`retired` does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def retired(manager: pluggy.PluginManager) -> Iterator[tuple[HookImpl, str, Warning]]:
+    """The implementations that take what a hook's declaration calls retired, the hook's name, and what to tell."""
+    for name, caller in vars(manager.hook).items():
+        spec = caller.spec
+        for found in caller.get_hookimpls() if spec is not None else ():
+            told = spec.warn_on_impl_args or {}
+            yield from ((found, name, told[argument]) for argument in found.argnames if argument in told)
+            if spec.warn_on_impl is not None:
+                yield found, name, spec.warn_on_impl

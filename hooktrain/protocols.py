@@ -1,0 +1,167 @@
+"""What the engine asks of the parts that plugins build. These are protocols: nothing is subclassed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from hooktrain.types import Batch, OptimizerStep, StoredTensors, TrainedState, World
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import Module
+    from torch.optim import Optimizer
+
+    from hooktrain.training.trainer import Trainer
+
+__all__ = ["CheckpointEngine", "Scheduler", "Strategy"]
+
+
+T = TypeVar("T")
+
+
+class Scheduler(Protocol):
+    """A learning-rate schedule; every torch scheduler is one."""
+
+    def step(self) -> None:
+        """Move on by one optimizer step and set the learning rates."""
+
+    def get_last_lr(self) -> Sequence[float]:
+        """The learning rate of each parameter group for the step to come."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+
+class Strategy(Protocol):
+    """What knows about devices, precision and other ranks.
+
+    Every method that says *collective* must be called on all ranks.
+
+    One under which several ranks share the tokens of a row also has ``data_world``, this rank's place among those that
+    get rows of their own, and ``divide(batch)``, which returns the rank's part of a micro-batch on the host, with
+    ``shift_labels`` (those of the next token) in the place of ``labels``.
+
+    One with ``usable_when_closed`` true can still evaluate and save after :meth:`close`.
+    """
+
+    world: World
+    device: torch.device
+
+    def model_context(self) -> AbstractContextManager[Any]:
+        """The context under which the model is built (meta device, ``zero.Init``, ...)."""
+
+    def prepare_model(self, model: Module) -> Module:
+        """Move and wrap a new model, before the optimizer is built. Collective."""
+
+    def prepare(
+        self, model: Module, optimizer: Optimizer, scheduler: Scheduler, accumulation: int
+    ) -> tuple[Module, Optimizer, Scheduler]:
+        """Bind model, optimizer and scheduler together; returns what the loop is to use. Collective."""
+
+    def compute(self, function: Callable[[], T], last: bool) -> T:
+        """Call a function that runs the model, in the strategy's precision and so that gradients can reach all ranks.
+
+        The function may call any part of the model; ``last`` says that the window ends with it. Collective.
+        """
+
+    def to_device(self, batch: Batch) -> Batch:
+        """The batch on the device, without waiting for it."""
+
+    def backward(self, loss: Tensor, last: bool) -> Tensor:
+        """Add gradients of ``loss``, shape (), summed over ranks; ``last`` ends the window. Collective."""
+
+    def optimizer_step(self, max_norm: float, wants_norm: bool, skip_non_finite: bool) -> OptimizerStep:
+        """Clip to ``max_norm`` (0: not at all), update and clear gradients. Collective."""
+
+    def zero_grad(self) -> None:
+        """Clear gradients without an update."""
+
+    def sum_tensor(self, value: Tensor) -> Tensor:
+        """Sum over ranks, on the device, without the host waiting for it. Collective."""
+
+    def sum_numbers(self, values: Sequence[int]) -> list[int]:
+        """Sum of host integers over ranks, without touching the device. Collective."""
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """A plain value (JSON types) of every rank, in rank order. Collective."""
+
+    def barrier(self) -> None:
+        """Wait for all ranks. Collective."""
+
+    def unwrap(self, model: Module) -> Module:
+        """The bare module."""
+
+    def full_state_dict(self, model: Module) -> dict[str, Tensor]:
+        """All weights as whole CPU tensors on rank 0, and ``{}`` elsewhere. Collective.
+
+        Weights that are whole and on the CPU are not copied: who keeps them while the training goes on does that.
+        """
+
+    def trained_state(self, model: Module, optimizer: Optimizer) -> TrainedState:
+        """This rank's share of weights and optimizer, not copied: over all ranks each element is there once.
+
+        Collective.
+        """
+
+    def load_trained_state(
+        self,
+        model: Module,
+        optimizer: Optimizer,
+        stored: tuple[StoredTensors, StoredTensors],
+        rest: Mapping[str, Any],
+        left_out: Collection[str],
+    ) -> None:
+        """Take over what any strategy on any number of ranks gave as its ``trained_state``. Collective.
+
+        Args:
+            model: what :meth:`prepare` returned.
+            optimizer: what :meth:`prepare` returned.
+            stored: the tensors of the model and those of the optimizer.
+            rest: what :class:`TrainedState` says.
+            left_out: names of frozen weights that were not stored, as building the model gives them back.
+
+        Raises:
+            ValueError: when names or shapes are not those of this run.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """The strategy's own state (such as a loss scale): JSON values and tensors."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None:
+        """Give back what the strategy holds, the process group among it."""
+
+
+class CheckpointEngine(Protocol):
+    """Writes, finds and reads checkpoints of one kind.
+
+    One that saves in the background also has ``finish(trainer, wait)``, collective: it returns the path of what has
+    been saved since, or None where nothing was or it still goes on, which it does not with ``wait``. When a rank has
+    written its part, it says so with ``trainer.requests.save_ended()``. Where such a save may fail without ending the
+    run, ``unsaved`` is the step of the last one and the error, or None when it did not fail: the error is raised at the
+    end of the run if that was its last state.
+
+    One that can say whether a run may go on from a checkpoint before there is a model has ``check(trainer, path)``,
+    collective, which raises :class:`CheckpointError` on all ranks if not; ``hooktrain.provenance`` gives what is to be
+    kept for that, and ``hooktrain.require_same`` compares.
+    """
+
+    config: Any
+
+    def save(self, trainer: Trainer) -> Path | None:
+        """Save the trainer; returns what was written, or None when that goes on in the background. Collective."""
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint that a run can resume from, or None."""
+
+    def claims(self, path: Path) -> bool:
+        """Whether ``path`` holds a checkpoint of this kind that a run can resume from."""
+
+    def load(self, trainer: Trainer, path: Path) -> None:
+        """Load ``path`` into the trainer. Collective."""

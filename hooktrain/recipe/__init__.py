@@ -1,0 +1,1 @@
+"""Recipes: reading them, and structuring them with the parts that plugins register."""

@@ -1,0 +1,102 @@
+"""The recipe: everything that determines a run, in frozen classes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import yaml
+
+from hooktrain.config import at_least, between, field, one_of, part, unstructure
+from hooktrain.plugin.config import PluginsConfig
+
+__all__ = ["Recipe"]
+
+
+@attrs.frozen(kw_only=True)
+class Recipe:
+    """Everything that determines a run."""
+
+    type: str = field(default="sft")
+    """Trainer type: which kinds of parts the run has, and their defaults."""
+    run_dir: Path | None = field(default=None, neutral=True)
+    """Folder for metrics, the resolved recipe and checkpoints; ``runs/<name of the recipe>`` when left out."""
+    micro_batch_size: int = field(default=1, validator=at_least(1))
+    """Rows that go through the model at once, on each rank."""
+    gradient_accumulation_steps: int = field(default=1, validator=at_least(1))
+    """Micro-batches in one optimizer step, on each rank."""
+    epochs: int | None = field(default=None, validator=at_least(1))
+    """Passes over the training rows; 1 when neither this nor ``train_iters`` is given."""
+    train_iters: int | None = field(default=None, validator=at_least(1))
+    """Optimizer steps; together with ``epochs``, whichever ends first."""
+    exit_iteration: int = field(default=0, validator=at_least(0), neutral=True)
+    """Stop after so many optimizer steps without changing the schedule; 0 does not."""
+    eval_interval: int = field(default=0, validator=at_least(0), neutral=True)
+    """Optimizer steps between evaluations; 0 evaluates only at the end."""
+    eval_at_start: bool = field(default=False, neutral=True)
+    """Whether to evaluate before the first step as well."""
+    eval_micro_batch_size: int | None = field(default=None, validator=at_least(1), neutral=True)
+    """Rows of an evaluation micro-batch; ``micro_batch_size`` when left out."""
+    log_interval: int = field(
+        default=1, validator=at_least(1), aliases=("loss_log_interval", "train_log_iter_interval"), neutral=True
+    )
+    """Optimizer steps between log lines; between two of them nothing waits for the device."""
+    gradient_clipping: float = field(default=1.0, validator=at_least(0))
+    """Largest norm of all gradients together; 0 does not clip."""
+    on_nan: str = field(default="stop", validator=one_of("stop", "skip"), neutral=True)
+    """What happens when loss or gradients are not finite: end the run, or leave the step out and count it."""
+    seed: int = field(default=42, validator=between(0, 2**32 - 1))
+    """Seed of weights, dropout and the order of rows."""
+    skip_validation: bool = field(default=False, neutral=True)
+    """Admit parts that the trainer type does not list as compatible."""
+    allow_drift: tuple[str, ...] = field(default=(), neutral=True)
+    """What may be other than in the checkpoint that a run goes on from although it changes the training, such as
+    ``optimizer.lr`` or ``data``; ``*`` is everything."""
+    profile_hooks: bool = field(default=False, neutral=True)
+    """Whether to show, at the end, what time, waits for the device and memory each plugin took in each hook."""
+    strategy: Any = part("strategy", neutral=True)
+    tokenizer: Any = part("tokenizer")
+    data: Any = part("data")
+    loss: Any = part("loss")
+    model: Any = part("model")
+    optimizer: Any = part("optimizer")
+    scheduler: Any = part("scheduler")
+    checkpoint: tuple[Any, ...] = part("checkpoint", many=True, neutral=True)
+    plugins: PluginsConfig = field(factory=PluginsConfig)
+    """Which plugins take part."""
+    settings: Mapping[str, Any] = field(factory=dict)
+    """Plugins' own settings by name; in the recipe they are top-level keys."""
+    types: Mapping[Any, str] = attrs.field(factory=dict, repr=False, metadata={"internal": True})
+    """The ``type`` of each config class, for writing the recipe out again."""
+    name: str = attrs.field(default="recipe", metadata={"internal": True})
+    """The recipe file's name without its ending."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole recipe, defaults included, as plain values; reading it again gives the same recipe."""
+        hidden = {"settings", "types", "name", "skip_validation"}
+        made = {item.name: unstructure(getattr(self, item.name), self.types) for item in attrs.fields(Recipe)}
+        absent = {"run_dir", *self.parts()}
+        plain = {
+            key: value for key, value in made.items() if key not in hidden and not (value is None and key in absent)
+        }
+        if self.skip_validation:
+            plain["skip_validation"] = True
+        plain.update({name: unstructure(config) for name, config in self.settings.items()})
+        return plain
+
+    def parts(self) -> dict[str, Any]:
+        """The configs of the parts by kind; a tuple where there may be several, and None where there is none."""
+        return {item.name: getattr(self, item.name) for item in attrs.fields(Recipe) if item.metadata.get("kind")}
+
+    def as_yaml(self) -> str:
+        """The whole recipe as YAML."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+
+    def digest(self) -> str:
+        """Text that is equal for two recipes exactly when they say the same, ``run_dir`` aside."""
+        plain = {key: value for key, value in self.as_dict().items() if key != "run_dir"}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,219 @@
+"""The recipe: what has been read is structured into frozen classes, with the parts that plugins offer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from hooktrain.config import Built, structure
+from hooktrain.errors import Complaint, RecipeError, did_you_mean
+from hooktrain.plugin.config import plugins_config
+from hooktrain.plugin.manager import PluginHost
+from hooktrain.plugin.records import Offer
+from hooktrain.recipe.model import Recipe
+from hooktrain.types import TrainerType
+
+__all__ = ["resolve"]
+
+
+# ------------------------------------------------------------------------------------------- structuring
+
+
+def resolve(raw: Mapping[str, Any], host: PluginHost, *, source: str = "recipe", name: str = "recipe") -> Recipe:
+    """Structure a recipe with the parts that the plugins offer; its ``plugins`` are the host's, switches applied.
+
+    Args:
+        raw: what :func:`read_recipe` returned, overrides applied.
+        host: the plugins.
+        source: what to call the recipe in errors.
+        name: the recipe's name, from which ``run_dir`` is made when it is not given.
+
+    Raises:
+        RecipeError: with every complaint there is.
+    """
+    return _Resolver(raw, host).recipe(source, name)
+
+
+class _Resolver:
+    def __init__(self, raw: Mapping[str, Any], host: PluginHost) -> None:
+        self.raw = raw
+        self.host = host
+        self.complaints: list[Complaint] = []
+        self.types = {offer.config: offer.name for kinds in host.offers.values() for offer in kinds.values()}
+        self.built: dict[str, Any] = {}
+        self.lifted: list[str] = []
+        self.trainer_type = TrainerType(parts={})
+
+    def recipe(self, source: str, name: str) -> Recipe:
+        type_name = self.raw.get("type") or "sft"
+        if not isinstance(type_name, str) or type_name not in self.host.trainer_types:
+            known = {n: who for n, (kind, who) in sorted(self.host.trainer_types.items()) if kind.listed}
+            listed = ", ".join(f"{n} ({who.distribution})" for n, who in known.items())
+            self.complaints.append(
+                Complaint(
+                    "type",
+                    f"given '{type_name}', which no plugin offers{did_you_mean(str(type_name), known)}; expected one of"
+                    f" {listed or 'none, since no installed plugin offers a trainer type'}{self._left_out()}",
+                )
+            )
+            raise RecipeError(self.complaints, source)
+        self.trainer_type = self.host.trainer_types[type_name][0]
+        own = {item.name: item for item in attrs.fields(Recipe) if not item.metadata.get("internal")}
+        settings = self.host.offers.get("settings", {})
+        given: dict[str, Any] = {}
+        chosen: dict[str, Any] = {}
+        for key in sorted(settings.keys() & own.keys()):
+            why = f"{settings[key].plugin} offers settings under this key, which is the recipe's own; leave it out with"
+            self.complaints.append(Complaint(key, f"{why} plugins: {{block: [{settings[key].plugin.name}]}}"))
+        for key, value in self.raw.items():
+            if key in settings:
+                shorthand = getattr(settings[key].config, "shorthand", None)
+                before = len(self.complaints)
+                short = bool(shorthand) and isinstance(value, (list, str))
+                chosen[key] = self._mapping_part(settings[key], {shorthand: value} if short else value, key)
+                if short:  # with the path that was written
+                    found = self.complaints[before:]
+                    self.complaints[before:] = [
+                        one._replace(where=one.where.replace(f"{key}.{shorthand}", key, 1)) for one in found
+                    ]
+            elif key == "settings" or key in ("types", "name"):
+                self.complaints.append(Complaint(str(key), "unknown key; a plugin's settings are top-level keys"))
+            elif key in own and own[key].metadata.get("kind"):
+                continue
+            elif key == "plugins":
+                given[key] = Built(plugins_config(self.raw, source))
+            elif key in own or any(key in item.metadata.get("aliases", ()) for item in own.values()):
+                given[key] = value
+            else:
+                self.complaints.append(Complaint(str(key), self._unknown(str(key), own, settings)))
+        for name_, offer in settings.items():
+            if name_ not in chosen and not any(item.default is attrs.NOTHING for item in attrs.fields(offer.config)):
+                chosen[name_] = offer.config()
+        for item in own.values():
+            if item.metadata.get("kind"):
+                given[item.name] = Built(self._field(item, self.raw.get(item.name), item.name))
+        made = structure(Recipe, given, "", self.complaints)
+        if made is None or self.complaints:
+            raise RecipeError(self.complaints, source)
+        # as the run has them: the recipe in its folder is to load them again without the switches of the command line
+        return attrs.evolve(made, settings=chosen, types=self.types, name=name, plugins=self.host.config)
+
+    # ------------------------------------------------------------------------------------------ parts
+
+    def _field(self, item: Any, value: Any, where: str) -> Any:
+        """The value of a field that holds one part or several."""
+        kind = item.metadata["kind"]
+        if not item.metadata["many"]:
+            if where in self.built:
+                return self.built[where]
+            if value is None and not self._names(kind):
+                return None
+            self.built[where] = None  # stops two parts that inherit from each other
+            self.built[where] = made = self._part(kind, value, where)
+            return made
+        values = [] if value is None else value if isinstance(value, list) else [value]
+        made_all = [self._part(kind, each, f"{where}[{index}]") for index, each in enumerate(values)]
+        return tuple(made for made in made_all if made is not None)
+
+    def _part(self, kind: str, value: Any, where: str) -> Any:
+        offers = self.host.offers.get(kind, {})
+        names = self._names(kind)
+        if isinstance(value, str):
+            default = offers.get(names[0]) if names else None
+            shorthand = getattr(default.config, "shorthand", None) if default is not None else None
+            value = {shorthand: value} if shorthand and value not in offers else {"type": value}
+        elif value is None:
+            value = {}
+        if not isinstance(value, Mapping):
+            self.complaints.append(Complaint(where, f"given {value!r}, expected a mapping with the keys of the {kind}"))
+            return None
+        name = value.get("type", names[0] if names else None)
+        offer = offers.get(name) if isinstance(name, str) else None
+        if offer is None:
+            known = {n: found for n, found in sorted(offers.items()) if found.listed}
+            listed = ", ".join(f"{n} ({found.plugin.distribution})" for n, found in known.items())
+            meant = did_you_mean(str(name), known)
+            said = (
+                f"given '{name}', which no plugin offers"
+                if "type" in value or names
+                else "the trainer type has no default"
+            )
+            self.complaints.append(
+                Complaint(f"{where}.type", f"{said}{meant}; offered are {listed or 'none'}{self._left_out()}")
+            )
+            return None
+        if not self._compatible(offer, names):
+            self.complaints.append(
+                Complaint(
+                    f"{where}.type",
+                    f"given '{name}' ({offer.plugin.distribution}), which the trainer type"
+                    f" '{self.raw.get('type', 'sft')}' does not support; it supports"
+                    f" {', '.join(n for n in names if n != '*') or f'no {kind}'}; to use it all the same, write"
+                    " skip_validation: true",
+                )
+            )
+            return None
+        return self._mapping_part(offer, {key: each for key, each in value.items() if key != "type"}, where)
+
+    def _mapping_part(self, offer: Offer, value: Any, where: str) -> Any:
+        if value is None:
+            value = {}
+        if not isinstance(value, Mapping):
+            self.complaints.append(Complaint(where, f"given {value!r}, expected a mapping"))
+            return None
+        given = dict(value)
+        for item in attrs.fields(offer.config):
+            if item.metadata.get("kind") and (item.name in given or not item.metadata["many"]):
+                given[item.name] = Built(self._field(item, given.get(item.name), f"{where}.{item.name}"))
+            inherit = item.metadata.get("inherit")
+            spelled = {item.name, *item.metadata.get("aliases", ())}
+            if inherit and not spelled & set(given):
+                found, inherited = self._lookup(inherit)
+                if found:
+                    given[item.name] = inherited
+        whose = f" ({offer.kind} '{offer.name}' of {offer.plugin})"
+        return structure(offer.config, given, where, self.complaints, whose)
+
+    def _lookup(self, path: str) -> tuple[bool, Any]:
+        """The value at a path of the recipe, whose first step is a part that may have to be built first."""
+        head, *rest = path.split(".")
+        item = getattr(attrs.fields(Recipe), head)
+        value = self._field(item, self.raw.get(head), head) if item.metadata.get("kind") else self.raw.get(head)
+        for step in rest:
+            if not hasattr(value, step):
+                return False, None
+            value = getattr(value, step)
+        return value is not None, Built(value)
+
+    def _names(self, kind: str) -> Sequence[str]:
+        return self.trainer_type.parts.get(kind, ())
+
+    def _compatible(self, offer: Offer, names: Sequence[str]) -> bool:
+        if self.raw.get("skip_validation") is True:
+            return True
+        supports = getattr(offer.config, "trainer_types", ())
+        return (
+            any(name in supports for name in ("*", self.raw.get("type", "sft"))) or offer.name in names or "*" in names
+        )
+
+    def _unknown(self, key: str, own: Iterable[str], settings: Iterable[str]) -> str:
+        record = self.host.records.get(key)
+        if record is not None and record.reason:
+            return (
+                f"the plugin of that name is not loaded ({record.reason}), so that nobody takes this key; let it take"
+                " part, or leave the key out"
+            )
+        keys = sorted([name for name in own if name != "settings"] + list(settings))
+        return f"unknown key{did_you_mean(key, keys)}; a recipe takes {', '.join(keys)}{self._left_out()}"
+
+    def _left_out(self) -> str:
+        """Plugins that might have offered what is not there: nobody knows what one offers that was not imported."""
+        failed = "; ".join(f"{record} {record.reason}" for record in self.host.failed())
+        reasons: dict[str, list[str]] = {}
+        for record in self.host.records.values():
+            if record.state == "blocked":
+                reasons.setdefault(record.reason, []).append(record.name)
+        blocked = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
+        return (f"; not loaded: {failed}" if failed else "") + (f"; not looked at: {blocked}" if blocked else "")

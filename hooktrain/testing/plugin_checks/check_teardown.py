@@ -1,0 +1,200 @@
+"""A run that fails tears the plugin down, whatever failed; nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hooktrain import hookspecs
+from hooktrain.errors import HooktrainError
+from hooktrain.hookspecs import FACTORIES, SEGMENTS
+from hooktrain.markers import hookimpl
+from hooktrain.testing.plugin_checks.kit import Broken, Kit
+from hooktrain.testing.plugin_checks.plugin_reference import Prepared, Spec, prepared
+from hooktrain.training.trainer import Trainer
+
+__all__ = ["check_teardown"]
+
+FAILING = (
+    "make_strategy",
+    "make_data",
+    "make_model",
+    "make_optimizer",
+    "on_train_start",
+    "on_epoch_start",
+    "count_batch",
+    "on_step_start",
+    "on_microbatch_start",
+    "compute_loss",
+    "run_backward",
+    "on_microbatch_end",
+    "run_optimizer_step",
+    "on_step_end",
+    "collect_metrics",
+    "on_log",
+    "on_evaluate_start",
+    "run_evaluate",
+    "on_checkpoint_start",
+    "save_checkpoint",
+    "on_train_end",
+)
+"""Hooks of every kind, in which a run is made to fail."""
+
+_ENOUGH = 8
+"""Findings after which no further hook is tried."""
+
+
+def check_teardown(kit: Kit) -> None:
+    """A failure in any kind of hook reaches the user, after ``on_teardown``, which may come early and twice."""
+    options = kit.options
+    failing, leaves = tuple(options.failing) or FAILING, tuple(options.leaves)
+    given = {"spec": kit.spec, "failing": failing, "leaves": leaves, "patience": options.patience}
+    done = kit.start("teardown", f"{__name__}:_failures", **given)
+    found = kit.need(done, "runs that fail in one hook after another")
+    if found:
+        raise Broken(
+            "\n".join(found[:_ENOUGH]),
+            "on_teardown is called on every rank however the run ends, before anything was built or after everything;"
+            " it gives back what the plugin holds, and hides no error",
+            "have it look at what there is (`if self.server is not None`), and set attributes in __init__; close files,"
+            " end threads and put back what on_train_start has changed",
+        )
+
+
+class _Out(Exception):
+    """What the runs fail with."""
+
+
+def _failing(hook: str) -> object:
+    """A plugin that raises in one hook, surrounding it where its result matters."""
+    parameters = hookspecs.__dict__[hook].__code__.co_varnames[: hookspecs.__dict__[hook].__code__.co_argcount]
+
+    def fail() -> None:
+        raise _Out(hook)
+
+    wraps = hook in SEGMENTS or hook in FACTORIES
+    body = "    fail()\n    return (yield)" if wraps else "    fail()"
+    scope: dict[str, Any] = {"fail": fail}
+    exec(f"def {hook}(self, {', '.join(parameters)}):\n{body}", scope)
+    return type("Fails", (), {hook: hookimpl(wrapper=wraps)(scope[hook])})()
+
+
+def _failures(spec: Spec, failing: tuple[str, ...], leaves: tuple[str, ...], patience: float) -> list[str]:
+    """What goes wrong when a run fails in one hook after another; in a process of its own."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    _settle(spec)
+    found: list[str] = []
+    for hook in failing:
+        found += _failure(spec, hook, leaves, patience) if len(found) < _ENOUGH else []
+    made = _made(spec, "early")
+    trainer = Trainer(made.recipe, made.host)
+    for when in ("before anything is built", "a second time"):
+        for name in ("on_exception", "on_teardown"):
+            found += _called(made, name, when, trainer)
+    return list(dict.fromkeys(found))
+
+
+def _settle(spec: Spec) -> None:
+    """A first run, if possible without the plugin: libraries set variables of their own when they are first used."""
+    for variation in ("without", "with"):
+        with contextlib.suppress(HooktrainError):
+            made = _made(spec, "first", variation=variation)
+            Trainer(made.recipe, made.host).run()
+            return
+
+
+def _made(spec: Spec, folder: str, *plugins: object, variation: str = "with") -> Prepared:
+    overrides = {
+        "run_dir": os.path.abspath(folder),
+        "train_iters": 2,
+        "epochs": None,
+        "checkpoint": [{"type": "full", "save_every_n_steps": 1}],
+    }
+    return prepared(spec, variation, *plugins, overrides=overrides)
+
+
+def _failure(spec: Spec, hook: str, leaves: tuple[str, ...], patience: float) -> list[str]:
+    """What goes wrong when a run fails in one hook."""
+    made = _made(spec, hook, _failing(hook))
+    trainer = Trainer(made.recipe, made.host)
+    calls = _counted(made)
+    before, threads = _state(), set(threading.enumerate())
+    found: list[str] = []
+    try:
+        trainer.run()
+    except _Out:
+        pass
+    except BaseException as problem:
+        found.append(f"a failure in {hook} ends the run with {type(problem).__name__} ({problem}) in its place")
+    else:
+        found.append(f"a failure in {hook} does not end the run: somebody has swallowed the exception")
+    mine = f"plugin '{made.name}', hook on_"
+    found += [f"when {hook} has failed: {text}" for text in made.host.warnings if text.startswith(mine)]
+    if calls and calls["on_teardown"] != 1:
+        found.append(f"when {hook} has failed, on_teardown is called {calls['on_teardown']} times, expected once")
+    found += [f"when {hook} has failed, {what} stays changed" for what in _changed(before, leaves)]
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(patience)
+        if thread.is_alive():
+            found.append(f"when {hook} has failed, the thread {thread.name} is left")
+    found += _called(made, "on_teardown", f"a second time, when {hook} has failed", trainer)
+    return found
+
+
+def _called(made: Prepared, hook: str, when: str, trainer: Trainer) -> list[str]:
+    """What the plugin's own implementation of a hook raises."""
+    given = {"trainer": trainer, "exception": _Out("out of luck")}
+    for found in made.host.implementations(hook):
+        if found.plugin_name == made.name:
+            try:
+                found.function(*(given[name] for name in found.argnames))
+            except Exception as problem:
+                return [f"{hook}, called {when}, raises {type(problem).__name__}: {problem}"]
+    return []
+
+
+def _counted(made: Prepared) -> dict[str, int]:
+    """How often the plugin's ``on_teardown`` is called; nothing where it has none."""
+    calls: dict[str, int] = {}
+    for found in made.host.implementations("on_teardown"):
+        if found.plugin_name == made.name:
+            calls["on_teardown"] = 0
+            setattr(found, "function", _counting(found.function, calls))  # noqa: B010 - final for type checkers
+    return calls
+
+
+def _counting(function: Callable[..., Any], calls: dict[str, int]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        calls["on_teardown"] += 1
+        return function(*arguments)
+
+    return call
+
+
+def _changed(before: dict[str, Any], leaves: tuple[str, ...]) -> list[str]:
+    """What is not as it was, and not among the environment variables that may stay."""
+    after = _state()
+    return [
+        name for name in {**before, **after} if before.get(name) != after.get(name) and name.split()[-1] not in leaves
+    ]
+
+
+def _state() -> dict[str, Any]:
+    """What a run must leave as it was."""
+    return {
+        **{f"the environment variable {name}": value for name, value in os.environ.items()},
+        "a signal handler": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "torch's grad mode": torch.is_grad_enabled(),
+        "torch's default dtype": torch.get_default_dtype(),
+        "sys.stdout": sys.stdout,
+        "sys.excepthook": sys.excepthook,
+    }

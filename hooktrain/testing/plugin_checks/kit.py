@@ -1,0 +1,285 @@
+"""One plugin's checks: its recipe, the processes that run it, and what they share."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import attrs
+
+from hooktrain.testing.fork_server import Done, Job, run_jobs
+from hooktrain.testing.plugin_checks.plugin_reference import Reference, Spec
+from hooktrain.testing.plugin_checks.strategies import STRATEGIES
+from hooktrain.testing.tiny_llama import PRELOAD
+
+__all__ = ["Broken", "Kit", "Options", "Training", "Unjudged"]
+
+# torch's optimizers import torch._dynamo in their first step, which takes as long as torch itself
+LIGHT = (
+    *("torch", "torch._dynamo", "hooktrain.training.build", "hooktrain.builtins.console", "hooktrain.training.trainer"),
+    *("hooktrain.testing.tiny_plugin", "hooktrain.testing.plugin_checks.child_run"),
+)
+HEAVY = (*LIGHT, *PRELOAD)
+RUN = "hooktrain.testing.plugin_checks.child_run:run"
+FACTS = "hooktrain.testing.plugin_checks.check_hooks:facts"
+
+TINY: Mapping[str, Any] = {
+    "type": "tiny",
+    "micro_batch_size": 2,
+    "model": {"dropout": 0.1},
+    "optimizer": {"type": "adamw", "lr": 1e-2},
+    "scheduler": {"type": "linear"},
+    "eval_interval": 3,
+    "strategy": {"dtype": "fp32", "device": "cpu"},
+    "console": {"enabled": False},
+}
+"""Random rows and a model of a few hundred weights, with all that a resume has to bring back."""
+
+
+_CHAT: list[Mapping[str, Any]] = []
+"""The recipe of ``recipe="chat"``, whose model and rows all plugins share."""
+
+
+class Broken(Exception):
+    """A plugin breaks a rule.
+
+    Args:
+        found: what it does.
+        rule: what is asked of every plugin, and why.
+        mend: what to do.
+    """
+
+    def __init__(self, found: str, rule: str, mend: str) -> None:
+        super().__init__(f"{found}\n\nrule: {rule}\nmend: {mend}")
+
+
+class Unjudged(Exception):
+    """A check that says nothing about this plugin, and why."""
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """What the author of a plugin may set, see ``conformance``, and what tests of the kit set besides.
+
+    Attributes:
+        strategy: one of ``STRATEGIES``, on two ranks; the recipe's own on one when left out.
+        time: whether times are judged.
+        clock: of the times of steps, ``module:function``.
+        rounds: how often runs with the plugin and without take turns when times are judged.
+        failing: hooks in which a run is made to fail; all kinds of hooks when left out.
+        patience: seconds that a thread has to end after a run.
+    """
+
+    recipe: Any = "tiny"
+    settings: Mapping[str, Any] = attrs.field(factory=dict)
+    plugins: Sequence[str] = ()
+    changes_gradients: bool | None = None
+    steps: int = 8
+    tolerance: float = 1e-6
+    ignore: Sequence[str] = ()
+    calls: float | None = None
+    device_syncs: float = 0
+    allocations: float | None = None
+    budget: float | str = 100.0
+    import_modules: int = 700
+    import_seconds: float = 1.0
+    leaves: Sequence[str] = ()
+    timeout: float = 120.0
+    strategy: str = ""
+    time: bool = False
+    clock: str = "time:perf_counter"
+    rounds: int = 8
+    failing: Sequence[str] = ()
+    patience: float = 1.0
+
+
+class Training(NamedTuple):
+    """A training run in processes of its own.
+
+    Attributes:
+        name: of the run; a run of the same name is not made again.
+        variation: see ``Spec.raw``.
+        overrides: values that take the place of the recipe's.
+        resume_from: the checkpoint that it begins with.
+        ranks: processes; as many as the kit's strategy wants when left out.
+    """
+
+    name: str
+    variation: str
+    overrides: Mapping[str, Any] = {}
+    resume_from: str | None = None
+    ranks: int = 0
+
+
+class Kit:
+    """Runs the checks of one plugin, and keeps what several of them look at.
+
+    Args:
+        reference: the plugin.
+        options: what its author has set.
+        folder: for the files of the runs.
+    """
+
+    def __init__(self, reference: Reference, options: Options, folder: Path) -> None:
+        self.reference, self.options, self.folder = reference, options, folder
+        self.notes: dict[str, str] = {}
+        self._kept: dict[str, Any] = {}
+        self._runs: dict[str, list[Done]] = {}
+        self._preload = HEAVY if options.recipe == "chat" else LIGHT
+
+    @property
+    def spec(self) -> Spec:
+        """The plugin with its recipe."""
+        made: Spec = self.once("spec", self._spec)
+        return made
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What loading the plugin tells, see ``rules.facts``."""
+        done = self.once("facts", lambda: self.start("facts", FACTS, spec=self.spec))
+        found: Mapping[str, Any] = self.need(done, "loading the plugin")
+        return found
+
+    def _spec(self) -> Spec:
+        recipe, only = self.options.recipe, ["torch", *self.options.plugins]
+        if recipe == "tiny":
+            recipe = {**TINY, "plugins": {"only": only}}
+        elif recipe == "chat":
+            recipe = {**self._chat(), "plugins": {"only": [*only, "hf", "sft"]}}
+        elif isinstance(recipe, Path):
+            from hooktrain.recipe.yaml_reader import read_recipe
+
+            recipe = read_recipe(recipe)
+        elif callable(recipe):
+            recipe = recipe(self.folder)
+        if self.options.strategy:
+            recipe = _with_strategy(recipe, self.options.strategy)
+        return Spec(reference=self.reference, recipe=recipe, settings=self.options.settings, steps=self.options.steps)
+
+    def _chat(self) -> Mapping[str, Any]:
+        if not _CHAT:
+            done = self.start("chat", "hooktrain.testing.plugin_checks.chat_recipe:make")
+            if done.status != 0:
+                raise Unjudged(f"the model and rows of recipe='chat' could not be made:\n{_end(done.output)}")
+            _CHAT.append(done.result)
+        return _CHAT[0]
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made once; a failure is kept too."""
+        if key not in self._kept:
+            try:
+                self._kept[key] = make()
+            except (Broken, Unjudged) as problem:
+                self._kept[key] = problem
+        if isinstance(self._kept[key], (Broken, Unjudged)):
+            raise self._kept[key]
+        return self._kept[key]
+
+    # --------------------------------------------------------------------------------------------- processes
+
+    def start(self, name: str, function: str, **arguments: Any) -> Done:
+        """Run a function in a process of its own."""
+        job = Job(function, arguments, self.folder / name)
+        return run_jobs(job, preload=self._preload, timeout=self.options.timeout)[0]
+
+    def runs(self, *trainings: Training) -> list[list[Done]]:
+        """Make training runs at the same time; returns what came of each rank of each."""
+        with contextlib.ExitStack() as stores:
+            jobs = [job for training in trainings for job in self._jobs(training, stores)]
+            done = run_jobs(*jobs, preload=self._preload, timeout=self.options.timeout) if jobs else []
+        for job, outcome in zip(jobs, done, strict=True):
+            self._runs.setdefault(job.folder.parent.name, []).append(outcome)
+        return [self._runs[training.name] for training in trainings]
+
+    def _jobs(self, training: Training, stores: contextlib.ExitStack) -> list[Job]:
+        """The processes of a run, none where it has been made."""
+        if training.name in self._runs:
+            return []
+        ranks, folder = training.ranks or (2 if self.options.strategy else 1), self.folder / training.name
+        arguments = {
+            "spec": self.spec,
+            "variation": training.variation,
+            "folder": str(folder / "run"),
+            "overrides": dict(training.overrides),
+            "resume_from": training.resume_from,
+        }
+        if ranks == 1:
+            return [Job(RUN, arguments, folder / "rank-0")]
+        variables = stores.enter_context(_meeting(ranks))
+        return [Job(RUN, arguments, folder / f"rank-{rank}", variables[rank]) for rank in range(ranks)]
+
+    def need(self, done: Done, what: str) -> Any:
+        """The result of a process that has to succeed.
+
+        Raises:
+            Broken: with what it printed.
+        """
+        if done.status != 0:
+            self.failed(done, what)
+        return done.result
+
+    def need_all(self, ranks: Sequence[Done], what: str) -> list[Any]:
+        """The results of all ranks of a run that has to succeed.
+
+        Raises:
+            Broken: with what the rank printed that failed first.
+        """
+        if len(ranks) == 1:
+            return [self.need(ranks[0], what)]
+        # the others fail too, as they hear no more from the one that did
+        order = [(", hook " not in done.output, done.status is None, rank) for rank, done in enumerate(ranks)]
+        for _, _, rank in sorted(order):
+            self.need(ranks[rank], f"{what}: rank {rank} of {len(ranks)}")
+        return [done.result for done in ranks]
+
+    def failed(self, done: Done, what: str) -> NoReturn:
+        """Say how a process ended that should not have."""
+        how = "has not ended in time" if done.status is None else f"ended with status {done.status}"
+        raise Broken(
+            f"{what} {how}, and printed:\n{_end(done.output)}",
+            "a recipe that uses the plugin runs to its end",
+            "run the recipe with `hooktrain train`; give conformance(recipe=..., settings=...) what the plugin needs",
+        )
+
+
+def _with_strategy(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The recipe with a strategy that shards.
+
+    Raises:
+        Unjudged: when it is not installed.
+    """
+    strategy = dict(STRATEGIES[name])
+    needed = strategy["type"]  # both are named as the plugin that brings them
+    if needed not in {point.name for point in importlib.metadata.entry_points(group="hooktrain")}:
+        raise Unjudged(f"the plugin '{needed}' is not installed")
+    own = recipe.get("strategy", {})
+    own = own if isinstance(own, Mapping) else {}
+    kept = {"dtype": "fp32", "device": "cpu", **{key: own[key] for key in ("dtype", "device") if key in own}}
+    plugins = dict(recipe.get("plugins", {}))
+    if plugins.get("only") is not None:
+        plugins["only"] = list(dict.fromkeys([*plugins["only"], needed]))
+    return {**recipe, "strategy": {**kept, **strategy}, "plugins": plugins}
+
+
+@contextlib.contextmanager
+def _meeting(ranks: int) -> Iterator[list[dict[str, str]]]:
+    """The variables of ranks that meet at a store of this process, whose port is free."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+    }
+    yield [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+def _end(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines()[-15:])

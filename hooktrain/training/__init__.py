@@ -1,0 +1,1 @@
+"""The Trainer, its loop, and everything that a run needs besides plugins."""

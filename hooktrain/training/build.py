@@ -1,0 +1,252 @@
+"""Turning a recipe into a trainer's parts, in the order in which they need each other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import random
+import sys
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hooktrain.errors import CheckpointError, DataError, HooktrainError, PluginError, RanksDisagreeError, RecipeError
+from hooktrain.hookspecs import FACTORIES
+from hooktrain.plugin.manager import PluginHost
+from hooktrain.training.resume_check import versions
+from hooktrain.training.run_lock import Occupation
+from hooktrain.types import Batch, Data
+
+if TYPE_CHECKING:
+    from hooktrain.training.trainer import Trainer
+
+__all__ = ["build", "check_data", "make_part"]
+
+
+def build(trainer: Trainer) -> None:
+    """Build every part of a trainer, and find what it is to go on from.
+
+    Raises:
+        PluginError: when no plugin builds a part that the recipe selects.
+        RanksDisagreeError: when another rank has a different recipe, other plugins or other data.
+        CheckpointError: when the run cannot go on from the checkpoint that it is to go on from.
+        HooktrainError: whatever a factory finds wrong.
+    """
+    import torch  # which those who only read a recipe do without
+
+    recipe, world, host = trainer.recipe, trainer.world, trainer.host
+    trainer.run_dir = recipe.run_dir or Path("runs") / recipe.name
+    _seed(recipe.seed)
+
+    trainer.strategy = make_part(host, "make_strategy", recipe.strategy, world=world, recipe=recipe)
+    plugins = {record["name"]: record for record in host.manifest()}
+    # plugins first: a plugin that is not there says more than the section of the recipe that names it
+    _agree(trainer, {"plugins": plugins, "recipe": {**recipe.as_dict(), "run_dir": ""}, "versions": versions()})
+    _agree(trainer, {"order of plugins": list(reversed(plugins))})
+    if world.is_main:
+        _write_run_dir(trainer)
+        for record in host.failed():
+            text = record.reason if record.reason.startswith("plugin ") else f"{record}: {record.reason}"
+            host.warn(f"{text}; the run goes on without it")
+    trainer.tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer)
+    trainer.data = make_part(host, "make_data", recipe.data, tokenizer=trainer.tokenizer, world=world, hooks=host.hooks)
+    check_data(trainer.data)
+    if world.is_main:
+        _write(trainer.run_dir / "data.json", json.dumps(dict(trainer.data.report), indent=2, default=str))
+    _agree(trainer, {"data": {"rows": len(trainer.data.train), "fingerprint": trainer.data.fingerprint}})
+    trainer.data_world = getattr(trainer.strategy, "data_world", world)
+    trainer.divide = getattr(trainer.strategy, "divide", _whole)
+    trainer.loader = host.hooks.make_loader(
+        dataset=trainer.data.train, data=trainer.data, recipe=recipe, world=trainer.data_world
+    )
+    trainer.loss = make_part(host, "make_loss", recipe.loss)
+    trainer.checkpoint_engines = [
+        make_part(host, "make_checkpoint_engine", config, run_dir=trainer.run_dir, world=world)
+        for config in recipe.checkpoint
+    ]
+    trainer.resume_from = _resumable(trainer)  # before the model: it takes minutes to find out otherwise
+    torch.manual_seed(recipe.seed)  # weights do not depend on how much randomness the data took
+    with trainer.strategy.model_context():
+        model = make_part(host, "make_model", recipe.model, tokenizer=trainer.tokenizer, world=world, recipe=recipe)
+    model = trainer.strategy.prepare_model(model)
+    optimizer = make_part(host, "make_optimizer", recipe.optimizer, model=model)
+    scheduler = make_part(
+        host, "make_scheduler", recipe.scheduler, optimizer=optimizer, total_steps=trainer.training_horizon
+    )
+    trainer.model, trainer.optimizer, trainer.scheduler = trainer.strategy.prepare(
+        model, optimizer, scheduler, recipe.gradient_accumulation_steps
+    )
+    _warn_of_idle_settings(trainer)
+    trainer.last_lr = trainer.optimizer.param_groups[0]["lr"]
+    _seed(recipe.seed + world.rank)  # ranks draw different dropout
+
+
+def _whole(batch: Batch) -> Batch:
+    """A rank's part of a micro-batch where ranks share none."""
+    return batch
+
+
+def _seed(seed: int) -> None:
+    """Seed every generator whose state a checkpoint holds."""
+    import torch
+
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if "numpy" in sys.modules:  # torch imports it where it is installed
+        sys.modules["numpy"].random.seed(seed % 2**32)
+
+
+def _resumable(trainer: Trainer) -> Path | None:
+    """What the run is to go on from, looked at by the engine that wrote it; the same on all ranks."""
+    path = trainer.resume_from
+    if path is None and trainer.world.is_main:
+        path = _newest(trainer)
+    text = trainer.strategy.gather_objects(None if path is None else str(path))[0]
+    if text is None:
+        return None
+    path = Path(text)
+    engine = next((engine for engine in trainer.checkpoint_engines if engine.claims(path)), None)
+    found = trainer.strategy.gather_objects(engine is not None)
+    if any(found) and not all(found):
+        raise CheckpointError(
+            f"{path}: rank {found.index(False)} does not find this checkpoint, which rank {found.index(True)} does;"
+            " give an output_dir that all hosts share"
+        )
+    check = getattr(engine, "check", None)
+    if check is not None:
+        check(trainer, path)
+    return path
+
+
+def _newest(trainer: Trainer) -> Path | None:
+    """The newest checkpoint of the first engine with ``auto_resume`` that has one."""
+    for engine in trainer.checkpoint_engines:
+        if engine.config.auto_resume and engine.config.enabled:
+            path = engine.latest()
+            if path is not None:
+                return path
+    return None
+
+
+def make_part(host: PluginHost, hook: str, config: Any, **needs: Any) -> Any:
+    """Ask the factories for a part; a kind that the trainer type does not have is None."""
+    if config is None:
+        return None
+    try:
+        made = getattr(host.hooks, hook)(config=config, **needs)
+    except RecipeError as problem:  # a factory does not know where the recipe came from
+        problem.rename(host.recipe_source)
+        raise
+    if made is None:
+        kind = FACTORIES[hook]
+        offer = next((o for o in host.offers.get(kind, {}).values() if o.config is type(config)), None)
+        who = f"'{offer.name}' is offered by {offer.plugin}, but" if offer else "the recipe selects it, but"
+        wrappers = [f"'{found.plugin_name}'" for found in host.implementations(hook) if found.wrapper]
+        also = (
+            f", and these wrap it and must return the result of their yield: {', '.join(wrappers)}" if wrappers else ""
+        )
+        raise PluginError(f"{kind}: {who} no implementation of {hook} answered; one must return the part{also}")
+    return made
+
+
+def _warn_of_idle_settings(trainer: Trainer) -> None:
+    """Say what the recipe asks for and this run will never do; once, and not on each rank."""
+    recipe = trainer.recipe
+    if not trainer.world.is_main:
+        return
+    if (recipe.eval_interval or recipe.eval_at_start) and not trainer.data.evaluation:
+        trainer.host.warn(
+            "eval_interval: nothing will be evaluated, as there is no evaluation set; add data.eval_sources"
+        )
+    for number, config in enumerate(recipe.checkpoint):
+        saves = (config.save_every_n_steps, config.save_every_n_epochs, config.save_end_of_training, config.auto_resume)
+        if config.enabled and not any(saves):
+            trainer.host.warn(
+                f"checkpoint[{number}]: will not save; write save_every_n_steps, save_every_n_epochs or"
+                " save_end_of_training"
+            )
+
+
+def check_data(data: Data | None) -> None:
+    """Refuse a run without rows.
+
+    Raises:
+        HooktrainError: when there is no data section, or a set is empty.
+    """
+    if data is None:
+        raise HooktrainError("data: the recipe has none, and the trainer type has no default; add a 'data' section")
+    if len(data.train) == 0:
+        raise DataError("data: no row is left to train on; check data.sources and what the overflow policy dropped")
+    for name, rows in data.evaluation.items():
+        if len(rows) == 0:
+            raise DataError(f"data: the evaluation set '{name}' is empty; remove it or give it rows")
+
+
+def _agree(trainer: Trainer, mine: Mapping[str, Any]) -> None:
+    """Refuse to go on when ranks differ: a run of different programs hangs in its first collective, or worse."""
+    if trainer.world.world_size == 1:
+        return
+    everyone = [json.loads(text) for text in trainer.strategy.gather_objects(json.dumps(mine, default=str))]
+    for rank, theirs in enumerate(everyone):
+        found = _difference(everyone[0], theirs, "")
+        if found is not None:
+            path, first, other = found
+            raise RanksDisagreeError(
+                f"rank {rank} differs from rank 0: {path} is {other} there and {first} on rank 0; install the same"
+                " packages and give the same recipe everywhere"
+            )
+
+
+def _difference(one: Any, other: Any, path: str) -> tuple[str, str, str] | None:
+    """Where two plain values first differ, and how each looks there."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys([*one, *other]):
+            if (key in one) != (key in other):
+                here, there = ("present" if key in side else "absent" for side in (one, other))
+                return f"{path}.{key}".lstrip("."), here, there
+            found = _difference(one[key], other[key], f"{path}.{key}".lstrip("."))
+            if found is not None:
+                return found
+        return None
+    return None if one == other else (path, json.dumps(one)[:80], json.dumps(other)[:80])
+
+
+def _write_run_dir(trainer: Trainer) -> None:
+    """Keep the resolved recipe, the plugins and the environment beside the metrics."""
+    import torch
+
+    environment = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "world_size": trainer.world.world_size,
+        "command": sys.argv,
+    }
+    manifest = {"plugins": trainer.host.manifest(), "environment": environment}
+    _make(trainer.run_dir)
+    with _writing(trainer.run_dir):
+        weakref.finalize(trainer, Occupation(trainer.run_dir, say=trainer.host.warn).release)
+    _write(trainer.run_dir / "recipe.yaml", trainer.recipe.as_yaml())
+    _write(trainer.run_dir / "plugins.json", json.dumps(manifest, indent=2))
+
+
+def _make(folder: Path) -> None:
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    with _writing(path.parent):
+        path.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        raise HooktrainError(
+            f"run_dir: given '{folder}', which cannot be written ({problem.strerror}); give another folder"
+        ) from problem

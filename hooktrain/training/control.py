@@ -1,0 +1,148 @@
+"""What hooks and signals ask of the loop while it runs, and how all ranks come to do it after the same step."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from hooktrain.errors import PluginError, did_you_mean
+from hooktrain.plugin.manager import PluginHost
+from hooktrain.protocols import Strategy
+
+__all__ = ["NOTHING", "Agreed", "Requesting", "Requests"]
+
+
+class Agreed(NamedTuple):
+    """What at least one rank has asked for since the last step.
+
+    Attributes:
+        stop: end the run.
+        save: save with every checkpoint engine.
+        evaluate: evaluate.
+        log: write a log line.
+        end_epoch: leave out the rest of the epoch.
+        urgent: somebody outside waits for the end, so nothing is begun that takes long.
+        collect: a rank has ended its part of a save in the background.
+        reason: why the run is to end, of the first rank that asked for it.
+        disable: plugins whose hooks are to be left out.
+    """
+
+    stop: bool = False
+    save: bool = False
+    evaluate: bool = False
+    log: bool = False
+    end_epoch: bool = False
+    urgent: bool = False
+    collect: bool = False
+    reason: str = ""
+    disable: tuple[str, ...] = ()
+
+    def __or__(self, other: Agreed) -> Agreed:
+        """Both."""
+        return Agreed(
+            self.stop or other.stop,
+            self.save or other.save,
+            self.evaluate or other.evaluate,
+            self.log or other.log,
+            self.end_epoch or other.end_epoch,
+            self.urgent or other.urgent,
+            self.collect or other.collect,
+            self.reason or other.reason,
+            tuple(dict.fromkeys((*self.disable, *other.disable))),
+        )
+
+
+NOTHING = Agreed()
+
+
+class Requests:
+    """Requests of this rank, until all ranks have heard of them. Signal handlers may add to them at any moment."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Agreed] = deque()  # of which a handler can interrupt nothing but whole operations
+
+    def ask(self, request: Agreed) -> None:
+        """Add a request."""
+        self._waiting.append(request)
+
+    def forget(self) -> None:
+        """Drop what nobody has agreed on yet: the run is over, and an evaluation after it is none of those meant."""
+        self._waiting.clear()
+
+    def save_ended(self) -> None:
+        """This rank has written its part of a save in the background, or has failed to; may be called in any thread."""
+        self.ask(Agreed(collect=True))
+
+    def agree(self, strategy: Strategy) -> Agreed:
+        """What any rank has asked for; forgets it. Collective, on the host."""
+        found = NOTHING
+        while self._waiting:
+            found |= self._waiting.popleft()
+        if strategy.world.world_size == 1:
+            return found
+        *flags, reason, disable = found
+        counts = strategy.sum_numbers([*flags, len(disable)])
+        stop, save, evaluate, log, end_epoch, urgent, collect, disables = (count > 0 for count in counts)
+        reason = next(filter(None, strategy.gather_objects(reason)), "") if stop else ""
+        if disables:
+            disable = tuple(dict.fromkeys(name for names in strategy.gather_objects(disable) for name in names))
+        return Agreed(stop, save, evaluate, log, end_epoch, urgent, collect, reason, disable)
+
+    def is_urgent(self, strategy: Strategy) -> bool:
+        """Whether any rank has been asked to end soon. Collective, on the host."""
+        mine = any(request.urgent for request in tuple(self._waiting))
+        return mine if strategy.world.world_size == 1 else strategy.sum_numbers([mine])[0] > 0
+
+
+class Requesting:
+    """What any hook, on any rank, may ask of the trainer; all ranks do it after the same step or epoch."""
+
+    host: PluginHost
+    requests: Requests
+    strategy: Strategy
+
+    def request_stop(self, reason: str, *, urgent: bool = False) -> None:
+        """End the run after the current step, on all ranks; may be called from any hook on any rank.
+
+        Args:
+            reason: what the run's ``stop_reason`` is then.
+            urgent: save with every checkpoint engine before, and begin nothing that takes long, such as an evaluation.
+        """
+        self.requests.ask(Agreed(stop=True, save=urgent, urgent=urgent, reason=reason))
+
+    def request_save(self) -> None:
+        """Save with every checkpoint engine after the current step."""
+        self.requests.ask(Agreed(save=True))
+
+    def request_evaluation(self) -> None:
+        """Evaluate after the current step."""
+        self.requests.ask(Agreed(evaluate=True))
+
+    def request_log(self) -> None:
+        """Write a log line after the current step."""
+        self.requests.ask(Agreed(log=True))
+
+    def request_epoch_end(self) -> None:
+        """Leave out the rest of the epoch after the current step; the last epoch's end is the end of the run."""
+        self.requests.ask(Agreed(end_epoch=True))
+
+    def request_disable(self, plugin: str) -> None:
+        """Leave the hooks of a plugin that hear and measure out after the current step, on all ranks.
+
+        Raises:
+            PluginError: there is no such plugin, or the run would train another way without it.
+        """
+        record = self.host.records.get(plugin)
+        if record is None:
+            raise PluginError(
+                f"trainer.request_disable: given '{plugin}', which is no plugin of this run"
+                f"{did_you_mean(plugin, self.host.records)}; there are {', '.join(self.host.records)}"
+            )
+        if record.info.changes_gradients:
+            raise PluginError(f"trainer.request_disable: {record} changes gradients, and cannot be gone without")
+        self.requests.ask(Agreed(disable=(plugin,)))
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether somebody outside waits for the end of the run; asked by whatever takes long. Collective."""
+        return self.requests.is_urgent(self.strategy)

@@ -1,0 +1,146 @@
+"""What a run, an epoch, a step *are*: the engine's own segments. Each can be replaced or surrounded by a plugin.
+
+The boundaries around these segments (``on_step_start``, ``on_step_end``, ...) are emitted by the trainer, so that
+replacing a segment silences nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hooktrain.errors import CheckpointError, DataError
+from hooktrain.markers import hookimpl
+from hooktrain.recipe.model import Recipe
+from hooktrain.types import (
+    Batch,
+    BatchCounts,
+    Data,
+    Dataset,
+    LossSum,
+    OptimizerStep,
+    StepOutput,
+    TrainerState,
+    World,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from hooktrain.training.trainer import Trainer
+
+__all__ = ["Loop"]
+
+
+class Loop:
+    """The default segments."""
+
+    @hookimpl(trylast=True)
+    def run_train(self, trainer: Trainer) -> TrainerState:
+        for epoch in trainer.epochs:
+            trainer.epoch(epoch)
+            if trainer.should_stop:
+                break
+        return trainer.state
+
+    @hookimpl(trylast=True)
+    def run_epoch(self, trainer: Trainer) -> int:
+        steps = 0
+        for batches in trainer.train_batches:
+            trainer.step(batches)
+            steps += 1
+            if trainer.should_stop or trainer.leaves_epoch:
+                break
+        return steps
+
+    @hookimpl(trylast=True)
+    def run_step(self, trainer: Trainer, batches: Sequence[Batch]) -> StepOutput:
+        total: Tensor | None = None
+        for batch in batches:
+            loss = trainer.microbatch(batch)
+            total = loss.total if total is None else total + loss.total
+        assert total is not None, "a window holds at least one micro-batch"
+        update = trainer.optimizer_step()
+        return StepOutput(total, update.grad_norm, update.stepped)
+
+    @hookimpl(trylast=True)
+    def count_batch(self, batch: Batch) -> BatchCounts:
+        labels, mask, shifted = batch.get("labels"), batch.get("attention_mask"), batch.get("shift_labels")
+        if shifted is not None:
+            return BatchCounts(int((shifted != -100).count_nonzero()), int(batch["tokens"]))
+        if labels is None:
+            raise DataError(
+                f"micro-batch: given {', '.join(batch) or 'nothing'}, expected 'labels' among them; have the"
+                " collate function add labels, or implement the hook count_batch"
+            )
+        # the first label of a row has no token before it that could predict it
+        weight = int((labels[:, 1:] != -100).count_nonzero()) if labels.dim() > 1 else labels.shape[0]
+        if "tokens" in batch:
+            return BatchCounts(weight, int(batch["tokens"]))
+        tokens = int(mask.sum()) if mask is not None else batch["input_ids"].numel() if "input_ids" in batch else weight
+        return BatchCounts(weight, tokens)
+
+    @hookimpl(trylast=True)
+    def compute_loss(self, trainer: Trainer, model: Module, batch: Batch, weight: int) -> LossSum:
+        return trainer.loss(model, batch, weight)
+
+    @hookimpl(trylast=True)
+    def run_backward(self, trainer: Trainer, loss: Tensor) -> Tensor:
+        return trainer.strategy.backward(loss, trainer.is_last_microbatch)
+
+    @hookimpl(trylast=True)
+    def run_optimizer_step(self, trainer: Trainer) -> OptimizerStep:
+        return trainer.strategy.optimizer_step(
+            trainer.recipe.gradient_clipping, trainer.wants_grad_norm, trainer.recipe.on_nan == "skip"
+        )
+
+    @hookimpl(trylast=True)
+    def run_evaluate(self, trainer: Trainer) -> Mapping[str, float]:
+        import torch
+
+        metrics: dict[str, float] = {}
+        for name in trainer.data.evaluation:
+            sums, weight = {"loss": torch.zeros((), device=trainer.device)}, 0
+            for host_batch in trainer.eval_batches(name):
+                if trainer.is_interrupted:
+                    trainer.say("the evaluation is left out, and made up for when the run goes on")
+                    return {}
+                counts = trainer.hooks.count_batch(trainer=trainer, batch=host_batch)
+                loss = trainer.loss_of(trainer.on_device(host_batch), counts.weight)
+                for key, value in {"loss": loss.total, **loss.sums}.items():
+                    sums[key] = sums[key] + value.float() if key in sums else value.float()
+                weight += counts.weight
+            (everywhere,) = trainer.strategy.sum_numbers([weight])
+            if everywhere == 0:
+                raise DataError(f"evaluation set '{name}': no token is supervised, so it has no loss; check its masks")
+            found = trainer.strategy.sum_tensor(torch.stack(list(sums.values()))).tolist()
+            metrics |= {f"eval/{name}/{key}": value / everywhere for key, value in zip(sums, found, strict=True)}
+        return metrics
+
+    @hookimpl(trylast=True)
+    def save_checkpoint(self, trainer: Trainer) -> Sequence[Path]:
+        saved = [engine.save(trainer) for engine in trainer.due_checkpoint_engines]
+        return [path for path in saved if path is not None]
+
+    @hookimpl(trylast=True)
+    def load_checkpoint(self, trainer: Trainer, path: Path) -> Path:
+        for engine in trainer.checkpoint_engines:
+            if engine.claims(path):
+                engine.load(trainer, path)
+                return path
+        problem = "none of the recipe's checkpoint engines can resume from it" if path.exists() else "is not there"
+        near = path if path.is_dir() else path.parent
+        folders = sorted(one.parent for one in (*near.glob("*/manifest.json"), *near.glob("*/*/manifest.json")))
+        there = f" (there are {', '.join(map(str, folders[-3:]))})" if folders else ""
+        raise CheckpointError(
+            f"{path}: {problem}; give the path of a checkpoint that one of them wrote{there}, and keep its engine (such"
+            " as 'type: full') in the recipe"
+        )
+
+    @hookimpl(trylast=True)
+    def make_loader(self, dataset: Dataset, data: Data, recipe: Recipe, world: World) -> Any:
+        from hooktrain.training.dataloader import WindowLoader
+
+        return (data.loader or WindowLoader)(dataset, data, recipe, world)

@@ -1,0 +1,94 @@
+"""What the trainer says when something is wrong: a wrong answer, a number that is not finite, a plugin that raised."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hooktrain.errors import HooktrainError, NonFiniteError, SegmentError
+from hooktrain.plugin.manager import PluginHost
+
+if TYPE_CHECKING:
+    from hooktrain.training.trainer import Trainer
+
+__all__ = ["explain", "merged", "name_taken", "other_sums", "require_finite", "require_trainable", "wrong_answer"]
+
+T = TypeVar("T")
+
+
+def wrong_answer(host: PluginHost, hook: str, given: Any, expected: str) -> SegmentError:
+    """A segment's answer is not what its hook promises; those who may have given it are named."""
+    text = given if isinstance(given, str) else type(given).__name__
+    return SegmentError(f"hook {hook}: returned {text}, expected {expected} (asked, in this order: {_who(host, hook)})")
+
+
+def name_taken(host: PluginHost, name: str) -> HooktrainError:
+    """Two log one metric."""
+    return HooktrainError(
+        f"hook collect_metrics: '{name}' is logged by two plugins, or by a plugin and the engine (those that log:"
+        f" {_who(host, 'collect_metrics')}); give it another name, such as my_plugin/{name}"
+    )
+
+
+def require_finite(metrics: Mapping[str, float], step: int) -> None:
+    """Raise where loss or gradient norm is not a number to go on with."""
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(metrics.get(name, 0.0)):
+            raise NonFiniteError(
+                f"step {step}: {name} is {metrics[name]}, expected a finite number; lower optimizer.lr, check the data,"
+                " or leave such steps out with on_nan: skip"
+            )
+
+
+def require_trainable(trainer: Trainer) -> None:
+    """As :func:`require_finite`, of what has not been logged yet; collective, so that no rank fails alone."""
+    loss, norm = trainer.strategy.sum_tensor(trainer.meter.total(trainer.strategy)), trainer.meter.grad_norm
+    require_finite({"loss": float(loss), "grad_norm": float(norm or 0.0)}, trainer.state.global_step)
+
+
+def explain(host: PluginHost, exception: BaseException, step: int, rank: int) -> None:
+    """Note on the exception where it happened, for whoever prints it."""
+    blamed = host.blame(exception)
+    where = f"step {step}, rank {getattr(exception, 'hooktrain_rank', rank)}"  # all may raise what one of them has met
+    if blamed is not None and blamed[0] != "loop":  # whose hooks surround everything
+        where = f"plugin '{blamed[0]}', hook {blamed[1]}, {where}"
+    exception.hooktrain_where = where  # type: ignore[attr-defined]
+    exception.hooktrain_when = time.time()  # type: ignore[attr-defined]
+
+
+def _who(host: PluginHost, hook: str) -> str:
+    return ", ".join(f"'{found.plugin_name}'" for found in host.implementations(hook))
+
+
+def other_sums(host: PluginHost, given: Iterable[str], expected: Iterable[str]) -> HooktrainError:
+    """The error for a loss whose ``sums`` are not those of the micro-batches before."""
+    here, before = (", ".join(sorted(names)) or "none" for names in (given, expected))
+    return wrong_answer(
+        host,
+        "compute_loss",
+        f"the sums {here}",
+        f"{before}, as before: their means need them in every micro-batch; a wrapper that changes the loss returns"
+        " loss._replace(total=...)",
+    )
+
+
+def merged(
+    host: PluginHost, found: Iterable[Mapping[str, T]], sums: Collection[str], own: Collection[str]
+) -> dict[str, T]:
+    """The metrics of all plugins; each name may occur once, and be none of ``own`` or ``sums``.
+
+    Raises:
+        HooktrainError: when a name is taken.
+    """
+    made: dict[str, T] = {}
+    for name in sums:
+        if name in own:
+            raise name_taken(host, name)
+    for metrics in found:
+        for name, value in metrics.items():
+            if name in made or name in own or name in sums:
+                raise name_taken(host, name)
+            made[name] = value
+    return made

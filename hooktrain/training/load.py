@@ -1,0 +1,100 @@
+"""From a recipe to a checked one and its plugins, with nothing built yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+from hooktrain.errors import RecipeError
+from hooktrain.plugin.config import PluginsConfig, Switches, plugins_config
+from hooktrain.plugin.dependencies import logit_complaints
+from hooktrain.plugin.manager import PluginHost
+from hooktrain.recipe.model import Recipe
+from hooktrain.recipe.resolver import resolve
+from hooktrain.recipe.yaml_reader import apply_overrides, read_recipe
+from hooktrain.training.diagnostics import explain
+from hooktrain.types import World
+
+if TYPE_CHECKING:
+    from hooktrain.training.python_parts import Given
+
+__all__ = ["DEFAULT_PLUGINS", "load", "make_host"]
+
+DEFAULT_PLUGINS = {
+    "loop": "hooktrain.training.default_loop:Loop",
+    "console": "hooktrain.builtins.console:Console",
+    "jsonl": "hooktrain.builtins.jsonl:JsonLines",
+    "signals": "hooktrain.builtins.signals:Signals",
+    "given": "hooktrain.training.python_parts:Given",
+}
+"""The engine's own plugins, in the order in which they are registered."""
+PROFILER = "hooktrain.builtins.profiler:profile"
+"""What ``profile_hooks`` registers once all plugins are there."""
+
+
+def make_host(
+    config: PluginsConfig = PluginsConfig(),
+    *,
+    discover: bool = True,
+    given: Given | None = None,
+    switches: Switches = Switches(),
+) -> PluginHost:
+    """Load the engine's own plugins, and those that are installed."""
+    own = {name: resolve_name(path)() for name, path in DEFAULT_PLUGINS.items() if name != "given" or given is None}
+    if given is not None:
+        own["given"] = given
+    return PluginHost(config, own, discover=discover, switches=switches)
+
+
+def load(
+    recipe: Path | Mapping[str, Any],
+    *,
+    overrides: list[str] | None = None,
+    switches: list[str] | None = None,
+    plugins: list[object] | None = None,
+    discover: bool = True,
+    given: Given | None = None,
+    source: str = "recipe",
+    name: str = "recipe",
+) -> tuple[Recipe, PluginHost]:
+    """Read a recipe, load the plugins that it asks for, and structure it.
+
+    Args:
+        recipe: a YAML file, or what it would hold.
+        overrides: ``key=value`` words.
+        switches: ``name``, ``no:name`` and ``no:*``, after those of the environment variable ``HOOKTRAIN_PLUGINS``.
+        plugins: plugin objects to register after the installed ones.
+        discover: whether to load installed plugins.
+        given: the plugin that hands out what was given in hand, where something was.
+        source: what to call the recipe in errors, where it is no file.
+        name: the recipe's name, likewise.
+
+    Raises:
+        RecipeError: with everything that is wrong in the recipe.
+        PluginError: when a plugin that the run names cannot be loaded, or plugins clash.
+    """
+    if isinstance(recipe, Path):
+        source, name = str(recipe), recipe.stem
+    raw = apply_overrides(read_recipe(recipe) if isinstance(recipe, Path) else dict(recipe), overrides or [])
+    words = Switches.given(switches or ())
+    host = make_host(plugins_config(raw, source), discover=discover, given=given, switches=words)
+    for plugin in plugins or []:
+        host.register(plugin)
+    host.check()
+    made = resolve(raw, host, source=source, name=name)
+    host.recipe_source = source
+    host.leave_idle(made)
+    if made.profile_hooks:
+        resolve_name(PROFILER)(host)
+    world = World.from_environment()
+    try:
+        answers = host.hooks.check_recipe(recipe=made, world=world)
+    except SystemExit as asked:
+        explain(host, asked, 0, world.rank)  # or it would look as if all had been done
+        raise
+    complaints = [*logit_complaints(host, made), *(complaint for answer in answers for complaint in answer)]
+    if complaints:
+        raise RecipeError(complaints, source)
+    return made, host

@@ -1,0 +1,126 @@
+"""Sums between two log lines. They stay on the device; :meth:`Meter.read` is the only place that waits for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hooktrain.protocols import Strategy
+from hooktrain.types import StepOutput
+
+__all__ = ["OWN_METRICS", "Meter"]
+
+OWN_METRICS = frozenset(
+    "step epoch loss lr grad_norm tokens supervised_tokens tokens_per_second step_seconds skipped_steps".split()  # noqa: SIM905
+)
+"""What the engine logs itself."""
+
+_MOST = 1024
+"""Steps after which the losses are added up without being read."""
+
+
+class Meter:
+    """What has happened since the last log line.
+
+    Attributes:
+        totals: each step's loss summed over this rank's supervised tokens, shape (), on the device; added up only when
+            read, since an addition a step would cost a small model more than keeping them.
+        sums: what else the losses of this rank's micro-batches had to log, kept in the same way.
+        weight: supervised tokens of all ranks.
+        tokens: tokens of all ranks, padding excluded.
+        steps: optimizer steps.
+        grad_norm: of the latest step.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, after a log line."""
+        self.totals: list[Tensor] = []
+        self.sums: dict[str, list[Tensor]] = {}
+        self.weight = self.tokens = self.steps = 0
+        self.grad_norm: Tensor | float | None = None
+        self.paused = 0.0
+        self.started = time.perf_counter()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time spent inside (evaluating, saving, logging) is not training time."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.paused += time.perf_counter() - began
+
+    def add(self, output: StepOutput, weight: int, tokens: int, sums: Sequence[Mapping[str, Tensor]] = ()) -> None:
+        """Take up one step; a step that was left out adds time and tokens but no loss."""
+        self.steps += 1
+        self.tokens += tokens
+        if output.stepped:
+            self.totals.append(output.total)
+            if len(self.totals) == _MOST:
+                self.totals = [_added(self.totals)]
+            for found in sums:
+                for name, value in found.items():
+                    kept = self.sums.setdefault(name, [])
+                    kept.append(value)
+                    if len(kept) == _MOST:
+                        self.sums[name] = [_added(kept)]
+            self.weight += weight
+            self.grad_norm = output.grad_norm
+
+    def total(self, strategy: Strategy) -> Tensor:
+        """Loss summed over this rank's supervised tokens since the last log line, shape (), on the device."""
+        if not self.totals:
+            return torch.zeros((), device=strategy.device)
+        return _added(self.totals)
+
+    def read(self, strategy: Strategy, extra: Mapping[str, Any]) -> dict[str, float]:
+        """Bring everything to the host, waiting for the device once.
+
+        Args:
+            strategy: sums over ranks.
+            extra: other metrics, numbers or tensors of shape ().
+
+        Returns:
+            ``loss`` and the other means over supervised tokens, ``grad_norm``, ``tokens_per_second``, ``step_seconds``
+            and the extra ones as floats; a mean or norm that there is none of is left out.
+        """
+        waiting: dict[str, Tensor] = {}
+        numbers: dict[str, float] = {}
+        means = {"loss": self.total(strategy), **{name: _added(values) for name, values in self.sums.items()}}
+        if strategy.world.world_size > 1:
+            means = dict(zip(means, strategy.sum_tensor(_stacked(means.values(), strategy)), strict=True))
+        found = {**(means if self.weight else {}), "grad_norm": self.grad_norm, **extra}
+        for name, value in found.items():
+            if isinstance(value, Tensor):
+                if value.is_cpu:
+                    numbers[name] = float(value.item())
+                else:
+                    waiting[name] = value
+            elif value is not None:
+                numbers[name] = float(value)
+        if waiting:
+            numbers.update(zip(waiting, _stacked(waiting.values(), strategy).tolist(), strict=True))
+        for name in means.keys() & numbers.keys():
+            numbers[name] /= self.weight
+        seconds = time.perf_counter() - self.started - self.paused
+        if self.steps:
+            numbers["tokens_per_second"] = self.tokens / seconds
+            numbers["step_seconds"] = seconds / self.steps
+        return numbers
+
+
+def _added(values: Sequence[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(list(values)).sum()
+
+
+def _stacked(values: Iterable[Tensor], strategy: Strategy) -> Tensor:
+    """Values of shape () as one tensor on the strategy's device."""
+    return torch.stack([value.detach().float().reshape(()).to(strategy.device) for value in values])

@@ -1,0 +1,294 @@
+"""What a run is given in hand from Python (a model, a tokenizer, rows, functions), and the plugin that hands it out."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import attrs
+
+from hooktrain.config import field
+from hooktrain.errors import HooktrainError, ModelError, RanksDisagreeError
+from hooktrain.markers import hookimpl
+from hooktrain.types import Batch, Data, LossSum, TrainerType, World
+
+if TYPE_CHECKING:
+    import pluggy
+    from torch.nn import Module
+    from torch.optim import Optimizer
+
+    from hooktrain.protocols import Scheduler
+    from hooktrain.recipe.model import Recipe
+    from hooktrain.training.trainer import Trainer
+
+__all__ = ["Given", "GivenModelConfig", "GivenSourceConfig", "describe"]
+
+_SPREAD = ("full_tensor", "ds_id")
+"""What a parameter has that is spread over ranks: as torch's DTensor is, and as ZeRO-3 leaves it."""
+
+_SAMPLED = 4096
+"""Entries of each weight by which two ranks' models are compared."""
+
+
+@attrs.frozen(kw_only=True)
+class GivenConfig:
+    """A part that was built in Python and given to ``hooktrain.Trainer``."""
+
+    trainer_types: ClassVar[tuple[str, ...]] = ("*",)
+    listed: ClassVar[bool] = False
+
+    built_as: str = field(neutral=True)
+    """What it is: the name of its class or function."""
+
+
+@attrs.frozen(kw_only=True)
+class GivenTokenizerConfig(GivenConfig):
+    """A tokenizer in hand."""
+
+
+@attrs.frozen(kw_only=True)
+class GivenModelConfig(GivenConfig):
+    """A model in hand, trained in place."""
+
+    name_or_path: str | None = field(default=None, neutral=True)
+    """Where it says that it comes from; its tokenizer is looked for there unless one is given."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = field(default="auto")
+    """Precision of the forward pass, which the strategy sets up; ``auto`` leaves the choice to it."""
+    weights_dtype: Literal["fp32", "bf16", "fp16"] | None = field(default=None)
+    """Precision to which the weights are brought, in place; the one that they have when left out."""
+    attn_implementation: str = field(default="auto")
+    """How attention is computed, for models that a plugin knows: what was chosen when it was loaded, unless given."""
+    activation_checkpointing: bool = field(default=False, neutral=True)
+    """Whether activations are computed again in the backward pass, for models that a plugin knows."""
+
+
+@attrs.frozen(kw_only=True)
+class GivenSourceConfig(GivenConfig):
+    """Rows in hand."""
+
+    name: str = field()
+    """Of the evaluation set, or ``train_dataset``."""
+    streaming: bool = field(default=False)
+    """Whether they are read while training and never all kept; set for rows without a length."""
+
+
+@attrs.frozen(kw_only=True)
+class GivenDataConfig(GivenConfig):
+    """Rows in hand that are tensors already, with what makes a micro-batch of them: a ``hooktrain.Data``."""
+
+
+@attrs.frozen(kw_only=True)
+class GivenLossConfig(GivenConfig):
+    """A function ``loss(model, batch, weight) -> LossSum``."""
+
+
+@attrs.frozen(kw_only=True)
+class GivenOptimizerConfig(GivenConfig):
+    """A function ``optimizer(model)``."""
+
+
+@attrs.frozen(kw_only=True)
+class GivenSchedulerConfig(GivenConfig):
+    """A function ``scheduler(optimizer, total_steps)``."""
+
+
+class Given:
+    """Builds the parts of ``type: given``, by handing out what :meth:`hand` was given.
+
+    It is always there, so that a run from Python and one from the command line have the same plugins; a recipe that
+    says ``type: given`` where nothing was given is an error. Nobody is told of these types who has nothing in hand.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[str, Any] = {}
+        self._hooks: Any = None
+        self._digest: str | None = None
+
+    def hand(self, kind: str, value: Any) -> None:
+        """Keep a part, or rows under ``source <name>``, until they are asked for."""
+        self._parts[kind] = value
+
+    @hookimpl
+    def register_hookspecs(self, pluginmanager: pluggy.PluginManager) -> None:
+        self._hooks = pluginmanager.hook
+
+    @hookimpl
+    def register_configs(self) -> Mapping[str, Mapping[str, type]]:
+        return {
+            "tokenizer": {"given": GivenTokenizerConfig},
+            "model": {"given": GivenModelConfig},
+            "source": {"given": GivenSourceConfig},
+            "data": {"given": GivenDataConfig},
+            "loss": {"given": GivenLossConfig},
+            "optimizer": {"given": GivenOptimizerConfig},
+            "scheduler": {"given": GivenSchedulerConfig},
+        }
+
+    @hookimpl
+    def register_trainer_types(self) -> Mapping[str, TrainerType]:
+        parts = {
+            "data": ("given", "*"),
+            "model": ("given", "*"),
+            "loss": ("given", "*"),
+            "optimizer": ("adamw", "*"),
+            "scheduler": ("cosine", "*"),
+            "strategy": ("torch", "*"),
+            "checkpoint": ("full", "*"),
+        }
+        summary = "model, data and loss given to hooktrain.Trainer in Python"
+        return {"given": TrainerType(parts, summary, listed=bool(self._parts))}
+
+    @hookimpl
+    def make_tokenizer(self, config: Any) -> Any:
+        return self._take("tokenizer") if isinstance(config, GivenTokenizerConfig) else None
+
+    @hookimpl
+    def make_data(self, config: Any) -> Data | None:
+        if not isinstance(config, GivenDataConfig):
+            return None
+        data: Data = self._take("data")
+        return data
+
+    @hookimpl
+    def load_source(self, config: Any) -> Any:
+        return self._take(f"source {config.name}") if isinstance(config, GivenSourceConfig) else None
+
+    @hookimpl
+    def fingerprint_source(self, config: Any) -> str | None:
+        if not isinstance(config, GivenSourceConfig) or config.streaming:
+            return None
+        from hooktrain.training.python_rows import digest
+
+        return digest(self._take(f"source {config.name}"))
+
+    @hookimpl
+    def make_model(self, config: Any, tokenizer: Any, world: World, recipe: Recipe) -> Module | None:
+        if not isinstance(config, GivenModelConfig):
+            return None
+        import torch
+
+        model: Module = self._take("model")
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise ModelError(
+                f"model: given a {describe(model)} on the meta device, expected one with weights; load or initialise"
+                " them first"
+            )
+        if any(hasattr(parameter, mark) for parameter in model.parameters() for mark in _SPREAD):
+            raise ModelError(
+                f"model: given a {describe(model)} of which an earlier run has left each rank its share only; give what"
+                " trainer.save wrote then, loaded anew"
+            )
+        if config.weights_dtype is not None:
+            model.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.weights_dtype])
+        if world.world_size > 1:
+            self._digest = _digest(model)
+        adopted: Module | None = self._hooks.adopt_model(model=model, config=config, tokenizer=tokenizer, world=world)
+        if adopted is not None:
+            return adopted
+        default = attrs.fields(GivenModelConfig)
+        for name in ("attn_implementation", "activation_checkpointing"):
+            if getattr(config, name) != getattr(default, name).default:
+                raise ModelError(
+                    f"model.{name}: given {getattr(config, name)!r}, but no plugin knows how a {describe(model)} does"
+                    " that; set the model up before it is given, and leave the key out"
+                )
+        return model
+
+    @hookimpl
+    def sketch_model(self, config: Any) -> Module | None:
+        return _without_weights(self._take("model")) if isinstance(config, GivenModelConfig) else None
+
+    @hookimpl(tryfirst=True)
+    def on_train_start(self, trainer: Trainer) -> None:
+        if isinstance(trainer.recipe.model, GivenModelConfig):
+            import torch
+
+            trained = {parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad}
+            for dtype in trained & {torch.bfloat16, torch.float16}:
+                trainer.host.warn(
+                    f"model: it was given with weights in {str(dtype).removeprefix('torch.')}, in which an update"
+                    " smaller than about 1/256 of a weight is lost; write model: {weights_dtype: fp32}, which brings"
+                    " them to float32 and computes in the precision of the strategy"
+                )
+        if self._digest is None:
+            return
+        everyone = trainer.strategy.gather_objects(self._digest)
+        for rank, theirs in enumerate(everyone):
+            if theirs != everyone[0]:
+                raise RanksDisagreeError(
+                    f"model: the one given to rank {rank} has other weights than that of rank 0; call"
+                    " torch.manual_seed before building it, or load the same weights everywhere"
+                )
+
+    @hookimpl
+    def make_loss(self, config: Any) -> Callable[[Module, Batch, int], LossSum] | None:
+        return self._take("loss") if isinstance(config, GivenLossConfig) else None
+
+    @hookimpl
+    def make_optimizer(self, config: Any, model: Module) -> Optimizer | None:
+        if not isinstance(config, GivenOptimizerConfig):
+            return None
+        from torch.optim import Optimizer
+
+        made = self._take("optimizer")(model)
+        if not isinstance(made, Optimizer):
+            raise HooktrainError(
+                f"optimizer: the function {config.built_as} returned a {describe(made)}, expected a torch optimizer"
+            )
+        return made
+
+    @hookimpl
+    def make_scheduler(self, config: Any, optimizer: Optimizer, total_steps: int) -> Scheduler | None:
+        if not isinstance(config, GivenSchedulerConfig):
+            return None
+        made: Scheduler = self._take("scheduler")(optimizer, total_steps)
+        if not callable(getattr(made, "step", None)):
+            raise HooktrainError(
+                f"scheduler: the function {config.built_as} returned a {describe(made)}, expected a torch scheduler"
+            )
+        return made
+
+    def _take(self, kind: str) -> Any:
+        if kind not in self._parts:
+            raise HooktrainError(
+                f"{kind}: the recipe says 'type: given', which stands for an object that was given to"
+                " hooktrain.Trainer in Python, and this run was given none; give it again, or name another type"
+            )
+        return self._parts[kind]
+
+
+def describe(value: Any) -> str:
+    """What an object is called in a recipe and in messages: a function's name, or that of the class."""
+    named = value if inspect.isroutine(value) or inspect.isclass(value) else type(value)
+    return str(getattr(named, "__qualname__", None) or type(value).__name__)
+
+
+def _without_weights(model: Module) -> Module:
+    """A copy on the meta device, without ever copying a weight."""
+    import torch
+    from torch.nn import Parameter
+
+    copies: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        empty = torch.empty_like(tensor, device="meta")
+        kept = Parameter(empty, tensor.requires_grad) if isinstance(tensor, Parameter) else empty
+        copies[id(tensor)] = kept
+    return copy.deepcopy(model, copies)
+
+
+def _digest(model: Module) -> str:
+    """Text that tells two models apart by names, shapes and types of their weights and some values of each."""
+    import torch
+
+    made = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        made.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        flat = tensor.detach().reshape(-1)
+        some = flat[:: max(1, flat.numel() // _SAMPLED)].cpu().contiguous()
+        made.update(bytes(some.view(torch.uint8).numpy()) if some.numel() else b"")
+    return made.hexdigest()

@@ -1,0 +1,370 @@
+"""The Trainer: it holds the parts, calls every event and every loop hook.
+
+What a loop hook *does* by default stands in ``default_loop``, how a run begins and ends in ``lifecycle``, and how the
+parts are built in ``build``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hooktrain.errors import SegmentError
+from hooktrain.protocols import CheckpointEngine
+from hooktrain.training.checkpointing import Saving
+from hooktrain.training.control import Agreed, Requesting, Requests
+from hooktrain.training.dataloader import evaluation_batches
+from hooktrain.training.diagnostics import merged, other_sums, require_finite, require_trainable, wrong_answer
+from hooktrain.training.lifecycle import Session
+from hooktrain.training.metrics import OWN_METRICS, Meter
+from hooktrain.types import Batch, BatchCounts, LossSum, OptimizerStep, StepOutput, TrainerState
+
+__all__ = ["Trainer"]
+
+
+class Trainer(Session, Requesting):
+    """One run of a recipe, with plugins, and with what is in hand beside it; all arguments are those of ``Session``.
+
+    .. code-block:: python
+
+        trainer = hooktrain.Trainer({"optimizer": {"lr": 1e-5}}, model="Qwen/Qwen3-0.6B", train_dataset=rows)
+        trainer.run()
+        trainer.save("fine-tuned-model")
+
+    Attributes:
+        window_weight: supervised tokens of the current window over all ranks.
+        leaves_epoch: whether the rest of the current epoch is to be left out.
+    """
+
+    def _set_up(self) -> None:
+        self.meter = Meter()
+        self.window_weight = 0
+        self.leaves_epoch = False
+        self.due_checkpoint_engines: list[CheckpointEngine] = []
+        self.checkpoint_reason = ""
+        self._counts: dict[int, BatchCounts] = {}
+        self._sums: list[Mapping[str, Tensor]] = []
+        self._sum_names: frozenset[str] | None = None
+        self._window_tokens = self._window_rows = 0
+        self.requests, self.saving, self._alone = Requests(), Saving(), self.world.world_size == 1
+        self._absent_plugins: dict[str, Any] = {}
+        self.host.tolerance.bind(self)
+
+    # ----------------------------------------------------------------------------------------------- properties
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps finished."""
+        return self.state.global_step
+
+    @property
+    def epochs(self) -> range:
+        """Numbers of the epochs that are still to run, the current one included."""
+        last = self.recipe.epochs or (1 if self.recipe.train_iters is None else None)
+        if last is None:
+            last = math.ceil(self.training_horizon / len(self.loader))
+        return range(self.state.epoch, last)
+
+    @property
+    def train_batches(self) -> Iterator[list[Batch]]:
+        """The windows that are left in the current epoch: lists of this rank's micro-batches, on the host."""
+        for rows, batches in self.loader.windows(self.state.epoch, self.state.rows):
+            self._window_rows = rows
+            yield [self.divide(batch) for batch in batches]
+
+    def eval_batches(self, name: str) -> Iterator[Batch]:
+        """This rank's micro-batches of an evaluation set, on the host."""
+        size = self.recipe.eval_micro_batch_size or self.recipe.micro_batch_size
+        return map(self.divide, evaluation_batches(self.data.evaluation[name], self.data, size, self.data_world))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.strategy.device
+
+    @cached_property
+    def training_horizon(self) -> int:
+        """Optimizer steps of the whole run, as the schedule sees it."""
+        limits = []
+        if self.recipe.train_iters is not None:
+            limits.append(self.recipe.train_iters)
+        if self.recipe.epochs is not None or not limits:
+            limits.append((self.recipe.epochs or 1) * len(self.loader))
+        return min(limits)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps in which the schedule warms up; 0 when it does not say."""
+        return int(getattr(self.scheduler, "warmup_steps", 0))
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether no further step is to be run: the horizon is reached, or a stop was requested."""
+        step, exit_at = self.state.global_step, self.recipe.exit_iteration
+        return step >= self.training_horizon or self.state.stop_reason is not None or (0 < exit_at <= step)
+
+    @property
+    def is_last_microbatch(self) -> bool:
+        """Whether the window ends with the micro-batch that is being computed."""
+        return not self._counts
+
+    @property
+    def wants_grad_norm(self) -> bool:
+        """Whether the current step will be logged or saved."""
+        following = self.state.global_step + 1
+        for interval in self._reading_intervals:
+            if following % interval == 0:
+                return True
+        return following >= self.training_horizon
+
+    @cached_property
+    def _reading_intervals(self) -> tuple[int, ...]:
+        """Steps between two log lines, and between two saves of each engine that saves by steps."""
+        saves = (engine.config.save_every_n_steps for engine in self.checkpoint_engines)
+        return (self.recipe.log_interval, *filter(None, saves))
+
+    def say(self, message: str) -> None:
+        """Tell the user something, through the hook ``on_message``; other ranks than 0 say nothing."""
+        if self.world.is_main:
+            self.hooks.on_message(trainer=self, message=message)
+
+    # -------------------------------------------------------------------------------------------------- the run
+
+    def run_loop(self) -> TrainerState:
+        """Announce and run the training; the parts must have been built."""
+        self.model.train()
+        self.hooks.on_train_start(trainer=self)
+        at_start = self.recipe.eval_at_start and self.state.global_step == 0
+        if (at_start or self.state.evaluation_due) and self.data.evaluation:
+            self.log(self.evaluate())
+        self.meter.reset()
+        if self.should_stop:
+            self.say(f"nothing is left to train: step {self.global_step} of {self.training_horizon} has been finished")
+        else:
+            self.hooks.run_train(trainer=self)
+            self.checkpoint("end")
+        self.saving.collect(self, wait=True)
+        self.hooks.on_train_end(trainer=self)
+        self.saving.require_last(self)
+        return self.state
+
+    def epoch(self, epoch: int) -> int:
+        """Announce and run one epoch, or what is left of it; returns its steps."""
+        self.leaves_epoch = False
+        self.hooks.on_epoch_start(trainer=self, epoch=epoch)
+        steps: int = self.hooks.run_epoch(trainer=self, epoch=epoch)
+        self.hooks.on_epoch_end(trainer=self, epoch=epoch)
+        asked = self._agree()
+        if asked.evaluate and self.data.evaluation and self.state.evaluated_at != self.global_step and not asked.urgent:
+            self.log(self.evaluate())
+            asked |= self._agree()
+        elif asked.log:
+            self.log({})
+        if self.state.rows >= len(self.data.train):
+            self.state.epoch, self.state.rows = epoch + 1, 0
+            self.checkpoint("epoch")
+        if asked.save:
+            self.checkpoint("request")
+        return steps
+
+    def step(self, batches: Sequence[Batch]) -> StepOutput:
+        """Announce and run one optimizer step; then evaluate, log and save, in this order, where they are due."""
+        hooks, state = self.hooks, self.state
+        self.open_window(batches)
+        hooks.on_step_start(trainer=self, batches=batches)
+        output: StepOutput = hooks.run_step(trainer=self, batches=batches)
+        if type(output) is not StepOutput:
+            raise wrong_answer(
+                self.host,
+                "run_step",
+                output,
+                "StepOutput(total=<loss summed over the window's tokens>, grad_norm, stepped)",
+            )
+        state.global_step += 1
+        state.rows += self._window_rows
+        state.tokens += self._window_tokens
+        state.supervised_tokens += self.window_weight
+        if not output.stepped:
+            state.skipped_steps += 1
+        self.meter.add(output, self.window_weight, self._window_tokens, self._sums)
+        hooks.on_step_end(trainer=self, output=output)
+
+        asked = self._agree()
+        step, interval, metrics = state.global_step, self.recipe.eval_interval, {}
+        due = asked.evaluate or (interval > 0 and step % interval == 0)
+        if asked.urgent:
+            state.evaluation_due = due and bool(self.data.evaluation)
+        elif self.data.evaluation and (due or self.should_stop):
+            metrics = self.evaluate()
+            asked |= self._agree()  # what evaluation found may be a reason to save or to stop
+        stop = self.should_stop
+        if metrics or stop or asked.log or step % self.recipe.log_interval == 0:
+            self.log(metrics)
+        if self.checkpoint_engines:
+            self.checkpoint("request" if asked.save else "step")
+        return output
+
+    def open_window(self, batches: Sequence[Batch]) -> None:
+        """Count a window before it is computed; a ``run_step`` that changes batches calls this with the new ones."""
+        count = self.hooks.count_batch
+        self._counts, self._sums, weight, tokens = {}, [], 0, 0
+        for batch in batches:
+            self._counts[id(batch)] = found = count(trainer=self, batch=batch)
+            weight += found.weight
+            tokens += found.tokens
+        if not self._alone:
+            weight, tokens = self.strategy.sum_numbers([weight, tokens])
+        self.window_weight, self._window_tokens = weight, tokens
+
+    def microbatch(self, batch: Batch) -> LossSum:
+        """Announce a micro-batch of the window, compute its loss, add up its gradients; returns the loss, detached."""
+        hooks = self.hooks
+        counts = self._counts.pop(id(batch), None)
+        if counts is None:
+            raise SegmentError(
+                "trainer.microbatch: given a micro-batch that is not of the current window, or for the second time, so"
+                " the loss would be divided by a wrong count; call trainer.open_window(batches) with the ones you use"
+            )
+        batch = self.on_device(batch)
+        hooks.on_microbatch_start(trainer=self, batch=batch)
+        loss = self.loss_of(batch, counts.weight)
+        hooks.run_backward(trainer=self, loss=loss.total / (self.window_weight or 1))
+        sums = {name: value.detach() for name, value in loss.sums.items()} if loss.sums else loss.sums
+        self._sums.append(sums)
+        detached = LossSum(loss.total.detach(), loss.weight, sums)
+        hooks.on_microbatch_end(trainer=self, batch=batch, loss=detached)
+        return detached
+
+    def on_device(self, batch: Batch) -> Batch:
+        """A micro-batch for the model: on the device, without the host's own ``tokens``."""
+        return self.strategy.to_device({name: value for name, value in batch.items() if name != "tokens"})
+
+    def loss_of(self, batch: Batch, weight: int) -> LossSum:
+        """The loss of a micro-batch on the device, in the strategy's precision, checked to be a sum over ``weight``."""
+        loss = self.strategy.compute(
+            lambda: self.hooks.compute_loss(trainer=self, model=self.model, batch=batch, weight=weight),
+            not self._counts,
+        )
+        if type(loss) is not LossSum or loss.weight != weight:
+            given = f"a weight of {loss.weight}" if isinstance(loss, LossSum) else loss
+            expected = f"LossSum(total=<sum of the loss over supervised tokens>, weight={weight})"
+            raise wrong_answer(
+                self.host, "compute_loss", given, f"{expected}, the count of the hook count_batch, and never the mean"
+            )
+        if self._sum_names is None:
+            self._sum_names = frozenset(loss.sums)
+        elif loss.sums.keys() != self._sum_names:
+            raise other_sums(self.host, loss.sums, self._sum_names)
+        return loss
+
+    def optimizer_step(self) -> OptimizerStep:
+        """Announce and run the optimizer step, then step the scheduler."""
+        hooks = self.hooks
+        hooks.on_optimizer_step_start(trainer=self)
+        if self.window_weight:
+            update: OptimizerStep = hooks.run_optimizer_step(trainer=self)
+            if type(update) is not OptimizerStep:
+                raise wrong_answer(self.host, "run_optimizer_step", update, "OptimizerStep(grad_norm, stepped)")
+        else:  # nothing was supervised: an optimizer with momentum or weight decay would move all the same
+            self.strategy.zero_grad()
+            update = OptimizerStep(None, stepped=False)
+        self.last_lr = self.optimizer.param_groups[0]["lr"]
+        self.scheduler.step()
+        hooks.on_optimizer_step_end(trainer=self, grad_norm=update.grad_norm)
+        return update
+
+    def evaluate(self) -> dict[str, float]:
+        """Announce and run the evaluation, before, during or after the run; returns its metrics."""
+        self.prepare()
+        training = self.model.training
+        with self.meter.pause():
+            self.model.eval()
+            try:
+                self.hooks.on_evaluate_start(trainer=self)
+                with torch.no_grad():
+                    metrics = dict(self.hooks.run_evaluate(trainer=self))
+            finally:
+                self.model.train(training)
+            self.state.evaluated(metrics)
+            self.hooks.on_evaluate_end(trainer=self, metrics=metrics)
+        return metrics
+
+    def log(self, more: Mapping[str, float]) -> None:
+        """Read all metrics, waiting for the device once, and announce them."""
+        state = self.state
+        extra = merged(self.host, self.hooks.collect_metrics(trainer=self), self.meter.sums, OWN_METRICS)
+        read = self.meter.read(self.strategy, extra)
+        epoch = round(state.epoch + state.rows / len(self.data.train), 4)
+        metrics: dict[str, float] = {"step": state.global_step, "epoch": epoch}
+        if self.meter.steps:
+            ahead = {"loss": read.pop("loss", None), "lr": self.last_lr, "grad_norm": read.pop("grad_norm", None)}
+            metrics.update({name: value for name, value in ahead.items() if value is not None})
+        metrics.update({"tokens": state.tokens, "supervised_tokens": state.supervised_tokens}, **read, **more)
+        if state.skipped_steps:
+            metrics["skipped_steps"] = state.skipped_steps
+        if self.recipe.on_nan == "stop":
+            require_finite(metrics, state.global_step)
+        state.metrics.update(metrics)
+        self.hooks.on_log(trainer=self, metrics=metrics)
+        self.history.append(metrics)
+        self.meter.reset()
+
+    def checkpoint(self, reason: str) -> None:
+        """Announce and save with the engines that are due for ``reason``: step, epoch, end or request."""
+        due = self.saving.due(self.checkpoint_engines, reason, self.state)
+        if due:
+            self.save_with(due, reason)
+            self.saving.done(due, self.state)
+
+    def save_with(self, engines: list[CheckpointEngine], reason: str) -> Sequence[Path]:
+        """Announce and save with these engines; returns what each wrote."""
+        self.due_checkpoint_engines, self.checkpoint_reason = engines, reason
+        with self.meter.pause():
+            if self.recipe.on_nan == "stop":
+                require_trainable(self)
+            self.saving.collect(self, wait=True)
+            self.hooks.on_checkpoint_start(trainer=self)
+            saved: Sequence[Path] = self.hooks.save_checkpoint(trainer=self)
+            for path in saved:
+                self.saving.last = path
+                self.hooks.on_checkpoint_end(trainer=self, path=path)
+        return saved
+
+    def resume(self, path: Path) -> None:
+        """Announce and load a checkpoint."""
+        self.hooks.on_resume_start(trainer=self, path=path)
+        self.hooks.load_checkpoint(trainer=self, path=path)
+        self.state.stop_reason = None
+        if self.state.rows >= len(self.data.train):
+            self.state.epoch, self.state.rows = self.state.epoch + 1, 0
+        self.hooks.on_resume_end(trainer=self, path=path)
+
+    # ----------------------------------------------------------------------------------------- plugins' own state
+
+    def collect_states(self) -> dict[str, Any]:
+        """Every plugin's state by its name, that of plugins which are absent from this run included."""
+        return {**self._absent_plugins, **self.host.collect_states(self)}
+
+    def restore_states(self, states: Mapping[str, Any]) -> None:
+        """Hand each plugin its own state; what belongs to nobody is kept for the next save, with a warning."""
+        self._absent_plugins = self.host.restore_states(self, states)
+
+    def _agree(self) -> Agreed:
+        asked = self.requests.agree(self.strategy)
+        if asked.stop:
+            self.state.stop_reason = asked.reason
+        if asked.end_epoch:
+            self.leaves_epoch, self.state.rows = True, len(self.data.train)
+            if self.state.epoch + 1 >= self.epochs.stop:
+                self.state.stop_reason = self.state.stop_reason or "the last epoch was cut short"
+        if asked.collect:
+            self.saving.collect(self)
+        if asked.disable:
+            self.host.tolerance.leave_out(asked.disable)
+        return asked

@@ -1,0 +1,360 @@
+"""The plain data that travels between the engine and its plugins: world, state, losses, counts, datasets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import attrs
+
+from hooktrain.errors import HooktrainError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import Module
+
+    from hooktrain.recipe.model import Recipe
+
+__all__ = [
+    "Batch",
+    "BatchCounts",
+    "Data",
+    "DataEstimate",
+    "Dataset",
+    "Fragment",
+    "LossSum",
+    "MemoryEstimate",
+    "ModelEstimate",
+    "OptimizerStep",
+    "ShownRow",
+    "StepOutput",
+    "StoredTensors",
+    "TrainedState",
+    "TrainerState",
+    "TrainerType",
+    "World",
+]
+
+Batch = dict[str, Any]
+"""A micro-batch in transformers' terms: names to tensors, the first dimension being rows."""
+
+
+@attrs.frozen(kw_only=True)
+class World:
+    """Which of the run's processes this is.
+
+    Attributes:
+        rank: number of this process among all of them, from 0.
+        world_size: how many processes the run has.
+        local_rank: number of this process on its host, from 0.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is rank 0, the one that prints and writes shared files."""
+        return self.rank == 0
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> World:
+        """Read ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``, as torchrun, deepspeed and schedulers set them.
+
+        Raises:
+            HooktrainError: when one of them is not a whole number, or the rank is not below the world size.
+        """
+        numbers = {}
+        for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+            text = environ.get(name, default)
+            if not text.isdigit():
+                raise HooktrainError(f"environment variable {name}: given '{text}', expected a whole number from 0")
+            numbers[name] = int(text)
+        if numbers["RANK"] >= numbers["WORLD_SIZE"]:
+            raise HooktrainError(
+                f"environment: RANK is {numbers['RANK']} and WORLD_SIZE {numbers['WORLD_SIZE']}, but ranks count from 0"
+                " to one less than the world size; let one launcher set both"
+            )
+        return cls(rank=numbers["RANK"], world_size=numbers["WORLD_SIZE"], local_rank=numbers["LOCAL_RANK"])
+
+
+@attrs.define(kw_only=True)
+class TrainerState:
+    """What a checkpoint must hold of the loop; everything else can be rebuilt from the recipe.
+
+    Attributes:
+        global_step: optimizer steps finished; a skipped window counts, so that the schedule and the data stay aligned.
+        epoch: number of the current epoch, from 0.
+        rows: rows of the training set that finished steps of this epoch have consumed, over all ranks.
+        tokens: tokens trained on so far over all ranks, padding excluded.
+        supervised_tokens: those of them that carried a loss.
+        skipped_steps: windows that did not step the optimizer (no supervised token, or non-finite gradients).
+        stop_reason: why the run was asked to end before its horizon, or None.
+        evaluated_at: step of the newest evaluation, or -1.
+        evaluation_due: whether an evaluation was left out as the run had to end, and is to be made up for.
+        metrics: the latest value of every logged metric.
+    """
+
+    global_step: int = 0
+    epoch: int = 0
+    rows: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    skipped_steps: int = 0
+    stop_reason: str | None = None
+    evaluated_at: int = -1
+    evaluation_due: bool = False
+    metrics: dict[str, float] = attrs.field(factory=dict)
+
+    def evaluated(self, metrics: Mapping[str, float]) -> None:
+        """An evaluation has ended; without metrics it was left out half-way, and is still due."""
+        self.metrics.update(metrics)
+        self.evaluation_due = not metrics
+        self.evaluated_at = self.global_step if metrics else self.evaluated_at
+
+
+class BatchCounts(NamedTuple):
+    """Sizes of a micro-batch, counted on the host before it moves to the device.
+
+    Attributes:
+        weight: supervised (shifted) tokens: what the loss is a sum over and is divided by.
+        tokens: tokens, padding excluded.
+    """
+
+    weight: int
+    tokens: int
+
+
+class LossSum(NamedTuple):
+    """What ``compute_loss`` returns.
+
+    Attributes:
+        total: the *sum* of the loss over the micro-batch's supervised tokens, shape (), with a graph.
+        weight: how many tokens that sum is over; the engine compares it with its own count.
+        sums: what else is to be logged as a mean over the same tokens, such as ``token_accuracy``: names to sums, of
+            shape () and on the device. Every micro-batch, on every rank, must have the same names.
+    """
+
+    total: Tensor
+    weight: int
+    sums: Mapping[str, Tensor] = MappingProxyType({})
+
+
+class OptimizerStep(NamedTuple):
+    """What ``run_optimizer_step`` returns.
+
+    Attributes:
+        grad_norm: norm of all gradients before clipping, shape (), or None where nobody asked for it.
+        stepped: False where the update was left out.
+    """
+
+    grad_norm: Tensor | float | None
+    stepped: bool = True
+
+
+class StepOutput(NamedTuple):
+    """What ``run_step`` returns.
+
+    Attributes:
+        total: loss summed over this rank's supervised tokens of the window, shape (), detached and on the device.
+        grad_norm: as in :class:`OptimizerStep`.
+        stepped: as in :class:`OptimizerStep`.
+    """
+
+    total: Tensor
+    grad_norm: Tensor | float | None = None
+    stepped: bool = True
+
+
+class Fragment(NamedTuple):
+    """A stretch of a tensor that may be spread over ranks: what a strategy gives to a checkpoint.
+
+    Attributes:
+        name: of the tensor.
+        shape: of the whole tensor.
+        start: place of the stretch's first element in the flattened tensor.
+        values: the stretch, shape (elements,), or the whole tensor in its own shape.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    values: Tensor
+
+
+@attrs.frozen
+class TrainedState:
+    """A rank's share of what is trained, which no other rank gives.
+
+    Attributes:
+        model: stretches of the weights and buffers, under their names in the bare model; tied weights once.
+        optimizer: stretches of the optimizer's tensors that have the shape of a parameter, named
+            ``<parameter>/<key>``, such as ``head.weight/exp_avg``.
+        rest: everything else, equal on all ranks: numbers, text, lists, mappings and small tensors.
+    """
+
+    model: Sequence[Fragment]
+    optimizer: Sequence[Fragment]
+    rest: Mapping[str, Any]
+
+
+class StoredTensors(Protocol):
+    """Tensors of a checkpoint, whoever saved them and in how many pieces."""
+
+    def names(self) -> Collection[str]:
+        """The tensors that there are."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a whole tensor."""
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Elements ``start`` to ``stop`` of the flattened tensor, shape (stop - start,), on the CPU."""
+
+
+class Dataset(Protocol):
+    """A map-style data set."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@attrs.define(kw_only=True)
+class Data:
+    """What ``make_data`` returns.
+
+    Attributes:
+        train: the rows to train on.
+        evaluation: named sets of rows to evaluate on.
+        collate: turns a list of rows into a micro-batch of CPU tensors; it may add ``tokens``, how many they are
+            without padding, a number that stays on the host.
+        shuffle: whether the rows of an epoch are drawn in an order of their own.
+        workers: processes that read and collate ahead; 0 does it in the training process.
+        report: facts about the preparation, kept in the run directory; of its entries ``summary`` is a line to print
+            and ``warnings`` a list of them.
+        fingerprint: text that is equal on two ranks exactly when their rows are.
+        train_fingerprint: text that is equal in two runs exactly when their training rows are, for a resume; nothing
+            where only their number can be compared.
+        order: makes the order of an epoch's rows, shape (rows,), from a generator that is seeded for the epoch and the
+            number of rows in a step; a plain permutation when left out. Not asked when ``shuffle`` is off.
+        loader: builds what hands out the windows, from what ``make_loader`` is given, for rows that cannot be addressed
+            by number, such as a stream's; ``WindowLoader`` when left out.
+    """
+
+    train: Dataset
+    evaluation: Mapping[str, Dataset] = attrs.field(factory=dict)
+    collate: Callable[[list[Any]], Batch]
+    shuffle: bool = True
+    workers: int = 0
+    report: Mapping[str, Any] = attrs.field(factory=dict)
+    fingerprint: str = ""
+    train_fingerprint: str = ""
+    order: Callable[[torch.Generator, int], Tensor] | None = None
+    loader: Callable[[Dataset, Data, Recipe, World], Any] | None = None
+
+
+@attrs.frozen
+class ShownRow:
+    """A row as ``hooktrain data --show`` prints it.
+
+    Attributes:
+        label: which row of which source it is.
+        pieces: its text in order, each piece with whether it is trained and the rule that decided it.
+        note: what else there is to say.
+    """
+
+    label: str
+    pieces: Sequence[tuple[str, bool, str]]
+    note: str = ""
+
+
+@attrs.frozen
+class TrainerType:
+    """What a value of the recipe's ``type`` stands for.
+
+    Attributes:
+        parts: for each kind of part the compatible names; the first is the default, ``"*"`` admits every other one.
+        summary: one line for listings.
+        listed: whether listings, the schema and messages name it; not if a recipe file cannot be of this type.
+    """
+
+    parts: Mapping[str, Sequence[str]]
+    summary: str = ""
+    listed: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class ModelEstimate:
+    """The sizes of a model and of what is kept for each of its weights.
+
+    Attributes:
+        module: the model as ``sketch_model`` made it; its tensors have shapes and types, and hold nothing.
+        parameters: numbers in all weights, tied ones once.
+        trainable: those of them that are trained.
+        weight_bytes: all weights in the types that they are kept in.
+        trainable_bytes: those of them that are trained.
+        state_numbers: numbers that the optimizer keeps; None when that is not known.
+        state_bytes: the same in bytes.
+        activation_bytes: what a micro-batch keeps for the backward pass, by what it is; None when not known.
+        dtypes: numbers by type of weight.
+    """
+
+    module: Module
+    parameters: int
+    trainable: int
+    weight_bytes: int
+    trainable_bytes: int
+    state_numbers: int | None = None
+    state_bytes: int | None = None
+    activation_bytes: Mapping[str, int] | None = None
+    dtypes: Mapping[str, int] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class DataEstimate:
+    """What an epoch trains on; None is not known without preparing the data.
+
+    Attributes:
+        rows: rows of the data set, packs counting once: what a micro-batch consists of.
+        tokens: tokens in them, padding excluded.
+        supervised: those that carry a loss.
+        longest: tokens of the longest row, or the most that there can be.
+        how: where these figures come from, for people.
+    """
+
+    rows: int | None = None
+    tokens: int | None = None
+    supervised: int | None = None
+    longest: int | None = None
+    how: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class MemoryEstimate:
+    """What the strategy keeps where, in bytes for one rank.
+
+    Attributes:
+        device: bytes on the rank's device by what they are for.
+        host: bytes in the processor's memory where the device is another one.
+        peak: most that the device holds at once, when not all of ``device`` is there at the same time.
+        notes: what the figures suppose, for people.
+    """
+
+    device: Mapping[str, int]
+    host: Mapping[str, int] = attrs.field(factory=dict)
+    peak: int | None = None
+    notes: Sequence[str] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        total = sum(self.device.values())
+        return {
+            "device": dict(self.device),
+            "host": dict(self.host),
+            "peak": total if self.peak is None else self.peak,
+            "notes": list(self.notes),
+        }

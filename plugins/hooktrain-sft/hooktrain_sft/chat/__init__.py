@@ -1,0 +1,1 @@
+"""Conversations: chat templates, tools, and which tokens are trained."""

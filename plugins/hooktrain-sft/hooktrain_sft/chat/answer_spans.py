@@ -1,0 +1,147 @@
+"""Where in a rendered conversation each answer stands, proven for the conversation at hand.
+
+An answer begins where the prompt for it ends, as the template writes that prompt, and the text has to begin with it. It
+ends where the template's loop goes on to the next message. Some templates change what they wrote of earlier turns
+(Qwen 3 drops their reasoning, Mistral moves tools to the last user turn), so that no earlier prompt is how the text
+begins; there, an answer begins behind the generation prompt with which the template begins its turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from hooktrain import DataError
+from hooktrain_sft.chat.generation_prompt import shared_beginning, start_behind_header
+from hooktrain_sft.chat.messages import Message
+from hooktrain_sft.chat.template import ChatTemplate, Scope
+from hooktrain_sft.chat.template_trace import Span, Trace
+
+__all__ = ["Answer", "Conversation"]
+
+
+class Answer(NamedTuple):
+    """What the model writes in one turn, in characters, its end-of-turn token included; and what proved it."""
+
+    start: int
+    end: int
+    rule: str
+
+
+class Conversation:
+    """A rendered conversation."""
+
+    __slots__ = ("messages", "scope", "template", "text", "trace")
+
+    def __init__(self, template: ChatTemplate, messages: Sequence[Message], scope: Scope, trace: Trace) -> None:
+        self.template, self.messages, self.scope, self.trace = template, messages, scope, trace
+        self.text = trace.text
+
+    def answer(self, index: int) -> Answer:
+        """Where the assistant's message of that number is.
+
+        Raises:
+            DataError: when it cannot be proven.
+        """
+        region = self.trace.regions.get(index)
+        prompt: str | DataError
+        try:
+            prompt = self.template.render(self.messages[:index], self.scope, generation_prompt=True)
+        except DataError as problem:
+            prompt = problem
+        if region is None:
+            start, end, rule = self._between_prefixes(index, prompt)
+        else:
+            end = self._own_end(index, region)
+            if isinstance(prompt, str) and len(prompt) <= end and self.text.startswith(prompt):
+                start, rule = len(prompt), "prompt prefix"
+            else:
+                start, rule = self._behind_header(index, prompt), "template's loop"
+        end = self._end_of_turn(index, start, end)
+        if self.text[start:end].strip() in self.template.nothing:
+            raise self.says_nothing(index)
+        return Answer(start, end, rule)
+
+    def region(self, index: int) -> Span:
+        """All that the template writes for a message.
+
+        Raises:
+            DataError: when the template does not go over the messages in a loop.
+        """
+        found = self.trace.regions.get(index)
+        if found is None:
+            raise DataError(
+                f"messages[{index}]: it is not known what the chat template writes for it, as it does not render the"
+                " messages one after the other in a loop; remove `train` from the message, or change the template"
+            )
+        return found
+
+    def says_nothing(self, index: int) -> DataError:
+        """The error for an answer of which the text has nothing, so that only its end would be trained."""
+        return DataError(
+            f"messages[{index}]: the chat template renders nothing of what it says, or marks nothing of it; give a"
+            " tokenizer.chat_template that takes content as text, or correct the row"
+        )
+
+    def _own_end(self, index: int, region: Span) -> int:
+        """Where the message ends in the turn of the loop that is its own.
+
+        A template may write the next messages there as well, such as what tools answered, and pass over them later.
+        Then only that is the message's own which is written whether or not they follow.
+        """
+        start, end = region
+        if index + 1 == len(self.messages) or index + 1 in self.trace.regions:
+            return end
+        alone = self.template.trace(self.messages[: index + 1], self.scope)
+        if index not in alone.regions:
+            raise self.unstable(index, alone.text, "the conversation up to it")
+        turn = alone.text[slice(*alone.regions[index])]
+        return start + self.template.whole_tokens(turn, len(shared_beginning(turn, self.text[start:end])))
+
+    def _behind_header(self, index: int, prompt: str | DataError) -> int:
+        try:
+            start = start_behind_header(self.template, self.messages, self.scope, self.trace, index)
+        except DataError as problem:
+            raise self._no_prompt(index, problem) from problem
+        if start is None:
+            raise self.unstable(index, prompt if isinstance(prompt, str) else "", "the prompt before it")
+        return start
+
+    def _end_of_turn(self, index: int, start: int, end: int) -> int:
+        ended = self.template.end_of_turn(self.text, start, end)
+        if ended is None:
+            # some templates write what ends a turn behind their loop
+            last = index + 1 == len(self.messages)
+            until = self.text if last else self.template.render(self.messages[: index + 1], self.scope)
+            if len(until) > end and self.text.startswith(until):
+                ended = self.template.end_of_turn(self.text, start, len(until))
+        return end if ended is None else ended
+
+    def _between_prefixes(self, index: int, prompt: str | DataError) -> tuple[int, int, str]:
+        """The answer is what the conversation up to and including it has more than the prompt before it."""
+        if isinstance(prompt, DataError):
+            raise self._no_prompt(index, prompt) from prompt
+        last = index + 1 == len(self.messages)
+        until = self.text if last else self.template.render(self.messages[: index + 1], self.scope)
+        for prefix, what in ((prompt, "the prompt before it"), (until, "the conversation up to it")):
+            if not self.text.startswith(prefix):
+                raise self.unstable(index, prefix, what)
+        return len(prompt), max(len(until), len(prompt)), "prompt prefix"
+
+    def _no_prompt(self, index: int, problem: DataError) -> DataError:
+        if any(message["role"] == "user" for message in self.messages[:index]):
+            return DataError(f"messages[{index}]: the prompt before it cannot be rendered: {problem}")
+        return DataError(
+            f"messages[{index}] is an answer without a question before it, which the chat template cannot prompt; begin"
+            f" the conversation with a user message, or write `train: false` into it ({problem})"
+        )
+
+    def unstable(self, index: int, prefix: str, what: str) -> DataError:
+        """The error for a prefix that is not how the text begins."""
+        text, at = self.text, len(shared_beginning(prefix, self.text))
+        return DataError(
+            f"messages[{index}]: the chat template is not prefix-stable: {what} renders with {prefix[at : at + 40]!r}"
+            f" at character {at}, all of it with {text[at : at + 40]!r} there, so that it is unknown which of it the"
+            " model would write; mark it with {% generation %} in the template, or write `data.train_on:"
+            " last_assistant` if only earlier turns differ"
+        )

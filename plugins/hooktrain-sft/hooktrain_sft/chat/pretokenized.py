@@ -1,0 +1,80 @@
+"""Rows that were tokenized before: ``input_ids`` with the columns that say which of them are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hooktrain import DataError
+from hooktrain_sft.formatting import shown
+
+__all__ = ["read_ids"]
+
+_MASKS = ("assistant_masks", "completion_mask")
+
+
+def read_ids(row: Mapping[str, Any], vocabulary: int, part: str) -> tuple[NDArray[np.int32], NDArray[np.bool_], str]:
+    """Ids and mask of a row, each of shape (tokens,), and which columns made the mask.
+
+    ``labels`` (-100 where nothing is trained, not shifted), ``assistant_masks`` and ``completion_mask`` (1 where
+    something is) count together; without them, and where ``part`` is ``all``, everything is trained. What
+    ``attention_mask`` leaves out at either end is padding and is taken off.
+
+    Raises:
+        DataError: when an id is none of the tokenizer's, or a column does not fit the ids.
+    """
+    ids = _numbers(row["input_ids"], "input_ids")
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+        wrong = int(np.flatnonzero((ids < 0) | (ids >= vocabulary))[0])
+        raise DataError(
+            f"input_ids[{wrong}] is {int(ids[wrong])}, expected an id from 0 to {vocabulary - 1}; use the tokenizer"
+            " that the rows were made with"
+        )
+    mask = np.ones(len(ids), np.bool_)
+    used = []
+    if part != "all":
+        for name in (*_MASKS, "labels"):
+            if row.get(name) is None:
+                continue
+            given = _numbers(row[name], name)
+            if len(given) != len(ids):
+                raise DataError(f"{name} has {len(given)} entries, expected {len(ids)}, as many as input_ids")
+            if name == "labels":
+                wrong_labels = np.flatnonzero((given != -100) & (given != ids))
+                if len(wrong_labels):
+                    at = int(wrong_labels[0])
+                    raise DataError(
+                        f"labels[{at}] is {int(given[at])}, expected -100 or the token at its place, {int(ids[at])};"
+                        " labels are not shifted in the data"
+                    )
+                mask &= given != -100
+            else:
+                mask &= given != 0
+            used.append(name)
+    first, last = _unpadded(row, len(ids))
+    return ids[first:last].astype(np.int32), mask[first:last], " and ".join(used) or "all"
+
+
+def _numbers(value: Any, where: str) -> NDArray[np.int64]:
+    try:
+        made = np.asarray(value)
+    except ValueError:
+        made = np.zeros((0, 0))
+    if made.ndim != 1 or (len(made) and made.dtype.kind not in "iub"):
+        raise DataError(f"{where} is {shown(value)}, expected a list of whole numbers; convert the column")
+    return made.astype(np.int64)
+
+
+def _unpadded(row: Mapping[str, Any], tokens: int) -> tuple[int, int]:
+    if row.get("attention_mask") is None:
+        return 0, tokens
+    there = np.flatnonzero(_numbers(row["attention_mask"], "attention_mask"))
+    if len(there) and (there[-1] >= tokens or there[-1] - there[0] + 1 != len(there)):
+        raise DataError(
+            "attention_mask has gaps or more entries than input_ids, expected padding at the ends only; rows that share"
+            " one sequence are to be rows of their own"
+        )
+    return (int(there[0]), int(there[-1]) + 1) if len(there) else (0, 0)

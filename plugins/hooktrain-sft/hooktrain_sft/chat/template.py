@@ -1,0 +1,147 @@
+"""The tokenizer's chat template as a function from conversations to text."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hooktrain import DataError
+from hooktrain_sft.chat.template_trace import CompiledTemplate, Span, Trace
+
+__all__ = ["ChatTemplate", "Span", "Trace"]
+
+Scope = Mapping[str, Any]
+"""The variables of a template, but for the messages and whether a generation prompt is wanted."""
+
+_OURS = ("messages", "tools", "documents", "add_generation_prompt")
+
+
+class ChatTemplate:
+    """One chat template with the special tokens of its tokenizer; it renders as ``apply_chat_template`` does.
+
+    Attributes:
+        marks_generation: whether the template itself says what the model generates, with ``{% generation %}``.
+        reads: the variables and fields that it reads, and its strings, which may name some.
+        uses_date: whether the text depends on the day on which it is rendered.
+        nothing: what is left of a turn that says nothing.
+    """
+
+    def __init__(self, tokenizer: Any, source: str) -> None:
+        try:
+            self._compiled = CompiledTemplate(source)
+        except Exception as problem:  # jinja's own errors, and those of transformers' extensions
+            raise DataError(
+                f"the chat template cannot be compiled: {type(problem).__name__}: {problem}; correct it"
+            ) from problem
+        self._scope: dict[str, Any] = {
+            **self._compiled.globals,
+            "tools": None,
+            "documents": None,
+            **tokenizer.special_tokens_map,
+        }
+        self.marks_generation = self._compiled.marks_generation
+        self.reads = self._compiled.reads
+        self.uses_date = "strftime_now" in self.reads
+        self._added = sorted((str(token) for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._ends = frozenset(special | ({tokenizer.eos_token} if tokenizer.eos_token else set()))
+        self._end_lengths = sorted({len(end) for end in self._ends}, reverse=True)
+        self._usual_end: tuple[str, ...] = ()  # the one seen last, since most turns end alike
+        self.nothing = self._ends | {""}
+
+    @classmethod
+    def of(cls, tokenizer: Any, tools: Sequence[Any] | None = None) -> ChatTemplate:
+        """The template that ``tokenizer`` uses for a conversation with these ``tools``.
+
+        Raises:
+            DataError: when the tokenizer has none.
+        """
+        source = tokenizer.chat_template
+        if not isinstance(source, str):
+            try:
+                source = tokenizer.get_chat_template(None, tools)
+            except (ValueError, AttributeError):
+                raise DataError(
+                    "the tokenizer has no chat template, expected one to render 'messages' with; use the tokenizer of"
+                    " an instruct model or give it a chat_template"
+                ) from None
+        return _template(tokenizer, source)
+
+    def scope(self, tools: Sequence[Any] | None, variables: Mapping[str, Any] | None) -> Scope:
+        """What all renderings of a row have in common.
+
+        Raises:
+            DataError: when ``variables`` name what a row has by itself.
+        """
+        if not tools and not variables:
+            return self._scope
+        for name in variables or ():
+            if name in _OURS:
+                raise DataError(f"chat_template_kwargs.{name}: is set from the row itself; remove it")
+        return {**self._scope, "tools": list(tools) if tools else None, **(variables or {})}
+
+    def render(self, messages: Sequence[Any], scope: Scope, generation_prompt: bool = False) -> str:
+        """The text of a conversation.
+
+        Args:
+            messages: the messages.
+            scope: from :meth:`scope`.
+            generation_prompt: whether to add what stands before an assistant's answer.
+
+        Raises:
+            DataError: when the template refuses or fails.
+        """
+        try:
+            return self._compiled.render(
+                {**scope, "messages": messages, "add_generation_prompt": generation_prompt},
+            )
+        except Exception as problem:  # a template is a program and can fail in any way
+            raise _refused(messages, problem) from problem
+
+    def trace(self, messages: Sequence[Any], scope: Scope, generation_prompt: bool = False) -> Trace:
+        """The text of a conversation, and which of it comes from which message; raises as :meth:`render` does."""
+        try:
+            return self._compiled.trace(
+                {**scope, "messages": messages, "add_generation_prompt": generation_prompt},
+            )
+        except Exception as problem:
+            raise _refused(messages, problem) from problem
+
+    def end_of_turn(self, text: str, start: int, end: int) -> int | None:
+        """Where ``text[start:end]`` ends with a special token that only white space follows; None when it does not.
+
+        ChatML ends a turn with ``<|im_end|>`` and a line break, which nobody asks the model for.
+        """
+        while end > start and text[end - 1].isspace():
+            end -= 1
+        if text.endswith(self._usual_end, start, end):
+            return end
+        for length in self._end_lengths:
+            if end - length >= start and (found := text[end - length : end]) in self._ends:
+                self._usual_end = (found,)
+                return end
+        return None
+
+    def whole_tokens(self, text: str, length: int) -> int:
+        """The largest length up to ``length`` at which ``text`` can be cut without cutting a special token or a tag."""
+        for found in re.finditer("|".join(map(re.escape, self._added)) or "(?!)", text):
+            if found.start() < length < found.end():
+                return found.start()
+        tag = text.rfind("<", 0, length)
+        return tag if tag > text.rfind(">", 0, length) else length
+
+
+def _refused(messages: Sequence[Any], problem: Exception) -> DataError:
+    roles = [str(message["role"]) for message in messages]
+    shown = ", ".join(roles if len(roles) <= 12 else [*roles[:6], f"... ({len(roles)} in all)", *roles[-3:]])
+    return DataError(
+        f"the chat template cannot render a conversation of {shown}: {type(problem).__name__}: {problem};"
+        " change the row or the template"
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _template(tokenizer: Any, source: str) -> ChatTemplate:
+    return ChatTemplate(tokenizer, source)

@@ -1,0 +1,127 @@
+"""Tools and tool calls: from what data sets and Arrow tables make of them to what templates expect.
+
+Arrow gives every entry of a list the fields of all of them, and None where an entry had none. So a field of a call's
+arguments or of a tool's schema that is None is taken to be absent. Arguments in which null means something are written
+as JSON text, which is read as it stands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hooktrain import DataError
+from hooktrain_sft.formatting import shown
+
+__all__ = ["arguments_as_text", "plain", "read_tool_calls", "read_tools"]
+
+
+def read_tools(tools: Any) -> list[Any] | None:
+    """The tools that a row offers to the model: a list of JSON schemas, or that list as JSON text.
+
+    Raises:
+        DataError: when ``tools`` is something else.
+    """
+    if not tools:
+        return None
+    if isinstance(tools, str):
+        tools = _from_json(tools, "tools", "a list of JSON schemas") if tools.strip() else None
+        if not tools:
+            return None
+    else:
+        tools = _filled(tools)
+    if not isinstance(tools, list):
+        raise DataError(f"tools is {shown(tools)}, expected a list of JSON schemas; convert the column")
+    read = [_from_json(t, f"tools[{i}]", "a JSON schema") if isinstance(t, str) else t for i, t in enumerate(tools)]
+    for index, tool in enumerate(read):
+        if not isinstance(tool, dict):
+            raise DataError(f"tools[{index}] is {shown(tool)}, expected a JSON schema; convert the column")
+    return read
+
+
+def read_tool_calls(calls: Any, where: str) -> list[Any]:
+    """An assistant's calls, each a mapping, with their arguments as a mapping.
+
+    Raises:
+        DataError: when they are something else, or text that is not JSON.
+    """
+    as_it_stands = isinstance(calls, str)
+    if isinstance(calls, str):
+        calls = _from_json(calls, where, "a list of tool calls")
+    if isinstance(calls, (str, Mapping)) or not isinstance(calls, Sequence):
+        raise DataError(f"{where} is {shown(calls)}, expected a list of tool calls; convert the column")
+    return [_read_call(call, f"{where}[{index}]", as_it_stands) for index, call in enumerate(calls)]
+
+
+def _read_call(call: Any, where: str, as_it_stands: bool) -> dict[str, Any]:
+    if not isinstance(call, Mapping):
+        raise DataError(f"{where} is {shown(call)}, expected a mapping with function or name; convert the column")
+    read = {str(name): plain(value) for name, value in call.items() if value is not None}
+    function, path = read, where
+    if "function" in read:
+        path = f"{where}.function"
+        if not isinstance(read["function"], dict):
+            raise DataError(f"{path} is {shown(read['function'])}, expected a mapping with name and arguments")
+        function = read["function"] = {name: value for name, value in read["function"].items() if value is not None}
+    if not isinstance(function.get("name"), str):
+        raise DataError(f"{path} has the fields {', '.join(function) or 'none'}, expected 'name'; rename or add it")
+    arguments = function.get("arguments")
+    if arguments is not None:
+        if isinstance(arguments, str):
+            arguments = _from_json(arguments or "{}", f"{path}.arguments", "the arguments as JSON")
+        elif not as_it_stands:
+            arguments = _filled(arguments)
+        if not isinstance(arguments, dict):
+            raise DataError(
+                f"{path}.arguments is {shown(arguments)}, expected a mapping of names to values; correct it"
+            )
+        function["arguments"] = arguments
+    return read
+
+
+def arguments_as_text(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The messages with the arguments of their calls as JSON text, which some templates add to strings."""
+
+    def as_text(call: Mapping[str, Any]) -> dict[str, Any]:
+        made = {name: as_text(value) if name == "function" else value for name, value in call.items()}
+        if "arguments" in made and not isinstance(made["arguments"], str):
+            made["arguments"] = json.dumps(made["arguments"], ensure_ascii=False)
+        return made
+
+    return [
+        {**message, "tool_calls": [as_text(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+
+
+def plain(value: Any) -> Any:
+    """The value in JSON's own types; what is something else becomes the name of its type, as in transformers."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return plain(value.tolist()) if hasattr(value, "tolist") else f"<{type(value).__name__}>"
+
+
+def _filled(value: Any) -> Any:
+    """Without fields that are None; entries of lists stay."""
+    if isinstance(value, Mapping):
+        return {str(name): _filled(item) for name, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_filled(item) for item in value]
+    return plain(value)
+
+
+def _from_json(text: str, where: str, expected: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as problem:
+        raise DataError(f"{where} is text that is not JSON ({problem}), expected {expected}; correct the row") from None

@@ -1,0 +1,165 @@
+"""Which of a rendered conversation is trained, for each choice of ``data.train_on``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+
+from hooktrain import DataError
+from hooktrain_sft.chat.answer_spans import Conversation
+from hooktrain_sft.chat.messages import is_empty
+from hooktrain_sft.chat.template_trace import Span
+
+__all__ = ["Choice", "choose_spans"]
+
+_EMPTY_REASONING = re.compile(r"\s*<think>\s*</think>\s*")
+_END_OF_EMPTY_REASONING = re.compile(r"\s*</think>\s*")
+
+
+class Choice:
+    """The trained spans of a row, as they are found; ``rules`` has one entry for each span."""
+
+    __slots__ = ("cuts", "notes", "rules", "spans")
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self.rules: list[str] = []
+        self.notes: list[str] = []
+        self.cuts: list[Span] = []
+
+    def add(self, start: int, end: int, rule: str) -> None:
+        if start < end:
+            self.spans.append((start, end))
+            self.rules.append(rule)
+
+    def apply_cuts(self) -> None:
+        """Take the cuts out of the spans."""
+        for low, high in self.cuts:
+            pieces = [
+                ((max(a, start), min(b, end)), rule)
+                for (start, end), rule in zip(self.spans, self.rules, strict=True)
+                for a, b in ((start, low), (high, end))
+            ]
+            kept = [(span, rule) for span, rule in pieces if span[0] < span[1]]
+            self.spans, self.rules = [span for span, _ in kept], [rule for _, rule in kept]
+
+
+def choose_spans(
+    chat: Conversation, part: str, untrained: Collection[int], given: int, mask_empty_reasoning: bool
+) -> Choice:
+    """The spans that are trained.
+
+    Args:
+        chat: the rendered conversation.
+        part: what ``data.train_on`` says.
+        untrained: messages that the data leave out.
+        given: how many of the messages are a prompt, in which nothing is trained (unless ``part`` is ``all``).
+        mask_empty_reasoning: whether an empty ``<think></think>`` at the beginning of an answer is left out.
+
+    Raises:
+        DataError: when it cannot be proven which they are.
+    """
+    choice = Choice()
+    if part == "all":
+        choice.add(0, len(chat.text), "all")
+        _leave_out(chat, choice, untrained, mask_empty_reasoning, 0)
+    elif part == "completion":
+        begin = given or 1 + max((i for i, m in enumerate(chat.messages) if m["role"] == "user"), default=-1)
+        _add_completion(chat, choice, begin)
+        _leave_out(chat, choice, [i for i in untrained if i >= begin], mask_empty_reasoning, begin)
+    else:
+        answers = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant" and i >= given]
+        if part == "last_assistant":
+            answers = answers[-1:]
+        if untrained:
+            answers = [i for i in answers if i not in untrained]
+        wanted = [i for i in answers if not is_empty(chat.messages[i])]
+        if len(wanted) < len(answers):
+            choice.notes += [f"messages[{i}] assistant: empty, not trained" for i in answers if i not in wanted]
+        if chat.template.marks_generation:
+            _add_generated(chat, choice, wanted)
+        else:
+            for index in wanted:
+                start, end, rule = chat.answer(index)
+                choice.add(start, end, f"messages[{index}] assistant: {rule}")
+        if mask_empty_reasoning:
+            choice.cuts += [cut for start, end in choice.spans for cut in _empty_reasoning(chat.text, start, end)]
+    if choice.cuts:
+        choice.apply_cuts()
+    return choice
+
+
+def _add_completion(chat: Conversation, choice: Choice, begin: int) -> None:
+    """All from the end of the prompt to the end of the last turn, what tools answered included."""
+    messages = chat.messages
+    if begin >= len(messages):
+        return
+    if all(is_empty(message) for message in messages[begin:]):
+        choice.notes.append(f"messages[{begin}] {messages[begin]['role']}: empty, not trained")
+        return
+    first = begin if messages[begin]["role"] == "assistant" else None
+    start = chat.region(begin)[0] if first is None else chat.answer(first).start
+    last = len(messages) - 1
+    if messages[last]["role"] == "assistant" and not is_empty(messages[last]):
+        end = chat.answer(last).end
+    else:
+        low, high = chat.region(last)
+        end = chat.template.end_of_turn(chat.text, low, high) or high
+    choice.add(start, end, "completion")
+
+
+def _leave_out(
+    chat: Conversation, choice: Choice, untrained: Collection[int], mask_empty_reasoning: bool, begin: int
+) -> None:
+    choice.cuts += [chat.region(index) for index in sorted(untrained)]
+    if mask_empty_reasoning and choice.spans:
+        for index in range(begin, len(chat.messages)):
+            message = chat.messages[index]
+            if message["role"] == "assistant" and index not in untrained and not is_empty(message):
+                start, end, _ = chat.answer(index)
+                choice.cuts += _empty_reasoning(chat.text, start, end)
+
+
+def _empty_reasoning(text: str, start: int, end: int) -> list[Span]:
+    """The empty reasoning that an answer begins with, or the rest of it when the prompt opens it."""
+    opened = text.endswith("<think>", 0, len(text[:start].rstrip()))
+    found = (_END_OF_EMPTY_REASONING if opened else _EMPTY_REASONING).match(text, start, end)
+    return [found.span()] if found else []
+
+
+def _add_generated(chat: Conversation, choice: Choice, wanted: Sequence[int]) -> None:
+    """What the template marks with ``{% generation %}``, of the messages that are wanted."""
+    answers = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
+    in_order = answers if len(answers) == len(chat.trace.generated) else None
+    says_something = set()
+    for place, (start, end) in enumerate(chat.trace.generated):
+        index = next((i for i in answers if _within((start, end), chat.trace.regions.get(i))), None)
+        if index is None and in_order is not None:
+            index = in_order[place]
+        if index is None and len(wanted) < len(answers):
+            index = _behind_all(chat, start, answers[-1])
+        if index is None or index in wanted:
+            ended = chat.template.end_of_turn(chat.text, start, end)
+            name = "template" if index is None else f"messages[{index}] assistant"
+            choice.add(start, end if ended is None else ended, f"{name}: {{% generation %}}")
+        if chat.text[start:end].strip() not in chat.template.nothing:
+            says_something.add(index)
+    if None not in says_something:
+        for index in wanted:
+            if index not in says_something:
+                raise chat.says_nothing(index)
+
+
+def _behind_all(chat: Conversation, start: int, last: int) -> int:
+    """The last message, for what is generated behind all of them."""
+    if start < max((high for _, high in chat.trace.regions.values()), default=len(chat.text)):
+        raise DataError(
+            f"the chat template's {{% generation %}} marks {chat.text[start : start + 40]!r}, which belongs to no"
+            " message by itself, so that it is unknown whether to leave it out; write `data.train_on: assistant` and no"
+            " `train: false` in the row, or change the template"
+        )
+    return last
+
+
+def _within(span: Span, region: Span | None) -> bool:
+    return region is not None and region[0] <= span[0] and span[1] <= region[1]

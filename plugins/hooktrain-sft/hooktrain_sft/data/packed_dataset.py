@@ -1,0 +1,49 @@
+"""The rows that the loader hands out: a document each, or a bin of them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hooktrain_sft.data.documents import Documents
+from hooktrain_sft.data.packing import Bins
+
+__all__ = ["IGNORE_INDEX", "PackedDataset", "Row"]
+
+IGNORE_INDEX = -100
+"""Label of a token that carries no loss; what torch and transformers use."""
+
+Row = dict[str, NDArray[np.int64]]
+"""``input_ids``, ``labels`` and ``position_ids``, each of shape (tokens,)."""
+
+
+class PackedDataset:
+    """Bins of documents; positions restart at 0 where a document begins, and its first token has no label."""
+
+    def __init__(self, documents: Documents, bins: Bins | None = None) -> None:
+        """Each document is a row of its own when there are no ``bins``."""
+        self.documents = documents
+        self.bins = bins
+
+    def __len__(self) -> int:
+        return len(self.documents) if self.bins is None else len(self.bins)
+
+    def __getitem__(self, index: int) -> Row:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        index %= len(self)
+        members = [index] if self.bins is None else self.bins[index].tolist()
+        parts = [self.documents.tokens(member) for member in members]
+        ids = np.concatenate([ids for ids, _ in parts]).astype(np.int64)
+        trained = np.concatenate([mask for _, mask in parts])
+        positions = np.concatenate([np.arange(len(ids)) for ids, _ in parts])
+        return {"input_ids": ids, "labels": np.where(trained, ids, IGNORE_INDEX), "position_ids": positions}
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row, shape (rows,)."""
+        lengths = self.documents.lengths
+        if self.bins is None:
+            return lengths
+        ends = np.concatenate([[0], np.cumsum(lengths[self.bins.order])])
+        return np.diff(ends[self.bins.offsets])

@@ -1,0 +1,50 @@
+"""Rows as ``hooktrain data --show`` prints them: token by token, with the rule behind each trained span."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from hooktrain import ShownRow, World
+from hooktrain_sft.chat.render import Rendered
+from hooktrain_sft.config import TokenDataConfig
+from hooktrain_sft.data.prepare import named
+from hooktrain_sft.data.source_reader import Reader
+
+__all__ = ["show_rows"]
+
+
+def show_rows(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any, count: int) -> list[ShownRow]:
+    """The first rows of each source, as they are before anything is cut or packed."""
+    reader = Reader(config, tokenizer, world, hooks)
+    shown = []
+    for source in (*config.sources, *(source for _, source in named(config.eval_sources))):
+        opened = reader.open(source)
+        rendered = list(reader.render(opened, itertools.islice(iter(opened), count)))
+        for index, (row, (ids, trained)) in enumerate(zip(rendered, reader.encoder(rendered), strict=True)):
+            pieces = tuple(_pieces(row, ids.tolist(), trained.copy(), tokenizer))
+            note = f"{len(ids):,} tokens, {int(trained[1:].sum()):,} of them trained"
+            if opened.format is not None:
+                note += f"; {opened.format.why}"
+            shown.append(ShownRow(f"{opened.label}, row {index}", pieces, note))
+    return shown
+
+
+def _pieces(row: Rendered, ids: Sequence[int], trained: Any, tokenizer: Any) -> Iterator[tuple[str, bool, str]]:
+    """Runs of tokens that are trained or not; each trained run has the rule of the span that it belongs to."""
+    trained[:1] = False
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], trained.astype(np.int8), [0]])))
+    rules = list(getattr(row, "rules", ()) or ())
+    at = 0
+    # spans that hold no whole token have no run; then runs cannot be matched to rules one by one
+    matched = rules if len(rules) == len(edges) // 2 else [", ".join(dict.fromkeys(rules))] * (len(edges) // 2)
+    for begin, end, rule in zip(edges[::2].tolist(), edges[1::2].tolist(), matched, strict=True):
+        if begin > at:
+            yield tokenizer.decode(ids[at:begin]), False, ""
+        yield tokenizer.decode(ids[begin:end]), True, rule
+        at = end
+    if at < len(ids):
+        yield tokenizer.decode(ids[at:]), False, ""

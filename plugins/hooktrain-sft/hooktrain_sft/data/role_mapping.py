@@ -1,0 +1,108 @@
+"""The format ``role_mapping``: which columns, or which entries of a column, hold the turns of which role.
+
+A row keeps its order: entries of a list are taken one after the other, whatever their roles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hooktrain import DataError
+from hooktrain_sft.config import check_role_mapping
+from hooktrain_sft.data.formats import Format, Row, setting
+from hooktrain_sft.formatting import shown
+
+__all__ = ["CONTENT_KEYS", "KNOWN_DATA_SETS", "role_mapping_format"]
+
+CONTENT_KEYS = ("content", "text", "message", "value")
+"""Where the text of an entry is looked for when ``content_key`` does not say."""
+
+KNOWN_DATA_SETS: Mapping[str, Mapping[str, str]] = {
+    "lmsys/lmsys-chat-1m": {"user": "conversation.role.user", "assistant": "conversation.role.assistant"},
+    "ise-uiuc/Magicoder-OSS-Instruct-75K": {"user": "problem", "assistant": "solution"},
+    "meta-math/MetaMathQA": {"user": "query", "assistant": "response"},
+    # its messages hold the question only
+    "nvidia/AceMath-Instruct-Training-Data": {"user": "messages.role.user", "assistant": "answer"},
+    "Open-Orca/OpenOrca": {"system": "system_prompt", "user": "question", "assistant": "response"},
+}
+"""Hub data sets whose columns say nothing to :func:`hooktrain_sft.data.formats.choose_format` by themselves."""
+
+
+def role_mapping_format(source: Any, config: Any) -> Format:
+    """The format as this source or recipe describes it; fits where they do, or the name is known."""
+    given = setting(source, config, "role_mapping")
+    name = str(getattr(source, "name_or_path", "")).partition(":")[0]
+    mapping: Mapping[str, str] = given or KNOWN_DATA_SETS.get(name, {})
+    try:
+        check_role_mapping(mapping)
+    except ValueError as problem:
+        raise DataError(f"role_mapping: {problem}; correct it") from None
+    content_key = setting(source, config, "content_key")
+
+    def recognise(columns: Sequence[str], row: Row) -> str | None:
+        if not mapping:
+            return None
+        missing = {path.partition(".")[0] for path in mapping.values()} - set(columns)
+        if missing and given:
+            raise DataError(
+                f"data.role_mapping: given {', '.join(sorted(missing))}, which the rows do not have; expected some of"
+                f" the columns {', '.join(map(str, columns))}; correct the mapping"
+            )
+        return None if missing else f"the name of the data set, {name}"
+
+    def convert(row: Row) -> Row:
+        return {**row, "messages": _messages(row, mapping, content_key)}
+
+    return Format("role_mapping", "columns that `data.role_mapping` names", recognise, convert, "messages")
+
+
+def _messages(row: Row, mapping: Mapping[str, str], content_key: str | None) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    read: set[str] = set()
+    for role, path in sorted(mapping.items(), key=lambda item: item[0] != "system"):  # stable: the rest as written
+        column, _, rest = path.partition(".")
+        if not rest:
+            if not (role == "system" and not row.get(column)):  # many sets leave the system prompt empty
+                messages.append({"role": role, "content": _text(row.get(column), column)})
+        elif column not in read:
+            read.add(column)
+            roles = {tuple(p.split(".")[1:]): r for r, p in mapping.items() if p.startswith(f"{column}.")}
+            messages += _entries(row.get(column), column, roles, content_key)
+    return messages
+
+
+def _entries(
+    entries: Any, column: str, roles: Mapping[tuple[str, ...], str], content_key: str | None
+) -> list[dict[str, Any]]:
+    if isinstance(entries, (str, bytes, Mapping)) or not isinstance(entries, Sequence):
+        raise DataError(f"{column} is {shown(entries)}, expected a list of turns; correct `data.role_mapping`")
+    made = []
+    for index, entry in enumerate(entries):
+        where = f"{column}[{index}]"
+        if not isinstance(entry, Mapping):
+            raise DataError(f"{where} is {shown(entry)}, expected a mapping; correct `data.role_mapping`")
+        role = next((role for (field, value), role in roles.items() if entry.get(field) == value), None)
+        if role is None:
+            fields = sorted({field for field, _ in roles})
+            given = ", ".join(f"{field} {shown(entry.get(field))}" for field in fields)
+            raise DataError(
+                f"{where} has {given}, which `data.role_mapping` gives no role; add it, such as"
+                f" `tool: {column}.{fields[0]}.{entry.get(fields[0])}`"
+            )
+        key = content_key or next((key for key in CONTENT_KEYS if entry.get(key) is not None), None)
+        if key is None or entry.get(key) is None:
+            raise DataError(
+                f"{where} has the fields {', '.join(map(str, entry))}, expected text in"
+                f" {content_key or ' or '.join(CONTENT_KEYS)}; name the field with `data.content_key`"
+            )
+        made.append({"role": role, "content": _text(entry[key], f"{where}.{key}")})
+    return made
+
+
+def _text(value: Any, where: str) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)  # answers that are numbers
+    if not isinstance(value, str):
+        raise DataError(f"{where} is {shown(value)}, expected text; correct `data.role_mapping` or the row")
+    return value

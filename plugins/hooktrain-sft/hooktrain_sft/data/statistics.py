@@ -1,0 +1,68 @@
+"""What is worth knowing about prepared documents: missing ends, doubled tokens, repeated rows, lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hooktrain_sft.data.documents import Documents
+
+__all__ = ["doubled_bos", "duplicates", "ends_trained", "histogram", "shared"]
+
+
+def ends_trained(documents: Documents, tokenizer: Any) -> bool:
+    """Whether, anywhere, a run of trained tokens ends with one that ends a turn: end-of-sequence or another special."""
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= {tokenizer.eos_token_id} - {None}
+    ends = np.array(sorted(special), np.int64)
+    for ids, trained in documents:
+        last = trained & ~np.append(trained[1:], False)
+        if np.isin(ids[last], ends).any():
+            return True
+    return False
+
+
+def doubled_bos(documents: Documents, tokenizer: Any) -> int:
+    """Documents that begin with two beginning-of-sequence tokens."""
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return 0
+    count = 0
+    pieces = [piece for store in documents.stores for piece in store.pieces]
+    for number in np.unique(documents.pieces):
+        some = (documents.pieces == number) & (documents.lengths > 1)
+        ids, starts = pieces[number].input_ids, documents.starts[some]
+        count += int(((ids[starts] == bos) & (ids[starts + 1] == bos)).sum())
+    return count
+
+
+def _per_row(documents: Documents) -> NDArray[np.uint64]:
+    """The digest of each row, once."""
+    _, first = np.unique(documents.rows, return_index=True)
+    return documents.digests[first]
+
+
+def duplicates(documents: Documents) -> int:
+    """Rows whose tokens are those of an earlier row."""
+    digests = _per_row(documents)
+    return len(digests) - len(np.unique(digests))
+
+
+def shared(documents: Documents, others: Documents) -> int:
+    """Rows of ``documents`` whose tokens are those of a row of ``others``."""
+    return int(np.isin(_per_row(documents), _per_row(others)).sum())
+
+
+def histogram(values: NDArray[np.int64], bins: int = 10) -> dict[str, list[int]]:
+    """Counts of values in equal intervals with round bounds: ``edges`` has one entry more than ``counts``."""
+    most = int(values.max(initial=1))
+    raw = max(1, -(-most // bins))
+    scale = 10 ** (len(str(raw)) - 1)
+    width = next(step * scale for step in (1, 2, 5, 10) if step * scale >= raw)
+    edges = np.arange(0, most + width, width)
+    if edges[-1] < most + 1:
+        edges = np.append(edges, edges[-1] + width)
+    counts, _ = np.histogram(values, edges)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}

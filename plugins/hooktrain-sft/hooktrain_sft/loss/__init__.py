@@ -1,0 +1,1 @@
+"""The SFT loss and what it finds out about a model's head."""

@@ -1,0 +1,180 @@
+"""Running a transformers model up to its LM head, and the head together with the loss."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hooktrain_sft.loss.chunked_linear import Sums, automatic_chunk_size, linear_loss, logits_loss
+from hooktrain_sft.loss.logit_transform import LogitTransform
+from hooktrain_sft.loss.model_inspection import accepted, is_plain_linear, is_sharded_linear
+from hooktrain_sft.loss.router_loss import RouterLoss
+from hooktrain_sft.loss.supervised_positions import supervised
+from hooktrain_sft.loss.token_loss import TokenLoss
+
+__all__ = ["HeadLoss", "HeadedForward"]
+
+logger = logging.getLogger(__name__)
+
+HeadLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Sums]]
+"""From hidden states, the head's weight and bias, and targets to the total and what is logged beside it."""
+
+
+class HeadedForward:
+    """Calls a model whose ``forward``, for the time of the call, is one that returns the loss.
+
+    The outermost module is what is called: FSDP gathers weights, DeepSpeed prepares for the backward pass, and prompt
+    adapters lengthen the input there, and all of them only hook into a module's call.
+
+    Args:
+        model: the innermost model; it is not kept alive.
+        token_loss: the loss of a chunk of tokens.
+        transform: what follows the head.
+        chunk_size: most tokens at a time, or None.
+        offered: a fused loss for heads that are a plain linear layer, or None for ours.
+        router: the model's auxiliary loss, if it has one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        token_loss: TokenLoss,
+        transform: LogitTransform,
+        chunk_size: int | None,
+        offered: HeadLoss | None,
+        router: RouterLoss | None,
+    ) -> None:
+        self._model = weakref.ref(model)
+        self._token_loss, self._transform, self._chunk_size = token_loss, transform, chunk_size
+        self._offered, self._router = offered, router
+        self._flatten = "flash" in str(getattr(model.config, "_attn_implementation", ""))
+        if offered is not None and not (is_plain_linear(self._head) or is_sharded_linear(self._head)):
+            logger.warning(
+                "%s: its LM head has to be called as a module (adapters, hooks or sharded weights), so the fused loss"
+                " that a plugin offers is not used; logits are computed in chunks, twice",
+                type(model).__name__,
+            )
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any], weight: int) -> tuple[Tensor, Sums]:
+        with self._swapped_in():
+            total, sums = model(**batch, supervised_tokens=weight)
+        return total, sums
+
+    @property
+    def _head(self) -> nn.Module:
+        model: Any = self._model()
+        head: nn.Module = model.get_output_embeddings()
+        return head
+
+    @contextmanager
+    def _swapped_in(self) -> Iterator[None]:
+        model = self._model()
+        assert model is not None
+        self._own = model.forward
+        try:
+            with _forward_of(model, self._forward):
+                yield
+        finally:
+            del self._own
+
+    def _forward(
+        self,
+        *,
+        supervised_tokens: int,
+        labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> tuple[Tensor, Sums]:
+        inputs = {name: value for name, value in inputs.items() if value is not None}  # adapters pass every default on
+        if self._flatten and not inputs.keys() & {"attention_mask", "cu_seq_lens_q"} and "position_ids" in inputs:
+            # flash attention looks for restarting positions only where there is a single row
+            shape = inputs["position_ids"].shape
+            inputs = {name: _one_row(value, shape) for name, value in inputs.items()}
+        hidden, output = self._hidden(inputs)  # (rows, tokens, hidden)
+        positions, targets = supervised(labels, supervised_tokens, shift_labels)
+        hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)  # (supervised, hidden)
+        total, sums = self._loss(hidden, targets)
+        return (total, sums) if self._router is None else self._router.added(output, total, sums, supervised_tokens)
+
+    def _hidden(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        """The last hidden state, and the output that it came with."""
+        model: Any = self._model()
+        decoder = model.get_decoder()
+        if self._router is None:
+            output = decoder(**inputs, use_cache=False)
+            return output.last_hidden_state, output
+        # the model's own forward knows its auxiliary loss; the head gets no token there
+        seen: list[Tensor] = []
+        hook = decoder.register_forward_hook(lambda module, args, output: seen.append(output.last_hidden_state))
+        try:
+            none = torch.empty(0, dtype=torch.long, device=inputs["input_ids"].device)
+            inputs = {**inputs, "logits_to_keep": none, "output_router_logits": True}
+            output = self._own(**accepted(self._own, inputs))
+        finally:
+            hook.remove()
+        return seen[0], output
+
+    def _loss(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Sums]:
+        head: Any = self._head
+        if is_plain_linear(head):
+            return self._fused(hidden, head, targets)
+        if is_sharded_linear(head):
+            return self._gathered(head, hidden, targets)
+        return self._called(head, hidden, targets)
+
+    def _fused(self, hidden: Tensor, head: Any, targets: Tensor) -> tuple[Tensor, Sums]:
+        if self._offered is not None:
+            return self._offered(hidden, head.weight, head.bias, targets)
+        return linear_loss(hidden, head.weight, head.bias, targets, self._token_loss, self._transform, self._chunk_size)
+
+    def _gathered(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Sums]:
+        """For a head whose weight is only there while it is called: the loss is what the call computes."""
+        names: list[str] = []
+
+        def forward(hidden: Tensor, targets: Tensor) -> Tensor:
+            total, sums = self._fused(hidden, head, targets)
+            names.extend(sums)
+            return torch.stack([total, *(value.to(total.dtype) for value in sums.values())])
+
+        with _forward_of(head, forward):
+            total, *sums = head(hidden, targets).unbind()
+        return total, {name: value.detach() for name, value in zip(names, sums, strict=True)}
+
+    def _called(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Sums]:
+        """For heads that must be called, as adapters or sharded weights need it: logits are computed twice."""
+
+        def chunk_loss(chunk: Tensor, goal: Tensor) -> Tensor:
+            total, sums = logits_loss(self._transform(head(chunk)), goal, self._token_loss)
+            return torch.stack([total, *sums.values()])
+
+        model: Any = self._model()
+        vocabulary = getattr(head, "out_features", None) or model.config.get_text_config().vocab_size
+        size = self._chunk_size or automatic_chunk_size(vocabulary, hidden.device.type)
+        parts = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+        found = torch.stack([checkpoint(chunk_loss, *part, use_reentrant=False) for part in parts]).sum(0)
+        total, *sums = found.unbind()
+        return total, {name: value.detach() for name, value in zip(self._token_loss.metrics, sums, strict=True)}
+
+
+@contextmanager
+def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """For the time of the context, ``forward`` is what a call of the module computes, between its hooks."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+def _one_row(value: Any, shape: torch.Size) -> Any:
+    return value.reshape(1, -1) if isinstance(value, Tensor) and value.shape == shape else value

@@ -1,0 +1,131 @@
+"""The losses: only supervised positions meet the LM head, and their logits are never kept."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from hooktrain import LossSum, ModelError
+from hooktrain_sft.loss.chunked_linear import Sums, logits_loss
+from hooktrain_sft.loss.config import CrossEntropyConfig
+from hooktrain_sft.loss.lm_head import HeadedForward, HeadLoss
+from hooktrain_sft.loss.logit_transform import LogitTransform
+from hooktrain_sft.loss.model_inspection import accepted, innermost, logit_transform, logits_of
+from hooktrain_sft.loss.router_loss import RouterLoss
+from hooktrain_sft.loss.supervised_positions import supervised
+from hooktrain_sft.loss.token_loss import CrossEntropy, Differentiated, TokenLoss
+
+__all__ = ["SelectiveLoss", "per_token"]
+
+Offer = Callable[[LogitTransform, nn.Module], HeadLoss | None]
+Runner = Callable[[nn.Module, Mapping[str, Any], int], tuple[Tensor, Sums]]
+
+
+def per_token(function: Callable[[Tensor, Tensor], Tensor], chunk_size: int | None = None) -> SelectiveLoss:
+    """A loss of one's own, for ``make_loss``: selection, chunks, gradients and metrics come with it.
+
+    Args:
+        function: from logits in single precision, shape (tokens, vocabulary), and token ids, shape (tokens,), to the
+            loss of each token, shape (tokens,); differentiated by autograd, a chunk at a time.
+        chunk_size: most tokens at a time; chosen by the size of the vocabulary when left out.
+    """
+    return SelectiveLoss(Differentiated(function), chunk_size)
+
+
+class SelectiveLoss:
+    """``loss(model, batch, weight)``: the sum over supervised tokens.
+
+    A transformers model stops before its LM head, which then sees the supervised positions alone. Any other model is
+    called as it is, and must return logits.
+
+    Args:
+        token_loss: the loss of a chunk of tokens from their logits.
+        chunk_size: most tokens at a time; chosen by the size of the vocabulary when left out.
+        offer: asked once for each model whether there is a fused loss for a plain linear head; None stands for ours.
+        all_logits: whether any model is called as it is.
+    """
+
+    def __init__(
+        self,
+        token_loss: TokenLoss,
+        chunk_size: int | None = None,
+        offer: Offer | None = None,
+        all_logits: bool = False,
+    ) -> None:
+        self._token_loss, self._chunk_size, self._offer = token_loss, chunk_size, offer
+        self._all_logits = all_logits
+        self._runners: weakref.WeakKeyDictionary[nn.Module, Runner] = weakref.WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, config: CrossEntropyConfig, offer: Callable[..., HeadLoss | None] | None = None) -> SelectiveLoss:
+        """The loss that a recipe describes; ``offer`` is the hook ``make_head_loss``."""
+        token_loss = CrossEntropy(config.label_smoothing, config.z_loss, config.weighted_by_probability)
+        if offer is None:
+            return cls(token_loss, config.chunk_size, all_logits=config.all_logits)
+        return cls(
+            token_loss,
+            config.chunk_size,
+            lambda transform, model: offer(config=config, transform=transform, model=model),
+            config.all_logits,
+        )
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any], weight: int) -> LossSum:
+        """Run the model on a micro-batch.
+
+        Args:
+            model: the model, wrapped or not.
+            batch: ``input_ids``, ``labels`` (not shifted, -100 for no loss) and what else the model takes, shape
+                (rows, tokens), on the model's device.
+            weight: how many labels are supervised, the first of each row not counted; known to the host, so that
+                nothing here waits for the device.
+
+        Returns:
+            The sum of the loss, zero with a graph when ``weight`` is 0; and the sums of ``token_accuracy``, ``entropy``
+            (of the predictions, in nats), ``cross_entropy`` where the loss is another one, and ``router_loss`` where a
+            mixture of experts has one.
+
+        Raises:
+            ModelError: the model gives no logits, or is an encoder-decoder.
+        """
+        bare = innermost(model)
+        if bare not in self._runners:
+            self._runners[bare] = self._runner(bare, batch)
+        total, sums = self._runners[bare](model, batch, weight)
+        return LossSum(total, weight, sums)
+
+    def _runner(self, bare: nn.Module, batch: Mapping[str, Any]) -> Runner:
+        transform, router = logit_transform(bare, batch), RouterLoss.of(bare)
+        if router is not None and "sequence_parallel" in batch:
+            raise ModelError(
+                f"strategy.sequence_parallel: {type(bare).__name__} has a loss that balances its experts over all"
+                " tokens of a row, which no rank has; leave sequence_parallel out"
+            )
+        if transform is None or self._all_logits:
+            return _FromLogits(self._token_loss, router)
+        offered = None if self._offer is None else self._offer(transform, bare)
+        return HeadedForward(bare, self._token_loss, transform, self._chunk_size, offered, router)
+
+
+class _FromLogits:
+    """Runs a model for all of its logits."""
+
+    def __init__(self, token_loss: TokenLoss, router: RouterLoss | None) -> None:
+        self._token_loss, self._router = token_loss, router
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any], weight: int) -> tuple[Tensor, Sums]:
+        inputs = {name: value for name, value in batch.items() if "labels" not in name}
+        taken = accepted(innermost(model).forward, inputs)
+        if "sequence_parallel" in inputs.keys() - taken.keys():
+            raise ModelError(
+                f"strategy.sequence_parallel: {type(innermost(model)).__name__} cannot share the tokens of a row"
+                " between ranks; leave it out"
+            )
+        output = model(**taken)
+        logits = logits_of(output)
+        positions, targets = supervised(batch.get("labels"), weight, batch.get("shift_labels"))
+        selected = logits.reshape(-1, logits.shape[-1]).index_select(0, positions)
+        total, sums = logits_loss(selected, targets, self._token_loss)
+        return (total, sums) if self._router is None else self._router.added(output, total, sums, weight)

@@ -1,0 +1,123 @@
+"""Every token is kept, dropped or truncated, and counted as what it is."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from hooktrain_sft.data.documents import Documents, fit
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hooktrain import DataError
+from tests.facts import facts
+
+
+def documents(*masks: str) -> Documents:
+    """A document for each string of ``x`` (trained) and ``.``; token ids count up over all of them."""
+    pairs, start = [], 0
+    for mask in masks:
+        pairs.append(
+            (np.arange(start, start + len(mask), dtype=np.int32), np.array([c == "x" for c in mask], np.bool_))
+        )
+        start += len(mask)
+    return Documents.of(pairs)
+
+
+def shown(made: Documents) -> list[tuple[list[int], str]]:
+    """Ids and mask of each document."""
+    return [(ids.tolist(), "".join(".x"[int(t)] for t in trained)) for ids, trained in made]
+
+
+def test_the_first_token_is_not_trained() -> None:
+    assert shown(documents("xxx", "x", ".x")) == [([0, 1, 2], ".xx"), ([3], "."), ([4, 5], ".x")]
+
+
+def test_join_and_select() -> None:
+    made = Documents.join([documents("..x", ".x"), documents(".xx")])
+    assert made.rows.tolist() == [0, 1, 2] and made.lengths.tolist() == [3, 2, 3]
+    assert shown(made.select(np.array([2, 0]))) == [([0, 1, 2], ".xx"), ([0, 1, 2], "..x")]
+
+
+def test_overflow_error_counts_and_says_what_to_write() -> None:
+    with pytest.raises(DataError, match=facts("set", "2 of 3", "max_length 3", "data.max_length: 5", "data.overflow")):
+        fit(documents(".xxxx", ".x", "...x"), 3, "error", "error", "set")
+
+
+def test_overflow_drop() -> None:
+    made, count = fit(documents(".xxxx", ".x"), 3, "drop", "error", "set")
+    assert shown(made) == [([5, 6], ".x")]
+    assert (count.rows_kept, count.tokens_kept, count.tokens_dropped) == (1, 2, 5)
+
+
+def test_overflow_truncate() -> None:
+    made, count = fit(documents(".xxxx", ".x"), 3, "truncate", "error", "set")
+    assert shown(made) == [([0, 1, 2], ".xx"), ([5, 6], ".x")]
+    assert (count.rows_too_long, count.tokens_truncated, count.tokens_dropped) == (1, 2, 0)
+
+
+def test_overflow_split_leaves_pieces_out_in_which_nothing_is_trained() -> None:
+    made, count = fit(documents("....xxx", ".x"), 3, "split", "error", "set")
+    # the last piece has one token, which nothing in it could predict
+    assert shown(made) == [([3, 4, 5], ".xx"), ([7, 8], ".x")]
+    assert (count.rows_kept, count.rows_empty, count.tokens_kept, count.tokens_dropped) == (2, 0, 5, 4)
+
+
+def test_the_first_token_of_a_piece_is_not_trained() -> None:
+    made, count = fit(documents("xxxxxx"), 3, "split", "error", "set")
+    assert shown(made) == [([0, 1, 2], ".xx"), ([3, 4, 5], ".xx")]
+    assert count.tokens_trained == made.supervised.sum() == 4
+
+
+def test_a_row_in_which_nothing_is_trained() -> None:
+    rows = documents("..x", "...", "...x")
+    with pytest.raises(DataError, match=facts("set", "2 of 3", " 1 (1 ", "max_length 3", "data.on_empty: drop")):
+        fit(rows, 3, "truncate", "error", "set")
+    made, count = fit(rows, 3, "truncate", "drop", "set")
+    assert shown(made) == [([0, 1, 2], "..x")]
+    assert (count.rows_empty, count.tokens_dropped, count.tokens_truncated) == (2, 6, 1)
+
+
+def test_nothing_left() -> None:
+    with pytest.raises(DataError, match=facts("set", "none of the 2", "max_length 3", "data.max_length")):
+        fit(documents(".xxx", ".."), 3, "drop", "drop", "set")
+
+
+@given(
+    masks=st.lists(st.text("x.", min_size=0, max_size=12), min_size=1, max_size=8),
+    max_length=st.integers(2, 8),
+    overflow=st.sampled_from(["drop", "truncate", "split"]),
+)
+def test_tokens_add_up(masks: list[str], max_length: int, overflow: str) -> None:
+    given_documents = documents(*masks)
+    try:
+        made, count = fit(given_documents, max_length, overflow, "drop", "set")  # type: ignore[arg-type]
+    except DataError:
+        return
+    assert count.tokens_in == sum(map(len, masks)) == count.tokens_kept + count.tokens_dropped + count.tokens_truncated
+    assert count.tokens_kept == made.lengths.sum() and count.tokens_trained == made.supervised.sum()
+    assert made.lengths.max() <= max_length and (made.supervised > 0).all()
+    kept = [token for ids, _ in shown(made) for token in ids]
+    assert len(set(kept)) == len(kept), "no token twice"
+    offsets = np.cumsum([0, *map(len, masks)])
+    for (ids, mask), row, supervised in zip(shown(made), made.rows, made.supervised, strict=True):
+        start, end = offsets[row], offsets[row + 1]
+        assert mask.count("x") == supervised
+        assert start <= ids[0] and ids[-1] < end and ids == list(range(ids[0], ids[-1] + 1))
+        assert mask == "." + masks[row][ids[0] - start + 1 : ids[-1] - start + 1]
+
+
+def test_digest_tells_documents_apart() -> None:
+    one = documents("..x", ".x").digest()
+    assert one == documents("..x", ".x").digest()
+    assert (
+        len({one, documents("..x", "..").digest(), documents("..x.x").digest(), documents("..x", ".xx").digest()}) == 4
+    )
+
+
+def test_documents_travel_to_worker_processes() -> None:
+    made = documents("..x", ".xx").cut(np.array([1, 0]), np.array([1, 0]), np.array([2, 2]))
+    again = pickle.loads(pickle.dumps(made))
+    assert shown(again) == shown(made) == [([4, 5], ".x"), ([0, 1], "..")]
+    assert again.supervised.tolist() == made.supervised.tolist() == [1, 0]

@@ -1,0 +1,293 @@
+"""Formats of rows: which is recognised and why, what becomes of a row, and what is said of rows that fit none."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hooktrain_hf.source import HFSourceConfig
+from hooktrain_sft.chat.render import Rendered, render_sft
+from hooktrain_sft.config import SFTDataConfig
+from hooktrain_sft.data.converters import known_formats, own_formats
+from hooktrain_sft.data.formats import Format, choose_format
+from hooktrain_sft.data.role_mapping import KNOWN_DATA_SETS
+from hooktrain_sft.plugin import SFTPlugin
+
+from hooktrain import Complaint, DataError, PluginError, PluginHost, hookimpl, structure
+from tests.facts import facts
+from tests.plugins.sft.masks import check, tokenizer_for
+
+IM = "<|im_start|> <|im_end|> <|endoftext|>"
+HERE = SimpleNamespace(name_or_path="rows.jsonl")
+
+
+def config(**options: Any) -> SFTDataConfig:
+    return SFTDataConfig(sources=(object(),), **options)
+
+
+def chosen(row: Any, source: Any = HERE, **options: Any) -> Format:
+    return choose_format(list(row), row, source, config(**options), own_formats(source, config(**options)))
+
+
+def said(row: Any, source: Any = HERE, **options: Any) -> list[tuple[str, str]]:
+    """Role and content of each message that a row becomes."""
+    made = chosen(row, source, **options).convert(row)
+    assert set(row) - set(options.get("columns", {}).values()) <= set(made) | {"input_ids"}
+    return [(message["role"], message["content"]) for message in made["messages"]]
+
+
+ASKED = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "yes"}]
+TOLD = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "yes"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "why"),
+    [
+        ({"messages": ASKED, "prompt": "x", "text": "x"}, "messages", ["'messages'", "'role'"]),
+        ({"messages": [], "id": 1}, "messages", ["'messages'"]),
+        ({"messages": TOLD}, "sharegpt", ["'messages'", "'from'"]),
+        ({"conversations": TOLD, "source": "x"}, "sharegpt", ["'conversations'", "'from'"]),
+        ({"conversations": None}, "sharegpt", ["'conversations'"]),
+        ({"conversations": ASKED}, "messages", ["'conversations'", "'role'"]),
+        ({"conversation": ASKED}, "messages", ["'conversation'", "'role'"]),
+        ({"prompt": "a", "completion": "b"}, "prompt_completion", ["'prompt'", "'completion'"]),
+        ({"instruction": "a", "input": "", "output": "b", "text": "x"}, "alpaca", ["'instruction'", "'output'"]),
+        ({"text": "a", "id": 3}, "text", ["'text'"]),
+        ({"input_ids": [1], "attention_mask": [1], "messages": ASKED}, "input_ids", ["'input_ids'"]),
+    ],
+)
+def test_columns_say_which_format_it_is(row: Any, name: str, why: str) -> None:
+    made = chosen(row)
+    assert made.name == name
+    assert re.search(facts(name, *why), made.why)
+
+
+def test_the_recipe_or_the_source_says_which_format_it_is() -> None:
+    row = {"messages": ASKED, "prompt": "a", "completion": "b", "text": "x", "input_ids": [1]}
+    for name in ("messages", "prompt_completion", "text", "input_ids"):
+        assert re.search(facts(name, "recipe"), chosen(row, format=name).why)
+    assert chosen(row, SimpleNamespace(format="text"), format="messages").name == "text"
+    assert chosen({"anything": 1}, format="raw").convert({"anything": 1}) == {"anything": 1}
+
+
+def test_what_is_rendered_is_what_was_chosen() -> None:
+    row = {"messages": ASKED, "prompt": "a", "completion": "b", "text": "x", "input_ids": [1], "labels": [1]}
+    tokenizer = tokenizer_for("chatml", IM)
+    texts = {name: rendered(row, tokenizer, format=name).text for name in ("messages", "prompt_completion", "text")}
+    assert texts["messages"].startswith("<|im_start|>user\nHello")
+    assert (texts["prompt_completion"], texts["text"]) == ("ab", "x")
+
+
+def rendered(row: Any, tokenizer: Any, **options: Any) -> Rendered:
+    return render_sft(chosen(row, **options).convert(row), tokenizer, config(**options))
+
+
+def test_sharegpt() -> None:
+    row = {
+        "system": "Be brief.",
+        "conversations": [
+            *TOLD,
+            {"from": "human", "value": "Add.", "weight": None},
+            {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
+            {"from": "observation", "value": "2"},
+            {"from": "gpt", "value": "2", "weight": 0},
+        ],
+    }
+    messages = chosen(row).convert(row)["messages"]
+    assert [message["role"] for message in messages] == [
+        *("system", "user", "assistant", "user", "assistant", "tool", "assistant"),
+    ]
+    assert messages[4]["tool_calls"] == [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+    text = rendered(row, tokenizer_for("trl:qwen2_5", IM, eos="<|im_end|>"))
+    assert text.text.startswith("<|im_start|>system\nBe brief.<|im_end|>")
+    assert [rule.split(":")[0] for rule in text.rules] == ["messages[2] assistant", "messages[4] assistant"]
+    own = {"system": "x", "conversations": [{"from": "system", "value": "own"}, *TOLD]}
+    assert said(own)[0] == ("system", "own")
+
+
+def test_alpaca() -> None:
+    assert said({"instruction": "Add.", "input": "1 2", "output": "3"}) == [("user", "Add.\n1 2"), ("assistant", "3")]
+    row = {"instruction": "And?", "input": None, "output": "4", "system": "Count.", "history": [["Add.", "3"]]}
+    assert said(row) == [
+        *(("system", "Count."), ("user", "Add."), ("assistant", "3"), ("user", "And?"), ("assistant", "4"))
+    ]
+
+
+def test_columns_are_renamed() -> None:
+    row = {"question": "a", "answer": "b", "prompt": "other", "id": 1}
+    made = chosen(row, columns={"prompt": "question", "completion": "answer"})
+    assert re.search("question.*prompt.*answer.*completion", made.why)
+    assert made.convert(row) == {"prompt": "a", "completion": "b", "id": 1}
+    with pytest.raises(DataError, match=facts("data.columns.prompt", "'querstion'", "'question'")):
+        chosen(row, columns={"prompt": "querstion"})
+
+
+def test_role_mapping_of_columns() -> None:
+    row = {"answer": 42, "sys": "", "question": "Why?"}
+    mapping = {"user": "question", "assistant": "answer", "system": "sys"}
+    assert said(row, role_mapping=mapping) == [("user", "Why?"), ("assistant", "42")]
+    assert said({**row, "sys": "Be brief."}, role_mapping=mapping)[0] == ("system", "Be brief.")
+    assert re.search(facts("role_mapping", "recipe"), chosen(row, role_mapping=mapping).why)
+
+
+def test_role_mapping_keeps_the_order_of_the_row() -> None:
+    """ArcticTraining zips the roles, which reorders and cuts turns."""
+    turns = [("human", "a"), ("gpt", "b"), ("gpt", "c"), ("tool", "d"), ("human", "e")]
+    row = {"talk": [{"from": speaker, "body": text} for speaker, text in turns], "id": 1}
+    mapping = {"user": "talk.from.human", "assistant": "talk.from.gpt", "tool": "talk.from.tool"}
+    expected = [("user", "a"), ("assistant", "b"), ("assistant", "c"), ("tool", "d"), ("user", "e")]
+    assert said(row, role_mapping=mapping, content_key="body") == expected
+    source = SimpleNamespace(role_mapping=mapping, content_key="body")
+    assert said(row, source) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "mapping", "complaint"),
+    [
+        ({"q": "a", "a": None}, {"user": "q", "assistant": "a"}, facts("a ", "None (NoneType)", "data.role_mapping")),
+        ({"t": "x"}, {"user": "t.from.human"}, facts("t ", "'x' (str)", "list", "data.role_mapping")),
+        ({"t": ["x"]}, {"user": "t.from.human"}, facts("t[0]", "'x' (str)", "mapping", "data.role_mapping")),
+        (
+            {"t": [{"from": "bot", "value": "x"}]},
+            {"user": "t.from.human"},
+            facts("t[0]", "from 'bot'", "`tool: t.from.bot`"),
+        ),
+        (
+            {"t": [{"from": "human", "said": "x"}]},
+            {"user": "t.from.human"},
+            facts("t[0]", "from, said", "data.content_key"),
+        ),
+    ],
+)
+def test_rows_that_a_role_mapping_does_not_fit(row: Any, mapping: Any, complaint: str) -> None:
+    with pytest.raises(DataError, match=complaint):
+        said(row, role_mapping=mapping)
+
+
+def test_role_mappings_that_fit_nothing() -> None:
+    with pytest.raises(DataError, match=facts("data.role_mapping", "answer", " q;")):
+        chosen({"q": 1}, role_mapping={"user": "q", "assistant": "answer"})
+    with pytest.raises(DataError, match=facts("data.role_mapping", "`data.format: text`")):
+        chosen({"q": 1}, role_mapping={"user": "q"}, format="text")
+    with pytest.raises(DataError, match=facts("role_mapping", "'asistant'", "'assistant'")):
+        chosen({"q": 1}, SimpleNamespace(role_mapping={"asistant": "q"}))
+    complaints: list[Complaint] = []
+    assert structure(SFTDataConfig, {"sources": ["x"], "role_mapping": {"user": "a.b"}}, "data", complaints) is None
+    assert re.search(facts("data.role_mapping", "'a.b'", "user", "column.field.value"), str(complaints[0]))
+
+
+HUB = {
+    "nvidia/AceMath-Instruct-Training-Data:train[:10]": {"messages": [ASKED[0]], "answer": "yes"},
+    "HuggingFaceH4/ultrachat_200k": {"prompt": "Hello", "messages": ASKED, "prompt_id": "x"},
+    "Open-Orca/OpenOrca": {"id": 1, "system_prompt": "", "question": "Hello", "response": "yes"},
+    "THUDM/LongAlign-10k": {"messages": ASKED, "length": 3},
+    "Yukang/LongAlpaca-12k": {"instruction": "Hello", "output": "yes", "input": "", "file": ""},
+    "Open-Orca/SlimOrca": {"conversations": [{**turn, "weight": None} for turn in TOLD]},
+    "meta-math/MetaMathQA": {"type": "x", "query": "Hello", "original_question": "y", "response": "yes"},
+    "ise-uiuc/Magicoder-OSS-Instruct-75K": {"lang": "x", "problem": "Hello", "solution": "yes", "seed": "s"},
+    "lmsys/lmsys-chat-1m": {"conversation": ASKED, "model": "x", "language": "English"},
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_data_sets_that_need_no_mapping(name: str) -> None:
+    assert said(HUB[name], SimpleNamespace(name_or_path=name)) == [("user", "Hello"), ("assistant", "yes")]
+
+
+def test_known_mappings_are_needed() -> None:
+    for name in KNOWN_DATA_SETS:
+        source = SimpleNamespace(name_or_path=name)
+        assert (
+            chosen(HUB.get(name, HUB["nvidia/AceMath-Instruct-Training-Data:train[:10]"]), source).name
+            == "role_mapping"
+        )
+
+
+def test_a_source_takes_a_format_of_its_own() -> None:
+    complaints: list[Complaint] = []
+    given = {"name_or_path": "x.jsonl", "format": "alpaca", "columns": {"output": "response"}, "content_key": "text"}
+    source = structure(HFSourceConfig, given, "data.sources[0]", complaints)
+    assert not complaints
+    row = {"instruction": "a", "response": "b"}
+    assert re.search("alpaca.*recipe.*response.*output", chosen(row, source).why)
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "complaint"),
+    [
+        (
+            {"question": "a", "answer": "b"},
+            {},
+            facts("question, answer", "'prompt' and 'completion'", "data.columns", "data.role_mapping"),
+        ),
+        ({"chosen": ASKED, "rejected": ASKED}, {}, facts("chosen, rejected", "`data.columns: {messages: chosen}`")),
+        ({"text": "a"}, {"format": "alpca"}, facts("data.format", "'alpca'", "auto", "'alpaca'")),
+        (
+            {"text": "a"},
+            {"format": "alpaca"},
+            facts("data.format", "'alpaca'", "'instruction' and 'output'", " text;", "data.columns"),
+        ),
+        ({"text": "a"}, {"format": "role_mapping"}, facts("data.format", "'role_mapping'", "`data.role_mapping`")),
+    ],
+)
+def test_rows_of_no_known_format(row: Any, options: Any, complaint: str) -> None:
+    with pytest.raises(DataError, match=complaint):
+        chosen(row, **options)
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        (
+            {"conversations": [{"from": "narrator", "value": "x"}]},
+            facts("conversations[0].from", "'narrator'", "role_mapping"),
+        ),
+        (
+            {"conversations": [TOLD[0], {"value": "x", "from": None}]},
+            facts("conversations[1]", "mapping", "from"),
+        ),
+        (
+            {"conversations": [{"from": "function_call", "value": "add"}]},
+            facts("conversations[0].value", "function_call", "JSON"),
+        ),
+        ({"instruction": "a", "output": None}, facts("output", "None")),
+        ({"instruction": "a", "output": "b", "history": ["x"]}, facts("history[0]", "'x' (str)")),
+    ],
+)
+def test_rows_that_their_format_does_not_fit(row: Any, complaint: str) -> None:
+    with pytest.raises(DataError, match=complaint):
+        chosen(row).convert(row)
+
+
+class QuestionAnswer:
+    """A plugin that brings a format."""
+
+    @hookimpl
+    def register_formats(self, source: Any, config: Any) -> dict[str, Format]:
+        def recognise(columns: Any, row: Any) -> str | None:
+            return "the columns 'q' and 'a'" if {"q", "a"} <= set(columns) else None
+
+        def convert(row: Any) -> dict[str, Any]:
+            asked = [{"role": "user", "content": row["q"]}, {"role": "assistant", "content": row["a"]}]
+            return {**row, "messages": asked}
+
+        return {"qa": Format("qa", "'q' and 'a'", recognise, convert)}
+
+
+def test_a_plugin_brings_a_format() -> None:
+    host = PluginHost(discover=False)
+    host.register(SFTPlugin(), "sft")
+    host.register(QuestionAnswer(), "qa")
+    row = {"q": "Hello", "a": "yes", "text": "other"}
+    made = choose_format(list(row), row, HERE, config(), known_formats(HERE, config(), host.hooks))
+    assert re.search(facts("qa", "the columns 'q' and 'a'"), made.why)
+    check(
+        render_sft(made.convert(row), tokenizer_for("chatml", IM), config()),
+        tokenizer_for("chatml", IM),
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n«yes<|im_end|>»\n",
+    )
+    host.register(QuestionAnswer(), "qa-again")
+    with pytest.raises(PluginError, match=facts("register_formats", "'qa'", "plugins.block")):
+        choose_format(list(row), row, HERE, config(), known_formats(HERE, config(), host.hooks))

@@ -1,0 +1,36 @@
+"""Rows: positions restart and labels stop where a document begins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hooktrain_sft.data.documents import Documents
+from hooktrain_sft.data.packed_dataset import PackedDataset
+from hooktrain_sft.data.packing import Bins
+
+DOCUMENTS = Documents.of(
+    [
+        (np.array(ids, np.int32), np.array(mask, np.bool_))
+        for ids, mask in [([7, 8, 9], [0, 1, 1]), ([4, 5], [1, 1]), ([6, 3], [0, 1])]
+    ]
+)
+
+
+def as_lists(row: dict[str, np.ndarray]) -> list[list[int]]:
+    return [row[name].tolist() for name in ("input_ids", "labels", "position_ids")]
+
+
+def test_a_document_each() -> None:
+    rows = PackedDataset(DOCUMENTS)
+    assert len(rows) == 3
+    assert as_lists(rows[0]) == [[7, 8, 9], [-100, 8, 9], [0, 1, 2]]
+    assert as_lists(rows[-1]) == as_lists(rows[2]) == [[6, 3], [-100, 3], [0, 1]]
+    with pytest.raises(IndexError):
+        rows[3]
+
+
+def test_bins() -> None:
+    rows = PackedDataset(DOCUMENTS, Bins.of([[2, 1], [0]]))
+    assert len(rows) == 2
+    assert as_lists(rows[0]) == [[6, 3, 4, 5], [-100, 3, -100, 5], [0, 1, 0, 1]]
+    assert all(values.dtype == np.int64 for values in rows[0].values())

@@ -1,0 +1,210 @@
+"""From a recipe's data section to data sets, through the hooks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+import pluggy
+import pytest
+from hooktrain_sft.chat.render import Rendered
+from hooktrain_sft.config import CausalDataConfig, SFTDataConfig
+from hooktrain_sft.plugin import SFTPlugin
+
+from hooktrain import DataError, World, hookimpl
+from hooktrain import hookspecs as engine_hookspecs
+from tests.facts import facts
+
+
+@attrs.frozen
+class ListSource:
+    """A source of rows that are there already."""
+
+    name_or_path: str
+    rows: Any
+
+
+class ListSourcePlugin:
+    @hookimpl
+    def load_source(self, config: Any) -> Any:
+        return config.rows if isinstance(config, ListSource) else None
+
+
+@pytest.fixture
+def hooks() -> Any:
+    return make_hooks()
+
+
+def make_hooks(*plugins: object) -> Any:
+    manager = pluggy.PluginManager("hooktrain")
+    manager.add_hookspecs(engine_hookspecs)
+    ours = SFTPlugin()
+    ours.register_hookspecs(manager)
+    for plugin in (ours, ListSourcePlugin(), *plugins):
+        manager.register(plugin)
+    manager.check_pending()
+    return manager.hook
+
+
+def conversation(question: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+ROWS = [conversation(f"What is {i}?", "yes " * (i % 7 + 1)) for i in range(40)]
+
+
+def prepare(hooks: Any, config: Any, tokenizer: Any) -> Any:
+    return hooks.make_data(config=config, tokenizer=tokenizer, world=World(), hooks=hooks)
+
+
+def text_of(data: Any, tokenizer: Any) -> str:
+    return "".join(tokenizer.decode(data.train[i]["input_ids"]) for i in range(len(data.train)))
+
+
+def test_a_row_each(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = make_tokenizer("chatml")
+    data = prepare(hooks, SFTDataConfig(sources=(ListSource("a/rows", ROWS),), max_length=128), tokenizer)
+    assert len(data.train) == 40 and not data.evaluation and data.shuffle
+    whole = "".join(tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in ROWS)
+    assert text_of(data, tokenizer) == whole
+    batch = data.collate([data.train[0], data.train[1]])
+    assert batch["input_ids"].shape == (1, len(data.train[0]["input_ids"]) + len(data.train[1]["input_ids"]))
+    report = data.report["train"]
+    assert report["tokens_in"] == report["tokens_kept"] == sum(len(data.train[i]["input_ids"]) for i in range(40))
+    assert report["tokens_trained"] == sum((data.train[i]["labels"] != -100).sum() for i in range(40))
+    assert data.report["warnings"] == []
+    json.dumps(data.report)
+
+
+def test_packed(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = make_tokenizer("chatml")
+    source = ListSource("a/rows", ROWS)
+    alone = prepare(hooks, SFTDataConfig(sources=(source,), max_length=256), tokenizer)
+    data = prepare(hooks, SFTDataConfig(sources=(source,), max_length=256, pack_samples=True), tokenizer)
+    assert data.report["train"]["bins"] == len(data.train) < 40
+    for fact in ("tokens_kept", "tokens_trained"):
+        assert data.report["train"][fact] == alone.report["train"][fact]
+    assert sum((data.train[i]["position_ids"] == 0).sum() for i in range(len(data.train))) == 40
+    assert data.collate([data.train[0], data.train[1]])["input_ids"].shape[0] == 2
+    assert data.fingerprint != alone.fingerprint
+
+
+def test_several_sources_and_named_evaluation_sets(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    sources = (ListSource("a/rows", ROWS[:3]), ListSource("b/rows", ROWS[3:5]))
+    evaluation = (ListSource("hub/held.jsonl", ROWS[5:6]), ListSource("c/held", ROWS[6:8]))
+    config = SFTDataConfig(sources=sources, eval_sources=evaluation, max_length=128)
+    data = prepare(hooks, config, make_tokenizer("chatml"))
+    assert len(data.train) == 5
+    assert {name: len(rows) for name, rows in data.evaluation.items()} == {"held": 1, "held-2": 2}
+    assert set(data.report["evaluation"]) == {"held", "held-2"}
+
+
+def test_a_share_is_held_out(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = make_tokenizer("chatml")
+
+    def divided(seed: int) -> tuple[list[str], list[str]]:
+        source = ListSource("rows", [conversation(f"What is {i}?", "yes") for i in range(40)])
+        config = SFTDataConfig(sources=(source,), train_eval_split=(0.9, 0.1), max_length=128, seed=seed)
+        data = prepare(hooks, config, tokenizer)
+        sets = (data.train, data.evaluation["eval"])
+        first, second = ([tokenizer.decode(rows[i]["input_ids"]) for i in range(len(rows))] for rows in sets)
+        return first, second
+
+    train, held = divided(1)
+    assert (len(train), len(held)) == (36, 4) and len({*train, *held}) == 40
+    assert divided(1) == (train, held) and divided(2)[1] != held
+
+
+def test_causal_splits_and_packs(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = make_tokenizer(None)
+    rows = [{"text": "The answer is yes. " * n} for n in (1, 40, 3)]
+    data = prepare(hooks, CausalDataConfig(sources=(ListSource("rows", rows),), max_length=32), tokenizer)
+    report = data.report["train"]
+    assert report["rows_kept"] == 3 and report["rows_too_long"] == 1
+    assert report["tokens_in"] == report["tokens_kept"] + report["tokens_dropped"] and report["tokens_dropped"] < 32
+    ids = np.concatenate([data.train[i]["input_ids"] for i in range(len(data.train))])
+    assert (ids == tokenizer.bos_token_id).sum() == (ids == tokenizer.eos_token_id).sum() == 3
+
+
+def test_errors_name_source_and_row(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    config = SFTDataConfig(sources=(ListSource("org/set", [ROWS[0], {"prompt": "x"}]),))
+    with pytest.raises(DataError, match=facts("org/set", " 1: ", "columns prompt", "'messages'")):
+        prepare(hooks, config, make_tokenizer("chatml"))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [(ListSource("org/set", []), facts("org/set", "split")), ("a name", facts("str: ", "no plugin", "a str;"))],
+)
+def test_sources_without_rows(hooks: Any, make_tokenizer: Callable[..., Any], source: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        prepare(hooks, SFTDataConfig(sources=(source,)), make_tokenizer("chatml"))
+
+
+def test_what_is_lost_is_a_warning(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    rows = [*ROWS, {"messages": [{"role": "user", "content": "Hello"}]}, conversation("What?", "no " * 300)]
+    config = SFTDataConfig(sources=(ListSource("rows", rows),), max_length=128, overflow="drop", on_empty="drop")
+    data = prepare(hooks, config, make_tokenizer("chatml"))
+    (warning,) = data.report["warnings"]
+    assert re.search(facts("2 of 42", "dropped", "0 tokens truncated", "1 ", "max_length 128"), warning)
+
+
+def test_a_run_that_never_trains_the_end_of_a_turn_warns(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    template = make_tokenizer("generation").chat_template
+    forgetful = template.replace("'<|im_end|>\n' }}{% endgeneration %}", "'' }}{% endgeneration %}{{ '<|im_end|>\n' }}")
+    assert forgetful != template
+    for source, warned in ((template, False), (forgetful, True)):
+        data = prepare(hooks, SFTDataConfig(sources=(ListSource("rows", ROWS),)), make_tokenizer(source))
+        assert any("end-of-turn" in warning for warning in data.report["warnings"]) == warned
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(64, 64), (int(1e30), 8192)])
+def test_max_length_comes_from_the_tokenizer(
+    hooks: Any, make_tokenizer: Callable[..., Any], limit: int, expected: int
+) -> None:
+    tokenizer = make_tokenizer("chatml")
+    tokenizer.model_max_length = limit
+    data = prepare(hooks, SFTDataConfig(sources=(ListSource("rows", ROWS),)), tokenizer)
+    assert data.report["max_length"] == expected
+
+
+def test_rendering_and_packing_are_hooks(make_tokenizer: Callable[..., Any]) -> None:
+    class Upper:
+        @hookimpl
+        def render_row(self, row: Any) -> Rendered | None:
+            return Rendered(row["shout"].upper(), ((0, 5),)) if "shout" in row else None
+
+    class OneEach:
+        @hookimpl
+        def pack_rows(self, lengths: Sequence[int]) -> list[list[int]]:
+            return [[index] for index in range(len(lengths))]
+
+    tokenizer = make_tokenizer("chatml")
+    config = SFTDataConfig(sources=(ListSource("rows", [{"shout": "Hello there!"}, ROWS[0]]),), pack_samples=True)
+    data = prepare(make_hooks(Upper(), OneEach()), config, tokenizer)
+    assert len(data.train) == 2 and tokenizer.decode(data.train[0]["input_ids"]) == "HELLO THERE!"
+
+    class Loser:
+        @hookimpl
+        def pack_rows(self) -> list[list[int]]:
+            return [[0]]
+
+    with pytest.raises(DataError, match=facts("pack_rows", "document 1", "0 bins")):
+        prepare(make_hooks(Loser()), attrs.evolve(config, sources=(ListSource("rows", ROWS[:2]),)), tokenizer)
+
+
+def test_slow_tokenizers_are_refused(hooks: Any) -> None:
+    with pytest.raises(DataError, match=facts("tokenizer", "object", "tokenizer.json")):
+        prepare(hooks, SFTDataConfig(sources=(ListSource("rows", ROWS),)), object())
+
+
+def test_a_tokenizer_that_would_truncate(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = make_tokenizer("chatml")
+    expected = prepare(hooks, SFTDataConfig(sources=(ListSource("rows", ROWS),)), tokenizer).fingerprint
+    tokenizer.backend_tokenizer.enable_truncation(5)
+    tokenizer.backend_tokenizer.enable_padding(length=50)
+    assert prepare(hooks, SFTDataConfig(sources=(ListSource("rows", ROWS),)), tokenizer).fingerprint == expected
