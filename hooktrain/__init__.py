@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         PluginError,
         RanksDisagreeError,
         RecipeError,
-        SegmentError,
+        LoopHookError,
         did_you_mean,
     )
     from hooktrain.markers import hookimpl, hookspec
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hooktrain.protocols import CheckpointEngine, Scheduler, Strategy
     from hooktrain.recipe.model import Recipe
     from hooktrain.recipe.yaml_reader import read_recipe
-    from hooktrain.training.dataloader import WindowLoader, blank
+    from hooktrain.training.dataloader import WindowLoader, padding_batch
     from hooktrain.training.load import load
     from hooktrain.training.resume_check import provenance, require_same
     from hooktrain.training.trainer import Trainer
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
         Data,
         DataEstimate,
         Dataset,
-        Fragment,
+        Shard,
         LossSum,
         MemoryEstimate,
         ModelEstimate,
         OptimizerStep,
-        ShownRow,
+        ExamplePreview,
         StepOutput,
         StoredTensors,
         TrainedState,
@@ -61,7 +61,7 @@ _HOMES = {
     "compare": "differences digest",
     "config": "CheckpointConfig at_least between field one_of part structure unstructure",
     "errors": "CheckpointError Complaint DataError HooktrainError HooktrainWarning ModelError NonFiniteError"
-    " PluginError RanksDisagreeError RecipeError SegmentError did_you_mean",
+    " PluginError RanksDisagreeError RecipeError LoopHookError did_you_mean",
     "markers": "hookimpl hookspec",
     "plugin.config": "PluginsConfig",
     "plugin.info": "API_VERSION PluginInfo",
@@ -69,12 +69,12 @@ _HOMES = {
     "protocols": "CheckpointEngine Scheduler Strategy",
     "recipe.model": "Recipe",
     "recipe.yaml_reader": "read_recipe",
-    "training.dataloader": "WindowLoader blank",
+    "training.dataloader": "WindowLoader padding_batch",
     "training.load": "load",
     "training.resume_check": "provenance require_same",
     "training.trainer": "Trainer",
-    "types": "Batch BatchCounts Data DataEstimate Dataset Fragment LossSum MemoryEstimate ModelEstimate OptimizerStep"
-    " ShownRow StepOutput StoredTensors TrainedState TrainerState TrainerType World",
+    "types": "Batch BatchCounts Data DataEstimate Dataset Shard LossSum MemoryEstimate ModelEstimate OptimizerStep"
+    " ExamplePreview StepOutput StoredTensors TrainedState TrainerState TrainerType World",
 }
 _HOME = {name: f"hooktrain.{module}" for module, names in _HOMES.items() for name in names.split()}
 
@@ -90,7 +90,7 @@ __all__ = [
     "DataError",
     "DataEstimate",
     "Dataset",
-    "Fragment",
+    "Shard",
     "HooktrainError",
     "HooktrainWarning",
     "LossSum",
@@ -107,8 +107,8 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Scheduler",
-    "SegmentError",
-    "ShownRow",
+    "LoopHookError",
+    "ExamplePreview",
     "StepOutput",
     "StoredTensors",
     "Strategy",
@@ -120,7 +120,7 @@ __all__ = [
     "World",
     "at_least",
     "between",
-    "blank",
+    "padding_batch",
     "did_you_mean",
     "differences",
     "digest",

@@ -20,7 +20,7 @@ __all__ = [
     "PluginError",
     "RanksDisagreeError",
     "RecipeError",
-    "SegmentError",
+    "LoopHookError",
     "did_you_mean",
     "show_warnings",
 ]
@@ -88,8 +88,8 @@ class PluginError(HooktrainError):
     """A plugin cannot be loaded, clashes with another one, or breaks a rule of the hooks."""
 
 
-class SegmentError(HooktrainError):
-    """A segment of the loop did not return what its hook promises."""
+class LoopHookError(HooktrainError):
+    """A loop hook of the loop did not return what its hook promises."""
 
 
 class DataError(HooktrainError):

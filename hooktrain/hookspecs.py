@@ -1,10 +1,10 @@
 """Every hook of the engine.
 
 The verb says the kind. ``register_*`` and ``check_*`` are collected from all plugins. ``make_*`` and ``load_source``
-build a part: the first plugin that returns something other than None builds it. ``on_*`` are boundaries: everyone
-hears them, results are ignored. ``run_*``, ``compute_loss``, ``save_checkpoint`` and ``load_checkpoint`` are segments:
-what the loop *does* between two boundaries, replaced by answering first, surrounded with ``@hookimpl(wrapper=True)``.
-A segment answers or declines with ``NotImplemented``; None is an error, so that work is never done twice.
+build a part: the first plugin that returns something other than None builds it. ``on_*`` are events: everyone
+hears them, results are ignored. ``run_*``, ``compute_loss``, ``save_checkpoint`` and ``load_checkpoint`` are loop hooks:
+what the loop *does* between two events, replaced by answering first, wrapped with ``@hookimpl(wrapper=True)``.
+A loop hook answers or declines with ``NotImplemented``; None is an error, so that work is never done twice.
 
 An implementation may name any subset of a hook's parameters. The README's hook reference is made from this file.
 """
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
         MemoryEstimate,
         ModelEstimate,
         OptimizerStep,
-        ShownRow,
+        ExamplePreview,
         StepOutput,
         TrainerState,
         TrainerType,
         World,
     )
 
-__all__ = ["BOUNDARIES", "FACTORIES", "SEGMENTS"]
+__all__ = ["EVENTS", "FACTORIES", "LOOP_HOOKS"]
 
 FACTORIES = {
     "make_tokenizer": "tokenizer",
@@ -62,7 +62,7 @@ FACTORIES = {
 }
 """Each factory hook and the kind of part that it makes."""
 
-SEGMENTS = (
+LOOP_HOOKS = (
     "run_train",
     "run_epoch",
     "run_step",
@@ -77,7 +77,7 @@ SEGMENTS = (
 )
 """Hooks in which exactly one implementation does the work; the engine's own is the default."""
 
-BOUNDARIES = (
+EVENTS = (
     "on_train_start",
     "on_train_end",
     "on_epoch_start",
@@ -125,7 +125,7 @@ def register_hookspecs(pluginmanager: pluggy.PluginManager) -> None:
 
 @hookspec
 def register_configs() -> Mapping[str, Mapping[str, type]]:  # type: ignore[empty-body]
-    """Offer named parts: the config classes that a recipe can select by ``type``.
+    """RegisteredPart named parts: the config classes that a recipe can select by ``type``.
 
     Called: once, when the plugins have been loaded, before the recipe is structured.
     Ranks: every rank, each for itself.
@@ -144,7 +144,7 @@ def register_configs() -> Mapping[str, Mapping[str, type]]:  # type: ignore[empt
 
 @hookspec
 def register_trainer_types() -> Mapping[str, TrainerType]:  # type: ignore[empty-body]
-    """Offer values for the recipe's ``type``.
+    """RegisteredPart values for the recipe's ``type``.
 
     Called: once, when the plugins have been loaded, before the recipe is structured.
     Ranks: every rank, each for itself.
@@ -177,7 +177,7 @@ def register_commands(cli: click.Group) -> None:
 
 
 @hookspec
-def idle_hooks(recipe: Recipe) -> Iterable[str] | None:
+def unused_hooks(recipe: Recipe) -> Iterable[str] | None:
     """Name the hooks that this plugin implements and has no use for in this run.
 
     Called: for each plugin alone, when the recipe has been structured, before ``check_recipe``. What is named is taken
@@ -233,10 +233,10 @@ def check_recipe(recipe: Recipe, world: World) -> Iterable[Complaint] | None:
 
 
 @hookspec(firstresult=True)
-def sketch_model(config: Any, world: World, recipe: Recipe) -> Module | None:
+def make_meta_model(config: Any, world: World, recipe: Recipe) -> Module | None:
     """Make the model without its weights, for ``hooktrain plan``.
 
-    Called: by ``hooktrain plan``, under ``torch.device("meta")``. Whoever surrounds ``make_model`` surrounds this too,
+    Called: by ``hooktrain plan``, under ``torch.device("meta")``. Whoever wraps ``make_model`` wraps this too,
         so that the plan counts what will be trained.
     Ranks: the command runs in one process.
     Device: must not touch a device, the network or a process group, nor read weights.
@@ -264,7 +264,7 @@ def estimate_activations(recipe: Recipe, model: Module, rows: int, tokens: int) 
 
     Args:
         recipe: the structured recipe.
-        model: what ``sketch_model`` made, its tensors said to be on the processor.
+        model: what ``make_meta_model`` made, its tensors said to be on the processor.
         rows: rows of the micro-batch.
         tokens: tokens of each row.
 
@@ -277,7 +277,7 @@ def estimate_activations(recipe: Recipe, model: Module, rows: int, tokens: int) 
 
 
 @hookspec(firstresult=True)
-def estimate_rows(config: Any) -> int | None:
+def estimate_examples(config: Any) -> int | None:
     """Count the rows of one source, quickly.
 
     Called: by implementations of ``estimate_data``, for each source.
@@ -312,7 +312,7 @@ def estimate_data(config: Any, recipe: Recipe, world: World, hooks: Any) -> Data
         The figures that are known; None declines, and the next plugin is asked. A ``HooktrainError`` says why nothing
         can be known.
 
-    Default: none; ``hooktrain-sft`` looks into its cache, and else asks ``estimate_rows``.
+    Default: none; ``hooktrain-sft`` looks into its cache, and else asks ``estimate_examples``.
     """
 
 
@@ -420,7 +420,7 @@ def fingerprint_source(config: Any, world: World) -> str | None:
 
 
 @hookspec(firstresult=True)
-def show_rows(config: Any, tokenizer: Any, world: World, hooks: Any, count: int) -> Sequence[ShownRow] | None:
+def preview_examples(config: Any, tokenizer: Any, world: World, hooks: Any, count: int) -> Sequence[ExamplePreview] | None:
     """Show how the first rows of each source are trained on.
 
     Called: by ``hooktrain data RECIPE --show N``.
@@ -445,7 +445,7 @@ def show_rows(config: Any, tokenizer: Any, world: World, hooks: Any, count: int)
 def make_model(config: Any, tokenizer: Any, world: World, recipe: Recipe) -> Module | None:
     """Build the model.
 
-    Called: by the trainer, under the strategy's ``model_context``, after the data. Surround it to change the model,
+    Called: by the trainer, under the strategy's ``model_context``, after the data. Wrap it to change the model,
         as LoRA does.
     Ranks: every rank.
     Device: may use it.
@@ -454,7 +454,7 @@ def make_model(config: Any, tokenizer: Any, world: World, recipe: Recipe) -> Mod
         config: what the recipe says under ``model``.
         tokenizer: what ``make_tokenizer`` returned.
         world: this process and how many there are.
-        recipe: the structured recipe, in whose ``settings`` a plugin that surrounds this hook finds its own.
+        recipe: the structured recipe, in whose ``settings`` a plugin that wraps this hook finds its own.
 
     Returns:
         A torch module; None declines, and the next plugin is asked.
@@ -467,7 +467,7 @@ def make_model(config: Any, tokenizer: Any, world: World, recipe: Recipe) -> Mod
 def adopt_model(model: Module, config: Any, tokenizer: Any, world: World) -> Module | None:
     """Get a model ready that was built in Python and given to ``hooktrain.Trainer``.
 
-    Called: by ``make_model`` of the engine, for ``type: given``; what surrounds ``make_model`` has it afterwards.
+    Called: by ``make_model`` of the engine, for ``type: given``; what wraps ``make_model`` has it afterwards.
     Ranks: every rank.
     Device: may use it.
 
@@ -607,7 +607,7 @@ def make_loader(dataset: Dataset, data: Data, recipe: Recipe, world: World) -> A
     """
 
 
-# -------------------------------------------------------------------------------------------------- boundaries
+# -------------------------------------------------------------------------------------------------- events
 
 
 @hookspec
@@ -911,7 +911,7 @@ def on_resume_end(trainer: Trainer, path: Path) -> None:
     """
 
 
-# ---------------------------------------------------------------------------------------------------- segments
+# ---------------------------------------------------------------------------------------------------- loop hooks
 
 
 @hookspec(firstresult=True)

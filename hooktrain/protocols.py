@@ -160,7 +160,7 @@ class CheckpointEngine(Protocol):
     def latest(self) -> Path | None:
         """The newest whole checkpoint that a run can resume from, or None."""
 
-    def claims(self, path: Path) -> bool:
+    def can_load(self, path: Path) -> bool:
         """Whether ``path`` holds a checkpoint of this kind that a run can resume from."""
 
     def load(self, trainer: Trainer, path: Path) -> None:

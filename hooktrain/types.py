@@ -24,12 +24,12 @@ __all__ = [
     "Data",
     "DataEstimate",
     "Dataset",
-    "Fragment",
+    "Shard",
     "LossSum",
     "MemoryEstimate",
     "ModelEstimate",
     "OptimizerStep",
-    "ShownRow",
+    "ExamplePreview",
     "StepOutput",
     "StoredTensors",
     "TrainedState",
@@ -170,7 +170,7 @@ class StepOutput(NamedTuple):
     stepped: bool = True
 
 
-class Fragment(NamedTuple):
+class Shard(NamedTuple):
     """A stretch of a tensor that may be spread over ranks: what a strategy gives to a checkpoint.
 
     Attributes:
@@ -197,8 +197,8 @@ class TrainedState:
         rest: everything else, equal on all ranks: numbers, text, lists, mappings and small tensors.
     """
 
-    model: Sequence[Fragment]
-    optimizer: Sequence[Fragment]
+    model: Sequence[Shard]
+    optimizer: Sequence[Shard]
     rest: Mapping[str, Any]
 
 
@@ -258,7 +258,7 @@ class Data:
 
 
 @attrs.frozen
-class ShownRow:
+class ExamplePreview:
     """A row as ``hooktrain data --show`` prints it.
 
     Attributes:
@@ -292,7 +292,7 @@ class ModelEstimate:
     """The sizes of a model and of what is kept for each of its weights.
 
     Attributes:
-        module: the model as ``sketch_model`` made it; its tensors have shapes and types, and hold nothing.
+        module: the model as ``make_meta_model`` made it; its tensors have shapes and types, and hold nothing.
         parameters: numbers in all weights, tied ones once.
         trainable: those of them that are trained.
         weight_bytes: all weights in the types that they are kept in.

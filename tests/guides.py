@@ -26,7 +26,7 @@ from hooktrain import hookspecs
 from hooktrain.cli.guide import FOLDER
 from hooktrain.cli.main import cli
 from hooktrain.errors import HooktrainError
-from hooktrain.hookspecs import BOUNDARIES, FACTORIES, SEGMENTS
+from hooktrain.hookspecs import EVENTS, FACTORIES, LOOP_HOOKS
 from tests import seen
 
 CODE = FOLDER / "code"
@@ -134,10 +134,10 @@ def kind_of(hook: str) -> str:
     """The section of the reference in which a hook stands."""
     if hook in FACTORIES:
         return "Factories"
-    if hook in SEGMENTS:
-        return "Segments"
-    if hook in BOUNDARIES:
-        return "Boundaries"
+    if hook in LOOP_HOOKS:
+        return "Loop hooks"
+    if hook in EVENTS:
+        return "Events"
     if hook in ("collect_metrics", "collect_state", "restore_state"):
         return "State and metrics"
     return "Estimates" if hook.startswith(("sketch_", "estimate_")) else "Registration and checks"
@@ -145,7 +145,7 @@ def kind_of(hook: str) -> str:
 
 def reference() -> str:
     """Every hook in full, by kind, from its docstring and its types."""
-    titles = ("Registration and checks", "Factories", "Boundaries", "Segments", "State and metrics", "Estimates")
+    titles = ("Registration and checks", "Factories", "Events", "Loop hooks", "State and metrics", "Estimates")
     parts = []
     for title in titles:
         parts.append(f"## {title}")

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hooktrain.hookspecs import FACTORIES, SEGMENTS
-from hooktrain.testing import SegmentRecorder, train
+from hooktrain.hookspecs import FACTORIES, LOOP_HOOKS
+from hooktrain.testing import LoopHookRecorder, train
 
 README = Path(__file__).parents[1] / "README.md"
 GOLDEN = Path(__file__).parent / "golden" / "hooks.txt"
@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parent / "golden" / "hooks.txt"
 
 def record(tiny_recipe: Mapping[str, Any]) -> list[str]:
     """The run whose hooks are golden: two steps of two micro-batches, an evaluation and a checkpoint."""
-    recorder = SegmentRecorder()
+    recorder = LoopHookRecorder()
     recipe = {
         **tiny_recipe,
         "data": {"rows": 8, "eval_rows": 2},
@@ -33,7 +33,7 @@ def record(tiny_recipe: Mapping[str, Any]) -> list[str]:
 
 
 def loop(recorded: list[str]) -> str:
-    """A recorded run as an outline: what stands further in happens inside the segment above it; repeats are folded."""
+    """A recorded run as an outline: what stands further in happens inside the loop hook above it; repeats are folded."""
     lines: list[tuple[int, str]] = []
     depth = 0
     for name in recorded:
@@ -41,7 +41,7 @@ def loop(recorded: list[str]) -> str:
             depth -= 1
         else:
             lines.append((depth, name))
-            depth += name in SEGMENTS or name in FACTORIES
+            depth += name in LOOP_HOOKS or name in FACTORIES
     return "```text\n" + "\n".join("  " * level + name for level, name in _fold(lines)) + "\n```"
 
 

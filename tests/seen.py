@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from hooktrain import BatchCounts, LossSum, OptimizerStep, StepOutput, hookimpl, hookspecs
-from hooktrain.hookspecs import BOUNDARIES, FACTORIES, SEGMENTS
+from hooktrain.hookspecs import EVENTS, FACTORIES, LOOP_HOOKS
 from hooktrain.testing import train
 
-HEARD = (*FACTORIES, *SEGMENTS, *BOUNDARIES, "collect_metrics", "collect_state", "restore_state")
+HEARD = (*FACTORIES, *LOOP_HOOKS, *EVENTS, "collect_metrics", "collect_state", "restore_state")
 
 
 @attrs.define
@@ -117,7 +117,7 @@ def looks(value: Any) -> str:
 
 
 for _hook in HEARD:
-    setattr(Witness, _hook, _take_part(_hook, _hook in FACTORIES or _hook in SEGMENTS))
+    setattr(Witness, _hook, _take_part(_hook, _hook in FACTORIES or _hook in LOOP_HOOKS))
 
 
 def witnessed(recipe: Mapping[str, Any]) -> dict[str, list[Seen]]:

@@ -29,7 +29,7 @@ from benchmarks.sft.metrics import PEAK, TOKENS_PER_SECOND, falling_losses, same
 from benchmarks.sft.rows import write_long, write_many
 from benchmarks.sft.sides import Plan, Training
 from benchmarks.suites import register_benchmarks
-from hooktrain.bench import Case, Comparison, Settings, Side, Target, run_suites
+from hooktrain.bench import Case, Comparison, Settings, Variant, Target, run_suites
 from hooktrain.testing import save_llama
 from tests.drivers import fork_drivers
 from tests.facts import facts
@@ -55,7 +55,7 @@ def judge(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Comparison:
     target = Target(side="a", at_least=1.3, checks=(("a", "b", same_losses(0.01)),))
     case = Case(
         name="x",
-        sides=[Side("a", driver="none"), Side("b", driver="none")],
+        sides=[Variant("a", driver="none"), Variant("b", driver="none")],
         metrics=[TOKENS_PER_SECOND],
         targets=[target],
         warmup_steps=1,
@@ -88,7 +88,7 @@ def test_a_timing_beside_other_work_is_told_by_processor_time() -> None:
 def test_memory_that_grows_with_the_square_is_told_from_a_line(power: float, verdict: str) -> None:
     lengths = (512, 1024, 2048, 4096)
     found = {f"p-{n}": [{"tokens": [n], "peak_mib": 2000 + 500 * (n / 1000) ** power}] for n in lengths}
-    case = Case(name="l", sides=[Side(name, driver="none") for name in found], metrics=[PEAK])
+    case = Case(name="l", sides=[Variant(name, driver="none") for name in found], metrics=[PEAK])
     assert Growth(name="l", prefix="p-").judge(case, found).verdict == verdict
 
 
@@ -118,7 +118,7 @@ def test_a_run_without_our_own_plugins_is_no_run_with_them() -> None:
 @pytest.mark.parametrize(("seconds", "verdict"), [(8e-4, "worse"), (1e-4, "better")])
 def test_what_a_plugin_adds_is_told_by_method(seconds: float, verdict: str) -> None:
     found = {"with": [a_training((1.0, seconds))] * 4, "without": [a_training((1.0, 2e-4))] * 4}
-    case = Case(name="x", sides=[Side(name, driver="none") for name in found], metrics=[STEP], warmup_steps=1)
+    case = Case(name="x", sides=[Variant(name, driver="none") for name in found], metrics=[STEP], warmup_steps=1)
     line = Added(name="each", side="with", to="without", per=600).judge(case, found)
     assert line.figure is not None and line.figure.value == pytest.approx((seconds - 2e-4) * 1e6 / 600)
     assert (line.verdict, line.limit) == (verdict, "")

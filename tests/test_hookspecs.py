@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hooktrain import hookspecs
-from hooktrain.hookspecs import BOUNDARIES, FACTORIES, SEGMENTS
-from hooktrain.testing import Recorder, SegmentRecorder
+from hooktrain.hookspecs import EVENTS, FACTORIES, LOOP_HOOKS
+from hooktrain.testing import Recorder, LoopHookRecorder
 
 ROOT = Path(__file__).parents[1]
 HOOKS = {
@@ -20,10 +20,10 @@ HOOKS = {
 }
 
 QUESTIONS = (
-    *("fingerprint_source", "show_rows", "adopt_model", "sketch_model"),
-    *("estimate_rows", "estimate_data", "estimate_memory"),
+    *("fingerprint_source", "preview_examples", "adopt_model", "make_meta_model"),
+    *("estimate_examples", "estimate_data", "estimate_memory"),
 )
-"""Hooks of which the first answer counts, and that are neither factories nor segments."""
+"""Hooks of which the first answer counts, and that are neither factories nor loop hooks."""
 
 
 @pytest.mark.parametrize("name", HOOKS)
@@ -39,22 +39,22 @@ def test_every_part_of_the_docstring_is_there(name):
     described = re.findall(r"^    (\w+): \S", text.partition("\nArgs:\n")[2].partition("\nReturns:")[0], re.MULTILINE)
     assert described == parameters
     returns = text.partition("\nReturns:\n")[2].partition("\n\n")[0]
-    if name in (*FACTORIES, *SEGMENTS):
+    if name in (*FACTORIES, *LOOP_HOOKS):
         assert "None declines" in returns or ("NotImplemented declines" in returns)
-    if name in BOUNDARIES:
+    if name in EVENTS:
         assert returns.strip() == "Ignored."
 
 
 def test_the_kinds_are_complete():
-    assert set(FACTORIES) | set(SEGMENTS) | set(BOUNDARIES) <= set(HOOKS)
+    assert set(FACTORIES) | set(LOOP_HOOKS) | set(EVENTS) <= set(HOOKS)
     for name in HOOKS:
         if name.startswith("on_"):
-            assert name in BOUNDARIES
+            assert name in EVENTS
         elif name.startswith(("run_", "compute_", "save_", "load_checkpoint", "count_")):
-            assert name in SEGMENTS
+            assert name in LOOP_HOOKS
     for name, function in HOOKS.items():
         first = bool(function.hooktrain_spec.get("firstresult"))
-        assert first == (name in FACTORIES or name in SEGMENTS or name in QUESTIONS), name
+        assert first == (name in FACTORIES or name in LOOP_HOOKS or name in QUESTIONS), name
 
 
 def test_every_hook_stands_in_the_reference():
@@ -73,5 +73,5 @@ def test_every_hook_is_implemented_by_a_test():
 
 
 def test_recorders_hear_everything():
-    assert all(hasattr(Recorder, name) for name in BOUNDARIES)
-    assert all(hasattr(SegmentRecorder, name) for name in (*FACTORIES, *SEGMENTS, *BOUNDARIES))
+    assert all(hasattr(Recorder, name) for name in EVENTS)
+    assert all(hasattr(LoopHookRecorder, name) for name in (*FACTORIES, *LOOP_HOOKS, *EVENTS))

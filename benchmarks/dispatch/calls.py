@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from hooktrain import LossSum, hookimpl
-from hooktrain.bench import Case, Metric, Side
+from hooktrain.bench import Case, Metric, Variant
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.training.load import make_host
 
@@ -20,14 +20,14 @@ _COUNTS = (0, 1, 10, 100)
 
 
 class _Hears:
-    """A plugin that implements a boundary."""
+    """A plugin that implements an event."""
 
     @hookimpl
     def on_microbatch_end(self, trainer: Any, batch: Any, loss: Any) -> None: ...
 
 
-class _Surrounds:
-    """A plugin that wraps a segment."""
+class _Wraps:
+    """A plugin that wraps a loop hook."""
 
     @hookimpl(wrapper=True)
     def compute_loss(self, trainer: Any) -> Any:
@@ -37,13 +37,13 @@ class _Surrounds:
 Call = Callable[[], Any]
 
 
-def _boundary(hook: Callable[..., Any]) -> Call:
+def _event(hook: Callable[..., Any]) -> Call:
     return lambda: hook(trainer=None, batch=None, loss=None)
 
 
-def _segment(hook: Callable[..., Any]) -> Call:
+def _loop_hook(hook: Callable[..., Any]) -> Call:
     answer = LossSum(None, 1)  # type: ignore[arg-type]
-    trainer = SimpleNamespace(loss=lambda model, batch, weight: answer)  # all that the default segment asks of one
+    trainer = SimpleNamespace(loss=lambda model, batch, weight: answer)  # all that the default loop hook asks of one
     return lambda: hook(trainer=trainer, model=None, batch=None, weight=1)
 
 
@@ -57,11 +57,11 @@ def _host(plugin: type, count: int) -> PluginHost:
 
 
 def _heard(implementations: int) -> Call:
-    return _boundary(_host(_Hears, implementations).hooks.on_microbatch_end)
+    return _event(_host(_Hears, implementations).hooks.on_microbatch_end)
 
 
 def _heard_by_pluggy(implementations: int) -> Call:
-    return _boundary(_host(_Hears, implementations).manager.hook.on_microbatch_end)
+    return _event(_host(_Hears, implementations).manager.hook.on_microbatch_end)
 
 
 def _called_one_by_one(implementations: int) -> Call:
@@ -75,12 +75,12 @@ def _called_one_by_one(implementations: int) -> Call:
     return call
 
 
-def _surrounded(implementations: int) -> Call:
-    return _segment(_host(_Surrounds, implementations).hooks.compute_loss)
+def _wrapped(implementations: int) -> Call:
+    return _loop_hook(_host(_Wraps, implementations).hooks.compute_loss)
 
 
-def _surrounded_by_pluggy(implementations: int) -> Call:
-    return _segment(_host(_Surrounds, implementations).manager.hook.compute_loss)
+def _wrapped_by_pluggy(implementations: int) -> Call:
+    return _loop_hook(_host(_Wraps, implementations).manager.hook.compute_loss)
 
 
 def _many(call: Call, implementations: int) -> None:
@@ -88,8 +88,8 @@ def _many(call: Call, implementations: int) -> None:
         call()
 
 
-def _side(name: str, prepare: Callable[..., Call]) -> Side:
-    return Side(name, _many, prepare=prepare)
+def _side(name: str, prepare: Callable[..., Call]) -> Variant:
+    return Variant(name, _many, prepare=prepare)
 
 
 def cases(quick: bool) -> Iterator[Case]:
@@ -115,8 +115,8 @@ def cases(quick: bool) -> Iterator[Case]:
             about="one call of compute_loss, the engine's own with so many wrappers around it; the time of one",
             parameters={"implementations": count},
             sides=(
-                _side("hooktrain, wrappers", _surrounded),
-                _side("pluggy, wrappers", _surrounded_by_pluggy),
+                _side("hooktrain, wrappers", _wrapped),
+                _side("pluggy, wrappers", _wrapped_by_pluggy),
             ),
             baseline="pluggy, wrappers",
             metrics=(metric,),

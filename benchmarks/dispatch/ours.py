@@ -20,7 +20,7 @@ from hooktrain.bench.driver import drive
 __all__ = ["HOOKS", "Observing", "Silent"]
 
 HOOKS = 6
-"""How many hooks of a step an observing plugin implements: all boundaries of a step without evaluation or saving."""
+"""How many hooks of a step an observing plugin implements: all events of a step without evaluation or saving."""
 
 
 class Silent:

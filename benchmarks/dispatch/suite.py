@@ -10,7 +10,7 @@ from benchmarks.dispatch import calls
 from benchmarks.dispatch.judges import STEP, Added, same_training, with_own_plugins
 from benchmarks.dispatch.ours import HOOKS
 from benchmarks.peers import IGNITE, LIGHTNING, TRL, ignite, lightning, transformers
-from hooktrain.bench import Case, Context, Judge, Peer, Side, Suite, Target
+from hooktrain.bench import Case, Context, TargetLike, Peer, Variant, Suite, Target
 
 __all__ = ["SUITE"]
 
@@ -49,19 +49,19 @@ class _Sides:
         self.common = {"chunks": chunks, "threads": 1}
         self.warmup = max(1, chunks // 10)
 
-    def ours(self, name: str, log_every: int | None, kind: str = "silent", count: int = 0) -> Side:
+    def ours(self, name: str, log_every: int | None, kind: str = "silent", count: int = 0) -> Variant:
         return self._side(name, "benchmarks.dispatch.ours", log_every, plugins={"kind": kind, "count": count})
 
-    def bare(self, name: str, log_every: int | None, loader: str = "DataLoader", groups: int = 2) -> Side:
+    def bare(self, name: str, log_every: int | None, loader: str = "DataLoader", groups: int = 2) -> Variant:
         return self._side(name, "benchmarks.dispatch.bare", log_every, loader=loader, groups=groups)
 
-    def peer(self, peer: str, name: str, log_every: int | None, kind: str = "silent", count: int = 0) -> Side:
+    def peer(self, peer: str, name: str, log_every: int | None, kind: str = "silent", count: int = 0) -> Variant:
         driver, environment, _ = _PEERS[peer]
         side = self._side(name, driver, log_every, plugins={"kind": kind, "count": count})
-        return Side(name, driver=driver, specification=side.specification, peer=environment)
+        return Variant(name, driver=driver, specification=side.specification, peer=environment)
 
-    def _side(self, name: str, driver: str, log_every: int | None, **more: Any) -> Side:
-        return Side(name, driver=driver, specification={**self.common, "log_every": log_every, **more})
+    def _side(self, name: str, driver: str, log_every: int | None, **more: Any) -> Variant:
+        return Variant(name, driver=driver, specification={**self.common, "log_every": log_every, **more})
 
 
 def _first_party() -> frozenset[str]:
@@ -120,7 +120,7 @@ def _plugins(sides: _Sides, kind: str, counts: tuple[int, ...]) -> Case:
     made = [sides.ours(_named("hooktrain", count), 100, kind, count) for count in counts]
     for peer in _PEERS:
         made += [sides.peer(peer, _named(peer, count), 100, kind, count) for count in counts]
-    targets: list[Judge] = []
+    targets: list[TargetLike] = []
     for count in counts[1:]:
         targets.append(_silent(count) if kind == "silent" else _observing(count))
         for peer, (_, _, methods) in _PEERS.items():

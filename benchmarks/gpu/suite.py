@@ -12,7 +12,7 @@ from benchmarks.peers import TRL, TRL_GPU
 from benchmarks.sft.inputs import InputsFailed, export_model
 from benchmarks.sft.metrics import falling_losses, same_losses
 from benchmarks.sft.rows import write_demo, write_many
-from hooktrain.bench import DEVICE_MEMORY, PEAK_MEMORY, Case, Context, Findings, Metric, Side, Skip, Suite, Target
+from hooktrain.bench import DEVICE_MEMORY, PEAK_MEMORY, Case, Context, Findings, Metric, Variant, Skip, Suite, Target
 
 __all__ = ["SUITE"]
 
@@ -132,17 +132,17 @@ class _Given:
             "scheduler": {"type": "constant"},
         }
 
-    def ours(self, name: str, *, waits: bool = False, liger: bool = True) -> Side:
+    def ours(self, name: str, *, waits: bool = False, liger: bool = True) -> Variant:
         """hooktrain."""
         given = {"recipe": self.recipe(liger=liger and self.cuda), "waits": waits}
-        return Side(name, driver="benchmarks.gpu.ours", specification=given)
+        return Variant(name, driver="benchmarks.gpu.ours", specification=given)
 
-    def pack(self, packs: Path) -> Side:
+    def pack(self, packs: Path) -> Variant:
         """hooktrain's micro-batches, written down for the loop."""
         given = {"do": "pack", "packs": str(packs), "recipe": self.recipe(liger=False)}
-        return Side("packs", driver="benchmarks.sft.ours", specification=given)
+        return Variant("packs", driver="benchmarks.sft.ours", specification=given)
 
-    def loop(self, name: str, packs: Path) -> Side:
+    def loop(self, name: str, packs: Path) -> Variant:
         """The loop that an expert writes for this."""
         given = {
             "model": str(self.model),
@@ -156,9 +156,9 @@ class _Given:
             "checkpointing": True,
             "liger": self.cuda,
         }
-        return Side(name, driver="benchmarks.peers.hand_written", specification=given)
+        return Variant(name, driver="benchmarks.peers.hand_written", specification=given)
 
-    def trl(self, name: str) -> Side:
+    def trl(self, name: str) -> Variant:
         """TRL with the same choices: weights in float32, bf16 by autocast."""
         settings = {
             "use_cpu": not self.cuda,
@@ -180,7 +180,7 @@ class _Given:
             "settings": settings,
             "weights": "float32",
         }
-        return Side(name, driver="benchmarks.peers.trl", specification=given, peer=TRL_GPU if self.cuda else TRL)
+        return Variant(name, driver="benchmarks.peers.trl", specification=given, peer=TRL_GPU if self.cuda else TRL)
 
 
 def _tokenizer(context: Context, demo: Path, small: bool) -> Path:

@@ -96,7 +96,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         "optimizer": {"lr": 1e-3},
         "strategy": {"dtype": "fp32", "device": "cpu"},
         "console": {"enabled": False},
-        "allow_drift": ["*"],
+        "allow_changes": ["*"],
         "checkpoint": saves if given["save_at"] is not None else [{"type": "full"}],
     }
     resume_from = given["resume_from"]

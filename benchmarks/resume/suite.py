@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from hooktrain.bench import Case, Context, Findings, Metric, Side, Skip, Suite, Target
+from hooktrain.bench import Case, Context, Findings, Metric, Variant, Skip, Suite, Target
 
 __all__ = ["SUITE"]
 
@@ -21,7 +21,7 @@ def cases(context: Context) -> Iterator[Case]:
     for row in (_EARLY, late):
         folder = context.folder / str(row)
         made = context.runner.run(
-            Side("save", driver=_DRIVER, specification=_given(rows, folder, save_at=row, resume_from=None))
+            Variant("save", driver=_DRIVER, specification=_given(rows, folder, save_at=row, resume_from=None))
         )
         if "failed" in made:
             raise Skip(f"no checkpoint could be made at row {row}: {made['failed']}")
@@ -56,9 +56,9 @@ def _given(rows: int, folder: Path, *, save_at: int | None, resume_from: Path | 
     return {"rows": rows, "folder": str(folder), "save_at": save_at, "resume_from": checkpoint}
 
 
-def _side(name: str, rows: int, checkpoint: Path | None) -> Side:
+def _side(name: str, rows: int, checkpoint: Path | None) -> Variant:
     given = _given(rows, Path("unused"), save_at=None, resume_from=checkpoint)
-    return Side(name, driver=_DRIVER, specification=given)
+    return Variant(name, driver=_DRIVER, specification=given)
 
 
 SUITE = Suite(name="resume", summary="going on from row ten million as fast as from row ten (5 minutes)", cases=cases)

@@ -15,14 +15,14 @@ from benchmarks.sft.metrics import (
     same_losses,
     same_rows,
 )
-from hooktrain.bench import SECONDS, Judge, Metric, Target
+from hooktrain.bench import SECONDS, TargetLike, Metric, Target
 
 __all__ = ["METRICS", "TARGETS"]
 
 _FP32, _BF16 = same_losses(2e-3), same_losses(5e-2)
 _DEFAULTS = ("ours", "ours-fp32", _BF16)
 
-TARGETS: Mapping[str, tuple[Judge, ...]] = {
+TARGETS: Mapping[str, tuple[TargetLike, ...]] = {
     "fp32": (
         Target(
             name="fp32 packs, answers, to TRL",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.sft.rows import write_long, write_many
 from benchmarks.sft.sides import Training
-from hooktrain.bench import Side
+from hooktrain.bench import Variant
 
 __all__ = ["GROUPS", "ONCE"]
 
@@ -19,7 +19,7 @@ _PACKING = {
 }
 
 
-def _fp32(training: Training, folder: Path) -> list[Side]:
+def _fp32(training: Training, folder: Path) -> list[Variant]:
     return [
         training.ours("ours", precision="fp32"),
         training.ours("ours-all", precision="fp32", train_on="all"),
@@ -28,7 +28,7 @@ def _fp32(training: Training, folder: Path) -> list[Side]:
     ]
 
 
-def _bf16(training: Training, folder: Path) -> list[Side]:
+def _bf16(training: Training, folder: Path) -> list[Variant]:
     return [
         training.ours("ours", precision="bf16"),
         training.ours("ours-weights", precision="bf16-weights"),
@@ -38,7 +38,7 @@ def _bf16(training: Training, folder: Path) -> list[Side]:
     ]
 
 
-def _defaults(training: Training, folder: Path) -> list[Side]:
+def _defaults(training: Training, folder: Path) -> list[Variant]:
     return [
         training.ours("ours", precision="default", packed=False),
         training.ours("ours-fp32", precision="fp32", packed=False),
@@ -47,7 +47,7 @@ def _defaults(training: Training, folder: Path) -> list[Side]:
     ]
 
 
-def _prepare(training: Training, folder: Path) -> list[Side]:
+def _prepare(training: Training, folder: Path) -> list[Variant]:
     tenth, rows = (write_many(folder, count) for count in training.plan.many)
     return [
         training.preparing("ours", rows),
@@ -58,11 +58,11 @@ def _prepare(training: Training, folder: Path) -> list[Side]:
     ]
 
 
-def _packing(training: Training, folder: Path) -> list[Side]:
+def _packing(training: Training, folder: Path) -> list[Variant]:
     return [training.packing("ours")]
 
 
-def _length(training: Training, folder: Path) -> list[Side]:
+def _length(training: Training, folder: Path) -> list[Variant]:
     longest = max(training.plan.lengths)
     document, rows = write_long(folder, longest), write_many(folder, longest)
     return [
@@ -72,7 +72,7 @@ def _length(training: Training, folder: Path) -> list[Side]:
     ]
 
 
-GROUPS: Mapping[str, Callable[[Training, Path], list[Side]]] = {
+GROUPS: Mapping[str, Callable[[Training, Path], list[Variant]]] = {
     "fp32": _fp32,
     "bf16": _bf16,
     "defaults": _defaults,

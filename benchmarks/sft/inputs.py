@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from benchmarks.sft.sides import Training
-from hooktrain.bench import Side
+from hooktrain.bench import Variant
 from hooktrain.bench.subprocesses import Runner
 
 __all__ = ["InputsFailed", "export_model", "for_transformers_4", "pack"]
@@ -38,7 +38,7 @@ def export_model(target: Path, rows: Path, runner: Runner, threads: int) -> Path
         "checkpoint": [{"type": "huggingface", "save_end_of_training": True, "output_dir": str(target)}],
     }
     given = {"do": "export", "recipe": recipe, "threads": threads}
-    _succeed(runner, Side("export", driver="benchmarks.sft.ours", specification=given))
+    _succeed(runner, Variant("export", driver="benchmarks.sft.ours", specification=given))
     return target
 
 
@@ -72,7 +72,7 @@ def pack(target: Path, training: Training, runner: Runner) -> Path:
     return target
 
 
-def _succeed(runner: Runner, side: Side) -> None:
+def _succeed(runner: Runner, side: Variant) -> None:
     findings = runner.run(side)
     if "failed" in findings:
         raise InputsFailed(f"{side.name}: {findings['failed']}")

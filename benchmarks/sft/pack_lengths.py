@@ -23,7 +23,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     drawn = np.random.default_rng(0).lognormal(mean=np.log(400), sigma=1.0, size=given["lengths"])
     lengths = np.clip(drawn.astype(np.int64), 1, _MAX_LENGTH)
     began = time.perf_counter()
-    bins = host.hooks.pack_rows(lengths=lengths, max_length=_MAX_LENGTH, config=made.data)
+    bins = host.hooks.pack_sequences(lengths=lengths, max_length=_MAX_LENGTH, config=made.data)
     seconds = time.perf_counter() - began
     placed = [np.asarray(bins[index]) for index in range(len(bins))]
     assert (np.bincount(np.concatenate(placed), minlength=len(lengths)) == 1).all()

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from benchmarks.peers import ARCTIC, TRL
-from hooktrain.bench import Side
+from hooktrain.bench import Variant
 
 __all__ = ["Plan", "Training"]
 
@@ -55,7 +55,7 @@ class Training:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
-    def ours(self, name: str, *, precision: str, train_on: str = "assistant", packed: bool = True) -> Side:
+    def ours(self, name: str, *, precision: str, train_on: str = "assistant", packed: bool = True) -> Variant:
         """hooktrain: packs of 512 tokens, one a step; or eight conversations a step and every default."""
         data: dict[str, Any] = {"sources": [str(self.plan.rows)]}
         if packed:
@@ -76,38 +76,38 @@ class Training:
             "scheduler": {"type": "constant"},
         }
 
-    def hand_written(self, name: str, precision: str, packs: Path) -> Side:
+    def hand_written(self, name: str, precision: str, packs: Path) -> Variant:
         """The loop without anything around it, on the packs that hooktrain trains."""
         return self._side(
             name, "benchmarks.peers.hand_written", {"packs": str(packs), "precision": precision, **self._common()}
         )
 
-    def trl(self, name: str, *, settings: Mapping[str, Any], weights: str | None = None, **more: Any) -> Side:
+    def trl(self, name: str, *, settings: Mapping[str, Any], weights: str | None = None, **more: Any) -> Variant:
         """TRL with ``settings`` for its ``SFTConfig``; with none of them it runs on its defaults."""
         given = {"rows": str(self.plan.rows), "settings": dict(settings), "weights": weights, **self._common(), **more}
         return self._side(name, "benchmarks.peers.trl", given, peer=TRL)
 
-    def arctic(self, name: str, *, settings: Mapping[str, Any], batch: int) -> Side:
+    def arctic(self, name: str, *, settings: Mapping[str, Any], batch: int) -> Variant:
         """ArcticTraining with ``settings`` in its recipe."""
         given = {"rows": str(self.plan.rows), "settings": dict(settings), "batch": batch, **self._common()}
         return self._side(name, "benchmarks.peers.arctic", given | {"model": str(self.plan.model_4)}, peer=ARCTIC)
 
-    def preparing(self, name: str, rows: Path, *, after: str | None = None, packs: Path | None = None) -> Side:
+    def preparing(self, name: str, rows: Path, *, after: str | None = None, packs: Path | None = None) -> Variant:
         """hooktrain prepares ``rows`` into packs of 512 tokens, writes them to ``packs`` if it is given, and stops."""
         recipe = self.recipe({"sources": [str(rows)], "max_length": 512, "pack_samples": True}, {})
         given = {"do": "pack" if packs else "prepare", "packs": str(packs), "recipe": recipe}
         return self._side(name, "benchmarks.sft.ours", given, after=after)
 
-    def packing(self, name: str) -> Side:
+    def packing(self, name: str) -> Variant:
         """hooktrain packs many lengths."""
         given = {"recipe": self.recipe({"sources": ["none"], "pack_samples": True}, {})}
         return self._side(name, "benchmarks.sft.pack_lengths", given | {"lengths": self.plan.packed_lengths})
 
-    def tokenizing(self, name: str, rows: Path) -> Side:
+    def tokenizing(self, name: str, rows: Path) -> Variant:
         """Rendering and tokenizing and nothing else, in hooktrain's environment."""
         return self._side(name, "benchmarks.peers.tokenizing", {"model": str(self.plan.model), "rows": str(rows)})
 
-    def long(self, name: str, rows: Path, length: int, packed: bool) -> Side:
+    def long(self, name: str, rows: Path, length: int, packed: bool) -> Variant:
         """One step on rows of ``length`` tokens, with activation checkpointing; SGD, whose own memory is nothing."""
         data = {"sources": [str(rows)], "max_length": length, "pack_samples": packed, "overflow": "truncate"}
         data["shuffle"] = False  # the last pack may not be full, the first one is
@@ -120,5 +120,5 @@ class Training:
     def _common(self) -> dict[str, Any]:
         return {"model": str(self.plan.model), "steps": self.plan.steps, "seed": _SEED, "lr": self.plan.lr}
 
-    def _side(self, name: str, driver: str, given: dict[str, Any], **more: Any) -> Side:
-        return Side(name, driver=driver, specification={**given, "threads": self.plan.threads}, **more)
+    def _side(self, name: str, driver: str, given: dict[str, Any], **more: Any) -> Variant:
+        return Variant(name, driver=driver, specification={**given, "threads": self.plan.threads}, **more)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hooktrain.bench import CPU_SECONDS, PEAK_MEMORY, SECONDS, Case, Context, Metric, Side, Suite, Target
+from hooktrain.bench import CPU_SECONDS, PEAK_MEMORY, SECONDS, Case, Context, Metric, Variant, Suite, Target
 
 __all__ = ["SUITE"]
 
@@ -25,12 +25,12 @@ def cases(context: Context) -> Iterator[Case]:
     """The commands that only look, a plan, and one step of training, each beside what it has to import."""
     warmup = 0 if context.quick else 1
 
-    def imports(name: str, code: str) -> Side:
-        return Side(name, driver=_DRIVER, specification={"words": ["-c", code], "warmup": warmup})
+    def imports(name: str, code: str) -> Variant:
+        return Variant(name, driver=_DRIVER, specification={"words": ["-c", code], "warmup": warmup})
 
-    def command(name: str, *words: str) -> Side:
+    def command(name: str, *words: str) -> Variant:
         given = {"words": ["-m", "hooktrain", *(words or name.split())], "warmup": warmup}
-        return Side(name, driver=_DRIVER, specification=given)
+        return Variant(name, driver=_DRIVER, specification=given)
 
     torch = imports(_TORCH, "import torch")
     llama = imports(_CLASS, "import torch; from transformers import LlamaForCausalLM")

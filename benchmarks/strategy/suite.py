@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 
 from benchmarks.sft.metrics import same_losses
-from hooktrain.bench import CPU_SECONDS, PEAK_MEMORY, SECONDS, Case, Context, Findings, Side, Suite, Target
+from hooktrain.bench import CPU_SECONDS, PEAK_MEMORY, SECONDS, Case, Context, Findings, Variant, Suite, Target
 
 __all__ = ["SUITE"]
 
@@ -38,7 +38,7 @@ def cases(context: Context) -> Iterator[Case]:
             about=f"beside {beside} alone: the same weights, rows, AdamW and clipping, on two ranks",
             parameters={"ranks": 2},
             sides=[
-                Side(side, driver="benchmarks.strategy.driver", specification={**given, "side": side})
+                Variant(side, driver="benchmarks.strategy.driver", specification={**given, "side": side})
                 for side in ("ours", "bare")
             ],
             baseline="bare",

@@ -32,9 +32,9 @@ runs, the verdict is ``undecided``, with the rounds that might do.
 **Sides.** A side is a function, called with the case's parameters, or a *driver*: a module that is run in a process of
 its own, perhaps with the Python of a :class:`Peer`'s environment::
 
-    Side("ours", ours, prepare=make_batches)        # prepare's result comes first, its time does not count
-    Side("ours", ours, isolated=True)               # each run in a new process: imports, caches, memory
-    Side("trl", driver="benchmarks.peers.trl", peer=TRL, specification={"steps": 8})
+    Variant("ours", ours, prepare=make_batches)        # prepare's result comes first, its time does not count
+    Variant("ours", ours, isolated=True)               # each run in a new process: imports, caches, memory
+    Variant("trl", driver="benchmarks.peers.trl", peer=TRL, specification={"steps": 8})
 
 A function's run is measured from outside: ``seconds``, ``cpu_seconds``, ``peak_mib``; on a GPU, once torch uses it,
 also ``device_seconds`` between two events and ``device_peak_mib``. ``calls=None`` repeats a short function until it
@@ -98,10 +98,10 @@ if TYPE_CHECKING:
         Comparison,
         Context,
         Findings,
-        Judge,
+        TargetLike,
         Measured,
         Metric,
-        Side,
+        Variant,
         Skip,
         Suite,
     )
@@ -112,8 +112,8 @@ _HOMES = {
     "environments": "EnvironmentFailed Peer",
     "bootstrap": "Interval",
     "errors": "BenchError",
-    "model": "CPU_SECONDS Case Comparison Context DEVICE_MEMORY DEVICE_SECONDS Findings Judge Measured Metric"
-    " PEAK_MEMORY SECONDS Side Skip Suite",
+    "model": "CPU_SECONDS Case Comparison Context DEVICE_MEMORY DEVICE_SECONDS Findings TargetLike Measured Metric"
+    " PEAK_MEMORY SECONDS Variant Skip Suite",
     "runner": "Settings run_suites",
     "verdicts": "Check Target",
 }
@@ -131,14 +131,14 @@ __all__ = [
     "EnvironmentFailed",
     "Findings",
     "Interval",
-    "Judge",
+    "TargetLike",
     "Measured",
     "Metric",
     "PEAK_MEMORY",
     "Peer",
     "SECONDS",
     "Settings",
-    "Side",
+    "Variant",
     "Skip",
     "Suite",
     "Target",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hooktrain.bench.driver import drive, gpu, peak_mib, restart_peak
-from hooktrain.bench.model import Case, Findings, Side
+from hooktrain.bench.model import Case, Findings, Variant
 
 __all__ = ["InProcess", "isolated", "measure"]
 
@@ -55,7 +55,7 @@ def measure(function: Callable[[], Mapping[str, Any] | None], calls: int) -> Fin
 class InProcess:
     """Runs a side's function in this process, warmed up once before its first run."""
 
-    def __init__(self, case: Case, side: Side) -> None:
+    def __init__(self, case: Case, side: Variant) -> None:
         assert side.function is not None
         self._function, self._prepare = side.function, side.prepare
         self._parameters, self._warmup, self._calls = case.parameters, case.warmup, case.calls
@@ -95,7 +95,7 @@ def calls_to_fill(function: Callable[[], Any], seconds: float = _FILL) -> int:
         calls *= 4
 
 
-def isolated(case: Case, side: Side) -> Side:
+def isolated(case: Case, side: Variant) -> Variant:
     """The side as one with a driver: this module, which imports the function by name."""
     function: Any = side.function
     specification = {
@@ -104,7 +104,7 @@ def isolated(case: Case, side: Side) -> Side:
         "warmup": case.warmup,
         "calls": case.calls,
     }
-    return Side(side.name, driver=__name__, specification=specification, environment=side.environment, after=side.after)
+    return Variant(side.name, driver=__name__, specification=specification, environment=side.environment, after=side.after)
 
 
 def _drive(given: dict[str, Any]) -> dict[str, Any]:

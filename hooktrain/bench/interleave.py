@@ -10,7 +10,7 @@ import attrs
 
 from hooktrain.bench.in_process import InProcess, isolated
 from hooktrain.bench.machine import busy_seconds
-from hooktrain.bench.model import Case, Comparison, Findings, Side
+from hooktrain.bench.model import Case, Comparison, Findings, Variant
 from hooktrain.bench.subprocesses import Runner, others_share, used_by_children
 from hooktrain.bench.verdicts import compare_sides
 
@@ -86,7 +86,7 @@ def take_turns(case: Case, runner: Runner, turns: int, say: Callable[[str], None
     return found
 
 
-def _run_of(case: Case, side: Side, runner: Runner) -> Callable[[], Findings]:
+def _run_of(case: Case, side: Variant, runner: Runner) -> Callable[[], Findings]:
     if side.driver is None and not side.isolated:
         return _timed(InProcess(case, side).run)
     apart = side if side.driver is not None else isolated(case, side)
@@ -110,7 +110,7 @@ def _own_seconds() -> float:
     return time.process_time() + used_by_children()
 
 
-def _tells(side: Side) -> bool:
+def _tells(side: Variant) -> bool:
     return side.driver is not None or side.isolated
 
 

@@ -25,10 +25,10 @@ __all__ = [
     "Comparison",
     "Context",
     "Findings",
-    "Judge",
+    "TargetLike",
     "Measured",
     "Metric",
-    "Side",
+    "Variant",
     "Skip",
     "Suite",
 ]
@@ -99,7 +99,7 @@ DEVICE_MEMORY = Metric("device_peak_mib", "MiB")
 
 
 @attrs.frozen
-class Side:
+class Variant:
     """A set-up that is compared with others: a function, or a driver in a process of its own.
 
     Attributes:
@@ -138,7 +138,7 @@ class Side:
                 )
 
 
-class Judge(Protocol):
+class TargetLike(Protocol):
     """What is to be reached in a case; :class:`hooktrain.bench.Target` compares one side with another or a limit."""
 
     @property
@@ -149,9 +149,9 @@ class Judge(Protocol):
         """Compare what was measured."""
 
 
-def _as_sides(given: Any) -> tuple[Side, ...]:
+def _as_sides(given: Any) -> tuple[Variant, ...]:
     if isinstance(given, Mapping):
-        return tuple(side if isinstance(side, Side) else Side(name, side) for name, side in given.items())
+        return tuple(side if isinstance(side, Variant) else Variant(name, side) for name, side in given.items())
     return tuple(given)
 
 
@@ -159,7 +159,7 @@ def _as_metrics(given: Iterable[Metric]) -> tuple[Metric, ...]:
     return tuple(given)
 
 
-def _as_targets(given: Iterable[Judge]) -> tuple[Judge, ...]:
+def _as_targets(given: Iterable[TargetLike]) -> tuple[TargetLike, ...]:
     return tuple(given)
 
 
@@ -184,11 +184,11 @@ class Case:
     """
 
     name: str
-    sides: tuple[Side, ...] = attrs.field(converter=_as_sides)
+    sides: tuple[Variant, ...] = attrs.field(converter=_as_sides)
     parameters: Mapping[str, Any] = attrs.field(factory=dict)
     baseline: str = attrs.field(default="")
     metrics: tuple[Metric, ...] = attrs.field(default=(SECONDS,), converter=_as_metrics)
-    targets: tuple[Judge, ...] = attrs.field(default=(), converter=_as_targets)
+    targets: tuple[TargetLike, ...] = attrs.field(default=(), converter=_as_targets)
     rounds: int | None = None
     warmup: int = 1
     warmup_steps: int = 0

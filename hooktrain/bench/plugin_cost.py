@@ -14,7 +14,7 @@ from rich.text import Text
 
 from hooktrain.bench.bootstrap import difference_of_medians, median_of
 from hooktrain.bench.errors import BenchError
-from hooktrain.bench.model import Case, Context, Findings, Metric, Side, Suite
+from hooktrain.bench.model import Case, Context, Findings, Metric, Variant, Suite
 from hooktrain.bench.results import FILE, Line, require_folder, values, write
 from hooktrain.bench.runner import Settings, run_suites
 from hooktrain.bench.tables import COLOURS, figure_text, number
@@ -100,9 +100,9 @@ def measure_plugin(
         "count": False,
     }
 
-    def side(which: str, *more: str, count: bool = False) -> Side:
+    def side(which: str, *more: str, count: bool = False) -> Variant:
         given = {**specification, "switches": [*switches, *more], "count": count}
-        return Side(which, driver="hooktrain.bench.plugin_driver", specification=given, environment=_caches())
+        return Variant(which, driver="hooktrain.bench.plugin_driver", specification=given, environment=_caches())
 
     loaded = {*switches, *Switches.given(()).environment, *plugins_config(plain).load}
     removable = bool(record.distribution and record.version) or name in loaded

@@ -61,7 +61,7 @@ def _counting(findings: dict[str, Any]) -> object:
     from hooktrain.markers import hookimpl
 
     class Counting:
-        """Surrounds the whole training."""
+        """Wraps the whole training."""
 
         steps = count = 0
 

@@ -15,7 +15,7 @@ import attrs
 from hooktrain.bench.errors import BenchError
 from hooktrain.bench.interleave import CaseResult
 from hooktrain.bench.machine import commit, describe, installed
-from hooktrain.bench.model import Side
+from hooktrain.bench.model import Variant
 
 __all__ = [
     "FILE",
@@ -24,7 +24,7 @@ __all__ = [
     "line_of",
     "read",
     "require_folder",
-    "surroundings",
+    "circumstances",
     "values",
     "write",
 ]
@@ -35,7 +35,7 @@ Line = dict[str, Any]
 """A line of a file of results."""
 
 
-def surroundings(folder: Path) -> dict[str, Any]:
+def circumstances(folder: Path) -> dict[str, Any]:
     """Date, commit, machine and versions: what is the same for all lines of a measurement.
 
     Args:
@@ -54,7 +54,7 @@ def line_of(result: CaseResult, around: Mapping[str, Any], settings: Mapping[str
 
     Args:
         result: what it gave.
-        around: see :func:`surroundings`.
+        around: see :func:`circumstances`.
         settings: of the command line.
     """
     case = result.case
@@ -79,7 +79,7 @@ def _metric(metric: Any) -> dict[str, Any]:
     return {"name": metric.name, "unit": metric.unit, "better": metric.better, "exact": metric.exact}
 
 
-def _side(result: CaseResult, side: Side) -> dict[str, Any]:
+def _side(result: CaseResult, side: Variant) -> dict[str, Any]:
     """How it was run, and the number of each run in each metric."""
     runs = result.runs[side.name]
     failed = next((run["failed"] for run in runs if "failed" in run), None)

@@ -16,7 +16,7 @@ from hooktrain.bench.environments import Peer, ensure
 from hooktrain.bench.errors import BenchError
 from hooktrain.bench.interleave import run_case
 from hooktrain.bench.model import Case, Context, Skip, Suite
-from hooktrain.bench.results import FILE, Line, line_of, require_folder, surroundings, write
+from hooktrain.bench.results import FILE, Line, line_of, require_folder, circumstances, write
 from hooktrain.bench.subprocesses import Runner
 from hooktrain.errors import PluginError, did_you_mean
 
@@ -157,7 +157,7 @@ def run_suites(
                     met.add(case.name)
                     say(f"{suite.name}: {case.name}")
                     result = run_case(suite.name, case, runner, _turns(case, settings), say)
-                    around = surroundings(_home(suite))  # anew for each: only now is torch loaded, and a GPU known
+                    around = circumstances(_home(suite))  # anew for each: only now is torch loaded, and a GPU known
                     lines.append(line_of(result, around, told) | {"over": suite.over})
                     if out is not None:
                         write(out / FILE, lines[-1])

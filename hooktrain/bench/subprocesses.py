@@ -16,7 +16,7 @@ from pathlib import Path
 from hooktrain.bench.driver import BEGAN
 from hooktrain.bench.environments import Peer
 from hooktrain.bench.machine import busy_seconds
-from hooktrain.bench.model import Findings, Side
+from hooktrain.bench.model import Findings, Variant
 
 __all__ = ["Runner", "others_share", "used_by_children"]
 
@@ -40,7 +40,7 @@ class Runner:
         self._work, self._python, self._timeout, self.threads = work, python, timeout, threads
         work.mkdir(parents=True, exist_ok=True)
 
-    def run(self, side: Side) -> Findings:
+    def run(self, side: Variant) -> Findings:
         """Start the driver, wait, and return what it found."""
         try:
             python = self._python(side.peer)
@@ -62,7 +62,7 @@ class Runner:
         findings["others"] = others_share(before, (used_by_children(), busy_seconds()))
         return findings
 
-    def _environment(self, side: Side, home: Path, python: Path, threads: str) -> dict[str, str]:
+    def _environment(self, side: Variant, home: Path, python: Path, threads: str) -> dict[str, str]:
         own = ("PYTHON", "HF_", "HOOKTRAIN")
         made = {name: value for name, value in os.environ.items() if not name.startswith(own)}
         if side.peer:  # kernels that a peer compiles stay in its environment, so that this is done once
@@ -82,7 +82,7 @@ class Runner:
             **side.environment,
         }
 
-    def _path(self, side: Side) -> list[str]:
+    def _path(self, side: Variant) -> list[str]:
         """What a driver may import besides what is installed: all that this process can, unless it is a peer's.
 
         A peer sees hooktrain, for ``hooktrain.bench.driver``, and the package of its driver, and nothing that lies

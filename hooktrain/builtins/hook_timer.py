@@ -23,7 +23,7 @@ from pluggy import HookImpl
 from hooktrain.builtins.device_sync import Waits
 from hooktrain.plugin.validation import device_rule
 
-__all__ = ["Cost", "Ledger", "hide_frames"]
+__all__ = ["Cost", "HookTimer", "hide_frames"]
 
 _clock = time.perf_counter_ns
 
@@ -59,7 +59,7 @@ class _Open(threading.local):
         self.since = 0
 
 
-class Ledger:
+class HookTimer:
     """The costs of all implementations that ``PluginHost.measure`` was given for.
 
     Attributes:
@@ -94,8 +94,8 @@ class Ledger:
     def measure(self, hook: str, implementation: HookImpl) -> None:
         """Put a function that charges each call in the place of an implementation's."""
         cost = self.costs.setdefault((implementation.plugin_name, hook), Cost(implementation.plugin_name, hook))
-        around = self._surrounding if implementation.wrapper else self._charged
-        setattr(implementation, "function", around(cost, implementation.function))  # noqa: B010 - as in guard_segment
+        around = self._wrapping if implementation.wrapper else self._charged
+        setattr(implementation, "function", around(cost, implementation.function))  # noqa: B010 - as in guard_loop_hook
 
     def begin(self, device: torch.device) -> None:
         """The training begins: count the waits for its device."""
@@ -111,7 +111,7 @@ class Ledger:
 
     def overhead(self, calls: int = 2000) -> float:
         """Seconds that a call takes longer because it is measured, found by measuring what does nothing."""
-        other, cost = Ledger(), Cost("", "")
+        other, cost = HookTimer(), Cost("", "")
         other._read_peak = self._read_peak
         measured = other._charged(cost, _nothing)
         began = _clock()
@@ -165,19 +165,19 @@ class Ledger:
 
         return measured
 
-    def _surrounding(self, cost: Cost, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrapping(self, cost: Cost, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def measured(*arguments: Any) -> Any:
             cost.calls += 1
-            return _Surrounding(self, cost, function(*arguments))
+            return _Wrapping(self, cost, function(*arguments))
 
         return measured
 
 
-class _Surrounding:
+class _Wrapping:
     """A wrapper's generator, charged for what it does before its yield and after it."""
 
-    def __init__(self, ledger: Ledger, cost: Cost, generator: Any) -> None:
+    def __init__(self, ledger: HookTimer, cost: Cost, generator: Any) -> None:
         self._ledger, self._cost, self._generator = ledger, cost, generator
 
     def __next__(self) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooktrain.builtins.hook_timer import Cost, Ledger, hide_frames
+from hooktrain.builtins.hook_timer import Cost, HookTimer, hide_frames
 from hooktrain.markers import hookimpl
 from hooktrain.plugin.manager import PluginHost
 
@@ -41,7 +41,7 @@ class Profiler:
     in_manifest = False
 
     def __init__(self) -> None:
-        self.ledger = Ledger()
+        self.ledger = HookTimer()
         self._logged: Mapping[str, tuple[int, int]] = {}
 
     @hookimpl(tryfirst=True)
@@ -91,7 +91,7 @@ class Profiler:
 # ------------------------------------------------------------------------------------------------- what is shown
 
 
-def facts(ledger: Ledger, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+def facts(ledger: HookTimer, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
     """What a ledger holds, as plain values for JSON.
 
     Returns:

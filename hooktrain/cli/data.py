@@ -15,7 +15,7 @@ from hooktrain.inspection.terminal import console, is_terminal, show
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.recipe.model import Recipe
 from hooktrain.training.build import check_data, make_part
-from hooktrain.types import ShownRow, World
+from hooktrain.types import ExamplePreview, World
 
 __all__ = ["data_of", "print_data"]
 
@@ -35,7 +35,7 @@ def data_of(recipe: Recipe, host: PluginHost, show: int = 0) -> dict[str, Any]:
     check_data(data)
     facts = {**data.report, "fingerprint": data.fingerprint}
     if show:
-        rows = host.hooks.show_rows(config=recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks, count=show)
+        rows = host.hooks.preview_examples(config=recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks, count=show)
         facts["shown"] = [attrs.asdict(row) for row in rows or ()]
     return facts
 
@@ -44,7 +44,7 @@ def print_data(facts: Mapping[str, Any]) -> None:
     """The facts of :func:`data_of` for people."""
     to = console()
     for row in facts.get("shown", ()):
-        _print_row(to, ShownRow(**row))
+        _print_row(to, ExamplePreview(**row))
     for source in facts.get("sources", ()):
         _print_source(to, source)
     sets = {"train": facts.get("train"), **facts.get("evaluation", {})}
@@ -93,7 +93,7 @@ def _print_histogram(to: Console, title: str, edges: Sequence[int], counts: Sequ
         to.print(f"{begin:>{width},} to {end - 1:>{width},}  {bar:<{_BAR}} {count:,}")
 
 
-def _print_row(to: Console, row: ShownRow) -> None:
+def _print_row(to: Console, row: ExamplePreview) -> None:
     """A row's text; what is trained in green, and where there is no colour between «»; the rules below it."""
     if is_terminal():
         to.rule(f"[bold]{escape(row.label)}[/]", align="left")

@@ -109,9 +109,9 @@ def _model(recipe: Recipe, host: PluginHost, world: World, data: DataEstimate) -
     if recipe.model is None:
         raise _Unknown("the recipe has no model")
     with torch.device("meta"):
-        module = host.hooks.sketch_model(config=recipe.model, world=world, recipe=recipe)
+        module = host.hooks.make_meta_model(config=recipe.model, world=world, recipe=recipe)
     if module is None:
-        raise _Unknown("no plugin sketches a model of this type (hook sketch_model)")
+        raise _Unknown("no plugin sketches a model of this type (hook make_meta_model)")
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a model that nobody will train
         _as_if_on_the_processor(module)

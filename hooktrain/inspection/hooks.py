@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from hooktrain import hookspecs
 from hooktrain.errors import HooktrainError, did_you_mean
-from hooktrain.hookspecs import BOUNDARIES, FACTORIES, SEGMENTS
+from hooktrain.hookspecs import EVENTS, FACTORIES, LOOP_HOOKS
 from hooktrain.inspection.terminal import columns, console, is_terminal, show
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.plugin.ordering import is_declined
@@ -45,18 +45,18 @@ def hooks_of(host: PluginHost, name: str | None = None) -> list[dict[str, Any]]:
 def implementations_of(host: PluginHost, hook: str) -> list[dict[str, Any]]:
     """Who implements a hook, in the order in which they are called, wrappers first.
 
-    Their ``role`` is one of: *wraps*, *hears* a boundary, *adds* to what is collected, *is asked* whether it answers,
-    and for a segment *answers*, is *not chosen* by the recipe, or is *not reached*.
+    Their ``role`` is one of: *wraps*, *hears* an event, *adds* to what is collected, *is asked* whether it answers,
+    and for a loop hook *answers*, is *not chosen* by the recipe, or is *not reached*.
     """
     spec = getattr(host.manager.hook, hook).spec
     first = spec is not None and bool(spec.opts.get("firstresult"))
     found = []
     answered = False
     for each in host.implementations(hook):
-        role = "wraps" if each.wrapper else "hears" if hook in BOUNDARIES else "is asked" if first else "adds"
+        role = "wraps" if each.wrapper else "hears" if hook in EVENTS else "is asked" if first else "adds"
         if is_declined(each):
             role = "not chosen"
-        elif hook in SEGMENTS and not each.wrapper:
+        elif hook in LOOP_HOOKS and not each.wrapper:
             role, answered = ("not reached" if answered else "answers"), True
         found.append({"plugin": each.plugin_name, "role": role, "file": file_of(each.function)})
     return found
@@ -104,10 +104,10 @@ def print_hooks(facts: list[dict[str, Any]]) -> None:
 def _kind(hook: str, first: bool) -> str:
     if hook in FACTORIES:
         return "factory: the first that does not decline builds the part"
-    if hook in SEGMENTS:
-        return "segment: one does the work, others may wrap it"
-    if hook in BOUNDARIES:
-        return "boundary: all hear it, in order"
+    if hook in LOOP_HOOKS:
+        return "loop hook: one does the work, others may wrap it"
+    if hook in EVENTS:
+        return "event: all hear it, in order"
     if not hasattr(hookspecs, hook):
         return "brought by a plugin"
     return "question: the first that does not decline answers" if first else "collected: every answer counts"

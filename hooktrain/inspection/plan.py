@@ -123,7 +123,7 @@ def _resolved(host: PluginHost, sources: Sources, complaints: list[Complaint]) -
     while True:
         try:
             recipe = resolve(raw, host, source=source, name=sources.file.stem if sources.file else "recipe")
-            host.leave_idle(recipe)
+            host.remove_unused_hooks(recipe)
             return recipe
         except RecipeError as problem:
             complaints += problem.complaints

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from hooktrain.errors import HooktrainError, did_you_mean
-from hooktrain.hookspecs import SEGMENTS
+from hooktrain.hookspecs import LOOP_HOOKS
 from hooktrain.inspection.hooks import file_of, implementations_of
 from hooktrain.inspection.terminal import STATES, columns, console, is_terminal, show
 from hooktrain.plugin.dependencies import drop_unmet
@@ -43,7 +43,7 @@ def plugins_of(host: PluginHost, name: str | None = None) -> list[dict[str, Any]
             {"hook": hook, "by": next(other["plugin"] for other in found if other["role"] == "answers")}
             for hook, found in roles.items()
             for each in found
-            if each["plugin"] == record.name and each["role"] == "not reached" and hook in SEGMENTS
+            if each["plugin"] == record.name and each["role"] == "not reached" and hook in LOOP_HOOKS
         ]
         wraps = [h for h, found in roles.items() for e in found if e["plugin"] == record.name and e["role"] == "wraps"]
         facts.append(

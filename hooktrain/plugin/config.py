@@ -17,7 +17,7 @@ __all__ = ["PluginsConfig", "Switches", "plugins_config"]
 
 @attrs.frozen(kw_only=True)
 class PluginsConfig:
-    """Which plugins take part, and who wins where two claim the same segment."""
+    """Which plugins take part, and who wins where two claim the same loop hook."""
 
     block: tuple[str, ...] = field(default=())
     """Installed plugins to leave out; they are not imported."""
@@ -27,8 +27,8 @@ class PluginsConfig:
     """Whether installed plugins are loaded without being named."""
     load: tuple[str, ...] = field(default=())
     """Plugins to load by name: installed ones, or modules (``package.module`` or ``package.module:Class``)."""
-    segments: Mapping[str, str] = field(factory=dict)
-    """For a segment that several plugins claim, the plugin that runs it."""
+    loop_hooks: Mapping[str, str] = field(factory=dict)
+    """For a loop hook that several plugins claim, the plugin that runs it."""
     order: tuple[str, ...] = field(default=())
     """Plugins that are called before all others at every hook, in this order."""
     on_error: Mapping[str, str] = field(factory=dict)
@@ -41,7 +41,7 @@ class PluginsConfig:
     @property
     def named(self) -> set[str]:
         """Plugins that the run does not go without."""
-        return {*self.load, *(self.only or ()), *self.segments.values(), *self.order}
+        return {*self.load, *(self.only or ()), *self.loop_hooks.values(), *self.order}
 
     def switched(self, words: Iterable[str]) -> PluginsConfig:
         """The same with ``name``, ``no:name`` and ``no:*`` applied, as ``-p`` and ``HOOKTRAIN_PLUGINS`` give them."""

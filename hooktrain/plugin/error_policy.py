@@ -1,6 +1,6 @@
 """Plugins that may fail without ending the run, as they or the recipe say with ``on_error``.
 
-Only hooks that hear, measure or keep are tolerated; what does the work of a run, or surrounds it, always stops it.
+Only hooks that hear, measure or keep are tolerated; what does the work of a run, or wraps it, always stops it.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any
 from pluggy import HookImpl
 
 from hooktrain.errors import PluginError, did_you_mean
-from hooktrain.hookspecs import BOUNDARIES
+from hooktrain.hookspecs import EVENTS
 from hooktrain.plugin.info import POLICIES
 
 if TYPE_CHECKING:
     from hooktrain.plugin.manager import PluginHost
     from hooktrain.training.trainer import Trainer
 
-__all__ = ["TOLERATED", "Tolerance"]
+__all__ = ["MAY_FAIL", "ErrorPolicy"]
 
 _ALONE = ("on_exception", "on_teardown")  # are called plugin by plugin, and tolerated for everyone
 _KEPT = ("collect_state", *_ALONE)
 """Hooks that a plugin keeps when it is disabled: its state belongs into checkpoints, and it may have files to close."""
-TOLERATED = (*(name for name in BOUNDARIES if name not in _ALONE), "collect_metrics", "collect_state")
+MAY_FAIL = (*(name for name in EVENTS if name not in _ALONE), "collect_metrics", "collect_state")
 
 
-class Tolerance:
+class ErrorPolicy:
     """What failed in the plugins of a run whose failures do not end it.
 
     Args:
@@ -71,7 +71,7 @@ class Tolerance:
                 )
         for record in host.records.values():
             if host.policy_of(record) != "stop":
-                for hook in set(record.hooks) & set(TOLERATED):
+                for hook in set(record.hooks) & set(MAY_FAIL):
                     for found in host.implementations(hook):
                         if found.plugin_name == record.name and not found.wrapper:
                             self._tolerate(hook, found)
@@ -89,7 +89,7 @@ class Tolerance:
             if record.state != "disabled":
                 step = "" if trainer is None else f" after step {trainer.global_step}"
                 record.state, record.reason = "disabled", f"left out{step}, on all ranks"
-                for hook in (set(record.hooks) & set(TOLERATED)) - set(_KEPT):
+                for hook in (set(record.hooks) & set(MAY_FAIL)) - set(_KEPT):
                     self._host.remove(hook, name)
         self._host.hooks.refresh()
 
@@ -123,7 +123,7 @@ class Tolerance:
 
         tolerated.__wrapped__ = function  # type: ignore[attr-defined]
         tolerated.hooktrain_tolerated = True  # type: ignore[attr-defined]
-        setattr(implementation, "function", tolerated)  # noqa: B010 - as in guard_segment
+        setattr(implementation, "function", tolerated)  # noqa: B010 - as in guard_loop_hook
 
     def _failed(self, name: str, hook: str, problem: Exception) -> None:
         host, trainer = self._host, self._bound()

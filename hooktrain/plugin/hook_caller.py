@@ -13,10 +13,10 @@ from typing import Any, cast
 import pluggy
 from pluggy import HookImpl
 
-from hooktrain.errors import PluginError, SegmentError
-from hooktrain.hookspecs import BOUNDARIES, SEGMENTS
+from hooktrain.errors import PluginError, LoopHookError
+from hooktrain.hookspecs import EVENTS, LOOP_HOOKS
 
-__all__ = ["Hooks", "guard_segment"]
+__all__ = ["Hooks", "guard_loop_hook"]
 
 _DONE = object()
 """What ``next`` gives for a wrapper that ends without coming to its yield."""
@@ -66,7 +66,7 @@ def _compiled(name: str, caller: pluggy.HookCaller) -> Callable[..., Any]:
     asking = _asking(name, caller, [one for one in found if not one.wrapper], scope, wrapped=bool(wrappers))
     head = f"def {name}({'*, ' if parameters else ''}{parameters}):"
     if wrappers:
-        lines = [f"def inside({parameters}):", *asking, head, *_surrounding(name, wrappers, scope, parameters)]
+        lines = [f"def inside({parameters}):", *asking, head, *_wrapping(name, wrappers, scope, parameters)]
     else:
         lines = [head, *asking]
     exec(compile("\n".join(lines), f"<hook {name}>", "exec"), scope)
@@ -80,7 +80,7 @@ def _asking(
     """The lines that call the implementations one by one, down to the first answer where only one is wanted."""
     assert caller.spec is not None
     first_result = caller.spec.opts.get("firstresult")
-    collects = not first_result and (wrapped or name not in BOUNDARIES)  # wrappers get a list as pluggy gives it
+    collects = not first_result and (wrapped or name not in EVENTS)  # wrappers get a list as pluggy gives it
     if collects:
         yield "    results = []"
     for number, found in enumerate(implementations):
@@ -94,13 +94,13 @@ def _asking(
             yield "    if result is not None: results.append(result)"
         else:
             yield f"    {call}"
-    if name in SEGMENTS and not wrapped:
+    if name in LOOP_HOOKS and not wrapped:
         yield "    raise unanswered()"
     else:
         yield f"    return {'results' if collects else 'None'}"
 
 
-def _surrounding(name: str, wrappers: Sequence[HookImpl], scope: dict[str, Any], parameters: str) -> Iterator[str]:
+def _wrapping(name: str, wrappers: Sequence[HookImpl], scope: dict[str, Any], parameters: str) -> Iterator[str]:
     """The lines that bring each wrapper to its yield, ask the others, and give each what came of it, inside out."""
     scope["ended"] = _ending(name, wrappers)
     scope["never"] = lambda number: _misused(name, wrappers[number], "no yield")
@@ -118,7 +118,7 @@ def _surrounding(name: str, wrappers: Sequence[HookImpl], scope: dict[str, Any],
     yield "        result = ended(opened, result, problem)"
     yield "    finally:"
     yield "        problem = None"  # or its traceback would hold this frame, and with it all of the hook's arguments
-    if name in SEGMENTS:
+    if name in LOOP_HOOKS:
         yield "    if result is None: raise unanswered()"
     yield "    return result"
 
@@ -162,16 +162,16 @@ def _misused(name: str, found: HookImpl, what: str) -> PluginError:
     return problem
 
 
-def _unanswered(name: str, caller: pluggy.HookCaller) -> SegmentError:
+def _unanswered(name: str, caller: pluggy.HookCaller) -> LoopHookError:
     plugins = ", ".join(f"'{found.plugin_name}'" for found in reversed(caller.get_hookimpls())) or "none"
-    return SegmentError(
+    return LoopHookError(
         f"hook {name}: no plugin answered; every implementation declined, or a wrapper returned None instead of"
         f" the result of its yield (asked: {plugins})"
     )
 
 
-def guard_segment(name: str, implementation: HookImpl) -> None:
-    """Make a segment's implementation fail when it returns None, and decline when it returns NotImplemented.
+def guard_loop_hook(name: str, implementation: HookImpl) -> None:
+    """Make a loop hook's implementation fail when it returns None, and decline when it returns NotImplemented.
 
     To pluggy None means *ask the next one*, which would do the work a second time after an implementation that merely
     forgot its ``return``.
@@ -181,7 +181,7 @@ def guard_segment(name: str, implementation: HookImpl) -> None:
     def guarded(*arguments: Any) -> Any:
         result = function(*arguments)
         if result is None:
-            raise SegmentError(
+            raise LoopHookError(
                 f"plugin '{plugin}', hook {name}: returned None, expected what the hook's documentation says; return"
                 " the result, or NotImplemented to leave the work to the next plugin"
             )

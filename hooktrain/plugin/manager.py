@@ -13,22 +13,22 @@ from pluggy import HookImpl
 
 from hooktrain import hookspecs
 from hooktrain.errors import HooktrainWarning, PluginError, did_you_mean
-from hooktrain.hookspecs import SEGMENTS
+from hooktrain.hookspecs import LOOP_HOOKS
 from hooktrain.plugin.config import PluginsConfig, Switches
 from hooktrain.plugin.dependencies import drop_unmet, refuse_excluded
 from hooktrain.plugin.digests import digest_of
 from hooktrain.plugin.discovery import aside, import_named, installed, own_version, record_of
-from hooktrain.plugin.error_policy import Tolerance
-from hooktrain.plugin.hook_caller import Hooks, guard_segment
+from hooktrain.plugin.error_policy import ErrorPolicy
+from hooktrain.plugin.hook_caller import Hooks, guard_loop_hook
 from hooktrain.plugin.info import about, written_for_another
 from hooktrain.plugin.lockfile import require_lock
-from hooktrain.plugin.ordering import put_in_order, settle_segment
-from hooktrain.plugin.records import Offer, PluginRecord
+from hooktrain.plugin.ordering import put_in_order, settle_loop_hook
+from hooktrain.plugin.records import RegisteredPart, PluginRecord
 from hooktrain.plugin.validation import check_signatures, implemented, pluggy_silent, retired
 from hooktrain.types import TrainerType
 
 if TYPE_CHECKING:
-    from hooktrain.builtins.hook_timer import Ledger
+    from hooktrain.builtins.hook_timer import HookTimer
     from hooktrain.recipe.model import Recipe
 
 __all__ = ["PluginHost"]
@@ -64,13 +64,13 @@ class PluginHost:
                 )
         self._handed: set[str] = set()
         self.records: dict[str, PluginRecord] = {}
-        self.offers: dict[str, dict[str, Offer]] = {}
+        self.offers: dict[str, dict[str, RegisteredPart]] = {}
         self.trainer_types: dict[str, tuple[TrainerType, PluginRecord]] = {}
         self.warnings: list[str] = []
         self.recipe_source = "recipe"  # what errors call it
         self.manager = pluggy.PluginManager("hooktrain")
         self.manager.add_hookspecs(hookspecs)
-        self.tolerance = Tolerance(self)
+        self.tolerance = ErrorPolicy(self)
         version = own_version()
         for name, plugin in (builtins or {}).items():
             record = PluginRecord(name=name, distribution="hooktrain", version=version)
@@ -162,7 +162,7 @@ class PluginHost:
             return "mend it, or leave it out of the plugins that are given in Python"
         mend = "mend or uninstall it" if record.version else "mend it"
         word, config = self.switches.said(record.name), self.config
-        also = {"segments": config.segments.values(), "order": config.order}
+        also = {"loop_hooks": config.loop_hooks.values(), "order": config.order}
         keys = [f"plugins.{key}" for key, names in also.items() if record.name in names]
         leave = f"do not name it ({word})" if word else f"leave it out with -p no:{record.name}"
         return " and ".join([f"{mend}, or {leave}", *(f"take it out of {key}" for key in keys)])
@@ -236,10 +236,10 @@ class PluginHost:
                 raise PluginError(f"{record}: {_arguments(problem)}") from problem
             raise
         for caller in self.manager.get_hookcallers(plugin) or []:
-            if caller.name in SEGMENTS and record.distribution != "hooktrain":
+            if caller.name in LOOP_HOOKS and record.distribution != "hooktrain":
                 for implementation in caller.get_hookimpls():
                     if implementation.plugin is plugin and not implementation.wrapper:
-                        guard_segment(caller.name, implementation)
+                        guard_loop_hook(caller.name, implementation)
         record.hooks = sorted(names)
         self.records[record.name] = record
         if hasattr(self, "hooks"):
@@ -258,7 +258,7 @@ class PluginHost:
                             f"{record} and {twin.plugin} both offer the {kind} '{name}'; leave one of them out with"
                             f" plugins: {{block: [{record.name}]}} or {{block: [{twin.plugin.name}]}}"
                         )
-                    self.offers[kind][name] = offer = Offer(kind, name, config, record)
+                    self.offers[kind][name] = offer = RegisteredPart(kind, name, config, record)
                     record.offers += [f"{kind}/{name}"] * offer.listed
         if "register_trainer_types" in names:
             for name, trainer_type in (plugin.register_trainer_types() or {}).items():
@@ -273,7 +273,7 @@ class PluginHost:
     # --------------------------------------------------------------------------------------------- checking
 
     def check(self) -> None:
-        """Refuse misspelt hooks, segments that two plugins claim, and names that two plugins offer.
+        """Refuse misspelt hooks, loop hooks that two plugins claim, and names that two plugins offer.
 
         Raises:
             PluginError: naming everybody involved and what to write in the recipe.
@@ -294,12 +294,12 @@ class PluginHost:
         refuse_excluded(self)
         for found, name, why in retired(self.manager):
             self.warn(f"{self.records[found.plugin_name]}, hook {name}: {why}")
-        for name in self.config.segments:
-            if name not in SEGMENTS:
-                raise PluginError(f"plugins.segments: '{name}' is no segment{did_you_mean(name, SEGMENTS)}")
+        for name in self.config.loop_hooks:
+            if name not in LOOP_HOOKS:
+                raise PluginError(f"plugins.loop_hooks: '{name}' is no loop hook{did_you_mean(name, LOOP_HOOKS)}")
         put_in_order(self)
-        for name in SEGMENTS:
-            settle_segment(self, name)
+        for name in LOOP_HOOKS:
+            settle_loop_hook(self, name)
         self.tolerance.guard()
         if self.config.lock is not None:
             require_lock(self, self.config.lock.expanduser())
@@ -319,24 +319,24 @@ class PluginHost:
                 # pluggy takes a plugin out of all hooks or of none in public
                 getattr(self.manager.hook, hook)._remove_plugin(found.plugin)
 
-    def leave_idle(self, recipe: Recipe) -> None:
+    def remove_unused_hooks(self, recipe: Recipe) -> None:
         """Take out the implementations that their own plugins have no use for in a run of this recipe.
 
         Raises:
             PluginError: when a plugin names a hook that it does not implement.
         """
-        for found in self.implementations("idle_hooks"):
+        for found in self.implementations("unused_hooks"):
             named = cast(Iterable[str] | None, found.function(*([recipe] if found.argnames else [])))
             for name in named or ():
                 if name not in self.records[found.plugin_name].hooks:
                     raise PluginError(
-                        f"{self.records[found.plugin_name]}, hook idle_hooks: given '{name}', which the plugin does not"
+                        f"{self.records[found.plugin_name]}, hook unused_hooks: given '{name}', which the plugin does not"
                         f" implement{did_you_mean(name, self.records[found.plugin_name].hooks)}"
                     )
                 self.remove(name, found.plugin_name)
         self.hooks.refresh()
 
-    def measure(self, ledger: Ledger) -> None:
+    def measure(self, ledger: HookTimer) -> None:
         """Have a ledger charge every implementation of every hook with what it takes."""
         for name, caller in vars(self.manager.hook).items():
             for implementation in caller.get_hookimpls():

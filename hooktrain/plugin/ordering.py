@@ -1,4 +1,4 @@
-"""Which of several plugins goes first: the order that a recipe states, and segments that two claim."""
+"""Which of several plugins goes first: the order that a recipe states, and loop hooks that two claim."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from pluggy import HookImpl
 
 from hooktrain.errors import PluginError, did_you_mean
-from hooktrain.hookspecs import SEGMENTS
+from hooktrain.hookspecs import LOOP_HOOKS
 
 if TYPE_CHECKING:
     from hooktrain.plugin.manager import PluginHost
 
-__all__ = ["conflicts", "is_declined", "put_in_order", "settle_segment"]
+__all__ = ["conflicts", "is_declined", "put_in_order", "settle_loop_hook"]
 
 
 def put_in_order(host: PluginHost) -> None:
@@ -47,17 +47,17 @@ def _is_wrapper(found: HookImpl) -> bool:
     return bool(found.wrapper or found.hookwrapper)
 
 
-def settle_segment(host: PluginHost, segment: str) -> None:
-    """Leave one claimant of a segment, as the recipe says, or ask several in the order that it states.
+def settle_loop_hook(host: PluginHost, hook: str) -> None:
+    """Leave one claimant of a loop hook, as the recipe says, or ask several in the order that it states.
 
     Raises:
         PluginError: naming all claimants and the line to write; or the one chosen neither claims it nor is the
             engine's own loop, which runs it when every claimant is passed over.
     """
-    answering = [found for found in host.implementations(segment) if not found.wrapper]
+    answering = [found for found in host.implementations(hook) if not found.wrapper]
     claims = [found for found in answering if not host.is_own(found)]
     names = [claim.plugin_name for claim in claims]
-    chosen = host.config.segments.get(segment)
+    chosen = host.config.loop_hooks.get(hook)
     if chosen is not None:
         candidates = [found.plugin_name for found in answering]
         if chosen not in candidates:
@@ -69,24 +69,24 @@ def settle_segment(host: PluginHost, segment: str) -> None:
             else:
                 why = f"is {record.state} ({record.reason})"
             raise PluginError(
-                f"plugins.segments.{segment}: '{chosen}' {why}; those that implement it: {', '.join(candidates)}"
+                f"plugins.loop_hooks.{hook}: '{chosen}' {why}; those that implement it: {', '.join(candidates)}"
             )
         for claim in claims:
             if claim.plugin_name != chosen and not is_declined(claim):
-                setattr(claim, "function", _declining(claim.function))  # noqa: B010 - as in guard_segment
+                setattr(claim, "function", _declining(claim.function))  # noqa: B010 - as in guard_loop_hook
         host.hooks.refresh()
     elif len(claims) > 1 and not set(names) <= set(host.config.order):
         listed = " and ".join(str(host.records[name]) for name in names)
         raise PluginError(
-            f"{listed} all claim the segment {segment}; say which one runs it:"
-            f" plugins: {{segments: {{{segment}: {names[0]}}}}}"
+            f"{listed} all claim the loop hook {hook}; say which one runs it:"
+            f" plugins: {{loop_hooks: {{{hook}: {names[0]}}}}}"
         )
 
 
 def conflicts(host: PluginHost) -> list[str]:
     """Everything about which the plugins disagree; :meth:`PluginHost.check` raises the first."""
     found = []
-    for check in (host.check, *(lambda name=name: settle_segment(host, name) for name in SEGMENTS)):
+    for check in (host.check, *(lambda name=name: settle_loop_hook(host, name) for name in LOOP_HOOKS)):
         try:
             check()
         except PluginError as problem:
@@ -95,15 +95,15 @@ def conflicts(host: PluginHost) -> list[str]:
 
 
 def is_declined(implementation: HookImpl) -> bool:
-    """Whether the recipe chose another plugin than this one for a segment."""
+    """Whether the recipe chose another plugin than this one for a loop hook."""
     return hasattr(implementation.function, "hooktrain_declined")
 
 
 def _declining(function: Callable[..., Any]) -> Callable[..., None]:
-    """What stands in the place of a segment's implementation when the recipe chose another plugin's."""
+    """What stands in the place of a loop hook's implementation when the recipe chose another plugin's."""
 
     def declined(*_: Any) -> None:
-        """Leaves the segment to the one that was chosen."""
+        """Leaves the loop hook to the one that was chosen."""
 
     declined.__wrapped__ = function  # type: ignore[attr-defined]  # listings show the plugin's own file
     declined.hooktrain_declined = True  # type: ignore[attr-defined]

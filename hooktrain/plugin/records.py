@@ -6,7 +6,7 @@ import attrs
 
 from hooktrain.plugin.info import PluginInfo
 
-__all__ = ["Offer", "PluginRecord"]
+__all__ = ["RegisteredPart", "PluginRecord"]
 
 
 @attrs.define(kw_only=True)
@@ -42,7 +42,7 @@ class PluginRecord:
 
 
 @attrs.frozen
-class Offer:
+class RegisteredPart:
     """A named part: its config class and the plugin that offers it."""
 
     kind: str

@@ -24,9 +24,9 @@ ALONE = (
     "restore_state",
     "register_configs",
     "register_trainer_types",
-    "idle_hooks",
+    "unused_hooks",
 )
-"""Hooks that are called plugin by plugin, and therefore cannot be surrounded."""
+"""Hooks that are called plugin by plugin, and therefore cannot be wrapped."""
 
 
 def implemented(plugin: object) -> list[str]:

@@ -18,7 +18,7 @@ import attrs
 from hooktrain.config import unstructure
 from hooktrain.plugin.config import PluginsConfig
 from hooktrain.plugin.manager import PluginHost
-from hooktrain.plugin.records import Offer
+from hooktrain.plugin.records import RegisteredPart
 from hooktrain.recipe.model import Recipe
 
 __all__ = ["field_docs", "schema_of"]
@@ -105,7 +105,7 @@ class _Maker:
         found: Sequence[str] = self.type_names[self.trainer_type].parts.get(kind, ())
         return found
 
-    def _compatible(self, kind: str) -> list[Offer]:
+    def _compatible(self, kind: str) -> list[RegisteredPart]:
         """As the resolver of recipes has it, the default first."""
         names = self._names(kind)
         offers = self.host.offers.get(kind, {})
@@ -151,7 +151,7 @@ class _Maker:
             choices.append({"type": "null"})
         return {"anyOf": choices}
 
-    def _settings(self, offer: Offer) -> Schema:
+    def _settings(self, offer: RegisteredPart) -> Schema:
         reference = self._config(offer.config, f"settings-{offer.name}", offer)
         choices = [reference] if _required(offer.config) else [reference, {"type": "null"}]
         shorthand = getattr(offer.config, "shorthand", None)
@@ -161,7 +161,7 @@ class _Maker:
 
     # ---------------------------------------------------------------------------------------------- configs
 
-    def _config(self, config: Any, name: str, offer: Offer | None = None) -> Schema:
+    def _config(self, config: Any, name: str, offer: RegisteredPart | None = None) -> Schema:
         """A reference to the definition of a config class, which is made when it is first asked for."""
         attrs.resolve_types(config)
         nested = any(item.metadata.get("kind") for item in attrs.fields(config))
@@ -277,7 +277,7 @@ def _rules(validator: Any) -> Iterator[Schema]:
             yield dict(found)
 
 
-def _about(config: Any, offer: Offer | None) -> str:
+def _about(config: Any, offer: RegisteredPart | None) -> str:
     text = " ".join((inspect.getdoc(config) or "").partition("\n\n")[0].split())
     return text if offer is None else f"{text} From {offer.plugin}.".strip()
 

@@ -53,7 +53,7 @@ class Recipe:
     """Seed of weights, dropout and the order of rows."""
     skip_validation: bool = field(default=False, neutral=True)
     """Admit parts that the trainer type does not list as compatible."""
-    allow_drift: tuple[str, ...] = field(default=(), neutral=True)
+    allow_changes: tuple[str, ...] = field(default=(), neutral=True)
     """What may be other than in the checkpoint that a run goes on from although it changes the training, such as
     ``optimizer.lr`` or ``data``; ``*`` is everything."""
     profile_hooks: bool = field(default=False, neutral=True)

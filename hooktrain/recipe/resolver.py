@@ -11,7 +11,7 @@ from hooktrain.config import Built, structure
 from hooktrain.errors import Complaint, RecipeError, did_you_mean
 from hooktrain.plugin.config import plugins_config
 from hooktrain.plugin.manager import PluginHost
-from hooktrain.plugin.records import Offer
+from hooktrain.plugin.records import RegisteredPart
 from hooktrain.recipe.model import Recipe
 from hooktrain.types import TrainerType
 
@@ -157,7 +157,7 @@ class _Resolver:
             return None
         return self._mapping_part(offer, {key: each for key, each in value.items() if key != "type"}, where)
 
-    def _mapping_part(self, offer: Offer, value: Any, where: str) -> Any:
+    def _mapping_part(self, offer: RegisteredPart, value: Any, where: str) -> Any:
         if value is None:
             value = {}
         if not isinstance(value, Mapping):
@@ -190,7 +190,7 @@ class _Resolver:
     def _names(self, kind: str) -> Sequence[str]:
         return self.trainer_type.parts.get(kind, ())
 
-    def _compatible(self, offer: Offer, names: Sequence[str]) -> bool:
+    def _compatible(self, offer: RegisteredPart, names: Sequence[str]) -> bool:
         if self.raw.get("skip_validation") is True:
             return True
         supports = getattr(offer.config, "trainer_types", ())

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hooktrain.testing.fixtures import run_tiny, tiny_recipe
     from hooktrain.testing.in_process import host_of, train
     from hooktrain.testing.plugin_checks import conformance
-    from hooktrain.testing.recorders import Recorder, SegmentRecorder
+    from hooktrain.testing.recorders import Recorder, LoopHookRecorder
     from hooktrain.testing.subprocess_runs import Run
     from hooktrain.testing.tiny_llama import make_llama, make_tokenizer, sample_rows, save_llama, write_rows
     from hooktrain.testing.tiny_plugin import (
@@ -31,7 +31,7 @@ _HOMES = {
     "fixtures": "run_tiny tiny_recipe",
     "tiny_llama": "make_llama make_tokenizer sample_rows save_llama write_rows",
     "subprocess_runs": "Run",
-    "recorders": "Recorder SegmentRecorder",
+    "recorders": "Recorder LoopHookRecorder",
     "in_process": "host_of train",
     "tiny_plugin": "TinyDataConfig TinyLossConfig TinyModel TinyModelConfig TinyPlugin TinyRows",
 }
@@ -40,7 +40,7 @@ _HOME = {name: f"hooktrain.testing.{module}" for module, names in _HOMES.items()
 __all__ = [
     "Recorder",
     "Run",
-    "SegmentRecorder",
+    "LoopHookRecorder",
     "TinyDataConfig",
     "TinyLossConfig",
     "TinyModel",

@@ -1,4 +1,4 @@
-"""Plugins that write down what a run announces."""
+"""Plugins that write down what a run emits."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import inspect
 from typing import Any
 
 from hooktrain import hookspecs
-from hooktrain.hookspecs import BOUNDARIES, FACTORIES, SEGMENTS
+from hooktrain.hookspecs import EVENTS, FACTORIES, LOOP_HOOKS
 from hooktrain.markers import hookimpl
 
-__all__ = ["Recorder", "SegmentRecorder"]
+__all__ = ["Recorder", "LoopHookRecorder"]
 
 
 class Recorder:
-    """A plugin that writes down every boundary, as ``(hook, what it was given)``, and the metrics that were logged."""
+    """A plugin that writes down every event, as ``(hook, what it was given)``, and the metrics that were logged."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
 
     @property
     def hooks(self) -> list[str]:
-        """The names in the order in which they were heard; a segment begins with ``name`` and ends with ``/name``."""
+        """The names in the order in which they were heard; a loop hook begins with ``name`` and ends with ``/name``."""
         return [name for name, _ in self.calls]
 
     @property
@@ -29,8 +29,8 @@ class Recorder:
         return [dict(given["metrics"]) for name, given in self.calls if name == "on_log"]
 
 
-class SegmentRecorder(Recorder):
-    """A recorder that surrounds every segment and factory as well."""
+class LoopHookRecorder(Recorder):
+    """A recorder that wraps every loop hook and factory as well."""
 
 
 def _record(name: str, wraps: bool) -> Any:
@@ -44,7 +44,7 @@ def _record(name: str, wraps: bool) -> Any:
     return hookimpl(wrapper=wraps)(scope[name])
 
 
-for _name in BOUNDARIES:
+for _name in EVENTS:
     setattr(Recorder, _name, _record(_name, wraps=False))
-for _name in (*FACTORIES, *SEGMENTS):
-    setattr(SegmentRecorder, _name, _record(_name, wraps=True))
+for _name in (*FACTORIES, *LOOP_HOOKS):
+    setattr(LoopHookRecorder, _name, _record(_name, wraps=True))

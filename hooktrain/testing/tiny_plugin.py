@@ -138,7 +138,7 @@ class TinyPlugin:
         return TinyModel(config) if isinstance(config, TinyModelConfig) else None
 
     @hookimpl
-    def sketch_model(self, config: Any) -> nn.Module | None:
+    def make_meta_model(self, config: Any) -> nn.Module | None:
         return TinyModel(config) if isinstance(config, TinyModelConfig) else None
 
     @hookimpl

@@ -16,7 +16,7 @@ from hooktrain.errors import CheckpointError, DataError, HooktrainError, PluginE
 from hooktrain.hookspecs import FACTORIES
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.training.resume_check import versions
-from hooktrain.training.run_lock import Occupation
+from hooktrain.training.run_lock import RunLock
 from hooktrain.types import Batch, Data
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _resumable(trainer: Trainer) -> Path | None:
     if text is None:
         return None
     path = Path(text)
-    engine = next((engine for engine in trainer.checkpoint_engines if engine.claims(path)), None)
+    engine = next((engine for engine in trainer.checkpoint_engines if engine.can_load(path)), None)
     found = trainer.strategy.gather_objects(engine is not None)
     if any(found) and not all(found):
         raise CheckpointError(
@@ -227,7 +227,7 @@ def _write_run_dir(trainer: Trainer) -> None:
     manifest = {"plugins": trainer.host.manifest(), "environment": environment}
     _make(trainer.run_dir)
     with _writing(trainer.run_dir):
-        weakref.finalize(trainer, Occupation(trainer.run_dir, say=trainer.host.warn).release)
+        weakref.finalize(trainer, RunLock(trainer.run_dir, say=trainer.host.warn).release)
     _write(trainer.run_dir / "recipe.yaml", trainer.recipe.as_yaml())
     _write(trainer.run_dir / "plugins.json", json.dumps(manifest, indent=2))
 

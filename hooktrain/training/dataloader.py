@@ -19,10 +19,10 @@ from torch import Tensor
 from hooktrain.recipe.model import Recipe
 from hooktrain.types import Batch, Data, Dataset, World
 
-__all__ = ["WindowLoader", "blank", "evaluation_batches"]
+__all__ = ["WindowLoader", "padding_batch", "evaluation_batches"]
 
 
-def blank(batch: Batch) -> Batch:
+def padding_batch(batch: Batch) -> Batch:
     """The micro-batch with nothing supervised: what a rank computes when the rows have run out on it alone."""
     if "labels" not in batch:
         return dict(batch)
@@ -80,7 +80,7 @@ class WindowLoader:
 
 
 def evaluation_batches(dataset: Dataset, data: Data, size: int, world: World) -> Iterator[Batch]:
-    """This rank's micro-batches of an evaluation set: every row once, on one rank, in order; blank ones at the end."""
+    """This rank's micro-batches of an evaluation set: every row once, on one rank, in order; padding batches at the end."""
     rows = len(dataset)
     return _collated(dataset, data, _Shares(torch.arange(rows), 0, max(rows, 1), size, world))
 
@@ -136,7 +136,7 @@ def _collated(dataset: Dataset, data: Data, shares: _Shares, seed: int = 0) -> I
         collate = data.collate
         for rows, fills in shares.flagged():
             batch = collate([dataset[row] for row in rows])
-            yield blank(batch) if fills else batch
+            yield padding_batch(batch) if fills else batch
         return
     ahead = torch.utils.data.DataLoader(
         _ByMicroBatch(dataset, data.collate),
@@ -149,4 +149,4 @@ def _collated(dataset: Dataset, data: Data, shares: _Shares, seed: int = 0) -> I
         worker_init_fn=_begin_worker,
     )
     for batch, (_, fills) in zip(ahead, shares.flagged(), strict=True):
-        yield blank(batch) if fills else batch
+        yield padding_batch(batch) if fills else batch

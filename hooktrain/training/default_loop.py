@@ -1,7 +1,7 @@
-"""What a run, an epoch, a step *are*: the engine's own segments. Each can be replaced or surrounded by a plugin.
+"""What a run, an epoch, a step *are*: the engine's own loop hooks. Each can be replaced or wrapped by a plugin.
 
-The boundaries around these segments (``on_step_start``, ``on_step_end``, ...) are emitted by the trainer, so that
-replacing a segment silences nobody.
+The events around these loop hooks (``on_step_start``, ``on_step_end``, ...) are emitted by the trainer, so that
+replacing a loop hook silences nobody.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["Loop"]
 
 
 class Loop:
-    """The default segments."""
+    """The default loop hooks."""
 
     @hookimpl(trylast=True)
     def run_train(self, trainer: Trainer) -> TrainerState:
@@ -127,7 +127,7 @@ class Loop:
     @hookimpl(trylast=True)
     def load_checkpoint(self, trainer: Trainer, path: Path) -> Path:
         for engine in trainer.checkpoint_engines:
-            if engine.claims(path):
+            if engine.can_load(path):
                 engine.load(trainer, path)
                 return path
         problem = "none of the recipe's checkpoint engines can resume from it" if path.exists() else "is not there"

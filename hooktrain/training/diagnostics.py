@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hooktrain.errors import HooktrainError, NonFiniteError, SegmentError
+from hooktrain.errors import HooktrainError, NonFiniteError, LoopHookError
 from hooktrain.plugin.manager import PluginHost
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ __all__ = ["explain", "merged", "name_taken", "other_sums", "require_finite", "r
 T = TypeVar("T")
 
 
-def wrong_answer(host: PluginHost, hook: str, given: Any, expected: str) -> SegmentError:
-    """A segment's answer is not what its hook promises; those who may have given it are named."""
+def wrong_answer(host: PluginHost, hook: str, given: Any, expected: str) -> LoopHookError:
+    """A loop hook's answer is not what its hook promises; those who may have given it are named."""
     text = given if isinstance(given, str) else type(given).__name__
-    return SegmentError(f"hook {hook}: returned {text}, expected {expected} (asked, in this order: {_who(host, hook)})")
+    return LoopHookError(f"hook {hook}: returned {text}, expected {expected} (asked, in this order: {_who(host, hook)})")
 
 
 def name_taken(host: PluginHost, name: str) -> HooktrainError:
@@ -52,7 +52,7 @@ def explain(host: PluginHost, exception: BaseException, step: int, rank: int) ->
     """Note on the exception where it happened, for whoever prints it."""
     blamed = host.blame(exception)
     where = f"step {step}, rank {getattr(exception, 'hooktrain_rank', rank)}"  # all may raise what one of them has met
-    if blamed is not None and blamed[0] != "loop":  # whose hooks surround everything
+    if blamed is not None and blamed[0] != "loop":  # whose hooks wrap everything
         where = f"plugin '{blamed[0]}', hook {blamed[1]}, {where}"
     exception.hooktrain_where = where  # type: ignore[attr-defined]
     exception.hooktrain_when = time.time()  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from hooktrain.training.build import build, make_part
 from hooktrain.training.diagnostics import explain
 from hooktrain.training.load import load
 from hooktrain.training.python_arguments import needs_tokenizer, settle
-from hooktrain.training.python_parts import Given
+from hooktrain.training.python_parts import PythonParts
 from hooktrain.types import Batch, Data, LossSum, TrainerState, World
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def _structured(
     path = Path(recipe).expanduser() if isinstance(recipe, (str, Path)) else None
     if path is None and not isinstance(recipe, Mapping):
         raise TypeError(f"Trainer: recipe is a {recipe.__class__.__name__}, expected a mapping, or a file's path")
-    given = Given()
+    given = PythonParts()
     raw = settle(read_recipe(path) if path else cast("Mapping[str, Any]", recipe), given, in_hand)
     try:
         return load(

@@ -18,7 +18,7 @@ from hooktrain.training.diagnostics import explain
 from hooktrain.types import World
 
 if TYPE_CHECKING:
-    from hooktrain.training.python_parts import Given
+    from hooktrain.training.python_parts import PythonParts
 
 __all__ = ["DEFAULT_PLUGINS", "load", "make_host"]
 
@@ -27,7 +27,7 @@ DEFAULT_PLUGINS = {
     "console": "hooktrain.builtins.console:Console",
     "jsonl": "hooktrain.builtins.jsonl:JsonLines",
     "signals": "hooktrain.builtins.signals:Signals",
-    "given": "hooktrain.training.python_parts:Given",
+    "given": "hooktrain.training.python_parts:PythonParts",
 }
 """The engine's own plugins, in the order in which they are registered."""
 PROFILER = "hooktrain.builtins.profiler:profile"
@@ -38,7 +38,7 @@ def make_host(
     config: PluginsConfig = PluginsConfig(),
     *,
     discover: bool = True,
-    given: Given | None = None,
+    given: PythonParts | None = None,
     switches: Switches = Switches(),
 ) -> PluginHost:
     """Load the engine's own plugins, and those that are installed."""
@@ -55,7 +55,7 @@ def load(
     switches: list[str] | None = None,
     plugins: list[object] | None = None,
     discover: bool = True,
-    given: Given | None = None,
+    given: PythonParts | None = None,
     source: str = "recipe",
     name: str = "recipe",
 ) -> tuple[Recipe, PluginHost]:
@@ -85,7 +85,7 @@ def load(
     host.check()
     made = resolve(raw, host, source=source, name=name)
     host.recipe_source = source
-    host.leave_idle(made)
+    host.remove_unused_hooks(made)
     if made.profile_hooks:
         resolve_name(PROFILER)(host)
     world = World.from_environment()

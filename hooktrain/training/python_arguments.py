@@ -11,7 +11,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from hooktrain.errors import Complaint, DataError, ModelError, RecipeError
-from hooktrain.training.python_parts import Given, describe
+from hooktrain.training.python_parts import PythonParts, describe
 from hooktrain.training.python_rows import readable
 from hooktrain.types import Data
 
@@ -26,7 +26,7 @@ _FUNCTIONS = {
 }
 
 
-def settle(raw: Mapping[str, Any], given: Given, objects: Mapping[str, Any]) -> dict[str, Any]:
+def settle(raw: Mapping[str, Any], given: PythonParts, objects: Mapping[str, Any]) -> dict[str, Any]:
     """Put what the user has in hand into the recipe.
 
     Args:
@@ -51,7 +51,7 @@ def settle(raw: Mapping[str, Any], given: Given, objects: Mapping[str, Any]) -> 
 class _Settled:
     """One call of ``settle``."""
 
-    def __init__(self, raw: Mapping[str, Any], given: Given, objects: Mapping[str, Any]) -> None:
+    def __init__(self, raw: Mapping[str, Any], given: PythonParts, objects: Mapping[str, Any]) -> None:
         self.complaints: list[Complaint] = list(_objects_in(raw, ""))
         self.raw = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
         self.given, self.objects = given, objects

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hooktrain.recipe.model import Recipe
     from hooktrain.training.trainer import Trainer
 
-__all__ = ["Given", "GivenModelConfig", "GivenSourceConfig", "describe"]
+__all__ = ["PythonParts", "PythonModelConfig", "PythonSourceConfig", "describe"]
 
 _SPREAD = ("full_tensor", "ds_id")
 """What a parameter has that is spread over ranks: as torch's DTensor is, and as ZeRO-3 leaves it."""
@@ -34,7 +34,7 @@ _SAMPLED = 4096
 
 
 @attrs.frozen(kw_only=True)
-class GivenConfig:
+class PythonConfig:
     """A part that was built in Python and given to ``hooktrain.Trainer``."""
 
     trainer_types: ClassVar[tuple[str, ...]] = ("*",)
@@ -45,12 +45,12 @@ class GivenConfig:
 
 
 @attrs.frozen(kw_only=True)
-class GivenTokenizerConfig(GivenConfig):
+class PythonTokenizerConfig(PythonConfig):
     """A tokenizer in hand."""
 
 
 @attrs.frozen(kw_only=True)
-class GivenModelConfig(GivenConfig):
+class PythonModelConfig(PythonConfig):
     """A model in hand, trained in place."""
 
     name_or_path: str | None = field(default=None, neutral=True)
@@ -66,7 +66,7 @@ class GivenModelConfig(GivenConfig):
 
 
 @attrs.frozen(kw_only=True)
-class GivenSourceConfig(GivenConfig):
+class PythonSourceConfig(PythonConfig):
     """Rows in hand."""
 
     name: str = field()
@@ -76,26 +76,26 @@ class GivenSourceConfig(GivenConfig):
 
 
 @attrs.frozen(kw_only=True)
-class GivenDataConfig(GivenConfig):
+class PythonDataConfig(PythonConfig):
     """Rows in hand that are tensors already, with what makes a micro-batch of them: a ``hooktrain.Data``."""
 
 
 @attrs.frozen(kw_only=True)
-class GivenLossConfig(GivenConfig):
+class PythonLossConfig(PythonConfig):
     """A function ``loss(model, batch, weight) -> LossSum``."""
 
 
 @attrs.frozen(kw_only=True)
-class GivenOptimizerConfig(GivenConfig):
+class PythonOptimizerConfig(PythonConfig):
     """A function ``optimizer(model)``."""
 
 
 @attrs.frozen(kw_only=True)
-class GivenSchedulerConfig(GivenConfig):
+class PythonSchedulerConfig(PythonConfig):
     """A function ``scheduler(optimizer, total_steps)``."""
 
 
-class Given:
+class PythonParts:
     """Builds the parts of ``type: given``, by handing out what :meth:`hand` was given.
 
     It is always there, so that a run from Python and one from the command line have the same plugins; a recipe that
@@ -118,13 +118,13 @@ class Given:
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
         return {
-            "tokenizer": {"given": GivenTokenizerConfig},
-            "model": {"given": GivenModelConfig},
-            "source": {"given": GivenSourceConfig},
-            "data": {"given": GivenDataConfig},
-            "loss": {"given": GivenLossConfig},
-            "optimizer": {"given": GivenOptimizerConfig},
-            "scheduler": {"given": GivenSchedulerConfig},
+            "tokenizer": {"given": PythonTokenizerConfig},
+            "model": {"given": PythonModelConfig},
+            "source": {"given": PythonSourceConfig},
+            "data": {"given": PythonDataConfig},
+            "loss": {"given": PythonLossConfig},
+            "optimizer": {"given": PythonOptimizerConfig},
+            "scheduler": {"given": PythonSchedulerConfig},
         }
 
     @hookimpl
@@ -143,22 +143,22 @@ class Given:
 
     @hookimpl
     def make_tokenizer(self, config: Any) -> Any:
-        return self._take("tokenizer") if isinstance(config, GivenTokenizerConfig) else None
+        return self._take("tokenizer") if isinstance(config, PythonTokenizerConfig) else None
 
     @hookimpl
     def make_data(self, config: Any) -> Data | None:
-        if not isinstance(config, GivenDataConfig):
+        if not isinstance(config, PythonDataConfig):
             return None
         data: Data = self._take("data")
         return data
 
     @hookimpl
     def load_source(self, config: Any) -> Any:
-        return self._take(f"source {config.name}") if isinstance(config, GivenSourceConfig) else None
+        return self._take(f"source {config.name}") if isinstance(config, PythonSourceConfig) else None
 
     @hookimpl
     def fingerprint_source(self, config: Any) -> str | None:
-        if not isinstance(config, GivenSourceConfig) or config.streaming:
+        if not isinstance(config, PythonSourceConfig) or config.streaming:
             return None
         from hooktrain.training.python_rows import digest
 
@@ -166,7 +166,7 @@ class Given:
 
     @hookimpl
     def make_model(self, config: Any, tokenizer: Any, world: World, recipe: Recipe) -> Module | None:
-        if not isinstance(config, GivenModelConfig):
+        if not isinstance(config, PythonModelConfig):
             return None
         import torch
 
@@ -188,7 +188,7 @@ class Given:
         adopted: Module | None = self._hooks.adopt_model(model=model, config=config, tokenizer=tokenizer, world=world)
         if adopted is not None:
             return adopted
-        default = attrs.fields(GivenModelConfig)
+        default = attrs.fields(PythonModelConfig)
         for name in ("attn_implementation", "activation_checkpointing"):
             if getattr(config, name) != getattr(default, name).default:
                 raise ModelError(
@@ -198,12 +198,12 @@ class Given:
         return model
 
     @hookimpl
-    def sketch_model(self, config: Any) -> Module | None:
-        return _without_weights(self._take("model")) if isinstance(config, GivenModelConfig) else None
+    def make_meta_model(self, config: Any) -> Module | None:
+        return _without_weights(self._take("model")) if isinstance(config, PythonModelConfig) else None
 
     @hookimpl(tryfirst=True)
     def on_train_start(self, trainer: Trainer) -> None:
-        if isinstance(trainer.recipe.model, GivenModelConfig):
+        if isinstance(trainer.recipe.model, PythonModelConfig):
             import torch
 
             trained = {parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad}
@@ -225,11 +225,11 @@ class Given:
 
     @hookimpl
     def make_loss(self, config: Any) -> Callable[[Module, Batch, int], LossSum] | None:
-        return self._take("loss") if isinstance(config, GivenLossConfig) else None
+        return self._take("loss") if isinstance(config, PythonLossConfig) else None
 
     @hookimpl
     def make_optimizer(self, config: Any, model: Module) -> Optimizer | None:
-        if not isinstance(config, GivenOptimizerConfig):
+        if not isinstance(config, PythonOptimizerConfig):
             return None
         from torch.optim import Optimizer
 
@@ -242,7 +242,7 @@ class Given:
 
     @hookimpl
     def make_scheduler(self, config: Any, optimizer: Optimizer, total_steps: int) -> Scheduler | None:
-        if not isinstance(config, GivenSchedulerConfig):
+        if not isinstance(config, PythonSchedulerConfig):
             return None
         made: Scheduler = self._take("scheduler")(optimizer, total_steps)
         if not callable(getattr(made, "step", None)):

@@ -13,7 +13,7 @@ import attrs
 
 from hooktrain.config import unstructure
 from hooktrain.errors import CheckpointError
-from hooktrain.hookspecs import FACTORIES, SEGMENTS
+from hooktrain.hookspecs import FACTORIES, LOOP_HOOKS
 
 if TYPE_CHECKING:
     from hooktrain.training.trainer import Trainer
@@ -24,7 +24,7 @@ _HARMLESS = ("run_evaluate", "save_checkpoint", "load_checkpoint", "make_checkpo
 _BATCH = "global_batch_size"
 _BATCH_PARTS = ("micro_batch_size", "gradient_accumulation_steps")
 _ROWS = "data.sources"
-_ELSEWHERE = ("plugins", "settings", "allow_drift")
+_ELSEWHERE = ("plugins", "settings", "allow_changes")
 _LENGTH = ("epochs", "train_iters")
 
 
@@ -79,16 +79,16 @@ def require_same(trainer: Trainer, before: Mapping[str, Any], path: Path) -> Non
         path: the checkpoint.
 
     Raises:
-        CheckpointError: naming every difference that the recipe's ``allow_drift`` does not allow.
+        CheckpointError: naming every difference that the recipe's ``allow_changes`` does not allow.
     """
     found = list(changes(before, trainer))
-    allowed = trainer.recipe.allow_drift
+    allowed = trainer.recipe.allow_changes
     refused = [change for change in found if change.matters and not _is_allowed(change.where, allowed)]
     if refused:
         keys = ", ".join(dict.fromkeys(change.where.partition("[")[0] for change in refused))
         raise CheckpointError(
             f"{path}: was saved by a run that trained differently; put back what has changed, or go on all the same"
-            f" with allow_drift: [{keys}]\n" + "\n".join(f"  - {change}" for change in refused)
+            f" with allow_changes: [{keys}]\n" + "\n".join(f"  - {change}" for change in refused)
         )
     for change in found:
         trainer.say(f"other than when the checkpoint was saved: {change}")
@@ -229,9 +229,9 @@ def _part_in(trainer: Trainer, name: str) -> list[str]:
     if settings and all(config == type(config)() for config in settings):
         return []  # what it offers is not asked for
     found = []
-    for hook in (*SEGMENTS, *FACTORIES):
+    for hook in (*LOOP_HOOKS, *FACTORIES):
         implemented = [one for one in host.implementations(hook) if one.plugin_name == name]
-        if hook not in _HARMLESS and any(one.wrapper or hook in SEGMENTS for one in implemented):
+        if hook not in _HARMLESS and any(one.wrapper or hook in LOOP_HOOKS for one in implemented):
             found.append(hook)
     return [*found, "the gradients"] if record.info.changes_gradients else found
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from hooktrain.errors import HooktrainError
 
-__all__ = ["Occupation"]
+__all__ = ["RunLock"]
 
 _NAME = ".lock"
 _PATIENCE = 20.0
 """Seconds in which the ranks of a run that was killed may end, so that a supervisor can start it again at once."""
 
 
-class Occupation:
+class RunLock:
     """Holds a folder until it is let go, or the process ends in whatever way.
 
     A lock of the process, as POSIX has them: children that outlive it do not hold it, and it is seen from other hosts

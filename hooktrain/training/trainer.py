@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooktrain.errors import SegmentError
+from hooktrain.errors import LoopHookError
 from hooktrain.protocols import CheckpointEngine
 from hooktrain.training.checkpointing import Saving
 from hooktrain.training.control import Agreed, Requesting, Requests
@@ -38,20 +38,20 @@ class Trainer(Session, Requesting):
         trainer.save("fine-tuned-model")
 
     Attributes:
-        window_weight: supervised tokens of the current window over all ranks.
+        denominator: supervised tokens of the current window over all ranks.
         leaves_epoch: whether the rest of the current epoch is to be left out.
     """
 
     def _set_up(self) -> None:
         self.meter = Meter()
-        self.window_weight = 0
+        self.denominator = 0
         self.leaves_epoch = False
         self.due_checkpoint_engines: list[CheckpointEngine] = []
         self.checkpoint_reason = ""
         self._counts: dict[int, BatchCounts] = {}
         self._sums: list[Mapping[str, Tensor]] = []
         self._sum_names: frozenset[str] | None = None
-        self._window_tokens = self._window_rows = 0
+        self._step_tokens = self._step_sequences = 0
         self.requests, self.saving, self._alone = Requests(), Saving(), self.world.world_size == 1
         self._absent_plugins: dict[str, Any] = {}
         self.host.tolerance.bind(self)
@@ -75,7 +75,7 @@ class Trainer(Session, Requesting):
     def train_batches(self) -> Iterator[list[Batch]]:
         """The windows that are left in the current epoch: lists of this rank's micro-batches, on the host."""
         for rows, batches in self.loader.windows(self.state.epoch, self.state.rows):
-            self._window_rows = rows
+            self._step_sequences = rows
             yield [self.divide(batch) for batch in batches]
 
     def eval_batches(self, name: str) -> Iterator[Batch]:
@@ -137,7 +137,7 @@ class Trainer(Session, Requesting):
     # -------------------------------------------------------------------------------------------------- the run
 
     def run_loop(self) -> TrainerState:
-        """Announce and run the training; the parts must have been built."""
+        """Run the training and emit its events; the parts must have been built."""
         self.model.train()
         self.hooks.on_train_start(trainer=self)
         at_start = self.recipe.eval_at_start and self.state.global_step == 0
@@ -155,7 +155,7 @@ class Trainer(Session, Requesting):
         return self.state
 
     def epoch(self, epoch: int) -> int:
-        """Announce and run one epoch, or what is left of it; returns its steps."""
+        """Run one epoch, or what is left of it, and emit its events; returns its steps."""
         self.leaves_epoch = False
         self.hooks.on_epoch_start(trainer=self, epoch=epoch)
         steps: int = self.hooks.run_epoch(trainer=self, epoch=epoch)
@@ -174,9 +174,9 @@ class Trainer(Session, Requesting):
         return steps
 
     def step(self, batches: Sequence[Batch]) -> StepOutput:
-        """Announce and run one optimizer step; then evaluate, log and save, in this order, where they are due."""
+        """Run one optimizer step and emit its events; then evaluate, log and save, in this order, where they are due."""
         hooks, state = self.hooks, self.state
-        self.open_window(batches)
+        self.begin_step(batches)
         hooks.on_step_start(trainer=self, batches=batches)
         output: StepOutput = hooks.run_step(trainer=self, batches=batches)
         if type(output) is not StepOutput:
@@ -187,12 +187,12 @@ class Trainer(Session, Requesting):
                 "StepOutput(total=<loss summed over the window's tokens>, grad_norm, stepped)",
             )
         state.global_step += 1
-        state.rows += self._window_rows
-        state.tokens += self._window_tokens
-        state.supervised_tokens += self.window_weight
+        state.rows += self._step_sequences
+        state.tokens += self._step_tokens
+        state.supervised_tokens += self.denominator
         if not output.stepped:
             state.skipped_steps += 1
-        self.meter.add(output, self.window_weight, self._window_tokens, self._sums)
+        self.meter.add(output, self.denominator, self._step_tokens, self._sums)
         hooks.on_step_end(trainer=self, output=output)
 
         asked = self._agree()
@@ -210,7 +210,7 @@ class Trainer(Session, Requesting):
             self.checkpoint("request" if asked.save else "step")
         return output
 
-    def open_window(self, batches: Sequence[Batch]) -> None:
+    def begin_step(self, batches: Sequence[Batch]) -> None:
         """Count a window before it is computed; a ``run_step`` that changes batches calls this with the new ones."""
         count = self.hooks.count_batch
         self._counts, self._sums, weight, tokens = {}, [], 0, 0
@@ -220,21 +220,21 @@ class Trainer(Session, Requesting):
             tokens += found.tokens
         if not self._alone:
             weight, tokens = self.strategy.sum_numbers([weight, tokens])
-        self.window_weight, self._window_tokens = weight, tokens
+        self.denominator, self._step_tokens = weight, tokens
 
     def microbatch(self, batch: Batch) -> LossSum:
-        """Announce a micro-batch of the window, compute its loss, add up its gradients; returns the loss, detached."""
+        """Run a micro-batch of the window: emit its events, compute its loss, add up its gradients; returns the loss, detached."""
         hooks = self.hooks
         counts = self._counts.pop(id(batch), None)
         if counts is None:
-            raise SegmentError(
+            raise LoopHookError(
                 "trainer.microbatch: given a micro-batch that is not of the current window, or for the second time, so"
-                " the loss would be divided by a wrong count; call trainer.open_window(batches) with the ones you use"
+                " the loss would be divided by a wrong count; call trainer.begin_step(batches) with the ones you use"
             )
         batch = self.on_device(batch)
         hooks.on_microbatch_start(trainer=self, batch=batch)
         loss = self.loss_of(batch, counts.weight)
-        hooks.run_backward(trainer=self, loss=loss.total / (self.window_weight or 1))
+        hooks.run_backward(trainer=self, loss=loss.total / (self.denominator or 1))
         sums = {name: value.detach() for name, value in loss.sums.items()} if loss.sums else loss.sums
         self._sums.append(sums)
         detached = LossSum(loss.total.detach(), loss.weight, sums)
@@ -264,10 +264,10 @@ class Trainer(Session, Requesting):
         return loss
 
     def optimizer_step(self) -> OptimizerStep:
-        """Announce and run the optimizer step, then step the scheduler."""
+        """Run the optimizer step and emit its events, then step the scheduler."""
         hooks = self.hooks
         hooks.on_optimizer_step_start(trainer=self)
-        if self.window_weight:
+        if self.denominator:
             update: OptimizerStep = hooks.run_optimizer_step(trainer=self)
             if type(update) is not OptimizerStep:
                 raise wrong_answer(self.host, "run_optimizer_step", update, "OptimizerStep(grad_norm, stepped)")
@@ -280,7 +280,7 @@ class Trainer(Session, Requesting):
         return update
 
     def evaluate(self) -> dict[str, float]:
-        """Announce and run the evaluation, before, during or after the run; returns its metrics."""
+        """Evaluate and emit the events of it, before, during or after the run; returns its metrics."""
         self.prepare()
         training = self.model.training
         with self.meter.pause():
@@ -296,7 +296,7 @@ class Trainer(Session, Requesting):
         return metrics
 
     def log(self, more: Mapping[str, float]) -> None:
-        """Read all metrics, waiting for the device once, and announce them."""
+        """Read all metrics, waiting for the device once, and emit ``on_log``."""
         state = self.state
         extra = merged(self.host, self.hooks.collect_metrics(trainer=self), self.meter.sums, OWN_METRICS)
         read = self.meter.read(self.strategy, extra)
@@ -316,14 +316,14 @@ class Trainer(Session, Requesting):
         self.meter.reset()
 
     def checkpoint(self, reason: str) -> None:
-        """Announce and save with the engines that are due for ``reason``: step, epoch, end or request."""
+        """Save with the engines that are due for ``reason``: step, epoch, end or request."""
         due = self.saving.due(self.checkpoint_engines, reason, self.state)
         if due:
             self.save_with(due, reason)
             self.saving.done(due, self.state)
 
     def save_with(self, engines: list[CheckpointEngine], reason: str) -> Sequence[Path]:
-        """Announce and save with these engines; returns what each wrote."""
+        """Save with these engines and emit the events of it; returns what each wrote."""
         self.due_checkpoint_engines, self.checkpoint_reason = engines, reason
         with self.meter.pause():
             if self.recipe.on_nan == "stop":
@@ -337,7 +337,7 @@ class Trainer(Session, Requesting):
         return saved
 
     def resume(self, path: Path) -> None:
-        """Announce and load a checkpoint."""
+        """Load a checkpoint and emit the events of it."""
         self.hooks.on_resume_start(trainer=self, path=path)
         self.hooks.load_checkpoint(trainer=self, path=path)
         self.state.stop_reason = None

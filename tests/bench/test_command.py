@@ -73,12 +73,12 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(bench, tmp_path, 
 
 SLOW = """
 from hooktrain import hookimpl
-from hooktrain.bench import Case, Side, Suite
+from hooktrain.bench import Case, Variant, Suite
 
 @hookimpl
 def register_benchmarks():
     short = Case(name="short", sides={"a": lambda: {"seconds": 1.0}})
-    long = Case(name="long", sides=[Side("sleeps", driver="sleeps")])
+    long = Case(name="long", sides=[Variant("sleeps", driver="sleeps")])
     return [Suite(name="slow", summary="sleeps", cases=[short, long])]
 """
 SLEEPS = """

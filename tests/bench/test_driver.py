@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hooktrain.bench import SECONDS, Case, Metric, Settings, Side, Suite, run_suites
+from hooktrain.bench import SECONDS, Case, Metric, Settings, Variant, Suite, run_suites
 from hooktrain.bench.driver import StepClock
 from hooktrain.bench.in_process import measure
 from hooktrain.bench.machine import busy_seconds, describe
@@ -57,7 +57,7 @@ def test_prepare_does_not_count_and_comes_first(clock):
         clock.go_on(2)
         return {"got": made + n}
 
-    side = Side("s", measured, prepare=prepare)
+    side = Variant("s", measured, prepare=prepare)
     case = Case(name="c", parameters={"n": 2}, sides=[side], metrics=[SECONDS, Metric("got")])
     (line,) = run_suites([Suite(name="s", summary="", cases=[case])], Settings(rounds=1))
     assert line["sides"]["s"]["values"] == {"got": [42, 42], "seconds": [2, 2]}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hooktrain.bench import Case, Metric, Peer, Settings, Side, Suite, run_suites
+from hooktrain.bench import Case, Metric, Peer, Settings, Variant, Suite, run_suites
 from hooktrain.bench.environments import EnvironmentFailed, ensure
 
 APART = """
@@ -26,7 +26,7 @@ def test_an_isolated_side_has_a_process_for_each_run(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     where = importlib.import_module("a_module_apart").where
     case = Case(
-        name="c", sides=[Side("apart", where, isolated=True)], metrics=[Metric("peak_mib", "MiB"), Metric("kept")]
+        name="c", sides=[Variant("apart", where, isolated=True)], metrics=[Metric("peak_mib", "MiB"), Metric("kept")]
     )
     (line,) = run_suites([Suite(name="s", summary="", cases=[case])], Settings(rounds=1))
     pids = {run["pid"] for run in line["runs"]["apart"]}
@@ -52,8 +52,8 @@ drive(measure, "pytest")
 def test_a_driver_reports_steps_and_the_first_are_thrown_away(tmp_path, monkeypatch):
     (tmp_path / "a_driver.py").write_text(DRIVER)
     monkeypatch.syspath_prepend(str(tmp_path))
-    side = Side("driven", driver="a_driver", specification={"steps": 4})
-    bad = Side("bad", driver="a_driver_that_is_not_there")
+    side = Variant("driven", driver="a_driver", specification={"steps": 4})
+    bad = Variant("bad", driver="a_driver_that_is_not_there")
     case = Case(name="c", sides=[side, bad], metrics=[Metric("tokens")], warmup_steps=2, baseline="driven")
     (line,) = run_suites([Suite(name="s", summary="", cases=[case])], Settings(rounds=1, threads=1))
     (first, _) = line["runs"]["driven"]
@@ -76,7 +76,7 @@ def test_a_driver_that_takes_too_long_is_ended(tmp_path, monkeypatch):
                 started.append(self)
 
     monkeypatch.setattr("hooktrain.bench.subprocesses.subprocess.Popen", Started)
-    case = Case(name="c", sides=[Side("slow", driver="a_slow_driver")])
+    case = Case(name="c", sides=[Variant("slow", driver="a_slow_driver")])
     (line,) = run_suites([Suite(name="s", summary="", cases=[case])], Settings(rounds=1, timeout=0.5))
     assert "after 0 s" in line["sides"]["slow"]["failed"]
     assert [process.returncode for process in started] == [-signal.SIGKILL]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from hooktrain.bench import Case, Metric, Side, Target
+from hooktrain.bench import Case, Metric, Variant, Target
 from hooktrain.bench.bootstrap import Interval
 from hooktrain.bench.verdicts import compare_sides, verdict_on_change
 from tests.bench.napping import runs
@@ -87,9 +87,9 @@ def test_an_impossible_case_is_refused_as_it_is_written():
     with pytest.raises(ValueError, match=facts("at_least", "at_most")):
         Target(side="a")
     with pytest.raises(ValueError, match=facts("'a'", "function", "driver")):
-        Side("a")
+        Variant("a")
     with pytest.raises(ValueError, match=facts("'a'", "<lambda>")):
-        Side("a", lambda: None, isolated=True)
+        Variant("a", lambda: None, isolated=True)
 
 
 def test_a_peer_that_is_not_installed_has_not_failed():

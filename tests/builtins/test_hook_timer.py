@@ -12,7 +12,7 @@ import torch
 
 from hooktrain import PluginError, hookimpl
 from hooktrain.builtins.device_sync import WAITS, Waits
-from hooktrain.builtins.hook_timer import Cost, Ledger
+from hooktrain.builtins.hook_timer import Cost, HookTimer
 from hooktrain.builtins.profiler import facts, table
 from hooktrain.plugin.lockfile import write_lock
 from hooktrain.testing import Recorder, TinyPlugin, train
@@ -46,7 +46,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Slow:
-    """Takes 4 ms in every step, and surrounds the loss with 1 ms before it and 2 ms after it."""
+    """Takes 4 ms in every step, and wraps the loss with 1 ms before it and 2 ms after it."""
 
     plugin_name = "slow"
 
@@ -141,7 +141,7 @@ def test_each_plugin_is_charged_with_what_it_does_itself(run_tiny, tmp_path, clo
 
 def test_what_measuring_takes_is_told(monkeypatch):
     monkeypatch.setattr("hooktrain.builtins.hook_timer._clock", Clock(ticks=1000))
-    ledger = Ledger()
+    ledger = HookTimer()
     charged = ledger._charged(ledger.costs.setdefault(("p", "h"), Cost("p", "h")), lambda: None)
     for _ in range(10):
         charged()
@@ -345,7 +345,7 @@ def test_memory_of_a_device_is_the_growth_of_its_peak(monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "memory_stats_as_nested_dict", lambda: {"allocated_bytes": {"all": {"peak": peaks.pop(0)}}}
     )
-    ledger, cost = Ledger(), Cost("plugin", "hook")
+    ledger, cost = HookTimer(), Cost("plugin", "hook")
     for _ in range(3):
         ledger._charged(cost, lambda: None)()
     assert (cost.calls, cost.memory, peaks) == (3, 7, [])
@@ -436,7 +436,7 @@ def test_on_a_gpu_torch_says_what_waits(monkeypatch, recwarn):
 
 
 def test_the_table_fits_and_says_the_costliest_first(clock):
-    ledger = Ledger()
+    ledger = HookTimer()
     for number in range(40):
         plugin = f"a.rather.long.module:Plugin{number}"
         ledger.costs[plugin, "on_optimizer_step_start"] = Cost(

@@ -196,7 +196,7 @@ def test_a_signal_during_an_evaluation_leaves_it_out_and_it_is_made_up_for(start
         "-o",
         "eval_interval=0",
         "-o",
-        "allow_drift=[global_batch_size]",
+        "allow_changes=[global_batch_size]",
     ]
     rest = start("run", words=words, data={"eval_rows": 2}, epochs=None, train_iters=4)
     code, output = rest.end()

@@ -96,7 +96,7 @@ class Speaks:
         return {"settings": {"speaks": Words}}
 
     @hookimpl
-    def idle_hooks(self, recipe):
+    def unused_hooks(self, recipe):
         return () if recipe.settings["speaks"].words else ("on_step_end", "run_backward")
 
     @hookimpl
@@ -120,10 +120,10 @@ def test_idle_hooks_are_taken_out(run_tiny):
 def test_idle_hooks_must_be_the_plugins_own(tiny_recipe):
     class Confused(Speaks):
         @hookimpl
-        def idle_hooks(self):
+        def unused_hooks(self):
             return ["on_step_ende"]
 
-    with pytest.raises(PluginError, match=facts("'Confused'", "idle_hooks: ", "'on_step_ende'", "'on_step_end'")):
+    with pytest.raises(PluginError, match=facts("'Confused'", "unused_hooks: ", "'on_step_ende'", "'on_step_end'")):
         load(tiny_recipe, plugins=[TinyPlugin(), Confused()])
 
 
@@ -181,7 +181,7 @@ def test_make_loss(run_tiny):
 
 
 def test_make_strategy(run_tiny):
-    """A strategy that offers itself by surrounding nothing: it is asked for by name and gets the world."""
+    """A strategy that offers itself by wrapping nothing: it is asked for by name and gets the world."""
 
     class Counting(offering("strategy")):
         @hookimpl
@@ -218,7 +218,7 @@ def test_make_checkpoint_engine(run_tiny, tmp_path):
         def latest(self):
             return None
 
-        def claims(self, path):
+        def can_load(self, path):
             return False
 
         def load(self, trainer, path): ...
@@ -275,10 +275,10 @@ def test_workers_do_not_use_threads_for_tokenizers_unless_told(monkeypatch, give
     assert os.environ.get("TOKENIZERS_PARALLELISM") == given
 
 
-# ------------------------------------------------------------------------------------------------ boundaries
+# ------------------------------------------------------------------------------------------------ events
 
 
-def test_what_the_boundaries_are_given(run_tiny):
+def test_what_the_events_are_given(run_tiny):
     class Looks:
         def __init__(self):
             self.seen = {}
@@ -295,7 +295,7 @@ def test_what_the_boundaries_are_given(run_tiny):
         def on_step_start(self, trainer, batches):
             self.before = trainer.model.head.weight.detach().clone()
             self.labels = [int((batch["labels"][:, 1:] != -100).sum()) for batch in batches]
-            assert trainer.window_weight == sum(self.labels)
+            assert trainer.denominator == sum(self.labels)
 
         @hookimpl
         def on_microbatch_start(self, trainer, batch):
@@ -370,7 +370,7 @@ def test_messages_reach_everyone(run_tiny):
     assert re.search(r"\b7 steps\b", tells.heard[1])
 
 
-def test_resume_boundaries(run_tiny):
+def test_resume_events(run_tiny):
     class Looks:
         @hookimpl
         def on_resume_start(self, trainer, path):
@@ -387,7 +387,7 @@ def test_resume_boundaries(run_tiny):
     assert (looks.before, looks.after) == ((0, "step-00000004"), (4, "step-00000004"))
 
 
-# -------------------------------------------------------------------------------------------------- segments
+# -------------------------------------------------------------------------------------------------- loop hooks
 
 
 def test_run_train(run_tiny):
@@ -451,7 +451,7 @@ def test_save_and_load_checkpoint(run_tiny, tmp_path):
 
     first = run_tiny(Weights(), checkpoint={"type": "full", "save_end_of_training": True})
     path = tmp_path / "run" / "weights.pt"
-    assert not list((tmp_path / "run").rglob("step-*")), "the segment was replaced"
+    assert not list((tmp_path / "run").rglob("step-*")), "the loop hook was replaced"
     recorder = Recorder()
     again = run_tiny(Weights(), recorder, optimizer={"lr": 0.0}, trainer={"resume_from": path})
     assert recorder.hooks[:2] == ["on_resume_start", "on_resume_end"]
@@ -460,7 +460,7 @@ def test_save_and_load_checkpoint(run_tiny, tmp_path):
 
 
 def test_count_compute_and_optimizer_step_together(run_tiny):
-    """Three segments of one plugin, for a loss of its own that is a mean over rows."""
+    """Three loop hooks of one plugin, for a loss of its own that is a mean over rows."""
 
     class RowMean:
         @hookimpl
@@ -490,7 +490,7 @@ def test_run_step_may_change_its_batches(run_tiny):
         @hookimpl
         def run_step(self, trainer, batches):
             short = [{name: value[:, :4] for name, value in batch.items()} for batch in batches]
-            trainer.open_window(short)
+            trainer.begin_step(short)
             total = sum(trainer.microbatch(batch).total for batch in short)
             update = trainer.optimizer_step()
             return StepOutput(total, update.grad_norm, update.stepped)

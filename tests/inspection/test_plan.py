@@ -130,7 +130,7 @@ def test_a_printed_plan_is_the_recipe_in_yaml(written, capsys):
 # ---------------------------------------------------------------------------------------------------- conflicts
 
 
-def claims(name):
+def can_load(name):
     class Claims:
         plugin_name = name
 
@@ -152,8 +152,8 @@ def test_all_conflicts_are_shown_with_the_line_to_write_and_the_rest_of_the_plan
     facts = plan_of(host, Sources(file=None, raw={"type": "tiny", "seed": "x", "optimizer": {"lr": -1}}))
     said = [f"{each['where']}: {each['message']}" for each in facts["complaints"]]
     assert len(said) == 4
-    assert "segments: {run_step: two}" in said[0]
-    assert "segments: {run_evaluate: two}" in said[1]
+    assert "loop_hooks: {run_step: two}" in said[0]
+    assert "loop_hooks: {run_evaluate: two}" in said[1]
     assert said[2].startswith("optimizer.lr: ") and "-1.0" in said[2]
     assert said[3].startswith("seed: ") and "'x'" in said[3]
     assert facts["estimates"]["model"]["parameters"] == 289
@@ -182,17 +182,17 @@ class B(Claimant): ...
 @pytest.mark.parametrize(
     ("plugins", "roles"),
     [
-        ({"segments": {"run_step": "A"}}, {"B": "not chosen", "A": "answers", "loop": "not reached"}),
-        ({"segments": {"run_step": "B"}}, {"B": "answers", "A": "not chosen", "loop": "not reached"}),
-        ({"segments": {"run_step": "loop"}}, {"B": "not chosen", "A": "not chosen", "loop": "answers"}),
+        ({"loop_hooks": {"run_step": "A"}}, {"B": "not chosen", "A": "answers", "loop": "not reached"}),
+        ({"loop_hooks": {"run_step": "B"}}, {"B": "answers", "A": "not chosen", "loop": "not reached"}),
+        ({"loop_hooks": {"run_step": "loop"}}, {"B": "not chosen", "A": "not chosen", "loop": "answers"}),
         ({"order": ["A", "B"]}, {"A": "answers", "B": "not reached", "loop": "not reached"}),
         (
-            {"order": ["B"], "segments": {"run_step": "A"}},
+            {"order": ["B"], "loop_hooks": {"run_step": "A"}},
             {"B": "not chosen", "A": "answers", "loop": "not reached"},
         ),
     ],
 )
-def test_the_plan_names_who_runs_a_segment_as_the_run_does(run_tiny, plugins, roles):
+def test_the_plan_names_who_runs_a_loop_hook_as_the_run_does(run_tiny, plugins, roles):
     asked = []
     trainer = run_tiny(A(asked), B(asked), train_iters=1, plugins=plugins)
     assert trainer.global_step == 1
@@ -208,18 +208,18 @@ def test_the_plan_names_who_runs_a_segment_as_the_run_does(run_tiny, plugins, ro
     assert all(f"{__file__}:" in each["file"] for each in found if each["plugin"] != "loop"), "not the stub's file"
 
 
-def test_a_segment_given_to_a_plugin_that_is_not_there_is_a_complaint_with_its_path(run_cli, tiny_recipe, tmp_path):
+def test_a_loop_hook_given_to_a_plugin_that_is_not_there_is_a_complaint_with_its_path(run_cli, tiny_recipe, tmp_path):
     source = "class A:\n    @hookimpl\n    def run_step(self): return NotImplemented\n"
     (tmp_path / "act.py").write_text(f"from hooktrain import hookimpl\n{source}")
     recipe = {**tiny_recipe, "plugins": TINY}
-    shown = run_cli("plan", recipe, "-p", "act:A", "-o", "plugins.segments.run_step=act:C", "--json")
+    shown = run_cli("plan", recipe, "-p", "act:A", "-o", "plugins.loop_hooks.run_step=act:C", "--json")
     assert shown.status == 1
     (complaint,) = json.loads(shown.stdout)["complaints"]
-    assert complaint["where"] == "plugins.segments.run_step"
+    assert complaint["where"] == "plugins.loop_hooks.run_step"
     assert all(name in complaint["message"] for name in ("'act:C'", "'act:A'", "act:A, loop"))
 
 
-def test_a_difference_shows_who_was_chosen_for_a_segment(written, tmp_path, monkeypatch):
+def test_a_difference_shows_who_was_chosen_for_a_loop_hook(written, tmp_path, monkeypatch):
     claims = "    @hookimpl\n    def run_step(self): return NotImplemented\n"
     source = f"from hooktrain import hookimpl\nclass A:\n{claims}class B:\n{claims}"
     (tmp_path / "two_claims.py").write_text(source)
@@ -227,7 +227,7 @@ def test_a_difference_shows_who_was_chosen_for_a_segment(written, tmp_path, monk
     both = [*TINY["load"], "two_claims:A", "two_claims:B"]
     one, other = (
         written(
-            f"type: tiny\nplugins: {json.dumps({'load': both, 'segments': {'run_step': name}})}\n", f"{number}.yaml"
+            f"type: tiny\nplugins: {json.dumps({'load': both, 'loop_hooks': {'run_step': name}})}\n", f"{number}.yaml"
         )
         for number, name in enumerate(both[1:])
     )
@@ -284,11 +284,11 @@ def test_plugins_estimate_what_is_theirs():
 
         @hookimpl(tryfirst=True)
         def estimate_data(self, config, hooks):
-            rows = hooks.estimate_rows(config=config)
+            rows = hooks.estimate_examples(config=config)
             return DataEstimate(rows=rows, longest=6)
 
         @hookimpl
-        def estimate_rows(self, config):
+        def estimate_examples(self, config):
             return 40
 
         @hookimpl(tryfirst=True)
@@ -296,7 +296,7 @@ def test_plugins_estimate_what_is_theirs():
             return MemoryEstimate(device={"a": model.weight_bytes, **model.activation_bytes}, host={"b": 7})
 
         @hookimpl(wrapper=True)
-        def sketch_model(self):
+        def make_meta_model(self):
             model = yield
             model.embedding.requires_grad_(False)
             return model
@@ -311,7 +311,7 @@ def test_plugins_estimate_what_is_theirs():
 def test_an_estimate_that_fails_is_unknown_and_the_plan_goes_on(capsys):
     class Fails:
         @hookimpl(tryfirst=True)
-        def sketch_model(self):
+        def make_meta_model(self):
             raise HooktrainError("the model is on the moon")
 
         @hookimpl(tryfirst=True)

@@ -13,7 +13,7 @@ from hooktrain.inspection.hooks import hooks_of, print_hooks
 from hooktrain.inspection.plugins import plugins_of, print_plugin, print_plugins
 from hooktrain.testing import host_of
 from hooktrain.training.load import make_host
-from hooktrain.training.python_parts import Given
+from hooktrain.training.python_parts import PythonParts
 from tests.facts import facts
 
 
@@ -132,7 +132,7 @@ def test_what_only_objects_in_hand_are_is_not_offered():
     found = plugins_by_name(host)
     assert found["given"]["offers"] == [] and found["given"]["parts"] == []
     assert not [offer for fact in found.values() for offer in fact["offers"] if offer.endswith("/given")]
-    in_hand = Given()
+    in_hand = PythonParts()
     in_hand.hand("model", object())
     assert plugins_by_name(make_host(given=in_hand))["given"]["offers"] == ["type/given"]
 
@@ -188,6 +188,6 @@ def test_hooks_in_call_order_with_their_documentation(capsys):
 
 
 def test_hooks_that_a_plugin_brings_are_told_apart(capsys):
-    (fact,) = hooks_of(make_host(), "pack_rows")
+    (fact,) = hooks_of(make_host(), "pack_sequences")
     assert fact["declared_in"] == "hooktrain_sft.hookspecs"
     assert fact["kind"] == "brought by a plugin"

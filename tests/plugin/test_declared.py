@@ -282,7 +282,7 @@ def test_the_order_holds_for_wrappers_which_stay_around_the_others(run_tiny):
     assert heard == ["Inner makes", "Outer makes", "Outer made", "Inner made"]
 
 
-def test_claimants_of_a_segment_are_asked_in_the_order_that_is_stated(run_tiny):
+def test_claimants_of_a_loop_hook_are_asked_in_the_order_that_is_stated(run_tiny):
     asked = []
 
     def claimant(name):

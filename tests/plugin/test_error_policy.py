@@ -140,7 +140,7 @@ def test_what_does_the_work_stops_the_run_whatever_it_declares(run_tiny, hook):
         run_tiny(Raises(hook, on_error="warn").plugin, eval_at_start=True)
 
 
-def test_what_surrounds_stops_the_run_whatever_it_declares(run_tiny):
+def test_a_wrapper_stops_the_run_whatever_it_declares(run_tiny):
     with pytest.raises(ValueError, match="no luck"):
         run_tiny(Raises("on_log", {"wrapper": True}.items(), on_error="disable").plugin)
 

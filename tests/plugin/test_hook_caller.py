@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hooktrain import SegmentError, hookimpl
+from hooktrain import LoopHookError, hookimpl
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.training.load import make_host
 from tests.facts import facts
 
 
 class Answers:
-    """Implements a collecting hook and a boundary; answers, declines or raises."""
+    """Implements a collecting hook and an event; answers, declines or raises."""
 
     def __init__(self, seen: list[Any], number: int, does: str) -> None:
         self.seen, self.number, self.does = seen, number, does
@@ -120,13 +120,13 @@ def test_a_call_does_what_pluggys_does(answers: list[str], wraps: list[str], ran
         ours = outcome(getattr(host.hooks, hook), seen, given)
         pluggys = outcome(getattr(host.manager.hook, hook), seen, given)
         if hook == "on_step_start" and not wraps and pluggys[0] == "returned":
-            pluggys = ("returned", None, pluggys[2])  # nobody looks at what is returned by a boundary
+            pluggys = ("returned", None, pluggys[2])  # nobody looks at what is returned by an event
         assert ours == pluggys
     given = {"trainer": None, "batches": []}
     ours, pluggys = (outcome(call, seen, given) for call in (host.hooks.run_step, host.manager.hook.run_step))
     if pluggys[:2] == ("returned", None):
         assert ours[0] == "raised"
-        assert ours[1][0][0] == SegmentError.__name__, "a segment must have an answer"
+        assert ours[1][0][0] == LoopHookError.__name__, "a loop hook must have an answer"
         assert ours[2] == pluggys[2]
     else:
         assert ours == pluggys

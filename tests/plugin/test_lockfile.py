@@ -183,5 +183,5 @@ def test_another_order_of_those_that_have_a_hand_in_the_training_is_refused(run_
     resume(run_tiny, Nudges(), AlsoNudges(), exit_iteration=2)
     with pytest.raises(CheckpointError, match=facts("plugins.order:", "AlsoNudges, Nudges,", "Nudges, AlsoNudges")):
         resume(run_tiny, AlsoNudges(), Nudges())
-    lines = resume(run_tiny, AlsoNudges(), Nudges(), allow_drift=["plugins.order"])
+    lines = resume(run_tiny, AlsoNudges(), Nudges(), allow_changes=["plugins.order"])
     assert any(re.search(facts("plugins.order:", "AlsoNudges, Nudges"), line) for line in lines)

@@ -294,31 +294,31 @@ class StepB:
         return NotImplemented
 
 
-def test_two_plugins_that_claim_a_segment_stop_the_run_until_the_recipe_settles_it(run_tiny):
-    remedy = "plugins: {segments: {run_step: StepB}}"
+def test_two_plugins_that_claim_a_loop_hook_stop_the_run_until_the_recipe_settles_it(run_tiny):
+    remedy = "plugins: {loop_hooks: {run_step: StepB}}"
     with pytest.raises(PluginError, match=facts("'StepB' (tests)", "'StepA' (tests)", remedy)):
         run_tiny(StepA(), StepB())
 
 
-def test_segments_settled_in_the_recipe(tiny_recipe):
+def test_loop_hooks_settled_in_the_recipe(tiny_recipe):
     for chosen in ("StepA", "StepB"):
-        host = PluginHost(PluginsConfig(segments={"run_step": chosen}), discover=False)
+        host = PluginHost(PluginsConfig(loop_hooks={"run_step": chosen}), discover=False)
         for plugin in (StepA(), StepB()):
             host.register(plugin)
         host.check()
         trainer = type("Trainer", (), {})()
         host.manager.hook.run_step(trainer=trainer, batches=[])
         assert trainer.who == chosen[-1]
-    host = PluginHost(PluginsConfig(segments={"run_stop": "StepA"}), discover=False)
-    with pytest.raises(PluginError, match=facts("plugins.segments: ", "'run_stop'", "'run_step'")):
+    host = PluginHost(PluginsConfig(loop_hooks={"run_stop": "StepA"}), discover=False)
+    with pytest.raises(PluginError, match=facts("plugins.loop_hooks: ", "'run_stop'", "'run_step'")):
         host.check()
-    host = PluginHost(PluginsConfig(segments={"run_step": "StepC"}), discover=False)
+    host = PluginHost(PluginsConfig(loop_hooks={"run_step": "StepC"}), discover=False)
     host.register(StepA())
-    with pytest.raises(PluginError, match=facts("plugins.segments.run_step: ", "'StepC'", "StepA")):
+    with pytest.raises(PluginError, match=facts("plugins.loop_hooks.run_step: ", "'StepC'", "StepA")):
         host.check()
-    host = PluginHost(PluginsConfig(segments={"run_step": "TinyPlugin"}), discover=False)
+    host = PluginHost(PluginsConfig(loop_hooks={"run_step": "TinyPlugin"}), discover=False)
     host.register(TinyPlugin())
-    with pytest.raises(PluginError, match=facts("plugins.segments.run_step: ", "'TinyPlugin'", "implement")):
+    with pytest.raises(PluginError, match=facts("plugins.loop_hooks.run_step: ", "'TinyPlugin'", "implement")):
         host.check()
 
 

@@ -82,7 +82,7 @@ GOOD = [
     {"strategy": {"type": "deepspeed", "config": "ds.json"}},
     {"peft": {"type": "lora", "target_modules": ["q_proj"]}},
     {"peft": {"target_modules": "all-linear", "lora_r": 8}},
-    {"plugins": {"block": ["liger"], "segments": {"run_step": "x"}}},
+    {"plugins": {"block": ["liger"], "loop_hooks": {"run_step": "x"}}},
     {"type": "tiny", "skip_validation": True, "data": {"type": "sft", "sources": [{"type": "huggingface", "name_or_path": "x"}]}},
     {"type": "causal", "model": "org/model", "data": {"sources": "rows.jsonl"}},
     {"model": "org/model", "data": {"sources": ["a", {"name_or_path": "b", "weight": None}], "train_eval_split": [0.9, 0.1]}},
@@ -109,7 +109,7 @@ BAD = [
     {"peft": {"r": 4, "rank": 4}},
     {"epochs": 0},
     {"seed": -1},
-    {"allow_drift": "data"},
+    {"allow_changes": "data"},
     {"log_interval": 1, "loss_log_interval": 1},
 ]
 

@@ -39,7 +39,7 @@ def test_plugins_that_do_not_work_are_listed_with_the_reason(crowded, tmp_path):
             ],
         ),
         ("misspelt other_lion", "", ["'ema' (hooktrain-ema 0.9.2)", "'swa' (hooktrain-rivals 4.0)"]),
-        ("misspelt other_lion swa", "", ["run_step", "plugins: {segments: {run_step: "]),
+        ("misspelt other_lion swa", "", ["run_step", "plugins: {loop_hooks: {run_step: "]),
         (
             "misspelt other_lion swa",
             "unimportable",
@@ -47,7 +47,7 @@ def test_plugins_that_do_not_work_are_listed_with_the_reason(crowded, tmp_path):
         ),
         ("misspelt other_lion swa", "older_declared", ["'older_declared'", ">=0.5,<1.0", "install", " 1.0"]),
     ],
-    ids=["misspelt", "same name", "conflict", "same segment", "named and broken", "named and older"],
+    ids=["misspelt", "same name", "conflict", "same loop hook", "named and broken", "named and older"],
 )
 def test_a_plan_refuses_conflicts_with_the_line_to_write(crowded, tiny, tmp_path, blocked, loaded, named):
     switches = [word for name in blocked.split() for word in ("-p", f"no:{name}")]
@@ -56,7 +56,7 @@ def test_a_plan_refuses_conflicts_with_the_line_to_write(crowded, tiny, tmp_path
 
 
 def test_a_run_that_settles_them_goes_on_with_warnings(crowded, tiny, tmp_path):
-    settled = {"block": [*OUT], "segments": {"run_step": "backwards"}, "on_error": {"raises": "warn"}}
+    settled = {"block": [*OUT], "loop_hooks": {"run_step": "backwards"}, "on_error": {"raises": "warn"}}
     run = done(crowded.hooktrain(tmp_path, "train", tiny("settled", **STEPS, plugins=settled)))
     assert "backwards has done the steps" in run.stdout
     warnings = [line for line in run.stderr.splitlines() if "warning" in line]
@@ -72,7 +72,7 @@ def test_a_run_that_settles_them_goes_on_with_warnings(crowded, tiny, tmp_path):
 
 
 def test_a_hook_that_fails_stops_the_run(crowded, tiny, tmp_path):
-    plugins = {"block": [*OUT], "segments": {"run_step": "forwards"}}
+    plugins = {"block": [*OUT], "loop_hooks": {"run_step": "forwards"}}
     stopped = crowded.hooktrain(tmp_path, "train", tiny("stops", **STEPS, plugins=plugins))
     assert stopped.status == 1
     named = ("'raises'", "on_step_end", "step 2", "ZeroDivisionError")

@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from hooktrain import HooktrainError, LossSum, SegmentError, StepOutput, hookimpl
+from hooktrain import HooktrainError, LossSum, LoopHookError, StepOutput, hookimpl
 from hooktrain.testing import Recorder
 from tests.counting_loss import Counts, counted
 from tests.facts import facts
@@ -43,7 +43,7 @@ def test_means_are_over_tokens(run_tiny: Any, split: tuple[int, int]) -> None:
     assert line["eval/held_out/accuracy"] == pytest.approx(float(found))
 
 
-def test_each_line_begins_anew_and_boundaries_hear_the_sums(run_tiny: Any) -> None:
+def test_each_line_begins_anew_and_events_hear_the_sums(run_tiny: Any) -> None:
     class Looks:
         def __init__(self) -> None:
             self.even: list[float] = []
@@ -88,7 +88,7 @@ def test_a_wrapper_that_drops_sums_is_told(run_tiny: Any) -> None:
             loss: LossSum = yield
             return LossSum(loss.total, loss.weight) if trainer.global_step else loss
 
-    with pytest.raises(SegmentError, match=facts("compute_loss: ", "none", "accuracy, even")):
+    with pytest.raises(LoopHookError, match=facts("compute_loss: ", "none", "accuracy, even")):
         run_tiny(Counts(), Drops())
 
 

@@ -83,7 +83,7 @@ def test_what_changes_the_training_is_refused_before_there_is_a_model(going, cha
     going.begin(Optimizers(allowed=True))
     text = going.refused(Optimizers(allowed=False), **changes)
     assert re.search(change(*facts), text), text
-    assert f"allow_drift: [{facts[0]}]" in text
+    assert f"allow_changes: [{facts[0]}]" in text
 
 
 @pytest.mark.parametrize(
@@ -122,10 +122,10 @@ def test_nothing_is_said_where_nothing_changed(going):
 @pytest.mark.parametrize("allowed", ["optimizer.lr", "optimizer", "*"])
 def test_what_is_allowed_goes_on_and_is_shown(going, allowed):
     going.begin()
-    recorder, said = going.on(optimizer={"lr": 0.5}, allow_drift=[allowed])
+    recorder, said = going.on(optimizer={"lr": 0.5}, allow_changes=[allowed])
     assert any(re.search(change("optimizer.lr", 0.01, 0.5), text) for text in said)
     assert recorder.metrics[-1]["step"] == 7
-    going.refused(optimizer={"lr": 0.5}, allow_drift=["optimizer.l", "model"])
+    going.refused(optimizer={"lr": 0.5}, allow_changes=["optimizer.l", "model"])
 
 
 class Tunes:
@@ -148,7 +148,7 @@ def test_what_the_recipe_changes_in_the_optimizer_is_what_the_run_goes_on_with(g
     scheduler = {"type": scheduler, "warmup_steps": 2}
     going.begin(before, scheduler=scheduler)
     given = {"lr": 0.001, "weight_decay": 0.5, "betas": [0.5, 0.6]}
-    going.on(after, optimizer=given, scheduler=scheduler, allow_drift=["optimizer"])
+    going.on(after, optimizer=given, scheduler=scheduler, allow_changes=["optimizer"])
     rates = [seen["lr"] / 10 for seen in before.seen[3:]]
     assert [seen["lr"] for seen in after.seen] == pytest.approx(rates, rel=1e-12)
     assert {tuple(seen["betas"]) for seen in after.seen} == {(0.5, 0.6)}
@@ -163,7 +163,7 @@ def test_a_checkpoint_that_is_asked_for_in_python_knows_what_the_recipe_gave(goi
             trainer.run()
         going.path = trainer.save(tmp_path / "asked", type="full")
     after = Tunes()
-    going.on(after, optimizer={"lr": 0.001, "weight_decay": 0.5}, allow_drift=["optimizer"])
+    going.on(after, optimizer={"lr": 0.001, "weight_decay": 0.5}, allow_changes=["optimizer"])
     assert {(seen["lr"] <= 0.001, seen["weight_decay"]) for seen in after.seen} == {(True, 0.5)}
     assert len(after.seen) == (4 if when == "after" else 7)
     assert after.seen[-1]["eps"] == 1e-6, "and what was changed on the way, stays"
@@ -172,7 +172,7 @@ def test_a_checkpoint_that_is_asked_for_in_python_knows_what_the_recipe_gave(goi
 def test_everything_that_differs_is_named_at_once(going):
     going.begin()
     text = going.refused(seed=7, optimizer={"lr": 0.5}, log_interval=2)
-    assert "allow_drift: [seed, optimizer.lr]" in text
+    assert "allow_changes: [seed, optimizer.lr]" in text
     assert re.search(change("seed", 42, 7), text) and re.search(change("optimizer.lr", 0.01, 0.5), text)
     assert "log_interval" not in text, "which changes no training"
 
@@ -218,7 +218,7 @@ def test_other_rows_are_refused_though_the_recipe_is_the_same(going):
     assert re.search(change("data", 13, 12), going.refused(Fewer(12, "a")))
     assert re.search(change("data", 13, 13), going.refused(Fewer(13, "b")))
     assert going.on(Fewer(13, "a"))[1] == []
-    going.on(Fewer(13, "b"), allow_drift=["data"])
+    going.on(Fewer(13, "b"), allow_changes=["data"])
 
 
 def test_plugins_that_come_and_go(going):
@@ -246,7 +246,7 @@ def test_plugins_that_come_and_go(going):
     gone = re.search(change("plugins.replaces", "compute_loss"), text)
     assert gone
     assert "watches" not in text
-    _, said = going.on(allow_drift=["plugins.replaces"])
+    _, said = going.on(allow_changes=["plugins.replaces"])
     assert [re.findall(r"plugins\.\w+", line) for line in said] == [["plugins.watches"], ["plugins.replaces"]]
     going.begin()
     came = re.search(change("plugins.replaces", "compute_loss"), going.refused(Replaces()))

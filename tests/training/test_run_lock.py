@@ -10,14 +10,14 @@ import sys
 import pytest
 
 from hooktrain import HooktrainError
-from hooktrain.training.run_lock import Occupation
+from hooktrain.training.run_lock import RunLock
 from tests.facts import facts
 
 HOLDER = """
 import sys
 from pathlib import Path
-from hooktrain.training.run_lock import Occupation
-held = Occupation(Path(sys.argv[1]), patience=0)
+from hooktrain.training.run_lock import RunLock
+held = RunLock(Path(sys.argv[1]), patience=0)
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -35,14 +35,14 @@ def holder(tmp_path):
 def test_a_second_run_is_refused_and_told_who_is_there(holder, tmp_path):
     told: list[str] = []
     with pytest.raises(HooktrainError, match=facts(str(tmp_path), f"process {holder.pid} on ", "run_dir")):
-        Occupation(tmp_path, patience=0.3, say=told.append)
+        RunLock(tmp_path, patience=0.3, say=told.append)
     assert len(told) == 1 and f"process {holder.pid}" in told[0] and "wait" in told[0]
 
 
 def test_a_run_that_is_killed_leaves_nothing_to_wait_for(holder, tmp_path):
     holder.kill()
     holder.wait()
-    Occupation(tmp_path, patience=0).release()
+    RunLock(tmp_path, patience=0).release()
 
 
 def test_a_run_holds_its_folder_as_long_as_its_trainer_lives(holder, run_tiny, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from hooktrain import (
     LossSum,
     NonFiniteError,
     OptimizerStep,
-    SegmentError,
+    LoopHookError,
     StepOutput,
     field,
     hookimpl,
@@ -350,7 +350,7 @@ def test_a_replaced_epoch_still_evaluates_and_saves(run_tiny):
     assert recorder.hooks.count("on_checkpoint_end") == 1
 
 
-def test_segments_can_be_surrounded_and_declined(run_tiny):
+def test_loop_hooks_can_be_wrapped_and_declined(run_tiny):
     class Halve:
         @hookimpl(wrapper=True)
         def compute_loss(self):
@@ -428,8 +428,8 @@ class TinyModelWeights:
         self.head = trainer.model.head.weight.detach().clone()
 
 
-class Segment:
-    """Plugins whose segment breaks a promise, by name."""
+class LoopHook:
+    """Plugins whose loop hook breaks a promise, by name."""
 
     class NoneStep:
         @hookimpl
@@ -463,16 +463,16 @@ class Segment:
 @pytest.mark.parametrize(
     ("plugin", "named"),
     [
-        (Segment.NoneStep, ("'NoneStep'", "run_step", "returned None", "NotImplemented")),
-        (Segment.NoneWrapper, ("run_step", "wrapper", "None", "yield", "'NoneWrapper', 'loop'")),
-        (Segment.MeanLoss, ("'MeanLoss'", "compute_loss", "Tensor", "LossSum(total=")),
-        (Segment.WrongWeight, ("'WrongWeight'", "compute_loss", "700", "weight=")),
-        (Segment.Twice, ("trainer.microbatch", "second time", "trainer.open_window")),
+        (LoopHook.NoneStep, ("'NoneStep'", "run_step", "returned None", "NotImplemented")),
+        (LoopHook.NoneWrapper, ("run_step", "wrapper", "None", "yield", "'NoneWrapper', 'loop'")),
+        (LoopHook.MeanLoss, ("'MeanLoss'", "compute_loss", "Tensor", "LossSum(total=")),
+        (LoopHook.WrongWeight, ("'WrongWeight'", "compute_loss", "700", "weight=")),
+        (LoopHook.Twice, ("trainer.microbatch", "second time", "trainer.begin_step")),
     ],
 )
-def test_a_segment_that_breaks_its_promise_stops_the_run(run_tiny, plugin, named):
+def test_a_loop_hook_that_breaks_its_promise_stops_the_run(run_tiny, plugin, named):
     recorder = Recorder()
-    with pytest.raises(SegmentError, match=facts(*named)):
+    with pytest.raises(LoopHookError, match=facts(*named)):
         run_tiny(recorder, plugin())
     assert recorder.hooks.count("on_step_start") == 1, "nothing was run a second time"
 

@@ -46,7 +46,7 @@ def run_step(trainer: Trainer, batches: Sequence[Batch]) -> Any:
         return NotImplemented  # declines: the next in line does the step
     total = _gradients(trainer, batches)
     kept = _climb(trainer, radius)
-    trainer.open_window(batches)  # the same micro-batches, once more
+    trainer.begin_step(batches)  # the same micro-batches, once more
     _gradients(trainer, batches)
     with torch.no_grad():
         for weight, value in kept:

@@ -74,7 +74,7 @@ def conformance(
 
     - ``hooks``: implementations are of hooks that exist, with their parameters, and are called;
     - ``import``: importing it brings in few modules, and leaves no thread, file, process or changed setting;
-    - ``declines``: a factory given another's config, and a segment that declines, have done nothing before;
+    - ``declines``: a factory given another's config, and a loop hook that declines, have done nothing before;
     - ``state``: ``collect_state`` gives plain values, and ``restore_state`` in a new process gives the same again;
     - ``resume``: steps straight are half of them and the rest from a checkpoint, bit by bit;
     - ``observes``: losses, weights and random numbers are those of a run without it;

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hooktrain.builtins.hook_timer import Cost, Ledger
-from hooktrain.hookspecs import BOUNDARIES, SEGMENTS
+from hooktrain.builtins.hook_timer import Cost, HookTimer
+from hooktrain.hookspecs import EVENTS, LOOP_HOOKS
 from hooktrain.markers import hookimpl
 from hooktrain.testing.plugin_checks.check_observes import changes_gradients, require_removable
 from hooktrain.testing.plugin_checks.kit import Broken, Kit, Unjudged
@@ -26,9 +26,9 @@ __all__ = ["check_cost"]
 
 _STEPS, _COUNTED_STEPS = 30, 4
 _IN_STEPS = (
-    *(hook for hook in BOUNDARIES if "step" in hook or "microbatch" in hook),
+    *(hook for hook in EVENTS if "step" in hook or "microbatch" in hook),
     *("on_log", "collect_metrics"),
-    *SEGMENTS,
+    *LOOP_HOOKS,
 )
 _LONGEST = 8.0
 """Seconds after which no further round is begun."""
@@ -91,9 +91,9 @@ def _counted(spec: Spec, variation: str) -> dict[str, Counter[str]]:
     }
 
 
-def _count(spec: Spec, variation: str) -> tuple[Counter[tuple[str, str]], Ledger, str]:
+def _count(spec: Spec, variation: str) -> tuple[Counter[tuple[str, str]], HookTimer, str]:
     """The new tensors of some steps by plugin and hook, the calls of hooks, and the plugin's name."""
-    ledger = Ledger()
+    ledger = HookTimer()
     tensors = _NewTensors(ledger)
     made = prepared(spec, variation, tensors, overrides=_overrides(_COUNTED_STEPS))
     made.host.measure(ledger)
@@ -104,7 +104,7 @@ def _count(spec: Spec, variation: str) -> tuple[Counter[tuple[str, str]], Ledger
 class _NewTensors:
     """Counts the tensors with memory of their own that torch makes in steps, by plugin and hook."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: HookTimer) -> None:
         self.made: Counter[tuple[str, str]] = Counter()
         self._mode = _Storages(self.made, ledger)
 
@@ -126,7 +126,7 @@ class _NewTensors:
 
 
 class _Storages(TorchDispatchMode):
-    def __init__(self, made: Counter[tuple[str, str]], ledger: Ledger) -> None:
+    def __init__(self, made: Counter[tuple[str, str]], ledger: HookTimer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.made, self.ledger, self.pauses = made, ledger, False
 
@@ -189,7 +189,7 @@ def _budget(given: float | str) -> tuple[float, bool]:
 
 
 class _Stopwatch:
-    """Times each step, everything that is announced in it included."""
+    """Times each step, everything that is emitted in it included."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.seconds: list[float] = []
@@ -248,7 +248,7 @@ def _steps(spec: Spec, variation: str, clock: Callable[[], float], costs: list[C
     """The median time of a step of one run; with ``costs`` what the plugin's hooks in steps took is added there."""
     watch = _Stopwatch(clock)
     made = prepared(spec, variation, watch, overrides=_overrides(_STEPS))
-    ledger = Ledger()
+    ledger = HookTimer()
     if costs is not None:
         made.host.measure(ledger)
     Trainer(made.recipe, made.host).run()

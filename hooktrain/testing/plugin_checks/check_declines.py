@@ -1,4 +1,4 @@
-"""A factory or a segment that leaves the work to others has done nothing before it says so."""
+"""A factory or a loop hook that leaves the work to others has done nothing before it says so."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hooktrain.compare import digest
-from hooktrain.hookspecs import FACTORIES, SEGMENTS
+from hooktrain.hookspecs import FACTORIES, LOOP_HOOKS
 from hooktrain.testing.plugin_checks.kit import Broken, Kit
 from hooktrain.testing.plugin_checks.plugin_reference import Spec, prepared
 from hooktrain.training.trainer import Trainer
@@ -25,16 +25,16 @@ __all__ = ["check_declines"]
 
 
 def check_declines(kit: Kit) -> None:
-    """Factories given a config of somebody else's, and segments that decline, leave no trace."""
+    """Factories given a config of somebody else's, and loop hooks that decline, leave no trace."""
     done = kit.start("declines", f"{__name__}:_traces", spec=kit.spec)
-    found = kit.need(done, "asking the plugin's factories and segments for a part that is not theirs")
+    found = kit.need(done, "asking the plugin's factories and loop hooks for a part that is not theirs")
     if found:
         raise Broken(
             "\n".join(found),
-            "every factory is asked for every part, and a segment in every step: who is not meant has looked at the"
+            "every factory is asked for every part, and a loop hook in every step: who is not meant has looked at the"
             " type of the config, and at nothing else",
             "begin with `if not isinstance(config, MyConfig): return None`, and import, read and allocate after it; a"
-            " segment declines with `return NotImplemented` before it has done anything",
+            " loop hook declines with `return NotImplemented` before it has done anything",
         )
 
 
@@ -127,17 +127,17 @@ def _random() -> Any:
 
 
 def _traces(spec: Spec) -> list[str]:
-    """What factories do that are not meant, else what segments do; in a process of its own."""
+    """What factories do that are not meant, else what loop hooks do; in a process of its own."""
     _random()
     sys.addaudithook(_hear)
-    return _factories(spec) or _segments(spec)
+    return _factories(spec) or _loop_hooks(spec)
 
 
 def _factories(spec: Spec) -> list[str]:
     """What the factories do with a config that nobody has registered."""
     made = prepared(spec, "idle")
     found = []
-    for hook in (*FACTORIES, "fingerprint_source", "show_rows"):
+    for hook in (*FACTORIES, "fingerprint_source", "preview_examples"):
         for implementation in made.host.implementations(hook):
             if implementation.plugin_name == made.name and not implementation.wrapper:
                 found += [f"{hook}: {what}" for what in _asked(implementation)]
@@ -164,14 +164,14 @@ def _asked(implementation: Any) -> list[str]:
     return seen
 
 
-def _segments(spec: Spec) -> list[str]:
-    """What segments that decline have done before they do, in a run that does not use the plugin."""
+def _loop_hooks(spec: Spec) -> list[str]:
+    """What loop hooks that decline have done before they do, in a run that does not use the plugin."""
     folder = os.path.join(os.getcwd(), "run")
     overrides = {"run_dir": folder, "train_iters": 2, "epochs": None, "checkpoint": [], "eval_interval": 1}
     made = prepared(spec, "idle", overrides=overrides)
     claimed = [
         (hook, found)
-        for hook in SEGMENTS
+        for hook in LOOP_HOOKS
         for found in made.host.implementations(hook)
         if found.plugin_name == made.name and not found.wrapper
     ]

@@ -15,7 +15,7 @@ import torch
 
 from hooktrain import hookspecs
 from hooktrain.errors import HooktrainError
-from hooktrain.hookspecs import FACTORIES, SEGMENTS
+from hooktrain.hookspecs import FACTORIES, LOOP_HOOKS
 from hooktrain.markers import hookimpl
 from hooktrain.testing.plugin_checks.kit import Broken, Kit
 from hooktrain.testing.plugin_checks.plugin_reference import Prepared, Spec, prepared
@@ -74,13 +74,13 @@ class _Out(Exception):
 
 
 def _failing(hook: str) -> object:
-    """A plugin that raises in one hook, surrounding it where its result matters."""
+    """A plugin that raises in one hook, wrapping it where its result matters."""
     parameters = hookspecs.__dict__[hook].__code__.co_varnames[: hookspecs.__dict__[hook].__code__.co_argcount]
 
     def fail() -> None:
         raise _Out(hook)
 
-    wraps = hook in SEGMENTS or hook in FACTORIES
+    wraps = hook in LOOP_HOOKS or hook in FACTORIES
     body = "    fail()\n    return (yield)" if wraps else "    fail()"
     scope: dict[str, Any] = {"fail": fail}
     exec(f"def {hook}(self, {', '.join(parameters)}):\n{body}", scope)

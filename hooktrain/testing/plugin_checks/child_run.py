@@ -48,7 +48,7 @@ class Evidence:
 
     @hookimpl
     def on_checkpoint_end(self, trainer: Trainer, path: Path) -> None:
-        if any(engine.claims(path) for engine in trainer.checkpoint_engines):
+        if any(engine.can_load(path) for engine in trainer.checkpoint_engines):
             self.saved.append(str(path))
 
     @hookimpl

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Callbacks", "CallbacksPlugin"]
 
-_OWN = frozenset({"register_configs", "check_recipe", "idle_hooks"})
+_OWN = frozenset({"register_configs", "check_recipe", "unused_hooks"})
 
 
 class _Driving:
     """Passes each hook on to the bridges; hooks that no callback needs are taken out before the run."""
 
-    only_observes = True  # in the segments that are surrounded; what callbacks do to the model is theirs
+    only_observes = True  # in the loop hooks that are wrapped; what callbacks do to the model is theirs
 
     def __init__(self) -> None:
         self.loaded = Loaded()
@@ -179,7 +179,7 @@ class CallbacksPlugin(_Driving):
         return {"settings": {"callbacks": CallbacksConfig}}
 
     @hookimpl
-    def idle_hooks(self, recipe: Recipe) -> Iterable[str]:
+    def unused_hooks(self, recipe: Recipe) -> Iterable[str]:
         config = recipe.settings["callbacks"]
         self.loaded = load(config.use)
         self._open(config.arguments)
@@ -217,5 +217,5 @@ class Callbacks(_Driving):
         self._open(arguments or {})
 
     @hookimpl
-    def idle_hooks(self) -> Iterable[str]:
+    def unused_hooks(self) -> Iterable[str]:
         return self._idle()

@@ -1,4 +1,4 @@
-"""Drives ``transformers.TrainerCallback``s: real state, control and arguments, and every event at its boundary."""
+"""Drives ``transformers.TrainerCallback``s: real state, control and arguments, and every event at its event."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class DeepSpeedCheckpoint:
     def latest(self) -> None:
         return None
 
-    def claims(self, path: Path) -> bool:
+    def can_load(self, path: Path) -> bool:
         return False
 
     def load(self, trainer: Trainer, path: Path) -> None:

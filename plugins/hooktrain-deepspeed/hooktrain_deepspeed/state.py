@@ -14,7 +14,7 @@ from hooktrain_torch.whole_state import aliases, require_groups
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from hooktrain import Fragment, StoredTensors, TrainedState
+from hooktrain import Shard, StoredTensors, TrainedState
 
 __all__ = ["ZeroState"]
 
@@ -72,10 +72,10 @@ class ZeroState:
         rest = {"extra": {}, "groups": hyper, "names": [list(names) for names in self._groups], "state": self._plain()}
         return TrainedState(model, optimizer, rest)
 
-    def _cut(self, place: _Place, name: str, flat: Tensor) -> Fragment:
-        return Fragment(name, place.shape, place.start, flat.detach().narrow(0, place.offset, place.count))
+    def _cut(self, place: _Place, name: str, flat: Tensor) -> Shard:
+        return Shard(name, place.shape, place.start, flat.detach().narrow(0, place.offset, place.count))
 
-    def _others(self) -> Iterator[Fragment]:
+    def _others(self) -> Iterator[Shard]:
         """Frozen weights and buffers."""
         trained = {name for names in self._groups for name in names}
         for name, parameter in self._model.named_parameters():
@@ -85,14 +85,14 @@ class ZeroState:
                 count = parameter.ds_tensor.numel()
                 start = min(count * self._zero._get_param_partition_rank(parameter), parameter.ds_numel)
                 stop = min(start + count, parameter.ds_numel)
-                yield Fragment(name, tuple(parameter.ds_shape), start, parameter.ds_tensor.data[: stop - start])
+                yield Shard(name, tuple(parameter.ds_shape), start, parameter.ds_tensor.data[: stop - start])
             elif self._is_main:
-                yield Fragment(name, tuple(parameter.shape), 0, parameter)
+                yield Shard(name, tuple(parameter.shape), 0, parameter)
         if self._is_main:
             kept = self._model.state_dict().keys()
             for name, buffer in self._model.named_buffers():
                 if name in kept:
-                    yield Fragment(name, tuple(buffer.shape), 0, buffer)
+                    yield Shard(name, tuple(buffer.shape), 0, buffer)
 
     def _plain(self) -> dict[str, dict[str, Any]]:
         """What the optimizer keeps of a parameter beside tensors of its shape, such as how many steps it has made.
@@ -166,7 +166,7 @@ class ZeroState:
             if name in weights.names() and weights.shape(name) != shape:
                 raise ValueError(f"{name} has the shape {weights.shape(name)}, expected {shape}")
 
-    def _others_to_load(self) -> Iterator[Fragment]:
+    def _others_to_load(self) -> Iterator[Shard]:
         """As :meth:`_others`, but what all ranks hold alike is loaded on every rank."""
         main, self._is_main = self._is_main, True
         try:

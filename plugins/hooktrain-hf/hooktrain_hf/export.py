@@ -100,7 +100,7 @@ class HFCheckpointEngine:
         """None: nothing can be resumed from an export."""
         return None
 
-    def claims(self, path: Path) -> bool:
+    def can_load(self, path: Path) -> bool:
         """False: nothing can be resumed from an export."""
         return False
 

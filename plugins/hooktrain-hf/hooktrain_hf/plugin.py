@@ -68,7 +68,7 @@ class HFPlugin:
         return build_model(config, tokenizer, world) if isinstance(config, HFModelConfig) else None
 
     @hookimpl
-    def sketch_model(self, config: Any) -> PreTrainedModel | None:
+    def make_meta_model(self, config: Any) -> PreTrainedModel | None:
         from hooktrain_hf.sketch import sketch
 
         return sketch(config) if isinstance(config, HFModelConfig) else None
@@ -80,7 +80,7 @@ class HFPlugin:
         return activations(recipe, model, rows, tokens) if isinstance(recipe.model, HFModelConfig) else None
 
     @hookimpl
-    def estimate_rows(self, config: Any) -> int | None:
+    def estimate_examples(self, config: Any) -> int | None:
         from hooktrain_hf.counting import count_rows
 
         return count_rows(config) if isinstance(config, HFSourceConfig) else None

@@ -35,7 +35,7 @@ class LigerPlugin:
         return {"model": {"liger": LigerModelConfig}}
 
     @hookimpl
-    def idle_hooks(self, recipe: Any) -> Sequence[str]:
+    def unused_hooks(self, recipe: Any) -> Sequence[str]:
         return [] if isinstance(recipe.model, LigerModelConfig) else ["on_train_start", "on_step_end"]
 
     # before hooktrain-hf, whose factory takes the config for one of its own

@@ -23,7 +23,7 @@ _LOW_RATE = 5e-5
 
 
 class PeftPlugin:
-    """Surrounds the model's factory, writes adapters in the place of whole models, and adds ``hooktrain merge``."""
+    """Wraps the model's factory, writes adapters in the place of whole models, and adds ``hooktrain merge``."""
 
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
@@ -56,7 +56,7 @@ class PeftPlugin:
         return add_adapter(model, settings, config)
 
     @hookimpl(wrapper=True)
-    def sketch_model(self, recipe: Recipe) -> Generator[None, Module | None, Module | None]:
+    def make_meta_model(self, recipe: Recipe) -> Generator[None, Module | None, Module | None]:
         model = yield
         settings = _settings(recipe)
         if model is None or not settings.active:

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from hooktrain_sft.loss.lm_head import HeadLoss
     from hooktrain_sft.loss.logit_transform import LogitTransform
 
-__all__ = ["make_head_loss", "pack_rows", "register_formats", "render_row"]
+__all__ = ["make_head_loss", "pack_sequences", "register_formats", "render_example"]
 
 
 @hookspec
 def register_formats(source: Any, config: Any) -> Mapping[str, Format]:
-    """Offer formats of rows: how each is recognised, and how its rows become ones that can be rendered.
+    """RegisteredPart formats of rows: how each is recognised, and how its rows become ones that can be rendered.
 
     Called: by ``make_data`` of ``hooktrain-sft`` for ``type: sft``, once for each source, before its rows are read.
     Ranks: every rank; each must offer the same.
@@ -43,7 +43,7 @@ def register_formats(source: Any, config: Any) -> Mapping[str, Format]:
 
 
 @hookspec(firstresult=True)
-def render_row(row: Any, tokenizer: Any, config: Any) -> Rendered | None:
+def render_example(row: Any, tokenizer: Any, config: Any) -> Rendered | None:
     """Turn a row of a source into text, and say which of it is trained.
 
     Called: by ``make_data`` of ``hooktrain-sft``, once for each row of each source; the texts are tokenized together
@@ -67,7 +67,7 @@ def render_row(row: Any, tokenizer: Any, config: Any) -> Rendered | None:
 
 
 @hookspec(firstresult=True)
-def pack_rows(lengths: NDArray[np.int64], max_length: int, config: Any) -> Bins | Sequence[Sequence[int]] | None:
+def pack_sequences(lengths: NDArray[np.int64], max_length: int, config: Any) -> Bins | Sequence[Sequence[int]] | None:
     """Decide which documents share a row.
 
     Called: by ``make_data`` of ``hooktrain-sft``, once for each set of rows, when the recipe says

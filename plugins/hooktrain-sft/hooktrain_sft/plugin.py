@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from hooktrain import Data, DataEstimate, Recipe, ShownRow, TrainerType, World, hookimpl
+from hooktrain import Data, DataEstimate, Recipe, ExamplePreview, TrainerType, World, hookimpl
 from hooktrain_sft import hookspecs
 from hooktrain_sft.config import CausalDataConfig, SFTDataConfig, TokenDataConfig
 from hooktrain_sft.loss.config import CrossEntropyConfig, DFTLossConfig, SFTLossConfig
@@ -77,12 +77,12 @@ class SFTPlugin:
             go_to(state["stream"])
 
     @hookimpl
-    def show_rows(self, config: Any, tokenizer: Any, world: World, hooks: Any, count: int) -> Sequence[ShownRow] | None:
+    def preview_examples(self, config: Any, tokenizer: Any, world: World, hooks: Any, count: int) -> Sequence[ExamplePreview] | None:
         if not isinstance(config, TokenDataConfig):
             return None
-        from hooktrain_sft.data.preview_rows import show_rows
+        from hooktrain_sft.data.preview_rows import preview_examples
 
-        return show_rows(config, tokenizer, world, hooks, count)
+        return preview_examples(config, tokenizer, world, hooks, count)
 
     @hookimpl
     def estimate_data(self, config: Any, recipe: Recipe, world: World, hooks: Any) -> DataEstimate | None:
@@ -122,7 +122,7 @@ class SFTPlugin:
         return own_formats(source, config)
 
     @hookimpl(trylast=True)
-    def render_row(self, row: Any, tokenizer: Any, config: Any) -> Any:
+    def render_example(self, row: Any, tokenizer: Any, config: Any) -> Any:
         from hooktrain_sft.chat.render import render_sft, render_text
 
         if isinstance(config, SFTDataConfig):
@@ -132,7 +132,7 @@ class SFTPlugin:
         return None
 
     @hookimpl(trylast=True)
-    def pack_rows(self, lengths: NDArray[np.int64], max_length: int) -> Bins:
+    def pack_sequences(self, lengths: NDArray[np.int64], max_length: int) -> Bins:
         from hooktrain_sft.data.packing import pack
 
         return pack(lengths, max_length)

@@ -299,7 +299,7 @@ class FullCheckpoint:
             )
         return None
 
-    def claims(self, path: Path) -> bool:
+    def can_load(self, path: Path) -> bool:
         return any((path / name).is_file() for name in (MANIFEST, "state.json", "random-0.pt"))
 
     # ------------------------------------------------------------------------------------------------ loading

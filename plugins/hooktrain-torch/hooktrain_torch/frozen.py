@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from hooktrain import Fragment
+from hooktrain import Shard
 
 __all__ = ["FrozenWeights", "checksum"]
 
@@ -40,10 +40,10 @@ class FrozenWeights:
         gather: over the ranks.
     """
 
-    def __init__(self, model: Module, fragments: Iterable[Fragment], gather: Gather) -> None:
+    def __init__(self, model: Module, fragments: Iterable[Shard], gather: Gather) -> None:
         self._built = _checksums(fragments, _frozen(model), gather, rounded=True)
 
-    def unchanged(self, model: Module, fragments: Iterable[Fragment], gather: Gather) -> dict[str, list[str]]:
+    def unchanged(self, model: Module, fragments: Iterable[Shard], gather: Gather) -> dict[str, list[str]]:
         """Names of the weights that are frozen and still as they were built, on every rank.
 
         Returns:
@@ -54,7 +54,7 @@ class FrozenWeights:
         return {name: self._built[name] for name, (found,) in now.items() if found == self._built[name][0]}
 
     def different(
-        self, expected: Mapping[str, str | Sequence[str]], fragments: Iterable[Fragment], gather: Gather
+        self, expected: Mapping[str, str | Sequence[str]], fragments: Iterable[Shard], gather: Gather
     ) -> list[str]:
         """Names in ``expected`` that the model, as it was built, lacks or has with another checksum."""
         unknown = set(expected) - set(self._built)  # frozen in the run that saved, and trained in this one
@@ -85,7 +85,7 @@ def _agree(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _checksums(
-    fragments: Iterable[Fragment], names: Collection[str], gather: Gather, *, rounded: bool
+    fragments: Iterable[Shard], names: Collection[str], gather: Gather, *, rounded: bool
 ) -> dict[str, list[str]]:
     """Checksums of whole weights as they are and, when ``rounded``, of those in float32 as each of ``_HALVES``."""
     chosen = [fragment for fragment in fragments if fragment.name in names]
@@ -106,7 +106,7 @@ def _checksums(
     return {name: [_text(*facts) for facts in several] for name, several in found.items()}
 
 
-def _totals(fragments: Collection[Fragment], dtype: torch.dtype | None) -> Iterator[tuple[str, int]]:
+def _totals(fragments: Collection[Shard], dtype: torch.dtype | None) -> Iterator[tuple[str, int]]:
     for device in {fragment.values.device for fragment in fragments}:
         here = [fragment for fragment in fragments if fragment.values.device == device]
         sums = [_sum(f.values if dtype is None else f.values.to(dtype), f.start) for f in here]

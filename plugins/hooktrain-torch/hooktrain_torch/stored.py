@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooktrain import CheckpointError, Fragment
+from hooktrain import CheckpointError, Shard
 from hooktrain_torch.files import load
 
 __all__ = ["FromFiles", "contents", "index"]
@@ -22,7 +22,7 @@ Part = tuple[int, int, int]
 """The rank that wrote a stretch, its first element and the one after its last."""
 
 
-def contents(fragments: Iterable[Fragment]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def contents(fragments: Iterable[Shard]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What a rank writes: tensors by name, and for each its shape, where the stretch begins and where it ends.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from hooktrain import Fragment, StoredTensors, TrainedState
+from hooktrain import Shard, StoredTensors, TrainedState
 from hooktrain_torch.spread import is_spread
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def whole_state(model: Module, optimizer: Optimizer, *, is_main: bool = True) ->
     groups = group_names(optimizer, names)
     numbers = dict(enumerate(name for group in groups for name in group))
     parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
-    tensors: list[Fragment] = []
+    tensors: list[Shard] = []
     plain: dict[str, dict[str, Any]] = {}
     for number, entries in state["state"].items():
         name = numbers[number]
@@ -151,11 +151,11 @@ def rows_here(tensor: DTensor) -> tuple[int, int]:
     return start, min(start + each, rows)
 
 
-def _fragment(name: str, tensor: Tensor) -> Fragment:
+def _fragment(name: str, tensor: Tensor) -> Shard:
     if not is_spread(tensor):
-        return Fragment(name, tuple(tensor.shape), 0, tensor)
+        return Shard(name, tuple(tensor.shape), 0, tensor)
     start, _ = rows_here(tensor)
-    return Fragment(name, tuple(tensor.shape), start * tensor.shape[1:].numel(), tensor.to_local())
+    return Shard(name, tuple(tensor.shape), start * tensor.shape[1:].numel(), tensor.to_local())
 
 
 def _read(stored: StoredTensors, name: str, like: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class Confidence:
         return {"settings": {"confidence": Settings}}
 
     @hookimpl
-    def idle_hooks(self, recipe: Recipe) -> Iterable[str]:
+    def unused_hooks(self, recipe: Recipe) -> Iterable[str]:
         return () if recipe.settings["confidence"].enabled else ("on_train_start", "collect_metrics", "on_teardown")
 
     @hookimpl

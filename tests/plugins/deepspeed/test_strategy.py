@@ -100,7 +100,7 @@ def test_bf16_follows_fp32(run_tiny, tmp_path, stage):
     recorder, reference = Recorder(), Recorder()
     run_tiny(reference, checkpoint=SAVE, **COMMON)
     resume = {"resume_from": tmp_path / "run" / "checkpoints" / "step-00000003"}
-    more = {"allow_drift": ["strategy.dtype"], "trainer": resume, **COMMON}
+    more = {"allow_changes": ["strategy.dtype"], "trainer": resume, **COMMON}
     run_tiny(recorder, strategy=zero(stage, dtype="bf16"), checkpoint=SAVE, **more)
     assert losses(recorder) != losses(reference)[3:]
     assert losses(recorder) == pytest.approx(losses(reference)[3:], rel=0.02)
@@ -132,7 +132,7 @@ def test_an_optimizer_that_the_recipe_changes_goes_on_as_changed(run_tiny, tmp_p
     """As under plain torch; and not as it was, which the checkpoint holds."""
     given = {"lr": 0.03, "weight_decay": 0.5, "betas": [0.5, 0.6]}
     resume = {"resume_from": tmp_path / "run" / "checkpoints" / "step-00000003"}
-    more = {**COMMON, "checkpoint": SAVE, "allow_drift": ["optimizer"], "trainer": resume}
+    more = {**COMMON, "checkpoint": SAVE, "allow_changes": ["optimizer"], "trainer": resume}
     before, plain, changed = Recorder(), Recorder(), Recorder()
     run_tiny(before, strategy=zero(stage), **{**COMMON, "checkpoint": SAVE})
     run_tiny(plain, run_dir=str(tmp_path / "plain"), **{**more, "optimizer": {**COMMON.get("optimizer", {}), **given}})
@@ -303,7 +303,7 @@ def test_a_checkpoint_of_another_model_is_refused(run_tiny, tmp_path: Path):
     run_tiny(strategy=zero(2), checkpoint=SAVE)
     resume = {"resume_from": tmp_path / "run" / "checkpoints" / "step-00000003"}
     with pytest.raises(HooktrainError, match=facts("step-00000003", "shape", "recipe.yaml")):
-        run_tiny(strategy=zero(2), checkpoint=SAVE, model={"width": 4}, allow_drift=["model"], trainer=resume)
+        run_tiny(strategy=zero(2), checkpoint=SAVE, model={"width": 4}, allow_changes=["model"], trainer=resume)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -383,7 +383,7 @@ def test_a_frozen_base_in_bf16_is_that_of_a_float32_run(run_tiny, tmp_path, stag
             checkpoint=save,
             train_iters=4,
             exit_iteration=step + 1,
-            allow_drift=allowed,
+            allow_changes=allowed,
             trainer={"resume_from": path / f"step-{step:08d}"},
         )
         assert trainer.global_step == step + 1

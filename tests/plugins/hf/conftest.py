@@ -73,7 +73,7 @@ class PlainStrategy:
 
 @pytest.fixture
 def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Callable[..., Any]:
-    """Builds what an engine or a boundary hook sees of a trainer."""
+    """Builds what an engine or an event hook sees of a trainer."""
 
     def make(model: Any, *, step: int = 3, reason: str = "end", settings: Any = None, **strategy: Any) -> Any:
         return SimpleNamespace(

@@ -163,7 +163,7 @@ def test_a_failed_write_leaves_the_last_export_alone(
 
 def test_an_export_cannot_be_resumed_from(tmp_path: Path) -> None:
     saver = engine(tmp_path / "out")
-    assert saver.latest() is None and not saver.claims(tmp_path)
+    assert saver.latest() is None and not saver.can_load(tmp_path)
     with pytest.raises(CheckpointError, match="type: full"):
         saver.load(None, tmp_path)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="type: full"):

@@ -16,7 +16,7 @@ from tests.facts import facts
 
 
 def run(trainer: Any, *hooks: tuple[str, int]) -> str:
-    """Call boundaries of a fresh plugin at given steps; returns what was said."""
+    """Call events of a fresh plugin at given steps; returns what was said."""
     shown: list[str] = []
     trainer.say = shown.append
     plugin = SamplesPlugin()

@@ -106,7 +106,7 @@ def test_micro_batches_without_a_supervised_token(fine_tune: Train) -> None:
         def on_step_start(self, trainer: Any, batches: Any) -> None:
             for batch in batches[: trainer.global_step + 1]:
                 batch["labels"].fill_(-100)
-            trainer.open_window(batches)
+            trainer.begin_step(batches)
 
     runs = [curve(fine_tune(model, Mask(), gradient_accumulation_steps=4, micro_batch_size=1)) for model in ({}, LIGER)]
     assert runs[1] == pytest.approx(runs[0], rel=2e-5) and len(runs[0]) > 3

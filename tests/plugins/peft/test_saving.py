@@ -220,14 +220,14 @@ def test_a_resume_on_another_base_is_refused(run: Run, bases: dict[str, Path], t
         run(
             checkpoint=[FULL],
             model={"name_or_path": str(tmp_path / "other")},
-            allow_drift=["model", "tokenizer"],
+            allow_changes=["model", "tokenizer"],
             trainer={"resume_from": tmp_path / "run/checkpoints/step-00000002"},
         )
     with pytest.raises(CheckpointError, match=facts("step-00000002", "shape", "recipe.yaml")):
         run(
             checkpoint=[FULL],
             peft={"type": "lora", "r": 5},
-            allow_drift=["peft"],
+            allow_changes=["peft"],
             trainer={"resume_from": tmp_path / "run/checkpoints/step-00000002"},
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hooktrain import ShownRow, hookimpl
+from hooktrain import ExamplePreview, hookimpl
 from hooktrain.cli.data import data_of, print_data
 from hooktrain.testing import TinyPlugin, save_llama
 from hooktrain.training.load import load
@@ -80,11 +80,11 @@ def test_a_plugin_shows_rows_of_its_own_data(
 ) -> None:
     class Shows:
         @hookimpl
-        def show_rows(self, config: Any, tokenizer: Any, world: Any, hooks: Any, count: int) -> list[ShownRow] | None:
+        def preview_examples(self, config: Any, tokenizer: Any, world: Any, hooks: Any, count: int) -> list[ExamplePreview] | None:
             if type(config).__name__ != "TinyDataConfig":
                 return None
             return [
-                ShownRow(f"row {n}", [("one", False, ""), ("two " * 40, True, "it is even")], "a note")
+                ExamplePreview(f"row {n}", [("one", False, ""), ("two " * 40, True, "it is even")], "a note")
                 for n in range(count)
             ]
 

@@ -25,7 +25,7 @@ def test_what_is_not_ours_is_declined() -> None:
     plugin = SFTPlugin()
     assert plugin.make_data(object(), None, World(), None) is None
     assert plugin.make_loss(object()) is None
-    assert plugin.render_row({}, None, object()) is None
+    assert plugin.render_example({}, None, object()) is None
 
 
 @pytest.mark.usefixtures("real_starts")

@@ -416,7 +416,7 @@ def test_a_checkpoint_of_another_model_or_optimizer(run_tiny, tmp_path):
     changes = [{"model": {"width": 4}}, {"optimizer": {"type": "adamw", "decay_vectors": True}}]
     for change in changes:
         with pytest.raises(CheckpointError, match=facts("step-00000003", "recipe.yaml")):
-            run_tiny(checkpoint=every(3), trainer={"resume_from": step(tmp_path, 3)}, allow_drift=["*"], **change)
+            run_tiny(checkpoint=every(3), trainer={"resume_from": step(tmp_path, 3)}, allow_changes=["*"], **change)
 
 
 def test_a_checkpoint_of_a_later_format(run_tiny, tmp_path):

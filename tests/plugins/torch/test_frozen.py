@@ -12,7 +12,7 @@ from hooktrain_torch.frozen import FrozenWeights, checksum
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooktrain import CheckpointError, Fragment, hookimpl
+from hooktrain import CheckpointError, Shard, hookimpl
 from tests.facts import facts
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.bool]
@@ -98,11 +98,11 @@ def test_they_are_written_when_asked_for(run_tiny: Any, tmp_path: Path) -> None:
 def test_ranks_add_up_what_one_would_find(size: int, dtype: torch.dtype, cuts: list[int]) -> None:
     raw = torch.randint(0, 2, (size * dtype.itemsize,), dtype=torch.uint8).view(dtype)
     ends = [0, *sorted(min(cut, size) for cut in cuts), size]
-    parts = [[Fragment("w", (size,), start, raw[start:stop])] for start, stop in pairwise(ends)]
+    parts = [[Shard("w", (size,), start, raw[start:stop])] for start, stop in pairwise(ends)]
     model = torch.nn.Module()
     model.w = torch.nn.Parameter(raw, requires_grad=False)
-    alone = FrozenWeights(model, [Fragment("w", (size,), 0, raw)], lambda mine: [mine])
-    expected = alone.unchanged(model, [Fragment("w", (size,), 0, raw)], lambda mine: [mine])
+    alone = FrozenWeights(model, [Shard("w", (size,), 0, raw)], lambda mine: [mine])
+    expected = alone.unchanged(model, [Shard("w", (size,), 0, raw)], lambda mine: [mine])
     assert expected["w"][0] == checksum(raw)
     shares: list[Any] = []
     for part in parts:  # each rank's share first, then what all of them together are
@@ -138,10 +138,10 @@ def test_weights_are_known_again_in_another_precision() -> None:
     torch.manual_seed(0)
     values = torch.randn(40)
 
-    def built(content: torch.Tensor) -> tuple[FrozenWeights, list[Fragment], torch.nn.Module]:
+    def built(content: torch.Tensor) -> tuple[FrozenWeights, list[Shard], torch.nn.Module]:
         model = torch.nn.Module()
         model.register_parameter("w", torch.nn.Parameter(content, requires_grad=False))
-        fragments = [Fragment("w", (40,), 0, content)]
+        fragments = [Shard("w", (40,), 0, content)]
         return FrozenWeights(model, fragments, lambda mine: [mine]), fragments, model
 
     def goes_on(saved: torch.Tensor, now: torch.Tensor) -> bool:

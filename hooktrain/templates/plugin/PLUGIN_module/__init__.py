@@ -79,7 +79,7 @@ class Plugin:
         if not output.stepped:
             return  # the step was left out, as its gradients were not finite
         # output.total is a sum over this rank's tokens, on the device. Nothing here waits for it: no .item(), no print
-        loss = trainer.strategy.sum_tensor(output.total.float()) / trainer.window_weight
+        loss = trainer.strategy.sum_tensor(output.total.float()) / trainer.denominator
         decay = trainer.recipe.settings["PLUGIN_name"].decay
         self.mean = loss if self.mean is None else torch.lerp(loss, self.mean, decay)
 

@@ -49,7 +49,7 @@ def own_formats(source: Any, config: Any) -> dict[str, Format]:
         source: the source's config, whose ``role_mapping`` and ``content_key`` go before those of ``config``.
         config: what the recipe says under ``data``.
     """
-    raw = Format("raw", "rows that a plugin's render_row takes as they are", lambda columns, row: None, _keep, None)
+    raw = Format("raw", "rows that a plugin's render_example takes as they are", lambda columns, row: None, _keep, None)
     ids = Format("input_ids", "'input_ids'", _has("input_ids"), _keep, "input_ids")
     formats = (
         role_mapping_format(source, config),

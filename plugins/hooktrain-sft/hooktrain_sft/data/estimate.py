@@ -36,7 +36,7 @@ def data(config: TokenDataConfig, recipe: Recipe, world: World, hooks: Any) -> D
     longest = config.max_length or (None if tokenizer is None else row_limit(tokenizer))
     rows, why = None, "tokens are not known before `hooktrain data` has prepared them"
     try:
-        counts = [hooks.estimate_rows(config=source) for source in config.sources]
+        counts = [hooks.estimate_examples(config=source) for source in config.sources]
         if all(count is not None for count in counts):
             rows = round(sum(counts) * config.train_eval_split[0])
     except HooktrainError as problem:

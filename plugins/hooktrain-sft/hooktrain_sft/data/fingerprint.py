@@ -24,7 +24,7 @@ _LATER = {  # settings of what happens to rows after they were tokenized, or of 
     *("shuffle", "group_by_length", "workers", "num_proc", "use_data_cache", "cache_dir", "stream_buffer"),
 }
 _LATER_OF_SOURCE = {"name", "weight", "streaming", "built_as"}
-_HOOKS = ("load_source", "render_row", "register_formats")
+_HOOKS = ("load_source", "render_example", "register_formats")
 _LIBRARIES = ("transformers", "tokenizers", "jinja2", "datasets")
 
 

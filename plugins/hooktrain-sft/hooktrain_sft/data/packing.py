@@ -231,18 +231,18 @@ def check_bins(bins: Bins, lengths: Indices, max_length: int) -> None:
     seen = np.bincount(bins.order, minlength=len(lengths)) if len(bins.order) else np.zeros(len(lengths), np.int64)
     if len(seen) > len(lengths):
         raise DataError(
-            f"pack_rows put document {len(seen) - 1} into a bin, but there are {len(lengths)}; repair the plugin that"
+            f"pack_sequences put document {len(seen) - 1} into a bin, but there are {len(lengths)}; repair the plugin that"
             " packs"
         )
     if (seen != 1).any():
         wrong = int(np.flatnonzero(seen != 1)[0])
         raise DataError(
-            f"pack_rows put document {wrong} into {int(seen[wrong])} bins, expected every document in exactly one;"
+            f"pack_sequences put document {wrong} into {int(seen[wrong])} bins, expected every document in exactly one;"
             " repair the plugin that packs"
         )
     filled = np.diff(np.concatenate([[0], np.cumsum(lengths[bins.order])])[bins.offsets])
     if len(filled) and filled.max() > max_length:
         raise DataError(
-            f"pack_rows filled bin {int(filled.argmax())} with {int(filled.max())} tokens, expected at most"
+            f"pack_sequences filled bin {int(filled.argmax())} with {int(filled.max())} tokens, expected at most"
             f" {max_length}; repair the plugin that packs"
         )

@@ -201,10 +201,10 @@ class _Preparation:
         return PackedDataset(fitted, bins), facts
 
     def pack(self, documents: Documents) -> Bins:
-        bins = self.hooks.pack_rows(lengths=documents.lengths, max_length=self.max_length, config=self.config)
+        bins = self.hooks.pack_sequences(lengths=documents.lengths, max_length=self.max_length, config=self.config)
         if bins is None:
             raise DataError(
-                "data.pack_samples: no plugin packs rows; enable hooktrain-sft or another that has pack_rows"
+                "data.pack_samples: no plugin packs rows; enable hooktrain-sft or another that has pack_sequences"
             )
         packed = Bins.of(bins)
         check_bins(packed, documents.lengths, self.max_length)

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from hooktrain import ShownRow, World
+from hooktrain import ExamplePreview, World
 from hooktrain_sft.chat.render import Rendered
 from hooktrain_sft.config import TokenDataConfig
 from hooktrain_sft.data.prepare import named
 from hooktrain_sft.data.source_reader import Reader
 
-__all__ = ["show_rows"]
+__all__ = ["preview_examples"]
 
 
-def show_rows(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any, count: int) -> list[ShownRow]:
+def preview_examples(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any, count: int) -> list[ExamplePreview]:
     """The first rows of each source, as they are before anything is cut or packed."""
     reader = Reader(config, tokenizer, world, hooks)
     shown = []
@@ -29,7 +29,7 @@ def show_rows(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any,
             note = f"{len(ids):,} tokens, {int(trained[1:].sum()):,} of them trained"
             if opened.format is not None:
                 note += f"; {opened.format.why}"
-            shown.append(ShownRow(f"{opened.label}, row {index}", pieces, note))
+            shown.append(ExamplePreview(f"{opened.label}, row {index}", pieces, note))
     return shown
 
 

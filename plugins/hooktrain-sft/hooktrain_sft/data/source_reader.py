@@ -95,7 +95,7 @@ class Reader:
         try:
             return choose_format(columns, first, source, self.config, known_formats(source, self.config, self.hooks))
         except DataError as problem:
-            if len(self.hooks.render_row.get_hookimpls()) > 1:
+            if len(self.hooks.render_example.get_hookimpls()) > 1:
                 return None  # another plugin renders rows, and may know what these are
             raise DataError(f"{label}: {problem}") from problem
 
@@ -105,7 +105,7 @@ class Reader:
         Raises:
             DataError: with the source and the number of the row that cannot be used.
         """
-        render, tokenizer, config = self.hooks.render_row, self.tokenizer, self.config
+        render, tokenizer, config = self.hooks.render_example, self.tokenizer, self.config
         convert: Callable[[Any], Any] | None = None if opened.format is None else opened.format.convert
         for index, row in enumerate(rows, first):
             try:

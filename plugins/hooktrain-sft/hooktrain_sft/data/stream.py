@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from hooktrain import Batch, Data, DataError, Recipe, World, blank
+from hooktrain import Batch, Data, DataError, Recipe, World, padding_batch
 from hooktrain_sft.data.documents import Documents, TokenCount, fit
 from hooktrain_sft.data.packed_dataset import PackedDataset
 from hooktrain_sft.data.packing import Bins, check_bins
@@ -115,7 +115,7 @@ class Stream:
         )
         bins = None
         if config.pack_samples:
-            packed = self.reader.hooks.pack_rows(lengths=fitted.lengths, max_length=self.max_length, config=config)
+            packed = self.reader.hooks.pack_sequences(lengths=fitted.lengths, max_length=self.max_length, config=config)
             bins = Bins.of(packed)
             check_bins(bins, fitted.lengths, self.max_length)
         rows = PackedDataset(fitted, bins)
@@ -242,7 +242,7 @@ class StreamLoader:
             mine = chosen[at : at + self.micro]
             rows = [block.rows[block.order[number]] for block, number in mine or chosen[:1]]
             batch = self.data.collate(rows)
-            batches.append(batch if mine else blank(batch))
+            batches.append(batch if mine else padding_batch(batch))
         return batches
 
 

@@ -29,7 +29,7 @@ class NEFTuneSettings:
 
 
 class NEFTunePlugin:
-    """Surrounds the embedding for the time of a training micro-batch.
+    """Wraps the embedding for the time of a training micro-batch.
 
     The noise depends on the run's seed, the rank, the step and the micro-batch's number in it, and on nothing else: a
     resumed run repeats it, and dropout draws the same numbers with it and without.
@@ -44,7 +44,7 @@ class NEFTunePlugin:
         return {"settings": {"neftune": NEFTuneSettings}}
 
     @hookimpl
-    def idle_hooks(self, recipe: Recipe) -> Sequence[str]:
+    def unused_hooks(self, recipe: Recipe) -> Sequence[str]:
         used = recipe.settings["neftune"].noise_alpha
         return [] if used else ["on_train_start", "on_microbatch_start", "on_microbatch_end"]
 

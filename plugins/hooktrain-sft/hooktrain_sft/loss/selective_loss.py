@@ -20,7 +20,7 @@ from hooktrain_sft.loss.token_loss import CrossEntropy, Differentiated, TokenLos
 
 __all__ = ["SelectiveLoss", "per_token"]
 
-Offer = Callable[[LogitTransform, nn.Module], HeadLoss | None]
+RegisteredPart = Callable[[LogitTransform, nn.Module], HeadLoss | None]
 Runner = Callable[[nn.Module, Mapping[str, Any], int], tuple[Tensor, Sums]]
 
 
@@ -52,7 +52,7 @@ class SelectiveLoss:
         self,
         token_loss: TokenLoss,
         chunk_size: int | None = None,
-        offer: Offer | None = None,
+        offer: RegisteredPart | None = None,
         all_logits: bool = False,
     ) -> None:
         self._token_loss, self._chunk_size, self._offer = token_loss, chunk_size, offer

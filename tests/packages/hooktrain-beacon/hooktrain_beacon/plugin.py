@@ -1,4 +1,4 @@
-"""The plugin: which boundaries are reported, and what waits until the server is back."""
+"""The plugin: which events are reported, and what waits until the server is back."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class BeaconPlugin:
         return {"settings": {"beacon": BeaconSettings}}
 
     @hookimpl
-    def idle_hooks(self, recipe: Recipe) -> Iterable[str]:
+    def unused_hooks(self, recipe: Recipe) -> Iterable[str]:
         return () if recipe.settings["beacon"].url else _TALKING
 
     @hookimpl

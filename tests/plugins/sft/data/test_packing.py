@@ -69,10 +69,10 @@ def test_lengths_that_do_not_fit(lengths: list[int]) -> None:
 @pytest.mark.parametrize(
     ("bins", "message"),
     [
-        ([[0, 1]], facts("pack_rows", "document 2", "0 bins")),
-        ([[0, 1], [1, 2]], facts("pack_rows", "document 1", "2 bins")),
-        ([[0, 1], [2, 3]], facts("pack_rows", "document 3", " 3;")),
-        ([[0], [1, 2]], facts("pack_rows", "bin 1 ", "11 tokens", "10")),
+        ([[0, 1]], facts("pack_sequences", "document 2", "0 bins")),
+        ([[0, 1], [1, 2]], facts("pack_sequences", "document 1", "2 bins")),
+        ([[0, 1], [2, 3]], facts("pack_sequences", "document 3", " 3;")),
+        ([[0], [1, 2]], facts("pack_sequences", "bin 1 ", "11 tokens", "10")),
     ],
 )
 def test_a_packing_from_elsewhere_is_checked(bins: list[list[int]], message: str) -> None:

@@ -175,12 +175,12 @@ def test_max_length_comes_from_the_tokenizer(
 def test_rendering_and_packing_are_hooks(make_tokenizer: Callable[..., Any]) -> None:
     class Upper:
         @hookimpl
-        def render_row(self, row: Any) -> Rendered | None:
+        def render_example(self, row: Any) -> Rendered | None:
             return Rendered(row["shout"].upper(), ((0, 5),)) if "shout" in row else None
 
     class OneEach:
         @hookimpl
-        def pack_rows(self, lengths: Sequence[int]) -> list[list[int]]:
+        def pack_sequences(self, lengths: Sequence[int]) -> list[list[int]]:
             return [[index] for index in range(len(lengths))]
 
     tokenizer = make_tokenizer("chatml")
@@ -190,10 +190,10 @@ def test_rendering_and_packing_are_hooks(make_tokenizer: Callable[..., Any]) -> 
 
     class Loser:
         @hookimpl
-        def pack_rows(self) -> list[list[int]]:
+        def pack_sequences(self) -> list[list[int]]:
             return [[0]]
 
-    with pytest.raises(DataError, match=facts("pack_rows", "document 1", "0 bins")):
+    with pytest.raises(DataError, match=facts("pack_sequences", "document 1", "0 bins")):
         prepare(make_hooks(Loser()), attrs.evolve(config, sources=(ListSource("rows", ROWS[:2]),)), tokenizer)
 
 

@@ -82,7 +82,7 @@ def test_a_second_run_finds_the_rows(make_tokenizer: Callable[..., Any]) -> None
 
 class Upper:
     @hookimpl
-    def render_row(self, row: Any) -> Any:
+    def render_example(self, row: Any) -> Any:
         return Rendered(row["messages"][0]["content"].upper(), ((0, 5),))
 
 
@@ -91,7 +91,7 @@ class Configured:
         self.word = word
 
     @hookimpl
-    def render_row(self) -> Any:
+    def render_example(self) -> Any:
         return Rendered(self.word, ((0, 5),))
 
 

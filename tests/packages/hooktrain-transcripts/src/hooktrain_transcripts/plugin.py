@@ -60,7 +60,7 @@ def fingerprint_source(config: Any) -> str | None:
 
 
 @hookimpl
-def estimate_rows(config: Any) -> int | None:
+def estimate_examples(config: Any) -> int | None:
     if not isinstance(config, TranscriptsConfig):
         return None
     return sum(len(split_dialogs(text)) for text in _texts(config))
