@@ -32,7 +32,7 @@ def field(
     validator: Any = None,
     aliases: Sequence[str] = (),
     inherit: str | None = None,
-    neutral: bool | None = None,
+    affects_training: bool | None = None,
 ) -> Any:
     """A field of a config class: ``attrs.field`` with additions.
 
@@ -42,22 +42,22 @@ def field(
         validator: an attrs validator; it must touch no file, network or device.
         aliases: other keys that the recipe may use for this field.
         inherit: path in the recipe, such as ``model.name_or_path``, whose value is taken when this key is not given.
-        neutral: whether a run may go on from a checkpoint with another value, as the training stays the same; what the
-            part says that the config belongs to when left out, and False for the recipe.
+        affects_training: False where a run may resume from a checkpoint with another value, as the training stays the
+            same. Left out, it is what the part says that the config belongs to, and True for the recipe.
     """
-    metadata = {"aliases": tuple(aliases), "inherit": inherit, "neutral": neutral}
+    metadata = {"aliases": tuple(aliases), "inherit": inherit, "affects_training": affects_training}
     if factory is not None:
         return attrs.field(factory=factory, validator=validator, metadata=metadata)
     return attrs.field(default=default, validator=validator, metadata=metadata)
 
 
-def part(kind: str, *, many: bool = False, default: Any = _MISSING, neutral: bool | None = None) -> Any:
+def part(kind: str, *, many: bool = False, default: Any = _MISSING, affects_training: bool | None = None) -> Any:
     """A field that holds a named part of ``kind``, or a tuple of them: its ``type`` selects the config class.
 
-    Left out, a single part is the trainer type's default for the kind, and a tuple is empty; ``neutral`` as for
-    :func:`field`.
+    Left out, a single part is the trainer type's default for the kind, and a tuple is empty. ``affects_training`` is
+    that of :func:`field`.
     """
-    metadata = {"aliases": (), "inherit": None, "kind": kind, "many": many, "neutral": neutral}
+    metadata = {"aliases": (), "inherit": None, "kind": kind, "many": many, "affects_training": affects_training}
     if default is _MISSING:
         default = () if many else attrs.NOTHING
     return attrs.field(default=default, metadata=metadata)

@@ -1,10 +1,11 @@
 """Every hook of the engine.
 
 The verb says the kind. ``register_*`` and ``check_*`` are collected from all plugins. ``make_*`` and ``load_source``
-build a part: the first plugin that returns something other than None builds it. ``on_*`` are events: everyone
-hears them, results are ignored. ``run_*``, ``compute_loss``, ``save_checkpoint`` and ``load_checkpoint`` are loop hooks:
-what the loop *does* between two events, replaced by answering first, wrapped with ``@hookimpl(wrapper=True)``.
-A loop hook answers or declines with ``NotImplemented``; None is an error, so that work is never done twice.
+build a part: the first plugin that returns something other than None builds it. ``on_*`` are events: every
+implementation is called, and results are ignored. ``run_*``, ``compute_loss``, ``save_checkpoint`` and
+``load_checkpoint`` are loop hooks: what the loop *does* between two events. The first plugin that returns a result does
+it, and ``@hookimpl(wrapper=True)`` wraps it. ``NotImplemented`` leaves the work to the next plugin; None is an error, so
+that work is never done twice.
 
 An implementation may name any subset of a hook's parameters. The README's hook reference is made from this file.
 """
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
         Data,
         DataEstimate,
         Dataset,
+        ExamplePreview,
         LossSum,
         MemoryEstimate,
         ModelEstimate,
         OptimizerStep,
-        ExamplePreview,
         StepOutput,
         TrainerState,
         TrainerType,
@@ -420,7 +421,9 @@ def fingerprint_source(config: Any, world: World) -> str | None:
 
 
 @hookspec(firstresult=True)
-def preview_examples(config: Any, tokenizer: Any, world: World, hooks: Any, count: int) -> Sequence[ExamplePreview] | None:
+def preview_examples(
+    config: Any, tokenizer: Any, world: World, hooks: Any, count: int
+) -> Sequence[ExamplePreview] | None:
     """Show how the first rows of each source are trained on.
 
     Called: by ``hooktrain data RECIPE --show N``.
@@ -467,7 +470,7 @@ def make_model(config: Any, tokenizer: Any, world: World, recipe: Recipe) -> Mod
 def adopt_model(model: Module, config: Any, tokenizer: Any, world: World) -> Module | None:
     """Get a model ready that was built in Python and given to ``hooktrain.Trainer``.
 
-    Called: by ``make_model`` of the engine, for ``type: given``; what wraps ``make_model`` has it afterwards.
+    Called: by ``make_model`` of the engine, for ``type: python``; what wraps ``make_model`` has it afterwards.
     Ranks: every rank.
     Device: may use it.
 
@@ -527,7 +530,7 @@ def make_scheduler(config: Any, optimizer: Optimizer, total_steps: int) -> Sched
 
 
 @hookspec(firstresult=True)
-def make_loss(config: Any) -> Callable[[Module, Batch, int], LossSum] | None:
+def make_loss(config: Any) -> Callable[[Module, Batch, float], LossSum] | None:
     """Build the loss.
 
     Called: by the trainer, before the model.
@@ -538,8 +541,8 @@ def make_loss(config: Any) -> Callable[[Module, Batch, int], LossSum] | None:
         config: what the recipe says under ``loss``.
 
     Returns:
-        ``loss(model, batch, weight) -> LossSum``, with the batch on the device and ``weight`` the micro-batch's
-        supervised tokens, counted on the host; None declines, and the next plugin is asked.
+        ``loss(model, batch, denominator) -> LossSum``, with the batch on the device and ``denominator`` what
+        ``count_batch`` counted on the host; None leaves the part to the next plugin.
 
     Default: none; ``hooktrain-sft`` builds ``sft``.
     """
@@ -974,8 +977,8 @@ def run_step(trainer: Trainer, batches: Sequence[Batch]) -> StepOutput:  # type:
 def count_batch(trainer: Trainer, batch: Batch) -> BatchCounts:  # type: ignore[empty-body]
     """Count what a micro-batch holds, before it moves to the device.
 
-    Called: by ``trainer.step`` for every micro-batch of the window, and in evaluation. The sum over the window and
-        the ranks is what the loss is divided by.
+    Called: by ``trainer.step`` for every micro-batch of the window, and in evaluation. The sum of denominators over
+        the window and the ranks is ``trainer.denominator``, which the loss is divided by.
     Ranks: every rank.
     Device: must not touch it.
 
@@ -984,15 +987,16 @@ def count_batch(trainer: Trainer, batch: Batch) -> BatchCounts:  # type: ignore[
         batch: the micro-batch, on the host.
 
     Returns:
-        Supervised tokens and tokens; NotImplemented declines, None is an error.
+        A ``BatchCounts`` with denominator, tokens and trained tokens; NotImplemented leaves it to the next plugin, None
+        is an error. Every micro-batch of a run counts in one unit.
 
-    Default: labels other than -100, the first of each row excepted; and the batch's own ``tokens``,
+    Default: tokens: labels other than -100, the first of each row excepted; and the batch's own ``tokens``,
         or the entries of ``attention_mask``, or all of ``input_ids``.
     """
 
 
 @hookspec(firstresult=True)
-def compute_loss(trainer: Trainer, model: Module, batch: Batch, weight: int) -> LossSum:  # type: ignore[empty-body]
+def compute_loss(trainer: Trainer, model: Module, batch: Batch, denominator: float) -> LossSum:  # type: ignore[empty-body]
     """The loss of a micro-batch, as a sum.
 
     Called: by ``trainer.microbatch`` under autocast, and by evaluation, under ``torch.no_grad`` as well.
@@ -1003,12 +1007,12 @@ def compute_loss(trainer: Trainer, model: Module, batch: Batch, weight: int) -> 
         trainer: the trainer.
         model: the model to call.
         batch: the micro-batch, on the device.
-        weight: its supervised tokens, as ``count_batch`` counted them.
+        denominator: what it contributes to ``trainer.denominator``, as ``count_batch`` counted it.
 
     Returns:
-        The loss *summed* over supervised tokens, and over how many: the engine divides, once, by the tokens of the
-        window over all ranks. Further sums over the same tokens are logged as means under their names, and as
-        ``eval/<name>/...`` in evaluation. NotImplemented declines, None is an error.
+        The undivided *sum* of the loss and its denominator: the engine divides, once, by ``trainer.denominator``.
+        Further sums are divided in the same way and logged under their names, and as ``eval/<name>/...`` in evaluation.
+        NotImplemented leaves the loss to the next plugin, None is an error.
 
     Default: the recipe's ``loss``.
     """

@@ -84,8 +84,8 @@ class Strategy(Protocol):
     def sum_tensor(self, value: Tensor) -> Tensor:
         """Sum over ranks, on the device, without the host waiting for it. Collective."""
 
-    def sum_numbers(self, values: Sequence[int]) -> list[int]:
-        """Sum of host integers over ranks, without touching the device. Collective."""
+    def sum_numbers(self, values: Sequence[float]) -> list[float]:
+        """Sum host numbers over ranks in float64, exactly for integers, without touching the device. Collective."""
 
     def gather_objects(self, value: Any) -> list[Any]:
         """A plain value (JSON types) of every rank, in rank order. Collective."""

@@ -121,27 +121,35 @@ class BatchCounts(NamedTuple):
     """Sizes of a micro-batch, counted on the host before it moves to the device.
 
     Attributes:
-        weight: supervised (shifted) tokens: what the loss is a sum over and is divided by.
+        denominator: what the micro-batch contributes to the number that the loss is divided by: how many of what
+            ``counts`` says it holds, or the sum of their weights. 0 where nothing is trained.
         tokens: tokens, padding excluded.
+        num_target_tokens: trained tokens, that is shifted labels other than -100.
+        counts: the unit of ``denominator``: ``tokens``, ``pairs``, ``sequences``, or a loss's own.
     """
 
-    weight: int
+    denominator: float
     tokens: int
+    num_target_tokens: int
+    counts: str = "tokens"
 
 
 class LossSum(NamedTuple):
     """What ``compute_loss`` returns.
 
     Attributes:
-        total: the *sum* of the loss over the micro-batch's supervised tokens, shape (), with a graph.
-        weight: how many tokens that sum is over; the engine compares it with its own count.
-        sums: what else is to be logged as a mean over the same tokens, such as ``token_accuracy``: names to sums, of
+        total: the undivided *sum* of the loss over the micro-batch, shape (), with a graph. Only the engine divides, by
+            the sum of the denominators of all micro-batches of a step on all ranks.
+        denominator: what the micro-batch contributes to that sum; the engine compares it with ``count_batch``'s.
+        sums: what else is to be logged, divided in the same way, such as ``token_accuracy``: names to sums, of
             shape () and on the device. Every micro-batch, on every rank, must have the same names.
+        counts: the unit of ``denominator``, as in :class:`BatchCounts`.
     """
 
     total: Tensor
-    weight: int
+    denominator: float
     sums: Mapping[str, Tensor] = MappingProxyType({})
+    counts: str = "tokens"
 
 
 class OptimizerStep(NamedTuple):

@@ -265,7 +265,7 @@ class ByRank:
     @hookimpl(wrapper=True)
     def compute_loss(self, trainer):
         loss = yield
-        return LossSum(loss.total * (1 + 0.01 * trainer.world.rank), loss.weight)
+        return LossSum(loss.total * (1 + 0.01 * trainer.world.rank), loss.denominator)
 
 
 class ScalesByShard:
@@ -279,7 +279,7 @@ class ScalesByShard:
     @hookimpl(wrapper=True)
     def compute_loss(self, model):
         loss = yield
-        return LossSum(loss.total * self.share, loss.weight) if model.training else loss
+        return LossSum(loss.total * self.share, loss.denominator) if model.training else loss
 
 
 class OneRankRaises:

@@ -13,13 +13,13 @@ from hooktrain.testing import TinyLossConfig
 __all__ = ["Counts", "counted"]
 
 
-def counted(model: nn.Module, batch: Mapping[str, Any], weight: int) -> LossSum:
+def counted(model: nn.Module, batch: Mapping[str, Any], denominator: float) -> LossSum:
     """Cross-entropy, and which share of the tokens is even: known from the data, whatever the weights are."""
     logits, goal = model(batch["input_ids"])[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
     right = (logits.argmax(-1) == goal).sum()
     even = ((goal % 2 == 0) & (goal != -100)).sum()
     total = nn.functional.cross_entropy(logits, goal, reduction="sum")
-    return LossSum(total, weight, {"accuracy": right, "even": even})
+    return LossSum(total, denominator, {"accuracy": right, "even": even})
 
 
 class Counts:

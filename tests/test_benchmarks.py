@@ -18,7 +18,7 @@ from benchmarks.dispatch import ours as one_layer
 from benchmarks.dispatch.common import CHUNK, Chunks
 from benchmarks.dispatch.judges import STEP, Added, same_training, with_own_plugins
 from benchmarks.gpu.inputs import ONE_BILLION, flops_per_token, peak_flops
-from benchmarks.gpu.ours import Waits
+from benchmarks.gpu.ours import DeviceSyncs
 from benchmarks.peers import PEERS, hand_written, tokenizing
 from benchmarks.sft import ours
 from benchmarks.sft.catalogue import METRICS, TARGETS
@@ -29,7 +29,7 @@ from benchmarks.sft.metrics import PEAK, TOKENS_PER_SECOND, falling_losses, same
 from benchmarks.sft.rows import write_long, write_many
 from benchmarks.sft.sides import Plan, Training
 from benchmarks.suites import register_benchmarks
-from hooktrain.bench import Case, Comparison, Settings, Variant, Target, run_suites
+from hooktrain.bench import Case, Comparison, Settings, Target, Variant, run_suites
 from hooktrain.testing import save_llama
 from tests.drivers import fork_drivers
 from tests.facts import facts
@@ -276,7 +276,7 @@ def test_the_layer_is_trained_alike_by_the_engine_and_every_form_of_the_loop(
 
 def test_every_token_is_more_than_the_answers(training: Training) -> None:
     everything = ours.measure(dict(training.ours("all", precision="fp32", train_on="all").specification))
-    answers = ours.measure(dict(training.ours("answers", precision="fp32").specification))
+    answers = ours.measure(dict(training.ours("runs", precision="fp32").specification))
     assert sum(everything["supervised"]) > sum(answers["supervised"]) > 0
 
 
@@ -329,7 +329,7 @@ def test_the_suite_for_a_gpu_says_that_there_is_none(monkeypatch: pytest.MonkeyP
 
 
 def test_waits_of_the_host_are_counted_by_what_torch_says(recwarn: pytest.WarningsRecorder) -> None:
-    waits = Waits()
+    waits = DeviceSyncs()
     with warnings.catch_warnings():
         waits.begin()
         for _ in range(2):  # from one place, which Python would tell once

@@ -10,7 +10,7 @@ import pytest
 
 from hooktrain import hookspecs
 from hooktrain.hookspecs import EVENTS, FACTORIES, LOOP_HOOKS
-from hooktrain.testing import Recorder, LoopHookRecorder
+from hooktrain.testing import LoopHookRecorder, Recorder
 
 ROOT = Path(__file__).parents[1]
 HOOKS = {

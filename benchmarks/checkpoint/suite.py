@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.checkpoint.driver import WAYS
-from hooktrain.bench import Case, Context, Metric, Variant, Suite, Target
+from hooktrain.bench import Case, Context, Metric, Suite, Target, Variant
 
 __all__ = ["SUITE"]
 
@@ -22,7 +22,9 @@ def cases(context: Context) -> Iterator[Case]:
         name="stall",
         about=f"an embedding and a head with AdamW, float32; {saves} saves in {steps} steps",
         parameters={"millions": millions},
-        sides=[Variant(way, driver="benchmarks.checkpoint.driver", specification={**common, "way": way}) for way in WAYS],
+        sides=[
+            Variant(way, driver="benchmarks.checkpoint.driver", specification={**common, "way": way}) for way in WAYS
+        ],
         baseline="torch.save",
         metrics=(
             Metric("stall_seconds", "s"),

@@ -43,8 +43,10 @@ def _event(hook: Callable[..., Any]) -> Call:
 
 def _loop_hook(hook: Callable[..., Any]) -> Call:
     answer = LossSum(None, 1)  # type: ignore[arg-type]
-    trainer = SimpleNamespace(loss=lambda model, batch, weight: answer)  # all that the default loop hook asks of one
-    return lambda: hook(trainer=trainer, model=None, batch=None, weight=1)
+    trainer = SimpleNamespace(
+        loss=lambda model, batch, denominator: answer
+    )  # all that the default loop hook asks of one
+    return lambda: hook(trainer=trainer, model=None, batch=None, denominator=1)
 
 
 def _host(plugin: type, count: int) -> PluginHost:

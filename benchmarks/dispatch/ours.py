@@ -78,11 +78,11 @@ class _Layer:
 
     @hookimpl(tryfirst=True)
     def make_loss(self) -> Callable[..., LossSum]:
-        return lambda model, batch, weight: LossSum(((model(batch["x"]) - batch["x"]) ** 2).sum(), weight)
+        return lambda model, batch, denominator: LossSum(((model(batch["x"]) - batch["x"]) ** 2).sum(), denominator)
 
     @hookimpl
     def count_batch(self) -> BatchCounts:
-        return BatchCounts(ROWS, ROWS)
+        return BatchCounts(ROWS, ROWS, ROWS)
 
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from benchmarks.dispatch import calls
 from benchmarks.dispatch.judges import STEP, Added, same_training, with_own_plugins
 from benchmarks.dispatch.ours import HOOKS
 from benchmarks.peers import IGNITE, LIGHTNING, TRL, ignite, lightning, transformers
-from hooktrain.bench import Case, Context, TargetLike, Peer, Variant, Suite, Target
+from hooktrain.bench import Case, Context, Peer, Suite, Target, TargetLike, Variant
 
 __all__ = ["SUITE"]
 

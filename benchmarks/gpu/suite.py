@@ -12,7 +12,7 @@ from benchmarks.peers import TRL, TRL_GPU
 from benchmarks.sft.inputs import InputsFailed, export_model
 from benchmarks.sft.metrics import falling_losses, same_losses
 from benchmarks.sft.rows import write_demo, write_many
-from hooktrain.bench import DEVICE_MEMORY, PEAK_MEMORY, Case, Context, Findings, Metric, Variant, Skip, Suite, Target
+from hooktrain.bench import DEVICE_MEMORY, PEAK_MEMORY, Case, Context, Findings, Metric, Skip, Suite, Target, Variant
 
 __all__ = ["SUITE"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from hooktrain.bench import Case, Context, Findings, Metric, Variant, Skip, Suite, Target
+from hooktrain.bench import Case, Context, Findings, Metric, Skip, Suite, Target, Variant
 
 __all__ = ["SUITE"]
 

@@ -15,7 +15,7 @@ from benchmarks.sft.metrics import (
     same_losses,
     same_rows,
 )
-from hooktrain.bench import SECONDS, TargetLike, Metric, Target
+from hooktrain.bench import SECONDS, Metric, Target, TargetLike
 
 __all__ = ["METRICS", "TARGETS"]
 

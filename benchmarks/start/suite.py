@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hooktrain.bench import CPU_SECONDS, PEAK_MEMORY, SECONDS, Case, Context, Metric, Variant, Suite, Target
+from hooktrain.bench import CPU_SECONDS, PEAK_MEMORY, SECONDS, Case, Context, Metric, Suite, Target, Variant
 
 __all__ = ["SUITE"]
 

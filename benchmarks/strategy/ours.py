@@ -60,7 +60,7 @@ class _Blocks:
 
     @hookimpl(tryfirst=True)
     def make_loss(self) -> Any:
-        return lambda model, batch, weight: LossSum(loss_of(model, batch["input_ids"]), weight)
+        return lambda model, batch, denominator: LossSum(loss_of(model, batch["input_ids"]), denominator)
 
     @hookimpl(tryfirst=True)
     def on_step_start(self) -> None:

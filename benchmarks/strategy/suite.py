@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 
 from benchmarks.sft.metrics import same_losses
-from hooktrain.bench import CPU_SECONDS, PEAK_MEMORY, SECONDS, Case, Context, Findings, Variant, Suite, Target
+from hooktrain.bench import CPU_SECONDS, PEAK_MEMORY, SECONDS, Case, Context, Findings, Suite, Target, Variant
 
 __all__ = ["SUITE"]
 

@@ -98,12 +98,12 @@ if TYPE_CHECKING:
         Comparison,
         Context,
         Findings,
-        TargetLike,
         Measured,
         Metric,
-        Variant,
         Skip,
         Suite,
+        TargetLike,
+        Variant,
     )
     from hooktrain.bench.runner import Settings, run_suites
     from hooktrain.bench.verdicts import Check, Target

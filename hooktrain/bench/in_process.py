@@ -104,7 +104,9 @@ def isolated(case: Case, side: Variant) -> Variant:
         "warmup": case.warmup,
         "calls": case.calls,
     }
-    return Variant(side.name, driver=__name__, specification=specification, environment=side.environment, after=side.after)
+    return Variant(
+        side.name, driver=__name__, specification=specification, environment=side.environment, after=side.after
+    )
 
 
 def _drive(given: dict[str, Any]) -> dict[str, Any]:

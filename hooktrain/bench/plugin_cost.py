@@ -14,7 +14,7 @@ from rich.text import Text
 
 from hooktrain.bench.bootstrap import difference_of_medians, median_of
 from hooktrain.bench.errors import BenchError
-from hooktrain.bench.model import Case, Context, Findings, Metric, Variant, Suite
+from hooktrain.bench.model import Case, Context, Findings, Metric, Suite, Variant
 from hooktrain.bench.results import FILE, Line, require_folder, values, write
 from hooktrain.bench.runner import Settings, run_suites
 from hooktrain.bench.tables import COLOURS, figure_text, number
@@ -135,7 +135,7 @@ def measure_plugin(
         "distribution": record.distribution,
         "version": record.version,
         "hooks": list(record.hooks),
-        "offers": list(record.offers),
+        "registers": list(record.registers),
     }
     line["losses"] = _losses(line)
     if out is not None:
@@ -185,8 +185,8 @@ def print_report(line: Line, console: Console) -> None:
     console.print()
     console.print(Text(f"{plugin['name']}", style="bold") + Text(f"  {plugin['distribution']} {plugin['version']}"))
     console.print(Text(f"hooks: {', '.join(plugin['hooks']) or 'none'}", style="dim"))
-    if plugin["offers"]:
-        console.print(Text(f"offers: {', '.join(plugin['offers'])}", style="dim"))
+    if plugin["registers"]:
+        console.print(Text(f"registers: {', '.join(plugin['registers'])}", style="dim"))
     console.print(Text(line["about"], style="dim"))
     for side in ("without", "with"):
         if "failed" in line["sides"][side]:

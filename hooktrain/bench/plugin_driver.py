@@ -57,7 +57,7 @@ def _timed(findings: dict[str, Any]) -> object:
 
 
 def _counting(findings: dict[str, Any]) -> object:
-    from hooktrain.builtins.device_sync import Waits
+    from hooktrain.builtins.device_sync import DeviceSyncs
     from hooktrain.markers import hookimpl
 
     class Counting:
@@ -67,8 +67,8 @@ def _counting(findings: dict[str, Any]) -> object:
 
         @hookimpl(tryfirst=True)
         def on_train_start(self, trainer: Any) -> None:
-            self.waits = Waits(self.heard, trainer.device)
-            self.waits.begin()
+            self.syncs = DeviceSyncs(self.heard, trainer.device)
+            self.syncs.begin()
 
         def heard(self, what: str) -> None:
             self.count += 1
@@ -79,7 +79,7 @@ def _counting(findings: dict[str, Any]) -> object:
 
         @hookimpl(trylast=True)
         def on_train_end(self) -> None:
-            self.waits.end()
+            self.syncs.end()
             findings["host_reads"] = self.count / max(1, self.steps)
 
     return Counting()

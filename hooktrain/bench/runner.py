@@ -16,7 +16,7 @@ from hooktrain.bench.environments import Peer, ensure
 from hooktrain.bench.errors import BenchError
 from hooktrain.bench.interleave import run_case
 from hooktrain.bench.model import Case, Context, Skip, Suite
-from hooktrain.bench.results import FILE, Line, line_of, require_folder, circumstances, write
+from hooktrain.bench.results import FILE, Line, circumstances, line_of, require_folder, write
 from hooktrain.bench.subprocesses import Runner
 from hooktrain.errors import PluginError, did_you_mean
 

@@ -31,9 +31,9 @@ __all__ = ["Console", "ConsoleConfig"]
 class ConsoleConfig:
     """What the console shows; the recipe's ``console``."""
 
-    enabled: bool = field(default=True, neutral=True)
+    enabled: bool = field(default=True, affects_training=False)
     """Whether to show anything."""
-    interval: int = field(default=0, validator=at_least(0), neutral=True)
+    interval: int = field(default=0, validator=at_least(0), affects_training=False)
     """Steps between plain lines; 0 picks one that gives about fifty lines. A progress bar shows every log line."""
 
 

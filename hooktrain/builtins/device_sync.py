@@ -1,8 +1,8 @@
 """What makes the host wait for the device: calls that bring values of a tensor, or their number, to the host.
 
-They are heard in two ways. :class:`Waits` costs nothing but in these calls themselves, so that it may stay on for a
-whole run; a mode that sees each operation of torch makes a small model take twice as long. The conformance kit has such
-a mode all the same, since it must put values in where there are none.
+They are counted in two ways. :class:`DeviceSyncs` costs nothing but in these calls themselves, so that it may stay on
+for a whole run. The conformance kit has a mode that sees each operation of torch, since it must put values in where there
+are none; it makes a small model take twice as long.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["WAITS", "Waits"]
+__all__ = ["DEVICE_SYNCS", "DeviceSyncs"]
 
-WAITS: Mapping[str, str] = {
+DEVICE_SYNCS: Mapping[str, str] = {
     **dict.fromkeys(("item", "tolist", "_local_scalar_dense"), "reads a value"),
     **dict.fromkeys(("__bool__", "__float__", "__int__", "__index__", "__complex__"), "reads a value"),
     **{name: f"compares values ({name})" for name in ("equal", "allclose", "is_nonzero")},
@@ -30,11 +30,11 @@ WAITS: Mapping[str, str] = {
 """Names of calls that wait, those of Python and those of ATen, and what each does."""
 
 _OF_TORCH = ("equal", "allclose", "is_nonzero", "nonzero", "masked_select", "unique")
-_OF_TENSORS = [name for name in WAITS if name not in ("unique", "synchronize") and hasattr(Tensor, name)]
-_LISTENING: list[Waits] = []
+_OF_TENSORS = [name for name in DEVICE_SYNCS if name not in ("unique", "synchronize") and hasattr(Tensor, name)]
+_LISTENING: list[DeviceSyncs] = []
 
 
-class Waits:
+class DeviceSyncs:
     """Tells of each wait between :meth:`begin` and :meth:`end`.
 
     On a CUDA device these are what torch's debug mode for synchronization reports, whoever causes them. Elsewhere they
@@ -101,7 +101,7 @@ def _calls() -> Iterator[tuple[Any, str, Callable[[Callable[..., Any], str], Any
 def _replace() -> None:
     for owner, name, replacement in _calls():
         _REPLACED.append((owner, name, vars(owner).get(name)))
-        setattr(owner, name, replacement(getattr(owner, name), WAITS[name]))
+        setattr(owner, name, replacement(getattr(owner, name), DEVICE_SYNCS[name]))
 
 
 def _put_back() -> None:

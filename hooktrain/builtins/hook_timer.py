@@ -20,7 +20,7 @@ import attrs
 import torch
 from pluggy import HookImpl
 
-from hooktrain.builtins.device_sync import Waits
+from hooktrain.builtins.device_sync import DeviceSyncs
 from hooktrain.plugin.validation import device_rule
 
 __all__ = ["Cost", "HookTimer", "hide_frames"]
@@ -38,7 +38,8 @@ class Cost:
         calls: how often it was called.
         nanoseconds: time on the host's clock. Work that it has given to a device goes on while others run, and is
             waited for by whoever reads its result.
-        waits: how often it made the host wait for the device; see :class:`hooktrain.builtins.device_sync.Waits`.
+        device_syncs: how often it made the host wait for the device, as
+            :class:`hooktrain.builtins.device_sync.DeviceSyncs` counts.
         memory: bytes by which the peak of memory grew while it ran: of what torch has allocated on the CUDA device
             where there is one, and of the process elsewhere. All of them together are the growth of that peak.
     """
@@ -47,7 +48,7 @@ class Cost:
     hook: str
     calls: int = 0
     nanoseconds: int = 0
-    waits: int = 0
+    device_syncs: int = 0
     memory: int = 0
 
 
@@ -70,7 +71,7 @@ class HookTimer:
         self.costs: dict[tuple[str, str], Cost] = {}
         self._open = _Open()
         self._began = 0
-        self._waits: Waits | None = None
+        self._syncs: DeviceSyncs | None = None
         self._use(_device_peak if torch.cuda.is_available() else _process_peak())
 
     def _use(self, read_peak: Callable[[], int]) -> None:
@@ -101,13 +102,13 @@ class HookTimer:
         """The training begins: count the waits for its device."""
         if device.type != "cuda" and self.of_device:
             self._use(_process_peak())
-        self._waits = Waits(self._waited, device)
-        self._waits.begin()
+        self._syncs = DeviceSyncs(self._waited, device)
+        self._syncs.begin()
 
     def end(self) -> None:
-        """The run is over: count no more waits."""
-        if self._waits is not None:
-            self._waits.end()
+        """The run is over: count no more device syncs."""
+        if self._syncs is not None:
+            self._syncs.end()
 
     def overhead(self, calls: int = 2000) -> float:
         """Seconds that a call takes longer because it is measured, found by measuring what does nothing."""
@@ -149,7 +150,7 @@ class HookTimer:
     def _waited(self, what: str) -> None:
         calls = self._open.calls
         if calls and not device_rule(calls[-1].hook).startswith("must not touch"):  # those see the host's tensors only
-            calls[-1].waits += 1
+            calls[-1].device_syncs += 1
 
     def _charged(self, cost: Cost, function: Callable[..., Any]) -> Callable[..., Any]:
         enter, leave = self._enter, self._leave

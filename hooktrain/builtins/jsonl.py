@@ -30,9 +30,9 @@ _ENCODE = json.JSONEncoder(allow_nan=False).encode
 class JsonLinesConfig:
     """Where metrics go; the recipe's ``jsonl``."""
 
-    enabled: bool = field(default=True, neutral=True)
+    enabled: bool = field(default=True, affects_training=False)
     """Whether to write the file."""
-    file: str = field(default="metrics.jsonl", neutral=True)
+    file: str = field(default="metrics.jsonl", affects_training=False)
     """Its name in the run directory."""
 
 

@@ -97,7 +97,7 @@ def facts(ledger: HookTimer, rank: int = 0, world_size: int = 1) -> dict[str, An
     Returns:
         ``rank``, ``world_size``, ``seconds`` of the run, ``profiling_seconds`` that measuring took of them, ``memory``
         (what the peak is of: ``device`` or ``process``), and ``hooks``, the costliest first: ``plugin``, ``hook``,
-        ``calls``, ``ms``, ``share`` of the run, ``waits`` and ``mib``.
+        ``calls``, ``ms``, ``share`` of the run, ``device_syncs`` and ``mib``.
         See :class:`hooktrain.builtins.hook_timer.Cost`.
     """
     seconds = ledger.seconds
@@ -119,7 +119,7 @@ def _entry(cost: Cost, seconds: float) -> dict[str, Any]:
         "calls": cost.calls,
         "ms": round(cost.nanoseconds / 1e6, 4),
         "share": round(cost.nanoseconds / 1e9 / seconds, 6) if seconds else 0.0,
-        "waits": cost.waits,
+        "device_syncs": cost.device_syncs,
         "mib": round(cost.memory / 2**20, 3),
     }
 
@@ -127,17 +127,17 @@ def _entry(cost: Cost, seconds: float) -> dict[str, Any]:
 def table(found: Mapping[str, Any], path: Path | None = None) -> str:
     """A table of 80 columns of what :func:`facts` returned, kept in ``path``."""
     rows, whole = found["hooks"], found["seconds"]
-    shown = [row for row in rows if row["share"] >= _SMALLEST or row["waits"] or row["mib"] >= 1][:_ROWS]
+    shown = [row for row in rows if row["share"] >= _SMALLEST or row["device_syncs"] or row["mib"] >= 1][:_ROWS]
     ranks = f" on rank {found['rank']} of {found['world_size']}" if found["world_size"] > 1 else ""
     lines = [
         f"what hooks took of {_time(whole)}{ranks}, each without those that it called:",
-        f"{'plugin':14} {'hook':23} {'calls':>6} {'ms/call':>7} {'total':>7} {'share':>5} {'waits':>5} {'MiB':>6}",
+        f"{'plugin':14} {'hook':23} {'calls':>6} {'ms/call':>7} {'total':>7} {'share':>5} {'syncs':>5} {'MiB':>6}",
     ]
     for row in shown:
         ms, calls = row["ms"], row["calls"]
         lines.append(
             f"{_tail(row['plugin'], 14):14} {_tail(row['hook'], 23):23} {_count(calls):>6} {_ms(ms / calls):>7}"
-            f" {_time(ms / 1e3):>7} {_share(row['share']):>5} {_count(row['waits']):>5} {row['mib']:>6.0f}"
+            f" {_time(ms / 1e3):>7} {_share(row['share']):>5} {_count(row['device_syncs']):>5} {row['mib']:>6.0f}"
         )
     if len(shown) < len(rows):
         more = sum(row["ms"] for row in rows if row not in shown) / 1e3
@@ -148,7 +148,9 @@ def table(found: Mapping[str, Any], path: Path | None = None) -> str:
         f"{_time(outside)} passed outside of hooks; measuring took about {_time(measuring)}"
         f" ({_share(measuring / whole if whole else 0.0)})"
     )
-    lines.append("waits: for the device; on a processor, reads of values that would wait for one")
+    lines.append(
+        "syncs: how often the host waited for the device; on a processor, reads of values that would wait for one"
+    )
     lines.append(f"MiB: growth of the peak of the {found['memory']}'s memory meanwhile")
     if path is not None:
         lines.append(f"all of it: {path}")

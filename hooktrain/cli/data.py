@@ -35,7 +35,9 @@ def data_of(recipe: Recipe, host: PluginHost, show: int = 0) -> dict[str, Any]:
     check_data(data)
     facts = {**data.report, "fingerprint": data.fingerprint}
     if show:
-        rows = host.hooks.preview_examples(config=recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks, count=show)
+        rows = host.hooks.preview_examples(
+            config=recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks, count=show
+        )
         facts["shown"] = [attrs.asdict(row) for row in rows or ()]
     return facts
 

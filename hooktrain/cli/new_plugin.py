@@ -144,7 +144,7 @@ def _refuse_taken(names: PluginNames) -> None:
     host = make_host()
     record = host.records.get(names.name)
     for kind in ("scheduler", "settings"):
-        offer = host.offers.get(kind, {}).get(names.name)
+        offer = host.parts.get(kind, {}).get(names.name)
         record = record or (offer.plugin if offer is not None else None)
     if record is not None:
         raise HooktrainError(f"NAME: '{names.name}' is taken by the installed {record}; give another name")

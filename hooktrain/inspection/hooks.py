@@ -53,18 +53,18 @@ def implementations_of(host: PluginHost, hook: str) -> list[dict[str, Any]]:
     found = []
     answered = False
     for each in host.implementations(hook):
-        role = "wraps" if each.wrapper else "hears" if hook in EVENTS else "is asked" if first else "adds"
+        role = "wraps" if each.wrapper else "is called" if hook in EVENTS else "is tried" if first else "collected"
         if is_declined(each):
             role = "not chosen"
         elif hook in LOOP_HOOKS and not each.wrapper:
-            role, answered = ("not reached" if answered else "answers"), True
+            role, answered = ("not called" if answered else "runs"), True
         found.append({"plugin": each.plugin_name, "role": role, "file": file_of(each.function)})
     return found
 
 
 def who(implementations: list[dict[str, Any]]) -> str:
     """The implementations of a hook in one line."""
-    said = {role: f" ({role})" for role in ("wraps", "not chosen", "not reached")}
+    said = {role: f" ({role})" for role in ("wraps", "not chosen", "not called")}
     return ", ".join(each["plugin"] + said.get(each["role"], "") for each in implementations)
 
 

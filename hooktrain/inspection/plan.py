@@ -164,7 +164,7 @@ def _objections(host: PluginHost, recipe: Recipe, world: World) -> list[Complain
 def _parts(host: PluginHost, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
     """Who offers each part, whose factory is asked for it first, and who wraps that."""
     parts: dict[str, list[dict[str, Any]]] = {}
-    offers = {offer.config: offer for kinds in host.offers.values() for offer in kinds.values()}
+    offers = {offer.config: offer for kinds in host.parts.values() for offer in kinds.values()}
 
     def visit(kind: str, value: Any) -> None:
         for config in value if isinstance(value, tuple) else () if value is None else (value,):

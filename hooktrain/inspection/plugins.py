@@ -40,10 +40,10 @@ def plugins_of(host: PluginHost, name: str | None = None) -> list[dict[str, Any]
             continue
         plugin = host.manager.get_plugin(record.name)
         shadowed = [
-            {"hook": hook, "by": next(other["plugin"] for other in found if other["role"] == "answers")}
+            {"hook": hook, "by": next(other["plugin"] for other in found if other["role"] == "runs")}
             for hook, found in roles.items()
             for each in found
-            if each["plugin"] == record.name and each["role"] == "not reached" and hook in LOOP_HOOKS
+            if each["plugin"] == record.name and each["role"] == "not called" and hook in LOOP_HOOKS
         ]
         wraps = [h for h, found in roles.items() for e in found if e["plugin"] == record.name and e["role"] == "wraps"]
         facts.append(
@@ -81,7 +81,7 @@ def _commands(host: PluginHost) -> tuple[dict[str, list[str]], dict[str, str]]:
 def _parts(host: PluginHost, record: Any) -> list[dict[str, str]]:
     """What a plugin offers, with a line about each."""
     made = []
-    for kind, offers in host.offers.items():
+    for kind, offers in host.parts.items():
         for offer in offers.values():
             if offer.plugin is record and offer.listed:
                 made.append({"kind": kind, "name": offer.name, "summary": _sentence(inspect.getdoc(offer.config))})
@@ -111,10 +111,10 @@ def _sentence(text: str | None) -> str:
 def print_plugins(facts: list[dict[str, Any]]) -> None:
     """The facts of :func:`plugins_of` for people: a line for each plugin, and what is wrong below."""
     to = console()
-    table = columns("plugin", "from", "state", "offers")
+    table = columns("plugin", "from", "state", "registers")
     wide = to.width >= 110
     if wide:
-        table = columns("plugin", "from", "state", "hooks", "offers")
+        table = columns("plugin", "from", "state", "hooks", "registers")
     for fact in facts:
         state = f"[{STATES[fact['state']]}]{fact['state']}[/]{'*' if fact['shadowed'] else ''}"
         row = [escape(fact["name"]), escape(_from(fact)), state, _offers(fact)]
@@ -185,7 +185,7 @@ def _from(fact: dict[str, Any]) -> str:
 def _offers(fact: dict[str, Any]) -> str:
     """Parts by kind, and commands."""
     kinds: dict[str, list[str]] = {}
-    for offer in fact["offers"]:
+    for offer in fact["registers"]:
         kind, _, name = offer.partition("/")
         kinds.setdefault(kind, []).append(name)
     if fact["commands"]:

@@ -63,7 +63,7 @@ class _Walk:
     def __init__(self, recipe: Recipe, host: PluginHost, sources: Sources) -> None:
         self.recipe, self.host, self.sources = recipe, host, sources
         self.lines = {} if sources.file is None else _lines(sources.file)
-        self.owners = {offer.config: offer for kinds in host.offers.values() for offer in kinds.values()}
+        self.owners = {offer.config: offer for kinds in host.parts.values() for offer in kinds.values()}
         self.plain = recipe.as_dict()
 
     def all(self) -> Iterator[tuple[str, str]]:

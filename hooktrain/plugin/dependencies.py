@@ -111,7 +111,7 @@ def _needing(host: PluginHost, recipe: Recipe) -> Iterator[str]:
 def _is_used(host: PluginHost, recipe: Recipe, record: PluginRecord) -> bool:
     """Whether a recipe asks for anything that a plugin offers, settings at their defaults being none; one that offers
     nothing always takes part."""
-    own = {offer.config for kinds in host.offers.values() for offer in kinds.values() if offer.plugin is record}
+    own = {offer.config for kinds in host.parts.values() for offer in kinds.values() if offer.plugin is record}
     return not own or any(type(config) in own and config != _default(type(config)) for _, config in _configs(recipe))
 
 

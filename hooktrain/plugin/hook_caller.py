@@ -13,7 +13,7 @@ from typing import Any, cast
 import pluggy
 from pluggy import HookImpl
 
-from hooktrain.errors import PluginError, LoopHookError
+from hooktrain.errors import LoopHookError, PluginError
 from hooktrain.hookspecs import EVENTS, LOOP_HOOKS
 
 __all__ = ["Hooks", "guard_loop_hook"]

@@ -23,7 +23,7 @@ from hooktrain.plugin.hook_caller import Hooks, guard_loop_hook
 from hooktrain.plugin.info import about, written_for_another
 from hooktrain.plugin.lockfile import require_lock
 from hooktrain.plugin.ordering import put_in_order, settle_loop_hook
-from hooktrain.plugin.records import RegisteredPart, PluginRecord
+from hooktrain.plugin.records import PluginRecord, RegisteredPart
 from hooktrain.plugin.validation import check_signatures, implemented, pluggy_silent, retired
 from hooktrain.types import TrainerType
 
@@ -64,13 +64,13 @@ class PluginHost:
                 )
         self._handed: set[str] = set()
         self.records: dict[str, PluginRecord] = {}
-        self.offers: dict[str, dict[str, RegisteredPart]] = {}
+        self.parts: dict[str, dict[str, RegisteredPart]] = {}
         self.trainer_types: dict[str, tuple[TrainerType, PluginRecord]] = {}
         self.warnings: list[str] = []
         self.recipe_source = "recipe"  # what errors call it
         self.manager = pluggy.PluginManager("hooktrain")
         self.manager.add_hookspecs(hookspecs)
-        self.tolerance = ErrorPolicy(self)
+        self.error_policy = ErrorPolicy(self)
         version = own_version()
         for name, plugin in (builtins or {}).items():
             record = PluginRecord(name=name, distribution="hooktrain", version=version)
@@ -181,7 +181,7 @@ class PluginHost:
         """Leave nothing of a plugin; another one that has its name, or itself under another, stays."""
         if self.manager.get_plugin(record.name) is plugin:  # pluggy keeps one that failed its validation (pluggy#463)
             self.manager.unregister(plugin)
-        for kinds in self.offers.values():
+        for kinds in self.parts.values():
             for name in [name for name, offer in kinds.items() if offer.plugin is record]:
                 del kinds[name]
         for name in [name for name, (_, owner) in self.trainer_types.items() if owner is record]:
@@ -252,14 +252,14 @@ class PluginHost:
                 for name, config in parts.items():
                     if not attrs.has(config):
                         raise PluginError(f"{record}: offers {kind} '{name}' with {config!r}, expected an attrs class")
-                    twin = self.offers.setdefault(kind, {}).get(name)
+                    twin = self.parts.setdefault(kind, {}).get(name)
                     if twin is not None:
                         raise PluginError(
                             f"{record} and {twin.plugin} both offer the {kind} '{name}'; leave one of them out with"
                             f" plugins: {{block: [{record.name}]}} or {{block: [{twin.plugin.name}]}}"
                         )
-                    self.offers[kind][name] = offer = RegisteredPart(kind, name, config, record)
-                    record.offers += [f"{kind}/{name}"] * offer.listed
+                    self.parts[kind][name] = offer = RegisteredPart(kind, name, config, record)
+                    record.registers += [f"{kind}/{name}"] * offer.listed
         if "register_trainer_types" in names:
             for name, trainer_type in (plugin.register_trainer_types() or {}).items():
                 if name in self.trainer_types:
@@ -268,7 +268,7 @@ class PluginHost:
                         f" them out with plugins: {{block: [{record.name}]}}"
                     )
                 self.trainer_types[name] = (trainer_type, record)
-                record.offers += [f"type/{name}"] * trainer_type.listed
+                record.registers += [f"type/{name}"] * trainer_type.listed
 
     # --------------------------------------------------------------------------------------------- checking
 
@@ -300,7 +300,7 @@ class PluginHost:
         put_in_order(self)
         for name in LOOP_HOOKS:
             settle_loop_hook(self, name)
-        self.tolerance.guard()
+        self.error_policy.guard()
         if self.config.lock is not None:
             require_lock(self, self.config.lock.expanduser())
 
@@ -330,8 +330,8 @@ class PluginHost:
             for name in named or ():
                 if name not in self.records[found.plugin_name].hooks:
                     raise PluginError(
-                        f"{self.records[found.plugin_name]}, hook unused_hooks: given '{name}', which the plugin does not"
-                        f" implement{did_you_mean(name, self.records[found.plugin_name].hooks)}"
+                        f"{self.records[found.plugin_name]}, hook unused_hooks: given '{name}', which the plugin does"
+                        f" not implement{did_you_mean(name, self.records[found.plugin_name].hooks)}"
                     )
                 self.remove(name, found.plugin_name)
         self.hooks.refresh()
@@ -387,7 +387,7 @@ class PluginHost:
             state = found.function(*([trainer] if found.argnames else []))
             if state is not None:
                 states[found.plugin_name] = dict(cast(Mapping[str, Any], state))
-            elif found.plugin_name in self.tolerance.uncollected:
+            elif found.plugin_name in self.error_policy.uncollected:
                 states[found.plugin_name] = dict(_LOST)
         return states
 

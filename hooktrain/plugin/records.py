@@ -22,7 +22,7 @@ class PluginRecord:
         summary: the distribution's one line about itself.
         author: the distribution's author.
         hooks: the hooks it implements.
-        offers: the parts it offers, as ``kind/name``.
+        registers: the parts that it registers, as ``kind/name``.
         info: what it declares about itself.
     """
 
@@ -34,7 +34,7 @@ class PluginRecord:
     summary: str = ""
     author: str = ""
     hooks: list[str] = attrs.field(factory=list)
-    offers: list[str] = attrs.field(factory=list)
+    registers: list[str] = attrs.field(factory=list)
     info: PluginInfo = PluginInfo()
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ class PluginRecord:
 
 @attrs.frozen
 class RegisteredPart:
-    """A named part: its config class and the plugin that offers it."""
+    """A named part: its config class and the plugin that registers it."""
 
     kind: str
     name: str

@@ -71,7 +71,7 @@ class _Maker:
         summaries = [f"{name}: {found.summary}" for name, found in self.type_names.items()]
         properties["type"] = {**properties["type"], "enum": list(self.type_names)} if self.type_names else {}
         properties["type"]["description"] = "; ".join([docs["type"], *summaries])
-        for name, offer in sorted(self.host.offers.get("settings", {}).items()):
+        for name, offer in sorted(self.host.parts.get("settings", {}).items()):
             properties[name] = self._settings(offer)
         rules = [rule for name in self.type_names for rule in self._of_trainer_type(name)]
         return {
@@ -108,7 +108,7 @@ class _Maker:
     def _compatible(self, kind: str) -> list[RegisteredPart]:
         """As the resolver of recipes has it, the default first."""
         names = self._names(kind)
-        offers = self.host.offers.get(kind, {})
+        offers = self.host.parts.get(kind, {})
         fit = [
             offer
             for name, offer in offers.items()
@@ -125,7 +125,7 @@ class _Maker:
     def _is_needed(self, kind: str) -> bool:
         """Whether the default part has keys that must be given."""
         names = self._names(kind)
-        offer = self.host.offers.get(kind, {}).get(names[0]) if names else None
+        offer = self.host.parts.get(kind, {}).get(names[0]) if names else None
         return offer is not None and bool(_required(offer.config))
 
     def _part_field(self, item: Any) -> Schema:

@@ -23,7 +23,7 @@ class Recipe:
 
     type: str = field(default="sft")
     """Trainer type: which kinds of parts the run has, and their defaults."""
-    run_dir: Path | None = field(default=None, neutral=True)
+    run_dir: Path | None = field(default=None, affects_training=False)
     """Folder for metrics, the resolved recipe and checkpoints; ``runs/<name of the recipe>`` when left out."""
     micro_batch_size: int = field(default=1, validator=at_least(1))
     """Rows that go through the model at once, on each rank."""
@@ -33,39 +33,42 @@ class Recipe:
     """Passes over the training rows; 1 when neither this nor ``train_iters`` is given."""
     train_iters: int | None = field(default=None, validator=at_least(1))
     """Optimizer steps; together with ``epochs``, whichever ends first."""
-    exit_iteration: int = field(default=0, validator=at_least(0), neutral=True)
+    exit_iteration: int = field(default=0, validator=at_least(0), affects_training=False)
     """Stop after so many optimizer steps without changing the schedule; 0 does not."""
-    eval_interval: int = field(default=0, validator=at_least(0), neutral=True)
+    eval_interval: int = field(default=0, validator=at_least(0), affects_training=False)
     """Optimizer steps between evaluations; 0 evaluates only at the end."""
-    eval_at_start: bool = field(default=False, neutral=True)
+    eval_at_start: bool = field(default=False, affects_training=False)
     """Whether to evaluate before the first step as well."""
-    eval_micro_batch_size: int | None = field(default=None, validator=at_least(1), neutral=True)
+    eval_micro_batch_size: int | None = field(default=None, validator=at_least(1), affects_training=False)
     """Rows of an evaluation micro-batch; ``micro_batch_size`` when left out."""
     log_interval: int = field(
-        default=1, validator=at_least(1), aliases=("loss_log_interval", "train_log_iter_interval"), neutral=True
+        default=1,
+        validator=at_least(1),
+        aliases=("loss_log_interval", "train_log_iter_interval"),
+        affects_training=False,
     )
     """Optimizer steps between log lines; between two of them nothing waits for the device."""
     gradient_clipping: float = field(default=1.0, validator=at_least(0))
     """Largest norm of all gradients together; 0 does not clip."""
-    on_nan: str = field(default="stop", validator=one_of("stop", "skip"), neutral=True)
+    on_nan: str = field(default="stop", validator=one_of("stop", "skip"), affects_training=False)
     """What happens when loss or gradients are not finite: end the run, or leave the step out and count it."""
     seed: int = field(default=42, validator=between(0, 2**32 - 1))
     """Seed of weights, dropout and the order of rows."""
-    skip_validation: bool = field(default=False, neutral=True)
+    skip_validation: bool = field(default=False, affects_training=False)
     """Admit parts that the trainer type does not list as compatible."""
-    allow_changes: tuple[str, ...] = field(default=(), neutral=True)
+    allow_changes: tuple[str, ...] = field(default=(), affects_training=False)
     """What may be other than in the checkpoint that a run goes on from although it changes the training, such as
     ``optimizer.lr`` or ``data``; ``*`` is everything."""
-    profile_hooks: bool = field(default=False, neutral=True)
+    profile_hooks: bool = field(default=False, affects_training=False)
     """Whether to show, at the end, what time, waits for the device and memory each plugin took in each hook."""
-    strategy: Any = part("strategy", neutral=True)
+    strategy: Any = part("strategy", affects_training=False)
     tokenizer: Any = part("tokenizer")
     data: Any = part("data")
     loss: Any = part("loss")
     model: Any = part("model")
     optimizer: Any = part("optimizer")
     scheduler: Any = part("scheduler")
-    checkpoint: tuple[Any, ...] = part("checkpoint", many=True, neutral=True)
+    checkpoint: tuple[Any, ...] = part("checkpoint", many=True, affects_training=False)
     plugins: PluginsConfig = field(factory=PluginsConfig)
     """Which plugins take part."""
     settings: Mapping[str, Any] = field(factory=dict)

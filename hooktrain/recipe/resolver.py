@@ -41,7 +41,7 @@ class _Resolver:
         self.raw = raw
         self.host = host
         self.complaints: list[Complaint] = []
-        self.types = {offer.config: offer.name for kinds in host.offers.values() for offer in kinds.values()}
+        self.types = {offer.config: offer.name for kinds in host.parts.values() for offer in kinds.values()}
         self.built: dict[str, Any] = {}
         self.lifted: list[str] = []
         self.trainer_type = TrainerType(parts={})
@@ -61,7 +61,7 @@ class _Resolver:
             raise RecipeError(self.complaints, source)
         self.trainer_type = self.host.trainer_types[type_name][0]
         own = {item.name: item for item in attrs.fields(Recipe) if not item.metadata.get("internal")}
-        settings = self.host.offers.get("settings", {})
+        settings = self.host.parts.get("settings", {})
         given: dict[str, Any] = {}
         chosen: dict[str, Any] = {}
         for key in sorted(settings.keys() & own.keys()):
@@ -118,7 +118,7 @@ class _Resolver:
         return tuple(made for made in made_all if made is not None)
 
     def _part(self, kind: str, value: Any, where: str) -> Any:
-        offers = self.host.offers.get(kind, {})
+        offers = self.host.parts.get(kind, {})
         names = self._names(kind)
         if isinstance(value, str):
             default = offers.get(names[0]) if names else None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hooktrain.testing.fixtures import run_tiny, tiny_recipe
     from hooktrain.testing.in_process import host_of, train
     from hooktrain.testing.plugin_checks import conformance
-    from hooktrain.testing.recorders import Recorder, LoopHookRecorder
+    from hooktrain.testing.recorders import LoopHookRecorder, Recorder
     from hooktrain.testing.subprocess_runs import Run
     from hooktrain.testing.tiny_llama import make_llama, make_tokenizer, sample_rows, save_llama, write_rows
     from hooktrain.testing.tiny_plugin import (

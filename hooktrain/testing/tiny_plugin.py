@@ -22,7 +22,7 @@ class TinyDataConfig:
 
     rows: int = field(default=13, validator=at_least(0))
     """Rows to train on."""
-    eval_rows: int = field(default=5, validator=at_least(0), neutral=True)
+    eval_rows: int = field(default=5, validator=at_least(0), affects_training=False)
     """Rows of the evaluation set ``held_out``; 0 has none."""
     length: int = field(default=9, validator=at_least(2))
     """Tokens of the longest row."""
@@ -30,7 +30,7 @@ class TinyDataConfig:
     """Whether each epoch has an order of its own."""
     seed: int = field(default=0)
     """Seed of the rows."""
-    workers: int = field(default=0, validator=at_least(0), neutral=True)
+    workers: int = field(default=0, validator=at_least(0), affects_training=False)
     """Processes that collate ahead."""
 
 
@@ -99,10 +99,10 @@ class TinyModel(nn.Module):
         return made
 
 
-def _loss(model: nn.Module, batch: Batch, weight: int) -> LossSum:
+def _loss(model: nn.Module, batch: Batch, denominator: float) -> LossSum:
     logits = model(batch["input_ids"])[:, :-1].float()
     total = nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
-    return LossSum(total, weight)
+    return LossSum(total, denominator)
 
 
 class TinyPlugin:

@@ -141,7 +141,7 @@ def make_part(host: PluginHost, hook: str, config: Any, **needs: Any) -> Any:
         raise
     if made is None:
         kind = FACTORIES[hook]
-        offer = next((o for o in host.offers.get(kind, {}).values() if o.config is type(config)), None)
+        offer = next((o for o in host.parts.get(kind, {}).values() if o.config is type(config)), None)
         who = f"'{offer.name}' is offered by {offer.plugin}, but" if offer else "the recipe selects it, but"
         wrappers = [f"'{found.plugin_name}'" for found in host.implementations(hook) if found.wrapper]
         also = (

@@ -41,7 +41,7 @@ class Saving:
         self.saved_at.update({id(engine): state.global_step for engine in engines})
 
     def collect(self, trainer: Trainer, *, wait: bool = False) -> None:
-        """End the saves in the background that all ranks have written, and emit ``on_checkpoint_end`` for them. Collective.
+        """End the background saves that all ranks have written, and emit ``on_checkpoint_end`` for each. Collective.
 
         Args:
             trainer: whose engines.

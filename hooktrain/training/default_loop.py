@@ -69,22 +69,26 @@ class Loop:
     def count_batch(self, batch: Batch) -> BatchCounts:
         labels, mask, shifted = batch.get("labels"), batch.get("attention_mask"), batch.get("shift_labels")
         if shifted is not None:
-            return BatchCounts(int((shifted != -100).count_nonzero()), int(batch["tokens"]))
+            targets = int((shifted != -100).count_nonzero())
+            return BatchCounts(targets, int(batch["tokens"]), targets)
         if labels is None:
             raise DataError(
                 f"micro-batch: given {', '.join(batch) or 'nothing'}, expected 'labels' among them; have the"
                 " collate function add labels, or implement the hook count_batch"
             )
         # the first label of a row has no token before it that could predict it
-        weight = int((labels[:, 1:] != -100).count_nonzero()) if labels.dim() > 1 else labels.shape[0]
+        targets = int((labels[:, 1:] != -100).count_nonzero()) if labels.dim() > 1 else labels.shape[0]
         if "tokens" in batch:
-            return BatchCounts(weight, int(batch["tokens"]))
-        tokens = int(mask.sum()) if mask is not None else batch["input_ids"].numel() if "input_ids" in batch else weight
-        return BatchCounts(weight, tokens)
+            tokens = int(batch["tokens"])
+        elif mask is not None:
+            tokens = int(mask.sum())
+        else:
+            tokens = batch["input_ids"].numel() if "input_ids" in batch else targets
+        return BatchCounts(targets, tokens, targets)
 
     @hookimpl(trylast=True)
-    def compute_loss(self, trainer: Trainer, model: Module, batch: Batch, weight: int) -> LossSum:
-        return trainer.loss(model, batch, weight)
+    def compute_loss(self, trainer: Trainer, model: Module, batch: Batch, denominator: float) -> LossSum:
+        return trainer.loss(model, batch, denominator)
 
     @hookimpl(trylast=True)
     def run_backward(self, trainer: Trainer, loss: Tensor) -> Tensor:
@@ -102,17 +106,17 @@ class Loop:
 
         metrics: dict[str, float] = {}
         for name in trainer.data.evaluation:
-            sums, weight = {"loss": torch.zeros((), device=trainer.device)}, 0
+            sums, denominator = {"loss": torch.zeros((), device=trainer.device)}, 0.0
             for host_batch in trainer.eval_batches(name):
                 if trainer.is_interrupted:
                     trainer.say("the evaluation is left out, and made up for when the run goes on")
                     return {}
-                counts = trainer.hooks.count_batch(trainer=trainer, batch=host_batch)
-                loss = trainer.loss_of(trainer.on_device(host_batch), counts.weight)
+                counts = trainer.count(host_batch)
+                loss = trainer.loss_of(trainer.on_device(host_batch), counts)
                 for key, value in {"loss": loss.total, **loss.sums}.items():
                     sums[key] = sums[key] + value.float() if key in sums else value.float()
-                weight += counts.weight
-            (everywhere,) = trainer.strategy.sum_numbers([weight])
+                denominator += counts.denominator
+            (everywhere,) = trainer.strategy.sum_numbers([denominator])
             if everywhere == 0:
                 raise DataError(f"evaluation set '{name}': no token is supervised, so it has no loss; check its masks")
             found = trainer.strategy.sum_tensor(torch.stack(list(sums.values()))).tolist()

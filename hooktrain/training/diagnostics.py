@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hooktrain.errors import HooktrainError, NonFiniteError, LoopHookError
+from hooktrain.errors import HooktrainError, LoopHookError, NonFiniteError
 from hooktrain.plugin.manager import PluginHost
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ T = TypeVar("T")
 def wrong_answer(host: PluginHost, hook: str, given: Any, expected: str) -> LoopHookError:
     """A loop hook's answer is not what its hook promises; those who may have given it are named."""
     text = given if isinstance(given, str) else type(given).__name__
-    return LoopHookError(f"hook {hook}: returned {text}, expected {expected} (asked, in this order: {_who(host, hook)})")
+    return LoopHookError(
+        f"hook {hook}: returned {text}, expected {expected} (asked, in this order: {_who(host, hook)})"
+    )
 
 
 def name_taken(host: PluginHost, name: str) -> HooktrainError:

@@ -51,7 +51,7 @@ class Session:
     strategy: Strategy
     tokenizer: Any
     data: Data
-    loss: Callable[[Module, Batch, int], LossSum]
+    loss: Callable[[Module, Batch, float], LossSum]
     model: Module
     optimizer: Optimizer
     scheduler: Scheduler
@@ -72,7 +72,7 @@ class Session:
         train_dataset: Any = None,
         eval_dataset: Any = None,
         data: Data | None = None,
-        loss: Callable[[Module, Batch, int], LossSum] | None = None,
+        loss: Callable[[Module, Batch, float], LossSum] | None = None,
         optimizer: Callable[[Module], Optimizer] | None = None,
         scheduler: Callable[[Optimizer, int], Scheduler] | None = None,
         plugins: Sequence[object] = (),
@@ -93,7 +93,7 @@ class Session:
                 function that returns an iterator, read while training; or what ``data.sources`` takes as text.
             eval_dataset: such rows, which are evaluated as ``eval``, or a mapping of names to them.
             data: a ``hooktrain.Data`` of rows that are ready for a model, in the place of data sets.
-            loss: ``loss(model, batch, weight) -> LossSum``, in the place of the recipe's.
+            loss: ``loss(model, batch, denominator) -> LossSum``, in the place of the recipe's.
             optimizer: a function of the model in its final form, adapters and shards included.
             scheduler: a function of optimizer and number of optimizer steps.
             plugins: instances or classes with hook implementations, or modules.
@@ -106,7 +106,7 @@ class Session:
             RecipeError: with everything that is wrong in the recipe, and what is given twice.
             PluginError: when a plugin cannot be loaded, or plugins clash.
         """
-        in_hand = {
+        objects = {
             "model": model,
             "tokenizer": tokenizer,
             "train_dataset": train_dataset,
@@ -117,7 +117,7 @@ class Session:
             "scheduler": scheduler,
         }
         if isinstance(recipe, Recipe):
-            more = [name for name, value in in_hand.items() if value is not None]
+            more = [name for name, value in objects.items() if value is not None]
             more += [name for name, value in (("plugins", plugins), ("switches", switches)) if value]
             if host is None or more or overrides:
                 raise TypeError(
@@ -128,7 +128,7 @@ class Session:
         elif host is not None:
             raise TypeError("Trainer: a host comes with a structured Recipe, as hooktrain.load returns both")
         else:
-            self.recipe, self.host = _structured(recipe, in_hand, plugins, switches, overrides)
+            self.recipe, self.host = _structured(recipe, objects, plugins, switches, overrides)
         self.hooks = self.host.hooks
         self.world = world or World.from_environment()
         self.resume_from = None if resume_from is None else Path(resume_from).expanduser()
@@ -198,7 +198,7 @@ class Session:
         cast("Trainer", self).requests.forget()
         for plugin, problem in self.host.call_each("on_teardown", trainer=self):
             self.host.warn(f"plugin '{plugin}', hook on_teardown: {problem!r}")
-        for line in self.host.tolerance.summary():
+        for line in self.host.error_policy.summary():
             self.host.warn(line)
         if hasattr(self, "strategy"):
             self.strategy.close()
@@ -253,7 +253,7 @@ class Session:
             CheckpointError: there is no such engine, or it cannot save.
         """
         trainer = cast("Trainer", self)
-        offers = self.host.offers.get("checkpoint", {})
+        offers = self.host.parts.get("checkpoint", {})
         exports = [name for name, offer in offers.items() if getattr(offer.config, "exports", False)]
         name = type or (exports[0] if exports else None)
         if name is None or name not in offers:
@@ -269,28 +269,28 @@ class Session:
 
 def _structured(
     recipe: Mapping[str, Any] | Path | str,
-    in_hand: Mapping[str, Any],
+    objects: Mapping[str, Any],
     plugins: Sequence[object],
     switches: Sequence[str],
     overrides: Sequence[str],
 ) -> tuple[Recipe, PluginHost]:
-    """A recipe and the plugins, with what is in hand put in its place."""
+    """A recipe and the plugins, with the objects passed from Python put in their places."""
     if isinstance(plugins, (str, bytes)) or not isinstance(plugins, Sequence):
         raise TypeError(f"Trainer: plugins is {plugins!r}, expected a list of objects, as in plugins=[MyPlugin()]")
     path = Path(recipe).expanduser() if isinstance(recipe, (str, Path)) else None
     if path is None and not isinstance(recipe, Mapping):
         raise TypeError(f"Trainer: recipe is a {recipe.__class__.__name__}, expected a mapping, or a file's path")
-    given = PythonParts()
-    raw = settle(read_recipe(path) if path else cast("Mapping[str, Any]", recipe), given, in_hand)
+    parts = PythonParts()
+    raw = settle(read_recipe(path) if path else cast("Mapping[str, Any]", recipe), parts, objects)
     try:
         return load(
             raw,
             overrides=list(overrides),
             switches=list(switches),
             plugins=list(plugins),
-            given=given,
+            python_parts=parts,
             source=str(path) if path else "recipe",
             name=path.stem if path else "recipe",
         )
     except RecipeError as problem:
-        raise needs_tokenizer(problem, in_hand) or problem from None
+        raise needs_tokenizer(problem, objects) or problem from None

@@ -27,7 +27,7 @@ DEFAULT_PLUGINS = {
     "console": "hooktrain.builtins.console:Console",
     "jsonl": "hooktrain.builtins.jsonl:JsonLines",
     "signals": "hooktrain.builtins.signals:Signals",
-    "given": "hooktrain.training.python_parts:PythonParts",
+    "python_parts": "hooktrain.training.python_parts:PythonParts",
 }
 """The engine's own plugins, in the order in which they are registered."""
 PROFILER = "hooktrain.builtins.profiler:profile"
@@ -38,13 +38,17 @@ def make_host(
     config: PluginsConfig = PluginsConfig(),
     *,
     discover: bool = True,
-    given: PythonParts | None = None,
+    python_parts: PythonParts | None = None,
     switches: Switches = Switches(),
 ) -> PluginHost:
     """Load the engine's own plugins, and those that are installed."""
-    own = {name: resolve_name(path)() for name, path in DEFAULT_PLUGINS.items() if name != "given" or given is None}
-    if given is not None:
-        own["given"] = given
+    own = {
+        name: resolve_name(path)()
+        for name, path in DEFAULT_PLUGINS.items()
+        if name != "python_parts" or python_parts is None
+    }
+    if python_parts is not None:
+        own["python_parts"] = python_parts
     return PluginHost(config, own, discover=discover, switches=switches)
 
 
@@ -55,7 +59,7 @@ def load(
     switches: list[str] | None = None,
     plugins: list[object] | None = None,
     discover: bool = True,
-    given: PythonParts | None = None,
+    python_parts: PythonParts | None = None,
     source: str = "recipe",
     name: str = "recipe",
 ) -> tuple[Recipe, PluginHost]:
@@ -67,7 +71,7 @@ def load(
         switches: ``name``, ``no:name`` and ``no:*``, after those of the environment variable ``HOOKTRAIN_PLUGINS``.
         plugins: plugin objects to register after the installed ones.
         discover: whether to load installed plugins.
-        given: the plugin that hands out what was given in hand, where something was.
+        python_parts: the plugin with the objects that were passed from Python, where some were.
         source: what to call the recipe in errors, where it is no file.
         name: the recipe's name, likewise.
 
@@ -79,7 +83,7 @@ def load(
         source, name = str(recipe), recipe.stem
     raw = apply_overrides(read_recipe(recipe) if isinstance(recipe, Path) else dict(recipe), overrides or [])
     words = Switches.given(switches or ())
-    host = make_host(plugins_config(raw, source), discover=discover, given=given, switches=words)
+    host = make_host(plugins_config(raw, source), discover=discover, python_parts=python_parts, switches=words)
     for plugin in plugins or []:
         host.register(plugin)
     host.check()

@@ -28,10 +28,10 @@ class Meter:
     """What has happened since the last log line.
 
     Attributes:
-        totals: each step's loss summed over this rank's supervised tokens, shape (), on the device; added up only when
+        totals: each step's undivided loss on this rank, shape (), on the device; added up only when
             read, since an addition a step would cost a small model more than keeping them.
         sums: what else the losses of this rank's micro-batches had to log, kept in the same way.
-        weight: supervised tokens of all ranks.
+        denominator: what the sums are divided by, of all ranks.
         tokens: tokens of all ranks, padding excluded.
         steps: optimizer steps.
         grad_norm: of the latest step.
@@ -44,7 +44,8 @@ class Meter:
         """Begin anew, after a log line."""
         self.totals: list[Tensor] = []
         self.sums: dict[str, list[Tensor]] = {}
-        self.weight = self.tokens = self.steps = 0
+        self.denominator = 0.0
+        self.tokens = self.steps = 0
         self.grad_norm: Tensor | float | None = None
         self.paused = 0.0
         self.started = time.perf_counter()
@@ -58,7 +59,9 @@ class Meter:
         finally:
             self.paused += time.perf_counter() - began
 
-    def add(self, output: StepOutput, weight: int, tokens: int, sums: Sequence[Mapping[str, Tensor]] = ()) -> None:
+    def add(
+        self, output: StepOutput, denominator: float, tokens: int, sums: Sequence[Mapping[str, Tensor]] = ()
+    ) -> None:
         """Take up one step; a step that was left out adds time and tokens but no loss."""
         self.steps += 1
         self.tokens += tokens
@@ -72,11 +75,11 @@ class Meter:
                     kept.append(value)
                     if len(kept) == _MOST:
                         self.sums[name] = [_added(kept)]
-            self.weight += weight
+            self.denominator += denominator
             self.grad_norm = output.grad_norm
 
     def total(self, strategy: Strategy) -> Tensor:
-        """Loss summed over this rank's supervised tokens since the last log line, shape (), on the device."""
+        """Undivided loss of this rank since the last log line, shape (), on the device."""
         if not self.totals:
             return torch.zeros((), device=strategy.device)
         return _added(self.totals)
@@ -89,7 +92,7 @@ class Meter:
             extra: other metrics, numbers or tensors of shape ().
 
         Returns:
-            ``loss`` and the other means over supervised tokens, ``grad_norm``, ``tokens_per_second``, ``step_seconds``
+            ``loss`` and the other means, ``grad_norm``, ``tokens_per_second``, ``step_seconds``
             and the extra ones as floats; a mean or norm that there is none of is left out.
         """
         waiting: dict[str, Tensor] = {}
@@ -97,7 +100,7 @@ class Meter:
         means = {"loss": self.total(strategy), **{name: _added(values) for name, values in self.sums.items()}}
         if strategy.world.world_size > 1:
             means = dict(zip(means, strategy.sum_tensor(_stacked(means.values(), strategy)), strict=True))
-        found = {**(means if self.weight else {}), "grad_norm": self.grad_norm, **extra}
+        found = {**(means if self.denominator else {}), "grad_norm": self.grad_norm, **extra}
         for name, value in found.items():
             if isinstance(value, Tensor):
                 if value.is_cpu:
@@ -109,7 +112,7 @@ class Meter:
         if waiting:
             numbers.update(zip(waiting, _stacked(waiting.values(), strategy).tolist(), strict=True))
         for name in means.keys() & numbers.keys():
-            numbers[name] /= self.weight
+            numbers[name] /= self.denominator
         seconds = time.perf_counter() - self.started - self.paused
         if self.steps:
             numbers["tokens_per_second"] = self.tokens / seconds

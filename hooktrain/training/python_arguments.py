@@ -1,4 +1,4 @@
-"""A recipe with objects beside it becomes one without: each object has an entry of ``type: given`` in its place."""
+"""A recipe with objects beside it becomes one without: each object has an entry of ``type: python`` in its place."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ __all__ = ["needs_tokenizer", "settle"]
 
 _MODEL_KEYS = ("dtype", "weights_dtype", "attn_implementation", "activation_checkpointing")
 _FUNCTIONS = {
-    "loss": "a function of model, batch and weight that returns a LossSum",
+    "loss": "a function of model, batch and denominator that returns a LossSum",
     "optimizer": "a function of the model, such as lambda model: torch.optim.AdamW(model.parameters(), lr=1e-4)",
     "scheduler": "a function of optimizer and number of steps, such as lambda optimizer, steps:"
     " torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=steps)",
 }
 
 
-def settle(raw: Mapping[str, Any], given: PythonParts, objects: Mapping[str, Any]) -> dict[str, Any]:
-    """Put what the user has in hand into the recipe.
+def settle(raw: Mapping[str, Any], parts: PythonParts, objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the objects that were passed from Python into the recipe.
 
     Args:
-        raw: the recipe, without what is in hand.
-        given: keeps the objects.
+        raw: the recipe, without these objects.
+        parts: keeps the objects.
         objects: ``model``, ``tokenizer``, ``train_dataset``, ``eval_dataset``, ``data``, ``loss``, ``optimizer`` and
             ``scheduler``; None where there is none.
 
@@ -41,7 +41,7 @@ def settle(raw: Mapping[str, Any], given: PythonParts, objects: Mapping[str, Any
     Raises:
         RecipeError: when something is given in the recipe as well, or is not what it should be.
     """
-    settled = _Settled(raw, given, {name: value for name, value in objects.items() if value is not None})
+    settled = _Settled(raw, parts, {name: value for name, value in objects.items() if value is not None})
     made = settled.recipe()
     if settled.complaints:
         raise RecipeError(settled.complaints, "recipe")
@@ -51,10 +51,10 @@ def settle(raw: Mapping[str, Any], given: PythonParts, objects: Mapping[str, Any
 class _Settled:
     """One call of ``settle``."""
 
-    def __init__(self, raw: Mapping[str, Any], given: PythonParts, objects: Mapping[str, Any]) -> None:
+    def __init__(self, raw: Mapping[str, Any], parts: PythonParts, objects: Mapping[str, Any]) -> None:
         self.complaints: list[Complaint] = list(_objects_in(raw, ""))
         self.raw = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
-        self.given, self.objects = given, objects
+        self.parts, self.objects = parts, objects
 
     def recipe(self) -> dict[str, Any]:
         if self.complaints:
@@ -66,9 +66,9 @@ class _Settled:
     def complain(self, where: str, message: str) -> None:
         self.complaints.append(Complaint(where, message))
 
-    def _hand(self, kind: str, value: Any, **more: Any) -> None:
-        self.given.hand(kind, value)
-        self.raw[kind] = {**more, "type": "given", "built_as": describe(value)}
+    def _add(self, kind: str, value: Any, **more: Any) -> None:
+        self.parts.add(kind, value)
+        self.raw[kind] = {**more, "type": "python", "built_as": describe(value)}
 
     def _alone(self, kind: str, argument: str) -> bool:
         """Whether the recipe leaves a part to the object that was given."""
@@ -95,10 +95,10 @@ class _Settled:
                 self.complain(
                     f"model.{key}",
                     f"given in the recipe, and a {describe(model)} as model= beside it; leave one of them out (beside a"
-                    f" model in hand there may be {', '.join(_MODEL_KEYS)})",
+                    f" model passed from Python there may be {', '.join(_MODEL_KEYS)})",
                 )
         if not self.complaints:
-            self._hand("model", model, **more, name_or_path=_origin(model))
+            self._add("model", model, **more, name_or_path=_origin(model))
 
     def _tokenizer(self, tokenizer: Any) -> None:
         if isinstance(tokenizer, (str, Path)):
@@ -107,7 +107,7 @@ class _Settled:
         elif not callable(tokenizer):
             self.complain("tokenizer", f"given a {describe(tokenizer)}, expected a tokenizer, or a name or folder")
         elif self._alone("tokenizer", "tokenizer"):
-            self._hand("tokenizer", tokenizer)
+            self._add("tokenizer", tokenizer)
 
     def _train_dataset(self, rows: Any) -> None:
         if isinstance(rows, Mapping) and "train" in rows:  # a DatasetDict
@@ -143,8 +143,8 @@ class _Settled:
         except DataError as problem:
             self.complain("", str(problem))
             return None
-        self.given.hand(f"source {name}", found)
-        return {"type": "given", "name": name, "built_as": describe(rows), "streaming": streaming}
+        self.parts.add(f"source {name}", found)
+        return {"type": "python", "name": name, "built_as": describe(rows), "streaming": streaming}
 
     def _data(self, data: Any) -> None:
         if not isinstance(data, Data):
@@ -153,8 +153,8 @@ class _Settled:
             for argument in ("train_dataset", "eval_dataset"):
                 if argument in self.objects:
                     self.complain("data", f"given beside {argument}=, which would be data too; leave one of them out")
-            self.raw.setdefault("type", "given")
-            self._hand("data", data)
+            self.raw.setdefault("type", "python")
+            self._add("data", data)
 
     def _function(self, kind: str, function: Any) -> None:
         if isinstance(function, Optimizer):
@@ -166,7 +166,7 @@ class _Settled:
         elif not callable(function) or inspect.isclass(function) or hasattr(function, "step"):
             self.complain(kind, f"given {describe(function)}, expected {_FUNCTIONS[kind]}")
         elif self._alone(kind, kind):
-            self._hand(kind, function)
+            self._add(kind, function)
 
     def _loss(self, function: Any) -> None:
         self._function("loss", function)
@@ -206,7 +206,7 @@ def _objects_in(value: Any, where: str) -> Iterator[Complaint]:
 
 
 def needs_tokenizer(problem: RecipeError, objects: Mapping[str, Any]) -> ModelError | None:
-    """What to say where a tokenizer is missing since the model in hand does not know where it comes from."""
+    """What to say where a tokenizer is missing since the model that was passed does not know where it comes from."""
     missing = any(complaint.where == "tokenizer.name_or_path" for complaint in problem.complaints)
     model = objects.get("model")
     if not missing or not isinstance(model, Module):

@@ -1,4 +1,4 @@
-"""What a run is given in hand from Python (a model, a tokenizer, rows, functions), and the plugin that hands it out."""
+"""The plugin that registers objects passed from Python (a model, a tokenizer, examples, functions) as parts."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ _SAMPLED = 4096
 
 @attrs.frozen(kw_only=True)
 class PythonConfig:
-    """A part that was built in Python and given to ``hooktrain.Trainer``."""
+    """A part that was built in Python and passed to ``hooktrain.Trainer``."""
 
     trainer_types: ClassVar[tuple[str, ...]] = ("*",)
     listed: ClassVar[bool] = False
 
-    built_as: str = field(neutral=True)
+    built_as: str = field(affects_training=False)
     """What it is: the name of its class or function."""
 
 
 @attrs.frozen(kw_only=True)
 class PythonTokenizerConfig(PythonConfig):
-    """A tokenizer in hand."""
+    """A tokenizer passed from Python."""
 
 
 @attrs.frozen(kw_only=True)
 class PythonModelConfig(PythonConfig):
-    """A model in hand, trained in place."""
+    """A model passed from Python, trained in place."""
 
-    name_or_path: str | None = field(default=None, neutral=True)
+    name_or_path: str | None = field(default=None, affects_training=False)
     """Where it says that it comes from; its tokenizer is looked for there unless one is given."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = field(default="auto")
     """Precision of the forward pass, which the strategy sets up; ``auto`` leaves the choice to it."""
@@ -61,13 +61,13 @@ class PythonModelConfig(PythonConfig):
     """Precision to which the weights are brought, in place; the one that they have when left out."""
     attn_implementation: str = field(default="auto")
     """How attention is computed, for models that a plugin knows: what was chosen when it was loaded, unless given."""
-    activation_checkpointing: bool = field(default=False, neutral=True)
+    activation_checkpointing: bool = field(default=False, affects_training=False)
     """Whether activations are computed again in the backward pass, for models that a plugin knows."""
 
 
 @attrs.frozen(kw_only=True)
 class PythonSourceConfig(PythonConfig):
-    """Rows in hand."""
+    """Examples passed from Python."""
 
     name: str = field()
     """Of the evaluation set, or ``train_dataset``."""
@@ -77,12 +77,12 @@ class PythonSourceConfig(PythonConfig):
 
 @attrs.frozen(kw_only=True)
 class PythonDataConfig(PythonConfig):
-    """Rows in hand that are tensors already, with what makes a micro-batch of them: a ``hooktrain.Data``."""
+    """Tokenized sequences passed from Python with the function that collates them: a ``hooktrain.Data``."""
 
 
 @attrs.frozen(kw_only=True)
 class PythonLossConfig(PythonConfig):
-    """A function ``loss(model, batch, weight) -> LossSum``."""
+    """A function ``loss(model, batch, denominator) -> LossSum``."""
 
 
 @attrs.frozen(kw_only=True)
@@ -96,10 +96,10 @@ class PythonSchedulerConfig(PythonConfig):
 
 
 class PythonParts:
-    """Builds the parts of ``type: given``, by handing out what :meth:`hand` was given.
+    """Builds the parts of ``type: python``, by returning the objects that were passed to :meth:`add`.
 
     It is always there, so that a run from Python and one from the command line have the same plugins; a recipe that
-    says ``type: given`` where nothing was given is an error. Nobody is told of these types who has nothing in hand.
+    says ``type: python`` where nothing was passed is an error. These types are listed only where objects were passed.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class PythonParts:
         self._hooks: Any = None
         self._digest: str | None = None
 
-    def hand(self, kind: str, value: Any) -> None:
+    def add(self, kind: str, value: Any) -> None:
         """Keep a part, or rows under ``source <name>``, until they are asked for."""
         self._parts[kind] = value
 
@@ -118,28 +118,28 @@ class PythonParts:
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
         return {
-            "tokenizer": {"given": PythonTokenizerConfig},
-            "model": {"given": PythonModelConfig},
-            "source": {"given": PythonSourceConfig},
-            "data": {"given": PythonDataConfig},
-            "loss": {"given": PythonLossConfig},
-            "optimizer": {"given": PythonOptimizerConfig},
-            "scheduler": {"given": PythonSchedulerConfig},
+            "tokenizer": {"python": PythonTokenizerConfig},
+            "model": {"python": PythonModelConfig},
+            "source": {"python": PythonSourceConfig},
+            "data": {"python": PythonDataConfig},
+            "loss": {"python": PythonLossConfig},
+            "optimizer": {"python": PythonOptimizerConfig},
+            "scheduler": {"python": PythonSchedulerConfig},
         }
 
     @hookimpl
     def register_trainer_types(self) -> Mapping[str, TrainerType]:
         parts = {
-            "data": ("given", "*"),
-            "model": ("given", "*"),
-            "loss": ("given", "*"),
+            "data": ("python", "*"),
+            "model": ("python", "*"),
+            "loss": ("python", "*"),
             "optimizer": ("adamw", "*"),
             "scheduler": ("cosine", "*"),
             "strategy": ("torch", "*"),
             "checkpoint": ("full", "*"),
         }
-        summary = "model, data and loss given to hooktrain.Trainer in Python"
-        return {"given": TrainerType(parts, summary, listed=bool(self._parts))}
+        summary = "model, data and loss passed to hooktrain.Trainer in Python"
+        return {"python": TrainerType(parts, summary, listed=bool(self._parts))}
 
     @hookimpl
     def make_tokenizer(self, config: Any) -> Any:
@@ -224,7 +224,7 @@ class PythonParts:
                 )
 
     @hookimpl
-    def make_loss(self, config: Any) -> Callable[[Module, Batch, int], LossSum] | None:
+    def make_loss(self, config: Any) -> Callable[[Module, Batch, float], LossSum] | None:
         return self._take("loss") if isinstance(config, PythonLossConfig) else None
 
     @hookimpl
@@ -254,8 +254,8 @@ class PythonParts:
     def _take(self, kind: str) -> Any:
         if kind not in self._parts:
             raise HooktrainError(
-                f"{kind}: the recipe says 'type: given', which stands for an object that was given to"
-                " hooktrain.Trainer in Python, and this run was given none; give it again, or name another type"
+                f"{kind}: the recipe says 'type: python', which stands for an object that is passed to"
+                " hooktrain.Trainer in Python, and none was passed; pass it again, or name another type"
             )
         return self._parts[kind]
 

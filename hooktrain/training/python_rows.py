@@ -1,4 +1,4 @@
-"""Rows in hand: what can be read more than once, and what it holds, by content and not by identity."""
+"""Examples passed from Python: what can be read more than once, and what it holds, by content and not by identity."""
 
 from __future__ import annotations
 

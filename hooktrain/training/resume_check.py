@@ -99,7 +99,7 @@ def changes(before: Mapping[str, Any], trainer: Trainer) -> Iterator[Change]:
     now = json.loads(json.dumps(provenance(trainer), default=str))
     same_rows = bool(now["data"]["fingerprint"]) and now["data"] == before["data"]
     same_rates = before["steps"][1] == now["steps"][1] or _same_rates(trainer, *before["steps"])
-    for change in _in_config(trainer.recipe, before["recipe"], trainer.recipe.types, "", False):
+    for change in _in_config(trainer.recipe, before["recipe"], trainer.recipe.types, "", True):
         if change.where in _BATCH_PARTS:
             continue
         if change.where in _LENGTH and not same_rates:
@@ -121,34 +121,34 @@ def changes(before: Mapping[str, Any], trainer: Trainer) -> Iterator[Change]:
             yield Change(f"versions.{name}", f"was {before['versions'].get(name)}, is {version}", False)
 
 
-def _in_config(config: Any, before: Mapping[str, Any], types: Mapping[Any, str], where: str, neutral: bool) -> Any:
+def _in_config(config: Any, before: Mapping[str, Any], types: Mapping[Any, str], where: str, affects: bool) -> Any:
     """Differences of a config from what it was as plain values."""
     for item in attrs.fields(type(config)):
         if item.metadata.get("internal") or item.name in _ELSEWHERE:
             continue
-        own = item.metadata.get("neutral")
-        path, quiet = f"{where}.{item.name}".lstrip("."), neutral if own is None else own
-        yield from _in_value(getattr(config, item.name), before.get(item.name), types, path, quiet, item.default)
+        own = item.metadata.get("affects_training")
+        path, changes = f"{where}.{item.name}".lstrip("."), affects if own is None else own
+        yield from _in_value(getattr(config, item.name), before.get(item.name), types, path, changes, item.default)
 
 
-def _in_value(value: Any, before: Any, types: Mapping[Any, str], where: str, neutral: bool, default: Any) -> Any:
+def _in_value(value: Any, before: Any, types: Mapping[Any, str], where: str, affects: bool, default: Any) -> Any:
     plain = json.loads(json.dumps(unstructure(value, types), default=str))
     if plain == before or (before is None and value == default):
         return
     if attrs.has(type(value)) and isinstance(before, Mapping):
         if before.get("type") != plain.get("type"):
-            yield Change(f"{where}.type", f"was {before.get('type')}, is {plain.get('type')}", not neutral)
+            yield Change(f"{where}.type", f"was {before.get('type')}, is {plain.get('type')}", affects)
             for item in attrs.fields(type(value)):
-                if item.metadata.get("neutral") is False and item.name in before:  # such as a strategy's precision
+                if item.metadata.get("affects_training") and item.name in before:  # such as a strategy's precision
                     one, path = getattr(value, item.name), f"{where}.{item.name}"
-                    yield from _in_value(one, before[item.name], types, path, False, item.default)
+                    yield from _in_value(one, before[item.name], types, path, True, item.default)
         else:
-            yield from _in_config(value, before, types, where, neutral)
+            yield from _in_config(value, before, types, where, affects)
     elif _is_list(value) and isinstance(before, list) and len(value) == len(before):
         for number, (one, other) in enumerate(zip(value, before, strict=True)):
-            yield from _in_value(one, other, types, f"{where}[{number}]", neutral, None)
+            yield from _in_value(one, other, types, f"{where}[{number}]", affects, None)
     else:
-        yield Change(where, f"was {_short(before)}, is {_short(plain)}", not neutral)
+        yield Change(where, f"was {_short(before)}, is {_short(plain)}", affects)
 
 
 def _is_list(value: Any) -> bool:
@@ -224,7 +224,7 @@ def _part_in(trainer: Trainer, name: str) -> list[str]:
     host, record = trainer.host, trainer.host.records[name]
     if record.distribution == "hooktrain" or getattr(host.manager.get_plugin(name), "only_observes", False):
         return []
-    own = [key for key, offer in host.offers.get("settings", {}).items() if offer.plugin is record]
+    own = [key for key, offer in host.parts.get("settings", {}).items() if offer.plugin is record]
     settings = [trainer.recipe.settings[key] for key in own if key in trainer.recipe.settings]
     if settings and all(config == type(config)() for config in settings):
         return []  # what it offers is not asked for

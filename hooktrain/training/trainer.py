@@ -29,7 +29,7 @@ __all__ = ["Trainer"]
 
 
 class Trainer(Session, Requesting):
-    """One run of a recipe, with plugins, and with what is in hand beside it; all arguments are those of ``Session``.
+    """One run of a recipe, with plugins and with objects passed from Python; all arguments are those of ``Session``.
 
     .. code-block:: python
 
@@ -38,23 +38,25 @@ class Trainer(Session, Requesting):
         trainer.save("fine-tuned-model")
 
     Attributes:
-        denominator: supervised tokens of the current window over all ranks.
+        denominator: what the loss of the current step is divided by: the sum of what its micro-batches contribute, over
+            the accumulation window and all ranks.
         leaves_epoch: whether the rest of the current epoch is to be left out.
     """
 
     def _set_up(self) -> None:
         self.meter = Meter()
-        self.denominator = 0
+        self.denominator = 0.0
         self.leaves_epoch = False
         self.due_checkpoint_engines: list[CheckpointEngine] = []
         self.checkpoint_reason = ""
         self._counts: dict[int, BatchCounts] = {}
         self._sums: list[Mapping[str, Tensor]] = []
         self._sum_names: frozenset[str] | None = None
-        self._step_tokens = self._step_sequences = 0
+        self._unit = ""
+        self._step_tokens = self._step_targets = self._step_sequences = 0
         self.requests, self.saving, self._alone = Requests(), Saving(), self.world.world_size == 1
         self._absent_plugins: dict[str, Any] = {}
-        self.host.tolerance.bind(self)
+        self.host.error_policy.bind(self)
 
     # ----------------------------------------------------------------------------------------------- properties
 
@@ -174,7 +176,7 @@ class Trainer(Session, Requesting):
         return steps
 
     def step(self, batches: Sequence[Batch]) -> StepOutput:
-        """Run one optimizer step and emit its events; then evaluate, log and save, in this order, where they are due."""
+        """Run one optimizer step and emit its events; then evaluate, log and save, in this order, where due."""
         hooks, state = self.hooks, self.state
         self.begin_step(batches)
         hooks.on_step_start(trainer=self, batches=batches)
@@ -189,7 +191,7 @@ class Trainer(Session, Requesting):
         state.global_step += 1
         state.rows += self._step_sequences
         state.tokens += self._step_tokens
-        state.supervised_tokens += self.denominator
+        state.supervised_tokens += self._step_targets
         if not output.stepped:
             state.skipped_steps += 1
         self.meter.add(output, self.denominator, self._step_tokens, self._sums)
@@ -211,19 +213,32 @@ class Trainer(Session, Requesting):
         return output
 
     def begin_step(self, batches: Sequence[Batch]) -> None:
-        """Count a window before it is computed; a ``run_step`` that changes batches calls this with the new ones."""
-        count = self.hooks.count_batch
-        self._counts, self._sums, weight, tokens = {}, [], 0, 0
+        """Count the micro-batches of a step; a ``run_step`` that changes them calls this with the new ones."""
+        self._counts, self._sums = {}, []
+        denominator, tokens, targets = 0.0, 0.0, 0.0
         for batch in batches:
-            self._counts[id(batch)] = found = count(trainer=self, batch=batch)
-            weight += found.weight
+            self._counts[id(batch)] = found = self.count(batch)
+            denominator += found.denominator
             tokens += found.tokens
+            targets += found.num_target_tokens
         if not self._alone:
-            weight, tokens = self.strategy.sum_numbers([weight, tokens])
-        self.denominator, self._step_tokens = weight, tokens
+            denominator, tokens, targets = self.strategy.sum_numbers([denominator, tokens, targets])
+        self.denominator, self._step_tokens, self._step_targets = denominator, int(tokens), int(targets)
+
+    def count(self, batch: Batch) -> BatchCounts:
+        """Count a micro-batch on the host, in the unit that every other one of the run is counted in."""
+        counts = self.hooks.count_batch(trainer=self, batch=batch)
+        if type(counts) is not BatchCounts:
+            expected = "BatchCounts(denominator, tokens, num_target_tokens)"
+            raise wrong_answer(self.host, "count_batch", counts, expected)
+        self._unit = self._unit or counts.counts
+        if counts.counts != self._unit:
+            expected = f"'{self._unit}', the unit of the micro-batches before"
+            raise wrong_answer(self.host, "count_batch", f"denominators that count '{counts.counts}'", expected)
+        return counts
 
     def microbatch(self, batch: Batch) -> LossSum:
-        """Run a micro-batch of the window: emit its events, compute its loss, add up its gradients; returns the loss, detached."""
+        """Run a micro-batch and emit its events: compute its loss, add up its gradients; returns the loss, detached."""
         hooks = self.hooks
         counts = self._counts.pop(id(batch), None)
         if counts is None:
@@ -233,11 +248,11 @@ class Trainer(Session, Requesting):
             )
         batch = self.on_device(batch)
         hooks.on_microbatch_start(trainer=self, batch=batch)
-        loss = self.loss_of(batch, counts.weight)
+        loss = self.loss_of(batch, counts)
         hooks.run_backward(trainer=self, loss=loss.total / (self.denominator or 1))
         sums = {name: value.detach() for name, value in loss.sums.items()} if loss.sums else loss.sums
         self._sums.append(sums)
-        detached = LossSum(loss.total.detach(), loss.weight, sums)
+        detached = loss._replace(total=loss.total.detach(), sums=sums)
         hooks.on_microbatch_end(trainer=self, batch=batch, loss=detached)
         return detached
 
@@ -245,15 +260,17 @@ class Trainer(Session, Requesting):
         """A micro-batch for the model: on the device, without the host's own ``tokens``."""
         return self.strategy.to_device({name: value for name, value in batch.items() if name != "tokens"})
 
-    def loss_of(self, batch: Batch, weight: int) -> LossSum:
-        """The loss of a micro-batch on the device, in the strategy's precision, checked to be a sum over ``weight``."""
+    def loss_of(self, batch: Batch, counts: BatchCounts) -> LossSum:
+        """Compute the loss of a micro-batch on the device, in the strategy's precision, and check its denominator."""
+        denominator = counts.denominator
         loss = self.strategy.compute(
-            lambda: self.hooks.compute_loss(trainer=self, model=self.model, batch=batch, weight=weight),
+            lambda: self.hooks.compute_loss(trainer=self, model=self.model, batch=batch, denominator=denominator),
             not self._counts,
         )
-        if type(loss) is not LossSum or loss.weight != weight:
-            given = f"a weight of {loss.weight}" if isinstance(loss, LossSum) else loss
-            expected = f"LossSum(total=<sum of the loss over supervised tokens>, weight={weight})"
+        if type(loss) is not LossSum or (loss.denominator, loss.counts) != (denominator, counts.counts):
+            given = f"a denominator of {loss.denominator} {loss.counts}" if isinstance(loss, LossSum) else loss
+            unit = "" if counts.counts == "tokens" else f", counts='{counts.counts}'"
+            expected = f"LossSum(total=<undivided sum of the loss>, denominator={denominator:g}{unit})"
             raise wrong_answer(
                 self.host, "compute_loss", given, f"{expected}, the count of the hook count_batch, and never the mean"
             )
@@ -366,5 +383,5 @@ class Trainer(Session, Requesting):
         if asked.collect:
             self.saving.collect(self)
         if asked.disable:
-            self.host.tolerance.leave_out(asked.disable)
+            self.host.error_policy.leave_out(asked.disable)
         return asked

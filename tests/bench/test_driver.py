@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hooktrain.bench import SECONDS, Case, Metric, Settings, Variant, Suite, run_suites
+from hooktrain.bench import SECONDS, Case, Metric, Settings, Suite, Variant, run_suites
 from hooktrain.bench.driver import StepClock
 from hooktrain.bench.in_process import measure
 from hooktrain.bench.machine import busy_seconds, describe

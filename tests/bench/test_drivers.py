@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hooktrain.bench import Case, Metric, Peer, Settings, Variant, Suite, run_suites
+from hooktrain.bench import Case, Metric, Peer, Settings, Suite, Variant, run_suites
 from hooktrain.bench.environments import EnvironmentFailed, ensure
 
 APART = """

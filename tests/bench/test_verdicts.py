@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from hooktrain.bench import Case, Metric, Variant, Target
+from hooktrain.bench import Case, Metric, Target, Variant
 from hooktrain.bench.bootstrap import Interval
 from hooktrain.bench.verdicts import compare_sides, verdict_on_change
 from tests.bench.napping import runs

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hooktrain import PluginError, hookimpl
-from hooktrain.builtins.device_sync import WAITS, Waits
+from hooktrain.builtins.device_sync import DEVICE_SYNCS, DeviceSyncs
 from hooktrain.builtins.hook_timer import Cost, HookTimer
 from hooktrain.builtins.profiler import facts, table
 from hooktrain.plugin.lockfile import write_lock
@@ -66,7 +66,7 @@ class Slow:
 
 
 class Reads:
-    """Waits for the device in every step; what is on the host it may read."""
+    """DeviceSyncs for the device in every step; what is on the host it may read."""
 
     plugin_name = "reads"
 
@@ -130,9 +130,9 @@ def test_each_plugin_is_charged_with_what_it_does_itself(run_tiny, tmp_path, clo
     for hook in ("run_step", "run_epoch", "run_train"):
         assert rows["loop", hook]["ms"] == 0, f"{hook}: what it calls is not charged to it"
     # float() and cpu() of a tensor on the device, and tolist() of the copy, which on a processor looks the same
-    assert rows["reads", "on_step_end"]["waits"] == 15
-    assert rows["reads", "count_batch"]["waits"] == 0
-    assert rows["loop", "run_optimizer_step"]["waits"] == 0, "what torch counts on the host"
+    assert rows["reads", "on_step_end"]["device_syncs"] == 15
+    assert rows["reads", "count_batch"]["device_syncs"] == 0
+    assert rows["loop", "run_optimizer_step"]["device_syncs"] == 0, "what torch counts on the host"
     assert rows["TinyPlugin", "make_model"]["calls"] == 1, "factories count"
     assert found["seconds"] == pytest.approx(5 * 12e-3)
     assert sum(row["share"] for row in found["hooks"]) == pytest.approx(1)
@@ -385,7 +385,7 @@ NO_READS = {
 )
 def test_reads_are_heard(call, count):
     heard, x = [], torch.ones(())
-    waits, other = Waits(heard.append), Waits(heard.append, "meta")
+    waits, other = DeviceSyncs(heard.append), DeviceSyncs(heard.append, "meta")
     waits.begin()
     other.begin()
     try:
@@ -394,7 +394,7 @@ def test_reads_are_heard(call, count):
         waits.end()
         other.end()
     assert len(heard) == count
-    assert set(heard) <= set(WAITS.values())
+    assert set(heard) <= set(DEVICE_SYNCS.values())
     call(x)
     assert len(heard) == count, "no more afterwards"
     assert not {"item", "__bool__", "copy_", "equal"} & set(vars(torch.Tensor))
@@ -402,7 +402,7 @@ def test_reads_are_heard(call, count):
 
 def test_copies_of_another_device_wait_where_they_end_on_the_host():
     heard = []
-    waits = Waits(heard.append, "meta")
+    waits = DeviceSyncs(heard.append, "meta")
     waits.begin()
     try:
         with pytest.raises((NotImplementedError, RuntimeError)):
@@ -411,7 +411,7 @@ def test_copies_of_another_device_wait_where_they_end_on_the_host():
         torch.ones(()).to("meta").to("meta")
     finally:
         waits.end()
-    assert heard == [WAITS["item"]]
+    assert heard == [DEVICE_SYNCS["item"]]
 
 
 def test_on_a_gpu_torch_says_what_waits(monkeypatch, recwarn):
@@ -419,7 +419,7 @@ def test_on_a_gpu_torch_says_what_waits(monkeypatch, recwarn):
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     with warnings.catch_warnings():
         shown = warnings.showwarning
-        waits = Waits(heard.append, "cuda")
+        waits = DeviceSyncs(heard.append, "cuda")
         waits.begin()
         for _ in range(2):  # from one place, which Python would tell once
             warnings.warn("called a synchronizing CUDA operation (Triggered internally at ...)", stacklevel=1)

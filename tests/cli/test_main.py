@@ -165,7 +165,7 @@ def test_plan(recipe, tmp_path):
         }
     ]
     roles = [(each["plugin"], each["role"]) for each in plan["hooks"]["run_step"]]
-    assert roles == [("wraps", "answers"), ("loop", "not reached")]
+    assert roles == [("wraps", "runs"), ("loop", "not called")]
     assert not (tmp_path / "run").exists(), "a plan runs nothing"
     text = hooktrain("plan", str(recipe), "-p", "wraps", cwd=tmp_path, PYTHONPATH=str(tmp_path)).stdout
     for named in (

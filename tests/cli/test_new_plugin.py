@@ -97,7 +97,7 @@ def test_it_is_seen_and_does_what_it_says(environment):
     listed = json.loads(succeeded(made, folder, "-m", "hooktrain", "plugins", "--json"))
     (fact,) = [fact for fact in listed if fact["name"] == "square_root2"]
     assert (fact["distribution"], fact["version"], fact["state"]) == ("hooktrain-square-root2", "0.1.0", "active")
-    assert fact["offers"] == ["scheduler/square_root2", "settings/square_root2"]
+    assert fact["registers"] == ["scheduler/square_root2", "settings/square_root2"]
     assert "on_step_end" in fact["hooks"]
     succeeded(made, folder, "-m", "hooktrain", "train", "recipe.yaml")
     lines = [json.loads(line) for line in (folder / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()]

@@ -175,7 +175,7 @@ def test_make_loss(run_tiny):
         @hookimpl
         def make_loss(self, config):
             if isinstance(config, ForTiny):
-                return lambda model, batch, weight: LossSum(model(batch["input_ids"]).sum() * 0, weight)
+                return lambda model, batch, denominator: LossSum(model(batch["input_ids"]).sum() * 0, denominator)
 
     assert run_tiny(Zero(), loss="own").state.metrics["loss"] == 0.0
 
@@ -303,7 +303,7 @@ def test_what_the_events_are_given(run_tiny):
 
         @hookimpl
         def on_microbatch_end(self, batch, loss):
-            assert loss.weight == self.labels.pop(0)
+            assert loss.denominator == self.labels.pop(0)
             assert not loss.total.requires_grad
             self.last = float(loss.total)
 
@@ -465,14 +465,14 @@ def test_count_compute_and_optimizer_step_together(run_tiny):
     class RowMean:
         @hookimpl
         def count_batch(self, batch):
-            return BatchCounts(len(batch["labels"]), 1)
+            return BatchCounts(len(batch["labels"]), 1, 1)
 
         @hookimpl
-        def compute_loss(self, model, batch, weight):
-            assert weight == len(batch["labels"])
+        def compute_loss(self, model, batch, denominator):
+            assert denominator == len(batch["labels"])
             logits = model(batch["input_ids"])[:, :-1]
             each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:], reduction="none")
-            return LossSum((each.sum(1) / (batch["labels"][:, 1:] != -100).sum(1).clamp(min=1)).sum(), weight)
+            return LossSum((each.sum(1) / (batch["labels"][:, 1:] != -100).sum(1).clamp(min=1)).sum(), denominator)
 
         @hookimpl
         def run_optimizer_step(self, trainer):

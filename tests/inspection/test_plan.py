@@ -130,7 +130,7 @@ def test_a_printed_plan_is_the_recipe_in_yaml(written, capsys):
 # ---------------------------------------------------------------------------------------------------- conflicts
 
 
-def can_load(name):
+def rival(name):
     class Claims:
         plugin_name = name
 
@@ -147,7 +147,7 @@ def can_load(name):
 
 def test_all_conflicts_are_shown_with_the_line_to_write_and_the_rest_of_the_plan(capsys):
     host = make_host()
-    for plugin in (TinyPlugin(), claims("one"), claims("two")):
+    for plugin in (TinyPlugin(), rival("one"), rival("two")):
         host.register(plugin)
     facts = plan_of(host, Sources(file=None, raw={"type": "tiny", "seed": "x", "optimizer": {"lr": -1}}))
     said = [f"{each['where']}: {each['message']}" for each in facts["complaints"]]
@@ -157,7 +157,7 @@ def test_all_conflicts_are_shown_with_the_line_to_write_and_the_rest_of_the_plan
     assert said[2].startswith("optimizer.lr: ") and "-1.0" in said[2]
     assert said[3].startswith("seed: ") and "'x'" in said[3]
     assert facts["estimates"]["model"]["parameters"] == 289
-    assert [each["role"] for each in facts["hooks"]["run_step"]] == ["answers", "not reached", "not reached"]
+    assert [each["role"] for each in facts["hooks"]["run_step"]] == ["runs", "not called", "not called"]
     print_plan(facts)
     shown = "".join(capsys.readouterr().out.split())
     assert all("".join(text.split()) in shown for text in said), "however the lines are broken"
@@ -182,13 +182,13 @@ class B(Claimant): ...
 @pytest.mark.parametrize(
     ("plugins", "roles"),
     [
-        ({"loop_hooks": {"run_step": "A"}}, {"B": "not chosen", "A": "answers", "loop": "not reached"}),
-        ({"loop_hooks": {"run_step": "B"}}, {"B": "answers", "A": "not chosen", "loop": "not reached"}),
-        ({"loop_hooks": {"run_step": "loop"}}, {"B": "not chosen", "A": "not chosen", "loop": "answers"}),
-        ({"order": ["A", "B"]}, {"A": "answers", "B": "not reached", "loop": "not reached"}),
+        ({"loop_hooks": {"run_step": "A"}}, {"B": "not chosen", "A": "runs", "loop": "not called"}),
+        ({"loop_hooks": {"run_step": "B"}}, {"B": "runs", "A": "not chosen", "loop": "not called"}),
+        ({"loop_hooks": {"run_step": "loop"}}, {"B": "not chosen", "A": "not chosen", "loop": "runs"}),
+        ({"order": ["A", "B"]}, {"A": "runs", "B": "not called", "loop": "not called"}),
         (
             {"order": ["B"], "loop_hooks": {"run_step": "A"}},
-            {"B": "not chosen", "A": "answers", "loop": "not reached"},
+            {"B": "not chosen", "A": "runs", "loop": "not called"},
         ),
     ],
 )
@@ -203,7 +203,7 @@ def test_the_plan_names_who_runs_a_loop_hook_as_the_run_does(run_tiny, plugins, 
     assert facts["complaints"] == []
     found = facts["hooks"]["run_step"]
     assert {each["plugin"]: each["role"] for each in found} == roles
-    first = next(each["plugin"] for each in found if each["role"] == "answers")
+    first = next(each["plugin"] for each in found if each["role"] == "runs")
     assert asked[:1] == ([] if first == "loop" else [first])
     assert all(f"{__file__}:" in each["file"] for each in found if each["plugin"] != "loop"), "not the stub's file"
 
@@ -233,8 +233,8 @@ def test_a_difference_shows_who_was_chosen_for_a_loop_hook(written, tmp_path, mo
     )
     changed = compare(one, read_plan(other), 1)["order of hooks"]["run_step"]
     assert changed == [
-        "two_claims:B (not chosen), two_claims:A, loop (not reached)",
-        "two_claims:B, two_claims:A (not chosen), loop (not reached)",
+        "two_claims:B (not chosen), two_claims:A, loop (not called)",
+        "two_claims:B, two_claims:A (not chosen), loop (not called)",
     ]
 
 

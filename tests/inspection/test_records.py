@@ -127,14 +127,14 @@ def test_on_a_terminal_a_cause_is_a_line_that_can_be_copied(installed, on_termin
 
 
 def test_what_only_objects_in_hand_are_is_not_offered():
-    """A recipe file cannot say ``type: given``, as it holds no objects."""
+    """A recipe file cannot say ``type: python``, as it holds no objects."""
     host = make_host()
     found = plugins_by_name(host)
-    assert found["given"]["offers"] == [] and found["given"]["parts"] == []
-    assert not [offer for fact in found.values() for offer in fact["offers"] if offer.endswith("/given")]
+    assert found["python_parts"]["registers"] == [] and found["python_parts"]["parts"] == []
+    assert not [offer for fact in found.values() for offer in fact["registers"] if offer.endswith("/python")]
     in_hand = PythonParts()
-    in_hand.hand("model", object())
-    assert plugins_by_name(make_host(given=in_hand))["given"]["offers"] == ["type/given"]
+    in_hand.add("model", object())
+    assert plugins_by_name(make_host(python_parts=in_hand))["python_parts"]["registers"] == ["type/python"]
 
 
 def test_clashing_distributions_and_missing_metadata_are_listed(installed, tmp_path, capsys):
@@ -170,8 +170,8 @@ def test_hooks_in_call_order_with_their_documentation(capsys):
     host = host_of(Replaces())
     (fact,) = hooks_of(host, "run_step")
     assert [(each["plugin"], each["role"]) for each in fact["implementations"]] == [
-        ("replaces", "answers"),
-        ("loop", "not reached"),
+        ("replaces", "runs"),
+        ("loop", "not called"),
     ]
     print_hooks([fact])
     shown = capsys.readouterr().out
@@ -182,9 +182,9 @@ def test_hooks_in_call_order_with_their_documentation(capsys):
     assert all(fact["documentation"] for fact in everything)
     roles = {(f["name"], e["plugin"]): e["role"] for f in everything for e in f["implementations"]}
     assert roles["make_model", "replaces"] == "wraps"
-    assert roles["make_model", "TinyPlugin"] == "is asked"
-    assert roles["on_log", "console"] == "hears"
-    assert roles["register_configs", "console"] == "adds"
+    assert roles["make_model", "TinyPlugin"] == "is tried"
+    assert roles["on_log", "console"] == "is called"
+    assert roles["register_configs", "console"] == "collected"
 
 
 def test_hooks_that_a_plugin_brings_are_told_apart(capsys):

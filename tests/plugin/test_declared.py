@@ -138,7 +138,7 @@ def test_a_plugin_without_what_it_requires_is_out_and_so_are_those_that_require_
     reasons = {name: host.records[name].reason for name in ("a-top", "b-middle")}
     assert re.search(facts("'c-absent'", "install"), reasons["b-middle"])
     assert re.search(facts("'b-middle'", "failed", "'c-absent'"), reasons["a-top"])
-    assert not {"top", "middle"} & set(host.offers["optimizer"])
+    assert not {"top", "middle"} & set(host.parts["optimizer"])
     with pytest.raises(RecipeError, match=facts("optimizer", "'top'", "'a-top' (a-top 1.2)", "'b-middle'")):
         load({"type": "tiny", "optimizer": "top"}, plugins=[TinyPlugin()])
     with pytest.raises(PluginError, match=facts("'b-middle' (b-middle 1.2)", "'c-absent'", "install")):

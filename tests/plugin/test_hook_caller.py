@@ -86,7 +86,7 @@ class Wraps:
         return (yield from self._around())
 
 
-ANSWERS = st.sampled_from(["answers", "is empty", "declines", "raises", "stops"])
+ANSWERS = st.sampled_from(["runs", "is empty", "declines", "raises", "stops"])
 WRAPS = st.sampled_from(
     ["passes", "changes", "drops", "hides", "translates", "raises before", "raises after", "stops after"]
 )
@@ -136,7 +136,7 @@ def test_an_empty_result_is_a_result() -> None:
     """Such as no metrics, or an epoch without steps: the next plugin must not do the work again."""
     seen: list[int] = []
     host = PluginHost()
-    for number, does in enumerate(["answers", "is empty"]):
+    for number, does in enumerate(["runs", "is empty"]):
         host.register(Answers(seen, number, does), name=f"p{number}")
     assert host.hooks.run_step(trainer=None, batches=[]) == {}
     assert seen == [1]
@@ -154,7 +154,7 @@ def test_a_wrapper_that_yields_twice_keeps_no_other_from_its_end() -> None:
     host = make_host(discover=False)
     host.register(Wraps(seen, 1, "hides"))
     host.register(Twice())
-    host.register(Answers(seen, 2, "answers"))
+    host.register(Answers(seen, 2, "runs"))
     assert host.hooks.run_step(trainer=None, batches=[]) == "hidden"
     (what,) = [text for text, number in seen[2:] if number == 1]
     assert re.search(facts("plugin 'Twice', hook run_step: ", "wrapper", "yield"), what)

@@ -150,7 +150,7 @@ def test_one_object_under_two_names_stays_registered_under_the_first():
     with pytest.raises(PluginError, match=facts("'second' (tests)", "'first'")):
         host.register(plugin, "second")
     assert host.manager.get_plugin("first") is plugin
-    assert host.offers["optimizer"]["lion"].plugin.name == "first"
+    assert host.parts["optimizer"]["lion"].plugin.name == "first"
 
 
 def test_the_recipe_that_a_run_keeps_gives_its_plugins_again(run_cli, tmp_path, tiny_recipe):
@@ -277,7 +277,7 @@ def test_installed_plugins_that_offer_one_name_stop_the_run_until_the_recipe_set
     with pytest.raises(PluginError, match=facts(*both, "optimizer", "'lion'")):
         load({"type": "tiny"}, plugins=[TinyPlugin()])
     _, host = load({"type": "tiny", "plugins": {"block": ["a-lion"]}}, plugins=[TinyPlugin()])
-    assert host.offers["optimizer"]["lion"].plugin.name == "b-lion"
+    assert host.parts["optimizer"]["lion"].plugin.name == "b-lion"
 
 
 class StepA:

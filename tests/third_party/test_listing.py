@@ -26,7 +26,7 @@ def test_plugins_are_listed_with_what_their_distributions_say(good, tmp_path):
     assert lion["summary"] == "The Lion optimizer for hooktrain"
     assert "Leonie Nguyen" in lion["author"] and ema["author"] == "Emma Ava"
     assert listed["beacon"]["version"] == "2.1.0", "which is found in its module"
-    assert lion["offers"] == ["optimizer/lion"] and listed["transcripts"]["offers"] == ["source/transcripts"]
+    assert lion["registers"] == ["optimizer/lion"] and listed["transcripts"]["registers"] == ["source/transcripts"]
     assert {"make_strategy", "run_evaluate"} <= set(ema["wraps"])
     assert listed["beacon_host"]["info"]["requires"] == ["beacon>=2"]
 

@@ -71,7 +71,7 @@ def on_step_end(trainer, output):
 @hookimpl(wrapper=True)
 def compute_loss(trainer):
     loss = yield
-    return hooktrain.LossSum(loss.total * 2, loss.weight)
+    return hooktrain.LossSum(loss.total * 2, loss.denominator)
 
 
 @hookimpl
@@ -100,7 +100,7 @@ def test_a_strangers_plugin(stranger, tmp_path, tiny_recipe):
     (fact,) = [fact for fact in listed if fact["name"] == "stranger"]
     assert (fact["distribution"], fact["version"], fact["state"]) == ("hooktrain-stranger", "3.1", "active")
     assert fact["summary"] == "Signs of gradients, and more"
-    assert fact["offers"] == ["optimizer/sign"]
+    assert fact["registers"] == ["optimizer/sign"]
 
     raw = {**tiny_recipe, "plugins": {"load": ["hooktrain.testing:TinyPlugin"]}, "train_iters": 3}
     del raw["run_dir"]

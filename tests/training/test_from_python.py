@@ -134,7 +134,7 @@ def test_a_model_in_hand_is_trained_in_place_as_one_that_is_built(tiny):
     assert not torch.equal(model.head.weight, before)
     assert not model.training
     assert given.recipe.as_dict()["model"] == {
-        "type": "given",
+        "type": "python",
         "built_as": "TinyModel",
         "name_or_path": None,
         "dtype": "auto",
@@ -240,10 +240,10 @@ def test_functions_make_optimizer_and_schedule(tiny):
         tiny(trainer={"optimizer": lambda model: 3}, optimizer=None).run()
 
 
-def loss_of(model, batch, weight):
+def loss_of(model, batch, denominator):
     logits = model(batch["input_ids"])[:, :-1].float()
     total = nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
-    return LossSum(total, weight)
+    return LossSum(total, denominator)
 
 
 def test_any_module_trains_with_data_and_loss_in_hand(tiny, tiny_recipe, tmp_path):
@@ -256,7 +256,7 @@ def test_any_module_trains_with_data_and_loss_in_hand(tiny, tiny_recipe, tmp_pat
     recipe = {key: value for key, value in tiny_recipe.items() if key not in ("type", "model")}
     trainer = Trainer({**recipe, "scheduler": "constant"}, model=tiny_model(), data=data, loss=loss_of)
     trainer.run()
-    assert trainer.recipe.type == "given"
+    assert trainer.recipe.type == "python"
     assert losses(trainer) == losses(by_name)
     assert trainer.evaluate() == by_name.evaluate()
 
@@ -264,19 +264,19 @@ def test_any_module_trains_with_data_and_loss_in_hand(tiny, tiny_recipe, tmp_pat
 def test_a_recipe_of_parts_in_hand_cannot_be_run_without_them(tiny, tmp_path):
     trainer = tiny(trainer={"model": tiny_model()}, model=None)
     trainer.run()
-    with pytest.raises(HooktrainError, match=facts("model: ", "'type: given'", "hooktrain.Trainer")):
+    with pytest.raises(HooktrainError, match=facts("model: ", "'type: python'", "hooktrain.Trainer")):
         Trainer(trainer.run_dir / "recipe.yaml", plugins=[TinyPlugin()]).run()
 
 
 def test_messages_offer_the_type_for_parts_in_hand_only_to_those_who_have_some(tiny):
-    names = facts("type: ", "'givn'", "causal (hooktrain-sft)", "sft (hooktrain-sft)")
+    names = facts("type: ", "'pythn'", "causal (hooktrain-sft)", "sft (hooktrain-sft)")
     with pytest.raises(RecipeError, match=names) as caught:
-        tiny(type="givn")
-    assert "given (hooktrain)" not in str(caught.value)
-    with pytest.raises(RecipeError, match=facts("type: ", "'givn'", "'given'", "given (hooktrain)")):
-        tiny(type="givn", trainer={"model": tiny_model()}, model=None)
-    with pytest.raises(RecipeError, match=facts("model.type: ", "'givn'", "tiny (")) as caught:
-        tiny(model="givn")
+        tiny(type="pythn")
+    assert "python (hooktrain)" not in str(caught.value)
+    with pytest.raises(RecipeError, match=facts("type: ", "'pythn'", "'python'", "python (hooktrain)")):
+        tiny(type="pythn", trainer={"model": tiny_model()}, model=None)
+    with pytest.raises(RecipeError, match=facts("model.type: ", "'pythn'", "tiny (")) as caught:
+        tiny(model="pythn")
     assert "given (" not in str(caught.value)
 
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from hooktrain import HooktrainError, LossSum, LoopHookError, StepOutput, hookimpl
+from hooktrain import HooktrainError, LoopHookError, LossSum, StepOutput, hookimpl
 from hooktrain.testing import Recorder
 from tests.counting_loss import Counts, counted
 from tests.facts import facts
@@ -51,7 +51,7 @@ def test_each_line_begins_anew_and_events_hear_the_sums(run_tiny: Any) -> None:
         @hookimpl
         def on_microbatch_end(self, loss: LossSum) -> None:
             assert not any(value.requires_grad for value in loss.sums.values())
-            self.even.append(float(loss.sums["even"]) / loss.weight)
+            self.even.append(float(loss.sums["even"]) / loss.denominator)
 
     looks, recorder = Looks(), Recorder()
     run_tiny(Counts(), looks, recorder)
@@ -86,7 +86,7 @@ def test_a_wrapper_that_drops_sums_is_told(run_tiny: Any) -> None:
         @hookimpl(wrapper=True)
         def compute_loss(self, trainer: Any) -> Any:
             loss: LossSum = yield
-            return LossSum(loss.total, loss.weight) if trainer.global_step else loss
+            return LossSum(loss.total, loss.denominator) if trainer.global_step else loss
 
     with pytest.raises(LoopHookError, match=facts("compute_loss: ", "none", "accuracy, even")):
         run_tiny(Counts(), Drops())

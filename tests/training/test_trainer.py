@@ -14,10 +14,10 @@ import torch
 from hooktrain import (
     BatchCounts,
     HooktrainError,
+    LoopHookError,
     LossSum,
     NonFiniteError,
     OptimizerStep,
-    LoopHookError,
     StepOutput,
     field,
     hookimpl,
@@ -355,7 +355,7 @@ def test_loop_hooks_can_be_wrapped_and_declined(run_tiny):
         @hookimpl(wrapper=True)
         def compute_loss(self):
             loss = yield
-            return LossSum(loss.total * 0.5, loss.weight)
+            return LossSum(loss.total * 0.5, loss.denominator)
 
     class OnlyTheSecond:
         @hookimpl
@@ -448,10 +448,10 @@ class LoopHook:
         def compute_loss(self, model, batch):
             return model(batch["input_ids"]).mean()
 
-    class WrongWeight:
+    class WrongDenominator:
         @hookimpl
-        def compute_loss(self, model, batch, weight):
-            return LossSum(model(batch["input_ids"]).sum(), weight + 7000)
+        def compute_loss(self, model, batch, denominator):
+            return LossSum(model(batch["input_ids"]).sum(), denominator + 7000)
 
     class Twice:
         @hookimpl
@@ -466,7 +466,7 @@ class LoopHook:
         (LoopHook.NoneStep, ("'NoneStep'", "run_step", "returned None", "NotImplemented")),
         (LoopHook.NoneWrapper, ("run_step", "wrapper", "None", "yield", "'NoneWrapper', 'loop'")),
         (LoopHook.MeanLoss, ("'MeanLoss'", "compute_loss", "Tensor", "LossSum(total=")),
-        (LoopHook.WrongWeight, ("'WrongWeight'", "compute_loss", "700", "weight=")),
+        (LoopHook.WrongDenominator, ("'WrongDenominator'", "compute_loss", "700", "denominator=")),
         (LoopHook.Twice, ("trainer.microbatch", "second time", "trainer.begin_step")),
     ],
 )
@@ -518,7 +518,7 @@ def poison(steps):
         def compute_loss(self, trainer):
             loss = yield
             bad = trainer.global_step in steps and torch.is_grad_enabled()
-            return LossSum(loss.total * float("nan") if bad else loss.total, loss.weight)
+            return LossSum(loss.total * float("nan") if bad else loss.total, loss.denominator)
 
     return Poison()
 
@@ -586,7 +586,7 @@ def test_own_counts(run_tiny):
     class ByRow:
         @hookimpl
         def count_batch(self, batch):
-            return BatchCounts(len(batch["input_ids"]), batch["input_ids"].numel())
+            return BatchCounts(len(batch["input_ids"]), batch["input_ids"].numel(), 1)
 
     recorder, plain = Recorder(), Recorder()
     trainer = run_tiny(ByRow(), recorder, data={"eval_rows": 0})

@@ -49,7 +49,7 @@ def focal(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
 
 
 def whole_focal(
-    model: Module, batch: Batch, weight: int, gamma: float
+    model: Module, batch: Batch, denominator: float, gamma: float
 ) -> LossSum:
     inputs = {
         name: each for name, each in batch.items() if name != "labels"
@@ -60,4 +60,4 @@ def whole_focal(
     counts = targets.flatten() != -100
     each = focal(logits, targets.flatten().clamp(min=0), gamma)
     total = torch.where(counts, each, 0.0).sum()  # a sum, never a mean
-    return LossSum(total, weight)
+    return LossSum(total, denominator)

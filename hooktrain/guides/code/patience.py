@@ -13,9 +13,13 @@ from hooktrain import Trainer, at_least, field, hookimpl
 class Settings:
     """What a recipe may say under ``patience``."""
 
-    metric: str = field(default="eval/held_out/loss", neutral=True)
+    metric: str = field(
+        default="eval/held_out/loss", affects_training=False
+    )
     """What to watch; the smaller the better."""
-    evaluations: int = field(default=0, validator=at_least(0), neutral=True)
+    evaluations: int = field(
+        default=0, validator=at_least(0), affects_training=False
+    )
     """Evaluations without a new best that end the run; 0 never does."""
 
 

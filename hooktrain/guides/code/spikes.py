@@ -37,7 +37,9 @@ class Hooks:
 class Settings:
     """What a recipe may say under ``spikes``."""
 
-    factor: float = field(default=2.0, validator=at_least(1), neutral=True)
+    factor: float = field(
+        default=2.0, validator=at_least(1), affects_training=False
+    )
     """How many times its running mean makes a loss a spike."""
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from hooktrain.builtins.device_sync import WAITS
+from hooktrain.builtins.device_sync import DEVICE_SYNCS
 from hooktrain.errors import HooktrainError
 from hooktrain.plugin.validation import device_rule
 from hooktrain.testing.plugin_checks.kit import Broken, Kit, Unjudged
@@ -67,7 +67,7 @@ class _Values(TorchDispatchMode):
         name = str(func).removeprefix("aten.").partition(".")[0]
         if not away:
             return func(*args, **kwargs)
-        what = WAITS.get(name, "")
+        what = DEVICE_SYNCS.get(name, "")
         if name == "_local_scalar_dense":
             self.judge.read(what)
             return True if away[0].dtype == torch.bool else 1.0 if away[0].dtype.is_floating_point else 1
@@ -170,7 +170,9 @@ def _reads(spec: Spec) -> dict[str, Any]:
     file = Path(module.__file__ or "")
     package = str(file.parent) if file.name == "__init__.py" or module.__package__ else str(file)
     judge, failed = _Judge(codes, package), ""
-    vars(torch.cuda)["synchronize"] = lambda *_: judge.read(WAITS["synchronize"])  # without a GPU it would only raise
+    vars(torch.cuda)["synchronize"] = lambda *_: judge.read(
+        DEVICE_SYNCS["synchronize"]
+    )  # without a GPU it would only raise
     _as_on_a_processor()
     trainer = Trainer(made.recipe, made.host)
     with _Values(judge):

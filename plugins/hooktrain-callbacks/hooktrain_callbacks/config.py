@@ -65,10 +65,10 @@ class CallbacksConfig:
 
     shorthand: ClassVar[str] = "use"
 
-    use: tuple[str | Mapping[str, Any], ...] = field(default=(), validator=_readable, neutral=True)
+    use: tuple[str | Mapping[str, Any], ...] = field(default=(), validator=_readable, affects_training=False)
     """Classes by their whole names, such as ``transformers.EarlyStoppingCallback``, or mappings of ``name``, arguments
     of the constructor (under ``arguments`` where one is called ``name``), and ``on_error``: ``stop``, ``disable`` or
     ``warn``."""
-    arguments: Mapping[str, Any] = field(factory=dict, neutral=True)
+    arguments: Mapping[str, Any] = field(factory=dict, affects_training=False)
     """Fields of transformers' ``TrainingArguments`` that the recipe has no key for, such as ``metric_for_best_model``
     or ``project``."""

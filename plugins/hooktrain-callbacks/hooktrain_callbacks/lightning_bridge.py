@@ -166,7 +166,7 @@ class LightningBridge:
         progress = self.pl.fit_loop.epoch_loop.batch_progress
         progress._put(is_last_batch=number + 1 >= self.pl.num_training_batches)
         if self.slots.hears("on_train_batch_end"):
-            self._call("on_train_batch_end", {"loss": loss.total / max(loss.weight, 1)}, batch, number)
+            self._call("on_train_batch_end", {"loss": loss.total / max(loss.denominator, 1)}, batch, number)
         self.pl._put(batch_idx=number + 1)
 
     # -------------------------------------------------------------------------------------------------- evaluation
@@ -192,7 +192,7 @@ class LightningBridge:
     def on_loss_end(self, batch: Any, loss: LossSum) -> None:
         """After the loss of a micro-batch, in evaluation as in training."""
         if self.evaluating and self.slots.hears("on_validation_batch_end"):
-            outputs = {"loss": loss.total / max(loss.weight, 1)}
+            outputs = {"loss": loss.total / max(loss.denominator, 1)}
             self._call("on_validation_batch_end", outputs, batch, *self._place)
 
     def on_evaluate_end(self, metrics: Mapping[str, float]) -> None:

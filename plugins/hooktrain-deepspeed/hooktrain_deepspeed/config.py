@@ -41,7 +41,7 @@ class DeepSpeedConfig:
     """What is kept in the processor's memory instead of the GPU's: ``optimizer``, or with stage 3 ``all``, the weights
     too."""
     dtype: str = field(
-        default="auto", validator=one_of("auto", "fp32", "bf16", "fp16"), inherit="model.dtype", neutral=False
+        default="auto", validator=one_of("auto", "fp32", "bf16", "fp16"), inherit="model.dtype", affects_training=True
     )
     """Precision of the computation. With stages 1 to 3 the weights are kept in it and updated in float32; with stage 0
     they stay in float32. ``auto`` is bf16 on a GPU that has it and fp32 elsewhere."""

@@ -16,7 +16,7 @@ def adopt(model: Any, config: Any, tokenizer: Any) -> Any | None:
 
     Args:
         model: any module.
-        config: the recipe's ``model``, of type ``given``.
+        config: the recipe's ``model``, of type ``python``.
         tokenizer: None, or the tokenizer whose ids the model must be able to embed.
 
     Returns:

@@ -47,13 +47,13 @@ class HFModelConfig:
     """How attention is computed: ``auto``, or transformers' sdpa, eager, flash_attention_2, ... What ``auto`` takes
     computes packed and padding-free batches document by document where the model allows it (its name is ``documents``),
     and is transformers' own choice elsewhere."""
-    activation_checkpointing: bool = field(default=False, neutral=True)
+    activation_checkpointing: bool = field(default=False, affects_training=False)
     """Whether activations are computed again in the backward pass instead of being kept."""
     from_config: bool = field(default=False)
     """Whether to start from random weights; only the config is read then."""
     hf_config_kwargs: Mapping[str, Any] = field(factory=dict)
     """Values that replace those of the model's config, such as ``{attention_dropout: 0.1}``."""
-    trust_remote_code: bool = field(default=False, neutral=True)
+    trust_remote_code: bool = field(default=False, affects_training=False)
     """Whether Python code that comes with the model may run."""
 
 

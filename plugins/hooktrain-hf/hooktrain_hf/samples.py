@@ -29,17 +29,17 @@ T = TypeVar("T")
 class SamplesConfig:
     """Prompts to answer, and when."""
 
-    prompts: tuple[str, ...] = field(default=(), neutral=True)
+    prompts: tuple[str, ...] = field(default=(), affects_training=False)
     """What the user says; one answer each."""
-    system: str | None = field(default=None, neutral=True)
+    system: str | None = field(default=None, affects_training=False)
     """System message put before each prompt; the chat template's own unless given."""
-    max_new_tokens: int = field(default=48, validator=at_least(1), neutral=True)
+    max_new_tokens: int = field(default=48, validator=at_least(1), affects_training=False)
     """Longest answer, in tokens."""
-    at_start: bool = field(default=True, neutral=True)
+    at_start: bool = field(default=True, affects_training=False)
     """Whether to answer before the first step."""
-    at_end: bool = field(default=True, neutral=True)
+    at_end: bool = field(default=True, affects_training=False)
     """Whether to answer after the last step."""
-    every_evaluation: bool = field(default=False, neutral=True)
+    every_evaluation: bool = field(default=False, affects_training=False)
     """Whether to answer after each evaluation too."""
 
 

@@ -41,7 +41,7 @@ class PeftSettings:
     """Any other key of the method's config class in PEFT."""
     adapter: str | None = field(default=None)
     """A folder with an adapter to go on from, in place of ``type`` and the rest."""
-    merge_on_export: bool = field(default=False, neutral=True)
+    merge_on_export: bool = field(default=False, affects_training=False)
     """Whether the checkpoint engine ``huggingface`` writes whole weights with the adapter merged in; otherwise it
     writes the adapter alone."""
 

@@ -34,7 +34,7 @@ class TokenDataConfig:
 
     sources: tuple[Any, ...] = part("source", many=True)
     """Where the rows to train on come from."""
-    eval_sources: tuple[Any, ...] = part("source", many=True, neutral=True)
+    eval_sources: tuple[Any, ...] = part("source", many=True, affects_training=False)
     """Where the rows to evaluate on come from; each is a named set of its own."""
     train_eval_split: tuple[float, float] = field(default=(1.0, 0.0), validator=_shares)
     """Shares of the rows of ``sources`` to train and to evaluate on; the latter are the set ``eval``."""
@@ -52,11 +52,11 @@ class TokenDataConfig:
     """Whether every epoch has an order of its own."""
     group_by_length: bool = field(default=False)
     """Whether the rows of a step have like lengths; the order stays random otherwise."""
-    workers: int = field(default=0, validator=at_least(0), aliases=("dl_num_workers",), neutral=True)
+    workers: int = field(default=0, validator=at_least(0), aliases=("dl_num_workers",), affects_training=False)
     """Processes that collate ahead; 0 collates in the training process."""
-    use_data_cache: bool = field(default=True, neutral=True)
+    use_data_cache: bool = field(default=True, affects_training=False)
     """Whether tokenized rows are kept for later runs."""
-    cache_dir: Path | None = field(default=None, neutral=True)
+    cache_dir: Path | None = field(default=None, affects_training=False)
     """Where; ``HOOKTRAIN_CACHE``, or ``hooktrain`` in the user's cache folder when left out."""
     stream_buffer: int = field(default=10_000, validator=at_least(1))
     """Rows of a stream that are shuffled and packed together."""

@@ -70,13 +70,13 @@ def _rows(first: Row, last: Row, packs: bool, several: bool) -> list[Row]:
 def _loss(trainer: Trainer, rows: list[Row]) -> float | None:
     """The loss of rows; None where each came to have a row of its own, or the loss is none that can be read."""
     host_batch = trainer.data.collate(rows)
-    weight = int((host_batch["labels"][:, 1:] != -100).sum())
+    denominator = int((host_batch["labels"][:, 1:] != -100).sum())
     batch, device = trainer.on_device(host_batch), trainer.device
     modes = {module: module.training for module in trainer.model.modules()}
     try:
         trainer.model.eval()
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            loss = trainer.strategy.compute(lambda: trainer.loss(trainer.model, batch, weight), True)
+            loss = trainer.strategy.compute(lambda: trainer.loss(trainer.model, batch, denominator), True)
     finally:
         for module, training in modes.items():
             module.training = training

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from hooktrain import Data, DataEstimate, Recipe, ExamplePreview, TrainerType, World, hookimpl
+from hooktrain import Data, DataEstimate, ExamplePreview, Recipe, TrainerType, World, hookimpl
 from hooktrain_sft import hookspecs
 from hooktrain_sft.config import CausalDataConfig, SFTDataConfig, TokenDataConfig
 from hooktrain_sft.loss.config import CrossEntropyConfig, DFTLossConfig, SFTLossConfig
@@ -77,7 +77,9 @@ class SFTPlugin:
             go_to(state["stream"])
 
     @hookimpl
-    def preview_examples(self, config: Any, tokenizer: Any, world: World, hooks: Any, count: int) -> Sequence[ExamplePreview] | None:
+    def preview_examples(
+        self, config: Any, tokenizer: Any, world: World, hooks: Any, count: int
+    ) -> Sequence[ExamplePreview] | None:
         if not isinstance(config, TokenDataConfig):
             return None
         from hooktrain_sft.data.preview_rows import preview_examples

@@ -79,13 +79,13 @@ class Ranks:
             dist.all_reduce(value)
         return value
 
-    def sum_numbers(self, values: Sequence[int]) -> list[int]:
+    def sum_numbers(self, values: Sequence[float]) -> list[float]:
         """As :meth:`hooktrain.Strategy.sum_numbers`."""
         if not self._several:
-            return [int(value) for value in values]
-        sums = torch.tensor(values, dtype=torch.int64)
+            return [float(value) for value in values]
+        sums = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(sums, group=self._host)
-        return [int(value) for value in sums.tolist()]
+        return [float(value) for value in sums.tolist()]
 
     def gather_objects(self, value: Any) -> list[Any]:
         """As :meth:`hooktrain.Strategy.gather_objects`."""

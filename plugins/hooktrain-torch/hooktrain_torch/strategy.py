@@ -197,7 +197,7 @@ class TorchStrategy:
     def sum_tensor(self, value: Tensor) -> Tensor:
         return self._ranks.sum_tensor(value)
 
-    def sum_numbers(self, values: Sequence[int]) -> list[int]:
+    def sum_numbers(self, values: Sequence[float]) -> list[float]:
         return self._ranks.sum_numbers(values)
 
     def gather_objects(self, value: Any) -> list[Any]:

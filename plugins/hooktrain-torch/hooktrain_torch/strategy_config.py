@@ -14,7 +14,7 @@ class TorchConfig:
     """Plain PyTorch on one device per process."""
 
     dtype: str = field(
-        default="auto", validator=one_of("auto", "fp32", "bf16", "fp16"), inherit="model.dtype", neutral=False
+        default="auto", validator=one_of("auto", "fp32", "bf16", "fp16"), inherit="model.dtype", affects_training=True
     )
     """Precision of the computation, weights and optimizer staying in float32; ``auto`` is bf16 where the processor has
     it and fp32 elsewhere."""

@@ -16,7 +16,7 @@ from torch.nn import Module
 class Settings:
     """What a recipe may say under ``confidence``."""
 
-    enabled: bool = field(default=False, neutral=True)
+    enabled: bool = field(default=False, affects_training=False)
     """Whether to look at the logits, which takes a softmax over each token's."""
 
 

@@ -182,12 +182,12 @@ def test_a_loss_that_does_not_ask_for_a_kernel_is_named(fine_tune: Train) -> Non
         def make_loss(self, config: Any) -> Any:
             return self.loss if isinstance(config, OwnConfig) else None
 
-        def loss(self, model: Any, batch: Any, weight: int) -> LossSum:
+        def loss(self, model: Any, batch: Any, denominator: float) -> LossSum:
             logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
             losses = torch.nn.functional.cross_entropy(
                 logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum"
             )
-            return LossSum(losses, weight)
+            return LossSum(losses, denominator)
 
     with pytest.warns(
         HooktrainWarning, match=facts(f"model.{FUSED}", "loss", "write loss: {type: sft}", f"{FUSED}: false")

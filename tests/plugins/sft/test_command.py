@@ -80,7 +80,9 @@ def test_a_plugin_shows_rows_of_its_own_data(
 ) -> None:
     class Shows:
         @hookimpl
-        def preview_examples(self, config: Any, tokenizer: Any, world: Any, hooks: Any, count: int) -> list[ExamplePreview] | None:
+        def preview_examples(
+            self, config: Any, tokenizer: Any, world: Any, hooks: Any, count: int
+        ) -> list[ExamplePreview] | None:
             if type(config).__name__ != "TinyDataConfig":
                 return None
             return [

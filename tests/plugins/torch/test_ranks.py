@@ -105,9 +105,9 @@ def make_model():
     return model
 
 @hookimpl(wrapper=True)
-def compute_loss(trainer, batch, weight):
+def compute_loss(trainer, batch, denominator):
     loss = yield
-    if weight and (batch["input_ids"] == 3).any():
+    if denominator and (batch["input_ids"] == 3).any():
         loss = loss._replace(total=loss.total * trainer.model.sometimes)
     return loss
 """

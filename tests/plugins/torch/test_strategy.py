@@ -189,7 +189,7 @@ class Scaled:
     def compute_loss(self, trainer):
         loss = yield
         chosen = torch.is_grad_enabled() and trainer.global_step in self.steps
-        return LossSum(loss.total * self.factor, loss.weight) if chosen else loss
+        return LossSum(loss.total * self.factor, loss.denominator) if chosen else loss
 
     @hookimpl
     def on_step_end(self, trainer):

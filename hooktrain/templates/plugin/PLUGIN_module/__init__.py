@@ -43,8 +43,8 @@ class InverseSqrtConfig:
 class Settings:
     """What a recipe may say under the key ``PLUGIN_name``."""
 
-    # neutral: the training stays the same, so that a resumed run may have another value
-    decay: float = field(default=0.9, validator=between(0, 1), neutral=True)
+    # affects_training=False: the training stays the same, so that a resumed run may have another value
+    decay: float = field(default=0.9, validator=between(0, 1), affects_training=False)
     """How much of the running mean a step leaves; with 0 it is the loss of the last step."""
 
 

@@ -231,8 +231,8 @@ def check_bins(bins: Bins, lengths: Indices, max_length: int) -> None:
     seen = np.bincount(bins.order, minlength=len(lengths)) if len(bins.order) else np.zeros(len(lengths), np.int64)
     if len(seen) > len(lengths):
         raise DataError(
-            f"pack_sequences put document {len(seen) - 1} into a bin, but there are {len(lengths)}; repair the plugin that"
-            " packs"
+            f"pack_sequences put document {len(seen) - 1} into a bin, but there are {len(lengths)}; repair the plugin"
+            " that packs"
         )
     if (seen != 1).any():
         wrong = int(np.flatnonzero(seen != 1)[0])

@@ -17,7 +17,9 @@ from hooktrain_sft.data.source_reader import Reader
 __all__ = ["preview_examples"]
 
 
-def preview_examples(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any, count: int) -> list[ExamplePreview]:
+def preview_examples(
+    config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any, count: int
+) -> list[ExamplePreview]:
     """The first rows of each source, as they are before anything is cut or packed."""
     reader = Reader(config, tokenizer, world, hooks)
     shown = []

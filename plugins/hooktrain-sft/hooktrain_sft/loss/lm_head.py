@@ -62,9 +62,9 @@ class HeadedForward:
                 type(model).__name__,
             )
 
-    def __call__(self, model: nn.Module, batch: Mapping[str, Any], weight: int) -> tuple[Tensor, Sums]:
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any], num_target_tokens: int) -> tuple[Tensor, Sums]:
         with self._swapped_in():
-            total, sums = model(**batch, supervised_tokens=weight)
+            total, sums = model(**batch, num_target_tokens=num_target_tokens)
         return total, sums
 
     @property
@@ -87,7 +87,7 @@ class HeadedForward:
     def _forward(
         self,
         *,
-        supervised_tokens: int,
+        num_target_tokens: int,
         labels: Tensor | None = None,
         shift_labels: Tensor | None = None,
         **inputs: Any,
@@ -98,10 +98,10 @@ class HeadedForward:
             shape = inputs["position_ids"].shape
             inputs = {name: _one_row(value, shape) for name, value in inputs.items()}
         hidden, output = self._hidden(inputs)  # (rows, tokens, hidden)
-        positions, targets = supervised(labels, supervised_tokens, shift_labels)
+        positions, targets = supervised(labels, num_target_tokens, shift_labels)
         hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)  # (supervised, hidden)
         total, sums = self._loss(hidden, targets)
-        return (total, sums) if self._router is None else self._router.added(output, total, sums, supervised_tokens)
+        return (total, sums) if self._router is None else self._router.added(output, total, sums, num_target_tokens)
 
     def _hidden(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
         """The last hidden state, and the output that it came with."""

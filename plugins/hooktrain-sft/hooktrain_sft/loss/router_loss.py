@@ -35,7 +35,7 @@ class RouterLoss:
         return cls(float(getattr(text, "router_aux_loss_coef", 0.0)))
 
     def added(
-        self, output: Any, total: Tensor, sums: dict[str, Tensor], weight: int
+        self, output: Any, total: Tensor, sums: dict[str, Tensor], num_target_tokens: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss with this one, and what is logged with ``router_loss``.
 
@@ -43,7 +43,7 @@ class RouterLoss:
             output: what the model returned.
             total: the loss without it, shape ().
             sums: what is logged without it.
-            weight: supervised tokens of the micro-batch.
+            num_target_tokens: trained tokens of the micro-batch.
         """
         found = getattr(output, "aux_loss", None)
         if not isinstance(found, Tensor):
@@ -51,7 +51,7 @@ class RouterLoss:
                 "loss: the model's config says output_router_logits: true, but its output has no aux_loss; expected a"
                 " model that computes one; take output_router_logits out of model.hf_config_kwargs"
             )
-        found = found.to(total.device, total.dtype) * weight
+        found = found.to(total.device, total.dtype) * num_target_tokens
         if total.requires_grad:
             total = total + self.coefficient * found
         return total, {**sums, "router_loss": found.detach()}

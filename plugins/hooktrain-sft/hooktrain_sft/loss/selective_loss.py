@@ -36,7 +36,7 @@ def per_token(function: Callable[[Tensor, Tensor], Tensor], chunk_size: int | No
 
 
 class SelectiveLoss:
-    """``loss(model, batch, weight)``: the sum over supervised tokens.
+    """``loss(model, batch, denominator)``: the sum over supervised tokens.
 
     A transformers model stops before its LM head, which then sees the supervised positions alone. Any other model is
     called as it is, and must return logits.
@@ -72,19 +72,19 @@ class SelectiveLoss:
             config.all_logits,
         )
 
-    def __call__(self, model: nn.Module, batch: Mapping[str, Any], weight: int) -> LossSum:
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any], denominator: float) -> LossSum:
         """Run the model on a micro-batch.
 
         Args:
             model: the model, wrapped or not.
             batch: ``input_ids``, ``labels`` (not shifted, -100 for no loss) and what else the model takes, shape
                 (rows, tokens), on the model's device.
-            weight: how many labels are supervised, the first of each row not counted; known to the host, so that
+            denominator: how many labels are trained, the first of each sequence not counted; known to the host, so that
                 nothing here waits for the device.
 
         Returns:
-            The sum of the loss, zero with a graph when ``weight`` is 0; and the sums of ``token_accuracy``, ``entropy``
-            (of the predictions, in nats), ``cross_entropy`` where the loss is another one, and ``router_loss`` where a
+            The sum of the loss, zero with a graph when ``denominator`` is 0; and the sums of ``token_accuracy``,
+            ``entropy`` (of the predictions, in nats), ``cross_entropy`` where the loss is another one, and ``router_loss`` where a
             mixture of experts has one.
 
         Raises:
@@ -93,8 +93,8 @@ class SelectiveLoss:
         bare = innermost(model)
         if bare not in self._runners:
             self._runners[bare] = self._runner(bare, batch)
-        total, sums = self._runners[bare](model, batch, weight)
-        return LossSum(total, weight, sums)
+        total, sums = self._runners[bare](model, batch, int(denominator))
+        return LossSum(total, denominator, sums)
 
     def _runner(self, bare: nn.Module, batch: Mapping[str, Any]) -> Runner:
         transform, router = logit_transform(bare, batch), RouterLoss.of(bare)
@@ -115,7 +115,7 @@ class _FromLogits:
     def __init__(self, token_loss: TokenLoss, router: RouterLoss | None) -> None:
         self._token_loss, self._router = token_loss, router
 
-    def __call__(self, model: nn.Module, batch: Mapping[str, Any], weight: int) -> tuple[Tensor, Sums]:
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any], num_target_tokens: int) -> tuple[Tensor, Sums]:
         inputs = {name: value for name, value in batch.items() if "labels" not in name}
         taken = accepted(innermost(model).forward, inputs)
         if "sequence_parallel" in inputs.keys() - taken.keys():
@@ -125,7 +125,7 @@ class _FromLogits:
             )
         output = model(**taken)
         logits = logits_of(output)
-        positions, targets = supervised(batch.get("labels"), weight, batch.get("shift_labels"))
+        positions, targets = supervised(batch.get("labels"), num_target_tokens, batch.get("shift_labels"))
         selected = logits.reshape(-1, logits.shape[-1]).index_select(0, positions)
         total, sums = logits_loss(selected, targets, self._token_loss)
-        return (total, sums) if self._router is None else self._router.added(output, total, sums, weight)
+        return (total, sums) if self._router is None else self._router.added(output, total, sums, num_target_tokens)

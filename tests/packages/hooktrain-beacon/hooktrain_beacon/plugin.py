@@ -25,11 +25,11 @@ _TALKING = ("on_train_start", "on_log", "on_train_end", "on_exception")
 class BeaconSettings:
     """What a recipe may say under ``beacon``."""
 
-    url: str = field(default="", neutral=True)
+    url: str = field(default="", affects_training=False)
     """Address of the server; without one nothing is sent."""
-    run_name: str = field(default="", neutral=True)
+    run_name: str = field(default="", affects_training=False)
     """What the server calls the run; the recipe's name when left out."""
-    timeout: float = field(default=5.0, validator=at_least(0.1), neutral=True)
+    timeout: float = field(default=5.0, validator=at_least(0.1), affects_training=False)
     """Seconds to wait for the server."""
 
 

@@ -22,7 +22,7 @@ class RobustLoss:
     def __init__(self, q: float, chunk_size: int) -> None:
         self.q, self.chunk_size = q, chunk_size
 
-    def __call__(self, model: Module, batch: Batch, weight: int) -> LossSum:
+    def __call__(self, model: Module, batch: Batch, denominator: float) -> LossSum:
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         logits = model(**inputs, use_cache=False).logits  # (rows, tokens, vocabulary)
         logits, targets = logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
@@ -33,7 +33,7 @@ class RobustLoss:
         ]
         total, surprise, right = torch.stack(parts).sum(0).unbind()
         sums = {"cross_entropy": surprise.detach(), "token_accuracy": right.detach()}
-        return LossSum(total, weight, sums)
+        return LossSum(total, denominator, sums)
 
     def _chunk(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Loss, cross-entropy and right guesses, each summed over the tokens that count, shape (3,)."""
