@@ -7,7 +7,10 @@ nothing and ``hooktrain --help`` needs no torch.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+from hooktrain.renamed import OldModules, old_import
 
 if TYPE_CHECKING:
     from hooktrain.compare import differences, digest
@@ -140,10 +143,14 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'hooktrain' has no attribute '{name}'")
+        raise old_import("hooktrain", name)
     value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value
+
+
+if OldModules not in sys.meta_path:
+    sys.meta_path.append(OldModules)
 
 
 def __dir__() -> list[str]:

@@ -18,6 +18,7 @@ import cattrs
 from cattrs.errors import ClassValidationError, IterableValidationError
 
 from hooktrain.errors import Complaint, did_you_mean
+from hooktrain.renamed import new_name
 
 __all__ = ["CheckpointConfig", "at_least", "between", "field", "one_of", "part", "structure", "unstructure"]
 
@@ -33,6 +34,7 @@ def field(
     aliases: Sequence[str] = (),
     inherit: str | None = None,
     affects_training: bool | None = None,
+    **unknown: Any,
 ) -> Any:
     """A field of a config class: ``attrs.field`` with additions.
 
@@ -45,22 +47,32 @@ def field(
         affects_training: False where a run may resume from a checkpoint with another value, as the training stays the
             same. Left out, it is what the part says that the config belongs to, and True for the recipe.
     """
+    _refuse("field", unknown)
     metadata = {"aliases": tuple(aliases), "inherit": inherit, "affects_training": affects_training}
     if factory is not None:
         return attrs.field(factory=factory, validator=validator, metadata=metadata)
     return attrs.field(default=default, validator=validator, metadata=metadata)
 
 
-def part(kind: str, *, many: bool = False, default: Any = _MISSING, affects_training: bool | None = None) -> Any:
+def part(
+    kind: str, *, many: bool = False, default: Any = _MISSING, affects_training: bool | None = None, **unknown: Any
+) -> Any:
     """A field that holds a named part of ``kind``, or a tuple of them: its ``type`` selects the config class.
 
     Left out, a single part is the trainer type's default for the kind, and a tuple is empty. ``affects_training`` is
     that of :func:`field`.
     """
+    _refuse("part", unknown)
     metadata = {"aliases": (), "inherit": None, "kind": kind, "many": many, "affects_training": affects_training}
     if default is _MISSING:
         default = () if many else attrs.NOTHING
     return attrs.field(default=default, metadata=metadata)
+
+
+def _refuse(function: str, unknown: Mapping[str, Any]) -> None:
+    for name, value in unknown.items():
+        given = f"{function}({name}={value})"
+        raise TypeError(f"{function}() got an unexpected keyword argument '{name}'{new_name('argument', given)}")
 
 
 def at_least(least: float) -> Callable[[Any, Any, Any], None]:
@@ -288,7 +300,9 @@ def structure(
         if key not in keys:
             expected = ", ".join(sorted(n for n in fields if fields[n].init))
             takes = f"{where or 'a recipe'} takes {expected}{whose}"
-            complaints.append(Complaint(path, f"unknown key{did_you_mean(str(key), keys)}; {takes}"))
+            complaints.append(
+                Complaint(path, f"unknown key{new_name('recipe key', path) or did_you_mean(str(key), keys)}; {takes}")
+            )
             continue
         name = keys[key]
         if name in values:

@@ -3,9 +3,9 @@
 The verb says the kind. ``register_*`` and ``check_*`` are collected from all plugins. ``make_*`` and ``load_source``
 build a part: the first plugin that returns something other than None builds it. ``on_*`` are events: every
 implementation is called, and results are ignored. ``run_*``, ``compute_loss``, ``save_checkpoint`` and
-``load_checkpoint`` are loop hooks: what the loop *does* between two events. The first plugin that returns a result does
-it, and ``@hookimpl(wrapper=True)`` wraps it. ``NotImplemented`` leaves the work to the next plugin; None is an error, so
-that work is never done twice.
+``load_checkpoint`` are loop hooks: what the loop *does* between two events. The first plugin that returns a result
+does it, and ``@hookimpl(wrapper=True)`` wraps it. ``NotImplemented`` leaves the work to the next plugin; None is an
+error, so that work is never done twice.
 
 An implementation may name any subset of a hook's parameters. The README's hook reference is made from this file.
 """
@@ -21,7 +21,6 @@ import pluggy
 from hooktrain.markers import hookspec
 
 if TYPE_CHECKING:
-    import click
     from torch import Tensor
     from torch.nn import Module
     from torch.optim import Optimizer
@@ -126,7 +125,7 @@ def register_hookspecs(pluginmanager: pluggy.PluginManager) -> None:
 
 @hookspec
 def register_configs() -> Mapping[str, Mapping[str, type]]:  # type: ignore[empty-body]
-    """RegisteredPart named parts: the config classes that a recipe can select by ``type``.
+    """Register named parts: the config classes that a recipe can select by ``type``.
 
     Called: once, when the plugins have been loaded, before the recipe is structured.
     Ranks: every rank, each for itself.
@@ -145,7 +144,7 @@ def register_configs() -> Mapping[str, Mapping[str, type]]:  # type: ignore[empt
 
 @hookspec
 def register_trainer_types() -> Mapping[str, TrainerType]:  # type: ignore[empty-body]
-    """RegisteredPart values for the recipe's ``type``.
+    """Register values for the recipe's ``type``.
 
     Called: once, when the plugins have been loaded, before the recipe is structured.
     Ranks: every rank, each for itself.
@@ -156,24 +155,6 @@ def register_trainer_types() -> Mapping[str, TrainerType]:  # type: ignore[empty
         default. None offers nothing.
 
     Default: none; ``hooktrain-sft`` offers ``sft`` and ``causal``.
-    """
-
-
-@hookspec
-def register_commands(cli: click.Group) -> None:
-    """Add sub-commands to ``hooktrain``.
-
-    Called: when the command line meets a word that is no command of its own, and for ``hooktrain plugins``.
-    Ranks: the launching process only.
-    Device: must not touch a device.
-
-    Args:
-        cli: the group to add commands to, with ``cli.add_command`` or ``@cli.command``.
-
-    Returns:
-        Ignored.
-
-    Default: none.
     """
 
 
@@ -256,7 +237,7 @@ def make_meta_model(config: Any, world: World, recipe: Recipe) -> Module | None:
 
 
 @hookspec
-def estimate_activations(recipe: Recipe, model: Module, rows: int, tokens: int) -> Mapping[str, int] | None:
+def estimate_activations(recipe: Recipe, model: Module, sequences: int, tokens: int) -> Mapping[str, int] | None:
     """Say how much memory a micro-batch takes between the forward and the backward pass.
 
     Called: by ``hooktrain plan``, within torch's ``FakeTensorMode``, in which the model can be called at no cost.
@@ -266,8 +247,8 @@ def estimate_activations(recipe: Recipe, model: Module, rows: int, tokens: int) 
     Args:
         recipe: the structured recipe.
         model: what ``make_meta_model`` made, its tensors said to be on the processor.
-        rows: rows of the micro-batch.
-        tokens: tokens of each row.
+        sequences: sequences of the micro-batch.
+        tokens: tokens of each sequence.
 
     Returns:
         Bytes by what they are for, such as ``{"activations": 10**9}``; what all plugins say is added up. None adds

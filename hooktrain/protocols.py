@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from hooktrain.renamed import RENAMED
 from hooktrain.types import Batch, OptimizerStep, StoredTensors, TrainedState, World
 
 if TYPE_CHECKING:
@@ -17,10 +19,23 @@ if TYPE_CHECKING:
 
     from hooktrain.training.trainer import Trainer
 
-__all__ = ["CheckpointEngine", "Scheduler", "Strategy"]
+__all__ = ["CheckpointEngine", "Scheduler", "Strategy", "missing_members", "renamed_member"]
 
 
 T = TypeVar("T")
+
+
+def missing_members(protocol: type, made: object) -> list[str]:
+    """Return the members of a protocol that an object does not have."""
+    members = {*vars(protocol), *inspect.get_annotations(protocol)}
+    return sorted(name for name in members if not name.startswith("_") and not hasattr(made, name))
+
+
+def renamed_member(protocol: type, name: str, made: object) -> str:
+    """Return the old name under which an object has a member of a protocol; empty where it has none."""
+    now, before = f"{protocol.__name__}.{name}", f"{protocol.__name__}."
+    olds = [old.removeprefix(before) for old, new in RENAMED["method"].items() if new == now]
+    return next((old for old in olds if hasattr(made, old)), "")
 
 
 class Scheduler(Protocol):

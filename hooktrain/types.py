@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import attrs
 
 from hooktrain.errors import HooktrainError
+from hooktrain.renamed import no_attribute
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +90,7 @@ class TrainerState:
     Attributes:
         global_step: optimizer steps finished; a skipped window counts, so that the schedule and the data stay aligned.
         epoch: number of the current epoch, from 0.
-        rows: rows of the training set that finished steps of this epoch have consumed, over all ranks.
+        sequences: sequences of the training set that finished steps of this epoch have consumed, over all ranks.
         tokens: tokens trained on so far over all ranks, padding excluded.
         supervised_tokens: those of them that carried a loss.
         skipped_steps: windows that did not step the optimizer (no supervised token, or non-finite gradients).
@@ -101,7 +102,7 @@ class TrainerState:
 
     global_step: int = 0
     epoch: int = 0
-    rows: int = 0
+    sequences: int = 0
     tokens: int = 0
     supervised_tokens: int = 0
     skipped_steps: int = 0
@@ -109,6 +110,11 @@ class TrainerState:
     evaluated_at: int = -1
     evaluation_due: bool = False
     metrics: dict[str, float] = attrs.field(factory=dict)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute("TrainerState", name)
 
     def evaluated(self, metrics: Mapping[str, float]) -> None:
         """An evaluation has ended; without metrics it was left out half-way, and is still due."""
@@ -133,6 +139,9 @@ class BatchCounts(NamedTuple):
     num_target_tokens: int
     counts: str = "tokens"
 
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute("BatchCounts", name)
+
 
 class LossSum(NamedTuple):
     """What ``compute_loss`` returns.
@@ -150,6 +159,9 @@ class LossSum(NamedTuple):
     denominator: float
     sums: Mapping[str, Tensor] = MappingProxyType({})
     counts: str = "tokens"
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute("LossSum", name)
 
 
 class OptimizerStep(NamedTuple):
@@ -327,18 +339,23 @@ class DataEstimate:
     """What an epoch trains on; None is not known without preparing the data.
 
     Attributes:
-        rows: rows of the data set, packs counting once: what a micro-batch consists of.
+        sequences: sequences of the data set, packs counting once: what a micro-batch consists of.
         tokens: tokens in them, padding excluded.
         supervised: those that carry a loss.
-        longest: tokens of the longest row, or the most that there can be.
+        longest: tokens of the longest sequence, or the most that there can be.
         how: where these figures come from, for people.
     """
 
-    rows: int | None = None
+    sequences: int | None = None
     tokens: int | None = None
     supervised: int | None = None
     longest: int | None = None
     how: str = ""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute("DataEstimate", name)
 
 
 @attrs.frozen(kw_only=True)

@@ -191,8 +191,8 @@ class DrawsFirst:
 class DeclinesLate:
     @hookimpl
     def run_step(self, trainer, batches):
-        trainer.state.rows += 1
-        trainer.state.rows -= 1
+        trainer.state.sequences += 1
+        trainer.state.sequences -= 1
         torch.ones(2)
         return NotImplemented
 

@@ -65,13 +65,13 @@ def _plugin(given: dict[str, Any], findings: dict[str, Any]) -> object:
         @hookimpl(tryfirst=True)
         def on_train_start(self, trainer: Trainer) -> None:
             if given["save_at"] is not None:  # as if all the rows before it had been trained on
-                trainer.state.rows = given["save_at"] - BATCH
+                trainer.state.sequences = given["save_at"] - BATCH
                 trainer.state.global_step = given["save_at"] // BATCH - 1
 
         @hookimpl(trylast=True)
         def on_step_end(self, trainer: Trainer) -> None:
             findings["start_seconds"] = time.time() - float(os.environ[BEGAN])
-            findings["row"] = trainer.state.rows
+            findings["row"] = trainer.state.sequences
             findings["rows_read"] = self.rows.read
             trainer.request_stop("this step is all that is measured")
 

@@ -84,6 +84,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hooktrain.renamed import old_import
+
 if TYPE_CHECKING:
     from hooktrain.bench.bootstrap import Interval
     from hooktrain.bench.environments import EnvironmentFailed, Peer
@@ -149,7 +151,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # loaded when first used: drivers in other programs' environments import this package, and there is no attrs there
     if name not in _HOME:
-        raise AttributeError(f"module 'hooktrain.bench' has no attribute '{name}'")
+        raise old_import("hooktrain.bench", name)
     value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value

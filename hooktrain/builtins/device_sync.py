@@ -1,8 +1,8 @@
 """What makes the host wait for the device: calls that bring values of a tensor, or their number, to the host.
 
 They are counted in two ways. :class:`DeviceSyncs` costs nothing but in these calls themselves, so that it may stay on
-for a whole run. The conformance kit has a mode that sees each operation of torch, since it must put values in where there
-are none; it makes a small model take twice as long.
+for a whole run. The conformance kit has a mode that sees each operation of torch, since it must put values in where
+there are none; it makes a small model take twice as long.
 """
 
 from __future__ import annotations

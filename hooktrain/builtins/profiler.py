@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hooktrain.builtins.hook_timer import Cost, HookTimer, hide_frames
 from hooktrain.markers import hookimpl
+from hooktrain.plugin.info import PluginInfo
 from hooktrain.plugin.manager import PluginHost
 
 if TYPE_CHECKING:
@@ -37,8 +38,7 @@ class Profiler:
     ``profile.rank1.json`` and so on. What rank 0 has measured is logged, and printed at the end.
     """
 
-    only_observes = True
-    in_manifest = False
+    hooktrain_plugin = PluginInfo(only_observes=True, in_manifest=False)
 
     def __init__(self) -> None:
         self.ledger = HookTimer()

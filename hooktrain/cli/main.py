@@ -15,30 +15,35 @@ from hooktrain.cli.guide import guide
 from hooktrain.cli.inspect import hooks, plan, plugins, schema
 from hooktrain.cli.launcher import follow_launcher, has_launcher, note_end, note_failure, trace_of
 from hooktrain.cli.new_plugin import new_plugin
-from hooktrain.cli.options import as_json, host_of, print_facts, recipe_options
+from hooktrain.cli.options import as_json, print_facts, recipe_options
 from hooktrain.cli.startup import end, leave
-from hooktrain.errors import HooktrainError, show_warnings
+from hooktrain.errors import HooktrainError, did_you_mean, show_warnings
+from hooktrain.plugin.commands import plugin_command, plugin_commands
 
 __all__ = ["cli", "main"]
 
 
 class _Group(click.Group):
-    """Looks a command up among those of the plugins when the engine has none of that name."""
+    """The engine's commands and, by their metadata alone, those of installed plugins."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         found = super().get_command(ctx, cmd_name)
-        if found is None and not cmd_name.startswith("-"):
-            host_of(()).hooks.register_commands(cli=self)
-            found = super().get_command(ctx, cmd_name)
-        return found
+        return found or plugin_command(cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_commands(ctx, formatter)
+        rows = [
+            (each.name, f"of {each.owner}") for each in plugin_commands().values() if each.name not in self.commands
+        ]
+        if rows:
+            with formatter.section("Commands of plugins"):
+                formatter.write_dl(rows)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        from hooktrain.errors import did_you_mean
-
         if self.get_command(ctx, args[0]) is None:
-            known = ", ".join(sorted(self.commands))
+            known = sorted({*self.commands, *plugin_commands()})
             raise click.UsageError(
-                f"no command is named '{args[0]}'{did_you_mean(args[0], self.commands)}; there are {known}"
+                f"no command is named '{args[0]}'{did_you_mean(args[0], known)}; there are {', '.join(known)}"
             )
         return super().resolve_command(ctx, args)
 
@@ -47,10 +52,7 @@ class _Group(click.Group):
 @click.version_option(package_name="hooktrain")
 @click.option("--local_rank", "--local-rank", hidden=True, expose_value=False)  # DeepSpeed's launcher says it twice
 def cli() -> None:
-    """Post-training of language models, with every moving part a plugin.
-
-    Installed plugins may add commands; `hooktrain plugins` lists them.
-    """
+    """Post-training of language models, with every moving part a plugin."""
 
 
 @cli.command()

@@ -73,7 +73,7 @@ def _data_facts(data: Any) -> dict[str, Any]:
     if not isinstance(data, DataEstimate):
         return dict(data)
     return {
-        "rows": data.rows,
+        "sequences": data.sequences,
         "tokens": data.tokens,
         "supervised": data.supervised,
         "longest": data.longest,
@@ -91,7 +91,7 @@ def _steps(recipe: Recipe, data: Any, world: World) -> dict[str, Any]:
     ranks = max(1, world.world_size // _shared(recipe))
     window = recipe.micro_batch_size * recipe.gradient_accumulation_steps * ranks
     facts: dict[str, Any] = {"rows_per_step": window, "total": recipe.train_iters}
-    rows = data.rows if isinstance(data, DataEstimate) else None
+    rows = data.sequences if isinstance(data, DataEstimate) else None
     if rows is not None:
         facts["per_epoch"] = math.ceil(rows / window)
         limits = [] if recipe.train_iters is None else [recipe.train_iters]
@@ -176,7 +176,9 @@ def _activations(recipe: Recipe, host: PluginHost, module: Module, data: DataEst
         raise _Unknown("how long rows are is not known before the data are prepared; data.max_length would tell")
     tokens = math.ceil(data.longest / _shared(recipe))
     module.train()
-    answers = host.hooks.estimate_activations(recipe=recipe, model=module, rows=recipe.micro_batch_size, tokens=tokens)
+    answers = host.hooks.estimate_activations(
+        recipe=recipe, model=module, sequences=recipe.micro_batch_size, tokens=tokens
+    )
     made: dict[str, int] = {}
     for answer in answers:
         for name, size in answer.items():

@@ -163,7 +163,7 @@ def _model(facts: Mapping[str, Any]) -> str:
 def _data(facts: Mapping[str, Any]) -> str:
     if "unknown" in facts:
         return f"unknown: {facts['unknown']}"
-    said = [] if facts["rows"] is None else [f"{facts['rows']:,} rows"]
+    said = [] if facts["sequences"] is None else [f"{facts['sequences']:,} sequences"]
     if facts["tokens"] is not None:
         share = f" ({facts['supervised'] / max(1, facts['tokens']):.0%} trained)" if facts["supervised"] else ""
         said.append(f"{facts['tokens']:,} tokens{share}")

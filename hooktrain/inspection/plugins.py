@@ -13,6 +13,7 @@ from hooktrain.errors import HooktrainError, did_you_mean
 from hooktrain.hookspecs import LOOP_HOOKS
 from hooktrain.inspection.hooks import file_of, implementations_of
 from hooktrain.inspection.terminal import STATES, columns, console, is_terminal, show
+from hooktrain.plugin.commands import plugin_commands
 from hooktrain.plugin.dependencies import drop_unmet
 from hooktrain.plugin.manager import PluginHost
 
@@ -32,7 +33,7 @@ def plugins_of(host: PluginHost, name: str | None = None) -> list[dict[str, Any]
         raise HooktrainError(
             f"no plugin is named '{name}'{did_you_mean(name, host.records)}; there are {', '.join(host.records)}"
         )
-    commands, broken = _commands(host)
+    commands = plugin_commands().values()
     roles = {hook: implementations_of(host, hook) for record in host.records.values() for hook in record.hooks}
     facts = []
     for record in host.records.values():
@@ -51,31 +52,16 @@ def plugins_of(host: PluginHost, name: str | None = None) -> list[dict[str, Any]
                 **attrs.asdict(record),
                 "wraps": sorted(wraps),
                 "shadowed": shadowed,
-                "commands": commands.get(record.name, []),
-                "broken": broken.get(record.name, ""),
+                "commands": sorted(
+                    {each.name for each in commands if each.distribution == record.distribution}
+                    | {*record.info.commands}
+                ),
                 "documentation": "" if plugin is None else _documentation(plugin),
                 "file": "" if plugin is None else _home(plugin),
                 "parts": _parts(host, record),
             }
         )
     return facts
-
-
-def _commands(host: PluginHost) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """The commands that each plugin adds, and why one could not say."""
-    import click
-
-    commands: dict[str, list[str]] = {}
-    broken: dict[str, str] = {}
-    group = click.Group()
-    for found in host.implementations("register_commands"):
-        before = set(group.commands)
-        try:
-            found.function(*([group] if found.argnames else []))
-        except (Exception, SystemExit) as problem:
-            broken[found.plugin_name] = f"register_commands raises {type(problem).__name__}: {problem}"
-        commands[found.plugin_name] = sorted(set(group.commands) - before)
-    return commands, broken
 
 
 def _parts(host: PluginHost, record: Any) -> list[dict[str, str]]:
@@ -199,8 +185,6 @@ def _troubles(fact: dict[str, Any]) -> list[str]:
     name = f"[bold]{escape(fact['name'])}[/]"
     if fact["reason"]:
         lines.append(f"{name}: {escape(' '.join(fact['reason'].split()))}")
-    if fact["broken"]:
-        lines.append(f"{name}: [red]{escape(fact['broken'])}[/]")
     reached: dict[str, list[str]] = {}
     for each in fact["shadowed"]:
         reached.setdefault(each["by"], []).append(each["hook"])

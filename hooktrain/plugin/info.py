@@ -1,17 +1,17 @@
-"""What a plugin says about itself beyond its hooks: the interface it was written for, and what it needs."""
+"""What a plugin declares about itself beyond its hooks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-__all__ = ["API_VERSION", "POLICIES", "PluginInfo", "about", "written_for_another"]
+__all__ = ["API_VERSION", "POLICIES", "PluginInfo", "about", "declared_name", "written_for_another"]
 
-API_VERSION = "1.0"
+API_VERSION = "2.0"
 """Version of the hooks and of what ``hooktrain`` exports: the first number changes when a plugin may have to."""
 
 POLICIES = ("stop", "disable", "warn")
@@ -22,7 +22,7 @@ def _is_range(instance: Any, attribute: Any, value: str) -> None:
     try:
         SpecifierSet(value)
     except (InvalidSpecifier, TypeError):
-        raise ValueError(f"api is {value!r}, expected versions such as '>=1.0,<2'") from None
+        raise ValueError(f"api is {value!r}, expected versions such as '>=2.0,<3'") from None
 
 
 def _are_plugins(instance: Any, attribute: Any, value: Iterable[str]) -> None:
@@ -52,12 +52,14 @@ class PluginInfo:
 
     .. code-block:: python
 
-        hooktrain_plugin = hooktrain.PluginInfo(api=">=1.0,<2", requires=["sft"], changes_gradients=True)
+        hooktrain_plugin = hooktrain.PluginInfo(api=">=2.0,<3", requires=["sft"], changes_gradients=True)
 
     Raises:
         ValueError: for a range, name or policy that is none.
     """
 
+    name: str = ""
+    """Name of a plugin that is passed as an object, its class's when left out; an entry point has its own."""
     api: str = attrs.field(default="", validator=_is_range)
     """Versions of ``hooktrain.API_VERSION`` that it was written for; any when left out."""
     requires: tuple[str, ...] = attrs.field(default=(), converter=_several, validator=_are_plugins)
@@ -68,6 +70,13 @@ class PluginInfo:
     """Whether it looks at logits that the model returns, so that a loss that never makes them is refused beside it."""
     changes_gradients: bool = False
     """Whether a run trains differently with it, so that one that goes on without it is refused."""
+    only_observes: bool = False
+    """Whether its loop hooks and wrappers leave the training as it is, so that a run may resume without it."""
+    in_manifest: bool = True
+    """Whether manifests and locks name it; not where the recipe turns it on and it changes nothing."""
+    commands: Mapping[str, str] = attrs.field(factory=dict)
+    """Commands that a module without metadata adds to ``hooktrain``: ``{"lowest": "module:command"}``. A distribution
+    names them in the entry-point group ``hooktrain.commands`` instead."""
     on_error: str = attrs.field(default="stop", validator=_is_policy)
     """What happens when one of its ``on_*`` hooks, ``collect_metrics`` or ``collect_state`` raises: ``stop`` the run,
     ``disable`` the plugin on all ranks, or ``warn`` and go on; a recipe may say otherwise in ``plugins.on_error``."""
@@ -90,6 +99,12 @@ def about(plugin: object) -> PluginInfo:
     if not isinstance(info, PluginInfo):
         raise TypeError(f"hooktrain_plugin is {info!r}, expected hooktrain.PluginInfo(...)")
     return info
+
+
+def declared_name(plugin: object) -> str:
+    """The name that a plugin declares; empty when it declares none, or something that :func:`about` refuses."""
+    info = getattr(plugin, "hooktrain_plugin", None)
+    return info.name if isinstance(info, PluginInfo) else ""
 
 
 def written_for_another(info: PluginInfo) -> str:

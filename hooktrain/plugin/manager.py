@@ -20,11 +20,12 @@ from hooktrain.plugin.digests import digest_of
 from hooktrain.plugin.discovery import aside, import_named, installed, own_version, record_of
 from hooktrain.plugin.error_policy import ErrorPolicy
 from hooktrain.plugin.hook_caller import Hooks, guard_loop_hook
-from hooktrain.plugin.info import about, written_for_another
+from hooktrain.plugin.info import about, declared_name, written_for_another
 from hooktrain.plugin.lockfile import require_lock
 from hooktrain.plugin.ordering import put_in_order, settle_loop_hook
 from hooktrain.plugin.records import PluginRecord, RegisteredPart
-from hooktrain.plugin.validation import check_signatures, implemented, pluggy_silent, retired
+from hooktrain.plugin.validation import check_signatures, implemented, parameters, pluggy_silent, retired
+from hooktrain.renamed import RENAMED, new_name, no_attribute, old_names_of
 from hooktrain.types import TrainerType
 
 if TYPE_CHECKING:
@@ -87,6 +88,11 @@ class PluginHost:
         for name in self.config.load:
             if name not in self.records:
                 self._load_module(name)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute("PluginHost", name)
 
     # ------------------------------------------------------------------------------------------- finding
 
@@ -198,7 +204,7 @@ class PluginHost:
         if isinstance(plugin, (str, bytes)):
             raise PluginError(f"plugins: given {plugin!r}, expected an object; names go to switches=[{plugin!r}]")
         kind = plugin if inspect.ismodule(plugin) or inspect.isclass(plugin) else type(plugin)
-        name = name or str(getattr(plugin, "plugin_name", None) or kind.__name__)
+        name = name or declared_name(plugin) or kind.__name__
         base, number = name, 2
         while name in self.records:
             name, number = f"{base}-{number}", number + 1
@@ -217,10 +223,14 @@ class PluginHost:
             raise PluginError(f"{record}: {problem}") from None
         another = written_for_another(record.info)
         if another:  # said before whatever else is wrong with it, as this may be why
-            raise PluginError(f"{record}: {another}")
+            old = old_names_of(plugin, parameters(plugin))
+            raise PluginError(f"{record}: {another}" + (f"; of what it uses, {', '.join(old)}" if old else ""))
+        for name in RENAMED["plugin attribute"]:
+            if name in dir(plugin):
+                raise PluginError(f"{record}: has the attribute '{name}'{new_name('plugin attribute', name)}")
         check_signatures(record, plugin)
         names = implemented(plugin)
-        if not names:
+        if not names and not record.info.commands:
             raise PluginError(
                 f"{record}: implements no hook; mark functions with @hookimpl, or name a class as package.module:Class"
             )
@@ -233,7 +243,8 @@ class PluginHost:
         except BaseException as problem:
             self._forget(record, plugin)
             if isinstance(problem, pluggy.PluginValidationError):
-                raise PluginError(f"{record}: {_arguments(problem)}") from problem
+                old = [each for each in old_names_of(plugin, parameters(plugin)) if each.startswith("parameter ")]
+                raise PluginError("; ".join([f"{record}: {_arguments(problem)}", *old])) from problem
             raise
         for caller in self.manager.get_hookcallers(plugin) or []:
             if caller.name in LOOP_HOOKS and record.distribution != "hooktrain":
@@ -286,7 +297,7 @@ class PluginHost:
                     if not implementation.optionalhook:
                         raise PluginError(
                             f"{self.records[implementation.plugin_name]}: implements '{name}', which is no hook"
-                            f"{did_you_mean(name, known)}; see `hooktrain hooks`"
+                            f"{new_name('hook', name) or did_you_mean(name, known)}; see `hooktrain hooks`"
                         )
         for record in self.records.values():
             if record.state == "failed" and " both offer " in record.reason:
@@ -419,7 +430,7 @@ class PluginHost:
     def manifest(self) -> list[dict[str, Any]]:
         """What takes part in this run, in the order of registration, the last being called first: plain values.
 
-        A plugin with ``in_manifest = False`` is left out: one that the recipe turns on, and that changes nothing.
+        A plugin that declares ``in_manifest=False`` is skipped.
         """
         found = [(record, self.manager.get_plugin(record.name)) for record in self.records.values()]
         return [
@@ -431,7 +442,7 @@ class PluginHost:
                 "hooks": record.hooks,
             }
             for record, plugin in found
-            if record.state in ("active", "disabled") and getattr(plugin, "in_manifest", True)
+            if record.state in ("active", "disabled") and record.info.in_manifest
         ]
 
     def failed(self) -> list[PluginRecord]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import attrs
 
 from hooktrain.plugin.info import PluginInfo
+from hooktrain.renamed import no_attribute
 
 __all__ = ["RegisteredPart", "PluginRecord"]
 
@@ -36,6 +39,11 @@ class PluginRecord:
     hooks: list[str] = attrs.field(factory=list)
     registers: list[str] = attrs.field(factory=list)
     info: PluginInfo = PluginInfo()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute("PluginRecord", name)
 
     def __str__(self) -> str:
         return f"plugin '{self.name}' ({self.distribution} {self.version})".replace(" )", ")")

@@ -15,7 +15,7 @@ from hooktrain import hookspecs
 from hooktrain.errors import PluginError
 from hooktrain.plugin.records import PluginRecord
 
-__all__ = ["ALONE", "check_signatures", "device_rule", "implemented", "pluggy_silent", "retired"]
+__all__ = ["ALONE", "check_signatures", "device_rule", "implemented", "parameters", "pluggy_silent", "retired"]
 
 ALONE = (
     "on_exception",
@@ -41,6 +41,14 @@ def implemented(plugin: object) -> list[str]:
         if callable(found) and getattr(found, "hooktrain_impl", None) is not None:
             marked.append(name)
     return marked
+
+
+def parameters(plugin: object) -> dict[str, list[str]]:
+    """Return the parameters that a plugin's hook implementations name, by hook."""
+    return {
+        name: [each for each in inspect.signature(getattr(plugin, name)).parameters if each != "self"]
+        for name in implemented(plugin)
+    }
 
 
 def check_signatures(record: PluginRecord, plugin: object) -> None:

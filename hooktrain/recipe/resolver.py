@@ -13,6 +13,7 @@ from hooktrain.plugin.config import plugins_config
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.plugin.records import RegisteredPart
 from hooktrain.recipe.model import Recipe
+from hooktrain.renamed import new_name
 from hooktrain.types import TrainerType
 
 __all__ = ["resolve"]
@@ -54,7 +55,8 @@ class _Resolver:
             self.complaints.append(
                 Complaint(
                     "type",
-                    f"given '{type_name}', which no plugin offers{did_you_mean(str(type_name), known)}; expected one of"
+                    f"given '{type_name}', which no plugin offers"
+                    f"{new_name('type', str(type_name)) or did_you_mean(str(type_name), known)}; expected one of"
                     f" {listed or 'none, since no installed plugin offers a trainer type'}{self._left_out()}",
                 )
             )
@@ -134,7 +136,7 @@ class _Resolver:
         if offer is None:
             known = {n: found for n, found in sorted(offers.items()) if found.listed}
             listed = ", ".join(f"{n} ({found.plugin.distribution})" for n, found in known.items())
-            meant = did_you_mean(str(name), known)
+            meant = new_name("type", str(name)) or did_you_mean(str(name), known)
             said = (
                 f"given '{name}', which no plugin offers"
                 if "type" in value or names
@@ -206,7 +208,8 @@ class _Resolver:
                 " part, or leave the key out"
             )
         keys = sorted([name for name in own if name != "settings"] + list(settings))
-        return f"unknown key{did_you_mean(key, keys)}; a recipe takes {', '.join(keys)}{self._left_out()}"
+        meant = new_name("recipe key", key) or did_you_mean(key, keys)
+        return f"unknown key{meant}; a recipe takes {', '.join(keys)}{self._left_out()}"
 
     def _left_out(self) -> str:
         """Plugins that might have offered what is not there: nobody knows what one offers that was not imported."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hooktrain.renamed import old_import
+
 if TYPE_CHECKING:
     from hooktrain.testing.fixtures import run_tiny, tiny_recipe
     from hooktrain.testing.in_process import host_of, train
@@ -65,7 +67,7 @@ pytest_plugins = ("hooktrain.testing.fixtures",)
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'hooktrain.testing' has no attribute '{name}'")
+        raise old_import("hooktrain.testing", name)
     value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -145,7 +145,7 @@ class TinyPlugin:
     def estimate_data(self, config: Any) -> DataEstimate | None:
         if not isinstance(config, TinyDataConfig):
             return None
-        return DataEstimate(rows=config.rows, longest=config.length, how="made on the spot")
+        return DataEstimate(sequences=config.rows, longest=config.length, how="made on the spot")
 
     @hookimpl
     def make_loss(self, config: Any) -> Callable[..., LossSum] | None:

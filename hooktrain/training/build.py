@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hooktrain.errors import CheckpointError, DataError, HooktrainError, PluginError, RanksDisagreeError, RecipeError
 from hooktrain.hookspecs import FACTORIES
 from hooktrain.plugin.manager import PluginHost
+from hooktrain.protocols import CheckpointEngine, Scheduler, Strategy, missing_members, renamed_member
 from hooktrain.training.resume_check import versions
 from hooktrain.training.run_lock import RunLock
 from hooktrain.types import Batch, Data
@@ -148,7 +149,23 @@ def make_part(host: PluginHost, hook: str, config: Any, **needs: Any) -> Any:
             f", and these wrap it and must return the result of their yield: {', '.join(wrappers)}" if wrappers else ""
         )
         raise PluginError(f"{kind}: {who} no implementation of {hook} answered; one must return the part{also}")
+    protocol = _PROTOCOLS.get(hook, object)
+    for name in missing_members(protocol, made):
+        old = renamed_member(protocol, name, made)
+        kind = type(made).__name__
+        raise PluginError(
+            f"{FACTORIES[hook]}: the {kind} that {hook} returned has no '{name}', expected a {protocol.__name__}"
+            + (f"; its '{old}' is '{name}' in hooktrain 0.2" if old else "; add it")
+        )
     return made
+
+
+_PROTOCOLS: Mapping[str, type] = {
+    "make_checkpoint_engine": CheckpointEngine,
+    "make_scheduler": Scheduler,
+    "make_strategy": Strategy,
+}
+"""What the parts that these hooks return are held against."""
 
 
 def _warn_of_idle_settings(trainer: Trainer) -> None:

@@ -80,7 +80,7 @@ class WindowLoader:
 
 
 def evaluation_batches(dataset: Dataset, data: Data, size: int, world: World) -> Iterator[Batch]:
-    """This rank's micro-batches of an evaluation set: every sequence once, on one rank, in order, then padding batches."""
+    """This rank's micro-batches of an evaluation set: every sequence once, on one rank, then padding batches."""
     rows = len(dataset)
     return _collated(dataset, data, _Shares(torch.arange(rows), 0, max(rows, 1), size, world))
 

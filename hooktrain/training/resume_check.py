@@ -222,7 +222,7 @@ def _of(record: Mapping[str, Any]) -> str:
 def _part_in(trainer: Trainer, name: str) -> list[str]:
     """The hooks through which a plugin has a hand in the training without any word in the recipe."""
     host, record = trainer.host, trainer.host.records[name]
-    if record.distribution == "hooktrain" or getattr(host.manager.get_plugin(name), "only_observes", False):
+    if record.distribution == "hooktrain" or record.info.only_observes:
         return []
     own = [key for key, offer in host.parts.get("settings", {}).items() if offer.plugin is record]
     settings = [trainer.recipe.settings[key] for key in own if key in trainer.recipe.settings]

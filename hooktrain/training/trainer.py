@@ -10,13 +10,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from hooktrain.errors import LoopHookError
 from hooktrain.protocols import CheckpointEngine
+from hooktrain.renamed import no_attribute
 from hooktrain.training.checkpointing import Saving
 from hooktrain.training.control import Agreed, Requesting, Requests
 from hooktrain.training.dataloader import evaluation_batches
@@ -58,6 +59,11 @@ class Trainer(Session, Requesting):
         self._absent_plugins: dict[str, Any] = {}
         self.host.error_policy.bind(self)
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute("Trainer", name)
+
     # ----------------------------------------------------------------------------------------------- properties
 
     @property
@@ -76,7 +82,7 @@ class Trainer(Session, Requesting):
     @property
     def train_batches(self) -> Iterator[list[Batch]]:
         """The windows that are left in the current epoch: lists of this rank's micro-batches, on the host."""
-        for rows, batches in self.loader.windows(self.state.epoch, self.state.rows):
+        for rows, batches in self.loader.windows(self.state.epoch, self.state.sequences):
             self._step_sequences = rows
             yield [self.divide(batch) for batch in batches]
 
@@ -168,8 +174,8 @@ class Trainer(Session, Requesting):
             asked |= self._agree()
         elif asked.log:
             self.log({})
-        if self.state.rows >= len(self.data.train):
-            self.state.epoch, self.state.rows = epoch + 1, 0
+        if self.state.sequences >= len(self.data.train):
+            self.state.epoch, self.state.sequences = epoch + 1, 0
             self.checkpoint("epoch")
         if asked.save:
             self.checkpoint("request")
@@ -189,7 +195,7 @@ class Trainer(Session, Requesting):
                 "StepOutput(total=<loss summed over the window's tokens>, grad_norm, stepped)",
             )
         state.global_step += 1
-        state.rows += self._step_sequences
+        state.sequences += self._step_sequences
         state.tokens += self._step_tokens
         state.supervised_tokens += self._step_targets
         if not output.stepped:
@@ -317,7 +323,7 @@ class Trainer(Session, Requesting):
         state = self.state
         extra = merged(self.host, self.hooks.collect_metrics(trainer=self), self.meter.sums, OWN_METRICS)
         read = self.meter.read(self.strategy, extra)
-        epoch = round(state.epoch + state.rows / len(self.data.train), 4)
+        epoch = round(state.epoch + state.sequences / len(self.data.train), 4)
         metrics: dict[str, float] = {"step": state.global_step, "epoch": epoch}
         if self.meter.steps:
             ahead = {"loss": read.pop("loss", None), "lr": self.last_lr, "grad_norm": read.pop("grad_norm", None)}
@@ -358,8 +364,8 @@ class Trainer(Session, Requesting):
         self.hooks.on_resume_start(trainer=self, path=path)
         self.hooks.load_checkpoint(trainer=self, path=path)
         self.state.stop_reason = None
-        if self.state.rows >= len(self.data.train):
-            self.state.epoch, self.state.rows = self.state.epoch + 1, 0
+        if self.state.sequences >= len(self.data.train):
+            self.state.epoch, self.state.sequences = self.state.epoch + 1, 0
         self.hooks.on_resume_end(trainer=self, path=path)
 
     # ----------------------------------------------------------------------------------------- plugins' own state
@@ -377,7 +383,7 @@ class Trainer(Session, Requesting):
         if asked.stop:
             self.state.stop_reason = asked.reason
         if asked.end_epoch:
-            self.leaves_epoch, self.state.rows = True, len(self.data.train)
+            self.leaves_epoch, self.state.sequences = True, len(self.data.train)
             if self.state.epoch + 1 >= self.epochs.stop:
                 self.state.stop_reason = self.state.stop_reason or "the last epoch was cut short"
         if asked.collect:

@@ -10,7 +10,7 @@ import warnings
 import pytest
 import torch
 
-from hooktrain import PluginError, hookimpl
+from hooktrain import PluginError, PluginInfo, hookimpl
 from hooktrain.builtins.device_sync import DEVICE_SYNCS, DeviceSyncs
 from hooktrain.builtins.hook_timer import Cost, HookTimer
 from hooktrain.builtins.profiler import facts, table
@@ -48,7 +48,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 class Slow:
     """Takes 4 ms in every step, and wraps the loss with 1 ms before it and 2 ms after it."""
 
-    plugin_name = "slow"
+    hooktrain_plugin = PluginInfo(name="slow")
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -68,7 +68,7 @@ class Slow:
 class Reads:
     """DeviceSyncs for the device in every step; what is on the host it may read."""
 
-    plugin_name = "reads"
+    hooktrain_plugin = PluginInfo(name="reads")
 
     @hookimpl
     def on_step_end(self, output):
@@ -84,7 +84,7 @@ class Reads:
 class Outer:
     """Asks for a hook within a hook."""
 
-    plugin_name = "outer"
+    hooktrain_plugin = PluginInfo(name="outer")
 
     @hookimpl
     def on_optimizer_step_start(self, trainer):
@@ -92,7 +92,7 @@ class Outer:
 
 
 class Inner:
-    plugin_name = "inner"
+    hooktrain_plugin = PluginInfo(name="inner")
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -155,7 +155,7 @@ def test_what_measuring_takes_is_told(monkeypatch):
 class Fails:
     """Raises in the third step, inside of a wrapper of its own."""
 
-    plugin_name = "fails"
+    hooktrain_plugin = PluginInfo(name="fails")
 
     @hookimpl(wrapper=True)
     def run_backward(self):
@@ -170,7 +170,7 @@ class Fails:
 class Gives:
     """A wrapper that answers in the place of what fails."""
 
-    plugin_name = "gives"
+    hooktrain_plugin = PluginInfo(name="gives")
 
     @hookimpl(wrapper=True)
     def make_loader(self):
@@ -181,7 +181,7 @@ class Gives:
 
 
 class Without:
-    plugin_name = "without"
+    hooktrain_plugin = PluginInfo(name="without")
 
     @hookimpl(tryfirst=True)
     def make_loader(self):

@@ -177,15 +177,6 @@ def test_plan(recipe, tmp_path):
         assert any(re.search(facts(*named), line) for line in text.splitlines()), (named, text)
 
 
-def test_plugins_add_commands(tmp_path):
-    (tmp_path / "brings.py").write_text(
-        "import hooktrain, click\n@hooktrain.hookimpl\ndef register_commands(cli):\n"
-        "    @cli.command()\n    def greet():\n        click.echo('hello from a plugin')\n"
-    )
-    shown = hooktrain("greet", cwd=tmp_path, PYTHONPATH=str(tmp_path), HOOKTRAIN_PLUGINS="brings")
-    assert shown.stdout == "hello from a plugin\n", shown.stderr
-
-
 def test_version(tmp_path):
     assert hooktrain("--version", cwd=tmp_path).stdout.startswith("hooktrain, version 0.")
 

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import attrs
-import click
 import pytest
 import torch
 
@@ -29,7 +28,7 @@ from hooktrain import (
     hookimpl,
 )
 from hooktrain.protocols import CheckpointEngine
-from hooktrain.testing import Recorder, TinyPlugin, host_of
+from hooktrain.testing import Recorder, TinyPlugin
 from hooktrain.training.load import load
 from tests.facts import facts
 
@@ -51,17 +50,6 @@ def offering(kind: str, config: type = Own, name: str = "own"):
 
 
 # ------------------------------------------------------------------------------------------ registration, checks
-
-
-def test_register_commands():
-    class Greets:
-        @hookimpl
-        def register_commands(self, cli):
-            cli.add_command(click.Command("greet"))
-
-    group = click.Group()
-    host_of(Greets()).hooks.register_commands(cli=group)
-    assert list(group.commands) == ["greet"]
 
 
 def test_check_recipe_complains_at_once(tiny_recipe):
@@ -289,7 +277,7 @@ def test_what_the_events_are_given(run_tiny):
 
         @hookimpl
         def on_epoch_end(self, trainer, epoch):
-            self.seen.setdefault("ends", []).append((epoch, trainer.state.rows, trainer.global_step))
+            self.seen.setdefault("ends", []).append((epoch, trainer.state.sequences, trainer.global_step))
 
         @hookimpl
         def on_step_start(self, trainer, batches):

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from hooktrain import DataEstimate, HooktrainError, MemoryEstimate, hookimpl
+from hooktrain import DataEstimate, HooktrainError, MemoryEstimate, PluginInfo, hookimpl
 from hooktrain.inspection.plan import plan_of, read_plan
 from hooktrain.inspection.plan_diff import compare, print_difference
 from hooktrain.inspection.plan_text import print_plan
@@ -132,7 +132,7 @@ def test_a_printed_plan_is_the_recipe_in_yaml(written, capsys):
 
 def rival(name):
     class Claims:
-        plugin_name = name
+        hooktrain_plugin = PluginInfo(name=name)
 
         @hookimpl
         def run_step(self, trainer, batches):
@@ -278,14 +278,14 @@ def test_the_optimizers_state_is_counted_as_it_is(run_tiny, optimizer):
 def test_plugins_estimate_what_is_theirs():
     class Estimates:
         @hookimpl
-        def estimate_activations(self, model, rows, tokens):
-            ids = torch.zeros(rows, tokens, dtype=torch.long)
+        def estimate_activations(self, model, sequences, tokens):
+            ids = torch.zeros(sequences, tokens, dtype=torch.long)
             return {"logits": model(input_ids=ids).numel() * 4}
 
         @hookimpl(tryfirst=True)
         def estimate_data(self, config, hooks):
             rows = hooks.estimate_examples(config=config)
-            return DataEstimate(rows=rows, longest=6)
+            return DataEstimate(sequences=rows, longest=6)
 
         @hookimpl
         def estimate_examples(self, config):
@@ -359,7 +359,7 @@ def test_a_chat_model_is_sized_without_weights_and_data_without_preparing(chat_r
         chat_recipe["model"]["name_or_path"] = str(_without_weights(file.parent, tmp_path))
     facts = chat_facts(chat_recipe, tmp_path)
     assert facts["model"]["class"] == "LlamaForCausalLM"
-    assert facts["data"]["rows"] is None
+    assert facts["data"]["sequences"] is None
     assert re.search(r"\b6\b.*\bpack", facts["data"]["how"])
     assert facts["data"]["longest"] == 96
     assert facts["memory"]["device"]["activations"] > 0
@@ -383,7 +383,7 @@ def test_prepared_rows_are_counted_exactly(chat_recipe, run_chat, tmp_path):
     trainer = run_chat(train_iters=None)
     facts = chat_facts({**chat_recipe, "train_iters": None}, tmp_path)
     assert facts["steps"]["total"] == trainer.training_horizon
-    assert facts["data"]["rows"] == len(trainer.data.train)
+    assert facts["data"]["sequences"] == len(trainer.data.train)
     assert facts["data"]["tokens"] == trainer.data.report["train"]["tokens_kept"]
     assert "cache" in facts["data"]["how"]
     assert facts["model"]["parameters"] == sum(p.numel() for p in trainer.model.parameters())
@@ -412,7 +412,7 @@ def test_names_on_the_hub_do_not_touch_the_network(tmp_path, monkeypatch):
     }
     facts = chat_facts(recipe, tmp_path)
     assert all(fact in facts["model"]["unknown"] for fact in ("'nobody/nothing'", "download", "network"))
-    assert "'nobody/rows'" in facts["data"]["how"] and facts["data"]["rows"] is None
+    assert "'nobody/rows'" in facts["data"]["how"] and facts["data"]["sequences"] is None
     assert facts["steps"]["total"] is None
 
 
@@ -433,7 +433,7 @@ def test_the_difference_of_two_plans(written, tmp_path, capsys):
     found = compare(other, facts, 1)
     assert found["values"]["optimizer.lr"] == [0.1, 0.2]
     assert found["values"]["data.rows"] == [13, 40]
-    assert found["plugins"] == {"samples": ["hooktrain-hf 0.1.0", "-"]}
+    assert found["plugins"] == {"samples": ["hooktrain-hf 0.2.0", "-"]}
     assert found["estimates"]["steps.total"] == [13, 40]
     assert "on_train_end" in found["order of hooks"]
     saved = tmp_path / "plan.json"

@@ -310,7 +310,7 @@ def test_an_order_that_makes_no_sense_is_refused(run_tiny, order, texts):
 
 def test_listings_show_what_is_declared(run_cli):
     source = (
-        'hooktrain_plugin = hooktrain.PluginInfo(api=">=1.0,<2", excludes=["wandb"], on_error="warn")\n'
+        'hooktrain_plugin = hooktrain.PluginInfo(api=">=2.0,<3", excludes=["wandb"], on_error="warn")\n'
         "@hookimpl\ndef on_step_end(): pass\n"
     )
     run = run_cli("plugins", "extra", "-p", "extra", source="import hooktrain\n" + source)

@@ -47,7 +47,7 @@ class Tracker:
 class Forgets(Tracker):
     """Cannot say what it knows when the run is saved."""
 
-    plugin_name = "Tracker"
+    hooktrain_plugin = PluginInfo(name="Tracker")
 
     @hookimpl
     def on_log(self, metrics):

@@ -148,7 +148,7 @@ def test_descriptions_defaults_and_plugins_for_completion(installed):
     assert adamw["properties"]["lr"]["description"].startswith("Learning rate")
     assert adamw["properties"]["learning_rate"] == adamw["properties"]["lr"]
     assert adamw["properties"]["eps"]["default"] == 1e-8, "inherited and own fields alike"
-    assert "plugin 'torch' (hooktrain-torch 0.1.0)" in adamw["description"]
+    assert "plugin 'torch' (hooktrain-torch 0.2.0)" in adamw["description"]
     tokenizer = schema["$defs"]["tokenizer-huggingface"]["properties"]["name_or_path"]
     assert "model.name_or_path" in tokenizer["description"]
     assert schema["properties"]["on_nan"]["enum"] == ["stop", "skip"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hooktrain import CheckpointError, Trainer, hookimpl
+from hooktrain import CheckpointError, PluginInfo, Trainer, hookimpl
 from hooktrain.testing import Recorder, TinyPlugin
 
 SAVE = {"type": "full", "save_every_n_steps": 3}
@@ -53,7 +53,7 @@ def going(run_tiny, tmp_path):
 class Optimizers:
     """Has a hand in the optimizer, and may refuse that there is one."""
 
-    plugin_name = "optimizers"
+    hooktrain_plugin = PluginInfo(name="optimizers")
 
     def __init__(self, allowed: bool) -> None:
         self.allowed = allowed
@@ -203,7 +203,7 @@ def test_a_run_can_be_made_longer_where_that_leaves_the_rates_so_far(going, run_
 
 def test_other_rows_are_refused_though_the_recipe_is_the_same(going):
     class Fewer:
-        plugin_name = "rows"
+        hooktrain_plugin = PluginInfo(name="rows")
 
         def __init__(self, rows: int, fingerprint: str) -> None:
             self.rows, self.fingerprint = rows, fingerprint
@@ -223,8 +223,7 @@ def test_other_rows_are_refused_though_the_recipe_is_the_same(going):
 
 def test_plugins_that_come_and_go(going):
     class Watches:
-        plugin_name = "watches"
-        only_observes = True
+        hooktrain_plugin = PluginInfo(name="watches", only_observes=True)
 
         @hookimpl
         def on_step_end(self):
@@ -235,7 +234,7 @@ def test_plugins_that_come_and_go(going):
             return (yield)
 
     class Replaces:
-        plugin_name = "replaces"
+        hooktrain_plugin = PluginInfo(name="replaces")
 
         @hookimpl(wrapper=True)
         def compute_loss(self):

@@ -175,7 +175,7 @@ def test_the_rest_of_an_epoch_can_be_left_out(run_tiny, tmp_path):
     class Leave:
         @hookimpl
         def on_step_end(self, trainer):
-            if trainer.state.rows == 4:
+            if trainer.state.sequences == 4:
                 trainer.request_epoch_end()
 
     recorder = Recorder()

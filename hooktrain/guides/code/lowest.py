@@ -6,12 +6,9 @@ import json
 from pathlib import Path
 
 import click
-from hooktrain import HooktrainError, did_you_mean, hookimpl
+from hooktrain import HooktrainError, PluginInfo, did_you_mean
 
-
-@hookimpl
-def register_commands(cli: click.Group) -> None:
-    cli.add_command(lowest)
+hooktrain_plugin = PluginInfo(commands={"lowest": "lowest:lowest"})
 
 
 @click.command()

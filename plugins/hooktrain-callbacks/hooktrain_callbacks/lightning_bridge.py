@@ -97,7 +97,7 @@ class LightningBridge:
     def on_epoch_start(self) -> None:
         assert self.pl is not None
         rows = self.trainer.recipe.micro_batch_size * self.trainer.data_world.world_size
-        self.pl._put(batch_idx=self.trainer.state.rows // rows)  # the next one's number
+        self.pl._put(batch_idx=self.trainer.state.sequences // rows)  # the next one's number
         self._call("on_train_epoch_start")
 
     def on_epoch_end(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooktrain import Complaint, HooktrainError, hookimpl
+from hooktrain import Complaint, HooktrainError, PluginInfo, hookimpl
 from hooktrain_callbacks.arguments import argument_problems
 from hooktrain_callbacks.config import CallbacksConfig
 from hooktrain_callbacks.loading import Loaded, load, never_stopping, place
@@ -25,7 +25,8 @@ _OWN = frozenset({"register_configs", "check_recipe", "unused_hooks"})
 class _Driving:
     """Passes each hook on to the bridges; hooks that no callback needs are taken out before the run."""
 
-    only_observes = True  # in the loop hooks that are wrapped; what callbacks do to the model is theirs
+    # in the loop hooks that are wrapped; what callbacks do to the model is theirs
+    hooktrain_plugin = PluginInfo(only_observes=True)
 
     def __init__(self) -> None:
         self.loaded = Loaded()

@@ -69,7 +69,7 @@ def eval_sizes(trainer: Trainer) -> dict[str, int]:
 
 def epoch_of(trainer: Trainer) -> float:
     """Where the run is, in epochs."""
-    return trainer.state.epoch + trainer.state.rows / len(trainer.data.train)
+    return trainer.state.epoch + trainer.state.sequences / len(trainer.data.train)
 
 
 def for_transformers(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -74,10 +74,10 @@ class HFPlugin:
         return sketch(config) if isinstance(config, HFModelConfig) else None
 
     @hookimpl
-    def estimate_activations(self, recipe: Any, model: Any, rows: int, tokens: int) -> Mapping[str, int] | None:
+    def estimate_activations(self, recipe: Any, model: Any, sequences: int, tokens: int) -> Mapping[str, int] | None:
         from hooktrain_hf.sketch import activations
 
-        return activations(recipe, model, rows, tokens) if isinstance(recipe.model, HFModelConfig) else None
+        return activations(recipe, model, sequences, tokens) if isinstance(recipe.model, HFModelConfig) else None
 
     @hookimpl
     def estimate_examples(self, config: Any) -> int | None:

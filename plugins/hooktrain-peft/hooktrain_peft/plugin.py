@@ -11,7 +11,6 @@ from hooktrain import Complaint, ModelError, hookimpl
 from hooktrain_peft.config import PeftSettings
 
 if TYPE_CHECKING:
-    import click
     from torch import Tensor
     from torch.nn import Module
 
@@ -28,12 +27,6 @@ class PeftPlugin:
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
         return {"settings": {"peft": PeftSettings}}
-
-    @hookimpl
-    def register_commands(self, cli: click.Group) -> None:
-        from hooktrain_peft.command import merge_command
-
-        cli.add_command(merge_command)
 
     @hookimpl
     def check_recipe(self, recipe: Recipe) -> Iterator[Complaint]:

@@ -23,7 +23,7 @@ __all__ = ["make_head_loss", "pack_sequences", "register_formats", "render_examp
 
 @hookspec
 def register_formats(source: Any, config: Any) -> Mapping[str, Format]:
-    """RegisteredPart formats of rows: how each is recognised, and how its rows become ones that can be rendered.
+    """Register formats of rows: how each is recognised, and how its rows become ones that can be rendered.
 
     Called: by ``make_data`` of ``hooktrain-sft`` for ``type: sft``, once for each source, before its rows are read.
     Ranks: every rank; each must offer the same.

@@ -95,12 +95,12 @@ class SFTPlugin:
         return data(config, recipe, world, hooks)
 
     @hookimpl
-    def estimate_activations(self, recipe: Recipe, model: Any, rows: int, tokens: int) -> Mapping[str, int] | None:
+    def estimate_activations(self, recipe: Recipe, model: Any, sequences: int, tokens: int) -> Mapping[str, int] | None:
         if not isinstance(recipe.loss, CrossEntropyConfig):
             return None
         from hooktrain_sft.data.estimate import logits
 
-        return logits(recipe, model, rows * tokens)
+        return logits(recipe, model, sequences * tokens)
 
     @hookimpl
     def make_loss(self, config: Any) -> Callable[..., Any] | None:

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-FORMAT = 3
+FORMAT = 4
 OTHER_FORMAT = "it is of format"
 """Begins what :func:`problem_of` says of a checkpoint that another version has written."""
 UNKNOWN = 1 << 62

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from hooktrain import Complaint, MemoryEstimate, ModelEstimate, World, hookimpl
 
 if TYPE_CHECKING:
-    import click
     from torch.nn import Module
     from torch.optim import Optimizer
 
@@ -81,12 +80,6 @@ class TorchPlugin:
         from hooktrain_torch.estimate import memory
 
         return memory(config, recipe, world, model)
-
-    @hookimpl
-    def register_commands(self, cli: click.Group) -> None:
-        from hooktrain_torch.commands import verify_resume
-
-        cli.add_command(verify_resume)
 
     @hookimpl
     def check_recipe(self, recipe: Recipe) -> Iterable[Complaint]:

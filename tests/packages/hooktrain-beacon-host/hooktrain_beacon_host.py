@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from hooktrain import PluginInfo, Trainer, hookimpl
 
-hooktrain_plugin = PluginInfo(api=">=1.0,<2", requires=["beacon>=2"])
+hooktrain_plugin = PluginInfo(api=">=2.0,<3", requires=["beacon>=2"])
 
 
 @hookimpl

@@ -21,7 +21,7 @@ class Settings:
 
 
 class Confidence:
-    hooktrain_plugin = PluginInfo(api="~=1.0", needs_logits=True)
+    hooktrain_plugin = PluginInfo(api="~=2.0", needs_logits=True)
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None  # of probabilities and of tokens, shape (2,)

@@ -12,7 +12,7 @@ from torch.nn import Module
 
 __all__ = ["Lion", "LionConfig"]
 
-hooktrain_plugin = PluginInfo(api=">=1.0,<2")
+hooktrain_plugin = PluginInfo(api=">=2.0,<3")
 
 
 def _below_one(instance: Any, attribute: Any, value: tuple[float, float]) -> None:

@@ -19,7 +19,7 @@ from hooktrain_torch.checkpoint import FullCheckpoint
 from hooktrain_torch.checkpoint_config import FullConfig
 from hooktrain_torch.files import problem_of, seal, write
 
-from hooktrain import CheckpointError, HooktrainError, World, hookimpl
+from hooktrain import CheckpointError, HooktrainError, PluginInfo, World, hookimpl
 from hooktrain.testing import Recorder
 from tests.facts import facts
 from tests.killing import killed
@@ -168,7 +168,7 @@ def test_auto_resume_begins_where_there_is_nothing(run_tiny):
 
 def test_plugins_get_their_own_state_back(run_tiny, tmp_path):
     class Count:
-        plugin_name = "count"
+        hooktrain_plugin = PluginInfo(name="count")
 
         def __init__(self):
             self.seen, self.mean = 0, torch.zeros(2)
@@ -199,7 +199,7 @@ def test_plugins_get_their_own_state_back(run_tiny, tmp_path):
 
 def test_a_state_that_could_not_be_read_again_is_refused_when_it_is_saved(run_tiny, tmp_path):
     class Bad:
-        plugin_name = "bad"
+        hooktrain_plugin = PluginInfo(name="bad")
 
         @hookimpl
         def collect_state(self):

@@ -55,7 +55,7 @@ class Plugin:
     """
 
     # the hooks it was written for; also what it needs, and what may be done when it fails
-    hooktrain_plugin = PluginInfo(api=">=1.0,<2")
+    hooktrain_plugin = PluginInfo(api=">=2.0,<3")
 
     # the entry point names this class, and each run gets an instance of its own: attributes may hold what it is at
     def __init__(self) -> None:

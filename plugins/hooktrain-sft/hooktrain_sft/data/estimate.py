@@ -45,7 +45,7 @@ def data(config: TokenDataConfig, recipe: Recipe, world: World, hooks: Any) -> D
         rows, why = None, f"{rows:,} rows in the files; packs are not known before `hooktrain data` has prepared them"
     elif rows is not None:
         why = f"rows counted in the files; {why}"
-    return DataEstimate(rows=rows, longest=longest, how=why)
+    return DataEstimate(sequences=rows, longest=longest, how=why)
 
 
 def _name(source: Any) -> str | None:
@@ -75,7 +75,7 @@ def _prepared(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any)
     facts: Mapping[str, Any] = made.report["train"]
     rows: Any = made.train
     return DataEstimate(
-        rows=len(rows),
+        sequences=len(rows),
         tokens=int(rows.lengths.sum()),
         supervised=int(facts["tokens_trained"]),
         longest=int(made.report["max_length"]) if config.pack_samples else int(rows.lengths.max()),

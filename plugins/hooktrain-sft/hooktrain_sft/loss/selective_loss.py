@@ -20,7 +20,7 @@ from hooktrain_sft.loss.token_loss import CrossEntropy, Differentiated, TokenLos
 
 __all__ = ["SelectiveLoss", "per_token"]
 
-RegisteredPart = Callable[[LogitTransform, nn.Module], HeadLoss | None]
+MakeHeadLoss = Callable[[LogitTransform, nn.Module], HeadLoss | None]
 Runner = Callable[[nn.Module, Mapping[str, Any], int], tuple[Tensor, Sums]]
 
 
@@ -52,7 +52,7 @@ class SelectiveLoss:
         self,
         token_loss: TokenLoss,
         chunk_size: int | None = None,
-        offer: RegisteredPart | None = None,
+        offer: MakeHeadLoss | None = None,
         all_logits: bool = False,
     ) -> None:
         self._token_loss, self._chunk_size, self._offer = token_loss, chunk_size, offer
@@ -84,8 +84,8 @@ class SelectiveLoss:
 
         Returns:
             The sum of the loss, zero with a graph when ``denominator`` is 0; and the sums of ``token_accuracy``,
-            ``entropy`` (of the predictions, in nats), ``cross_entropy`` where the loss is another one, and ``router_loss`` where a
-            mixture of experts has one.
+            ``entropy`` (of the predictions, in nats), ``cross_entropy`` where the loss is another one, and
+            ``router_loss`` where a mixture of experts has one.
 
         Raises:
             ModelError: the model gives no logits, or is an encoder-decoder.

@@ -20,8 +20,8 @@ def supervised(labels: Tensor | None, num_target_tokens: int, shifted: Tensor | 
 
     Returns:
         Indices into the flattened positions, and the token to be predicted there; both of shape
-        (num_target_tokens,), or (1,) where that is 0, so that a padding batch is computed as all others are. Where fewer
-        are trained than ``num_target_tokens``, the rest has no target.
+        (num_target_tokens,), or (1,) where that is 0, so that a padding batch is computed as all others are. Where
+        fewer are trained than ``num_target_tokens``, the rest has no target.
     """
     if shifted is None:
         assert labels is not None

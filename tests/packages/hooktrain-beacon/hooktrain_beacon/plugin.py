@@ -36,7 +36,7 @@ class BeaconSettings:
 class BeaconPlugin:
     """Reports a run to a server, from rank 0."""
 
-    hooktrain_plugin = PluginInfo(api=">=1.0,<2", on_error="disable")
+    hooktrain_plugin = PluginInfo(api=">=2.0,<3", on_error="disable")
 
     def __init__(self) -> None:
         self.run_id = ""

@@ -27,8 +27,8 @@ class EMASettings:
 class EMAPlugin:
     """Averages weights while they are trained."""
 
-    hooktrain_plugin = PluginInfo(api=">=1.0,<2", excludes=["swa"])
-    only_observes = True  # the training is the same with it, so that it may come and go when a run is resumed
+    # the training is the same with it, so that it may come and go when a run is resumed
+    hooktrain_plugin = PluginInfo(api=">=2.0,<3", excludes=["swa"], only_observes=True)
 
     def __init__(self) -> None:
         self.average: MovingAverage | None = None
