@@ -148,9 +148,7 @@ def table(found: Mapping[str, Any], path: Path | None = None) -> str:
         f"{_time(outside)} passed outside of hooks; measuring took about {_time(measuring)}"
         f" ({_share(measuring / whole if whole else 0.0)})"
     )
-    lines.append(
-        "syncs: how often the host waited for the device; on a processor, reads of values that would wait for one"
-    )
+    lines.append("syncs: waits for the device; on a processor, reads of values that would wait")
     lines.append(f"MiB: growth of the peak of the {found['memory']}'s memory meanwhile")
     if path is not None:
         lines.append(f"all of it: {path}")

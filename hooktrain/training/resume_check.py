@@ -157,7 +157,7 @@ def _is_list(value: Any) -> bool:
 
 def _in_settings(before: Mapping[str, Any], trainer: Trainer) -> Iterator[Change]:
     for name, config in trainer.recipe.settings.items():
-        yield from _in_value(config, before.get(name), {}, name, False, type(config)())
+        yield from _in_value(config, before.get(name), {}, name, True, type(config)())
 
 
 def _same_rates(trainer: Trainer, steps: int, horizon: int) -> bool:

@@ -212,7 +212,7 @@ def test_a_failure_on_the_command_line_shows_the_table_and_no_line_of_ours(run_c
     assert run.status == 1
     assert "plugin 'extra', hook on_step_end, step 3, rank 0: KeyError: 'out of luck'" in run.stderr
     assert "extra.py" in run.stderr
-    assert "ledger.py" not in run.output
+    assert "hook_timer.py" not in run.output
     lines = run.stdout.splitlines()
     columns = next(number for number, line in enumerate(lines) if line.split()[:3] == ["plugin", "hook", "calls"])
     *lines, last = lines[columns - 1 :]

@@ -152,9 +152,8 @@ def test_the_commands_of_a_plugin_are_listed():
     class Greets:
         hooktrain_plugin = PluginInfo(name="greets", commands={"greet": "a_module_that_nobody_imports:greet"})
 
-    listed = plugins_by_name(host_of(Greets()))
-    assert listed["greets"]["commands"] == ["greet"]
-    assert listed["torch"]["commands"] == ["verify-resume"], "of its distribution's metadata"
+    assert plugins_by_name(host_of(Greets()))["greets"]["commands"] == ["greet"]
+    assert plugins_by_name(make_host())["torch"]["commands"] == ["verify-resume"], "of its distribution's metadata"
 
 
 def test_hooks_in_call_order_with_their_documentation(capsys):

@@ -46,8 +46,8 @@ def declares(info: str, offers: str = "mine") -> str:
 @pytest.mark.parametrize(
     ("given", "texts"),
     [
-        ({"api": "one"}, ["api", "'one'", "'>=1.0,<2'"]),
-        ({"api": 1.5}, ["api", "1.5", "'>=1.0,<2'"]),
+        ({"api": "one"}, ["api", "'one'", "'>=2.0,<3'"]),
+        ({"api": 1.5}, ["api", "1.5", "'>=2.0,<3'"]),
         ({"requires": ["not a name"]}, ["requires", "'not a name'"]),
         ({"excludes": [None]}, ["excludes", "None"]),
         ({"on_error": "ignore"}, ["on_error", "'ignore'", "stop", "disable", "warn"]),
@@ -314,4 +314,4 @@ def test_listings_show_what_is_declared(run_cli):
         "@hookimpl\ndef on_step_end(): pass\n"
     )
     run = run_cli("plugins", "extra", "-p", "extra", source="import hooktrain\n" + source)
-    assert re.search(facts("hooks >=1.0,<2", "excludes wandb", "on_error: warn"), run.stdout), run.output
+    assert re.search(facts("hooks >=2.0,<3", "excludes wandb", "on_error: warn"), run.stdout), run.output

@@ -47,7 +47,7 @@ class Tracker:
 class Forgets(Tracker):
     """Cannot say what it knows when the run is saved."""
 
-    hooktrain_plugin = PluginInfo(name="Tracker")
+    hooktrain_plugin = PluginInfo(name="Tracker", on_error="disable")
 
     @hookimpl
     def on_log(self, metrics):

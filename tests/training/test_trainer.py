@@ -581,12 +581,12 @@ def test_an_empty_data_set_is_refused(run_tiny):
 
 
 def test_own_counts(run_tiny):
-    """A plugin may weight tokens its own way; the loss is divided by what it counted."""
+    """A plugin may count in its own way; the loss is divided by its denominators."""
 
     class ByRow:
         @hookimpl
         def count_batch(self, batch):
-            return BatchCounts(len(batch["input_ids"]), batch["input_ids"].numel(), 1)
+            return BatchCounts(len(batch["input_ids"]), batch["input_ids"].numel(), len(batch["input_ids"]))
 
     recorder, plain = Recorder(), Recorder()
     trainer = run_tiny(ByRow(), recorder, data={"eval_rows": 0})
