@@ -229,8 +229,8 @@ def make_meta_model(config: Any, world: World, recipe: Recipe) -> Module | None:
         recipe: the structured recipe.
 
     Returns:
-        A module with the names, shapes, types and ``requires_grad`` of the model; None declines, and the next plugin is
-        asked. A ``HooktrainError`` says why it cannot be known, such as *not downloaded*.
+        A module with the names, shapes, types and ``requires_grad`` of the model; None leaves it to the next plugin.
+        A ``HooktrainError`` says why it cannot be known, such as *not downloaded*.
 
     Default: none; ``hooktrain-hf`` answers for ``huggingface``, and ``hooktrain-peft`` adds its adapter.
     """
@@ -270,7 +270,7 @@ def estimate_examples(config: Any) -> int | None:
         config: one entry of the sources.
 
     Returns:
-        The number; None declines, and the next plugin is asked. A ``HooktrainError`` says why it cannot be known.
+        The number; None leaves it to the next plugin. A ``HooktrainError`` says why it cannot be known.
 
     Default: none; ``hooktrain-hf`` counts files of ``huggingface``.
     """
@@ -291,7 +291,7 @@ def estimate_data(config: Any, recipe: Recipe, world: World, hooks: Any) -> Data
         hooks: the hooks themselves, so that the plugin can dispatch.
 
     Returns:
-        The figures that are known; None declines, and the next plugin is asked. A ``HooktrainError`` says why nothing
+        The figures that are known; None leaves it to the next plugin. A ``HooktrainError`` says why nothing
         can be known.
 
     Default: none; ``hooktrain-sft`` looks into its cache, and else asks ``estimate_examples``.
@@ -313,7 +313,7 @@ def estimate_memory(config: Any, recipe: Recipe, world: World, model: ModelEstim
         model: sizes of weights, optimizer and activations.
 
     Returns:
-        Bytes by what they are for; None declines, and the next plugin is asked.
+        Bytes by what they are for; None leaves it to the next plugin.
 
     Default: none; ``hooktrain-torch`` answers for ``torch``, ``hooktrain-deepspeed`` for ``deepspeed``.
     """
@@ -334,7 +334,7 @@ def make_tokenizer(config: Any) -> Any:
         config: what the recipe says under ``tokenizer``, an instance of a registered config class.
 
     Returns:
-        The tokenizer; None declines, and the next plugin is asked.
+        The tokenizer; None leaves it to the next plugin.
 
     Default: none; ``hooktrain-hf`` builds ``huggingface``.
     """
@@ -355,7 +355,7 @@ def make_data(config: Any, tokenizer: Any, world: World, hooks: Any) -> Data | N
         hooks: the hooks themselves, so that the plugin can dispatch: ``hooks.load_source(config=..., world=...)``.
 
     Returns:
-        The data; None declines, and the next plugin is asked.
+        The data; None leaves it to the next plugin.
 
     Default: none; ``hooktrain-sft`` prepares ``sft`` and ``causal``.
     """
@@ -374,8 +374,7 @@ def load_source(config: Any, world: World) -> Dataset | None:
         world: this process and how many there are.
 
     Returns:
-        A map-style data set of dictionaries, or for a stream an iterable of them; None declines, and the next plugin
-        is asked.
+        A map-style data set of dictionaries, or for a stream an iterable of them; None leaves it to the next plugin.
 
     Default: none; ``hooktrain-hf`` loads ``huggingface``.
     """
@@ -419,7 +418,7 @@ def preview_examples(
         count: how many rows of each source.
 
     Returns:
-        The rows in pieces, each with whether it is trained and why; None declines, and the next plugin is asked.
+        The rows in pieces, each with whether it is trained and why; None leaves it to the next plugin.
 
     Default: none; ``hooktrain-sft`` answers for its data.
     """
@@ -441,7 +440,7 @@ def make_model(config: Any, tokenizer: Any, world: World, recipe: Recipe) -> Mod
         recipe: the structured recipe, in whose ``settings`` a plugin that wraps this hook finds its own.
 
     Returns:
-        A torch module; None declines, and the next plugin is asked.
+        A torch module; None leaves it to the next plugin.
 
     Default: none; ``hooktrain-hf`` builds ``huggingface``, and the engine hands out one that it was given.
     """
@@ -463,7 +462,7 @@ def adopt_model(model: Module, config: Any, tokenizer: Any, world: World) -> Mod
         world: this process and how many there are.
 
     Returns:
-        The module, ready to be trained; None declines, and the next plugin is asked. A module that every plugin
+        The module, ready to be trained; None leaves it to the next plugin. A module that every plugin
         declines is trained as it is.
 
     Default: none; ``hooktrain-hf`` adopts transformers' models.
@@ -483,7 +482,7 @@ def make_optimizer(config: Any, model: Module) -> Optimizer | None:
         model: the model, on its device and in its final form.
 
     Returns:
-        A torch optimizer; None declines, and the next plugin is asked.
+        A torch optimizer; None leaves it to the next plugin.
 
     Default: none; ``hooktrain-torch`` builds ``adamw``, ``adam`` and ``sgd``.
     """
@@ -504,7 +503,7 @@ def make_scheduler(config: Any, optimizer: Optimizer, total_steps: int) -> Sched
 
     Returns:
         An object with ``step()``, ``state_dict()``, ``load_state_dict(state)`` and ``get_last_lr()``, such as a torch
-        scheduler; None declines, and the next plugin is asked.
+        scheduler; None leaves it to the next plugin.
 
     Default: none; ``hooktrain-torch`` builds ``constant``, ``linear``, ``cosine`` and ``wsd``.
     """
@@ -543,7 +542,7 @@ def make_strategy(config: Any, world: World, recipe: Recipe) -> Strategy | None:
         recipe: the whole recipe, for strategies whose own configuration repeats sizes and limits.
 
     Returns:
-        An object with the methods of ``hooktrain.Strategy``; None declines, and the next plugin is asked.
+        An object with the methods of ``hooktrain.Strategy``; None leaves it to the next plugin.
 
     Default: none; ``hooktrain-torch`` builds ``torch``.
     """
@@ -563,7 +562,7 @@ def make_checkpoint_engine(config: Any, run_dir: Path, world: World) -> Checkpoi
         world: this process and how many there are.
 
     Returns:
-        An object with the methods of ``hooktrain.CheckpointEngine``; None declines, and the next plugin is asked.
+        An object with the methods of ``hooktrain.CheckpointEngine``; None leaves it to the next plugin.
 
     Default: none; ``hooktrain-torch`` builds ``full``, ``hooktrain-hf`` builds ``huggingface``.
     """
@@ -585,7 +584,8 @@ def make_loader(dataset: Dataset, data: Data, recipe: Recipe, world: World) -> A
 
     Returns:
         An object with ``__len__()``, the optimizer steps of an epoch, and ``windows(epoch, start)``, an iterator over
-        ``(rows, micro-batches)`` of this rank that begins after ``start`` global rows; NotImplemented declines.
+        ``(rows, micro-batches)`` of this rank that begins after ``start`` global rows; NotImplemented leaves it to
+        the next plugin.
 
     Default: ``data.loader`` where the data bring one, else ``hooktrain.training.dataloader.WindowLoader``.
     """
@@ -910,7 +910,7 @@ def run_train(trainer: Trainer) -> TrainerState:  # type: ignore[empty-body]
         trainer: the trainer; call ``trainer.epoch(number)``.
 
     Returns:
-        ``trainer.state``; NotImplemented declines, None is an error.
+        ``trainer.state``; NotImplemented leaves it to the next plugin, None is an error.
 
     Default: ``trainer.epoch`` for each of ``trainer.epochs`` until a limit or a stop request.
     """
@@ -929,7 +929,7 @@ def run_epoch(trainer: Trainer, epoch: int) -> int:  # type: ignore[empty-body]
         epoch: its number, from 0.
 
     Returns:
-        The steps that were run; NotImplemented declines, None is an error.
+        The steps that were run; NotImplemented leaves it to the next plugin, None is an error.
 
     Default: ``trainer.step`` for each window until a limit or a stop request.
     """
@@ -948,7 +948,7 @@ def run_step(trainer: Trainer, batches: Sequence[Batch]) -> StepOutput:  # type:
         batches: this rank's micro-batches of the window, on the host.
 
     Returns:
-        The step's output; NotImplemented declines, None is an error.
+        The step's output; NotImplemented leaves it to the next plugin, None is an error.
 
     Default: every micro-batch, then the optimizer.
     """
@@ -1012,7 +1012,7 @@ def run_backward(trainer: Trainer, loss: Tensor) -> Tensor:  # type: ignore[empt
         loss: the loss, already divided by the window's supervised tokens over all ranks, shape ().
 
     Returns:
-        The loss that was propagated; NotImplemented declines, None is an error.
+        The loss that was propagated; NotImplemented leaves it to the next plugin, None is an error.
 
     Default: ``trainer.strategy.backward``.
     """
@@ -1030,7 +1030,8 @@ def run_optimizer_step(trainer: Trainer) -> OptimizerStep:  # type: ignore[empty
         trainer: the trainer; ``trainer.wants_grad_norm`` says whether this step will be logged.
 
     Returns:
-        The gradient norm, and whether the weights changed; NotImplemented declines, None is an error.
+        The gradient norm, and whether the weights changed; NotImplemented leaves it to the next plugin, None is an
+        error.
 
     Default: ``trainer.strategy.optimizer_step`` with the recipe's ``gradient_clipping``.
     """
@@ -1049,7 +1050,7 @@ def run_evaluate(trainer: Trainer) -> Mapping[str, float]:  # type: ignore[empty
         trainer: the trainer; ``trainer.eval_batches(name)`` iterates over this rank's micro-batches.
 
     Returns:
-        Metrics, ``eval/<name>/loss`` among them; NotImplemented declines, None is an error.
+        Metrics, ``eval/<name>/loss`` among them; NotImplemented leaves it to the next plugin, None is an error.
 
     Default: the token-weighted mean over every row exactly once.
     """
@@ -1067,7 +1068,7 @@ def save_checkpoint(trainer: Trainer) -> Sequence[Path]:  # type: ignore[empty-b
         trainer: the trainer.
 
     Returns:
-        What was written; NotImplemented declines, None is an error.
+        What was written; NotImplemented leaves it to the next plugin, None is an error.
 
     Default: ``engine.save(trainer)`` for each of ``trainer.due_checkpoint_engines``.
     """
@@ -1086,7 +1087,7 @@ def load_checkpoint(trainer: Trainer, path: Path) -> Path:  # type: ignore[empty
         path: the checkpoint.
 
     Returns:
-        The path that was loaded; NotImplemented declines, None is an error.
+        The path that was loaded; NotImplemented leaves it to the next plugin, None is an error.
 
     Default: the checkpoint engine that claims the path.
     """
