@@ -70,7 +70,7 @@ def assert_same(
     expected.backward()
     result = loss(wrap(model), given, count(given["labels"]))
     result.total.backward()
-    assert result.weight == count(given["labels"]) and result.total.shape == ()
+    assert result.denominator == count(given["labels"]) and result.total.shape == ()
     torch.testing.assert_close(result.total, expected, rtol=1e-5, atol=1e-4)
     gradients = dict(other.named_parameters())
     for name, parameter in model.named_parameters():
@@ -217,7 +217,7 @@ def test_a_blank_batch_reaches_all_parameters(make_llama: Callable[..., Any], ki
     given["labels"].fill_(-100)
     result = sft()(model, given, 0)
     result.total.backward()
-    assert result.total.item() == 0 and result.weight == 0
+    assert result.total.item() == 0 and result.denominator == 0
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and not parameter.grad.any(), name
 
