@@ -19,7 +19,18 @@ if TYPE_CHECKING:
 
     from hooktrain.training.trainer import Trainer
 
-__all__ = ["CheckpointEngine", "Scheduler", "Strategy", "missing_members", "renamed_member"]
+__all__ = [
+    "CheckpointEngine",
+    "CheckpointEngineDefaults",
+    "ConfigDefaults",
+    "Scheduler",
+    "SchedulerDefaults",
+    "Strategy",
+    "StrategyDefaults",
+    "member",
+    "missing_members",
+    "renamed_member",
+]
 
 
 T = TypeVar("T")
@@ -57,11 +68,7 @@ class Strategy(Protocol):
 
     Every method that says *collective* must be called on all ranks.
 
-    One under which several ranks share the tokens of a row also has ``data_world``, this rank's place among those that
-    get rows of their own, and ``divide(batch)``, which returns the rank's part of a micro-batch on the host, with
-    ``shift_labels`` (those of the next token) in the place of ``labels``.
-
-    One with ``usable_when_closed`` true can still evaluate and save after :meth:`close`.
+    Optional members are those of :class:`StrategyDefaults`.
     """
 
     world: World
@@ -156,15 +163,7 @@ class Strategy(Protocol):
 class CheckpointEngine(Protocol):
     """Writes, finds and reads checkpoints of one kind.
 
-    One that saves in the background also has ``finish(trainer, wait)``, collective: it returns the path of what has
-    been saved since, or None where nothing was or it still goes on, which it does not with ``wait``. When a rank has
-    written its part, it says so with ``trainer.requests.save_ended()``. Where such a save may fail without ending the
-    run, ``unsaved`` is the step of the last one and the error, or None when it did not fail: the error is raised at the
-    end of the run if that was its last state.
-
-    One that can say whether a run may go on from a checkpoint before there is a model has ``check(trainer, path)``,
-    collective, which raises :class:`CheckpointError` on all ranks if not; ``hooktrain.provenance`` gives what is to be
-    kept for that, and ``hooktrain.require_same`` compares.
+    Optional members are those of :class:`CheckpointEngineDefaults`.
     """
 
     config: Any
@@ -180,3 +179,78 @@ class CheckpointEngine(Protocol):
 
     def load(self, trainer: Trainer, path: Path) -> None:
         """Load ``path`` into the trainer. Collective."""
+
+
+# ---------------------------------------------------------------------------------------------- optional members
+
+
+class StrategyDefaults:
+    """Optional members of a strategy, with their defaults."""
+
+    data_world: World | None = None
+    """This rank's place among those that get sequences of their own, where several ranks share the tokens of one."""
+    usable_when_closed = False
+    """Whether it can still evaluate and save after :meth:`Strategy.close`."""
+
+    @staticmethod
+    def divide(batch: Batch) -> Batch:
+        """Return this rank's part of a micro-batch on the host.
+
+        Where ranks share tokens it holds ``shift_labels`` (those of the next token) in the place of ``labels``.
+        """
+        return batch
+
+
+class SchedulerDefaults:
+    """Optional members of a scheduler, with their defaults."""
+
+    warmup_steps = 0
+    """Optimizer steps in which the learning rate rises."""
+
+
+class CheckpointEngineDefaults:
+    """Optional members of a checkpoint engine, with their defaults."""
+
+    unsaved: tuple[int, Exception] | None = None
+    """Step and error of the last background save, where it failed and such a failure does not end the run. The error is
+    raised at the end of the run if that was its last state."""
+
+    @staticmethod
+    def check(trainer: Trainer, path: Path) -> None:
+        """Raise CheckpointError on all ranks where the run may not resume from ``path``. Collective.
+
+        It is called before there is a model. ``hooktrain.provenance`` gives what is to be kept for that, and
+        ``hooktrain.require_same`` compares.
+        """
+
+    @staticmethod
+    def finish(trainer: Trainer, wait: bool) -> Path | None:
+        """Return the path of what was saved in the background since the last call, or None. Collective.
+
+        With ``wait`` nothing is still being written afterwards. A rank that has written its part says so with
+        ``trainer.requests.save_ended()``.
+        """
+
+
+class ConfigDefaults:
+    """Optional class variables and properties of a part's config class, with their defaults."""
+
+    shorthand: str | None = None
+    """The field that text or a list in the recipe stands for."""
+    listed = True
+    """Whether listings, the schema and messages name the part; not where a recipe file cannot hold one."""
+    trainer_types: Collection[str] = ()
+    """Trainer types that the part is compatible with besides those that name it; ``"*"`` is all of them."""
+    exports = False
+    """Whether a checkpoint engine writes what other programs load, which ``Trainer.save`` chooses by default."""
+    needs_logits = False
+    """Whether the part looks at logits that the model returns."""
+    hides_logits = ""
+    """What to write for logits to be made, where the part makes none."""
+    sequence_parallel = 1
+    """Ranks that share the tokens of a sequence under a strategy."""
+
+
+def member(of: object, defaults: type, name: str) -> Any:
+    """Return an optional member of a part or config, or its default."""
+    return getattr(of, name, getattr(defaults, name))

@@ -72,7 +72,7 @@ class Profiler:
         self.ledger.end()
         found = facts(self.ledger, trainer.world.rank, trainer.world.world_size)
         path = None
-        if hasattr(trainer, "tokenizer"):  # a run that found its folder occupied by another one writes nothing there
+        if trainer.owns_run_dir:  # a run whose folder another one holds writes nothing there
             rank = "" if trainer.world.is_main else f".rank{trainer.world.rank}"
             path = trainer.run_dir / f"profile{rank}.json"
             path.parent.mkdir(parents=True, exist_ok=True)  # on another host than rank 0's

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from hooktrain.errors import HooktrainError
 from hooktrain.plugin.manager import PluginHost
+from hooktrain.protocols import ConfigDefaults, member
 from hooktrain.recipe.model import Recipe
 from hooktrain.types import DataEstimate, MemoryEstimate, ModelEstimate, World
 
@@ -83,7 +84,7 @@ def _data_facts(data: Any) -> dict[str, Any]:
 
 def _shared(recipe: Recipe) -> int:
     """Ranks that share the tokens of a row."""
-    return int(getattr(recipe.strategy, "sequence_parallel", 1))
+    return int(member(recipe.strategy, ConfigDefaults, "sequence_parallel"))
 
 
 def _steps(recipe: Recipe, data: Any, world: World) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import yaml
 
 from hooktrain.plugin.config import PluginsConfig
 from hooktrain.plugin.manager import PluginHost
+from hooktrain.protocols import ConfigDefaults, member
 from hooktrain.recipe.model import Recipe
 
 __all__ = ["Sources", "origins_of"]
@@ -81,7 +82,7 @@ class _Walk:
                 yield item.name, self.sources.origin((spelled,), self.lines) if spelled else "default"
         for name, config in self.recipe.settings.items():
             given = raw.get(name)
-            shorthand = getattr(type(config), "shorthand", None)
+            shorthand = member(type(config), ConfigDefaults, "shorthand")
             if shorthand and isinstance(given, (list, str)):
                 yield from self._fields(config, {}, name, (name,), {shorthand: (name,)})
             else:
@@ -106,7 +107,7 @@ class _Walk:
         name = self.recipe.types.get(type(config), "")
         written: dict[str, Place] = {}
         if isinstance(given, str):
-            shorthand = getattr(type(config), "shorthand", None)
+            shorthand = member(type(config), ConfigDefaults, "shorthand")
             written = {"type": place} if given == name or not shorthand else {shorthand: place}
         mapping = given if isinstance(given, Mapping) else {}
         if "type" in mapping:

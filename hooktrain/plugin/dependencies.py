@@ -10,6 +10,7 @@ from packaging.utils import canonicalize_name
 
 from hooktrain.errors import Complaint, PluginError
 from hooktrain.plugin.records import PluginRecord
+from hooktrain.protocols import ConfigDefaults, member
 
 if TYPE_CHECKING:
     from hooktrain.plugin.manager import PluginHost
@@ -88,7 +89,7 @@ def logit_complaints(host: PluginHost, recipe: Recipe) -> list[Complaint]:
     return [
         Complaint(path, f"makes no logits, which {needing[0]} needs; {remedy}")
         for path, config in _configs(recipe)
-        for remedy in [getattr(config, "hides_logits", "")]
+        for remedy in [member(config, ConfigDefaults, "hides_logits")]
         if remedy and needing
     ]
 
@@ -101,7 +102,7 @@ def _configs(recipe: Recipe) -> Iterator[tuple[str, Any]]:
 
 def _needing(host: PluginHost, recipe: Recipe) -> Iterator[str]:
     for path, config in _configs(recipe):
-        if getattr(config, "needs_logits", False):
+        if member(config, ConfigDefaults, "needs_logits"):
             yield f"'{path}'"
     for record in _active(host):
         if record.info.needs_logits and _is_used(host, recipe, record):

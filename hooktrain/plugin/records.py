@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from hooktrain.plugin.info import PluginInfo
+from hooktrain.protocols import ConfigDefaults, member
 from hooktrain.renamed import no_attribute
 
 __all__ = ["RegisteredPart", "PluginRecord"]
@@ -61,4 +62,4 @@ class RegisteredPart:
     @property
     def listed(self) -> bool:
         """Whether listings, the schema and messages name it; not if a recipe file cannot hold one."""
-        return bool(getattr(self.config, "listed", True))
+        return bool(member(self.config, ConfigDefaults, "listed"))

@@ -19,6 +19,7 @@ from hooktrain.config import unstructure
 from hooktrain.plugin.config import PluginsConfig
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.plugin.records import RegisteredPart
+from hooktrain.protocols import ConfigDefaults, member
 from hooktrain.recipe.model import Recipe
 
 __all__ = ["field_docs", "schema_of"]
@@ -117,7 +118,7 @@ class _Maker:
                 self.lifted
                 or name in names
                 or "*" in names
-                or self.trainer_type in getattr(offer.config, "trainer_types", ())
+                or self.trainer_type in member(offer.config, ConfigDefaults, "trainer_types")
             )
         ]
         return sorted(fit, key=lambda offer: (offer.name != next(iter(names), None), offer.name))
@@ -142,7 +143,7 @@ class _Maker:
             reference = self._config(offer.config, f"{kind}-{offer.name}", offer)
             choices.append(reference if offer is default else {"allOf": [reference, {"required": ["type"]}]})
         by_name = [offer.name for offer in offers if not _required(offer.config)]
-        shorthand = getattr(default.config, "shorthand", None) if default is not None else None
+        shorthand = member(default.config, ConfigDefaults, "shorthand") if default is not None else None
         if shorthand:
             choices.append({"type": "string", "description": f"Short for {shorthand}."})
         elif by_name:
@@ -154,7 +155,7 @@ class _Maker:
     def _settings(self, offer: RegisteredPart) -> Schema:
         reference = self._config(offer.config, f"settings-{offer.name}", offer)
         choices = [reference] if _required(offer.config) else [reference, {"type": "null"}]
-        shorthand = getattr(offer.config, "shorthand", None)
+        shorthand = member(offer.config, ConfigDefaults, "shorthand")
         if shorthand:
             choices += [{"type": "array"}, {"type": "string"}]
         return {"anyOf": choices, "description": _about(offer.config, offer)}

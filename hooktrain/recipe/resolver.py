@@ -12,6 +12,7 @@ from hooktrain.errors import Complaint, RecipeError, did_you_mean
 from hooktrain.plugin.config import plugins_config
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.plugin.records import RegisteredPart
+from hooktrain.protocols import ConfigDefaults, member
 from hooktrain.recipe.model import Recipe
 from hooktrain.renamed import new_name
 from hooktrain.types import TrainerType
@@ -71,7 +72,7 @@ class _Resolver:
             self.complaints.append(Complaint(key, f"{why} plugins: {{block: [{settings[key].plugin.name}]}}"))
         for key, value in self.raw.items():
             if key in settings:
-                shorthand = getattr(settings[key].config, "shorthand", None)
+                shorthand = member(settings[key].config, ConfigDefaults, "shorthand")
                 before = len(self.complaints)
                 short = bool(shorthand) and isinstance(value, (list, str))
                 chosen[key] = self._mapping_part(settings[key], {shorthand: value} if short else value, key)
@@ -124,7 +125,7 @@ class _Resolver:
         names = self._names(kind)
         if isinstance(value, str):
             default = offers.get(names[0]) if names else None
-            shorthand = getattr(default.config, "shorthand", None) if default is not None else None
+            shorthand = member(default.config, ConfigDefaults, "shorthand") if default is not None else None
             value = {shorthand: value} if shorthand and value not in offers else {"type": value}
         elif value is None:
             value = {}
@@ -195,7 +196,7 @@ class _Resolver:
     def _compatible(self, offer: RegisteredPart, names: Sequence[str]) -> bool:
         if self.raw.get("skip_validation") is True:
             return True
-        supports = getattr(offer.config, "trainer_types", ())
+        supports = member(offer.config, ConfigDefaults, "trainer_types")
         return (
             any(name in supports for name in ("*", self.raw.get("type", "sft"))) or offer.name in names or "*" in names
         )

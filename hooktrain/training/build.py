@@ -1,4 +1,4 @@
-"""Turning a recipe into a trainer's parts, in the order in which they need each other."""
+"""Building the parts of a run, in the order in which they need each other."""
 
 from __future__ import annotations
 
@@ -8,85 +8,139 @@ import platform
 import random
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import attrs
 
 from hooktrain.errors import CheckpointError, DataError, HooktrainError, PluginError, RanksDisagreeError, RecipeError
 from hooktrain.hookspecs import FACTORIES
 from hooktrain.plugin.manager import PluginHost
-from hooktrain.protocols import CheckpointEngine, Scheduler, Strategy, missing_members, renamed_member
+from hooktrain.protocols import (
+    CheckpointEngine,
+    CheckpointEngineDefaults,
+    Scheduler,
+    Strategy,
+    StrategyDefaults,
+    member,
+    missing_members,
+    renamed_member,
+)
+from hooktrain.recipe.model import Recipe
 from hooktrain.training.resume_check import versions
 from hooktrain.training.run_lock import RunLock
-from hooktrain.types import Batch, Data
+from hooktrain.types import Batch, Data, LossSum, World
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+    from torch.optim import Optimizer
+
     from hooktrain.training.trainer import Trainer
 
-__all__ = ["build", "check_data", "make_part"]
+__all__ = [
+    "DataParts",
+    "ModelParts",
+    "build_data_parts",
+    "build_model_parts",
+    "check_data",
+    "find_checkpoint",
+    "make_part",
+    "open_strategy",
+]
 
 
-def build(trainer: Trainer) -> None:
-    """Build every part of a trainer, and find what it is to go on from.
+@attrs.frozen(kw_only=True)
+class DataParts:
+    """The parts of a run that do not need its model, as :func:`build_data_parts` returns them."""
+
+    tokenizer: Any
+    data: Data
+    data_world: World
+    divide: Callable[[Batch], Batch]
+    loader: Any
+    loss: Callable[[Module, Batch, float], LossSum]
+    checkpoint_engines: Sequence[CheckpointEngine]
+
+
+@attrs.frozen(kw_only=True)
+class ModelParts:
+    """The model and what moves its weights, as :func:`build_model_parts` returns them."""
+
+    model: Module
+    optimizer: Optimizer
+    scheduler: Scheduler
+    last_lr: float
+
+
+def open_strategy(host: PluginHost, recipe: Recipe, world: World) -> Strategy:
+    """Build the strategy, with which the ranks of a run are connected."""
+    _seed(recipe.seed)
+    strategy: Strategy = make_part(host, "make_strategy", recipe.strategy, world=world, recipe=recipe)
+    return strategy
+
+
+def build_data_parts(trainer: Trainer) -> DataParts:
+    """Build everything that does not need the model, and write what is known of the run into its folder.
 
     Raises:
         PluginError: when no plugin builds a part that the recipe selects.
         RanksDisagreeError: when another rank has a different recipe, other plugins or other data.
-        CheckpointError: when the run cannot go on from the checkpoint that it is to go on from.
         HooktrainError: whatever a factory finds wrong.
     """
-    import torch  # which those who only read a recipe do without
-
-    recipe, world, host = trainer.recipe, trainer.world, trainer.host
-    trainer.run_dir = recipe.run_dir or Path("runs") / recipe.name
-    _seed(recipe.seed)
-
-    trainer.strategy = make_part(host, "make_strategy", recipe.strategy, world=world, recipe=recipe)
+    recipe, world, host, strategy = trainer.recipe, trainer.world, trainer.host, trainer.strategy
+    run_dir = trainer.run_dir
     plugins = {record["name"]: record for record in host.manifest()}
     # plugins first: a plugin that is not there says more than the section of the recipe that names it
-    _agree(trainer, {"plugins": plugins, "recipe": {**recipe.as_dict(), "run_dir": ""}, "versions": versions()})
-    _agree(trainer, {"order of plugins": list(reversed(plugins))})
+    _agree(strategy, {"plugins": plugins, "recipe": {**recipe.as_dict(), "run_dir": ""}, "versions": versions()})
+    _agree(strategy, {"order of plugins": list(reversed(plugins))})
     if world.is_main:
         _write_run_dir(trainer)
         for record in host.failed():
             text = record.reason if record.reason.startswith("plugin ") else f"{record}: {record.reason}"
-            host.warn(f"{text}; the run goes on without it")
-    trainer.tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer)
-    trainer.data = make_part(host, "make_data", recipe.data, tokenizer=trainer.tokenizer, world=world, hooks=host.hooks)
-    check_data(trainer.data)
+            host.warn(f"{text}; the run continues without it")
+    tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer)
+    data = make_part(host, "make_data", recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks)
+    check_data(data)
     if world.is_main:
-        _write(trainer.run_dir / "data.json", json.dumps(dict(trainer.data.report), indent=2, default=str))
-    _agree(trainer, {"data": {"rows": len(trainer.data.train), "fingerprint": trainer.data.fingerprint}})
-    trainer.data_world = getattr(trainer.strategy, "data_world", world)
-    trainer.divide = getattr(trainer.strategy, "divide", _whole)
-    trainer.loader = host.hooks.make_loader(
-        dataset=trainer.data.train, data=trainer.data, recipe=recipe, world=trainer.data_world
+        _write(run_dir / "data.json", json.dumps(dict(data.report), indent=2, default=str))
+    _agree(strategy, {"data": {"rows": len(data.train), "fingerprint": data.fingerprint}})
+    data_world = member(strategy, StrategyDefaults, "data_world") or world
+    return DataParts(
+        tokenizer=tokenizer,
+        data=data,
+        data_world=data_world,
+        divide=member(strategy, StrategyDefaults, "divide"),
+        loader=host.hooks.make_loader(dataset=data.train, data=data, recipe=recipe, world=data_world),
+        loss=make_part(host, "make_loss", recipe.loss),
+        checkpoint_engines=[
+            make_part(host, "make_checkpoint_engine", config, run_dir=run_dir, world=world)
+            for config in recipe.checkpoint
+        ],
     )
-    trainer.loss = make_part(host, "make_loss", recipe.loss)
-    trainer.checkpoint_engines = [
-        make_part(host, "make_checkpoint_engine", config, run_dir=trainer.run_dir, world=world)
-        for config in recipe.checkpoint
-    ]
-    trainer.resume_from = _resumable(trainer)  # before the model: it takes minutes to find out otherwise
+
+
+def build_model_parts(trainer: Trainer) -> ModelParts:
+    """Build the model, the optimizer and the scheduler.
+
+    Raises:
+        PluginError: when no plugin builds a part that the recipe selects.
+        HooktrainError: whatever a factory finds wrong.
+    """
+    import torch  # which those who only read a recipe do without
+
+    recipe, world, host, strategy = trainer.recipe, trainer.world, trainer.host, trainer.strategy
     torch.manual_seed(recipe.seed)  # weights do not depend on how much randomness the data took
-    with trainer.strategy.model_context():
+    with strategy.model_context():
         model = make_part(host, "make_model", recipe.model, tokenizer=trainer.tokenizer, world=world, recipe=recipe)
-    model = trainer.strategy.prepare_model(model)
+    model = strategy.prepare_model(model)
     optimizer = make_part(host, "make_optimizer", recipe.optimizer, model=model)
-    scheduler = make_part(
-        host, "make_scheduler", recipe.scheduler, optimizer=optimizer, total_steps=trainer.training_horizon
-    )
-    trainer.model, trainer.optimizer, trainer.scheduler = trainer.strategy.prepare(
-        model, optimizer, scheduler, recipe.gradient_accumulation_steps
-    )
-    _warn_of_idle_settings(trainer)
-    trainer.last_lr = trainer.optimizer.param_groups[0]["lr"]
+    horizon = trainer.training_horizon
+    scheduler = make_part(host, "make_scheduler", recipe.scheduler, optimizer=optimizer, total_steps=horizon)
+    model, optimizer, scheduler = strategy.prepare(model, optimizer, scheduler, recipe.gradient_accumulation_steps)
+    _warn_of_unused_settings(trainer)
     _seed(recipe.seed + world.rank)  # ranks draw different dropout
-
-
-def _whole(batch: Batch) -> Batch:
-    """A rank's part of a micro-batch where ranks share none."""
-    return batch
+    return ModelParts(model=model, optimizer=optimizer, scheduler=scheduler, last_lr=optimizer.param_groups[0]["lr"])
 
 
 def _seed(seed: int) -> None:
@@ -99,8 +153,12 @@ def _seed(seed: int) -> None:
         sys.modules["numpy"].random.seed(seed % 2**32)
 
 
-def _resumable(trainer: Trainer) -> Path | None:
-    """What the run is to go on from, looked at by the engine that wrote it; the same on all ranks."""
+def find_checkpoint(trainer: Trainer) -> Path | None:
+    """Return the checkpoint to resume from, checked by the engine that wrote it; the same on all ranks.
+
+    Raises:
+        CheckpointError: when the run cannot resume from it.
+    """
     path = trainer.resume_from
     if path is None and trainer.world.is_main:
         path = _newest(trainer)
@@ -115,9 +173,7 @@ def _resumable(trainer: Trainer) -> Path | None:
             f"{path}: rank {found.index(False)} does not find this checkpoint, which rank {found.index(True)} does;"
             " give an output_dir that all hosts share"
         )
-    check = getattr(engine, "check", None)
-    if check is not None:
-        check(trainer, path)
+    member(engine, CheckpointEngineDefaults, "check")(trainer, path)
     return path
 
 
@@ -168,7 +224,7 @@ _PROTOCOLS: Mapping[str, type] = {
 """What the parts that these hooks return are held against."""
 
 
-def _warn_of_idle_settings(trainer: Trainer) -> None:
+def _warn_of_unused_settings(trainer: Trainer) -> None:
     """Say what the recipe asks for and this run will never do; once, and not on each rank."""
     recipe = trainer.recipe
     if not trainer.world.is_main:
@@ -201,11 +257,11 @@ def check_data(data: Data | None) -> None:
             raise DataError(f"data: the evaluation set '{name}' is empty; remove it or give it rows")
 
 
-def _agree(trainer: Trainer, mine: Mapping[str, Any]) -> None:
-    """Refuse to go on when ranks differ: a run of different programs hangs in its first collective, or worse."""
-    if trainer.world.world_size == 1:
+def _agree(strategy: Strategy, mine: Mapping[str, Any]) -> None:
+    """Refuse to continue when ranks differ: a run of different programs hangs in its first collective, or worse."""
+    if strategy.world.world_size == 1:
         return
-    everyone = [json.loads(text) for text in trainer.strategy.gather_objects(json.dumps(mine, default=str))]
+    everyone = [json.loads(text) for text in strategy.gather_objects(json.dumps(mine, default=str))]
     for rank, theirs in enumerate(everyone):
         found = _difference(everyone[0], theirs, "")
         if found is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hooktrain.protocols import CheckpointEngine
+from hooktrain.protocols import CheckpointEngine, CheckpointEngineDefaults, member
 from hooktrain.types import TrainerState
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ class Saving:
             wait: for those that are still being written.
         """
         for engine in trainer.checkpoint_engines:
-            finish = getattr(engine, "finish", None)
-            path = None if finish is None else finish(trainer, wait)
+            path = member(engine, CheckpointEngineDefaults, "finish")(trainer, wait)
             if path is not None:
                 self.last = path
                 trainer.hooks.on_checkpoint_end(trainer=trainer, path=path)
@@ -61,7 +60,7 @@ class Saving:
             CheckpointError: on all ranks.
         """
         for engine in trainer.checkpoint_engines:
-            step, problem = getattr(engine, "unsaved", None) or (-1, None)
+            step, problem = member(engine, CheckpointEngineDefaults, "unsaved") or (-1, None)
             if problem is not None and step == trainer.global_step:
                 raise problem
 

@@ -1,4 +1,4 @@
-"""What hooks and signals ask of the loop while it runs, and how all ranks come to do it after the same step."""
+"""Requests to the loop from hooks and signals, which all ranks act on after the same step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hooktrain.errors import PluginError, did_you_mean
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import Strategy
 
-__all__ = ["NOTHING", "Agreed", "Requesting", "Requests"]
+__all__ = ["NOTHING", "Agreed", "Requests", "require_disableable"]
 
 
 class Agreed(NamedTuple):
@@ -94,55 +94,17 @@ class Requests:
         return mine if strategy.world.world_size == 1 else strategy.sum_numbers([mine])[0] > 0
 
 
-class Requesting:
-    """What any hook, on any rank, may ask of the trainer; all ranks do it after the same step or epoch."""
+def require_disableable(host: PluginHost, plugin: str) -> None:
+    """Refuse to disable a plugin that is not there, or without which the run would train another way.
 
-    host: PluginHost
-    requests: Requests
-    strategy: Strategy
-
-    def request_stop(self, reason: str, *, urgent: bool = False) -> None:
-        """End the run after the current step, on all ranks; may be called from any hook on any rank.
-
-        Args:
-            reason: what the run's ``stop_reason`` is then.
-            urgent: save with every checkpoint engine before, and begin nothing that takes long, such as an evaluation.
-        """
-        self.requests.ask(Agreed(stop=True, save=urgent, urgent=urgent, reason=reason))
-
-    def request_save(self) -> None:
-        """Save with every checkpoint engine after the current step."""
-        self.requests.ask(Agreed(save=True))
-
-    def request_evaluation(self) -> None:
-        """Evaluate after the current step."""
-        self.requests.ask(Agreed(evaluate=True))
-
-    def request_log(self) -> None:
-        """Write a log line after the current step."""
-        self.requests.ask(Agreed(log=True))
-
-    def request_epoch_end(self) -> None:
-        """Leave out the rest of the epoch after the current step; the last epoch's end is the end of the run."""
-        self.requests.ask(Agreed(end_epoch=True))
-
-    def request_disable(self, plugin: str) -> None:
-        """Leave the hooks of a plugin that hear and measure out after the current step, on all ranks.
-
-        Raises:
-            PluginError: there is no such plugin, or the run would train another way without it.
-        """
-        record = self.host.records.get(plugin)
-        if record is None:
-            raise PluginError(
-                f"trainer.request_disable: given '{plugin}', which is no plugin of this run"
-                f"{did_you_mean(plugin, self.host.records)}; there are {', '.join(self.host.records)}"
-            )
-        if record.info.changes_gradients:
-            raise PluginError(f"trainer.request_disable: {record} changes gradients, and cannot be gone without")
-        self.requests.ask(Agreed(disable=(plugin,)))
-
-    @property
-    def is_interrupted(self) -> bool:
-        """Whether somebody outside waits for the end of the run; asked by whatever takes long. Collective."""
-        return self.requests.is_urgent(self.strategy)
+    Raises:
+        PluginError: naming it.
+    """
+    record = host.records.get(plugin)
+    if record is None:
+        raise PluginError(
+            f"trainer.request_disable: given '{plugin}', which is no plugin of this run"
+            f"{did_you_mean(plugin, host.records)}; there are {', '.join(host.records)}"
+        )
+    if record.info.changes_gradients:
+        raise PluginError(f"trainer.request_disable: {record} changes gradients, and cannot be disabled")

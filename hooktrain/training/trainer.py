@@ -1,36 +1,69 @@
 """The Trainer: it holds the parts, calls every event and every loop hook.
 
-What a loop hook *does* by default stands in ``default_loop``, how a run begins and ends in ``lifecycle``, and how the
-parts are built in ``build``.
+What a loop hook *does* by default stands in ``default_loop``, how the parts are built in ``build``, and how a recipe
+with objects beside it is taken in ``lifecycle``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import torch
 from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
 
-from hooktrain.errors import LoopHookError
-from hooktrain.protocols import CheckpointEngine
+from hooktrain.errors import HooktrainError, LoopHookError
+from hooktrain.plugin.manager import PluginHost
+from hooktrain.protocols import (
+    CheckpointEngine,
+    Scheduler,
+    SchedulerDefaults,
+    Strategy,
+    StrategyDefaults,
+    member,
+)
+from hooktrain.recipe.model import Recipe
 from hooktrain.renamed import no_attribute
+from hooktrain.training.build import (
+    DataParts,
+    ModelParts,
+    build_data_parts,
+    build_model_parts,
+    find_checkpoint,
+    make_part,
+    open_strategy,
+)
 from hooktrain.training.checkpointing import Saving
-from hooktrain.training.control import Agreed, Requesting, Requests
+from hooktrain.training.control import Agreed, Requests, require_disableable
 from hooktrain.training.dataloader import evaluation_batches
-from hooktrain.training.diagnostics import merged, other_sums, require_finite, require_trainable, wrong_answer
-from hooktrain.training.lifecycle import Session
+from hooktrain.training.diagnostics import (
+    explain,
+    merged,
+    other_sums,
+    require_finite,
+    require_trainable,
+    wrong_answer,
+)
+from hooktrain.training.lifecycle import NO_RECIPE, export_config, structured
 from hooktrain.training.metrics import OWN_METRICS, Meter
-from hooktrain.types import Batch, BatchCounts, LossSum, OptimizerStep, StepOutput, TrainerState
+from hooktrain.types import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Trainer"]
 
 
-class Trainer(Session, Requesting):
-    """One run of a recipe, with plugins and with objects passed from Python; all arguments are those of ``Session``.
+class Trainer:
+    """One run of a recipe, with plugins and with objects passed from Python.
 
     .. code-block:: python
 
@@ -39,12 +72,109 @@ class Trainer(Session, Requesting):
         trainer.save("fine-tuned-model")
 
     Attributes:
+        recipe: what is run, structured.
+        host: the plugins.
+        hooks: every hook, to be called with keyword arguments.
+        state: what a checkpoint holds of the loop.
+        history: every log line of this process, the oldest first, as ``on_log`` was given them.
+        tokenizer, data, loss, model, optimizer, scheduler, strategy, checkpoint_engines, loader: the parts, once they
+            have been built. After the run ``model`` is the trained model in evaluation mode; a strategy that spreads
+            the weights over ranks leaves each with its share.
+        run_dir: folder of the run's files.
         denominator: what the loss of the current step is divided by: the sum of what its micro-batches contribute, over
             the accumulation window and all ranks.
-        leaves_epoch: whether the rest of the current epoch is to be left out.
+        leaves_epoch: whether the rest of the current epoch is to be skipped.
     """
 
-    def _set_up(self) -> None:
+    strategy: Strategy
+    tokenizer: Any
+    data: Data
+    loss: Callable[[Module, Batch, float], LossSum]
+    model: Module
+    optimizer: Optimizer
+    scheduler: Scheduler
+    checkpoint_engines: Sequence[CheckpointEngine]
+    loader: Any
+    data_world: World
+    divide: Callable[[Batch], Batch]
+    run_dir: Path
+    last_lr: float
+
+    def __init__(
+        self,
+        recipe: Recipe | Mapping[str, Any] | Path | str = NO_RECIPE,
+        host: PluginHost | None = None,
+        *,
+        model: Module | Path | str | None = None,
+        tokenizer: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        data: Data | None = None,
+        loss: Callable[[Module, Batch, float], LossSum] | None = None,
+        optimizer: Callable[[Module], Optimizer] | None = None,
+        scheduler: Callable[[Optimizer, int], Scheduler] | None = None,
+        plugins: Sequence[object] = (),
+        switches: Sequence[str] = (),
+        overrides: Sequence[str] = (),
+        world: World | None = None,
+        resume_from: Path | str | None = None,
+    ) -> None:
+        """Take a recipe, and what there is beside it; nothing is loaded before :meth:`run`.
+
+        Args:
+            recipe: a mapping as a YAML file would hold it, or the file; everything else has a default.
+            host: the plugins, where the recipe has been structured already, as ``hooktrain.load`` does.
+            model: a torch module, which is trained in place; or a folder or a name on the hub.
+            tokenizer: an object, a folder or a name; the model's own when left out.
+            train_dataset: rows in any format that a source may have (a list of mappings, a ``datasets.Dataset``, or its
+                ``train`` of several; a torch Dataset), read once and prepared as a source's are; or an iterable or a
+                function that returns an iterator, read while training; or what ``data.sources`` takes as text.
+            eval_dataset: such rows, which are evaluated as ``eval``, or a mapping of names to them.
+            data: a ``hooktrain.Data`` of rows that are ready for a model, in the place of data sets.
+            loss: ``loss(model, batch, denominator) -> LossSum``, in the place of the recipe's.
+            optimizer: a function of the model in its final form, adapters and shards included.
+            scheduler: a function of optimizer and number of optimizer steps.
+            plugins: instances or classes with hook implementations, or modules.
+            switches: ``name``, ``no:name`` and ``no:*`` for installed plugins, as ``-p`` takes them.
+            overrides: ``key=value``, as ``-o`` takes them.
+            world: this process and how many there are; read from the environment, as torchrun sets it.
+            resume_from: a checkpoint to go on from, instead of the newest one of an engine with ``auto_resume``.
+
+        Raises:
+            RecipeError: with everything that is wrong in the recipe, and what is given twice.
+            PluginError: when a plugin cannot be loaded, or plugins clash.
+        """
+        objects = {
+            "model": model,
+            "tokenizer": tokenizer,
+            "train_dataset": train_dataset,
+            "eval_dataset": eval_dataset,
+            "data": data,
+            "loss": loss,
+            "optimizer": optimizer,
+            "scheduler": scheduler,
+        }
+        if isinstance(recipe, Recipe):
+            more = [name for name, value in objects.items() if value is not None]
+            more += [name for name, value in (("plugins", plugins), ("switches", switches)) if value]
+            if host is None or more or overrides:
+                raise TypeError(
+                    "Trainer: a structured Recipe comes with its host, as hooktrain.load returns both, and with nothing"
+                    " else beside it; give a mapping or a file instead"
+                )
+            self.recipe, self.host = recipe, host
+        elif host is not None:
+            raise TypeError("Trainer: a host comes with a structured Recipe, as hooktrain.load returns both")
+        else:
+            self.recipe, self.host = structured(recipe, objects, plugins, switches, overrides)
+        self.hooks = self.host.hooks
+        self.world = world or World.from_environment()
+        self.run_dir = self.recipe.run_dir or Path("runs") / self.recipe.name
+        self.resume_from = None if resume_from is None else Path(resume_from).expanduser()
+        self.state = TrainerState()
+        self.history: list[Mapping[str, float]] = []
+        self._held = self._ran = self._opened = self._owns_run_dir = self._built = self._closed = False
+        self._failure: BaseException | None = None
         self.meter = Meter()
         self.denominator = 0.0
         self.leaves_epoch = False
@@ -63,6 +193,180 @@ class Trainer(Session, Requesting):
 
         def __getattr__(self, name: str) -> Any:
             raise no_attribute("Trainer", name)
+
+    # ------------------------------------------------------------------------------------------ beginning and end
+
+    def prepare(self) -> None:
+        """Build the parts, unless they are there; :meth:`run` does so automatically.
+
+        Raises:
+            HooktrainError: whatever is wrong with a part; or that the run is over and its strategy is closed.
+        """
+        if self._closed:
+            if not (self._built and member(self.strategy, StrategyDefaults, "usable_when_closed")):
+                raise HooktrainError(
+                    "trainer: the run is over, and what connected its ranks or held its weights is gone; do this inside"
+                    " `with hooktrain.Trainer(...) as trainer:`, after trainer.run()"
+                )
+        elif not self._built:
+            with self._explained():
+                self.strategy = open_strategy(self.host, self.recipe, self.world)
+                self._opened = True
+                self._take(build_data_parts(self))
+                self._owns_run_dir = True
+                self.resume_from = find_checkpoint(self)  # before the model: it takes minutes to find out otherwise
+                self._take(build_model_parts(self))
+                self._built = True
+
+    @property
+    def owns_run_dir(self) -> bool:
+        """Whether the run may write into its folder; not where another run holds it."""
+        return self._owns_run_dir
+
+    def _take(self, parts: DataParts | ModelParts) -> None:
+        """Keep built parts as attributes of their names."""
+        for item in attrs.fields(type(parts)):
+            setattr(self, item.name, getattr(parts, item.name))
+
+    def run(self) -> TrainerState:
+        """Build the parts, resume if there is something to resume from, train, and tear down whatever happens.
+
+        Inside ``with trainer:`` everything stays up until the block ends.
+
+        Returns:
+            The state, with ``stop_reason`` where something ended the run early.
+
+        Raises:
+            HooktrainError: when this trainer has run before; and whatever stops the run.
+        """
+        if self._ran or self._closed:
+            raise HooktrainError(
+                f"trainer: it has run already, to step {self.state.global_step}, and runs once; make another one, with"
+                " resume_from=<a checkpoint> to go on"
+            )
+        self._ran = True
+        with self._explained():
+            self.prepare()
+            if self.resume_from is not None:
+                self.resume(self.resume_from)
+            state = self.run_loop()
+        if not self._held:
+            self.close()
+        return state
+
+    def train(self) -> TrainerState:
+        """The same as :meth:`run`."""
+        return self.run()
+
+    def close(self) -> None:
+        """End the run: every plugin is torn down, and ranks part. Does nothing when that has been done."""
+        if self._closed:
+            return
+        self._closed = True
+        self.requests.forget()
+        for plugin, problem in self.host.call_each("on_teardown", trainer=self):
+            self.host.warn(f"plugin '{plugin}', hook on_teardown: {problem!r}")
+        for line in self.host.error_policy.summary():
+            self.host.warn(line)
+        if self._opened:
+            self.strategy.close()
+        if self._built:
+            self.model.eval()
+
+    def __enter__(self) -> Self:
+        self._held = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exception: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held = False
+        if exception is not None:
+            self._fail(exception)
+        self.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Whatever is raised inside ends the run, is told to every plugin, and goes on with where it happened."""
+        try:
+            yield
+        except BaseException as exception:
+            self._fail(exception)
+            self.close()
+            raise
+
+    def _fail(self, exception: BaseException) -> None:
+        if self._closed or self._failure is exception:
+            return
+        self._failure = exception
+        explain(self.host, exception, self.state.global_step, self.world.rank)
+        exception.hooktrain_saved = self.saving.last  # type: ignore[attr-defined]
+        for plugin, problem in self.host.call_each("on_exception", trainer=self, exception=exception):
+            self.host.warn(f"plugin '{plugin}', hook on_exception: {problem!r}")
+
+    # --------------------------------------------------------------------------------------------------- saving
+
+    def save(self, path: Path | str, type: str | None = None) -> Path:
+        """Save now, whatever the recipe says about checkpoints. Collective.
+
+        Args:
+            path: folder to save to.
+            type: a checkpoint engine by name; the one that exports for others when left out, and ``full`` for a
+                checkpoint to resume from, which is a folder of its own in ``path``.
+
+        Returns:
+            The folder that was written.
+
+        Raises:
+            CheckpointError: there is no such engine, or it cannot save.
+        """
+        config_of = export_config(self.host, type)
+        self.prepare()
+        config = config_of(output_dir=Path(path).expanduser(), save_end_of_training=True)
+        engine = make_part(self.host, "make_checkpoint_engine", config, run_dir=self.run_dir, world=self.world)
+        (saved,) = self.save_with([engine], "end")
+        return saved
+
+    # ------------------------------------------------------------------------------------------------- requests
+
+    def request_stop(self, reason: str, *, urgent: bool = False) -> None:
+        """End the run after the current step, on all ranks; may be called from any hook on any rank.
+
+        Args:
+            reason: what the run's ``stop_reason`` is then.
+            urgent: save with every checkpoint engine before, and begin nothing that takes long, such as an evaluation.
+        """
+        self.requests.ask(Agreed(stop=True, save=urgent, urgent=urgent, reason=reason))
+
+    def request_save(self) -> None:
+        """Save with every checkpoint engine after the current step."""
+        self.requests.ask(Agreed(save=True))
+
+    def request_evaluation(self) -> None:
+        """Evaluate after the current step."""
+        self.requests.ask(Agreed(evaluate=True))
+
+    def request_log(self) -> None:
+        """Write a log line after the current step."""
+        self.requests.ask(Agreed(log=True))
+
+    def request_epoch_end(self) -> None:
+        """Skip the rest of the epoch after the current step; the last epoch's end is the end of the run."""
+        self.requests.ask(Agreed(end_epoch=True))
+
+    def request_disable(self, plugin: str) -> None:
+        """Disable the event hooks and metrics of a plugin after the current step, on all ranks.
+
+        Raises:
+            PluginError: there is no such plugin, or the run would train another way without it.
+        """
+        require_disableable(self.host, plugin)
+        self.requests.ask(Agreed(disable=(plugin,)))
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether somebody outside waits for the end of the run; asked by whatever takes long. Collective."""
+        return self.requests.is_urgent(self.strategy)
 
     # ----------------------------------------------------------------------------------------------- properties
 
@@ -109,7 +413,7 @@ class Trainer(Session, Requesting):
     @property
     def warmup_steps(self) -> int:
         """Optimizer steps in which the schedule warms up; 0 when it does not say."""
-        return int(getattr(self.scheduler, "warmup_steps", 0))
+        return int(member(self.scheduler, SchedulerDefaults, "warmup_steps"))
 
     @property
     def should_stop(self) -> bool:
