@@ -72,14 +72,14 @@ def test_the_line_that_was_needed_once_does_no_harm(pytester, monkeypatch, autol
 
 @pytest.mark.usefixtures("real_starts")
 def test_tests_that_have_nothing_to_do_with_it(pytester):
-    """Three light modules are imported, and neither torch nor anything else."""
+    """Four light modules are imported, and neither torch nor anything else."""
     pytester.makepyfile(
         test_theirs="""
         import sys
 
         def test_it():
             ours = sorted(name for name in sys.modules if name.startswith("hooktrain") or name == "torch")
-            assert ours == ["hooktrain", "hooktrain.testing", "hooktrain.testing.fixtures"]
+            assert ours == ["hooktrain", "hooktrain.renamed", "hooktrain.testing", "hooktrain.testing.fixtures"]
         """
     )
     done = run_pytest(pytester, *QUIET, "-W", "error")

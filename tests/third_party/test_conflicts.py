@@ -45,7 +45,7 @@ def test_plugins_that_do_not_work_are_listed_with_the_reason(crowded, tmp_path):
             "unimportable",
             ["a_library_that_was_forgotten", "'unimportable'", "-p unimportable"],
         ),
-        ("misspelt other_lion swa", "older_declared", ["'older_declared'", ">=0.5,<1.0", "install", " 1.0"]),
+        ("misspelt other_lion swa", "older_declared", ["'older_declared'", ">=0.5,<1.0", "install", " 2.0"]),
     ],
     ids=["misspelt", "same name", "conflict", "same loop hook", "named and broken", "named and older"],
 )

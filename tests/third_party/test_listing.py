@@ -50,7 +50,7 @@ def test_a_plan_names_the_plugin_of_each_part_and_what_wraps_it(good, chat, tmp_
     assert [plan["parts"][kind][0]["plugin"] for kind in ("optimizer", "loss")] == ["lion", "robust_loss"]
     assert [part["plugin"] for part in plan["parts"]["source"]] == ["hf", "transcripts", "transcripts"]
     assert plan["parts"]["strategy"][0]["wrapped_by"] == ["ema"]
-    assert plan["estimates"]["data"]["rows"] == 8
+    assert plan["estimates"]["data"]["sequences"] == 8
     trained = plan["estimates"]["model"]["trainable"]
     assert plan["estimates"]["memory"]["device"]["averaged weights"] == 4 * trained
 

@@ -108,7 +108,7 @@ def test_without_callbacks_nothing_is_heard(run_tiny):
         for hook in trainer.host.records["callbacks"].hooks
         if "callbacks" in [found.plugin_name for found in trainer.host.implementations(hook)]
     ]
-    assert sorted(hearing) == ["check_recipe", "unused_hooks", "register_configs"]
+    assert sorted(hearing) == ["check_recipe", "register_configs", "unused_hooks"]
 
 
 def test_callbacks_may_come_and_go_when_a_run_is_resumed(run_tiny, tmp_path):

@@ -1,0 +1,69 @@
+"""Private names of Python and torch: an upgrade that changes one fails here, and not deep in a run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hooktrain import compat
+
+
+def test_every_name_is_there():
+    assert [name for name in compat.__all__ if not hasattr(compat, name)] == []
+
+
+@pytest.mark.usefixtures("real_starts")
+def test_torch_is_imported_by_the_first_name_of_it():
+    code = "import sys, hooktrain.compat as c; print('torch' in sys.modules); c.tree_map; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.split() == [
+        b"False",
+        b"True",
+    ]
+
+
+def test_popen_passes_what_the_fork_server_unpacks():
+    given: list[tuple[object, ...]] = []
+
+    def start(*arguments: object) -> int:
+        given.append(arguments)
+        raise OSError("not started")
+
+    with compat.replaced_fork_exec(start), pytest.raises(OSError, match="not started"):
+        subprocess.Popen([sys.executable, "-c", "pass"], cwd="/")
+    ((words, executables, close_fds, _, cwd, env, *rest),) = given
+    assert (words, executables, close_fds, cwd, env) == (
+        [sys.executable, "-c", "pass"],
+        (sys.executable.encode(),),
+        True,
+        "/",
+        None,
+    )
+    assert len(rest) == 17
+
+
+def test_tensors_share_a_storage():
+    one = torch.zeros(4, device="meta")
+    assert compat.storage_id(one) == compat.storage_id(one.view(2, 2)) != compat.storage_id(one.clone())
+
+
+def test_operations_are_seen():
+    class Operations(compat.TorchDispatchMode):
+        names: list[str] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Operations():
+        torch.ones(2)
+    assert Operations.names == ["aten.ones.default"]
+    tree = {"a": [torch.ones(1), 2]}
+    assert compat.tree_leaves(tree)[1] == 2 and compat.tree_map(str, tree)["a"][1] == "2"
+    assert len(compat.tree_flatten(tree)[0]) == 2
+
+
+def test_frames():
+    assert compat.caller_frame(1).f_code.co_name == "test_frames"
