@@ -15,8 +15,7 @@ from hooktrain_peft.config import PeftSettings
 from hooktrain_peft.methods import make_config
 from peft import IA3Config, LoraConfig, VeraConfig
 
-from hooktrain import ModelError, Recipe, RecipeError
-from hooktrain.training.load import load
+from hooktrain import ModelError, Recipe, RecipeError, load
 from tests.facts import facts
 
 Run = Callable[..., Any]
@@ -37,7 +36,7 @@ def test_a_recipe_without_the_section_does_not_import_peft(recipe: dict[str, Any
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     code = (
-        "import sys; from pathlib import Path; from hooktrain.training.build import load;"
+        "import sys; from pathlib import Path; from hooktrain import load;"
         f"load(Path({str(path)!r})); print('peft' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
