@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         CheckpointError,
         Complaint,
         DataError,
+        Failure,
         HooktrainError,
         HooktrainWarning,
         LoopHookError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         RanksDisagreeError,
         RecipeError,
         did_you_mean,
+        failure_of,
     )
     from hooktrain.markers import hookimpl, hookspec
     from hooktrain.plugin.config import PluginsConfig
@@ -63,8 +65,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "compare": "differences digest",
     "config": "CheckpointConfig at_least between field one_of part structure unstructure",
-    "errors": "CheckpointError Complaint DataError HooktrainError HooktrainWarning ModelError NonFiniteError"
-    " PluginError RanksDisagreeError RecipeError LoopHookError did_you_mean",
+    "errors": "CheckpointError Complaint DataError Failure HooktrainError HooktrainWarning ModelError NonFiniteError"
+    " PluginError RanksDisagreeError RecipeError LoopHookError did_you_mean failure_of",
     "markers": "hookimpl hookspec",
     "plugin.config": "PluginsConfig",
     "plugin.info": "API_VERSION PluginInfo",
@@ -94,6 +96,7 @@ __all__ = [
     "DataEstimate",
     "Dataset",
     "Shard",
+    "Failure",
     "HooktrainError",
     "HooktrainWarning",
     "LossSum",
@@ -127,6 +130,7 @@ __all__ = [
     "did_you_mean",
     "differences",
     "digest",
+    "failure_of",
     "field",
     "hookimpl",
     "hookspec",

@@ -7,21 +7,26 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 __all__ = [
     "CheckpointError",
     "Complaint",
     "DataError",
+    "Failure",
     "HooktrainError",
     "HooktrainWarning",
     "ModelError",
+    "NameTakenError",
     "NonFiniteError",
     "PluginError",
     "RanksDisagreeError",
     "RecipeError",
     "LoopHookError",
     "did_you_mean",
+    "failure_of",
     "show_warnings",
 ]
 
@@ -70,26 +75,57 @@ def show_warnings() -> None:
 
 
 class RecipeError(HooktrainError):
-    """The recipe is wrong; carries every complaint, not only the first."""
+    """The recipe is wrong; holds every complaint, not only the first."""
 
     def __init__(self, complaints: Iterable[Complaint], source: str = "recipe") -> None:
         self.complaints = list(complaints)
         self.rename(source)
 
     def rename(self, source: str) -> None:
-        """Say in which file all of this is to be put right."""
+        """Set the file that the errors are in."""
         self.source = source
         count = len(self.complaints)
-        head = f"{source}: {count} thing{'s' if count != 1 else ''} to put right"
+        head = f"{source}: {count} error{'s' if count != 1 else ''}"
         self.args = ("\n".join([head, *(f"  - {complaint}" for complaint in self.complaints)]),)
+
+
+@dataclass
+class Failure:
+    """What is known about an exception.
+
+    Attributes:
+        where: plugin, hook, step and rank, in words; empty outside of a run.
+        step: optimizer steps that had been finished.
+        when: seconds since the epoch.
+        rank: the rank that met the problem, where all of them raise it; None for each its own.
+        raised_in: the plugin and the hook, where no frame of it is on the traceback.
+        saved: the last checkpoint that the run has saved.
+    """
+
+    where: str = ""
+    step: int = 0
+    when: float = 0.0
+    rank: int | None = None
+    raised_in: tuple[str, str] | None = None
+    saved: Path | None = None
+
+
+def failure_of(exception: BaseException) -> Failure:
+    """Return what is known about an exception, to read and to add to."""
+    found: Failure = vars(exception).setdefault("hooktrain_failure", Failure())
+    return found
 
 
 class PluginError(HooktrainError):
     """A plugin cannot be loaded, clashes with another one, or breaks a rule of the hooks."""
 
 
+class NameTakenError(PluginError):
+    """Two plugins register the same name."""
+
+
 class LoopHookError(HooktrainError):
-    """A loop hook of the loop did not return what its hook promises."""
+    """A loop hook did not return what its documentation promises."""
 
 
 class DataError(HooktrainError):
@@ -113,6 +149,6 @@ class RanksDisagreeError(HooktrainError):
 
 
 def did_you_mean(given: str, candidates: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: `` (did you mean 'x'?)``, or nothing when no candidate is close."""
+    """Return what to append to an error about an unknown name: `` (did you mean 'x'?)``, or nothing."""
     close = difflib.get_close_matches(given, [str(candidate) for candidate in candidates], n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""

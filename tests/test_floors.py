@@ -32,7 +32,7 @@ FLOORS = [
 ]
 """Modules and folders from the ground up; those of one floor do not import each other."""
 
-ALLOWED = {"torch", "pluggy", "attrs", "cattrs", "yaml", "click", "packaging", "rich"}
+ALLOWED = {"torch", "pluggy", "attrs", "cattrs", "yaml", "click", "packaging", "rich", "filelock"}
 MORE = {
     "bench/plots.py": {"matplotlib"},
     "testing": {"pytest"},

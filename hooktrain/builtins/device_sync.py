@@ -31,7 +31,7 @@ DEVICE_SYNCS: Mapping[str, str] = {
 
 _OF_TORCH = ("equal", "allclose", "is_nonzero", "nonzero", "masked_select", "unique")
 _OF_TENSORS = [name for name in DEVICE_SYNCS if name not in ("unique", "synchronize") and hasattr(Tensor, name)]
-_LISTENING: list[DeviceSyncs] = []
+_ACTIVE: list[DeviceSyncs] = []
 
 
 class DeviceSyncs:
@@ -43,21 +43,21 @@ class DeviceSyncs:
     (The steps that torch's optimizers count are known to stay there.)
 
     Args:
-        heard: called for each wait with what is done, in the thread that waits.
+        seen: called for each wait with what is done, in the thread that waits.
         device: where the model computes.
     """
 
-    def __init__(self, heard: Callable[[str], None], device: torch.device | str = "cpu") -> None:
-        self.heard = heard
+    def __init__(self, seen: Callable[[str], None], device: torch.device | str = "cpu") -> None:
+        self.seen = seen
         self.by_torch = torch.device(device).type == "cuda"
         self.read_from = "" if self.by_torch else torch.device(device).type
         self._show: Any = None
 
     def begin(self) -> None:
         """Listen."""
-        if not _LISTENING:
+        if not _ACTIVE:
             _replace()
-        _LISTENING.append(self)
+        _ACTIVE.append(self)
         if self.by_torch:
             warnings.filterwarnings("always", message=".*synchronizing CUDA operation")
             self._show, warnings.showwarning = warnings.showwarning, self._told  # type: ignore[assignment]
@@ -65,10 +65,10 @@ class DeviceSyncs:
 
     def end(self) -> None:
         """Listen no more; does nothing when it does not."""
-        if self not in _LISTENING:
+        if self not in _ACTIVE:
             return
-        _LISTENING.remove(self)
-        if not _LISTENING:
+        _ACTIVE.remove(self)
+        if not _ACTIVE:
             _put_back()
         if self._show is not None:
             torch.cuda.set_sync_debug_mode("default")
@@ -77,7 +77,7 @@ class DeviceSyncs:
     def _told(self, message: Warning | str, *more: Any) -> None:
         """Called in the place of ``warnings.showwarning``."""
         if "synchronizing CUDA operation" in str(message):
-            self.heard("waits for the device")
+            self.seen("waits for the device")
         elif self._show is not None:
             self._show(message, *more)
 
@@ -118,9 +118,9 @@ def _reading(function: Callable[..., Any], what: str) -> Callable[..., Any]:
     def call(*arguments: Any, **more: Any) -> Any:
         tensor = arguments[0] if arguments else None
         if isinstance(tensor, Tensor) and not _counts_steps(tensor, sys._getframe(1).f_globals):
-            for each in _LISTENING:
+            for each in _ACTIVE:
                 if tensor.device.type == each.read_from:
-                    each.heard(what)
+                    each.seen(what)
         return function(*arguments, **more)
 
     return call
@@ -138,9 +138,9 @@ def _moving(function: Callable[..., Any], what: str) -> Callable[..., Any]:
     def call(*arguments: Any, **more: Any) -> Any:
         result = function(*arguments, **more)
         if result.device.type == "cpu":
-            for each in _LISTENING:
+            for each in _ACTIVE:
                 if any(isinstance(one, Tensor) and one.device.type == each.read_from != "cpu" for one in arguments):
-                    each.heard(what)
+                    each.seen(what)
         return result
 
     return call
@@ -149,8 +149,8 @@ def _moving(function: Callable[..., Any], what: str) -> Callable[..., Any]:
 def _waiting(function: Callable[..., Any], what: str) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*arguments: Any, **more: Any) -> Any:
-        for each in _LISTENING:
-            each.heard(what)
+        for each in _ACTIVE:
+            each.seen(what)
         return function(*arguments, **more)
 
     return call

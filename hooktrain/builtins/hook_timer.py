@@ -1,6 +1,6 @@
 """Who takes the run's time: every call of a hook's implementation is charged to its plugin.
 
-Nothing here costs anything unless a ledger is made and given to ``PluginHost.measure``, which then puts a function of
+Nothing here costs anything unless a timer is made and given to ``PluginHost.measure``, which then puts a function of
 its own in the place of each implementation.
 """
 
@@ -30,7 +30,7 @@ _clock = time.perf_counter_ns
 
 @attrs.define
 class Cost:
-    """What a plugin's implementation of a hook has taken by itself, without the hooks that it has called.
+    """Cost of a plugin's implementation of a hook, without the hooks that it calls.
 
     Attributes:
         plugin: its plugin.
@@ -178,8 +178,8 @@ class HookTimer:
 class _Wrapping:
     """A wrapper's generator, charged for what it does before its yield and after it."""
 
-    def __init__(self, ledger: HookTimer, cost: Cost, generator: Any) -> None:
-        self._ledger, self._cost, self._generator = ledger, cost, generator
+    def __init__(self, timer: HookTimer, cost: Cost, generator: Any) -> None:
+        self._timer, self._cost, self._generator = timer, cost, generator
 
     def __next__(self) -> Any:
         return self._charged(self._generator.__next__)
@@ -197,11 +197,11 @@ class _Wrapping:
         return getattr(self._generator, name)
 
     def _charged(self, step: Callable[..., Any], *given: Any) -> Any:
-        self._ledger._enter(self._cost)
+        self._timer._enter(self._cost)
         try:
             return step(*given)
         finally:
-            self._ledger._leave()
+            self._timer._leave()
 
 
 def _nothing() -> None:

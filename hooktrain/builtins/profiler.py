@@ -28,7 +28,7 @@ def profile(host: PluginHost) -> None:
     """From now on measure what the plugins of a host do; all of them must have been registered."""
     profiler = Profiler()
     host.register(profiler, "profile")
-    host.measure(profiler.ledger)
+    host.measure(profiler.timer)
 
 
 class Profiler:
@@ -41,12 +41,12 @@ class Profiler:
     hooktrain_plugin = PluginInfo(only_observes=True, in_manifest=False)
 
     def __init__(self) -> None:
-        self.ledger = HookTimer()
+        self.timer = HookTimer()
         self._logged: Mapping[str, tuple[int, int]] = {}
 
     @hookimpl(tryfirst=True)
     def on_train_start(self, trainer: Trainer) -> None:
-        self.ledger.begin(trainer.device)
+        self.timer.begin(trainer.device)
         self._logged = self._totals()
 
     @hookimpl
@@ -69,8 +69,8 @@ class Profiler:
 
     @hookimpl(trylast=True)
     def on_teardown(self, trainer: Trainer) -> None:
-        self.ledger.end()
-        found = facts(self.ledger, trainer.world.rank, trainer.world.world_size)
+        self.timer.end()
+        found = facts(self.timer, trainer.world.rank, trainer.world.world_size)
         path = None
         if trainer.owns_run_dir:  # a run whose folder another one holds writes nothing there
             rank = "" if trainer.world.is_main else f".rank{trainer.world.rank}"
@@ -82,7 +82,7 @@ class Profiler:
     def _totals(self) -> Mapping[str, tuple[int, int]]:
         """Calls and nanoseconds so far of each plugin."""
         calls, spent = Counter[str](), Counter[str]()
-        for cost in self.ledger.costs.values():
+        for cost in self.timer.costs.values():
             calls[cost.plugin] += cost.calls
             spent[cost.plugin] += cost.nanoseconds
         return {plugin: (calls[plugin], spent[plugin]) for plugin in calls}
@@ -91,8 +91,8 @@ class Profiler:
 # ------------------------------------------------------------------------------------------------- what is shown
 
 
-def facts(ledger: HookTimer, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
-    """What a ledger holds, as plain values for JSON.
+def facts(timer: HookTimer, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+    """What a timer holds, as plain values for JSON.
 
     Returns:
         ``rank``, ``world_size``, ``seconds`` of the run, ``profiling_seconds`` that measuring took of them, ``memory``
@@ -100,14 +100,14 @@ def facts(ledger: HookTimer, rank: int = 0, world_size: int = 1) -> dict[str, An
         ``calls``, ``ms``, ``share`` of the run, ``device_syncs`` and ``mib``.
         See :class:`hooktrain.builtins.hook_timer.Cost`.
     """
-    seconds = ledger.seconds
-    called = [cost for cost in ledger.costs.values() if cost.calls]
+    seconds = timer.seconds
+    called = [cost for cost in timer.costs.values() if cost.calls]
     return {
         "rank": rank,
         "world_size": world_size,
         "seconds": round(seconds, 6),
-        "profiling_seconds": round(ledger.overhead() * sum(cost.calls for cost in called), 6),
-        "memory": "device" if ledger.of_device else "process",
+        "profiling_seconds": round(timer.overhead() * sum(cost.calls for cost in called), 6),
+        "memory": "device" if timer.of_device else "process",
         "hooks": [_entry(cost, seconds) for cost in sorted(called, key=lambda cost: -cost.nanoseconds)],
     }
 

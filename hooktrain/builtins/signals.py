@@ -15,7 +15,7 @@ from hooktrain.markers import hookimpl
 if TYPE_CHECKING:
     from hooktrain.training.trainer import Trainer
 
-__all__ = ["Signals", "exit_status"]
+__all__ = ["Signals"]
 
 _STOPS = ("SIGTERM", "SIGINT")
 _PATIENCE = 1.0
@@ -48,7 +48,8 @@ class Signals:
                 if self._interrupted_at is not None and now - self._interrupted_at > _PATIENCE:
                     raise KeyboardInterrupt
                 self._interrupted_at = now if self._interrupted_at is None else self._interrupted_at
-            trainer.request_stop(f"{name}, received by rank {trainer.world.rank}", urgent=True)
+            reason = f"{name}, received by rank {trainer.world.rank}"
+            trainer.request_stop(reason, urgent=True, exit_status=128 + number)
             again = "; once more ends at once" if number == signal.SIGINT else ""
             print(f"hooktrain: {name}: will save and end after this step{again}", file=sys.stderr, flush=True)
 
@@ -88,9 +89,3 @@ def _taken(file: Path) -> bool:
         return False
     file.unlink(missing_ok=True)
     return True
-
-
-def exit_status(reason: str | None) -> int:
-    """The status with which a run ends whose ``stop_reason`` this is: 128 plus the signal's number, otherwise 0."""
-    name = (reason or "").split(",")[0]
-    return 128 + int(getattr(signal, name)) if name in _STOPS else 0

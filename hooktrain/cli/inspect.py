@@ -45,7 +45,7 @@ def plan(
 ) -> int:
     """Show what a recipe would run, without running it, and what it would take.
 
-    Uses no GPU, no weights and no network. Ends with status 1 when there is something to put right.
+    Uses no GPU, no weights and no network. Ends with status 1 when there are errors.
     """
     from hooktrain.cli.startup import collect_rarely
     from hooktrain.inspection.plan import read_phases

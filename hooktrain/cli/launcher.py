@@ -20,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+from hooktrain.errors import failure_of
+
 __all__ = ["follow_launcher", "has_launcher", "launch", "note_end", "note_failure", "trace_of"]
 
 _NOTES, _PIPE = "HOOKTRAIN_FAILURES", "HOOKTRAIN_LAUNCHER"
@@ -295,13 +297,14 @@ def note_failure(message: str, problem: BaseException, *, trace: bool) -> bool:
     Returns:
         Whether the launcher is this module's, which prints it.
     """
-    when = getattr(problem, "hooktrain_when", time.time())
+    when = failure_of(problem).when or time.time()
     text = trace_of(problem) if trace else ""
     folder, file = os.environ.get(_NOTES), os.environ.get("TORCHELASTIC_ERROR_FILE")
     if folder:
         with contextlib.suppress(OSError):
             rank = int(os.environ["RANK"])
-            met = getattr(problem, "hooktrain_rank", rank)  # by which rank, where all of them raise it
+            known = failure_of(problem).rank
+            met = rank if known is None else known  # by which rank, where all of them raise it
             facts = {"when": when, "rank": met, "message": message, "trace": text}
             (Path(folder) / f"{rank}.json").write_text(json.dumps(facts), encoding="utf-8")
             return True

@@ -17,7 +17,7 @@ from hooktrain.cli.launcher import follow_launcher, has_launcher, note_end, note
 from hooktrain.cli.new_plugin import new_plugin
 from hooktrain.cli.options import as_json, print_facts, recipe_options
 from hooktrain.cli.startup import end, leave
-from hooktrain.errors import HooktrainError, did_you_mean, show_warnings
+from hooktrain.errors import HooktrainError, did_you_mean, failure_of, show_warnings
 from hooktrain.plugin.commands import plugin_command, plugin_commands
 
 __all__ = ["cli", "main"]
@@ -96,14 +96,13 @@ def train(
         sys.exit(launch(words, nproc))
     progress.say_parts(made)
     with collect_rarely():
-        from hooktrain.builtins.signals import exit_status
         from hooktrain.training.trainer import Trainer
 
         trainer = Trainer(made, host, resume_from=resume)
         trainer.prepare()
-    status = exit_status(trainer.run().stop_reason)
-    if status:
-        sys.exit(status)
+    trainer.run()
+    if trainer.exit_status:
+        sys.exit(trainer.exit_status)
 
 
 @cli.command()
@@ -162,7 +161,7 @@ def _status() -> int:
         found = cli.main(prog_name="hooktrain", standalone_mode=False)
         return found if isinstance(found, int) else 0
     except SystemExit as asked:
-        if hasattr(asked, "hooktrain_where"):
+        if failure_of(asked).where:
             return _quit(asked)
         if isinstance(asked.code, str):
             click.echo(asked.code, err=True)
@@ -171,19 +170,18 @@ def _status() -> int:
         problem.show()
         return problem.exit_code
     except HooktrainError as problem:
-        where = getattr(problem, "hooktrain_where", "")
-        started = where and "step 0," not in where  # before the first step the message says where
-        return _failed(f"{problem}" + (f" [{where}]" if started else ""), problem, trace=False)
+        failure = failure_of(problem)  # before the first step the message says where
+        return _failed(f"{problem}" + (f" [{failure.where}]" if failure.step else ""), problem, trace=False)
     except (KeyboardInterrupt, click.Abort) as problem:
         told = problem.__cause__ or problem.__context__ or problem
-        where, saved = getattr(told, "hooktrain_where", ""), getattr(told, "hooktrain_saved", None)
+        where, saved = failure_of(told).where, failure_of(told).saved
         so_far = f"the last save is {saved}" if saved else "this run has saved nothing"
         # outside of the run, as when it has ended and said so, nothing is known of what it has saved
         click.echo(f"hooktrain: interrupted{f' at {where}; {so_far}' if where else ''}", err=True)
         return 130
     except Exception as problem:
-        where = getattr(problem, "hooktrain_where", None)
-        if where is None:
+        where = failure_of(problem).where
+        if not where:
             raise
         return _failed(f"failed in {where}: {type(problem).__name__}: {problem}", problem, trace=True)
 
@@ -193,7 +191,7 @@ def _quit(asked: SystemExit) -> int:
     status = asked.code if isinstance(asked.code, int) else int(asked.code is not None)
     said = f", saying: {asked.code}" if isinstance(asked.code, str) else ""
     early = "" if status else ", before the run was over"
-    where = getattr(asked, "hooktrain_where", "")
+    where = failure_of(asked).where
     _failed(f"{where}: ended the process with status {status}{said}{early}", asked, trace=True)
     return status & 0xFF or 1
 

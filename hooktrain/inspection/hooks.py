@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from hooktrain import hookspecs
 from hooktrain.errors import HooktrainError, did_you_mean
-from hooktrain.hookspecs import EVENTS, FACTORIES, LOOP_HOOKS
+from hooktrain.hookspecs import EVENTS, HOOKS, KINDS, LOOP_HOOKS
 from hooktrain.inspection.terminal import columns, console, is_terminal, show
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.plugin.ordering import is_declined
@@ -32,7 +32,7 @@ def hooks_of(host: PluginHost, name: str | None = None) -> list[dict[str, Any]]:
         facts.append(
             {
                 "name": hook,
-                "kind": _kind(hook, bool(caller.spec.opts.get("firstresult"))),
+                "kind": _kind(hook),
                 "declared_in": home,
                 "parameters": list(caller.spec.argnames),
                 "documentation": inspect.getdoc(caller.spec.function) or "",
@@ -45,8 +45,8 @@ def hooks_of(host: PluginHost, name: str | None = None) -> list[dict[str, Any]]:
 def implementations_of(host: PluginHost, hook: str) -> list[dict[str, Any]]:
     """Who implements a hook, in the order in which they are called, wrappers first.
 
-    Their ``role`` is one of: *wraps*, *hears* an event, *adds* to what is collected, *is asked* whether it answers,
-    and for a loop hook *answers*, is *not chosen* by the recipe, or is *not reached*.
+    ``role`` is ``wraps``, ``is called`` (an event), ``is tried`` (a factory or a question), ``collected``, or for a loop
+    hook ``runs``, ``not chosen`` by the recipe, or ``not called``.
     """
     spec = getattr(host.manager.hook, hook).spec
     first = spec is not None and bool(spec.opts.get("firstresult"))
@@ -101,16 +101,10 @@ def print_hooks(facts: list[dict[str, Any]]) -> None:
         to.print("\n[dim]Implementations stand in call order; `hooktrain hooks NAME` shows a hook in full.[/]")
 
 
-def _kind(hook: str, first: bool) -> str:
-    if hook in FACTORIES:
-        return "factory: the first that does not decline builds the part"
-    if hook in LOOP_HOOKS:
-        return "loop hook: one does the work, others may wrap it"
-    if hook in EVENTS:
-        return "event: all hear it, in order"
-    if not hasattr(hookspecs, hook):
+def _kind(hook: str) -> str:
+    if hook not in HOOKS:
         return "brought by a plugin"
-    return "question: the first that does not decline answers" if first else "collected: every answer counts"
+    return f"{HOOKS[hook].kind}: {KINDS[HOOKS[hook].kind]}"
 
 
 def file_of(function: Any) -> str:

@@ -59,7 +59,7 @@ def _print_resolved(facts: Mapping[str, Any], everything: bool) -> None:
 def _print_complaints(facts: Mapping[str, Any], everything: bool) -> None:
     to = console()
     if facts["complaints"]:
-        to.print("\n[bold red]to put right[/]")
+        to.print("\n[bold red]errors[/]")
         for each in facts["complaints"]:
             where = f"{each['where']}: " if each["where"] else ""
             to.print(f"  - {escape(where + each['message'])}", soft_wrap=True)

@@ -112,7 +112,7 @@ def print_plugins(facts: list[dict[str, Any]]) -> None:
         for line in _troubles(fact):
             to.print(f"\n{line}" if is_terminal() else line, soft_wrap=True)
     if is_terminal():
-        to.print("\n[dim]`hooktrain plugins NAME` shows one in full, `hooktrain hooks` who hears what.[/]")
+        to.print("\n[dim]`hooktrain plugins NAME` shows one in full, `hooktrain hooks` who implements what.[/]")
 
 
 def print_plugin(facts: list[dict[str, Any]]) -> None:

@@ -32,8 +32,8 @@ def installed() -> tuple[dict[str, importlib.metadata.EntryPoint], dict[str, str
         names = _facts(twin).get("name"), _facts(point).get("name")
         if (names[0], twin.value) != (names[1], point.value):
             twins[point.name] = (
-                f"two installed distributions, {names[0] or 'unknown'} and {names[1] or 'unknown'}, both offer a plugin"
-                f" named '{point.name}'; uninstall one of them"
+                f"two installed distributions, {names[0] or 'unknown'} and {names[1] or 'unknown'}, both register a"
+                f" plugin named '{point.name}'; uninstall one of them"
             )
     return found, twins
 

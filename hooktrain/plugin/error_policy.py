@@ -1,6 +1,7 @@
-"""Plugins that may fail without ending the run, as they or the recipe say with ``on_error``.
+"""The error policy: plugins whose failures do not end the run, as they or the recipe say with ``on_error``.
 
-Only hooks that hear, measure or keep are tolerated; what does the work of a run, or wraps it, always stops it.
+Only event hooks, ``collect_metrics`` and ``collect_state`` may fail; an error in a loop hook, a factory or a wrapper
+always stops the run.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAY_FAIL", "ErrorPolicy"]
 
-_ALONE = ("on_exception", "on_teardown")  # are called plugin by plugin, and tolerated for everyone
+_ALONE = ("on_exception", "on_teardown")  # are called plugin by plugin, and guarded for everyone
 _KEPT = ("collect_state", *_ALONE)
 """Hooks that a plugin keeps when it is disabled: its state belongs into checkpoints, and it may have files to close."""
 MAY_FAIL = (*(name for name in EVENTS if name not in _ALONE), "collect_metrics", "collect_state")
@@ -74,7 +75,7 @@ class ErrorPolicy:
                 for hook in set(record.hooks) & set(MAY_FAIL):
                     for found in host.implementations(hook):
                         if found.plugin_name == record.name and not found.wrapper:
-                            self._tolerate(hook, found)
+                            self._guard(hook, found)
         host.hooks.refresh()
 
     def bind(self, trainer: Trainer) -> None:
@@ -103,12 +104,12 @@ class ErrorPolicy:
                 lines.append(f"{self._host.records[name]}: failed {count} times on this rank ({where})")
         return lines
 
-    def _tolerate(self, hook: str, implementation: HookImpl) -> None:
-        if hasattr(implementation.function, "hooktrain_tolerated"):
+    def _guard(self, hook: str, implementation: HookImpl) -> None:
+        if hasattr(implementation.function, "hooktrain_guarded"):
             return
         function, name = implementation.function, implementation.plugin_name
 
-        def tolerated(*arguments: Any) -> Any:
+        def guarded(*arguments: Any) -> Any:
             if name in self._silent and hook not in _KEPT:
                 return None
             if hook == "collect_state":
@@ -121,9 +122,9 @@ class ErrorPolicy:
                 self._failed(name, hook, problem)
                 return None
 
-        tolerated.__wrapped__ = function  # type: ignore[attr-defined]
-        tolerated.hooktrain_tolerated = True  # type: ignore[attr-defined]
-        setattr(implementation, "function", tolerated)  # noqa: B010 - as in guard_loop_hook
+        guarded.__wrapped__ = function  # type: ignore[attr-defined]
+        guarded.hooktrain_guarded = True  # type: ignore[attr-defined]
+        setattr(implementation, "function", guarded)  # noqa: B010 - as in guard_loop_hook
 
     def _failed(self, name: str, hook: str, problem: Exception) -> None:
         host, trainer = self._host, self._bound()

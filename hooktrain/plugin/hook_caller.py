@@ -13,7 +13,7 @@ from typing import Any, cast
 import pluggy
 from pluggy import HookImpl
 
-from hooktrain.errors import LoopHookError, PluginError
+from hooktrain.errors import LoopHookError, PluginError, failure_of
 from hooktrain.hookspecs import EVENTS, LOOP_HOOKS
 
 __all__ = ["Hooks", "guard_loop_hook"]
@@ -158,7 +158,7 @@ def _misused(name: str, found: HookImpl, what: str) -> PluginError:
         f"plugin '{found.plugin_name}', hook {name}: a wrapper came to {what}, expected exactly one in every call:"
         " write `result = yield` where the others are to be called, and return the result"
     )
-    problem.hooktrain_blamed = found.plugin_name, name  # type: ignore[attr-defined]  # no frame of it is on the way
+    failure_of(problem).raised_in = found.plugin_name, name  # no frame of it is on the traceback
     return problem
 
 

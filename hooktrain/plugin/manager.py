@@ -12,7 +12,7 @@ import pluggy
 from pluggy import HookImpl
 
 from hooktrain import hookspecs
-from hooktrain.errors import HooktrainWarning, PluginError, did_you_mean
+from hooktrain.errors import HooktrainWarning, NameTakenError, PluginError, did_you_mean, failure_of
 from hooktrain.hookspecs import LOOP_HOOKS
 from hooktrain.plugin.config import PluginsConfig, Switches
 from hooktrain.plugin.dependencies import drop_unmet, refuse_excluded
@@ -120,7 +120,7 @@ class PluginHost:
                 self.records[name] = record
                 continue
             if name in twins:  # neither is loaded: a listing says so, and check() stops a run
-                self._fail(record, twins[name], PluginError(twins[name]))
+                self._fail(record, twins[name], NameTakenError(twins[name]))
                 continue
             try:
                 with aside():
@@ -155,7 +155,7 @@ class PluginHost:
             self._fail(record, str(problem) if isinstance(problem, PluginError) else repr(problem), problem)
 
     def _fail(self, record: PluginRecord, reason: str, cause: BaseException) -> None:
-        record.state, record.reason = "failed", reason
+        record.state, record.reason, record.clashes = "failed", reason, isinstance(cause, NameTakenError)
         self.records[record.name] = record
         text = reason if reason.startswith("plugin ") else f"{record}: {reason}"
         problem = PluginError(f"{text}; {self._advice(record)}")
@@ -265,8 +265,8 @@ class PluginHost:
                         raise PluginError(f"{record}: offers {kind} '{name}' with {config!r}, expected an attrs class")
                     twin = self.parts.setdefault(kind, {}).get(name)
                     if twin is not None:
-                        raise PluginError(
-                            f"{record} and {twin.plugin} both offer the {kind} '{name}'; leave one of them out with"
+                        raise NameTakenError(
+                            f"{record} and {twin.plugin} both register the {kind} '{name}'; block one of them with"
                             f" plugins: {{block: [{record.name}]}} or {{block: [{twin.plugin.name}]}}"
                         )
                     self.parts[kind][name] = offer = RegisteredPart(kind, name, config, record)
@@ -274,9 +274,9 @@ class PluginHost:
         if "register_trainer_types" in names:
             for name, trainer_type in (plugin.register_trainer_types() or {}).items():
                 if name in self.trainer_types:
-                    raise PluginError(
-                        f"{record} and {self.trainer_types[name][1]} both offer the trainer type '{name}'; leave one of"
-                        f" them out with plugins: {{block: [{record.name}]}}"
+                    raise NameTakenError(
+                        f"{record} and {self.trainer_types[name][1]} both register the trainer type '{name}'; block one of"
+                        f" them with plugins: {{block: [{record.name}]}}"
                     )
                 self.trainer_types[name] = (trainer_type, record)
                 record.registers += [f"type/{name}"] * trainer_type.listed
@@ -300,7 +300,7 @@ class PluginHost:
                             f"{new_name('hook', name) or did_you_mean(name, known)}; see `hooktrain hooks`"
                         )
         for record in self.records.values():
-            if record.state == "failed" and " both offer " in record.reason:
+            if record.clashes:
                 raise PluginError(record.reason)
         refuse_excluded(self)
         for found, name, why in retired(self.manager):
@@ -347,11 +347,11 @@ class PluginHost:
                 self.remove(name, found.plugin_name)
         self.hooks.refresh()
 
-    def measure(self, ledger: HookTimer) -> None:
-        """Have a ledger charge every implementation of every hook with what it takes."""
+    def measure(self, timer: HookTimer) -> None:
+        """Have a timer charge every implementation of every hook with what it takes."""
         for name, caller in vars(self.manager.hook).items():
             for implementation in caller.get_hookimpls():
-                ledger.measure(name, implementation)
+                timer.measure(name, implementation)
         self.hooks.refresh()
 
     # ---------------------------------------------------------------------------------------------- looking
@@ -363,7 +363,7 @@ class PluginHost:
 
     def blame(self, exception: BaseException) -> tuple[str, str] | None:
         """The plugin and the hook in which an exception was raised: the innermost implementation on its traceback."""
-        told: tuple[str, str] | None = getattr(exception, "hooktrain_blamed", None)
+        told = failure_of(exception).raised_in
         if told is not None:
             return told
         codes = {}

@@ -48,11 +48,11 @@ def _is_wrapper(found: HookImpl) -> bool:
 
 
 def settle_loop_hook(host: PluginHost, hook: str) -> None:
-    """Leave one claimant of a loop hook, as the recipe says, or ask several in the order that it states.
+    """Leave one rival of a loop hook, as the recipe says, or ask several in the order that it states.
 
     Raises:
-        PluginError: naming all claimants and the line to write; or the one chosen neither claims it nor is the
-            engine's own loop, which runs it when every claimant is passed over.
+        PluginError: naming all rivals and the line to write; or the one chosen neither claims it nor is the
+            engine's own loop, which runs it when every rival is passed over.
     """
     answering = [found for found in host.implementations(hook) if not found.wrapper]
     claims = [found for found in answering if not host.is_own(found)]

@@ -23,6 +23,7 @@ class PluginRecord:
         version: version of the distribution.
         state: ``active``, ``blocked``, ``failed``, or ``disabled`` during the run.
         reason: why it is not active.
+        clashes: whether it failed as it registers a name that another plugin has; a run stops then.
         summary: the distribution's one line about itself.
         author: the distribution's author.
         hooks: the hooks it implements.
@@ -35,6 +36,7 @@ class PluginRecord:
     version: str
     state: str = "active"
     reason: str = ""
+    clashes: bool = False
     summary: str = ""
     author: str = ""
     hooks: list[str] = attrs.field(factory=list)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import warnings
 from collections.abc import Iterator
@@ -81,11 +80,9 @@ def check_signatures(record: PluginRecord, plugin: object) -> None:
                 )
 
 
-@functools.cache
 def device_rule(hook: str) -> str:
-    """What the documentation of an engine's hook says about the device, such as ``may wait for it.``; else nothing."""
-    text = inspect.getdoc(getattr(hookspecs, hook, None)) or ""
-    return next((line.removeprefix("Device:").strip() for line in text.splitlines() if line.startswith("Device:")), "")
+    """Return whether an engine's hook ``must not touch`` a device, ``must not wait`` for it, or ``may wait`` for it."""
+    return hookspecs.HOOKS[hook].device if hook in hookspecs.HOOKS else ""
 
 
 @contextlib.contextmanager

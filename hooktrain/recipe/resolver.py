@@ -153,7 +153,7 @@ class _Resolver:
                     f"{where}.type",
                     f"given '{name}' ({offer.plugin.distribution}), which the trainer type"
                     f" '{self.raw.get('type', 'sft')}' does not support; it supports"
-                    f" {', '.join(n for n in names if n != '*') or f'no {kind}'}; to use it all the same, write"
+                    f" {', '.join(n for n in names if n != '*') or f'no {kind}'}; to use it anyway, write"
                     " skip_validation: true",
                 )
             )

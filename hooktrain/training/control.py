@@ -24,7 +24,8 @@ class Agreed(NamedTuple):
         urgent: somebody outside waits for the end, so nothing is begun that takes long.
         collect: a rank has ended its part of a save in the background.
         reason: why the run is to end, of the first rank that asked for it.
-        disable: plugins whose hooks are to be left out.
+        disable: plugins whose hooks are to be disabled.
+        status: the exit status with which the run is to end.
     """
 
     stop: bool = False
@@ -36,6 +37,7 @@ class Agreed(NamedTuple):
     collect: bool = False
     reason: str = ""
     disable: tuple[str, ...] = ()
+    status: int = 0
 
     def __or__(self, other: Agreed) -> Agreed:
         """Both."""
@@ -49,6 +51,7 @@ class Agreed(NamedTuple):
             self.collect or other.collect,
             self.reason or other.reason,
             tuple(dict.fromkeys((*self.disable, *other.disable))),
+            self.status if self.reason else other.status,
         )
 
 
@@ -56,7 +59,7 @@ NOTHING = Agreed()
 
 
 class Requests:
-    """Requests of this rank, until all ranks have heard of them. Signal handlers may add to them at any moment."""
+    """Requests of this rank, until all ranks have agreed on them. Signal handlers may add to them at any moment."""
 
     def __init__(self) -> None:
         self._waiting: deque[Agreed] = deque()  # of which a handler can interrupt nothing but whole operations
@@ -80,13 +83,15 @@ class Requests:
             found |= self._waiting.popleft()
         if strategy.world.world_size == 1:
             return found
-        *flags, reason, disable = found
+        *flags, reason, disable, status = found
         counts = strategy.sum_numbers([*flags, len(disable)])
         stop, save, evaluate, log, end_epoch, urgent, collect, disables = (count > 0 for count in counts)
-        reason = next(filter(None, strategy.gather_objects(reason)), "") if stop else ""
+        if stop:
+            asked = [tuple(each) for each in strategy.gather_objects([reason, status]) if each[0]]
+            reason, status = asked[0] if asked else ("", 0)
         if disables:
             disable = tuple(dict.fromkeys(name for names in strategy.gather_objects(disable) for name in names))
-        return Agreed(stop, save, evaluate, log, end_epoch, urgent, collect, reason, disable)
+        return Agreed(stop, save, evaluate, log, end_epoch, urgent, collect, reason, disable, status)
 
     def is_urgent(self, strategy: Strategy) -> bool:
         """Whether any rank has been asked to end soon. Collective, on the host."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hooktrain.errors import HooktrainError, LoopHookError, NonFiniteError
+from hooktrain.errors import HooktrainError, LoopHookError, NonFiniteError, failure_of
 from hooktrain.plugin.manager import PluginHost
 
 if TYPE_CHECKING:
@@ -52,12 +52,11 @@ def require_trainable(trainer: Trainer) -> None:
 
 def explain(host: PluginHost, exception: BaseException, step: int, rank: int) -> None:
     """Note on the exception where it happened, for whoever prints it."""
-    blamed = host.blame(exception)
-    where = f"step {step}, rank {getattr(exception, 'hooktrain_rank', rank)}"  # all may raise what one of them has met
+    failure, blamed = failure_of(exception), host.blame(exception)
+    where = f"step {step}, rank {rank if failure.rank is None else failure.rank}"  # all may raise what one has met
     if blamed is not None and blamed[0] != "loop":  # whose hooks wrap everything
         where = f"plugin '{blamed[0]}', hook {blamed[1]}, {where}"
-    exception.hooktrain_where = where  # type: ignore[attr-defined]
-    exception.hooktrain_when = time.time()  # type: ignore[attr-defined]
+    failure.where, failure.step, failure.when = where, step, time.time()
 
 
 def _who(host: PluginHost, hook: str) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PythonParts", "PythonModelConfig", "PythonSourceConfig", "describe"]
 
-_SPREAD = ("full_tensor", "ds_id")
+_SHARDED = ("full_tensor", "ds_id")
 """What a parameter has that is spread over ranks: as torch's DTensor is, and as ZeRO-3 leaves it."""
 
 _SAMPLED = 4096
@@ -176,7 +176,7 @@ class PythonParts:
                 f"model: given a {describe(model)} on the meta device, expected one with weights; load or initialise"
                 " them first"
             )
-        if any(hasattr(parameter, mark) for parameter in model.parameters() for mark in _SPREAD):
+        if any(hasattr(parameter, mark) for parameter in model.parameters() for mark in _SHARDED):
             raise ModelError(
                 f"model: given a {describe(model)} of which an earlier run has left each rank its share only; give what"
                 " trainer.save wrote then, loaded anew"

@@ -83,7 +83,7 @@ def digest(rows: Any) -> str | None:
 
 
 def _each(rows: Any) -> Iterator[Any]:
-    if hasattr(rows, "features") and hasattr(rows, "iter"):  # a table, which by itself is read a row at a time
+    if hasattr(rows, "features") and hasattr(rows, "iter"):  # a table, which is read a row at a time otherwise
         for block in rows.iter(batch_size=_BLOCK):
             names = list(block)
             for values in zip(*block.values(), strict=True):

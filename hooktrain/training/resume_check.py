@@ -87,7 +87,7 @@ def require_same(trainer: Trainer, before: Mapping[str, Any], path: Path) -> Non
     if refused:
         keys = ", ".join(dict.fromkeys(change.where.partition("[")[0] for change in refused))
         raise CheckpointError(
-            f"{path}: was saved by a run that trained differently; put back what has changed, or go on all the same"
+            f"{path}: was saved by a run that trained differently; put back what has changed, or resume anyway"
             f" with allow_changes: [{keys}]\n" + "\n".join(f"  - {change}" for change in refused)
         )
     for change in found:

@@ -5,71 +5,64 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from hooktrain.errors import HooktrainError
 
 __all__ = ["RunLock"]
 
-_NAME = ".lock"
 _PATIENCE = 20.0
 """Seconds in which the ranks of a run that was killed may end, so that a supervisor can start it again at once."""
 
 
 class RunLock:
-    """Holds a folder until it is let go, or the process ends in whatever way.
+    """Holds a folder until it is released, or the process ends in whatever way.
 
-    A lock of the process, as POSIX has them: children that outlive it do not hold it, and it is seen from other hosts
-    where the file system is shared. Where there are no such locks, nothing is locked.
+    A process may hold a folder several times; children that outlive it do not hold it.
 
     Args:
         folder: an existing one.
-        patience: seconds to wait for the one that holds it; 20 when left out.
-        say: told, once, that there is something to wait for.
+        patience: seconds to wait for the process that holds it; 20 when left out.
+        say: called once with what is waited for.
 
     Raises:
         HooktrainError: when another process holds it for longer.
+        OSError: when the file system has no locks.
     """
 
     def __init__(
         self, folder: Path, *, patience: float | None = None, say: Callable[[str], None] | None = None
     ) -> None:
-        self._handle: int | None = None
         patience = _PATIENCE if patience is None else patience
+        self._lock = FileLock(
+            folder.resolve() / ".lock", thread_local=False, is_singleton=True, fallback_to_soft=False
+        )
+        holder = folder / ".lock.holder"
         try:
-            import fcntl
-        except ImportError:
-            return
-        handle = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT, 0o666)
-        until = time.monotonic() + patience
-        while True:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            if say is not None:
+                say(f"run_dir: '{folder}' is in use by another run ({_read(holder)}); waiting up to {patience:.0f} s")
             try:
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except (BlockingIOError, PermissionError):
-                holder = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
-                if time.monotonic() > until:
-                    os.close(handle)
-                    raise HooktrainError(
-                        f"run_dir: '{folder}' is in use by another run ({holder}); wait for its end, or give this one"
-                        " another run_dir"
-                    ) from None
-                if say is not None:
-                    say(f"run_dir: '{folder}' is in use by another run ({holder}); waiting up to {patience:.0f} s")
-                    say = None
-                time.sleep(0.1)
-            except OSError:  # a file system without locks
-                os.close(handle)
-                return
+                self._lock.acquire(timeout=patience, poll_interval=0.1)
+            except Timeout:
+                raise HooktrainError(
+                    f"run_dir: '{folder}' is in use by another run ({_read(holder)}); wait for its end, or give this"
+                    " one another run_dir"
+                ) from None
         with contextlib.suppress(OSError):  # a disk that is full
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        self._handle = handle
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
 
     def release(self) -> None:
-        """Let go of the folder; the file stays, as one that is removed could be locked twice."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        """Release the folder."""
+        self._lock.release()
+
+
+def _read(holder: Path) -> str:
+    try:
+        return holder.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "another process"

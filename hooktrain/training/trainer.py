@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from hooktrain.errors import HooktrainError, LoopHookError
+from hooktrain.errors import HooktrainError, LoopHookError, failure_of
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import (
     CheckpointEngine,
@@ -57,7 +57,7 @@ from hooktrain.training.metrics import OWN_METRICS, Meter
 from hooktrain.types import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["Trainer"]
 
@@ -83,6 +83,7 @@ class Trainer:
         run_dir: folder of the run's files.
         denominator: what the loss of the current step is divided by: the sum of what its micro-batches contribute, over
             the accumulation window and all ranks.
+        exit_status: the status with which ``hooktrain train`` ends, as whoever requested the stop gave it.
         leaves_epoch: whether the rest of the current epoch is to be skipped.
     """
 
@@ -177,6 +178,7 @@ class Trainer:
         self._failure: BaseException | None = None
         self.meter = Meter()
         self.denominator = 0.0
+        self.exit_status = 0
         self.leaves_epoch = False
         self.due_checkpoint_engines: list[CheckpointEngine] = []
         self.checkpoint_reason = ""
@@ -300,7 +302,7 @@ class Trainer:
             return
         self._failure = exception
         explain(self.host, exception, self.state.global_step, self.world.rank)
-        exception.hooktrain_saved = self.saving.last  # type: ignore[attr-defined]
+        failure_of(exception).saved = self.saving.last
         for plugin, problem in self.host.call_each("on_exception", trainer=self, exception=exception):
             self.host.warn(f"plugin '{plugin}', hook on_exception: {problem!r}")
 
@@ -329,14 +331,15 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------- requests
 
-    def request_stop(self, reason: str, *, urgent: bool = False) -> None:
+    def request_stop(self, reason: str, *, urgent: bool = False, exit_status: int = 0) -> None:
         """End the run after the current step, on all ranks; may be called from any hook on any rank.
 
         Args:
             reason: what the run's ``stop_reason`` is then.
             urgent: save with every checkpoint engine before, and begin nothing that takes long, such as an evaluation.
+            exit_status: the status with which ``hooktrain train`` ends then.
         """
-        self.requests.ask(Agreed(stop=True, save=urgent, urgent=urgent, reason=reason))
+        self.requests.ask(Agreed(stop=True, save=urgent, urgent=urgent, reason=reason, status=exit_status))
 
     def request_save(self) -> None:
         """Save with every checkpoint engine after the current step."""
@@ -598,7 +601,7 @@ class Trainer:
             update: OptimizerStep = hooks.run_optimizer_step(trainer=self)
             if type(update) is not OptimizerStep:
                 raise wrong_answer(self.host, "run_optimizer_step", update, "OptimizerStep(grad_norm, stepped)")
-        else:  # nothing was supervised: an optimizer with momentum or weight decay would move all the same
+        else:  # nothing was supervised: an optimizer with momentum or weight decay would move weights nevertheless
             self.strategy.zero_grad()
             update = OptimizerStep(None, stepped=False)
         self.last_lr = self.optimizer.param_groups[0]["lr"]
@@ -685,7 +688,7 @@ class Trainer:
     def _agree(self) -> Agreed:
         asked = self.requests.agree(self.strategy)
         if asked.stop:
-            self.state.stop_reason = asked.reason
+            self.state.stop_reason, self.exit_status = asked.reason, asked.status
         if asked.end_epoch:
             self.leaves_epoch, self.state.sequences = True, len(self.data.train)
             if self.state.epoch + 1 >= self.epochs.stop:

@@ -10,7 +10,7 @@ import warnings
 import pytest
 import torch
 
-from hooktrain import PluginError, PluginInfo, hookimpl
+from hooktrain import PluginError, PluginInfo, failure_of, hookimpl
 from hooktrain.builtins.device_sync import DEVICE_SYNCS, DeviceSyncs
 from hooktrain.builtins.hook_timer import Cost, HookTimer
 from hooktrain.builtins.profiler import facts, table
@@ -24,7 +24,7 @@ MS = 1_000_000
 
 
 class Clock:
-    """The clock of a ledger, which goes on when it is told, and by ``ticks`` nanoseconds at each look."""
+    """The clock of a timer, which goes on when it is told, and by ``ticks`` nanoseconds at each look."""
 
     def __init__(self, ticks: int = 0) -> None:
         self.now, self.ticks = 1, ticks
@@ -39,7 +39,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of every ledger of the test."""
+    """The clock of every timer of the test."""
     made = Clock()
     monkeypatch.setattr("hooktrain.builtins.hook_timer._clock", made)
     return made
@@ -141,12 +141,12 @@ def test_each_plugin_is_charged_with_what_it_does_itself(run_tiny, tmp_path, clo
 
 def test_what_measuring_takes_is_told(monkeypatch):
     monkeypatch.setattr("hooktrain.builtins.hook_timer._clock", Clock(ticks=1000))
-    ledger = HookTimer()
-    charged = ledger._charged(ledger.costs.setdefault(("p", "h"), Cost("p", "h")), lambda: None)
+    timer = HookTimer()
+    charged = timer._charged(timer.costs.setdefault(("p", "h"), Cost("p", "h")), lambda: None)
     for _ in range(10):
         charged()
-    assert ledger.overhead() == pytest.approx(4e-6, rel=1e-3), "it looks at the clock four times a call"
-    assert facts(ledger)["profiling_seconds"] == pytest.approx(10 * 4e-6, rel=0.03), "told to the microsecond"
+    assert timer.overhead() == pytest.approx(4e-6, rel=1e-3), "it looks at the clock four times a call"
+    assert facts(timer)["profiling_seconds"] == pytest.approx(10 * 4e-6, rel=0.03), "told to the microsecond"
 
 
 # ------------------------------------------------------------------------------------------------ what fails, or not
@@ -191,10 +191,10 @@ class Without:
 def test_a_plugin_that_fails_is_named_as_ever_and_the_costs_are_kept(run_tiny, tmp_path):
     with pytest.raises(KeyError) as caught:
         run_tiny(Fails(), Slow(Clock()), profile_hooks=True)
-    assert caught.value.hooktrain_where == "plugin 'fails', hook on_microbatch_end, step 2, rank 0"
+    assert failure_of(caught.value).where == "plugin 'fails', hook on_microbatch_end, step 2, rank 0"
     files = [frame.filename for frame in traceback.extract_tb(caught.value.__traceback__)]
     assert files[-1] == __file__
-    assert not [name for name in files if name.endswith("/ledger.py")], "nothing of ours in between"
+    assert not [name for name in files if name.endswith("/timer.py")], "nothing of ours in between"
     _, rows = costs(tmp_path)
     assert rows["fails", "on_microbatch_end"]["calls"] == rows["slow", "compute_loss"]["calls"] == 3
     assert "item" not in vars(torch.Tensor), "torch is as it was"
@@ -345,9 +345,9 @@ def test_memory_of_a_device_is_the_growth_of_its_peak(monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "memory_stats_as_nested_dict", lambda: {"allocated_bytes": {"all": {"peak": peaks.pop(0)}}}
     )
-    ledger, cost = HookTimer(), Cost("plugin", "hook")
+    timer, cost = HookTimer(), Cost("plugin", "hook")
     for _ in range(3):
-        ledger._charged(cost, lambda: None)()
+        timer._charged(cost, lambda: None)()
     assert (cost.calls, cost.memory, peaks) == (3, 7, [])
 
 
@@ -383,51 +383,51 @@ NO_READS = {
     [*((call, 1) for call in READS.values()), *((call, 0) for call in NO_READS.values())],
     ids=[*READS, *NO_READS],
 )
-def test_reads_are_heard(call, count):
-    heard, x = [], torch.ones(())
-    waits, other = DeviceSyncs(heard.append), DeviceSyncs(heard.append, "meta")
-    waits.begin()
+def test_reads_are_counted(call, count):
+    seen, x = [], torch.ones(())
+    syncs, other = DeviceSyncs(seen.append), DeviceSyncs(seen.append, "meta")
+    syncs.begin()
     other.begin()
     try:
         call(x)
     finally:
-        waits.end()
+        syncs.end()
         other.end()
-    assert len(heard) == count
-    assert set(heard) <= set(DEVICE_SYNCS.values())
+    assert len(seen) == count
+    assert set(seen) <= set(DEVICE_SYNCS.values())
     call(x)
-    assert len(heard) == count, "no more afterwards"
+    assert len(seen) == count, "no more afterwards"
     assert not {"item", "__bool__", "copy_", "equal"} & set(vars(torch.Tensor))
 
 
 def test_copies_of_another_device_wait_where_they_end_on_the_host():
-    heard = []
-    waits = DeviceSyncs(heard.append, "meta")
-    waits.begin()
+    seen = []
+    syncs = DeviceSyncs(seen.append, "meta")
+    syncs.begin()
     try:
         with pytest.raises((NotImplementedError, RuntimeError)):
             torch.ones((), device="meta").item()
         torch.ones(()).item()
         torch.ones(()).to("meta").to("meta")
     finally:
-        waits.end()
-    assert heard == [DEVICE_SYNCS["item"]]
+        syncs.end()
+    assert seen == [DEVICE_SYNCS["item"]]
 
 
-def test_on_a_gpu_torch_says_what_waits(monkeypatch, recwarn):
-    modes, heard = [], []
+def test_on_a_gpu_torch_reports_device_syncs(monkeypatch, recwarn):
+    modes, seen = [], []
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     with warnings.catch_warnings():
         shown = warnings.showwarning
-        waits = DeviceSyncs(heard.append, "cuda")
-        waits.begin()
+        syncs = DeviceSyncs(seen.append, "cuda")
+        syncs.begin()
         for _ in range(2):  # from one place, which Python would tell once
             warnings.warn("called a synchronizing CUDA operation (Triggered internally at ...)", stacklevel=1)
         torch.ones(()).item()  # on the host
         warnings.warn("something else", stacklevel=1)
-        waits.end()
+        syncs.end()
         assert warnings.showwarning is shown
-    assert len(heard) == 2 and all("device" in what for what in heard)
+    assert len(seen) == 2 and all("device" in what for what in seen)
     assert modes == ["warn", "default"]
     assert [str(each.message) for each in recwarn] == ["something else"]
 
@@ -436,14 +436,14 @@ def test_on_a_gpu_torch_says_what_waits(monkeypatch, recwarn):
 
 
 def test_the_table_fits_and_says_the_costliest_first(clock):
-    ledger = HookTimer()
+    timer = HookTimer()
     for number in range(40):
         plugin = f"a.rather.long.module:Plugin{number}"
-        ledger.costs[plugin, "on_optimizer_step_start"] = Cost(
+        timer.costs[plugin, "on_optimizer_step_start"] = Cost(
             plugin, "on_optimizer_step_start", 10**number % 10**9 + 1, 3 * 10**11 * number, 10 ** (number % 8), 2**36
         )
-    ledger._began, clock.now = 1, 10**13
-    lines = table(facts(ledger, 0, 8), None).splitlines()
+    timer._began, clock.now = 1, 10**13
+    lines = table(facts(timer, 0, 8), None).splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[2].startswith("…dule:Plugin39 ")
     assert [line for line in lines if re.search(r"\b16\b", line) and "Plugin" not in line]
@@ -462,12 +462,12 @@ def test_profiling_is_no_plugin_that_a_lock_or_a_resume_knows_of(tiny_recipe, tm
     train({**tiny_recipe, **saving, "profile_hooks": True, "exit_iteration": 2})
     lines = []
 
-    class Hears:
+    class Watches:
         @hookimpl
         def on_message(self, message):
             lines.append(message)
 
-    train({**tiny_recipe, **saving, "exit_iteration": 4}, Hears())
+    train({**tiny_recipe, **saving, "exit_iteration": 4}, Watches())
     (line,) = [line for line in lines if "profile" in line]
     assert re.search(r"\bprofile_hooks: .*\btrue\b.*\bfalse\b", line)
 

@@ -156,7 +156,7 @@ def test_a_plan_shows_what_is_known_before_it_imports_torch(tmp_path, sft):
     started = Started(tmp_path, "plan", sft, *(word for change in changes for word in ("-o", change)))
     assert started.status == 1
     before = started.imported["torch"]
-    for known in ("and where each value comes from", "# sft.yaml:", "plugins\n", "hooktrain-torch", "to put right"):
+    for known in ("and where each value comes from", "# sft.yaml:", "plugins\n", "hooktrain-torch", "errors"):
         assert known in before
     assert "strategy.dtype: given fp16" in before
     assert "what it takes" not in before

@@ -96,7 +96,7 @@ class Speaks:
         return (yield)
 
 
-def test_idle_hooks_are_taken_out(run_tiny):
+def test_unused_hooks_are_removed(run_tiny):
     silent, speaking = Speaks(), Speaks()
     trainer = run_tiny(silent, train_iters=1)
     assert silent.said == []
@@ -105,7 +105,7 @@ def test_idle_hooks_are_taken_out(run_tiny):
     assert speaking.said == ["a", "b"]
 
 
-def test_idle_hooks_must_be_the_plugins_own(tiny_recipe):
+def test_unused_hooks_must_be_the_plugins_own(tiny_recipe):
     class Confused(Speaks):
         @hookimpl
         def unused_hooks(self):
@@ -342,7 +342,7 @@ def test_what_the_events_are_given(run_tiny):
 def test_messages_reach_everyone(run_tiny):
     class Tells:
         def __init__(self):
-            self.heard = []
+            self.seen = []
 
         @hookimpl
         def on_epoch_end(self, trainer):
@@ -350,12 +350,12 @@ def test_messages_reach_everyone(run_tiny):
 
         @hookimpl
         def on_message(self, message):
-            self.heard.append(message)
+            self.seen.append(message)
 
     tells = Tells()
     run_tiny(tells)
-    assert tells.heard[0] == "an epoch is over"
-    assert re.search(r"\b7 steps\b", tells.heard[1])
+    assert tells.seen[0] == "an epoch is over"
+    assert re.search(r"\b7 steps\b", tells.seen[1])
 
 
 def test_resume_events(run_tiny):

@@ -131,7 +131,7 @@ def test_a_printed_plan_is_the_recipe_in_yaml(written, capsys):
 
 
 def rival(name):
-    class Claims:
+    class Rivals:
         hooktrain_plugin = PluginInfo(name=name)
 
         @hookimpl
@@ -142,7 +142,7 @@ def rival(name):
         def run_evaluate(self, trainer):
             return NotImplemented
 
-    return Claims()
+    return Rivals()
 
 
 def test_all_conflicts_are_shown_with_the_line_to_write_and_the_rest_of_the_plan(capsys):
@@ -163,7 +163,7 @@ def test_all_conflicts_are_shown_with_the_line_to_write_and_the_rest_of_the_plan
     assert all("".join(text.split()) in shown for text in said), "however the lines are broken"
 
 
-class Claimant:
+class Rival:
     def __init__(self, asked):
         self.asked = asked
 
@@ -173,10 +173,10 @@ class Claimant:
         return NotImplemented
 
 
-class A(Claimant): ...
+class A(Rival): ...
 
 
-class B(Claimant): ...
+class B(Rival): ...
 
 
 @pytest.mark.parametrize(
@@ -220,8 +220,8 @@ def test_a_loop_hook_given_to_a_plugin_that_is_not_there_is_a_complaint_with_its
 
 
 def test_a_difference_shows_who_was_chosen_for_a_loop_hook(written, tmp_path, monkeypatch):
-    claims = "    @hookimpl\n    def run_step(self): return NotImplemented\n"
-    source = f"from hooktrain import hookimpl\nclass A:\n{claims}class B:\n{claims}"
+    source_of_hook = "    @hookimpl\n    def run_step(self): return NotImplemented\n"
+    source = f"from hooktrain import hookimpl\nclass A:\n{source_of_hook}class B:\n{source_of_hook}"
     (tmp_path / "two_claims.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
     both = [*TINY["load"], "two_claims:A", "two_claims:B"]
@@ -325,11 +325,11 @@ def test_an_estimate_that_fails_is_unknown_and_the_plan_goes_on(capsys):
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
-def test_strategies_spread_what_they_say(ranks):
+def test_strategies_shard_what_they_say(ranks):
     whole = tiny_plan(nproc=ranks)["memory"]["device"]
-    spread = tiny_plan(nproc=ranks, strategy={"data_parallel": "fsdp2"})["memory"]["device"]
+    sharded = tiny_plan(nproc=ranks, strategy={"data_parallel": "fsdp2"})["memory"]["device"]
     for name in ("weights", "optimizer", "gradients"):
-        assert spread[name] == whole[name] // ranks
+        assert sharded[name] == whole[name] // ranks
     sizes = {
         stage: tiny_plan(nproc=ranks, strategy={"type": "deepspeed", "zero_stage": stage, "dtype": "bf16"})["memory"]
         for stage in (0, 1, 2, 3)

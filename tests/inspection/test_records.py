@@ -130,9 +130,9 @@ def test_what_only_objects_in_hand_are_is_not_offered():
     found = plugins_by_name(host)
     assert found["python_parts"]["registers"] == [] and found["python_parts"]["parts"] == []
     assert not [offer for fact in found.values() for offer in fact["registers"] if offer.endswith("/python")]
-    in_hand = PythonParts()
-    in_hand.add("model", object())
-    assert plugins_by_name(make_host(python_parts=in_hand))["python_parts"]["registers"] == ["type/python"]
+    objects = PythonParts()
+    objects.add("model", object())
+    assert plugins_by_name(make_host(python_parts=objects))["python_parts"]["registers"] == ["type/python"]
 
 
 def test_clashing_distributions_and_missing_metadata_are_listed(installed, tmp_path, capsys):

@@ -203,7 +203,7 @@ class Watch:
 
 
 class LooksAtLogits:
-    """Hears what the model returns, through a module's hook."""
+    """Watches what the model returns, through a module's hook."""
 
     hooktrain_plugin = PluginInfo(needs_logits=True)
 
@@ -241,14 +241,14 @@ def test_needing_logits_counts_where_the_recipe_asks_for_the_plugin(run_chat, ch
 # ------------------------------------------------------------------------------------------------------- order
 
 
-def hearer(name, heard, *, hook="on_train_start", **options):
+def watcher(name, seen, *, hook="on_train_start", **options):
     def on_train_start(self):
-        heard.append(name)
+        seen.append(name)
 
     def make_model(self):
-        heard.append(f"{name} makes")
+        seen.append(f"{name} makes")
         made = yield
-        heard.append(f"{name} made")
+        seen.append(f"{name} made")
         return made
 
     found = {"on_train_start": on_train_start, "make_model": make_model}[hook]
@@ -256,43 +256,43 @@ def hearer(name, heard, *, hook="on_train_start", **options):
 
 
 def test_the_recipe_states_who_is_called_first(run_tiny):
-    heard = []
+    seen = []
     plugins = [
-        hearer("One", heard),
-        hearer("Two", heard),
-        hearer("Eager", heard, tryfirst=True),
-        hearer("Late", heard, trylast=True),
+        watcher("One", seen),
+        watcher("Two", seen),
+        watcher("Eager", seen, tryfirst=True),
+        watcher("Late", seen, trylast=True),
     ]
     run_tiny(*plugins)
-    assert heard == ["Eager", "Two", "One", "Late"]
-    heard.clear()
+    assert seen == ["Eager", "Two", "One", "Late"]
+    seen.clear()
     trainer = run_tiny(*plugins, plugins={"order": ["Late", "One"]})
-    assert heard == ["Late", "One", "Eager", "Two"]
+    assert seen == ["Late", "One", "Eager", "Two"]
     names = [record["name"] for record in trainer.host.manifest()]
     assert names[-2:] == ["One", "Late"], "the manifest has the order of registration, the last being called first"
 
 
 def test_the_order_holds_for_wrappers_which_stay_around_the_others(run_tiny):
-    heard = []
-    plugins = [hearer(name, heard, hook="make_model", wrapper=True) for name in ("Inner", "Outer")]
+    seen = []
+    plugins = [watcher(name, seen, hook="make_model", wrapper=True) for name in ("Inner", "Outer")]
     run_tiny(*plugins)
-    assert heard == ["Outer makes", "Inner makes", "Inner made", "Outer made"]
-    heard.clear()
+    assert seen == ["Outer makes", "Inner makes", "Inner made", "Outer made"]
+    seen.clear()
     run_tiny(*plugins, plugins={"order": ["Inner"]})
-    assert heard == ["Inner makes", "Outer makes", "Outer made", "Inner made"]
+    assert seen == ["Inner makes", "Outer makes", "Outer made", "Inner made"]
 
 
 def test_claimants_of_a_loop_hook_are_asked_in_the_order_that_is_stated(run_tiny):
     asked = []
 
-    def claimant(name):
+    def rival(name):
         def run_step(self, trainer, batches):
             asked.append(name)
             return NotImplemented
 
         return type(name, (), {"run_step": hookimpl(run_step)})()
 
-    run_tiny(claimant("A"), claimant("B"), train_iters=1, plugins={"order": ["A", "B"]})
+    run_tiny(rival("A"), rival("B"), train_iters=1, plugins={"order": ["A", "B"]})
     assert asked == ["A", "B"]
 
 
@@ -302,7 +302,7 @@ def test_claimants_of_a_loop_hook_are_asked_in_the_order_that_is_stated(run_tiny
 )
 def test_an_order_that_makes_no_sense_is_refused(run_tiny, order, texts):
     with pytest.raises(PluginError, match=facts("plugins.order: ", *texts)):
-        run_tiny(hearer("One", []), plugins={"order": order})
+        run_tiny(watcher("One", []), plugins={"order": order})
 
 
 # -------------------------------------------------------------------------------------------------------- seen

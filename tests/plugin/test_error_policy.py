@@ -1,4 +1,4 @@
-"""A plugin that only hears and measures may fail without ending the run, alike on all ranks; nothing else may."""
+"""A plugin that only implements and measures may fail without ending the run, alike on all ranks; nothing else may."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from hooktrain import HooktrainWarning, PluginError, PluginInfo, hookimpl
+from hooktrain import HooktrainWarning, PluginError, PluginInfo, failure_of, hookimpl
 from tests.facts import facts
 
 pytestmark = pytest.mark.filterwarnings("ignore::hooktrain.HooktrainWarning")
@@ -19,25 +19,25 @@ class Tracker:
     hooktrain_plugin = PluginInfo(on_error="disable")
 
     def __init__(self):
-        self.heard, self.closed = [], False
+        self.seen, self.closed = [], False
 
     @hookimpl
     def on_log(self, trainer, metrics):
-        self.heard.append(metrics["step"])
+        self.seen.append(metrics["step"])
         if metrics["step"] == 2:
             raise ConnectionError("the server\nhas gone")
 
     @hookimpl
     def on_train_end(self):
-        self.heard.append("end")
+        self.seen.append("end")
 
     @hookimpl
     def collect_metrics(self):
-        return {"tracker/lines": float(len(self.heard))}
+        return {"tracker/lines": float(len(self.seen))}
 
     @hookimpl
     def collect_state(self):
-        return {"heard": list(self.heard)}
+        return {"seen": list(self.seen)}
 
     @hookimpl
     def on_teardown(self):
@@ -51,11 +51,11 @@ class Forgets(Tracker):
 
     @hookimpl
     def on_log(self, metrics):
-        self.heard.append(metrics["step"])
+        self.seen.append(metrics["step"])
 
     @hookimpl
     def collect_state(self):
-        raise KeyError("heard")
+        raise KeyError("seen")
 
     @hookimpl
     def restore_state(self, state):
@@ -80,7 +80,7 @@ def test_disabled_plugins_are_left_out_and_keep_their_state_and_their_end(run_ti
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer = run_tiny(tracker, train_iters=4, checkpoint={"type": "full", "save_end_of_training": True})
-    assert tracker.heard == [1, 2] and tracker.closed
+    assert tracker.seen == [1, 2] and tracker.closed
     assert [("tracker/lines" in line) for line in trainer.history] == [True, True, False, False]
     (text,) = said(caught)
     assert text.startswith(
@@ -88,7 +88,7 @@ def test_disabled_plugins_are_left_out_and_keep_their_state_and_their_end(run_ti
     )
     record = trainer.host.records["Tracker"]
     assert record.state == "disabled" and re.search(facts("step 3", "all ranks"), record.reason)
-    assert trainer.collect_states()["Tracker"] == {"heard": [1, 2]}
+    assert trainer.collect_states()["Tracker"] == {"seen": [1, 2]}
     assert "Tracker" in [each["name"] for each in trainer.host.manifest()]
 
 
@@ -97,7 +97,7 @@ def test_a_resumed_run_gives_a_disabled_plugin_another_chance(run_tiny):
     run_tiny(Tracker(), exit_iteration=3, train_iters=6, **saving)
     again = Tracker()
     run_tiny(again, train_iters=6, **saving)
-    assert again.heard == [4, 5, 6, "end"]
+    assert again.seen == [4, 5, 6, "end"]
 
 
 def test_with_warn_it_goes_on_being_called_and_failures_are_counted(run_tiny):
@@ -148,7 +148,7 @@ def test_a_wrapper_stops_the_run_whatever_it_declares(run_tiny):
 def test_without_a_word_a_failure_stops_the_run(run_tiny):
     with pytest.raises(ValueError, match="no luck") as caught:
         run_tiny(Raises("on_step_end").plugin)
-    assert caught.value.hooktrain_where == "plugin 'Raises', hook on_step_end, step 1, rank 0"
+    assert failure_of(caught.value).where == "plugin 'Raises', hook on_step_end, step 1, rank 0"
 
 
 def test_the_recipe_has_the_last_word(run_tiny):
@@ -190,7 +190,7 @@ class Asks:
 def test_a_plugin_may_have_another_left_out(run_tiny):
     tracker = Tracker()
     trainer = run_tiny(Asks("Tracker"), tracker, train_iters=4)
-    assert tracker.heard == [1] and tracker.closed, "after the step in which it was asked for, before its line"
+    assert tracker.seen == [1] and tracker.closed, "after the step in which it was asked for, before its line"
     assert re.search(facts("step 2", "all ranks"), trainer.host.records["Tracker"].reason)
 
 

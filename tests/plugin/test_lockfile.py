@@ -14,7 +14,7 @@ from hooktrain.testing import TinyPlugin
 from hooktrain.training.load import load, make_host
 from tests.facts import facts
 
-HEARS = """
+WATCHES = """
 import hooktrain
 @hooktrain.hookimpl
 def on_train_start(trainer): pass
@@ -33,10 +33,10 @@ def digest(host, name):
 def test_the_manifest_tells_files_apart(installed, site, monkeypatch):
     import sys
 
-    installed("a-first", HEARS)
+    installed("a-first", WATCHES)
     before = digest(make_host(), "a-first")
     assert len(before) == 32 and digest(make_host(), "a-first") == before
-    (site / "mod_a_first.py").write_text(HEARS + "\n# changed\n")
+    (site / "mod_a_first.py").write_text(WATCHES + "\n# changed\n")
     del sys.modules["mod_a_first"]
     from hooktrain.plugin import digests as lock
 
@@ -156,12 +156,12 @@ def resume(run_tiny, *plugins, **changes):
     saving = {"checkpoint": {"type": "full", "save_every_n_steps": 1, "auto_resume": True}}
     lines = []
 
-    class Hears:
+    class Watches:
         @hookimpl
         def on_message(self, message):
             lines.append(message)
 
-    run_tiny(Hears(), *plugins, **saving, **changes)
+    run_tiny(Watches(), *plugins, **saving, **changes)
     return lines
 
 
@@ -169,11 +169,11 @@ def test_other_files_of_one_version_are_shown_when_a_run_goes_on(run_tiny, tmp_p
     resume(run_tiny, Nudges(), exit_iteration=2)
     (path,) = tmp_path.glob("run/checkpoints/step-00000002/provenance.json")
     assert '"digest"' in path.read_text()
-    from hooktrain.training import resume_check as drift
+    from hooktrain.training import resume_check
 
     before = json.loads(path.read_text())["plugins"]
     edited = [{**each, "digest": "0"} if each["name"] == "Nudges" else each for each in before]
-    (change,) = drift._in_plugins(edited, before)
+    (change,) = resume_check._in_plugins(edited, before)
     assert str(change).startswith("plugins.Nudges: ") and "files" in str(change)
 
 

@@ -11,16 +11,25 @@ import attrs
 import pytest
 import yaml
 
-from hooktrain import HooktrainError, PluginError, PluginHost, PluginsConfig, RecipeError, hookimpl, hookspec
+from hooktrain import (
+    HooktrainError,
+    PluginError,
+    PluginHost,
+    PluginsConfig,
+    RecipeError,
+    failure_of,
+    hookimpl,
+    hookspec,
+)
 from hooktrain.testing import Recorder, TinyPlugin, host_of
 from hooktrain.training.load import load, make_host
 from tests.facts import facts
 
-HEARS = """
+WATCHES = """
 import hooktrain
 @hooktrain.hookimpl
 def on_train_start(trainer):
-    trainer.heard = getattr(trainer, "heard", []) + [__name__]
+    trainer.seen = getattr(trainer, "seen", []) + [__name__]
 """
 
 
@@ -30,12 +39,12 @@ def names(host: PluginHost) -> list[str]:
 
 def test_plugins_are_loaded_in_the_order_of_their_names(installed):
     for name in ("c-third", "a-first", "b-second"):
-        installed(name, HEARS)
+        installed(name, WATCHES)
     assert names(make_host()) == ["a-first", "b-second", "c-third"]
 
 
 def test_switching(installed, monkeypatch):
-    installed("a-first", HEARS)
+    installed("a-first", WATCHES)
     installed("b-second", "raise RuntimeError('imported although it was blocked')")
     host = make_host(PluginsConfig(block=("b-second",)))
     assert host.records["b-second"].state == "blocked"
@@ -118,13 +127,13 @@ def test_wrappers_that_yield_never_or_twice_are_named(run_tiny):
         with pytest.raises(PluginError, match=facts(f"'{name}'", "run_step", "wrapper", "yield")) as caught:
             run_tiny(plugin)
         texts.add(str(caught.value).replace(name, ""))
-        assert caught.value.hooktrain_where == f"plugin '{name}', hook run_step, step 0, rank 0"
+        assert failure_of(caught.value).where == f"plugin '{name}', hook run_step, step 0, rank 0"
     assert len(texts) == 2, "a yield too few reads otherwise than one too many"
 
 
 def test_two_distributions_with_one_plugin_name_are_refused(installed):
-    installed("a-same", HEARS, distribution="first-dist")
-    installed("a-same", HEARS, distribution="second-dist")
+    installed("a-same", WATCHES, distribution="first-dist")
+    installed("a-same", WATCHES, distribution="second-dist")
     said = facts("'a-same'", "first-dist", "second-dist", "uninstall")
     host = make_host()
     assert re.search(said, host.records["a-same"].reason), "a listing works anyway"
@@ -134,14 +143,14 @@ def test_two_distributions_with_one_plugin_name_are_refused(installed):
 
 
 def test_a_plugin_named_as_one_of_the_engine_is_out_and_the_engine_keeps_its_own(installed, run_tiny, tmp_path):
-    installed("jsonl", HEARS, distribution="stranger")
+    installed("jsonl", WATCHES, distribution="stranger")
     with pytest.warns(UserWarning, match=facts("stranger:jsonl", "'jsonl'", "engine")):
         trainer = run_tiny(train_iters=2)
     record = trainer.host.records["stranger:jsonl"]
     assert (record.state, record.distribution) == ("failed", "stranger")
     assert trainer.host.records["jsonl"].state == "active"
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
-    assert not hasattr(trainer, "heard")
+    assert not hasattr(trainer, "seen")
 
 
 def test_one_object_under_two_names_stays_registered_under_the_first():
@@ -238,7 +247,7 @@ def test_unknown_names_are_refused():
 
 
 def test_a_module_can_be_named(installed):
-    installed("c-module", HEARS)
+    installed("c-module", WATCHES)
     host = make_host(PluginsConfig(load=("mod_c_module",), block=("c-module",)))
     assert host.records["mod_c_module"].state == "active"
 
@@ -406,7 +415,7 @@ def test_hooks_of_plugins_can_be_implemented_by_plugins(run_tiny):
             if trainer.global_step == trainer.training_horizon // 2:
                 trainer.hooks.on_halfway(trainer=trainer)
 
-    class Hears:
+    class Watches:
         def __init__(self):
             self.at = []
 
@@ -414,22 +423,22 @@ def test_hooks_of_plugins_can_be_implemented_by_plugins(run_tiny):
         def on_halfway(self, trainer):
             self.at.append(trainer.global_step)
 
-    hears = Hears()
-    run_tiny(hears, Brings())
-    assert hears.at == [3]
+    implements = Watches()
+    run_tiny(implements, Brings())
+    assert implements.at == [3]
 
 
 def test_order_of_calls_is_last_registered_first(run_tiny):
-    heard = []
+    seen = []
 
-    def hearer(name, **options):
+    def watcher(name, **options):
         def on_train_start(self):
-            heard.append(name)
+            seen.append(name)
 
         return type(name, (), {"on_train_start": hookimpl(**options)(on_train_start)})()
 
-    run_tiny(hearer("one"), hearer("two"), hearer("last", trylast=True), hearer("first", tryfirst=True))
-    assert heard == ["first", "two", "one", "last"]
+    run_tiny(watcher("one"), watcher("two"), watcher("last", trylast=True), watcher("first", tryfirst=True))
+    assert seen == ["first", "two", "one", "last"]
 
 
 def test_state_travels_through_checkpoints_and_survives_an_absent_plugin(run_tiny, tmp_path):
@@ -490,13 +499,13 @@ def test_answers_are_collected_in_pluggys_order_and_without_those_of_nobody():
     assert host_of(Wraps()).hooks.collect_metrics(trainer=None) == [{"d": 4}]
 
 
-def test_first_party_plugins_that_a_run_does_not_use_hear_nothing_of_its_steps(tiny_recipe):
+def test_first_party_plugins_that_a_run_does_not_use_are_not_called_in_its_steps(tiny_recipe):
     _, host = load(tiny_recipe, plugins=[TinyPlugin()])
-    hears = {
+    implements = {
         hook: [found.plugin_name for found in host.implementations(hook)]
         for hook in (*STEP, "collect_metrics", "on_log")
     }
-    assert {hook: plugins for hook, plugins in hears.items() if plugins} == {
+    assert {hook: plugins for hook, plugins in implements.items() if plugins} == {
         "on_step_end": ["signals"],
         "on_log": ["jsonl", "console"],
     }

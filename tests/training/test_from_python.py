@@ -1,4 +1,4 @@
-"""Runs from Python: a recipe as a mapping, plugins as objects, and parts in hand."""
+"""Runs from Python: a recipe as a mapping, plugins as objects, and parts passed from Python."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ def test_plugins_are_instances_classes_or_modules(tiny):
     assert recorder.hooks[-1] == "on_teardown"
     with pytest.raises(hooktrain.PluginError, match=facts("'yaml'", "@hookimpl")):
         tiny(yaml)
-    heard = []
+    seen = []
 
-    class Hears:
+    class Watches:
         @hookimpl
         def on_train_end(self):
-            heard.append(self)
+            seen.append(self)
 
-    tiny(Hears).run()
-    assert isinstance(heard[0], Hears)
+    tiny(Watches).run()
+    assert isinstance(seen[0], Watches)
     assert sys.modules["yaml"] is yaml
 
 
@@ -115,7 +115,7 @@ def test_objects_in_the_recipe_are_refused(tiny):
         tiny(optimizer={"lr": torch.ones(1)})
 
 
-# -------------------------------------------------------------------------------------------------------- parts in hand
+# -------------------------------------------------------------------------------------------------------- parts passed from Python
 
 
 def tiny_model() -> TinyModel:
@@ -144,7 +144,7 @@ def test_a_model_in_hand_is_trained_in_place_as_one_that_is_built(tiny):
     }
 
 
-def test_wrappers_have_what_is_in_hand(tiny):
+def test_wrappers_have_what_is_passed_from_python(tiny):
     seen = []
 
     class Wraps:
@@ -162,7 +162,7 @@ def test_wrappers_have_what_is_in_hand(tiny):
     assert torch.equal(model.embedding.weight, kept)
 
 
-def test_a_plugin_adopts_a_model_in_hand(tiny):
+def test_a_plugin_adopts_a_model_passed_from_python(tiny):
     class Adopts:
         @hookimpl
         def adopt_model(self, model, config):
@@ -192,7 +192,7 @@ def test_a_model_without_weights_is_refused(tiny):
 
 
 @pytest.mark.parametrize(
-    ("changes", "in_hand", "texts"),
+    ("changes", "objects", "texts"),
     [
         ({"model": {"name_or_path": "org/x"}}, {"model": "module"}, ["model.name_or_path: ", "TinyModel", "model="]),
         ({"model": "org/x"}, {"model": "module"}, ["model.name_or_path: ", "TinyModel", "model="]),
@@ -209,9 +209,9 @@ def test_a_model_without_weights_is_refused(tiny):
         ({}, {"tokenizer": 3}, ["tokenizer: ", "int"]),
     ],
 )
-def test_what_is_given_twice_or_is_something_else_is_refused(tiny, changes, in_hand, texts):
+def test_what_is_given_twice_or_is_something_else_is_refused(tiny, changes, objects, texts):
     stand_ins = {"module": tiny_model(), "instance": torch.optim.SGD(tiny_model().parameters(), lr=1.0)}
-    objects = {key: stand_ins.get(value, value) if isinstance(value, str) else value for key, value in in_hand.items()}
+    objects = {key: stand_ins.get(value, value) if isinstance(value, str) else value for key, value in objects.items()}
     with pytest.raises(RecipeError, match=facts(*texts)):
         tiny(trainer=objects, **changes)
 
@@ -246,7 +246,7 @@ def loss_of(model, batch, denominator):
     return LossSum(total, denominator)
 
 
-def test_any_module_trains_with_data_and_loss_in_hand(tiny, tiny_recipe, tmp_path):
+def test_any_module_trains_with_data_and_loss_passed_from_python(tiny, tiny_recipe, tmp_path):
     """No trainer type, no tokenizer, nothing of transformers: the same losses as from the parts by name."""
     from hooktrain.testing.tiny_plugin import _collate
 
@@ -348,11 +348,11 @@ def test_a_strategy_that_lets_go_says_how_to_go_on(tiny):
         trainer.evaluate()
 
 
-def test_weights_that_a_strategy_has_spread_are_refused(tiny):
-    model, spread = tiny_model(), {"dtype": "fp32", "device": "cpu", "data_parallel": "fsdp2"}
-    tiny(strategy=spread, trainer={"model": model}, model=None).run()
+def test_weights_that_a_strategy_has_sharded_are_refused(tiny):
+    model, sharded = tiny_model(), {"dtype": "fp32", "device": "cpu", "data_parallel": "fsdp2"}
+    tiny(strategy=sharded, trainer={"model": model}, model=None).run()
     with pytest.raises(ModelError, match=facts("model: ", "TinyModel", "rank", "trainer.save")):
-        tiny(strategy=spread, trainer={"model": model}, model=None).run()
+        tiny(strategy=sharded, trainer={"model": model}, model=None).run()
     with pytest.raises(ModelError, match=facts("model: ", "TinyModel", "rank", "trainer.save")):
         tiny(trainer={"model": model}, model=None).run()
 

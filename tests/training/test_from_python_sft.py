@@ -1,4 +1,4 @@
-"""Fine-tuning from Python with a model, a tokenizer and rows in hand: what is prepared, trained, saved and left."""
+"""Fine-tuning from Python with a model, a tokenizer and rows passed from Python: what is prepared, trained, saved and left."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def losses(trainer: Trainer) -> list[float]:
     return [line["loss"] for line in trainer.history]
 
 
-def run(recipe: dict, **in_hand) -> Trainer:
-    trainer = Trainer(recipe, **in_hand)
+def run(recipe: dict, **objects) -> Trainer:
+    trainer = Trainer(recipe, **objects)
     trainer.run()
     return trainer
 
 
 def test_the_command_line_and_python_give_the_same_losses_bit_by_bit(folder, recipe, tmp_path):
-    """By name and in hand: recipe file, mapping, rows, tokenizer and model, packed and with dropout."""
+    """By name and passed from Python: recipe file, mapping, rows, tokenizer and model, packed and with dropout."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     settings = {
@@ -75,12 +75,12 @@ def test_the_command_line_and_python_give_the_same_losses_bit_by_bit(folder, rec
 
     model = AutoModelForCausalLM.from_pretrained(folder, attention_dropout=0.25, dtype=torch.float32)
     by_name = {"sources": [str(rows)], **settings["data"]}
-    for given, in_hand in (
+    for given, objects in (
         ({**settings, "data": by_name}, {}),
         (settings, {"train_dataset": ROWS}),
         ({**settings, "model": None}, {"train_dataset": datasets.Dataset.from_list(ROWS), "model": model}),
     ):
-        trainer = run({key: value for key, value in given.items() if value is not None}, **in_hand)
+        trainer = run({key: value for key, value in given.items() if value is not None}, **objects)
         assert [(line["loss"], line["grad_norm"], line["lr"]) for line in trainer.history] == expected
 
 
@@ -261,9 +261,9 @@ def test_a_stream_is_gone_on_with(recipe, tmp_path):
     streamed = {**recipe, "train_iters": 9, "data": {"stream_buffer": 5}, "checkpoint": [{"type": "full"}]}
 
     def trainer(**more) -> Trainer:
-        in_hand = {"model": make_llama(tokenizer), "tokenizer": tokenizer, "train_dataset": lambda: iter(ROWS)}
+        objects = {"model": make_llama(tokenizer), "tokenizer": tokenizer, "train_dataset": lambda: iter(ROWS)}
         resumed = {"resume_from": more.pop("resume_from", None)}
-        return run({**streamed, **more}, **in_hand, **resumed)
+        return run({**streamed, **more}, **objects, **resumed)
 
     whole, first = trainer(), trainer(exit_iteration=4)
     second = trainer(resume_from=first.save(tmp_path / "saved", type="full"))
@@ -307,7 +307,7 @@ def test_what_is_wrong_with_a_row_is_said_as_for_files(recipe):
 
 
 def test_rows_in_hand_go_through_the_hooks_of_the_data(recipe):
-    """A plugin renders what is in hand as it does what comes from a file."""
+    """A plugin renders what is passed from Python as it does what comes from a file."""
 
     class Shouts:
         @hookimpl(wrapper=True)
@@ -325,7 +325,7 @@ def test_rows_in_hand_go_through_the_hooks_of_the_data(recipe):
 # ------------------------------------------------------------------------------------------------- adapters, checkpoints
 
 
-def test_an_adapter_is_put_on_a_model_in_hand(recipe, tmp_path):
+def test_an_adapter_is_put_on_a_model_passed_from_python(recipe, tmp_path):
     tokenizer = make_tokenizer()
     model = make_llama(tokenizer)
     before = {name: value.clone() for name, value in model.state_dict().items()}

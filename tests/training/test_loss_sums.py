@@ -43,7 +43,7 @@ def test_means_are_over_tokens(run_tiny: Any, split: tuple[int, int]) -> None:
     assert line["eval/held_out/accuracy"] == pytest.approx(float(found))
 
 
-def test_each_line_begins_anew_and_events_hear_the_sums(run_tiny: Any) -> None:
+def test_each_line_begins_anew_and_events_get_the_sums(run_tiny: Any) -> None:
     class Looks:
         def __init__(self) -> None:
             self.even: list[float] = []

@@ -19,6 +19,7 @@ from hooktrain import (
     NonFiniteError,
     OptimizerStep,
     StepOutput,
+    failure_of,
     field,
     hookimpl,
 )
@@ -508,7 +509,7 @@ def test_a_hook_that_raises_is_named_and_everything_is_torn_down(run_tiny, hook)
         pytest.raises(ValueError) as caught,
     ):
         run_tiny(first, TeardownFails(), bad, last)
-    assert re.search(facts("'Bad'", hook, "step ", "rank 0"), caught.value.hooktrain_where)
+    assert re.search(facts("'Bad'", hook, "step ", "rank 0"), failure_of(caught.value).where)
     assert first.seen == last.seen == [caught.value, "torn down"]
 
 
@@ -599,7 +600,7 @@ def test_own_counts(run_tiny):
 
 
 @pytest.mark.parametrize("clipping", [0.0, 1.0])
-def test_nothing_waits_for_the_device_between_two_log_lines(run_tiny, clipping):
+def test_no_device_sync_between_two_log_lines(run_tiny, clipping):
     """A tensor on the device ``meta`` has no value, so whoever asks for one fails: the first to ask is the log."""
 
     class Counts:
