@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hooktrain.testing.fork_server import Job, run_jobs
+from hooktrain.testing.jobs import Job, run_jobs
 
 CALLS = ("fsync", "replace")
 """Functions of ``os`` that make files last."""

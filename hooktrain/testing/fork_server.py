@@ -2,21 +2,19 @@
 
 Importing torch and transformers takes longer than most runs of a test. Inside ``forked_starts()`` every
 ``subprocess.Popen`` of this interpreter (``python -m hooktrain``, ``python -c``, a script) is a fork of a server that
-has imported them and has run nothing. To the one who starts it, it is the process that ``Popen`` makes otherwise: a
-child of the caller with its own process id, exit status, signals, process group, environment, working directory and
-open files. Such a process may start others in the same way.
+has imported them and has run nothing. The caller sees no difference: the process is its child, with its own process id,
+exit status, signals, process group, environment, working directory and open files. It may start others in the same way.
 
-What cannot be had that way is started as usual: another interpreter, its options other than ``-u``, other ``PYTHON*``
-variables, a path with copies of what the server has imported. Tests of the start itself (imports, warnings while
-importing) use ``real_starts()``.
+A fork cannot replace every start. Another interpreter, its options other than ``-u``, other ``PYTHON*`` variables and
+a path with copies of what the server has imported are started as usual. Tests of the start itself (imports, warnings
+while importing) use ``real_starts()``.
 
-Linux only, as an orphan is adopted by the nearest *subreaper* there (``man 2 PR_SET_CHILD_SUBREAPER``). On other
-systems ``forked_starts()`` changes nothing.
+Linux with Python 3.11 or later only, as an orphan is adopted by the nearest *subreaper* there
+(``man 2 PR_SET_CHILD_SUBREAPER``). Elsewhere ``forked_starts()`` changes nothing.
 """
 
 from __future__ import annotations
 
-import array
 import atexit
 import builtins
 import contextlib
@@ -28,49 +26,48 @@ import importlib.machinery
 import importlib.util
 import os
 import pickle
-import runpy
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
-import time
 import traceback
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from hooktrain import compat
 from hooktrain.errors import HooktrainError
 
-__all__ = ["Done", "Job", "forked_starts", "real_starts", "run_jobs"]
+__all__ = ["forked_starts", "real_starts"]
 
 IMPORT_VARIABLES = (
     *("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "HF_HOME", "HF_HUB_OFFLINE", "MKL_NUM_THREADS", "OMP_NUM_THREADS"),
     *("TRANSFORMERS_OFFLINE", "TRITON_INTERPRET"),
 )
-"""Variables that libraries read while they are imported: there is one server for each set of their values."""
+"""Variables that libraries read while they are imported: each set of their values has a server of its own."""
 START_VARIABLES = ("PYTHON", "LD_", "MALLOC_", "GLIBC_")
-"""Beginnings of the names of variables that are read before Python runs: other values need a real start."""
+"""Prefixes of variables that are read before Python runs: other values need a real start."""
 FORKED_PACKAGES = ("benchmarks", "hooktrain", "pytest", "torch")
-"""Whose modules ``python -m`` is forked for; the imports of the server are of no use to others, such as pip."""
+"""Packages whose modules ``python -m`` is forked for; others, such as pip, have no use for the server's imports."""
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 _FIRST_FREE = 600
 """Received files are moved to numbers from here, while their own numbers are made free."""
 
 
 class _Request(NamedTuple):
-    """What a server needs to know of a process that it forks.
+    """A process that a server is to fork.
 
     Attributes:
         words: the command line without the interpreter.
         env: all its variables.
         folder: its working directory.
-        files: the numbers that the received files get, in their order.
+        files: the file descriptors that the received files get, in their order.
         session: whether it leads a session of its own.
         group: the process group that it joins; 0 is one of its own.
-        umask: -1 is the server's.
+        umask: its file mode mask; -1 is the server's.
         may_fork: whether processes that it starts are forked as well.
     """
 
@@ -84,20 +81,37 @@ class _Request(NamedTuple):
     may_fork: bool
 
 
-# -------------------------------------------------------------------------------------------------- to start a process
+# -------------------------------------------------------------------------------------------------- starting a process
 
-_real_fork_exec: Callable[..., int] | None = getattr(subprocess, "_fork_exec", None)  # Python 3.11 and later
-_local = threading.local()
-_asking = threading.Lock()
+
+class _Thread(threading.local):
+    """What one thread has changed: real starts, or the modules that it needs forked."""
+
+    real = False
+    preload: frozenset[str] | None = None
+
+    @contextlib.contextmanager
+    def changed(self, real: bool, preload: frozenset[str] | None = None) -> Iterator[None]:
+        before, (self.real, self.preload) = (self.real, self.preload), (real, preload)
+        try:
+            yield
+        finally:
+            self.real, self.preload = before
+
+
+_thread = _Thread()
+_adopting = threading.Lock()
+_preloads: list[frozenset[str]] = []
+"""The modules of each ``forked_starts()`` that is open, the outer one's included."""
 
 
 class _Server:
-    """A server, as seen from the process that asks it.
+    """Client of a server.
 
     Args:
         connection: to the server.
         preload: the modules that it has imported.
-        variables: of those that matter at a start, the ones that it was started with.
+        variables: those of ``IMPORT_VARIABLES`` and ``START_VARIABLES`` that it was started with.
     """
 
     def __init__(self, connection: socket.socket, preload: frozenset[str], variables: Mapping[str, str]) -> None:
@@ -111,46 +125,41 @@ class _Server:
 
 
 _servers: dict[tuple[int, frozenset[tuple[str, str]]], list[_Server]] = {}
-"""By the process that asks and the variables that matter at a start."""
+"""Servers by the process that started them and by their variables."""
 _inherited: list[_Server] = []
-"""In a forked process, the one that forks for it."""
+"""In a forked process, the server that forks for it."""
 
 
 @contextlib.contextmanager
 def forked_starts(preload: Sequence[str] = ()) -> Iterator[None]:
-    """Within it, Python processes of this interpreter are forked from a server.
+    """Fork Python processes of this interpreter from a server.
 
     Args:
         preload: modules that the server imports, besides those of ``forked_starts()`` around it; a server that has
             imported more of them is taken as well.
     """
-    if _real_fork_exec is None or sys.platform != "linux":
+    if compat.fork_exec is None or sys.platform != "linux":
         yield
         return
-    before = getattr(subprocess, "_fork_exec")  # noqa: B009 - not in typeshed
-    wanted = frozenset(preload).union(getattr(before, "preload", ()))
-
-    def fork_exec(*arguments: Any) -> int:
-        found = None if getattr(_local, "real", False) else _forked(getattr(_local, "preload", wanted), *arguments)
-        return before(*arguments) if found is None else found
-
-    setattr(fork_exec, "preload", wanted)  # noqa: B010
-    setattr(subprocess, "_fork_exec", fork_exec)  # noqa: B010
+    _preloads.append(frozenset(preload).union(*_preloads[-1:]))
     try:
-        yield
+        with compat.replaced_fork_exec(_fork_exec):
+            yield
     finally:
-        setattr(subprocess, "_fork_exec", before)  # noqa: B010
+        _preloads.pop()
 
 
-@contextlib.contextmanager
-def real_starts() -> Iterator[None]:
-    """Within it, this thread starts processes as usual: for tests of what a new process imports, prints or costs."""
-    before = getattr(_local, "real", False)
-    _local.real = True
-    try:
-        yield
-    finally:
-        _local.real = before
+def real_starts() -> contextlib.AbstractContextManager[None]:
+    """Start this thread's processes as usual: for tests of what a new process imports, prints or costs."""
+    return _thread.changed(real=True)
+
+
+def _fork_exec(*arguments: Any) -> int:
+    """Start a process: a fork where that is possible, else as usual."""
+    wanted = _preloads[-1] if _thread.preload is None else _thread.preload
+    pid = None if _thread.real else _forked(wanted, *arguments)
+    assert compat.fork_exec is not None
+    return compat.fork_exec(*arguments) if pid is None else pid
 
 
 def _forked(
@@ -163,7 +172,7 @@ def _forked(
     env: Sequence[bytes] | None,
     *rest: Any,
 ) -> int | None:
-    """The process id of a fork that serves the arguments of ``_fork_exec``; None where it has to be a real start."""
+    """Fork a process for the arguments of ``subprocess._fork_exec``; returns None where it has to be a real start."""
     stdin, _, _, stdout, _, stderr, _, error_pipe, _, session, group, gid, gids, uid, umask, preexec, _ = rest
     words = [os.fsdecode(word) for word in args]
     folder = os.path.abspath(os.fsdecode(cwd)) if cwd is not None else os.getcwd()
@@ -178,7 +187,8 @@ def _forked(
         or any(value is not None for value in (gid, gids, uid, preexec))
     ):
         return None
-    imported = {"hooktrain", *_plugin_packages(), *(name.partition(".")[0] for name in preload)}
+    plugins = (name for name in list(sys.modules) if name.startswith("hooktrain_") and "." not in name)
+    imported = {"hooktrain", *plugins, *(name.partition(".")[0] for name in preload)}
     if _has_copies(imported, [folder, *variables.get("PYTHONPATH", "").split(os.pathsep)]):
         return None
     server = _server(preload, variables)
@@ -209,7 +219,7 @@ def _is_forked_for(words: Sequence[str]) -> bool:
 
 
 def _has_copies(packages: Collection[str], folders: Sequence[str]) -> bool:
-    """Whether a path holds other copies of packages than those that this process imports."""
+    """Whether a folder of a path holds another copy of a package than this process imports."""
     for folder in filter(None, folders):
         for name in packages:
             found = os.path.join(folder, name, "__init__.py")
@@ -219,49 +229,35 @@ def _has_copies(packages: Collection[str], folders: Sequence[str]) -> bool:
 
 
 def _origin(package: str) -> str | None:
-    """The file that this process has imported a package from, or would; None without one."""
-    own = sys.modules.get(package)
-    if own is not None:
-        return own.__file__
+    """Return the file that this process imports a package from; None without one."""
+    if package in sys.modules:
+        return sys.modules[package].__file__
     spec = importlib.util.find_spec(package)
     return spec.origin if spec else None
 
 
-def _plugin_packages() -> list[str]:
-    return [name for name in list(sys.modules) if name.startswith("hooktrain_") and "." not in name]
-
-
 def _server(preload: frozenset[str], variables: Mapping[str, str]) -> _Server | None:
-    """A server whose start had the same variables; None where one cannot be started."""
-    wanted = _of_the_start(variables)
+    """Return a server that was started with the same variables; None where none can be."""
+    wanted = _start_variables(variables)
     if _inherited:
         return _inherited[0] if _inherited[0].variables == wanted else None
-    if _read_before_python(wanted) != _read_before_python(os.environ):
+    if _interpreter_variables(wanted) != _interpreter_variables(os.environ):
         return None
     started = _servers.setdefault((os.getpid(), frozenset(wanted.items())), [])
     for server in started:
         if server.preload >= preload:
             return server
-    with _forked_from_any() if started else real_starts():  # a fork of a server has less to import
+    with _thread.changed(real=not started, preload=frozenset()):  # a fork of a server has less to import
         started.append(_start_server(preload, wanted))
     return started[-1]
 
 
-@contextlib.contextmanager
-def _forked_from_any() -> Iterator[None]:
-    _local.preload = frozenset()
-    try:
-        yield
-    finally:
-        del _local.preload
-
-
-def _of_the_start(variables: Mapping[str, str]) -> dict[str, str]:
+def _start_variables(variables: Mapping[str, str]) -> dict[str, str]:
     read = {name: variables[name] for name in IMPORT_VARIABLES if name in variables}
-    return read | _read_before_python(variables)
+    return read | _interpreter_variables(variables)
 
 
-def _read_before_python(variables: Mapping[str, str]) -> dict[str, str]:
+def _interpreter_variables(variables: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in variables.items()
@@ -287,7 +283,7 @@ def _start_server(preload: frozenset[str], variables: Mapping[str, str]) -> _Ser
         )
     if not ours.recv(1):
         raise HooktrainError(
-            f"hooktrain.testing: a process that was to import {', '.join(sorted(preload))} has ended with status"
+            f"hooktrain.testing: the server that was to import {', '.join(sorted(preload))} has ended with status"
             f" {process.wait()}; its standard error has the cause. Install what is missing, such as hooktrain-hf and"
             " hooktrain-sft for recipe='chat'."
         )
@@ -302,12 +298,12 @@ def _start_server(preload: frozenset[str], variables: Mapping[str, str]) -> _Ser
 
 @contextlib.contextmanager
 def _adopting_orphans() -> Iterator[None]:
-    """Become the parent of a process whose own parent, a fork of the server, ends within it.
+    """Adopt the process whose parent, a fork of the server, ends inside this context.
 
     Other orphans, such as ranks whose launcher was killed, are left to the system, which reaps them.
     """
     prctl = ctypes.CDLL(None, use_errno=True).prctl
-    with _asking:
+    with _adopting:
         prctl(_SUBREAPER, 1, 0, 0, 0)
         try:
             yield
@@ -320,32 +316,26 @@ def _adopting_orphans() -> Iterator[None]:
 
 def _send(connection: socket.socket, request: object, files: Sequence[int]) -> None:
     text = pickle.dumps(request)
-    connection.sendmsg(
-        [struct.pack("<Q", len(text))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))]
-    )
+    socket.send_fds(connection, [struct.pack("<Q", len(text))], files)
     connection.sendall(text)
 
 
 def _receive(connection: socket.socket) -> tuple[Any, list[int]]:
-    """A request and its files.
+    """Receive a request and its files.
 
     Raises:
-        EOFError: when nobody asks any more.
+        EOFError: when the other end is closed.
     """
     size, files, _, _ = socket.recv_fds(connection, 8, 200)
     if not size:
         raise EOFError
-    size += _receive_exactly(connection, 8 - len(size)) if len(size) < 8 else b""
     return pickle.loads(_receive_exactly(connection, struct.unpack("<Q", size)[0])), files
 
 
 def _receive_exactly(connection: socket.socket, count: int) -> bytes:
-    found = b""
-    while len(found) < count:
-        piece = connection.recv(count - len(found))
-        if not piece:
-            raise EOFError
-        found += piece
+    found = connection.recv(count, socket.MSG_WAITALL)
+    if len(found) < count:
+        raise EOFError
     return found
 
 
@@ -353,20 +343,20 @@ def _receive_exactly(connection: socket.socket, count: int) -> bytes:
 
 
 def _serve(connection: int, preload: Sequence[str], base: Sequence[str]) -> None:
-    """Import modules, and fork for each request until nobody asks any more.
+    """Import modules, then fork for each request until the connection is closed.
 
     Args:
-        connection: the file of a socket.
+        connection: the file descriptor of a socket.
         preload: names of modules.
         base: ``sys.path`` of a new process, without its folder and PYTHONPATH.
     """
     for module in preload:
         importlib.import_module(module)
     sys.path[:] = base
-    os.setpgid(0, 0)  # Ctrl-C of a terminal is for those who use it
-    asked = socket.socket(fileno=connection)
-    asked.sendall(b"\0")
-    _fork_for(asked)
+    os.setpgid(0, 0)  # so that Ctrl-C in a terminal does not reach the server
+    requests = socket.socket(fileno=connection)
+    requests.sendall(b"\0")
+    _fork_for(requests)
 
 
 def _fork_for(connection: socket.socket) -> None:
@@ -376,36 +366,36 @@ def _fork_for(connection: socket.socket) -> None:
         try:
             request, files = _receive(connection)
         except (EOFError, OSError):
-            os._exit(0)
+            compat.exit_now(0)
         connection.sendall(_fork_orphan(request, files).to_bytes(8, "little"))
         for file in files:
             os.close(file)
 
 
 def _fork_orphan(request: _Request, files: Sequence[int]) -> int:
-    """Fork a process whose parent ends at once, so that the one who asks adopts it; returns its process id."""
-    told, tell = os.pipe()
-    waiting, adopted = os.pipe()
-    between = os.fork()
-    if not between:
+    """Fork a process whose parent ends at once, so that the caller adopts it; returns its process id."""
+    read_pid, write_pid = os.pipe()
+    blocked, release = os.pipe()
+    parent = os.fork()
+    if not parent:
         pid = os.fork()
         if pid:
-            os.write(tell, pid.to_bytes(8, "little"))
-            os._exit(0)
-        os.close(adopted)
-        os.read(waiting, 1)  # until the parent has ended
+            os.write(write_pid, pid.to_bytes(8, "little"))
+            compat.exit_now(0)
+        os.close(release)
+        os.read(blocked, 1)  # until the parent has ended
         _become(request, files)
-    os.close(tell)
-    os.waitpid(between, 0)
-    os.close(adopted)
-    pid = int.from_bytes(os.read(told, 8), "little")
-    os.close(told)
-    os.close(waiting)
+    os.close(write_pid)
+    os.waitpid(parent, 0)
+    os.close(release)
+    pid = int.from_bytes(os.read(read_pid, 8), "little")
+    os.close(read_pid)
+    os.close(blocked)
     return pid
 
 
 def _become(request: _Request, files: Sequence[int]) -> NoReturn:
-    """Be the process that a request asks for."""
+    """Turn this fork into the process of a request."""
     status = 1
     try:
         _take_files(files, request.files)
@@ -418,18 +408,18 @@ def _become(request: _Request, files: Sequence[int]) -> NoReturn:
             os.umask(request.umask)
         os.chdir(request.folder)
         if request.may_fork:
-            _bring_a_server()
+            _fork_own_server()
         os.environ.clear()
         os.environ.update(request.env)
         status = _run_main(request.words)
     except BaseException:
         traceback.print_exc()
     finally:
-        os._exit(status)
+        compat.exit_now(status)
 
 
 def _take_files(files: Sequence[int], numbers: Sequence[int]) -> None:
-    """Give received files their numbers, and close all others."""
+    """Give the received files their descriptors, and close all others."""
     import fcntl  # which only Unix has
 
     moved = [fcntl.fcntl(file, fcntl.F_DUPFD, _FIRST_FREE) for file in files]
@@ -439,41 +429,41 @@ def _take_files(files: Sequence[int], numbers: Sequence[int]) -> None:
         os.close(file)
 
 
-def _bring_a_server() -> None:
+def _fork_own_server() -> None:
     """Fork a server for this process, which has run nothing so far."""
+    import fcntl
+
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if not pid:
         ours.close()
-        nothing = os.open(os.devnull, os.O_RDWR)
+        null = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
-            os.dup2(nothing, number)
+            os.dup2(null, number)
         _fork_for(theirs)
     theirs.close()
-    import fcntl
-
     number = fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)  # low numbers are the program's
     ours.close()
     ours = socket.socket(fileno=number)
-    _inherited[:] = [_Server(ours, frozenset(), _of_the_start(os.environ))]
-    _for_good.enter_context(forked_starts())
-    _at_the_end.extend([ours.close, lambda: os.waitpid(pid, 0)])
+    _inherited[:] = [_Server(ours, frozenset(), _start_variables(os.environ))]
+    _process.enter_context(forked_starts())
+    _at_exit.extend([ours.close, lambda: os.waitpid(pid, 0)])
 
 
-_for_good = contextlib.ExitStack()  # never left
-_at_the_end: list[Callable[[], object]] = []
+_process = contextlib.ExitStack()  # for as long as the process lives
+_at_exit: list[Callable[[], object]] = []
 
 
 def _run_main(words: Sequence[str]) -> int:
     """Run a command line of Python as the interpreter does; returns the exit status."""
     unbuffered = words[0] == "-u"  # as torchrun starts ranks
     words = words[1:] if unbuffered else words
-    _as_at_the_start(words, unbuffered)
+    _initialise(words, unbuffered)
     status = 0
     try:
         if words[0] == "-m":
             sys.argv[:] = words[1:]
-            runpy._run_module_as_main(words[1])  # type: ignore[attr-defined]
+            compat.run_module_as_main(words[1])
         else:
             main = sys.modules["__main__"]
             if words[0] == "-c":
@@ -485,19 +475,19 @@ def _run_main(words: Sequence[str]) -> int:
                 main.__loader__ = importlib.machinery.SourceFileLoader("__main__", words[0])
                 code = compile(Path(words[0]).read_bytes(), words[0], "exec")
             exec(code, main.__dict__)
-    except SystemExit as asked:
-        status = _exit_status(asked.code)
+    except SystemExit as end:
+        status = _exit_status(end.code)
     except BaseException as problem:
         status = 1
-        problem.__traceback__ = _of_the_program(problem.__traceback__)
+        problem.__traceback__ = _without_server(problem.__traceback__)
         sys.excepthook(type(problem), problem, problem.__traceback__)
         if isinstance(problem, KeyboardInterrupt):
             status = -signal.SIGINT
     return _end(status)
 
 
-def _as_at_the_start(words: Sequence[str], unbuffered: bool) -> None:
-    """What the interpreter sets before it runs a program."""
+def _initialise(words: Sequence[str], unbuffered: bool) -> None:
+    """Set what the interpreter sets before it runs a program."""
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     first = {"-m": os.getcwd(), "-c": ""}.get(words[0], os.path.dirname(os.path.abspath(words[0])))
     sys.path[:] = [first, *(os.path.abspath(each) for each in path if each), *sys.path]
@@ -521,139 +511,26 @@ def _exit_status(code: object) -> int:
     return 1
 
 
-def _of_the_program(trace: types.TracebackType | None) -> types.TracebackType | None:
-    """The traceback without the frames of this module."""
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+def _without_server(trace: types.TracebackType | None) -> types.TracebackType | None:
+    """Remove the server's own frames from a traceback."""
+    while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, compat.__file__):
         trace = trace.tb_next
     return trace
 
 
 def _end(status: int) -> int:
-    """What the interpreter does at its end: wait for threads, call what is registered, write out."""
+    """Do what the interpreter does at its end: wait for threads, call exit functions, flush the output."""
     try:
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
+        compat.run_exit_functions()
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
     except BrokenPipeError:
         status = status or 120
-    for last in _at_the_end:
+    for function in _at_exit:
         with contextlib.suppress(OSError):
-            last()
+            function()
     if status < 0:
         signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     return status
-
-
-# ------------------------------------------------------------------------------------------------ to run a function
-
-
-class Job(NamedTuple):
-    """A function to run in a process of its own.
-
-    Attributes:
-        function: ``module:name`` of a function that takes ``arguments`` and returns what pickle can carry.
-        arguments: its keyword arguments.
-        folder: the working directory, where the output and the result are kept.
-        env: variables besides those of the process that asks.
-    """
-
-    function: str
-    arguments: Mapping[str, Any]
-    folder: Path
-    env: Mapping[str, str] = {}
-
-
-class Done(NamedTuple):
-    """The outcome of a job.
-
-    Attributes:
-        status: the exit status; negative where a signal ended it, None where it took too long.
-        result: what the function returned.
-        output: what it printed, a traceback included.
-    """
-
-    status: int | None
-    result: Any
-    output: str
-
-
-def run_jobs(*jobs: Job, preload: Sequence[str] = (), timeout: float = 120.0) -> list[Done]:
-    """Run jobs at the same time, each in a process of its own, and wait for all of them.
-
-    When one fails, the others have ten more seconds: ranks wait for each other.
-
-    Args:
-        jobs: what to run.
-        preload: modules that take seconds to import, for the server that is forked.
-        timeout: seconds after which the jobs are killed.
-
-    Raises:
-        HooktrainError: when the modules cannot be imported.
-    """
-    processes = []
-    for job in jobs:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / "job.pickle").write_bytes(pickle.dumps((job.function, dict(job.arguments), list(sys.path))))
-        with (job.folder / "output.txt").open("wb") as output, forked_starts(preload):
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", f"from {__name__} import _run_job; _run_job()"],
-                    cwd=job.folder,
-                    env={**os.environ, "OMP_NUM_THREADS": "1", **job.env},
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                )
-            )
-    statuses = _wait(processes, timeout)
-    return [_done(job.folder, status) for job, status in zip(jobs, statuses, strict=True)]
-
-
-def _run_job() -> None:
-    """Run the job of this folder."""
-    name, arguments, path = pickle.loads(Path("job.pickle").read_bytes())
-    sys.path[:] = path
-    module, _, attribute = name.partition(":")
-    try:
-        result = getattr(importlib.import_module(module), attribute)(**arguments)
-        Path("result.pickle").write_bytes(pickle.dumps(result))
-    except BaseException as problem:
-        traceback.print_exc()
-        where = getattr(problem, "hooktrain_where", "")  # the engine's own note on what failed
-        print(f"{where}: {type(problem).__name__}: {problem}" if where else "", file=sys.stderr)
-        status = 1
-    else:
-        status = 0
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # whatever threads a plugin has left
-
-
-def _wait(processes: Sequence[subprocess.Popen[bytes]], timeout: float) -> list[int | None]:
-    """The exit status of each; what takes too long is killed."""
-    until = time.monotonic() + timeout
-    found: dict[int, int | None] = {}
-    while len(found) < len(processes):
-        for number, process in enumerate(processes):
-            if number not in found and process.poll() is not None:
-                found[number] = process.returncode
-                if process.returncode != 0:
-                    until = min(until, time.monotonic() + 10)
-        if time.monotonic() > until:
-            for number, process in enumerate(processes):
-                if number not in found:
-                    process.kill()
-                    process.wait()
-                    found[number] = None
-        time.sleep(0.005)
-    return [found[number] for number in range(len(processes))]
-
-
-def _done(folder: Path, status: int | None) -> Done:
-    result, path = None, folder / "result.pickle"
-    if status == 0 and path.exists():
-        result = pickle.loads(path.read_bytes())
-    return Done(status, result, (folder / "output.txt").read_text(encoding="utf-8", errors="replace"))

@@ -14,7 +14,7 @@ import pytest
 
 from hooktrain import HooktrainError
 from hooktrain.testing import conformance
-from hooktrain.testing.fork_server import Job, run_jobs
+from hooktrain.testing.jobs import Job, run_jobs
 from hooktrain.testing.plugin_checks import CHECKS
 from hooktrain.testing.plugin_checks.check_observes import check_observes
 from hooktrain.testing.plugin_checks.kit import LIGHT, Broken, Kit, Options, Unjudged

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import attrs
 
-from hooktrain.testing.fork_server import Done, Job, run_jobs
+from hooktrain.testing.jobs import Done, Job, run_jobs
 from hooktrain.testing.plugin_checks.plugin_reference import Reference, Spec
 from hooktrain.testing.plugin_checks.strategies import STRATEGIES
 from hooktrain.testing.tiny_llama import PRELOAD
