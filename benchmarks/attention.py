@@ -1,12 +1,12 @@
-"""What attention document by document saves, beside transformers' sdpa with its mask of tokens by tokens.
+"""Speed of attention document by document, compared with transformers' sdpa with a mask of tokens by tokens.
 
     python -m benchmarks.attention [--cases pack-512,flat-4096] [--rounds 5] [--model FOLDER] [--json FILE]
 
 Forward and backward of one micro-batch through the decoder; the LM head, which is the same for both, is left out. The
-model has the shape of SmolLM2-135M and random weights, unless a folder or a GGUF file is given. Sides share it, take
-turns, forth and back, in one process, and must give the same hidden states. The figure is the ratio of the medians of
-seconds, with the interval that holds 95% of bootstrap samples; the one of processor seconds stands beside it, which
-other programs disturb less.
+model has the shape of SmolLM2-135M and random weights, unless a folder or a GGUF file is given. Variants share it,
+are run in the order A B B A in one process, and must give the same hidden states. The figure is the ratio of the
+medians of seconds, with the interval that holds 95% of bootstrap samples, and that of processor seconds, which other
+programs disturb less.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIDES = ("documents", "sdpa")
 
 
 class Case(NamedTuple):
-    """A micro-batch of one row."""
+    """A micro-batch of one packed sequence."""
 
     tokens: int
     documents: int
@@ -51,7 +51,7 @@ CASES = {
 
 
 def make_model(given: Path | None) -> Any:
-    """SmolLM2-135M, or its shape."""
+    """Return the given model, or one of the shape of SmolLM2-135M with random weights."""
     if given is not None:
         return build_model(HFModelConfig(name_or_path=str(given), attn_implementation="documents"), None, World())
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -73,7 +73,7 @@ def make_model(given: Path | None) -> Any:
 
 
 def make_batch(case: Case) -> dict[str, Any]:
-    """Documents of random lengths, each of at least one token, that fill the row."""
+    """Return documents of random lengths, each of at least one token, that fill the sequence."""
     draw = random.Random(0)
     cuts = [0, *sorted(draw.sample(range(1, case.tokens), case.documents - 1)), case.tokens]
     lengths = [end - begin for begin, end in itertools.pairwise(cuts)]
@@ -82,9 +82,9 @@ def make_batch(case: Case) -> dict[str, Any]:
     return {"input_ids": ids, "position_ids": positions, **document_keys(lengths)}
 
 
-def step(model: Any, batch: dict[str, Any], side: str, dtype: torch.dtype) -> tuple[float, float, torch.Tensor]:
-    """Seconds, processor seconds and the hidden states of a forward and a backward pass."""
-    model.config._attn_implementation = side
+def step(model: Any, batch: dict[str, Any], variant: str, dtype: torch.dtype) -> tuple[float, float, torch.Tensor]:
+    """Return the seconds, processor seconds and hidden states of a forward and a backward pass."""
+    model.config._attn_implementation = variant
     wall, processor = time.perf_counter(), time.process_time()
     with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
         hidden = model.get_decoder()(**batch, use_cache=False).last_hidden_state
@@ -95,30 +95,30 @@ def step(model: Any, batch: dict[str, Any], side: str, dtype: torch.dtype) -> tu
 
 
 def measure(model: Any, case: Case, rounds: int) -> dict[str, Any]:
-    """Both sides of a case, and their ratios."""
+    """Measure both variants of a case, and return their ratios."""
     batch = make_batch(case)
     if case.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     else:
         model.gradient_checkpointing_disable()
-    took: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
-    hidden = {side: step(model, batch, side, case.dtype)[2] for side in SIDES}  # warms up
+    took: dict[str, list[tuple[float, float]]] = {variant: [] for variant in SIDES}
+    hidden = {variant: step(model, batch, variant, case.dtype)[2] for variant in SIDES}  # warms up
     difference = float((hidden["documents"] - hidden["sdpa"]).norm() / hidden["sdpa"].norm())
     if difference > (1e-4 if case.dtype is torch.float32 else 3e-2):
-        raise SystemExit(f"the sides differ by {difference:.2g}, expected the same hidden states")
+        raise SystemExit(f"the variants differ by {difference:.2g}, expected the same hidden states")
     before, began = machine.busy_seconds(), time.process_time()
     for _ in range(rounds):
-        for side in (*SIDES, *reversed(SIDES)):
-            took[side].append(step(model, batch, side, case.dtype)[:2])
+        for variant in (*SIDES, *reversed(SIDES)):
+            took[variant].append(step(model, batch, variant, case.dtype)[:2])
     own, after = time.process_time() - began, machine.busy_seconds()
-    wall, processor = ({side: [pair[at] for pair in took[side]] for side in SIDES} for at in (0, 1))
+    wall, processor = ({variant: [pair[at] for pair in took[variant]] for variant in SIDES} for at in (0, 1))
     return {
         "documents": case.documents,
         "tokens": case.tokens,
         "activation_checkpointing": case.checkpointing,
         "dtype": str(case.dtype).removeprefix("torch."),
         "difference": difference,
-        "seconds": {side: statistics.median(wall[side]) for side in SIDES},
+        "seconds": {variant: statistics.median(wall[variant]) for variant in SIDES},
         "speedup": ratio_of_medians(wall["sdpa"], wall["documents"]),
         "speedup_by_processor_time": ratio_of_medians(processor["sdpa"], processor["documents"]),
         "others": None if before is None or after is None else max(0.0, (after - before - own) / own),

@@ -1,10 +1,10 @@
-"""Whether every strategy trains as forty plain lines of PyTorch do.
+"""Parity of every strategy with a training loop of forty plain lines of PyTorch.
 
     python -m benchmarks.parity [--ranks 1,2] [--epochs 4] [--json FILE]
 
-All train the same little model on the same rows with the same global batch: 13 rows of random lengths with parts
-masked, eight rows to a step and five to the last of an epoch, gradients accumulated over micro-batches of two rows and
-clipped, AdamW. Each strategy runs through the command line in processes of its own. The figures are the largest
+All train the same small model on the same sequences with the same global batch: 13 sequences of random lengths, partly
+masked, eight per step and five in the last of an epoch, gradients accumulated over micro-batches of two and clipped,
+AdamW. Each strategy runs through the command line in processes of its own. The figures are the largest
 absolute differences, over all steps, from the losses of the reference loop in ``tests/reference_loop.py``, and, over
 all weights, from where it ends.
 """
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import yaml
-from hooktrain_torch.stored import FromFiles
+from hooktrain_torch import CheckpointTensors
 from rich.console import Console
 from rich.table import Table
 
@@ -39,7 +39,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 
 def run(strategy: dict[str, Any], ranks: int, epochs: int, folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The losses of each step, and the weights at the end."""
+    """Return the losses of each step, and the weights at the end."""
     recipe = {
         "type": "tiny",
         "run_dir": str(folder / "run"),
@@ -58,14 +58,14 @@ def run(strategy: dict[str, Any], ranks: int, epochs: int, folder: Path) -> tupl
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     (checkpoint,) = (folder / "run" / "checkpoints").iterdir()
-    tensors = FromFiles(checkpoint, "model", json.loads((checkpoint / "tensors.json").read_text())["model"])
+    tensors = CheckpointTensors(checkpoint, "model", json.loads((checkpoint / "tensors.json").read_text())["model"])
     return [line["loss"] for line in lines], {
         n: tensors.read(n).view(tensors.shape(n)).clone() for n in tensors.names()
     }
 
 
 def compare(ranks: list[int], epochs: int) -> Iterator[dict[str, Any]]:
-    """One line for each strategy and number of ranks."""
+    """Yield a line for each strategy and number of ranks."""
     losses, model = reference({}, {}, micro=MICRO, accumulation=GLOBAL_BATCH // MICRO, epochs=epochs, lr=LR, clip=1.0)
     for name, strategy in STRATEGIES.items():
         for count in ranks:

@@ -1,4 +1,4 @@
-"""The project's suites run, and hooktrain trains a tiny model as the hand-written loop does."""
+"""The project's suites, and training of a tiny model compared with the hand-written loop."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from benchmarks import parity
 from benchmarks.dispatch import bare
 from benchmarks.dispatch import ours as one_layer
 from benchmarks.dispatch.common import CHUNK, Chunks
-from benchmarks.dispatch.judges import STEP, Added, same_training, with_own_plugins
+from benchmarks.dispatch.targets import STEP, Added, same_training, with_own_plugins
 from benchmarks.gpu.inputs import ONE_BILLION, flops_per_token, peak_flops
-from benchmarks.gpu.ours import DeviceSyncs
+from benchmarks.gpu.ours import SyncCounter
 from benchmarks.peers import PEERS, hand_written, tokenizing
 from benchmarks.sft import ours
 from benchmarks.sft.catalogue import METRICS, TARGETS
@@ -27,7 +27,7 @@ from benchmarks.sft.growth import Growth
 from benchmarks.sft.inputs import for_transformers_4
 from benchmarks.sft.metrics import PEAK, TOKENS_PER_SECOND, falling_losses, same_losses
 from benchmarks.sft.rows import write_long, write_many
-from benchmarks.sft.sides import Plan, Training
+from benchmarks.sft.variants import Plan, Training
 from benchmarks.suites import register_benchmarks
 from hooktrain.bench import Case, Comparison, Settings, Target, Variant, run_suites
 from hooktrain.testing import save_llama
@@ -39,7 +39,7 @@ from tests.preload import DEEPSPEED
 
 
 def run(rate: float, losses: tuple[float, ...] = (4.0, 3.0, 2.0), **more: Any) -> dict[str, Any]:
-    """What a driver finds that trains 100 tokens a step; the first step takes ten times as long."""
+    """Return the findings of a driver that trains 100 tokens per step; the first step takes ten times as long."""
     took = [1000 / rate, *[100 / rate] * (len(losses) - 1)]
     return {
         "tokens": [100] * len(losses),
@@ -51,53 +51,53 @@ def run(rate: float, losses: tuple[float, ...] = (4.0, 3.0, 2.0), **more: Any) -
     }
 
 
-def judge(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Comparison:
-    target = Target(side="a", at_least=1.3, checks=(("a", "b", same_losses(0.01)),))
+def evaluate(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Comparison:
+    target = Target(variant="a", at_least=1.3, checks=(("a", "b", same_losses(0.01)),))
     case = Case(
         name="x",
-        sides=[Variant("a", driver="none"), Variant("b", driver="none")],
+        variants=[Variant("a", driver="none"), Variant("b", driver="none")],
         metrics=[TOKENS_PER_SECOND],
         targets=[target],
         warmup_steps=1,
     )
-    return target.judge(case, {"a": a, "b": b})
+    return target.evaluate(case, {"a": a, "b": b})
 
 
 def test_medians_are_compared_without_the_warm_up() -> None:
-    line = judge([run(130), run(140), run(150)] * 2, [run(100)] * 4)
-    assert (line.ours, line.theirs, line.verdict) == (pytest.approx(140), pytest.approx(100), "reached")
+    line = evaluate([run(130), run(140), run(150)] * 2, [run(100)] * 4)
+    assert (line.ours, line.theirs, line.verdict) == (pytest.approx(140), pytest.approx(100), "passed")
     assert line.figure is not None and line.figure.value == pytest.approx(1.4)
-    assert judge([run(120)] * 4, [run(100)] * 4).verdict == "missed"
+    assert evaluate([run(120)] * 4, [run(100)] * 4).verdict == "failed"
 
 
-def test_a_fast_wrong_side_does_not_win() -> None:
-    line = judge([run(900, (4.0, 3.0, 2.5))], [run(100)])
+def test_a_fast_wrong_variant_does_not_pass() -> None:
+    line = evaluate([run(900, (4.0, 3.0, 2.5))], [run(100)])
     assert line.verdict == "failed"
     assert re.search(facts("a and b", "losses", "25.00%", "1.00%"), line.why)
     assert "fall" in falling_losses(run(1, (4.0, 4.1, 4.2)), run(1), 0)
 
 
-def test_a_timing_beside_other_work_is_told_by_processor_time() -> None:
-    line = judge([run(200, others=0.3)] * 4, [run(100)] * 4)
-    assert line.verdict == "reached" and line.noisy
+def test_a_timing_on_a_busy_machine_is_given_by_processor_time() -> None:
+    line = evaluate([run(200, others=0.3)] * 4, [run(100)] * 4)
+    assert line.verdict == "passed" and line.noisy
     (note,) = line.notes
     assert re.search(facts("processor time", "ratio", "2.00"), note)
 
 
-@pytest.mark.parametrize(("power", "verdict"), [(1.0, "reached"), (2.0, "missed")])
-def test_memory_that_grows_with_the_square_is_told_from_a_line(power: float, verdict: str) -> None:
+@pytest.mark.parametrize(("power", "verdict"), [(1.0, "passed"), (2.0, "failed")])
+def test_memory_that_grows_with_the_square_does_not_pass(power: float, verdict: str) -> None:
     lengths = (512, 1024, 2048, 4096)
     found = {f"p-{n}": [{"tokens": [n], "peak_mib": 2000 + 500 * (n / 1000) ** power}] for n in lengths}
-    case = Case(name="l", sides=[Variant(name, driver="none") for name in found], metrics=[PEAK])
-    assert Growth(name="l", prefix="p-").judge(case, found).verdict == verdict
+    case = Case(name="l", variants=[Variant(name, driver="none") for name in found], metrics=[PEAK])
+    assert Growth(name="l", prefix="p-").evaluate(case, found).verdict == verdict
 
 
 def a_training(seconds: tuple[float, ...] = (1.0, 2e-4, 2e-4), **more: Any) -> dict[str, Any]:
-    """What a driver of the suite ``dispatch`` finds; the first chunk warms up."""
+    """Return the findings of a driver of the suite ``dispatch``; the first chunk is warm-up."""
     return {"seconds": list(seconds), "steps": 301, "moved": [0.1, 0.2], "loss": 3.0, "others": 0.0, **more}
 
 
-def test_a_layer_that_was_trained_otherwise_has_reached_nothing() -> None:
+def test_a_layer_that_was_trained_differently_does_not_pass() -> None:
     one = a_training()
     assert same_training(one, a_training(moved=[0.100001, 0.2]), 1) == ""
     assert re.search(facts("weights", "50.00%"), same_training(one, a_training(moved=[0.1, 0.4]), 1))
@@ -109,17 +109,17 @@ def test_what_happens_once_in_many_steps_counts() -> None:
     assert STEP.of(a_training((1.0, 1e-4, 1e-4, 7e-4)), 1) == pytest.approx(300)
 
 
-def test_a_run_without_our_own_plugins_is_no_run_with_them() -> None:
+def test_a_run_without_a_plugin_of_this_repository_is_refused() -> None:
     check = with_own_plugins(frozenset({"hooktrain-torch", "hooktrain-nowhere"}))
     assert check({"plugins": ["loop", "torch"]}, {}, 0).endswith(" hooktrain-nowhere")
     assert check({"plugins": ["loop"]}, {}, 0).endswith(" hooktrain-nowhere, torch")
 
 
 @pytest.mark.parametrize(("seconds", "verdict"), [(8e-4, "worse"), (1e-4, "better")])
-def test_what_a_plugin_adds_is_told_by_method(seconds: float, verdict: str) -> None:
+def test_what_a_plugin_adds_is_given_per_method(seconds: float, verdict: str) -> None:
     found = {"with": [a_training((1.0, seconds))] * 4, "without": [a_training((1.0, 2e-4))] * 4}
-    case = Case(name="x", sides=[Variant(name, driver="none") for name in found], metrics=[STEP], warmup_steps=1)
-    line = Added(name="each", side="with", to="without", per=600).judge(case, found)
+    case = Case(name="x", variants=[Variant(name, driver="none") for name in found], metrics=[STEP], warmup_steps=1)
+    line = Added(name="each", variant="with", to="without", per=600).evaluate(case, found)
     assert line.figure is not None and line.figure.value == pytest.approx((seconds - 2e-4) * 1e6 / 600)
     assert (line.verdict, line.limit) == (verdict, "")
 
@@ -132,16 +132,20 @@ def test_the_clock_of_steps_is_that_of_whole_chunks() -> None:
     assert len(clock.findings()["seconds"]) == len(clock.findings()["cpu_seconds"]) == 2
 
 
-def test_targets_name_sides_that_their_groups_have(tmp_path: Path) -> None:
+def test_targets_name_variants_that_their_groups_have(tmp_path: Path) -> None:
     pytest.importorskip("chatterbot_corpus")
     training = Training(plan(tmp_path, tmp_path))
     assert GROUPS.keys() == TARGETS.keys() == METRICS.keys()
-    for group, sides_of in GROUPS.items():
-        names = [side.name for side in sides_of(training, tmp_path)]
+    for group, variants_of in GROUPS.items():
+        names = [variant.name for variant in variants_of(training, tmp_path)]
         assert len(set(names)) == len(names)
         for target in TARGETS[group]:
             if isinstance(target, Target):
-                wanted = {target.side, *filter(None, [target.to]), *(n for check in target.checks for n in check[:2])}
+                wanted = {
+                    target.variant,
+                    *filter(None, [target.to]),
+                    *(n for check in target.checks for n in check[:2]),
+                }
                 assert wanted <= set(names), target.name
                 assert target.metric in ("", *(metric.name for metric in METRICS[group])), target.name
             else:
@@ -154,7 +158,7 @@ SOME = {
     "gpu": frozenset({"speed"}),
     "sft": frozenset({"fp32", "packing"}),
 }
-"""Cases that the default tier runs of the suites that would take minutes; what the others consist of is tested below."""
+"""Cases that the default tier runs of suites that would take minutes; the parts of the others are tested below."""
 
 ALL = {"sft": frozenset(GROUPS) - {"prepare"}}
 """Cases that the thorough tier runs, where not all: the short form cuts rows off, and then what renders and tokenizes
@@ -179,7 +183,7 @@ def test_every_case_works_in_its_short_form(name: str, tmp_path: Path) -> None:
 
 
 def run_a_short_form(name: str, cases: frozenset[str] | None, folder: Path) -> None:
-    """That it runs, never how fast it is; peers are not installed for it."""
+    """Run cases without a check of their speed; peers are not installed for it."""
     if name in ("sft", "gpu"):
         pytest.importorskip("chatterbot_corpus")
     options = {"device": "cpu"} if name == "gpu" else {}
@@ -188,15 +192,19 @@ def run_a_short_form(name: str, cases: frozenset[str] | None, folder: Path) -> N
     assert lines
     for line in lines:
         assert "skipped" not in line, line
-        for side, found in line["sides"].items():
+        for variant, found in line["variants"].items():
             if "peer" in found:
-                assert "not installed" in found["failed"]
+                assert "not installed" in found["error"]
             else:
-                assert "failed" not in found, f"{line['case']}, {side}: {found['failed']}"
-                assert any(found["values"].values()), f"{line['case']}, {side}"
+                assert "error" not in found, f"{line['case']}, {variant}: {found['error']}"
+                assert any(found["values"].values()), f"{line['case']}, {variant}"
         for compared in line["comparisons"]:
-            peers = [side for side in (compared["side"], compared["to"]) if "peer" in line["sides"].get(side, {})]
-            assert compared["verdict"] != "failed" or peers or "installed" in compared["why"], compared
+            peers = [
+                variant
+                for variant in (compared["variant"], compared["to"])
+                if "peer" in line["variants"].get(variant, {})
+            ]
+            assert compared["verdict"] != "error" or peers or "installed" in compared["why"], compared
 
 
 def test_requirements_are_pinned_and_agree_on_torch() -> None:
@@ -281,8 +289,8 @@ def test_every_token_is_more_than_the_answers(training: Training) -> None:
 
 
 def test_rendering_and_tokenizing_alone_count_what_hooktrain_prepares(training: Training) -> None:
-    side = training.preparing("ours", training.plan.rows)
-    prepared = ours.measure(dict(side.specification))
+    variant = training.preparing("ours", training.plan.rows)
+    prepared = ours.measure(dict(variant.specification))
     alone = tokenizing.measure(dict(training.tokenizing("alone", training.plan.rows).specification))
     assert alone["prepared_tokens"] == prepared["report"]["train"]["tokens_kept"]
     assert alone["prepare_seconds"] > 0 and prepared["prepare_seconds"] > 0
@@ -322,20 +330,20 @@ def test_parity(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     assert "torch, FSDP2" in capsys.readouterr().out
 
 
-def test_the_suite_for_a_gpu_says_that_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_suite_for_a_gpu_is_skipped_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     (line,) = run_suites([SUITES["gpu"]], Settings(quick=True))
-    assert re.search(facts("no GPU", "torch"), line["skipped"])
+    assert re.search(facts("no GPU", "torch", "--set device=cpu"), line["skipped"])
 
 
-def test_waits_of_the_host_are_counted_by_what_torch_says(recwarn: pytest.WarningsRecorder) -> None:
-    waits = DeviceSyncs()
+def test_device_syncs_are_counted_from_the_warnings_of_torch(recwarn: pytest.WarningsRecorder) -> None:
+    syncs = SyncCounter()
     with warnings.catch_warnings():
-        waits.begin()
+        syncs.begin()
         for _ in range(2):  # from one place, which Python would tell once
             warnings.warn("called a synchronizing CUDA operation (Triggered internally at ...)", stacklevel=1)
         warnings.warn("something else", stacklevel=1)
-    assert waits.count == 2 and list(waits.seen.values()) == [2]
+    assert syncs.count == 2 and list(syncs.seen.values()) == [2]
 
 
 def test_operations_of_a_token_are_those_of_the_weights() -> None:

@@ -19,6 +19,7 @@ from hooktrain import (
     RecipeError,
 )
 from hooktrain import hookimpl as impl
+from hooktrain.bench import Case, Comparison, Target
 from hooktrain.config import field, part
 from hooktrain.plugin.records import PluginRecord
 from hooktrain.protocols import CheckpointEngine, missing_members
@@ -26,6 +27,8 @@ from hooktrain.renamed import RENAMED
 from hooktrain.testing import TinyPlugin
 from hooktrain.training.load import load, make_host
 from tests.facts import facts
+
+CASE = Case(name="c", variants={"a": len})
 
 
 def rows(kind: str) -> list[tuple[str, str]]:
@@ -85,10 +88,13 @@ def test_attributes(old, new, run_tiny):
     trainer = run_tiny(train_iters=1)
     objects = {
         "BatchCounts": BatchCounts(1, 1, 1),
+        "Case": CASE,
+        "Comparison": Comparison(name="c", metric="seconds", variant="a", verdict="passed"),
         "DataEstimate": DataEstimate(),
         "LossSum": LossSum(None, 1),
         "PluginHost": trainer.host,
         "PluginRecord": trainer.host.records["loop"],
+        "Target": Target(variant="a", at_most=1),
         "Trainer": trainer,
         "TrainerState": trainer.state,
     }
@@ -98,7 +104,22 @@ def test_attributes(old, new, run_tiny):
     assert hasattr(objects[owner], new.partition(".")[2])
 
 
-@pytest.mark.parametrize(("old", "new"), rows("method"))
+@pytest.mark.parametrize("made", [Case, Comparison, Target])
+def test_keywords_of_the_classes_of_a_suite(made):
+    for old, new in rows("attribute"):
+        owner, _, name = old.partition(".")
+        if owner == made.__name__:
+            with pytest.raises(TypeError, match=facts(f"{owner}()", f"'{name}'", new)):
+                made(**{name: "anything"})
+
+
+def test_a_target_of_a_plugin_with_the_old_method():
+    old = type("Old", (), {"name": "old", "judge": lambda self, case, measured: None})
+    with pytest.raises(ValueError, match=facts("case 'c'", "'judge'", "'evaluate'")):
+        Case(name="c", variants={"a": len}, targets=[old()])
+
+
+@pytest.mark.parametrize(("old", "new"), [row for row in rows("method") if not row[0].startswith("TargetLike.")])
 def test_methods_of_parts_that_a_plugin_builds(old, new, run_tiny):
     owner, _, name = old.partition(".")
     assert owner == "CheckpointEngine"

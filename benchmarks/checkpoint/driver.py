@@ -1,9 +1,9 @@
-"""A run that saves every eight steps, in one of several ways.
+"""Driver that trains and saves checkpoints, in one of several ways.
 
-The specification: ``way`` (a key of ``WAYS``), ``millions`` of parameters, ``steps`` of eight rows of up to ``length``
-tokens, ``every`` how many of them a save, and ``folder`` on the disk that is measured. *stands still* is the time in
-which no step goes on: of a save at once all of it, of one in the background the copy and what is left to wait for. All
-ways write the same weights and the same optimizer's state, and have it on the disk when they are done.
+The specification: ``way`` (a key of ``WAYS``), ``millions`` of parameters, ``steps`` of eight sequences of up to
+``length`` tokens, ``every`` how many steps a save, and ``folder`` on the disk that is measured. ``stall_seconds`` is
+the time that a save delays the next step: for a synchronous save all of it, for one in the background the copy and what
+is left to wait for. All ways write the same weights and optimizer state, and have them on the disk when they are done.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from hooktrain.bench.driver import drive
 
-# torch and hooktrain are imported inside functions: the peak of memory belongs to what is measured
+# torch and hooktrain are imported inside functions, because they belong to the peak memory that is measured
 
 WIDTH = 512
 
@@ -68,7 +68,7 @@ WAYS: dict[str, Callable[[Any, Path, Callable[[], None]], Any] | None] = {
     "at once": None,
     "in the background": None,
 }
-"""The last two are hooktrain's own."""
+"""The ways to save; the last two are hooktrain's own."""
 
 
 def _plugin(given: dict[str, Any], folder: Path, findings: dict[str, Any]) -> object:
@@ -133,7 +133,7 @@ def _plugin(given: dict[str, Any], folder: Path, findings: dict[str, Any]) -> ob
 
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:
-    """Train, and save on the way."""
+    """Train, and save every few steps."""
     import torch
 
     from hooktrain.testing import train

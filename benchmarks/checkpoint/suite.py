@@ -11,7 +11,7 @@ __all__ = ["SUITE"]
 
 
 def cases(context: Context) -> Iterator[Case]:
-    """One size of model; every way of saving it."""
+    """Yield one case: every way of saving a model."""
     millions = context.whole_number("millions", 1 if context.quick else 33)
     steps, every = (4, 2) if context.quick else (24, 8)
     folder = context.options.get("folder", str(context.folder))
@@ -22,7 +22,7 @@ def cases(context: Context) -> Iterator[Case]:
         name="stall",
         about=f"an embedding and a head with AdamW, float32; {saves} saves in {steps} steps",
         parameters={"millions": millions},
-        sides=[
+        variants=[
             Variant(way, driver="benchmarks.checkpoint.driver", specification={**common, "way": way}) for way in WAYS
         ],
         baseline="torch.save",
@@ -34,18 +34,18 @@ def cases(context: Context) -> Iterator[Case]:
             Metric("peak_mib", "MiB"),
         ),
         targets=(
-            Target(side="at once", at_most=1.1),
-            Target(side="in the background", to="DCP in the background", at_most=1.0),
+            Target(variant="at once", at_most=1.1),
+            Target(variant="in the background", to="DCP in the background", at_most=1.0),
             Target(
                 name="longer for a save in the background",
-                side="in the background",
+                variant="in the background",
                 to="no saves",
                 metric="run_seconds",
                 kind="difference",
                 per=saves,
                 at_most=2.0,
             ),
-            Target(side="at once", metric="on_disk", at_most=1.01),
+            Target(variant="at once", metric="on_disk", at_most=1.01),
         ),
         rounds=3,
         recipe={"type": "tiny", "checkpoint": [{"type": "full", "save_every_n_steps": every, "keep_last": 1}]},
@@ -54,7 +54,7 @@ def cases(context: Context) -> Iterator[Case]:
 
 SUITE = Suite(
     name="checkpoint",
-    summary="how long a save holds up the training, beside torch.save and torch.distributed.checkpoint (15 minutes)",
+    summary="time for which a save stalls training, compared with torch.save and DCP (15 minutes)",
     cases=cases,
-    options={"millions": "of weights", "folder": "on the disk that is measured"},
+    options={"millions": "millions of weights", "folder": "folder on the disk that is measured"},
 )

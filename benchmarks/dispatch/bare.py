@@ -1,8 +1,7 @@
-"""The loop without anything around it.
+"""Driver of the bare training loop.
 
 The specification: ``chunks`` of a hundred steps, ``threads``, ``log_every`` so many steps a line is written (null for
-never), ``loader`` (``DataLoader``, torch's, or ``slices`` for rows that the loop takes from their list itself) and
-``groups`` of the optimizer.
+never), ``loader`` (torch's ``DataLoader``, or ``slices`` of the list of rows) and ``groups`` of the optimizer.
 """
 
 from __future__ import annotations

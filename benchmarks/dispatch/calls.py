@@ -1,4 +1,4 @@
-"""What a call of one hook costs, with the hooks bound as a run's trainer has them, and through pluggy alone."""
+"""Cost of a call of one hook, with the hooks bound as in a run, and through pluggy alone."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from hooktrain.training.load import make_host
 __all__ = ["CALLS", "cases"]
 
 CALLS = 1000
-"""Calls in a row, so that calling the measured function costs next to nothing of what is measured."""
+"""Calls in a loop, so that the cost of calling the measured function is negligible."""
 _COUNTS = (0, 1, 10, 100)
 
 
-class _Hears:
+class _Observes:
     """A plugin that implements an event."""
 
     @hookimpl
@@ -42,15 +42,13 @@ def _event(hook: Callable[..., Any]) -> Call:
 
 
 def _loop_hook(hook: Callable[..., Any]) -> Call:
-    answer = LossSum(None, 1)  # type: ignore[arg-type]
-    trainer = SimpleNamespace(
-        loss=lambda model, batch, denominator: answer
-    )  # all that the default loop hook asks of one
+    result = LossSum(None, 1)  # type: ignore[arg-type]
+    trainer = SimpleNamespace(loss=lambda model, batch, denominator: result)  # all that the default loop hook needs
     return lambda: hook(trainer=trainer, model=None, batch=None, denominator=1)
 
 
 def _host(plugin: type, count: int) -> PluginHost:
-    """A host as a run has it, with the engine's own plugins and so many others."""
+    """Return a plugin host as in a run, with the engine's own plugins and ``count`` others."""
     host = make_host(discover=False)
     for _ in range(count):
         host.register(plugin())
@@ -58,17 +56,17 @@ def _host(plugin: type, count: int) -> PluginHost:
     return host
 
 
-def _heard(implementations: int) -> Call:
-    return _event(_host(_Hears, implementations).hooks.on_microbatch_end)
+def _event_by_hooktrain(implementations: int) -> Call:
+    return _event(_host(_Observes, implementations).hooks.on_microbatch_end)
 
 
-def _heard_by_pluggy(implementations: int) -> Call:
-    return _event(_host(_Hears, implementations).manager.hook.on_microbatch_end)
+def _event_by_pluggy(implementations: int) -> Call:
+    return _event(_host(_Observes, implementations).manager.hook.on_microbatch_end)
 
 
 def _called_one_by_one(implementations: int) -> Call:
-    """As little as it can take: a list of methods, and nothing that decides anything."""
-    methods = [_Hears().on_microbatch_end for _ in range(implementations)]
+    """Return a call of a list of methods, the least that a call can cost."""
+    methods = [_Observes().on_microbatch_end for _ in range(implementations)]
 
     def call() -> None:
         for method in methods:
@@ -90,22 +88,22 @@ def _many(call: Call, implementations: int) -> None:
         call()
 
 
-def _side(name: str, prepare: Callable[..., Call]) -> Variant:
+def _variant(name: str, prepare: Callable[..., Call]) -> Variant:
     return Variant(name, _many, prepare=prepare)
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    """One for each number of implementations, and of wrappers around the engine's own."""
+    """Yield a case for each number of implementations, and of wrappers around the engine's own."""
     metric = Metric("seconds", "µs", scale=1e6 / CALLS, undisturbed=Metric("cpu_seconds", "µs", scale=1e6 / CALLS))
     for count in _COUNTS[::2] if quick else _COUNTS:
         yield Case(
             name=f"call-{count}",
-            about="one call of on_microbatch_end, which nobody of the engine's own implements; the time of one",
+            about="one call of on_microbatch_end, which no plugin of the engine implements",
             parameters={"implementations": count},
-            sides=(
-                _side("hooktrain", _heard),
-                _side("pluggy", _heard_by_pluggy),
-                _side("methods alone", _called_one_by_one),
+            variants=(
+                _variant("hooktrain", _event_by_hooktrain),
+                _variant("pluggy", _event_by_pluggy),
+                _variant("methods alone", _called_one_by_one),
             ),
             baseline="pluggy",
             metrics=(metric,),
@@ -114,11 +112,11 @@ def cases(quick: bool) -> Iterator[Case]:
     for count in _COUNTS[::2] if quick else _COUNTS:
         yield Case(
             name=f"wrapped-{count}",
-            about="one call of compute_loss, the engine's own with so many wrappers around it; the time of one",
+            about="one call of compute_loss, the engine's own with so many wrappers",
             parameters={"implementations": count},
-            sides=(
-                _side("hooktrain, wrappers", _wrapped),
-                _side("pluggy, wrappers", _wrapped_by_pluggy),
+            variants=(
+                _variant("hooktrain, wrappers", _wrapped),
+                _variant("pluggy, wrappers", _wrapped_by_pluggy),
             ),
             baseline="pluggy, wrappers",
             metrics=(metric,),

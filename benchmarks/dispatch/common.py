@@ -1,6 +1,6 @@
-"""The layer, the rows and the optimizer that all sides have, and the clock that all of them are timed by.
+"""The layer, the data and the optimizer of all variants, and the clock that times them.
 
-Peers import this in their own environments: it needs nothing but torch.
+Peers import this in their own environments: it needs only torch.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ __all__ = ["CHUNK", "LR", "ROWS", "WIDTH", "Chunks", "adamw", "found", "layer", 
 WIDTH, ROWS = 32, 8
 """Features of a row, and rows of a step."""
 CHUNK = 100
-"""Steps between two looks at the clock."""
+"""Steps between two readings of the clock."""
 LR = 1e-5
-"""So small that after ten thousand steps the layer still learns, and its weights tell two sides apart."""
+"""Small enough that after ten thousand steps the layer still learns, so that weights reveal a difference."""
 
 
 class Chunks:
-    """The collate function of every side, which each of them calls once a step: it takes the time at every hundredth.
+    """The collate function of every variant, called once per step, which reads the clock at every hundredth call.
 
-    A look at the clock in each step would be felt. Libraries that fetch a micro-batch ahead are a step early at both
-    ends of a chunk, so that the time between is that of as many steps.
+    Reading the clock in each step would be measurable. Libraries that fetch a micro-batch ahead are a step early at
+    both ends of a chunk, so that the time between is that of as many steps.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Chunks:
         self.cpu: list[float] = []
 
     def __call__(self, rows: list[Tensor]) -> dict[str, Tensor]:
-        """Rows of shape (width,) to a micro-batch of shape (rows, width)."""
+        """Stack rows of shape (width,) to a micro-batch of shape (rows, width)."""
         if self.calls % CHUNK == 0:
             self.wall.append(time.perf_counter())
             self.cpu.append(time.process_time())
@@ -43,31 +43,31 @@ class Chunks:
         return {"x": torch.stack(rows)}
 
     def findings(self) -> dict[str, list[float]]:
-        """``seconds`` and ``cpu_seconds`` of a step, with an entry for each chunk."""
+        """Return ``seconds`` and ``cpu_seconds`` per step, with an entry for each chunk."""
         pairs = {"seconds": self.wall, "cpu_seconds": self.cpu}
         return {name: [(b - a) / CHUNK for a, b in pairwise(at)] for name, at in pairs.items()}
 
 
 def make_rows(chunks: int) -> list[Tensor]:
-    """The rows of an epoch, each of shape (width,), read in this order by every side; the last step ends a chunk."""
+    """Return the rows of an epoch, each of shape (width,), which every variant reads in this order."""
     generator = torch.Generator().manual_seed(1)
     return list(torch.randn((chunks * CHUNK + 1) * ROWS, WIDTH, generator=generator).unbind())
 
 
 def layer() -> nn.Linear:
-    """The model, with the same weights each time."""
+    """Return the model, always with the same weights."""
     torch.manual_seed(0)
     return nn.Linear(WIDTH, WIDTH)
 
 
 def loss_of(model: Any, x: Tensor) -> Tensor:
-    """How far the layer is from copying its input of shape (rows, width): squares, summed over all, by the rows."""
+    """Return the squared difference between the layer's output and its input of shape (rows, width), per row."""
     total: Tensor = ((model(x) - x) ** 2).sum() / ROWS
     return total
 
 
 def adamw(model: nn.Module, groups: int = 2) -> torch.optim.AdamW:
-    """PyTorch's fused AdamW; in two groups, matrices and vectors, as hooktrain and transformers make them unasked."""
+    """Return PyTorch's fused AdamW; by default with two groups, as hooktrain and transformers make them."""
     if groups == 1:
         return torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=True)
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
@@ -77,9 +77,9 @@ def adamw(model: nn.Module, groups: int = 2) -> torch.optim.AdamW:
 
 
 def found(model: nn.Linear, clock: Chunks, **more: Any) -> dict[str, Any]:
-    """What a driver reports: times, and what the training came to.
+    """Return a driver's findings: times, and the result of the training.
 
-    ``moved``: by how much eight weights of the diagonal changed; ``loss``: of the trained layer on rows of its own.
+    ``moved`` is the change of eight weights of the diagonal; ``loss`` is that of the trained layer on other rows.
     """
     with torch.no_grad():
         moved = (model.weight - layer().weight).diagonal()[:: WIDTH // 8]

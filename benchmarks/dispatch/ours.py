@@ -1,7 +1,7 @@
-"""hooktrain on the same layer, through a recipe, as ``hooktrain train`` runs one.
+"""Driver of hooktrain on the same layer, through a recipe, as ``hooktrain train`` runs one.
 
 The specification: ``chunks``, ``threads``, ``log_every`` (null for the default), and ``plugins``: how many there are
-beside the installed ones, and whether they are ``silent`` or ``observing``.
+in addition to the installed ones, and whether they are ``silent`` or ``observing``.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from hooktrain.bench.driver import drive
 __all__ = ["HOOKS", "Observing", "Silent"]
 
 HOOKS = 6
-"""How many hooks of a step an observing plugin implements: all events of a step without evaluation or saving."""
+"""Hooks that an observing plugin implements: all events of a step without evaluation or saving."""
 
 
 class Silent:
-    """A plugin that has nothing to do with a step; most are like this one."""
+    """A plugin that implements no hook of a step, like most plugins."""
 
     @hookimpl
     def on_train_end(self) -> None: ...
 
 
 class Observing:
-    """A plugin that hears all of a step and does nothing."""
+    """A plugin that implements all events of a step and does nothing."""
 
     @hookimpl
     def on_step_start(self, trainer: Any, batches: Any) -> None: ...
@@ -53,7 +53,7 @@ class Observing:
 
 
 class _Layer:
-    """A plugin: the trainer type ``one-layer``."""
+    """A plugin with the trainer type ``one-layer``."""
 
     def __init__(self, rows: list[torch.Tensor], clock: Chunks) -> None:
         self.rows, self.clock = rows, clock
@@ -86,7 +86,7 @@ class _Layer:
 
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:
-    """Train one epoch with every plugin that is installed; nothing is switched off but what the console shows."""
+    """Train one epoch with every installed plugin; only the console is disabled."""
     from hooktrain.training.load import load
     from hooktrain.training.trainer import Trainer
 

@@ -1,4 +1,4 @@
-"""The model with random weights, and what a device can compute at most."""
+"""The model with random weights, and the peak performance of devices."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ TINY = {
 
 _PEAKS = (("B200", 2250e12), ("H200", 989e12), ("H100 PCIe", 756e12), ("H100", 989e12), ("A100", 312e12))
 _PEAKS += (("L40S", 362e12), ("L4", 121e12), ("A10", 125e12), ("RTX 4090", 165e12), ("RTX 3090", 71e12))
-"""Dense bf16 operations a second by the maker's data sheets; the first name that the device's holds."""
+"""Dense bf16 operations per second from the data sheets; the first name contained in the device's counts."""
 
 
 def peak_flops(device: str) -> float | None:
-    """What a device computes at most, in bf16 operations a second; None where it is not known."""
+    """Return a device's peak bf16 operations per second; None where unknown."""
     return next((peak for name, peak in _PEAKS if name in device), None)
 
 
 def flops_per_token(shape: dict[str, Any], vocab: int) -> float:
-    """Operations of forward and backward for one token: six for each weight that is multiplied with.
+    """Return the operations of forward and backward for one token: six for each weight of a matrix.
 
-    Attention's own products and what activation checkpointing computes again are left out, so that a utilization made
-    of it is never too high.
+    They exclude attention's own products and what activation checkpointing computes again, so that a utilization is
+    never too high.
     """
     hidden, inner, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
     keys = hidden * shape["num_key_value_heads"] // shape["num_attention_heads"]
@@ -50,7 +50,7 @@ def flops_per_token(shape: dict[str, Any], vocab: int) -> float:
 
 
 def save_model(tokenizer: Path, shape: dict[str, Any], target: Path) -> int:
-    """A Llama with random weights in bf16, and the files of a tokenizer beside it; returns how many tokens it knows."""
+    """Write a Llama with random weights in bf16 and the files of a tokenizer; return the size of the vocabulary."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

@@ -1,8 +1,8 @@
-"""hooktrain on a GPU, driven through a recipe; steps are timed by events, and waits of the host are counted.
+"""Driver of hooktrain on a GPU, through a recipe; it times steps by events, or counts device syncs.
 
-The specification: ``recipe`` (without ``run_dir``), ``threads``, and ``waits``: whether to count, between log lines,
-the operations that make the host wait for the device, as ``torch.cuda.set_sync_debug_mode`` reports them. Times are
-worth nothing then.
+The specification: ``recipe`` (without ``run_dir``), ``threads``, and ``device_syncs``: whether to count the operations
+between log lines that make the host wait for the device, as ``torch.cuda.set_sync_debug_mode`` reports them. Times are
+worthless then.
 """
 
 from __future__ import annotations
@@ -15,51 +15,51 @@ from typing import Any
 
 from hooktrain.bench.driver import StepClock, drive
 
-# torch and hooktrain are imported inside functions: the peak of memory and the time belong to what is measured
+# torch and hooktrain are imported inside functions, because they belong to the time and memory that are measured
 
 
-class Waits:
-    """Counts what makes the host wait for the device, while it is told to look."""
+class SyncCounter:
+    """Counts the device syncs that torch reports while :meth:`watch` is on."""
 
     def __init__(self) -> None:
         self.count = 0
         self.seen: dict[str, int] = {}
 
     def begin(self) -> None:
-        """Hear of every one, however often it comes from the same place."""
+        """Receive torch's warnings, all of those from the same place included."""
         warnings.simplefilter("always")
-        warnings.showwarning = self._heard  # type: ignore[assignment]
+        warnings.showwarning = self._add  # type: ignore[assignment]
 
-    def _heard(self, message: Any, category: Any, filename: str, number: int, *more: Any) -> None:
+    def _add(self, message: Any, category: Any, filename: str, number: int, *more: Any) -> None:
         if "synchronizing CUDA operation" in str(message):
             self.count += 1
             place = f"{Path(filename).name}:{number}"
             self.seen[place] = self.seen.get(place, 0) + 1
 
-    def look(self, look: bool) -> None:
-        """Whether those that follow count."""
+    def watch(self, on: bool) -> None:
+        """Turn torch's reports on or off."""
         import torch
 
         if torch.cuda.is_available():
-            torch.cuda.set_sync_debug_mode("warn" if look else "default")
+            torch.cuda.set_sync_debug_mode("warn" if on else "default")
 
 
 def _plugin(given: dict[str, Any], findings: dict[str, Any]) -> object:
     from hooktrain import Trainer, hookimpl
 
     class Timed:
-        """Times from one step's start to the next one's; no step waits for the device because of it."""
+        """Times from one step's start to the next, without making a step wait for the device."""
 
         def __init__(self) -> None:
             self.clock: StepClock | None = None
-            self.waits = Waits()
+            self.syncs = SyncCounter()
             self.tokens = self.steps = 0
             self.losses: list[float] = []
 
         @hookimpl
         def on_train_start(self) -> None:
-            if given["waits"]:
-                self.waits.begin()
+            if given["device_syncs"]:
+                self.syncs.begin()
 
         @hookimpl(tryfirst=True)
         def on_step_start(self, batches: Sequence[Mapping[str, Any]]) -> None:
@@ -68,13 +68,13 @@ def _plugin(given: dict[str, Any], findings: dict[str, Any]) -> object:
             else:
                 self.clock.step(tokens=self.tokens)
             self.tokens = sum(int(batch.get("tokens", batch["input_ids"].numel())) for batch in batches)
-            self.waits.look(given["waits"])
+            self.syncs.watch(given["device_syncs"])
 
         @hookimpl(trylast=True)
         def on_step_end(self, trainer: Trainer) -> None:
             self.steps += 1
             if trainer.global_step % trainer.recipe.log_interval == 0:
-                self.waits.look(False)  # a log line is where the host may wait
+                self.syncs.watch(False)  # a log line is where the host may wait
 
         @hookimpl(trylast=True)
         def on_log(self, metrics: Mapping[str, float]) -> None:
@@ -83,11 +83,11 @@ def _plugin(given: dict[str, Any], findings: dict[str, Any]) -> object:
 
         @hookimpl(tryfirst=True)
         def on_train_end(self) -> None:
-            self.waits.look(False)
+            self.syncs.watch(False)
             assert self.clock is not None
             self.clock.step(tokens=self.tokens)
             findings.update(self.clock.findings(), loss=self.losses)
-            findings.update(host_waits=self.waits.count / self.steps, waited_at=self.waits.seen)
+            findings.update(device_syncs=self.syncs.count / self.steps, device_syncs_by_place=self.syncs.seen)
 
     return Timed()
 

@@ -17,13 +17,13 @@ from hooktrain.bench import DEVICE_MEMORY, PEAK_MEMORY, Case, Context, Findings,
 __all__ = ["SUITE"]
 
 _LOG, _SEED, _LR = 10, 42, 1e-5
-_NO_WAIT = (Target(name="no wait between logs", side="ours", kind="value", at_most=0.0),)
+_NO_SYNC = (Target(name="no device sync between logs", variant="ours", kind="value", at_most=0.0),)
 
 
 def cases(context: Context) -> Iterator[Case]:
-    """Speed and memory beside TRL and the loop; then the waits of the host.
+    """Yield speed and memory compared with TRL and the loop, then device syncs.
 
-    The option ``device=cpu`` runs all of it with a tiny model, in float32 and without Liger: to see that it works.
+    The option ``device=cpu`` runs a tiny model in float32 and without Liger, only to show that everything works.
     """
     device = context.options.get("device", "cuda")
     name = _device_name(device)
@@ -31,8 +31,8 @@ def cases(context: Context) -> Iterator[Case]:
     seconds = "device_seconds" if device == "cuda" else "seconds"
     packs = context.folder / "packs.pt"
     made = context.runner.run(given.pack(packs))
-    if "failed" in made:
-        raise Skip(f"the packs could not be made: {made['failed']}")
+    if "error" in made:
+        raise Skip(f"the packs could not be made: {made['error']}")
     metrics = [_tokens_per_second(seconds), PEAK_MEMORY]
     if given.cuda:
         metrics.insert(1, DEVICE_MEMORY)
@@ -43,29 +43,29 @@ def cases(context: Context) -> Iterator[Case]:
         yield Case(
             name="speed",
             about=f"{given.about}, on {name}",
-            sides=[given.ours("ours"), given.loop("loop", packs), given.trl("trl")],
+            variants=[given.ours("ours"), given.loop("loop", packs), given.trl("trl")],
             baseline="loop",
             metrics=metrics,
             targets=(
-                Target(side="ours", at_least=0.97, checks=(("ours", "loop", same_losses(5e-2)),)),
-                Target(side="ours", to="trl", at_least=1.2, checks=(("ours", "trl", falling_losses),))
+                Target(variant="ours", at_least=0.97, checks=(("ours", "loop", same_losses(5e-2)),)),
+                Target(variant="ours", to="trl", at_least=1.2, checks=(("ours", "trl", falling_losses),))
                 if device == "cuda"
-                else Target(side="ours", to="trl", at_least=1.0),
+                else Target(variant="ours", to="trl", at_least=1.0),
             ),
             warmup_steps=given.warmup,
             recipe=given.recipe(liger=given.cuda),
         )
-    if context.wants("waits"):
-        sides = [given.ours("ours", waits=True, liger=False)]
+    if context.wants("device-syncs"):
+        variants = [given.ours("ours", device_syncs=True, liger=False)]
         if given.cuda:
-            sides.append(given.ours("ours with Liger", waits=True))
+            variants.append(given.ours("ours with Liger", device_syncs=True))
         yield Case(
-            name="waits",
-            about="operations that make the host wait for the device, for each step, log lines left out",
-            sides=sides,
+            name="device-syncs",
+            about="operations per step that make the host wait for the device, without those of log lines",
+            variants=variants,
             baseline="ours",
-            metrics=(Metric("host_waits", "a step", exact=True),),
-            targets=_NO_WAIT if given.cuda else (),  # on a processor there is nothing to wait for
+            metrics=(Metric("device_syncs", "a step", exact=True),),
+            targets=_NO_SYNC if given.cuda else (),
             rounds=1,
             compare=False,
             recipe=given.recipe(liger=False),
@@ -78,12 +78,12 @@ def _device_name(device: str) -> str:
     import torch
 
     if not torch.cuda.is_available():
-        raise Skip("there is no GPU here that torch can use; nothing of it was measured")
+        raise Skip("torch finds no GPU; `--set device=cpu` runs a tiny model on the processor")
     return torch.cuda.get_device_name(0)
 
 
 class _Given:
-    """What the sides are told."""
+    """Makes the variants."""
 
     def __init__(self, context: Context, device: str) -> None:
         self.cuda, self.context = device == "cuda", context
@@ -108,7 +108,7 @@ class _Given:
         return [flops_per_token(self.shape, self.vocab) / 6]
 
     def recipe(self, *, liger: bool) -> dict[str, Any]:
-        """hooktrain's."""
+        """Return hooktrain's recipe."""
         return {
             "type": "sft",
             "micro_batch_size": 1,
@@ -132,18 +132,18 @@ class _Given:
             "scheduler": {"type": "constant"},
         }
 
-    def ours(self, name: str, *, waits: bool = False, liger: bool = True) -> Variant:
-        """hooktrain."""
-        given = {"recipe": self.recipe(liger=liger and self.cuda), "waits": waits}
+    def ours(self, name: str, *, device_syncs: bool = False, liger: bool = True) -> Variant:
+        """Return hooktrain."""
+        given = {"recipe": self.recipe(liger=liger and self.cuda), "device_syncs": device_syncs}
         return Variant(name, driver="benchmarks.gpu.ours", specification=given)
 
     def pack(self, packs: Path) -> Variant:
-        """hooktrain's micro-batches, written down for the loop."""
+        """Return a variant that writes hooktrain's micro-batches for the loop."""
         given = {"do": "pack", "packs": str(packs), "recipe": self.recipe(liger=False)}
         return Variant("packs", driver="benchmarks.sft.ours", specification=given)
 
     def loop(self, name: str, packs: Path) -> Variant:
-        """The loop that an expert writes for this."""
+        """Return the loop that an expert writes for this."""
         given = {
             "model": str(self.model),
             "packs": str(packs),
@@ -159,7 +159,7 @@ class _Given:
         return Variant(name, driver="benchmarks.peers.hand_written", specification=given)
 
     def trl(self, name: str) -> Variant:
-        """TRL with the same choices: weights in float32, bf16 by autocast."""
+        """Return TRL with the same settings: weights in float32, bf16 by autocast."""
         settings = {
             "use_cpu": not self.cuda,
             "bf16": self.cuda,
@@ -193,7 +193,7 @@ def _tokenizer(context: Context, demo: Path, small: bool) -> Path:
 
 def _tokens_per_second(seconds: str) -> Metric:
     def read(findings: Findings, warmup: int) -> float:
-        # over all steps together: the host runs ahead, so that the time of one step is not its own
+        # over all steps together, because the host runs ahead of the device
         return float(sum(findings["tokens"][warmup:]) / sum(findings[seconds][warmup:]))
 
     return Metric("tokens_per_second", "tok/s", "higher", read=read)
@@ -209,7 +209,7 @@ def _utilization(seconds: str, per_token: float) -> Metric:
 
 SUITE = Suite(
     name="gpu",
-    summary="a 1B-class Llama in bf16 on one GPU, beside TRL and a hand-written loop (20 minutes)",
+    summary="a 1B-class Llama in bf16 on one GPU, compared with TRL and a hand-written loop (20 minutes)",
     cases=cases,
-    options={"device": "cpu: all of it with a tiny model, to see that it works"},
+    options={"device": "cpu: a tiny model on the processor, only to show that it works"},
 )

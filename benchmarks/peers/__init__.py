@@ -1,4 +1,4 @@
-"""What hooktrain is compared with: pinned requirement files, and a small driver of ours for each."""
+"""The peers, programs that hooktrain is compared with: pinned requirement files, and a small driver for each."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _FOLDER = Path(__file__).parent
 
 
 def __getattr__(name: str) -> Any:
-    # made when first used: drivers import this package in the peers' own environments, where there is no attrs
+    # made on first use: drivers import this package in peers' environments, which have no attrs
     if name not in __all__:
         raise AttributeError(f"module 'benchmarks.peers' has no attribute '{name}'")
     from hooktrain.bench import Peer
 
-    # DeepSpeed compiles its kernels when they are first used, and for a processor
+    # DeepSpeed compiles its kernels on first use, for a processor
     building = {"DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"}
     made: dict[str, Any] = {
         "IGNITE": Peer(name="ignite", requirements=(_FOLDER / "ignite.txt",)),

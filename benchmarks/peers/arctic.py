@@ -1,4 +1,4 @@
-"""Supervised fine-tuning with ArcticTraining.
+"""Driver of supervised fine-tuning with ArcticTraining.
 
 The specification: ``model`` (a folder that transformers 4 can read), ``rows`` (JSON lines with ``messages``),
 ``steps``, ``threads``, ``seed``, ``lr``, ``batch`` and ``settings`` (of its recipe, merged into what must be said:
@@ -21,7 +21,7 @@ _ROLES = {role: f"messages.role.{role}" for role in ("user", "assistant")}
 
 
 def _rank_zero_of_one(threads: int) -> None:
-    """What its launcher would set."""
+    """Set what its launcher would set."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

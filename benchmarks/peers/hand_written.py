@@ -1,13 +1,13 @@
-"""The loop that an expert writes for one model and one machine: torch, transformers, and nothing in between.
+"""Driver of the loop that an expert writes for one model and one machine, with torch and transformers alone.
 
-It is given ready packs, knows that all of them are there, that nothing is evaluated, resumed or saved, and that the
-model is a Llama. Attention runs over one document of a pack after the other: with a mask of blocks over the whole pack,
-forward and backward took 15% more processor time here.
+It reads packs from a file, and relies on a Llama and on nothing being evaluated, resumed or saved. Attention runs over
+one document of a pack after the other: with a block mask over the whole pack, forward and backward took 15% more
+processor time on the machine of the first measurements.
 
 The specification: ``model``, ``packs`` (a file that ``benchmarks.sft.ours`` wrote), ``steps``, ``threads``, ``lr``,
-``precision`` (``fp32``, ``bf16`` for autocast, ``bf16-weights``); and, where they are not what is in brackets,
-``device`` (``cpu``), ``log_every`` so many steps the loss is read (1), ``checkpointing`` (false) and ``liger`` (false):
-whether activations are computed again, and whether Liger's kernels are used.
+``precision`` (``fp32``, ``bf16`` for autocast, ``bf16-weights``); and, with the defaults in brackets,
+``device`` (``cpu``), ``log_every`` so many steps the loss is read (1), ``checkpointing`` of activations (false) and
+``liger``, for Liger's kernels (false).
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def train(model: Any, packs: list[dict[str, Any]], lr: float, autocast: bool, cl
     optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=0.0, fused=True)
     head = model.lm_head.weight  # (vocabulary, hidden)
     model.train()
-    losses, since, weight = [], torch.zeros((), device=device), 0
+    losses, since, tokens = [], torch.zeros((), device=device), 0
     clock.start()
     for number, pack in enumerate(packs, 1):
         ids, labels, positions = pack["input_ids"], pack["labels"], pack["position_ids"]
-        ends = [*positions[0].eq(0).nonzero()[1:, 0].tolist(), ids.shape[1]]  # of the documents
+        ends = [*positions[0].eq(0).nonzero()[1:, 0].tolist(), ids.shape[1]]  # ends of the documents
         at = (labels[0, 1:] != -100).nonzero()[:, 0]  # positions that predict a supervised token
         count = len(at)
         ids, labels, positions, at = (tensor.to(device, non_blocking=True) for tensor in (ids, labels, positions, at))
@@ -62,16 +62,16 @@ def train(model: Any, packs: list[dict[str, Any]], lr: float, autocast: bool, cl
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        since, weight = since + total.detach(), weight + count
+        since, tokens = since + total.detach(), tokens + count
         if number % log_every == 0:
-            losses.append(since.item() / weight)
-            since, weight = torch.zeros((), device=device), 0
+            losses.append(since.item() / tokens)
+            since, tokens = torch.zeros((), device=device), 0
         clock.step(tokens=int(pack["tokens"]), computed=ids.numel(), supervised=count)
     return losses
 
 
 def _summed_loss(liger: bool) -> Any:
-    """The cross-entropy of hidden states (tokens, hidden) under a head (vocabulary, hidden), summed over tokens."""
+    """Return the summed cross-entropy of hidden states (tokens, hidden) under a head (vocabulary, hidden)."""
     import torch
     from torch.nn import functional
 

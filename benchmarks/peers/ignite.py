@@ -1,6 +1,6 @@
-"""One layer with Ignite.
+"""Driver of one layer with Ignite.
 
-The specification: ``chunks``, ``threads``, ``log_every`` (null for never, as Ignite logs nothing unasked) and
+The specification: ``chunks``, ``threads``, ``log_every`` (null for never, Ignite's default) and
 ``plugins``: how many sets of handlers, and whether they are ``silent`` or ``observing``. The trainer is that of
 ``create_supervised_trainer``, which reads the loss in each step; a handler of ours writes it to a file.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from hooktrain.bench.driver import drive
 
 HOOKS = 4
-"""Events of a step that an observing set has handlers for."""
+"""Events of a step that an observing set of handlers handles."""
 
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         lambda predicted, wanted: ((predicted - wanted) ** 2).sum() / ROWS,
         prepare_batch=lambda batch, device, non_blocking: (batch["x"], batch["x"]),
     )
-    heard = {
+    events = {
         "silent": [Events.COMPLETED],
         "observing": [
             Events.GET_BATCH_STARTED,
@@ -42,7 +42,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         ],
     }[given["plugins"]["kind"]]
     for _ in range(given["plugins"]["count"]):
-        for event in heard:
+        for event in events:
             trainer.add_event_handler(event, lambda engine: None)
     with Path("metrics.jsonl").open("w", encoding="utf-8") as log:
         if given["log_every"] is not None:

@@ -1,9 +1,9 @@
-"""One layer with Lightning.
+"""Driver of one layer with Lightning.
 
 The specification: ``chunks``, ``threads``, ``log_every`` (null for its default) and ``plugins``: how many callbacks,
-and whether they are ``silent`` or ``observing``. Everything else is its default but the progress bar, the summary of
-the model and the checkpoints, which are off. The module logs its loss in each step, as Lightning's users write it; what
-comes of that is written every so many steps, to its CSV logger, which is what it uses where no TensorBoard is.
+and whether they are ``silent`` or ``observing``. Everything else is its default, except that the progress bar, the
+model summary and checkpoints are off. The module logs its loss in each step, as Lightning's users write it; its CSV
+logger, the default without TensorBoard, writes it every so many steps.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The least that any preparation must do: render each conversation and tokenize the text, without masks or packing.
+"""Driver of the least that any preparation must do: render and tokenize conversations, without masks or packing.
 
 The specification: ``model`` and ``rows`` (JSON lines with ``messages``). Conversations are rendered by the
 thousand with ``apply_chat_template`` and tokenized with the tokenizers library's ``encode_batch``; ids are kept as

@@ -1,4 +1,4 @@
-"""One layer with the Trainer of transformers.
+"""Driver of one layer with the Trainer of transformers.
 
 The specification: ``chunks``, ``threads``, ``log_every`` (null for its default, 500) and ``plugins``: how many
 callbacks, and whether they are ``silent`` or ``observing``. Rows are not shuffled, nothing is clipped, saved or shown;
@@ -12,7 +12,7 @@ from typing import Any
 from hooktrain.bench.driver import drive
 
 HOOKS = 4
-"""Methods of a step that an observing callback has; those that log, save or evaluate are left out on every side."""
+"""Methods of a step that an observing callback has, without those that log, save or evaluate."""
 
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:

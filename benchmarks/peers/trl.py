@@ -1,10 +1,9 @@
-"""Supervised fine-tuning with TRL.
+"""Driver of supervised fine-tuning with TRL.
 
 The specification: ``model``, ``rows`` (JSON lines with ``messages``), ``steps``, ``threads``, ``seed``, ``lr``,
-``settings`` (of ``SFTConfig``) and ``weights`` (a dtype for ``model_init_kwargs``, or null). What is given to
-``SFTConfig`` besides the settings has no influence on speed: where to write, how long to train, the learning rate and
-its schedule, a loss for each step, and that there is no GPU. With ``only_prepare`` the data are prepared and the time
-that took is all that is measured.
+``settings`` (of ``SFTConfig``) and ``weights`` (a dtype for ``model_init_kwargs``, or null). The other
+arguments of ``SFTConfig`` have no influence on speed: where to write, how long to train, the learning rate and its
+schedule, a loss for each step, and no GPU. With ``only_prepare``, only the preparation of the data is measured.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from hooktrain.bench.driver import StepClock, drive
 
 
 class _Counting:
-    """A collator that remembers what was in each batch; batches come in the order of the steps."""
+    """A collator that counts the tokens of each batch, in the order of the steps."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -38,7 +37,7 @@ class _Counting:
 
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:
-    """Prepare, and train unless that is all."""
+    """Prepare the data, and train unless ``only_prepare`` is set."""
     import torch
     from datasets import load_dataset
     from transformers import TrainerCallback

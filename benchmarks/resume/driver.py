@@ -1,7 +1,7 @@
-"""A run on very many rows, to be saved at any of them and to go on from there.
+"""Driver that trains one step on a huge dataset, from its start or from a checkpoint at any place in it.
 
 The specification: ``rows`` of the epoch, ``folder``, ``resume_from`` (a checkpoint, or null), and ``save_at``: the row
-to save at, or null for a run that ends after its first step. Rows are made when they are read, so that nothing but the
+to save at, or null for a run that ends after its first step. Rows are made when they are read, so that only the
 engine's own work takes time.
 """
 
@@ -14,13 +14,13 @@ from typing import Any
 
 from hooktrain.bench.driver import BEGAN, drive
 
-# torch and hooktrain are imported inside functions: the time that takes belongs to the start
+# torch and hooktrain are imported inside functions, because that time is part of the start
 
 LENGTH, BATCH = 16, 2
 
 
 class Rows:
-    """``length`` rows of 16 tokens, a different one at each place; counts how many were read."""
+    """A dataset of ``length`` sequences of 16 tokens that counts how many were read."""
 
     def __init__(self, length: int) -> None:
         self.length, self.read = length, 0
@@ -36,7 +36,7 @@ class Rows:
 
 
 def _collate(rows: list[Any]) -> dict[str, Any]:
-    """Rows of shape (tokens,) to tensors of shape (rows, tokens)."""
+    """Stack sequences of shape (tokens,) to tensors of shape (sequences, tokens)."""
     import torch
 
     ids = torch.stack(rows)
@@ -47,7 +47,7 @@ def _plugin(given: dict[str, Any], findings: dict[str, Any]) -> object:
     from hooktrain import Data, Trainer, hookimpl
 
     class Many:
-        """Brings the rows, and takes the time."""
+        """Provides the dataset, and measures the time to the first step."""
 
         @hookimpl(tryfirst=True)
         def make_data(self) -> Data:
@@ -64,7 +64,7 @@ def _plugin(given: dict[str, Any], findings: dict[str, Any]) -> object:
 
         @hookimpl(tryfirst=True)
         def on_train_start(self, trainer: Trainer) -> None:
-            if given["save_at"] is not None:  # as if all the rows before it had been trained on
+            if given["save_at"] is not None:  # as if all earlier ones had been trained on
                 trainer.state.sequences = given["save_at"] - BATCH
                 trainer.state.global_step = given["save_at"] // BATCH - 1
 
@@ -73,13 +73,13 @@ def _plugin(given: dict[str, Any], findings: dict[str, Any]) -> object:
             findings["start_seconds"] = time.time() - float(os.environ[BEGAN])
             findings["row"] = trainer.state.sequences
             findings["rows_read"] = self.rows.read
-            trainer.request_stop("this step is all that is measured")
+            trainer.request_stop("only this step is measured")
 
     return Many()
 
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:
-    """Train one step; save after it if that is asked for."""
+    """Train one step, and save after it if the specification says so."""
     import torch
 
     from hooktrain.testing import train

@@ -14,24 +14,24 @@ _EARLY = 10
 
 
 def cases(context: Context) -> Iterator[Case]:
-    """From the start, from the tenth row, and from the ten-millionth."""
+    """Yield one case: a start, and resuming at row ten and at row ten million."""
     late = 100_000 if context.quick else 10_000_000
     rows = late + late // 10
-    sides = [_side("from the start", rows, None)]
+    variants = [_variant("from the start", rows, None)]
     for row in (_EARLY, late):
         folder = context.folder / str(row)
         made = context.runner.run(
             Variant("save", driver=_DRIVER, specification=_given(rows, folder, save_at=row, resume_from=None))
         )
-        if "failed" in made:
-            raise Skip(f"no checkpoint could be made at row {row}: {made['failed']}")
+        if "error" in made:
+            raise Skip(f"no checkpoint could be made at row {row}: {made['error']}")
         (checkpoint,) = folder.iterdir()
-        sides.append(_side(f"row {row:,}", rows, checkpoint))
+        variants.append(_variant(f"row {row:,}", rows, checkpoint))
     yield Case(
         name="first-step",
         about=f"from the start of the process to the end of its first step, in an epoch of {rows:,} shuffled rows",
         parameters={"rows": rows, "late": late},
-        sides=sides,
+        variants=variants,
         baseline=f"row {_EARLY}",
         metrics=(
             Metric("start_seconds", "s"),
@@ -40,8 +40,8 @@ def cases(context: Context) -> Iterator[Case]:
             Metric("rows_read", "rows", exact=True),
         ),
         targets=(
-            Target(side=f"row {late:,}", at_most=1.05, checks=((f"row {late:,}", f"row {_EARLY}", _no_replay),)),
-            Target(side=f"row {late:,}", metric="rows_read", at_most=1.0),
+            Target(variant=f"row {late:,}", at_most=1.05, checks=((f"row {late:,}", f"row {_EARLY}", _no_replay),)),
+            Target(variant=f"row {late:,}", metric="rows_read", at_most=1.0),
         ),
         recipe={"type": "tiny", "micro_batch_size": 2},
     )
@@ -56,9 +56,11 @@ def _given(rows: int, folder: Path, *, save_at: int | None, resume_from: Path | 
     return {"rows": rows, "folder": str(folder), "save_at": save_at, "resume_from": checkpoint}
 
 
-def _side(name: str, rows: int, checkpoint: Path | None) -> Variant:
+def _variant(name: str, rows: int, checkpoint: Path | None) -> Variant:
     given = _given(rows, Path("unused"), save_at=None, resume_from=checkpoint)
     return Variant(name, driver=_DRIVER, specification=given)
 
 
-SUITE = Suite(name="resume", summary="going on from row ten million as fast as from row ten (5 minutes)", cases=cases)
+SUITE = Suite(
+    name="resume", summary="time to resume at row ten million, compared with row ten (5 minutes)", cases=cases
+)

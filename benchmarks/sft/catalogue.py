@@ -1,4 +1,4 @@
-"""What is compared with what, and what is to be reached, by the groups of sides that take turns."""
+"""The targets and metrics of each case."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.sft.metrics import (
     falling_losses,
     like_losses,
     same_losses,
-    same_rows,
+    same_tokens,
 )
 from hooktrain.bench import SECONDS, Metric, Target, TargetLike
 
@@ -26,21 +26,21 @@ TARGETS: Mapping[str, tuple[TargetLike, ...]] = {
     "fp32": (
         Target(
             name="fp32 packs, answers, to TRL",
-            side="ours",
+            variant="ours",
             to="trl",
             at_least=1.3,
             checks=(("ours", "trl", falling_losses),),
         ),
         Target(
             name="fp32 packs, every token, to TRL",
-            side="ours-all",
+            variant="ours-all",
             to="trl",
             at_least=1.0,
             checks=(("ours-all", "trl", like_losses(0.15)),),
         ),
         Target(
             name="fp32 packs, answers, to a loop",
-            side="ours",
+            variant="ours",
             to="loop",
             at_least=0.97,
             checks=(("ours", "loop", _FP32),),
@@ -49,28 +49,28 @@ TARGETS: Mapping[str, tuple[TargetLike, ...]] = {
     "bf16": (
         Target(
             name="bf16 packs, to TRL bf16 weights",
-            side="ours",
+            variant="ours",
             to="trl",
             at_least=1.4,
             checks=(("ours", "trl", falling_losses),),
         ),
         Target(
             name="bf16 weights, to TRL bf16 weights",
-            side="ours-weights",
+            variant="ours-weights",
             to="trl",
             at_least=1.4,
             checks=(("ours-weights", "trl", falling_losses),),
         ),
         Target(
             name="bf16 packs, to a loop, autocast",
-            side="ours",
+            variant="ours",
             to="loop",
             at_least=0.97,
             checks=(("ours", "loop", _BF16),),
         ),
         Target(
             name="bf16 weights, to a loop",
-            side="ours-weights",
+            variant="ours-weights",
             to="loop-weights",
             at_least=0.97,
             checks=(("ours-weights", "loop-weights", _BF16),),
@@ -79,47 +79,47 @@ TARGETS: Mapping[str, tuple[TargetLike, ...]] = {
     "defaults": (
         Target(
             name="defaults, 8 a step, to TRL's",
-            side="ours",
+            variant="ours",
             to="trl",
             at_least=2.5,
             checks=(_DEFAULTS, ("ours", "trl", falling_losses)),
         ),
         Target(
             name="defaults, 8 a step, to Arctic's",
-            side="ours",
+            variant="ours",
             to="arctic",
             at_least=4.0,
             checks=(_DEFAULTS, ("ours", "arctic", falling_losses)),
         ),
-        Target(name="peak memory, defaults, to TRL's", side="ours", to="trl", metric="peak_mib", at_most=0.5),
+        Target(name="peak memory, defaults, to TRL's", variant="ours", to="trl", metric="peak_mib", at_most=0.5),
     ),
     "prepare": (
         Target(
             name="preparing, to tokenizing alone",
-            side="ours",
+            variant="ours",
             to="tokenizing",
             at_most=1.25,
-            checks=(("ours", "tokenizing", same_rows),),
+            checks=(("ours", "tokenizing", same_tokens),),
         ),
         Target(
             name="preparing, to TRL without masks",
-            side="ours",
+            variant="ours",
             to="trl",
             at_most=1.0,
-            checks=(("ours", "trl", same_rows),),
+            checks=(("ours", "trl", same_tokens),),
         ),
         Target(
-            name="its memory, to a tenth of rows", side="ours", to="ours-tenth", metric="anonymous_mib", at_most=1.1
+            name="its memory, to a tenth of rows", variant="ours", to="ours-tenth", metric="anonymous_mib", at_most=1.1
         ),
         Target(
             name="preparing, second start",
-            side="ours-again",
+            variant="ours-again",
             kind="value",
             at_most=1.0,
-            checks=(("ours-again", "ours", same_rows),),
+            checks=(("ours-again", "ours", same_tokens),),
         ),
     ),
-    "packing": (Target(name="packing a million lengths", side="ours", kind="value", at_most=5.0),),
+    "packing": (Target(name="packing a million lengths", variant="ours", kind="value", at_most=5.0),),
     "length": (
         Growth(name="memory of one long conversation", prefix="document-"),
         Growth(name="memory of long packs", prefix="packs-"),

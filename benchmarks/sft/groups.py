@@ -1,4 +1,4 @@
-"""Which sides take turns with each other, by the groups that the cases name."""
+"""The variants of each case."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.sft.rows import write_long, write_many
-from benchmarks.sft.sides import Training
+from benchmarks.sft.variants import Training
 from hooktrain.bench import Variant
 
 __all__ = ["GROUPS", "ONCE"]
@@ -80,7 +80,7 @@ GROUPS: Mapping[str, Callable[[Training, Path], list[Variant]]] = {
     "packing": _packing,
     "length": _length,
 }
-"""Each takes the plan and a folder for what it writes, which holds ``packs.pt``."""
+"""Functions of the plan and a folder for files, which has ``packs.pt``; the names are those of the cases."""
 
 ONCE = ("length",)
-"""Groups whose sides run once: memory hardly differs from run to run, and the longest rows take minutes."""
+"""Cases whose variants run once, because memory hardly differs from run to run and long sequences take minutes."""

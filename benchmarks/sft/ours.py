@@ -1,4 +1,4 @@
-"""hooktrain itself, driven through a recipe, as the peers are driven through theirs.
+"""Driver of hooktrain, through a recipe.
 
 The specification: ``recipe`` (without ``run_dir``), ``threads``, and ``do``: ``train``; ``pack``, which writes the
 micro-batches of the first epoch to ``packs`` in the order in which they would be trained, so that a hand-written loop
@@ -16,18 +16,18 @@ from typing import Any
 
 from hooktrain.bench.driver import StepClock, drive
 
-# torch and hooktrain are imported inside functions: the peak of memory and the time belong to what is measured
+# torch and hooktrain are imported inside functions, because they belong to the time and memory that are measured
 
 
 class _Enough(Exception):
-    """Everything that is to be measured has happened."""
+    """Raised to end a run when everything is measured."""
 
 
 def _plugin(given: dict[str, Any], findings: dict[str, Any]) -> object:
     from hooktrain import hookimpl
 
     class Timed:
-        """Writes down each step; a log line has waited for the device and comes last in a step."""
+        """Times each step at its log line, which has waited for the device and comes last in a step."""
 
         def __init__(self) -> None:
             self.clock = StepClock()
@@ -58,7 +58,7 @@ def _plugin(given: dict[str, Any], findings: dict[str, Any]) -> object:
             findings.update(self.clock.findings())
 
     class Preparing:
-        """Takes the time of preparing, and ends the run before there is a model."""
+        """Times the preparation, and ends the run before the model is loaded."""
 
         @hookimpl(wrapper=True)
         def make_data(self) -> Iterator[None]:
@@ -72,7 +72,7 @@ def _plugin(given: dict[str, Any], findings: dict[str, Any]) -> object:
             raise _Enough
 
     class Exporting:
-        """Saves what was loaded."""
+        """Saves what was loaded, without training."""
 
         @hookimpl
         def run_train(self, trainer: Any) -> Any:

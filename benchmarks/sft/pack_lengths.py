@@ -1,4 +1,4 @@
-"""How long packing takes: lengths as long-tailed as those of real conversations, through the hook that packs.
+"""Driver that times the hook ``pack_sequences`` on lengths as long-tailed as those of real conversations.
 
 The specification: ``recipe``, ``lengths`` (how many) and ``threads``.
 """

@@ -1,4 +1,4 @@
-"""The conversations that are trained: those of the demo, and more of the same where more are needed."""
+"""The conversations that are trained: those of the demo, and more made of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Message = dict[str, str]
 
 
 def corpus() -> list[list[Message]]:
-    """The demo's 507 conversations.
+    """Return the demo's 507 conversations.
 
     Raises:
         FileNotFoundError: chatterbot-corpus is not installed.
@@ -28,7 +28,7 @@ def corpus() -> list[list[Message]]:
 
 
 def write_demo(folder: Path) -> Path:
-    """The 320 conversations that ``hooktrain demo`` trains."""
+    """Write the 320 conversations that ``hooktrain demo`` trains."""
     from hooktrain.cli.demo import write_data
 
     write_data(corpus(), folder)
@@ -36,7 +36,7 @@ def write_demo(folder: Path) -> Path:
 
 
 def write_many(folder: Path, rows: int) -> Path:
-    """Conversations of one to four of the corpus after each other, drawn by a fixed seed; the same ones first."""
+    """Write conversations that join one to four of the corpus, drawn with a fixed seed; more begin with the same."""
     found = corpus()
     draw = random.Random(0)
 
@@ -48,7 +48,7 @@ def write_many(folder: Path, rows: int) -> Path:
 
 
 def write_long(folder: Path, tokens: int) -> Path:
-    """One conversation of more than ``tokens`` tokens: the corpus over and over."""
+    """Write one conversation of more than ``tokens`` tokens."""
     found = corpus()
     draw = random.Random(0)
     messages: list[Message] = []

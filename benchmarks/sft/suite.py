@@ -8,7 +8,7 @@ from benchmarks.sft.catalogue import METRICS, TARGETS
 from benchmarks.sft.groups import GROUPS, ONCE
 from benchmarks.sft.inputs import InputsFailed, export_model, for_transformers_4, pack
 from benchmarks.sft.rows import write_demo
-from benchmarks.sft.sides import Plan, Training
+from benchmarks.sft.variants import Plan, Training
 from hooktrain.bench import Case, Context, Skip, Suite
 
 __all__ = ["SUITE"]
@@ -17,39 +17,39 @@ _ABOUT = {
     "fp32": "float32, packs of 512 tokens, one a step",
     "bf16": "bf16, packs of 512 tokens, one a step",
     "defaults": "every default, eight conversations a step",
-    "prepare": "from conversations in a file to what the loop takes",
+    "prepare": "from conversations in a file to what the loop trains",
     "packing": "long-tailed lengths into bins of 8,192",
-    "length": "one step on long rows with activation checkpointing",
+    "length": "one step on long sequences with activation checkpointing",
 }
 
 
 def cases(context: Context) -> Iterator[Case]:
-    """One case for each group of sides that take turns."""
+    """Yield a case for each group of variants."""
     try:
         training = _inputs(context)
     except (InputsFailed, FileNotFoundError, ModuleNotFoundError) as problem:
         raise Skip(str(problem)) from problem
-    for group, sides_of in GROUPS.items():
+    for group, variants_of in GROUPS.items():
         if not context.wants(group):
             continue
         if group in ("fp32", "bf16") and not (context.folder / "packs.pt").exists():
             pack(context.folder / "packs.pt", training, context.runner)
-        sides = sides_of(training, context.folder)
+        variants = variants_of(training, context.folder)
         yield Case(
             name=group,
             about=_ABOUT[group],
-            sides=tuple(sides),
+            variants=tuple(variants),
             metrics=METRICS[group],
             targets=TARGETS[group],
             rounds=1 if group in ONCE else None,
             warmup_steps=training.plan.warmup,
             compare=False,
-            recipe=sides[0].specification["recipe"],
+            recipe=variants[0].specification["recipe"],
         )
 
 
 def _inputs(context: Context) -> Training:
-    """The model and the rows: SmolLM2-135M, or when quick a tiny Llama with random weights."""
+    """Return the variants for SmolLM2-135M or, with ``quick``, for a tiny Llama with random weights."""
     demo = write_demo(context.folder)
     if context.quick:
         from hooktrain.testing import save_llama
@@ -76,7 +76,7 @@ def _inputs(context: Context) -> Training:
 
 SUITE = Suite(
     name="sft",
-    summary="fine-tuning SmolLM2-135M beside TRL, ArcticTraining and a hand-written loop (hours)",
+    summary="fine-tuning SmolLM2-135M, compared with TRL, ArcticTraining and a hand-written loop (hours)",
     cases=cases,
     options={"steps": "measured steps of a run", "warmup": "steps before them"},
 )

@@ -1,7 +1,7 @@
-"""A command in a process of its own, from its start to its first word and to its end.
+"""Driver that times a command, from its start to its first output and to its end.
 
-The specification: ``words``, what follows ``python`` on the command line, and ``warmup``, how often it is run before
-that, so that its files are in the system's memory. Each run has a folder and caches of its own.
+The specification: ``words``, the arguments of ``python``, and ``warmup``, the number of runs before the timed one, so
+that its files are in the system's cache. Each run has a folder and caches of its own.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from hooktrain.bench.driver import drive
 
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:
-    """Run the command; what the last run took counts."""
+    """Run the command, and return the findings of the last run."""
     return [_run(given["words"], Path(f"run-{number}").absolute()) for number in range(given["warmup"] + 1)][-1]
 
 
 def _run(words: Sequence[str], folder: Path) -> dict[str, Any]:
     folder.mkdir()
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
-    environment.pop("PYTHONUNBUFFERED", None)  # a user has not set it, and what a command flushes is measured here
+    environment.pop("PYTHONUNBUFFERED", None)  # users do not set it, and it changes when output is flushed
     began = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, *words],

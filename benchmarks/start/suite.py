@@ -22,7 +22,7 @@ _TINY = {"type": "tiny", "plugins": {"load": ["hooktrain.testing:TinyPlugin"]}, 
 
 
 def cases(context: Context) -> Iterator[Case]:
-    """The commands that only look, a plan, and one step of training, each beside what it has to import."""
+    """Yield the listing commands, a plan, and one step of training, each compared with what it has to import."""
     warmup = 0 if context.quick else 1
 
     def imports(name: str, code: str) -> Variant:
@@ -36,17 +36,17 @@ def cases(context: Context) -> Iterator[Case]:
     llama = imports(_CLASS, "import torch; from transformers import LlamaForCausalLM")
     yield Case(
         name="listings",
-        about="the commands that only look, with all installed plugins, beside importing torch",
-        sides=(*(command(name) for name in ("--help", "plugins", "hooks", "schema")), torch),
+        about="the listing commands, with all installed plugins, compared with importing torch",
+        variants=(*(command(name) for name in ("--help", "plugins", "hooks", "schema")), torch),
         metrics=_METRICS,
-        targets=[Target(side=name, at_most=1.0, kind="value") for name in ("plugins", "hooks", "schema")],
+        targets=[Target(variant=name, at_most=1.0, kind="value") for name in ("plugins", "hooks", "schema")],
     )
     sft_recipe = _chat(context.folder) if context.wants("plan") or context.wants("train") else {}
     sft = _written(context.folder / "sft.yaml", sft_recipe)
     yield Case(
         name="plan",
-        about="the plan of a tiny Llama's fine-tuning, beside importing torch and the model's class",
-        sides=(
+        about="the plan of a tiny Llama's fine-tuning, compared with importing torch and the model's class",
+        variants=(
             command("plan", "plan", sft),
             command("plan --no-estimates", "plan", sft, "--no-estimates"),
             torch,
@@ -54,23 +54,23 @@ def cases(context: Context) -> Iterator[Case]:
         ),
         metrics=_METRICS,
         targets=(
-            Target(side="plan", at_most=1.2),
-            Target(side="plan", metric=_FIRST, at_most=1.0, kind="value"),
-            Target(side="plan --no-estimates", at_most=1.0, kind="value"),
+            Target(variant="plan", at_most=1.2),
+            Target(variant="plan", metric=_FIRST, at_most=1.0, kind="value"),
+            Target(variant="plan --no-estimates", at_most=1.0, kind="value"),
         ),
         recipe=sft_recipe,
     )
     tiny = _written(context.folder / "tiny.yaml", _TINY)
     yield Case(
         name="train",
-        about="a step of a tiny model without transformers and of a tiny Llama with real rows, beside importing torch",
-        sides=(command("train tiny", "train", tiny), command("train sft", "train", sft), llama, torch),
+        about="a step of a tiny model without transformers and of a tiny Llama, compared with importing torch",
+        variants=(command("train tiny", "train", tiny), command("train sft", "train", sft), llama, torch),
         metrics=_METRICS,
         targets=(
-            Target(side="train tiny", at_most=1.8),
-            Target(side="train sft", at_most=3.0),
+            Target(variant="train tiny", at_most=1.8),
+            Target(variant="train sft", at_most=3.0),
             *(
-                Target(side=name, metric=_FIRST, at_most=1.0, kind="value", name=f"first word of {name}")
+                Target(variant=name, metric=_FIRST, at_most=1.0, kind="value", name=f"first output of {name}")
                 for name in ("train tiny", "train sft")
             ),
         ),
@@ -79,8 +79,8 @@ def cases(context: Context) -> Iterator[Case]:
 
 
 def _chat(folder: Path) -> dict[str, Any]:
-    """A recipe with a tiny Llama and conversations, both of which are written."""
-    from hooktrain.testing import save_llama, write_rows  # which import torch and transformers
+    """Write a tiny Llama and conversations, and return a recipe for them."""
+    from hooktrain.testing import save_llama, write_rows  # imports torch and transformers
 
     model, rows = save_llama(folder / "model"), write_rows(folder / "rows.jsonl")
     data = {"sources": [{"name_or_path": str(rows)}], "max_length": 64}
@@ -93,5 +93,7 @@ def _written(path: Path, recipe: dict[str, Any]) -> str:
 
 
 SUITE = Suite(
-    name="start", summary="commands to their first word and their end, beside importing torch (10 minutes)", cases=cases
+    name="start",
+    summary="time of commands to their first output and end, compared with importing torch (10 minutes)",
+    cases=cases,
 )

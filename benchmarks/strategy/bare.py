@@ -18,7 +18,7 @@ __all__ = ["train"]
 
 
 def train(given: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
-    """Train on this rank; every five steps the loss of all ranks is read, as a log line does it."""
+    """Train on this rank; every five steps, read the loss of all ranks, as a log line does."""
     torch.manual_seed(0)
     model = Blocks(**given["model"])
     tokens, vocab, rows = given["tokens"], given["model"]["vocab"], given["rows"]

@@ -1,4 +1,4 @@
-"""The model and the rows that all sides train, and what all of them are told."""
+"""The model and the sequences that all variants train."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LR, LOG_EVERY = 1e-3, 5
 
 
 class Blocks(nn.Module):
-    """An embedding, residual blocks of two layers, and a head: as many multiplications as a decoder of its size has."""
+    """An embedding, residual blocks of two layers, and a head: the multiplications of a decoder of its size."""
 
     def __init__(self, vocab: int, width: int, depth: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Blocks(nn.Module):
         self.head = nn.Linear(width, vocab, bias=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Token numbers of shape (rows, tokens) to logits of shape (rows, tokens, vocabulary)."""
+        """Return logits of shape (sequences, tokens, vocabulary) for token ids of shape (sequences, tokens)."""
         hidden = self.embedding(input_ids)
         for layer in self.layers:
             hidden = hidden + layer(hidden)
@@ -34,16 +34,16 @@ class Blocks(nn.Module):
 
 
 def batch_of(first: int, rows: int, tokens: int, vocab: int) -> Tensor:
-    """Token numbers of shape (rows, tokens) of the rows from ``first`` on; the same on every side."""
+    """Return token ids of shape (rows, tokens) from sequence ``first`` on, the same in every variant."""
     return torch.stack([row_of(first + at, tokens, vocab) for at in range(rows)])
 
 
 def row_of(index: int, tokens: int, vocab: int) -> Tensor:
-    """One row, shape (tokens,)."""
+    """Return one sequence, of shape (tokens,)."""
     return torch.randint(0, vocab, (tokens,), generator=torch.Generator().manual_seed(index))
 
 
 def loss_of(model: Any, ids: Tensor) -> Tensor:
-    """The cross-entropy of the next token, summed."""
+    """Return the summed cross-entropy of the next token."""
     logits = model(ids)[:, :-1].float()
     return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")

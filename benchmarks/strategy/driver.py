@@ -1,8 +1,8 @@
-"""Starts the ranks of one side, and is each of them.
+"""Driver of one variant: starts a process for each rank, and is the program of each.
 
-The specification: ``side`` (``ours`` or ``bare``), ``strategy``, ``ranks``, ``steps``, ``rows`` of a micro-batch,
-``tokens`` of a row, ``model`` (``vocab``, ``width``, ``depth``) and ``threads`` of all ranks together. What the first
-rank finds is what is reported, with the largest peak of memory of all.
+The specification: ``variant`` (``ours`` or ``bare``), ``strategy``, ``ranks``, ``steps``, ``rows`` of a micro-batch,
+``tokens`` of a row, ``model`` (``vocab``, ``width``, ``depth``) and ``threads`` of all ranks together. The findings are
+those of the first rank, with the highest peak memory of all.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     ]
     failed = [rank for rank, process in enumerate(started) if process.wait()]
     if failed:
-        raise SystemExit(f"ranks {failed} failed")
+        raise RuntimeError(f"ranks {failed} failed")
     found = [json.loads((folder / f"rank-{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]
     return {**found[0], "peak_mib": max(each["peak_mib"] for each in found)}
 
 
 def be_a_rank(given: dict[str, Any]) -> None:
-    """Train, and write down what was found."""
+    """Train, and write the findings to a file."""
     import torch
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(max(1, given["threads"] // world))
-    if given["side"] == "ours":
+    if given["variant"] == "ours":
         from benchmarks.strategy.ours import train
     else:
         from benchmarks.strategy.bare import train

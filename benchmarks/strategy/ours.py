@@ -1,4 +1,4 @@
-"""hooktrain on the same model and rows, through a recipe."""
+"""hooktrain on the same model and sequences, through a recipe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STRATEGIES: dict[str, dict[str, Any]] = {
 
 
 class _Rows:
-    """Rows that are there before the first step, as those of the loops are."""
+    """A dataset that is in memory before the first step, as that of the loops is."""
 
     def __init__(self, given: dict[str, Any], world: int) -> None:
         count = given["steps"] * world * given["rows"]
@@ -36,13 +36,13 @@ class _Rows:
 
 
 def _collate(rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rows of shape (tokens,) to a micro-batch of shape (rows, tokens)."""
+    """Stack sequences of shape (tokens,) to a micro-batch of shape (sequences, tokens)."""
     ids = torch.stack(rows)
     return {"input_ids": ids, "labels": ids}
 
 
 class _Blocks:
-    """A plugin: the model, the rows and the loss; it times from one step's start to the next one's."""
+    """A plugin with the model, the dataset and the loss, which times from one step's start to the next."""
 
     def __init__(self, given: dict[str, Any], world: int) -> None:
         self.given, self.world = given, world

@@ -19,10 +19,10 @@ _LIMIT = 1.02
 
 
 def cases(context: Context) -> Iterator[Case]:
-    """One for each strategy; sides train the same weights on the same rows, two ranks of a core each."""
+    """Yield a case for each strategy; variants train the same weights and sequences, on two ranks of a core each."""
     chosen = ("ddp", "zero2") if context.quick else tuple(_NAMES)
     for strategy in chosen:
-        name, beside = _NAMES[strategy]
+        name, peer = _NAMES[strategy]
         if strategy.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
             continue
         given = {
@@ -35,15 +35,15 @@ def cases(context: Context) -> Iterator[Case]:
         }
         yield Case(
             name=name,
-            about=f"beside {beside} alone: the same weights, rows, AdamW and clipping, on two ranks",
+            about=f"compared with {peer} alone: the same weights, sequences, AdamW and clipping, on two ranks",
             parameters={"ranks": 2},
-            sides=[
-                Variant(side, driver="benchmarks.strategy.driver", specification={**given, "side": side})
-                for side in ("ours", "bare")
+            variants=[
+                Variant(variant, driver="benchmarks.strategy.driver", specification={**given, "variant": variant})
+                for variant in ("ours", "bare")
             ],
             baseline="bare",
             metrics=(SECONDS, CPU_SECONDS, PEAK_MEMORY),
-            targets=(Target(side="ours", at_most=_LIMIT, checks=(("ours", "bare", _same),)),),
+            targets=(Target(variant="ours", at_most=_LIMIT, checks=(("ours", "bare", _same),)),),
             warmup_steps=1 if context.quick else 5,
             recipe={"strategy": strategy, "micro_batch_size": given["rows"], "optimizer": {"type": "adamw"}},
         )
@@ -53,13 +53,13 @@ _MODEL = {"vocab": 2048, "width": 384, "depth": 6}
 
 
 def _same(ours: Findings, theirs: Findings, warmup: int) -> str:
-    """Losses agree at every log line."""
-    with_tokens = [{"loss": side["loss"], "tokens": len(side["loss"])} for side in (ours, theirs)]
+    """Check that losses agree at every log line."""
+    with_tokens = [{"loss": variant["loss"], "tokens": len(variant["loss"])} for variant in (ours, theirs)]
     return same_losses(1e-4)(with_tokens[0], with_tokens[1], warmup)
 
 
 SUITE = Suite(
     name="strategy",
-    summary="what the engine costs on two ranks under DDP, FSDP2 and ZeRO 0 to 3 (40 minutes)",
+    summary="overhead of the engine on two ranks under DDP, FSDP2 and ZeRO 0 to 3 (40 minutes)",
     cases=cases,
 )

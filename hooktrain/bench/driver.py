@@ -1,8 +1,8 @@
-"""What every driver reports, whatever environment it runs in: this module imports nothing but Python's own library.
+"""Tools for drivers, in hooktrain's environment or a peer's: this module imports only the standard library.
 
-A driver is a module that is started as ``python -m package.module SPECIFICATION`` in a process of its own, where
+A driver is a module that runs as ``python -m package.module SPECIFICATION`` in a process of its own, where
 SPECIFICATION is JSON, and prints one line of JSON, its findings. Everything else that it or its libraries print goes to
-standard error. :func:`drive` does all of that around a function. torch is used where the driver has imported it.
+the standard error. :func:`drive` does this for a function. torch is used where the driver has imported it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import resource
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,22 +23,22 @@ from typing import Any
 __all__ = ["BEGAN", "PeakMemory", "StepClock", "drive", "gpu", "peak_mib", "restart_peak", "versions"]
 
 BEGAN = "HOOKTRAIN_BENCH_BEGAN"
-"""Environment variable: when the process was started, in seconds since the epoch."""
+"""Environment variable with the time at which the process was started, in seconds since the epoch."""
 _MIB = 1024
-"""KiB in one."""
+"""KiB in a MiB."""
 
 
 def gpu() -> Any:
-    """``torch.cuda`` where this process has begun to use a GPU, else None; looking does not begin it."""
+    """Return ``torch.cuda`` if this process uses a GPU already, else None."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized() else None
 
 
 class StepClock:
-    """The time of each optimizer step, its data and its log line included, and what was trained in it.
+    """Times each optimizer step, including its data and its log line, and counts what it trained.
 
-    On a GPU each step is also timed by events on its current stream, which nobody waits for before the end: the host
-    runs ahead of the device, so that only the sum of its own times means something where a step does not wait.
+    On a GPU, events on the current stream time each step as well. No step waits for them, because the host runs ahead
+    of the device: of its own times, only their sum is meaningful then.
     """
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ class StepClock:
         self.start()
 
     def start(self) -> None:
-        """Training begins now."""
+        """Start the first step."""
         self.events = []
         self._event()
         self._wall, self._cpu = time.perf_counter(), time.process_time()
@@ -61,10 +62,10 @@ class StepClock:
             self.events.append(event)
 
     def step(self, **counts: float) -> None:
-        """A step is over.
+        """End a step, and start the next.
 
         Args:
-            counts: what it trained: ``tokens`` (padding excluded), ``computed`` (padding included), ``supervised``
+            counts: what the step trained: ``tokens`` (without padding), ``computed`` (with padding), ``supervised``
                 (with a loss), ``loss`` (their mean).
         """
         self._event()
@@ -75,7 +76,7 @@ class StepClock:
         self.counts.append(counts)
 
     def findings(self) -> dict[str, list[float]]:
-        """Lists with one entry for each step: ``seconds``, ``cpu_seconds``, on a GPU ``device_seconds``, the counts."""
+        """Return lists with an entry per step: ``seconds``, ``cpu_seconds``, counts, on a GPU ``device_seconds``."""
         names = self.counts[0] if self.counts else {}
         found = {
             "seconds": self.seconds,
@@ -90,11 +91,11 @@ class StepClock:
 
 
 class PeakMemory:
-    """The most memory that this process has held.
+    """Measures the peak memory of this process.
 
-    ``ru_maxrss`` will not do on Linux: a process begins with that of the one that started it. ``VmHWM`` does not. Pages
-    of mapped files count in it though the system can take them back, so that the anonymous ones are also watched, by a
-    thread that looks twenty times a second. Processes that this one starts do not count; the largest is told apart.
+    On Linux ``ru_maxrss`` starts with that of the parent process, so ``VmHWM`` is read. It includes pages of mapped
+    files, which the system can take back; a thread that looks twenty times a second measures anonymous pages as well.
+    Child processes are not included; the largest is reported separately.
     """
 
     def __init__(self) -> None:
@@ -108,7 +109,7 @@ class PeakMemory:
             self.anonymous_mib = max(self.anonymous_mib, _status("RssAnon"))
 
     def findings(self) -> dict[str, float]:
-        """``peak_mib``; ``anonymous_mib``, 0 where unknown; ``child_mib`` of the largest process that has ended."""
+        """Return ``peak_mib``, ``anonymous_mib`` (0 where unknown), and ``child_mib`` of the largest ended child."""
         self._ended.set()
         self._thread.join()
         own, child = (_ru_maxrss(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -121,12 +122,12 @@ class PeakMemory:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has held since it began, or since :func:`restart_peak`; 0 where unknown."""
+    """Return this process's peak memory since its start, or since :func:`restart_peak`; 0 where unknown."""
     return _status("VmHWM")
 
 
 def restart_peak() -> bool:
-    """Forget the peak of this process's memory; False where the system cannot (elsewhere than on Linux)."""
+    """Reset this process's peak memory; return False where the system cannot (it can on Linux)."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -135,12 +136,12 @@ def restart_peak() -> bool:
 
 
 def _ru_maxrss(who: int) -> float:
-    unit = _MIB if sys.platform == "darwin" else 1  # bytes there, KiB elsewhere
+    unit = _MIB if sys.platform == "darwin" else 1  # macOS counts bytes, Linux KiB
     return resource.getrusage(who).ru_maxrss / unit / _MIB
 
 
 def _status(name: str) -> float:
-    """A field of /proc/self/status in MiB; 0 where there is none."""
+    """Return a field of /proc/self/status in MiB; 0 where there is none."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith(f"{name}:"):
@@ -151,7 +152,7 @@ def _status(name: str) -> float:
 
 
 def versions(*distributions: str) -> dict[str, str]:
-    """Versions of Python and of what is installed."""
+    """Return the versions of Python and of those of the distributions that are installed."""
     found = {"python": platform.python_version()}
     for name in distributions:
         try:
@@ -162,29 +163,34 @@ def versions(*distributions: str) -> dict[str, str]:
 
 
 def drive(measure: Callable[[dict[str, Any]], dict[str, Any]], *distributions: str) -> None:
-    """The main program of a driver: read the specification, measure, print the findings, and end the process.
+    """Run a driver's main program: read the specification, measure, print the findings, and exit.
 
     Args:
-        measure: given the specification, returns findings: numbers, lists with a number for each step, and what else
-            is worth keeping. To them are added ``peak_mib``, ``anonymous_mib`` and ``child_mib`` (see
+        measure: function of the specification that returns findings: numbers, lists with a number per step, and
+            anything else for the record. Added to them are ``peak_mib``, ``anonymous_mib`` and ``child_mib`` (see
             :class:`PeakMemory`), on a GPU ``device_peak_mib``, ``total_seconds``, ``total_cpu_seconds``, ``versions``.
-        distributions: whose versions are reported.
+            An exception becomes ``error``.
+        distributions: distributions whose versions are reported.
     """
     specification = json.loads(sys.argv[1])
-    # the libraries print as they like, from C as well
+    # libraries print to the standard output, from C as well
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     memory = PeakMemory()
     began = time.perf_counter()
-    findings = measure(specification)
-    cuda = gpu()
-    if cuda is not None:
-        cuda.synchronize()
-        findings.setdefault("device_peak_mib", round(cuda.max_memory_allocated() / 2**20, 1))
+    try:
+        findings = measure(specification)
+        cuda = gpu()
+        if cuda is not None:
+            cuda.synchronize()
+            findings.setdefault("device_peak_mib", round(cuda.max_memory_allocated() / 2**20, 1))
+    except Exception as problem:
+        traceback.print_exc()
+        findings = {"error": f"{type(problem).__name__}: {problem}"}
     findings = memory.findings() | findings
     findings["total_seconds"] = time.perf_counter() - began
     findings["total_cpu_seconds"] = time.process_time()
     findings["versions"] = versions(*distributions)
     print(json.dumps(findings), file=channel, flush=True)
     channel.close()
-    os._exit(0)  # the findings are out; process groups and worker threads of some libraries take seconds to end
+    os._exit(0)  # process groups and worker threads of some libraries take seconds to end

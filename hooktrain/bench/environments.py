@@ -1,7 +1,7 @@
-"""Virtual environments for the programs that are compared with, made from pinned requirement files.
+"""Virtual environments of peers, the programs that hooktrain is compared with, from pinned requirement files.
 
-Nothing of a peer is kept beside hooktrain or installed into its environment. A peer's environment is made once for each
-content of its requirement files, and found again by it.
+Nothing of a peer is installed into hooktrain's environment. A peer's environment is made once for each content of its
+requirement files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["EnvironmentFailed", "Peer", "ensure"]
 
 
 class EnvironmentFailed(Exception):
-    """An environment could not be made; says why in one line."""
+    """Raised when an environment cannot be made; the message is the reason, in one line."""
 
 
 @attrs.frozen(kw_only=True)
@@ -28,10 +28,10 @@ class Peer:
     """A program to compare with, installed into an environment of its own.
 
     Attributes:
-        name: of the environment.
-        requirements: pinned requirement files, installed one after the other; the later ones build with what the
-            earlier brought.
-        building: environment variables while they are installed.
+        name: name of the environment.
+        requirements: pinned requirement files, installed one after the other; later ones are built with what earlier
+            ones installed.
+        building: environment variables of the installation.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Peer:
 
 
 def ensure(peer: Peer, root: Path, *, only_find: bool = False) -> Path:
-    """The Python of a peer's environment, which is made if it is not there yet.
+    """Return the Python of a peer's environment, and make the environment where it is missing.
 
     Args:
-        peer: what to install.
-        root: folder that holds the environments.
-        only_find: raise when it is not there yet; making one takes minutes and perhaps gigabytes.
+        peer: the peer to install.
+        root: folder of the environments.
+        only_find: raise where it is missing; making one takes minutes and perhaps gigabytes.
 
     Raises:
         EnvironmentFailed: when it cannot be made.
@@ -58,8 +58,8 @@ def ensure(peer: Peer, root: Path, *, only_find: bool = False) -> Path:
     if done.exists():
         return python
     if only_find:
-        raise EnvironmentFailed(f"{peer.name} is not installed yet, which a quick measurement leaves alone")
-    shutil.rmtree(folder, ignore_errors=True)  # half of one, from an attempt that was interrupted
+        raise EnvironmentFailed(f"{peer.name} is not installed, and --quick installs nothing")
+    shutil.rmtree(folder, ignore_errors=True)  # incomplete, of an interrupted attempt
     root.mkdir(parents=True, exist_ok=True)
     _run([sys.executable, "-m", "venv", str(folder)], folder, {})
     for file in files:
@@ -78,4 +78,4 @@ def _run(command: list[str], folder: Path, building: Mapping[str, str]) -> None:
     if made.returncode:
         said = [line for line in (made.stderr or made.stdout).splitlines() if line.startswith("ERROR")]
         said = said or (made.stderr or made.stdout or "no output").strip().splitlines()[-1:]
-        raise EnvironmentFailed(f"{folder.name} could not be installed: {said[0][:200]}")
+        raise EnvironmentFailed(f"{folder.name} could not be installed: {said[0]}")

@@ -1,4 +1,4 @@
-"""What a benchmark can fail with."""
+"""Errors of ``hooktrain bench``."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ __all__ = ["BenchError"]
 
 
 class BenchError(HooktrainError):
-    """Something about benchmarks that the user can mend."""
+    """An error in the use of benchmarks that the user can fix."""

@@ -1,4 +1,4 @@
-"""Measuring calls of a function, in this process or, as ``python -m hooktrain.bench.in_process``, in one of its own."""
+"""Measurement of a function in this process or, as ``python -m hooktrain.bench.in_process``, in one of its own."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from hooktrain.bench.model import Case, Findings, Variant
 __all__ = ["InProcess", "isolated", "measure"]
 
 _FILL = 0.05
-"""Seconds that the calls of one run take when their number is left open."""
+"""Seconds that the calls of a run take where ``Case.calls`` is None."""
 
 
 def measure(function: Callable[[], Mapping[str, Any] | None], calls: int) -> Findings:
-    """Call a function, and measure that from outside; all figures are for one call.
+    """Call a function and measure it from outside; all figures are for one call.
 
     Returns:
-        ``seconds``, ``cpu_seconds``; where the system can tell, ``peak_mib`` of the process meanwhile; on a GPU
-        ``device_seconds`` between two events and ``device_peak_mib``; then what the last call returned.
+        ``seconds``, ``cpu_seconds``, on Linux ``peak_mib`` of the process, on a GPU ``device_seconds`` between two
+        events and ``device_peak_mib``; and what the last call returned.
     """
     gc.collect()
     cuda = gpu()
     if cuda is not None:
-        cuda.synchronize()  # what was begun before is not ours
+        cuda.synchronize()  # earlier work is not timed
         cuda.reset_peak_memory_stats()
         events = [cuda.Event(enable_timing=True) for _ in range(2)]
         events[0].record()
@@ -39,7 +39,7 @@ def measure(function: Callable[[], Mapping[str, Any] | None], calls: int) -> Fin
         returned = function()
     if cuda is not None:
         events[1].record()
-        events[1].synchronize()  # the wall time is that of the work, not of handing it to the device
+        events[1].synchronize()  # the wall time includes the work on the device
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
     findings: Findings = {"seconds": wall / calls, "cpu_seconds": processor / calls, "calls": calls}
     if restarted:
@@ -53,16 +53,16 @@ def measure(function: Callable[[], Mapping[str, Any] | None], calls: int) -> Fin
 
 
 class InProcess:
-    """Runs a side's function in this process, warmed up once before its first run."""
+    """Runs of a variant's function in this process, with a warm-up before the first."""
 
-    def __init__(self, case: Case, side: Variant) -> None:
-        assert side.function is not None
-        self._function, self._prepare = side.function, side.prepare
+    def __init__(self, case: Case, variant: Variant) -> None:
+        assert variant.function is not None
+        self._function, self._prepare = variant.function, variant.prepare
         self._parameters, self._warmup, self._calls = case.parameters, case.warmup, case.calls
         self._warm = False
 
     def run(self) -> Findings:
-        """Measure one run; a function that raises has ``failed``."""
+        """Measure one run; an exception becomes ``error``."""
         try:
             if not self._warm:
                 for _ in range(self._warmup):
@@ -72,7 +72,7 @@ class InProcess:
                 self._warm = True
             return measure(self._ready(), self._calls or 1)
         except Exception as problem:
-            return {"failed": f"{type(problem).__name__}: {problem}"[:300]}
+            return {"error": f"{type(problem).__name__}: {problem}"}
 
     def _ready(self) -> Callable[[], Mapping[str, Any] | None]:
         function, parameters = self._function, dict(self._parameters)
@@ -83,7 +83,7 @@ class InProcess:
 
 
 def calls_to_fill(function: Callable[[], Any], seconds: float = _FILL) -> int:
-    """How many calls take about that long."""
+    """Return how many calls take about that long."""
     calls = 1
     while True:
         began = time.perf_counter()
@@ -95,9 +95,9 @@ def calls_to_fill(function: Callable[[], Any], seconds: float = _FILL) -> int:
         calls *= 4
 
 
-def isolated(case: Case, side: Variant) -> Variant:
-    """The side as one with a driver: this module, which imports the function by name."""
-    function: Any = side.function
+def isolated(case: Case, variant: Variant) -> Variant:
+    """Return a variant whose driver is this module, which imports the function by name."""
+    function: Any = variant.function
     specification = {
         "function": f"{function.__module__}:{function.__qualname__}",
         "parameters": dict(case.parameters),
@@ -105,7 +105,7 @@ def isolated(case: Case, side: Variant) -> Variant:
         "calls": case.calls,
     }
     return Variant(
-        side.name, driver=__name__, specification=specification, environment=side.environment, after=side.after
+        variant.name, driver=__name__, specification=specification, environment=variant.environment, after=variant.after
     )
 
 
@@ -114,15 +114,13 @@ def _drive(given: dict[str, Any]) -> dict[str, Any]:
     function = getattr(importlib.import_module(module), name)
     case = Case(
         name="isolated",
-        sides={name: function},
+        variants={name: function},
         parameters=given["parameters"],
         warmup=given["warmup"],
         calls=given["calls"],
     )
-    found = InProcess(case, case.sides[0]).run()
-    if "failed" in found:
-        raise SystemExit(found["failed"])
-    found.pop("peak_mib", None)  # of the process from its beginning, which ``drive`` adds
+    found = InProcess(case, case.variants[0]).run()
+    found.pop("peak_mib", None)  # ``drive`` adds that of the whole process
     return found
 
 

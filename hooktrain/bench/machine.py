@@ -1,4 +1,4 @@
-"""What a result must say about the machine, and how busy others kept it."""
+"""Facts about the machine for the record of a measurement, and how busy it is."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["busy_seconds", "commit", "describe", "installed"]
+from hooktrain.bench.driver import versions
+
+__all__ = ["busy_seconds", "commit", "describe", "installed", "usable_cores"]
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory and system; and the GPUs, where torch has been imported."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        cores = os.cpu_count() or 1
+    """Return the processor, usable cores, memory and system, and the GPUs where torch has been imported."""
     return {
         "processor": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
-        "cores": cores,
+        "cores": len(usable_cores()),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "bf16_instructions": "avx512_bf16" in (_field("/proc/cpuinfo", "flags") or "").split(),
         "system": f"{platform.system()} {platform.release()}",
@@ -29,8 +27,15 @@ def describe() -> dict[str, Any]:
     }
 
 
+def usable_cores() -> list[int]:
+    """Return the cores that this process may use."""
+    if sys.platform == "linux":
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def commit(folder: Path) -> dict[str, Any]:
-    """The commit that is measured, and whether files differ from it; empty outside a repository."""
+    """Return the commit that is measured, and whether files differ from it; empty outside a repository."""
 
     def git(*words: str) -> str:
         try:
@@ -46,30 +51,21 @@ def commit(folder: Path) -> dict[str, Any]:
 
 
 def installed() -> dict[str, str]:
-    """Versions of Python, of torch and of every distribution that brings a plugin, and hooktrain's own."""
-    found = {"python": platform.python_version()}
-    names = {"hooktrain", "torch", "pluggy"}
-    for point in importlib.metadata.entry_points(group="hooktrain"):
-        if point.dist is not None:
-            names.add(point.dist.name)
-    for name in sorted(names):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    """Return the versions of Python, torch, hooktrain and each distribution with a plugin."""
+    plugins = importlib.metadata.entry_points(group="hooktrain")
+    return versions(*sorted({"hooktrain", "torch", "pluggy", *(point.dist.name for point in plugins if point.dist)}))
 
 
 def busy_seconds() -> float | None:
-    """Processor seconds that all programs together, and the host beneath, have used since the machine started.
+    """Return the processor seconds that all programs, and the host of a virtual machine, have used since the boot.
 
-    None where the system does not tell.
+    None where the system does not count them.
     """
     try:
         first = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()
     except OSError:
         return None
-    user, nice, system, _idle, _wait, irq, softirq, steal = map(int, first[1:9])
+    user, nice, system, _, _, irq, softirq, steal = map(int, first[1:9])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 

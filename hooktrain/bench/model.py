@@ -1,15 +1,20 @@
-"""What a suite is made of: cases, their sides, the metrics that are read off a run, and what is to be reached."""
+"""The parts of a benchmark suite: cases, variants, metrics, targets, and the results of comparing them."""
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import attrs
 
 from hooktrain.bench.environments import Peer
+from hooktrain.bench.errors import BenchError
+from hooktrain.protocols import missing_members, renamed_member
+from hooktrain.renamed import new_name, no_attribute
 
 if TYPE_CHECKING:
     from hooktrain.bench.bootstrap import Interval
@@ -34,30 +39,54 @@ __all__ = [
 ]
 
 Findings = dict[str, Any]
-"""What one run of a side found; or ``failed``, why there is nothing, with ``absent`` where it could not be tried, as a
-peer is not installed; and ``others``, see :class:`Runner`."""
+"""Findings of one run of a variant, by name.
+
+A run that failed has ``error``, a message, and nothing else to compare; with ``not_installed``, where its peer is
+missing. The harness adds ``others``, see :class:`hooktrain.bench.subprocesses.Runner`.
+"""
 
 Measured = Mapping[str, Sequence[Findings]]
-"""What was found in each run of each side."""
+"""Findings of each run, by variant."""
+
+T = TypeVar("T")
+
+
+def tell_new_names(cls: type[T]) -> type[T]:
+    """Make a class name the new attribute or argument in the error for an old one."""
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def __init__(self: Any, *arguments: Any, **named: Any) -> None:
+        for name in named:
+            if renamed := new_name("attribute", f"{cls.__name__}.{name}"):
+                raise TypeError(f"{cls.__name__}() has no argument '{name}'{renamed}")
+        init(self, *arguments, **named)
+
+    def __getattr__(self: Any, name: str) -> Any:
+        raise no_attribute(cls.__name__, name)
+
+    for function in (__init__, __getattr__):
+        setattr(cls, function.__name__, function)
+    return cls
 
 
 class Skip(Exception):
-    """Raised by a suite that cannot be measured here; says why in one line."""
+    """Raise this in a suite that cannot be measured on this machine; the message is the reason, in one line."""
 
 
 @attrs.frozen
 class Metric:
-    """A number that is read off each run of a side.
+    """A number read from the findings of each run.
 
     Attributes:
-        name: what it is called, and the key of the findings that holds it unless ``read`` is given.
-        unit: as it is printed, such as ``s``, ``tok/s``, ``MiB``.
-        better: whether ``lower`` or ``higher`` is better; None for a number that is neither.
-        read: given the findings of a run and how many first steps are thrown away, returns the number. When left out, a
-            list with an entry for each step is reduced to the median of what is left after those steps.
-        scale: what the number is multiplied with, such as 1e6 for seconds printed in µs.
-        exact: whether it repeats from run to run (a count, a size), so that one run is enough for a verdict.
-        undisturbed: the same by processor time, which is told as well where other programs disturbed a timing.
+        name: name in tables, and the key of the finding unless ``read`` is set.
+        unit: unit as printed, such as ``s``, ``tok/s``, ``MiB``.
+        better: ``lower`` or ``higher``; None for a number that is neither.
+        read: function of a run's findings and the number of warm-up steps that returns the number. By default, a
+            finding that is a list, one entry per step, is reduced to its median without the warm-up steps.
+        scale: factor for the number, such as 1e6 to print seconds as µs.
+        exact: whether the number is the same in every run (a count, a size), so that one run is enough for a verdict.
+        undisturbed: the same metric by processor time, reported in addition when other programs disturbed a timing.
     """
 
     name: str
@@ -69,10 +98,10 @@ class Metric:
     undisturbed: Metric | None = attrs.field(default=None, eq=False, kw_only=True)
 
     def of(self, findings: Findings, warmup_steps: int = 0) -> float:
-        """The number of one run.
+        """Return the number of one run.
 
         Raises:
-            KeyError: when the findings do not hold it.
+            KeyError: when the findings do not have it.
         """
         if self.read is not None:
             return self.read(findings, warmup_steps) * self.scale
@@ -82,37 +111,37 @@ class Metric:
         return float(found) * self.scale
 
     def has(self, findings: Findings) -> bool:
-        """Whether a run found it."""
+        """Return whether a run's findings have it."""
         return self.read is not None or findings.get(self.name) is not None
 
 
 CPU_SECONDS = Metric("cpu_seconds", "s")
-"""Processor time of a call, or the median over a driver's steps."""
+"""Processor time of a call; of a driver, the median over its steps."""
 SECONDS = Metric("seconds", "s", undisturbed=CPU_SECONDS)
-"""Wall time of the same."""
+"""Wall time of a call; of a driver, the median over its steps."""
 DEVICE_SECONDS = Metric("device_seconds", "s")
-"""Time between two events on the GPU's stream, the first before and the second after."""
+"""Time between two events on the GPU's stream, recorded before and after the work."""
 PEAK_MEMORY = Metric("peak_mib", "MiB")
-"""The most memory that the process held; of a side in a process of its own, unless the case says otherwise."""
+"""Peak memory of the process."""
 DEVICE_MEMORY = Metric("device_peak_mib", "MiB")
-"""The most memory of the GPU that torch had given out."""
+"""Peak GPU memory allocated by torch."""
 
 
 @attrs.frozen
 class Variant:
-    """A set-up that is compared with others: a function, or a driver in a process of its own.
+    """One of the set-ups that a case compares: a function, or a driver that runs in a process of its own.
 
     Attributes:
         name: unique in its case.
-        function: called with the case's parameters as keywords, preceded by what ``prepare`` returned. What it takes is
-            measured from outside. It may return findings of its own, which win over those.
-        prepare: called with the parameters before each run; its time does not count.
-        isolated: whether each run of the function has a process of its own, where it is imported anew by name.
-        driver: a module to be run in a process of its own, see ``hooktrain.bench.driver``.
-        specification: what the driver reads.
-        peer: the environment to run the driver in; None for hooktrain's own.
-        after: another side, whose caches a driver finds; caches are empty otherwise.
-        environment: variables for the process.
+        function: called with the case's parameters as keywords, after what ``prepare`` returned. Time and memory are
+            measured from outside. A mapping that it returns is added to the findings and overrides them.
+        prepare: called with the parameters before each run; not timed.
+        isolated: whether each run of the function has a process of its own, which imports the function by name.
+        driver: module to run in a process of its own, see ``hooktrain.bench.driver``.
+        specification: JSON for the driver.
+        peer: environment that runs the driver; None for hooktrain's own.
+        after: name of another variant, whose caches the driver finds; by default, caches are empty.
+        environment: environment variables of the process.
     """
 
     name: str
@@ -125,33 +154,38 @@ class Variant:
     after: str | None = attrs.field(default=None, kw_only=True)
     environment: Mapping[str, str] = attrs.field(factory=dict, kw_only=True)
 
+    @property
+    def has_process(self) -> bool:
+        """Whether each run has a process of its own."""
+        return self.driver is not None or self.isolated
+
     def __attrs_post_init__(self) -> None:
         if (self.function is None) == (self.driver is None):
             given = "both" if self.driver else "neither"
-            raise ValueError(f"side '{self.name}': given {given} a function and a driver, expected one of them")
+            raise ValueError(f"variant '{self.name}': given {given} a function and a driver, expected one of them")
         if self.isolated and self.function is not None:
-            name = getattr(self.function, "__qualname__", "?")
+            name = self.function.__qualname__ if isinstance(self.function, FunctionType) else repr(self.function)
             if "<" in name or "." in name or self.prepare is not None:
                 raise ValueError(
-                    f"side '{self.name}': an isolated function is imported by name in another process, given {name}"
-                    f"{' with prepare' if self.prepare else ''}; move it to the top of a module, and prepare inside it"
+                    f"variant '{self.name}': an isolated function is imported by name in another process, given {name}"
+                    f"{' with prepare' if self.prepare else ''}; define it at the top of a module, preparing inside it"
                 )
 
 
 class TargetLike(Protocol):
-    """What is to be reached in a case; :class:`hooktrain.bench.Target` compares one side with another or a limit."""
+    """A goal of a case; :class:`hooktrain.bench.Target` compares a variant with another one or with a limit."""
 
     @property
     def name(self) -> str:
-        """Unique in the case."""
+        """Name in tables, unique in the case."""
 
-    def judge(self, case: Case, measured: Measured) -> Comparison:
-        """Compare what was measured."""
+    def evaluate(self, case: Case, measured: Measured) -> Comparison:
+        """Compare the measurements with the goal."""
 
 
-def _as_sides(given: Any) -> tuple[Variant, ...]:
+def _as_variants(given: Any) -> tuple[Variant, ...]:
     if isinstance(given, Mapping):
-        return tuple(side if isinstance(side, Variant) else Variant(name, side) for name, side in given.items())
+        given = (each if isinstance(each, Variant) else Variant(name, each) for name, each in given.items())
     return tuple(given)
 
 
@@ -163,28 +197,30 @@ def _as_targets(given: Iterable[TargetLike]) -> tuple[TargetLike, ...]:
     return tuple(given)
 
 
+@tell_new_names
 @attrs.frozen(kw_only=True)
 class Case:
-    """Sides that take turns, forth and back.
+    """Variants that are measured alternately, in the order A B B A.
 
     Attributes:
         name: unique in its suite.
-        sides: a tuple of sides, or a mapping of names to functions.
-        parameters: what the functions get as keywords, and what a plot may be drawn over.
-        baseline: the side that the others are compared with; the last one when left out.
-        metrics: what is read off each run.
-        targets: what is to be reached.
-        rounds: each side runs twice in one, forth and back; the command line's ``--rounds`` wins, and 5 is the default.
-        warmup: how often each function is called before anything counts; drivers warm up inside.
-        warmup_steps: the first entries of a driver's lists that do not count.
-        calls: how often a function is called in one run, whose figure is the mean; None for as many as fill 50 ms.
-        compare: whether every side is compared with the baseline in every metric, besides the targets.
-        recipe: what is trained, for the record.
-        about: a line on what is compared.
+        variants: a tuple of variants, or a mapping of names to functions.
+        parameters: keywords for the functions; a plot may be drawn over one of them.
+        baseline: name of the variant that the others are compared with; by default the last one.
+        metrics: numbers that are read from each run.
+        targets: goals.
+        rounds: rounds to measure; a round runs each variant twice, in the order A B B A. ``--rounds`` overrides it;
+            the default is 5.
+        warmup: calls of each function before the first run; drivers warm up themselves.
+        warmup_steps: entries at the start of a driver's lists that are dropped.
+        calls: calls of a function per run, whose figure is their mean; None for as many as fill 50 ms.
+        compare: whether each variant is compared with the baseline in each metric, in addition to the targets.
+        recipe: recipe that is trained, for the record.
+        about: one line on what is compared.
     """
 
     name: str
-    sides: tuple[Variant, ...] = attrs.field(converter=_as_sides)
+    variants: tuple[Variant, ...] = attrs.field(converter=_as_variants)
     parameters: Mapping[str, Any] = attrs.field(factory=dict)
     baseline: str = attrs.field(default="")
     metrics: tuple[Metric, ...] = attrs.field(default=(SECONDS,), converter=_as_metrics)
@@ -198,30 +234,39 @@ class Case:
     about: str = ""
 
     def __attrs_post_init__(self) -> None:
-        names = [side.name for side in self.sides]
+        names = [variant.name for variant in self.variants]
         if not names or len(set(names)) != len(names):
             raise ValueError(
-                f"case '{self.name}': given the sides {names}, expected at least one, with different names"
+                f"case '{self.name}': given the variants {names}, expected at least one, with different names"
             )
         if not self.baseline:
             object.__setattr__(self, "baseline", names[-1])
         if self.baseline not in names:
-            raise ValueError(f"case '{self.name}': the baseline '{self.baseline}' is no side of it; there are {names}")
+            raise ValueError(
+                f"case '{self.name}': given the baseline '{self.baseline}', expected one of its variants: {names}"
+            )
+        for target in self.targets:
+            for member in missing_members(TargetLike, target):
+                old = renamed_member(TargetLike, member, target)
+                raise ValueError(
+                    f"case '{self.name}': the target {target!r} has no '{member}'"
+                    + (f", but '{old}', which is now '{member}'" if old else "; expected what TargetLike declares")
+                )
 
 
 @attrs.frozen(kw_only=True)
 class Context:
-    """What the cases of a suite are made for.
+    """The settings of a measurement, passed to the function that makes a suite's cases.
 
     Attributes:
-        quick: whether only to show that everything works: as small and short as can be.
-        folder: for what is written; it is deleted afterwards.
-        envs: where peers' environments and other downloads are kept.
+        quick: whether to make everything as small and short as possible, only to show that it works.
+        folder: folder for files; it is deleted afterwards.
+        envs: folder with peers' environments and other downloads.
         threads: cores that are used, and threads that drivers should use.
-        runner: runs a driver before anything is measured, to prepare what is measured with.
-        selected: names of the cases that were asked for; None for all.
-        options: ``--set key=value`` words of the command line, for a suite's own settings; those that the suite names.
-        made: names of the cases that the suite made, asked for or not.
+        runner: runs a driver before anything is measured, to prepare inputs.
+        selected: names of the selected cases; None for all.
+        options: the suite's own settings, from ``--set KEY=VALUE``.
+        made: names of the cases that the suite made, selected or not.
     """
 
     quick: bool
@@ -234,35 +279,33 @@ class Context:
     made: set[str] = attrs.field(factory=set, init=False)
 
     def whole_number(self, option: str, default: int) -> int:
-        """A setting that is a count.
+        """Return a setting that is a count.
 
         Raises:
-            BenchError: when it was given as something else.
+            BenchError: when it is something else.
         """
-        from hooktrain.bench.errors import BenchError
-
         given = self.options.get(option, str(default))
         if not given.isdecimal():
             raise BenchError(f"--set {option}: given '{given}', expected a whole number, such as {default}")
         return int(given)
 
     def wants(self, case: str) -> bool:
-        """Whether a case was asked for; what is dear to prepare for another one need not be."""
+        """Return whether a case is selected; a suite need not prepare what only other cases need."""
         return self.selected is None or case in self.selected
 
 
 @attrs.frozen(kw_only=True)
 class Suite:
-    """What a plugin contributes through ``register_benchmarks``.
+    """A set of cases that a plugin contributes through ``register_benchmarks``.
 
     Attributes:
-        name: as it is asked for on the command line.
+        name: name on the command line.
         summary: one line.
-        cases: the cases, or a function that makes them, given a :class:`Context`; called only when the suite runs. A
-            generator may prepare what each case needs just before it. :class:`Skip` raised in it says why nothing can
-            be measured.
-        over: the parameter over which the plot draws lines; without it the plot shows ratios to the baseline.
-        options: settings of its own that ``--set`` may give, each with a line on what it is.
+        cases: the cases, or a function of a :class:`Context` that makes them, which is called when the suite runs. A
+            generator may prepare the inputs of each case just before it. Raise :class:`Skip` in it when nothing can be
+            measured on this machine.
+        over: name of the parameter on the x-axis of the plots; by default they show ratios to the baseline.
+        options: settings that ``--set`` accepts, each with a line of description.
     """
 
     name: str
@@ -272,37 +315,38 @@ class Suite:
     options: Mapping[str, str] = attrs.field(factory=dict)
 
     def make(self, context: Context) -> Iterator[Case]:
-        """The cases that were asked for."""
+        """Yield the selected cases."""
         for case in self.cases(context) if callable(self.cases) else self.cases:
             context.made.add(case.name)
             if context.wants(case.name):
                 yield case
 
 
+@tell_new_names
 @attrs.frozen(kw_only=True)
 class Comparison:
-    """One line of a table: a side beside another one, or beside a limit.
+    """The result of comparing a variant with another one or with a limit: one line of a table.
 
     Attributes:
-        name: of the target, or of the side.
-        metric, unit: what was read off the runs.
-        side, to: who is compared; ``to`` is empty where the side's own number is what counts.
+        name: name of the target, or of the variant.
+        metric, unit: the metric that is compared.
+        variant, to: names of the variants; ``to`` is empty where the variant's own number counts.
         ours, theirs: medians over the runs, in ``unit``; None where there is none.
-        kind: what ``figure`` is: a ``ratio`` of ours to theirs, a ``difference`` (ours less theirs) or the ``value``.
-        figure: with the interval that holds 95% of bootstrap samples.
-        limit: what is to be reached, such as ``<= 1.10``; empty where nothing is.
-        verdict: of a target ``reached`` or ``missed``; without one ``better``, ``worse``, ``alike`` or, where a metric
-            has no better, ``differs``; ``undecided`` where the interval is too wide to say, ``failed`` where there is
-            nothing to compare or a check did not hold, ``absent`` where a side could not be tried.
-        why: what keeps a verdict from being given, and what might help.
-        noisy: whether other programs took part of the machine.
-        notes: what else there is to know.
+        kind: meaning of ``figure``: ``ratio`` of ours to theirs, ``difference`` (ours less theirs) or ``value``.
+        figure: the figure with the interval that holds 95% of bootstrap samples.
+        limit: the target's limit, such as ``<= 1.10``; empty without one.
+        verdict: with a limit ``passed`` or ``failed``; without one ``better``, ``worse``, ``alike`` or, for a metric
+            that has no better, ``differs``. ``undecided`` where the interval is too wide, ``error`` where a run or a
+            check failed, ``not installed`` where a peer is missing.
+        why: reason for a verdict that is none of the first six, and what might help.
+        noisy: whether other programs used the machine meanwhile.
+        notes: further remarks.
     """
 
     name: str
     metric: str
     unit: str = ""
-    side: str
+    variant: str
     to: str = ""
     ours: float | None = None
     theirs: float | None = None

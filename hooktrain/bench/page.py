@@ -1,4 +1,4 @@
-"""Results as one HTML page that needs nothing else, and a PNG for each picture."""
+"""Results as one self-contained HTML page, and a PNG for each plot."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ h3 { font-size: 1rem; margin-bottom: .2rem; } p.about { color: #57606a; margin: 
 table { border-collapse: collapse; margin: .6rem 0 1rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #eaeef2; vertical-align: top; }
 th { font-weight: 600; color: #57606a; } td.n, th.n { text-align: right; }
-.reached, .better { color: #1a7f37; } .missed, .worse, .failed { color: #c62828; }
-.undecided, .absent { color: #9a6700; }
+.passed, .better { color: #1a7f37; } .failed, .worse, .error { color: #c62828; }
+.undecided, .not-installed { color: #9a6700; }
 .note { color: #57606a; font-size: .9rem; margin: .1rem 0; } svg { max-width: 100%; height: auto; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; } dt { color: #57606a; } dd { margin: 0; }
 details { margin: .4rem 0; }
@@ -32,14 +32,14 @@ details { margin: .4rem 0; }
 
 
 def write_page(lines: Sequence[Line], folder: Path) -> Path:
-    """Write ``index.html``, and ``SUITE.png`` for each suite (``SUITE-2.png`` and so on for its further pictures).
+    """Write ``index.html``, and ``SUITE.png`` for each suite (``SUITE-2.png`` and so on for its other plots).
 
     Args:
-        lines: of results.
-        folder: is made where it is not there.
+        lines: lines of results.
+        folder: folder, which is made if it is missing.
 
     Returns:
-        The page.
+        The path of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
@@ -73,7 +73,7 @@ def _head(lines: Sequence[Line]) -> str:
         "versions": ", ".join(f"{name} {version}" for name, version in last["versions"].items()),
     }
     if last["settings"]["quick"]:
-        facts["quick"] = "this measurement shows that everything works, and no more"
+        facts["quick"] = "this measurement only shows that everything works"
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
     return f"<h1>Benchmarks</h1>\n<dl>{items}</dl>"
 
@@ -83,25 +83,25 @@ def _case(line: Line) -> str:
     parts = [f"<h3>{escape(line['case'])}{escape(f' ({chosen})') if chosen else ''}</h3>"]
     if line["about"]:
         parts.append(f"<p class='about'>{escape(line['about'])}</p>")
-    shown = [m for m in line["metrics"] if any(values(line, side, m["name"]) for side in line["sides"])]
+    shown = [m for m in line["metrics"] if any(values(line, variant, m["name"]) for variant in line["variants"])]
     rows = []
-    for side, facts in line["sides"].items():
-        cells = [_median(line, side, metric) for metric in shown]
-        mark = " (baseline)" if side == line["baseline"] and len(line["sides"]) > 1 else ""
-        rows.append([_cell(side + mark), *(_cell(cell, "n") for cell in cells), _cell(facts.get("failed", ""))])
-    parts.append(_table(["side", *(f"n:{metric['name']}" for metric in shown), ""], rows))
+    for variant, facts in line["variants"].items():
+        cells = [_median(line, variant, metric) for metric in shown]
+        mark = " (baseline)" if variant == line["baseline"] and len(line["variants"]) > 1 else ""
+        rows.append([_cell(variant + mark), *(_cell(cell, "n") for cell in cells), _cell(facts.get("error", ""))])
+    parts.append(_table(["variant", *(f"n:{metric['name']}" for metric in shown), ""], rows))
     if line["comparisons"]:
         rows = [
             [
-                _cell(each["name"] if each["limit"] or not each["to"] else f"{each['side']} to {each['to']}"),
+                _cell(each["name"] if each["limit"] or not each["to"] else f"{each['variant']} to {each['to']}"),
                 _cell(each["metric"]),
                 _cell(figure_text(each), "n"),
                 _cell(each["limit"]),
-                _cell(each["verdict"] + ("?" if each["noisy"] else ""), each["verdict"]),
+                _cell(each["verdict"] + ("?" if each["noisy"] else ""), each["verdict"].replace(" ", "-")),
             ]
             for each in line["comparisons"]
         ]
-        parts.append(_table(["compared", "metric", "n:figure (95%)", "to reach", "verdict"], rows))
+        parts.append(_table(["compared", "metric", "n:figure (95%)", "target", "verdict"], rows))
     parts += [f"<p class='note'>{escape(note)}</p>" for note in notes_of(line["comparisons"])]
     parts.append(_runs(line, shown))
     return "\n".join(parts)
@@ -109,19 +109,22 @@ def _case(line: Line) -> str:
 
 def _runs(line: Line, shown: Sequence[dict[str, Any]]) -> str:
     rows = [
-        [_cell(side), _cell(metric["name"]), _cell(", ".join(f"{value:.6g}" for value in found)), _cell(metric["unit"])]
-        for side in line["sides"]
+        [
+            _cell(variant),
+            _cell(metric["name"]),
+            _cell(", ".join(f"{value:.6g}" for value in found)),
+            _cell(metric["unit"]),
+        ]
+        for variant in line["variants"]
         for metric in shown
-        if (found := values(line, side, metric["name"]))
+        if (found := values(line, variant, metric["name"]))
     ]
-    turns = line["settings"]["turns"]
-    return (
-        f"<details><summary>{turns} runs of each side</summary>{_table(['side', 'metric', 'runs', ''], rows)}</details>"
-    )
+    table = _table(["variant", "metric", "runs", ""], rows)
+    return f"<details><summary>{line['settings']['runs_per_variant']} runs of each variant</summary>{table}</details>"
 
 
-def _median(line: Line, side: str, metric: dict[str, Any]) -> str:
-    found = values(line, side, metric["name"])
+def _median(line: Line, variant: str, metric: dict[str, Any]) -> str:
+    found = values(line, variant, metric["name"])
     return number(median_of(found, samples=1).value, metric["unit"]) if found else "-"
 
 

@@ -1,4 +1,4 @@
-"""Results as pictures. This is the only file that needs matplotlib: ``pip install 'hooktrain[bench]'``."""
+"""Plots of results. This is the only module that needs matplotlib: ``pip install 'hooktrain[bench]'``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import matplotlib
 from hooktrain.bench.results import Line, values
 from hooktrain.bench.tables import number
 
-matplotlib.use("Agg")  # no window, whatever the user's settings say
+matplotlib.use("Agg")  # no window, regardless of the user's settings
 
 from matplotlib import ticker
 from matplotlib.axes import Axes
@@ -23,14 +23,14 @@ from matplotlib.figure import Figure
 __all__ = ["as_png", "as_svg", "draw"]
 
 _COLOURS = {
-    "reached": "#1a7f37",
+    "passed": "#1a7f37",
     "better": "#1a7f37",
-    "missed": "#c62828",
-    "worse": "#c62828",
     "failed": "#c62828",
+    "worse": "#c62828",
+    "error": "#c62828",
     "undecided": "#b7791f",
 }
-_NEUTRAL = "#4a5568"
+_OTHER = "#4a5568"
 _LINES = ("#1f6feb", "#d9480f", "#1a7f37", "#8250df", "#6b7280", "#b7791f", "#0e7490", "#be185d")
 _MARKS = "osD^vPX*"
 _WIDTH = 9.0
@@ -40,7 +40,7 @@ _ROW = 0.36
 
 
 def draw(lines: Sequence[Line]) -> list[Figure]:
-    """The pictures of one suite: its metrics over a parameter, or each side's ratio to what it is compared with."""
+    """Return the plots of one suite: its metrics over a parameter, or the ratios of its comparisons."""
     over = lines[0].get("over")
     if over and len({line["parameters"].get(over) for line in lines}) > 1:
         made = _over(lines, over)
@@ -52,16 +52,16 @@ def draw(lines: Sequence[Line]) -> list[Figure]:
 
 
 def as_png(figure: Figure, dots: int = 150) -> bytes:
-    """The picture in pixels."""
+    """Return a plot as a PNG."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=dots)
     return stream.getvalue()
 
 
 def as_svg(figure: Figure) -> str:
-    """The picture as an element of an HTML page."""
+    """Return a plot as an element of an HTML page."""
     stream = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "hooktrain"}):  # the same picture has the same text
+    with matplotlib.rc_context({"svg.hashsalt": "hooktrain"}):  # the same plot has the same text
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     return re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -71,7 +71,7 @@ def as_svg(figure: Figure) -> str:
 
 
 def _ratios(lines: Sequence[Line]) -> Figure | None:
-    """A row for each comparison: the ratio with its interval, 1 as a line, what is to be reached as a tick."""
+    """Plot a row for each comparison: the ratio with its interval, 1 as a line, and the target as a tick."""
     rows = [
         (line, each)
         for line in lines
@@ -84,7 +84,7 @@ def _ratios(lines: Sequence[Line]) -> Figure | None:
     axes = figure.add_subplot()
     for at, (line, each) in enumerate(rows):
         value, low, high = each["figure"]
-        colour = _COLOURS.get(each["verdict"], _NEUTRAL)
+        colour = _COLOURS.get(each["verdict"], _OTHER)
         if low is not None and low > 0 and high is not None:
             axes.plot([low, high], [at, at], color=colour, linewidth=2.2, solid_capstyle="butt")
         axes.plot(value, at, "o", color=colour, markersize=6, markerfacecolor="white" if each["noisy"] else colour)
@@ -98,7 +98,9 @@ def _ratios(lines: Sequence[Line]) -> Figure | None:
     axes.set_yticks(range(len(rows)), [_name(line, each, len(lines) > 1) for line, each in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     _ratio_scale(axes, rows)
-    axes.set_xlabel("times what it is compared with (95% interval; black: to reach; hollow: others used the machine)")
+    axes.set_xlabel(
+        "ratio to what it is compared with (95% interval; black: target; hollow: other programs were running)"
+    )
     axes.xaxis.label.set_fontsize(8)
     axes.set_title(lines[0]["suite"], loc="left", fontsize=11, fontweight="bold")
     _plain(axes)
@@ -106,7 +108,7 @@ def _ratios(lines: Sequence[Line]) -> Figure | None:
 
 
 def _name(line: Line, each: dict[str, Any], several: bool) -> str:
-    name = each["name"] if each["limit"] else f"{each['side']} to {each['to']}"
+    name = each["name"] if each["limit"] else f"{each['variant']} to {each['to']}"
     better = next((metric["better"] for metric in line["metrics"] if metric["name"] == each["metric"]), None)
     arrow = {"lower": " ↓", "higher": " ↑"}.get(better or "", "")
     text = f"{name}, {each['metric']}{arrow}"
@@ -138,28 +140,30 @@ def _ratio_scale(axes: Axes, rows: Sequence[tuple[Line, dict[str, Any]]]) -> Non
 
 
 def _over(lines: Sequence[Line], over: str) -> list[Figure]:
-    """A picture for each metric; a line for each side, with the range of its runs."""
+    """Plot each metric, with a line for each variant and the range of its runs."""
     made = []
     ordered = sorted((line for line in lines if over in line["parameters"]), key=lambda line: line["parameters"][over])
     for metric in ordered[0]["metrics"]:
         figure = Figure(figsize=(_WIDTH, 3.8), layout="constrained")
         axes = figure.add_subplot()
-        sides = list(dict.fromkeys(side for line in ordered for side in line["sides"]))
+        variants = list(dict.fromkeys(variant for line in ordered for variant in line["variants"]))
         lowest: list[float] = []
-        for at, side in enumerate(sides):
-            points = [(line["parameters"][over], values(line, side, metric["name"])) for line in ordered]
+        for at, variant in enumerate(variants):
+            points = [(line["parameters"][over], values(line, variant, metric["name"])) for line in ordered]
             points = [(x, found) for x, found in points if found]
             if not points:
                 continue
             places = [x for x, _ in points]
             medians = [statistics.median(found) for _, found in points]
-            spread = [
+            ranges = [
                 [median - min(found) for (_, found), median in zip(points, medians, strict=True)],
                 [max(found) - median for (_, found), median in zip(points, medians, strict=True)],
             ]
             lowest += [min(found) for _, found in points]
             colour = _LINES[at % len(_LINES)]
-            axes.errorbar(places, medians, spread, label=side, color=colour, marker=_MARKS[at % 8], capsize=2, lw=1.6)
+            axes.errorbar(
+                places, medians, ranges, label=variant, color=colour, marker=_MARKS[at % 8], capsize=2, lw=1.6
+            )
         if not lowest:
             continue
         _scales(axes, [line["parameters"][over] for line in ordered], lowest)

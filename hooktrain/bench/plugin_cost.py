@@ -1,4 +1,4 @@
-"""What a plugin costs and changes: one recipe with it and without it, each run in a process of its own."""
+"""Measurement of what a plugin costs and changes: a recipe with it and without it, each run in a process of its own."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ METRICS = (
     Metric("peak_mib", "MiB"),
     Metric("device_seconds", "s"),
     Metric("device_peak_mib", "MiB"),
-    Metric("host_reads", "", exact=True),
+    Metric("device_syncs", "", exact=True),
     Metric("last_loss", "", None, exact=True, read=lambda found, _: found["loss"][-1]),
 )
 _NAMES = {
     "seconds": "a step",
     "cpu_seconds": "a step, processor time",
     "start_seconds": "start to the first step",
-    "peak_mib": "memory at its peak",
+    "peak_mib": "peak memory",
     "device_seconds": "a step, on the device",
-    "device_peak_mib": "device memory at its peak",
-    "host_reads": "waits for the device, a step",
+    "device_peak_mib": "peak device memory",
+    "device_syncs": "device syncs, a step",
     "last_loss": "loss of the last step",
 }
 
@@ -68,19 +68,19 @@ def measure_plugin(
     out: Path | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> Line:
-    """Measure.
+    """Measure what a plugin costs.
 
     Args:
-        name: an installed plugin, or a module as ``-p`` takes it.
-        recipe: a file; a tiny one when left out.
-        settings: rounds, cores.
-        steps: of each run.
-        overrides, switches: as on the command line, for both sides.
-        out: a folder for the results.
-        say: hears of progress.
+        name: name of an installed plugin, or a module as for ``-p``.
+        recipe: recipe file; by default a tiny recipe.
+        settings: rounds and cores.
+        steps: optimizer steps of each run.
+        overrides, switches: ``-o`` and ``-p`` of the command line, for both variants.
+        out: folder for the results.
+        say: called with messages about progress.
 
     Returns:
-        A line of results, with what the plugin does in ``plugin`` and how the losses differ in ``losses``.
+        A line of results, with the plugin's hooks and parts in ``plugin`` and a sentence on the losses in ``losses``.
 
     Raises:
         BenchError: when there is no such plugin, or it is the loop itself.
@@ -100,24 +100,24 @@ def measure_plugin(
         "count": False,
     }
 
-    def side(which: str, *more: str, count: bool = False) -> Variant:
+    def variant(which: str, *more: str, count: bool = False) -> Variant:
         given = {**specification, "switches": [*switches, *more], "count": count}
         return Variant(which, driver="hooktrain.bench.plugin_driver", specification=given, environment=_caches())
 
     loaded = {*switches, *Switches.given(()).environment, *plugins_config(plain).load}
     removable = bool(record.distribution and record.version) or name in loaded
-    sides = {"without": (f"no:{name}",) if removable else (), "with": (name,)}
-    waits: dict[str, Findings] = {}
+    variants = {"without": (f"no:{name}",) if removable else (), "with": (name,)}
+    syncs: dict[str, Findings] = {}
 
     def cases(context: Context) -> list[Case]:
-        for which, words in sides.items():  # before anything is timed, so that caches are warm
-            say(f"  first, to count what waits for the device, {which} {name}: {steps} steps")
-            waits[which] = context.runner.run(side(which, *words, count=True))
+        for which, words in variants.items():  # before anything is timed, so that caches are warm
+            say(f"  counting device syncs of {steps} steps {which} {name}")
+            syncs[which] = context.runner.run(variant(which, *words, count=True))
         return [
             Case(
                 name=name,
                 about=f"{steps} steps of {recipe or 'a tiny recipe'}, with and without the plugin",
-                sides=[side(which, *words) for which, words in sides.items()],
+                variants=[variant(which, *words) for which, words in variants.items()],
                 baseline="without",
                 metrics=METRICS,
                 warmup_steps=max(1, steps // 10),
@@ -127,9 +127,9 @@ def measure_plugin(
         ]
 
     (line,) = run_suites([Suite(name="plugin", summary="", cases=cases)], settings, say=say)
-    for which, found in waits.items():
-        if "host_reads" in found:
-            line["sides"][which]["values"]["host_reads"] = [found["host_reads"]] * len(line["runs"][which])
+    for which, found in syncs.items():
+        if "device_syncs" in found:
+            line["variants"][which]["values"]["device_syncs"] = [found["device_syncs"]] * len(line["runs"][which])
     line["plugin"] = {
         "name": record.name,
         "distribution": record.distribution,
@@ -148,12 +148,14 @@ def _record(name: str, switches: Sequence[str]) -> PluginRecord:
     record = host.records.get(name)
     if record is None or name == "loop":
         known = [other for other in host.records if other != "loop"]
-        raise BenchError(f"bench plugin: '{name}' cannot be left out{did_you_mean(name, known)}; there are {known}")
+        raise BenchError(
+            f"bench plugin: '{name}' cannot be disabled{did_you_mean(name, known)}; expected one of {', '.join(known)}"
+        )
     return record
 
 
 def _caches() -> dict[str, str]:
-    """The user's own: a recipe may name a model that has been downloaded."""
+    """Return variables for the user's own caches, because a recipe may name a downloaded model."""
     made = {
         "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path("~/.cache").expanduser())),
         "HF_HOME": os.environ.get("HF_HOME", str(Path("~/.cache/huggingface").expanduser())),
@@ -163,24 +165,26 @@ def _caches() -> dict[str, str]:
 
 
 def _losses(line: Line) -> str:
-    """How the losses of both sides differ, in a sentence."""
-    found = [next((run["loss"] for run in line["runs"][side] if run.get("loss")), None) for side in ("without", "with")]
+    """Return a sentence on how the losses of both variants differ."""
+    found = [
+        next((run["loss"] for run in line["runs"][variant] if run.get("loss")), None) for variant in ("without", "with")
+    ]
     if found[0] is None or found[1] is None:
         return "there are no losses to compare"
     if len(found[0]) != len(found[1]):
-        return f"{len(found[0])} losses without it and {len(found[1])} with it: it changes how many steps are logged"
+        return f"{len(found[0])} losses without it and {len(found[1])} with it: it changes the number of logged steps"
     apart = [(at, b - a) for at, (a, b) in enumerate(zip(*found, strict=True)) if a != b]
     if not apart:
-        return f"the losses of all {len(found[0])} steps are equal, bit by bit: it does not change the training"
+        return f"the losses of all {len(found[0])} steps are bitwise equal: it does not change the training"
     first, most = apart[0], max(apart, key=lambda each: abs(each[1]))
     return (
-        f"the losses differ from step {first[0] + 1} on (by {first[1]:+.2g}), most at step {most[0] + 1}"
+        f"the losses differ from step {first[0] + 1} on (by {first[1]:+.2g}), mostly at step {most[0] + 1}"
         f" ({most[1]:+.2g}); the last is {found[0][-1]:.4g} without it and {found[1][-1]:.4g} with it"
     )
 
 
 def print_report(line: Line, console: Console) -> None:
-    """The plugin, a table of what it costs, and what it changes."""
+    """Print the plugin, a table of what it costs, and what it changes."""
     plugin: Mapping[str, Any] = line["plugin"]
     console.print()
     console.print(Text(f"{plugin['name']}", style="bold") + Text(f"  {plugin['distribution']} {plugin['version']}"))
@@ -188,9 +192,9 @@ def print_report(line: Line, console: Console) -> None:
     if plugin["registers"]:
         console.print(Text(f"registers: {', '.join(plugin['registers'])}", style="dim"))
     console.print(Text(line["about"], style="dim"))
-    for side in ("without", "with"):
-        if "failed" in line["sides"][side]:
-            console.print(Text(f"{side} it, the recipe cannot run: {line['sides'][side]['failed']}", style="red"))
+    for variant in ("without", "with"):
+        if "error" in line["variants"][variant]:
+            console.print(Text(f"{variant} it, the recipe fails: {line['variants'][variant]['error']}", style="red"))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", overflow="fold")
     for heading in ("without", "with", "difference (95%)"):
@@ -198,7 +202,7 @@ def print_report(line: Line, console: Console) -> None:
     table.add_column("verdict", no_wrap=True)
     verdicts = {each["metric"]: each for each in line["comparisons"]}
     for metric in line["metrics"]:
-        pair = [values(line, side, metric["name"]) for side in ("without", "with")]
+        pair = [values(line, variant, metric["name"]) for variant in ("without", "with")]
         if not any(pair):
             continue
         shown = [number(median_of(found, samples=1).value, metric["unit"]) if found else "-" for found in pair]
@@ -220,16 +224,8 @@ def print_report(line: Line, console: Console) -> None:
 
 def _verdict(metric: Mapping[str, Any], difference: float, compared: Mapping[str, Any] | None) -> Text:
     if metric["exact"] and (compared is None or metric["better"] is None):
-        word = (
-            "same"
-            if difference == 0
-            else "differs"
-            if metric["better"] is None
-            else "more"
-            if difference > 0
-            else "less"
-        )
-        return Text(word)
+        changed = "differs" if metric["better"] is None else "more" if difference > 0 else "less"
+        return Text(changed if difference else "same")
     if compared is None:
         return Text("")
     word = compared["verdict"] + ("?" if compared["noisy"] else "")

@@ -1,8 +1,8 @@
-"""One run of a recipe, with its steps timed or its host's waits for the device counted.
+"""Driver that runs a recipe once, and times its steps or counts its device syncs.
 
-The specification: ``recipe`` (what a recipe file holds), ``folder`` to run it from, ``overrides`` and ``switches`` as
-on the command line, ``tiny`` (whether the trainer type ``tiny`` is needed) and ``count`` (whether to count; timings
-are worthless then).
+The specification: ``recipe`` (the content of a recipe file), ``folder`` to run it from, ``overrides`` and ``switches``
+as on the command line, ``tiny`` (whether the trainer type ``tiny`` is needed) and ``count`` (whether to count device
+syncs, which makes timings worthless).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 from hooktrain.bench.driver import BEGAN, StepClock, drive
 
-# torch and hooktrain are imported inside functions: the time that takes belongs to the start
+# torch and hooktrain are imported inside functions, because that time is part of the start
 
 
 def _timed(findings: dict[str, Any]) -> object:
     from hooktrain.markers import hookimpl
 
     class Timed:
-        """Times from one step's start to the next one's, so that data, log lines and saves belong to them."""
+        """Times from one step's start to the next, including data, log lines and saves."""
 
         losses: list[float]
         clock: StepClock | None
@@ -61,16 +61,16 @@ def _counting(findings: dict[str, Any]) -> object:
     from hooktrain.markers import hookimpl
 
     class Counting:
-        """Wraps the whole training."""
+        """Counts the device syncs of the training."""
 
         steps = count = 0
 
         @hookimpl(tryfirst=True)
         def on_train_start(self, trainer: Any) -> None:
-            self.syncs = DeviceSyncs(self.heard, trainer.device)
+            self.syncs = DeviceSyncs(self.add, trainer.device)
             self.syncs.begin()
 
-        def heard(self, what: str) -> None:
+        def add(self, what: str) -> None:
             self.count += 1
 
         @hookimpl
@@ -80,13 +80,13 @@ def _counting(findings: dict[str, Any]) -> object:
         @hookimpl(trylast=True)
         def on_train_end(self) -> None:
             self.syncs.end()
-            findings["host_reads"] = self.count / max(1, self.steps)
+            findings["device_syncs"] = self.count / max(1, self.steps)
 
     return Counting()
 
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:
-    """Run the recipe in a run directory that is thrown away."""
+    """Run the recipe in a temporary run directory."""
     import torch
 
     from hooktrain.training.load import load
@@ -102,7 +102,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         plugins.append(TinyPlugin())
     with tempfile.TemporaryDirectory() as folder:
         recipe = {**given["recipe"], "run_dir": str(Path(folder) / "run")}
-        if recipe.get("checkpoint"):  # what the user has saved stays as it is
+        if recipe.get("checkpoint"):  # the user's checkpoints are not touched
             recipe["checkpoint"] = [
                 {**engine, "output_dir": str(Path(folder) / f"saved-{at}"), "auto_resume": False}
                 for at, engine in enumerate(recipe["checkpoint"])

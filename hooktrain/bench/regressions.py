@@ -1,4 +1,4 @@
-"""Two measurements beside each other: what has changed beyond the noise."""
+"""Comparison of two measurements: changes beyond the noise."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from hooktrain.bench.errors import BenchError
 from hooktrain.bench.results import Line, key, values
 from hooktrain.bench.verdicts import NOISY, verdict_on_change
 
-__all__ = ["Change", "broken", "changes", "judged", "regressions", "same_machine", "surprises"]
+__all__ = ["Change", "broken", "changes", "machine_differences"]
 
 
 @attrs.frozen(kw_only=True)
 class Change:
-    """How a side's number in a metric differs between two measurements of one case.
+    """The change of a variant's number in a metric between two measurements of a case.
 
     Attributes:
-        before, after: medians; where ``to_baseline``, of the ratios to the case's baseline, without a unit.
-        exact: whether the metric repeats from run to run.
-        to_baseline: whether the ratios to the baseline are compared. Each measurement's baseline ran beside its sides,
-            at the same time on the same machine, so that a machine that has become slower does not count.
+        before, after: medians; with ``to_baseline``, of the ratios to the case's baseline, without a unit.
+        to_baseline: whether the ratios to the baseline are compared. Each measurement's baseline ran at the same time
+            on the same machine, so that a slower machine makes no difference.
+        exact: whether the metric is the same in every run.
         figure: after / before.
         verdict: ``better``, ``worse``, ``alike``, ``differs`` or ``undecided``.
-        regression: whether it is worse beyond the noise and the tolerance.
-        noisy: whether other programs took part of the machine in one of the two, where that matters.
+        regression: whether it is worse beyond the noise and the tolerance. A time that is not compared with a baseline
+            counts only on the same machine, with no other program running.
+        noisy: whether other programs used the machine during one of the two, where that matters.
     """
 
     suite: str
     case: str
-    side: str
+    variant: str
     metric: str
     unit: str
     before: float
@@ -47,12 +48,12 @@ class Change:
 
 
 def changes(before: Sequence[Line], after: Sequence[Line], tolerance: float = 0.05) -> list[Change]:
-    """Everything that both measured.
+    """Return the changes of everything that both measured.
 
     Args:
         before, after: lines of results.
-        tolerance: how much worse a ratio may be; the interval of one measurement does not hold what differs between
-            two days on one machine.
+        tolerance: how much worse a ratio may be, because the interval of a measurement does not include what differs
+            between two days on one machine.
 
     Raises:
         BenchError: when they have no case in common.
@@ -61,33 +62,38 @@ def changes(before: Sequence[Line], after: Sequence[Line], tolerance: float = 0.
     common = [(earlier[key(line)], line) for line in after if key(line) in earlier]
     if not common:
         raise BenchError(
-            f"bench: the two results have no case in common; the one has {_names(before)}, the other {_names(after)}"
+            f"bench: given results of {_names(before)} and of {_names(after)}, expected a case that both have"
         )
-    return [change for one, other in common for change in _of_case(one, other, tolerance)]
+    same = _are_of_one_machine(before, after)
+    return [change for one, other in common for change in _of_case(one, other, tolerance, same)]
 
 
-def _of_case(one: Line, other: Line, tolerance: float) -> Iterator[Change]:
+def _of_case(one: Line, other: Line, tolerance: float, same_machine: bool) -> Iterator[Change]:
     for metric in other["metrics"]:
         name, exact = metric["name"], bool(metric.get("exact"))
         bases = [values(line, line["baseline"], name) for line in (one, other)]
-        for side in other["sides"]:
-            pair = [values(line, side, name) for line in (one, other)]
+        for variant in other["variants"]:
+            pair = [values(line, variant, name) for line in (one, other)]
             if not all(pair):
                 continue
-            relative = side != other["baseline"] and one["baseline"] == other["baseline"] and all(bases) and not exact
+            relative = (
+                variant != other["baseline"] and one["baseline"] == other["baseline"] and all(bases) and not exact
+            )
             if relative:
                 figure = ratio_of_ratios((pair[1], bases[1]), (pair[0], bases[0]))
                 shown = [
                     ratio_of_medians(found, base, samples=1).value for found, base in zip(pair, bases, strict=True)
                 ]
             else:
-                figure = ratio_of_medians(pair[1], pair[0], in_turns=False)
+                figure = ratio_of_medians(pair[1], pair[0], paired=False)
                 shown = [median_of(found, samples=1).value for found in pair]
             verdict, why = verdict_on_change(figure, metric["better"], min(map(len, pair)), exact=exact)
+            noisy = not exact and any(_others(line, variant) > NOISY for line in (one, other))
+            counts = exact or relative or (same_machine and not noisy)
             yield Change(
                 suite=other["suite"],
                 case=other["case"],
-                side=side,
+                variant=variant,
                 metric=name,
                 unit="" if relative else metric["unit"],
                 before=shown[0],
@@ -97,13 +103,13 @@ def _of_case(one: Line, other: Line, tolerance: float) -> Iterator[Change]:
                 figure=figure,
                 verdict=verdict,
                 why=why,
-                regression=verdict == "worse" and _beyond(figure, metric["better"], tolerance),
-                noisy=not exact and any(_others(line, side) > NOISY for line in (one, other)),
+                regression=counts and verdict == "worse" and _beyond(figure, metric["better"], tolerance),
+                noisy=noisy,
             )
 
 
-def _others(line: Line, side: str) -> float:
-    return float(line["sides"][side].get("others") or 0.0)
+def _others(line: Line, variant: str) -> float:
+    return float(line["variants"][variant].get("others") or 0.0)
 
 
 def _beyond(figure: Interval, better: str, tolerance: float) -> bool:
@@ -112,45 +118,28 @@ def _beyond(figure: Interval, better: str, tolerance: float) -> bool:
     return nearest > 1 + tolerance if better == "lower" else nearest < 1 / (1 + tolerance)
 
 
-def regressions(found: Sequence[Change], same_machine: bool) -> list[Change]:
-    """What is worse beyond noise.
-
-    Times that stand for themselves count only on the machine that they were measured on, when it did nothing else.
-    """
-    by_itself = (
-        change for change in found if change.exact or change.to_baseline or (same_machine and not change.noisy)
-    )
-    return [change for change in by_itself if change.regression]
-
-
-def judged(found: Sequence[Change], before: Sequence[Line], after: Sequence[Line]) -> list[Change]:
-    """The changes, of which those alone are regressions that count between these two measurements."""
-    counted = [id(change) for change in regressions(found, same_machine(before, after))]
-    return [attrs.evolve(change, regression=id(change) in counted) for change in found]
-
-
 def broken(before: Sequence[Line], after: Sequence[Line]) -> list[str]:
-    """What could be measured and cannot any more, in sentences; where a peer is not installed, nothing is broken."""
+    """Return a sentence for each variant that was measured before and fails now, unless its peer is missing."""
     now = {key(line): line for line in after}
     said = []
     for line in before:
-        for side, facts in line["sides"].items():
-            found = now.get(key(line), {}).get("sides", {}).get(side)
-            if found is not None and "failed" in found and not found.get("absent") and "failed" not in facts:
-                said.append(f"{line['suite']}: {line['case']}, {side}: failed: {found['failed']}")
+        for variant, facts in line["variants"].items():
+            found = now.get(key(line), {}).get("variants", {}).get(variant, {})
+            if "error" in found and not found.get("not_installed") and "error" not in facts:
+                said.append(f"{line['suite']}: {line['case']}, {variant}: error: {found['error']}")
     return said
 
 
-def surprises(before: Sequence[Line], after: Sequence[Line]) -> list[str]:
-    """What keeps two measurements from being comparable, in sentences."""
+def machine_differences(before: Sequence[Line], after: Sequence[Line]) -> list[str]:
+    """Return a sentence for each difference of machine, settings or versions between two measurements."""
     one, other = before[-1], after[-1]
     said = []
-    for what in ("processor", "cores", "gpus"):
+    for what in _MACHINE:
         pair = _machine(one).get(what), _machine(other).get(what)
         if pair[0] != pair[1]:
-            said.append(f"they were measured on other machines ({what}: {pair[0]} before, {pair[1]} after)")
+            said.append(f"they were measured on different machines ({what}: {pair[0]} before, {pair[1]} after)")
     if any((line.get("settings") or {}).get("quick") for line in (one, other)):
-        said.append("a quick measurement shows that everything works, and no more")
+        said.append("a quick measurement only shows that everything works")
     versions: list[dict[str, str]] = [line.get("versions") or {} for line in (one, other)]
     for name in sorted(versions[0].keys() & versions[1].keys()):
         if versions[0][name] != versions[1][name]:
@@ -158,14 +147,16 @@ def surprises(before: Sequence[Line], after: Sequence[Line]) -> list[str]:
     return said
 
 
+_MACHINE = ("processor", "cores", "gpus")
+
+
 def _machine(line: Line) -> dict[str, Any]:
     return line.get("machine") or {}
 
 
-def same_machine(before: Sequence[Line], after: Sequence[Line]) -> bool:
-    """Whether both were measured on machines that describe themselves alike."""
+def _are_of_one_machine(before: Sequence[Line], after: Sequence[Line]) -> bool:
     facts = [_machine(lines[-1]) for lines in (before, after)]
-    return bool(facts[0]) and all(facts[0].get(name) == facts[1].get(name) for name in ("processor", "cores", "gpus"))
+    return bool(facts[0]) and all(facts[0].get(name) == facts[1].get(name) for name in _MACHINE)
 
 
 def _names(lines: Sequence[Line]) -> str:

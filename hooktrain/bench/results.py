@@ -1,4 +1,4 @@
-"""Results as JSON lines: one for each case, with all that was measured and where."""
+"""Results as JSON lines: one for each case, with each run, the machine and the versions."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ from hooktrain.bench.errors import BenchError
 from hooktrain.bench.interleave import CaseResult
 from hooktrain.bench.machine import commit, describe, installed
 from hooktrain.bench.model import Variant
+from hooktrain.bench.verdicts import noise
 
 __all__ = [
     "FILE",
     "Line",
+    "environment_facts",
     "find",
     "line_of",
     "read",
     "require_folder",
-    "circumstances",
     "values",
     "write",
 ]
 
 FILE = "results.jsonl"
-"""The file in the folder of results."""
+"""Name of the file in a folder of results."""
 Line = dict[str, Any]
 """A line of a file of results."""
 
 
-def circumstances(folder: Path) -> dict[str, Any]:
-    """Date, commit, machine and versions: what is the same for all lines of a measurement.
+def environment_facts(folder: Path) -> dict[str, Any]:
+    """Return the date, commit, machine and versions.
 
     Args:
-        folder: in the repository whose commit is told.
+        folder: a folder of the repository whose commit is recorded.
     """
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -49,26 +50,26 @@ def circumstances(folder: Path) -> dict[str, Any]:
     }
 
 
-def line_of(result: CaseResult, around: Mapping[str, Any], settings: Mapping[str, Any]) -> Line:
-    """What is written of a case.
+def line_of(result: CaseResult, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> Line:
+    """Return the line of a case.
 
     Args:
-        result: what it gave.
-        around: see :func:`circumstances`.
-        settings: of the command line.
+        result: its result.
+        facts: see :func:`environment_facts`.
+        settings: settings of the command line.
     """
     case = result.case
     return {
         "suite": result.suite,
         "case": case.name,
         "about": case.about,
-        **around,
-        "settings": {**settings, "turns": result.turns},
+        **facts,
+        "settings": {**settings, "runs_per_variant": result.runs_per_variant},
         "parameters": dict(case.parameters),
         "recipe": case.recipe,
         "baseline": case.baseline,
         "metrics": [_metric(metric) for metric in case.metrics],
-        "sides": {side.name: _side(result, side) for side in case.sides},
+        "variants": {variant.name: _variant(result, variant) for variant in case.variants},
         "comparisons": [_comparison(line) for line in result.comparisons],
         "seconds": round(result.seconds, 2),
         "runs": result.runs,
@@ -79,30 +80,27 @@ def _metric(metric: Any) -> dict[str, Any]:
     return {"name": metric.name, "unit": metric.unit, "better": metric.better, "exact": metric.exact}
 
 
-def _side(result: CaseResult, side: Variant) -> dict[str, Any]:
-    """How it was run, and the number of each run in each metric."""
-    runs = result.runs[side.name]
-    failed = next((run["failed"] for run in runs if "failed" in run), None)
-    whole = [run for run in runs if "failed" not in run]
+def _variant(result: CaseResult, variant: Variant) -> dict[str, Any]:
+    """Return how a variant was run, and the number of each run in each metric."""
+    runs = result.runs[variant.name]
+    failed = next((run for run in runs if "error" in run), None)
+    complete = [run for run in runs if "error" not in run]
     numbers = {
-        metric.name: [metric.of(run, result.case.warmup_steps) for run in whole]
+        metric.name: [metric.of(run, result.case.warmup_steps) for run in complete]
         for metric in result.case.metrics
-        if whole and all(_holds(metric, run, result.case.warmup_steps) for run in whole)
+        if complete and all(_holds(metric, run, result.case.warmup_steps) for run in complete)
     }
-    noise = max((run.get("others") or 0.0 for run in whole), default=0.0)
     found: dict[str, Any] = {
         "values": numbers,
-        "process": side.driver is not None or side.isolated,
-        "others": noise,
+        "process": variant.has_process,
+        "others": noise({variant.name: complete}, [variant.name]),
     }
     if failed:
-        found["failed"] = failed
-        if any("absent" in run for run in runs):
-            found["absent"] = True
-    if side.driver:
-        found |= {"driver": side.driver, "specification": side.specification}
-    if side.peer:
-        found["peer"] = side.peer.name
+        found |= {key: failed[key] for key in ("error", "not_installed") if key in failed}
+    if variant.driver:
+        found |= {"driver": variant.driver, "specification": variant.specification}
+    if variant.peer:
+        found["peer"] = variant.peer.name
     return found
 
 
@@ -122,7 +120,7 @@ def _comparison(line: Any) -> dict[str, Any]:
 
 
 def require_folder(out: Path) -> None:
-    """Make the folder for results, before hours are spent.
+    """Make the folder for results, before anything is measured.
 
     Raises:
         BenchError: when nothing can be written there.
@@ -136,13 +134,13 @@ def require_folder(out: Path) -> None:
 
 
 def write(path: Path, line: Line) -> None:
-    """Add a line; a measurement that is interrupted leaves what it had."""
+    """Append a line, so that an interrupted measurement keeps what it has."""
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(_finite(line), default=str) + "\n")
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows neither infinity nor NaN."""
+    """Return a value with None for infinity and NaN, which JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -153,10 +151,10 @@ def _finite(value: Any) -> Any:
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of a file of results; of a case that stands there twice the last.
+    """Return the lines of a file of results; of a case that is in it twice, the last.
 
     Raises:
-        BenchError: when it holds something else.
+        BenchError: when it is no such file, or one that hooktrain 0.1 wrote.
     """
     if path.is_dir():
         path = path / FILE
@@ -171,11 +169,13 @@ def read(path: Path) -> list[Line]:
         try:
             line = json.loads(text)
         except ValueError as problem:
-            advice = "a write that was cut short leaves such a line; remove it"
+            advice = "an interrupted write leaves such a line; remove it"
             raise _no_results(path, f"line {at} is no JSON: {problem.args[0]}; {advice}") from problem
         missing = [name for name in ("suite", "case") if name not in line] if isinstance(line, dict) else ["suite"]
         if missing:
             raise _no_results(path, f"line {at} has no '{missing[0]}'")
+        if "sides" in line:
+            raise _no_results(path, f"line {at} is of hooktrain 0.1, which named variants 'sides'; measure again")
         lines[key(line)] = line
     return list(lines.values())
 
@@ -185,11 +185,11 @@ def _no_results(path: Path, why: str) -> BenchError:
 
 
 def find(word: str, places: Sequence[Path]) -> list[Line]:
-    """The results that a word of the command line names: a file, a folder with one, or the start of a commit.
+    """Return the results that a word of the command line names: a file, a folder with one, or a commit's first letters.
 
     Args:
-        word: as it was given.
-        places: folders below which files are looked through for the commit; of lines of one case the newest counts.
+        word: the word.
+        places: folders whose files are searched for the commit; of a case's lines the newest counts.
 
     Raises:
         BenchError: when there are none.
@@ -204,24 +204,24 @@ def find(word: str, places: Sequence[Path]) -> list[Line]:
             return list({key(line): line for line in lines}.values())
     looked = ", ".join(map(str, places))
     raise BenchError(
-        f"bench: given '{word}', expected a file or folder of results, or the first letters of a commit that has some"
-        f" below {looked}"
+        f"bench: given '{word}', expected a file or folder of results, or the first letters of a commit with results in"
+        f" {looked}"
     )
 
 
 def _lines_of(file: Path) -> Iterable[Line]:
     try:
         return [line for line in read(file) if line.get("commit")]
-    except BenchError:  # another program's
+    except BenchError:  # a file of another program
         return []
 
 
 def key(line: Line) -> tuple[str, str]:
-    """What makes two lines those of the same case."""
+    """Return what two lines of the same case have in common."""
     return line["suite"], line["case"]
 
 
-def values(line: Line, side: str, metric: str) -> list[float]:
-    """The number of each run, empty when there is none."""
-    found: list[float] = line["sides"].get(side, {}).get("values", {}).get(metric, [])
+def values(line: Line, variant: str, metric: str) -> list[float]:
+    """Return the number of each run; empty when there are none."""
+    found: list[float] = line["variants"].get(variant, {}).get("values", {}).get(metric, [])
     return found

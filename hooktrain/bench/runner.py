@@ -1,8 +1,9 @@
-"""Running suites: from what plugins contribute to lines of results."""
+"""Runs of suites: from what plugins contribute to lines of results."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import sys
 import tempfile
@@ -15,8 +16,9 @@ import attrs
 from hooktrain.bench.environments import Peer, ensure
 from hooktrain.bench.errors import BenchError
 from hooktrain.bench.interleave import run_case
+from hooktrain.bench.machine import usable_cores
 from hooktrain.bench.model import Case, Context, Skip, Suite
-from hooktrain.bench.results import FILE, Line, circumstances, line_of, require_folder, write
+from hooktrain.bench.results import FILE, Line, environment_facts, line_of, require_folder, write
 from hooktrain.bench.subprocesses import Runner
 from hooktrain.errors import PluginError, did_you_mean
 
@@ -30,15 +32,16 @@ _ENVS = Path("~/.cache/hooktrain/benchmarks")
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """How suites are run.
+    """Settings of a measurement.
 
     Attributes:
-        quick: few and short runs, which show that everything works.
-        rounds: two runs of each side; when left out 5, or what a case says, and a single run when quick.
-        threads: cores to use, the first that this process may use; all when left out.
-        envs: home of peers' environments.
-        timeout: seconds after which a process is given up.
-        options: a suite's own settings.
+        quick: whether runs are few and short, only to show that everything works.
+        rounds: rounds, in each of which each variant runs twice. By default those of the case, or 5; with ``quick`` a
+            single run.
+        threads: number of cores to use, the first of those that this process may use; by default all.
+        envs: folder of peers' environments.
+        timeout: seconds after which a process is killed.
+        options: the suites' own settings.
     """
 
     quick: bool = False
@@ -50,10 +53,10 @@ class Settings:
 
 
 def gather(host: PluginHost) -> dict[str, tuple[Suite, str]]:
-    """Every suite by its name, with the plugin that contributes it.
+    """Return each suite by its name, with the plugin that contributes it.
 
     Raises:
-        PluginError: when two plugins contribute one name, or something that is no suite.
+        PluginError: when two plugins contribute the same name, or a plugin contributes something that is no suite.
     """
     found: dict[str, tuple[Suite, str]] = {}
     for implementation in host.implementations("register_benchmarks"):
@@ -69,19 +72,19 @@ def gather(host: PluginHost) -> dict[str, tuple[Suite, str]]:
             if suite.name in found:
                 raise PluginError(
                     f"the plugins '{found[suite.name][1]}' and '{plugin}' both contribute the suite '{suite.name}';"
-                    f" leave one of them out with -p no:{plugin}"
+                    f" disable one of them with -p no:{plugin}"
                 )
             if suite.name == "plugin":
                 raise PluginError(
-                    f"plugin '{plugin}', hook register_benchmarks: the suite is named 'plugin', which"
-                    " `hooktrain bench plugin` is for; name it otherwise"
+                    f"plugin '{plugin}', hook register_benchmarks: given a suite named 'plugin', which is the name of"
+                    " the command `hooktrain bench plugin`; give it another name"
                 )
             found[suite.name] = (suite, plugin)
     return dict(sorted(found.items()))
 
 
 def select(words: Sequence[str], known: Mapping[str, tuple[Suite, str]]) -> list[tuple[Suite, frozenset[str] | None]]:
-    """The suites that words such as ``sft`` and ``sft:fp32`` ask for, each with its cases, None for all.
+    """Return the suites that words such as ``sft`` and ``sft:fp32`` name, each with its cases or None for all.
 
     Raises:
         BenchError: when there is no such suite.
@@ -91,7 +94,8 @@ def select(words: Sequence[str], known: Mapping[str, tuple[Suite, str]]) -> list
         name, _, case = word.partition(":")
         if name not in known:
             raise BenchError(
-                f"bench: no suite is named '{name}'{did_you_mean(name, known)}; there are {', '.join(known) or 'none'}"
+                f"bench: given '{name}', expected a suite{did_you_mean(name, known)}:"
+                f" {', '.join(known) or 'there are none'}"
             )
         before = chosen.get(name, frozenset())
         chosen[name] = None if not case or before is None else before | {case}
@@ -106,26 +110,28 @@ def run_suites(
     say: Callable[[str], None] = lambda message: None,
     done: Callable[[Line], None] = lambda line: None,
 ) -> list[Line]:
-    """Measure.
+    """Measure suites.
 
     Args:
-        suites: each alone, or with the names of the cases to measure.
-        settings: how.
-        out: a folder to which ``results.jsonl`` is written, line by line.
-        say: hears of progress.
-        done: hears of each case that is through.
+        suites: suites, each alone or with the names of the cases to measure.
+        settings: settings of the measurement.
+        out: folder for ``results.jsonl``, which is written line by line.
+        say: called with messages about progress.
+        done: called with the line of each case when it is finished.
 
     Returns:
-        A line for each case, as it stands in the file; of a suite that cannot be measured here one with ``skipped``.
+        A line for each case, as in the file; for a suite that cannot be measured on this machine, one with ``skipped``.
 
     Raises:
-        BenchError: when a case or a setting that was asked for does not exist, or ``out`` cannot be written.
+        BenchError: when a selected case or a setting does not exist, or ``out`` cannot be written.
     """
     suites = list(suites)
     _require_known(settings.options, [each[0] if isinstance(each, tuple) else each for each in suites])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(usable_cores())
     if (settings.threads or 1) > cores:
-        raise BenchError(f"--threads: given {settings.threads}, and this process may use {cores} cores")
+        raise BenchError(
+            f"--threads: given {settings.threads}, expected at most {cores} cores, which this process may use"
+        )
     if out is not None:
         require_folder(out)
     envs = settings.envs.expanduser().absolute()
@@ -136,7 +142,7 @@ def run_suites(
             return ensure(peer, envs, only_find=settings.quick) if peer else Path(sys.executable)
 
         runner = Runner(Path(folder) / "homes", python, settings.timeout, threads)
-        told = {"quick": settings.quick, "threads": threads, "options": dict(settings.options)}
+        recorded = {"quick": settings.quick, "threads": threads, "options": dict(settings.options)}
         lines: list[Line] = []
         for each in suites:
             suite, selected = each if isinstance(each, tuple) else (each, None)
@@ -156,9 +162,9 @@ def run_suites(
                 for case in suite.make(context):
                     met.add(case.name)
                     say(f"{suite.name}: {case.name}")
-                    result = run_case(suite.name, case, runner, _turns(case, settings), say)
-                    around = circumstances(_home(suite))  # anew for each: only now is torch loaded, and a GPU known
-                    lines.append(line_of(result, around, told) | {"over": suite.over})
+                    result = run_case(suite.name, case, runner, _runs_per_variant(case, settings), say)
+                    facts = environment_facts(_home(suite))  # of each case: torch, which knows GPUs, is loaded by now
+                    lines.append(line_of(result, facts, recorded) | {"over": suite.over})
                     if out is not None:
                         write(out / FILE, lines[-1])
                     done(lines[-1])
@@ -183,37 +189,33 @@ def _require_known(options: Mapping[str, str], suites: Sequence[Suite]) -> None:
         if name not in known:
             there = ", ".join(f"{name} ({about})" for name, about in known.items())
             raise BenchError(
-                f"--set {name}: {' and '.join(suite.name for suite in suites)} have no such setting"
-                f"{did_you_mean(name, known)}; there {'are ' + there if there else 'is none'}"
+                f"--set {name}: expected a setting of {' or '.join(suite.name for suite in suites)}"
+                f"{did_you_mean(name, known)}: {there or 'there are none'}"
             )
 
 
-def _turns(case: Case, settings: Settings) -> int:
+def _runs_per_variant(case: Case, settings: Settings) -> int:
     if settings.quick and settings.rounds is None:
         return 1
     return 2 * (settings.rounds or case.rounds or 5)
 
 
 def _home(suite: Suite) -> Path:
-    """Where a suite comes from: its commit is told with the results."""
-    if callable(suite.cases):
-        file: Any = getattr(sys.modules.get(suite.cases.__module__), "__file__", None)
-        if file:
-            return Path(file).parent
-    return Path(__file__).parent
+    """Return the folder whose commit is recorded with the results: that of the suite, if it has a function."""
+    return Path(inspect.getfile(suite.cases) if inspect.isfunction(suite.cases) else __file__).parent
 
 
 class _Pinned:
-    """Keeps this process, and what it starts, on the first cores that it may use."""
+    """Keeps this process and its children on the first of the cores that it may use."""
 
     def __init__(self, threads: int | None) -> None:
         self._wanted = threads
 
     def __enter__(self) -> int:
-        if not hasattr(os, "sched_setaffinity"):  # macOS
-            return self._wanted or os.cpu_count() or 1
-        self._before = os.sched_getaffinity(0)
-        chosen = sorted(self._before)[: self._wanted]
+        self._before = usable_cores()
+        chosen = self._before[: self._wanted]
+        if sys.platform != "linux":
+            return len(chosen)
         os.sched_setaffinity(0, chosen)
         torch = sys.modules.get("torch")
         self._threads = torch.get_num_threads() if torch is not None else None
@@ -222,7 +224,7 @@ class _Pinned:
         return len(chosen)
 
     def __exit__(self, *_: object) -> None:
-        if hasattr(os, "sched_setaffinity"):
+        if sys.platform == "linux":
             os.sched_setaffinity(0, self._before)
             if self._threads is not None:
                 sys.modules["torch"].set_num_threads(self._threads)

@@ -1,4 +1,4 @@
-"""Results as text, from 80 columns on."""
+"""Results as text, for terminals of 80 columns and more."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from hooktrain.bench.verdicts import NOISY
 __all__ = ["COLOURS", "figure_text", "notes_of", "number", "print_changes", "print_line", "print_suites"]
 
 COLOURS = {
-    "reached": "green",
+    "passed": "green",
     "better": "green",
-    "missed": "red",
     "worse": "red",
     "failed": "red",
+    "error": "red",
     "regression": "red",
     "undecided": "yellow",
-    "absent": "yellow",
+    "not installed": "yellow",
 }
 _PARTS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9))
 
 
 def number(value: float | None, unit: str) -> str:
-    """A number with its unit, in three or four digits: seconds as ms, µs or ns, MiB as GiB where that reads better."""
+    """Return a number with its unit in three or four digits, and in ms, µs, ns or GiB where that is readable."""
     if value is None:
         return "-"
     if unit == "s" and 0 < abs(value) < 1:
@@ -51,7 +51,7 @@ def _digits(value: float) -> str:
 
 
 def figure_text(line: Mapping[str, Any]) -> str:
-    """The figure of a comparison with its interval."""
+    """Return the figure of a comparison with its interval."""
     if line["figure"] is None:
         return "-"
     value, low, high = line["figure"]
@@ -70,16 +70,16 @@ def _times(value: float | None) -> str:
 
 
 def print_line(line: Line, console: Console) -> None:
-    """What a case gave: the sides' medians, then how they compare, then what there is to know about it."""
+    """Print a case's result: the variants' medians, the comparisons, and notes on them."""
     chosen = ", ".join(f"{name} {str(value)[:40]}" for name, value in line["parameters"].items())
     console.print()
     console.print(Text(f"{line['suite']}: {line['case']}", style="bold") + Text(f"  {chosen}" if chosen else ""))
     if line["about"]:
         console.print(Text(line["about"], style="dim"))
     console.print(_medians(line))
-    for side, facts in line["sides"].items():
-        if "failed" in facts:
-            console.print(Text(f"{side}: {facts['failed']}", style="yellow" if facts.get("absent") else "red"))
+    for variant, facts in line["variants"].items():
+        if "error" in facts:
+            console.print(Text(f"{variant}: {facts['error']}", style="yellow" if facts.get("not_installed") else "red"))
     compared = line["comparisons"]
     if not compared:
         return
@@ -88,51 +88,57 @@ def print_line(line: Line, console: Console) -> None:
         ("compared", {"overflow": "fold"}),
         ("metric", {"overflow": "fold"}),
         ("figure (95%)", {"overflow": "fold", "justify": "right"}),
-        ("to reach", {"no_wrap": True}),
+        ("target", {"no_wrap": True}),
         ("verdict", {"no_wrap": True}),
     ):
         table.add_column(name, **options)
     for each in compared:
         mark = "?" if each["noisy"] else ""
         verdict = Text(each["verdict"] + mark, style=COLOURS.get(each["verdict"], ""))
-        name = each["name"] if each["limit"] or not each["to"] else f"{each['side']} to {each['to']}"
+        name = each["name"] if each["limit"] or not each["to"] else f"{each['variant']} to {each['to']}"
         table.add_row(name, each["metric"].replace("_", " "), figure_text(each), each["limit"], verdict)
     console.print(table)
     for note in notes_of(compared):
         console.print(Text(note, style="dim"))
     if any(each["noisy"] for each in compared):
         console.print(
-            Text(f"? other programs used more than {NOISY:.0%} of the processor time beside it", style="yellow")
+            Text(f"? other programs used more than {NOISY:.0%} of the processor time meanwhile", style="yellow")
         )
 
 
 def notes_of(compared: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What there is to know about comparisons; what holds of many of them is said once."""
+    """Return the notes on comparisons; one that holds for several of them only once."""
     said: dict[str, list[str]] = {}
     for each in compared:
         for text in (each["why"], *each["notes"]):
             if text:
                 said.setdefault(text, []).append(f"{each['name']}, {each['metric']}")
-    return [f"{'; '.join(of) if len(of) < 3 else f'{len(of)} of them'}: {text}" for text, of in said.items()]
+    return [f"{'; '.join(of) if len(of) < 3 else f'{len(of)} comparisons'}: {text}" for text, of in said.items()]
 
 
 def _medians(line: Line) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("side", overflow="fold")
-    shown = [metric for metric in line["metrics"] if any(values(line, side, metric["name"]) for side in line["sides"])]
+    table.add_column("variant", overflow="fold")
+    shown = [
+        metric
+        for metric in line["metrics"]
+        if any(values(line, variant, metric["name"]) for variant in line["variants"])
+    ]
     for metric in shown:
         table.add_column(metric["name"].replace("_", " "), justify="right")
-    for side in line["sides"]:
+    for variant in line["variants"]:
         cells = []
         for metric in shown:
-            found = values(line, side, metric["name"])
+            found = values(line, variant, metric["name"])
             cells.append(number(median_of(found, samples=1).value, metric["unit"]) if found else "-")
-        table.add_row(side + (" (baseline)" if side == line["baseline"] and len(line["sides"]) > 1 else ""), *cells)
+        table.add_row(
+            variant + (" (baseline)" if variant == line["baseline"] and len(line["variants"]) > 1 else ""), *cells
+        )
     return table
 
 
 def print_suites(suites: Sequence[Mapping[str, str]], console: Console) -> None:
-    """Which suites there are."""
+    """Print the suites."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("suite", "of", "measures"):
         table.add_column(name, overflow="fold")
@@ -142,19 +148,17 @@ def print_suites(suites: Sequence[Mapping[str, str]], console: Console) -> None:
 
 
 def print_changes(changes: Sequence[Mapping[str, Any]], notes: Sequence[str], console: Console) -> None:
-    """How two measurements differ."""
+    """Print the changes between two measurements."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("case", overflow="fold")
-    table.add_column("side", overflow="fold")
-    table.add_column("metric", overflow="fold")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
-    table.add_column("after / before (95%)", justify="right")
+    for name in ("case", "variant", "metric"):
+        table.add_column(name, overflow="fold")
+    for name in ("before", "after", "after / before (95%)"):
+        table.add_column(name, justify="right")
     table.add_column("verdict", no_wrap=True)
     for change in changes:
         table.add_row(
             f"{change['suite']}: {change['case']}",
-            change["side"],
+            change["variant"],
             change["metric"] + (" / baseline" if change["to_baseline"] else ""),
             number(change["before"], change["unit"]),
             number(change["after"], change["unit"]),
@@ -168,8 +172,7 @@ def print_changes(changes: Sequence[Mapping[str, Any]], notes: Sequence[str], co
     if any(change["verdict"] == "worse" and not change["regression"] for change in changes):
         console.print(
             Text(
-                "worse: by no more than --tolerance, or a time on a busy or another machine",
-                style="dim",
+                "worse: within --tolerance, or a time on a busy or a different machine", style="dim"
             )
         )
     if any(change["noisy"] for change in changes):

@@ -1,4 +1,4 @@
-"""``hooktrain bench``: nothing heavy is imported before something is measured."""
+"""The command ``hooktrain bench``, which imports nothing heavy before it measures something."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 __all__ = ["RESULTS", "bench"]
 
 RESULTS = Path("runs") / "bench"
-"""Where results go when nothing is said, each time into a folder of its own."""
+"""Default folder for results; each measurement makes a folder in it."""
 _PLACES = (RESULTS, Path("benchmarks") / "results")
 
 
 class _Bench(click.Command):
-    """A suite's name follows ``bench`` at once; ``bench plugin NAME`` is a command of its own."""
+    """``bench SUITE``, with the subcommand ``bench plugin NAME``."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -40,7 +40,9 @@ class _Bench(click.Command):
 
 
 _out = click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help=f"Folder for the results; {RESULTS}/<time>."
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help=f"Folder for the results.  [default: {RESULTS}/<time>]",
 )
 _switches = click.option(
     "-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all."
@@ -49,27 +51,29 @@ _switches = click.option(
 
 @click.command(cls=_Bench)
 @click.argument("suites", nargs=-1, metavar="[SUITE[:CASE]]...")
-@click.option("--quick", is_flag=True, help="Few and short runs: shows that everything works, and no more.")
-@click.option("--rounds", type=click.IntRange(1), help="Each side runs twice in one, forth and back; mostly 5.")
-@click.option("--threads", type=click.IntRange(1), help="Cores to use; all that this process may use.")
+@click.option("--quick", is_flag=True, help="Few and short runs, only to show that everything works.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds; in each, every variant runs twice.  [default: 5]")
+@click.option("--threads", type=click.IntRange(1), help="Cores to use.  [default: all that this process may use]")
 @_out
 @as_json
 @click.option("--compare", nargs=2, metavar="A B", help="Compare two results: files, folders, or commits.")
-@click.option("--baseline", metavar="FILE", help="End with status 1 if something is worse than there beyond noise.")
+@click.option(
+    "--baseline", metavar="FILE", help="Exit with status 1 if something is worse than in these results, beyond noise."
+)
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 1),
     default=0.05,
     show_default=True,
-    help="How much worse, beyond the noise, is no regression yet.",
+    help="How much worse, beyond noise, is no regression.",
 )
-@click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="A setting of a suite's own.")
+@click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="Set an option of a suite.")
 @click.option(
-    "--envs", type=click.Path(path_type=Path), help="Home of peers' environments; ~/.cache/hooktrain/benchmarks."
+    "--envs",
+    type=click.Path(path_type=Path),
+    help="Folder of peers' environments.  [default: ~/.cache/hooktrain/benchmarks]",
 )
-@click.option(
-    "--timeout", type=float, default=1800, show_default=True, help="Seconds after which a process is given up."
-)
+@click.option("--timeout", type=float, default=1800, show_default=True, help="Seconds after which a process is killed.")
 @_switches
 def bench(
     suites: tuple[str, ...],
@@ -86,23 +90,28 @@ def bench(
     timeout: float,
     switches: tuple[str, ...],
 ) -> None:
-    """Measure suites that plugins contribute; lists them when none is named.
+    """Measure benchmark suites that plugins contribute; without a suite, list them.
 
     `hooktrain bench plugin NAME [RECIPE]` measures what an installed plugin costs.
 
-    The status is 1 where a side failed, or --baseline found a regression; a target that is missed is told, and no more.
+    The exit status is 1 if a variant ends with an error, or if --baseline finds a regression. A failed target does not
+    change it.
     """
     from hooktrain.bench.results import find
 
     if suites and compare is not None:
-        raise click.UsageError("--compare: takes two results and no suites; to measure and compare give --baseline")
+        raise click.UsageError(
+            "--compare: given suites, expected two results only; to measure suites and compare them, use --baseline"
+        )
     if baseline is not None and not suites:
-        raise click.UsageError("--baseline: expected suites to measure; to compare two results give --compare A B")
+        raise click.UsageError(
+            "--baseline: given no suites, expected some to measure; to compare two results, use --compare A B"
+        )
     if compare is not None:
         before, after = (find(word, _PLACES) for word in compare)
         _compare(before, after, tolerance, as_json)
         return
-    earlier = find(baseline, _PLACES) if baseline is not None else None  # before hours are spent
+    earlier = find(baseline, _PLACES) if baseline is not None else None  # before anything is measured
     known = _known(switches)
     if not suites:
         _list(known, as_json)
@@ -122,20 +131,22 @@ def bench(
     )
     lines = [line for line in measure(chosen, settings, out, as_json) if "skipped" not in line]
     worse = earlier is not None and bool(lines) and _is_worse(earlier, lines, tolerance, as_json)
-    if worse or any("failed" in side and "absent" not in side for line in lines for side in line["sides"].values()):
+    if worse or any(
+        "error" in variant and "not_installed" not in variant for line in lines for variant in line["variants"].values()
+    ):
         sys.exit(1)
 
 
 @click.command()
 @click.argument("name")
 @click.argument("recipe", required=False, type=click.Path(path_type=Path))
-@click.option("--rounds", type=click.IntRange(1), help="Each side runs twice in one, forth and back; mostly 5.")
-@click.option("--quick", is_flag=True, help="One short round: shows that it works, and no more.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds; in each, both variants run twice.  [default: 5]")
+@click.option("--quick", is_flag=True, help="One short round, only to show that it works.")
 @click.option(
-    "--steps", type=click.IntRange(2), help="Optimizer steps of a run; 200 of the tiny recipe, 20 of another."
+    "--steps", type=click.IntRange(2), help="Optimizer steps of a run.  [default: 20; 200 of the tiny recipe]"
 )
-@click.option("--threads", type=click.IntRange(1), help="Cores to use; all that this process may use.")
-@click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the recipe, on both sides.")
+@click.option("--threads", type=click.IntRange(1), help="Cores to use.  [default: all that this process may use]")
+@click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the recipe, in both variants.")
 @_switches
 @_out
 @as_json
@@ -153,7 +164,7 @@ def plugin(
 ) -> None:
     """Measure what a plugin costs and changes: the same recipe with it and without it.
 
-    The recipe is a tiny one that runs in milliseconds a step, unless one is given.
+    Without RECIPE, a tiny recipe runs whose steps take milliseconds.
     """
     from hooktrain.bench.plugin_cost import measure_plugin, print_report
     from hooktrain.bench.runner import Settings
@@ -167,21 +178,21 @@ def plugin(
         click.echo(json.dumps(line, default=str))
     else:
         print_report(line, _console())
-    if line["sides"]["with"].get("failed"):
+    if "error" in line["variants"]["with"]:
         sys.exit(1)
 
 
 def measure(chosen: Any, settings: Any, out: Path | None, as_json: bool) -> list[Line]:
-    """Run suites; print each case as it is through, and draw the plots and the page at the end."""
+    """Run suites, print each finished case, and draw the plots and the page at the end."""
     from hooktrain.bench.runner import run_suites
     from hooktrain.bench.tables import print_line
 
     folder = out or RESULTS / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     console = _console()
-    told: list[Line] = []
+    finished: list[Line] = []
 
     def done(line: Line) -> None:
-        told.append(line)
+        finished.append(line)
         if not as_json:
             print_line(line, console)
 
@@ -189,7 +200,7 @@ def measure(chosen: Any, settings: Any, out: Path | None, as_json: bool) -> list
         try:
             lines = run_suites(chosen, settings, out=folder, say=_say, done=done)
         except BaseException:
-            if told:  # what was measured is kept, and shown
+            if finished:  # what is measured already is kept and shown
                 _draw(folder)
             raise
     if as_json:
@@ -202,7 +213,7 @@ def measure(chosen: Any, settings: Any, out: Path | None, as_json: bool) -> list
 
 @contextlib.contextmanager
 def _ended_by_a_signal() -> Iterator[None]:
-    """SIGTERM ends what has been started as well."""
+    """Exit on SIGTERM, which kills the started processes as well."""
 
     def end(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)
@@ -244,9 +255,7 @@ def _list(known: Any, as_json: bool) -> None:
 
         print_suites(rows, _console())
     else:
-        click.echo(
-            "no installed plugin contributes a suite; the project's own: python -m benchmarks, in its repository"
-        )
+        click.echo("no plugin contributes a suite; `hooktrain guide benchmark-suites` shows how to write one")
 
 
 def _pairs(words: tuple[str, ...]) -> dict[str, str]:
@@ -260,22 +269,24 @@ def _pairs(words: tuple[str, ...]) -> dict[str, str]:
 
 
 def _require_common(earlier: list[Line], chosen: Any) -> None:
-    """Refuse a baseline that has nothing to do with what is to be measured, before it is."""
+    """Refuse a baseline that has nothing in common with what is to be measured, before it is."""
     from hooktrain.bench.errors import BenchError
 
     there = [f"{line['suite']}:{line['case']}" for line in earlier]
     for suite, cases in chosen:
         if any(line["suite"] == suite.name and (cases is None or line["case"] in cases) for line in earlier):
             return
-    raise BenchError(f"--baseline: has none of what is to be measured, but {', '.join(there) or 'nothing'}")
+    raise BenchError(
+        f"--baseline: given results of {', '.join(there) or 'nothing'}, expected a case that is to be measured"
+    )
 
 
 def _compare(before: list[Line], after: list[Line], tolerance: float, as_json: bool) -> None:
-    from hooktrain.bench.regressions import broken, changes, judged, surprises
+    from hooktrain.bench.regressions import broken, changes, machine_differences
     from hooktrain.bench.tables import print_changes
 
-    found = judged(changes(before, after, tolerance), before, after)
-    notes = [*surprises(before, after), *broken(before, after)]
+    found = changes(before, after, tolerance)
+    notes = [*machine_differences(before, after), *broken(before, after)]
     if as_json:
         click.echo(json.dumps({"changes": [_as_dict(change) for change in found], "notes": notes}))
     else:
@@ -283,17 +294,18 @@ def _compare(before: list[Line], after: list[Line], tolerance: float, as_json: b
 
 
 def _is_worse(before: list[Line], after: list[Line], tolerance: float, as_json: bool) -> bool:
-    """Print what has changed, and say what is a regression; returns whether something is."""
-    from hooktrain.bench.regressions import broken, changes, judged, surprises
+    """Print the changes and the regressions; return whether there is one."""
+    from hooktrain.bench.regressions import broken, changes, machine_differences
     from hooktrain.bench.tables import print_changes
 
-    found = judged(changes(before, after, tolerance), before, after)
+    found = changes(before, after, tolerance)
     worse = [change for change in found if change.regression]
     if not as_json:
-        print_changes([_as_dict(change) for change in found], surprises(before, after), _console())
+        print_changes([_as_dict(change) for change in found], machine_differences(before, after), _console())
     for change in worse:
         _say(
-            f"regression: {change.suite}: {change.case}, {change.side}: {change.metric} {change.figure.value:.2f} times"
+            f"regression: {change.suite}: {change.case}, {change.variant}:"
+            f" {change.metric} {change.figure.value:.2f} times"
         )
     gone = broken(before, after)
     for sentence in gone:

@@ -1,4 +1,4 @@
-"""The command line with a suite that takes no time, and what that suite finds."""
+"""The command line with a suite that takes no time, and the results of that suite."""
 
 from __future__ import annotations
 
@@ -48,5 +48,5 @@ def _measured() -> dict[str, Any]:
 
 @pytest.fixture
 def line(_measured: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the suite ``napping`` finds, as it stands in ``results.jsonl``."""
+    """The results of the suite ``napping``, as in ``results.jsonl``."""
     yield copy.deepcopy(_measured)

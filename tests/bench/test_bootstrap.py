@@ -25,26 +25,26 @@ def test_medians_of_two_runs_are_one_of_three_numbers():
     assert ratio_of_ratios(([4.0, 4.0], [2.0, 2.0]), ([3.0, 3.0], [3.0, 3.0])) == (2.0, 2.0, 2.0)
 
 
-@pytest.mark.parametrize("turns", [6, 10])
-def test_what_slows_both_sides_of_a_turn_leaves_the_ratio_alone(turns):
-    """A machine that drifts by 15% from turn to turn, and sides that are alike but for 3% of noise."""
+@pytest.mark.parametrize("pairs", [6, 10])
+def test_what_slows_both_runs_of_a_pair_does_not_change_the_ratio(pairs):
+    """A machine whose speed changes by 15% from pair to pair, and variants that differ by noise of 3%."""
     draw, held, widths = random.Random(7), 0, {True: 0.0, False: 0.0}
     for _ in range(150):
-        drift = [math.exp(draw.gauss(0, 0.15)) for _ in range(turns)]
-        sides = [[each * math.exp(draw.gauss(0, 0.03)) for each in drift] for _ in range(2)]
-        for in_turns in widths:
-            _, low, high = ratio_of_medians(*sides, samples=200, in_turns=in_turns)
-            widths[in_turns] += high - low
-            held += in_turns and low <= 1 <= high
-    assert 0.9 * 150 <= held <= 0.99 * 150, "what is called 95% holds the truth about as often"
+        speeds = [math.exp(draw.gauss(0, 0.15)) for _ in range(pairs)]
+        variants = [[each * math.exp(draw.gauss(0, 0.03)) for each in speeds] for _ in range(2)]
+        for paired in widths:
+            _, low, high = ratio_of_medians(*variants, samples=200, paired=paired)
+            widths[paired] += high - low
+            held += paired and low <= 1 <= high
+    assert 0.9 * 150 <= held <= 0.99 * 150, "the interval of 95% contains the truth about as often"
     assert widths[True] < widths[False] / 2.5
 
 
-def test_few_turns_are_drawn_each_side_by_itself():
-    drift = [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert ratio_of_medians(drift, drift).high > 1
-    assert ratio_of_medians([*drift, 6.0], [*drift, 6.0]) == (1, 1, 1)
-    assert ratio_of_medians([*drift, 6.0], [*drift, 6.0], in_turns=False).high > 1, "of two measurements"
+def test_of_few_runs_each_variant_is_drawn_independently():
+    times = [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert ratio_of_medians(times, times).high > 1
+    assert ratio_of_medians([*times, 6.0], [*times, 6.0]) == (1, 1, 1)
+    assert ratio_of_medians([*times, 6.0], [*times, 6.0], paired=False).high > 1, "of two measurements"
 
 
 def test_one_run_has_no_interval():
@@ -69,7 +69,7 @@ def test_a_ratio_does_not_depend_on_the_unit(one, other, factor):
 
 
 def test_rounds_that_might_do():
-    # half the width is twice the distance, so that four times the rounds put the limit just outside
+    # half the width is twice the distance, so that four times the rounds just exclude the limit
     assert rounds_needed(Interval(1.05, 1.01, 1.15), 1.10, rounds=5) == pytest.approx(5 * 4 * 1.2, abs=1)
     assert rounds_needed(Interval(1.10, 1.0, 1.2), 1.10, rounds=5) is None
     assert rounds_needed(Interval(1.0999, 1.0, 1.2), 1.10, rounds=5) is None, "over a thousand"

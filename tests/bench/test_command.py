@@ -31,9 +31,19 @@ def test_a_suite_is_measured_and_written_down(bench, tmp_path, on_terminal):
     assert shown.exit_code == 0, shown.output
     assert "twice to once" in shown.output and "worse" in shown.output
     (line,) = [json.loads(text) for text in (tmp_path / "found" / "results.jsonl").read_text().splitlines()]
-    for name in ("date", "commit", "machine", "versions", "settings", "parameters", "recipe", "sides", "comparisons"):
+    for name in (
+        "date",
+        "commit",
+        "machine",
+        "versions",
+        "settings",
+        "parameters",
+        "recipe",
+        "variants",
+        "comparisons",
+    ):
         assert name in line
-    assert len(line["sides"]["twice"]["values"]["seconds"]) == 4
+    assert len(line["variants"]["twice"]["values"]["seconds"]) == 4
     (compared,) = line["comparisons"]
     assert compared["figure"][0] == pytest.approx(2, rel=0.05)
     assert max(map(len, on_terminal(80, lambda: print_line(line, console())))) <= 80
@@ -77,8 +87,8 @@ from hooktrain.bench import Case, Variant, Suite
 
 @hookimpl
 def register_benchmarks():
-    short = Case(name="short", sides={"a": lambda: {"seconds": 1.0}})
-    long = Case(name="long", sides=[Variant("sleeps", driver="sleeps")])
+    short = Case(name="short", variants={"a": lambda: {"seconds": 1.0}})
+    long = Case(name="long", variants=[Variant("sleeps", driver="sleeps")])
     return [Suite(name="slow", summary="sleeps", cases=[short, long])]
 """
 SLEEPS = """

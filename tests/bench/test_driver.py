@@ -11,12 +11,12 @@ from hooktrain.bench.machine import busy_seconds, describe
 
 
 class Clock:
-    """The module ``time``, as far as measuring needs it: a clock that goes on when it is told."""
+    """The part of the module ``time`` that measuring needs: a clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = 0.0
 
-    def go_on(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.now += seconds
 
     def perf_counter(self) -> float:
@@ -32,35 +32,35 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def test_sides_take_turns_forth_and_back_after_a_warm_up():
+def test_variants_are_interleaved_after_a_warm_up():
     order: list[str] = []
-    sides = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
-    (line,) = run_suites([Suite(name="s", summary="", cases=[Case(name="c", sides=sides)])], Settings(rounds=2))
+    variants = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    (line,) = run_suites([Suite(name="s", summary="", cases=[Case(name="c", variants=variants)])], Settings(rounds=2))
     assert order == list("aabbbaabba"), "each once before its first run, then A B B A A B B A"
-    assert len(line["runs"]["a"]) == 4 and line["settings"]["turns"] == 4
+    assert len(line["runs"]["a"]) == 4 and line["settings"]["runs_per_variant"] == 4
 
 
 def test_calls_fill_a_run_and_figures_are_for_one(clock):
-    case = Case(name="c", sides={"short": lambda: clock.go_on(1e-5)}, calls=None)
+    case = Case(name="c", variants={"short": lambda: clock.advance(1e-5)}, calls=None)
     (line,) = run_suites([Suite(name="s", summary="", cases=[case])], Settings(rounds=1))
     (first, _) = line["runs"]["short"]
     assert first["calls"] == 5000, "50 ms"
     assert first["seconds"] == first["cpu_seconds"] == pytest.approx(1e-5)
 
 
-def test_prepare_does_not_count_and_comes_first(clock):
+def test_prepare_is_not_timed_and_called_first(clock):
     def prepare(n):
-        clock.go_on(100)
+        clock.advance(100)
         return 40
 
     def measured(made, n):
-        clock.go_on(2)
+        clock.advance(2)
         return {"got": made + n}
 
-    side = Variant("s", measured, prepare=prepare)
-    case = Case(name="c", parameters={"n": 2}, sides=[side], metrics=[SECONDS, Metric("got")])
+    variant = Variant("s", measured, prepare=prepare)
+    case = Case(name="c", parameters={"n": 2}, variants=[variant], metrics=[SECONDS, Metric("got")])
     (line,) = run_suites([Suite(name="s", summary="", cases=[case])], Settings(rounds=1))
-    assert line["sides"]["s"]["values"] == {"got": [42, 42], "seconds": [2, 2]}
+    assert line["variants"]["s"]["values"] == {"got": [42, 42], "seconds": [2, 2]}
 
 
 def test_a_clock_keeps_each_step():
@@ -73,10 +73,10 @@ def test_a_clock_keeps_each_step():
 
 
 class StandIn:
-    """What is used of ``torch.cuda``: a device whose clock goes on by 20 ms with each piece of work."""
+    """The used part of ``torch.cuda``: a device whose clock advances by 20 ms with each piece of work."""
 
     def __init__(self):
-        self.now, self.heard = 0.0, []
+        self.now, self.calls = 0.0, []
 
     def Event(self, enable_timing):
         assert enable_timing
@@ -85,10 +85,10 @@ class StandIn:
         class Event:
             def record(self):
                 self.at = device.now
-                device.heard.append("record")
+                device.calls.append("record")
 
             def synchronize(self):
-                device.heard.append("wait")
+                device.calls.append("wait")
 
             def elapsed_time(self, other):
                 return other.at - self.at
@@ -97,13 +97,13 @@ class StandIn:
 
     def work(self):
         self.now += 20.0
-        self.heard.append("work")
+        self.calls.append("work")
 
     def synchronize(self):
-        self.heard.append("wait")
+        self.calls.append("wait")
 
     def reset_peak_memory_stats(self):
-        self.heard.append("forget")
+        self.calls.append("forget")
 
     def max_memory_allocated(self):
         return 3 * 2**20
@@ -113,19 +113,19 @@ def test_on_a_device_calls_are_timed_by_events(monkeypatch):
     device = StandIn()
     monkeypatch.setattr("hooktrain.bench.in_process.gpu", lambda: device)
     found = measure(device.work, calls=2)
-    assert device.heard == ["wait", "forget", "record", "work", "work", "record", "wait"]
+    assert device.calls == ["wait", "forget", "record", "work", "work", "record", "wait"]
     assert (found["device_seconds"], found["device_peak_mib"]) == (0.02, 3.0)
 
 
-def test_on_a_device_steps_are_timed_by_events_that_nobody_waits_for_before_the_end(monkeypatch):
+def test_on_a_device_steps_are_timed_by_events_without_a_sync_before_the_end(monkeypatch):
     device = StandIn()
     monkeypatch.setattr("hooktrain.bench.driver.gpu", lambda: device)
     clock = StepClock()
-    clock.start()  # some begin anew once everything is there
+    clock.start()  # as drivers do once everything is loaded
     for _ in range(3):
         device.work()
         clock.step()
-    assert "wait" not in device.heard
+    assert "wait" not in device.calls
     assert clock.findings()["device_seconds"] == [0.02, 0.02, 0.02]
 
 

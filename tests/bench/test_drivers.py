@@ -1,4 +1,4 @@
-"""Sides in processes of their own: what they are given, what they report, and how they are ended."""
+"""Variants in processes of their own: what they receive, what they report, and how they are killed."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def where():
 """
 
 
-def test_an_isolated_side_has_a_process_for_each_run(tmp_path, monkeypatch):
+def test_an_isolated_variant_has_a_process_for_each_run(tmp_path, monkeypatch):
     (tmp_path / "a_module_apart.py").write_text(APART)
     monkeypatch.syspath_prepend(str(tmp_path))
     where = importlib.import_module("a_module_apart").where
     case = Case(
-        name="c", sides=[Variant("apart", where, isolated=True)], metrics=[Metric("peak_mib", "MiB"), Metric("kept")]
+        name="c", variants=[Variant("apart", where, isolated=True)], metrics=[Metric("peak_mib", "MiB"), Metric("kept")]
     )
     (line,) = run_suites([Suite(name="s", summary="", cases=[case])], Settings(rounds=1))
     pids = {run["pid"] for run in line["runs"]["apart"]}
     assert len(pids) == 2 and os.getpid() not in pids
-    assert all(200 < peak < 400 for peak in line["sides"]["apart"]["values"]["peak_mib"])
+    assert all(200 < peak < 400 for peak in line["variants"]["apart"]["values"]["peak_mib"])
     assert line["runs"]["apart"][0]["versions"]["hooktrain"]
 
 
@@ -49,22 +49,22 @@ drive(measure, "pytest")
 """
 
 
-def test_a_driver_reports_steps_and_the_first_are_thrown_away(tmp_path, monkeypatch):
+def test_a_driver_reports_steps_and_those_of_the_warm_up_are_dropped(tmp_path, monkeypatch):
     (tmp_path / "a_driver.py").write_text(DRIVER)
     monkeypatch.syspath_prepend(str(tmp_path))
-    side = Variant("driven", driver="a_driver", specification={"steps": 4})
+    variant = Variant("driven", driver="a_driver", specification={"steps": 4})
     bad = Variant("bad", driver="a_driver_that_is_not_there")
-    case = Case(name="c", sides=[side, bad], metrics=[Metric("tokens")], warmup_steps=2, baseline="driven")
+    case = Case(name="c", variants=[variant, bad], metrics=[Metric("tokens")], warmup_steps=2, baseline="driven")
     (line,) = run_suites([Suite(name="s", summary="", cases=[case])], Settings(rounds=1, threads=1))
     (first, _) = line["runs"]["driven"]
     assert first["tokens"] == [0, 10, 20, 30] and first["threads"] == "1"
     assert first["given"] == {"threads": 1, "steps": 4}
-    assert line["sides"]["driven"]["values"]["tokens"] == [25, 25]
-    (failed,) = line["runs"]["bad"]  # a side that has failed is not tried again
-    assert "No module named a_driver_that_is_not_there" in failed["failed"]
+    assert line["variants"]["driven"]["values"]["tokens"] == [25, 25]
+    (failed,) = line["runs"]["bad"]  # a variant that has failed is not run again
+    assert "No module named a_driver_that_is_not_there" in failed["error"]
 
 
-def test_a_driver_that_takes_too_long_is_ended(tmp_path, monkeypatch):
+def test_a_driver_that_takes_too_long_is_killed(tmp_path, monkeypatch):
     (tmp_path / "a_slow_driver.py").write_text("import time\ntime.sleep(600)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     started = []
@@ -76,9 +76,9 @@ def test_a_driver_that_takes_too_long_is_ended(tmp_path, monkeypatch):
                 started.append(self)
 
     monkeypatch.setattr("hooktrain.bench.subprocesses.subprocess.Popen", Started)
-    case = Case(name="c", sides=[Variant("slow", driver="a_slow_driver")])
+    case = Case(name="c", variants=[Variant("slow", driver="a_slow_driver")])
     (line,) = run_suites([Suite(name="s", summary="", cases=[case])], Settings(rounds=1, timeout=0.5))
-    assert "after 0 s" in line["sides"]["slow"]["failed"]
+    assert "after 0 s" in line["variants"]["slow"]["error"]
     assert [process.returncode for process in started] == [-signal.SIGKILL]
 
 

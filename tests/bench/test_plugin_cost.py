@@ -1,4 +1,4 @@
-"""``hooktrain bench plugin``: what a plugin costs and what it changes."""
+"""The command ``hooktrain bench plugin``."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.facts import facts
 COSTLY = """
 import types
 from hooktrain import hookimpl
-from hooktrain.bench import measuring
+from hooktrain.bench import driver
 
 now = 0.0  # a clock that only this plugin moves: its steps take as long as it says
-measuring.time = types.SimpleNamespace(perf_counter=lambda: now, process_time=lambda: now)
+driver.time = types.SimpleNamespace(perf_counter=lambda: now, process_time=lambda: now)
 
 @hookimpl
 def on_step_end(trainer, output):
@@ -57,14 +57,14 @@ def test_what_a_plugin_costs_and_changes(tmp_path, monkeypatch, on_terminal, cha
     assert "compute_loss, on_step_end" in shown.stdout
     (line,) = read(tmp_path / "o")
     assert max(map(len, on_terminal(80, lambda: print_report(line, console())))) <= 80
-    reads = {side: found["values"]["host_reads"][0] for side, found in line["sides"].items()}
+    reads = {variant: found["values"]["device_syncs"][0] for variant, found in line["variants"].items()}
     assert reads["with"] == reads["without"] + 2
     assert line["runs"]["with"][0]["seconds"] == [0.25, 0.25, 0.25], "its own time belongs to each step"
     assert len(line["runs"]["without"][0]["seconds"]) == 3 and min(line["runs"]["without"][0]["seconds"]) > 0
-    assert all(found["values"]["start_seconds"] for found in line["sides"].values())
+    assert all(found["values"]["start_seconds"] for found in line["variants"].values())
 
 
-def test_a_recipe_that_cannot_run_without_the_plugin_says_so(tmp_path, monkeypatch):
+def test_a_recipe_that_fails_without_the_plugin(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["bench", "plugin", "torch", "--quick", "--steps", "3", "-p", "no:*"]
     shown = CliRunner().invoke(cli, words)
@@ -73,7 +73,7 @@ def test_a_recipe_that_cannot_run_without_the_plugin_says_so(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("named", ["line", "environment", "recipe"])
-def test_the_side_without_the_plugin_is_without_it_however_it_was_named(tmp_path, monkeypatch, named):
+def test_the_variant_without_the_plugin_does_not_load_it(tmp_path, monkeypatch, named):
     (tmp_path / "stops.py").write_text(
         "from hooktrain import hookimpl\n\n@hookimpl\ndef on_step_end(trainer):\n"
         "    if trainer.global_step == 3:\n        trainer.request_stop('enough')\n"
@@ -92,7 +92,7 @@ def test_the_side_without_the_plugin_is_without_it_however_it_was_named(tmp_path
     assert any(re.search(facts("8 losses", "without", " 3 "), line) for line in shown.stdout.splitlines())
 
 
-def test_a_plugin_that_is_not_there(bench):
+def test_a_plugin_that_does_not_exist(bench):
     shown = bench("plugin", "jsnl")
     assert shown.exit_code == 1
     assert re.search(facts("'jsnl'", "plugin", "module"), str(shown.exception))

@@ -1,4 +1,4 @@
-"""Suites that plugins contribute, and which of their cases are measured."""
+"""Suites that plugins contribute, and the selection of their cases."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_two_plugins_with_one_suite_are_named():
         gather(host_of(Napping(), Napping()))
 
 
-def test_a_suite_that_cannot_be_measured_here_says_why():
+def test_a_suite_that_cannot_be_measured_here_is_skipped_with_the_reason():
     def cases(context):
         raise Skip("there is no GPU here")
         yield
@@ -43,7 +43,7 @@ def test_a_suite_that_cannot_be_measured_here_says_why():
     assert shown.startswith("gpu: ") and shown.endswith("there is no GPU here")
 
 
-def test_a_setting_that_is_no_number(tmp_path):
+def test_an_option_that_is_no_number(tmp_path):
     def cases(context):
         context.whole_number("naps", 2)
         yield

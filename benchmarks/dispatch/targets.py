@@ -1,4 +1,4 @@
-"""What is read off the runs, and what must hold of two of them."""
+"""The metric of the suite ``dispatch``, its checks and its own kind of target."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hooktrain.bench import Case, Check, Comparison, Findings, Measured, Metric,
 __all__ = ["STEP", "Added", "same_training", "with_own_plugins"]
 
 _APART = 1e-3
-"""How far two sides' losses and weights may be apart, as a share; the same arithmetic in another order is 1e-5."""
+"""Largest relative difference of losses and weights; the same arithmetic in another order gives 1e-5."""
 
 
 def _mean(name: str) -> Callable[[Findings, int], float]:
-    # not the median: what happens once in some hundred steps (a file is written, garbage collected) belongs to a step
+    # not the median, so that what happens once in some hundred steps (a write, garbage collection) counts
     return lambda findings, warmup: statistics.fmean(findings[name][warmup:])
 
 
@@ -28,20 +28,20 @@ STEP = Metric(
     scale=1e6,
     undisturbed=Metric("cpu", "µs", read=_mean("cpu_seconds"), scale=1e6),
 )
-"""The time of a step: the mean over all that are not warm-up."""
+"""Time of a step: the mean over all steps after the warm-up."""
 
 
 def same_training(ours: Findings, theirs: Findings, warmup: int) -> str:
-    """Both sides took the same steps: the layer has moved as far, and is as good on rows of its own."""
+    """Check that both variants took the same steps: weights and losses agree."""
     if ours["steps"] != theirs["steps"]:
         return f"{ours['steps']} and {theirs['steps']} steps were taken"
-    numbers = [[*side["moved"], side["loss"]] for side in (ours, theirs)]
+    numbers = [[*variant["moved"], variant["loss"]] for variant in (ours, theirs)]
     apart = max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(*numbers, strict=True))
     return "" if apart <= _APART else f"weights or losses are up to {apart:.2%} apart, expected at most {_APART:.2%}"
 
 
 def with_own_plugins(distributions: frozenset[str]) -> Check:
-    """hooktrain ran with all plugins of these distributions."""
+    """Return a check that hooktrain ran with all plugins of these distributions."""
 
     def check(ours: Findings, theirs: Findings, warmup: int) -> str:
         points = [(point.dist.name, point.name) for point in entry_points(group="hooktrain") if point.dist is not None]
@@ -54,17 +54,17 @@ def with_own_plugins(distributions: frozenset[str]) -> Check:
 
 @attrs.frozen(kw_only=True)
 class Added:
-    """What each of a peer's plugins adds to a step by each method that is called; nothing is to be reached."""
+    """A comparison without a limit: what each of a peer's plugins adds to a step, per method that is called."""
 
     name: str
-    side: str
+    variant: str
     to: str
     per: int
 
-    def judge(self, case: Case, measured: Measured) -> Comparison:
-        """The difference, and whether there is one."""
-        target = Target(side=self.side, to=self.to, kind="difference", per=self.per, at_most=0.0, name=self.name)
-        line = target.judge(case, measured)
-        # without a limit and another side a table shows the name, which says what the figure is divided by
-        verdict = {"reached": "better", "missed": "worse"}.get(line.verdict, line.verdict)
+    def evaluate(self, case: Case, measured: Measured) -> Comparison:
+        """Compare; the verdict says whether there is a difference."""
+        target = Target(variant=self.variant, to=self.to, kind="difference", per=self.per, at_most=0.0, name=self.name)
+        line = target.evaluate(case, measured)
+        # without a limit and another variant, tables show the name, which says what the figure is divided by
+        verdict = {"passed": "better", "failed": "worse"}.get(line.verdict, line.verdict)
         return attrs.evolve(line, limit="", to="", verdict=verdict)

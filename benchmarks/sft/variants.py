@@ -1,4 +1,4 @@
-"""What each side is told: hooktrain in a recipe, the peers in their own settings."""
+"""The variants of the suite ``sft``: hooktrain by a recipe, the peers by their own settings."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _PRECISIONS: dict[str, dict[str, str]] = {
 
 @attrs.frozen(kw_only=True)
 class Plan:
-    """How much is measured, and on what.
+    """The extent of the measurement, and its inputs.
 
     Attributes:
-        model: folder with the model in float32; ``model_4`` the same for transformers 4.
-        rows: the demo's conversations.
-        steps: optimizer steps of a run; the first ``warmup`` are thrown away.
-        many: how many conversations are prepared, and how many to compare memory with.
-        lengths: tokens of the rows for the memory of long ones.
-        packed_lengths: how many lengths are packed.
-        overflow: what becomes of conversations that are too long; there is none with the real tokenizer.
+        model: folder with the model in float32; ``model_4`` is the same for transformers 4.
+        rows: file with the demo's conversations.
+        steps: optimizer steps of a run; the first ``warmup`` are dropped.
+        many: numbers of conversations to prepare: the smaller one to compare memory, and the larger one.
+        lengths: tokens of the sequences for the memory of long ones.
+        packed_lengths: number of lengths to pack.
+        overflow: what to do with conversations that are too long; with the real tokenizer there are none.
     """
 
     model: Path
@@ -50,21 +50,21 @@ class Plan:
 
 
 class Training:
-    """Makes the sides of a plan."""
+    """Makes the variants of a plan."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
     def ours(self, name: str, *, precision: str, train_on: str = "assistant", packed: bool = True) -> Variant:
-        """hooktrain: packs of 512 tokens, one a step; or eight conversations a step and every default."""
+        """Return hooktrain with a pack of 512 tokens per step, or with eight conversations per step and defaults."""
         data: dict[str, Any] = {"sources": [str(self.plan.rows)]}
         if packed:
             data |= {"max_length": 512, "pack_samples": True, "train_on": train_on}
         recipe = self.recipe(data, _PRECISIONS[precision], batch=1 if packed else 8)
-        return self._side(name, "benchmarks.sft.ours", {"do": "train", "recipe": recipe})
+        return self._variant(name, "benchmarks.sft.ours", {"do": "train", "recipe": recipe})
 
     def recipe(self, data: Mapping[str, Any], model: Mapping[str, Any], batch: int = 1) -> dict[str, Any]:
-        """What all recipes have in common."""
+        """Return a recipe with what all have in common."""
         return {
             "type": "sft",
             "micro_batch_size": batch,
@@ -77,48 +77,48 @@ class Training:
         }
 
     def hand_written(self, name: str, precision: str, packs: Path) -> Variant:
-        """The loop without anything around it, on the packs that hooktrain trains."""
-        return self._side(
+        """Return the hand-written loop, on the packs that hooktrain trains."""
+        return self._variant(
             name, "benchmarks.peers.hand_written", {"packs": str(packs), "precision": precision, **self._common()}
         )
 
     def trl(self, name: str, *, settings: Mapping[str, Any], weights: str | None = None, **more: Any) -> Variant:
-        """TRL with ``settings`` for its ``SFTConfig``; with none of them it runs on its defaults."""
+        """Return TRL with ``settings`` for its ``SFTConfig``."""
         given = {"rows": str(self.plan.rows), "settings": dict(settings), "weights": weights, **self._common(), **more}
-        return self._side(name, "benchmarks.peers.trl", given, peer=TRL)
+        return self._variant(name, "benchmarks.peers.trl", given, peer=TRL)
 
     def arctic(self, name: str, *, settings: Mapping[str, Any], batch: int) -> Variant:
-        """ArcticTraining with ``settings`` in its recipe."""
+        """Return ArcticTraining with ``settings`` in its recipe."""
         given = {"rows": str(self.plan.rows), "settings": dict(settings), "batch": batch, **self._common()}
-        return self._side(name, "benchmarks.peers.arctic", given | {"model": str(self.plan.model_4)}, peer=ARCTIC)
+        return self._variant(name, "benchmarks.peers.arctic", given | {"model": str(self.plan.model_4)}, peer=ARCTIC)
 
     def preparing(self, name: str, rows: Path, *, after: str | None = None, packs: Path | None = None) -> Variant:
-        """hooktrain prepares ``rows`` into packs of 512 tokens, writes them to ``packs`` if it is given, and stops."""
+        """Return hooktrain preparing ``rows`` into packs of 512 tokens, which it writes to ``packs`` if that is set."""
         recipe = self.recipe({"sources": [str(rows)], "max_length": 512, "pack_samples": True}, {})
         given = {"do": "pack" if packs else "prepare", "packs": str(packs), "recipe": recipe}
-        return self._side(name, "benchmarks.sft.ours", given, after=after)
+        return self._variant(name, "benchmarks.sft.ours", given, after=after)
 
     def packing(self, name: str) -> Variant:
-        """hooktrain packs many lengths."""
+        """Return hooktrain packing many lengths."""
         given = {"recipe": self.recipe({"sources": ["none"], "pack_samples": True}, {})}
-        return self._side(name, "benchmarks.sft.pack_lengths", given | {"lengths": self.plan.packed_lengths})
+        return self._variant(name, "benchmarks.sft.pack_lengths", given | {"lengths": self.plan.packed_lengths})
 
     def tokenizing(self, name: str, rows: Path) -> Variant:
-        """Rendering and tokenizing and nothing else, in hooktrain's environment."""
-        return self._side(name, "benchmarks.peers.tokenizing", {"model": str(self.plan.model), "rows": str(rows)})
+        """Return rendering and tokenizing alone, in hooktrain's environment."""
+        return self._variant(name, "benchmarks.peers.tokenizing", {"model": str(self.plan.model), "rows": str(rows)})
 
     def long(self, name: str, rows: Path, length: int, packed: bool) -> Variant:
-        """One step on rows of ``length`` tokens, with activation checkpointing; SGD, whose own memory is nothing."""
+        """Return one step on sequences of ``length`` tokens with activation checkpointing; SGD, which has no state."""
         data = {"sources": [str(rows)], "max_length": length, "pack_samples": packed, "overflow": "truncate"}
         data["shuffle"] = False  # the last pack may not be full, the first one is
         model: dict[str, Any] = {"activation_checkpointing": True}
         if length > 8192:  # what the model was made for; memory does not depend on it
             model["hf_config_kwargs"] = {"max_position_embeddings": length}
         recipe = self.recipe(data, model) | {"optimizer": {"type": "sgd", "lr": 1e-4}, "exit_iteration": 1}
-        return self._side(name, "benchmarks.sft.ours", {"do": "train", "recipe": recipe})
+        return self._variant(name, "benchmarks.sft.ours", {"do": "train", "recipe": recipe})
 
     def _common(self) -> dict[str, Any]:
         return {"model": str(self.plan.model), "steps": self.plan.steps, "seed": _SEED, "lr": self.plan.lr}
 
-    def _side(self, name: str, driver: str, given: dict[str, Any], **more: Any) -> Variant:
+    def _variant(self, name: str, driver: str, given: dict[str, Any], **more: Any) -> Variant:
         return Variant(name, driver=driver, specification={**given, "threads": self.plan.threads}, **more)
