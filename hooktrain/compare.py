@@ -1,4 +1,4 @@
-"""Where two plain values differ: what a comparison of runs, states or recipes says."""
+"""Comparison of plain values, as of runs, states or recipes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["differences", "digest"]
 
 
 def differences(one: Any, two: Any, where: str = "", names: tuple[str, str] = ("one", "the other")) -> Iterator[str]:
-    """Where two values differ bit by bit, and how; nothing for equal ones.
+    """Return where two values differ bit by bit, and how; nothing for equal ones.
 
     Args:
         one: numbers, text, tensors, and mappings and sequences of them; NaN equals NaN.

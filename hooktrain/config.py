@@ -135,7 +135,7 @@ class CheckpointConfig:
 
 
 def _describe(value: Any) -> str:
-    """How a value looks in a recipe, with its YAML type."""
+    """Return a value as a recipe shows it, with its YAML type."""
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
     kind = "nothing" if value is None else "a mapping" if isinstance(value, Mapping) else names.get(type(value), "")
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
@@ -227,7 +227,7 @@ def _items(values: Sequence[Any], target: Any) -> list[Any]:
 
 
 class _ItemsError(ValueError):
-    """Which items of a list are wrong, and why."""
+    """Errors in the items of a list."""
 
     def __init__(self, problems: Mapping[int, Exception]) -> None:
         self.problems = problems
@@ -331,7 +331,7 @@ def structure(
 
 
 def _refusals(attribute: Any, value: Any, where: str) -> Iterator[Complaint]:
-    """What a field's own validator says; each field is asked, where attrs would stop at the first that refuses."""
+    """Yield the errors of the fields' validators; attrs itself would stop at the first."""
     if attribute.validator is None:
         return
     try:

@@ -91,7 +91,7 @@ class RecipeError(HooktrainError):
 
 @dataclass
 class Failure:
-    """What is known about an exception.
+    """Facts about an exception: where and when it was raised.
 
     Attributes:
         where: plugin, hook, step and rank, in words; empty outside of a run.

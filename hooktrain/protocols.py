@@ -1,4 +1,4 @@
-"""What the engine asks of the parts that plugins build. These are protocols: nothing is subclassed."""
+"""Protocols of the parts that plugins build. Nothing is subclassed."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Scheduler(Protocol):
 
 
 class Strategy(Protocol):
-    """What knows about devices, precision and other ranks.
+    """Devices, precision and other ranks.
 
     Every method that says *collective* must be called on all ranks.
 
@@ -191,6 +191,11 @@ class StrategyDefaults:
     """This rank's place among those that get sequences of their own, where several ranks share the tokens of one."""
     usable_when_closed = False
     """Whether it can still evaluate and save after :meth:`Strategy.close`."""
+
+    @staticmethod
+    def elements(parameter: Tensor) -> int:
+        """Return how many elements a parameter has over all ranks, where a rank holds a shard of it."""
+        return parameter.numel()
 
     @staticmethod
     def divide(batch: Batch) -> Batch:

@@ -45,7 +45,7 @@ Batch = dict[str, Any]
 
 @attrs.frozen(kw_only=True)
 class World:
-    """Which of the run's processes this is.
+    """This process among those of the run.
 
     Attributes:
         rank: number of this process among all of them, from 0.
@@ -85,7 +85,7 @@ class World:
 
 @attrs.define(kw_only=True)
 class TrainerState:
-    """What a checkpoint must hold of the loop; everything else can be rebuilt from the recipe.
+    """The state of the loop that a checkpoint holds; everything else is rebuilt from the recipe.
 
     Attributes:
         global_step: optimizer steps finished; a skipped window counts, so that the schedule and the data stay aligned.
@@ -144,7 +144,7 @@ class BatchCounts(NamedTuple):
 
 
 class LossSum(NamedTuple):
-    """What ``compute_loss`` returns.
+    """Result of ``compute_loss``.
 
     Attributes:
         total: the undivided *sum* of the loss over the micro-batch, shape (), with a graph. Only the engine divides, by
@@ -165,7 +165,7 @@ class LossSum(NamedTuple):
 
 
 class OptimizerStep(NamedTuple):
-    """What ``run_optimizer_step`` returns.
+    """Result of ``run_optimizer_step``.
 
     Attributes:
         grad_norm: norm of all gradients before clipping, shape (), or None where nobody asked for it.
@@ -177,7 +177,7 @@ class OptimizerStep(NamedTuple):
 
 
 class StepOutput(NamedTuple):
-    """What ``run_step`` returns.
+    """Result of ``run_step``.
 
     Attributes:
         total: loss summed over this rank's supervised tokens of the window, shape (), detached and on the device.
@@ -245,7 +245,7 @@ class Dataset(Protocol):
 
 @attrs.define(kw_only=True)
 class Data:
-    """What ``make_data`` returns.
+    """Result of ``make_data``.
 
     Attributes:
         train: the rows to train on.
@@ -294,17 +294,19 @@ class ExamplePreview:
 
 @attrs.frozen
 class TrainerType:
-    """What a value of the recipe's ``type`` stands for.
+    """Meaning of a value of the recipe's ``type``.
 
     Attributes:
         parts: for each kind of part the compatible names; the first is the default, ``"*"`` admits every other one.
         summary: one line for listings.
         listed: whether listings, the schema and messages name it; not if a recipe file cannot be of this type.
+        default: whether a recipe without ``type`` is of this type; of the installed ones only one may be.
     """
 
     parts: Mapping[str, Sequence[str]]
     summary: str = ""
     listed: bool = True
+    default: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -336,7 +338,7 @@ class ModelEstimate:
 
 @attrs.frozen(kw_only=True)
 class DataEstimate:
-    """What an epoch trains on; None is not known without preparing the data.
+    """Expected size of an epoch; None is not known without preparing the data.
 
     Attributes:
         sequences: sequences of the data set, packs counting once: what a micro-batch consists of.
@@ -360,7 +362,7 @@ class DataEstimate:
 
 @attrs.frozen(kw_only=True)
 class MemoryEstimate:
-    """What the strategy keeps where, in bytes for one rank.
+    """Expected memory of the strategy in bytes for one rank.
 
     Attributes:
         device: bytes on the rank's device by what they are for.

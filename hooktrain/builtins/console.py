@@ -1,4 +1,4 @@
-"""What a run shows: a progress bar on a terminal, plain lines elsewhere."""
+"""Console output of a run: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from hooktrain.config import at_least, field
 from hooktrain.markers import hookimpl
 from hooktrain.plugin.info import PluginInfo
+from hooktrain.protocols import Strategy, StrategyDefaults, member
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -29,7 +30,7 @@ __all__ = ["Console", "ConsoleConfig"]
 
 @attrs.frozen(kw_only=True)
 class ConsoleConfig:
-    """What the console shows; the recipe's ``console``."""
+    """Settings of the console; the recipe's ``console``."""
 
     enabled: bool = field(default=True, affects_training=False)
     """Whether to show anything."""
@@ -80,7 +81,7 @@ class Console:
         if not self.shown:
             return
         self.began = time.perf_counter()
-        parameters, trained = _sizes(trainer.model)
+        parameters, trained = _sizes(trainer.model, trainer.strategy)
         share = "" if trained == parameters else f", {_count(trained)} of them trained"
         self._facts(
             {
@@ -161,9 +162,10 @@ def _figures(metrics: Mapping[str, float]) -> list[str]:
     return [text.format(metrics[name]) for name, text in formats.items() if name in metrics]
 
 
-def _sizes(model: Module) -> tuple[int, int]:
-    """Numbers in a model, and those of them that are trained; ZeRO leaves empty weights behind that know their size."""
-    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
+def _sizes(model: Module, strategy: Strategy) -> tuple[int, int]:
+    """Count the parameters of a model, and those that are trained."""
+    elements = member(strategy, StrategyDefaults, "elements")
+    sizes = [(elements(p), p.requires_grad) for p in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 

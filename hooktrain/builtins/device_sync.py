@@ -1,4 +1,4 @@
-"""What makes the host wait for the device: calls that bring values of a tensor, or their number, to the host.
+"""Device synchronization: calls that bring values of a tensor, or their number, to the host.
 
 They are counted in two ways. :class:`DeviceSyncs` costs nothing but in these calls themselves, so that it may stay on
 for a whole run. The conformance kit has a mode that sees each operation of torch, since it must put values in where
@@ -8,13 +8,14 @@ there are none; it makes a small model take twice as long.
 from __future__ import annotations
 
 import functools
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from hooktrain.compat import caller_frame
 
 __all__ = ["DEVICE_SYNCS", "DeviceSyncs"]
 
@@ -117,7 +118,7 @@ def _reading(function: Callable[..., Any], what: str) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*arguments: Any, **more: Any) -> Any:
         tensor = arguments[0] if arguments else None
-        if isinstance(tensor, Tensor) and not _counts_steps(tensor, sys._getframe(1).f_globals):
+        if isinstance(tensor, Tensor) and not _counts_steps(tensor, caller_frame(2).f_globals):
             for each in _ACTIVE:
                 if tensor.device.type == each.read_from:
                     each.seen(what)

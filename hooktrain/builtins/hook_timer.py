@@ -1,4 +1,4 @@
-"""Who takes the run's time: every call of a hook's implementation is charged to its plugin.
+"""Time, device syncs and memory of every call of a hook, charged to its plugin.
 
 Nothing here costs anything unless a timer is made and given to ``PluginHost.measure``, which then puts a function of
 its own in the place of each implementation.
@@ -65,14 +65,17 @@ class HookTimer:
 
     Attributes:
         costs: by plugin and hook, those that were never called included.
+
+    Args:
+        read_peak: returns the peak of memory in bytes; the device's where there is one, else the process's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read_peak: Callable[[], int] | None = None) -> None:
         self.costs: dict[tuple[str, str], Cost] = {}
         self._open = _Open()
         self._began = 0
         self._syncs: DeviceSyncs | None = None
-        self._use(_device_peak if torch.cuda.is_available() else _process_peak())
+        self._use(read_peak or (_device_peak if torch.cuda.is_available() else _process_peak()))
 
     def _use(self, read_peak: Callable[[], int]) -> None:
         self._read_peak, self._peak = read_peak, read_peak()
@@ -89,13 +92,13 @@ class HookTimer:
 
     @property
     def innermost(self) -> Cost | None:
-        """What this thread's time is charged to now; None outside of every hook."""
+        """The cost that this thread's time is charged to now; None outside of every hook."""
         return self._open.calls[-1] if self._open.calls else None
 
     def measure(self, hook: str, implementation: HookImpl) -> None:
         """Put a function that charges each call in the place of an implementation's."""
         cost = self.costs.setdefault((implementation.plugin_name, hook), Cost(implementation.plugin_name, hook))
-        around = self._wrapping if implementation.wrapper else self._charged
+        around = self._wrapping if implementation.wrapper else self.charged
         setattr(implementation, "function", around(cost, implementation.function))  # noqa: B010 - as in guard_loop_hook
 
     def begin(self, device: torch.device) -> None:
@@ -112,9 +115,7 @@ class HookTimer:
 
     def overhead(self, calls: int = 2000) -> float:
         """Seconds that a call takes longer because it is measured, found by measuring what does nothing."""
-        other, cost = HookTimer(), Cost("", "")
-        other._read_peak = self._read_peak
-        measured = other._charged(cost, _nothing)
+        measured = HookTimer(self._read_peak).charged(Cost("", ""), _nothing)
         began = _clock()
         for _ in range(calls):
             measured()
@@ -125,7 +126,7 @@ class HookTimer:
 
     # ------------------------------------------------------------------------------------------------- charging
 
-    def _enter(self, cost: Cost) -> None:
+    def enter(self, cost: Cost) -> None:
         now, calls = _clock(), self._open.calls
         if calls:
             self._charge(calls[-1], now)
@@ -135,7 +136,7 @@ class HookTimer:
         calls.append(cost)
         self._open.since = _clock()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         now, calls = _clock(), self._open.calls
         self._charge(calls.pop(), now)
         self._open.since = _clock()
@@ -152,8 +153,8 @@ class HookTimer:
         if calls and not device_rule(calls[-1].hook).startswith("must not touch"):  # those see the host's tensors only
             calls[-1].device_syncs += 1
 
-    def _charged(self, cost: Cost, function: Callable[..., Any]) -> Callable[..., Any]:
-        enter, leave = self._enter, self._leave
+    def charged(self, cost: Cost, function: Callable[..., Any]) -> Callable[..., Any]:
+        enter, leave = self.enter, self.leave
 
         @functools.wraps(function)
         def measured(*arguments: Any) -> Any:
@@ -182,13 +183,13 @@ class _Wrapping:
         self._timer, self._cost, self._generator = timer, cost, generator
 
     def __next__(self) -> Any:
-        return self._charged(self._generator.__next__)
+        return self.charged(self._generator.__next__)
 
     def send(self, value: Any) -> Any:
-        return self._charged(self._generator.send, value)
+        return self.charged(self._generator.send, value)
 
     def throw(self, problem: BaseException) -> Any:
-        return self._charged(self._generator.throw, problem)
+        return self.charged(self._generator.throw, problem)
 
     def close(self) -> None:
         self._generator.close()
@@ -196,12 +197,12 @@ class _Wrapping:
     def __getattr__(self, name: str) -> Any:  # such as gi_code, for pluggy's messages
         return getattr(self._generator, name)
 
-    def _charged(self, step: Callable[..., Any], *given: Any) -> Any:
-        self._timer._enter(self._cost)
+    def charged(self, step: Callable[..., Any], *given: Any) -> Any:
+        self._timer.enter(self._cost)
         try:
             return step(*given)
         finally:
-            self._timer._leave()
+            self._timer.leave()
 
 
 def _nothing() -> None:

@@ -28,7 +28,7 @@ _ENCODE = json.JSONEncoder(allow_nan=False).encode
 
 @attrs.frozen(kw_only=True)
 class JsonLinesConfig:
-    """Where metrics go; the recipe's ``jsonl``."""
+    """Settings of the metrics file; the recipe's ``jsonl``."""
 
     enabled: bool = field(default=True, affects_training=False)
     """Whether to write the file."""

@@ -92,7 +92,7 @@ class Profiler:
 
 
 def facts(timer: HookTimer, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
-    """What a timer holds, as plain values for JSON.
+    """Return a timer's measurements as plain values for JSON.
 
     Returns:
         ``rank``, ``world_size``, ``seconds`` of the run, ``profiling_seconds`` that measuring took of them, ``memory``

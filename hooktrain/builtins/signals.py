@@ -57,8 +57,8 @@ class Signals:
             trainer.request_save()
 
         for name, handler in ((_STOPS[0], stop), (_STOPS[1], stop), ("SIGUSR1", save)):
-            if hasattr(signal, name):
-                number = getattr(signal, name)
+            if name in signal.Signals.__members__:
+                number = signal.Signals[name]
                 self._before[number] = signal.signal(number, handler)
 
     @hookimpl(trylast=True)

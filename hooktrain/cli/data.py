@@ -1,4 +1,4 @@
-"""What ``hooktrain data`` says: the facts of a preparation, and rows with the tokens that are trained in colour."""
+"""``hooktrain data``: the facts of a preparation, and examples with the trained tokens in colour."""
 
 from __future__ import annotations
 

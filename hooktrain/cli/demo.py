@@ -115,7 +115,7 @@ def run_demo(run_dir: Path, overrides: list[str]) -> None:
 
 
 def _package(module: str, distribution: str, command: str) -> Path:
-    """Where an installed package lies; it is not imported."""
+    """Return the folder of an installed package without importing it."""
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         raise HooktrainError(f"demo: the package {distribution} is not installed; install it with `{command}`")

@@ -57,7 +57,7 @@ _CONSEQUENCES = (
 
 
 class _Failure(NamedTuple):
-    """How a rank ended.
+    """The end of a rank.
 
     Attributes:
         when: seconds since the epoch.

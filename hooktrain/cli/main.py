@@ -140,7 +140,7 @@ def main() -> None:
     several = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     follow_launcher()
     show_warnings()
-    if hasattr(signal, "SIGUSR1"):  # which would end a process that has not come to its training yet
+    if "SIGUSR1" in signal.Signals.__members__:  # which would end a process that has not come to its training yet
         signal.signal(
             signal.SIGUSR1, lambda number, frame: click.echo("hooktrain: SIGUSR1: nothing to save yet", err=True)
         )

@@ -28,7 +28,7 @@ LONGEST = 40
 
 
 class PluginNames(NamedTuple):
-    """What a plugin is called, and where.
+    """Names of a plugin: its own, its module's and its distribution's.
 
     Attributes:
         name: in recipes, on the command line and in front of its metrics, such as ``my_plugin``.

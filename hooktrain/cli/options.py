@@ -1,4 +1,4 @@
-"""What commands have in common: their options, the plugins they look at, and how they print. Imports nothing heavy."""
+"""Options and output that commands share. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["as_json", "host_of", "print_facts", "recipe_options"]
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What every command that reads a recipe takes."""
+    """Add the options of every command that reads a recipe."""
     for decorate in (
         click.option(
             "-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all."

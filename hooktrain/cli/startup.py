@@ -7,7 +7,6 @@ of a program that imports hooktrain are its own.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import gc
 import os
@@ -21,6 +20,8 @@ import click
 
 if TYPE_CHECKING:
     from hooktrain.recipe.model import Recipe
+
+from hooktrain.compat import call_exit_functions, exit_now, origin_of, wait_for_threads
 
 __all__ = ["Progress", "collect_rarely", "end", "leave"]
 
@@ -49,13 +50,13 @@ def end(status: int) -> NoReturn:
     watched = sys.gettrace() is not None or sys.getprofile() is not None or sys.flags.inspect
     if watched or "torch" not in sys.modules or threading.current_thread() is not threading.main_thread():
         sys.exit(status)
-    threading._shutdown()  # type: ignore[attr-defined]
+    wait_for_threads()
     leave(status)
 
 
 def leave(status: int) -> NoReturn:
     """End the process now: functions of ``atexit`` are called, threads are not waited for."""
-    atexit._run_exitfuncs()
+    call_exit_functions()
     try:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -65,7 +66,7 @@ def leave(status: int) -> NoReturn:
         import ctypes
 
         ctypes.CDLL(None).fflush(None)  # what libraries have printed
-    os._exit(status)
+    exit_now(status)
 
 
 class Progress:
@@ -109,5 +110,5 @@ def _parts(recipe: Recipe) -> Iterator[str]:
     for kind in ("strategy", "tokenizer", "data", "model"):
         config = getattr(recipe, kind)
         if config is not None:
-            name = getattr(config, "name_or_path", None)
+            name = origin_of(config)
             yield f"{kind} {recipe.types.get(type(config), '')}".rstrip() + (f" ({name})" if name else "")

@@ -1,1 +1,1 @@
-"""What a user is shown before anything runs: plugins, hooks, the plan of a recipe. Facts first, as plain values."""
+"""Inspection before anything runs: plugins, hooks, the plan of a recipe. Facts first, as plain values."""

@@ -1,4 +1,4 @@
-"""What a run will need, found out with tensors that have shapes and hold nothing: no weights, no device, no network."""
+"""Estimates of a run's needs from tensors that have shapes and no data: no weights, no device, no network."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any, cast
 import attrs
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Module, Parameter
-from torch.utils._pytree import tree_leaves
 
+from hooktrain.compat import FakeTensorMode, own_tensors, tree_leaves
 from hooktrain.errors import HooktrainError
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import ConfigDefaults, member
@@ -49,7 +48,7 @@ def estimate(recipe: Recipe, host: PluginHost, world: World) -> dict[str, Any]:
 
 
 def _known(find: Callable[[], Any]) -> Any:
-    """What ``find`` returns, or why it is not known. A plan is shown whatever happens in a plugin."""
+    """Return what ``find`` returns, or why it is not known; a plan is shown whatever happens in a plugin."""
     try:
         return find()
     except (_Unknown, HooktrainError) as problem:
@@ -143,7 +142,7 @@ def _as_if_on_the_processor(module: Module) -> None:
     """Replace every tensor by one that says it is on the processor, where autocast and kernels look as they will."""
     made: dict[int, Any] = {}
     for inner in module.modules():
-        for tensors in (inner._parameters, inner._buffers):
+        for tensors in own_tensors(inner):
             for name, tensor in tensors.items():
                 if tensor is None or not tensor.is_meta:
                     continue

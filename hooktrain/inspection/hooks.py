@@ -8,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 
 from hooktrain import hookspecs
+from hooktrain.compat import code_of, module_name_of
 from hooktrain.errors import HooktrainError, did_you_mean
 from hooktrain.hookspecs import EVENTS, HOOKS, KINDS, LOOP_HOOKS
 from hooktrain.inspection.terminal import columns, console, is_terminal, show
@@ -28,7 +29,7 @@ def hooks_of(host: PluginHost, name: str | None = None) -> list[dict[str, Any]]:
     for hook, caller in callers.items():
         if name not in (None, hook):
             continue
-        home = getattr(caller.spec.namespace, "__name__", type(caller.spec.namespace).__name__)
+        home = module_name_of(caller.spec.namespace)
         facts.append(
             {
                 "name": hook,
@@ -43,10 +44,10 @@ def hooks_of(host: PluginHost, name: str | None = None) -> list[dict[str, Any]]:
 
 
 def implementations_of(host: PluginHost, hook: str) -> list[dict[str, Any]]:
-    """Who implements a hook, in the order in which they are called, wrappers first.
+    """Return the implementations of a hook in the order in which they are called, wrappers first.
 
-    ``role`` is ``wraps``, ``is called`` (an event), ``is tried`` (a factory or a question), ``collected``, or for a loop
-    hook ``runs``, ``not chosen`` by the recipe, or ``not called``.
+    ``role`` is ``wraps``, ``is called`` (an event), ``is tried`` (a factory or a question), ``collected``, or for a
+    loop hook ``runs``, ``not chosen`` by the recipe, or ``not called``.
     """
     spec = getattr(host.manager.hook, hook).spec
     first = spec is not None and bool(spec.opts.get("firstresult"))
@@ -108,6 +109,6 @@ def _kind(hook: str) -> str:
 
 
 def file_of(function: Any) -> str:
-    """Where a function is written, as ``file:line``."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
+    """Return the place of a function as ``file:line``."""
+    code = code_of(function)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else ""

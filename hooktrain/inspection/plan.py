@@ -56,7 +56,7 @@ def read_phases(
 
 
 def plan_of(host: PluginHost, sources: Sources, world: World = World(), estimates: bool = True) -> dict[str, Any]:
-    """What a run would consist of: plain values for JSON; arguments are those of :func:`phases_of`."""
+    """Return the plan of a run as plain values for JSON; arguments are those of :func:`phases_of`."""
     return _last(phases_of(host, sources, world, estimates))
 
 
@@ -68,7 +68,7 @@ def _last(phases: Iterator[dict[str, Any]]) -> dict[str, Any]:
 def phases_of(
     host: PluginHost, sources: Sources, world: World = World(), estimates: bool = True
 ) -> Iterator[dict[str, Any]]:
-    """What a run would consist of, as it becomes known; the same facts grow from phase to phase.
+    """Yield the plan of a run as it becomes known; the same facts grow from phase to phase.
 
     Args:
         host: the plugins, not yet checked.
@@ -137,13 +137,13 @@ def _resolved(host: PluginHost, sources: Sources, complaints: list[Complaint]) -
 
 
 def _of_plugins(text: str) -> Complaint:
-    """What a host complains of, with the path in the recipe that the text begins with, where it does."""
+    """Return a host's complaints, with the path in the recipe that the text begins with, if any."""
     path, colon, rest = text.partition(": ")
     return Complaint(path, rest) if colon and re.fullmatch(r"plugins(\.\w+)*", path) else Complaint("plugins", text)
 
 
 def _objections(host: PluginHost, recipe: Recipe, world: World) -> list[Complaint]:
-    """What plugins say against the recipe; one that fails keeps nobody else from speaking."""
+    """Return the plugins' complaints about the recipe; one that fails does not keep others from being called."""
     made: list[Complaint] = logit_complaints(host, recipe)
     for found in host.implementations("check_recipe"):
         if found.wrapper:
@@ -162,7 +162,7 @@ def _objections(host: PluginHost, recipe: Recipe, world: World) -> list[Complain
 
 
 def _parts(host: PluginHost, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
-    """Who offers each part, whose factory is asked for it first, and who wraps that."""
+    """Return for each part its plugin, the order of its factories and the wrappers."""
     parts: dict[str, list[dict[str, Any]]] = {}
     offers = {offer.config: offer for kinds in host.parts.values() for offer in kinds.values()}
 
@@ -194,7 +194,7 @@ def _parts(host: PluginHost, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
 
 
 def _why(record: PluginRecord, host: PluginHost) -> str:
-    """Why a plugin takes part, or does not."""
+    """Return why a plugin is active, or is not."""
     if record.state in ("failed", "blocked"):
         return record.reason
     if record.name in host.config.load:

@@ -22,7 +22,7 @@ _ABSENT = "-"
 def compare(
     other: Path, facts: Mapping[str, Any], nproc: int, estimates: bool = True
 ) -> dict[str, dict[str, list[Any]]]:
-    """What is different in another plan: by section and name, what it is there and here.
+    """Return the differences from another plan: by section and name, the values there and here.
 
     Args:
         other: a recipe file, a plan as ``hooktrain plan --json`` prints it, or the directory of a run, whose plugins

@@ -65,7 +65,7 @@ def plugins_of(host: PluginHost, name: str | None = None) -> list[dict[str, Any]
 
 
 def _parts(host: PluginHost, record: Any) -> list[dict[str, str]]:
-    """What a plugin offers, with a line about each."""
+    """Return the parts that a plugin registers, with a line about each."""
     made = []
     for kind, offers in host.parts.items():
         for offer in offers.values():
@@ -150,13 +150,13 @@ def _print_parts(to: Console, parts: list[dict[str, str]]) -> None:
 
 
 def _spelled(part: dict[str, str]) -> str:
-    """How a recipe asks for a part."""
+    """Return the text with which a recipe selects a part."""
     kinds = {"settings": f"{part['name']}: ...", "type": f"type: {part['name']}"}
     return kinds.get(part["kind"], f"{part['kind']}: {{type: {part['name']}}}")
 
 
 def _declared(info: dict[str, Any]) -> str:
-    """What a plugin says about itself, where it is no default."""
+    """Return a plugin's declarations that are no defaults, as text."""
     said = [f"hooks {info['api']}" if info["api"] else ""]
     said += [f"{key} {', '.join(info[key])}" for key in ("requires", "excludes") if info[key]]
     said += [key.replace("_", " ") for key in ("needs_logits", "changes_gradients") if info[key]]
@@ -180,7 +180,7 @@ def _offers(fact: dict[str, Any]) -> str:
 
 
 def _troubles(fact: dict[str, Any]) -> list[str]:
-    """What a user should know of a plugin that is not as it should be."""
+    """Return lines about a plugin that is not active, or is not called."""
     lines = []
     name = f"[bold]{escape(fact['name'])}[/]"
     if fact["reason"]:

@@ -1,4 +1,4 @@
-"""Where each value of a resolved recipe comes from: the file, the command line, the environment, or a default."""
+"""Origin of each value of a resolved recipe: the file, the command line, the environment, or a default."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Place = tuple[str, ...]
 
 @attrs.frozen(kw_only=True)
 class Sources:
-    """What a recipe was made of.
+    """Sources of a recipe.
 
     Attributes:
         file: the recipe's file, or None when it was given in Python.
@@ -39,7 +39,7 @@ class Sources:
     switches: Sequence[str] = ()
 
     def origin(self, place: Place, lines: Mapping[Place, int]) -> str:
-        """Who wrote the value that stands at a place of the raw recipe."""
+        """Return who wrote the value at a place of the raw recipe."""
         for word in reversed(self.overrides):
             path = tuple(word.partition("=")[0].split("."))
             if place[: len(path)] == path or path[: len(place)] == place:
@@ -79,7 +79,8 @@ class _Walk:
                 yield from self._parts(item, value, raw.get(item.name), item.name, (item.name,))
             else:
                 spelled = _spelled(item, raw)
-                yield item.name, self.sources.origin((spelled,), self.lines) if spelled else "default"
+                left_out = "default" if item.name != "type" else f"default of {self.host.trainer_types[value][1]}"
+                yield item.name, self.sources.origin((spelled,), self.lines) if spelled else left_out
         for name, config in self.recipe.settings.items():
             given = raw.get(name)
             shorthand = member(type(config), ConfigDefaults, "shorthand")

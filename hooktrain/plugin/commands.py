@@ -6,6 +6,8 @@ import importlib.metadata
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
+import click
+
 from hooktrain.errors import PluginError
 from hooktrain.plugin.config import Switches
 from hooktrain.plugin.discovery import import_named, installed
@@ -66,7 +68,7 @@ def plugin_command(name: str) -> Any:
             f"hooktrain {name}: {found.path} of {found.owner} cannot be imported ({type(problem).__name__}: {problem});"
             " fix or uninstall it"
         ) from problem
-    if not callable(getattr(command, "main", None)):  # what click's commands have
+    if not isinstance(command, click.Command):
         raise PluginError(
             f"hooktrain {name}: {found.path} of {found.owner} is a {type(command).__name__}, expected a click command"
         )

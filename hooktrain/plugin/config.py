@@ -17,7 +17,7 @@ __all__ = ["PluginsConfig", "Switches", "plugins_config"]
 
 @attrs.frozen(kw_only=True)
 class PluginsConfig:
-    """Which plugins take part, and who wins where two claim the same loop hook."""
+    """Which plugins are active, and which runs a loop hook that several implement."""
 
     block: tuple[str, ...] = field(default=())
     """Installed plugins to leave out; they are not imported."""
@@ -78,11 +78,11 @@ class Switches:
         return cls(tuple(word.strip() for word in environment), tuple(word.strip() for word in line))
 
     def applied(self, config: PluginsConfig) -> PluginsConfig:
-        """What a recipe says with the words applied to it."""
+        """Return a recipe's settings with the words applied."""
         return config.switched((*self.environment, *self.line))
 
     def said(self, word: str) -> str:
-        """Who gave a word, as the user wrote it; empty when nobody did."""
+        """Return where a word was given, as the user wrote it; empty when it was not."""
         if word in self.line:
             return f"command line -p {word}"
         return f"environment HOOKTRAIN_PLUGINS={word}" if word in self.environment else ""

@@ -1,4 +1,4 @@
-"""What plugins declare that they need, held against what is there."""
+"""Dependencies and conflicts that plugins declare, held against what is installed."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ import inspect
 import sys
 from pathlib import Path
 
+from hooktrain.compat import files_of
+
 __all__ = ["digest_of"]
 
 
@@ -20,10 +22,9 @@ def digest_of(plugin: object, *, distributed: bool) -> str:
     """
     name = plugin.__name__ if inspect.ismodule(plugin) else type(plugin).__module__
     top = sys.modules.get(name.partition(".")[0] if distributed else name)
-    folders = list(getattr(top, "__path__", ())) if distributed else []
-    if folders:
+    folders, file = files_of(top)
+    if folders and distributed:
         return _of_folders(tuple(folders))
-    file = getattr(top, "__file__", None)
     return _of_files(((Path(file).name, file),)) if file and Path(file).is_file() else ""
 
 

@@ -1,4 +1,4 @@
-"""Where plugins come from: entry points of installed distributions, and modules that are named."""
+"""Discovery of plugins: entry points of installed distributions, and modules that are named."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def installed() -> tuple[dict[str, importlib.metadata.EntryPoint], dict[str, str
 
 
 def record_of(point: importlib.metadata.EntryPoint) -> PluginRecord:
-    """What the metadata of a plugin's distribution say; they may be damaged or not there."""
+    """Return a record from the metadata of a plugin's distribution, which may be damaged or missing."""
     facts = _facts(point)
     return PluginRecord(
         name=point.name,
@@ -52,7 +52,7 @@ def record_of(point: importlib.metadata.EntryPoint) -> PluginRecord:
 
 @contextlib.contextmanager
 def aside() -> Iterator[None]:
-    """What a plugin prints while it is imported or made goes to the standard error: a program may read the other."""
+    """Redirect what a plugin prints while it is imported to the standard error; a program may read the other."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
 

@@ -30,7 +30,7 @@ MAY_FAIL = (*(name for name in EVENTS if name not in _ALONE), "collect_metrics",
 
 
 class ErrorPolicy:
-    """What failed in the plugins of a run whose failures do not end it.
+    """The failures of plugins that do not end the run.
 
     Args:
         host: the plugins.
@@ -105,7 +105,7 @@ class ErrorPolicy:
         return lines
 
     def _guard(self, hook: str, implementation: HookImpl) -> None:
-        if hasattr(implementation.function, "hooktrain_guarded"):
+        if "hooktrain_guarded" in vars(implementation.function):
             return
         function, name = implementation.function, implementation.plugin_name
 

@@ -1,7 +1,8 @@
-"""What a plugin declares about itself beyond its hooks."""
+"""Declarations of a plugin beyond its hooks."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -47,8 +48,9 @@ def _several(value: Any) -> tuple[str, ...]:
 
 @attrs.frozen(kw_only=True)
 class PluginInfo:
-    """What a plugin declares in its attribute ``hooktrain_plugin``, on its module or class; all of it is checked
-    before the model is built.
+    """Declarations of a plugin: the attribute ``hooktrain_plugin`` of its module or class.
+
+    All of it is checked before the model is built.
 
     .. code-block:: python
 
@@ -88,12 +90,12 @@ class PluginInfo:
 
 
 def about(plugin: object) -> PluginInfo:
-    """What a plugin declares about itself; the defaults when it declares nothing.
+    """Return a plugin's declarations; the defaults when it declares nothing.
 
     Raises:
         TypeError: its attribute ``hooktrain_plugin`` is something else.
     """
-    info = getattr(plugin, "hooktrain_plugin", None)
+    info = inspect.getattr_static(plugin, "hooktrain_plugin", None)
     if info is None:
         return PluginInfo()
     if not isinstance(info, PluginInfo):
@@ -103,12 +105,12 @@ def about(plugin: object) -> PluginInfo:
 
 def declared_name(plugin: object) -> str:
     """The name that a plugin declares; empty when it declares none, or something that :func:`about` refuses."""
-    info = getattr(plugin, "hooktrain_plugin", None)
+    info = inspect.getattr_static(plugin, "hooktrain_plugin", None)
     return info.name if isinstance(info, PluginInfo) else ""
 
 
 def written_for_another(info: PluginInfo) -> str:
-    """Why a plugin was not written for the hooks as they are; empty when it was."""
+    """Return why a plugin does not fit this version of the hooks; empty when it does."""
     if not info.api or SpecifierSet(info.api).contains(API_VERSION, prereleases=True):
         return ""
     return (

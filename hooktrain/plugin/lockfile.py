@@ -1,4 +1,4 @@
-"""Which files a plugin consists of, kept in every run and checkpoint, and locks that a recipe can require."""
+"""Lock files: the plugins of a run with their versions, files and order, which a recipe can require."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def require_lock(host: PluginHost, path: Path) -> None:
 
 
 def lock_differences(locked: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is other in the plugins that take part, a line each."""
+    """Return the differences between the active plugins and those of a lock, a line each."""
     were, are = ({record["name"]: record for record in side} for side in (locked, now))
     lines = [
         f"{_who(record)} is in the lock and does not take part" for name, record in were.items() if name not in are

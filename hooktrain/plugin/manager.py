@@ -12,6 +12,7 @@ import pluggy
 from pluggy import HookImpl
 
 from hooktrain import hookspecs
+from hooktrain.compat import code_of, remove_from_hook
 from hooktrain.errors import HooktrainWarning, NameTakenError, PluginError, did_you_mean, failure_of
 from hooktrain.hookspecs import LOOP_HOOKS
 from hooktrain.plugin.config import PluginsConfig, Switches
@@ -71,6 +72,7 @@ class PluginHost:
         self.recipe_source = "recipe"  # what errors call it
         self.manager = pluggy.PluginManager("hooktrain")
         self.manager.add_hookspecs(hookspecs)
+        self.hooks = Hooks(self.manager)
         self.error_policy = ErrorPolicy(self)
         version = own_version()
         for name, plugin in (builtins or {}).items():
@@ -82,7 +84,6 @@ class PluginHost:
             else:
                 record.state, record.reason = "blocked", self._why_not(name)
                 self.records[name] = record
-        self.hooks = Hooks(self.manager)
         if discover:
             self._discover(config)
         for name in self.config.load:
@@ -253,8 +254,7 @@ class PluginHost:
                         guard_loop_hook(caller.name, implementation)
         record.hooks = sorted(names)
         self.records[record.name] = record
-        if hasattr(self, "hooks"):
-            self.hooks.refresh()
+        self.hooks.refresh()
 
     def _collect(self, record: PluginRecord, plugin: Any, names: Iterable[str]) -> None:
         """Take up the parts and trainer types of one plugin."""
@@ -275,8 +275,8 @@ class PluginHost:
             for name, trainer_type in (plugin.register_trainer_types() or {}).items():
                 if name in self.trainer_types:
                     raise NameTakenError(
-                        f"{record} and {self.trainer_types[name][1]} both register the trainer type '{name}'; block one of"
-                        f" them with plugins: {{block: [{record.name}]}}"
+                        f"{record} and {self.trainer_types[name][1]} both register the trainer type '{name}'; block one"
+                        f" of them with plugins: {{block: [{record.name}]}}"
                     )
                 self.trainer_types[name] = (trainer_type, record)
                 record.registers += [f"type/{name}"] * trainer_type.listed
@@ -320,15 +320,14 @@ class PluginHost:
         return self.records[implementation.plugin_name].distribution == "hooktrain"
 
     def policy_of(self, record: PluginRecord) -> str:
-        """What happens when a hook of a plugin raises: what the recipe says, or else the plugin itself."""
+        """Return the error policy of a plugin: the recipe's, or else its own."""
         return self.config.on_error.get(record.name, record.info.on_error)
 
     def remove(self, hook: str, name: str) -> None:
         """Take a plugin out of one hook; ``hooks.refresh()`` is to be called when all is done."""
         for found in self.implementations(hook):
             if found.plugin_name == name:
-                # pluggy takes a plugin out of all hooks or of none in public
-                getattr(self.manager.hook, hook)._remove_plugin(found.plugin)
+                remove_from_hook(getattr(self.manager.hook, hook), found.plugin)
 
     def remove_unused_hooks(self, recipe: Recipe) -> None:
         """Take out the implementations that their own plugins have no use for in a run of this recipe.
@@ -369,8 +368,7 @@ class PluginHost:
         codes = {}
         for name, caller in vars(self.manager.hook).items():
             for found in caller.get_hookimpls():
-                function: Any = inspect.unwrap(found.function)
-                codes[getattr(function, "__code__", None)] = (found.plugin_name, name)
+                codes[code_of(found.function)] = (found.plugin_name, name)
         blamed, step = None, exception.__traceback__
         while step is not None:
             blamed = codes.get(step.tb_frame.f_code, blamed)
@@ -392,7 +390,7 @@ class PluginHost:
         return problems
 
     def collect_states(self, trainer: Any) -> dict[str, Any]:
-        """What each plugin's ``collect_state`` gives, by plugin name."""
+        """Return the state of each plugin that has one, by plugin name."""
         states = {}
         for found in self.implementations("collect_state"):
             state = found.function(*([trainer] if found.argnames else []))
@@ -428,7 +426,7 @@ class PluginHost:
         warnings.warn(text, HooktrainWarning, stacklevel=2)
 
     def manifest(self) -> list[dict[str, Any]]:
-        """What takes part in this run, in the order of registration, the last being called first: plain values.
+        """Return the active plugins in the order of registration, the last being called first, as plain values.
 
         A plugin that declares ``in_manifest=False`` is skipped.
         """

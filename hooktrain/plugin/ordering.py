@@ -1,4 +1,4 @@
-"""Which of several plugins goes first: the order that a recipe states, and loop hooks that two claim."""
+"""Order of plugins: the one that a recipe states, and the choice among several that implement a loop hook."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pluggy import HookImpl
 
+from hooktrain.compat import reorder_hook
 from hooktrain.errors import PluginError, did_you_mean
 from hooktrain.hookspecs import LOOP_HOOKS
 
@@ -36,8 +37,8 @@ def put_in_order(host: PluginHost) -> None:
         return
     place = {name: -number for number, name in enumerate(order)}
     for caller in vars(host.manager.hook).values():
-        # pluggy calls from the end of the list, wrappers being after all others, and orders by registration alone
-        caller._hookimpls.sort(key=lambda found: (_is_wrapper(found), place.get(found.plugin_name, -len(order))))
+        # wrappers are after all others, and pluggy itself orders by registration alone
+        reorder_hook(caller, lambda found: (_is_wrapper(found), place.get(found.plugin_name, -len(order))))
     last = [name for name in reversed(order) if name in host.records]
     host.records.update({name: host.records.pop(name) for name in last})
     host.hooks.refresh()
@@ -96,11 +97,11 @@ def conflicts(host: PluginHost) -> list[str]:
 
 def is_declined(implementation: HookImpl) -> bool:
     """Whether the recipe chose another plugin than this one for a loop hook."""
-    return hasattr(implementation.function, "hooktrain_declined")
+    return "hooktrain_declined" in vars(implementation.function)
 
 
 def _declining(function: Callable[..., Any]) -> Callable[..., None]:
-    """What stands in the place of a loop hook's implementation when the recipe chose another plugin's."""
+    """Return a function that leaves a loop hook to the plugin that the recipe chose."""
 
     def declined(*_: Any) -> None:
         """Leaves the loop hook to the one that was chosen."""

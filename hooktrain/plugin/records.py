@@ -1,4 +1,4 @@
-"""What is known about the plugins of a run: what became of each, and what they offer."""
+"""Records of the plugins of a run and of the parts that they register."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["RegisteredPart", "PluginRecord"]
 
 @attrs.define(kw_only=True)
 class PluginRecord:
-    """What became of one plugin.
+    """The state of one plugin.
 
     Attributes:
         name: its entry-point or module name.

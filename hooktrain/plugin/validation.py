@@ -1,4 +1,4 @@
-"""What a plugin's functions must look like."""
+"""Validation of hook implementations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pluggy
 from pluggy import HookImpl
 
 from hooktrain import hookspecs
+from hooktrain.compat import function_of
 from hooktrain.errors import PluginError
 from hooktrain.plugin.records import PluginRecord
 
@@ -36,8 +37,7 @@ def implemented(plugin: object) -> list[str]:
             found = inspect.getattr_static(plugin, name)
         except AttributeError:
             continue
-        found = getattr(found, "__func__", found)
-        if callable(found) and getattr(found, "hooktrain_impl", None) is not None:
+        if inspect.isfunction(function_of(found)) and "hooktrain_impl" in vars(function_of(found)):
             marked.append(name)
     return marked
 

@@ -15,12 +15,14 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import attrs
 
+from hooktrain.compat import factory_of, rules_of, validators_in
 from hooktrain.config import unstructure
 from hooktrain.plugin.config import PluginsConfig
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.plugin.records import RegisteredPart
 from hooktrain.protocols import ConfigDefaults, member
 from hooktrain.recipe.model import Recipe
+from hooktrain.recipe.resolver import default_types
 
 __all__ = ["field_docs", "schema_of"]
 
@@ -30,8 +32,6 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _NUMBER = r"^\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*$"
 """Numbers that YAML 1.1 reads as text, such as 1e-4."""
 _NOT_KEYS = ("settings", "types", "name")
-_DEFAULT_TYPE = "sft"
-"""What a recipe without ``type`` is."""
 
 
 def schema_of(host: PluginHost) -> Schema:
@@ -86,9 +86,9 @@ class _Maker:
         }
 
     def _of_trainer_type(self, name: str) -> Iterator[Schema]:
-        """Which parts a recipe of one trainer type may have, with ``skip_validation`` and without."""
+        """Yield the parts that a recipe of one trainer type may have, with ``skip_validation`` and without."""
         is_it: Schema = {"properties": {"type": {"const": name}}}
-        if name != _DEFAULT_TYPE:
+        if [name] != default_types(self.host):
             is_it["required"] = ["type"]
         lifts = {"properties": {"skip_validation": {"const": True}}, "required": ["skip_validation"]}
         for condition, lifted in ((lifts, True), ({"not": lifts}, False)):
@@ -204,7 +204,7 @@ class _Maker:
         for rule in _rules(item.validator):
             made = {**made, **rule}
         if item.default is not attrs.NOTHING and not item.metadata.get("kind"):
-            factory = getattr(item.default, "factory", None)
+            factory = factory_of(item.default)
             default = unstructure(factory() if factory else item.default)
             if not isinstance(factory, type) or not attrs.has(factory):
                 made["default"] = default
@@ -214,7 +214,7 @@ class _Maker:
         return {**made, "description": " ".join(said)} if said else made
 
     def _type(self, target: Any) -> Schema:
-        """What the reader takes for a type."""
+        """Return the JSON Schema of a type as the reader takes it."""
         plain: dict[Any, Schema] = {
             str: {"type": "string"},
             Path: {"type": "string"},
@@ -271,9 +271,9 @@ def _exclusive(item: Any) -> list[Schema]:
 
 
 def _rules(validator: Any) -> Iterator[Schema]:
-    """What validators of :mod:`hooktrain.config` say of themselves; they may stand in a list."""
-    for each in getattr(validator, "_validators", (validator,)):
-        found = getattr(each, "schema", None)
+    """Yield the JSON Schema of validators of :mod:`hooktrain.config`; they may stand in a list."""
+    for each in validators_in(validator):
+        found = rules_of(each)
         if isinstance(found, Mapping):
             yield dict(found)
 

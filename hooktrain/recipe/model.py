@@ -21,8 +21,8 @@ __all__ = ["Recipe"]
 class Recipe:
     """Everything that determines a run."""
 
-    type: str = field(default="sft")
-    """Trainer type: which kinds of parts the run has, and their defaults."""
+    type: str = field()
+    """Trainer type: which kinds of parts the run has, and their defaults. Left out, it is the installed plugins'."""
     run_dir: Path | None = field(default=None, affects_training=False)
     """Folder for metrics, the resolved recipe and checkpoints; ``runs/<name of the recipe>`` when left out."""
     micro_batch_size: int = field(default=1, validator=at_least(1))

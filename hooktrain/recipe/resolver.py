@@ -17,7 +17,7 @@ from hooktrain.recipe.model import Recipe
 from hooktrain.renamed import new_name
 from hooktrain.types import TrainerType
 
-__all__ = ["resolve"]
+__all__ = ["default_types", "resolve"]
 
 
 # ------------------------------------------------------------------------------------------- structuring
@@ -38,6 +38,11 @@ def resolve(raw: Mapping[str, Any], host: PluginHost, *, source: str = "recipe",
     return _Resolver(raw, host).recipe(source, name)
 
 
+def default_types(host: PluginHost) -> list[str]:
+    """Return the trainer types that a recipe without ``type`` may be of."""
+    return [name for name, (kind, _) in host.trainer_types.items() if kind.default]
+
+
 class _Resolver:
     def __init__(self, raw: Mapping[str, Any], host: PluginHost) -> None:
         self.raw = raw
@@ -46,10 +51,10 @@ class _Resolver:
         self.types = {offer.config: offer.name for kinds in host.parts.values() for offer in kinds.values()}
         self.built: dict[str, Any] = {}
         self.lifted: list[str] = []
-        self.trainer_type = TrainerType(parts={})
+        self.type_name, self.trainer_type = "", TrainerType(parts={})
 
     def recipe(self, source: str, name: str) -> Recipe:
-        type_name = self.raw.get("type") or "sft"
+        type_name = self.raw.get("type") or self._default_type()
         if not isinstance(type_name, str) or type_name not in self.host.trainer_types:
             known = {n: who for n, (kind, who) in sorted(self.host.trainer_types.items()) if kind.listed}
             listed = ", ".join(f"{n} ({who.distribution})" for n, who in known.items())
@@ -62,10 +67,10 @@ class _Resolver:
                 )
             )
             raise RecipeError(self.complaints, source)
-        self.trainer_type = self.host.trainer_types[type_name][0]
+        self.type_name, self.trainer_type = type_name, self.host.trainer_types[type_name][0]
         own = {item.name: item for item in attrs.fields(Recipe) if not item.metadata.get("internal")}
         settings = self.host.parts.get("settings", {})
-        given: dict[str, Any] = {}
+        given: dict[str, Any] = {"type": type_name}
         chosen: dict[str, Any] = {}
         for key in sorted(settings.keys() & own.keys()):
             why = f"{settings[key].plugin} offers settings under this key, which is the recipe's own; leave it out with"
@@ -102,6 +107,19 @@ class _Resolver:
             raise RecipeError(self.complaints, source)
         # as the run has them: the recipe in its folder is to load them again without the switches of the command line
         return attrs.evolve(made, settings=chosen, types=self.types, name=name, plugins=self.host.config)
+
+    def _default_type(self) -> str:
+        """Return the trainer type of a recipe that names none; empty where no plugin has one.
+
+        Raises:
+            RecipeError: two plugins have one.
+        """
+        names = default_types(self.host)
+        if len(names) > 1:
+            listed = " and ".join(f"'{name}' of {self.host.trainer_types[name][1]}" for name in names)
+            self.complaints.append(Complaint("type", f"given none, and {listed} are both the default; name one"))
+            raise RecipeError(self.complaints, "recipe")
+        return names[0] if names else ""
 
     # ------------------------------------------------------------------------------------------ parts
 
@@ -152,7 +170,7 @@ class _Resolver:
                 Complaint(
                     f"{where}.type",
                     f"given '{name}' ({offer.plugin.distribution}), which the trainer type"
-                    f" '{self.raw.get('type', 'sft')}' does not support; it supports"
+                    f" '{self.type_name}' does not support; it supports"
                     f" {', '.join(n for n in names if n != '*') or f'no {kind}'}; to use it anyway, write"
                     " skip_validation: true",
                 )
@@ -197,9 +215,7 @@ class _Resolver:
         if self.raw.get("skip_validation") is True:
             return True
         supports = member(offer.config, ConfigDefaults, "trainer_types")
-        return (
-            any(name in supports for name in ("*", self.raw.get("type", "sft"))) or offer.name in names or "*" in names
-        )
+        return any(name in supports for name in ("*", self.type_name)) or offer.name in names or "*" in names
 
     def _unknown(self, key: str, own: Iterable[str], settings: Iterable[str]) -> str:
         record = self.host.records.get(key)

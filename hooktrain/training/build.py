@@ -273,7 +273,7 @@ def _agree(strategy: Strategy, mine: Mapping[str, Any]) -> None:
 
 
 def _difference(one: Any, other: Any, path: str) -> tuple[str, str, str] | None:
-    """Where two plain values first differ, and how each looks there."""
+    """Return the place where two plain values first differ, and both values."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in dict.fromkeys([*one, *other]):
             if (key in one) != (key in other):

@@ -1,4 +1,4 @@
-"""Which checkpoint engines are to save at a given moment, and the end of saves that go on in the background."""
+"""Choice of the checkpoint engines that are due, and the end of background saves."""
 
 from __future__ import annotations
 

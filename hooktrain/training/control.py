@@ -13,7 +13,7 @@ __all__ = ["NOTHING", "Agreed", "Requests", "require_disableable"]
 
 
 class Agreed(NamedTuple):
-    """What at least one rank has asked for since the last step.
+    """Requests of at least one rank since the last step.
 
     Attributes:
         stop: end the run.
@@ -77,7 +77,7 @@ class Requests:
         self.ask(Agreed(collect=True))
 
     def agree(self, strategy: Strategy) -> Agreed:
-        """What any rank has asked for; forgets it. Collective, on the host."""
+        """Return the requests of all ranks and forget them. Collective, on the host."""
         found = NOTHING
         while self._waiting:
             found |= self._waiting.popleft()

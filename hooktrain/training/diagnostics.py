@@ -1,4 +1,4 @@
-"""What the trainer says when something is wrong: a wrong answer, a number that is not finite, a plugin that raised."""
+"""Diagnostics of a run: wrong results of hooks, numbers that are not finite, plugins that raise."""
 
 from __future__ import annotations
 

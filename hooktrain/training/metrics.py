@@ -25,7 +25,7 @@ _MOST = 1024
 
 
 class Meter:
-    """What has happened since the last log line.
+    """Sums since the last log line.
 
     Attributes:
         totals: each step's undivided loss on this rank, shape (), on the device; added up only when

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch.nn import Module
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
+from hooktrain.compat import origin_of
 from hooktrain.errors import Complaint, DataError, ModelError, RecipeError
 from hooktrain.training.python_parts import PythonParts, describe
 from hooktrain.training.python_rows import readable
@@ -98,7 +100,7 @@ class _Settled:
                     f" model passed from Python there may be {', '.join(_MODEL_KEYS)})",
                 )
         if not self.complaints:
-            self._add("model", model, **more, name_or_path=_origin(model))
+            self._add("model", model, **more, name_or_path=origin_of(model))
 
     def _tokenizer(self, tokenizer: Any) -> None:
         if isinstance(tokenizer, (str, Path)):
@@ -163,7 +165,7 @@ class _Settled:
                 f"given a {describe(function)}, whose parameters need not be those that are trained once plugins and"
                 f" strategy have had the model; expected {_FUNCTIONS[kind]}",
             )
-        elif not callable(function) or inspect.isclass(function) or hasattr(function, "step"):
+        elif not callable(function) or inspect.isclass(function) or isinstance(function, (Optimizer, LRScheduler)):
             self.complain(kind, f"given {describe(function)}, expected {_FUNCTIONS[kind]}")
         elif self._alone(kind, kind):
             self._add(kind, function)
@@ -176,15 +178,6 @@ class _Settled:
 
     def _scheduler(self, function: Any) -> None:
         self._function("scheduler", function)
-
-
-def _origin(model: Module) -> str | None:
-    """The name or folder that a model was loaded from, where it knows one."""
-    for holder in (model, getattr(model, "config", None)):
-        found = getattr(holder, "name_or_path", None)
-        if isinstance(found, str) and found:
-            return found
-    return None
 
 
 def _objects_in(value: Any, where: str) -> Iterator[Complaint]:
@@ -206,7 +199,7 @@ def _objects_in(value: Any, where: str) -> Iterator[Complaint]:
 
 
 def needs_tokenizer(problem: RecipeError, objects: Mapping[str, Any]) -> ModelError | None:
-    """What to say where a tokenizer is missing since the model that was passed does not know where it comes from."""
+    """Return the error for a missing tokenizer where the model passed does not say where it was loaded from."""
     missing = any(complaint.where == "tokenizer.name_or_path" for complaint in problem.complaints)
     model = objects.get("model")
     if not missing or not isinstance(model, Module):

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import attrs
 
+from hooktrain.compat import name_of
 from hooktrain.config import field
 from hooktrain.errors import HooktrainError, ModelError, RanksDisagreeError
 from hooktrain.markers import hookimpl
+from hooktrain.protocols import Scheduler, missing_members
 from hooktrain.types import Batch, Data, LossSum, TrainerType, World
 
 if TYPE_CHECKING:
@@ -20,14 +22,10 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
-    from hooktrain.protocols import Scheduler
     from hooktrain.recipe.model import Recipe
     from hooktrain.training.trainer import Trainer
 
 __all__ = ["PythonParts", "PythonModelConfig", "PythonSourceConfig", "describe"]
-
-_SHARDED = ("full_tensor", "ds_id")
-"""What a parameter has that is spread over ranks: as torch's DTensor is, and as ZeRO-3 leaves it."""
 
 _SAMPLED = 4096
 """Entries of each weight by which two ranks' models are compared."""
@@ -169,6 +167,7 @@ class PythonParts:
         if not isinstance(config, PythonModelConfig):
             return None
         import torch
+        from torch.distributed.tensor import DTensor
 
         model: Module = self._take("model")
         if any(parameter.is_meta for parameter in model.parameters()):
@@ -176,7 +175,7 @@ class PythonParts:
                 f"model: given a {describe(model)} on the meta device, expected one with weights; load or initialise"
                 " them first"
             )
-        if any(hasattr(parameter, mark) for parameter in model.parameters() for mark in _SHARDED):
+        if any(isinstance(each, DTensor) or not each.numel() for each in model.parameters()):  # FSDP2, ZeRO-3
             raise ModelError(
                 f"model: given a {describe(model)} of which an earlier run has left each rank its share only; give what"
                 " trainer.save wrote then, loaded anew"
@@ -245,7 +244,7 @@ class PythonParts:
         if not isinstance(config, PythonSchedulerConfig):
             return None
         made: Scheduler = self._take("scheduler")(optimizer, total_steps)
-        if not callable(getattr(made, "step", None)):
+        if missing_members(Scheduler, made):
             raise HooktrainError(
                 f"scheduler: the function {config.built_as} returned a {describe(made)}, expected a torch scheduler"
             )
@@ -261,9 +260,9 @@ class PythonParts:
 
 
 def describe(value: Any) -> str:
-    """What an object is called in a recipe and in messages: a function's name, or that of the class."""
+    """Return the name of an object for recipes and messages: a function's, or that of the class."""
     named = value if inspect.isroutine(value) or inspect.isclass(value) else type(value)
-    return str(getattr(named, "__qualname__", None) or type(value).__name__)
+    return name_of(named)
 
 
 def _without_weights(model: Module) -> Module:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 from torch.utils.data import IterableDataset
 
+from hooktrain.compat import has_entries, is_data_frame, is_table, plain_value
 from hooktrain.errors import DataError
 
 __all__ = ["Again", "digest", "readable"]
@@ -50,23 +51,23 @@ def readable(rows: Any, where: str) -> tuple[Any, bool]:
         raise DataError(
             f"{where}: given a mapping of {', '.join(map(str, list(rows)[:4]))}, expected rows; give one of its values"
         )
-    if hasattr(rows, "iloc"):
+    if is_data_frame(rows):
         raise DataError(f"{where}: given a {name}; give its rows, as in {where}=frame.to_dict('records')")
-    if hasattr(rows, "__next__"):
+    if isinstance(rows, Iterator):
         raise DataError(
             f"{where}: given a {name}, which can be read only once; give a list, or the function that makes it, as in"
             f" {where}=lambda: read_rows()"
         )
-    iterable = hasattr(rows, "__iter__")
+    iterable = isinstance(rows, Iterable)
     if isinstance(rows, IterableDataset):
         return rows, True
-    if hasattr(rows, "__len__") and (hasattr(rows, "__getitem__") or iterable):
+    if isinstance(rows, Sized) and (has_entries(rows) or iterable):
         return rows, False
     if iterable:
         return rows, True
     if callable(rows):
         return Again(rows), True
-    lacking = "which has entries but no __len__, " if hasattr(rows, "__getitem__") else ""
+    lacking = "which has entries but no __len__, " if has_entries(rows) else ""
     raise DataError(f"{where}: given a {name}, {lacking}{_EXPECTED}")
 
 
@@ -83,12 +84,12 @@ def digest(rows: Any) -> str | None:
 
 
 def _each(rows: Any) -> Iterator[Any]:
-    if hasattr(rows, "features") and hasattr(rows, "iter"):  # a table, which is read a row at a time otherwise
+    if is_table(rows):  # a table, which is read a row at a time otherwise
         for block in rows.iter(batch_size=_BLOCK):
             names = list(block)
             for values in zip(*block.values(), strict=True):
                 yield dict(zip(names, values, strict=True))
-    elif hasattr(rows, "__iter__"):
+    elif isinstance(rows, Iterable):
         yield from rows
     else:
         yield from (rows[index] for index in range(len(rows)))
@@ -96,12 +97,11 @@ def _each(rows: Any) -> Iterator[Any]:
 
 def _plain(value: Any) -> Any:
     """Arrays, tensors, bytes and dates as JSON can hold them."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, (bytes, bytearray)):
         return value.hex()
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    raise TypeError(f"a {type(value).__name__} is no plain value")
+    found = plain_value(value)
+    if found is NotImplemented:
+        raise TypeError(f"a {type(value).__name__} is no plain value")
+    return found

@@ -1,4 +1,4 @@
-"""What a checkpoint says of the run that saved it, and in what the run that resumes from it is another one."""
+"""Resume compatibility: comparison of a checkpoint's recipe, data and plugins with this run's."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Change(NamedTuple):
 
 
 def versions() -> dict[str, str]:
-    """What else than the recipe and the plugins decides the numbers."""
+    """Return the versions that influence the numbers besides the recipe and the plugins."""
     import torch
 
     return {"python": platform.python_version(), "torch": torch.__version__}
 
 
 def provenance(trainer: Trainer) -> dict[str, Any]:
-    """What a checkpoint keeps to know the run again: plain values for JSON.
+    """Return the facts by which a checkpoint recognises its run, as plain values for JSON.
 
     Args:
         trainer: with its data.

@@ -37,9 +37,7 @@ class RunLock:
         self, folder: Path, *, patience: float | None = None, say: Callable[[str], None] | None = None
     ) -> None:
         patience = _PATIENCE if patience is None else patience
-        self._lock = FileLock(
-            folder.resolve() / ".lock", thread_local=False, is_singleton=True, fallback_to_soft=False
-        )
+        self._lock = FileLock(folder.resolve() / ".lock", thread_local=False, is_singleton=True, fallback_to_soft=False)
         holder = folder / ".lock.holder"
         try:
             self._lock.acquire(timeout=0)

@@ -400,7 +400,7 @@ class Trainer:
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device that the model computes on."""
         return self.strategy.device
 
     @cached_property
