@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from hooktrain import did_you_mean
+from hooktrain_callbacks.compat import arguments_class, dtype_of
 
 if TYPE_CHECKING:
     from hooktrain import Trainer
@@ -35,8 +37,8 @@ _FROM_THE_RECIPE = {
     "fp16": "model.dtype",
     "use_cpu": "strategy.device",
 }
-"""Fields that the recipe has keys of its own for."""
-_NOT_DONE = {
+"""Fields that the recipe has its own keys for."""
+_UNSUPPORTED = {
     "load_best_model_at_end": "the best model is not loaded at the end; keep it with checkpoint: [{type: full,"
     " keep_best: ...}]",
     "report_to": "name the trackers in the list of callbacks, such as transformers.integrations.TensorBoardCallback",
@@ -44,9 +46,9 @@ _NOT_DONE = {
 }
 
 
-def argument_problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Names under ``callbacks.arguments`` that cannot be set there, and why."""
-    if not given:
+def argument_problems(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the names under ``callbacks.arguments`` that cannot be set there, each with the reason."""
+    if not arguments:
         return
     try:
         from transformers import TrainingArguments
@@ -54,35 +56,35 @@ def argument_problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", f"are fields of transformers' TrainingArguments, which cannot be imported ({problem})"
         return
     known = [one.name for one in dataclasses.fields(TrainingArguments)]
-    for name in given:
+    for name in arguments:
         if name in _FROM_THE_RECIPE:
             yield name, f"is set by the recipe's {_FROM_THE_RECIPE[name]}; remove it here"
-        elif name in _NOT_DONE:
-            yield name, _NOT_DONE[name]
+        elif name in _UNSUPPORTED:
+            yield name, _UNSUPPORTED[name]
         elif name not in known:
             yield name, f"unknown field of transformers.TrainingArguments{did_you_mean(name, known)}"
 
 
-def training_arguments(trainer: Trainer, given: Mapping[str, Any]) -> Any:
-    """The arguments that a ``transformers.Trainer`` would need to do what the recipe says.
+def training_arguments(trainer: Trainer, arguments: Mapping[str, Any]) -> Any:
+    """Build the arguments that a ``transformers.Trainer`` would need to do what the recipe says.
 
     Args:
-        trainer: with all of its parts.
-        given: what stands under ``callbacks.arguments``.
+        trainer: the trainer, with all of its parts.
+        arguments: the recipe's ``callbacks.arguments``.
     """
     recipe = trainer.recipe
     sets = list(trainer.data.evaluation)
     saves = [engine.config for engine in trainer.checkpoint_engines if engine.config.enabled]
     by_step = [config.save_every_n_steps for config in saves if config.save_every_n_steps]
     by_epoch = any(config.save_every_n_epochs for config in saves)
-    dtype = str(getattr(trainer.strategy, "dtype", ""))
+    dtype, optimizer = dtype_of(trainer.strategy), attrs.asdict(recipe.optimizer, recurse=False)
     values = {
         "output_dir": str(trainer.run_dir),
         "per_device_train_batch_size": recipe.micro_batch_size,
         "per_device_eval_batch_size": recipe.eval_micro_batch_size or recipe.micro_batch_size,
         "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
-        "learning_rate": getattr(recipe.optimizer, "lr", trainer.optimizer.param_groups[0]["lr"]),
-        "weight_decay": getattr(recipe.optimizer, "weight_decay", 0.0),
+        "learning_rate": optimizer.get("lr", trainer.optimizer.param_groups[0]["lr"]),
+        "weight_decay": optimizer.get("weight_decay", 0.0),
         "max_grad_norm": recipe.gradient_clipping,
         "num_train_epochs": trainer.epochs.stop,
         "max_steps": recipe.train_iters or -1,
@@ -100,55 +102,10 @@ def training_arguments(trainer: Trainer, given: Mapping[str, Any]) -> Any:
         "run_name": trainer.run_dir.name,
         "report_to": [],
         "disable_tqdm": True,
-        **given,
+        **arguments,
     }
-    kind: Any = _kind()
+    kind: Any = arguments_class()
     made = kind.__new__(kind)
-    made._engine = trainer.device, trainer.world, recipe.as_dict()
+    made.run_device, made.run_world, made.run_recipe = trainer.device, trainer.world, recipe.as_dict()
     made.__init__(**values)
     return made
-
-
-@cache
-def _kind() -> type[Any]:
-    import torch
-    from transformers import TrainingArguments
-    from transformers.training_args import ParallelMode
-
-    class RecipeArguments(TrainingArguments):  # type: ignore[misc]
-        """Knows devices and ranks from the engine, where transformers would set up accelerate's own."""
-
-        _engine: Any
-
-        @property
-        def _setup_devices(self) -> torch.device:
-            self.distributed_state = None
-            self._n_gpu = int(self._engine[0].type == "cuda")
-            device: torch.device = self._engine[0]
-            return device
-
-        @property
-        def n_gpu(self) -> int:
-            return int(self._engine[0].type == "cuda")
-
-        @property
-        def world_size(self) -> int:
-            return int(self._engine[1].world_size)
-
-        @property
-        def process_index(self) -> int:
-            return int(self._engine[1].rank)
-
-        @property
-        def local_process_index(self) -> int:
-            return int(self._engine[1].local_rank)
-
-        @property
-        def parallel_mode(self) -> Any:
-            return ParallelMode.DISTRIBUTED if self.world_size > 1 else ParallelMode.NOT_PARALLEL
-
-        def to_dict(self) -> dict[str, Any]:
-            """With the whole recipe, which trackers keep with the run."""
-            return {**super().to_dict(), "recipe": self._engine[2]}
-
-    return RecipeArguments

@@ -1,4 +1,4 @@
-"""What a recipe says under ``callbacks``."""
+"""The recipe key ``callbacks``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hooktrain import did_you_mean, field
 __all__ = ["POLICIES", "CallbacksConfig", "Entry", "entry_of"]
 
 POLICIES = ("stop", "disable", "warn")
-"""What may happen when a callback raises: the run ends, the callback is left out from there on, or nothing."""
+"""What happens when a callback raises: the run stops, the callback is disabled, or a warning is printed."""
 
 
 @attrs.frozen
@@ -22,7 +22,7 @@ class Entry:
     Attributes:
         name: its class, as ``package.module.Class``.
         arguments: of its constructor.
-        on_error: one of :data:`POLICIES`, or None for the kind's own.
+        on_error: one of :data:`POLICIES`, or None for the default of its class.
     """
 
     name: str
@@ -30,18 +30,18 @@ class Entry:
     on_error: str | None = None
 
 
-def entry_of(given: str | Mapping[str, Any]) -> Entry:
+def entry_of(value: str | Mapping[str, Any]) -> Entry:
     """Read one entry of the list.
 
     Raises:
-        ValueError: when it does not say which class, or says something twice.
+        ValueError: when the class is missing, a value is wrong, or an argument is there twice.
     """
-    if isinstance(given, str):
-        return Entry(given)
-    rest = dict(given)
+    if isinstance(value, str):
+        return Entry(value)
+    rest = dict(value)
     name, policy, inner = rest.pop("name", None), rest.pop("on_error", None), rest.pop("arguments", None) or {}
     if not isinstance(name, str):
-        raise ValueError(f"given {dict(given)}, expected 'name', the callback's class, such as name: package.Callback")
+        raise ValueError(f"given {dict(value)}, expected 'name', the callback's class, such as name: package.Callback")
     if policy is not None and policy not in POLICIES:
         raise ValueError(
             f"{name}: on_error is '{policy}', expected one of {', '.join(POLICIES)}"
@@ -50,7 +50,7 @@ def entry_of(given: str | Mapping[str, Any]) -> Entry:
     if not isinstance(inner, Mapping):
         raise ValueError(f"{name}: arguments is {inner!r}, expected a mapping of the constructor's arguments")
     if twice := sorted(rest.keys() & inner.keys()):
-        raise ValueError(f"{name}: '{twice[0]}' stands beside arguments and in it; keep one")
+        raise ValueError(f"{name}: '{twice[0]}' is given twice, directly and under arguments; keep one")
     return Entry(name, {**rest, **inner}, policy)
 
 
@@ -66,7 +66,7 @@ class CallbacksConfig:
     shorthand: ClassVar[str] = "use"
 
     use: tuple[str | Mapping[str, Any], ...] = field(default=(), validator=_readable, affects_training=False)
-    """Classes by their whole names, such as ``transformers.EarlyStoppingCallback``, or mappings of ``name``, arguments
+    """Classes by their full names, such as ``transformers.EarlyStoppingCallback``, or mappings of ``name``, arguments
     of the constructor (under ``arguments`` where one is called ``name``), and ``on_error``: ``stop``, ``disable`` or
     ``warn``."""
     arguments: Mapping[str, Any] = field(factory=dict, affects_training=False)

@@ -8,8 +8,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hooktrain_callbacks.callback_handler import CallbackHandler
     from hooktrain_callbacks.lightning_trainer import LightningTrainer
-    from hooktrain_callbacks.slots import Slots
 
 __all__ = ["LightningState"]
 
@@ -18,34 +18,34 @@ _ARE_THE_WEIGHTS = "hooktrain: the model's own weights"
 
 
 class LightningState:
-    """Keeps what ``state_dict`` gives, and what ``on_save_checkpoint`` adds to or changes in a checkpoint.
+    """Saves and restores ``state_dict`` and what ``on_save_checkpoint`` adds to or changes in a checkpoint.
 
     Args:
-        slots: the callbacks.
-        pl: the stand-in trainer.
-        module: the stand-in module.
+        handler: the callbacks.
+        pl: the trainer that callbacks see.
+        module: the module that callbacks see.
     """
 
-    def __init__(self, slots: Slots, pl: LightningTrainer, module: Any) -> None:
-        self.slots, self.pl, self.module = slots, pl, module
+    def __init__(self, handler: CallbackHandler, pl: LightningTrainer, module: Any) -> None:
+        self.handler, self.pl, self.module = handler, pl, module
 
     def collect(self) -> dict[str, Any]:
-        """What a checkpoint of hooktrain is to hold: plain values and tensors."""
+        """Return what a checkpoint of hooktrain holds: plain values and tensors."""
         states: dict[str, Any] = {}
-        for slot in self.slots.all:
-            if "state_dict" in slot.events and not slot.disabled:
+        for loaded in self.handler.callbacks:
+            if "state_dict" in loaded.events and not loaded.disabled:
                 try:
-                    state = slot.callback.state_dict()
+                    state = loaded.callback.state_dict()
                 except Exception as problem:
-                    self.slots.failed(slot, "state_dict", problem)
+                    self.handler.failed(loaded, "state_dict", problem)
                     continue
                 if state:
-                    states[slot.callback.state_key] = state
-        if not self.slots.hears("on_save_checkpoint"):
+                    states[loaded.callback.state_key] = state
+        if not self.handler.implements("on_save_checkpoint"):
             return {"callbacks": states, "added": {}}
         checkpoint = self._checkpoint(states)
         before = dict(checkpoint)
-        self.slots.call("on_save_checkpoint", self.pl, self.module, checkpoint)
+        self.handler.call("on_save_checkpoint", self.pl, self.module, checkpoint)
         added = {}
         for key, value in checkpoint.items():
             if key not in before or value is not before[key]:
@@ -54,22 +54,22 @@ class LightningState:
         return {"callbacks": states, "added": added}
 
     def restore(self, kept: Mapping[str, Any]) -> None:
-        """Give back what :meth:`collect` gave, in Lightning's order."""
+        """Restore what :meth:`collect` returned, in Lightning's order."""
         if not kept:
             return
-        if self.slots.hears("on_load_checkpoint"):
+        if self.handler.implements("on_load_checkpoint"):
             checkpoint = self._checkpoint(kept["callbacks"])
             weights = checkpoint[_WEIGHTS]
             for key, value in kept["added"].items():
                 checkpoint[key] = weights if isinstance(value, str) and value == _ARE_THE_WEIGHTS else value
-            self.slots.call("on_load_checkpoint", self.pl, self.module, checkpoint)
-        for slot in self.slots.all:
-            state = kept["callbacks"].get(slot.callback.state_key)
-            if state and "load_state_dict" in slot.events and not slot.disabled:
+            self.handler.call("on_load_checkpoint", self.pl, self.module, checkpoint)
+        for loaded in self.handler.callbacks:
+            state = kept["callbacks"].get(loaded.callback.state_key)
+            if state and "load_state_dict" in loaded.events and not loaded.disabled:
                 try:
-                    slot.callback.load_state_dict(deepcopy(state))
+                    loaded.callback.load_state_dict(deepcopy(state))
                 except Exception as problem:
-                    self.slots.failed(slot, "load_state_dict", problem)
+                    self.handler.failed(loaded, "load_state_dict", problem)
 
     def _checkpoint(self, states: Mapping[str, Any]) -> dict[str, Any]:
         return {

@@ -1,89 +1,89 @@
-"""What stands for Lightning's strategy: devices and collectives."""
+"""Proxy for Lightning's strategy: devices and collectives."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hooktrain_callbacks.standin import StandIn
+from hooktrain_callbacks.proxy import Proxy, assign
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from hooktrain import Trainer
-    from hooktrain_callbacks.slots import Slots
+    from hooktrain_callbacks.callback_handler import CallbackHandler
 
 __all__ = ["LightningStrategy"]
 
 
-class LightningStrategy(StandIn):
-    """Collectives go through the run's own strategy; as in Lightning, all ranks must take part."""
+class LightningStrategy(Proxy):
+    """Devices and collectives of the run's own strategy; as in Lightning, all ranks must call a collective."""
 
     path = "trainer.strategy"
     launcher = None
     handles_gradient_accumulation = False
     zero_stage_3 = False
-    _run: Any = None
+    run: Any = None
 
-    def __init__(self, slots: Slots, run: Trainer) -> None:
-        super().__init__(slots)
-        self._put(_run=run)
+    def __init__(self, handler: CallbackHandler, run: Trainer) -> None:
+        super().__init__(handler)
+        assign(self, run=run)
 
     @property
     def root_device(self) -> torch.device:
-        device: torch.device = self._run.device
+        device: torch.device = self.run.device
         return device
 
     @property
     def model(self) -> Any:
-        return self._run.model
+        return self.run.model
 
     @property
     def optimizers(self) -> list[Any]:
-        return [self._run.optimizer]
+        return [self.run.optimizer]
 
     @property
     def is_global_zero(self) -> bool:
-        return bool(self._run.world.is_main)
+        return bool(self.run.world.is_main)
 
     @property
     def global_rank(self) -> int:
-        return int(self._run.world.rank)
+        return int(self.run.world.rank)
 
     @property
     def local_rank(self) -> int:
-        return int(self._run.world.local_rank)
+        return int(self.run.world.local_rank)
 
     @property
     def world_size(self) -> int:
-        return int(self._run.world.world_size)
+        return int(self.run.world.world_size)
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
-        """Whether all ranks say yes, or any of them. Collective."""
-        (yes,) = self._run.strategy.sum_numbers([int(bool(decision))])
+        """Return whether the decision is true on all ranks, or on any of them. Collective."""
+        (yes,) = self.run.strategy.sum_numbers([int(bool(decision))])
         return bool(yes == self.world_size if all else yes > 0)
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
-        """A plain value of one rank. Collective."""
-        return obj if self.world_size == 1 else self._run.strategy.gather_objects(obj)[src]
+        """Return a plain value of one rank. Collective."""
+        return obj if self.world_size == 1 else self.run.strategy.gather_objects(obj)[src]
 
     def barrier(self, name: str | None = None) -> None:
         """Wait for all ranks. Collective."""
-        self._run.strategy.barrier()
+        self.run.strategy.barrier()
 
     def reduce(self, tensor: Tensor, group: Any = None, reduce_op: str | None = "mean") -> Tensor:
-        """Sum or mean of a tensor over ranks. Collective."""
+        """Return the sum or mean of a tensor over ranks. Collective."""
         import torch
 
         tensor = torch.as_tensor(tensor, device=self.root_device)
-        total: Tensor = self._run.strategy.sum_tensor(tensor.clone())
+        total: Tensor = self.run.strategy.sum_tensor(tensor.clone())
         return total / self.world_size if str(reduce_op).lower() in ("mean", "avg") else total
 
     def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
-        """The tensor of every rank, with a new first dimension. Collective."""
+        """Return the tensors of all ranks, in a new first dimension. Collective."""
         import torch
 
         room = torch.zeros((self.world_size, *tensor.shape), dtype=tensor.dtype, device=self.root_device)
         room[self.global_rank] = tensor
-        gathered: Tensor = self._run.strategy.sum_tensor(room)
+        gathered: Tensor = self.run.strategy.sum_tensor(room)
         return gathered

@@ -1,4 +1,4 @@
-"""From names in a recipe to callbacks in their places; what is wrong or cannot be mapped is named, all at once."""
+"""Loads the callbacks that a recipe names, and collects everything that is wrong with them."""
 
 from __future__ import annotations
 
@@ -8,54 +8,55 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hooktrain import Complaint, did_you_mean
+from hooktrain_callbacks.callback_handler import BASES, LoadedCallback, base_of, overridden
+from hooktrain_callbacks.compat import monitored_metric
 from hooktrain_callbacks.config import Entry, entry_of
-from hooktrain_callbacks.mapping import LIGHTNING, NEVER, TRANSFORMERS
-from hooktrain_callbacks.refusals import default_policy, refusal
-from hooktrain_callbacks.slots import BASES, Slot, base_of, overridden
-from hooktrain_callbacks.uses import uses
+from hooktrain_callbacks.events import LIGHTNING, NEVER, TRANSFORMERS
+from hooktrain_callbacks.known_callbacks import default_policy, refusal
+from hooktrain_callbacks.trainer_usage import unsupported_uses
 
 if TYPE_CHECKING:
     from hooktrain import Trainer
 
-__all__ = ["Loaded", "load", "never_stopping", "place"]
+__all__ = ["LoadResult", "add", "load", "stops_too_late"]
 
 
-class Loaded:
-    """What became of a list of callbacks.
+class LoadResult:
+    """The callbacks of a recipe, or of a call from Python.
 
     Attributes:
-        slots: those that can be called.
-        complaints: why others cannot.
-        notes: what will be other than under their own trainers.
+        callbacks: those that can be called.
+        complaints: errors about the others.
+        notes: warnings about differences from their own trainers.
     """
 
     def __init__(self) -> None:
-        self.slots: list[Slot] = []
+        self.callbacks: list[LoadedCallback] = []
         self.complaints: list[Complaint] = []
         self.notes: list[str] = []
 
 
-def load(given: Sequence[str | Mapping[str, Any]]) -> Loaded:
+def load(entries: Sequence[str | Mapping[str, Any]]) -> LoadResult:
     """Import and build the callbacks that a recipe names."""
-    loaded = Loaded()
-    for number, each in enumerate(given):
+    result = LoadResult()
+    for number, each in enumerate(entries):
         entry, where = entry_of(each), f"callbacks[{number}]"
         try:
             callback = _build(entry, _find(entry.name))
         except ValueError as problem:
-            loaded.complaints.append(Complaint(where, str(problem)))
+            result.complaints.append(Complaint(where, str(problem)))
             continue
-        place(loaded, callback, where, entry.name, entry.on_error)
-    return loaded
+        add(result, callback, where, entry.name, entry.on_error)
+    return result
 
 
-def place(loaded: Loaded, callback: Any, where: str, name: str = "", policy: str | None = None) -> None:
-    """Give a callback its place, or say why it cannot have one."""
+def add(result: LoadResult, callback: Any, where: str, name: str = "", policy: str | None = None) -> None:
+    """Add a callback to the result, or the reason why it cannot be called."""
     kind = type(callback)
     name = name or f"{kind.__module__}.{kind.__qualname__}"
 
     def complain(text: str) -> None:
-        loaded.complaints.append(Complaint(where, f"{name} {text}"))
+        result.complaints.append(Complaint(where, f"{name} {text}"))
 
     base = base_of(kind)
     if base is None:
@@ -68,7 +69,7 @@ def place(loaded: Loaded, callback: Any, where: str, name: str = "", policy: str
     is_logger = base.__name__ == "Logger"
     policy = policy or default_policy(callback, package, is_logger)
     if is_logger:
-        loaded.slots.append(Slot(callback, where, name, package, frozenset(), policy, is_logger=True))
+        result.callbacks.append(LoadedCallback(callback, where, name, package, frozenset(), policy, is_logger=True))
         return
     events = TRANSFORMERS if package == "transformers" else LIGHTNING
     if why := refusal(callback):
@@ -77,43 +78,42 @@ def place(loaded: Loaded, callback: Any, where: str, name: str = "", policy: str
     own = overridden(callback, base)
     if not own & events.keys() or (own & NEVER and not own & events.keys() - {"setup", "teardown"}):
         never = ", ".join(sorted(own & NEVER)) or "nothing"
-        complain(f"overrides {never}, of which a training run calls nothing; leave it out")
+        complain(f"overrides {never}, and a training run calls none of its methods; remove it")
         return
-    slot = Slot(callback, where, name, package, own, policy)
+    loaded = LoadedCallback(callback, where, name, package, own, policy)
     if package != "transformers":
-        for problem in uses(callback, base):
+        for problem in unsupported_uses(callback, base):
             if problem.fatal:
                 complain(problem.text)
             else:
-                loaded.notes.append(f"{slot} {problem.text}")
+                result.notes.append(f"{loaded} {problem.text}")
     for event in sorted(vars(kind)):
         if event.startswith("on_") and not hasattr(base, event) and inspect.isfunction(vars(kind)[event]):
             known = [other for other in vars(base) if other.startswith("on_")]
-            loaded.notes.append(f"{slot} has a method {event}, which is no event{did_you_mean(event, known)}")
-    loaded.slots.append(slot)
+            result.notes.append(f"{loaded} has a method {event}, which is no event{did_you_mean(event, known)}")
+    result.callbacks.append(loaded)
 
 
-def never_stopping(slots: Iterable[Slot], trainer: Trainer) -> Iterator[str]:
-    """What to tell of callbacks that stop a run early by its evaluations, where none comes before the end."""
+def stops_too_late(callbacks: Iterable[LoadedCallback], trainer: Trainer) -> Iterator[str]:
+    """Yield warnings about early stopping in a run that is evaluated only at its end."""
     if trainer.data.evaluation and trainer.recipe.eval_interval > 0:
         return
-    missing = "write eval_interval, the steps between two" if trainer.data.evaluation else "there are no rows for them"
-    for slot in slots:
-        stops = any(one.__name__ in ("EarlyStopping", "EarlyStoppingCallback") for one in type(slot.callback).__mro__)
-        watched = str(getattr(slot.callback, "monitor", "eval"))  # Lightning's may watch the loss of the training too
-        if stops and watched.startswith(("eval", "val")):
-            yield f"{slot} stops the run by its evaluations, and none comes before the end ({missing}): it does nothing"
+    fix = "set eval_interval to a number of steps" if trainer.data.evaluation else "give data for an evaluation"
+    for loaded in callbacks:
+        stops = any(one.__name__ in ("EarlyStopping", "EarlyStoppingCallback") for one in type(loaded.callback).__mro__)
+        if stops and monitored_metric(loaded.callback).startswith(("eval", "val")):  # and not a loss of the training
+            yield f"{loaded} watches the evaluations, of which there is none before the end of the run; {fix}"
 
 
 def _find(name: str) -> Any:
-    """The object of a whole name.
+    """Return the object of a full name.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: when it does not exist.
     """
     steps = name.replace(":", ".").split(".")
     if len(steps) < 2:
-        raise ValueError(f"given '{name}', expected a whole name such as transformers.{name}")
+        raise ValueError(f"given '{name}', expected a full name such as transformers.{name}")
     found: Any = None
     for number in range(1, len(steps) + 1):
         path, step = ".".join(steps[:number]), steps[number - 1]
@@ -122,7 +122,7 @@ def _find(name: str) -> Any:
         except ImportError as problem:
             missing = isinstance(problem, ModuleNotFoundError) and problem.name == path
             if not missing:
-                raise ValueError(f"{name}: {path} cannot be imported ({problem}); mend or install it") from problem
+                raise ValueError(f"{name}: {path} cannot be imported ({problem}); fix or install it") from problem
             if number == 1:
                 raise ValueError(f"{name}: the package {step} is not installed; pip install {step}") from None
             try:
@@ -138,7 +138,7 @@ def _find(name: str) -> Any:
 
 
 def _build(entry: Entry, found: Any) -> Any:
-    """Make the callback.
+    """Build the callback.
 
     Raises:
         ValueError: when its constructor refuses the arguments.

@@ -1,4 +1,4 @@
-"""Drives ``transformers.TrainerCallback``s: real state, control and arguments, and every event at its event."""
+"""Calls ``transformers.TrainerCallback``s with transformers' own state, control and arguments."""
 
 from __future__ import annotations
 
@@ -9,19 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from hooktrain import HooktrainError
 from hooktrain_callbacks.arguments import training_arguments
-from hooktrain_callbacks.slots import Slot, Slots
-from hooktrain_callbacks.views import (
-    EvalBatches,
-    TrainBatches,
-    epoch_of,
-    for_transformers,
-    saves_epoch,
-    saves_step,
-    says_when_it_steps,
-)
+from hooktrain_callbacks.callback_handler import CallbackHandler, LoadedCallback
+from hooktrain_callbacks.compat import close_writer, supports_step_hooks
+from hooktrain_callbacks.dataloaders import EvalBatches, TrainBatches, epoch_of
+from hooktrain_callbacks.metric_names import for_transformers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from hooktrain import Trainer
 
@@ -34,12 +28,12 @@ class TransformersBridge:
     """The callbacks of transformers in a run.
 
     Args:
-        slots: the callbacks.
-        arguments: what the recipe says under ``callbacks.arguments``.
+        callbacks: the callbacks.
+        arguments: the recipe's ``callbacks.arguments``.
     """
 
-    def __init__(self, slots: Iterable[Slot], arguments: Mapping[str, Any]) -> None:
-        self.slots, self.arguments = Slots(slots), arguments
+    def __init__(self, callbacks: Iterable[LoadedCallback], arguments: Mapping[str, Any]) -> None:
+        self.handler, self.arguments = CallbackHandler(callbacks), arguments
         self.kept: Mapping[str, Any] = {}
         self.state: Any = None
         self.began = self.evaluation_began = 0.0
@@ -52,7 +46,7 @@ class TransformersBridge:
     def on_train_start(self, trainer: Trainer) -> None:
         from transformers.trainer_callback import TrainerControl, TrainerState
 
-        self.trainer = self.slots.trainer = trainer
+        self.trainer = self.handler.trainer = trainer
         self.args = training_arguments(trainer, self.arguments)
         self.control = TrainerControl()
         args, world = self.args, trainer.world
@@ -86,7 +80,7 @@ class TransformersBridge:
         self._fire("on_epoch_begin")
 
     def on_epoch_end(self) -> None:
-        self._fire("on_epoch_end", should_save=saves_epoch(self.trainer))
+        self._fire("on_epoch_end", should_save=_saves_epoch(self.trainer))
 
     def on_train_end(self) -> None:
         seconds, steps = time.perf_counter() - self.began, self.trainer.global_step - self.steps_before
@@ -95,10 +89,8 @@ class TransformersBridge:
         self._fire("on_train_end")
 
     def on_teardown(self) -> None:
-        for slot in self.slots.all:  # after a failure nobody calls on_train_end, and the writer's thread would stay
-            writer = getattr(slot.callback, "tb_writer", None)
-            if writer is not None:
-                writer.close()
+        for loaded in self.handler.callbacks:  # after a failure on_train_end is not called
+            close_writer(loaded.callback)
         while self._hooked:
             self._hooked.pop().remove()
 
@@ -126,18 +118,18 @@ class TransformersBridge:
             "on_step_end",
             should_log=last or step % recipe.log_interval == 0,
             should_evaluate=bool(trainer.data.evaluation) and (last or (interval > 0 and step % interval == 0)),
-            should_save=saves_step(trainer),
+            should_save=_saves_step(trainer),
             should_training_stop=last,
         )
 
     def _watch_optimizer(self) -> None:
-        """A torch optimizer says itself when it steps: after clipping, and before the gradients are cleared."""
+        """Have a torch optimizer call the events of its step: after clipping, and before the gradients are cleared."""
         optimizer = self.trainer.optimizer
-        if says_when_it_steps(self.trainer):
-            if self.slots.hears("on_pre_optimizer_step"):
+        if supports_step_hooks(self.trainer):
+            if self.handler.implements("on_pre_optimizer_step"):
                 hook = optimizer.register_step_pre_hook(lambda *_: self._fire("on_pre_optimizer_step"))
                 self._hooked.append(hook)
-            if self.slots.hears("on_optimizer_step"):
+            if self.handler.implements("on_optimizer_step"):
                 self._hooked.append(optimizer.register_step_post_hook(lambda *_: self._fire("on_optimizer_step")))
 
     # -------------------------------------------------------------------------------- evaluation, log, checkpoint
@@ -146,14 +138,14 @@ class TransformersBridge:
         self.evaluation_began, self.evaluating = time.perf_counter(), True
 
     def on_loss_end(self, batch: Any, loss: Any) -> None:
-        """After the loss of a micro-batch, in evaluation as in training."""
+        """Call the event after the loss of an evaluation's micro-batch; it is called in training too."""
         if self.evaluating:
             self._fire("on_prediction_step")
 
     def on_evaluate_end(self, metrics: Mapping[str, float]) -> None:
         self.evaluating = False
         if not metrics:
-            return  # it was left out half-way, and is made up for
+            return  # it was interrupted, and will be repeated
         found = for_transformers(metrics)
         found["eval_runtime"] = round(time.perf_counter() - self.evaluation_began, 4)
         logs = self._log(found)
@@ -171,7 +163,7 @@ class TransformersBridge:
 
     def on_log(self, metrics: Mapping[str, float]) -> None:
         logs = {name: value for name, value in metrics.items() if not name.startswith("eval/")}
-        if "loss" in logs:  # the line of an evaluation alone has been given away with it
+        if "loss" in logs:  # the line of an evaluation alone was logged with it
             self._log(for_transformers(logs))
 
     def _log(self, logs: dict[str, float]) -> dict[str, float]:
@@ -183,7 +175,7 @@ class TransformersBridge:
     def on_checkpoint_end(self, path: Path) -> None:
         if self.state.best_global_step == self.trainer.global_step:
             self.state.best_model_checkpoint = str(path)
-        if not self.slots.hears("on_save"):
+        if not self.handler.implements("on_save"):
             return
         # where callbacks look for what has been saved
         link = Path(self.args.output_dir) / f"checkpoint-{self.trainer.global_step}"
@@ -200,15 +192,15 @@ class TransformersBridge:
     # ------------------------------------------------------------------------------------------------------- events
 
     def _fire(self, event: str, *, metrics: Any = None, logs: Any = None, **due: bool) -> None:
-        """Call an event, and do what callbacks then ask for.
+        """Call an event, and pass on what callbacks request.
 
         Args:
             event: the method's name.
             metrics: for ``on_evaluate``.
             logs: for ``on_log``.
-            due: the control flags that stand for what the recipe itself has due now.
+            due: the control flags that the recipe itself sets now.
         """
-        if not self.slots.hears(event):
+        if not self.handler.implements(event):
             return
         state, control, trainer = self.state, self.control, self.trainer
         state.global_step, state.epoch = trainer.global_step, epoch_of(trainer)
@@ -219,54 +211,54 @@ class TransformersBridge:
         if due.get("should_training_stop"):
             control.should_training_stop = True
 
-        def then(slot: Slot, result: Any) -> None:
+        def then(loaded: LoadedCallback, result: Any) -> None:
             self.control = self.control if result is None else result
-            self._obey(slot, event, known)
+            self._request(loaded, event, known)
 
         more = {"metrics": metrics} if metrics is not None else {"logs": logs} if logs is not None else {}
-        self.slots.call(event, self.args, state, self.control, then=then, **self.given, **more)
+        self.handler.call(event, self.args, state, self.control, then=then, **self.given, **more)
 
-    def _obey(self, slot: Slot, event: str, known: dict[str, bool]) -> None:
-        """Ask the engine for what a callback has switched on.
+    def _request(self, loaded: LoadedCallback, event: str, known: dict[str, bool]) -> None:
+        """Request from the engine what a callback has switched on.
 
         Args:
-            slot: the callback that has just been called.
-            event: in which event.
-            known: flags that are on for a reason that the engine knows.
+            loaded: the callback that has just been called.
+            event: the event.
+            known: flags that the recipe has set, or an earlier callback.
         """
         trainer = self.trainer
-        asks = {
+        requests: dict[str, Callable[[], None]] = {
             "should_save": trainer.request_save,
             "should_evaluate": trainer.request_evaluation,
             "should_log": trainer.request_log,
             "should_epoch_stop": trainer.request_epoch_end,
-            "should_training_stop": lambda: trainer.request_stop(f"{slot.name} asked for it"),
+            "should_training_stop": lambda: trainer.request_stop(f"requested by {loaded.name}"),
         }
-        for flag, ask in asks.items():
+        for flag, request in requests.items():
             is_on, was_on = bool(getattr(self.control, flag)), known.get(flag, False)
             if is_on and not was_on and not (flag == "should_training_stop" and trainer.should_stop):
-                ask()
+                request()
                 known[flag] = True
             elif was_on and not is_on and flag in ("should_save", "should_evaluate"):
                 known[flag] = False
                 what = "checkpoint" if flag == "should_save" else "eval_interval"
                 raise HooktrainError(
-                    f"{slot} switched off control.{flag} in {event}, but what the recipe has due is done in any case;"
-                    f" change {what} in the recipe, or leave the callback out"
+                    f"{loaded} switched off control.{flag} in {event}, but a callback cannot cancel what the recipe"
+                    f" schedules; change {what} in the recipe, or remove the callback"
                 )
 
     # -------------------------------------------------------------------------------------------------------- state
 
     def collect_state(self) -> dict[str, Any]:
-        """What a resume needs: the state of each callback that has one, and what is known of the best evaluation."""
-        if self.state is None:  # the callbacks have not been given back yet what the checkpoint before this one held
+        """Return what a resume needs: the state of each callback that has one, and the best evaluation so far."""
+        if self.state is None:  # the callbacks have not been restored from the last checkpoint yet
             return dict(self.kept)
         kept = {}
-        for key, slot in self._stateful():
+        for key, loaded in self._stateful():
             try:
-                kept[key] = slot.callback.state()
+                kept[key] = loaded.callback.state()
             except Exception as problem:
-                self.slots.failed(slot, "state", problem)
+                self.handler.failed(loaded, "state", problem)
         # not the log_history, whose times would make every resume look different; metrics.jsonl has it
         names = ("best_metric", "best_global_step", "best_model_checkpoint")
         return {"callbacks": kept, "state": {name: getattr(self.state, name) for name in names}}
@@ -275,23 +267,33 @@ class TransformersBridge:
         self.kept = state
 
     def _restore(self) -> None:
-        """Give back what was kept; the constructor's arguments stay as the recipe has them now."""
+        """Restore the saved state; the constructor's arguments stay those of the recipe."""
         if not self.kept:
             return
         for name, value in self.kept["state"].items():
             setattr(self.state, name, value)
-        for key, slot in self._stateful():
+        for key, loaded in self._stateful():
             for name, value in self.kept["callbacks"].get(key, {}).get("attributes", {}).items():
-                setattr(slot.callback, name, value)
+                setattr(loaded.callback, name, value)
 
-    def _stateful(self) -> Iterator[tuple[str, Slot]]:
-        """The callbacks that have a state, under names that do not depend on the others in the list."""
+    def _stateful(self) -> Iterator[tuple[str, LoadedCallback]]:
+        """Yield the callbacks that have a state, under names that do not depend on the others in the list."""
         from transformers.trainer_callback import ExportableState
 
         counts: dict[str, int] = {}
-        for slot in self.slots.all:
-            if isinstance(slot.callback, ExportableState) and not slot.disabled:
-                kind = type(slot.callback)
+        for loaded in self.handler.callbacks:
+            if isinstance(loaded.callback, ExportableState) and not loaded.disabled:
+                kind = type(loaded.callback)
                 name = f"{kind.__module__}.{kind.__qualname__}"
                 counts[name] = counts.get(name, 0) + 1
-                yield f"{name}#{counts[name]}", slot
+                yield f"{name}#{counts[name]}", loaded
+
+
+def _saves_step(trainer: Trainer) -> bool:
+    configs = (engine.config for engine in trainer.checkpoint_engines if engine.config.enabled)
+    return any(c.save_every_n_steps and trainer.global_step % c.save_every_n_steps == 0 for c in configs)
+
+
+def _saves_epoch(trainer: Trainer) -> bool:
+    configs = (engine.config for engine in trainer.checkpoint_engines if engine.config.enabled)
+    return any(c.save_every_n_epochs and (trainer.state.epoch + 1) % c.save_every_n_epochs == 0 for c in configs)

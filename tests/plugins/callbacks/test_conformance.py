@@ -16,6 +16,6 @@ WATCHED = [
 ]
 
 test_callbacks = conformance(
-    "callbacks", settings={"callbacks": WATCHED, "eval_interval": 2}, skip={"cost": "see idle"}
+    "callbacks", settings={"callbacks": WATCHED, "eval_interval": 2}, skip={"cost": "see unused"}
 )
-test_callbacks_idle = conformance("callbacks", checks=["cost"], calls=0, allocations=0)
+test_unused = conformance("callbacks", checks=["cost"], calls=0, allocations=0)

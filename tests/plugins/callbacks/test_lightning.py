@@ -22,11 +22,11 @@ EVENTS = [name for name in vars(Callback) if name.startswith("on_") or name in (
 STATE = ("on_save_checkpoint", "on_load_checkpoint")
 FULL = {"type": "full", "save_every_n_steps": 1}
 GETS_WORSE = {"eval_interval": 1, "optimizer": {"type": "sgd", "lr": 50.0}, "epochs": 3}
-WHOLE = "lightning.pytorch.callbacks."
+PACKAGE = "lightning.pytorch.callbacks."
 
 
 class Recording(Callback):
-    """Writes down every event, where it came, and which micro-batch it was about."""
+    """Records every event with its epoch, step and micro-batch."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -34,14 +34,14 @@ class Recording(Callback):
 
 
 def _event(name: str) -> Any:
-    def hear(self: Any, trainer: Any, module: Any, *given: Any, **named: Any) -> None:
+    def record(self: Any, trainer: Any, module: Any, *given: Any, **named: Any) -> None:
         numbers = [one for one in given if isinstance(one, int)]
         where = f"{trainer.current_epoch}.{trainer.global_step}" if name not in ("setup", "teardown") else ""
         self.events.append(" ".join([name, where, *map(str, numbers), str(named.get("stage", ""))]).strip())
         if name == "on_train_batch_end":
             self.losses.append(float(given[0]["loss"]))
 
-    return hear
+    return record
 
 
 for _name in set(EVENTS) - set(STATE):
@@ -102,7 +102,7 @@ def test_gradients_are_there_where_they_are_read(run_tiny):
 
     def look(name: str) -> Any:
         def see(trainer: Any, module: Any, *given: Any) -> None:
-            assert module.model is trainer._run.model
+            assert module.model is trainer.run.model
             seen.setdefault(name, []).append(all(p.grad is not None for p in module.parameters()))
 
         return see
@@ -113,14 +113,14 @@ def test_gradients_are_there_where_they_are_read(run_tiny):
 
 
 @pytest.mark.parametrize("monitor", ["val_loss", "eval/held_out/loss", "val_held_out_loss"])
-def test_early_stopping_goes_on_after_a_resume(run_tiny, tmp_path, monitor):
-    watch = {"callbacks": [{"name": WHOLE + "EarlyStopping", "monitor": monitor, "patience": 3}], "checkpoint": FULL}
-    whole = run_tiny(**watch, **GETS_WORSE)
-    assert "EarlyStopping" in whole.state.stop_reason
-    assert 4 <= whole.global_step < 20
-    before = whole.run_dir / "checkpoints" / f"step-{whole.global_step - 1:08d}"
+def test_early_stopping_continues_after_a_resume(run_tiny, tmp_path, monitor):
+    watch = {"callbacks": [{"name": PACKAGE + "EarlyStopping", "monitor": monitor, "patience": 3}], "checkpoint": FULL}
+    first = run_tiny(**watch, **GETS_WORSE)
+    assert "EarlyStopping" in first.state.stop_reason
+    assert 4 <= first.global_step < 20
+    before = first.run_dir / "checkpoints" / f"step-{first.global_step - 1:08d}"
     again = run_tiny(**watch, **GETS_WORSE, run_dir=str(tmp_path / "again"), trainer={"resume_from": before})
-    assert (again.global_step, again.state.stop_reason) == (whole.global_step, whole.state.stop_reason)
+    assert (again.global_step, again.state.stop_reason) == (first.global_step, first.state.stop_reason)
 
 
 def test_early_stopping_without_evaluation_looks_at_the_end_of_epochs(run_tiny):
@@ -131,14 +131,14 @@ def test_early_stopping_without_evaluation_looks_at_the_end_of_epochs(run_tiny):
 
 def test_a_metric_that_is_not_there_is_named(run_tiny):
     with pytest.raises(RuntimeError, match=facts("`val_bleu`", "`val_loss`")):
-        run_tiny(callbacks=[{"name": WHOLE + "EarlyStopping", "monitor": "val_bleu"}], eval_interval=2)
+        run_tiny(callbacks=[{"name": PACKAGE + "EarlyStopping", "monitor": "val_bleu"}], eval_interval=2)
 
 
-def test_learning_rates_stand_in_the_log_lines(run_tiny):
+def test_learning_rates_are_in_the_log_lines(run_tiny):
     recorder = Recorder()
     run_tiny(
         recorder,
-        callbacks=[{"name": WHOLE + "LearningRateMonitor", "log_weight_decay": True}],
+        callbacks=[{"name": PACKAGE + "LearningRateMonitor", "log_weight_decay": True}],
         optimizer={"type": "sgd", "lr": 0.5},
         scheduler={"type": "linear"},
         log_interval=2,
@@ -152,12 +152,12 @@ def test_learning_rates_stand_in_the_log_lines(run_tiny):
 @pytest.mark.parametrize(
     "callback",
     [
-        {"name": WHOLE + "DeviceStatsMonitor"},
-        {"name": WHOLE + "ModelSummary", "max_depth": 2},
-        {"name": WHOLE + "RichModelSummary"},
-        {"name": WHOLE + "TQDMProgressBar"},
-        {"name": WHOLE + "RichProgressBar"},
-        {"name": WHOLE + "SpikeDetection", "on_error": "stop"},
+        {"name": PACKAGE + "DeviceStatsMonitor"},
+        {"name": PACKAGE + "ModelSummary", "max_depth": 2},
+        {"name": PACKAGE + "RichModelSummary"},
+        {"name": PACKAGE + "TQDMProgressBar"},
+        {"name": PACKAGE + "RichProgressBar"},
+        {"name": PACKAGE + "SpikeDetection", "on_error": "stop"},
     ],
 )
 def test_reporters_run(run_tiny, callback, recwarn):
@@ -175,7 +175,7 @@ def test_throughput(run_tiny):
 
 
 def test_a_timer_ends_the_run(run_tiny):
-    trainer = run_tiny(callbacks=[{"name": WHOLE + "Timer", "duration": {"seconds": 0}}])
+    trainer = run_tiny(callbacks=[{"name": PACKAGE + "Timer", "duration": {"seconds": 0}}])
     assert (trainer.global_step, "Timer" in trainer.state.stop_reason) == (1, True)
 
 
@@ -187,26 +187,26 @@ def test_averaged_weights_are_evaluated_saved_and_resumed(run_tiny, tmp_path):
         def on_step_end(self, trainer):
             seen.append(deepcopy(trainer.model.state_dict()))
 
-    average = {"callbacks": [{"name": WHOLE + "EMAWeightAveraging", "decay": decay}], "checkpoint": FULL}
+    average = {"callbacks": [{"name": PACKAGE + "EMAWeightAveraging", "decay": decay}], "checkpoint": FULL}
     begun = run_tiny(train_iters=1, optimizer={"lr": 0.0}).model.state_dict()
-    whole = run_tiny(Watch(), **average, eval_interval=2, run_dir=str(tmp_path / "whole"))
+    first = run_tiny(Watch(), **average, eval_interval=2, run_dir=str(tmp_path / "whole"))
     expected = seen[0]
     for weights in seen[1:]:
         expected = {name: decay * expected[name] + (1 - decay) * value for name, value in weights.items()}
     assert not torch.equal(begun["head.weight"], expected["head.weight"])
-    for name, value in whole.model.state_dict().items():
+    for name, value in first.model.state_dict().items():
         torch.testing.assert_close(value, expected[name])
     plain = Recorder()
     run_tiny(plain, eval_interval=2, run_dir=str(tmp_path / "plain"))
-    assert [line["loss"] for line in plain.metrics][-1] == whole.state.metrics["loss"], "training itself is the same"
-    assert plain.metrics[-1]["eval/held_out/loss"] != whole.state.metrics["eval/held_out/loss"]
+    assert [line["loss"] for line in plain.metrics][-1] == first.state.metrics["loss"], "training itself is the same"
+    assert plain.metrics[-1]["eval/held_out/loss"] != first.state.metrics["eval/held_out/loss"]
     for step in (3, 4):
         from_there = tmp_path / "whole" / "checkpoints" / f"step-{step:08d}"
         again = run_tiny(
             **average, eval_interval=2, run_dir=str(tmp_path / f"again{step}"), trainer={"resume_from": from_there}
         )
         for name, value in again.model.state_dict().items():
-            torch.testing.assert_close(value, whole.model.state_dict()[name])
+            torch.testing.assert_close(value, first.model.state_dict()[name])
 
 
 def test_what_a_callback_logs_reaches_the_log_line(run_tiny):
@@ -275,7 +275,7 @@ def test_exceptions_and_teardown_reach_callbacks(run_tiny):
             if trainer.global_step == 2:
                 raise ValueError("on purpose")
 
-    class Hears(Callback):
+    class Observer(Callback):
         def on_exception(self, trainer, pl_module, exception):
             seen.append(str(exception))
 
@@ -283,7 +283,7 @@ def test_exceptions_and_teardown_reach_callbacks(run_tiny):
             seen.append(stage)
 
     with pytest.raises(ValueError, match="on purpose"):
-        run_tiny(Callbacks(Hears()), Fails())
+        run_tiny(Callbacks(Observer()), Fails())
     assert seen == ["on purpose", "fit"]
 
 
@@ -330,7 +330,7 @@ class ReadsMore(Callback):
             self.found = trainer.predict_loop.predictions
 
 
-def test_what_is_read_and_missing_is_told_before_the_run_and_named_when_it_happens(run_tiny):
+def test_reading_what_is_missing_warns_before_the_run_and_fails_when_it_happens(run_tiny):
     with pytest.warns(HooktrainWarning, match=facts("ReadsMore", "reads", "trainer.predict_loop", "on_train_start")):
         assert run_tiny(Callbacks(ReadsMore())).global_step == 7
 
@@ -351,7 +351,7 @@ def test_what_is_read_and_missing_is_told_before_the_run_and_named_when_it_happe
         run_tiny(Callbacks(Model()))
 
 
-def test_an_event_that_is_none_is_told(run_tiny):
+def test_a_method_that_is_no_event_warns(run_tiny):
     class Old(Callback):
         def on_train_start(self, trainer, pl_module): ...
 
@@ -368,10 +368,10 @@ def test_nothing_is_called_at_a_step_where_nothing_is_overridden(run_tiny):
         assert "Callbacks" not in [found.plugin_name for found in trainer.host.implementations(hook)]
 
 
-def test_nothing_waits_for_the_device_between_two_log_lines(run_tiny, monkeypatch):
-    waits = []
+def test_no_device_sync_between_two_log_lines(run_tiny, monkeypatch):
+    syncs = []
     item = torch.Tensor.item
-    monkeypatch.setattr(torch.Tensor, "item", lambda self: waits.append(1) or item(self))
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: syncs.append(1) or item(self))
 
     class Everything(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx): ...
@@ -381,6 +381,6 @@ def test_nothing_waits_for_the_device_between_two_log_lines(run_tiny, monkeypatc
         def on_before_optimizer_step(self, trainer, pl_module, optimizer): ...
 
     run_tiny(log_interval=50)
-    without = len(waits)
+    without = len(syncs)
     run_tiny(Callbacks(Everything()), log_interval=50)
-    assert len(waits) == 2 * without
+    assert len(syncs) == 2 * without

@@ -34,7 +34,7 @@ def on_train_start():
 @pytest.mark.parametrize(
     ("flag", "steps"), [("should_training_stop", [1, 2, 3]), ("should_epoch_stop", [1, 2, 3, 4, 5, 6, 7])]
 )
-def test_a_flag_of_one_rank_is_obeyed_by_all(run_ranks, rank_notes, flag, steps):
+def test_a_flag_of_one_rank_holds_on_all(run_ranks, rank_notes, flag, steps):
     run = run_ranks(2, SOURCE.replace("FLAG", repr(flag)), epochs=2, callbacks=["extra.OnOne"])
     assert run.status == 0, run.output
     for rank in (0, 1):
@@ -51,14 +51,14 @@ def test_lightnings_decisions_are_made_by_all(run_ranks, rank_notes):
 
 
 def test_early_stopping_and_trackers_of_both_families(run_ranks, tmp_path):
-    whole = "lightning.pytorch.callbacks.EarlyStopping"
+    early_stopping = "lightning.pytorch.callbacks.EarlyStopping"
     recipe = {
         "epochs": 9,
         "eval_interval": 1,
         "optimizer": {"type": "sgd", "lr": 50.0},
         "checkpoint": {"type": "full", "save_every_n_steps": 1, "auto_resume": True},
         "callbacks": [
-            {"name": whole, "monitor": "val_loss", "patience": 3},
+            {"name": early_stopping, "monitor": "val_loss", "patience": 3},
             {"name": "transformers.EarlyStoppingCallback", "early_stopping_patience": 20},
             "transformers.integrations.TensorBoardCallback",
             "lightning.pytorch.callbacks.LearningRateMonitor",
@@ -73,4 +73,4 @@ def test_early_stopping_and_trackers_of_both_families(run_ranks, tmp_path):
     (run.folder / "checkpoints" / f"step-{steps:08d}").rename(tmp_path / "aside")
     again = run_ranks(2, **recipe)
     assert again.status == 0, again.output
-    assert again.metrics[-1]["step"] == steps, "the counter went on where it was"
+    assert again.metrics[-1]["step"] == steps, "the counter continues where it was"

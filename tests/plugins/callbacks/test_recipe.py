@@ -1,4 +1,4 @@
-"""Callbacks named in a recipe: what is understood, and what is refused, all at once and before anything is built."""
+"""Callbacks named in a recipe: valid entries, and errors that are reported together before anything is built."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import hooktrain_callbacks
 import pytest
 import yaml
-from hooktrain_callbacks.mapping import LIGHTNING, NEVER, TRANSFORMERS
+from hooktrain_callbacks.events import LIGHTNING, NEVER, TRANSFORMERS
 from lightning.pytorch.callbacks import Callback
 from transformers import TrainerCallback
 
@@ -64,7 +64,10 @@ def test_everything_that_is_wrong_is_named_at_once(tiny_recipe):
     [
         ([{"early_stopping_patience": 3}], "expected 'name', the callback's class"),
         ([{"name": "a.B", "on_error": "ignore"}], "on_error is 'ignore', expected one of stop, disable, warn"),
-        ([{"name": "a.B", "x": 1, "arguments": {"x": 1}}], "'x' stands beside arguments and in it; keep one"),
+        (
+            [{"name": "a.B", "x": 1, "arguments": {"x": 1}}],
+            "'x' is given twice, directly and under arguments; keep one",
+        ),
         (["transformers.PrinterCallback", 3], "callbacks[1]: given 3 (a whole number), expected text"),
         ({"use": [3]}, "callbacks.use[0]: given 3 (a whole number), expected text"),
         ([{"name": 3}], "callbacks: given {'name': 3}, expected 'name'"),
@@ -101,14 +104,14 @@ def test_arguments_reach_transformers(run_tiny, greater):
     assert (trainer.state.stop_reason is not None) == greater
 
 
-def test_without_callbacks_nothing_is_heard(run_tiny):
+def test_without_callbacks_no_hook_is_called(run_tiny):
     trainer = run_tiny()
-    hearing = [
+    called = [
         hook
         for hook in trainer.host.records["callbacks"].hooks
         if "callbacks" in [found.plugin_name for found in trainer.host.implementations(hook)]
     ]
-    assert sorted(hearing) == ["check_recipe", "register_configs", "unused_hooks"]
+    assert sorted(called) == ["check_recipe", "register_configs", "unused_hooks"]
 
 
 def test_callbacks_may_come_and_go_when_a_run_is_resumed(run_tiny, tmp_path):

@@ -26,7 +26,7 @@ GETS_WORSE = {"eval_interval": 1, "optimizer": {"type": "sgd", "lr": 50.0}, "epo
 
 
 def recording(**acts: Any) -> Any:
-    """A callback that writes down every event; ``acts`` are called in the event of that name."""
+    """A callback that records every event; ``acts`` are called in the event of that name."""
 
     class Recording(TrainerCallback):
         def __init__(self) -> None:
@@ -34,13 +34,13 @@ def recording(**acts: Any) -> Any:
             self.given: dict[str, list[dict[str, Any]]] = {}
 
     def event(name: str) -> Any:
-        def hear(self: Any, args: Any, state: Any, control: Any, **given: Any) -> Any:
+        def record(self: Any, args: Any, state: Any, control: Any, **given: Any) -> Any:
             self.events.append(f"{name} {state.global_step}")
             seen = {"args": args, "state": state, "flags": vars(control).copy(), "epoch": state.epoch, **given}
             self.given.setdefault(name, []).append(seen)
             return acts[name](args, state, control) if name in acts else None
 
-        return hear
+        return record
 
     for name in EVENTS:
         setattr(Recording, name, event(name))
@@ -99,7 +99,7 @@ def test_events_come_as_transformers_own_trainer_calls_them(run_tiny, tmp_path):
         assert there <= set(ours.given[name][0]), name
     for one, other in zip(ours.given["on_step_end"], theirs.given["on_step_end"], strict=True):
         assert one["epoch"] == pytest.approx(other["epoch"])
-        assert one["flags"] == other["flags"], "what is due is switched on before callbacks are asked"
+        assert one["flags"] == other["flags"], "flags of the recipe are on before callbacks are called"
 
 
 def test_what_an_event_is_given(run_tiny):
@@ -140,7 +140,7 @@ def test_gradients_are_clipped_before_the_step_and_still_there_after_it(run_tiny
 
 
 @pytest.mark.parametrize(
-    ("flag", "event", "heard"),
+    ("flag", "event", "expected"),
     [
         ("should_save", "on_step_end", ["on_checkpoint_end 2"]),
         ("should_evaluate", "on_step_end", ["on_evaluate_end 2", "on_evaluate_end 7"]),
@@ -150,7 +150,7 @@ def test_gradients_are_clipped_before_the_step_and_still_there_after_it(run_tiny
         ("should_training_stop", "on_log", ["on_train_end 2"]),
     ],
 )
-def test_control_flags_are_obeyed(run_tiny, flag, event, heard):
+def test_control_flags_are_obeyed(run_tiny, flag, event, expected):
     def switch_on(args: Any, state: Any, control: Any) -> None:
         if state.global_step == (1 if event == "on_log" else 2):
             setattr(control, flag, True)
@@ -158,15 +158,15 @@ def test_control_flags_are_obeyed(run_tiny, flag, event, heard):
     recorder = Recorder()
     interval = 1 if event == "on_log" else 50
     run_tiny(Callbacks(recording(**{event: switch_on})), recorder, log_interval=interval, checkpoint={"type": "full"})
-    name = heard[0].split()[0]
+    name = expected[0].split()[0]
     steps, found = 0, []
     for hook, _ in recorder.calls:
         steps += hook == "on_step_end"
         found += [f"{hook} {steps}"] if hook == name else []
-    assert found == heard
+    assert found == expected
 
 
-def test_what_the_recipe_has_due_cannot_be_switched_off(run_tiny):
+def test_what_the_recipe_schedules_cannot_be_switched_off(run_tiny):
     def veto(args: Any, state: Any, control: Any) -> Any:
         control.should_evaluate = False
         return control
@@ -175,12 +175,12 @@ def test_what_the_recipe_has_due_cannot_be_switched_off(run_tiny):
         run_tiny(Callbacks(recording(on_step_end=veto)), eval_interval=2)
 
 
-def test_early_stopping_goes_on_after_a_resume(run_tiny, tmp_path):
+def test_early_stopping_continues_after_a_resume(run_tiny, tmp_path):
     saving = {"type": "full", "save_every_n_steps": 1}
-    whole = run_tiny(callbacks=[PATIENT], checkpoint=saving, **GETS_WORSE)
-    assert "transformers.EarlyStoppingCallback" in whole.state.stop_reason
-    assert 3 <= whole.global_step < 20
-    before = whole.run_dir / "checkpoints" / f"step-{whole.global_step - 1:08d}"
+    first = run_tiny(callbacks=[PATIENT], checkpoint=saving, **GETS_WORSE)
+    assert "transformers.EarlyStoppingCallback" in first.state.stop_reason
+    assert 3 <= first.global_step < 20
+    before = first.run_dir / "checkpoints" / f"step-{first.global_step - 1:08d}"
     seen = recording()
     again = run_tiny(
         Callbacks(seen),
@@ -190,7 +190,7 @@ def test_early_stopping_goes_on_after_a_resume(run_tiny, tmp_path):
         trainer={"resume_from": before},
         **GETS_WORSE,
     )
-    assert (again.global_step, again.state.stop_reason) == (whole.global_step, whole.state.stop_reason)
+    assert (again.global_step, again.state.stop_reason) == (first.global_step, first.state.stop_reason)
 
 
 def test_the_best_evaluation_is_known(run_tiny):
@@ -269,12 +269,12 @@ def test_nothing_is_called_where_nothing_is_overridden(run_tiny):
 
     trainer = run_tiny(Callbacks(OnlyLogs()))
     for plugin, hooks in (("Callbacks", 9), ("callbacks", 3)):
-        hearing = [h for h in trainer.host.records[plugin].hooks if plugin in heard(trainer, h)]
-        assert not {"on_step_start", "on_step_end", "on_microbatch_end", "compute_loss", "run_backward"} & set(hearing)
-        assert len(hearing) >= hooks
+        called = [h for h in trainer.host.records[plugin].hooks if plugin in implementing(trainer, h)]
+        assert not {"on_step_start", "on_step_end", "on_microbatch_end", "compute_loss", "run_backward"} & set(called)
+        assert len(called) >= hooks
 
 
-def heard(trainer: Any, hook: str) -> list[str]:
+def implementing(trainer: Any, hook: str) -> list[str]:
     return [found.plugin_name for found in trainer.host.implementations(hook)]
 
 
@@ -300,7 +300,7 @@ def test_a_step_is_one_step_under_zero(run_tiny):
 
 
 @pytest.mark.parametrize("callback", [EarlyStoppingCallback, lambda: EarlyStopping("val_loss")])
-def test_early_stopping_that_never_hears_an_evaluation_is_told_of(run_tiny, callback):
+def test_early_stopping_without_an_evaluation_before_the_end_warns(run_tiny, callback):
     """An interval of 0 evaluates at the end only, when there is nothing left to stop."""
     with pytest.warns(HooktrainWarning, match=facts("EarlyStopping", "eval_interval")):
         run_tiny(Callbacks(callback()))

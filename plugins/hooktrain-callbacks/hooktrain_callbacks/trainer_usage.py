@@ -1,4 +1,4 @@
-"""What Lightning callbacks read and set of their trainer, found in their source before the run begins."""
+"""Finds what Lightning callbacks read and set of their trainer, in their source and before the run begins."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from hooktrain_callbacks.mapping import NEVER
-from hooktrain_callbacks.standin import StandIn
+from hooktrain_callbacks.events import NEVER
+from hooktrain_callbacks.proxy import Proxy
 
-__all__ = ["Use", "uses"]
+__all__ = ["UnsupportedUse", "unsupported_uses"]
 
 
-class Use(NamedTuple):
-    """Something without a counterpart.
+class UnsupportedUse(NamedTuple):
+    """A use of the trainer that has no counterpart in hooktrain.
 
     Attributes:
         text: the end of a sentence that begins with the callback.
@@ -26,10 +26,10 @@ class Use(NamedTuple):
     fatal: bool
 
 
-def uses(callback: Any, base: type) -> Iterator[Use]:
-    """What a callback's own methods do with ``trainer.<name>`` that hooktrain has no counterpart for.
+def unsupported_uses(callback: Any, base: type) -> Iterator[UnsupportedUse]:
+    """Yield the uses of ``trainer.<name>`` in a callback's own methods that hooktrain does not support.
 
-    Only what is written out in its source is seen; the rest fails when it is reached, with the same advice.
+    Only names that are written out in the source are found; others fail when they are reached, with the same advice.
     """
     from hooktrain_callbacks.lightning_trainer import LightningTrainer
 
@@ -44,20 +44,14 @@ def uses(callback: Any, base: type) -> Iterator[Use]:
                     continue
                 seen.add((missing, is_set))
                 if is_set:
-                    yield Use(
-                        f"sets trainer.{missing} in {name}, which cannot be changed in a hooktrain run; leave it out",
-                        True,
-                    )
+                    text = f"sets trainer.{missing} in {name}, which no callback can change here; remove it"
                 else:
-                    yield Use(
-                        f"reads trainer.{missing} in {name}, which has no counterpart in hooktrain; it fails if it gets"
-                        " there",
-                        False,
-                    )
+                    text = f"reads trainer.{missing} in {name}, which hooktrain does not have; that line will fail"
+                yield UnsupportedUse(text, fatal=is_set)
 
 
 def _paths(function: Any) -> Iterator[tuple[tuple[str, ...], bool]]:
-    """The dotted names that begin with a parameter ``trainer``, and whether they are assigned to."""
+    """Yield the dotted names that begin with ``trainer``, and whether they are assigned to."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, SyntaxError, TypeError):
@@ -76,15 +70,15 @@ def _paths(function: Any) -> Iterator[tuple[tuple[str, ...], bool]]:
             yield tuple(steps), isinstance(node.ctx, ast.Store)
 
 
-def _missing(standin: type[StandIn], path: tuple[str, ...], is_set: bool) -> str | None:
-    """The part of a path that the stand-in lacks, or None."""
+def _missing(proxy: type[Proxy], path: tuple[str, ...], is_set: bool) -> str | None:
+    """Return the part of a path that the proxy does not have, or None."""
     for depth, step in enumerate(path):
         if is_set and depth == len(path) - 1:
-            return None if step in standin.settable else ".".join(path)
-        if not hasattr(standin, step):
+            return None if step in proxy.settable else ".".join(path)
+        if not hasattr(proxy, step):
             return ".".join(path[: depth + 1])
-        inner = standin.inner.get(step)
+        inner = proxy.inner.get(step)
         if inner is None:
             return None
-        standin = inner
+        proxy = inner
     return None

@@ -1,10 +1,13 @@
-"""Which hook of hooktrain calls which event. README and tests read these tables; the bridges follow them."""
+"""Events of transformers and Lightning, and the hooks in which they are called.
+
+The README and the tests read these tables; the bridges follow them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-__all__ = ["LIGHTNING", "NEVER", "TRANSFORMERS", "hooks_of"]
+__all__ = ["LIGHTNING", "NEVER", "TRANSFORMERS", "needed_hooks", "unused_hooks"]
 
 TRANSFORMERS: Mapping[str, tuple[str, ...]] = {
     "on_init_end": ("on_train_start",),
@@ -58,7 +61,7 @@ NEVER = frozenset(
     | {f"on_{stage}_{event}" for stage in ("test", "predict") for event in ("start", "end", "epoch_start", "epoch_end")}
     | {f"on_{stage}_batch_{event}" for stage in ("test", "predict") for event in ("start", "end")}
 )
-"""Events of both that belong to no training run, so that nothing calls them."""
+"""Events of both that belong to no training run and are never called."""
 
 _SOMETIMES = ("on_train_start", "on_epoch_start", "on_evaluate_start", "on_evaluate_end", "on_log", "on_train_end")
 ALWAYS: Mapping[str, tuple[str, ...]] = {
@@ -68,13 +71,19 @@ ALWAYS: Mapping[str, tuple[str, ...]] = {
         *("collect_state", "restore_state", "on_exception", "on_teardown"),
     ),
 }
-"""Hooks that keep the counterparts of the other trainers' states; none of them is called at every step."""
+"""Hooks that keep the state of the other trainer up to date; none of them is called at every step."""
 
 
-def hooks_of(package: str, events: Iterable[str]) -> set[str]:
-    """The hooks that are needed to drive callbacks of a package that override these events."""
+def needed_hooks(package: str, events: Iterable[str]) -> set[str]:
+    """Return the hooks that callbacks of a package need when they override these events."""
     table = TRANSFORMERS if package == "transformers" else LIGHTNING
     needed = set(ALWAYS["transformers" if package == "transformers" else "lightning"])
     for event in events:
         needed.update(table.get(event, ()))
     return needed
+
+
+def unused_hooks(needed: Iterable[str]) -> set[str]:
+    """Return the hooks that call events and are not needed in a run."""
+    called = (hook for table in (TRANSFORMERS, LIGHTNING, ALWAYS) for hooks in table.values() for hook in hooks)
+    return set(called) - set(needed)

@@ -1,4 +1,4 @@
-"""Callbacks that are known by name: those that cannot work here, and those that only report."""
+"""Callbacks known by name: those that cannot work in a hooktrain run, and those that only report."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ __all__ = ["default_policy", "refusal"]
 
 _REFUSED = {
     "transformers.trainer_callback.DefaultFlowCallback": "decides when to log, evaluate and save, which log_interval,"
-    " eval_interval and checkpoint in the recipe do here; leave it out",
+    " eval_interval and checkpoint in the recipe do here; remove it",
     "callbacks.model_checkpoint.ModelCheckpoint": "writes checkpoints of Lightning's own, which hooktrain could not"
     " resume; write checkpoint: [{type: full, save_every_n_steps: ..., keep_best: ...}] in the recipe instead",
     "callbacks.on_exception_checkpoint.OnExceptionCheckpoint": "writes a checkpoint after a failure, when ranks can no"
     " longer work together; write checkpoint: [{type: full, save_every_n_steps: ..., auto_resume: true}] instead",
     "callbacks.gradient_accumulation_scheduler.GradientAccumulationScheduler": "changes how many micro-batches a step"
-    " has, which is gradient_accumulation_steps here and the same for the whole run; leave it out",
+    " has, which is gradient_accumulation_steps here and the same for the whole run; remove it",
     "callbacks.batch_size_finder.BatchSizeFinder": "runs trainings of its own to find a batch size; set"
     " micro_batch_size in the recipe",
     "callbacks.lr_finder.LearningRateFinder": "runs trainings of its own to find a learning rate; set optimizer.lr"
@@ -39,7 +39,7 @@ _TRACKERS = "transformers.integrations.integration_utils"
 
 
 def _names(callback: Any) -> list[str]:
-    """The classes that a callback is of, without the package that Lightning is installed as."""
+    """Return a callback's classes by name, without the package that Lightning is installed as."""
     found = []
     for kind in type(callback).__mro__:
         name = f"{kind.__module__}.{kind.__qualname__}"
@@ -48,12 +48,12 @@ def _names(callback: Any) -> list[str]:
 
 
 def refusal(callback: Any) -> str:
-    """Why a callback cannot work in a hooktrain run, as the end of a sentence; nothing when it may."""
+    """Return why a callback cannot work in a hooktrain run, as the end of a sentence; empty when it can."""
     return next((_REFUSED[name] for name in _names(callback) if name in _REFUSED), "")
 
 
 def default_policy(callback: Any, package: str, is_logger: bool) -> str:
-    """What happens when it fails and the recipe does not say: a run outlives those that only report."""
+    """Return ``on_error`` for a callback whose entry does not set it: those that only report are disabled."""
     names = _names(callback)
     tracks = is_logger or any(name in _REPORTERS or name.startswith(_TRACKERS) for name in names)
     return "disable" if tracks else "stop"

@@ -1,4 +1,4 @@
-"""Classes that are derived from Lightning's own, whichever package it is installed as."""
+"""Classes derived from Lightning's own, whichever package it is installed as."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hooktrain_callbacks.standin import unmapped
+from hooktrain_callbacks.proxy import unmapped
 
 if TYPE_CHECKING:
     import torch
 
     from hooktrain_callbacks.lightning_trainer import LightningTrainer
 
-__all__ = ["Kinds", "accelerator_of", "kinds", "precision_of"]
+__all__ = ["Classes", "accelerator_of", "derived_classes", "precision_of"]
 
 
-class Kinds(NamedTuple):
-    """What :func:`kinds` makes.
+class Classes(NamedTuple):
+    """The result of :func:`derived_classes`.
 
     Attributes:
         module: a LightningModule around the run's model.
-        logger: a Logger whose metrics stand in the next log line.
+        logger: a Logger whose metrics are written to the next log line.
     """
 
     module: type[Any]
@@ -30,13 +30,13 @@ class Kinds(NamedTuple):
 
 
 @cache
-def kinds(package: str) -> Kinds:
-    """The classes for ``lightning.pytorch`` or ``pytorch_lightning``."""
+def derived_classes(package: str) -> Classes:
+    """Derive the classes from those of ``lightning.pytorch`` or ``pytorch_lightning``."""
     pl = import_module(package)
     loggers = import_module(f"{package}.loggers.logger")
 
     class RunModule(pl.LightningModule):  # type: ignore[misc,name-defined]
-        """The run's model, under ``model``; what it does not have itself is looked up there."""
+        """The run's model, under ``model``; other attributes are looked up there."""
 
         def __init__(self, model: Any, trainer: LightningTrainer, device: torch.device) -> None:
             super().__init__()
@@ -55,11 +55,11 @@ def kinds(package: str) -> Kinds:
         def logger(self) -> Any:
             return self.trainer.logger
 
-        def forward(self, *given: Any, **named: Any) -> Any:
-            return self.model(*given, **named)
+        def forward(self, *arguments: Any, **named: Any) -> Any:
+            return self.model(*arguments, **named)
 
         def log(self, name: str, value: Any, *_: Any, sync_dist: bool = False, **more: Any) -> None:
-            """Have a value in the next log line, and where other callbacks look for metrics."""
+            """Add a value to the next log line, and to the metrics that other callbacks see."""
             self.log_dict({name: value}, sync_dist=sync_dist)
 
         def log_dict(self, dictionary: Mapping[str, Any], *_: Any, sync_dist: bool = False, **more: Any) -> None:
@@ -81,13 +81,13 @@ def kinds(package: str) -> Kinds:
                 trainer = self.__dict__.get("_trainer")
                 if trainer is None:
                     raise
-                raise unmapped(trainer._slots, f"pl_module.{name}") from None
+                raise unmapped(trainer.handler, f"pl_module.{name}") from None
 
         def __getstate__(self) -> dict[str, Any]:
             return {**self.__dict__, "_trainer": None}  # copies are of the model, not of the run
 
     class RunLogger(loggers.Logger):  # type: ignore[misc,name-defined]
-        """Puts what callbacks log into hooktrain's own log lines."""
+        """Adds what callbacks log to hooktrain's own log lines."""
 
         def __init__(self, trainer: LightningTrainer) -> None:
             super().__init__()
@@ -108,20 +108,20 @@ def kinds(package: str) -> Kinds:
         def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
             self._trainer.log_soon(metrics)
 
-        def log_hyperparams(self, *given: Any, **named: Any) -> None:
-            """The recipe is in the run directory."""
+        def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
+            """Do nothing: the recipe is in the run directory."""
 
-    return Kinds(RunModule, RunLogger)
+    return Classes(RunModule, RunLogger)
 
 
 def accelerator_of(package: str, device: torch.device) -> Any:
-    """Lightning's own accelerator for a device, which can say what it is doing."""
+    """Return Lightning's accelerator for a device, which measures its use."""
     accelerators = import_module(f"{package}.accelerators")
     return accelerators.CUDAAccelerator() if device.type == "cuda" else accelerators.CPUAccelerator()
 
 
-def precision_of(package: str, dtype: Any, device: torch.device) -> Any:
-    """Lightning's own precision plugin for what the strategy computes in."""
+def precision_of(package: str, dtype: str, device: torch.device) -> Any:
+    """Return Lightning's precision plugin for the type that the strategy computes in."""
     plugins = import_module(f"{package}.plugins.precision")
-    name = {"torch.bfloat16": "bf16-mixed", "torch.float16": "16-mixed"}.get(str(dtype))
+    name = {"torch.bfloat16": "bf16-mixed", "torch.float16": "16-mixed"}.get(dtype)
     return plugins.Precision() if name is None else plugins.MixedPrecision(name, device.type)
