@@ -45,7 +45,7 @@ def field(
         aliases: other keys that the recipe may use for this field.
         inherit: path in the recipe, such as ``model.name_or_path``, whose value is taken when this key is not given.
         affects_training: False where a run may resume from a checkpoint with another value, as the training stays the
-            same. Left out, it is what the part says that the config belongs to, and True for the recipe.
+            same. When omitted, it is what the part says that the config belongs to, and True for the recipe.
     """
     _refuse("field", unknown)
     metadata = {"aliases": tuple(aliases), "inherit": inherit, "affects_training": affects_training}
@@ -59,8 +59,8 @@ def part(
 ) -> Any:
     """A field that holds a named part of ``kind``, or a tuple of them: its ``type`` selects the config class.
 
-    Left out, a single part is the trainer type's default for the kind, and a tuple is empty. ``affects_training`` is
-    that of :func:`field`.
+    When omitted, a single part is the trainer type's default for the kind, and a tuple is empty. ``affects_training``
+    is that of :func:`field`.
     """
     _refuse("part", unknown)
     metadata = {"aliases": (), "inherit": None, "kind": kind, "many": many, "affects_training": affects_training}
@@ -118,11 +118,11 @@ class CheckpointConfig:
     """When a checkpoint engine saves, and where; config classes of the kind ``checkpoint`` have these fields too."""
 
     output_dir: Path | None = field(default=None)
-    """Folder for the checkpoints; ``checkpoints`` in the run directory when left out."""
+    """Folder for the checkpoints; ``checkpoints`` in the run directory when omitted."""
     enabled: bool = field(default=True)
     """Whether this engine saves at all."""
     auto_resume: bool = field(default=False)
-    """Whether a run goes on from the newest checkpoint in ``output_dir``, when there is one."""
+    """Whether a run resumes from the newest checkpoint in ``output_dir``, when there is one."""
     save_every_n_steps: int = field(default=0, validator=at_least(0))
     """Save every so many optimizer steps; 0 never."""
     save_every_n_epochs: int = field(default=0, validator=at_least(0))

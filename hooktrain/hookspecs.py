@@ -1,20 +1,22 @@
 """Every hook of the engine.
 
-The verb says the kind. ``register_*`` and ``check_*`` are collected from all plugins. ``make_*`` and ``load_source``
-build a part: the first plugin that returns something other than None builds it. ``on_*`` are events: every
-implementation is called, and results are ignored. ``run_*``, ``compute_loss``, ``save_checkpoint`` and
-``load_checkpoint`` are loop hooks: what the loop *does* between two events. The first plugin that returns a result
-does it, and ``@hookimpl(wrapper=True)`` wraps it. ``NotImplemented`` leaves the work to the next plugin; None is an
-error, so that work is never done twice.
+A hook's decorator says its kind, and whether an implementation may make the host wait for the device. The verb of its
+name says the kind as well. Factories (``make_*``, ``load_source``) build a part: the first result that is not None is
+the part. Events (``on_*``) call every implementation and ignore the results. Loop hooks (``run_*``, ``compute_loss``,
+...) are what the loop does between two events: the first plugin that returns a result other than ``NotImplemented``
+does it, and ``@hookimpl(wrapper=True)`` wraps it; None is an error, so that a forgotten ``return`` does not do the
+work twice. What is collected (``register_*``, ``check_*``, ``collect_*``) comes from all plugins. A question is
+answered by the first result that is not None.
 
-An implementation may name any subset of a hook's parameters. The README's hook reference is made from this file.
+An implementation may name any subset of a hook's parameters. The guide ``hooks`` is generated from this file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pluggy
 
@@ -46,75 +48,80 @@ if TYPE_CHECKING:
         TrainerType,
         World,
     )
+__all__ = ["COLLECTED", "EVENTS", "FACTORIES", "HOOKS", "KINDS", "LOOP_HOOKS", "QUESTIONS", "Hook"]
 
-__all__ = ["EVENTS", "FACTORIES", "LOOP_HOOKS"]
-
-FACTORIES = {
-    "make_tokenizer": "tokenizer",
-    "make_data": "data",
-    "load_source": "source",
-    "make_model": "model",
-    "make_optimizer": "optimizer",
-    "make_scheduler": "scheduler",
-    "make_loss": "loss",
-    "make_strategy": "strategy",
-    "make_checkpoint_engine": "checkpoint",
+KINDS: Mapping[str, str] = {
+    "factory": "the first result that is not None is the part",
+    "event": "every implementation is called, results are ignored",
+    "loop hook": "one implementation does the work, others may wrap it",
+    "collected": "every implementation is called, all results count",
+    "question": "the first result that is not None counts",
 }
-"""Each factory hook and the kind of part that it makes."""
-
-LOOP_HOOKS = (
-    "run_train",
-    "run_epoch",
-    "run_step",
-    "compute_loss",
-    "run_backward",
-    "run_optimizer_step",
-    "run_evaluate",
-    "save_checkpoint",
-    "load_checkpoint",
-    "count_batch",
-    "make_loader",
-)
-"""Hooks in which exactly one implementation does the work; the engine's own is the default."""
-
-EVENTS = (
-    "on_train_start",
-    "on_train_end",
-    "on_epoch_start",
-    "on_epoch_end",
-    "on_step_start",
-    "on_step_end",
-    "on_microbatch_start",
-    "on_microbatch_end",
-    "on_optimizer_step_start",
-    "on_optimizer_step_end",
-    "on_evaluate_start",
-    "on_evaluate_end",
-    "on_checkpoint_start",
-    "on_checkpoint_end",
-    "on_resume_start",
-    "on_resume_end",
-    "on_log",
-    "on_message",
-    "on_exception",
-    "on_teardown",
-)
-"""Hooks whose results are ignored."""
+"""The kinds of hooks, and what becomes of the results."""
 
 
-# ---------------------------------------------------------------------------------------------- registration
+class Hook(NamedTuple):
+    """What the decorator of a hook says.
+
+    Attributes:
+        kind: one of :data:`KINDS`.
+        device: whether it ``must not touch`` a device, ``must not wait`` for it, or ``may wait`` for it.
+        makes: the kind of part that a factory builds.
+    """
+
+    kind: str
+    device: str
+    makes: str = ""
 
 
-@hookspec
+UNTOUCHED, ASYNC, SYNC = "must not touch", "must not wait", "may wait"
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_DECLARED: dict[str, Hook] = {}
+
+
+def _declare(hook: Hook) -> Callable[[_Function], _Function]:
+    def declare(function: _Function) -> _Function:
+        _DECLARED[function.__name__] = hook
+        return hookspec(firstresult=hook.kind in ("factory", "loop hook", "question"))(function)
+
+    return declare
+
+
+def _factory(makes: str, device: str) -> Callable[[_Function], _Function]:
+    return _declare(Hook("factory", device, makes))
+
+
+def _event(device: str) -> Callable[[_Function], _Function]:
+    return _declare(Hook("event", device))
+
+
+def _loop_hook(device: str) -> Callable[[_Function], _Function]:
+    return _declare(Hook("loop hook", device))
+
+
+def _collected(device: str) -> Callable[[_Function], _Function]:
+    return _declare(Hook("collected", device))
+
+
+def _question(device: str) -> Callable[[_Function], _Function]:
+    return _declare(Hook("question", device))
+
+
+# --------------------------------------------------------------------------------------------------------- registration
+
+
+@_collected(UNTOUCHED)
 def register_hookspecs(pluginmanager: pluggy.PluginManager) -> None:
-    """Let a plugin bring hooks of its own.
+    """Add hooks of the plugin's own.
 
-    Called: once for each plugin, as it is registered, before any other hook of it.
-    Ranks: every rank, each for itself.
+    Called: once for each plugin, when it is registered, before any other hook of it.
+    Ranks: every rank, independently.
     Device: must not touch a device.
 
     Args:
-        pluginmanager: ``pluginmanager.add_hookspecs(module_or_class)`` adds functions marked with ``@hookspec``.
+        pluginmanager: ``pluginmanager.add_hookspecs(module_or_class)`` adds functions that are marked with
+            ``@hookspec``.
 
     Returns:
         Ignored.
@@ -123,484 +130,360 @@ def register_hookspecs(pluginmanager: pluggy.PluginManager) -> None:
     """
 
 
-@hookspec
+@_collected(UNTOUCHED)
 def register_configs() -> Mapping[str, Mapping[str, type]]:  # type: ignore[empty-body]
-    """Register named parts: the config classes that a recipe can select by ``type``.
+    """Register named parts: the config classes that a recipe selects by ``type``.
 
-    Called: once, when the plugins have been loaded, before the recipe is structured.
-    Ranks: every rank, each for itself.
+    Called: once for each plugin, when it is registered, after ``register_hookspecs``.
+    Ranks: every rank, independently.
     Device: must not touch a device.
 
     Returns:
-        ``{kind: {name: attrs class}}``. Kinds are those of the factories (``tokenizer``, ``data``, ``source``,
+        ``{kind: {name: attrs class}}``. The kinds are those of the factories (``tokenizer``, ``data``, ``source``,
         ``model``, ``optimizer``, ``scheduler``, ``loss``, ``strategy``, ``checkpoint``) and ``settings``, whose names
-        are top-level keys of the recipe that hold a plugin's own settings; where their class has a class variable
-        ``shorthand``, text or a list in the recipe is taken as the value of the field of that name. None offers
-        nothing. Two plugins that offer one name are an error.
+        are top-level keys of the recipe with a plugin's own settings. If the class has a class variable ``shorthand``,
+        text or a list in the recipe is the value of the field of that name. None registers nothing. Two plugins that
+        register one name are an error.
 
-    Default: none; the engine offers the settings ``console`` and ``jsonl``.
+    Default: none; the engine registers the settings ``console`` and ``jsonl``.
     """
 
 
-@hookspec
+@_collected(UNTOUCHED)
 def register_trainer_types() -> Mapping[str, TrainerType]:  # type: ignore[empty-body]
     """Register values for the recipe's ``type``.
 
-    Called: once, when the plugins have been loaded, before the recipe is structured.
-    Ranks: every rank, each for itself.
+    Called: once for each plugin, when it is registered, after ``register_configs``.
+    Ranks: every rank, independently.
     Device: must not touch a device.
 
     Returns:
-        ``{name: TrainerType}``; a trainer type lists the compatible names of each kind of part, the first being the
-        default. None offers nothing.
+        ``{name: TrainerType}``. A trainer type lists the compatible names of each kind of part, the default first. None
+        registers nothing.
 
-    Default: none; ``hooktrain-sft`` offers ``sft`` and ``causal``.
+    Default: none; ``hooktrain-sft`` registers ``sft`` and ``causal``.
     """
 
 
-@hookspec
-def unused_hooks(recipe: Recipe) -> Iterable[str] | None:
-    """Name the hooks that this plugin implements and has no use for in this run.
+@_collected(UNTOUCHED)
+def register_benchmarks() -> Iterable[Suite]:  # type: ignore[empty-body]
+    """Register suites for ``hooktrain bench``.
 
-    Called: for each plugin alone, when the recipe has been structured, before ``check_recipe``. What is named is taken
-        out, as if the plugin did not implement it, so that it costs nothing at each step.
-    Ranks: every rank, each for itself; all must name the same.
+    Called: by ``hooktrain bench``, once; never in a run.
+    Ranks: one process; the command does not start ranks.
+    Device: must not touch a device; a suite prepares what it needs when it runs.
+
+    Returns:
+        Suites, see ``hooktrain.bench``. None registers nothing. Two plugins that register one name are an error.
+
+    Default: none; the project's own suites run with ``python -m benchmarks``.
+    """
+
+
+@_collected(UNTOUCHED)
+def unused_hooks(recipe: Recipe) -> Iterable[str] | None:
+    """Name the hooks that this plugin implements and does not need in this run.
+
+    Called: for each plugin alone, when the recipe has been structured, before ``check_recipe``. The hooks are removed,
+        as if the plugin did not implement them, so that they cost nothing at each step.
+    Ranks: every rank, independently; all must name the same.
     Device: must not touch a device, the network or a process group.
 
     Args:
         recipe: the structured recipe; a plugin's own settings are in ``recipe.settings["<name>"]``.
 
     Returns:
-        Names of hooks; None keeps all of them.
+        Names of hooks. None keeps all of them.
 
     Default: none.
     """
 
 
-@hookspec
-def register_benchmarks() -> Iterable[Suite]:  # type: ignore[empty-body]
-    """Contribute suites to ``hooktrain bench``.
-
-    Called: by ``hooktrain bench``, once; never in a run.
-    Ranks: one process.
-    Device: must not touch a device; what a suite needs is made when it runs.
-
-    Returns:
-        Suites, see ``hooktrain.bench``. None contributes nothing. Two plugins that contribute one name are an error.
-
-    Default: none; the project's own suites are measured with ``python -m benchmarks``.
-    """
-
-
-@hookspec
+@_collected(UNTOUCHED)
 def check_recipe(recipe: Recipe, world: World) -> Iterable[Complaint] | None:
-    """Complain about a recipe that is well-formed but cannot work.
+    """Report errors of a recipe that is well-formed and cannot work.
 
-    Called: once, when the recipe has been structured; all complaints of all plugins are shown at once.
-    Ranks: every rank, each for itself.
+    Called: once, when the recipe has been structured, after ``unused_hooks`` and before ``make_strategy``. The errors
+        of all plugins are shown together.
+    Ranks: every rank, independently.
     Device: must not touch a device, a file, the network or a process group.
 
     Args:
         recipe: the structured recipe.
-        world: this process and how many there are.
+        world: rank and world size of this process.
 
     Returns:
-        Complaints, or None when there are none.
+        Complaints, or None.
 
     Default: none.
     """
 
 
-# ------------------------------------------------------------------------------------------------- estimates
+# -------------------------------------------------------------------- factories, in the order in which a run calls them
 
 
-@hookspec(firstresult=True)
-def make_meta_model(config: Any, world: World, recipe: Recipe) -> Module | None:
-    """Make the model without its weights, for ``hooktrain plan``.
+@_factory("strategy", SYNC)
+def make_strategy(config: Any, world: World, recipe: Recipe) -> Strategy | None:
+    """Build the strategy: devices, precision, and communication with other ranks.
 
-    Called: by ``hooktrain plan``, under ``torch.device("meta")``. Whoever wraps ``make_model`` wraps this too,
-        so that the plan counts what will be trained.
-    Ranks: the command runs in one process.
-    Device: must not touch a device, the network or a process group, nor read weights.
+    Called: by ``trainer.prepare``, before all other factories.
+    Ranks: every rank; it may start the process group.
+    Device: may wait for the device.
 
     Args:
-        config: what the recipe says under ``model``.
-        world: one of the processes that the plan is for, and how many there are.
-        recipe: the structured recipe.
+        config: the ``strategy`` section of the recipe, as an instance of its config class.
+        world: rank and world size of this process.
+        recipe: the structured recipe, for strategies whose own configuration repeats sizes and limits.
 
     Returns:
-        A module with the names, shapes, types and ``requires_grad`` of the model; None leaves it to the next plugin.
-        A ``HooktrainError`` says why it cannot be known, such as *not downloaded*.
+        An object with the methods of ``hooktrain.Strategy``. None leaves it to the next plugin.
 
-    Default: none; ``hooktrain-hf`` answers for ``huggingface``, and ``hooktrain-peft`` adds its adapter.
+    Default: none; ``hooktrain-torch`` builds ``torch``, and ``hooktrain-deepspeed`` builds ``deepspeed``.
     """
 
 
-@hookspec
-def estimate_activations(recipe: Recipe, model: Module, sequences: int, tokens: int) -> Mapping[str, int] | None:
-    """Say how much memory a micro-batch takes between the forward and the backward pass.
-
-    Called: by ``hooktrain plan``, within torch's ``FakeTensorMode``, in which the model can be called at no cost.
-    Ranks: the command runs in one process.
-    Device: must not touch a device.
-
-    Args:
-        recipe: the structured recipe.
-        model: what ``make_meta_model`` made, its tensors said to be on the processor.
-        sequences: sequences of the micro-batch.
-        tokens: tokens of each sequence.
-
-    Returns:
-        Bytes by what they are for, such as ``{"activations": 10**9}``; what all plugins say is added up. None adds
-        nothing.
-
-    Default: none; ``hooktrain-hf`` answers for ``huggingface``, ``hooktrain-sft`` adds the logits of its losses.
-    """
-
-
-@hookspec(firstresult=True)
-def estimate_examples(config: Any) -> int | None:
-    """Count the rows of one source, quickly.
-
-    Called: by implementations of ``estimate_data``, for each source.
-    Ranks: the command runs in one process.
-    Device: must not touch a device or the network.
-
-    Args:
-        config: one entry of the sources.
-
-    Returns:
-        The number; None leaves it to the next plugin. A ``HooktrainError`` says why it cannot be known.
-
-    Default: none; ``hooktrain-hf`` counts files of ``huggingface``.
-    """
-
-
-@hookspec(firstresult=True)
-def estimate_data(config: Any, recipe: Recipe, world: World, hooks: Any) -> DataEstimate | None:
-    """Say what an epoch trains on, without long work.
-
-    Called: by ``hooktrain plan``.
-    Ranks: the command runs in one process.
-    Device: must not touch a device or the network.
-
-    Args:
-        config: what the recipe says under ``data``.
-        recipe: the structured recipe.
-        world: one of the processes that the plan is for, and how many there are.
-        hooks: the hooks themselves, so that the plugin can dispatch.
-
-    Returns:
-        The figures that are known; None leaves it to the next plugin. A ``HooktrainError`` says why nothing
-        can be known.
-
-    Default: none; ``hooktrain-sft`` looks into its cache, and else asks ``estimate_examples``.
-    """
-
-
-@hookspec(firstresult=True)
-def estimate_memory(config: Any, recipe: Recipe, world: World, model: ModelEstimate) -> MemoryEstimate | None:
-    """Say what the strategy keeps on each device.
-
-    Called: by ``hooktrain plan``, last of all estimates.
-    Ranks: the command runs in one process.
-    Device: must not touch a device or a process group; it may ask whether there is a GPU.
-
-    Args:
-        config: what the recipe says under ``strategy``.
-        recipe: the structured recipe.
-        world: one of the processes that the plan is for, and how many there are.
-        model: sizes of weights, optimizer and activations.
-
-    Returns:
-        Bytes by what they are for; None leaves it to the next plugin.
-
-    Default: none; ``hooktrain-torch`` answers for ``torch``, ``hooktrain-deepspeed`` for ``deepspeed``.
-    """
-
-
-# ------------------------------------------------------------------------------------------------- factories
-
-
-@hookspec(firstresult=True)
+@_factory("tokenizer", UNTOUCHED)
 def make_tokenizer(config: Any) -> Any:
     """Build the tokenizer.
 
-    Called: by the trainer, first of all parts.
+    Called: by ``trainer.prepare``, after ``make_strategy`` and before ``make_data``; and inside ``estimate_data``, to
+        find the data in the cache.
     Ranks: every rank.
     Device: must not touch a device.
 
     Args:
-        config: what the recipe says under ``tokenizer``, an instance of a registered config class.
+        config: the ``tokenizer`` section of the recipe, as an instance of its config class.
 
     Returns:
-        The tokenizer; None leaves it to the next plugin.
+        The tokenizer. None leaves it to the next plugin.
 
     Default: none; ``hooktrain-hf`` builds ``huggingface``.
     """
 
 
-@hookspec(firstresult=True)
+@_factory("data", UNTOUCHED)
 def make_data(config: Any, tokenizer: Any, world: World, hooks: Any) -> Data | None:
-    """Prepare the rows to train and evaluate on.
+    """Prepare the data to train and evaluate on.
 
-    Called: by the trainer, after the tokenizer and before the model.
-    Ranks: every rank; each must end up with the same rows.
+    Called: by ``trainer.prepare``, after ``make_tokenizer`` and before ``make_loader``.
+    Ranks: every rank; all must return the same data.
     Device: must not touch a device.
 
     Args:
-        config: what the recipe says under ``data``.
+        config: the ``data`` section of the recipe, as an instance of its config class.
         tokenizer: what ``make_tokenizer`` returned.
-        world: this process and how many there are.
-        hooks: the hooks themselves, so that the plugin can dispatch: ``hooks.load_source(config=..., world=...)``.
+        world: rank and world size of this process.
+        hooks: calls hooks, as in ``hooks.load_source(config=source, world=world)``.
 
     Returns:
-        The data; None leaves it to the next plugin.
+        The data. None leaves it to the next plugin.
 
     Default: none; ``hooktrain-sft`` prepares ``sft`` and ``causal``.
     """
 
 
-@hookspec(firstresult=True)
-def load_source(config: Any, world: World) -> Dataset | None:
-    """Load the raw rows of one source.
+@_question(UNTOUCHED)
+def fingerprint_source(config: Any, world: World) -> str | None:
+    """Identify the content of a source without loading it, so that prepared data is found again.
 
-    Called: by implementations of ``make_data``, once for each entry of ``data.sources`` and ``data.eval_sources``.
+    Called: inside ``make_data`` or ``estimate_data``, for each source. ``load_source`` is called for it only if the
+        cache does not hold its data.
     Ranks: every rank.
     Device: must not touch a device.
 
     Args:
         config: one entry of the sources.
-        world: this process and how many there are.
+        world: rank and world size of this process.
 
     Returns:
-        A map-style data set of dictionaries, or for a stream an iterable of them; None leaves it to the next plugin.
+        Text that is equal for two calls only if ``load_source`` returns the same examples in the same order. None
+        leaves it to the next plugin. A source without a fingerprint is prepared in every run.
+
+    Default: none; ``hooktrain-hf`` identifies ``huggingface``.
+    """
+
+
+@_factory("source", UNTOUCHED)
+def load_source(config: Any, world: World) -> Dataset | None:
+    """Load the raw examples of one source.
+
+    Called: inside ``make_data``, for each entry of ``data.sources`` and ``data.eval_sources`` whose data is not in the
+        cache, after ``fingerprint_source``.
+    Ranks: every rank.
+    Device: must not touch a device.
+
+    Args:
+        config: one entry of the sources.
+        world: rank and world size of this process.
+
+    Returns:
+        A map-style data set of dictionaries, or for a stream an iterable of them. None leaves it to the next plugin.
 
     Default: none; ``hooktrain-hf`` loads ``huggingface``.
     """
 
 
-@hookspec(firstresult=True)
-def fingerprint_source(config: Any, world: World) -> str | None:
-    """Say what a source holds, without loading it, so that prepared rows can be found again.
+@_loop_hook(UNTOUCHED)
+def make_loader(dataset: Dataset, data: Data, recipe: Recipe, world: World) -> Any:
+    """Build the loader that returns the micro-batches of each accumulation window.
 
-    Called: by implementations of ``make_data``, before ``load_source``, for each source.
+    Called: by ``trainer.prepare``, once, after ``make_data`` and before ``make_loss``.
+    Ranks: every rank; all must return equally many micro-batches at each step.
+    Device: must not touch a device.
+
+    Args:
+        dataset: the training set, ``data.train``.
+        data: all of what ``make_data`` returned.
+        recipe: the structured recipe.
+        world: rank and world size among those that get sequences of their own.
+
+    Returns:
+        An object with ``__len__()``, the optimizer steps of an epoch, and ``windows(epoch, start)``, an iterator over
+        ``(sequences, micro-batches)`` of this rank that begins after ``start`` sequences of all ranks. NotImplemented
+        leaves it to the next plugin, None is an error.
+
+    Default: ``data.loader`` if the data has one, or ``hooktrain.WindowLoader``.
+    """
+
+
+@_factory("loss", UNTOUCHED)
+def make_loss(config: Any) -> Callable[[Module, Batch, float], LossSum] | None:
+    """Build the loss.
+
+    Called: by ``trainer.prepare``, after ``make_loader`` and before ``make_checkpoint_engine``.
     Ranks: every rank.
     Device: must not touch a device.
 
     Args:
-        config: one entry of the sources.
-        world: this process and how many there are.
+        config: the ``loss`` section of the recipe, as an instance of its config class.
 
     Returns:
-        Text that is equal for two calls only if ``load_source`` gives the same rows in the same order; None declines,
-        and the next plugin is asked. Rows of a source that nobody vouches for are prepared anew in every run.
+        ``loss(model, batch, denominator) -> LossSum``, with the batch on the device and the ``denominator`` that
+        ``count_batch`` counted on the host. None leaves it to the next plugin.
 
-    Default: none; ``hooktrain-hf`` answers for ``huggingface``.
+    Default: none; ``hooktrain-sft`` builds ``sft`` and ``dft``.
     """
 
 
-@hookspec(firstresult=True)
-def preview_examples(
-    config: Any, tokenizer: Any, world: World, hooks: Any, count: int
-) -> Sequence[ExamplePreview] | None:
-    """Show how the first rows of each source are trained on.
+@_factory("checkpoint", UNTOUCHED)
+def make_checkpoint_engine(config: Any, run_dir: Path, world: World) -> CheckpointEngine | None:
+    """Build one checkpoint engine.
 
-    Called: by ``hooktrain data RECIPE --show N``.
-    Ranks: the command runs in one process.
+    Called: by ``trainer.prepare``, once for each entry of the recipe's ``checkpoint``, after ``make_loss`` and before
+        ``make_model``; and by ``trainer.save``.
+    Ranks: every rank.
     Device: must not touch a device.
 
     Args:
-        config: what the recipe says under ``data``.
-        tokenizer: what ``make_tokenizer`` returned.
-        world: this process and how many there are.
-        hooks: the hooks themselves, so that the plugin can dispatch.
-        count: how many rows of each source.
+        config: one entry of ``checkpoint``, as an instance of its config class.
+        run_dir: the folder of the run's files.
+        world: rank and world size of this process.
 
     Returns:
-        The rows in pieces, each with whether it is trained and why; None leaves it to the next plugin.
+        An object with the methods of ``hooktrain.CheckpointEngine``. None leaves it to the next plugin.
 
-    Default: none; ``hooktrain-sft`` answers for its data.
+    Default: none; ``hooktrain-torch`` builds ``full``, and ``hooktrain-hf`` builds ``huggingface``.
     """
 
 
-@hookspec(firstresult=True)
+@_factory("model", SYNC)
 def make_model(config: Any, tokenizer: Any, world: World, recipe: Recipe) -> Module | None:
     """Build the model.
 
-    Called: by the trainer, under the strategy's ``model_context``, after the data. Wrap it to change the model,
-        as LoRA does.
+    Called: by ``trainer.prepare``, under the strategy's ``model_context``, after ``make_checkpoint_engine`` and before
+        ``make_optimizer``. Wrap this hook to change the model, as LoRA does.
     Ranks: every rank.
-    Device: may use it.
+    Device: may wait for the device.
 
     Args:
-        config: what the recipe says under ``model``.
+        config: the ``model`` section of the recipe, as an instance of its config class.
         tokenizer: what ``make_tokenizer`` returned.
-        world: this process and how many there are.
+        world: rank and world size of this process.
         recipe: the structured recipe, in whose ``settings`` a plugin that wraps this hook finds its own.
 
     Returns:
-        A torch module; None leaves it to the next plugin.
+        A torch module. None leaves it to the next plugin.
 
-    Default: none; ``hooktrain-hf`` builds ``huggingface``, and the engine hands out one that it was given.
+    Default: none; ``hooktrain-hf`` builds ``huggingface``, and the engine returns a model passed from Python.
     """
 
 
-@hookspec(firstresult=True)
+@_question(SYNC)
 def adopt_model(model: Module, config: Any, tokenizer: Any, world: World) -> Module | None:
-    """Get a model ready that was built in Python and given to ``hooktrain.Trainer``.
+    """Prepare a model that was passed to ``hooktrain.Trainer``.
 
-    Called: by ``make_model`` of the engine, for ``type: python``; what wraps ``make_model`` has it afterwards.
+    Called: inside ``make_model``, for ``type: python``. Wrappers of ``make_model`` receive the result.
     Ranks: every rank.
-    Device: may use it.
+    Device: may wait for the device.
 
     Args:
         model: the module, with its weights in ``config.weights_dtype``.
-        config: what the recipe says under ``model``: ``name_or_path``, ``attn_implementation``,
+        config: the ``model`` section of the recipe: ``name_or_path``, ``attn_implementation``,
             ``activation_checkpointing`` and others.
         tokenizer: what ``make_tokenizer`` returned.
-        world: this process and how many there are.
+        world: rank and world size of this process.
 
     Returns:
-        The module, ready to be trained; None leaves it to the next plugin. A module that every plugin
-        declines is trained as it is.
+        The module, ready to be trained. None leaves it to the next plugin. If every plugin returns None, the module is
+        trained as it is.
 
     Default: none; ``hooktrain-hf`` adopts transformers' models.
     """
 
 
-@hookspec(firstresult=True)
+@_factory("optimizer", SYNC)
 def make_optimizer(config: Any, model: Module) -> Optimizer | None:
     """Build the optimizer.
 
-    Called: by the trainer, after the strategy has prepared the model.
+    Called: by ``trainer.prepare``, after ``make_model``, when the strategy has prepared the model, and before
+        ``make_scheduler``; and by ``hooktrain plan``, with the meta model, to estimate its memory.
     Ranks: every rank.
-    Device: may use it.
+    Device: may wait for the device.
 
     Args:
-        config: what the recipe says under ``optimizer``.
+        config: the ``optimizer`` section of the recipe, as an instance of its config class.
         model: the model, on its device and in its final form.
 
     Returns:
-        A torch optimizer; None leaves it to the next plugin.
+        A torch optimizer. None leaves it to the next plugin.
 
-    Default: none; ``hooktrain-torch`` builds ``adamw``, ``adam`` and ``sgd``.
+    Default: none; ``hooktrain-torch`` builds ``adamw``, ``adam``, ``sgd`` and ``torch``.
     """
 
 
-@hookspec(firstresult=True)
+@_factory("scheduler", UNTOUCHED)
 def make_scheduler(config: Any, optimizer: Optimizer, total_steps: int) -> Scheduler | None:
     """Build the learning-rate schedule.
 
-    Called: by the trainer, after the optimizer. The engine steps it once after each optimizer step.
+    Called: by ``trainer.prepare``, after ``make_optimizer``. The engine steps the schedule once after each optimizer
+        step.
     Ranks: every rank.
     Device: must not touch a device.
 
     Args:
-        config: what the recipe says under ``scheduler``.
+        config: the ``scheduler`` section of the recipe, as an instance of its config class.
         optimizer: the optimizer whose ``param_groups`` it sets.
         total_steps: the training horizon in optimizer steps.
 
     Returns:
         An object with ``step()``, ``state_dict()``, ``load_state_dict(state)`` and ``get_last_lr()``, such as a torch
-        scheduler; None leaves it to the next plugin.
+        scheduler. None leaves it to the next plugin.
 
     Default: none; ``hooktrain-torch`` builds ``constant``, ``linear``, ``cosine`` and ``wsd``.
     """
 
 
-@hookspec(firstresult=True)
-def make_loss(config: Any) -> Callable[[Module, Batch, float], LossSum] | None:
-    """Build the loss.
-
-    Called: by the trainer, before the model.
-    Ranks: every rank.
-    Device: must not touch a device.
-
-    Args:
-        config: what the recipe says under ``loss``.
-
-    Returns:
-        ``loss(model, batch, denominator) -> LossSum``, with the batch on the device and ``denominator`` what
-        ``count_batch`` counted on the host; None leaves the part to the next plugin.
-
-    Default: none; ``hooktrain-sft`` builds ``sft``.
-    """
+# --------------------------------------------------------------------------------------------------------------- events
 
 
-@hookspec(firstresult=True)
-def make_strategy(config: Any, world: World, recipe: Recipe) -> Strategy | None:
-    """Build what knows about devices, precision and other ranks.
-
-    Called: by the trainer, before every other part.
-    Ranks: every rank; it may start the process group.
-    Device: may use it.
-
-    Args:
-        config: what the recipe says under ``strategy``.
-        world: this process and how many there are.
-        recipe: the whole recipe, for strategies whose own configuration repeats sizes and limits.
-
-    Returns:
-        An object with the methods of ``hooktrain.Strategy``; None leaves it to the next plugin.
-
-    Default: none; ``hooktrain-torch`` builds ``torch``.
-    """
-
-
-@hookspec(firstresult=True)
-def make_checkpoint_engine(config: Any, run_dir: Path, world: World) -> CheckpointEngine | None:
-    """Build one checkpoint engine.
-
-    Called: by the trainer, once for each entry of the recipe's ``checkpoint``, last of all parts.
-    Ranks: every rank.
-    Device: must not touch a device.
-
-    Args:
-        config: one entry of ``checkpoint``.
-        run_dir: where the run keeps its files.
-        world: this process and how many there are.
-
-    Returns:
-        An object with the methods of ``hooktrain.CheckpointEngine``; None leaves it to the next plugin.
-
-    Default: none; ``hooktrain-torch`` builds ``full``, ``hooktrain-hf`` builds ``huggingface``.
-    """
-
-
-@hookspec(firstresult=True)
-def make_loader(dataset: Dataset, data: Data, recipe: Recipe, world: World) -> Any:
-    """Build what hands out the windows of micro-batches.
-
-    Called: by the trainer, once, when the data are there.
-    Ranks: every rank; all must hand out equally many micro-batches at each step.
-    Device: must not touch a device.
-
-    Args:
-        dataset: the rows to train on, ``data.train``.
-        data: all of what ``make_data`` returned.
-        recipe: the structured recipe.
-        world: this process and how many there are.
-
-    Returns:
-        An object with ``__len__()``, the optimizer steps of an epoch, and ``windows(epoch, start)``, an iterator over
-        ``(rows, micro-batches)`` of this rank that begins after ``start`` global rows; NotImplemented leaves it to
-        the next plugin.
-
-    Default: ``data.loader`` where the data bring one, else ``hooktrain.training.dataloader.WindowLoader``.
-    """
-
-
-# -------------------------------------------------------------------------------------------------- events
-
-
-@hookspec
+@_event(SYNC)
 def on_train_start(trainer: Trainer) -> None:
-    """The run begins.
+    """Called when the run begins.
 
-    Called: by the trainer, once, when all parts are built and a checkpoint, if any, has been resumed.
+    Called: by ``trainer.run``, once, when all parts are built and a checkpoint, if any, has been loaded; before
+        ``run_train``.
     Ranks: every rank.
-    Device: may wait for it.
+    Device: may wait for the device.
 
     Args:
         trainer: the trainer, complete.
@@ -612,16 +495,16 @@ def on_train_start(trainer: Trainer) -> None:
     """
 
 
-@hookspec
+@_event(SYNC)
 def on_train_end(trainer: Trainer) -> None:
-    """The run has ended without an error, at its horizon or because it was asked to.
+    """Called when the run has ended without an error, at its horizon or on request.
 
-    Called: by the trainer, once, after the last checkpoint.
+    Called: by ``trainer.run``, once, after ``run_train`` and the last ``save_checkpoint``, before ``on_teardown``.
     Ranks: every rank.
-    Device: may wait for it.
+    Device: may wait for the device.
 
     Args:
-        trainer: the trainer; ``trainer.state.stop_reason`` says why it ended early.
+        trainer: the trainer; ``trainer.state.stop_reason`` is why it ended early.
 
     Returns:
         Ignored.
@@ -630,13 +513,13 @@ def on_train_end(trainer: Trainer) -> None:
     """
 
 
-@hookspec
+@_event(SYNC)
 def on_epoch_start(trainer: Trainer, epoch: int) -> None:
-    """An epoch begins, or goes on after a resume.
+    """Called when an epoch begins, or continues after a resume.
 
-    Called: by the trainer, before ``run_epoch``.
+    Called: by ``trainer.epoch``, before ``run_epoch``.
     Ranks: every rank.
-    Device: may wait for it.
+    Device: may wait for the device.
 
     Args:
         trainer: the trainer.
@@ -649,13 +532,13 @@ def on_epoch_start(trainer: Trainer, epoch: int) -> None:
     """
 
 
-@hookspec
+@_event(SYNC)
 def on_epoch_end(trainer: Trainer, epoch: int) -> None:
-    """An epoch is over, or was cut short by a limit or a stop request.
+    """Called when an epoch is over, or was cut short by a limit or a stop request.
 
-    Called: by the trainer, after ``run_epoch``.
+    Called: by ``trainer.epoch``, after ``run_epoch``.
     Ranks: every rank.
-    Device: may wait for it.
+    Device: may wait for the device.
 
     Args:
         trainer: the trainer.
@@ -668,17 +551,17 @@ def on_epoch_end(trainer: Trainer, epoch: int) -> None:
     """
 
 
-@hookspec
+@_event(ASYNC)
 def on_step_start(trainer: Trainer, batches: Sequence[Batch]) -> None:
-    """A step (one optimizer step, over its whole accumulation window) begins.
+    """Called when a step (one optimizer step over its accumulation window) begins.
 
-    Called: by the trainer, before ``run_step``.
+    Called: by ``trainer.step``, after ``count_batch`` and before ``run_step``.
     Ranks: every rank.
-    Device: must not wait for it.
+    Device: must not wait for the device.
 
     Args:
         trainer: the trainer; ``trainer.global_step`` counts the steps finished before this one.
-        batches: this rank's micro-batches of the window, on the host.
+        batches: this rank's micro-batches of the accumulation window, on the host.
 
     Returns:
         Ignored.
@@ -687,13 +570,13 @@ def on_step_start(trainer: Trainer, batches: Sequence[Batch]) -> None:
     """
 
 
-@hookspec
+@_event(ASYNC)
 def on_step_end(trainer: Trainer, output: StepOutput) -> None:
-    """A step is over.
+    """Called when a step is over.
 
-    Called: by the trainer, after ``run_step`` and before evaluation, logging and checkpoints.
+    Called: by ``trainer.step``, after ``run_step`` and before evaluation, logging and checkpoints.
     Ranks: every rank.
-    Device: must not wait for it; keep tensors and read them in ``on_log``.
+    Device: must not wait for the device; keep tensors and read them in ``on_log``.
 
     Args:
         trainer: the trainer; ``trainer.global_step`` includes this step.
@@ -706,17 +589,17 @@ def on_step_end(trainer: Trainer, output: StepOutput) -> None:
     """
 
 
-@hookspec
+@_event(ASYNC)
 def on_microbatch_start(trainer: Trainer, batch: Batch) -> None:
-    """A micro-batch is about to go through the model.
+    """Called when a micro-batch is about to go through the model.
 
     Called: by ``trainer.microbatch``, before ``compute_loss``.
     Ranks: every rank.
-    Device: must not wait for it.
+    Device: must not wait for the device.
 
     Args:
         trainer: the trainer.
-        batch: the micro-batch, on the device: ``input_ids``, ``labels``, ``position_ids`` of shape (rows, tokens).
+        batch: the micro-batch, on the device: ``input_ids``, ``labels``, ``position_ids`` of shape (sequences, tokens).
 
     Returns:
         Ignored.
@@ -725,18 +608,18 @@ def on_microbatch_start(trainer: Trainer, batch: Batch) -> None:
     """
 
 
-@hookspec
+@_event(ASYNC)
 def on_microbatch_end(trainer: Trainer, batch: Batch, loss: LossSum) -> None:
-    """The gradients of a micro-batch have been added up.
+    """Called when the gradients of a micro-batch have been accumulated.
 
     Called: by ``trainer.microbatch``, after ``run_backward``.
     Ranks: every rank.
-    Device: must not wait for it.
+    Device: must not wait for the device.
 
     Args:
         trainer: the trainer.
         batch: the micro-batch, on the device.
-        loss: its loss as a sum, detached, shape (), and the tokens it is over.
+        loss: its loss as a sum, detached, shape (), with its denominator.
 
     Returns:
         Ignored.
@@ -745,13 +628,13 @@ def on_microbatch_end(trainer: Trainer, batch: Batch, loss: LossSum) -> None:
     """
 
 
-@hookspec
+@_event(ASYNC)
 def on_optimizer_step_start(trainer: Trainer) -> None:
-    """All gradients of the window are there; the weights are about to change.
+    """Called when all gradients of the accumulation window are there, before the weights change.
 
     Called: by ``trainer.optimizer_step``, before ``run_optimizer_step``.
     Ranks: every rank.
-    Device: must not wait for it.
+    Device: must not wait for the device.
 
     Args:
         trainer: the trainer; ``trainer.model`` holds the gradients.
@@ -763,17 +646,17 @@ def on_optimizer_step_start(trainer: Trainer) -> None:
     """
 
 
-@hookspec
+@_event(ASYNC)
 def on_optimizer_step_end(trainer: Trainer, grad_norm: Tensor | float | None) -> None:
-    """The weights have changed, and gradients are cleared.
+    """Called when the weights have changed and the gradients are cleared.
 
     Called: by ``trainer.optimizer_step``, after ``run_optimizer_step``.
     Ranks: every rank.
-    Device: must not wait for it.
+    Device: must not wait for the device.
 
     Args:
         trainer: the trainer.
-        grad_norm: norm of all gradients before clipping, shape (), or None where nobody asked for it.
+        grad_norm: norm of all gradients before clipping, shape (), or None if it was not computed.
 
     Returns:
         Ignored.
@@ -782,13 +665,13 @@ def on_optimizer_step_end(trainer: Trainer, grad_norm: Tensor | float | None) ->
     """
 
 
-@hookspec
+@_event(SYNC)
 def on_evaluate_start(trainer: Trainer) -> None:
-    """Evaluation begins.
+    """Called when evaluation begins.
 
-    Called: by the trainer, before ``run_evaluate``.
+    Called: by ``trainer.evaluate``, before ``run_evaluate``.
     Ranks: every rank.
-    Device: may wait for it.
+    Device: may wait for the device.
 
     Args:
         trainer: the trainer; the model is in evaluation mode.
@@ -800,17 +683,18 @@ def on_evaluate_start(trainer: Trainer) -> None:
     """
 
 
-@hookspec
+@_event(SYNC)
 def on_evaluate_end(trainer: Trainer, metrics: Mapping[str, float]) -> None:
-    """Evaluation is over.
+    """Called when evaluation is over.
 
-    Called: by the trainer, after ``run_evaluate`` and before a checkpoint of the same step.
+    Called: by ``trainer.evaluate``, after ``run_evaluate`` and before a checkpoint of the same step.
     Ranks: every rank.
-    Device: may wait for it.
+    Device: may wait for the device.
 
     Args:
         trainer: the trainer; the model is back in training mode.
-        metrics: what ``run_evaluate`` returned, such as ``eval/<name>/loss``, equal on all ranks.
+        metrics: what ``run_evaluate`` returned, such as ``eval/<name>/loss``, equal on all ranks; empty when the
+            evaluation was abandoned.
 
     Returns:
         Ignored.
@@ -819,13 +703,13 @@ def on_evaluate_end(trainer: Trainer, metrics: Mapping[str, float]) -> None:
     """
 
 
-@hookspec
+@_event(SYNC)
 def on_checkpoint_start(trainer: Trainer) -> None:
-    """At least one checkpoint engine is about to save.
+    """Called when at least one checkpoint engine is about to save.
 
     Called: by the trainer, before ``save_checkpoint``.
     Ranks: every rank.
-    Device: may wait for it.
+    Device: may wait for the device.
 
     Args:
         trainer: the trainer.
@@ -837,14 +721,14 @@ def on_checkpoint_start(trainer: Trainer) -> None:
     """
 
 
-@hookspec
+@_event(SYNC)
 def on_checkpoint_end(trainer: Trainer, path: Path) -> None:
-    """A checkpoint engine has saved.
+    """Called when a checkpoint engine has saved.
 
-    Called: by the trainer, once for each path that ``save_checkpoint`` returned, and once for each save in the
-        background, some steps after the one that it holds.
+    Called: by the trainer, once for each path that ``save_checkpoint`` returned, after it; and once for each
+        asynchronous save, some steps after the one that it holds.
     Ranks: every rank.
-    Device: may wait for it.
+    Device: may wait for the device.
 
     Args:
         trainer: the trainer.
@@ -857,13 +741,13 @@ def on_checkpoint_end(trainer: Trainer, path: Path) -> None:
     """
 
 
-@hookspec
+@_event(SYNC)
 def on_resume_start(trainer: Trainer, path: Path) -> None:
-    """A checkpoint is about to be loaded.
+    """Called when a checkpoint is about to be loaded.
 
-    Called: by the trainer, before ``load_checkpoint``.
+    Called: by ``trainer.run``, before ``load_checkpoint``.
     Ranks: every rank.
-    Device: may wait for it.
+    Device: may wait for the device.
 
     Args:
         trainer: the trainer, as the recipe built it.
@@ -876,13 +760,13 @@ def on_resume_start(trainer: Trainer, path: Path) -> None:
     """
 
 
-@hookspec
+@_event(SYNC)
 def on_resume_end(trainer: Trainer, path: Path) -> None:
-    """A checkpoint has been loaded.
+    """Called when a checkpoint has been loaded.
 
-    Called: by the trainer, after ``load_checkpoint``.
+    Called: by ``trainer.run``, after ``load_checkpoint`` and before ``on_train_start``.
     Ranks: every rank.
-    Device: may wait for it.
+    Device: may wait for the device.
 
     Args:
         trainer: the trainer, as the checkpoint left it.
@@ -895,237 +779,17 @@ def on_resume_end(trainer: Trainer, path: Path) -> None:
     """
 
 
-# ---------------------------------------------------------------------------------------------------- loop hooks
-
-
-@hookspec(firstresult=True)
-def run_train(trainer: Trainer) -> TrainerState:  # type: ignore[empty-body]
-    """The whole run: which epochs, in which order.
-
-    Called: by ``trainer.train``, between ``on_train_start`` and ``on_train_end``.
-    Ranks: every rank.
-    Device: must not wait for it.
-
-    Args:
-        trainer: the trainer; call ``trainer.epoch(number)``.
-
-    Returns:
-        ``trainer.state``; NotImplemented leaves it to the next plugin, None is an error.
-
-    Default: ``trainer.epoch`` for each of ``trainer.epochs`` until a limit or a stop request.
-    """
-
-
-@hookspec(firstresult=True)
-def run_epoch(trainer: Trainer, epoch: int) -> int:  # type: ignore[empty-body]
-    """One epoch: which windows, in which order.
-
-    Called: by ``trainer.epoch``, between ``on_epoch_start`` and ``on_epoch_end``.
-    Ranks: every rank.
-    Device: must not wait for it.
-
-    Args:
-        trainer: the trainer; iterate over ``trainer.train_batches`` and call ``trainer.step(batches)``.
-        epoch: its number, from 0.
-
-    Returns:
-        The steps that were run; NotImplemented leaves it to the next plugin, None is an error.
-
-    Default: ``trainer.step`` for each window until a limit or a stop request.
-    """
-
-
-@hookspec(firstresult=True)
-def run_step(trainer: Trainer, batches: Sequence[Batch]) -> StepOutput:  # type: ignore[empty-body]
-    """One optimizer step over its whole accumulation window.
-
-    Called: by ``trainer.step``, between ``on_step_start`` and ``on_step_end``.
-    Ranks: every rank; all get equally many micro-batches, blank ones with no supervised token where rows ran out.
-    Device: must not wait for it.
-
-    Args:
-        trainer: the trainer; call ``trainer.microbatch(batch)`` and ``trainer.optimizer_step()``.
-        batches: this rank's micro-batches of the window, on the host.
-
-    Returns:
-        The step's output; NotImplemented leaves it to the next plugin, None is an error.
-
-    Default: every micro-batch, then the optimizer.
-    """
-
-
-@hookspec(firstresult=True)
-def count_batch(trainer: Trainer, batch: Batch) -> BatchCounts:  # type: ignore[empty-body]
-    """Count what a micro-batch holds, before it moves to the device.
-
-    Called: by ``trainer.step`` for every micro-batch of the window, and in evaluation. The sum of denominators over
-        the window and the ranks is ``trainer.denominator``, which the loss is divided by.
-    Ranks: every rank.
-    Device: must not touch it.
-
-    Args:
-        trainer: the trainer.
-        batch: the micro-batch, on the host.
-
-    Returns:
-        A ``BatchCounts`` with denominator, tokens and trained tokens; NotImplemented leaves it to the next plugin, None
-        is an error. Every micro-batch of a run counts in one unit.
-
-    Default: tokens: labels other than -100, the first of each row excepted; and the batch's own ``tokens``,
-        or the entries of ``attention_mask``, or all of ``input_ids``.
-    """
-
-
-@hookspec(firstresult=True)
-def compute_loss(trainer: Trainer, model: Module, batch: Batch, denominator: float) -> LossSum:  # type: ignore[empty-body]
-    """The loss of a micro-batch, as a sum.
-
-    Called: by ``trainer.microbatch`` under autocast, and by evaluation, under ``torch.no_grad`` as well.
-    Ranks: every rank.
-    Device: must not wait for it.
-
-    Args:
-        trainer: the trainer.
-        model: the model to call.
-        batch: the micro-batch, on the device.
-        denominator: what it contributes to ``trainer.denominator``, as ``count_batch`` counted it.
-
-    Returns:
-        The undivided *sum* of the loss and its denominator: the engine divides, once, by ``trainer.denominator``.
-        Further sums are divided in the same way and logged under their names, and as ``eval/<name>/...`` in evaluation.
-        NotImplemented leaves the loss to the next plugin, None is an error.
-
-    Default: the recipe's ``loss``.
-    """
-
-
-@hookspec(firstresult=True)
-def run_backward(trainer: Trainer, loss: Tensor) -> Tensor:  # type: ignore[empty-body]
-    """Add the gradients of a micro-batch to those of the window.
-
-    Called: by ``trainer.microbatch``.
-    Ranks: every rank.
-    Device: must not wait for it.
-
-    Args:
-        trainer: the trainer; ``trainer.is_last_microbatch`` says whether the window ends with this micro-batch.
-        loss: the loss, already divided by the window's supervised tokens over all ranks, shape ().
-
-    Returns:
-        The loss that was propagated; NotImplemented leaves it to the next plugin, None is an error.
-
-    Default: ``trainer.strategy.backward``.
-    """
-
-
-@hookspec(firstresult=True)
-def run_optimizer_step(trainer: Trainer) -> OptimizerStep:  # type: ignore[empty-body]
-    """Clip, update the weights, clear the gradients.
-
-    Called: by ``trainer.optimizer_step``. The engine steps the scheduler afterwards.
-    Ranks: every rank.
-    Device: must not wait for it, unless the recipe says ``on_nan: skip`` or fp16 scaling needs it.
-
-    Args:
-        trainer: the trainer; ``trainer.wants_grad_norm`` says whether this step will be logged.
-
-    Returns:
-        The gradient norm, and whether the weights changed; NotImplemented leaves it to the next plugin, None is an
-        error.
-
-    Default: ``trainer.strategy.optimizer_step`` with the recipe's ``gradient_clipping``.
-    """
-
-
-@hookspec(firstresult=True)
-def run_evaluate(trainer: Trainer) -> Mapping[str, float]:  # type: ignore[empty-body]
-    """Measure the model on every evaluation set.
-
-    Called: by the trainer every ``eval_interval`` steps, at the end, and on request; under ``torch.no_grad`` with the
-        model in evaluation mode.
-    Ranks: every rank; the result must be equal on all.
-    Device: may wait for it.
-
-    Args:
-        trainer: the trainer; ``trainer.eval_batches(name)`` iterates over this rank's micro-batches.
-
-    Returns:
-        Metrics, ``eval/<name>/loss`` among them; NotImplemented leaves it to the next plugin, None is an error.
-
-    Default: the token-weighted mean over every row exactly once.
-    """
-
-
-@hookspec(firstresult=True)
-def save_checkpoint(trainer: Trainer) -> Sequence[Path]:  # type: ignore[empty-body]
-    """Save with every checkpoint engine that is due.
-
-    Called: by the trainer after a step, an epoch or the run, when ``trainer.due_checkpoint_engines`` is not empty.
-    Ranks: every rank.
-    Device: may wait for it.
-
-    Args:
-        trainer: the trainer.
-
-    Returns:
-        What was written; NotImplemented leaves it to the next plugin, None is an error.
-
-    Default: ``engine.save(trainer)`` for each of ``trainer.due_checkpoint_engines``.
-    """
-
-
-@hookspec(firstresult=True)
-def load_checkpoint(trainer: Trainer, path: Path) -> Path:  # type: ignore[empty-body]
-    """Load a checkpoint into the trainer.
-
-    Called: by the trainer, when all parts are built, before ``on_train_start``.
-    Ranks: every rank.
-    Device: may wait for it.
-
-    Args:
-        trainer: the trainer, as the recipe built it.
-        path: the checkpoint.
-
-    Returns:
-        The path that was loaded; NotImplemented leaves it to the next plugin, None is an error.
-
-    Default: the checkpoint engine that claims the path.
-    """
-
-
-# ------------------------------------------------------------------------------------- observing, state, failure
-
-
-@hookspec
-def collect_metrics(trainer: Trainer) -> Mapping[str, Tensor | float] | None:
-    """Add values to a log line.
-
-    Called: by the trainer every ``log_interval`` steps, before ``on_log``.
-    Ranks: every rank; what is logged is rank 0's.
-    Device: must not wait for it: return tensors of shape (), the engine reads all of them at once.
-
-    Args:
-        trainer: the trainer.
-
-    Returns:
-        Names to values, or None; a name that is taken is an error.
-
-    Default: the engine's own values: ``step``, ``epoch``, ``loss``, ``lr``, ``grad_norm``, ``tokens``,
-        ``supervised_tokens``, ``tokens_per_second``, ``step_seconds``.
-    """
-
-
-@hookspec
+@_event(SYNC)
 def on_log(trainer: Trainer, metrics: Mapping[str, float]) -> None:
-    """A line of metrics is ready.
+    """Called when a line of metrics is ready.
 
-    Called: by the trainer every ``log_interval`` steps and after every evaluation.
+    Called: by ``trainer.log``, after ``collect_metrics``.
     Ranks: every rank, with equal values for the engine's own metrics.
-    Device: has just been waited for; this is the only point of the loop where the host waits.
+    Device: may wait for the device: the engine has just read all metrics from it.
 
     Args:
         trainer: the trainer.
-        metrics: names to numbers.
+        metrics: numbers by name.
 
     Returns:
         Ignored.
@@ -1134,13 +798,13 @@ def on_log(trainer: Trainer, metrics: Mapping[str, float]) -> None:
     """
 
 
-@hookspec
+@_event(ASYNC)
 def on_message(trainer: Trainer, message: str) -> None:
-    """Somebody has something to tell the user.
+    """Called with a message for the user.
 
-    Called: by ``trainer.say(message)``, which any plugin may call instead of printing into a progress bar.
+    Called: by ``trainer.say``, which plugins call instead of printing into a progress bar.
     Ranks: rank 0 only.
-    Device: must not wait for it.
+    Device: must not wait for the device.
 
     Args:
         trainer: the trainer.
@@ -1153,50 +817,13 @@ def on_message(trainer: Trainer, message: str) -> None:
     """
 
 
-@hookspec
-def collect_state(trainer: Trainer) -> Mapping[str, Any] | None:
-    """Give what a plugin must get back after a resume.
-
-    Called: by checkpoint engines, when they save.
-    Ranks: every rank; rank 0's is kept.
-    Device: may wait for it.
-
-    Args:
-        trainer: the trainer.
-
-    Returns:
-        A mapping of JSON values and tensors, kept under the plugin's name; None keeps nothing.
-
-    Default: none.
-    """
-
-
-@hookspec
-def restore_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
-    """Take back what ``collect_state`` gave.
-
-    Called: by the trainer during a resume, for each plugin that has state in the checkpoint.
-    Ranks: every rank.
-    Device: may wait for it.
-
-    Args:
-        trainer: the trainer.
-        state: what this plugin, and no other, gave when the checkpoint was saved.
-
-    Returns:
-        Ignored.
-
-    Default: none.
-    """
-
-
-@hookspec
+@_event(ASYNC)
 def on_exception(trainer: Trainer, exception: BaseException) -> None:
-    """The run has failed.
+    """Called when the run has failed.
 
-    Called: by the trainer, before the exception is raised again.
+    Called: by the trainer, before ``on_teardown`` and before the exception is raised again.
     Ranks: the ranks on which it failed.
-    Device: must not wait for it; it may be what failed.
+    Device: must not wait for the device; it may be what failed.
 
     Args:
         trainer: the trainer.
@@ -1209,13 +836,14 @@ def on_exception(trainer: Trainer, exception: BaseException) -> None:
     """
 
 
-@hookspec
+@_event(ASYNC)
 def on_teardown(trainer: Trainer) -> None:
-    """The run is over, however it ended.
+    """Called at the end of every run, however it ended.
 
-    Called: by the trainer, last of all, once; every plugin's is run even when another one's raises.
+    Called: by ``trainer.close``, once, after all other hooks; the teardown of every plugin runs even if another one's
+        raises.
     Ranks: every rank.
-    Device: must not wait for it.
+    Device: must not wait for the device.
 
     Args:
         trainer: the trainer.
@@ -1225,3 +853,414 @@ def on_teardown(trainer: Trainer) -> None:
 
     Default: none.
     """
+
+
+# ----------------------------------------------------------------------------------------------------------- loop hooks
+
+
+@_loop_hook(ASYNC)
+def run_train(trainer: Trainer) -> TrainerState:  # type: ignore[empty-body]
+    """Run the whole training: which epochs, in which order.
+
+    Called: by ``trainer.run``, after ``on_train_start`` and before ``on_train_end``; not if nothing is left to train.
+    Ranks: every rank.
+    Device: must not wait for the device.
+
+    Args:
+        trainer: the trainer; call ``trainer.epoch(number)``.
+
+    Returns:
+        ``trainer.state``. NotImplemented leaves it to the next plugin, None is an error.
+
+    Default: ``trainer.epoch`` for each of ``trainer.epochs`` until a limit or a stop request.
+    """
+
+
+@_loop_hook(ASYNC)
+def run_epoch(trainer: Trainer, epoch: int) -> int:  # type: ignore[empty-body]
+    """Run one epoch: which accumulation windows, in which order.
+
+    Called: by ``trainer.epoch``, after ``on_epoch_start`` and before ``on_epoch_end``.
+    Ranks: every rank.
+    Device: must not wait for the device.
+
+    Args:
+        trainer: the trainer; iterate over ``trainer.train_batches`` and call ``trainer.step(batches)``.
+        epoch: its number, from 0.
+
+    Returns:
+        The number of steps that were run. NotImplemented leaves it to the next plugin, None is an error.
+
+    Default: ``trainer.step`` for each accumulation window until a limit or a stop request.
+    """
+
+
+@_loop_hook(ASYNC)
+def run_step(trainer: Trainer, batches: Sequence[Batch]) -> StepOutput:  # type: ignore[empty-body]
+    """Run one optimizer step over its accumulation window.
+
+    Called: by ``trainer.step``, after ``on_step_start`` and before ``on_step_end``.
+    Ranks: every rank; all get equally many micro-batches, padding batches with no trained token where the data ran out.
+    Device: must not wait for the device.
+
+    Args:
+        trainer: the trainer; call ``trainer.microbatch(batch)`` and ``trainer.optimizer_step()``.
+        batches: this rank's micro-batches of the accumulation window, on the host.
+
+    Returns:
+        The step's output. NotImplemented leaves it to the next plugin, None is an error.
+
+    Default: ``trainer.microbatch`` for each micro-batch, then ``trainer.optimizer_step``.
+    """
+
+
+@_loop_hook(UNTOUCHED)
+def count_batch(trainer: Trainer, batch: Batch) -> BatchCounts:  # type: ignore[empty-body]
+    """Count what a micro-batch holds, before it moves to the device.
+
+    Called: by ``trainer.count``, for each micro-batch: those of a step in ``trainer.begin_step``, those of an
+        evaluation inside ``run_evaluate``. The sum of the denominators over the accumulation window and the ranks is
+        ``trainer.denominator``, which the loss is divided by.
+    Ranks: every rank.
+    Device: must not touch a device.
+
+    Args:
+        trainer: the trainer.
+        batch: the micro-batch, on the host.
+
+    Returns:
+        A ``BatchCounts`` with denominator, tokens and trained tokens. Every micro-batch of a run must be counted in the
+        same unit. NotImplemented leaves it to the next plugin, None is an error.
+
+    Default: tokens: labels other than -100 except the first of each sequence; and the batch's own ``tokens``, or the
+        entries of ``attention_mask``, or all of ``input_ids``.
+    """
+
+
+@_loop_hook(ASYNC)
+def compute_loss(trainer: Trainer, model: Module, batch: Batch, denominator: float) -> LossSum:  # type: ignore[empty-body]
+    """Compute the loss of a micro-batch, as a sum.
+
+    Called: by ``trainer.loss_of``, inside ``run_step`` or ``run_evaluate``: under autocast, and in evaluation under
+        ``torch.no_grad``.
+    Ranks: every rank.
+    Device: must not wait for the device.
+
+    Args:
+        trainer: the trainer.
+        model: the model to call.
+        batch: the micro-batch, on the device.
+        denominator: what it contributes to ``trainer.denominator``, as ``count_batch`` counted it.
+
+    Returns:
+        The undivided *sum* of the loss, and its denominator: the engine divides once, by ``trainer.denominator``.
+        Further sums are divided in the same way and logged under their names, and as ``eval/<name>/...`` in evaluation.
+        NotImplemented leaves it to the next plugin, None is an error.
+
+    Default: the recipe's ``loss``.
+    """
+
+
+@_loop_hook(ASYNC)
+def run_backward(trainer: Trainer, loss: Tensor) -> Tensor:  # type: ignore[empty-body]
+    """Accumulate the gradients of a micro-batch.
+
+    Called: by ``trainer.microbatch``, after ``compute_loss`` and before ``on_microbatch_end``.
+    Ranks: every rank.
+    Device: must not wait for the device.
+
+    Args:
+        trainer: the trainer; ``trainer.is_last_microbatch`` is whether the accumulation window ends with this
+            micro-batch.
+        loss: the loss, already divided by ``trainer.denominator``, shape ().
+
+    Returns:
+        The loss that was propagated. NotImplemented leaves it to the next plugin, None is an error.
+
+    Default: ``trainer.strategy.backward``.
+    """
+
+
+@_loop_hook(ASYNC)
+def run_optimizer_step(trainer: Trainer) -> OptimizerStep:  # type: ignore[empty-body]
+    """Clip, update the weights, and clear the gradients.
+
+    Called: by ``trainer.optimizer_step``, after ``on_optimizer_step_start`` and before ``on_optimizer_step_end``; not
+        if the window has no trained token. The engine steps the scheduler afterwards.
+    Ranks: every rank.
+    Device: must not wait for the device, unless ``on_nan: skip`` or fp16 scaling needs it.
+
+    Args:
+        trainer: the trainer; ``trainer.wants_grad_norm`` is whether this step will be logged.
+
+    Returns:
+        The gradient norm, and whether the weights changed. NotImplemented leaves it to the next plugin, None is an
+        error.
+
+    Default: ``trainer.strategy.optimizer_step`` with the recipe's ``gradient_clipping``.
+    """
+
+
+@_loop_hook(SYNC)
+def run_evaluate(trainer: Trainer) -> Mapping[str, float]:  # type: ignore[empty-body]
+    """Measure the model on every evaluation set.
+
+    Called: by ``trainer.evaluate``, after ``on_evaluate_start`` and before ``on_evaluate_end``: every ``eval_interval``
+        steps, at the end, and on request; under ``torch.no_grad``, with the model in evaluation mode.
+    Ranks: every rank; the result must be equal on all.
+    Device: may wait for the device.
+
+    Args:
+        trainer: the trainer; ``trainer.eval_batches(name)`` iterates over this rank's micro-batches.
+
+    Returns:
+        Metrics, ``eval/<name>/loss`` among them. NotImplemented leaves it to the next plugin, None is an error.
+
+    Default: the mean over all trained tokens, every sequence once.
+    """
+
+
+@_loop_hook(SYNC)
+def save_checkpoint(trainer: Trainer) -> Sequence[Path]:  # type: ignore[empty-body]
+    """Save with every checkpoint engine that is due.
+
+    Called: by the trainer, after ``on_checkpoint_start`` and before ``on_checkpoint_end``: after a step, an epoch or
+        the run, and in ``trainer.save``.
+    Ranks: every rank.
+    Device: may wait for the device.
+
+    Args:
+        trainer: the trainer; ``trainer.due_checkpoint_engines`` are due.
+
+    Returns:
+        The paths that were written. NotImplemented leaves it to the next plugin, None is an error.
+
+    Default: ``engine.save(trainer)`` for each of ``trainer.due_checkpoint_engines``.
+    """
+
+
+@_loop_hook(SYNC)
+def load_checkpoint(trainer: Trainer, path: Path) -> Path:  # type: ignore[empty-body]
+    """Load a checkpoint into the trainer.
+
+    Called: by ``trainer.run``, after ``on_resume_start`` and before ``on_resume_end``, when all parts are built.
+    Ranks: every rank.
+    Device: may wait for the device.
+
+    Args:
+        trainer: the trainer, as the recipe built it.
+        path: the checkpoint.
+
+    Returns:
+        The path that was loaded. NotImplemented leaves it to the next plugin, None is an error.
+
+    Default: ``engine.load(trainer, path)`` of the checkpoint engine whose ``can_load(path)`` is true.
+    """
+
+
+# ---------------------------------------------------------------------------------------------------- metrics and state
+
+
+@_collected(ASYNC)
+def collect_metrics(trainer: Trainer) -> Mapping[str, Tensor | float] | None:
+    """Add values to a log line.
+
+    Called: by ``trainer.log``, every ``log_interval`` steps, after every evaluation and on request, before ``on_log``.
+    Ranks: every rank; rank 0's values are logged.
+    Device: must not wait for the device: return tensors of shape (), and the engine reads all of them at once.
+
+    Args:
+        trainer: the trainer.
+
+    Returns:
+        Values by name, or None. A name that is taken is an error.
+
+    Default: the engine's own values: ``step``, ``epoch``, ``loss``, ``lr``, ``grad_norm``, ``tokens``,
+        ``supervised_tokens``, ``tokens_per_second``, ``step_seconds``.
+    """
+
+
+@_collected(SYNC)
+def collect_state(trainer: Trainer) -> Mapping[str, Any] | None:
+    """Return what the plugin must get back after a resume.
+
+    Called: by ``trainer.collect_states``, inside ``save_checkpoint``.
+    Ranks: every rank; rank 0's state is kept.
+    Device: may wait for the device.
+
+    Args:
+        trainer: the trainer.
+
+    Returns:
+        A mapping of JSON values and tensors, kept under the plugin's name. None keeps nothing.
+
+    Default: none.
+    """
+
+
+@_collected(SYNC)
+def restore_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
+    """Take back what ``collect_state`` returned.
+
+    Called: by ``trainer.restore_states``, inside ``load_checkpoint``, for each plugin that has state in the checkpoint.
+    Ranks: every rank.
+    Device: may wait for the device.
+
+    Args:
+        trainer: the trainer.
+        state: what this plugin's ``collect_state`` returned when the checkpoint was saved.
+
+    Returns:
+        Ignored.
+
+    Default: none.
+    """
+
+
+# ----------------------------------------------------------------------------------------------- estimates and previews
+
+
+@_question(UNTOUCHED)
+def make_meta_model(config: Any, world: World, recipe: Recipe) -> Module | None:
+    """Build the model without its weights, for estimates.
+
+    Called: by ``hooktrain plan``, under ``torch.device("meta")``. A plugin that wraps ``make_model`` wraps this hook
+        too, so that the plan counts what will be trained.
+    Ranks: one process; the command does not start ranks.
+    Device: must not touch a device, the network or a process group, nor read weights.
+
+    Args:
+        config: the ``model`` section of the recipe, as an instance of its config class.
+        world: one of the planned processes: its rank, and the number of ranks.
+        recipe: the structured recipe.
+
+    Returns:
+        A module with the names, shapes, dtypes and ``requires_grad`` of the model. None leaves it to the next plugin.
+        Raise a ``HooktrainError`` to say why it cannot be known, such as *not downloaded*.
+
+    Default: none; ``hooktrain-hf`` builds ``huggingface``, and ``hooktrain-peft`` adds its adapter.
+    """
+
+
+@_collected(UNTOUCHED)
+def estimate_activations(recipe: Recipe, model: Module, sequences: int, tokens: int) -> Mapping[str, int] | None:
+    """Estimate the memory that a micro-batch keeps between the forward and the backward pass.
+
+    Called: by ``hooktrain plan``, after ``make_meta_model``, within torch's ``FakeTensorMode``, in which the model can
+        be called at no cost.
+    Ranks: one process; the command does not start ranks.
+    Device: must not touch a device.
+
+    Args:
+        recipe: the structured recipe.
+        model: what ``make_meta_model`` returned, as fake tensors on the CPU.
+        sequences: sequences of the micro-batch.
+        tokens: tokens of each sequence.
+
+    Returns:
+        Bytes by purpose, such as ``{"activations": 10**9}``; the figures of all plugins are added. None adds nothing.
+
+    Default: none; ``hooktrain-hf`` estimates ``huggingface``, and ``hooktrain-sft`` adds the logits of its losses.
+    """
+
+
+@_question(UNTOUCHED)
+def estimate_examples(config: Any) -> int | None:
+    """Count the examples of one source, quickly.
+
+    Called: by ``hooktrain plan``, inside ``estimate_data``, for each source.
+    Ranks: one process; the command does not start ranks.
+    Device: must not touch a device or the network.
+
+    Args:
+        config: one entry of the sources.
+
+    Returns:
+        The number. None leaves it to the next plugin. Raise a ``HooktrainError`` to say why it cannot be known.
+
+    Default: none; ``hooktrain-hf`` counts the files of ``huggingface``.
+    """
+
+
+@_question(UNTOUCHED)
+def estimate_data(config: Any, recipe: Recipe, world: World, hooks: Any) -> DataEstimate | None:
+    """Estimate what an epoch trains on, without preparing it.
+
+    Called: by ``hooktrain plan``.
+    Ranks: one process; the command does not start ranks.
+    Device: must not touch a device or the network.
+
+    Args:
+        config: the ``data`` section of the recipe, as an instance of its config class.
+        recipe: the structured recipe.
+        world: one of the planned processes: its rank, and the number of ranks.
+        hooks: calls hooks, as in ``hooks.estimate_examples(config=source)``.
+
+    Returns:
+        The figures that are known. None leaves it to the next plugin. Raise a ``HooktrainError`` to say why nothing can
+        be known.
+
+    Default: none; ``hooktrain-sft`` reads its cache, or calls ``estimate_examples``.
+    """
+
+
+@_question(UNTOUCHED)
+def estimate_memory(config: Any, recipe: Recipe, world: World, model: ModelEstimate) -> MemoryEstimate | None:
+    """Estimate what the strategy keeps on each device.
+
+    Called: by ``hooktrain plan``, after ``estimate_data`` and ``estimate_activations``.
+    Ranks: one process; the command does not start ranks.
+    Device: must not touch a device or a process group; it may check whether there is a GPU.
+
+    Args:
+        config: the ``strategy`` section of the recipe, as an instance of its config class.
+        recipe: the structured recipe.
+        world: one of the planned processes: its rank, and the number of ranks.
+        model: sizes of weights, optimizer and activations.
+
+    Returns:
+        Bytes by purpose. None leaves it to the next plugin.
+
+    Default: none; ``hooktrain-torch`` estimates ``torch``, and ``hooktrain-deepspeed`` estimates ``deepspeed``.
+    """
+
+
+@_question(UNTOUCHED)
+def preview_examples(
+    config: Any, tokenizer: Any, world: World, hooks: Any, count: int
+) -> Sequence[ExamplePreview] | None:
+    """Show how the first examples of each source are trained on.
+
+    Called: by ``hooktrain data RECIPE --show N``.
+    Ranks: one process; the command does not start ranks.
+    Device: must not touch a device.
+
+    Args:
+        config: the ``data`` section of the recipe, as an instance of its config class.
+        tokenizer: what ``make_tokenizer`` returned.
+        world: rank and world size of this process.
+        hooks: calls hooks, as in ``hooks.load_source(config=source, world=world)``.
+        count: examples to show of each source.
+
+    Returns:
+        The examples in pieces, each with whether it is trained and why. None leaves it to the next plugin.
+
+    Default: none; ``hooktrain-sft`` shows ``sft`` and ``causal``.
+    """
+
+
+# ------------------------------------------------------------------------------------- derived from the decorators
+
+
+def _of(kind: str) -> tuple[str, ...]:
+    return tuple(name for name, hook in _DECLARED.items() if hook.kind == kind)
+
+
+HOOKS: Mapping[str, Hook] = MappingProxyType(_DECLARED)
+"""Every hook of the engine, in the order of this file."""
+FACTORIES: Mapping[str, str] = {name: HOOKS[name].makes for name in _of("factory")}
+"""Each factory, and the kind of part that it builds."""
+LOOP_HOOKS = _of("loop hook")
+EVENTS = _of("event")
+COLLECTED = _of("collected")
+QUESTIONS = _of("question")

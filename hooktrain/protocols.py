@@ -121,7 +121,8 @@ class Strategy(Protocol):
     def full_state_dict(self, model: Module) -> dict[str, Tensor]:
         """All weights as whole CPU tensors on rank 0, and ``{}`` elsewhere. Collective.
 
-        Weights that are whole and on the CPU are not copied: who keeps them while the training goes on does that.
+        Weights that are whole and on the CPU are not copied: whoever keeps them while the training continues copies
+        them.
         """
 
     def trained_state(self, model: Module, optimizer: Optimizer) -> TrainedState:
@@ -169,7 +170,8 @@ class CheckpointEngine(Protocol):
     config: Any
 
     def save(self, trainer: Trainer) -> Path | None:
-        """Save the trainer; returns what was written, or None when that goes on in the background. Collective."""
+        """Save the trainer; returns what was written, or None while that is still going on in the background.
+        Collective."""
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint that a run can resume from, or None."""

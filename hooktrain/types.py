@@ -260,9 +260,9 @@ class Data:
         train_fingerprint: text that is equal in two runs exactly when their training rows are, for a resume; nothing
             where only their number can be compared.
         order: makes the order of an epoch's rows, shape (rows,), from a generator that is seeded for the epoch and the
-            number of rows in a step; a plain permutation when left out. Not asked when ``shuffle`` is off.
+            number of rows in a step; a plain permutation when omitted. Not asked when ``shuffle`` is off.
         loader: builds what hands out the windows, from what ``make_loader`` is given, for rows that cannot be addressed
-            by number, such as a stream's; ``WindowLoader`` when left out.
+            by number, such as a stream's; ``WindowLoader`` when omitted.
     """
 
     train: Dataset

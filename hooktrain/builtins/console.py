@@ -49,7 +49,7 @@ class _Terminal(Terminal):
 
 
 class Console:
-    """Prints on rank 0; a run goes on when it cannot, as its metrics are written elsewhere too."""
+    """Prints on rank 0; a run continues when it cannot print, as its metrics are written elsewhere too."""
 
     hooktrain_plugin = PluginInfo(on_error="disable")
 

@@ -36,7 +36,7 @@ class Cost:
         plugin: its plugin.
         hook: its hook.
         calls: how often it was called.
-        nanoseconds: time on the host's clock. Work that it has given to a device goes on while others run, and is
+        nanoseconds: time on the host's clock. Work that it has given to a device runs while others are called, and is
             waited for by whoever reads its result.
         device_syncs: how often it made the host wait for the device, as
             :class:`hooktrain.builtins.device_sync.DeviceSyncs` counts.

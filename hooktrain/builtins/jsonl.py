@@ -39,10 +39,11 @@ class JsonLinesConfig:
 class JsonLines:
     """Writes on rank 0, whole lines at a time, so that a reader never sees half of one: each at once, or, where steps
     take less than a tenth of a second, those of a tenth together. Before a checkpoint everything is written, so that a
-    run which goes on from it finds all lines of its past.
+    run which resumes from it finds all lines of its past.
 
-    A run that begins anew beside the file of an earlier one keeps that under ``metrics.1.jsonl`` and so on; a run that
-    resumes goes on with the file, and keeps lines of steps after the checkpoint, which it will write again, likewise.
+    A run that begins anew alongside the file of an earlier one keeps that under ``metrics.1.jsonl`` and so on; a run
+    that resumes continues with the file, and keeps lines of steps after the checkpoint, which it will write again,
+    likewise.
     """
 
     def __init__(self) -> None:

@@ -28,7 +28,7 @@ _LOOK_EVERY = 0.1
 class Signals:
     """SIGTERM and SIGINT save and end the run after the current step, on all ranks; a second SIGINT ends it at once.
 
-    SIGUSR1 saves and goes on. A file ``stop`` in the run directory saves and ends the run; it is removed.
+    SIGUSR1 saves and continues. A file ``stop`` in the run directory saves and ends the run; it is removed.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Signals:
     @hookimpl(trylast=True)
     def on_train_end(self, trainer: Trainer) -> None:
         if trainer.world.is_main:
-            _taken(trainer.run_dir / "stop")  # or it would end the next run, which goes on from this one
+            _taken(trainer.run_dir / "stop")  # or it would end the next run, which resumes from this one
         if trainer.state.stop_reason is not None:
             trainer.strategy.barrier()  # a launcher ends all ranks as soon as one has ended with a status
 

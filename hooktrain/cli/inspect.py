@@ -16,7 +16,7 @@ __all__ = ["hooks", "plan", "plugins", "schema"]
 
 @click.command()
 @recipe_options
-@click.option("--nproc", type=click.IntRange(1), help="Ranks to plan for; WORLD_SIZE, or 1, when left out.")
+@click.option("--nproc", type=click.IntRange(1), help="Ranks to plan for; WORLD_SIZE, or 1, when omitted.")
 @click.option(
     "--diff", "other", type=click.Path(path_type=Path), metavar="OTHER",
     help="Compare with another recipe, a plan saved with --json, or a run directory.",
@@ -26,7 +26,7 @@ __all__ = ["hooks", "plan", "plugins", "schema"]
 )
 @click.option(
     "--lock", type=click.Path(path_type=Path), metavar="FILE",
-    help="Write down the plugins that take part, for plugins.lock of a recipe.",
+    help="Write down the plugins that are active, for plugins.lock of a recipe.",
 )  # fmt: skip
 @click.option(
     "--no-estimates", is_flag=True, help="Do not estimate sizes of model, data and memory, for which torch is imported."
@@ -86,7 +86,7 @@ def _lock(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], p
 @click.option("-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all.")
 @as_json
 def plugins(name: str | None, switches: tuple[str, ...], as_json: bool) -> None:
-    """List plugins, what they offer and why one is out; or show one in full."""
+    """List plugins, what they register and why one is out; or show one in full."""
     from hooktrain.inspection.plugins import plugins_of, print_plugin, print_plugins
 
     print_facts(plugins_of(host_of(switches), name), as_json, print_plugins if name is None else print_plugin)

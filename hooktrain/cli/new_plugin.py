@@ -165,12 +165,12 @@ def _refuse_taken(names: PluginNames) -> None:
     type=click.Path(path_type=Path),
     default=Path(),
     metavar="DIR",
-    help="Where to make the folder hooktrain-NAME; here when left out.",
+    help="Where to make the folder hooktrain-NAME; here when omitted.",
 )
 def new_plugin(name: str, parent: Path) -> None:
     """Write the package of a new plugin, with tests.
 
-    It offers a part, observes the run, has settings and keeps state; `hooktrain guide` explains how.
+    It registers a part, observes the run, has settings and keeps state; `hooktrain guide` explains how.
     """
     names = PluginNames.of(name)
     _refuse_taken(names)

@@ -26,7 +26,7 @@ def compare(
 
     Args:
         other: a recipe file, a plan as ``hooktrain plan --json`` prints it, or the directory of a run, whose plugins
-            are those that took part then.
+            are those that were active then.
         facts: the plan.
         nproc: ranks to plan for, where the other one is a recipe.
         estimates: whether to compare sizes of model, data and memory.

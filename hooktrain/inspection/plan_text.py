@@ -82,9 +82,9 @@ PHASES = (_print_resolved, _print_complaints, _print_sizes)
 
 def _print_recipe(to: Console, facts: Mapping[str, Any], everything: bool) -> None:
     origins: Mapping[str, str] = facts["origins"]
-    idle = [] if everything else [key for key in facts["recipe"] if _is_idle(key, facts)]
+    unchanged = [] if everything else [key for key in facts["recipe"] if _is_default(key, facts)]
     for key, value in facts["recipe"].items():
-        if key in idle:
+        if key in unchanged:
             continue
         for text, path in _lines(key, value, key, "", origins):
             origin = origins.get(path, "")
@@ -92,11 +92,11 @@ def _print_recipe(to: Console, facts: Mapping[str, Any], everything: bool) -> No
             said = "default" if plain else origin
             line = f"{escape(text):<{_COLUMN}}  [dim]# {escape(said)}[/]" if said else escape(text)
             to.print(f"[dim]{line}[/]" if plain else line, soft_wrap=True)
-    if idle:
-        to.print(f"[dim]# all at their defaults (--all shows them): {', '.join(idle)}[/]", soft_wrap=True)
+    if unchanged:
+        to.print(f"[dim]# all at their defaults (--all shows them): {', '.join(unchanged)}[/]", soft_wrap=True)
 
 
-def _is_idle(key: str, facts: Mapping[str, Any]) -> bool:
+def _is_default(key: str, facts: Mapping[str, Any]) -> bool:
     """Whether these are settings of a plugin, or of the plugins, and the recipe says nothing of them."""
     inside = [origin for path, origin in facts["origins"].items() if path.startswith(f"{key}.")]
     apart = key not in facts["parts"]
@@ -183,7 +183,7 @@ def _memory(facts: Mapping[str, Any]) -> str:
         return f"unknown: {facts['unknown']}"
     lines = [f"about {bytes_of(facts['peak'])} on each device: {_listed(facts['device'])}"]
     if facts["host"]:
-        lines.append(f"about {bytes_of(sum(facts['host'].values()))} beside it on the host: {_listed(facts['host'])}")
+        lines.append(f"about {bytes_of(sum(facts['host'].values()))} on the host as well: {_listed(facts['host'])}")
     return "\n".join([*lines, *facts["notes"]])
 
 

@@ -28,12 +28,12 @@ class PluginsConfig:
     load: tuple[str, ...] = field(default=())
     """Plugins to load by name: installed ones, or modules (``package.module`` or ``package.module:Class``)."""
     loop_hooks: Mapping[str, str] = field(factory=dict)
-    """For a loop hook that several plugins claim, the plugin that runs it."""
+    """For a loop hook that several plugins implement, the plugin that runs it."""
     order: tuple[str, ...] = field(default=())
     """Plugins that are called before all others at every hook, in this order."""
     on_error: Mapping[str, str] = field(factory=dict)
-    """For a plugin whose hook raises, whether to ``stop`` the run, ``disable`` the plugin or ``warn`` and go on; only
-    only event hooks, metrics and states may fail; left out, each plugin's own policy counts."""
+    """For a plugin whose hook raises, whether to ``stop`` the run, ``disable`` the plugin or ``warn`` and continue;
+    only only event hooks, metrics and states may fail; left out, each plugin's own policy counts."""
     lock: Path | None = field(default=None)
     """A file that ``hooktrain plan --lock`` wrote, looked for in the current folder as every path of a recipe is: a run
     with other plugins than it says is refused."""

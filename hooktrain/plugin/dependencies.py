@@ -35,7 +35,7 @@ def drop_unmet(host: PluginHost) -> None:
 
 
 def refuse_excluded(host: PluginHost) -> None:
-    """Refuse two plugins of which one declares that it does not work beside the other.
+    """Refuse two plugins of which one declares that it does not work alongside the other.
 
     Raises:
         PluginError: naming both, and the line to write.
@@ -45,7 +45,7 @@ def refuse_excluded(host: PluginHost) -> None:
             for other in _active(host):
                 if other is not record and _is(other, each):
                     raise PluginError(
-                        f"{record} does not work beside {other}, as it declares itself; leave one of them out with"
+                        f"{record} does not work alongside {other}, as it declares; remove one of them with"
                         f" plugins: {{block: [{record.name}]}} or {{block: [{other.name}]}}"
                     )
 
@@ -72,7 +72,7 @@ def _why_not(host: PluginHost, requirement: str) -> str:
         if _is(record, requirement, any_version=True):
             if record.state == "active":
                 return f"of which {record.version} is installed; install a version that fits"
-            return f"which is {record.state} ({record.reason}); let it take part, or block this one as well"
+            return f"which is {record.state} ({record.reason}); activate it, or block this one as well"
     return "which is not installed; install it"
 
 
@@ -110,8 +110,8 @@ def _needing(host: PluginHost, recipe: Recipe) -> Iterator[str]:
 
 
 def _is_used(host: PluginHost, recipe: Recipe, record: PluginRecord) -> bool:
-    """Whether a recipe asks for anything that a plugin offers, settings at their defaults being none; one that offers
-    nothing always takes part."""
+    """Whether a recipe asks for anything that a plugin registers, settings at their defaults being none; one that
+    registers nothing is always active."""
     own = {offer.config for kinds in host.parts.values() for offer in kinds.values() if offer.plugin is record}
     return not own or any(type(config) in own and config != _default(type(config)) for _, config in _configs(recipe))
 

@@ -79,7 +79,7 @@ def import_named(name: str, known: Iterable[str]) -> Any:
         if not (isinstance(problem, ModuleNotFoundError) and module.startswith(problem.name or "?")):
             raise PluginError(
                 f"plugins: the module '{name}' cannot be imported ({type(problem).__name__}: {problem}); mend it,"
-                " or leave it out"
+                " or remove it"
             ) from problem
         raise PluginError(
             f"plugins: '{name}' is neither an installed plugin nor a module that can be found"

@@ -51,7 +51,7 @@ class ErrorPolicy:
 
         Raises:
             PluginError: the recipe gives a policy to a plugin that is not there, one that there is not, or one under
-                which the run would go on training another way.
+                which the run would continue training another way.
         """
         host = self._host
         for name, policy in host.config.on_error.items():
@@ -68,7 +68,7 @@ class ErrorPolicy:
             if policy != "stop" and host.records[name].info.changes_gradients:
                 raise PluginError(
                     f"plugins.on_error.{name}: given '{policy}', but the plugin changes gradients, and a run without it"
-                    " would train another way; leave it out"
+                    " would train another way; remove it"
                 )
         for record in host.records.values():
             if host.policy_of(record) != "stop":
@@ -89,7 +89,7 @@ class ErrorPolicy:
             record = self._host.records[name]
             if record.state != "disabled":
                 step = "" if trainer is None else f" after step {trainer.global_step}"
-                record.state, record.reason = "disabled", f"left out{step}, on all ranks"
+                record.state, record.reason = "disabled", f"disabled{step}, on all ranks"
                 for hook in (set(record.hooks) & set(MAY_FAIL)) - set(_KEPT):
                     self._host.remove(hook, name)
         self._host.hooks.refresh()
@@ -134,7 +134,7 @@ class ErrorPolicy:
         disables = host.policy_of(record) == "disable" and hook not in _KEPT
         if hooks[hook] == 1:
             when = "" if trainer is None else f", step {trainer.global_step}, rank {trainer.world.rank}"
-            then = "it is left out from here on" if disables else "the run goes on, and further failures are counted"
+            then = "it is disabled from here on" if disables else "the run continues, and further failures are counted"
             text = " ".join(str(problem).split())
             host.warn(f"{record}, hook {hook}{when}: {type(problem).__name__}: {text}; {then}")
         if disables and name not in self._silent:

@@ -61,17 +61,18 @@ class PluginInfo:
     """
 
     name: str = ""
-    """Name of a plugin that is passed as an object, its class's when left out; an entry point has its own."""
+    """Name of a plugin that is passed as an object, its class's when omitted; an entry point has its own."""
     api: str = attrs.field(default="", validator=_is_range)
-    """Versions of ``hooktrain.API_VERSION`` that it was written for; any when left out."""
+    """Versions of ``hooktrain.API_VERSION`` that it was written for; any when omitted."""
     requires: tuple[str, ...] = attrs.field(default=(), converter=_several, validator=_are_plugins)
     """Plugins that it does not work without, by name or distribution: ``sft``, ``sft>=0.1``."""
     excludes: tuple[str, ...] = attrs.field(default=(), converter=_several, validator=_are_plugins)
     """Plugins that it does not work beside."""
     needs_logits: bool = False
-    """Whether it looks at logits that the model returns, so that a loss that never makes them is refused beside it."""
+    """Whether it looks at logits that the model returns, so that a loss that never makes them is refused alongside
+    it."""
     changes_gradients: bool = False
-    """Whether a run trains differently with it, so that one that goes on without it is refused."""
+    """Whether a run trains differently with it, so that one that continues without it is refused."""
     only_observes: bool = False
     """Whether its loop hooks and wrappers leave the training as it is, so that a run may resume without it."""
     in_manifest: bool = True
@@ -81,12 +82,13 @@ class PluginInfo:
     names them in the entry-point group ``hooktrain.commands`` instead."""
     on_error: str = attrs.field(default="stop", validator=_is_policy)
     """What happens when one of its ``on_*`` hooks, ``collect_metrics`` or ``collect_state`` raises: ``stop`` the run,
-    ``disable`` the plugin on all ranks, or ``warn`` and go on; a recipe may say otherwise in ``plugins.on_error``."""
+    ``disable`` the plugin on all ranks, or ``warn`` and continue; a recipe may say otherwise in
+    ``plugins.on_error``."""
 
     @on_error.validator
     def _can_go_on(self, attribute: Any, value: str) -> None:
         if self.changes_gradients and value != "stop":
-            raise ValueError(f"on_error is '{value}', but what changes gradients must stop the run; leave it out")
+            raise ValueError(f"on_error is '{value}', but what changes gradients must stop the run; remove it")
 
 
 def about(plugin: object) -> PluginInfo:

@@ -18,7 +18,7 @@ __all__ = ["lock_differences", "require_lock", "write_lock"]
 
 
 def write_lock(host: PluginHost, path: Path) -> None:
-    """Write down which plugins take part, of which version, with which files and in which order.
+    """Write down which plugins are active, of which version, with which files and in which order.
 
     Raises:
         PluginError: when the file cannot be written.
@@ -65,16 +65,14 @@ def require_lock(host: PluginHost, path: Path) -> None:
 def lock_differences(locked: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the differences between the active plugins and those of a lock, a line each."""
     were, are = ({record["name"]: record for record in side} for side in (locked, now))
-    lines = [
-        f"{_who(record)} is in the lock and does not take part" for name, record in were.items() if name not in are
-    ]
+    lines = [f"{_who(record)} is in the lock and is not active" for name, record in were.items() if name not in are]
     told = set()
     for name, record in are.items():
         before = were.get(name)
         if before is None:
-            lines.append(f"{_who(record)} takes part and is not in the lock")
+            lines.append(f"{_who(record)} is active and is not in the lock")
         elif _who(before) != _who(record):
-            lines.append(f"{_who(record)} takes part, and the lock has {_who(before)}")
+            lines.append(f"{_who(record)} is active, and the lock has {_who(before)}")
         elif before["digest"] != record["digest"] and (record["distribution"], record["digest"]) not in told:
             told.add((record["distribution"], record["digest"]))  # once of the engine's own, which share their files
             lines.append(f"{_who(record)} has other files than the lock says, in the same version")

@@ -43,7 +43,7 @@ class PluginHost:
     """The plugins of one run.
 
     Args:
-        config: which plugins take part, as the recipe says.
+        config: which plugins are active, as the recipe says.
         builtins: name to plugin object, the engine's own; registered first, so that everyone else comes before them.
         discover: whether to look for installed plugins at all.
         switches: words that change what the recipe says.
@@ -166,13 +166,13 @@ class PluginHost:
 
     def _advice(self, record: PluginRecord) -> str:
         if record.name in self._handed:
-            return "mend it, or leave it out of the plugins that are given in Python"
-        mend = "mend or uninstall it" if record.version else "mend it"
+            return "fix it, or remove it from the plugins that are passed from Python"
+        fix = "fix or uninstall it" if record.version else "fix it"
         word, config = self.switches.said(record.name), self.config
         also = {"loop_hooks": config.loop_hooks.values(), "order": config.order}
         keys = [f"plugins.{key}" for key, names in also.items() if record.name in names]
-        leave = f"do not name it ({word})" if word else f"leave it out with -p no:{record.name}"
-        return " and ".join([f"{mend}, or {leave}", *(f"take it out of {key}" for key in keys)])
+        leave = f"do not name it ({word})" if word else f"block it with -p no:{record.name}"
+        return " and ".join([f"{fix}, or {leave}", *(f"take it out of {key}" for key in keys)])
 
     def drop(self, record: PluginRecord, reason: str) -> None:
         """Take out a plugin that has been registered, as one that has failed.
@@ -217,7 +217,7 @@ class PluginHost:
 
     def _add(self, record: PluginRecord, plugin: object) -> None:
         if self.manager.is_registered(plugin):
-            raise PluginError(f"{record}: takes part as '{self.manager.get_name(plugin)}' already; name it once")
+            raise PluginError(f"{record}: is already active as '{self.manager.get_name(plugin)}'; name it once")
         try:
             record.info = about(plugin)
         except TypeError as problem:
@@ -262,7 +262,9 @@ class PluginHost:
             for kind, parts in (plugin.register_configs() or {}).items():
                 for name, config in parts.items():
                     if not attrs.has(config):
-                        raise PluginError(f"{record}: offers {kind} '{name}' with {config!r}, expected an attrs class")
+                        raise PluginError(
+                            f"{record}: registers {kind} '{name}' with {config!r}, expected an attrs class"
+                        )
                     twin = self.parts.setdefault(kind, {}).get(name)
                     if twin is not None:
                         raise NameTakenError(
@@ -284,7 +286,7 @@ class PluginHost:
     # --------------------------------------------------------------------------------------------- checking
 
     def check(self) -> None:
-        """Refuse misspelt hooks, loop hooks that two plugins claim, and names that two plugins offer.
+        """Refuse misspelt hooks, loop hooks that two plugins implement, and names that two plugins register.
 
         Raises:
             PluginError: naming everybody involved and what to write in the recipe.

@@ -31,8 +31,8 @@ def put_in_order(host: PluginHost) -> None:
                 f" {', '.join(host.records)}"
             )
         if name == "loop" or name in order[:number]:
-            why = "is the engine's default loop, which is asked last" if name == "loop" else "is named twice"
-            raise PluginError(f"plugins.order: '{name}' {why}; leave it out")
+            why = "is the engine's default loop, which is tried last" if name == "loop" else "is named twice"
+            raise PluginError(f"plugins.order: '{name}' {why}; remove it")
     if not order:
         return
     place = {name: -number for number, name in enumerate(order)}
@@ -49,15 +49,15 @@ def _is_wrapper(found: HookImpl) -> bool:
 
 
 def settle_loop_hook(host: PluginHost, hook: str) -> None:
-    """Leave one rival of a loop hook, as the recipe says, or ask several in the order that it states.
+    """Choose the plugin that runs a loop hook, as the recipe says, or try several in the order that it states.
 
     Raises:
-        PluginError: naming all rivals and the line to write; or the one chosen neither claims it nor is the
-            engine's own loop, which runs it when every rival is passed over.
+        PluginError: naming all that implement it and the line to write; or the one chosen does not implement it and is not the
+            engine's own loop, which runs it when no other plugin does.
     """
     answering = [found for found in host.implementations(hook) if not found.wrapper]
-    claims = [found for found in answering if not host.is_own(found)]
-    names = [claim.plugin_name for claim in claims]
+    rivals = [found for found in answering if not host.is_own(found)]
+    names = [rival.plugin_name for rival in rivals]
     chosen = host.config.loop_hooks.get(hook)
     if chosen is not None:
         candidates = [found.plugin_name for found in answering]
@@ -72,14 +72,14 @@ def settle_loop_hook(host: PluginHost, hook: str) -> None:
             raise PluginError(
                 f"plugins.loop_hooks.{hook}: '{chosen}' {why}; those that implement it: {', '.join(candidates)}"
             )
-        for claim in claims:
-            if claim.plugin_name != chosen and not is_declined(claim):
-                setattr(claim, "function", _declining(claim.function))  # noqa: B010 - as in guard_loop_hook
+        for rival in rivals:
+            if rival.plugin_name != chosen and not is_declined(rival):
+                setattr(rival, "function", _declining(rival.function))  # noqa: B010 - as in guard_loop_hook
         host.hooks.refresh()
-    elif len(claims) > 1 and not set(names) <= set(host.config.order):
+    elif len(rivals) > 1 and not set(names) <= set(host.config.order):
         listed = " and ".join(str(host.records[name]) for name in names)
         raise PluginError(
-            f"{listed} all claim the loop hook {hook}; say which one runs it:"
+            f"{listed} all implement the loop hook {hook}; say which one runs it:"
             f" plugins: {{loop_hooks: {{{hook}: {names[0]}}}}}"
         )
 

@@ -35,7 +35,7 @@ _NOT_KEYS = ("settings", "types", "name")
 
 
 def schema_of(host: PluginHost) -> Schema:
-    """The JSON Schema (draft 2020-12) of recipes, with everything that the plugins offer.
+    """The JSON Schema (draft 2020-12) of recipes, with everything that the plugins register.
 
     It refuses what the strict reader refuses, as far as JSON Schema can say it: what validators of several fields,
     ``check_recipe`` and files say is left to `hooktrain plan`.
@@ -210,7 +210,7 @@ class _Maker:
                 made["default"] = default
         said = [description] if description else []
         if item.metadata.get("inherit"):
-            said.append(f"Left out, it is {item.metadata['inherit']} of the recipe.")
+            said.append(f"When omitted, it is {item.metadata['inherit']} of the recipe.")
         return {**made, "description": " ".join(said)} if said else made
 
     def _type(self, target: Any) -> Schema:

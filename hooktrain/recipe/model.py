@@ -22,9 +22,10 @@ class Recipe:
     """Everything that determines a run."""
 
     type: str = field()
-    """Trainer type: which kinds of parts the run has, and their defaults. Left out, it is the installed plugins'."""
+    """Trainer type: which kinds of parts the run has, and their defaults. When omitted, it is the installed
+    plugins'."""
     run_dir: Path | None = field(default=None, affects_training=False)
-    """Folder for metrics, the resolved recipe and checkpoints; ``runs/<name of the recipe>`` when left out."""
+    """Folder for metrics, the resolved recipe and checkpoints; ``runs/<name of the recipe>`` when omitted."""
     micro_batch_size: int = field(default=1, validator=at_least(1))
     """Rows that go through the model at once, on each rank."""
     gradient_accumulation_steps: int = field(default=1, validator=at_least(1))
@@ -40,7 +41,7 @@ class Recipe:
     eval_at_start: bool = field(default=False, affects_training=False)
     """Whether to evaluate before the first step as well."""
     eval_micro_batch_size: int | None = field(default=None, validator=at_least(1), affects_training=False)
-    """Rows of an evaluation micro-batch; ``micro_batch_size`` when left out."""
+    """Rows of an evaluation micro-batch; ``micro_batch_size`` when omitted."""
     log_interval: int = field(
         default=1,
         validator=at_least(1),
@@ -57,7 +58,7 @@ class Recipe:
     skip_validation: bool = field(default=False, affects_training=False)
     """Admit parts that the trainer type does not list as compatible."""
     allow_changes: tuple[str, ...] = field(default=(), affects_training=False)
-    """What may be other than in the checkpoint that a run goes on from although it changes the training, such as
+    """Changes since the checkpoint that a resumed run may have although they affect the training, such as
     ``optimizer.lr`` or ``data``; ``*`` is everything."""
     profile_hooks: bool = field(default=False, affects_training=False)
     """Whether to show, at the end, what time, waits for the device and memory each plugin took in each hook."""
@@ -70,7 +71,7 @@ class Recipe:
     scheduler: Any = part("scheduler")
     checkpoint: tuple[Any, ...] = part("checkpoint", many=True, affects_training=False)
     plugins: PluginsConfig = field(factory=PluginsConfig)
-    """Which plugins take part."""
+    """Which plugins are active."""
     settings: Mapping[str, Any] = field(factory=dict)
     """Plugins' own settings by name; in the recipe they are top-level keys."""
     types: Mapping[Any, str] = attrs.field(factory=dict, repr=False, metadata={"internal": True})

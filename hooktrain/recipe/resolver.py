@@ -1,4 +1,4 @@
-"""The recipe: what has been read is structured into frozen classes, with the parts that plugins offer."""
+"""The recipe: what has been read is structured into frozen classes, with the parts that plugins register."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["default_types", "resolve"]
 
 
 def resolve(raw: Mapping[str, Any], host: PluginHost, *, source: str = "recipe", name: str = "recipe") -> Recipe:
-    """Structure a recipe with the parts that the plugins offer; its ``plugins`` are the host's, switches applied.
+    """Structure a recipe with the parts that the plugins register; its ``plugins`` are the host's, switches applied.
 
     Args:
         raw: what :func:`read_recipe` returned, overrides applied.
@@ -61,9 +61,9 @@ class _Resolver:
             self.complaints.append(
                 Complaint(
                     "type",
-                    f"given '{type_name}', which no plugin offers"
+                    f"given '{type_name}', which no plugin registers"
                     f"{new_name('type', str(type_name)) or did_you_mean(str(type_name), known)}; expected one of"
-                    f" {listed or 'none, since no installed plugin offers a trainer type'}{self._left_out()}",
+                    f" {listed or 'none, since no installed plugin registers a trainer type'}{self._left_out()}",
                 )
             )
             raise RecipeError(self.complaints, source)
@@ -73,7 +73,7 @@ class _Resolver:
         given: dict[str, Any] = {"type": type_name}
         chosen: dict[str, Any] = {}
         for key in sorted(settings.keys() & own.keys()):
-            why = f"{settings[key].plugin} offers settings under this key, which is the recipe's own; leave it out with"
+            why = f"{settings[key].plugin} registers settings under this key, which is the recipe's own; remove it with"
             self.complaints.append(Complaint(key, f"{why} plugins: {{block: [{settings[key].plugin.name}]}}"))
         for key, value in self.raw.items():
             if key in settings:
@@ -157,12 +157,12 @@ class _Resolver:
             listed = ", ".join(f"{n} ({found.plugin.distribution})" for n, found in known.items())
             meant = new_name("type", str(name)) or did_you_mean(str(name), known)
             said = (
-                f"given '{name}', which no plugin offers"
+                f"given '{name}', which no plugin registers"
                 if "type" in value or names
                 else "the trainer type has no default"
             )
             self.complaints.append(
-                Complaint(f"{where}.type", f"{said}{meant}; offered are {listed or 'none'}{self._left_out()}")
+                Complaint(f"{where}.type", f"{said}{meant}; registered are {listed or 'none'}{self._left_out()}")
             )
             return None
         if not self._compatible(offer, names):

@@ -199,7 +199,7 @@ def make_part(host: PluginHost, hook: str, config: Any, **needs: Any) -> Any:
     if made is None:
         kind = FACTORIES[hook]
         offer = next((o for o in host.parts.get(kind, {}).values() if o.config is type(config)), None)
-        who = f"'{offer.name}' is offered by {offer.plugin}, but" if offer else "the recipe selects it, but"
+        who = f"'{offer.name}' is registered by {offer.plugin}, but" if offer else "the recipe selects it, but"
         wrappers = [f"'{found.plugin_name}'" for found in host.implementations(hook) if found.wrapper]
         also = (
             f", and these wrap it and must return the result of their yield: {', '.join(wrappers)}" if wrappers else ""
@@ -287,7 +287,7 @@ def _difference(one: Any, other: Any, path: str) -> tuple[str, str, str] | None:
 
 
 def _write_run_dir(trainer: Trainer) -> None:
-    """Keep the resolved recipe, the plugins and the environment beside the metrics."""
+    """Keep the resolved recipe, the plugins and the environment alongside the metrics."""
     import torch
 
     environment = {

@@ -109,7 +109,7 @@ class Loop:
             sums, denominator = {"loss": torch.zeros((), device=trainer.device)}, 0.0
             for host_batch in trainer.eval_batches(name):
                 if trainer.is_interrupted:
-                    trainer.say("the evaluation is left out, and made up for when the run goes on")
+                    trainer.say("the evaluation is skipped, and done when the run is resumed")
                     return {}
                 counts = trainer.count(host_batch)
                 loss = trainer.loss_of(trainer.on_device(host_batch), counts)

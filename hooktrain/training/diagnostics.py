@@ -35,7 +35,7 @@ def name_taken(host: PluginHost, name: str) -> HooktrainError:
 
 
 def require_finite(metrics: Mapping[str, float], step: int) -> None:
-    """Raise where loss or gradient norm is not a number to go on with."""
+    """Raise where loss or gradient norm is not a number to continue with."""
     for name in ("loss", "grad_norm"):
         if not math.isfinite(metrics.get(name, 0.0)):
             raise NonFiniteError(

@@ -1,4 +1,4 @@
-"""The beginning of a run: a recipe with the objects beside it, and the choice of an engine that exports."""
+"""The beginning of a run: a recipe with the objects alongside it, and the choice of an engine that exports."""
 
 from __future__ import annotations
 

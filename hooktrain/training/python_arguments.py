@@ -1,4 +1,4 @@
-"""A recipe with objects beside it becomes one without: each object has an entry of ``type: python`` in its place."""
+"""A recipe with objects alongside it becomes one without: each object has an entry of ``type: python`` in its place."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class _Settled:
         """Whether the recipe leaves a part to the object that was given."""
         if self.raw.get(kind) is None:
             return True
-        self.complain(kind, f"given in the recipe, and as {argument}= beside it; leave one of them out")
+        self.complain(kind, f"given in the recipe, and as {argument}= alongside it; remove one of them")
         return False
 
     def _model(self, model: Any) -> None:
@@ -96,7 +96,7 @@ class _Settled:
             if key not in _MODEL_KEYS:
                 self.complain(
                     f"model.{key}",
-                    f"given in the recipe, and a {describe(model)} as model= beside it; leave one of them out (beside a"
+                    f"given in the recipe, and a {describe(model)} as model= alongside it; remove one of them (with a"
                     f" model passed from Python there may be {', '.join(_MODEL_KEYS)})",
                 )
         if not self.complaints:
@@ -133,7 +133,7 @@ class _Settled:
         if not isinstance(data, dict):
             self.complain("data", f"given {data!r}, expected a mapping beside {argument}=")
         elif data.get(key):
-            self.complain(f"data.{key}", f"given in the recipe, and as {argument}= beside it; leave one of them out")
+            self.complain(f"data.{key}", f"given in the recipe, and as {argument}= alongside it; remove one of them")
         else:
             data[key] = list(sources)
 
@@ -154,7 +154,7 @@ class _Settled:
         elif self._alone("data", "data"):
             for argument in ("train_dataset", "eval_dataset"):
                 if argument in self.objects:
-                    self.complain("data", f"given beside {argument}=, which would be data too; leave one of them out")
+                    self.complain("data", f"given alongside {argument}=, which would be data too; remove one of them")
             self.raw.setdefault("type", "python")
             self._add("data", data)
 
@@ -193,8 +193,8 @@ def _objects_in(value: Any, where: str) -> Iterator[Complaint]:
         where_to = {"data": "train_dataset", "plugins": "plugins"}.get(name, name)
         yield Complaint(
             where,
-            f"given a {describe(value)}, expected plain values as a YAML file could hold them; objects stand beside the"
-            f" recipe, as in Trainer(recipe, {where_to}=...)",
+            f"given a {describe(value)}, expected plain values as a YAML file could hold them; objects are passed alongside"
+            f" the recipe, as in Trainer(recipe, {where_to}=...)",
         )
 
 

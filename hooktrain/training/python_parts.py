@@ -56,7 +56,7 @@ class PythonModelConfig(PythonConfig):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = field(default="auto")
     """Precision of the forward pass, which the strategy sets up; ``auto`` leaves the choice to it."""
     weights_dtype: Literal["fp32", "bf16", "fp16"] | None = field(default=None)
-    """Precision to which the weights are brought, in place; the one that they have when left out."""
+    """Precision to which the weights are brought, in place; the one that they have when omitted."""
     attn_implementation: str = field(default="auto")
     """How attention is computed, for models that a plugin knows: what was chosen when it was loaded, unless given."""
     activation_checkpointing: bool = field(default=False, affects_training=False)

@@ -71,7 +71,7 @@ def provenance(trainer: Trainer) -> dict[str, Any]:
 
 
 def require_same(trainer: Trainer, before: Mapping[str, Any], path: Path) -> None:
-    """Refuse to go on from a checkpoint where the training would become another one, and tell of other differences.
+    """Refuse to resume from a checkpoint where the training would become another one, and report other differences.
 
     Args:
         trainer: with its data; the model need not have been built.
@@ -193,7 +193,7 @@ def _in_plugins(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, 
     were, are = ({record["name"]: record for record in side} for side in (before, now))
     for name, record in were.items():
         if name not in are:
-            yield _of_plugin(record, "took part and is missing")
+            yield _of_plugin(record, "was active and is missing")
         elif (record["distribution"], record["version"]) != (are[name]["distribution"], are[name]["version"]):
             texts = [_of(side[name]) for side in (were, are)]
             yield Change(f"plugins.{name}", f"was {texts[0]}, is {texts[1]}", False)
@@ -201,7 +201,7 @@ def _in_plugins(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, 
             yield Change(f"plugins.{name}", f"{_of(record)} has other files than then, in the same version", False)
     for name, record in are.items():
         if name not in were:
-            yield _of_plugin(record, "takes part and did not")
+            yield _of_plugin(record, "is active and was not")
     orders = [
         [n for n in reversed(side) if side[n].get("changes") and n in were and n in are] for side in (were, are)
     ]  # in the order of calls, as a recipe states it
@@ -227,7 +227,7 @@ def _part_in(trainer: Trainer, name: str) -> list[str]:
     own = [key for key, offer in host.parts.get("settings", {}).items() if offer.plugin is record]
     settings = [trainer.recipe.settings[key] for key in own if key in trainer.recipe.settings]
     if settings and all(config == type(config)() for config in settings):
-        return []  # what it offers is not asked for
+        return []  # what it registers is not asked for
     found = []
     for hook in (*LOOP_HOOKS, *FACTORIES):
         implemented = [one for one in host.implementations(hook) if one.plugin_name == name]

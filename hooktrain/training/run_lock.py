@@ -25,7 +25,7 @@ class RunLock:
 
     Args:
         folder: an existing one.
-        patience: seconds to wait for the process that holds it; 20 when left out.
+        patience: seconds to wait for the process that holds it; 20 when omitted.
         say: called once with what is waited for.
 
     Raises:

@@ -1,7 +1,7 @@
 """The Trainer: it holds the parts, calls every event and every loop hook.
 
 What a loop hook *does* by default stands in ``default_loop``, how the parts are built in ``build``, and how a recipe
-with objects beside it is taken in ``lifecycle``.
+with objects alongside it is taken in ``lifecycle``.
 """
 
 from __future__ import annotations
@@ -120,13 +120,13 @@ class Trainer:
         world: World | None = None,
         resume_from: Path | str | None = None,
     ) -> None:
-        """Take a recipe, and what there is beside it; nothing is loaded before :meth:`run`.
+        """Take a recipe, and what there is alongside it; nothing is loaded before :meth:`run`.
 
         Args:
             recipe: a mapping as a YAML file would hold it, or the file; everything else has a default.
             host: the plugins, where the recipe has been structured already, as ``hooktrain.load`` does.
             model: a torch module, which is trained in place; or a folder or a name on the hub.
-            tokenizer: an object, a folder or a name; the model's own when left out.
+            tokenizer: an object, a folder or a name; the model's own when omitted.
             train_dataset: rows in any format that a source may have (a list of mappings, a ``datasets.Dataset``, or its
                 ``train`` of several; a torch Dataset), read once and prepared as a source's are; or an iterable or a
                 function that returns an iterator, read while training; or what ``data.sources`` takes as text.
@@ -139,7 +139,7 @@ class Trainer:
             switches: ``name``, ``no:name`` and ``no:*`` for installed plugins, as ``-p`` takes them.
             overrides: ``key=value``, as ``-o`` takes them.
             world: this process and how many there are; read from the environment, as torchrun sets it.
-            resume_from: a checkpoint to go on from, instead of the newest one of an engine with ``auto_resume``.
+            resume_from: a checkpoint to resume from, instead of the newest one of an engine with ``auto_resume``.
 
         Raises:
             RecipeError: with everything that is wrong in the recipe, and what is given twice.
@@ -161,7 +161,7 @@ class Trainer:
             if host is None or more or overrides:
                 raise TypeError(
                     "Trainer: a structured Recipe comes with its host, as hooktrain.load returns both, and with nothing"
-                    " else beside it; give a mapping or a file instead"
+                    " else alongside it; give a mapping or a file instead"
                 )
             self.recipe, self.host = recipe, host
         elif host is not None:
@@ -244,7 +244,7 @@ class Trainer:
         if self._ran or self._closed:
             raise HooktrainError(
                 f"trainer: it has run already, to step {self.state.global_step}, and runs once; make another one, with"
-                " resume_from=<a checkpoint> to go on"
+                " resume_from=<a checkpoint> to continue"
             )
         self._ran = True
         with self._explained():
@@ -289,7 +289,7 @@ class Trainer:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Whatever is raised inside ends the run, is told to every plugin, and goes on with where it happened."""
+        """End the run on whatever is raised inside, tell every plugin, and raise it again with where it happened."""
         try:
             yield
         except BaseException as exception:
@@ -313,7 +313,7 @@ class Trainer:
 
         Args:
             path: folder to save to.
-            type: a checkpoint engine by name; the one that exports for others when left out, and ``full`` for a
+            type: a checkpoint engine by name; the one that exports for others when omitted, and ``full`` for a
                 checkpoint to resume from, which is a folder of its own in ``path``.
 
         Returns:

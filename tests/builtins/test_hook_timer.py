@@ -24,7 +24,7 @@ MS = 1_000_000
 
 
 class Clock:
-    """The clock of a timer, which goes on when it is told, and by ``ticks`` nanoseconds at each look."""
+    """The clock of a timer, which continues when it is told, and by ``ticks`` nanoseconds at each look."""
 
     def __init__(self, ticks: int = 0) -> None:
         self.now, self.ticks = 1, ticks

@@ -17,7 +17,7 @@ def lines_of(path):
 
 
 class Reads:
-    """Reads the file while the run goes on."""
+    """Reads the file while the run continues."""
 
     def __init__(self):
         self.at_step, self.at_checkpoint = {}, {}

@@ -120,7 +120,7 @@ class Started:
         os.kill(next(line["pid"] for line in self._lines(rank) if "pid" in line), getattr(signal, name))
 
     def end(self) -> tuple[int, str]:
-        """Let it go on, and wait for its end; returns the status and what it printed."""
+        """Let it continue, and wait for its end; returns the status and what it printed."""
         (self.folder / "go").touch()
         output, _ = self.process.communicate(timeout=60)
         return self.process.returncode, output

@@ -176,7 +176,7 @@ def test_make_strategy(run_tiny):
         def make_strategy(self, config, world):
             if not isinstance(config, Own):
                 return None
-            from hooktrain_torch.strategy import TorchConfig, TorchStrategy
+            from hooktrain_torch import TorchConfig, TorchStrategy
 
             self.made = TorchStrategy(TorchConfig(dtype="fp32", device="cpu"), world)
             return self.made

@@ -176,7 +176,7 @@ def test_what_changes_gradients_cannot_be_gone_without(run_tiny):
 
 
 class Asks:
-    """Has another plugin left out, as one that watches over others does."""
+    """Has another plugin disabled, as one that watches over others does."""
 
     def __init__(self, name):
         self.name = name

@@ -142,7 +142,7 @@ def test_a_model_trained_twice_has_its_hooks_once(recipe):
         hooks.append(sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()))
     assert hooks[0] == hooks[1]
     fresh = run(recipe, model=make_llama(tokenizer), tokenizer=tokenizer, train_dataset=ROWS)
-    assert losses(trainer)[0] < losses(fresh)[0], "the second run goes on from the weights of the first"
+    assert losses(trainer)[0] < losses(fresh)[0], "the second run resumes from the weights of the first"
 
 
 @pytest.mark.parametrize(("loaded", "asked"), [("eager", "auto"), ("sdpa", "eager"), ("eager", "sdpa")])

@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint is the run that saved it: what has changed is shown, or refused."""
+"""A run that resumes from a checkpoint is the run that saved it: what has changed is shown, or refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def change(path: str, *values: object) -> str:
 
 
 class Going:
-    """Runs the tiny recipe, and goes on from step 3 with something changed."""
+    """Runs the tiny recipe, and resumes from step 3 with something changed."""
 
     def __init__(self, run_tiny: Any, folder: Path) -> None:
         self.run_tiny, self.path = run_tiny, folder / "run" / "checkpoints" / "step-00000003"

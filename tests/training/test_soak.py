@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from hooktrain_torch.files import problem_of
+from hooktrain_torch import problem_of
 from safetensors.torch import load_file
 
 from tests.environments import write_recipe
@@ -137,7 +137,7 @@ class Soak:
         """Whatever looks like a checkpoint is one."""
         folder = self.folder / "run" / "checkpoints"
         for path in folder.glob("step-*") if folder.exists() else ():
-            assert problem_of(path) == "", f"{path}\n{self.last}"
+            assert problem_of(path) is None, f"{path}\n{self.last}"
         for export in (self.folder / "run" / "export").glob("[!.]*"):
             assert (export / "config.json").is_file(), f"{export}\n{self.last}"
             load_file(export / "model.safetensors")

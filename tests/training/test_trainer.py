@@ -187,7 +187,7 @@ def test_the_rest_of_an_epoch_can_be_left_out(run_tiny, tmp_path):
     assert [(line["step"], line["epoch"]) for line in recorder.metrics][1::2] == [(2, 1.0), (4, 2.0), (6, 3.0)]
     assert "eval/held_out/loss" in recorder.metrics[-1]
     again = run_tiny(epochs=3, checkpoint=saving, trainer={"resume_from": tmp_path / "saved" / "step-00000002"})
-    assert (again.global_step, again.state.stop_reason) == (16, None), "it goes on with the second epoch"
+    assert (again.global_step, again.state.stop_reason) == (16, None), "it continues with the second epoch"
 
 
 def test_a_log_line_can_be_asked_for(run_tiny):
