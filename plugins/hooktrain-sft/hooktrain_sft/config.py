@@ -1,4 +1,4 @@
-"""What a recipe can say under ``data`` for the trainer types of this plugin."""
+"""Config classes for ``data``, and the options of sources."""
 
 from __future__ import annotations
 
@@ -11,13 +11,49 @@ import attrs
 
 from hooktrain import at_least, did_you_mean, field, part
 
-__all__ = ["ROLES", "CausalDataConfig", "SFTDataConfig", "TokenDataConfig", "check_role_mapping"]
+__all__ = ["ROLES", "CausalDataConfig", "SFTDataConfig", "SourceOptions", "TokenDataConfig", "check_role_mapping"]
 
 Overflow = Literal["error", "drop", "truncate", "split"]
 OnEmpty = Literal["error", "drop"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 """Roles that chat templates know."""
+
+
+@attrs.frozen(kw_only=True)
+class SourceOptions:
+    """Options that this plugin reads from a source's config, if it has fields of these names.
+
+    Attributes:
+        name_or_path: file, folder or hub name, for messages and known data sets.
+        name: name of an evaluation set that is made of it.
+        weight: share of an epoch, relative to other sources.
+        streaming: whether its examples are read while training.
+        format: as in :class:`SFTDataConfig`, as are the next three.
+        columns: columns to rename.
+        role_mapping: columns or entries with the turns of each role.
+        content_key: field with the text of an entry.
+    """
+
+    name_or_path: str = ""
+    name: str = ""
+    weight: float | None = None
+    streaming: bool = False
+    format: str = ""
+    columns: Mapping[str, str] = attrs.field(factory=dict)
+    role_mapping: Mapping[str, str] = attrs.field(factory=dict)
+    content_key: str | None = None
+
+    @classmethod
+    def of(cls, source: Any, data: SFTDataConfig | None = None) -> SourceOptions:
+        """Read the options of a source; those that it does not set are the recipe's under ``data``."""
+        known = {field.name for field in attrs.fields(cls)}
+        options: dict[str, Any] = {}
+        configs: tuple[Any, ...] = (data, source)
+        for config in configs:
+            fields: dict[str, Any] = attrs.asdict(config, recurse=False) if attrs.has(type(config)) else {}
+            options |= {name: value for name, value in fields.items() if value and name in known}
+        return cls(**options)
 
 
 def _shares(instance: Any, attribute: Any, value: tuple[float, float]) -> None:
@@ -30,36 +66,36 @@ def _shares(instance: Any, attribute: Any, value: tuple[float, float]) -> None:
 
 @attrs.frozen(kw_only=True)
 class TokenDataConfig:
-    """What both kinds of data have in common."""
+    """Options that conversations and plain text share."""
 
     sources: tuple[Any, ...] = part("source", many=True)
-    """Where the rows to train on come from."""
+    """Sources of the examples to train on."""
     eval_sources: tuple[Any, ...] = part("source", many=True, affects_training=False)
-    """Where the rows to evaluate on come from; each is a named set of its own."""
+    """Sources of the examples to evaluate on; each is a named set."""
     train_eval_split: tuple[float, float] = field(default=(1.0, 0.0), validator=_shares)
-    """Shares of the rows of ``sources`` to train and to evaluate on; the latter are the set ``eval``."""
+    """Shares of the examples of ``sources`` to train and to evaluate on; the latter are the set ``eval``."""
     max_length: int | None = field(default=None, validator=at_least(2))
-    """Longest row in tokens, and the size of a packed row; the tokenizer's own limit when left out, or 8192."""
+    """Longest sequence in tokens, and the size of a pack; the default is the tokenizer's own limit, or 8192."""
     pack_samples: bool = field(default=False)
-    """Whether several rows share one of ``max_length`` tokens; they do not see each other."""
+    """Whether several documents share a sequence of ``max_length`` tokens; they do not see each other."""
     overflow: Literal["error", "drop", "truncate", "split"] = field(default="error")
-    """What happens to a row longer than ``max_length``."""
+    """Handling of examples longer than ``max_length``."""
     on_empty: Literal["error", "drop"] = field(default="error")
-    """What happens to a row in which no token is trained."""
+    """Handling of examples in which no token is trained."""
     seed: int = field(default=42, inherit="seed")
-    """Seed of the division into training and evaluation."""
+    """Seed of the split into training and evaluation."""
     shuffle: bool = field(default=True)
-    """Whether every epoch has an order of its own."""
+    """Whether sequences are shuffled anew for every epoch."""
     group_by_length: bool = field(default=False)
-    """Whether the rows of a step have like lengths; the order stays random otherwise."""
+    """Whether the sequences of a step have similar lengths; the order of the steps stays random."""
     workers: int = field(default=0, validator=at_least(0), aliases=("dl_num_workers",), affects_training=False)
     """Processes that collate ahead; 0 collates in the training process."""
     use_data_cache: bool = field(default=True, affects_training=False)
-    """Whether tokenized rows are kept for later runs."""
+    """Whether tokenized examples are kept for later runs."""
     cache_dir: Path | None = field(default=None, affects_training=False)
-    """Where; ``HOOKTRAIN_CACHE``, or ``hooktrain`` in the user's cache folder when left out."""
+    """Folder for them; the default is ``HOOKTRAIN_CACHE``, or ``hooktrain`` in the user's cache folder."""
     stream_buffer: int = field(default=10_000, validator=at_least(1))
-    """Rows of a stream that are shuffled and packed together."""
+    """Examples of a stream that are shuffled and packed together."""
 
     def __attrs_post_init__(self) -> None:
         if not self.sources:
@@ -69,16 +105,22 @@ class TokenDataConfig:
                 "eval_sources is given together with train_eval_split, which makes an evaluation set of its own;"
                 " keep one"
             )
-        weighted = [getattr(source, "weight", None) is not None for source in self.sources]
-        if any(weighted) and not all(weighted):
+        weights = [SourceOptions.of(source).weight for source in self.sources]
+        if None in weights and any(weights):
             raise ValueError(
-                f"sources[{weighted.index(False)}] has no weight, but another source has one; give every source a"
+                f"sources[{weights.index(None)}] has no weight, but another source has one; give every source a"
                 " weight, or none"
             )
 
+    @property
+    def weights(self) -> list[float] | None:
+        """Weights of the sources; None where they have none."""
+        weights = [SourceOptions.of(source).weight for source in self.sources]
+        return [weight for weight in weights if weight is not None] or None
+
 
 def check_role_mapping(mapping: Mapping[str, str]) -> None:
-    """Raises a ``ValueError`` when a role is not known, or a path is neither ``column`` nor ``column.field.value``."""
+    """Raise a ``ValueError`` when a role is not known, or a path is neither ``column`` nor ``column.field.value``."""
     for role, path in mapping.items():
         if role not in ROLES:
             raise ValueError(f"given the role '{role}', expected one of {', '.join(ROLES)}{did_you_mean(role, ROLES)}")
@@ -95,50 +137,50 @@ def _role_paths(instance: Any, attribute: Any, value: Mapping[str, str]) -> None
 
 @attrs.frozen(kw_only=True)
 class SFTDataConfig(TokenDataConfig):
-    """Conversations, or prompts with completions; what is trained are the answers.
+    """Conversations, or prompts with completions; the answers are trained.
 
-    Rows with ``messages`` and, if the model is to call any, ``tools`` are rendered with the tokenizer's template. Other
-    formats become such rows, or are text or ids already.
+    Examples with ``messages`` and, if there are any, ``tools`` are rendered with the tokenizer's template. Other
+    formats are converted to such examples, or are text or ids already.
     """
 
     format: str = field(default="auto")
-    """How the rows are written; ``auto`` looks at the columns. A source may have a ``format`` of its own."""
+    """Format of the examples; ``auto`` recognises it by the columns. A source may have its own ``format``."""
     columns: Mapping[str, str] = field(factory=dict)
     """Columns to rename, as ``ours: theirs``, such as ``{prompt: question, completion: answer}``."""
     role_mapping: Mapping[str, str] = field(factory=dict, validator=_role_paths)
-    """Which column holds the turn of which role, such as ``{user: question, assistant: response}``; or which entries of
-    a column of turns, as ``conversations.from.human``. Rows keep their order."""
+    """Column with the turn of each role, such as ``{user: question, assistant: response}``; or the entries of a column
+    of turns, such as ``conversations.from.human``. Entries keep their order."""
     content_key: str | None = field(default=None)
-    """The field with the text, for entries that ``role_mapping`` finds; content, text, message or value if left out."""
+    """Field with the text, of entries that ``role_mapping`` names; by default content, text, message or value."""
     chat_template_kwargs: Mapping[str, Any] = field(factory=dict)
-    """Variables for the chat template, such as ``{enable_thinking: false}``; a row's own column of that name wins."""
+    """Variables for the chat template, such as ``{enable_thinking: false}``; an example's own column precedes."""
     train_on: Literal["assistant", "last_assistant", "completion", "all"] = field(default="assistant")
-    """What carries a loss: every ``assistant`` turn, the ``last_assistant`` one, the ``completion``, which is all that
-    follows the prompt or the last user turn, or ``all`` of the text."""
+    """Part that carries a loss: every ``assistant`` turn, the ``last_assistant`` one, the ``completion``, which is all
+    text after the prompt or the last user turn, or ``all`` of the text."""
     mask_inputs: bool = field(default=True)
-    """False trains on everything, prompts included, whatever ``train_on`` says."""
+    """False trains on everything, prompts included, for any ``train_on``."""
     mask_empty_reasoning: bool = field(default=False)
     """Whether an empty ``<think></think>`` at the beginning of an answer is not trained."""
     drop_reasoning: bool = field(default=False)
-    """Whether the reasoning of messages is left out; for chat templates that render none."""
+    """Whether the reasoning of messages is removed, for chat templates that render none."""
 
     @property
     def trained_part(self) -> str:
-        """``train_on`` with ``mask_inputs`` taken into account."""
+        """``train_on``, or ``all`` where ``mask_inputs`` is false."""
         return self.train_on if self.mask_inputs else "all"
 
 
 @attrs.frozen(kw_only=True)
 class CausalDataConfig(TokenDataConfig):
-    """Rows of plain text, or of ``input_ids``, all of it trained; packed, and split where they are too long."""
+    """Examples of plain text or of ``input_ids``, all of it trained; packed, and split where they are too long."""
 
     pack_samples: bool = field(default=True)
-    """Whether several rows share one of ``max_length`` tokens; they do not see each other."""
+    """Whether several documents share a sequence of ``max_length`` tokens; they do not see each other."""
     overflow: Literal["error", "drop", "truncate", "split"] = field(default="split")
-    """What happens to a row longer than ``max_length``."""
+    """Handling of examples longer than ``max_length``."""
     text_column: str = field(default="text")
     """The column that holds the text."""
     add_bos: bool = field(default=True)
-    """Whether a row begins with the tokenizer's beginning-of-sequence token, where it has one."""
+    """Whether an example begins with the tokenizer's beginning-of-sequence token, where it has one."""
     add_eos: bool = field(default=True)
-    """Whether a row ends with the tokenizer's end-of-sequence token, where it has one; it is trained."""
+    """Whether an example ends with the tokenizer's end-of-sequence token, where it has one; it is trained."""

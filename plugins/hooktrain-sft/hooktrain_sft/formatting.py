@@ -1,4 +1,4 @@
-"""Values as errors show them."""
+"""Formatting of values for errors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ __all__ = ["shown"]
 
 
 def shown(value: Any) -> str:
-    """A value with its type, cut where it is long."""
+    """Return a value with its type, shortened where it is long."""
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

@@ -1,4 +1,4 @@
-"""The hooks that this plugin adds, so that rendering, packing and the LM head can be replaced each on its own."""
+"""Hooks of this plugin, with which rendering, packing and the LM head can be replaced separately."""
 
 from __future__ import annotations
 
@@ -22,91 +22,89 @@ __all__ = ["make_head_loss", "pack_sequences", "register_formats", "render_examp
 
 
 @hookspec
-def register_formats(source: Any, config: Any) -> Mapping[str, Format]:
-    """Register formats of rows: how each is recognised, and how its rows become ones that can be rendered.
+def register_formats(source: Any, config: Any) -> Mapping[str, Format] | None:
+    """Register formats of examples: their recognition and their conversion to canonical examples.
 
-    Called: by ``make_data`` of ``hooktrain-sft`` for ``type: sft``, once for each source, before its rows are read.
-    Ranks: every rank; each must offer the same.
+    Called: by ``make_data`` of ``hooktrain-sft`` for ``type: sft``, once for each source, before its examples are read.
+    Ranks: every rank; each must register the same.
     Device: must not touch a device.
 
     Args:
         source: the source's config.
-        config: what the recipe says under ``data``.
+        config: the recipe's ``data``.
 
     Returns:
-        Formats by the name that a recipe can write under ``data.format``; the first that recognises the columns is
-        taken, those of other plugins before this one's own. Two of one name are an error.
+        Formats by their name under ``data.format``. They are tried in order, those of other plugins before this one's
+        own, and the first that recognises the columns is used. Two of one name are an error. None registers nothing.
 
-    Default: ``hooktrain-sft`` offers ``role_mapping``, ``input_ids``, ``messages``, ``sharegpt``,
+    Default: ``hooktrain-sft`` registers ``role_mapping``, ``input_ids``, ``messages``, ``sharegpt``,
     ``prompt_completion``, ``alpaca``, ``text`` and ``raw``.
     """
 
 
 @hookspec(firstresult=True)
 def render_example(row: Any, tokenizer: Any, config: Any) -> Rendered | None:
-    """Turn a row of a source into text, and say which of it is trained.
+    """Render an example of a source as text with the spans that are trained.
 
-    Called: by ``make_data`` of ``hooktrain-sft``, once for each row of each source; the texts are tokenized together
-        afterwards.
-    Ranks: every rank; each must render alike.
+    Called: by ``make_data`` of ``hooktrain-sft``, once for each example of each source; the texts are tokenized in
+        batches afterwards.
+    Ranks: every rank; each must return the same.
     Device: must not touch a device.
 
     Args:
-        row: a mapping of column names to values; for ``type: sft`` as the source's format gives it, see
+        row: the example, a mapping of column names to values; for ``type: sft`` a canonical one, see
             ``hooktrain_sft.data.formats``.
-        tokenizer: what ``make_tokenizer`` returned.
-        config: what the recipe says under ``data``.
+        tokenizer: the result of ``make_tokenizer``.
+        config: the recipe's ``data``.
 
     Returns:
-        The text and the spans of it that are trained, or ids and a mask. A ``DataError`` is shown with the source and
-        the number of the row. None declines, and the next plugin is asked.
+        The text and its trained spans, or ids and a mask; None leaves it to the next plugin. A ``DataError`` is shown
+        with the source and the number of the example.
 
-    Default: ``hooktrain-sft`` renders ``messages`` with the chat template for ``sft``, and takes text and ids as they
-    are.
+    Default: ``hooktrain-sft`` renders ``messages`` with the chat template for ``sft``, and passes text and ids on
+    unchanged.
     """
 
 
 @hookspec(firstresult=True)
 def pack_sequences(lengths: NDArray[np.int64], max_length: int, config: Any) -> Bins | Sequence[Sequence[int]] | None:
-    """Decide which documents share a row.
+    """Group documents into sequences of several documents.
 
-    Called: by ``make_data`` of ``hooktrain-sft``, once for each set of rows, when the recipe says
-        ``pack_samples: true``.
-    Ranks: every rank; each must pack alike.
+    Called: by ``make_data`` of ``hooktrain-sft``, once for each set, with ``pack_samples: true``.
+    Ranks: every rank; each must return the same.
     Device: must not touch a device.
 
     Args:
         lengths: tokens of each document, none above ``max_length``, shape (documents,).
-        max_length: tokens that a bin can hold.
-        config: what the recipe says under ``data``.
+        max_length: tokens that a bin holds.
+        config: the recipe's ``data``.
 
     Returns:
-        Bins, each a list of document indices; every document in exactly one, which is checked. None declines, and the
-        next plugin is asked.
+        Bins, each a list of document indices; every document must be in exactly one. None leaves it to the next plugin.
 
-    Default: ``hooktrain-sft`` packs over the whole set: best-fit-decreasing, or closer where documents are few.
+    Default: ``hooktrain-sft`` packs the complete set with best-fit-decreasing, and closer where documents are few.
     """
 
 
 @hookspec(firstresult=True)
 def make_head_loss(config: Any, transform: LogitTransform, model: Module) -> HeadLoss | None:
-    """Build what computes LM head and loss together, in place of this plugin's own.
+    """Build a function that computes LM head and loss together, in place of this plugin's own.
 
-    Called: by the losses ``sft`` and ``dft``, once for each model they meet, before the first step.
+    Called: by the losses ``sft`` and ``dft``, once for each model, before the first step.
     Ranks: every rank.
     Device: may use it.
 
     Args:
-        config: what the recipe says under ``loss``, a ``CrossEntropyConfig``.
-        transform: what the model does to the output of its LM head.
-        model: the model itself, out of its wrappers, on its device.
+        config: the recipe's ``loss``, a ``CrossEntropyConfig``.
+        transform: the model's transform of the output of its LM head.
+        model: the model inside its wrappers, on its device.
 
     Returns:
-        A function from hidden states (tokens, hidden), the weight of the head (vocabulary, hidden), its bias
-        (vocabulary,) or None, and targets (tokens,), -100 being none, to the total, summed over the targets, of
-        shape () and with a graph, and a mapping of what is logged beside it, sums of shape () over the same targets,
-        with the same names in every call. It may be called under autocast and under ``torch.no_grad``. It is used for
-        heads that are a plain linear layer with all of its weights there. None declines, and the next plugin is asked.
+        A function of the hidden states (tokens, hidden), the weight of the head (vocabulary, hidden), its bias
+        (vocabulary,) or None, and the targets (tokens,), -100 for none. It returns the loss summed over the targets, of
+        shape () with a graph, and a mapping of metrics to log, sums of shape () over the same targets with the same
+        names in every call. It may be called under autocast and under ``torch.no_grad``. It is used for heads that are
+        a plain linear layer whose weight is complete. None leaves it to the next plugin.
 
     Default: none; ``hooktrain-sft`` computes a chunk of tokens at a time.
     """

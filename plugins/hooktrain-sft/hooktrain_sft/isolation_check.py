@@ -1,19 +1,20 @@
-"""Checked at the start of a run: documents that share a row do not see each other."""
+"""Check at the start of a run that documents in one sequence do not see each other."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from hooktrain import LossSum, ModelError
+from hooktrain_sft.compat import attention_implementation, special_token_ids, vocabulary_size
 from hooktrain_sft.loss.model_inspection import innermost
 
 if TYPE_CHECKING:
     from hooktrain import Trainer
-    from hooktrain_sft.data.packed_dataset import Row
+    from hooktrain_sft.data.packed_dataset import TokenSequence
 
 __all__ = ["check_isolation"]
 
@@ -22,54 +23,56 @@ _TOKENS = 16
 
 
 def check_isolation(trainer: Trainer) -> None:
-    """Compute the loss of a second document twice, behind two different first ones.
+    """Compare the losses of a document after two different ones in the same sequence.
 
-    What the run does is what is asked: its rows go through the run's collate function, strategy, model and loss, in
-    evaluation mode and without gradients, on every rank alike. No random numbers are drawn. This is also when the loss
-    first looks at the model, so that what it refuses it refuses before the first step.
+    The documents go through the run's own collate function, strategy, model and loss, in evaluation mode and without
+    gradients, on every rank. No random numbers are drawn. The loss inspects the model in its first call, so that it
+    refuses one before the first step.
 
     Args:
         trainer: with all parts built; its data are of this plugin.
 
     Raises:
-        ModelError: the losses differ, by more than the order of additions can explain.
+        ModelError: the losses differ by more than the order of additions explains.
     """
     packs, several = _sharing(trainer)
     one, other, last = _documents(trainer)
-    behind = [_loss(trainer, _rows(first, last, packs, several)) for first in ((one, other) if several else (one,))]
-    known = [loss for loss in behind if loss is not None and math.isfinite(loss)]
+    losses = [
+        _loss(trainer, _sequences(first, last, packs, several)) for first in ((one, other) if several else (one,))
+    ]
+    known = [loss for loss in losses if loss is not None and math.isfinite(loss)]
     if len(known) < 2 or known[0] == known[1]:
         return
-    # routing to experts and the like may add in another order; attention to another document changes far more
+    # experts may add in another order; attention to another document changes the loss far more
     exact = _computes_in(trainer) in (torch.float32, torch.float64)
     if abs(known[0] - known[1]) <= (1e-5 if exact else 1e-3) * abs(known[0]):
         return
     model = innermost(trainer.model)
-    attention = getattr(getattr(model, "config", None), "_attn_implementation", "of its own")
+    attention = attention_implementation(model) or "its own"
     raise ModelError(
-        f"model.attn_implementation: with '{attention}', documents that share a row of"
-        f" {type(model).__name__} see each other (the loss of one is {known[0]:.6g} behind one document and"
-        f" {known[1]:.6g} behind another), expected each to be on its own; choose another attn_implementation, or write"
+        f"model.attn_implementation: with '{attention}', documents in one sequence of {type(model).__name__}"
+        f" see each other (the loss of one is {known[0]:.6g} after one document and {known[1]:.6g} after"
+        " another), expected them not to; choose another attn_implementation, or write"
         " data.pack_samples: false and micro_batch_size: 1"
     )
 
 
 def _sharing(trainer: Trainer) -> tuple[bool, bool]:
-    """Whether the run's rows hold several documents from the start, and whether its micro-batches do."""
-    packs = bool(getattr(trainer.recipe.data, "pack_samples", False))
+    """Return whether the run's sequences hold several documents, and whether its micro-batches do."""
+    packs = bool(trainer.recipe.data.pack_samples)
     most = max(trainer.recipe.micro_batch_size, trainer.recipe.eval_micro_batch_size or 0)
     return packs, packs or most > 1
 
 
-def _rows(first: Row, last: Row, packs: bool, several: bool) -> list[Row]:
+def _sequences(first: TokenSequence, last: TokenSequence, packs: bool, several: bool) -> list[TokenSequence]:
     if packs:
         return [{name: np.concatenate([first[name], last[name]]) for name in first}]
     return [first, last] if several else [last]
 
 
-def _loss(trainer: Trainer, rows: list[Row]) -> float | None:
-    """The loss of rows; None where each came to have a row of its own, or the loss is none that can be read."""
-    host_batch = trainer.data.collate(rows)
+def _loss(trainer: Trainer, sequences: list[TokenSequence]) -> float | None:
+    """Return the loss of sequences; None where the batch keeps them apart, or the loss is no ``LossSum``."""
+    host_batch = trainer.data.collate(sequences)
     denominator = int((host_batch["labels"][:, 1:] != -100).sum())
     batch, device = trainer.on_device(host_batch), trainer.device
     modes = {module: module.training for module in trainer.model.modules()}
@@ -84,12 +87,10 @@ def _loss(trainer: Trainer, rows: list[Row]) -> float | None:
     return float(loss.total) if readable else None
 
 
-def _documents(trainer: Trainer) -> list[Row]:
-    """Two documents without labels and one with, of tokens that are not special."""
-    config: Any = getattr(innermost(trainer.model), "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    sizes = [getattr(text, "vocab_size", None), getattr(trainer.tokenizer, "vocab_size", None)]
-    special = set(getattr(trainer.tokenizer, "all_special_ids", ()))
+def _documents(trainer: Trainer) -> list[TokenSequence]:
+    """Make two documents without labels and one with, of tokens that are not special."""
+    sizes = [vocabulary_size(innermost(trainer.model)), vocabulary_size(trainer.tokenizer)]
+    special = special_token_ids(trainer.tokenizer)
     usable = [token for token in range(min(filter(None, sizes), default=2)) if token not in special] or [0]
     ids = np.random.default_rng(0).choice(np.array(usable, np.int64), (3, _TOKENS))
     labels = np.full((3, _TOKENS), -100, np.int64)
@@ -98,12 +99,12 @@ def _documents(trainer: Trainer) -> list[Row]:
 
 
 def _computes_in(trainer: Trainer) -> torch.dtype:
-    """The precision of matrix products in the run."""
+    """Return the type of the run's matrix products."""
     device = trainer.device.type
 
-    def asked() -> torch.dtype:
+    def dtype() -> torch.dtype:
         if torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
         return next((p.dtype for p in trainer.model.parameters() if p.is_floating_point()), torch.float32)
 
-    return trainer.strategy.compute(asked, True)
+    return trainer.strategy.compute(dtype, True)

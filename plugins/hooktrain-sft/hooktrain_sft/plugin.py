@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import pluggy
 
@@ -20,11 +20,22 @@ if TYPE_CHECKING:
     from hooktrain_sft.data.formats import Format
     from hooktrain_sft.data.packing import Bins
 
-__all__ = ["SFTPlugin"]
+__all__ = ["PlacedLoader", "SFTPlugin"]
+
+
+@runtime_checkable
+class PlacedLoader(Protocol):
+    """A loader whose place a checkpoint has to hold, as that of a stream."""
+
+    def place(self) -> Mapping[str, Any] | None:
+        """Return the place after the batches so far as plain values."""
+
+    def go_to(self, place: Mapping[str, Any]) -> None:
+        """Begin the next epoch at a saved place."""
 
 
 class SFTPlugin:
-    """Chat rendering, label masks, packing, batches and the loss of supervised fine-tuning."""
+    """Chat rendering, label masks, packing, batches and the losses of supervised fine-tuning."""
 
     @hookimpl
     def register_hookspecs(self, pluginmanager: pluggy.PluginManager) -> None:
@@ -51,11 +62,11 @@ class SFTPlugin:
             "checkpoint": ("full", "huggingface", "*"),
         }
         return {
-            "sft": TrainerType({**parts, "data": ("sft",)}, "supervised fine-tuning on conversations"),
+            "sft": TrainerType({**parts, "data": ("sft",)}, "supervised fine-tuning on conversations", default=True),
             "causal": TrainerType({**parts, "data": ("causal",)}, "next-token training on plain text"),
         }
 
-    # imports that need torch or transformers wait until they are used: listings load this module too
+    # imports that need torch or transformers are inside the hooks, because listings load this module too
 
     @hookimpl
     def make_data(self, config: Any, tokenizer: Any, world: World, hooks: Any) -> Data | None:
@@ -67,14 +78,13 @@ class SFTPlugin:
 
     @hookimpl
     def collect_state(self, trainer: Trainer) -> Mapping[str, Any] | None:
-        place = getattr(trainer.loader, "place", None)
-        return {"stream": place()} if callable(place) and place() is not None else None
+        place = trainer.loader.place() if isinstance(trainer.loader, PlacedLoader) else None
+        return None if place is None else {"stream": place}
 
     @hookimpl
     def restore_state(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
-        go_to = getattr(trainer.loader, "go_to", None)
-        if callable(go_to) and "stream" in state:
-            go_to(state["stream"])
+        if isinstance(trainer.loader, PlacedLoader) and "stream" in state:
+            trainer.loader.go_to(state["stream"])
 
     @hookimpl
     def preview_examples(

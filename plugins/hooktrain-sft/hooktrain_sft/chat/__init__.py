@@ -1,1 +1,1 @@
-"""Conversations: chat templates, tools, and which tokens are trained."""
+"""Conversations: chat templates, tools, and the tokens that are trained."""

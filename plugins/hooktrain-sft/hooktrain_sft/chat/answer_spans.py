@@ -1,9 +1,9 @@
-"""Where in a rendered conversation each answer stands, proven for the conversation at hand.
+"""Spans of the answers in a rendered conversation, proven for each conversation.
 
 An answer begins where the prompt for it ends, as the template writes that prompt, and the text has to begin with it. It
-ends where the template's loop goes on to the next message. Some templates change what they wrote of earlier turns
-(Qwen 3 drops their reasoning, Mistral moves tools to the last user turn), so that no earlier prompt is how the text
-begins; there, an answer begins behind the generation prompt with which the template begins its turn.
+ends where the template's loop continues with the next message. Some templates change the text of earlier turns (Qwen 3
+drops their reasoning, Mistral moves tools to the last user turn), so that the text does not begin with an earlier
+prompt. Then an answer begins after the generation prompt with which the template begins its turn.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hooktrain import DataError
-from hooktrain_sft.chat.generation_prompt import shared_beginning, start_behind_header
+from hooktrain_sft.chat.generation_prompt import shared_prefix, start_after_header
 from hooktrain_sft.chat.messages import Message
 from hooktrain_sft.chat.template import ChatTemplate, Scope
 from hooktrain_sft.chat.template_trace import Span, Trace
@@ -21,7 +21,7 @@ __all__ = ["Answer", "Conversation"]
 
 
 class Answer(NamedTuple):
-    """What the model writes in one turn, in characters, its end-of-turn token included; and what proved it."""
+    """Span of an answer in characters, its end-of-turn token included, and the rule that proved it."""
 
     start: int
     end: int
@@ -38,7 +38,7 @@ class Conversation:
         self.text = trace.text
 
     def answer(self, index: int) -> Answer:
-        """Where the assistant's message of that number is.
+        """Return the span of an assistant's message.
 
         Raises:
             DataError: when it cannot be proven.
@@ -56,14 +56,14 @@ class Conversation:
             if isinstance(prompt, str) and len(prompt) <= end and self.text.startswith(prompt):
                 start, rule = len(prompt), "prompt prefix"
             else:
-                start, rule = self._behind_header(index, prompt), "template's loop"
+                start, rule = self._after_header(index, prompt), "template's loop"
         end = self._end_of_turn(index, start, end)
         if self.text[start:end].strip() in self.template.nothing:
             raise self.says_nothing(index)
         return Answer(start, end, rule)
 
     def region(self, index: int) -> Span:
-        """All that the template writes for a message.
+        """Return the span of all text that the template writes for a message.
 
         Raises:
             DataError: when the template does not go over the messages in a loop.
@@ -77,17 +77,17 @@ class Conversation:
         return found
 
     def says_nothing(self, index: int) -> DataError:
-        """The error for an answer of which the text has nothing, so that only its end would be trained."""
+        """Return the error for an answer of which the text holds nothing, so that only its end would be trained."""
         return DataError(
             f"messages[{index}]: the chat template renders nothing of what it says, or marks nothing of it; give a"
-            " tokenizer.chat_template that takes content as text, or correct the row"
+            " tokenizer.chat_template that takes content as text, or correct the example"
         )
 
     def _own_end(self, index: int, region: Span) -> int:
-        """Where the message ends in the turn of the loop that is its own.
+        """Return the end of a message in its own pass of the loop.
 
-        A template may write the next messages there as well, such as what tools answered, and pass over them later.
-        Then only that is the message's own which is written whether or not they follow.
+        A template may write the following messages there as well, such as tool results, and skip them later. Then the
+        message's own text is what is also written without them.
         """
         start, end = region
         if index + 1 == len(self.messages) or index + 1 in self.trace.regions:
@@ -96,11 +96,11 @@ class Conversation:
         if index not in alone.regions:
             raise self.unstable(index, alone.text, "the conversation up to it")
         turn = alone.text[slice(*alone.regions[index])]
-        return start + self.template.whole_tokens(turn, len(shared_beginning(turn, self.text[start:end])))
+        return start + self.template.whole_tokens(turn, len(shared_prefix(turn, self.text[start:end])))
 
-    def _behind_header(self, index: int, prompt: str | DataError) -> int:
+    def _after_header(self, index: int, prompt: str | DataError) -> int:
         try:
-            start = start_behind_header(self.template, self.messages, self.scope, self.trace, index)
+            start = start_after_header(self.template, self.messages, self.scope, self.trace, index)
         except DataError as problem:
             raise self._no_prompt(index, problem) from problem
         if start is None:
@@ -110,7 +110,7 @@ class Conversation:
     def _end_of_turn(self, index: int, start: int, end: int) -> int:
         ended = self.template.end_of_turn(self.text, start, end)
         if ended is None:
-            # some templates write what ends a turn behind their loop
+            # some templates write the end of the last turn after their loop
             last = index + 1 == len(self.messages)
             until = self.text if last else self.template.render(self.messages[: index + 1], self.scope)
             if len(until) > end and self.text.startswith(until):
@@ -118,7 +118,7 @@ class Conversation:
         return end if ended is None else ended
 
     def _between_prefixes(self, index: int, prompt: str | DataError) -> tuple[int, int, str]:
-        """The answer is what the conversation up to and including it has more than the prompt before it."""
+        """Return the span from the end of the prompt to the end of the conversation up to the answer, and the rule."""
         if isinstance(prompt, DataError):
             raise self._no_prompt(index, prompt) from prompt
         last = index + 1 == len(self.messages)
@@ -137,8 +137,8 @@ class Conversation:
         )
 
     def unstable(self, index: int, prefix: str, what: str) -> DataError:
-        """The error for a prefix that is not how the text begins."""
-        text, at = self.text, len(shared_beginning(prefix, self.text))
+        """Return the error for a prefix with which the text does not begin."""
+        text, at = self.text, len(shared_prefix(prefix, self.text))
         return DataError(
             f"messages[{index}]: the chat template is not prefix-stable: {what} renders with {prefix[at : at + 40]!r}"
             f" at character {at}, all of it with {text[at : at + 40]!r} there, so that it is unknown which of it the"

@@ -1,13 +1,14 @@
-"""Where an answer begins in its turn of the template's loop, when no prompt is how the whole text begins.
+"""Start of an answer in its pass of the template's loop, where the text does not begin with the prompt for it.
 
-It begins behind the generation prompt, if the template begins the turn with it. Templates of reasoning models ask for
-more than a turn without reasoning has, such as ``<|assistant|><think>``; there it begins behind as much of it as any
-answer at this place is given, provided that this is more than a user's turn begins with.
+An answer begins after the generation prompt, if the template begins the turn with it. The generation prompt of a
+reasoning model may be longer than the header of a turn without reasoning, as in ``<|assistant|><think>``. Then the
+answer begins after the part of it with which the template begins any answer at this place, provided that this part is
+longer than the header of a user's turn.
 """
 
 from __future__ import annotations
 
-import itertools
+import os
 from collections.abc import Sequence
 
 from hooktrain import DataError
@@ -15,16 +16,16 @@ from hooktrain_sft.chat.messages import Message
 from hooktrain_sft.chat.template import ChatTemplate, Scope
 from hooktrain_sft.chat.template_trace import Trace
 
-__all__ = ["shared_beginning", "start_behind_header"]
+__all__ = ["shared_prefix", "start_after_header"]
 
 
-def start_behind_header(
+def start_after_header(
     template: ChatTemplate, messages: Sequence[Message], scope: Scope, trace: Trace, index: int
 ) -> int | None:
-    """The place in characters, or None when it cannot be proven.
+    """Return the start in characters, or None when it cannot be proven.
 
     Args:
-        template: what rendered the conversation.
+        template: the template that rendered the conversation.
         messages: the conversation.
         scope: the template's other variables.
         trace: the rendered conversation, which has a region for the message.
@@ -45,26 +46,23 @@ def start_behind_header(
     one, other = (_turn(template, scope, before, {**kept, "content": content}, after) for content in ("a", "b"))
     if one is None or other is None:
         return None
-    unsaid = shared_beginning(one, other)
-    if unsaid.endswith(header) and turn.startswith(unsaid):
-        return start + len(unsaid)  # the first turn may begin with what stands before all turns
-    length = template.whole_tokens(header, len(shared_beginning(shared_beginning(unsaid, header), turn)))
+    common = shared_prefix(one, other)
+    if common.endswith(header) and turn.startswith(common):
+        return start + len(common)  # the first turn may begin with text that precedes all turns
+    length = template.whole_tokens(header, len(shared_prefix(shared_prefix(common, header), turn)))
     asked = _turn(template, scope, before, {"role": "user", "content": "a"}, [])
-    return start + length if asked is not None and length > len(shared_beginning(asked, one)) else None
+    return start + length if asked is not None and length > len(shared_prefix(asked, one)) else None
 
 
-def shared_beginning(one: str, other: str) -> str:
-    """The longest text with which both begin."""
-    if other.startswith(one):
-        return one
-    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-    return one[: sum(1 for _ in alike)]
+def shared_prefix(one: str, other: str) -> str:
+    """Return the longest text with which both begin."""
+    return os.path.commonprefix([one, other])  # noqa: RUF071 (characters are meant, not parts of a path)
 
 
 def _turn(
     template: ChatTemplate, scope: Scope, before: Sequence[Message], message: Message, after: Sequence[Message]
 ) -> str | None:
-    """What the template writes for a message there; None where it refuses, or has no turn of its loop for it."""
+    """Return the text of a message at a place; None where the template fails or has no pass of its loop for it."""
     try:
         trace = template.trace([*before, message, *after], scope)
     except DataError:
@@ -74,9 +72,9 @@ def _turn(
 
 
 def _generation_prompt(template: ChatTemplate, messages: Sequence[Message], scope: Scope, index: int) -> str | None:
-    """What a generation prompt adds to the messages before the answer, or None when that is not clear.
+    """Return the text that a generation prompt adds to the messages before the answer, or None when it is not clear.
 
-    Where nothing is asked before the answer, it is what it adds after the first question.
+    Without a user message before the answer, it is the text that it adds after the first one.
     """
     users = [i for i, message in enumerate(messages) if message["role"] == "user"]
     before = messages[: index if users and users[0] < index else users[0] + 1 if users else index or 1]

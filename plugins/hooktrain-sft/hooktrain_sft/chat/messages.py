@@ -1,4 +1,4 @@
-"""A row's conversation, checked and brought into the one form that chat templates expect."""
+"""Conversations of examples, checked and converted to the form that chat templates expect."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Message = dict[str, Any]
 
 _FLAGS = ("train", "training", "weight")
 REASONING = ("reasoning_content", "thinking", "reasoning")
-"""What data sets and templates call an assistant's reasoning; a message that has any has the first two."""
+"""Field names of an assistant's reasoning in data sets and templates; a message with reasoning gets the first two."""
 
 
 class Messages(NamedTuple):
@@ -24,8 +24,8 @@ class Messages(NamedTuple):
 
     Attributes:
         messages: each with a role and its content as one string.
-        untrained: numbers of those that the data say not to train on.
-        simple: whether none has more than role and content.
+        untrained: numbers of the messages that the data exclude from training.
+        simple: whether all have only role and content.
     """
 
     messages: list[Message]
@@ -34,27 +34,27 @@ class Messages(NamedTuple):
 
 
 def read_messages(given: Any, where: str = "messages") -> Messages:
-    """The conversation of a row.
+    """Read the conversation of an example.
 
-    Absent fields (None, as Arrow tables fill them in) are left out, as templates ask whether a field is there.
-    ``train`` or ``training`` false, or ``weight`` 0, leave a message untrained, and are not shown to the template.
+    Fields that are None, as Arrow tables fill in absent ones, are removed, because templates test whether a field is
+    there. ``train`` or ``training`` false, or ``weight`` 0, exclude a message from training; they are removed too.
 
     Args:
-        given: what the row holds.
+        given: the value of the column.
         where: the column, for errors.
 
     Raises:
-        DataError: when there is no conversation, or a message has no known role or no content.
+        DataError: when it is no conversation, or a message has no known role or no content.
     """
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Sequence):
         raise DataError(f"{where} is {shown(given)}, expected a list of {{role, content}}; convert the column")
     if not given:
-        raise DataError(f"{where} is an empty list, expected at least one message; remove the row")
+        raise DataError(f"{where} is an empty list, expected at least one message; remove the example")
     messages: list[Message] = []
     untrained = []
     simple = True
     for index, message in enumerate(given):
-        # most messages are just that, and are not copied
+        # most messages have only these two fields, and are not copied
         if (
             type(message) is dict
             and len(message) == 2
@@ -72,7 +72,7 @@ def read_messages(given: Any, where: str = "messages") -> Messages:
 
 
 def is_empty(message: Message) -> bool:
-    """Whether an answer says nothing at all, so that only its end could be trained."""
+    """Return whether an answer has no content, tool call or reasoning, so that only its end could be trained."""
     content = message.get("content")
     if content and not content.isspace():
         return False
@@ -93,42 +93,42 @@ def _read_message(message: Any, where: str) -> Message:
         )
     calls = read.pop("tool_calls", None)
     if calls and role != "assistant":
-        raise DataError(f"{where} (role {role}) has tool_calls, which only an assistant makes; correct the row")
+        raise DataError(f"{where} (role {role}) has tool_calls, which only an assistant makes; correct the example")
     if "content" in read:
         read["content"] = _read_content(read["content"], f"{where}.content")
     elif not calls:
-        raise DataError(f"{where} (role {role}) has no content, expected text; fill it in or remove the row")
+        raise DataError(f"{where} (role {role}) has no content, expected text; fill it in or remove the example")
     for name, value in read.items():
         if type(value) is not str:
             read[name] = plain(value)
     if calls:
         read["tool_calls"] = read_tool_calls(calls, f"{where}.tool_calls")
-    # data sets call it so or so, and templates too; transformers fills in both from whichever is there
+    # data sets and templates have two names for it; like transformers, set both
     reasoning = next((read[name] for name in REASONING if name in read), None)
     return read if reasoning is None else {"thinking": reasoning, **read, "reasoning_content": reasoning}
 
 
 def _is_trained(message: Message, where: str) -> bool:
-    """What the message's own flag says; takes it out of the message."""
-    said = {}
+    """Remove a message's own training flags and return their value."""
+    flags = {}
     for name in _FLAGS:
         if name in message:
             value = message.pop(name)
             if value not in (0, 1):  # true and false are 1 and 0
-                raise DataError(f"{where}.{name} is {shown(value)}, expected true or false, or 1 or 0; correct the row")
-            said[name] = bool(value)
-    if len(set(said.values())) > 1:
-        raise DataError(f"{where} has {' and '.join(said)} that contradict each other, expected one; correct the row")
-    if True in said.values() and message["role"] != "assistant":
+                raise DataError(f"{where}.{name} is {shown(value)}, expected true or false, or 1 or 0; correct it")
+            flags[name] = bool(value)
+    if len(set(flags.values())) > 1:
+        raise DataError(f"{where} has {' and '.join(flags)} that contradict each other, expected one; remove the other")
+    if True in flags.values() and message["role"] != "assistant":
         raise DataError(
-            f"{where} (role {message['role']}) is to be trained, expected that of an assistant's turns only; remove"
-            f" {next(iter(said))} from it, or write `data.train_on: all`"
+            f"{where} (role {message['role']}) has {next(iter(flags))} set to true, expected it for an assistant's"
+            " messages only; remove it, or write `data.train_on: all`"
         )
-    return not said or True in said.values()
+    return not flags or True in flags.values()
 
 
 def _read_content(content: Any, where: str) -> str:
-    """Text, or transformers' list of text parts, as text: only some templates iterate over parts."""
+    """Return text, or transformers' list of text parts joined to text: only some templates iterate over parts."""
     if isinstance(content, str):
         return str(content)
     if isinstance(content, Sequence) and not isinstance(content, bytes):

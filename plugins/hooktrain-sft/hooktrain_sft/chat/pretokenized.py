@@ -1,4 +1,4 @@
-"""Rows that were tokenized before: ``input_ids`` with the columns that say which of them are trained."""
+"""Examples that are tokenized already: ``input_ids`` and the columns that mark the trained tokens."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ __all__ = ["read_ids"]
 _MASKS = ("assistant_masks", "completion_mask")
 
 
-def read_ids(row: Mapping[str, Any], vocabulary: int, part: str) -> tuple[NDArray[np.int32], NDArray[np.bool_], str]:
-    """Ids and mask of a row, each of shape (tokens,), and which columns made the mask.
+def read_ids(
+    example: Mapping[str, Any], vocabulary: int, part: str
+) -> tuple[NDArray[np.int32], NDArray[np.bool_], str]:
+    """Return ids and mask of an example, each of shape (tokens,), and the columns that made the mask.
 
-    ``labels`` (-100 where nothing is trained, not shifted), ``assistant_masks`` and ``completion_mask`` (1 where
-    something is) count together; without them, and where ``part`` is ``all``, everything is trained. What
-    ``attention_mask`` leaves out at either end is padding and is taken off.
+    A token is trained where ``labels`` (not shifted) are not -100 and ``assistant_masks`` and ``completion_mask`` are
+    not 0, as far as the example has them; with none of them, or where ``part`` is ``all``, every token is. Padding,
+    which ``attention_mask`` marks at either end, is removed.
 
     Raises:
-        DataError: when an id is none of the tokenizer's, or a column does not fit the ids.
+        DataError: when an id is not in the vocabulary, or a column does not fit the ids.
     """
-    ids = _numbers(row["input_ids"], "input_ids")
+    ids = _numbers(example["input_ids"], "input_ids")
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
         wrong = int(np.flatnonzero((ids < 0) | (ids >= vocabulary))[0])
         raise DataError(
             f"input_ids[{wrong}] is {int(ids[wrong])}, expected an id from 0 to {vocabulary - 1}; use the tokenizer"
-            " that the rows were made with"
+            " that the examples were tokenized with"
         )
     mask = np.ones(len(ids), np.bool_)
     used = []
     if part != "all":
         for name in (*_MASKS, "labels"):
-            if row.get(name) is None:
+            if example.get(name) is None:
                 continue
-            given = _numbers(row[name], name)
+            given = _numbers(example[name], name)
             if len(given) != len(ids):
                 raise DataError(f"{name} has {len(given)} entries, expected {len(ids)}, as many as input_ids")
             if name == "labels":
@@ -54,7 +56,7 @@ def read_ids(row: Mapping[str, Any], vocabulary: int, part: str) -> tuple[NDArra
             else:
                 mask &= given != 0
             used.append(name)
-    first, last = _unpadded(row, len(ids))
+    first, last = _unpadded(example, len(ids))
     return ids[first:last].astype(np.int32), mask[first:last], " and ".join(used) or "all"
 
 
@@ -68,13 +70,14 @@ def _numbers(value: Any, where: str) -> NDArray[np.int64]:
     return made.astype(np.int64)
 
 
-def _unpadded(row: Mapping[str, Any], tokens: int) -> tuple[int, int]:
-    if row.get("attention_mask") is None:
+def _unpadded(example: Mapping[str, Any], tokens: int) -> tuple[int, int]:
+    """Return where the tokens that are no padding begin and end."""
+    if example.get("attention_mask") is None:
         return 0, tokens
-    there = np.flatnonzero(_numbers(row["attention_mask"], "attention_mask"))
+    there = np.flatnonzero(_numbers(example["attention_mask"], "attention_mask"))
     if len(there) and (there[-1] >= tokens or there[-1] - there[0] + 1 != len(there)):
         raise DataError(
-            "attention_mask has gaps or more entries than input_ids, expected padding at the ends only; rows that share"
-            " one sequence are to be rows of their own"
+            "attention_mask has gaps or more entries than input_ids, expected padding at the ends only; store documents"
+            " that share a sequence as examples of their own"
         )
     return (int(there[0]), int(there[-1]) + 1) if len(there) else (0, 0)

@@ -1,4 +1,4 @@
-"""Rows to text or ids, and which of it is trained."""
+"""Examples to text or ids, with the spans that are trained."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ __all__ = ["Rendered", "render_chat", "render_sft", "render_text"]
 
 @attrs.frozen(eq=False)
 class Rendered:
-    """A row as the tokenizer gets it, or already as ids.
+    """An example as text for the tokenizer, or as ids.
 
     Attributes:
-        text: all of the text; no token is added to it but ``before`` and ``after``.
+        text: all of the text; only ``before`` and ``after`` are added to its tokens.
         spans: the parts of ``text`` that are trained, in characters, in order; a token is trained when it lies
             within one of them.
-        before: ids put before the text, not trained.
-        after: ids put after the text, trained.
-        rules: for each span, the message that it is and what proved it, such as
-            ``messages[1] assistant: prompt prefix``; for ids, one for all of them. Empty when a plugin says nothing.
-        notes: what a user may want to know, such as ``messages[3] assistant: empty, not trained``.
-        ids: the tokens of a row that was tokenized before, shape (tokens,); all of the above but ``rules`` and
-            ``notes`` is then left empty.
-        mask: which of ``ids`` are trained, shape (tokens,).
+        before: ids before the text, not trained.
+        after: ids after the text, trained.
+        rules: for each span its message and the rule that proved it, such as
+            ``messages[1] assistant: prompt prefix``; for ids, one for all of them. May be empty.
+        notes: facts for the report, such as ``messages[3] assistant: empty, not trained``.
+        ids: the tokens of an example that is tokenized already, shape (tokens,); then ``text``, ``spans``,
+            ``before`` and ``after`` are empty.
+        mask: the trained ones of ``ids``, shape (tokens,).
     """
 
     text: str = ""
@@ -53,76 +53,63 @@ class Rendered:
     mask: NDArray[np.bool_] | None = None
 
 
-def render_sft(row: Any, tokenizer: Any, config: SFTDataConfig) -> Rendered:
-    """A canonical row (see :mod:`hooktrain_sft.data.formats`).
+def render_sft(example: Any, tokenizer: Any, config: SFTDataConfig) -> Rendered:
+    """Render a canonical example (see :mod:`hooktrain_sft.data.formats`).
 
     Raises:
-        DataError: when it is none, or what is trained cannot be proven.
+        DataError: when it is not canonical, or its trained spans cannot be proven.
     """
-    if isinstance(row, Mapping):
-        if "input_ids" in row:
-            ids, mask, rule = read_ids(row, len(tokenizer), config.trained_part)
-            return Rendered(ids=ids, mask=mask, rules=(rule,))
-        if "messages" in row:
-            return render_chat(row, tokenizer, config)
-        if "prompt" in row and "completion" in row:
-            return _render_completion(row, tokenizer, config)
-        if "text" in row:
-            if not isinstance(row["text"], str):
-                raise DataError(f"text is {shown(row['text'])}, expected text; correct or remove the row")
-            return _with_special(row["text"], tokenizer, 0, "text")
-    given = f"columns {', '.join(map(str, row))}" if isinstance(row, Mapping) else type(row).__name__
+    if isinstance(example, Mapping):
+        if "input_ids" in example:
+            return _from_ids(example, tokenizer, config.trained_part)
+        if "messages" in example:
+            return render_chat(example, tokenizer, config)
+        if "prompt" in example and "completion" in example:
+            return _render_completion(example, tokenizer, config)
+        if "text" in example:
+            if not isinstance(example["text"], str):
+                raise DataError(f"text is {shown(example['text'])}, expected text; correct or remove the example")
+            return _with_special(example["text"], tokenizer, 0, "text")
     raise DataError(
-        f"given {given}, expected the column 'messages', a list of {{role, content}}, or 'prompt' and 'completion',"
-        " 'text' or 'input_ids'; rename or convert the columns"
+        f"given {_columns_of(example)}, expected the column 'messages', a list of {{role, content}}, or 'prompt' and"
+        " 'completion', 'text' or 'input_ids'; rename or convert the columns"
     )
 
 
-def render_text(row: Any, tokenizer: Any, config: CausalDataConfig) -> Rendered:
-    """A row of plain text or of ids, all of it trained.
+def render_text(example: Any, tokenizer: Any, config: CausalDataConfig) -> Rendered:
+    """Render an example of plain text or of ids, all of it trained.
 
     Raises:
-        DataError: when the row has neither.
+        DataError: when it has neither.
     """
     column = config.text_column
-    if isinstance(row, Mapping) and "input_ids" in row and column not in row:
-        ids, mask, rule = read_ids(row, len(tokenizer), "all")
-        return Rendered(ids=ids, mask=mask, rules=(rule,))
-    if not isinstance(row, Mapping) or not isinstance(row.get(column), str):
-        given = f"columns {', '.join(map(str, row))}" if isinstance(row, Mapping) else type(row).__name__
+    if isinstance(example, Mapping) and "input_ids" in example and column not in example:
+        return _from_ids(example, tokenizer, "all")
+    if not isinstance(example, Mapping) or not isinstance(example.get(column), str):
         raise DataError(
-            f"given {given}, expected text in the column '{column}'; name another with `data.text_column`, or use"
-            " `type: sft` for rows with messages"
+            f"given {_columns_of(example)}, expected text in the column '{column}'; name another with"
+            " `data.text_column`, or use `type: sft` for examples with messages"
         )
-    text = row[column]
-    # text that was written with its special tokens does not get them twice
-    bos = config.add_bos and tokenizer.bos_token and not text.startswith(tokenizer.bos_token)
-    eos = config.add_eos and tokenizer.eos_token and not text.endswith(tokenizer.eos_token)
-    return Rendered(
-        text,
-        ((0, len(text)),),
-        before=(tokenizer.bos_token_id,) if bos else (),
-        after=(tokenizer.eos_token_id,) if eos else (),
-        rules=("text",),
-    )
+    text = example[column]
+    return _between(text, 0, tokenizer, bool(config.add_bos and tokenizer.bos_token), config.add_eos, "text")
 
 
-def render_chat(row: Mapping[str, Any], tokenizer: Any, config: SFTDataConfig, given: int = 0) -> Rendered:
-    """A row with ``messages`` (and ``tools``), rendered with the tokenizer's chat template.
+def render_chat(example: Mapping[str, Any], tokenizer: Any, config: SFTDataConfig, given: int = 0) -> Rendered:
+    """Render an example with ``messages`` (and ``tools``) with the tokenizer's chat template.
 
     Args:
-        row: the row.
+        example: the example.
         tokenizer: its template is used.
-        config: says what is trained.
+        config: says which messages are trained.
         given: how many of the messages are a prompt.
 
     Raises:
-        DataError: when the row is no conversation, the template cannot render it, or what is trained is not proven.
+        DataError: when it is no conversation, the template cannot render it, or its trained spans are not proven.
     """
-    messages, untrained, simple = read_messages(row["messages"])
-    tools = read_tools(row.get("tools"))
+    messages, untrained, simple = read_messages(example["messages"])
+    tools = read_tools(example.get("tools"))
     template = ChatTemplate.of(tokenizer, tools)
-    scope = template.scope(tools, _variables(row, config))
+    scope = template.scope(tools, _variables(example, config))
     if simple:
         chat = Conversation(template, messages, scope, template.trace(messages, scope))
     else:
@@ -133,8 +120,8 @@ def render_chat(row: Mapping[str, Any], tokenizer: Any, config: SFTDataConfig, g
     return Rendered(chat.text, tuple(choice.spans), rules=tuple(choice.rules), notes=tuple(choice.notes))
 
 
-def _variables(row: Mapping[str, Any], config: SFTDataConfig) -> Mapping[str, Any] | None:
-    own = row.get("chat_template_kwargs")
+def _variables(example: Mapping[str, Any], config: SFTDataConfig) -> Mapping[str, Any] | None:
+    own = example.get("chat_template_kwargs")
     if not own:
         return config.chat_template_kwargs or None
     if not isinstance(own, Mapping):
@@ -143,13 +130,13 @@ def _variables(row: Mapping[str, Any], config: SFTDataConfig) -> Mapping[str, An
 
 
 def _reasoning(messages: list[Message], template: ChatTemplate, drop: bool) -> list[Message]:
-    """The messages, without their reasoning if it is to be dropped; a template has to know it otherwise."""
+    """Return the messages, without their reasoning if ``drop``; otherwise the template has to render it."""
     if drop:
         return [{name: value for name, value in m.items() if name not in REASONING} for m in messages]
     found = next((i for i, message in enumerate(messages) if "reasoning_content" in message), None)
     if found is not None and template.reads.isdisjoint(REASONING):
         raise DataError(
-            f"messages[{found}] has reasoning, of which the chat template renders none; give a tokenizer.chat_template"
+            f"messages[{found}] has reasoning, which the chat template does not render; give a tokenizer.chat_template"
             " that renders it, or write `data.drop_reasoning: true`"
         )
     return messages
@@ -158,9 +145,9 @@ def _reasoning(messages: list[Message], template: ChatTemplate, drop: bool) -> l
 # ------------------------------------------------------------------------------------ prompt and completion, text
 
 
-def _render_completion(row: Mapping[str, Any], tokenizer: Any, config: SFTDataConfig) -> Rendered:
-    """Messages are rendered with the template, text is taken as it is; what follows the prompt is trained."""
-    prompt, completion = row["prompt"], row["completion"]
+def _render_completion(example: Mapping[str, Any], tokenizer: Any, config: SFTDataConfig) -> Rendered:
+    """Render prompt and completion, messages with the template and text unchanged; the completion is trained."""
+    prompt, completion = example["prompt"], example["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
         given = 0 if config.trained_part == "all" else len(prompt)
         return _with_special(prompt + completion, tokenizer, given, "completion")
@@ -171,15 +158,20 @@ def _render_completion(row: Mapping[str, Any], tokenizer: Any, config: SFTDataCo
                 " {role, content}; convert the column"
             )
         read_messages(part, where)
-    return render_chat({**row, "messages": [*prompt, *completion]}, tokenizer, config, given=len(prompt))
+    return render_chat({**example, "messages": [*prompt, *completion]}, tokenizer, config, given=len(prompt))
 
 
 def _with_special(text: str, tokenizer: Any, given: int, rule: str) -> Rendered:
-    """Text with the beginning that the tokenizer gives every text, and the end of a sequence, each once."""
+    """Render text with the tokens that the tokenizer adds to every text, of which ``given`` characters are a prompt."""
     if not text[given:].strip():
         return Rendered(text, notes=(f"{rule}: empty, not trained",))
-    bos = _begins_texts(tokenizer) and not text.startswith(tokenizer.bos_token)
-    eos = tokenizer.eos_token and not text.endswith(tokenizer.eos_token)
+    return _between(text, given, tokenizer, _adds_bos(tokenizer), True, rule)
+
+
+def _between(text: str, given: int, tokenizer: Any, bos: bool, eos: bool, rule: str) -> Rendered:
+    """Render text with a beginning-of-sequence and an end-of-sequence token, unless the text has them already."""
+    bos = bos and not text.startswith(tokenizer.bos_token)
+    eos = eos and tokenizer.eos_token and not text.endswith(tokenizer.eos_token)
     return Rendered(
         text,
         ((given, len(text)),),
@@ -189,7 +181,16 @@ def _with_special(text: str, tokenizer: Any, given: int, rule: str) -> Rendered:
     )
 
 
+def _from_ids(example: Mapping[str, Any], tokenizer: Any, part: str) -> Rendered:
+    ids, mask, rule = read_ids(example, len(tokenizer), part)
+    return Rendered(ids=ids, mask=mask, rules=(rule,))
+
+
+def _columns_of(example: Any) -> str:
+    return f"columns {', '.join(map(str, example))}" if isinstance(example, Mapping) else type(example).__name__
+
+
 @functools.lru_cache(maxsize=8)
-def _begins_texts(tokenizer: Any) -> bool:
-    """Whether the tokenizer puts its beginning-of-sequence token before a text by itself."""
+def _adds_bos(tokenizer: Any) -> bool:
+    """Return whether the tokenizer adds its beginning-of-sequence token to a text."""
     return tokenizer.bos_token is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id

@@ -1,31 +1,32 @@
-"""The tokenizer's chat template as a function from conversations to text."""
+"""A tokenizer's chat template as a function from conversations to text."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from hooktrain import DataError
 from hooktrain_sft.chat.template_trace import CompiledTemplate, Span, Trace
 
 __all__ = ["ChatTemplate", "Span", "Trace"]
 
+T = TypeVar("T")
 Scope = Mapping[str, Any]
-"""The variables of a template, but for the messages and whether a generation prompt is wanted."""
+"""The variables of a template except for ``messages`` and ``add_generation_prompt``."""
 
 _OURS = ("messages", "tools", "documents", "add_generation_prompt")
 
 
 class ChatTemplate:
-    """One chat template with the special tokens of its tokenizer; it renders as ``apply_chat_template`` does.
+    """A chat template with the special tokens of its tokenizer; it renders as ``apply_chat_template`` does.
 
     Attributes:
-        marks_generation: whether the template itself says what the model generates, with ``{% generation %}``.
+        marks_generation: whether the template marks the model's text with ``{% generation %}``.
         reads: the variables and fields that it reads, and its strings, which may name some.
         uses_date: whether the text depends on the day on which it is rendered.
-        nothing: what is left of a turn that says nothing.
+        nothing: possible texts of a turn without content.
     """
 
     def __init__(self, tokenizer: Any, source: str) -> None:
@@ -48,12 +49,12 @@ class ChatTemplate:
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._ends = frozenset(special | ({tokenizer.eos_token} if tokenizer.eos_token else set()))
         self._end_lengths = sorted({len(end) for end in self._ends}, reverse=True)
-        self._usual_end: tuple[str, ...] = ()  # the one seen last, since most turns end alike
+        self._usual_end: tuple[str, ...] = ()  # the last one found, since most turns end alike
         self.nothing = self._ends | {""}
 
     @classmethod
     def of(cls, tokenizer: Any, tools: Sequence[Any] | None = None) -> ChatTemplate:
-        """The template that ``tokenizer`` uses for a conversation with these ``tools``.
+        """Return the template that ``tokenizer`` uses for a conversation with these ``tools``.
 
         Raises:
             DataError: when the tokenizer has none.
@@ -70,49 +71,47 @@ class ChatTemplate:
         return _template(tokenizer, source)
 
     def scope(self, tools: Sequence[Any] | None, variables: Mapping[str, Any] | None) -> Scope:
-        """What all renderings of a row have in common.
+        """Return the variables that all renderings of an example share.
 
         Raises:
-            DataError: when ``variables`` name what a row has by itself.
+            DataError: when ``variables`` name one that is set from the example.
         """
         if not tools and not variables:
             return self._scope
         for name in variables or ():
             if name in _OURS:
-                raise DataError(f"chat_template_kwargs.{name}: is set from the row itself; remove it")
+                raise DataError(f"chat_template_kwargs.{name}: is set from the example; remove it")
         return {**self._scope, "tools": list(tools) if tools else None, **(variables or {})}
 
     def render(self, messages: Sequence[Any], scope: Scope, generation_prompt: bool = False) -> str:
-        """The text of a conversation.
+        """Return the text of a conversation.
 
         Args:
             messages: the messages.
             scope: from :meth:`scope`.
-            generation_prompt: whether to add what stands before an assistant's answer.
+            generation_prompt: whether to add the header of an assistant's answer.
 
         Raises:
-            DataError: when the template refuses or fails.
+            DataError: when the template fails.
         """
-        try:
-            return self._compiled.render(
-                {**scope, "messages": messages, "add_generation_prompt": generation_prompt},
-            )
-        except Exception as problem:  # a template is a program and can fail in any way
-            raise _refused(messages, problem) from problem
+        return self._run(self._compiled.render, messages, scope, generation_prompt)
 
     def trace(self, messages: Sequence[Any], scope: Scope, generation_prompt: bool = False) -> Trace:
-        """The text of a conversation, and which of it comes from which message; raises as :meth:`render` does."""
+        """Return the text of a conversation with the span of each message; raises as :meth:`render` does."""
+        return self._run(self._compiled.trace, messages, scope, generation_prompt)
+
+    @staticmethod
+    def _run(function: Callable[[dict[str, Any]], T], messages: Sequence[Any], scope: Scope, prompt: bool) -> T:
         try:
-            return self._compiled.trace(
-                {**scope, "messages": messages, "add_generation_prompt": generation_prompt},
-            )
-        except Exception as problem:
-            raise _refused(messages, problem) from problem
+            return function({**scope, "messages": messages, "add_generation_prompt": prompt})
+        except Exception as problem:  # a template is a program and can fail in any way
+            raise _failed(messages, problem) from problem
 
     def end_of_turn(self, text: str, start: int, end: int) -> int | None:
-        """Where ``text[start:end]`` ends with a special token that only white space follows; None when it does not.
+        """Return the end of the special token with which ``text[start:end]`` ends; None when it ends with none.
 
-        ChatML ends a turn with ``<|im_end|>`` and a line break, which nobody asks the model for.
+        White space after it is skipped: ChatML ends a turn with ``<|im_end|>`` and a line break, which the model does
+        not have to write.
         """
         while end > start and text[end - 1].isspace():
             end -= 1
@@ -125,7 +124,7 @@ class ChatTemplate:
         return None
 
     def whole_tokens(self, text: str, length: int) -> int:
-        """The largest length up to ``length`` at which ``text`` can be cut without cutting a special token or a tag."""
+        """Return the largest length up to ``length`` at which a cut of ``text`` splits no special token or tag."""
         for found in re.finditer("|".join(map(re.escape, self._added)) or "(?!)", text):
             if found.start() < length < found.end():
                 return found.start()
@@ -133,12 +132,12 @@ class ChatTemplate:
         return tag if tag > text.rfind(">", 0, length) else length
 
 
-def _refused(messages: Sequence[Any], problem: Exception) -> DataError:
+def _failed(messages: Sequence[Any], problem: Exception) -> DataError:
     roles = [str(message["role"]) for message in messages]
     shown = ", ".join(roles if len(roles) <= 12 else [*roles[:6], f"... ({len(roles)} in all)", *roles[-3:]])
     return DataError(
         f"the chat template cannot render a conversation of {shown}: {type(problem).__name__}: {problem};"
-        " change the row or the template"
+        " change the example or the template"
     )
 
 

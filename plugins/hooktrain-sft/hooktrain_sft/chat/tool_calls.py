@@ -1,15 +1,15 @@
-"""Tools and tool calls: from what data sets and Arrow tables make of them to what templates expect.
+"""Tools and tool calls, converted from the forms in data sets and Arrow tables to the one that templates expect.
 
-Arrow gives every entry of a list the fields of all of them, and None where an entry had none. So a field of a call's
-arguments or of a tool's schema that is None is taken to be absent. Arguments in which null means something are written
-as JSON text, which is read as it stands.
+Arrow gives every entry of a list the fields of all entries, with None where an entry had none. So a field of a call's
+arguments or of a tool's schema that is None counts as absent. Arguments in which null has a meaning are written as JSON
+text, which is read unchanged.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from hooktrain import DataError
 from hooktrain_sft.formatting import shown
@@ -18,7 +18,7 @@ __all__ = ["arguments_as_text", "plain", "read_tool_calls", "read_tools"]
 
 
 def read_tools(tools: Any) -> list[Any] | None:
-    """The tools that a row offers to the model: a list of JSON schemas, or that list as JSON text.
+    """Read the tools of an example: a list of JSON schemas, or that list as JSON text.
 
     Raises:
         DataError: when ``tools`` is something else.
@@ -30,7 +30,7 @@ def read_tools(tools: Any) -> list[Any] | None:
         if not tools:
             return None
     else:
-        tools = _filled(tools)
+        tools = _without_none(tools)
     if not isinstance(tools, list):
         raise DataError(f"tools is {shown(tools)}, expected a list of JSON schemas; convert the column")
     read = [_from_json(t, f"tools[{i}]", "a JSON schema") if isinstance(t, str) else t for i, t in enumerate(tools)]
@@ -41,20 +41,20 @@ def read_tools(tools: Any) -> list[Any] | None:
 
 
 def read_tool_calls(calls: Any, where: str) -> list[Any]:
-    """An assistant's calls, each a mapping, with their arguments as a mapping.
+    """Read an assistant's tool calls; each becomes a mapping, with its arguments as a mapping.
 
     Raises:
         DataError: when they are something else, or text that is not JSON.
     """
-    as_it_stands = isinstance(calls, str)
+    from_json = isinstance(calls, str)
     if isinstance(calls, str):
         calls = _from_json(calls, where, "a list of tool calls")
     if isinstance(calls, (str, Mapping)) or not isinstance(calls, Sequence):
         raise DataError(f"{where} is {shown(calls)}, expected a list of tool calls; convert the column")
-    return [_read_call(call, f"{where}[{index}]", as_it_stands) for index, call in enumerate(calls)]
+    return [_read_call(call, f"{where}[{index}]", from_json) for index, call in enumerate(calls)]
 
 
-def _read_call(call: Any, where: str, as_it_stands: bool) -> dict[str, Any]:
+def _read_call(call: Any, where: str, from_json: bool) -> dict[str, Any]:
     if not isinstance(call, Mapping):
         raise DataError(f"{where} is {shown(call)}, expected a mapping with function or name; convert the column")
     read = {str(name): plain(value) for name, value in call.items() if value is not None}
@@ -70,8 +70,8 @@ def _read_call(call: Any, where: str, as_it_stands: bool) -> dict[str, Any]:
     if arguments is not None:
         if isinstance(arguments, str):
             arguments = _from_json(arguments or "{}", f"{path}.arguments", "the arguments as JSON")
-        elif not as_it_stands:
-            arguments = _filled(arguments)
+        elif not from_json:
+            arguments = _without_none(arguments)
         if not isinstance(arguments, dict):
             raise DataError(
                 f"{path}.arguments is {shown(arguments)}, expected a mapping of names to values; correct it"
@@ -81,7 +81,7 @@ def _read_call(call: Any, where: str, as_it_stands: bool) -> dict[str, Any]:
 
 
 def arguments_as_text(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """The messages with the arguments of their calls as JSON text, which some templates add to strings."""
+    """Return the messages with the arguments of their calls as JSON text, which some templates concatenate."""
 
     def as_text(call: Mapping[str, Any]) -> dict[str, Any]:
         made = {name: as_text(value) if name == "function" else value for name, value in call.items()}
@@ -97,8 +97,15 @@ def arguments_as_text(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
     ]
 
 
+@runtime_checkable
+class _ArrayLike(Protocol):
+    """Arrays and scalars of numpy, torch and others."""
+
+    def tolist(self) -> Any: ...
+
+
 def plain(value: Any) -> Any:
-    """The value in JSON's own types; what is something else becomes the name of its type, as in transformers."""
+    """Convert a value to JSON's types; any other object becomes the name of its type, as in transformers."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, Mapping):
@@ -108,15 +115,15 @@ def plain(value: Any) -> Any:
     for kind in (str, int, float):
         if isinstance(value, kind):
             return kind(value)
-    return plain(value.tolist()) if hasattr(value, "tolist") else f"<{type(value).__name__}>"
+    return plain(value.tolist()) if isinstance(value, _ArrayLike) else f"<{type(value).__name__}>"
 
 
-def _filled(value: Any) -> Any:
-    """Without fields that are None; entries of lists stay."""
+def _without_none(value: Any) -> Any:
+    """Remove fields that are None; entries of lists stay."""
     if isinstance(value, Mapping):
-        return {str(name): _filled(item) for name, item in value.items() if item is not None}
+        return {str(name): _without_none(item) for name, item in value.items() if item is not None}
     if isinstance(value, (list, tuple)):
-        return [_filled(item) for item in value]
+        return [_without_none(item) for item in value]
     return plain(value)
 
 
@@ -124,4 +131,6 @@ def _from_json(text: str, where: str, expected: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as problem:
-        raise DataError(f"{where} is text that is not JSON ({problem}), expected {expected}; correct the row") from None
+        raise DataError(
+            f"{where} is text that is not JSON ({problem}), expected {expected}; correct the example"
+        ) from None

@@ -1,4 +1,4 @@
-"""Conversations with tools: rendered in the way that the template takes them, and never without them."""
+"""Rendering of conversations with tools, in the form that the template accepts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["assert_tools_are_rendered", "converse"]
 
 
 def converse(template: ChatTemplate, messages: list[Message], scope: Scope) -> Conversation:
-    """The rendered conversation.
+    """Render a conversation.
 
-    Templates differ in how they want an assistant's turn that only calls tools. What works with ``apply_chat_template``
-    is taken; only where the template fails on that, or leaves the calls out, are arguments given as JSON text and an
+    Templates differ in the form of an assistant's turn that only calls tools. The form that ``apply_chat_template``
+    passes is tried first. Where the template fails on it, or omits the calls, arguments are passed as JSON text and an
     absent content as null.
     """
     calls = [i for i, message in enumerate(messages) if "tool_calls" in message]
@@ -41,23 +41,24 @@ def _with_null_content(messages: Sequence[Message]) -> list[Message]:
 
 
 def _assert_calls_are_rendered(chat: Conversation, calls: Sequence[int]) -> None:
-    """A template that knows no tool calls leaves them out without a word, and an empty answer would be trained."""
+    """Raise where the text is the same without the tool calls, so that an empty answer would be trained."""
     without = [{k: v for k, v in message.items() if k != "tool_calls"} for message in chat.messages]
     try:
         other = chat.template.trace(without, chat.scope)
     except DataError:
-        return  # it cannot do without them
+        return  # the template needs them
     for index in calls:
         regions = chat.trace.regions.get(index), other.regions.get(index)
         turns = [t[slice(*r)] if r else t for t, r in zip((chat.text, other.text), regions, strict=True)]
         if turns[0] == turns[1]:
             raise DataError(
                 f"messages[{index}].tool_calls: the chat template renders none of them; give a tokenizer.chat_template"
-                " that renders them, or remove them from the row"
+                " that renders them, or remove them from the example"
             )
 
 
 def assert_tools_are_rendered(chat: Conversation, tools: int) -> None:
+    """Raise where the text is the same without the tools."""
     if "tools" in chat.template.reads:
         try:
             if chat.template.render(chat.messages, {**chat.scope, "tools": None}) != chat.text:
@@ -66,5 +67,5 @@ def assert_tools_are_rendered(chat: Conversation, tools: int) -> None:
             return
     raise DataError(
         f"tools: given {tools}, but the chat template renders none of them; give a tokenizer.chat_template that renders"
-        " them, or remove them from the row"
+        " them, or remove them from the example"
     )

@@ -1,4 +1,4 @@
-"""Which of a rendered conversation is trained, for each choice of ``data.train_on``."""
+"""Trained spans of a rendered conversation, for each value of ``data.train_on``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _END_OF_EMPTY_REASONING = re.compile(r"\s*</think>\s*")
 
 
 class Choice:
-    """The trained spans of a row, as they are found; ``rules`` has one entry for each span."""
+    """Trained spans of an example; ``rules`` has one entry for each span."""
 
     __slots__ = ("cuts", "notes", "rules", "spans")
 
@@ -33,7 +33,7 @@ class Choice:
             self.rules.append(rule)
 
     def apply_cuts(self) -> None:
-        """Take the cuts out of the spans."""
+        """Remove the cuts from the spans."""
         for low, high in self.cuts:
             pieces = [
                 ((max(a, start), min(b, end)), rule)
@@ -47,26 +47,26 @@ class Choice:
 def choose_spans(
     chat: Conversation, part: str, untrained: Collection[int], given: int, mask_empty_reasoning: bool
 ) -> Choice:
-    """The spans that are trained.
+    """Choose the spans that are trained.
 
     Args:
         chat: the rendered conversation.
-        part: what ``data.train_on`` says.
-        untrained: messages that the data leave out.
+        part: the value of ``data.train_on``.
+        untrained: messages that the data exclude from training.
         given: how many of the messages are a prompt, in which nothing is trained (unless ``part`` is ``all``).
-        mask_empty_reasoning: whether an empty ``<think></think>`` at the beginning of an answer is left out.
+        mask_empty_reasoning: whether an empty ``<think></think>`` at the beginning of an answer is not trained.
 
     Raises:
-        DataError: when it cannot be proven which they are.
+        DataError: when the spans cannot be proven.
     """
     choice = Choice()
     if part == "all":
         choice.add(0, len(chat.text), "all")
-        _leave_out(chat, choice, untrained, mask_empty_reasoning, 0)
+        _exclude(chat, choice, untrained, mask_empty_reasoning, 0)
     elif part == "completion":
         begin = given or 1 + max((i for i, m in enumerate(chat.messages) if m["role"] == "user"), default=-1)
         _add_completion(chat, choice, begin)
-        _leave_out(chat, choice, [i for i in untrained if i >= begin], mask_empty_reasoning, begin)
+        _exclude(chat, choice, [i for i in untrained if i >= begin], mask_empty_reasoning, begin)
     else:
         answers = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant" and i >= given]
         if part == "last_assistant":
@@ -90,7 +90,7 @@ def choose_spans(
 
 
 def _add_completion(chat: Conversation, choice: Choice, begin: int) -> None:
-    """All from the end of the prompt to the end of the last turn, what tools answered included."""
+    """Add the span from the end of the prompt to the end of the last turn, tool results included."""
     messages = chat.messages
     if begin >= len(messages):
         return
@@ -108,7 +108,7 @@ def _add_completion(chat: Conversation, choice: Choice, begin: int) -> None:
     choice.add(start, end, "completion")
 
 
-def _leave_out(
+def _exclude(
     chat: Conversation, choice: Choice, untrained: Collection[int], mask_empty_reasoning: bool, begin: int
 ) -> None:
     choice.cuts += [chat.region(index) for index in sorted(untrained)]
@@ -121,42 +121,42 @@ def _leave_out(
 
 
 def _empty_reasoning(text: str, start: int, end: int) -> list[Span]:
-    """The empty reasoning that an answer begins with, or the rest of it when the prompt opens it."""
+    """Return the empty reasoning with which an answer begins, or its end where the prompt holds the opening tag."""
     opened = text.endswith("<think>", 0, len(text[:start].rstrip()))
     found = (_END_OF_EMPTY_REASONING if opened else _EMPTY_REASONING).match(text, start, end)
     return [found.span()] if found else []
 
 
 def _add_generated(chat: Conversation, choice: Choice, wanted: Sequence[int]) -> None:
-    """What the template marks with ``{% generation %}``, of the messages that are wanted."""
+    """Add the spans that the template marks with ``{% generation %}``, of the messages in ``wanted``."""
     answers = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
     in_order = answers if len(answers) == len(chat.trace.generated) else None
-    says_something = set()
+    with_content = set()
     for place, (start, end) in enumerate(chat.trace.generated):
         index = next((i for i in answers if _within((start, end), chat.trace.regions.get(i))), None)
         if index is None and in_order is not None:
             index = in_order[place]
         if index is None and len(wanted) < len(answers):
-            index = _behind_all(chat, start, answers[-1])
+            index = _after_all(chat, start, answers[-1])
         if index is None or index in wanted:
             ended = chat.template.end_of_turn(chat.text, start, end)
             name = "template" if index is None else f"messages[{index}] assistant"
             choice.add(start, end if ended is None else ended, f"{name}: {{% generation %}}")
         if chat.text[start:end].strip() not in chat.template.nothing:
-            says_something.add(index)
-    if None not in says_something:
+            with_content.add(index)
+    if None not in with_content:
         for index in wanted:
-            if index not in says_something:
+            if index not in with_content:
                 raise chat.says_nothing(index)
 
 
-def _behind_all(chat: Conversation, start: int, last: int) -> int:
-    """The last message, for what is generated behind all of them."""
+def _after_all(chat: Conversation, start: int, last: int) -> int:
+    """Return the last message's number, for a marked span after all messages."""
     if start < max((high for _, high in chat.trace.regions.values()), default=len(chat.text)):
         raise DataError(
             f"the chat template's {{% generation %}} marks {chat.text[start : start + 40]!r}, which belongs to no"
-            " message by itself, so that it is unknown whether to leave it out; write `data.train_on: assistant` and no"
-            " `train: false` in the row, or change the template"
+            " single message, so that it is unknown whether to train it; write `data.train_on: assistant` and no"
+            " `train: false` in the example, or change the template"
         )
     return last
 

@@ -1,1 +1,1 @@
-"""Training data: from files to packed, collated batches."""
+"""Training data, from files to packed and collated batches."""

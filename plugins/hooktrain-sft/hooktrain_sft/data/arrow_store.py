@@ -1,4 +1,4 @@
-"""Token sequences in an Arrow file that is read where it lies, so that a data set may be larger than the memory."""
+"""Token sequences in memory-mapped Arrow files, so that a data set may be larger than the memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
+import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 __all__ = ["MemoryStore", "Piece", "Store", "StoreWriter", "TokenStore"]
@@ -27,18 +27,18 @@ SCHEMA = pa.schema(
 )
 
 _PIECE_TOKENS = 1 << 20
-"""Tokens of a record batch: it is what the writer holds in memory."""
+"""Tokens of a record batch, which the writer holds in memory."""
 
 
 class Piece(NamedTuple):
-    """Some rows of a store, end to end.
+    """Consecutive sequences of a store in flat arrays.
 
     Attributes:
         input_ids: shape (tokens,).
-        trained: which tokens carry a loss, shape (tokens,).
-        offsets: where each row begins, and the end, shape (rows + 1,).
-        supervised: trained tokens of each row, shape (rows,).
-        digests: a number for each row that is equal for equal ids, shape (rows,).
+        trained: mask of the tokens that carry a loss, shape (tokens,).
+        offsets: start of each sequence, and the end, shape (sequences + 1,).
+        supervised: number of trained tokens of each sequence, shape (sequences,).
+        digests: a number for each sequence, equal for equal ids, shape (sequences,).
     """
 
     input_ids: Ids
@@ -49,13 +49,13 @@ class Piece(NamedTuple):
 
     @classmethod
     def of(cls, ids: Ids, trained: Mask, lengths: NDArray[np.int64]) -> Piece:
-        """From flat arrays; the first token of a row loses its mark, as nothing comes before that could predict it."""
+        """Make a piece from flat arrays; the first token of a sequence, which nothing predicts, is not trained."""
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         marked: Mask = trained.astype(np.bool_, copy=True)
         marked[offsets[:-1][lengths > 0]] = False
         counted = np.concatenate([[0], np.cumsum(marked, dtype=np.int64)])
-        data, bounds = memoryview(np.ascontiguousarray(ids, np.int32)).cast("B"), (4 * offsets).tolist()
+        data, bounds = np.ascontiguousarray(ids, np.int32).view(np.uint8).data, (4 * offsets).tolist()
         digests = b"".join(
             hashlib.blake2b(data[begin:end], digest_size=8).digest() for begin, end in itertools.pairwise(bounds)
         )
@@ -63,7 +63,7 @@ class Piece(NamedTuple):
 
 
 class MemoryStore:
-    """A store that is not a file."""
+    """A store in memory."""
 
     def __init__(self, pieces: Iterable[Piece]) -> None:
         self.pieces = tuple(pieces)
@@ -71,10 +71,10 @@ class MemoryStore:
 
 
 class TokenStore:
-    """A store in an Arrow file, mapped into memory.
+    """A store in a memory-mapped Arrow file.
 
     Raises:
-        OSError: when the file is missing, damaged or of another form.
+        OSError: when the file is missing, damaged or has other columns.
     """
 
     def __init__(self, path: Path, digest: str) -> None:
@@ -85,10 +85,10 @@ class TokenStore:
                 raise OSError(f"{path}: given the columns {reader.schema.names}, expected {SCHEMA.names}")
             self.pieces = tuple(_mapped(batch) for batch in reader)
         except pa.ArrowException as problem:
-            raise OSError(f"{path}: not a whole Arrow file ({problem})") from problem
+            raise OSError(f"{path}: not a complete Arrow file ({problem})") from problem
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # a worker process maps the file itself instead of being sent its contents
+        # a worker process maps the file itself instead of receiving its contents
         return TokenStore, (self.path, self.digest)
 
 
@@ -96,35 +96,35 @@ Store = MemoryStore | TokenStore
 
 
 class StoreWriter:
-    """Writes rows to an Arrow file as they come, holding at most a record batch of them."""
+    """Writer of sequences to an Arrow file that holds at most a record batch of them."""
 
     def __init__(self, path: Path) -> None:
         self._file = pa.OSFile(str(path), "wb")
-        self._writer = pa.ipc.new_stream(self._file, SCHEMA)  # the form that `datasets` reads
-        self._waiting: list[Piece] = []
+        self._writer = pa.ipc.new_stream(self._file, SCHEMA)  # the format that `datasets` reads
+        self._pending: list[Piece] = []
         self._digest = hashlib.blake2b(digest_size=16)
-        self.rows = self.tokens = 0
+        self.sequences = self.tokens = 0
 
     def add(self, ids: Ids, trained: Mask, lengths: NDArray[np.int64]) -> None:
-        """Append rows, end to end; shapes (tokens,), (tokens,) and (rows,)."""
+        """Append sequences from flat arrays of shapes (tokens,), (tokens,) and (sequences,)."""
         piece = Piece.of(ids, trained, lengths)
         _update(self._digest, piece)
-        self._waiting.append(piece)
-        self.rows += len(lengths)
+        self._pending.append(piece)
+        self.sequences += len(lengths)
         self.tokens += len(ids)
-        if sum(len(waiting.input_ids) for waiting in self._waiting) >= _PIECE_TOKENS:
+        if sum(len(pending.input_ids) for pending in self._pending) >= _PIECE_TOKENS:
             self._write()
 
     def close(self) -> str:
-        """Finish the file; returns the digest of all rows."""
-        if self._waiting:
+        """Finish the file and return the digest of all sequences."""
+        if self._pending:
             self._write()
         self._writer.close()
         self._file.close()
         return self._digest.hexdigest()
 
     def abandon(self) -> None:
-        """Close the file as it is."""
+        """Close the file without finishing it."""
         self._file.close()
 
     def _write(self) -> None:
@@ -137,15 +137,15 @@ class StoreWriter:
                 pa.array(piece.supervised.astype(np.int32)),
                 pa.array(piece.digests),
             )
-            for piece in self._waiting
+            for piece in self._pending
         ]
         merged = [pa.concat_arrays(list(column)) for column in zip(*columns, strict=True)]
         self._writer.write_batch(pa.record_batch(merged, schema=SCHEMA))
-        self._waiting = []
+        self._pending = []
 
 
 def _mapped(batch: Any) -> Piece:
-    """The arrays of a record batch, not copied."""
+    """Return the arrays of a record batch without a copy."""
     ids, trained = batch.column("input_ids"), batch.column("trained")
     return Piece(
         ids.values.to_numpy(),

@@ -1,4 +1,4 @@
-"""The formats of this plugin: how each is recognised, and how its rows become canonical ones."""
+"""The formats of this plugin: recognition and conversion of each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hooktrain import DataError, PluginError
-from hooktrain_sft.data.formats import Format, Row
+from hooktrain_sft.config import SFTDataConfig
+from hooktrain_sft.data.formats import Example, Format
 from hooktrain_sft.data.role_mapping import role_mapping_format
 from hooktrain_sft.formatting import shown
 
@@ -19,7 +20,7 @@ SHAREGPT_ROLES = (
     | dict.fromkeys(("tool", "observation", "function_response", "function", "ipython"), "tool")
     | {"system": "system", "developer": "developer", "function_call": "assistant"}
 )
-"""ShareGPT's names for who speaks, and ours."""
+"""Roles by ShareGPT's names for them."""
 
 _COLUMNS = ("messages", "conversations", "conversation")
 
@@ -28,28 +29,28 @@ def known_formats(source: Any, config: Any, hooks: Any) -> dict[str, Format]:
     """Return all formats by name, in the order in which they are tried: those of other plugins before this one's own.
 
     Raises:
-        PluginError: when two plugins bring one of the same name.
+        PluginError: when two plugins register one of the same name.
     """
     formats: dict[str, Format] = {}
-    for offered in hooks.register_formats(source=source, config=config):
-        for name, made in offered.items():
+    for registered in hooks.register_formats(source=source, config=config):
+        for name, made in registered.items():
             if name in formats:
                 raise PluginError(
-                    f"register_formats: two plugins offer the format '{name}', expected one; block one of them under"
+                    f"register_formats: two plugins register the format '{name}', expected one; block one of them under"
                     " `plugins.block`"
                 )
             formats[name] = made
     return formats
 
 
-def own_formats(source: Any, config: Any) -> dict[str, Format]:
-    """This plugin's formats by name, in the order in which they are tried.
+def own_formats(source: Any, config: SFTDataConfig) -> dict[str, Format]:
+    """Return this plugin's formats by name, in the order in which they are tried.
 
     Args:
-        source: the source's config, whose ``role_mapping`` and ``content_key`` go before those of ``config``.
-        config: what the recipe says under ``data``.
+        source: the source's config, whose options precede those of ``config``.
+        config: the recipe's ``data``.
     """
-    raw = Format("raw", "rows that a plugin's render_example takes as they are", lambda columns, row: None, _keep, None)
+    raw = Format("raw", "any, for a plugin's render_example", lambda columns, example: None, _keep, None)
     ids = Format("input_ids", "'input_ids'", _has("input_ids"), _keep, "input_ids")
     formats = (
         role_mapping_format(source, config),
@@ -70,27 +71,27 @@ def own_formats(source: Any, config: Any) -> dict[str, Format]:
     return {made.name: made for made in formats}
 
 
-def _keep(row: Row) -> Row:
-    return row
+def _keep(example: Example) -> Example:
+    return example
 
 
-def _has(*names: str) -> Callable[[Sequence[str], Row], str | None]:
+def _has(*names: str) -> Callable[[Sequence[str], Example], str | None]:
     listed = " and ".join(f"'{name}'" for name in names)
     reason = f"the column{'s' if len(names) > 1 else ''} {listed}"
-    return lambda columns, row: reason if all(name in columns for name in names) else None
+    return lambda columns, example: reason if all(name in columns for name in names) else None
 
 
 # ------------------------------------------------------------------------------------------ conversations
 
 
-def _conversation(field: str) -> Callable[[Sequence[str], Row], str | None]:
-    """Whether a column holds messages that say with ``field`` who speaks."""
+def _conversation(field: str) -> Callable[[Sequence[str], Example], str | None]:
+    """Return a function that recognises a column of messages whose role is in ``field``."""
     usual = {"role": "messages", "from": "conversations"}[field]
 
-    def recognise(columns: Sequence[str], row: Row) -> str | None:
+    def recognise(columns: Sequence[str], example: Example) -> str | None:
         for name in _COLUMNS:
             if name in columns:
-                first = _first(row.get(name))
+                first = _first(example.get(name))
                 if first is None and name == usual:
                     return f"the column '{name}'"
                 if first is not None and field in first:
@@ -106,32 +107,32 @@ def _first(value: Any) -> Mapping[str, Any] | None:
     return None
 
 
-def _column(row: Row, field: str) -> str:
-    """The column with the conversation: the first whose messages have ``field``."""
-    there = [name for name in _COLUMNS if name in row]
+def _column(example: Example, field: str) -> str:
+    """Return the column with the conversation, the first whose messages have ``field``."""
+    there = [name for name in _COLUMNS if name in example]
     if not there:
         raise DataError(
-            f"given columns {', '.join(map(str, row))}, expected the column 'messages' as in the first row; give rows"
-            " of one form, or make a source of each form"
+            f"given columns {', '.join(map(str, example))}, expected the column 'messages' as in the first example;"
+            " give examples of one format, or make a source of each format"
         )
-    return next((name for name in there if field in (_first(row[name]) or ())), there[0])
+    return next((name for name in there if field in (_first(example[name]) or ())), there[0])
 
 
-def _take_messages(row: Row) -> Row:
-    name = "messages" if "messages" in row else _column(row, "role")
-    return row if name == "messages" else {**row, "messages": row[name]}
+def _take_messages(example: Example) -> Example:
+    name = "messages" if "messages" in example else _column(example, "role")
+    return example if name == "messages" else {**example, "messages": example[name]}
 
 
-def _from_sharegpt(row: Row) -> Row:
-    name = _column(row, "from")
-    turns = row[name]
+def _from_sharegpt(example: Example) -> Example:
+    name = _column(example, "from")
+    turns = example[name]
     if not isinstance(turns, Sequence) or isinstance(turns, (str, bytes)):
         raise DataError(f"{name} is {shown(turns)}, expected a list of {{from, value}}; convert the column")
     messages = [_sharegpt_turn(turn, f"{name}[{index}]") for index, turn in enumerate(turns)]
-    system = row.get("system")
+    system = example.get("system")
     if system and not (messages and messages[0]["role"] == "system"):
         messages.insert(0, {"role": "system", "content": system})
-    return {**row, "messages": messages}
+    return {**example, "messages": messages}
 
 
 def _sharegpt_turn(turn: Any, where: str) -> dict[str, Any]:
@@ -158,10 +159,10 @@ def _sharegpt_turn(turn: Any, where: str) -> dict[str, Any]:
     return {"role": role, "tool_calls": [{"type": "function", **call} for call in wrapped], **rest}
 
 
-def _from_alpaca(row: Row) -> Row:
-    """Instruction and input are one user turn, the input on a line of its own."""
-    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    history = row.get("history") or ()
+def _from_alpaca(example: Example) -> Example:
+    """Convert instruction and input to one user turn, the input on a line of its own."""
+    messages = [{"role": "system", "content": example["system"]}] if example.get("system") else []
+    history = example.get("history") or ()
     for index, pair in enumerate(history):
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
             raise DataError(
@@ -169,8 +170,8 @@ def _from_alpaca(row: Row) -> Row:
             )
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     for name in ("instruction", "output"):
-        if not isinstance(row.get(name), str):
-            raise DataError(f"{name} is {shown(row.get(name))}, expected text; correct or remove the row")
-    asked = "\n".join([row["instruction"], *([row["input"]] if row.get("input") else [])])
-    messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": row["output"]}]
-    return {**row, "messages": messages}
+        if not isinstance(example.get(name), str):
+            raise DataError(f"{name} is {shown(example.get(name))}, expected text; correct or remove the example")
+    asked = "\n".join([example["instruction"], *([example["input"]] if example.get("input") else [])])
+    messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": example["output"]}]
+    return {**example, "messages": messages}

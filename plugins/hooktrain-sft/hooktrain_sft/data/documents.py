@@ -1,9 +1,10 @@
-"""Documents as stretches of stored tokens, and what happens to those that are too long or empty."""
+"""Documents of stored tokens, and the handling of those that are too long or empty."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import attrs
 import numpy as np
@@ -20,16 +21,16 @@ Indices = NDArray[np.int64]
 
 @attrs.frozen(eq=False)
 class Documents:
-    """Token sequences that do not see each other; each is a stretch of a piece of a store, which is not copied.
+    """Token sequences that do not see each other; each refers to a part of a store's piece.
 
     Attributes:
-        stores: where the tokens are.
-        pieces: which piece each document is in, counted over all stores, shape (documents,).
-        starts: where in that piece it begins, shape (documents,).
-        lengths: how many tokens it has, shape (documents,).
-        supervised: how many of them are trained, the first never, shape (documents,).
-        rows: number of the row that it comes from, over all sources, shape (documents,).
-        digests: a number for the row that it comes from, equal for equal tokens, shape (documents,).
+        stores: stores of the tokens.
+        pieces: number of each document's piece, counted over all stores, shape (documents,).
+        starts: start of the document in its piece, shape (documents,).
+        lengths: number of its tokens, shape (documents,).
+        supervised: number of its trained tokens, shape (documents,).
+        examples: number of the example that it comes from, over all sources, shape (documents,).
+        digests: a number for that example, equal for equal tokens, shape (documents,).
     """
 
     stores: tuple[Store, ...]
@@ -37,7 +38,7 @@ class Documents:
     starts: Indices
     lengths: Indices
     supervised: Indices
-    rows: Indices
+    examples: Indices
     digests: NDArray[np.uint64]
     _pieces: list[Piece] = attrs.field(init=False, repr=False)
 
@@ -45,19 +46,13 @@ class Documents:
         object.__setattr__(self, "_pieces", [piece for store in self.stores for piece in store.pieces])
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.examples)
 
-    def __getstate__(self) -> tuple[object, ...]:
-        return tuple(getattr(self, item.name) for item in attrs.fields(Documents) if item.init)
-
-    def __setstate__(self, state: tuple[object, ...]) -> None:
-        names = [item.name for item in attrs.fields(Documents) if item.init]
-        for name, value in zip(names, state, strict=True):
-            object.__setattr__(self, name, value)
-        self.__attrs_post_init__()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Documents, attrs.astuple(self, recurse=False, filter=lambda field, _: field.init)
 
     def tokens(self, document: int) -> tuple[Ids, Mask]:
-        """Ids and mask of a document, each of shape (tokens,); the mask is a copy, the ids are not."""
+        """Return ids and mask of a document, each of shape (tokens,); the mask is a copy, the ids are not."""
         piece = self._pieces[self.pieces[document]]
         start = int(self.starts[document])
         part = slice(start, start + int(self.lengths[document]))
@@ -70,7 +65,7 @@ class Documents:
 
     @classmethod
     def of_store(cls, store: Store) -> Documents:
-        """A document for each row of a store."""
+        """Make a document of each sequence of a store."""
         pieces = store.pieces
         sizes = [len(piece.supervised) for piece in pieces]
         return cls(
@@ -85,7 +80,7 @@ class Documents:
 
     @classmethod
     def of(cls, encoded: Iterable[tuple[Ids, Mask]]) -> Documents:
-        """From ids and mask of each row in turn, kept in memory."""
+        """Make documents in memory from the ids and mask of each."""
         pairs = list(encoded)
         lengths = np.array([len(ids) for ids, _ in pairs], np.int64)
         ids = np.concatenate([ids for ids, _ in pairs]) if pairs else np.zeros(0, np.int32)
@@ -94,38 +89,31 @@ class Documents:
 
     @classmethod
     def of_flat(cls, ids: Ids, trained: Mask, lengths: Indices) -> Documents:
-        """From the ids and masks of all rows end to end, and how many tokens each has."""
+        """Make documents in memory from flat ids and masks, and the number of tokens of each."""
         return cls.of_store(MemoryStore([Piece.of(ids, trained, lengths)]))
 
     @classmethod
     def join(cls, parts: Sequence[Documents]) -> Documents:
-        """One after the other; rows are numbered on."""
+        """Concatenate documents; examples are numbered consecutively."""
         pieces = np.cumsum([0, *(len(part._pieces) for part in parts)])
-        rows = np.cumsum([0, *(int(part.rows.max(initial=-1)) + 1 for part in parts)])
+        examples = np.cumsum([0, *(int(part.examples.max(initial=-1)) + 1 for part in parts)])
         return cls(
             tuple(store for part in parts for store in part.stores),
             _joined([part.pieces + first for part, first in zip(parts, pieces, strict=False)]),
             _joined([part.starts for part in parts]),
             _joined([part.lengths for part in parts]),
             _joined([part.supervised for part in parts]),
-            _joined([part.rows + first for part, first in zip(parts, rows, strict=False)]),
+            _joined([part.examples + first for part, first in zip(parts, examples, strict=False)]),
             np.concatenate([part.digests for part in parts]),
         )
 
     def select(self, documents: Indices) -> Documents:
-        """These documents only; one that is named twice is there twice."""
-        return Documents(
-            self.stores,
-            self.pieces[documents],
-            self.starts[documents],
-            self.lengths[documents],
-            self.supervised[documents],
-            self.rows[documents],
-            self.digests[documents],
-        )
+        """Return these documents only; an index that is there twice selects the document twice."""
+        fields = attrs.asdict(self, recurse=False, filter=lambda field, _: field.init and field.name != "stores")
+        return Documents(self.stores, **{name: array[documents] for name, array in fields.items()})
 
     def cut(self, documents: Indices, skipped: Indices, lengths: Indices) -> Documents:
-        """New documents, each ``lengths`` tokens of one of ``documents`` after the first ``skipped``; shapes (new,)."""
+        """Cut ``lengths`` tokens of ``documents`` after the first ``skipped``, of shape (new,)."""
         starts = self.starts[documents] + skipped
         changed = (skipped > 0) | (lengths < self.lengths[documents])
         supervised = self.supervised[documents]
@@ -136,11 +124,11 @@ class Documents:
             ends = starts[some] + lengths[some]
             supervised[some] = counted[ends] - counted[np.minimum(starts[some] + 1, ends)]
         return Documents(
-            self.stores, pieces, starts, lengths, supervised, self.rows[documents], self.digests[documents]
+            self.stores, pieces, starts, lengths, supervised, self.examples[documents], self.digests[documents]
         )
 
     def digest(self) -> str:
-        """Text that is equal for equal documents in equal order."""
+        """Return a text that is equal for equal documents in equal order."""
         made = hashlib.blake2b(digest_size=16)
         for store in self.stores:
             made.update(store.digest.encode())
@@ -155,19 +143,19 @@ def _joined(arrays: Sequence[Indices]) -> Indices:
 
 @attrs.define
 class TokenCount:
-    """What became of the tokens of a set: ``tokens_in`` is the sum of kept, dropped and truncated ones.
+    """Counts of a set's examples and tokens: ``tokens_in`` is the sum of kept, dropped and truncated ones.
 
     Attributes:
-        rows_in: rows that the sources have.
-        rows_kept: rows of which something is left.
-        rows_too_long: rows longer than ``max_length``.
-        rows_empty: rows in which nothing is trained.
-        rows_answer_cut: rows that are kept and have lost trained tokens.
-        longest: tokens of the longest row, before anything was cut.
-        tokens_in: tokens of all rows.
-        tokens_kept: tokens that are trained with.
-        tokens_dropped: tokens of rows, and of pieces of split rows, that were left out as a whole.
-        tokens_truncated: tokens behind ``max_length`` in rows that are kept up to there.
+        rows_in: examples of the sources.
+        rows_kept: examples of which some tokens are kept.
+        rows_too_long: examples longer than ``max_length``.
+        rows_empty: examples in which no token is trained.
+        rows_answer_cut: kept examples that have lost trained tokens.
+        longest: tokens of the longest example, before anything was cut.
+        tokens_in: tokens of all examples.
+        tokens_kept: tokens that the model is given.
+        tokens_dropped: tokens of dropped examples, and of dropped pieces of split ones.
+        tokens_truncated: tokens after ``max_length`` in truncated examples.
         tokens_trained: kept tokens that carry a loss.
     """
 
@@ -183,6 +171,11 @@ class TokenCount:
     tokens_truncated: int = 0
     tokens_trained: int = 0
 
+    def __add__(self, other: TokenCount) -> TokenCount:
+        ours, theirs = attrs.asdict(self), attrs.asdict(other)
+        longest = max(self.longest, other.longest)
+        return TokenCount(**{**{name: ours[name] + theirs[name] for name in ours}, "longest": longest})
+
 
 def fit(
     documents: Documents, max_length: int, overflow: Overflow, on_empty: OnEmpty, where: str
@@ -190,14 +183,14 @@ def fit(
     """Apply ``overflow`` and ``on_empty``.
 
     Args:
-        documents: one for each row.
-        max_length: tokens that a document may have.
-        overflow: what to do with longer ones.
-        on_empty: what to do with those in which nothing is trained.
+        documents: one for each example.
+        max_length: most tokens of a document.
+        overflow: handling of longer ones.
+        on_empty: handling of those in which no token is trained.
         where: name of the set, for errors.
 
     Raises:
-        DataError: where the recipe says that a row is an error, and when none is left.
+        DataError: when an example is an error by these options, or none is left.
     """
     lengths = documents.lengths
     long = lengths > max_length
@@ -205,9 +198,9 @@ def fit(
     count.longest = int(lengths.max()) if len(lengths) else 0
     if count.rows_too_long and overflow == "error":
         raise DataError(
-            f"{where}: {count.rows_too_long} of {len(documents)} rows are longer than max_length {max_length}, the"
-            f" longest has {count.longest} tokens; write `data.max_length: {count.longest}`, or `data.overflow:` drop,"
-            " truncate or split"
+            f"{where}: {count.rows_too_long:,} of {len(documents):,} examples are longer than data.max_length"
+            f" {max_length} (longest: {count.longest} tokens); set `data.max_length: {count.longest}`, or choose"
+            " `data.overflow:` drop, truncate or split"
         )
     empty_before = documents.supervised == 0
     if overflow == "drop":
@@ -216,39 +209,40 @@ def fit(
     elif overflow == "split":
         pieces = np.maximum(-(-lengths // max_length), 1)
         source = np.repeat(np.arange(len(documents)), pieces)
-        number = np.arange(len(source)) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # 0, 1, ... in each row
+        number = np.arange(len(source)) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # 0, 1, ... in each example
         starts = number * max_length
         kept = np.minimum(lengths[source] - starts, max_length)
         fitted = documents.cut(source, starts, kept)
     else:
         count.tokens_truncated = int(np.maximum(lengths - max_length, 0).sum())
-        everyone = np.arange(len(documents))
-        fitted = documents.cut(everyone, np.zeros_like(lengths), np.minimum(lengths, max_length))
+        all_of_them = np.arange(len(documents))
+        fitted = documents.cut(all_of_them, np.zeros_like(lengths), np.minimum(lengths, max_length))
     empty = fitted.supervised == 0
-    # a piece of a split row without supervised tokens is no mistake; a row that has none at all is one
-    has_some = np.zeros(int(documents.rows.max()) + 1 if len(documents) else 0, np.bool_)
-    has_some[fitted.rows[~empty]] = True
-    empty_rows = np.unique(fitted.rows[~has_some[fitted.rows]])
-    count.rows_empty = len(empty_rows)
-    if len(empty_rows) and on_empty == "error":
-        cut = int((~empty_before[np.isin(documents.rows, empty_rows)]).sum())
+    # a piece of a split example may have no trained tokens; an example must have some
+    has_some = np.zeros(int(documents.examples.max()) + 1 if len(documents) else 0, np.bool_)
+    has_some[fitted.examples[~empty]] = True
+    empty_examples = np.unique(fitted.examples[~has_some[fitted.examples]])
+    count.rows_empty = len(empty_examples)
+    if len(empty_examples) and on_empty == "error":
+        cut = int((~empty_before[np.isin(documents.examples, empty_examples)]).sum())
         raise DataError(
-            f"{where}: in {len(empty_rows)} of {len(documents)} rows no token is trained, the first is row"
-            f" {int(empty_rows[0])}"
-            + (f" ({cut} of them because max_length {max_length} cuts off what is)" if cut else "")
-            + ("; raise `data.max_length`" if cut else "; look at it with `hooktrain data`, correct the row")
-            + ", or write `data.on_empty: drop` to leave them out"
+            f"{where}: in {len(empty_examples):,} of {len(documents):,} examples no token is trained, the first is"
+            f" example {int(empty_examples[0])}"
+            + (f" ({cut:,} of them because max_length {max_length} cuts off the trained part)" if cut else "")
+            + ("; raise `data.max_length`" if cut else "; look at it with `hooktrain data`, correct the example")
+            + ", or write `data.on_empty: drop` to drop them"
         )
     count.tokens_dropped += int(fitted.lengths[empty].sum())
     if empty.any():
-        # what was cut off a row that is then left out is lost with it, but still counted as truncated
+        # tokens cut off a dropped example stay counted as truncated
         fitted = fitted.select(np.flatnonzero(~empty))
     if not len(fitted):
         raise DataError(
-            f"{where}: none of the {len(documents)} rows is left, {count.rows_too_long} were longer than max_length"
-            f" {max_length} and {count.rows_empty} had no trained token; change the data or `data.max_length`"
+            f"{where}: none of the {len(documents):,} examples is left, {count.rows_too_long:,} were longer than"
+            f" max_length {max_length} and {count.rows_empty:,} had no trained token; change the data or"
+            " `data.max_length`"
         )
-    count.rows_kept = len(np.unique(fitted.rows))
+    count.rows_kept = len(np.unique(fitted.examples))
     count.tokens_kept = int(fitted.lengths.sum())
     count.tokens_trained = int(fitted.supervised.sum())
     count.rows_answer_cut = _answers_cut(documents, fitted)
@@ -256,8 +250,8 @@ def fit(
 
 
 def _answers_cut(before: Documents, after: Documents) -> int:
-    """Rows of ``after`` that have fewer trained tokens than in ``before``."""
-    size = int(before.rows.max(initial=-1)) + 1
-    had = np.bincount(before.rows, before.supervised, size)
-    has = np.bincount(after.rows, after.supervised, size)
+    """Count the examples of ``after`` that have fewer trained tokens than in ``before``."""
+    size = int(before.examples.max(initial=-1)) + 1
+    had = np.bincount(before.examples, before.supervised, size)
+    has = np.bincount(after.examples, after.supervised, size)
     return int(((has > 0) & (has < had)).sum())

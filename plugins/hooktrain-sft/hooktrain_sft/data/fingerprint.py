@@ -1,4 +1,4 @@
-"""What prepared rows depend on, as one text: everything that matters, and nothing that does not."""
+"""Fingerprints of tokenized examples: digests of everything that they depend on."""
 
 from __future__ import annotations
 
@@ -15,41 +15,45 @@ from typing import Any
 import attrs
 
 from hooktrain import World, unstructure
+from hooktrain_sft.compat import is_fast_tokenizer
 from hooktrain_sft.config import TokenDataConfig
 
-__all__ = ["row_fingerprint", "tokenizer_fingerprint"]
+__all__ = ["sequence_fingerprint", "tokenizer_fingerprint"]
 
-_LATER = {  # settings of what happens to rows after they were tokenized, or of how
+_LATER = {  # options that apply to examples after they are tokenized
     *("sources", "eval_sources", "train_eval_split", "max_length", "pack_samples", "overflow", "on_empty", "seed"),
     *("shuffle", "group_by_length", "workers", "num_proc", "use_data_cache", "cache_dir", "stream_buffer"),
 }
 _LATER_OF_SOURCE = {"name", "weight", "streaming", "built_as"}
-_HOOKS = ("load_source", "render_example", "register_formats")
 _LIBRARIES = ("transformers", "tokenizers", "jinja2", "datasets")
 
 
 class _Unknown(Exception):
-    """Something that the rows depend on cannot be told apart from another state of it."""
+    """Something that the sequences depend on cannot be compared with another state of it."""
 
 
-def row_fingerprint(
+def sequence_fingerprint(
     source: Any, config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any
 ) -> tuple[str | None, str]:
-    """A text for the tokenized rows of a source, and if there can be none, why.
+    """Return the fingerprint of a source's tokenized examples.
 
     Returns:
-        The fingerprint, or None with the reason.
+        The fingerprint, or None with the reason why there can be none.
     """
     holds = hooks.fingerprint_source(config=source, world=world)
     if holds is None:
-        return None, f"no plugin says what a {type(source).__name__} holds (hook fingerprint_source)"
+        return None, f"no plugin fingerprints a {type(source).__name__} (hook fingerprint_source)"
     try:
         parts = {
             "source": _without(source, _LATER_OF_SOURCE),
             "holds": holds,
             "settings": [type(config).__name__, _without(config, _LATER)],
             "tokenizer": tokenizer_fingerprint(tokenizer),
-            "code": [_code(found.plugin) for name in _HOOKS for found in _implementations(hooks, name)],
+            "code": [
+                _code(found.plugin)
+                for hook in (hooks.load_source, hooks.render_example, hooks.register_formats)
+                for found in hook.get_hookimpls()
+            ],
             "libraries": [_version(name) for name in _LIBRARIES],
         }
     except _Unknown as problem:
@@ -58,15 +62,15 @@ def row_fingerprint(
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """A text that is equal for tokenizers that give the same ids for the same rows, chat template included."""
+    """Return a text that is equal for tokenizers that give the same ids for the same examples, template included."""
     template = json.dumps(tokenizer.chat_template, sort_keys=True)
     parts = [
         f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}",
         template,
         json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
-        # a template that writes the date gives other text tomorrow
+        # a template that renders the date gives another text tomorrow
         str(datetime.date.today()) if "strftime_now" in template else "",
-        tokenizer.backend_tokenizer.to_str() if getattr(tokenizer, "is_fast", False) else repr(tokenizer),
+        tokenizer.backend_tokenizer.to_str() if is_fast_tokenizer(tokenizer) else repr(tokenizer),
     ]
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
@@ -78,41 +82,29 @@ def _without(config: Any, names: set[str]) -> Any:
     return plain if isinstance(plain, str) else repr(plain)
 
 
-def _implementations(hooks: Any, name: str) -> list[Any]:
-    caller = getattr(hooks, name, None)
-    return [] if caller is None else list(caller.get_hookimpls())
-
-
 def _code(plugin: Any) -> list[str]:
-    """What a plugin does, as far as that can be read: the source of its package, and its state.
+    """Describe a plugin by its package's source files and its state.
 
     Raises:
-        _Unknown: where it cannot.
+        _Unknown: where they cannot be read.
     """
-    owner = plugin if inspect.ismodule(plugin) or inspect.isclass(plugin) else type(plugin)
+    owner: Any = plugin if inspect.ismodule(plugin) or inspect.isclass(plugin) else type(plugin)
     module = owner.__name__ if inspect.ismodule(owner) else owner.__module__
     plain = ""
-    if owner is not plugin and _takes_arguments(owner):  # else what it holds follows from its code
+    if owner is not plugin and inspect.signature(owner).parameters:  # otherwise its state follows from its code
         try:
-            state = attrs.asdict(plugin) if attrs.has(owner) else getattr(plugin, "__dict__", {})
-            plain = json.dumps(state, sort_keys=True)
+            plain = json.dumps(attrs.asdict(plugin) if attrs.has(owner) else vars(plugin), sort_keys=True)
         except (TypeError, ValueError):
-            raise _Unknown(
-                f"the plugin {module} takes part in rendering and has a state that is no plain value"
-            ) from None
-    return [module, getattr(owner, "__qualname__", ""), plain, _source_digest(module)]
-
-
-def _takes_arguments(owner: type) -> bool:
-    return len(inspect.signature(owner).parameters) > 0
+            raise _Unknown(f"the plugin {module} is used for rendering and its state is not plain values") from None
+    return [module, "" if inspect.ismodule(owner) else owner.__qualname__, plain, _source_digest(module)]
 
 
 @functools.lru_cache(maxsize=64)
 def _source_digest(module: str) -> str:
-    """Digest of the Python files of a top-level package, or of one module that is no package.
+    """Return the digest of the Python files of a module's top-level package, or of the module itself.
 
     Raises:
-        _Unknown: when there are none.
+        _Unknown: when they cannot be read.
     """
     try:
         file = inspect.getsourcefile(importlib.import_module(module.split(".", maxsplit=1)[0]))
@@ -124,7 +116,7 @@ def _source_digest(module: str) -> str:
         for path in files:
             made.update(path.name.encode() + path.read_bytes())
     except (TypeError, ImportError, OSError):
-        raise _Unknown(f"the plugin {module} takes part in rendering and its source cannot be read") from None
+        raise _Unknown(f"the plugin {module} is used for rendering and its source cannot be read") from None
     return made.hexdigest()
 
 

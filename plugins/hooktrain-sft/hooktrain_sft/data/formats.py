@@ -1,8 +1,8 @@
-"""Which format a source's rows have, and how they are brought into a form that can be rendered.
+"""Formats of examples: their recognition, and their conversion to canonical examples, which can be rendered.
 
-A canonical row has one of these, the first that is there counts: ``input_ids``; ``messages``; ``prompt`` with
-``completion``; ``text``. All other columns stay, and some mean something: ``tools`` and ``chat_template_kwargs`` beside
-conversations, masks beside ids.
+A canonical example has ``input_ids``, ``messages``, ``prompt`` with ``completion``, or ``text``; the first of them that
+is there counts. All other columns stay. Some have a meaning: ``tools`` and ``chat_template_kwargs`` with conversations,
+masks with ids.
 """
 
 from __future__ import annotations
@@ -13,127 +13,125 @@ from typing import Any, Literal
 import attrs
 
 from hooktrain import DataError, did_you_mean
+from hooktrain_sft.config import SFTDataConfig, SourceOptions
 
-__all__ = ["CANONICAL", "Format", "Row", "choose_format", "setting"]
+__all__ = ["CANONICAL", "Example", "Format", "choose_format"]
 
-Row = Mapping[str, Any]
+Example = Mapping[str, Any]
 
 CANONICAL = (("input_ids",), ("messages",), ("prompt", "completion"), ("text",))
-"""What a canonical row can hold, in the order in which rendering looks for it."""
+"""Columns of canonical examples, in the order in which rendering looks for them."""
 
 
 @attrs.frozen
 class Format:
-    """One way in which data sets are written.
+    """A format of examples.
 
     Attributes:
-        name: what a recipe calls it, under ``data.format``.
+        name: its name in a recipe, under ``data.format``.
         columns: the columns that it needs, in words, for errors.
-        recognise: given the columns and the first row, why they are this format, as part of a sentence, or None.
-        convert: makes a canonical row of a row; raises a ``DataError`` that names the field.
-        makes: the canonical column that ``convert`` gives, so that others are not taken for it; None leaves all.
-        why: why it was chosen, one sentence; filled in by :func:`choose_format`.
+        recognise: from the columns and the first example to the reason why they are of this format, as part of a
+            sentence, or None.
+        convert: from an example to a canonical one; raises a ``DataError`` that names the field.
+        makes: the canonical column that ``convert`` returns; the ones that rendering would look at first are removed.
+            None keeps all.
+        why: the reason for the choice, one sentence; filled in by :func:`choose_format`.
     """
 
     name: str
     columns: str
-    recognise: Callable[[Sequence[str], Row], str | None]
-    convert: Callable[[Row], Row]
+    recognise: Callable[[Sequence[str], Example], str | None]
+    convert: Callable[[Example], Example]
     makes: Literal["input_ids", "messages", "prompt", "text"] | None = "messages"
     why: str = ""
 
 
 def choose_format(
-    columns: Sequence[str], first_row: Row, source: Any, config: Any, formats: Mapping[str, Format]
+    columns: Sequence[str], first: Example, source: Any, config: SFTDataConfig, formats: Mapping[str, Format]
 ) -> Format:
-    """The format of a source's rows: what the source or the recipe says, or what the columns show.
+    """Choose the format of a source's examples, by the options of the source or the recipe or by the columns.
 
     Args:
         columns: names of the source's columns.
-        first_row: its first row.
-        source: the source's config; its ``format``, ``role_mapping``, ``content_key`` and ``columns`` go before those
-            of ``config``.
-        config: what the recipe says under ``data``.
+        first: its first example.
+        source: the source's config, whose options precede those of ``config``.
+        config: the recipe's ``data``.
         formats: the formats by name, in the order in which they are tried.
 
     Returns:
-        The format, with ``why`` it was chosen; its ``convert`` takes rows as the source has them, ``columns`` renamed.
+        The format with the reason for the choice; its ``convert`` takes the source's own examples and renames columns.
 
     Raises:
         DataError: when the format is not known, or no format fits.
     """
-    renamed = _renames(columns, setting(source, config, "columns"))
+    options = SourceOptions.of(source, config)
+    renamed = _renames(columns, options.columns)
     names = [renamed.get(column, column) for column in columns]
-    row = _rename(first_row, renamed) if renamed else first_row
-    wanted = setting(source, config, "format") or "auto"
+    example = _rename(first, renamed) if renamed else first
+    wanted = options.format
     if wanted != "auto" and wanted not in formats:
         raise DataError(
             f"data.format: given '{wanted}', expected auto or one of {', '.join(formats)}"
-            f"{did_you_mean(wanted, formats)}; correct it, or enable the plugin that offers it"
+            f"{did_you_mean(wanted, formats)}; correct it, or enable the plugin that registers it"
         )
-    if setting(source, config, "role_mapping"):
+    if options.role_mapping:
         if wanted not in ("auto", "role_mapping"):
-            raise DataError(f"data.role_mapping: given with `data.format: {wanted}`, which has no use for it; drop one")
+            raise DataError(f"data.role_mapping: given with `data.format: {wanted}`, which does not use it; remove one")
         wanted = "role_mapping"
     for name in formats if wanted == "auto" else (wanted,):
         chosen = formats[name]
-        reason = chosen.recognise(names, row)
+        reason = chosen.recognise(names, example)
         if reason is None and wanted != "auto" and chosen.makes is not None:
             raise DataError(
-                f"data.format: given '{wanted}', which needs {chosen.columns}, but the rows have the columns"
+                f"data.format: given '{wanted}', which needs {chosen.columns}, but the examples have the columns"
                 f" {', '.join(map(str, columns))}; name them with `data.columns: {{ours: theirs}}` or change the format"
             )
         if reason is not None or wanted != "auto":
-            why = f"format {name}, {'as the recipe says' if wanted != 'auto' else f'recognised by {reason}'}"
+            why = f"format {name}, {'set in the recipe' if wanted != 'auto' else f'recognised by {reason}'}"
             if renamed:
                 why += f", with {', '.join(f'{theirs} read as {ours}' for theirs, ours in renamed.items())}"
             return attrs.evolve(chosen, why=why, convert=_prepared(chosen, names, renamed))
     raise DataError(
-        f"the rows have the columns {', '.join(map(str, columns))}, which is none of the known formats; expected"
+        f"the examples have the columns {', '.join(map(str, columns))}, which fit no known format; expected"
         f" {'; '.join(f'{f.columns} ({f.name})' for f in formats.values() if f.columns)}; rename them with"
-        " `data.columns: {ours: theirs}`, or say with `data.role_mapping: {user: ..., assistant: ...}` which columns"
+        " `data.columns: {ours: theirs}`, or set `data.role_mapping: {user: ..., assistant: ...}` to the columns that"
         f" hold the turns{_hint(columns)}"
     )
 
 
 def _hint(columns: Sequence[str]) -> str:
     if "chosen" in columns:
-        return "; to train on the chosen side of preferences write `data.columns: {messages: chosen}`"
+        return "; to train on the chosen answers of preferences write `data.columns: {messages: chosen}`"
     return ""
 
 
-def setting(source: Any, config: Any, name: str) -> Any:
-    """What the source says, or else the recipe under ``data``; None where neither does."""
-    return getattr(source, name, None) or getattr(config, name, None) or None
-
-
-def _prepared(chosen: Format, columns: Sequence[str], renamed: Mapping[str, str]) -> Callable[[Row], Row]:
-    """``convert`` after renaming, and without columns that rendering would look at before what ``convert`` makes."""
+def _prepared(chosen: Format, columns: Sequence[str], renamed: Mapping[str, str]) -> Callable[[Example], Example]:
+    """Return ``convert`` after renaming, without the columns that rendering would look at before its result."""
     place = next((index for index, names in enumerate(CANONICAL) if chosen.makes in names), 0)
     earlier = {name for names in CANONICAL[:place] for name in names} & set(columns)
     convert = chosen.convert
     if not renamed and not earlier:
         return convert
 
-    def prepared(row: Row) -> Row:
-        made = convert(_rename(row, renamed))
+    def prepared(example: Example) -> Example:
+        made = convert(_rename(example, renamed))
         return {name: value for name, value in made.items() if name not in earlier}
 
     return prepared
 
 
-def _renames(columns: Sequence[str], wanted: Mapping[str, str] | None) -> dict[str, str]:
-    """From the source's names to ours."""
-    for ours, theirs in (wanted or {}).items():
+def _renames(columns: Sequence[str], wanted: Mapping[str, str]) -> dict[str, str]:
+    """Return the canonical names by the source's names."""
+    for ours, theirs in wanted.items():
         if theirs not in columns:
             raise DataError(
-                f"data.columns.{ours}: given '{theirs}', which is none of the columns {', '.join(map(str, columns))}"
+                f"data.columns.{ours}: given '{theirs}', expected one of the columns {', '.join(map(str, columns))}"
                 f"{did_you_mean(theirs, columns)}; write the data set's own name"
             )
-    return {theirs: ours for ours, theirs in (wanted or {}).items()}
+    return {theirs: ours for ours, theirs in wanted.items()}
 
 
-def _rename(row: Row, renamed: Mapping[str, str]) -> Row:
+def _rename(example: Example, renamed: Mapping[str, str]) -> Example:
     taken = set(renamed.values())
-    kept = {name: value for name, value in row.items() if name not in renamed and name not in taken}
-    return kept | {ours: row.get(theirs) for theirs, ours in renamed.items()}
+    kept = {name: value for name, value in example.items() if name not in renamed and name not in taken}
+    return kept | {ours: example.get(theirs) for theirs, ours in renamed.items()}

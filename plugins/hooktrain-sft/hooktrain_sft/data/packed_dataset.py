@@ -1,4 +1,4 @@
-"""The rows that the loader hands out: a document each, or a bin of them."""
+"""Sequences of one document or of a bin of documents."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from numpy.typing import NDArray
 from hooktrain_sft.data.documents import Documents
 from hooktrain_sft.data.packing import Bins
 
-__all__ = ["IGNORE_INDEX", "PackedDataset", "Row"]
+__all__ = ["IGNORE_INDEX", "PackedDataset", "TokenSequence"]
 
 IGNORE_INDEX = -100
-"""Label of a token that carries no loss; what torch and transformers use."""
+"""Label of a token that carries no loss, as in torch and transformers."""
 
-Row = dict[str, NDArray[np.int64]]
+TokenSequence = dict[str, NDArray[np.int64]]
 """``input_ids``, ``labels`` and ``position_ids``, each of shape (tokens,)."""
 
 
 class PackedDataset:
-    """Bins of documents; positions restart at 0 where a document begins, and its first token has no label."""
+    """Sequences of documents; positions restart at 0 where a document begins, and its first token has no label."""
 
     def __init__(self, documents: Documents, bins: Bins | None = None) -> None:
-        """Each document is a row of its own when there are no ``bins``."""
+        """Make a sequence of each bin, or without ``bins`` of each document."""
         self.documents = documents
         self.bins = bins
 
     def __len__(self) -> int:
         return len(self.documents) if self.bins is None else len(self.bins)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> TokenSequence:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
+            raise IndexError(f"sequence {index} of {len(self)}")
         index %= len(self)
         members = [index] if self.bins is None else self.bins[index].tolist()
         parts = [self.documents.tokens(member) for member in members]
@@ -41,7 +41,7 @@ class PackedDataset:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each row, shape (rows,)."""
+        """Tokens of each sequence, shape (sequences,)."""
         lengths = self.documents.lengths
         if self.bins is None:
             return lengths

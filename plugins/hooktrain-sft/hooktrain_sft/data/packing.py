@@ -1,4 +1,4 @@
-"""Bin packing of a whole data set: best-fit-decreasing, and a closer fit where there are few documents."""
+"""Bin packing of a data set: best-fit-decreasing, and a closer fit where there are few documents."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Bins:
 
     Attributes:
         order: indices of documents, bin after bin, shape (documents,).
-        offsets: where in ``order`` each bin begins, and the end, shape (bins + 1,).
+        offsets: start of each bin in ``order``, and the end, shape (bins + 1,).
     """
 
     order: Indices
@@ -32,16 +32,16 @@ class Bins:
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> Indices:
-        """Indices of the documents in a bin."""
+        """Return the indices of the documents in a bin."""
         return self.order[self.offsets[index] : self.offsets[index + 1]]
 
     def digest(self) -> str:
-        """Text that is equal exactly when the bins are."""
+        """Return a text that is equal exactly when the bins are."""
         return hashlib.blake2b(self.order.tobytes() + self.offsets.tobytes(), digest_size=16).hexdigest()
 
     @classmethod
     def of(cls, bins: Bins | Iterable[Sequence[int]]) -> Bins:
-        """From a list of lists of document indices."""
+        """Make bins from a list of lists of document indices."""
         if isinstance(bins, Bins):
             return bins
         arrays = [np.asarray(documents, np.int64) for documents in bins]
@@ -51,7 +51,7 @@ class Bins:
 
 
 _FEW = 20_000
-"""Documents up to which the closer fit is tried; with more of them best-fit-decreasing leaves next to nothing empty."""
+"""Documents up to which the closer fit is tried; with more, best-fit-decreasing leaves hardly any room."""
 
 
 def pack(lengths: ArrayLike, max_length: int) -> Bins:
@@ -69,21 +69,21 @@ def pack(lengths: ArrayLike, max_length: int) -> Bins:
     least = -(-int(sizes.sum()) // max_length)
     for prefer_short in (False, True):  # neither is always the better one
         if len(sizes) <= _FEW and len(bins) > least:
-            closer = fill_in_turn(sizes, max_length, prefer_short)
+            closer = fill_one_by_one(sizes, max_length, prefer_short)
             bins = min(bins, closer, key=len)
     return bins
 
 
-def fill_in_turn(lengths: ArrayLike, max_length: int, prefer_short: bool = False) -> Bins:
-    """Fill one bin after the other as far as any choice of documents can: the longest left, and what fits best with it.
+def fill_one_by_one(lengths: ArrayLike, max_length: int, prefer_short: bool = False) -> Bins:
+    """Fill one bin after the other, each with the longest document left and those that fit best with it.
 
-    Which sums the documents can make is a set of bits, shifted once for each power of two of documents of one length,
-    so that a bin takes as many steps as there are distinct lengths, not documents.
+    The possible sums of lengths are a set of bits, shifted once for each power of two of documents of one length, so
+    that a bin takes as many steps as there are distinct lengths.
 
     Args:
         lengths: tokens of each document, from 1 to ``max_length``, shape (documents,).
         max_length: tokens that a bin holds.
-        prefer_short: whether short documents fill a bin where they can; long ones do otherwise.
+        prefer_short: whether short documents are used first to fill a bin; otherwise long ones.
     """
     sizes = np.asarray(lengths, np.int64)
     distinct, counts = np.unique(sizes, return_counts=True)
@@ -106,7 +106,7 @@ def fill_in_turn(lengths: ArrayLike, max_length: int, prefer_short: bool = False
 
 
 def _best_sum(counts: dict[int, int], room: int, prefer_short: bool) -> dict[int, int]:
-    """How many documents of each length make the largest sum that is not above ``room``."""
+    """Return the number of documents of each length that make the largest sum not above ``room``."""
     within = (1 << (room + 1)) - 1
     steps: list[tuple[int, int, int]] = []  # length, how many at once, the sums before
     sums = 1
@@ -131,9 +131,9 @@ def _best_sum(counts: dict[int, int], room: int, prefer_short: bool) -> dict[int
 def best_fit_decreasing(lengths: ArrayLike, max_length: int) -> Bins:
     """Pack documents into bins: longest first, each where it leaves the least room.
 
-    Documents of one length are interchangeable, and so are bins with equal room, so that both are handled in bulk:
-    the work grows with the number of distinct lengths and rooms, not with documents times bins. The result depends on
-    nothing but the arguments; bins come in the order of their first documents.
+    Documents of one length are handled together, and so are bins with equal room. So the work grows with the number of
+    distinct lengths and rooms, not with documents times bins. The result depends on the arguments only; bins are in the
+    order of their first documents.
 
     Args:
         lengths: tokens of each document, from 1 to ``max_length``, shape (documents,).
@@ -180,10 +180,10 @@ def best_fit_decreasing(lengths: ArrayLike, max_length: int) -> Bins:
 
 
 class _Rooms:
-    """Open bins by the room that they have left."""
+    """Open bins by their remaining room."""
 
     def __init__(self, max_length: int) -> None:
-        self._present = bytearray(max_length + 1)  # find() on it runs at the speed of memory
+        self._present = bytearray(max_length + 1)  # find() on it is fast
         self._bins: dict[int, list[Indices]] = {}
 
     def tightest(self, length: int) -> int | None:
@@ -196,7 +196,7 @@ class _Rooms:
             self._present[room] = 1
 
     def take(self, room: int, most: int) -> Indices:
-        """Up to ``most`` bins with exactly this room."""
+        """Remove and return up to ``most`` bins with exactly this room."""
         stack, taken = self._bins[room], []
         while stack and most:
             bins = stack.pop()
@@ -223,7 +223,7 @@ def _collect(bin_of: Indices, bins: int) -> Bins:
 
 
 def check_bins(bins: Bins, lengths: Indices, max_length: int) -> None:
-    """Assert that a packing, whoever made it, neither loses nor repeats a document nor overfills a bin.
+    """Check that a packing neither loses nor repeats a document nor overfills a bin.
 
     Raises:
         DataError: when it does.
@@ -231,18 +231,18 @@ def check_bins(bins: Bins, lengths: Indices, max_length: int) -> None:
     seen = np.bincount(bins.order, minlength=len(lengths)) if len(bins.order) else np.zeros(len(lengths), np.int64)
     if len(seen) > len(lengths):
         raise DataError(
-            f"pack_sequences put document {len(seen) - 1} into a bin, but there are {len(lengths)}; repair the plugin"
-            " that packs"
+            f"pack_sequences put document {len(seen) - 1} into a bin, but there are {len(lengths)}; fix the plugin that"
+            " packs"
         )
     if (seen != 1).any():
         wrong = int(np.flatnonzero(seen != 1)[0])
         raise DataError(
             f"pack_sequences put document {wrong} into {int(seen[wrong])} bins, expected every document in exactly one;"
-            " repair the plugin that packs"
+            " fix the plugin that packs"
         )
     filled = np.diff(np.concatenate([[0], np.cumsum(lengths[bins.order])])[bins.offsets])
     if len(filled) and filled.max() > max_length:
         raise DataError(
             f"pack_sequences filled bin {int(filled.argmax())} with {int(filled.max())} tokens, expected at most"
-            f" {max_length}; repair the plugin that packs"
+            f" {max_length}; fix the plugin that packs"
         )

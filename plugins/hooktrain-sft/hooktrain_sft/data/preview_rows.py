@@ -1,4 +1,4 @@
-"""Rows as ``hooktrain data --show`` prints them: token by token, with the rule behind each trained span."""
+"""Previews of examples for ``hooktrain data --show``, with the rule behind each trained span."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ __all__ = ["preview_examples"]
 def preview_examples(
     config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any, count: int
 ) -> list[ExamplePreview]:
-    """The first rows of each source, as they are before anything is cut or packed."""
+    """Return previews of the first examples of each source, before anything is cut or packed."""
     reader = Reader(config, tokenizer, world, hooks)
     shown = []
     for source in (*config.sources, *(source for _, source in named(config.eval_sources))):
         opened = reader.open(source)
         rendered = list(reader.render(opened, itertools.islice(iter(opened), count)))
-        for index, (row, (ids, trained)) in enumerate(zip(rendered, reader.encoder(rendered), strict=True)):
-            pieces = tuple(_pieces(row, ids.tolist(), trained.copy(), tokenizer))
+        for index, (example, (ids, trained)) in enumerate(zip(rendered, reader.encoder(rendered), strict=True)):
+            pieces = tuple(_pieces(example, ids.tolist(), trained.copy(), tokenizer))
             note = f"{len(ids):,} tokens, {int(trained[1:].sum()):,} of them trained"
             if opened.format is not None:
                 note += f"; {opened.format.why}"
-            shown.append(ExamplePreview(f"{opened.label}, row {index}", pieces, note))
+            shown.append(ExamplePreview(f"{opened.label}, example {index}", pieces, note))
     return shown
 
 
-def _pieces(row: Rendered, ids: Sequence[int], trained: Any, tokenizer: Any) -> Iterator[tuple[str, bool, str]]:
-    """Runs of tokens that are trained or not; each trained run has the rule of the span that it belongs to."""
+def _pieces(example: Rendered, ids: Sequence[int], trained: Any, tokenizer: Any) -> Iterator[tuple[str, bool, str]]:
+    """Yield runs of trained or other tokens as text; each trained run with the rule of its span."""
     trained[:1] = False
     edges = np.flatnonzero(np.diff(np.concatenate([[0], trained.astype(np.int8), [0]])))
-    rules = list(getattr(row, "rules", ()) or ())
+    rules = example.rules
     at = 0
-    # spans that hold no whole token have no run; then runs cannot be matched to rules one by one
+    # a span without a complete token has no run; then runs cannot be matched to rules one by one
     matched = rules if len(rules) == len(edges) // 2 else [", ".join(dict.fromkeys(rules))] * (len(edges) // 2)
     for begin, end, rule in zip(edges[::2].tolist(), edges[1::2].tolist(), matched, strict=True):
         if begin > at:

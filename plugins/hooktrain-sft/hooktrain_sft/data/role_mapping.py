@@ -1,6 +1,6 @@
-"""The format ``role_mapping``: which columns, or which entries of a column, hold the turns of which role.
+"""The format ``role_mapping``, for examples whose turns are in columns or entries that a mapping names by role.
 
-A row keeps its order: entries of a list are taken one after the other, whatever their roles.
+Entries of a list keep their order, whatever their roles.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hooktrain import DataError
-from hooktrain_sft.config import check_role_mapping
-from hooktrain_sft.data.formats import Format, Row, setting
+from hooktrain_sft.config import SFTDataConfig, SourceOptions, check_role_mapping
+from hooktrain_sft.data.formats import Example, Format
 from hooktrain_sft.formatting import shown
 
 __all__ = ["CONTENT_KEYS", "KNOWN_DATA_SETS", "role_mapping_format"]
 
 CONTENT_KEYS = ("content", "text", "message", "value")
-"""Where the text of an entry is looked for when ``content_key`` does not say."""
+"""Fields that may hold the text of an entry when ``content_key`` is not set."""
 
 KNOWN_DATA_SETS: Mapping[str, Mapping[str, str]] = {
     "lmsys/lmsys-chat-1m": {"user": "conversation.role.user", "assistant": "conversation.role.assistant"},
@@ -26,49 +26,48 @@ KNOWN_DATA_SETS: Mapping[str, Mapping[str, str]] = {
     "nvidia/AceMath-Instruct-Training-Data": {"user": "messages.role.user", "assistant": "answer"},
     "Open-Orca/OpenOrca": {"system": "system_prompt", "user": "question", "assistant": "response"},
 }
-"""Hub data sets whose columns say nothing to :func:`hooktrain_sft.data.formats.choose_format` by themselves."""
+"""Mappings of hub data sets whose columns no other format recognises."""
 
 
-def role_mapping_format(source: Any, config: Any) -> Format:
-    """The format as this source or recipe describes it; fits where they do, or the name is known."""
-    given = setting(source, config, "role_mapping")
-    name = str(getattr(source, "name_or_path", "")).partition(":")[0]
-    mapping: Mapping[str, str] = given or KNOWN_DATA_SETS.get(name, {})
+def role_mapping_format(source: Any, config: SFTDataConfig) -> Format:
+    """Return the format for a source: with its or the recipe's mapping, or that of a known data set."""
+    options = SourceOptions.of(source, config)
+    name = options.name_or_path.partition(":")[0]
+    mapping = options.role_mapping or KNOWN_DATA_SETS.get(name, {})
     try:
         check_role_mapping(mapping)
     except ValueError as problem:
         raise DataError(f"role_mapping: {problem}; correct it") from None
-    content_key = setting(source, config, "content_key")
 
-    def recognise(columns: Sequence[str], row: Row) -> str | None:
+    def recognise(columns: Sequence[str], example: Example) -> str | None:
         if not mapping:
             return None
         missing = {path.partition(".")[0] for path in mapping.values()} - set(columns)
-        if missing and given:
+        if missing and options.role_mapping:
             raise DataError(
-                f"data.role_mapping: given {', '.join(sorted(missing))}, which the rows do not have; expected some of"
-                f" the columns {', '.join(map(str, columns))}; correct the mapping"
+                f"data.role_mapping: given {', '.join(sorted(missing))}, which the examples do not have; expected"
+                f" some of the columns {', '.join(map(str, columns))}; correct the mapping"
             )
         return None if missing else f"the name of the data set, {name}"
 
-    def convert(row: Row) -> Row:
-        return {**row, "messages": _messages(row, mapping, content_key)}
+    def convert(example: Example) -> Example:
+        return {**example, "messages": _messages(example, mapping, options.content_key)}
 
     return Format("role_mapping", "columns that `data.role_mapping` names", recognise, convert, "messages")
 
 
-def _messages(row: Row, mapping: Mapping[str, str], content_key: str | None) -> list[dict[str, Any]]:
+def _messages(example: Example, mapping: Mapping[str, str], content_key: str | None) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     read: set[str] = set()
     for role, path in sorted(mapping.items(), key=lambda item: item[0] != "system"):  # stable: the rest as written
         column, _, rest = path.partition(".")
         if not rest:
-            if not (role == "system" and not row.get(column)):  # many sets leave the system prompt empty
-                messages.append({"role": role, "content": _text(row.get(column), column)})
+            if not (role == "system" and not example.get(column)):  # many sets leave the system prompt empty
+                messages.append({"role": role, "content": _text(example.get(column), column)})
         elif column not in read:
             read.add(column)
             roles = {tuple(p.split(".")[1:]): r for r, p in mapping.items() if p.startswith(f"{column}.")}
-            messages += _entries(row.get(column), column, roles, content_key)
+            messages += _entries(example.get(column), column, roles, content_key)
     return messages
 
 
@@ -104,5 +103,5 @@ def _text(value: Any, where: str) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)  # answers that are numbers
     if not isinstance(value, str):
-        raise DataError(f"{where} is {shown(value)}, expected text; correct `data.role_mapping` or the row")
+        raise DataError(f"{where} is {shown(value)}, expected text; correct `data.role_mapping` or the example")
     return value

@@ -1,4 +1,4 @@
-"""Prepared rows on disk: a folder for each fingerprint, which is there whole or not at all."""
+"""Cache of tokenized examples on disk, one folder for each fingerprint, which appears when it is complete."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ __all__ = ["CachedRows", "RowCache", "default_cache_dir"]
 
 _TOKENS, _ENTRY, _LOCK = "tokens.arrow", "entry.json", "lock"
 _LAYOUT = 1
-"""Raised when files of an earlier version can no longer be read."""
+"""Version of the files; increased when earlier ones can no longer be read."""
 
 
 @attrs.frozen
 class CachedRows:
-    """Tokenized rows of a source.
+    """Tokenized examples of a source.
 
     Attributes:
-        store: the rows.
-        facts: what is known of them: the format, how long it took, ...
-        path: the folder, or None when it goes away with the run.
-        found: whether they were there already.
+        store: their tokens.
+        facts: facts for the report, such as format and seconds.
+        path: the folder, or None when it is removed at the end of the run.
+        found: whether they were in the cache already.
     """
 
     store: TokenStore
@@ -43,7 +43,7 @@ class CachedRows:
 
 
 def default_cache_dir() -> Path:
-    """``HOOKTRAIN_CACHE``, else ``hooktrain`` in the user's cache folder."""
+    """Return ``HOOKTRAIN_CACHE``, or ``hooktrain`` in the user's cache folder."""
     own = os.environ.get("HOOKTRAIN_CACHE")
     if own:
         return Path(own).expanduser()
@@ -51,33 +51,33 @@ def default_cache_dir() -> Path:
 
 
 class RowCache:
-    """Rows by their fingerprint.
+    """Tokenized examples by their fingerprint.
 
-    Processes that ask for the same rows at the same time, ranks of one run among them, wait for the first, which
-    prepares them in a folder of its own and renames it when every byte is on the disk.
+    Processes that need the same examples at the same time, such as the ranks of a run, wait for the first one. It
+    prepares them in a temporary folder and renames that when every byte is on the disk.
     """
 
     def __init__(self, folder: Path | None, say: Callable[[str], None] = lambda message: None) -> None:
-        """``folder`` None keeps nothing; ``say`` tells the user what goes on."""
+        """Make a cache in ``folder``; None keeps nothing. ``say`` is called with messages for the user."""
         self._folder = None if folder is None else folder / "rows"
         self._say = say
 
     def has(self, fingerprint: str) -> bool:
-        """Whether there are rows of this fingerprint, as far as can be told without reading them."""
+        """Return whether there is an entry of this fingerprint, without reading it."""
         return self._folder is not None and (self._folder / fingerprint / _ENTRY).is_file()
 
     def rows(self, fingerprint: str | None, prepare: Callable[[StoreWriter], Mapping[str, Any]]) -> CachedRows:
-        """Rows from the cache, or prepared and put there.
+        """Return an entry of the cache, or prepare and keep it.
 
         Args:
-            fingerprint: of the rows; None prepares them for this run only.
-            prepare: writes them, and returns facts about them.
+            fingerprint: of the entry; None prepares it for this run only.
+            prepare: writes the sequences, and returns facts about them.
 
         Raises:
-            DataError: when there is no room to write them.
+            DataError: when they cannot be written.
         """
         if self._folder is None or fingerprint is None:
-            return self._passing(prepare)
+            return self._temporary(prepare)
         final = self._folder / fingerprint
         found = self._open(final)
         if found is not None:
@@ -88,10 +88,10 @@ class RowCache:
             self._wait(lock)
         except OSError as problem:
             self._say(
-                f"data.cache_dir: given '{self._folder.parent}', which cannot be written ({problem.strerror}); rows are"
-                " prepared for this run only"
+                f"data.cache_dir: given '{self._folder.parent}', which cannot be written ({problem.strerror}); examples"
+                " are prepared for this run only"
             )
-            return self._passing(prepare)
+            return self._temporary(prepare)
         try:
             found = self._open(final)
             if found is not None:
@@ -104,17 +104,17 @@ class RowCache:
         try:
             lock.acquire(timeout=1)
         except Timeout:
-            self._say("data: another process is preparing the same rows; waiting for it")
+            self._say("data: another process is preparing the same examples; waiting for it")
             lock.acquire()
 
     def _publish(self, final: Path, prepare: Callable[[StoreWriter], Mapping[str, Any]]) -> CachedRows:
-        for left in final.parent.glob(f"{final.name}.*.partial"):  # of a process that was killed: we hold its lock
+        for left in final.parent.glob(f"{final.name}.*.partial"):  # of a killed process, since its lock is free
             shutil.rmtree(left, ignore_errors=True)
         partial = final.with_name(f"{final.name}.{os.getpid()}.partial")
         partial.mkdir()
         try:
             self._write(partial, prepare)
-            shutil.rmtree(final, ignore_errors=True)  # what lies there was found damaged
+            shutil.rmtree(final, ignore_errors=True)  # it was found damaged
             os.rename(partial, final)
             _sync(final.parent)
         except BaseException:
@@ -122,10 +122,10 @@ class RowCache:
             raise
         opened = self._open(final)
         if opened is None:
-            raise DataError(f"data.cache_dir: the rows just written to '{final}' cannot be read; check the disk")
+            raise DataError(f"data.cache_dir: the tokens just written to '{final}' cannot be read; check the disk")
         return attrs.evolve(opened, found=False)
 
-    def _passing(self, prepare: Callable[[StoreWriter], Mapping[str, Any]]) -> CachedRows:
+    def _temporary(self, prepare: Callable[[StoreWriter], Mapping[str, Any]]) -> CachedRows:
         folder = Path(tempfile.mkdtemp(prefix="hooktrain-rows-"))
         try:
             self._write(folder, prepare)
@@ -154,24 +154,24 @@ class RowCache:
             _sync(folder / _ENTRY)
         except OSError as problem:
             raise DataError(
-                f"data.cache_dir: the prepared rows cannot be written to '{folder.parent}'"
+                f"data.cache_dir: the tokenized examples cannot be written to '{folder.parent}'"
                 f" ({problem.strerror or problem}); free some space there, or name another folder"
             ) from problem
 
     def _open(self, folder: Path) -> CachedRows | None:
-        """The rows in ``folder``; None when it is not there, or not as it was written."""
+        """Read the entry in ``folder``; None when it is missing or damaged."""
         if not folder.is_dir():
             return None
         try:
             entry = json.loads((folder / _ENTRY).read_text(encoding="utf-8"))
             path = folder / _TOKENS
             if entry["layout"] == _LAYOUT and path.stat().st_size == entry["bytes"]:
-                os.utime(folder / _ENTRY)  # when it was last of use, for whoever tidies up
+                os.utime(folder / _ENTRY)  # the time of the last use, for cleaning up
                 return CachedRows(TokenStore(path, entry["digest"]), entry["facts"], folder, found=True)
             problem: object = "sizes differ"
         except (OSError, ValueError, KeyError, TypeError) as caught:
             problem = caught
-        self._say(f"data.cache_dir: '{folder}' is damaged ({problem}); its rows are prepared again")
+        self._say(f"data.cache_dir: '{folder}' is damaged ({problem}); its examples are prepared again")
         return None
 
 

@@ -1,132 +1,137 @@
-"""The rows of a source, from what a plugin loads to token ids: converted, rendered, tokenized, written."""
+"""Reading of sources: examples are loaded, converted, rendered, tokenized and written."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import attrs
 
 from hooktrain import DataError, World
-from hooktrain_sft.config import SFTDataConfig, TokenDataConfig
+from hooktrain_sft.compat import column_names, is_table
+from hooktrain_sft.config import SFTDataConfig, SourceOptions, TokenDataConfig
 from hooktrain_sft.data.arrow_store import StoreWriter
 from hooktrain_sft.data.converters import known_formats
+from hooktrain_sft.data.documents import Documents
 from hooktrain_sft.data.formats import Format, choose_format
+from hooktrain_sft.data.packing import Bins, check_bins
 from hooktrain_sft.data.tokenize import Encoder
 
-__all__ = ["Reader", "SourceRows", "label_of"]
+__all__ = ["OpenedSource", "Reader", "label_of", "pack"]
 
 _BATCH = 1024
-"""Rows that are tokenized together: enough to keep the tokenizer's threads busy."""
+"""Examples that are tokenized together: enough to keep the tokenizer's threads busy."""
 
 
 def label_of(source: Any) -> str:
-    """What a source is called in messages."""
-    return str(getattr(source, "name_or_path", None) or getattr(source, "name", None) or type(source).__name__)
+    """Return the name of a source for messages."""
+    options = SourceOptions.of(source)
+    return str(options.name_or_path or options.name or type(source).__name__)
 
 
 @attrs.frozen
-class SourceRows:
-    """A source that has been opened.
+class OpenedSource:
+    """A loaded source.
 
     Attributes:
-        label: what it is called in messages.
-        rows: what ``load_source`` returned.
-        format: how its rows are converted, or None where they are rendered as they are.
-        total: how many rows there are, or None for a stream.
+        label: its name for messages.
+        examples: the result of ``load_source``.
+        format: the format of its examples, or None where they are rendered unchanged.
+        total: the number of examples, or None for a stream.
     """
 
     label: str
-    rows: Any
+    examples: Any
     format: Format | None
     total: int | None
 
     def __iter__(self) -> Iterator[Any]:
-        """Rows in order."""
-        rows = self.rows
-        if self.total is not None and hasattr(rows, "iter") and hasattr(rows, "features"):
-            return _by_block(rows)
-        return iter(rows) if hasattr(rows, "__iter__") else (rows[index] for index in range(len(rows)))
+        """Iterate over the examples in order."""
+        loaded = self.examples
+        if is_table(loaded):
+            return _in_blocks(loaded)
+        return iter(loaded) if isinstance(loaded, Iterable) else (loaded[index] for index in range(len(loaded)))
 
 
-def _by_block(rows: Any) -> Iterator[Any]:
-    """Rows of a ``datasets`` table, a thousand at a time: by itself it reads ten, which takes twice as long."""
-    for block in rows.iter(batch_size=_BATCH):
+def _in_blocks(table: Any) -> Iterator[Any]:
+    """Yield the examples of a ``datasets`` table; blocks of 1024 take half the time of its own blocks of ten."""
+    for block in table.iter(batch_size=_BATCH):
         names = list(block)
         for values in zip(*block.values(), strict=True):
             yield dict(zip(names, values, strict=True))
 
 
 class Reader:
-    """Reads sources for one recipe."""
+    """Reader of the sources of a recipe."""
 
     def __init__(self, config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any) -> None:
         self.config, self.tokenizer, self.world, self.hooks = config, tokenizer, world, hooks
         self.encoder = Encoder(tokenizer)
 
-    def open(self, source: Any) -> SourceRows:
-        """Load a source and find out which format it has.
+    def open(self, source: Any) -> OpenedSource:
+        """Load a source and choose the format of its examples.
 
         Raises:
-            DataError: when no plugin loads it, it has no rows, or their format is not known.
+            DataError: when no plugin loads it, it has no examples, or their format is not known.
         """
         label = label_of(source)
-        rows = self.hooks.load_source(config=source, world=self.world)
-        if rows is None:
+        examples = self.hooks.load_source(config=source, world=self.world)
+        if examples is None:
             raise DataError(f"{label}: no plugin loads a {type(source).__name__}; install or enable one that does")
-        total = len(rows) if hasattr(rows, "__len__") else None
-        first = next(iter(SourceRows(label, rows, None, total)), None)
+        total = len(examples) if isinstance(examples, Sized) else None
+        first = next(iter(OpenedSource(label, examples, None, total)), None)
         if first is None:
             raise DataError(
-                f"{label}: given no rows, expected at least one; check the name and the split of the source"
+                f"{label}: given no examples, expected at least one; check the name and the split of the source"
             )
-        return SourceRows(label, rows, self._format(source, rows, first, label), total)
+        return OpenedSource(label, examples, self._format(source, examples, first, label), total)
 
-    def _format(self, source: Any, rows: Any, first: Any, label: str) -> Format | None:
+    def _format(self, source: Any, examples: Any, first: Any, label: str) -> Format | None:
         if not isinstance(self.config, SFTDataConfig):
             return None
         if not isinstance(first, Mapping):
             raise DataError(
-                f"{label}, row 0: given a {type(first).__name__}, expected a mapping of column names to values"
+                f"{label}, example 0: given a {type(first).__name__}, expected a mapping of column names to values"
             )
-        columns = [str(column) for column in getattr(rows, "column_names", None) or first]
+        columns = [str(column) for column in column_names(examples) or first]
         try:
             return choose_format(columns, first, source, self.config, known_formats(source, self.config, self.hooks))
         except DataError as problem:
             if len(self.hooks.render_example.get_hookimpls()) > 1:
-                return None  # another plugin renders rows, and may know what these are
+                return None  # another plugin renders examples, and may know the format
             raise DataError(f"{label}: {problem}") from problem
 
-    def render(self, opened: SourceRows, rows: Iterable[Any], first: int = 0) -> Iterator[Any]:
-        """Each row as text with spans; rows are numbered from ``first`` on.
+    def render(self, opened: OpenedSource, examples: Iterable[Any], first: int = 0) -> Iterator[Any]:
+        """Yield each example as text with spans; examples are numbered from ``first`` on.
 
         Raises:
-            DataError: with the source and the number of the row that cannot be used.
+            DataError: with the source and the number of the example that cannot be used.
         """
         render, tokenizer, config = self.hooks.render_example, self.tokenizer, self.config
         convert: Callable[[Any], Any] | None = None if opened.format is None else opened.format.convert
-        for index, row in enumerate(rows, first):
+        for index, example in enumerate(examples, first):
             try:
-                made = render(row=row if convert is None else convert(row), tokenizer=tokenizer, config=config)
+                made = render(row=example if convert is None else convert(example), tokenizer=tokenizer, config=config)
+                if made is None:
+                    raise DataError(f"no plugin renders examples for {type(config).__name__}; enable one")
             except DataError as problem:
-                raise DataError(f"{opened.label}, row {index}: {problem}") from problem
-            if made is None:
-                raise DataError(
-                    f"{opened.label}, row {index}: no plugin renders rows for {type(config).__name__}; enable one"
-                )
+                raise DataError(f"{opened.label}, example {index}: {problem}") from problem
             yield made
 
     def write(
-        self, opened: SourceRows, writer: StoreWriter, progress: Callable[[int], None] = lambda rows: None
+        self, opened: OpenedSource, writer: StoreWriter, progress: Callable[[int], None] = lambda done: None
     ) -> Mapping[str, Any]:
-        """Write all rows, tokenizing a batch in the background while the next is rendered; returns facts for reports.
+        """Write all examples, tokenizing a batch in the background while the next is rendered.
 
         Args:
             opened: the source.
-            writer: where the rows go.
-            progress: called with the number of rows read so far.
+            writer: writer of the tokens.
+            progress: called with the number of examples read so far.
+
+        Returns:
+            Facts for the report.
         """
 
         def finish(batch: Sequence[Any]) -> None:
@@ -140,18 +145,18 @@ class Reader:
                 if pending is not None:
                     pending.result()
                 pending = background.submit(finish, batch)
-                for index, row in enumerate(batch, done):
-                    for note in row.notes:
+                for index, rendered in enumerate(batch, done):
+                    for note in rendered.notes:
                         where, _, what = note.rpartition(": ")
-                        notes.setdefault(what, {"count": 0, "first": f"row {index}, {where}"})["count"] += 1
+                        notes.setdefault(what, {"count": 0, "first": f"example {index}, {where}"})["count"] += 1
                 done += len(batch)
                 progress(done)
             if pending is not None:
                 pending.result()
-        return self.facts(opened) | {"rows": writer.rows, "tokens": writer.tokens, "notes": notes}
+        return self.facts(opened) | {"rows": writer.sequences, "tokens": writer.tokens, "notes": notes}
 
-    def facts(self, opened: SourceRows) -> dict[str, Any]:
-        """What was found out about a source."""
+    def facts(self, opened: OpenedSource) -> dict[str, Any]:
+        """Return the facts about a source for the report."""
         return {
             "source": opened.label,
             "format": opened.format.name if opened.format else None,
@@ -160,6 +165,22 @@ class Reader:
 
 
 def batches(items: Iterator[Any]) -> Iterator[list[Any]]:
-    """Lists of up to 1024 items."""
+    """Yield lists of up to 1024 items."""
     while batch := list(itertools.islice(items, _BATCH)):
         yield batch
+
+
+def pack(hooks: Any, documents: Documents, max_length: int, config: TokenDataConfig) -> Bins:
+    """Pack documents with the hook ``pack_sequences``.
+
+    Raises:
+        DataError: when no plugin packs, or the bins are not valid.
+    """
+    packed = hooks.pack_sequences(lengths=documents.lengths, max_length=max_length, config=config)
+    if packed is None:
+        raise DataError(
+            "data.pack_samples: no plugin packs sequences; enable hooktrain-sft or another that has pack_sequences"
+        )
+    bins = Bins.of(packed)
+    check_bins(bins, documents.lengths, max_length)
+    return bins

@@ -1,4 +1,4 @@
-"""What is worth knowing about prepared documents: missing ends, doubled tokens, repeated rows, lengths."""
+"""Statistics of prepared documents: missing ends, doubled tokens, duplicates, lengths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["doubled_bos", "duplicates", "ends_trained", "histogram", "shared"]
 
 
 def ends_trained(documents: Documents, tokenizer: Any) -> bool:
-    """Whether, anywhere, a run of trained tokens ends with one that ends a turn: end-of-sequence or another special."""
+    """Return whether any run of trained tokens ends with the end-of-sequence or another special token."""
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= {tokenizer.eos_token_id} - {None}
     ends = np.array(sorted(special), np.int64)
@@ -25,7 +25,7 @@ def ends_trained(documents: Documents, tokenizer: Any) -> bool:
 
 
 def doubled_bos(documents: Documents, tokenizer: Any) -> int:
-    """Documents that begin with two beginning-of-sequence tokens."""
+    """Count the documents that begin with two beginning-of-sequence tokens."""
     bos = tokenizer.bos_token_id
     if bos is None:
         return 0
@@ -38,25 +38,25 @@ def doubled_bos(documents: Documents, tokenizer: Any) -> int:
     return count
 
 
-def _per_row(documents: Documents) -> NDArray[np.uint64]:
-    """The digest of each row, once."""
-    _, first = np.unique(documents.rows, return_index=True)
+def _per_example(documents: Documents) -> NDArray[np.uint64]:
+    """Return one digest for each example."""
+    _, first = np.unique(documents.examples, return_index=True)
     return documents.digests[first]
 
 
 def duplicates(documents: Documents) -> int:
-    """Rows whose tokens are those of an earlier row."""
-    digests = _per_row(documents)
+    """Count the examples whose tokens are those of an earlier example."""
+    digests = _per_example(documents)
     return len(digests) - len(np.unique(digests))
 
 
 def shared(documents: Documents, others: Documents) -> int:
-    """Rows of ``documents`` whose tokens are those of a row of ``others``."""
-    return int(np.isin(_per_row(documents), _per_row(others)).sum())
+    """Count the examples of ``documents`` whose tokens are those of an example of ``others``."""
+    return int(np.isin(_per_example(documents), _per_example(others)).sum())
 
 
 def histogram(values: NDArray[np.int64], bins: int = 10) -> dict[str, list[int]]:
-    """Counts of values in equal intervals with round bounds: ``edges`` has one entry more than ``counts``."""
+    """Count values in equal intervals with round bounds; ``edges`` has one entry more than ``counts``."""
     most = int(values.max(initial=1))
     raw = max(1, -(-most // bins))
     scale = 10 ** (len(str(raw)) - 1)

@@ -1,14 +1,14 @@
-"""Rows that are never all there: read, rendered, shuffled and packed a block at a time, while training goes on.
+"""Streams of examples that are read, rendered, shuffled and packed a block at a time while training.
 
-A block is ``data.stream_buffer`` rows. Where a run is in a stream is known by where each source was when the current
-block began, and how many of its rows have been trained on; a resume reads that one block again and no row before it.
+A block is ``data.stream_buffer`` examples. A run's place in a stream is the place of each source at the start of the
+current block, and the number of the block's sequences that are trained. A resume reads only that block again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 import numpy as np
@@ -16,46 +16,43 @@ import numpy as np
 from hooktrain import Batch, Data, DataError, Recipe, World, padding_batch
 from hooktrain_sft.data.documents import Documents, TokenCount, fit
 from hooktrain_sft.data.packed_dataset import PackedDataset
-from hooktrain_sft.data.packing import Bins, check_bins
-from hooktrain_sft.data.source_reader import Reader, SourceRows
+from hooktrain_sft.data.source_reader import OpenedSource, Reader, pack
 
 __all__ = ["Stream", "StreamLoader"]
 
 _UNKNOWN = 1 << 62
-"""Length of a stream that has not come to its end."""
+"""Length of a stream whose end has not been reached."""
 
 
 @attrs.frozen
 class _Block:
-    """Some rows of a stream, prepared.
+    """A prepared block of a stream.
 
     Attributes:
-        rows: the documents or packs.
-        order: in which they are trained on.
-        before: where the sources were when the block began.
-        number: of the block in its epoch.
-        count: what became of its tokens.
+        sequences: the documents or packs.
+        order: the order in which they are trained.
+        before: the place of the sources at the start of the block.
+        count: counts of its tokens.
     """
 
-    rows: PackedDataset
+    sequences: PackedDataset
     order: list[int]
     before: dict[str, Any]
-    number: int
     count: TokenCount
 
 
 class Stream:
-    """The rows of sources that stream; a data set whose length is known only when it has come to its end.
+    """Examples of streaming sources; a data set whose length is not known before its end.
 
     Attributes:
-        count: what became of the tokens of all blocks so far.
+        count: counts of the tokens of all blocks so far.
     """
 
     def __init__(self, reader: Reader, sources: Sequence[Any], max_length: int) -> None:
         self.reader, self.config, self.max_length = reader, reader.config, max_length
-        self.sources: list[SourceRows] = [reader.open(source) for source in sources]
-        weights = [getattr(source, "weight", None) for source in sources]
-        self.weights = None if weights[0] is None else np.array(weights, np.float64) / sum(weights)
+        self.sources: list[OpenedSource] = [reader.open(source) for source in sources]
+        weights = self.config.weights
+        self.shares = None if weights is None else np.array(weights, np.float64) / sum(weights)
         self.length = _UNKNOWN
         self.count = TokenCount()
 
@@ -63,11 +60,11 @@ class Stream:
         return self.length
 
     def __getitem__(self, index: int) -> Any:
-        raise TypeError("the rows of a stream have no numbers; read them through the loader")
+        raise TypeError("the sequences of a stream have no numbers; read them through the loader")
 
     def blocks(self, epoch: int, before: Mapping[str, Any] | None = None) -> Iterator[_Block]:
-        """Blocks from the beginning of an epoch, or from where one began."""
-        state = dict(before) if before else {"number": 0, "sources": [None] * len(self.sources), "ended": []}
+        """Yield blocks from the beginning of an epoch, or from the start of a block."""
+        state: Mapping[str, Any] = before or {"number": 0, "sources": [None] * len(self.sources), "ended": []}
         cursors = [
             _Cursor(source, epoch, self.config.seed if self.config.shuffle else None, at)
             for source, at in zip(self.sources, state["sources"], strict=True)
@@ -79,26 +76,26 @@ class Stream:
             generator = np.random.default_rng([self.config.seed, epoch, number])
             encoded = self._read(cursors, ended, generator)
             number += 1
-            if len(encoded.rows):
+            if len(encoded):
                 yield self._finish(encoded, begun, number - 1, generator)
 
     def _read(self, cursors: Sequence[_Cursor], ended: set[int], generator: np.random.Generator) -> Documents:
-        """The next rows, drawn from the sources by weight, or from one after the other where there are none."""
+        """Read the next block, from the sources by weight, or from one after the other where they have none."""
         size = self.config.stream_buffer
-        if self.weights is not None:
-            turns = generator.choice(len(cursors), size, p=self.weights).tolist()
+        if self.shares is not None:
+            chosen = generator.choice(len(cursors), size, p=self.shares).tolist()
         else:
-            turns = [min(set(range(len(cursors))) - ended)] * size
+            chosen = [min(set(range(len(cursors))) - ended)] * size
         parts, rendered = [], []
-        for turn in turns:
-            row = cursors[turn].next()
-            if row is None:
-                ended.add(turn)
-                if len(ended) == len(cursors) or self.weights is None:
+        for source in chosen:
+            found = cursors[source].next()
+            if found is None:
+                ended.add(source)
+                if len(ended) == len(cursors) or self.shares is None:
                     break
-                row = cursors[turn].again()  # its share goes on until every source has been read once
-            index, value = row
-            rendered += list(self.reader.render(self.sources[turn], [value], index))
+                found = cursors[source].restart()  # it keeps its share until every source has been read once
+            index, example = found
+            rendered += list(self.reader.render(self.sources[source], [example], index))
             if len(rendered) == 1024:
                 parts.append(self.reader.encoder.flat(rendered))
                 rendered = []
@@ -113,90 +110,106 @@ class Stream:
         fitted, count = fit(
             documents, self.max_length, config.overflow, config.on_empty, f"block {number} of the stream"
         )
-        bins = None
-        if config.pack_samples:
-            packed = self.reader.hooks.pack_sequences(lengths=fitted.lengths, max_length=self.max_length, config=config)
-            bins = Bins.of(packed)
-            check_bins(bins, fitted.lengths, self.max_length)
-        rows = PackedDataset(fitted, bins)
-        order = generator.permutation(len(rows)) if config.shuffle else np.arange(len(rows))
-        return _Block(rows, order.tolist(), before, number, count)
+        bins = pack(self.reader.hooks, fitted, self.max_length, config) if config.pack_samples else None
+        sequences = PackedDataset(fitted, bins)
+        order = generator.permutation(len(sequences)) if config.shuffle else np.arange(len(sequences))
+        return _Block(sequences, order.tolist(), before, count)
+
+
+@runtime_checkable
+class _Shuffled(Protocol):
+    """An iterable of examples that can be shuffled."""
+
+    def shuffle(self, *, seed: int, buffer_size: int) -> Any: ...
+
+
+@runtime_checkable
+class _Stateful(Protocol):
+    """An iterable of examples that knows its place."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Any) -> None: ...
 
 
 class _Cursor:
     """A place in one source."""
 
-    def __init__(self, source: SourceRows, epoch: int, seed: int | None, at: Any) -> None:
+    def __init__(self, source: OpenedSource, epoch: int, seed: int | None, at: Any) -> None:
         self._source, self._epoch, self._seed = source, epoch, seed
         self._round = int(at["round"]) if at else 0
         self._index = 0
-        self._rows: Any = None
+        self._examples: Any = None
         self._iterator: Iterator[Any] = iter(())
         self._begin(at)
 
     def _begin(self, at: Any) -> None:
-        rows = self._source.rows
-        if self._seed is not None and hasattr(rows, "shuffle"):
-            # the order of the files; rows are shuffled within a block
-            rows = rows.shuffle(seed=self._seed + self._epoch * 1009 + self._round, buffer_size=1)
+        examples = self._source.examples
+        if self._seed is not None and isinstance(examples, _Shuffled):
+            # the order of the files; examples are shuffled within a block
+            examples = examples.shuffle(seed=self._seed + self._epoch * 1009 + self._round, buffer_size=1)
         if at and at.get("state") is not None:
-            rows.load_state_dict(at["state"])
-        self._rows, self._iterator = rows, iter(rows)
+            examples.load_state_dict(at["state"])
+        self._examples, self._iterator = examples, iter(examples)
         self._index = int(at["index"]) if at else 0
-        if at and at.get("state") is None:  # a source that cannot say where it is can only be read again
+        if at and at.get("state") is None:  # a source that does not know its place is read again from the beginning
             for _ in range(self._index):
                 next(self._iterator)
 
     def state(self) -> dict[str, Any]:
-        known = self._rows.state_dict() if hasattr(self._rows, "state_dict") else None
+        """Return the place as plain values."""
+        known = self._examples.state_dict() if isinstance(self._examples, _Stateful) else None
         return {"round": self._round, "index": self._index, "state": known}
 
     def next(self) -> tuple[int, Any] | None:
-        for row in self._iterator:
+        """Return the next example and its number; None at the end."""
+        for example in self._iterator:
             self._index += 1
-            return self._index - 1, row
+            return self._index - 1, example
         return None
 
-    def again(self) -> tuple[int, Any]:
-        """The first row of the next round."""
+    def restart(self) -> tuple[int, Any]:
+        """Begin the next round and return its first example."""
         self._round += 1
         self._begin(None)
         found = self.next()
         if found is None:
-            raise DataError(f"{self._source.label}: has no rows when it is read again, expected those of before")
+            raise DataError(
+                f"{self._source.label}: given no examples when read again, expected the same as before; fix the source"
+            )
         return found
 
 
 class StreamLoader:
-    """Hands out windows of a stream; every rank reads the whole stream and takes its own micro-batches."""
+    """Loader of a stream's batches; every rank reads the complete stream and takes its own micro-batches."""
 
     def __init__(self, dataset: Any, data: Data, recipe: Recipe, world: World) -> None:
         if recipe.train_iters is None or recipe.epochs is not None:
             raise DataError(
                 "data.sources: a streaming source has no known length, so that the run's is not known either; write"
-                " train_iters, the number of optimizer steps, and leave epochs out"
+                " train_iters, the number of optimizer steps, and remove epochs"
             )
         self.dataset: Stream = dataset
         self.data, self.world = data, world
         self.micro = recipe.micro_batch_size
-        self.window = recipe.micro_batch_size * recipe.gradient_accumulation_steps * world.world_size
+        self.per_step = recipe.micro_batch_size * recipe.gradient_accumulation_steps * world.world_size
         self._place: dict[str, Any] | None = None
         self._resumed: dict[str, Any] | None = None
 
     def __len__(self) -> int:
-        """Windows of an epoch: at least one; how many more is not known."""
+        """Return 1: an epoch has at least one step, and more are not known."""
         return 1
 
     def place(self) -> dict[str, Any] | None:
-        """Where the stream is after the windows that were handed out; plain values."""
+        """Return the place after the batches so far as plain values."""
         return self._place
 
     def go_to(self, place: Mapping[str, Any]) -> None:
-        """Begin the next epoch's windows at a place of before."""
+        """Begin the next epoch at a saved place."""
         self._resumed = dict(place)
 
     def windows(self, epoch: int, start: int = 0) -> Iterator[tuple[int, list[Batch]]]:
-        """This rank's share of each window, as in ``WindowLoader``."""
+        """Yield this rank's micro-batches of each step, as ``WindowLoader`` does."""
         place, self._resumed = self._resumed, None
         if start and (place is None or place["epoch"] != epoch):
             raise DataError(
@@ -213,16 +226,16 @@ class StreamLoader:
             ahead: Future[_Block | None] = background.submit(next, blocks, None)
             ended = False
             while True:
-                while not ended and len(waiting) < self.window:
+                while not ended and len(waiting) < self.per_step:
                     block = ahead.result()
                     if block is None:
                         ended = True
                         break
                     ahead = background.submit(next, blocks, None)
-                    _add(self.dataset.count, block.count)
+                    self.dataset.count += block.count
                     waiting += [(block, at) for at in range(skipped, len(block.order))]
                     skipped = 0
-                chosen, waiting = waiting[: self.window], waiting[self.window :]
+                chosen, waiting = waiting[: self.per_step], waiting[self.per_step :]
                 if not chosen:
                     self.dataset.length = handed
                     break
@@ -240,13 +253,7 @@ class StreamLoader:
         batches = []
         for at in range(self.world.rank * self.micro, -(-len(chosen) // stride) * stride, stride):
             mine = chosen[at : at + self.micro]
-            rows = [block.rows[block.order[number]] for block, number in mine or chosen[:1]]
-            batch = self.data.collate(rows)
+            sequences = [block.sequences[block.order[number]] for block, number in mine or chosen[:1]]
+            batch = self.data.collate(sequences)
             batches.append(batch if mine else padding_batch(batch))
         return batches
-
-
-def _add(total: TokenCount, more: TokenCount) -> None:
-    for item in attrs.fields(TokenCount):
-        ours, theirs = getattr(total, item.name), getattr(more, item.name)
-        setattr(total, item.name, max(ours, theirs) if item.name == "longest" else ours + theirs)

@@ -1,7 +1,7 @@
-"""What each token writes, in bytes: the place of every token in a text follows from the ids alone.
+"""Bytes of each token, from which the place of every token in a text follows.
 
-The tokenizers library tells where a token comes from, and takes a third of its time to know it. Where the tokens of a
-text, one after the other, write exactly that text, their lengths say the same. That is checked for every text.
+The tokenizers library spends a third of its time on the offsets of tokens. Where the bytes of a text's tokens are
+exactly the text, their lengths give the same offsets. That is checked for every text.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Surfaces:
         self._lengths = np.array([len(one) for one in self._bytes], np.int64)
 
     def write(self, ids: Sequence[int], text: bytes) -> bool:
-        """Whether these tokens write this text."""
+        """Return whether the bytes of these tokens are this text."""
         return b"".join(map(self._bytes.__getitem__, ids)) == text
 
     def mask(
         self, ids: NDArray[np.int32], texts: Sequence[str], encoded: Sequence[bytes], spans: Sequence[Sequence[Span]]
     ) -> NDArray[np.bool_]:
-        """Which tokens of texts that they write are trained, by the rule of ``tokens_in_spans``.
+        """Return the mask of trained tokens, by the rule of ``tokens_in_spans``; the tokens must write the texts.
 
         Args:
             ids: the tokens of all texts, shape (tokens,).
@@ -72,7 +72,7 @@ class Surfaces:
                     starts.append(base + (start if ascii_only else len(text[:start].encode())))
                     ends.append(base + (end if ascii_only else len(text[:end].encode())))
             base += len(data)
-        behind = np.cumsum(self._lengths[ids])  # where each token ends
+        behind = np.cumsum(self._lengths[ids])  # end of each token
         at = np.concatenate([[0], behind[:-1]]) if len(behind) else behind
         # the first token that begins within a span, and the first that does not end within it
         first = np.searchsorted(at, starts, "left")
@@ -95,7 +95,7 @@ def _is_space(data: bytes) -> bool:
 
 
 def _byte_letters() -> dict[str, int]:
-    """The letters with which byte-level tokenizers write bytes: printable ones themselves, others from U+0100 on."""
+    """Return the bytes by their letters in byte-level tokenizers: printable ones themselves, others from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = itertools.count(0x100)
     return {chr(byte if byte in printable else next(others)): byte for byte in range(256)}

@@ -1,1 +1,1 @@
-"""The SFT loss and what it finds out about a model's head."""
+"""Losses, the LM head and the inspection of models for both."""

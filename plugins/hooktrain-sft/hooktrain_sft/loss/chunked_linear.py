@@ -1,4 +1,4 @@
-"""The LM head and a loss together, a chunk of tokens at a time, so that logits never all exist at once."""
+"""LM head and loss computed together, a chunk of tokens at a time, so that all logits never exist at once."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from hooktrain_sft.compat import keeps_graph
 from hooktrain_sft.loss.logit_transform import LogitTransform
 from hooktrain_sft.loss.token_loss import TokenLoss
 
 __all__ = ["Sums", "automatic_chunk_size", "linear_loss", "logits_loss"]
 
 Sums = dict[str, Tensor]
-"""What is logged beside a loss: names to sums over the same tokens, each of shape () and detached."""
+"""Metrics logged with a loss: names to sums over the same tokens, each of shape () and detached."""
 
 _CHUNK_BYTES = {"cpu": 48 * 2**20}
-"""Size of a chunk's logits in single precision: on a CPU what still lies near it, ..."""
+"""Size of a chunk's logits in single precision, by device type; on a CPU it fits into the cache."""
 _CHUNK_BYTES_ELSEWHERE = 512 * 2**20
-"""... on a GPU enough tokens to keep its matrix units busy."""
+"""The same for other devices, whose matrix units need more tokens to stay busy."""
 _ROWS_AT_ONCE = 8192
-"""Rows of the head whose gradient is computed at a time where it has to be widened; bounds the copies."""
+"""Rows of the head whose gradient is computed at a time where it has to be widened, which limits the copies."""
 
 
 def automatic_chunk_size(vocabulary: int, device: str) -> int:
-    """Tokens whose logits fit into the budget of the device type, at least 16."""
+    """Return how many tokens' logits fit into the budget of the device type; at least 16."""
     return max(16, _CHUNK_BYTES.get(device, _CHUNK_BYTES_ELSEWHERE) // (4 * vocabulary))
 
 
@@ -39,22 +40,22 @@ def linear_loss(
     transform: LogitTransform = LogitTransform(),
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Sums]:
-    """Sum of a loss over the predictions of a linear head, with gradients of everything that needs them.
+    """Return the sum of a loss over the predictions of a linear head.
 
-    The gradient is computed together with the loss, while a chunk's logits are there; backward only scales it. Matrix
-    products run in the autocast type, the loss and the sums over chunks in single precision at least.
+    The gradients are computed with the loss, while a chunk's logits exist; backward only scales them. Matrix products
+    run in the autocast type, the loss and the sums over chunks in single precision at least.
 
     Args:
-        hidden: what the head sees, shape (tokens, hidden).
+        hidden: input of the head, shape (tokens, hidden).
         weight: shape (vocabulary, hidden).
         bias: shape (vocabulary,), or None.
         targets: token ids, or -100 for no loss, shape (tokens,).
         loss: the loss of a chunk.
-        transform: what the model does to its logits.
-        chunk_size: most tokens at a time; chosen by the size of the vocabulary when left out.
+        transform: the model's transform of its logits.
+        chunk_size: most tokens at a time; None chooses by the size of the vocabulary.
 
     Returns:
-        The total, shape (), and what is logged beside it.
+        The total, shape (), and the sums to log.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -66,15 +67,15 @@ def linear_loss(
 
 
 def logits_loss(logits: Tensor, targets: Tensor, loss: TokenLoss) -> tuple[Tensor, Sums]:
-    """Sum of a loss over logits that exist already, with their gradient.
+    """Return the sum of a loss over logits that exist already.
 
     Args:
-        logits: as the model gives them, of any floating type, shape (tokens, vocabulary).
+        logits: as the model returns them, of any floating type, shape (tokens, vocabulary).
         targets: token ids, or -100 for no loss, shape (tokens,).
         loss: the loss.
 
     Returns:
-        The total, shape (), and what is logged beside it.
+        The total, shape (), and the sums to log.
     """
     apply: Any = _LogitsLoss.apply
     total, *sums = apply(logits, targets, loss)
@@ -166,14 +167,14 @@ class _LogitsLoss(Function):
 
 
 class _HeadGradient:
-    """Adds up the gradient of the head in single precision at least."""
+    """Sum of the head's gradient over chunks, in single precision at least."""
 
     def __init__(self, weight: Tensor, exact: torch.dtype) -> None:
         self._sum = torch.empty(weight.shape, dtype=exact, device=weight.device)
         self._first = True
 
     def add(self, gradient: Tensor, inputs: Tensor) -> None:
-        """Take up ``gradient.t() @ inputs`` of shapes (chunk, vocabulary) and (chunk, hidden)."""
+        """Add ``gradient.t() @ inputs`` of shapes (chunk, vocabulary) and (chunk, hidden)."""
         if gradient.dtype == self._sum.dtype:
             torch.addmm(self._sum, gradient.t(), inputs, beta=0 if self._first else 1, out=self._sum)
         else:
@@ -192,7 +193,7 @@ class _HeadGradient:
 
 
 def _balanced(count: int, most: int) -> int:
-    """The size of equal chunks of at most so many."""
+    """Return the size of equal chunks that hold at most so many tokens."""
     return -(-count // max(1, -(-count // most)))
 
 
@@ -201,8 +202,5 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
 
 
 def _scaled(saved: Tensor, scale: Tensor) -> Tensor:
-    """In place where backward runs once: the gradient of the head may be the largest tensor of a step."""
-    return saved * scale if _graph_is_kept() else saved.mul_(scale)
-
-
-_graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+    """Scale a gradient, in place where backward runs once: the head's may be the largest tensor of a step."""
+    return saved * scale if keeps_graph() else saved.mul_(scale)

@@ -1,4 +1,4 @@
-"""What a recipe can say under ``loss`` for the trainer types of this plugin."""
+"""Config classes for ``loss``."""
 
 from __future__ import annotations
 
@@ -13,43 +13,42 @@ __all__ = ["CrossEntropyConfig", "DFTLossConfig", "SFTLossConfig"]
 
 @attrs.frozen(kw_only=True)
 class CrossEntropyConfig:
-    """What the losses of this plugin have in common.
+    """Options of all losses of this plugin.
 
     Attributes:
-        weighted_by_probability: whether the loss of a token is multiplied by its detached probability.
+        weighted_by_probability: whether a token's loss is multiplied by its detached probability.
     """
 
     weighted_by_probability: ClassVar[bool] = False
 
     label_smoothing: float = field(default=0.0, validator=between(0, 1))
-    """Share of the target's probability that is spread evenly over the vocabulary."""
+    """Share of the target's probability that is distributed evenly over the vocabulary."""
     z_loss: float = field(default=0.0, validator=at_least(0))
-    """Factor of the squared log of the softmax's denominator, which is added for each token; keeps logits small."""
+    """Factor of the squared log of the softmax's denominator, added for each token; keeps logits small."""
     chunk_size: int | None = field(default=None, validator=at_least(1))
-    """How many supervised tokens meet the LM head at a time, which bounds the memory that logits take; chosen by the
-    size of the vocabulary when left out."""
+    """Trained tokens that the LM head processes at a time, which limits the memory for logits; by default chosen by the
+    size of the vocabulary."""
     all_logits: bool = field(default=False)
-    """Whether the model is called for the logits of all tokens, for plugins that look at what it returns; they take the
-    memory that is saved otherwise."""
+    """Whether the model computes the logits of all tokens, for plugins that read its output; takes more memory."""
 
     @property
     def needs_logits(self) -> bool:
-        """Whether a model that makes no logits is refused."""
+        """Whether a model that returns no logits is refused."""
         return self.all_logits
 
     @property
     def hides_logits(self) -> str:
-        """What to write for a plugin that looks at logits."""
+        """Recipe setting to suggest where a plugin needs logits."""
         return "" if self.all_logits else "write loss.all_logits: true"
 
 
 @attrs.frozen(kw_only=True)
 class SFTLossConfig(CrossEntropyConfig):
-    """Next-token cross-entropy over the supervised tokens."""
+    """Next-token cross-entropy over the trained tokens."""
 
 
 @attrs.frozen(kw_only=True)
 class DFTLossConfig(CrossEntropyConfig):
-    """Dynamic Fine-Tuning (Wu et al., 2025): the cross-entropy of a token times the probability that it has already."""
+    """Dynamic Fine-Tuning (Wu et al., 2025): the cross-entropy of a token times its current probability."""
 
     weighted_by_probability: ClassVar[bool] = True

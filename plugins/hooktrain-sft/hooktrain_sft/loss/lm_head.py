@@ -1,4 +1,4 @@
-"""Running a transformers model up to its LM head, and the head together with the loss."""
+"""Running a transformers model up to its LM head, then the head and the loss together."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hooktrain_sft.compat import attention_implementation, output_size
 from hooktrain_sft.loss.chunked_linear import Sums, automatic_chunk_size, linear_loss, logits_loss
 from hooktrain_sft.loss.logit_transform import LogitTransform
 from hooktrain_sft.loss.model_inspection import accepted, is_plain_linear, is_sharded_linear
@@ -24,21 +25,21 @@ __all__ = ["HeadLoss", "HeadedForward"]
 logger = logging.getLogger(__name__)
 
 HeadLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Sums]]
-"""From hidden states, the head's weight and bias, and targets to the total and what is logged beside it."""
+"""A function from hidden states, the head's weight and bias, and targets to the total and the sums to log."""
 
 
 class HeadedForward:
-    """Calls a model whose ``forward``, for the time of the call, is one that returns the loss.
+    """Calls a model with its ``forward`` replaced, for the time of the call, by one that returns the loss.
 
-    The outermost module is what is called: FSDP gathers weights, DeepSpeed prepares for the backward pass, and prompt
-    adapters lengthen the input there, and all of them only hook into a module's call.
+    The outermost module is called, because FSDP gathers weights, DeepSpeed prepares for the backward pass and prompt
+    adapters lengthen the input there, and all of them hook into a module's call only.
 
     Args:
         model: the innermost model; it is not kept alive.
         token_loss: the loss of a chunk of tokens.
-        transform: what follows the head.
+        transform: the model's transform of its logits.
         chunk_size: most tokens at a time, or None.
-        offered: a fused loss for heads that are a plain linear layer, or None for ours.
+        fused: another loss for heads that are a plain linear layer; None is :func:`linear_loss`.
         router: the model's auxiliary loss, if it has one.
     """
 
@@ -48,17 +49,17 @@ class HeadedForward:
         token_loss: TokenLoss,
         transform: LogitTransform,
         chunk_size: int | None,
-        offered: HeadLoss | None,
+        fused: HeadLoss | None,
         router: RouterLoss | None,
     ) -> None:
         self._model = weakref.ref(model)
         self._token_loss, self._transform, self._chunk_size = token_loss, transform, chunk_size
-        self._offered, self._router = offered, router
-        self._flatten = "flash" in str(getattr(model.config, "_attn_implementation", ""))
-        if offered is not None and not (is_plain_linear(self._head) or is_sharded_linear(self._head)):
+        self._head_loss, self._router = fused, router
+        self._flatten = "flash" in str(attention_implementation(model))
+        if fused is not None and not (is_plain_linear(self._head) or is_sharded_linear(self._head)):
             logger.warning(
                 "%s: its LM head has to be called as a module (adapters, hooks or sharded weights), so the fused loss"
-                " that a plugin offers is not used; logits are computed in chunks, twice",
+                " from make_head_loss is not used; logits are computed in chunks, twice",
                 type(model).__name__,
             )
 
@@ -94,23 +95,23 @@ class HeadedForward:
     ) -> tuple[Tensor, Sums]:
         inputs = {name: value for name, value in inputs.items() if value is not None}  # adapters pass every default on
         if self._flatten and not inputs.keys() & {"attention_mask", "cu_seq_lens_q"} and "position_ids" in inputs:
-            # flash attention looks for restarting positions only where there is a single row
+            # flash attention looks for restarting positions only where the batch is a single sequence
             shape = inputs["position_ids"].shape
-            inputs = {name: _one_row(value, shape) for name, value in inputs.items()}
-        hidden, output = self._hidden(inputs)  # (rows, tokens, hidden)
+            inputs = {name: _flattened(value, shape) for name, value in inputs.items()}
+        hidden, output = self._hidden(inputs)  # (sequences, tokens, hidden)
         positions, targets = supervised(labels, num_target_tokens, shift_labels)
-        hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)  # (supervised, hidden)
+        hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)  # (num_target_tokens, hidden)
         total, sums = self._loss(hidden, targets)
         return (total, sums) if self._router is None else self._router.added(output, total, sums, num_target_tokens)
 
     def _hidden(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
-        """The last hidden state, and the output that it came with."""
+        """Return the last hidden state and the output that holds it."""
         model: Any = self._model()
         decoder = model.get_decoder()
         if self._router is None:
             output = decoder(**inputs, use_cache=False)
             return output.last_hidden_state, output
-        # the model's own forward knows its auxiliary loss; the head gets no token there
+        # only the model's own forward computes its auxiliary loss; the head gets no token in it
         seen: list[Tensor] = []
         hook = decoder.register_forward_hook(lambda module, args, output: seen.append(output.last_hidden_state))
         try:
@@ -130,12 +131,12 @@ class HeadedForward:
         return self._called(head, hidden, targets)
 
     def _fused(self, hidden: Tensor, head: Any, targets: Tensor) -> tuple[Tensor, Sums]:
-        if self._offered is not None:
-            return self._offered(hidden, head.weight, head.bias, targets)
+        if self._head_loss is not None:
+            return self._head_loss(hidden, head.weight, head.bias, targets)
         return linear_loss(hidden, head.weight, head.bias, targets, self._token_loss, self._transform, self._chunk_size)
 
     def _gathered(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Sums]:
-        """For a head whose weight is only there while it is called: the loss is what the call computes."""
+        """Compute the loss in the call of a head, for one whose weight is gathered for the call only."""
         names: list[str] = []
 
         def forward(hidden: Tensor, targets: Tensor) -> Tensor:
@@ -148,15 +149,13 @@ class HeadedForward:
         return total, {name: value.detach() for name, value in zip(names, sums, strict=True)}
 
     def _called(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Sums]:
-        """For heads that must be called, as adapters or sharded weights need it: logits are computed twice."""
+        """Compute the loss from the logits of a head that must be called as a module; they are computed twice."""
 
         def chunk_loss(chunk: Tensor, goal: Tensor) -> Tensor:
             total, sums = logits_loss(self._transform(head(chunk)), goal, self._token_loss)
             return torch.stack([total, *sums.values()])
 
-        model: Any = self._model()
-        vocabulary = getattr(head, "out_features", None) or model.config.get_text_config().vocab_size
-        size = self._chunk_size or automatic_chunk_size(vocabulary, hidden.device.type)
+        size = self._chunk_size or automatic_chunk_size(output_size(head, self._model()), hidden.device.type)
         parts = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
         found = torch.stack([checkpoint(chunk_loss, *part, use_reentrant=False) for part in parts]).sum(0)
         total, *sums = found.unbind()
@@ -165,7 +164,7 @@ class HeadedForward:
 
 @contextmanager
 def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """For the time of the context, ``forward`` is what a call of the module computes, between its hooks."""
+    """Replace a module's ``forward`` for the time of the context; its hooks still run."""
     before = module.__dict__.get("forward")
     module.forward = forward
     try:
@@ -176,5 +175,5 @@ def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None
             module.forward = before
 
 
-def _one_row(value: Any, shape: torch.Size) -> Any:
+def _flattened(value: Any, shape: torch.Size) -> Any:
     return value.reshape(1, -1) if isinstance(value, Tensor) and value.shape == shape else value

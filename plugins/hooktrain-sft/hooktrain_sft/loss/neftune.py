@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from hooktrain import ModelError, at_least, field, hookimpl
+from hooktrain_sft.compat import input_embeddings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,7 @@ __all__ = ["NEFTunePlugin", "NEFTuneSettings", "document_lengths"]
 
 @attrs.frozen(kw_only=True)
 class NEFTuneSettings:
-    """Noise on the embeddings while training, which makes a model repeat its training data less."""
+    """Noise on the embeddings in training, which makes a model repeat its training data less."""
 
     noise_alpha: float = field(default=0.0, validator=at_least(0), aliases=("alpha",))
     """Uniform noise of at most ``noise_alpha / sqrt(tokens of the document * hidden size)`` is added; 5 to 15 is usual,
@@ -29,10 +30,10 @@ class NEFTuneSettings:
 
 
 class NEFTunePlugin:
-    """Wraps the embedding for the time of a training micro-batch.
+    """Adds noise to the output of the embedding in training micro-batches.
 
-    The noise depends on the run's seed, the rank, the step and the micro-batch's number in it, and on nothing else: a
-    resumed run repeats it, and dropout draws the same numbers with it and without.
+    The noise depends only on the run's seed, the rank, the step and the micro-batch's number in it. So a resumed run
+    repeats it, and dropout draws the same numbers with and without it.
     """
 
     def __init__(self) -> None:
@@ -81,10 +82,10 @@ class NEFTunePlugin:
 
 
 def document_lengths(batch: Batch) -> Tensor:
-    """How many tokens the document of each token has, shape (rows, tokens), found without waiting for the device.
+    """Return the number of tokens in each token's document, shape (sequences, tokens), without a device sync.
 
-    Documents begin where ``position_ids`` do not go on counting; without position ids a row is a document, and what its
-    ``attention_mask`` leaves out is none of its tokens.
+    A document begins where ``position_ids`` do not continue. Without position ids each sequence is a document, of the
+    tokens that its ``attention_mask`` keeps.
     """
     import torch
 
@@ -101,13 +102,13 @@ def document_lengths(batch: Batch) -> Tensor:
 
 
 def noisy(embedded: Tensor, lengths: Tensor, alpha: float, seed: int) -> Tensor:
-    """Embeddings of shape (rows, tokens, hidden) with noise, uniform and smaller the longer their document is."""
+    """Return embeddings of shape (sequences, tokens, hidden) with uniform noise, smaller for longer documents."""
     import torch
 
     if lengths.numel() != embedded.shape[:-1].numel():
         raise ModelError(
             f"neftune: the embedding gave {tuple(embedded.shape[:-1])} tokens for a batch of {tuple(lengths.shape)},"
-            " expected one for each; take neftune out of the recipe"
+            " expected one for each; remove neftune from the recipe"
         )
     generator = torch.Generator(embedded.device).manual_seed(seed)
     noise = torch.empty_like(embedded).uniform_(-1, 1, generator=generator)
@@ -118,12 +119,11 @@ def noisy(embedded: Tensor, lengths: Tensor, alpha: float, seed: int) -> Tensor:
 def _embedding(model: Module) -> Module:
     from hooktrain_sft.loss.model_inspection import innermost
 
-    inner: Any = innermost(model)
-    found = inner.get_input_embeddings() if callable(getattr(inner, "get_input_embeddings", None)) else None
-    if found is None:
+    inner = innermost(model)
+    embedding = input_embeddings(inner)
+    if embedding is None:
         raise ModelError(
-            f"neftune: {type(inner).__name__} has no get_input_embeddings(), expected a transformers model; take"
-            " neftune out of the recipe"
+            f"neftune: {type(inner).__name__} has no get_input_embeddings(), expected a transformers model; remove"
+            " neftune from the recipe"
         )
-    embedding: Module = found
     return embedding

@@ -1,4 +1,4 @@
-"""The auxiliary loss that keeps the experts of a mixture evenly used."""
+"""The auxiliary loss of a mixture of experts."""
 
 from __future__ import annotations
 
@@ -8,48 +8,46 @@ import attrs
 from torch import Tensor, nn
 
 from hooktrain import ModelError
+from hooktrain_sft.compat import auxiliary_loss, router_loss_coefficient
 
 __all__ = ["RouterLoss"]
 
 
 @attrs.frozen
 class RouterLoss:
-    """The model's own ``aux_loss``, asked for with ``output_router_logits: true`` in its config.
+    """The model's own ``aux_loss``, which ``output_router_logits: true`` in its config requests.
 
-    It is a property of a whole micro-batch. Times the micro-batch's supervised tokens, it comes out as their weighted
-    mean when the engine divides by the tokens of the window.
+    It is a property of a complete micro-batch. It is multiplied by the micro-batch's trained tokens, so that the
+    engine's division by those of the step makes it their token-weighted mean.
 
     Attributes:
-        coefficient: factor in the training loss; evaluation leaves it out.
+        coefficient: factor in the training loss; evaluation does not add the loss.
     """
 
     coefficient: float
 
     @classmethod
     def of(cls, model: nn.Module) -> RouterLoss | None:
-        """None where the config does not ask for it, as is transformers' default."""
-        config: Any = getattr(model, "config", None)
-        text = config.get_text_config() if hasattr(config, "get_text_config") else config
-        if not (getattr(config, "output_router_logits", False) or getattr(text, "output_router_logits", False)):
-            return None
-        return cls(float(getattr(text, "router_aux_loss_coef", 0.0)))
+        """Read it from a model's config; None where that does not request it, which is transformers' default."""
+        coefficient = router_loss_coefficient(model)
+        return None if coefficient is None else cls(coefficient)
 
     def added(
         self, output: Any, total: Tensor, sums: dict[str, Tensor], num_target_tokens: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss with this one, and what is logged with ``router_loss``.
+        """Return the loss with this one added, and the sums to log with ``router_loss`` among them.
 
         Args:
-            output: what the model returned.
+            output: the model's output.
             total: the loss without it, shape ().
-            sums: what is logged without it.
+            sums: the sums to log without it.
             num_target_tokens: trained tokens of the micro-batch.
         """
-        found = getattr(output, "aux_loss", None)
+        found = auxiliary_loss(output)
         if not isinstance(found, Tensor):
             raise ModelError(
                 "loss: the model's config says output_router_logits: true, but its output has no aux_loss; expected a"
-                " model that computes one; take output_router_logits out of model.hf_config_kwargs"
+                " model that computes one; remove output_router_logits from model.hf_config_kwargs"
             )
         found = found.to(total.device, total.dtype) * num_target_tokens
         if total.requires_grad:

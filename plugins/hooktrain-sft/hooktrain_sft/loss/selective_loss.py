@@ -1,4 +1,4 @@
-"""The losses: only supervised positions meet the LM head, and their logits are never kept."""
+"""Losses that run the LM head on trained positions only and keep no logits."""
 
 from __future__ import annotations
 
@@ -25,50 +25,50 @@ Runner = Callable[[nn.Module, Mapping[str, Any], int], tuple[Tensor, Sums]]
 
 
 def per_token(function: Callable[[Tensor, Tensor], Tensor], chunk_size: int | None = None) -> SelectiveLoss:
-    """A loss of one's own, for ``make_loss``: selection, chunks, gradients and metrics come with it.
+    """Make a loss from a function of logits, for ``make_loss``; selection, chunks, gradients and metrics are added.
 
     Args:
         function: from logits in single precision, shape (tokens, vocabulary), and token ids, shape (tokens,), to the
             loss of each token, shape (tokens,); differentiated by autograd, a chunk at a time.
-        chunk_size: most tokens at a time; chosen by the size of the vocabulary when left out.
+        chunk_size: most tokens at a time; None chooses by the size of the vocabulary.
     """
     return SelectiveLoss(Differentiated(function), chunk_size)
 
 
 class SelectiveLoss:
-    """``loss(model, batch, denominator)``: the sum over supervised tokens.
+    """``loss(model, batch, denominator)``: the sum of a loss over the trained tokens.
 
-    A transformers model stops before its LM head, which then sees the supervised positions alone. Any other model is
-    called as it is, and must return logits.
+    A transformers model stops before its LM head, which then runs on the trained positions only. Any other model is
+    called unchanged, and must return logits.
 
     Args:
         token_loss: the loss of a chunk of tokens from their logits.
-        chunk_size: most tokens at a time; chosen by the size of the vocabulary when left out.
-        offer: asked once for each model whether there is a fused loss for a plain linear head; None stands for ours.
-        all_logits: whether any model is called as it is.
+        chunk_size: most tokens at a time; None chooses by the size of the vocabulary.
+        make_head_loss: called once for each model; returns a fused loss for a plain linear head, or None.
+        all_logits: whether every model is called unchanged.
     """
 
     def __init__(
         self,
         token_loss: TokenLoss,
         chunk_size: int | None = None,
-        offer: MakeHeadLoss | None = None,
+        make_head_loss: MakeHeadLoss | None = None,
         all_logits: bool = False,
     ) -> None:
-        self._token_loss, self._chunk_size, self._offer = token_loss, chunk_size, offer
-        self._all_logits = all_logits
+        self._token_loss, self._chunk_size = token_loss, chunk_size
+        self._make_head_loss, self._all_logits = make_head_loss, all_logits
         self._runners: weakref.WeakKeyDictionary[nn.Module, Runner] = weakref.WeakKeyDictionary()
 
     @classmethod
-    def of(cls, config: CrossEntropyConfig, offer: Callable[..., HeadLoss | None] | None = None) -> SelectiveLoss:
-        """The loss that a recipe describes; ``offer`` is the hook ``make_head_loss``."""
+    def of(cls, config: CrossEntropyConfig, hook: Callable[..., HeadLoss | None] | None = None) -> SelectiveLoss:
+        """Make the loss of a config; ``hook`` is ``make_head_loss``."""
         token_loss = CrossEntropy(config.label_smoothing, config.z_loss, config.weighted_by_probability)
-        if offer is None:
+        if hook is None:
             return cls(token_loss, config.chunk_size, all_logits=config.all_logits)
         return cls(
             token_loss,
             config.chunk_size,
-            lambda transform, model: offer(config=config, transform=transform, model=model),
+            lambda transform, model: hook(config=config, transform=transform, model=model),
             config.all_logits,
         )
 
@@ -77,9 +77,9 @@ class SelectiveLoss:
 
         Args:
             model: the model, wrapped or not.
-            batch: ``input_ids``, ``labels`` (not shifted, -100 for no loss) and what else the model takes, shape
-                (rows, tokens), on the model's device.
-            denominator: how many labels are trained, the first of each sequence not counted; known to the host, so that
+            batch: ``input_ids``, ``labels`` (not shifted, -100 for no loss) and other inputs of the model, shape
+                (sequences, tokens), on the model's device.
+            denominator: the number of trained tokens, the first of each sequence excluded; a host number, so that
                 nothing here waits for the device.
 
         Returns:
@@ -101,16 +101,16 @@ class SelectiveLoss:
         if router is not None and "sequence_parallel" in batch:
             raise ModelError(
                 f"strategy.sequence_parallel: {type(bare).__name__} has a loss that balances its experts over all"
-                " tokens of a row, which no rank has; leave sequence_parallel out"
+                " tokens of a sequence, which no rank has; remove sequence_parallel"
             )
         if transform is None or self._all_logits:
             return _FromLogits(self._token_loss, router)
-        offered = None if self._offer is None else self._offer(transform, bare)
-        return HeadedForward(bare, self._token_loss, transform, self._chunk_size, offered, router)
+        fused = None if self._make_head_loss is None else self._make_head_loss(transform, bare)
+        return HeadedForward(bare, self._token_loss, transform, self._chunk_size, fused, router)
 
 
 class _FromLogits:
-    """Runs a model for all of its logits."""
+    """Calls a model for all of its logits."""
 
     def __init__(self, token_loss: TokenLoss, router: RouterLoss | None) -> None:
         self._token_loss, self._router = token_loss, router
@@ -120,8 +120,8 @@ class _FromLogits:
         taken = accepted(innermost(model).forward, inputs)
         if "sequence_parallel" in inputs.keys() - taken.keys():
             raise ModelError(
-                f"strategy.sequence_parallel: {type(innermost(model)).__name__} cannot share the tokens of a row"
-                " between ranks; leave it out"
+                f"strategy.sequence_parallel: {type(innermost(model)).__name__} cannot share the tokens of a"
+                " sequence between ranks; remove it"
             )
         output = model(**taken)
         logits = logits_of(output)

@@ -1,4 +1,4 @@
-"""Which positions of a micro-batch carry a loss."""
+"""Positions of a micro-batch that carry a loss."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["supervised"]
 
 
 def supervised(labels: Tensor | None, num_target_tokens: int, shifted: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Where the supervised tokens are predicted, and what they are, without waiting for the device.
+    """Return the positions that predict trained tokens, and those tokens, without waiting for the device.
 
     Args:
-        labels: not shifted, -100 for no loss, shape (rows, tokens).
-        num_target_tokens: how many are supervised, the first of each row not counted.
-        shifted: what each position is to predict, -100 for nothing, where the batch says that instead of labels.
+        labels: not shifted, -100 for no loss, shape (sequences, tokens).
+        num_target_tokens: number of trained tokens, the first of each sequence excluded.
+        shifted: the token that each position predicts, -100 for none, where a batch has it in the place of labels.
 
     Returns:
-        Indices into the flattened positions, and the token to be predicted there; both of shape
-        (num_target_tokens,), or (1,) where that is 0, so that a padding batch is computed as all others are. Where
-        fewer are trained than ``num_target_tokens``, the rest has no target.
+        Indices into the flattened positions, and the token to predict there; both of shape (num_target_tokens,), or
+        (1,) where that is 0, so that a padding batch is computed like any other. Where fewer tokens are trained than
+        ``num_target_tokens``, the remaining positions have no target.
     """
     if shifted is None:
         assert labels is not None

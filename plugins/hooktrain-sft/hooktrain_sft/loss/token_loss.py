@@ -1,7 +1,8 @@
-"""Losses of single tokens from a chunk of their logits, with the gradient while the logits are there."""
+"""Per-token losses from a chunk of logits, with the gradient of the logits."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
@@ -22,10 +23,10 @@ class ChunkLoss(NamedTuple):
 
     Attributes:
         total: summed over the tokens that have a target, shape ().
-        sums: what is logged beside it, summed over the same tokens, each of shape ().
-        gradient: of ``total`` with respect to the logits but for the factor ``scale``, shape (tokens, vocabulary); in
-            the scratch space that was given.
-        scale: factor on each token's gradient, shape (tokens, 1): cheaper on what is multiplied with the gradient.
+        sums: metrics, summed over the same tokens, each of shape ().
+        gradient: of ``total`` with respect to the logits without the factor ``scale``, shape (tokens, vocabulary);
+            in the scratch space that was passed.
+        scale: factor on each token's gradient, shape (tokens, 1); cheaper to apply after the matrix product.
     """
 
     total: Tensor
@@ -35,7 +36,7 @@ class ChunkLoss(NamedTuple):
 
 
 class TokenLoss(Protocol):
-    """Computes a :class:`ChunkLoss`; called without grad mode.
+    """Function from a chunk of logits to a :class:`ChunkLoss`; called without grad mode.
 
     Attributes:
         metrics: the names of ``sums``, the same in every call.
@@ -50,17 +51,17 @@ class TokenLoss(Protocol):
         Args:
             logits: in single precision at least, shape (tokens, vocabulary).
             targets: token ids, or -100 for no loss, shape (tokens,).
-            scratch: space like ``logits`` to compute in; becomes the gradient.
-            keep_logits: False allows to use up ``logits`` as well.
+            scratch: tensor like ``logits`` to compute in; becomes the gradient.
+            keep_logits: False allows to overwrite ``logits`` as well.
         """
 
 
 @attrs.frozen
 class CrossEntropy:
-    """Softmax cross-entropy, written so that a chunk of logits is passed over as rarely as may be.
+    """Softmax cross-entropy in as few passes over a chunk of logits as possible.
 
     Attributes:
-        label_smoothing: share of the target's probability that is spread evenly over the vocabulary.
+        label_smoothing: share of the target's probability that is distributed evenly over the vocabulary.
         z_loss: factor of the squared log of the softmax's denominator, added for each token.
         weighted_by_probability: whether a token's cross-entropy is multiplied by its detached probability, as in
             Dynamic Fine-Tuning; the z-loss is not.
@@ -78,10 +79,10 @@ class CrossEntropy:
     def __call__(self, logits: Tensor, targets: Tensor, scratch: Tensor, keep_logits: bool) -> ChunkLoss:
         seen = _Softmax(logits, targets, scratch)
         surprise = seen.log_denominator - seen.goal_logit  # minus the log of the target's probability, (tokens, 1)
-        loss, spread = surprise, self.label_smoothing / logits.shape[1]
+        loss, smoothing = surprise, self.label_smoothing / logits.shape[1]
         if self.label_smoothing:
             loss = seen.log_denominator - (1 - self.label_smoothing) * seen.goal_logit
-            loss = loss - spread * logits.sum(-1, keepdim=True)
+            loss = loss - smoothing * logits.sum(-1, keepdim=True)
         weight = seen.supervised.to(logits.dtype)  # (tokens, 1)
         if self.weighted_by_probability:
             weight = weight * torch.exp(-surprise)
@@ -95,18 +96,18 @@ class CrossEntropy:
             total = total + self.z_loss * (seen.log_denominator.square() * seen.supervised).sum()
             gradient.mul_(weight + 2 * self.z_loss * seen.log_denominator * seen.supervised)
             gradient.scatter_add_(1, seen.goal, -share * weight)
-            if spread:
-                gradient.sub_(weight * spread)
+            if smoothing:
+                gradient.sub_(weight * smoothing)
             return ChunkLoss(total, sums, gradient, torch.ones_like(weight))
         gradient.scatter_add_(1, seen.goal, -share)
-        if spread:
-            gradient.sub_(spread)
+        if smoothing:
+            gradient.sub_(smoothing)
         return ChunkLoss(total, sums, gradient, weight)
 
 
 @attrs.frozen
 class Differentiated:
-    """A loss given as a function, differentiated by autograd.
+    """A loss from a function of logits, differentiated by autograd.
 
     Attributes:
         function: from logits (tokens, vocabulary) and targets (tokens,), all of them token ids, to the loss of each
@@ -126,10 +127,10 @@ class Differentiated:
             each = self.function(leaf, targets.clamp(min=0))
             if not isinstance(each, Tensor) or each.shape != targets.shape:
                 given = f"shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
-                name = getattr(self.function, "__name__", type(self.function).__name__)
+                name = (self.function if inspect.isroutine(self.function) else type(self.function)).__name__
                 raise ModelError(
                     f"loss: the function {name} returned {given}, expected the loss of each token, shape"
-                    f" {tuple(targets.shape)}; leave out the sum or mean"
+                    f" {tuple(targets.shape)}; remove the sum or mean"
                 )
             total = torch.where(supervised, each, 0.0).sum()
             (gradient,) = torch.autograd.grad(total, leaf)
@@ -138,7 +139,7 @@ class Differentiated:
 
 
 class _Softmax:
-    """The softmax of a chunk, in the scratch space, and what falls out with it; every value has shape (tokens, 1)."""
+    """The softmax of a chunk, in the scratch space, and values of shape (tokens, 1) that come with it."""
 
     def __init__(self, logits: Tensor, targets: Tensor, scratch: Tensor) -> None:
         self.supervised = (targets != IGNORE_INDEX)[:, None]
@@ -150,7 +151,7 @@ class _Softmax:
         self.log_denominator = top - self.probabilities.gather(1, self.guess).log()
 
     def sums(self, logits: Tensor, keep_logits: bool) -> dict[str, Tensor]:
-        """How many guesses are right, and the entropy of the predictions in nats."""
+        """Return the number of right predictions, and the sum of their entropies in nats."""
         expected = torch.mul(self.probabilities, logits, out=None if keep_logits else logits).sum(1, keepdim=True)
         return {
             "token_accuracy": ((self.guess == self.goal) & self.supervised).sum(),

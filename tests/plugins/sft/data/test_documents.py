@@ -36,7 +36,7 @@ def test_the_first_token_is_not_trained() -> None:
 
 def test_join_and_select() -> None:
     made = Documents.join([documents("..x", ".x"), documents(".xx")])
-    assert made.rows.tolist() == [0, 1, 2] and made.lengths.tolist() == [3, 2, 3]
+    assert made.examples.tolist() == [0, 1, 2] and made.lengths.tolist() == [3, 2, 3]
     assert shown(made.select(np.array([2, 0]))) == [([0, 1, 2], ".xx"), ([0, 1, 2], "..x")]
 
 
@@ -101,7 +101,7 @@ def test_tokens_add_up(masks: list[str], max_length: int, overflow: str) -> None
     kept = [token for ids, _ in shown(made) for token in ids]
     assert len(set(kept)) == len(kept), "no token twice"
     offsets = np.cumsum([0, *map(len, masks)])
-    for (ids, mask), row, supervised in zip(shown(made), made.rows, made.supervised, strict=True):
+    for (ids, mask), row, supervised in zip(shown(made), made.examples, made.supervised, strict=True):
         start, end = offsets[row], offsets[row + 1]
         assert mask.count("x") == supervised
         assert start <= ids[0] and ids[-1] < end and ids == list(range(ids[0], ids[-1] + 1))

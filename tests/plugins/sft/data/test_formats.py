@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hooktrain_hf.source import HFSourceConfig
 from hooktrain_sft.chat.render import Rendered, render_sft
-from hooktrain_sft.config import SFTDataConfig
+from hooktrain_sft.config import SFTDataConfig, SourceOptions
 from hooktrain_sft.data.converters import known_formats, own_formats
 from hooktrain_sft.data.formats import Format, choose_format
 from hooktrain_sft.data.role_mapping import KNOWN_DATA_SETS
@@ -20,7 +19,7 @@ from tests.facts import facts
 from tests.plugins.sft.masks import check, tokenizer_for
 
 IM = "<|im_start|> <|im_end|> <|endoftext|>"
-HERE = SimpleNamespace(name_or_path="rows.jsonl")
+HERE = SourceOptions(name_or_path="rows.jsonl")
 
 
 def config(**options: Any) -> SFTDataConfig:
@@ -68,7 +67,7 @@ def test_the_recipe_or_the_source_says_which_format_it_is() -> None:
     row = {"messages": ASKED, "prompt": "a", "completion": "b", "text": "x", "input_ids": [1]}
     for name in ("messages", "prompt_completion", "text", "input_ids"):
         assert re.search(facts(name, "recipe"), chosen(row, format=name).why)
-    assert chosen(row, SimpleNamespace(format="text"), format="messages").name == "text"
+    assert chosen(row, SourceOptions(format="text"), format="messages").name == "text"
     assert chosen({"anything": 1}, format="raw").convert({"anything": 1}) == {"anything": 1}
 
 
@@ -139,7 +138,7 @@ def test_role_mapping_keeps_the_order_of_the_row() -> None:
     mapping = {"user": "talk.from.human", "assistant": "talk.from.gpt", "tool": "talk.from.tool"}
     expected = [("user", "a"), ("assistant", "b"), ("assistant", "c"), ("tool", "d"), ("user", "e")]
     assert said(row, role_mapping=mapping, content_key="body") == expected
-    source = SimpleNamespace(role_mapping=mapping, content_key="body")
+    source = SourceOptions(role_mapping=mapping, content_key="body")
     assert said(row, source) == expected
 
 
@@ -172,7 +171,7 @@ def test_role_mappings_that_fit_nothing() -> None:
     with pytest.raises(DataError, match=facts("data.role_mapping", "`data.format: text`")):
         chosen({"q": 1}, role_mapping={"user": "q"}, format="text")
     with pytest.raises(DataError, match=facts("role_mapping", "'asistant'", "'assistant'")):
-        chosen({"q": 1}, SimpleNamespace(role_mapping={"asistant": "q"}))
+        chosen({"q": 1}, SourceOptions(role_mapping={"asistant": "q"}))
     complaints: list[Complaint] = []
     assert structure(SFTDataConfig, {"sources": ["x"], "role_mapping": {"user": "a.b"}}, "data", complaints) is None
     assert re.search(facts("data.role_mapping", "'a.b'", "user", "column.field.value"), str(complaints[0]))
@@ -193,12 +192,12 @@ HUB = {
 
 @pytest.mark.parametrize("name", HUB)
 def test_data_sets_that_need_no_mapping(name: str) -> None:
-    assert said(HUB[name], SimpleNamespace(name_or_path=name)) == [("user", "Hello"), ("assistant", "yes")]
+    assert said(HUB[name], SourceOptions(name_or_path=name)) == [("user", "Hello"), ("assistant", "yes")]
 
 
 def test_known_mappings_are_needed() -> None:
     for name in KNOWN_DATA_SETS:
-        source = SimpleNamespace(name_or_path=name)
+        source = SourceOptions(name_or_path=name)
         assert (
             chosen(HUB.get(name, HUB["nvidia/AceMath-Instruct-Training-Data:train[:10]"]), source).name
             == "role_mapping"

@@ -43,7 +43,7 @@ def test_shares(sizes: list[int], weights: list[float], seed: int) -> None:
 def test_pieces_of_a_row_stay_together() -> None:
     documents = rows(2).cut(np.array([0, 0, 1]), np.array([0, 1, 0]), np.array([1, 1, 2]))
     mixed, mixture = mix(documents, [0, 1, 2], [1, 0.0001], 0)
-    assert mixture.rows == (2, 0) and mixed.rows.tolist() == [0, 0, 0, 0] and mixture.tokens == 4
+    assert mixture.rows == (2, 0) and mixed.examples.tolist() == [0, 0, 0, 0] and mixture.tokens == 4
 
 
 @given(

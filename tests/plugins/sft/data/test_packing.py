@@ -6,7 +6,7 @@ from itertools import chain, product
 
 import numpy as np
 import pytest
-from hooktrain_sft.data.packing import Bins, _best_sum, best_fit_decreasing, check_bins, fill_in_turn, pack
+from hooktrain_sft.data.packing import Bins, _best_sum, best_fit_decreasing, check_bins, fill_one_by_one, pack
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,7 +86,7 @@ def test_a_packing_from_elsewhere_is_checked(bins: list[list[int]], message: str
 def test_the_closer_fit_is_whole_and_never_takes_more_bins(problem: tuple[list[int], int]) -> None:
     lengths, max_length = problem
     sizes = np.array(lengths, np.int64)
-    for bins in (pack(sizes, max_length), *(fill_in_turn(sizes, max_length, short) for short in (False, True))):
+    for bins in (pack(sizes, max_length), *(fill_one_by_one(sizes, max_length, short) for short in (False, True))):
         check_bins(bins, sizes, max_length)
         assert -(-sum(lengths) // max_length) <= len(bins)
     assert len(pack(sizes, max_length)) <= len(best_fit_decreasing(sizes, max_length))

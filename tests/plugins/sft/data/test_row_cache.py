@@ -17,7 +17,7 @@ from hooktrain_sft.chat.render import Rendered
 from hooktrain_sft.config import SFTDataConfig
 from hooktrain_sft.data.arrow_store import StoreWriter
 from hooktrain_sft.data.documents import Documents
-from hooktrain_sft.data.fingerprint import row_fingerprint
+from hooktrain_sft.data.fingerprint import sequence_fingerprint
 from hooktrain_sft.data.row_cache import RowCache
 from hooktrain_sft.plugin import SFTPlugin
 
@@ -177,7 +177,7 @@ def test_a_template_that_writes_the_date_is_rendered_again_tomorrow(
     config, hooks = SFTDataConfig(sources=(Source(rows=ROWS),)), host()
 
     def fingerprint() -> str | None:
-        return row_fingerprint(config.sources[0], config, tokenizer, World(), hooks)[0]
+        return sequence_fingerprint(config.sources[0], config, tokenizer, World(), hooks)[0]
 
     today = fingerprint()
     assert today == fingerprint()
@@ -195,7 +195,7 @@ def test_a_template_that_writes_the_date_is_rendered_again_tomorrow(
 def test_a_plugin_with_state_that_cannot_be_compared_is_not_cached(make_tokenizer: Callable[..., Any]) -> None:
     tokenizer, hooks = make_tokenizer("chatml"), host(Configured(object()))  # type: ignore[arg-type]
     config = SFTDataConfig(sources=(Source(rows=ROWS),))
-    fingerprint, reason = row_fingerprint(config.sources[0], config, tokenizer, World(), hooks)
+    fingerprint, reason = sequence_fingerprint(config.sources[0], config, tokenizer, World(), hooks)
     assert fingerprint is None and re.search(facts("plugin", __name__, "state"), reason)
 
 

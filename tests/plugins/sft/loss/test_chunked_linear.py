@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -336,4 +337,4 @@ def test_automatic_chunks(vocabulary: int) -> None:
     ],
 )
 def test_transforms_that_a_config_may_mean(settings: dict[str, float], expected: list[LogitTransform]) -> None:
-    assert list(LogitTransform.candidates(type("Config", (), settings)())) == expected
+    assert list(LogitTransform.candidates(SimpleNamespace(config=SimpleNamespace(**settings)))) == expected
