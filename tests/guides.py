@@ -1,9 +1,9 @@
-"""Makes what code can make of the guides: code that the tests run, what commands print, and the hook reference.
+"""Generates parts of the guides: code that the tests run, what commands print, and the references.
 
-A guide is written by hand, in Markdown. Between ``<!-- code: file.py name ... -->`` and ``<!-- /code -->`` stands what
-the file in ``hooktrain/guides/code`` has under these names, or all of it; ``imports`` is a name for its imports. Between
-``<!-- output: command -->`` and ``<!-- /output -->`` stands what the command prints in a folder with that code.
-``python -m tests.readme`` writes them.
+A guide is written by hand, in Markdown. Between ``<!-- code: file.py name ... -->`` and ``<!-- /code -->`` is what the file
+in ``hooktrain/guides/code`` has under these names, or all of it; ``imports`` is a name for its imports. Between ``<!-- output:
+command -->`` and ``<!-- /output -->`` is what the command prints in a folder with that code. The other marks are the keys of
+:func:`rendered`. ``python -m tests.readme`` writes them.
 """
 
 from __future__ import annotations
@@ -22,20 +22,28 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hooktrain import hookspecs
-from hooktrain.cli.guide import FOLDER
+import attrs
+import click
+
+from hooktrain import PluginInfo, hookspecs
+from hooktrain.cli.guide import FOLDER, GROUPS, GUIDES, title_of
 from hooktrain.cli.main import cli
 from hooktrain.errors import HooktrainError
-from hooktrain.hookspecs import EVENTS, FACTORIES, LOOP_HOOKS
-from tests import seen
+from hooktrain.hookspecs import HOOKS, KINDS
+from hooktrain.recipe.json_schema import field_docs
+from hooktrain.renamed import RENAMED
+from tests import configuration, seen
 
 CODE = FOLDER / "code"
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml"}
-HOOKS = {
-    name: function
-    for name, function in vars(hookspecs).items()
-    if inspect.isfunction(function) and hasattr(function, "hooktrain_spec")
+SECTIONS = {
+    "collected": "Registration, metrics and state",
+    "factory": "Factories",
+    "event": "Events",
+    "loop hook": "Loop hooks",
+    "question": "Questions",
 }
+"""The section of the hook reference for each kind."""
 
 
 def rendered(recipe: Mapping[str, Any], folder: Path) -> dict[Path, str]:
@@ -43,7 +51,7 @@ def rendered(recipe: Mapping[str, Any], folder: Path) -> dict[Path, str]:
 
     Args:
         recipe: the tiny one, for the recorded runs.
-        folder: an empty one, where the commands are run.
+        folder: an empty one, in which the commands are run.
     """
     shutil.copytree(CODE, folder / "code", ignore=shutil.ignore_patterns("__pycache__", ".*"))
     made: dict[str, Callable[[str], str]] = {
@@ -51,6 +59,11 @@ def rendered(recipe: Mapping[str, Any], folder: Path) -> dict[Path, str]:
         "output": lambda line: output(line, folder / "code"),
         "seen": lambda _: seen.table(seen.witnessed(recipe)),
         "hooks": lambda _: reference(),
+        "configuration": lambda _: configuration.reference(),
+        "renamed": lambda _: renamed([kind for kind in RENAMED if kind != "module"]),
+        "moved": lambda _: renamed(["module"]),
+        "info": lambda _: plugin_info(),
+        "index": lambda _: index(FOLDER),
     }
 
     def fill(found: re.Match[str]) -> str:
@@ -58,7 +71,43 @@ def rendered(recipe: Mapping[str, Any], folder: Path) -> dict[Path, str]:
         return f"<!-- {mark}{line} -->\n{made[mark](line.removeprefix(': '))}\n<!-- /{mark} -->"
 
     pattern = re.compile(rf"<!-- ({'|'.join(made)})(: [^>]*)? -->\n.*?<!-- /\1 -->", re.DOTALL)
-    return {path: pattern.sub(fill, path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.md"))}
+    return {
+        path: pattern.sub(fill, path.read_text(encoding="utf-8")) for path in (FOLDER / "README.md", *GUIDES.values())
+    }
+
+
+def index(start: Path) -> str:
+    """The guides by group, with links from a folder."""
+    parts = []
+    for title, names in GROUPS.values():
+        parts += [f"## {title}", ""]
+        parts += [
+            f"- [`{name}`]({GUIDES[name].relative_to(start)}): {title_of(name)}" for name in names if name in GUIDES
+        ]
+        parts.append("")
+    return "\n".join(parts).strip()
+
+
+def renamed(kinds: list[str]) -> str:
+    """The old and new names of some kinds as a table."""
+    lines = ["| | old | new |", "|---|---|---|"]
+    for kind in kinds:
+        lines += [f"| {kind} | `{old}` | {_quoted(new)} |" for old, new in RENAMED[kind].items()]
+    return "\n".join(lines)
+
+
+def _quoted(name: str) -> str:
+    return name if name.startswith("the ") else f"`{name}`"
+
+
+def plugin_info() -> str:
+    """The fields of ``PluginInfo`` as a table."""
+    docs = field_docs(PluginInfo)
+    lines = ["| field | default | |", "|---|---|---|"]
+    for item in attrs.fields(PluginInfo):
+        default = getattr(item.default, "factory", lambda item=item: item.default)()
+        lines.append(f"| `{item.name}` | `{default!r}` | {docs[item.name]} |")
+    return "\n".join(lines)
 
 
 def code(line: str) -> str:
@@ -111,6 +160,20 @@ def output(line: str, folder: Path) -> str:
     return "```console\n$ " + "\n".join([line, *shown]) + "\n```"
 
 
+def parse(line: str, folder: Path) -> None:
+    """Check the words of a command against what ``hooktrain`` understands, without running it.
+
+    Raises:
+        click.UsageError: there is no such command, option or argument.
+    """
+    words = shlex.split(line.partition(" > ")[0].partition(" | ")[0])
+    words = words[words.index("hooktrain") + 1 :]
+    context = click.Context(cli, info_name="hooktrain")
+    with _in(folder):
+        _, command, rest = cli.resolve_command(context, words)
+        command.make_context(command.name, rest, parent=context, resilient_parsing=False)
+
+
 @contextlib.contextmanager
 def _in(folder: Path) -> Iterator[None]:
     """In a folder, with its modules and none of them afterwards."""
@@ -130,26 +193,12 @@ def _in(folder: Path) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------ hook reference
 
 
-def kind_of(hook: str) -> str:
-    """The section of the reference in which a hook stands."""
-    if hook in FACTORIES:
-        return "Factories"
-    if hook in LOOP_HOOKS:
-        return "Loop hooks"
-    if hook in EVENTS:
-        return "Events"
-    if hook in ("collect_metrics", "collect_state", "restore_state"):
-        return "State and metrics"
-    return "Estimates" if hook.startswith(("sketch_", "estimate_")) else "Registration and checks"
-
-
 def reference() -> str:
     """Every hook in full, by kind, from its docstring and its types."""
-    titles = ("Registration and checks", "Factories", "Events", "Loop hooks", "State and metrics", "Estimates")
     parts = []
-    for title in titles:
-        parts.append(f"## {title}")
-        parts += [_entry(name, function) for name, function in HOOKS.items() if kind_of(name) == title]
+    for kind, title in SECTIONS.items():
+        parts += [f"## {title}", f"{KINDS[kind][0].upper()}{KINDS[kind][1:]}."]
+        parts += [_entry(name, getattr(hookspecs, name)) for name, hook in HOOKS.items() if hook.kind == kind]
     return "\n\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Makes what code can make of the README, the loop from a recorded run, and of the guides (``tests.guides``).
+"""Generates parts of the README, the loop from a recorded run, and of the guides (``tests.guides``).
 
 python -m tests.readme          # writes them
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hooktrain.cli.guide import GROUPS, GUIDES
 from hooktrain.hookspecs import FACTORIES, LOOP_HOOKS
 from hooktrain.testing import LoopHookRecorder, train
 
@@ -33,16 +35,58 @@ def record(tiny_recipe: Mapping[str, Any]) -> list[str]:
 
 
 def loop(recorded: list[str]) -> str:
-    """A recorded run as an outline: what stands further in happens inside the loop hook above it; repeats are folded."""
+    """A recorded run as an outline: indented hooks run inside the one above them; steps and micro-batches are folded."""
     lines: list[tuple[int, str]] = []
     depth = 0
     for name in recorded:
         if name.startswith("/"):
             depth -= 1
-        else:
+        elif name != "on_message":  # plugins emit it at any time
             lines.append((depth, name))
             depth += name in LOOP_HOOKS or name in FACTORIES
-    return "```text\n" + "\n".join("  " * level + name for level, name in _fold(lines)) + "\n```"
+    return "```text\n" + "\n".join(_joined(_fold(_one_step(lines)))) + "\n```"
+
+
+def _one_step(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Keep one step of an epoch: the last, with what the others have not marked as optional."""
+    names = [name for _, name in lines]
+    first, end = names.index("count_batch"), names.index("on_epoch_end")
+    starts = [
+        at
+        for at in range(first, end)
+        if names[at] == "count_batch" != names[at - 1] and lines[at][0] == lines[first][0]
+    ]
+    *others, last = [lines[at:to] for at, to in zip(starts, [*starts[1:], end], strict=True)]
+    least = last[0][0]
+    always = {name for name in last if all(name in other for other in others)}
+    marked = [
+        (level + 1, name if (level, name) in always or level > least else f"{name} (if due)") for level, name in last
+    ]
+    return [*lines[:first], (least, "for each step:"), *marked, *lines[end:]]
+
+
+def _joined(lines: list[tuple[int, str]]) -> Iterator[str]:
+    """Lines of text, on which hooks that follow one another and contain none share a line."""
+    row: list[str] = []
+    for at, (level, name) in enumerate(lines):
+        following = lines[at + 1][0] if at + 1 < len(lines) else -1
+        if row and row[-1] in FACTORIES and name not in (*FACTORIES, *LOOP_HOOKS):
+            yield from _wrapped(row, "  " * level)
+            row = []
+        row.append(name)
+        indent = "  " * level
+        if following > level or (len(row) == 1 and name.endswith(":")):
+            *before, own = row
+            yield from _wrapped(before, indent)
+            yield f"{indent}{own}"
+            row = []
+        elif following < level:
+            yield from _wrapped(row, indent)
+            row = []
+
+
+def _wrapped(names: list[str], indent: str) -> list[str]:
+    return textwrap.wrap(", ".join(names), 100, initial_indent=indent, subsequent_indent=indent)
 
 
 def _fold(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
@@ -63,9 +107,19 @@ def _fold(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
     return lines
 
 
+def guides_index() -> str:
+    """The guides of each group, with a link to their index."""
+    parts = []
+    for title, names in GROUPS.values():
+        link = f"[{title}](hooktrain/guides/README.md#{title.lower().replace(' ', '-')})"
+        text = f"- {link}: {', '.join(f'`{name}`' for name in names if name in GUIDES)}"
+        parts.append(textwrap.fill(text, 120, subsequent_indent="  ", break_on_hyphens=False))
+    return "\n".join(parts)
+
+
 def rendered(text: str, recorded: list[str]) -> str:
     """The README with its generated parts made anew."""
-    for mark, made in (("loop", loop(recorded)),):
+    for mark, made in (("loop", loop(recorded)), ("guides", guides_index())):
         pattern = rf"(<!-- {mark}: [^>]*-->\n).*?(\n<!-- /{mark} -->)"
         text, times = re.subn(pattern, lambda found, made=made: found[1] + made + found[2], text, flags=re.DOTALL)
         assert times == 1, mark

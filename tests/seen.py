@@ -1,10 +1,12 @@
-"""What each hook of a run is given, and what it finds: recorded, for the hook reference."""
+"""Records what each hook of a run receives and sees, when it is called, and by what: for the hook reference."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from hooktrain import BatchCounts, LossSum, OptimizerStep, StepOutput, hookimpl, hookspecs
-from hooktrain.hookspecs import EVENTS, FACTORIES, LOOP_HOOKS
+from hooktrain import BatchCounts, LossSum, OptimizerStep, StepOutput, Trainer, hookimpl, hookspecs
+from hooktrain.hookspecs import HOOKS
 from hooktrain.testing import train
-
-HEARD = (*FACTORIES, *LOOP_HOOKS, *EVENTS, "collect_metrics", "collect_state", "restore_state")
 
 
 @attrs.define
@@ -29,6 +29,8 @@ class Seen:
         updated: whether the weights have changed since the step began; None where no step goes on.
         counted: whether ``trainer.global_step`` counts the step at hand; None before the first.
         made: how the result looks, where a wrapper sees one.
+        callers: methods of the trainer that are being executed, such as ``trainer.step``.
+        inside: wrapped hooks that are being executed.
     """
 
     given: dict[str, str]
@@ -36,21 +38,30 @@ class Seen:
     updated: bool | None = None
     counted: bool | None = None
     made: str = ""
+    callers: frozenset[str] = frozenset()
+    inside: tuple[str, ...] = ()
 
 
 class Witness:
-    """Takes part in every hook of a run, and writes down what it finds there."""
+    """Implements every hook of a run, and records what it finds there."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Seen]] = []
+        self.open: list[str] = []
         self.step = 0
         self.within = False
         self.before: Tensor | None = None
         self.passes: list[float] = []
 
+    @property
+    def order(self) -> list[str]:
+        """The hooks in the order in which they were called."""
+        return [hook for hook, _ in self.calls]
+
     def saw(self, hook: str, given: Mapping[str, Any]) -> Seen:
         trainer = given.get("trainer")
         seen = Seen({name: looks(value) for name, value in given.items() if name not in ("trainer", "self", "seen")})
+        seen.callers, seen.inside = _callers(), tuple(self.open)
         model = getattr(trainer, "model", None)
         if hook == "on_step_start":
             self.step, self.within = trainer.global_step + 1, True
@@ -76,15 +87,26 @@ class Witness:
         return not torch.equal(next(model.parameters()), self.before) if self.within else None
 
 
-def _take_part(hook: str, wraps: bool) -> Any:
-    parameters = ", ".join(inspect.signature(getattr(hookspecs, hook)).parameters)
+def _callers() -> frozenset[str]:
+    frame, found = sys._getframe(1), set()
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), Trainer):
+            found.add(f"trainer.{frame.f_code.co_name}")
+        frame = frame.f_back  # type: ignore[assignment]
+    return frozenset(found)
+
+
+def _implementation(hook: str, wraps: bool) -> Any:
+    parameters = ", ".join(("self", *inspect.signature(getattr(hookspecs, hook)).parameters))
     body = f"seen = self.saw('{hook}', dict(locals()))"
     if wraps:
-        body += "; result = yield; seen.made = looks(result); return result"
+        body += f"\n self.open.append('{hook}')"
+        body += "\n try: result = yield\n finally: self.open.pop()"
+        body += "\n seen.made = looks(result)\n return result"
     if hook == "collect_state":
-        body += "; return {'kept': 1}"  # only who has state in a checkpoint is given it back
+        body += "\n return {'kept': 1}"  # a plugin without state in the checkpoint gets none back
     scope: dict[str, Any] = {"looks": looks}
-    exec(f"def {hook}(self, {parameters}): {body}", scope)
+    exec(f"def {hook}({parameters}):\n {body}", scope)
     return hookimpl(wrapper=wraps)(scope[hook])
 
 
@@ -116,13 +138,12 @@ def looks(value: Any) -> str:
     )
 
 
-for _hook in HEARD:
-    setattr(Witness, _hook, _take_part(_hook, _hook in FACTORIES or _hook in LOOP_HOOKS))
+for _hook, _declared in HOOKS.items():
+    setattr(Witness, _hook, _implementation(_hook, _declared.kind in ("factory", "loop hook", "question")))
 
 
-def witnessed(recipe: Mapping[str, Any]) -> dict[str, list[Seen]]:
-    """Every call of every hook in three runs of the tiny recipe: one whole, one resumed, one that fails."""
-    witness = Witness()
+def witnessed(recipe: Mapping[str, Any]) -> list[Witness]:
+    """Three runs of the tiny recipe: one complete, one resumed, one that fails."""
     recipe = {
         **recipe,
         "data": {"rows": 8, "eval_rows": 2},
@@ -141,20 +162,23 @@ def witnessed(recipe: Mapping[str, Any]) -> dict[str, list[Seen]]:
         def on_step_end(self) -> None:
             raise RuntimeError("on purpose")
 
-    first = train(recipe, witness, Says())
-    train(recipe, witness, resume_from=first.run_dir / "checkpoints" / "step-00000001")
-    with contextlib.suppress(RuntimeError):  # that it was raised shows in what was recorded
-        train({**recipe, "checkpoint": []}, witness, Fails())
-    found: dict[str, list[Seen]] = {}
-    for hook, seen in witness.calls:
-        found.setdefault(hook, []).append(seen)
-    return found
+    runs = [Witness(), Witness(), Witness()]
+    first = train(recipe, runs[0], Says())
+    train(recipe, runs[1], resume_from=first.run_dir / "checkpoints" / "step-00000001")
+    with contextlib.suppress(RuntimeError):  # on_exception shows that it was raised
+        train({**recipe, "checkpoint": []}, runs[2], Fails())
+    return runs
 
 
-def table(found: Mapping[str, list[Seen]]) -> str:
+def table(runs: Sequence[Witness]) -> str:
     """The recorded runs as a table, hooks in the order in which a run first calls them."""
+    found: dict[str, list[Seen]] = {}
+    for run in runs:
+        for hook, seen in run.calls:
+            if HOOKS[hook].kind != "collected" or "trainer.run" in seen.callers:
+                found.setdefault(hook, []).append(seen)
     lines = [
-        "| hook | is given | gradients | weights | step | a wrapper gets back |",
+        "| hook | receives | gradients | weights | step | a wrapper receives |",
         "|---|---|---|---|---|---|",
     ]
     for hook, calls in found.items():
@@ -171,7 +195,13 @@ def table(found: Mapping[str, list[Seen]]) -> str:
 
 def _gradients(calls: list[Seen]) -> str:
     passes = tuple(sorted({seen.gradients for seen in calls if seen.gradients is not None}))
-    named = {(): "", (0,): "none", (0, 1): "earlier micro-batches'", (1, 2): "up to this one's", (2,): "whole window's"}
+    named = {
+        (): "",
+        (0,): "none",
+        (0, 1): "earlier micro-batches'",
+        (1, 2): "up to this one's",
+        (2,): "of all micro-batches",
+    }
     return named[passes]
 
 
@@ -183,3 +213,59 @@ def _weights(calls: list[Seen]) -> str:
 def _step(calls: list[Seen]) -> str:
     (said,) = {"counted" if seen.counted else "not counted" for seen in calls} or {""}
     return said
+
+
+# ------------------------------------------------------------------------------------------ what docstrings claim
+
+_NAME = r"``([a-z_.]+)``"
+_CLAIM = re.compile(rf"\b(by|inside|before|after) {_NAME}(?: (?:and|or) {_NAME})?")
+_UNORDERED = ("on_message",)
+"""Hooks that plugins call whenever they like."""
+
+
+def called_section(function: Any) -> str:
+    """The text after ``Called:`` in a hook's docstring, on one line."""
+    text = inspect.getdoc(function) or ""
+    return " ".join(text.partition("\nCalled: ")[2].partition("\nRanks: ")[0].split())
+
+
+def contradictions(hook: str, called: str, runs: Sequence[Witness]) -> list[str]:
+    """Return what a hook's ``Called:`` claims and the recorded runs do not show; empty where it is right.
+
+    ``by`` and ``inside`` name what is being executed whenever the hook is called. ``before`` and ``after`` name hooks of
+    the same run that follow, or precede, each of its calls.
+
+    Args:
+        hook: the hook.
+        called: the text.
+        runs: recorded runs, in some of which it is called.
+    """
+    claims: dict[str, set[str]] = {}
+    for word, *names in _CLAIM.findall(called):
+        claims.setdefault(word, set()).update(filter(None, names))
+    wrong, calls = [], [seen for run in runs for name, seen in run.calls if name == hook]
+    allowed = claims.get("by", set()) | claims.get("inside", set())
+    for seen in calls:
+        active = {*seen.callers, *seen.inside}
+        planned = "``hooktrain plan``" in called and not seen.callers
+        if allowed and not allowed & active and not planned:
+            wrong.append(f"called by {', '.join(sorted(active))}, and not by {', '.join(sorted(allowed))}")
+        if "by" not in claims and "trainer.run" in active and not allowed and "by the trainer" not in called:
+            wrong.append(f"does not say that it is called by one of {', '.join(sorted(active))}")
+    complete = [run for run in runs if hook == "on_exception" or "on_exception" not in run.order]
+    for when, other in [
+        (when, name) for when, names in claims.items() if when not in ("by", "inside") for name in names
+    ]:
+        both = [run.order for run in complete if hook in run.order and other in run.order]
+        if not both and hook not in _UNORDERED:
+            wrong.append(f"no recorded run has both {hook} and {other}")
+        for order in both:
+            if when == "before" and _last(order, hook) > _last(order, other):
+                wrong.append(f"called after the last {other}")
+            if when == "after" and order.index(hook) < order.index(other):
+                wrong.append(f"called before the first {other}")
+    return list(dict.fromkeys(wrong))
+
+
+def _last(order: Sequence[str], hook: str) -> int:
+    return len(order) - 1 - order[::-1].index(hook)

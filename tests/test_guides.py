@@ -7,12 +7,28 @@ import re
 
 import pytest
 import torch
+import yaml
 
 from hooktrain import HooktrainError, LossSum, hookimpl
-from hooktrain.cli.guide import FOLDER, GUIDES, about, files_of, text_of, write_files
+from hooktrain.cli.guide import FOLDER, GROUPS, GUIDES, files_of, text_of, title_of, write_files
+from hooktrain.training.load import load
 from tests import guides
-from tests.environments import Environment
+from tests.environments import Environment, build_wheels, unpack
 from tests.facts import facts
+
+USING = [name for name in GROUPS["using"][1] if name in GUIDES]
+RUN_IN_PROCESS = ("train", "plan", "data", "plugins", "hooks", "schema", "guide")
+"""Commands whose console lines are run; the words of others are checked."""
+
+
+def fenced(name: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text_of(name), re.DOTALL)
+
+
+def typed(name: str) -> list[str]:
+    """The commands that a guide has its reader type, except those whose output is generated."""
+    source = re.sub(r"<!-- output.*?<!-- /output -->", "", GUIDES[name].read_text(encoding="utf-8"), flags=re.DOTALL)
+    return [line.replace("\\\n    ", "") for line in re.findall(r"^\$ ((?:.*\\\n)*.*)", source, re.MULTILINE)]
 
 
 def test_the_guides_are_fresh(tiny_recipe, tmp_path):
@@ -22,16 +38,18 @@ def test_the_guides_are_fresh(tiny_recipe, tmp_path):
 
 
 def test_every_guide_is_listed():
-    assert sorted(path.stem for path in FOLDER.glob("*.md")) == sorted(GUIDES)
+    assert {path for path in FOLDER.glob("*/*.md") if path.parent.name != "code"} == set(GUIDES.values())
     shown = {path.name for name in GUIDES for path in files_of(name)}
     assert shown == {path.name for path in (FOLDER / "code").glob("*.*") if path.suffix in (".py", ".yaml")}
-    readme = (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8")
-    for name in GUIDES:
-        assert f"(hooktrain/guides/{name}.md)" in readme
-        for link in re.findall(r"the guide\s+`([\w-]+)`", text_of(name)):
-            assert link in GUIDES, f"{name} speaks of the guide '{link}'"
-        for block in re.findall(r"```(?:python|yaml|toml)\n(.*?)```", text_of(name), re.DOTALL):
+    texts = {name: text_of(name) for name in GUIDES}
+    texts["README"] = (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8")
+    for name, text in texts.items():
+        for link in re.findall(r"the\s+guide\s+`([\w-]+)`", text):
+            assert link in GUIDES, f"{name} refers to the guide '{link}'"
+        for block in re.findall(r"```(?:python|yaml|toml)\n(.*?)```", text, re.DOTALL) if name in GUIDES else ():
             assert max(map(len, block.splitlines())) <= 90, f"{name}: wider than a terminal"
+    package_data = (FOLDER.parents[1] / "setup.cfg").read_text(encoding="utf-8")
+    assert "guides/*.md, guides/*/*.md, guides/code/*" in package_data
 
 
 def test_the_code_of_the_guides_passes_its_tests(tmp_path):
@@ -48,26 +66,106 @@ def test_the_code_of_the_guides_passes_its_tests(tmp_path):
     assert passed + sum(map(int, skipped)) == count + 10, run.stdout
 
 
+def test_the_package_by_hand_works(tmp_path):
+    """Installed as the guide says, and tested as it says, with pytest in a process of its own."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for language, name in (("toml", "pyproject.toml"), ("python", "hooktrain_lion.py"), ("python", "test_lion.py")):
+        (text,) = [block for block in fenced("declarations", language) if block.startswith(f"# {name}\n")]
+        (source / name).write_text(text)
+    site = unpack(build_wheels(tmp_path, [source]).iterdir(), tmp_path / "site")
+    (source / "hooktrain_lion.py").unlink()  # what is tested is what the wheel holds
+    run = Environment.of(site).run(source, "-m", "pytest", "-v", "-p", "no:cacheprovider", "test_lion.py")
+    assert run.status == 0, run.output
+    assert run.stdout.count("test_conformance[") == 10
+    assert run.stdout.count(" PASSED") + run.stdout.count(" SKIPPED") == 11
+    assert "test_lion_moves_the_weights PASSED" in run.stdout
+
+
 def test_the_commands_of_the_guides_do_what_they_say(tmp_path, monkeypatch, capsys):
-    """Those that a guide tells the reader to type; what they print stands there only where it is an ``output``."""
+    """Those that a guide about plugins has its reader type."""
     monkeypatch.chdir(tmp_path)
     done = 0
-    for name in GUIDES:
+    for name in GROUPS["plugins"][1]:
         folder = tmp_path / name
         folder.mkdir()
-        for command in re.findall(r"^\$ (hooktrain (?:guide|train) .*)", text_of(name), re.MULTILINE):
-            if "recipe.yaml" in command or "budget.token=" in command:
+        for command in typed(name) if name in GUIDES else ():
+            if not command.startswith("hooktrain "):
+                continue
+            if "recipe.yaml" in command or not command.startswith(("hooktrain guide", "hooktrain train")):
+                guides.parse(command, folder)
                 continue
             line = guides.output(command, folder)
-            assert "wrote" in line or "trained " in line or "| grep" in command, line
+            assert "wrote" in line or "trained " in line, line
             done += 1
     assert done >= 10
 
 
+def test_the_commands_for_users_run(tmp_path, chat_recipe, monkeypatch):
+    """In a folder with two recipes, as if they were typed one after the other."""
+    for key in ("run_dir", "console"):
+        chat_recipe.pop(key)
+    chat_recipe["checkpoint"] = [{"type": "full", "save_every_n_steps": 2}]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(chat_recipe))
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({**chat_recipe, "seed": 1}))
+    done = 0
+    for name in USING:
+        for command in typed(name):
+            words = command.split()
+            if "hooktrain" not in words:
+                continue
+            guides.parse(command, tmp_path)
+            if words[0] == "hooktrain" and words[1] in RUN_IN_PROCESS and "--nproc" not in words:
+                printed = guides.output(command.partition(" > ")[0], tmp_path)
+                assert "\nhooktrain: " not in printed, printed
+                done += 1
+    assert done >= 12
+
+
+def recipes() -> list[str]:
+    readme = (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8")
+    return [
+        *re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL),
+        *(text for name in USING for text in fenced(name, "yaml")),
+    ]
+
+
+@pytest.mark.parametrize("text", recipes(), ids=lambda text: next(iter(text.splitlines())).strip("# ")[:40])
+def test_the_recipes_are_accepted(text, tiny_llama, write_rows, tmp_path):
+    """With a tiny model and data in place of theirs: read, structured, and checked by every plugin."""
+    recipe = yaml.safe_load(text)
+    assert {"type", "model", "data"} <= set(recipe), "a complete recipe, so that it can be copied"
+    recipe["model"]["name_or_path"] = str(tiny_llama)
+    recipe["data"]["sources"] = [str(write_rows())]
+    recipe["run_dir"] = str(tmp_path / "run")
+    load(recipe)
+
+
+def test_the_python_of_the_guides_runs(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    for block in fenced("python", "python"):
+        tiny = block.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(tiny_llama)).replace("range(100)", "range(6)")
+        exec(tiny, scope)
+    assert (tmp_path / "fine-tuned" / "config.json").exists()
+    assert (tmp_path / "adapter" / "adapter_config.json").exists()
+    assert scope["first"] and "eval/held_out/loss" in scope["metrics"]
+
+
+def test_the_configuration_reference_has_every_key():
+    """Every value that `hooktrain schema` knows, with a description."""
+    table = re.findall(r"^\| (`.*?) \|.*\| (.*?) \|$", text_of("configuration"), re.MULTILINE)
+    assert len(table) > 100
+    undescribed = [key for key, description in table if not description]
+    assert set(undescribed) <= {f"`{kind}`" for kind in guides.configuration.PARTS}
+
+
 def test_guide_in_the_terminal(run_cli, tmp_path):
     listed = run_cli("guide").stdout
-    for name in GUIDES:
-        assert f"{name:<18}{about(name)}\n" in listed
+    for title, names in GROUPS.values():
+        assert f"{title}:\n" in listed
+        for name in filter(GUIDES.get, names):
+            assert re.search(rf"^  {name} +{re.escape(title_of(name))}$", listed, re.MULTILINE)
     shown = run_cli("guide", "wrap-a-model").stdout
     assert shown == text_of("wrap-a-model"), "Markdown where no terminal is"
     assert "<!--" not in shown
@@ -92,7 +190,7 @@ def test_a_terminal_of_80_columns(monkeypatch):
         console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
         console.print(Markdown(text_of(name)))
         printed = [line.strip() for line in console.export_text().splitlines()]
-        for block in re.findall(r"```python\n(.*?)```", text_of(name), re.DOTALL):
+        for block in fenced(name, "python"):
             for line in filter(None, map(str.strip, block.splitlines())):
                 assert line in printed, f"{name}: {line}"
 
@@ -107,11 +205,11 @@ def test_names_that_are_not_there():
         guides.code("patience.py Patienec")
 
 
-# -------------------------------------------------------------------------- what the reference says can be seen
+# ---------------------------------------------------------------------------- what the reference says about hooks
 
 
 class Looks:
-    """One hook for each line of the table, and what it finds there."""
+    """One hook for each line of the table, with what it finds."""
 
     def __init__(self):
         self.found = {}
@@ -119,7 +217,7 @@ class Looks:
     @hookimpl
     def on_step_start(self, trainer, batches):
         self.before = trainer.model.head.weight.detach().clone()
-        self.found["rows of a step"] = [batch["input_ids"] for batch in batches]
+        self.found["sequences of a step"] = [batch["input_ids"] for batch in batches]
 
     @hookimpl
     def on_microbatch_start(self, batch):
@@ -171,8 +269,8 @@ def test_what_a_hook_can_see(run_tiny):
         optimizer={"type": "sgd", "lr": 0.5},
     )
     found = looks.found
-    assert [ids.shape[0] for ids in found["rows of a step"]] == [2, 2]
-    assert torch.equal(found["micro-batch on the device"], found["rows of a step"][1])
+    assert [ids.shape[0] for ids in found["sequences of a step"]] == [2, 2]
+    assert torch.equal(found["micro-batch on the device"], found["sequences of a step"][1])
     assert found["logits"].shape[-1] == 17
     assert isinstance(found["with its graph"], LossSum)
     assert found["with its graph"].total.requires_grad

@@ -1,4 +1,4 @@
-"""Every hook is declared fully, stands in the hook reference, and is implemented by some test."""
+"""Every hook is declared completely, its documentation is right, and some test implements it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ from pathlib import Path
 
 import pytest
 
-from hooktrain import hookspecs
-from hooktrain.hookspecs import EVENTS, FACTORIES, LOOP_HOOKS
+from hooktrain import Trainer, hookspecs
+from hooktrain.hookspecs import EVENTS, FACTORIES, HOOKS, KINDS, LOOP_HOOKS
+from hooktrain.inspection.plan import plan_of
+from hooktrain.inspection.value_origins import Sources
 from hooktrain.testing import LoopHookRecorder, Recorder
+from hooktrain.training.load import make_host
+from tests import seen
 
 ROOT = Path(__file__).parents[1]
-HOOKS = {
-    name: function
-    for name, function in vars(hookspecs).items()
-    if inspect.isfunction(function) and hasattr(function, "hooktrain_spec")
+VERBS = {
+    "factory": ("make_", "load_source"),
+    "event": ("on_",),
+    "loop hook": ("run_", "compute_", "save_", "load_checkpoint", "count_", "make_loader"),
+    "collected": ("register_", "check_", "collect_", "restore_", "unused_", "estimate_activations"),
+    "question": ("fingerprint_", "preview_", "adopt_", "make_meta_model", "estimate_"),
 }
-
-QUESTIONS = (
-    *("fingerprint_source", "preview_examples", "adopt_model", "make_meta_model"),
-    *("estimate_examples", "estimate_data", "estimate_memory"),
-)
-"""Hooks of which the first answer counts, and that are neither factories nor loop hooks."""
+"""What names of a kind begin with."""
+COMMANDS = ("register_benchmarks", "preview_examples", "estimate_examples")
+"""Hooks of commands, and of plans whose data is not prepared; no recorded run calls them."""
 
 
 @pytest.mark.parametrize("name", HOOKS)
-def test_every_part_of_the_docstring_is_there(name):
-    function = HOOKS[name]
+def test_the_docstring_is_complete(name):
+    function = getattr(hookspecs, name)
     text = inspect.getdoc(function) or ""
     first, _, rest = text.partition("\n")
     assert re.fullmatch(r"[A-Z].*\.", first), "one line, a sentence"
@@ -38,33 +41,76 @@ def test_every_part_of_the_docstring_is_there(name):
     parameters = list(inspect.signature(function).parameters)
     described = re.findall(r"^    (\w+): \S", text.partition("\nArgs:\n")[2].partition("\nReturns:")[0], re.MULTILINE)
     assert described == parameters
-    returns = text.partition("\nReturns:\n")[2].partition("\n\n")[0]
-    if name in (*FACTORIES, *LOOP_HOOKS):
-        assert re.search(rf"{'None' if name in FACTORIES else 'NotImplemented'} leaves \w+( \w+)? to the\s+next plugin", returns)
-    if name in EVENTS:
-        assert returns.strip() == "Ignored."
+    returns = " ".join(text.partition("\nReturns:\n")[2].partition("\n\n")[0].split())
+    kind = HOOKS[name].kind
+    if kind in ("factory", "question"):
+        assert "None leaves it to the next plugin." in returns
+    elif kind == "loop hook":
+        assert returns.endswith("NotImplemented leaves it to the next plugin, None is an error.")
+    assert (returns == "Ignored.") == (kind == "event" or name in ("register_hookspecs", "restore_state"))
+    assert re.search(rf"^Device: {HOOKS[name].device}\b", text, re.MULTILINE), "as its decorator says"
 
 
-def test_the_kinds_are_complete():
-    assert set(FACTORIES) | set(LOOP_HOOKS) | set(EVENTS) <= set(HOOKS)
-    for name in HOOKS:
-        if name.startswith("on_"):
-            assert name in EVENTS
-        elif name.startswith(("run_", "compute_", "save_", "load_checkpoint", "count_")):
-            assert name in LOOP_HOOKS
-    for name, function in HOOKS.items():
-        first = bool(function.hooktrain_spec.get("firstresult"))
-        assert first == (name in FACTORIES or name in LOOP_HOOKS or name in QUESTIONS), name
+def test_the_kinds_are_those_of_the_names():
+    assert {hook.kind for hook in HOOKS.values()} == set(KINDS)
+    for name, hook in HOOKS.items():
+        assert name.startswith(VERBS[hook.kind]), name
+        spec = getattr(hookspecs, name).hooktrain_spec
+        assert bool(spec["firstresult"]) == (hook.kind in ("factory", "loop hook", "question"))
+        assert bool(hook.makes) == (hook.kind == "factory")
 
 
-def test_every_hook_stands_in_the_reference():
-    reference = (ROOT / "hooktrain" / "guides" / "hooks.md").read_text(encoding="utf-8")
+@pytest.fixture
+def runs(tiny_recipe, chat_recipe):
+    """Recorded runs: three of the tiny recipe, one of conversations with a model passed from Python, and two plans."""
+    from transformers import AutoModelForCausalLM
+
+    prepared, planned = seen.Witness(), seen.Witness()
+    recipe = {**chat_recipe, "run_dir": chat_recipe["run_dir"] + "-2", "train_iters": 1}
+    where = recipe.pop("model")["name_or_path"]
+    model = AutoModelForCausalLM.from_pretrained(where)
+    Trainer(recipe, model=model, tokenizer=where, plugins=[prepared]).run()
+    host = make_host()
+    host.register(planned)
+    plan_of(host, Sources(file=None, raw=chat_recipe))
+    return [*seen.witnessed(tiny_recipe), prepared, planned]
+
+
+def test_hooks_are_called_when_their_docstrings_say(runs):
+    recorded = {hook for run in runs for hook in run.order}
+    assert set(HOOKS) - recorded == set(COMMANDS)
+    wrong = {
+        hook: found
+        for hook in recorded
+        if (found := seen.contradictions(hook, seen.called_section(getattr(hookspecs, hook)), runs))
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("hook", "called"),
+    [
+        ("make_loss", "by ``trainer.prepare``, after ``make_model``."),
+        ("make_model", "by ``trainer.prepare``, before ``make_loss``."),
+        ("run_train", "by ``trainer.epoch``."),
+        ("on_step_start", "before ``run_epoch``."),
+        ("compute_loss", "inside ``run_evaluate``."),
+        ("on_log", "inside ``run_evaluate``."),
+        ("on_train_end", "by ``trainer.run``, before ``adopt_model``."),
+    ],
+)
+def test_a_wrong_docstring_is_noticed(tiny_recipe, hook, called):
+    assert seen.contradictions(hook, called, seen.witnessed(tiny_recipe))
+
+
+def test_every_hook_is_in_the_reference():
+    reference = (ROOT / "hooktrain" / "guides" / "plugins" / "hooks.md").read_text(encoding="utf-8")
     for name in HOOKS:
         assert f"\n### `{name}(" in reference, name
 
 
 def test_every_hook_is_implemented_by_a_test():
-    """Recorders do not count: a test must use the hook for what it is for."""
+    """Recorders do not count: a test must use the hook for its purpose."""
     written = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
     for name in HOOKS:
         implemented = re.search(rf"@(hooktrain\.)?hookimpl(\([^)]*\))?\s+def {name}\(", written)
@@ -72,6 +118,6 @@ def test_every_hook_is_implemented_by_a_test():
         assert implemented or parametrized, f"no test implements {name}"
 
 
-def test_recorders_hear_everything():
+def test_recorders_implement_everything():
     assert all(hasattr(Recorder, name) for name in EVENTS)
     assert all(hasattr(LoopHookRecorder, name) for name in (*FACTORIES, *LOOP_HOOKS, *EVENTS))

@@ -1,7 +1,7 @@
-"""``hooktrain guide``: how to write plugins, in the terminal.
+"""``hooktrain guide``: the documentation in the terminal, in two groups: using hooktrain, and writing plugins.
 
-The guides are Markdown in ``guides``, and their code lies in ``guides/code``: plugins of one module each, with their
-tests. It is what the guides show, which ``python -m tests.readme`` sees to, and the tests run it.
+The guides are Markdown in ``guides/using`` and ``guides/plugins``. The code that they show is in ``guides/code``: plugins
+of one module each, with their tests. ``python -m tests.readme`` copies it into the guides, and the tests run it.
 """
 
 from __future__ import annotations
@@ -13,53 +13,88 @@ import click
 
 from hooktrain.errors import HooktrainError, did_you_mean
 
-__all__ = ["FOLDER", "GUIDES", "guide"]
+__all__ = ["FOLDER", "GROUPS", "GUIDES", "guide"]
 
 FOLDER = Path(__file__).parents[1] / "guides"
 
-GUIDES = (
-    "first-plugin",
-    "wrap-a-model",
-    "replace-the-step",
-    "offer-a-loss",
-    "keep-state",
-    "own-hooks",
-    "add-a-command",
-    "test-and-publish",
-    "hooks",
-)
-"""The guides, in the order in which one would read them."""
+GROUPS = {
+    "using": (
+        "Using hooktrain",
+        (
+            "recipes",
+            "data-and-masks",
+            "configuration",
+            "python",
+            "several-devices-and-hosts",
+            "checkpoints-and-resume",
+            "metrics-and-profiling",
+            "memory",
+            "signals-and-exit-statuses",
+            "troubleshooting",
+            "versions-and-deprecations",
+            "changelog",
+        ),
+    ),
+    "plugins": (
+        "Writing plugins",
+        (
+            "first-plugin",
+            "wrap-a-model",
+            "replace-the-step",
+            "register-a-loss",
+            "keep-state",
+            "own-hooks",
+            "add-a-command",
+            "declarations",
+            "benchmark-suites",
+            "test-and-publish",
+            "hooks",
+        ),
+    ),
+}
+"""For each folder its title and its guides, in the order in which one would read them."""
+
+GUIDES = {
+    name: FOLDER / folder / f"{name}.md"
+    for folder, (_, names) in GROUPS.items()
+    for name in names
+    if (FOLDER / folder / f"{name}.md").exists()
+}
+"""The file of each guide."""
 
 
 def text_of(name: str) -> str:
-    """A guide as Markdown, without the marks of what is generated.
+    """Return a guide as Markdown, without the marks of its generated parts.
 
     Raises:
         HooktrainError: when there is no such guide.
     """
+    return re.sub(r"^<!-- .* -->\n", "", _source(name), flags=re.MULTILINE)
+
+
+def _source(name: str) -> str:
     if name not in GUIDES:
         raise HooktrainError(f"no guide is named '{name}'{did_you_mean(name, GUIDES)}; there are {', '.join(GUIDES)}")
-    text = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
-    return re.sub(r"^<!-- .* -->\n", "", text, flags=re.MULTILINE)
+    return GUIDES[name].read_text(encoding="utf-8")
 
 
-def about(name: str) -> str:
-    """A guide's title."""
+def title_of(name: str) -> str:
+    """Return a guide's title."""
     return text_of(name).partition("\n")[0].removeprefix("# ")
 
 
 def files_of(name: str) -> list[Path]:
-    """The files whose code a guide shows, and the recipe to run it with."""
-    marked = re.findall(r"^<!-- code: (\S+)", (FOLDER / f"{name}.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    """Return the files whose code a guide shows, and the recipe to run it with."""
+    marked = re.findall(r"^<!-- code: (\S+)", _source(name), flags=re.MULTILINE)
     found = sorted({FOLDER / "code" / file for file in marked})
     return [*found, *([FOLDER / "code" / "tiny.yaml"] if found else [])]
 
 
 def write_files(name: str, folder: Path) -> list[Path]:
-    """Write a guide's code into a folder; nothing is overwritten.
+    """Write a guide's code into a folder, without overwriting anything; returns the files.
 
     Raises:
-        HooktrainError: when the guide has no code, a file is there already, or the folder cannot be written.
+        HooktrainError: when the guide has no code, a file exists already, or the folder cannot be written.
     """
     sources = list(dict.fromkeys(files_of(name)))
     if not sources:
@@ -68,7 +103,7 @@ def write_files(name: str, folder: Path) -> list[Path]:
     try:
         for source, target in zip(sources, targets, strict=True):
             if target.exists() and target.read_bytes() != source.read_bytes():
-                raise HooktrainError(f"{target}: is there already, and nothing is overwritten; give another folder")
+                raise HooktrainError(f"{target}: exists already, and nothing is overwritten; give another folder")
         folder.mkdir(parents=True, exist_ok=True)
         for source, target in zip(sources, targets, strict=True):
             target.write_bytes(source.read_bytes())
@@ -84,14 +119,18 @@ def write_files(name: str, folder: Path) -> list[Path]:
     "folder",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Write the guide's code there: plugin, tests, a recipe to run it with.",
+    help="Write the guide's code to a folder: plugin, tests, and a recipe to run it with.",
 )
 def guide(name: str | None, folder: Path | None) -> None:
-    """Show how to write plugins; without a NAME, list the guides."""
+    """Show a guide: how to use hooktrain, how to write plugins. Without a NAME, list the guides."""
     if name is None:
-        for each in GUIDES:
-            click.echo(f"{each:<18}{about(each)}")
-        click.echo("\n`hooktrain guide NAME` shows one; with --write DIR its code is yours.")
+        width = max(map(len, GUIDES)) + 2
+        for title, names in GROUPS.values():
+            click.echo(f"{title}:")
+            for each in filter(GUIDES.get, names):
+                click.echo(f"  {each:<{width}}{title_of(each)}")
+            click.echo()
+        click.echo("`hooktrain guide NAME` shows one. `--write DIR` writes the code of a guide about plugins.")
         return
     text = text_of(name)
     if folder is not None:
