@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hooktrain_hf.attention import install
-from hooktrain_hf.model import HFModelConfig, build_model
+from hooktrain_hf import HFModelConfig, build_model, install_document_attention
 from hooktrain_sft.data.collate import document_keys
 
 from hooktrain import World
@@ -68,7 +67,7 @@ def make_model(given: Path | None) -> Any:
         tie_word_embeddings=True,
     )
     model = LlamaForCausalLM(config)
-    install(model, "documents")
+    install_document_attention(model, "documents")
     return model
 
 

@@ -49,12 +49,14 @@ def _defaults(training: Training, folder: Path) -> list[Variant]:
 
 def _prepare(training: Training, folder: Path) -> list[Variant]:
     tenth, rows = (write_many(folder, count) for count in training.plan.many)
+    length = training.plan.prepared_length
+    settings = {**_PACKING, "max_length": length, "bf16": False}
     return [
-        training.preparing("ours", rows),
-        training.preparing("ours-again", rows, after="ours"),
-        training.preparing("ours-tenth", tenth),
+        training.preparing("ours", rows, length=length),
+        training.preparing("ours-again", rows, length=length, after="ours"),
+        training.preparing("ours-tenth", tenth, length=length),
         training.tokenizing("tokenizing", rows),
-        training.trl("trl", settings={**_PACKING, "bf16": False}, rows=str(rows), only_prepare=True),
+        training.trl("trl", settings=settings, rows=str(rows), only_prepare=True),
     ]
 
 

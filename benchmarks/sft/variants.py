@@ -31,6 +31,7 @@ class Plan:
         rows: file with the demo's conversations.
         steps: optimizer steps of a run; the first ``warmup`` are dropped.
         many: numbers of conversations to prepare: the smaller one to compare memory, and the larger one.
+        prepared_length: tokens of their packs, at least those of the longest, as variants must keep the same tokens.
         lengths: tokens of the sequences for the memory of long ones.
         packed_lengths: number of lengths to pack.
         overflow: what to do with conversations that are too long; with the real tokenizer there are none.
@@ -44,6 +45,7 @@ class Plan:
     steps: int
     warmup: int
     many: tuple[int, int]
+    prepared_length: int = 512
     lengths: tuple[int, ...]
     packed_lengths: int
     overflow: str = "error"
@@ -92,9 +94,11 @@ class Training:
         given = {"rows": str(self.plan.rows), "settings": dict(settings), "batch": batch, **self._common()}
         return self._variant(name, "benchmarks.peers.arctic", given | {"model": str(self.plan.model_4)}, peer=ARCTIC)
 
-    def preparing(self, name: str, rows: Path, *, after: str | None = None, packs: Path | None = None) -> Variant:
-        """Return hooktrain preparing ``rows`` into packs of 512 tokens, which it writes to ``packs`` if that is set."""
-        recipe = self.recipe({"sources": [str(rows)], "max_length": 512, "pack_samples": True}, {})
+    def preparing(
+        self, name: str, rows: Path, *, length: int = 512, after: str | None = None, packs: Path | None = None
+    ) -> Variant:
+        """Return hooktrain preparing ``rows`` into packs, which it writes to ``packs`` if that is set."""
+        recipe = self.recipe({"sources": [str(rows)], "max_length": length, "pack_samples": True}, {})
         given = {"do": "pack" if packs else "prepare", "packs": str(packs), "recipe": recipe}
         return self._variant(name, "benchmarks.sft.ours", given, after=after)
 
