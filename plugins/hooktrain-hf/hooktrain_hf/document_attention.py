@@ -1,7 +1,7 @@
-"""Causal attention in which documents that lie one after the other do not see each other.
+"""Causal attention within documents that lie one after the other in a sequence.
 
-Lengths are known to the host, so that nothing here waits for a device, and each document is computed by itself: time
-grows with the squares of the documents' lengths instead of that of their sum, memory with the number of tokens.
+The host knows the lengths, so that nothing here waits for a device. Each document is computed alone: time grows with
+the squares of the documents' lengths instead of that of their sum, memory with the number of tokens.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ __all__ = ["Documents", "Scores", "Visible", "attend"]
 logger = logging.getLogger(__name__)
 
 BLOCK = 256
-"""Queries at a time where scores are kept: under a sliding window, and where no kernel computes what is asked for."""
+"""Queries computed at a time where scores are kept: under a sliding window, and where no fused kernel is used."""
 
 TOGETHER = 4096
-"""Most tokens of documents of equal length that are computed together: what scores take must not grow with a batch."""
+"""Most tokens of documents of equal length that are computed together: memory for scores must not grow with a batch."""
 
 
 class Documents:
-    """Where the documents of a micro-batch begin and end.
+    """Beginnings and ends of the documents of a micro-batch.
 
     Args:
-        lengths: of the documents, in the order of the flattened (rows * tokens) positions; none spans two rows.
+        lengths: of the documents, in the order of the flattened (sequences * tokens) positions; none spans two
+            sequences.
         offsets: where they begin and where the last one ends, int32, shape (documents + 1,), on the model's device;
             only variable-length kernels read it.
-        ranks: those that share the rows, where queries, keys and values are of a stretch of each; the documents are of
-            the whole rows.
+        ranks: the ranks that share the sequences, each of which has the queries, keys and values of a shard; the
+            documents are those of the complete sequences.
     """
 
     def __init__(self, lengths: tuple[int, ...], offsets: Tensor | None = None, ranks: Any = None) -> None:
@@ -52,24 +53,24 @@ class Documents:
             left, most = len(list(same)), max(1, TOGETHER // length)
             self.runs += [(length, min(most, left - done)) for done in range(0, left, most)]
 
-    def numbers(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Which document each position belongs to, and its place there, both of shape (rows, tokens)."""
+    def numbers(self, sequences: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return each position's document and its place there, both of shape (sequences, tokens)."""
         lengths = torch.tensor(self.lengths, device="cpu")
         document = torch.repeat_interleave(lengths)
         place = torch.arange(len(document), device="cpu") - (lengths.cumsum(0) - lengths)[document]
-        return document.view(rows, -1).to(device), place.view(rows, -1).to(device)
+        return document.view(sequences, -1).to(device), place.view(sequences, -1).to(device)
 
 
 class Visible:
-    """What a token may attend to: those before it in its document, or the last ``window`` of them, itself included."""
+    """The tokens that each token attends to: itself and those before it in its document, at most ``window`` of them."""
 
     def __init__(self, documents: Documents, window: int | None) -> None:
         self.documents, self.window = documents, window
         self._bands: dict[tuple[int, int, int], Tensor] = {}
 
-    def dense(self, rows: int, device: torch.device) -> Tensor:
-        """The same as a mask, True where attention is allowed, shape (rows, 1, tokens, tokens)."""
-        document, place = self.documents.numbers(rows, device)
+    def dense(self, sequences: int, device: torch.device) -> Tensor:
+        """Return the mask, True where attention is allowed, shape (sequences, 1, tokens, tokens)."""
+        document, place = self.documents.numbers(sequences, device)
         behind = place[:, :, None] - place[:, None, :]
         seen = (document[:, :, None] == document[:, None, :]) & (behind >= 0)
         if self.window is not None:
@@ -77,7 +78,7 @@ class Visible:
         return seen[:, None]
 
     def band(self, queries: int, keys: int, first: int, device: torch.device) -> Tensor:
-        """The mask of consecutive queries of a document, the first of which is key number ``first``."""
+        """Return the mask of consecutive queries of a document, the first of which is key number ``first``."""
         if (queries, keys, first) not in self._bands:
             behind = torch.arange(first, first + queries, device=device)[:, None] - torch.arange(keys, device=device)
             seen = behind >= 0
@@ -89,57 +90,57 @@ class Visible:
 
 @attrs.frozen(eq=False)
 class Scores:
-    """How queries and keys become weights."""
+    """Computation of attention probabilities from queries and keys."""
 
     scale: float
     """Factor of their products."""
     dropout: float = 0.0
-    """Share of the weights that are set to zero."""
+    """Share of the probabilities that are set to zero."""
     softcap: float | None = None
     """Bound that a tanh keeps scores within."""
     sinks: Tensor | None = None
     """Scores of a place without value that every token attends to, one for each head, shape (heads,)."""
 
     def of_rank(self, ranks: Any) -> Scores:
-        """Those of this rank's share of the heads."""
+        """Return the scores of this rank's share of the heads."""
         return self if self.sinks is None else attrs.evolve(self, sinks=self.sinks.chunk(ranks.size)[ranks.rank])
 
     @property
     def plain(self) -> bool:
-        """Whether a fused kernel computes them."""
+        """Whether fused kernels support them."""
         return self.softcap is None and self.sinks is None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible, scores: Scores) -> Tensor:
-    """Attention within documents.
+    """Compute attention within documents.
 
     Args:
-        query: shape (rows, heads, tokens, channels).
-        key: shape (rows, key heads, tokens, channels), the key heads being a divisor of the heads.
-        value: shape (rows, key heads, tokens, value channels).
-        visible: the documents, whose lengths sum to rows * tokens, of all ranks where they share rows; and the window.
-        scores: how products become weights.
+        query: shape (sequences, heads, tokens, channels).
+        key: shape (sequences, key heads, tokens, channels), the key heads being a divisor of the heads.
+        value: shape (sequences, key heads, tokens, value channels).
+        visible: the documents, whose lengths sum to sequences * tokens, of all ranks where they share sequences; and
+            the sliding window.
+        scores: the computation of probabilities.
 
     Returns:
-        Shape (rows, tokens, heads, value channels).
+        Shape (sequences, tokens, heads, value channels).
     """
     ranks = visible.documents.ranks
     if ranks is not None:
         query, key, value = (ranks.to_heads(states) for states in _shareable(query, key, value, ranks.size))
         scores = scores.of_rank(ranks)
-        made = _attend(query, key, value, visible, scores)
-        whole: Tensor = ranks.to_tokens(made)
-        return whole
+        made: Tensor = ranks.to_tokens(_attend(query, key, value, visible, scores))
+        return made
     return _attend(query, key, value, visible, scores)
 
 
 def _shareable(query: Tensor, key: Tensor, value: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys and values repeated where there are not enough heads of them for all ranks."""
+    """Repeat keys and values where they have too few heads for all ranks."""
     heads, key_heads = query.shape[1], key.shape[1]
     if heads % size:
         raise ModelError(
-            f"strategy.sequence_parallel: given {size}, but the model's attention has {heads} heads, which cannot be"
-            " shared evenly; write a divisor of that"
+            f"strategy.sequence_parallel: given {size}, expected a divisor of the model's {heads} attention heads;"
+            " write one"
         )
     if key_heads % size:
         times = math.lcm(key_heads, size) // key_heads if heads % math.lcm(key_heads, size) == 0 else heads // key_heads
@@ -148,37 +149,37 @@ def _shareable(query: Tensor, key: Tensor, value: Tensor, size: int) -> tuple[Te
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible, scores: Scores) -> Tensor:
-    rows, _, tokens, _ = query.shape
+    sequences, _, tokens, _ = query.shape
     channels = value.shape[-1]
-    query, key, value = (_one_row(_narrowed(t, scores)) for t in _same_width(query, key, value))
+    query, key, value = (_one_sequence(_narrowed(t, scores)) for t in _same_width(query, key, value))
     if _has_kernel(query, visible, scores):
         made = _varlen(query, key, value, visible, scores)
     else:
         made = _by_document(query, key, value, visible, scores)
-    return made[..., :channels].reshape(rows, tokens, -1, channels)
+    return made[..., :channels].reshape(sequences, tokens, -1, channels)
 
 
 def _narrowed(states: Tensor, scores: Scores) -> Tensor:
-    """In autocast's type, which torch gives to its fused kernels: rotary embeddings leave queries and keys wider."""
+    """Cast to autocast's type, as torch does for its fused kernels: rotary embeddings leave queries and keys wider."""
     device = states.device.type
     if scores.plain and device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
         return states.to(torch.get_autocast_dtype(device))
     return states
 
 
-def _one_row(states: Tensor) -> Tensor:
-    """(rows, heads, tokens, channels) to (1, heads, rows * tokens, channels), without a copy where memory allows it."""
+def _one_sequence(states: Tensor) -> Tensor:
+    """Join (sequences, heads, tokens, channels) to (1, heads, sequences * tokens, channels), if possible uncopied."""
     return states if len(states) == 1 else states.transpose(1, 2).flatten(0, 1)[None].transpose(1, 2)
 
 
 def _same_width(*states: Tensor) -> tuple[Tensor, ...]:
-    """Zeros where channels are fewer, as in latent attention: fused kernels want equally many, and scores stay."""
+    """Pad channels with zeros where they differ, as in latent attention: fused kernels need equally many."""
     width = max(t.shape[-1] for t in states)
     return tuple(t if t.shape[-1] == width else F.pad(t, (0, width - t.shape[-1])) for t in states)
 
 
 def _by_document(query: Tensor, key: Tensor, value: Tensor, visible: Visible, scores: Scores) -> Tensor:
-    """Shape (1, tokens, heads, channels). Consecutive documents of equal length are computed together."""
+    """Compute documents one by one, consecutive ones of equal length together; shape (1, tokens, heads, channels)."""
     runs = visible.documents.runs
     sizes = [length * count for length, count in runs]
     # split and not slices: its gradient is one concatenation instead of a sum of mostly empty tensors
@@ -191,11 +192,11 @@ def _by_document(query: Tensor, key: Tensor, value: Tensor, visible: Visible, sc
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) -> Tensor:
-    """Documents of equal length, shape (documents, heads, length, channels)."""
+    """Compute documents of equal length, shape (documents, heads, length, channels)."""
     length = q.shape[2]
-    # torch's fused kernel for the processor has no dropout, and what it has instead keeps all scores
+    # torch's fused kernel for the processor has no dropout, and its unfused one keeps all scores
     if not scores.plain or (scores.dropout > 0 and q.device.type == "cpu"):
-        return _blocks(q, k, v, visible, functools.partial(_weighted, scores=scores), recompute=length > BLOCK)
+        return _blocks(q, k, v, visible, functools.partial(_unfused, scores=scores), recompute=length > BLOCK)
     fused = functools.partial(
         F.scaled_dot_product_attention,
         dropout_p=scores.dropout,
@@ -212,7 +213,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) -
 def _blocks(
     q: Tensor, k: Tensor, v: Tensor, visible: Visible, attention: Callable[..., Tensor], recompute: bool = False
 ) -> Tensor:
-    """A block of queries after the other, each with the keys that one of them sees."""
+    """Compute blocks of queries one after the other, each with the keys that one of its queries sees."""
     length, made = q.shape[2], []
     for start in range(0, length, BLOCK):
         stop = min(start + BLOCK, length)
@@ -226,31 +227,30 @@ def _blocks(
     return torch.cat(made, 2) if len(made) > 1 else made[0]
 
 
-def _weighted(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scores: Scores) -> Tensor:
-    """Attention with soft-capped scores, sinks or dropout, step by step; the softmax is in float32."""
+def _unfused(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scores: Scores) -> Tensor:
+    """Compute attention with soft-capped scores, sinks or dropout, step by step; the softmax is in float32."""
     documents, heads, queries, _ = q.shape
     key_heads, keys = k.shape[1:3]
     grouped = q.reshape(documents, key_heads, -1, q.shape[-1])  # heads that share a key lie one after the other
-    weights = (grouped @ k.transpose(2, 3)).view(documents, heads, queries, keys) * scores.scale
+    products = (grouped @ k.transpose(2, 3)).view(documents, heads, queries, keys) * scores.scale
     if scores.softcap is not None:
-        weights = torch.tanh(weights / scores.softcap) * scores.softcap
-    weights = weights.float().masked_fill(~seen, -torch.inf)
+        products = torch.tanh(products / scores.softcap) * scores.softcap
+    products = products.float().masked_fill(~seen, -torch.inf)
     if scores.sinks is not None:
         sinks = scores.sinks.float().view(1, -1, 1, 1).expand(documents, heads, queries, 1)
-        weights = torch.cat([weights, sinks], -1)
-    weights = torch.softmax(weights, -1)[..., :keys].to(v.dtype)
-    weights = F.dropout(weights, scores.dropout)
-    return (weights.view(documents, key_heads, -1, keys) @ v).view(documents, heads, queries, -1)
+        products = torch.cat([products, sinks], -1)
+    probabilities = F.dropout(torch.softmax(products, -1)[..., :keys].to(v.dtype), scores.dropout)
+    return (probabilities.view(documents, key_heads, -1, keys) @ v).view(documents, heads, queries, -1)
 
 
 # ------------------------------------------------------------------------------------------- one kernel for all of them
 
 _trusted: dict[tuple[Any, ...], bool] = {}
-"""Whether torch's variable-length kernel has given what documents one by one give, by what it was asked for."""
+"""Whether torch's variable-length kernel gave the same result as documents one by one, by kind of call."""
 
 
 def _has_kernel(query: Tensor, visible: Visible, scores: Scores) -> bool:
-    """Whether torch has a variable-length kernel for this, which only NVIDIA GPUs from Ampere on have."""
+    """Return whether torch has a variable-length kernel for these states, as it does on NVIDIA GPUs from Ampere on."""
     return (
         query.device.type == "cuda"
         and query.dtype in (torch.float16, torch.bfloat16)
@@ -274,7 +274,7 @@ def _varlen_kernel() -> Callable[..., Any] | None:
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, visible: Visible, scores: Scores) -> Tensor:
-    """Shape (1, tokens, heads, channels). The kernel is believed when its first answer equals the documents' own."""
+    """Call the kernel, and keep to it if its first result equals that of documents one by one; shape as there."""
     window = visible.window if visible.window is not None and visible.documents.longest > visible.window else None
     case = (query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3], window)
     if _trusted.get(case, True):

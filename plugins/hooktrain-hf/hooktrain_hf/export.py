@@ -1,4 +1,4 @@
-"""The checkpoint engine ``huggingface``: folders that ``AutoModelForCausalLM.from_pretrained`` loads."""
+"""Checkpoint engine ``huggingface``, which writes folders for ``AutoModelForCausalLM.from_pretrained``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import attrs
 
 from hooktrain import CheckpointConfig, CheckpointError, World, field
+from hooktrain_hf.atomic_folder import check_target, replace_folder, temporary_folder
 from hooktrain_hf.location import first_line
 from hooktrain_hf.model import torch_dtype
-from hooktrain_hf.quiet import quiet_transformers
-from hooktrain_hf.swap import check_target, replace_folder, temporary_folder
 from hooktrain_hf.tokenizer import end_of_turn_id
+from hooktrain_hf.verbosity import quiet_transformers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,20 +30,20 @@ _WHERE = "checkpoint (type: huggingface)"
 
 @attrs.frozen(kw_only=True)
 class HFCheckpointConfig(CheckpointConfig):
-    """Model, tokenizer and generation config for others to load; a run cannot resume from it.
+    """Model, tokenizer and generation config for other programs to load; a run cannot resume from it.
 
-    The end of the run goes to ``output_dir`` itself (``export`` in the run directory when left out), saves on the way
+    The end of the run is written to ``output_dir`` itself (by default ``export`` in the run directory), earlier saves
     to ``output_dir/step-N``.
     """
 
     exports: ClassVar[bool] = True
 
     save_dtype: Literal["fp32", "bf16", "fp16"] | None = field(default=None)
-    """Precision of the exported weights; the one they are kept in when left out."""
+    """Precision of the exported weights; by default the one that they are kept in."""
 
 
 class HFCheckpointEngine:
-    """Exports a transformers model.
+    """Checkpoint engine that exports a transformers model.
 
     Args:
         config: when, where and in which precision.
@@ -51,7 +51,7 @@ class HFCheckpointEngine:
         world: this process; only the main rank writes.
 
     Raises:
-        CheckpointError: ``output_dir`` cannot be written, or holds files that are not an export's.
+        CheckpointError: ``output_dir`` cannot be written, or contains files that are not an export's.
     """
 
     def __init__(self, config: HFCheckpointConfig, run_dir: Path, world: World) -> None:
@@ -59,23 +59,23 @@ class HFCheckpointEngine:
         self.output_dir = (config.output_dir or run_dir / "export").expanduser().absolute()
         if config.auto_resume:
             raise CheckpointError(
-                f"{_WHERE}: given auto_resume, but an export holds no optimizer, schedule or position in the data;"
+                f"{_WHERE}: given auto_resume, but an export contains no optimizer, schedule or position in the data;"
                 " expected it on an entry with 'type: full'; move it there"
             )
         if world.is_main and config.enabled:  # now, and not after hours of training
             check_target(self.output_dir, _WHERE)
 
     def save(self, trainer: Trainer) -> Path:
-        """Export the model. Collective: every rank helps to gather the weights, the main rank writes them.
+        """Export the model. Collective: all ranks gather the weights, the main rank writes them.
 
         Returns:
             The folder: ``output_dir`` at the end of the run, ``output_dir/step-N`` before.
 
         Raises:
-            CheckpointError: the model is no transformers model, the folder cannot be written, or what was written is
-                not what the model holds; what stood there before is then untouched.
+            CheckpointError: the model is no transformers model, the folder cannot be written, or the written weights
+                differ from the model's; an earlier export is then unchanged.
         """
-        at_end = getattr(trainer, "checkpoint_reason", "") == "end"
+        at_end = trainer.checkpoint_reason == "end"
         target = self.output_dir if at_end else self.output_dir / f"step-{trainer.global_step}"
         module: Any = trainer.strategy.unwrap(trainer.model)
         weights = trainer.strategy.full_state_dict(trainer.model)
@@ -88,30 +88,26 @@ class HFCheckpointEngine:
             except (OSError, ValueError, RuntimeError) as error:
                 problem = (
                     f"{_WHERE}: '{target}' cannot be written ({first_line(error)}); expected a folder with enough space"
-                    " that this user may write; what stood there before is unchanged"
+                    " that this user may write; an earlier export there is unchanged"
                 )
-        # doubles as the barrier behind which every rank may read the folder, and tells all of them of a failure
+        # also the barrier after which every rank may read the folder
         problem = next((text for text in trainer.strategy.gather_objects(problem) if text), "")
         if problem:
             raise CheckpointError(problem)
         return target
 
     def latest(self) -> Path | None:
-        """None: nothing can be resumed from an export."""
+        """Return None: a run cannot resume from an export."""
         return None
 
     def can_load(self, path: Path) -> bool:
-        """False: nothing can be resumed from an export."""
+        """Return False: a run cannot resume from an export."""
         return False
 
     def load(self, trainer: Trainer, path: Path) -> None:
-        """Refuse.
-
-        Raises:
-            CheckpointError: always.
-        """
+        """Raise CheckpointError: a run cannot resume from an export."""
         raise CheckpointError(
-            f"{_WHERE}: asked to resume from '{path}', but an export holds no optimizer, schedule or position in the"
+            f"{_WHERE}: given '{path}' to resume from, but an export contains no optimizer, schedule or position in the"
             " data; expected a checkpoint of 'type: full'; resume from one of those, or start a new run with"
             " model.name_or_path set to this folder"
         )
@@ -146,31 +142,35 @@ def write_model(
 
     Args:
         module: the model; it is not changed.
-        weights: all of its weights, whole; tied ones may be missing or copied.
-        folder: where to.
+        weights: all of its weights, complete; tied ones may be missing or copied.
+        folder: an existing folder.
         dtype: torch dtype of the written weights, or None for the one that they have.
         tokenizer: None, or the tokenizer that was trained with.
 
     Returns:
-        What was written, tied weights under each of their names.
+        The written weights, tied ones under each of their names.
 
     Raises:
         CheckpointError: ``weights`` are not those of the model.
     """
+    from hooktrain_hf.compat import names_not_saved
+
     weights = _with_ties(module, weights)
     if dtype is not None:
         weights = _cast(weights, dtype)
-    for name in getattr(module, "_keys_to_ignore_on_save", None) or ():
+    for name in names_not_saved(module):
         weights.pop(name, None)
     _save_model(module, weights, generation_config_for(module, tokenizer), folder, dtype)
     return weights
 
 
 def _with_ties(module: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The gathered weights, complete and with tied ones sharing memory as they do in the live model.
+    """Return the gathered weights, complete and with tied ones sharing memory as they do in the live model.
 
-    Gathering may copy a tied weight or name it once; which names are one parameter, only the live model knows.
+    Gathering may copy a tied weight or name it once; only the live model knows which names are one parameter.
     """
+    from hooktrain_hf.compat import complete_shape
+
     weights = dict(weights)
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -183,22 +183,22 @@ def _with_ties(module: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[s
     if expected != set(weights):
         odd = ", ".join(sorted(expected ^ set(weights))[:3])
         raise CheckpointError(
-            f"{_WHERE}: the strategy gathered {len(weights)} weights, expected the model's {len(expected)} (for one,"
-            f" {odd}); nothing was written; this is a fault of the strategy or of a plugin that changed the model"
+            f"{_WHERE}: the strategy gathered {len(weights)} weights, expected the model's {len(expected)}; names that"
+            f" only one of them has: {odd}; nothing was written; report this to the authors of the strategy, or of a"
+            " plugin that changed the model"
         )
     for name, parameter in module.named_parameters():
-        # a shard's own shape says nothing, ZeRO-3 keeps the whole one beside it
-        shape = getattr(parameter, "ds_shape", parameter.shape)
-        if tuple(weights[name].shape) != tuple(shape):
+        shape = complete_shape(parameter)
+        if tuple(weights[name].shape) != shape:
             raise CheckpointError(
-                f"{_WHERE}: the strategy gathered {name} with shape {tuple(weights[name].shape)}, expected"
-                f" {tuple(shape)}; nothing was written; this is a fault of the strategy"
+                f"{_WHERE}: the strategy gathered {name} with shape {tuple(weights[name].shape)}, expected {shape};"
+                " nothing was written; report this to the authors of the strategy"
             )
     return weights
 
 
 def _cast(weights: dict[str, Tensor], dtype: Any) -> dict[str, Tensor]:
-    """Floating-point weights in ``dtype``; what shared memory still does."""
+    """Cast floating-point weights to ``dtype``; weights that share memory still do."""
     made: dict[int, Tensor] = {}
     for tensor in weights.values():
         if id(tensor) not in made:
@@ -209,7 +209,7 @@ def _cast(weights: dict[str, Tensor], dtype: Any) -> dict[str, Tensor]:
 def _save_model(
     module: Any, weights: dict[str, Tensor], generation: GenerationConfig, folder: Path, dtype: Any
 ) -> None:
-    """Weights and configs, leaving the live model's own as they were."""
+    """Write weights and configs without changing those of the live model."""
     live = module.config, module.generation_config
     module.config, module.generation_config = copy.deepcopy(module.config), generation
     try:
@@ -225,7 +225,7 @@ def _save_model(
 
 
 def generation_config_for(module: PreTrainedModel, tokenizer: Any) -> GenerationConfig:
-    """The model's generation config, with the chat's end of turn among the tokens that end an answer.
+    """Return the model's generation config, with the chat's end of turn among the tokens that end an answer.
 
     Args:
         module: the model; it is not changed.
@@ -235,22 +235,22 @@ def generation_config_for(module: PreTrainedModel, tokenizer: Any) -> Generation
 
     config = copy.deepcopy(module.generation_config) or GenerationConfig.from_model_config(module.config)
     if tokenizer is not None:
-        given = config.eos_token_id
-        ends = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+        known = config.eos_token_id
+        ends = [] if known is None else list(known) if isinstance(known, (list, tuple)) else [known]
         for found in (end_of_turn_id(tokenizer), tokenizer.eos_token_id):
             if found is not None and found not in ends:
                 ends.append(found)
         config.eos_token_id = ends[0] if len(ends) == 1 else ends or None
         if config.pad_token_id is None:
             config.pad_token_id = tokenizer.pad_token_id
-    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "typical_p": 1.0, "min_p": None}
-    if not config.do_sample and any(getattr(config, name) not in (None, value) for name, value in neutral.items()):
+    unset = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "typical_p": 1.0, "min_p": None}
+    if not config.do_sample and any(vars(config).get(name) not in (None, value) for name, value in unset.items()):
         config.do_sample = True  # some published configs set only a temperature, and transformers refuses to save those
     return config
 
 
 def _verify(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Read the written files back and compare names, shapes and values with what was to be written."""
+    """Read the written files back and compare names, shapes and values with the model's weights."""
     import torch
     from safetensors import safe_open
 
@@ -266,19 +266,19 @@ def _verify(folder: Path, weights: Mapping[str, Tensor]) -> None:
                 if name in weights and not _equal(tensor, weights[name], torch):
                     raise CheckpointError(
                         f"{_WHERE}: {name} was written with other values or another shape than the model's; expected"
-                        f" them to be equal; the export was discarded; check the disk that holds '{folder.parent}'"
+                        f" equal ones; the export was discarded; check the disk of '{folder.parent}'"
                     )
     unique = {tensor.data_ptr(): tensor for tensor in weights.values() if tensor.numel()}
     if numbers != sum(tensor.numel() for tensor in unique.values()):
         lost = ", ".join(sorted(set(weights) - stored)[:3])
         raise CheckpointError(
-            f"{_WHERE}: {numbers} numbers were written, expected {sum(t.numel() for t in unique.values())} (for one,"
-            f" {lost} is not there); the export was discarded; use 'type: full' and report the model's architecture"
+            f"{_WHERE}: {numbers} numbers were written, expected {sum(t.numel() for t in unique.values())}; missing:"
+            f" {lost}; the export was discarded; use 'type: full' and report the model's architecture"
         )
 
 
 def _equal(left: Tensor, right: Tensor, torch: Any) -> bool:
-    """Equal bit by bit, so that a NaN equals itself."""
+    """Compare two tensors bit by bit, so that a NaN equals itself."""
     if left.shape != right.shape or left.dtype != right.dtype:
         return False
     return bool(torch.equal(left.contiguous().view(torch.uint8), right.detach().cpu().contiguous().view(torch.uint8)))

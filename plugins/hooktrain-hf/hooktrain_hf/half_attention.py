@@ -53,7 +53,7 @@ class _Attend(Function):
         shape = q.shape
         tokens, channels = shape[2:]
         shared = shape[1] // k.shape[1]
-        # heads that share a key lie one after the other, and so become more rows of one product
+        # heads that share a key lie one after the other, and so form one longer product
         q = q.reshape(-1, shared * tokens, channels)
         k, v = (t.reshape(-1, tokens, channels) for t in (k, v))
         scores = torch.baddbmm(_later(tokens, shared), q, k.transpose(1, 2), alpha=scale)

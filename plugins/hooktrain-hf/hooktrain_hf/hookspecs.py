@@ -1,4 +1,4 @@
-"""The hook that this plugin adds, so that what an export holds can be replaced without its swapping and verifying."""
+"""The hook ``export_model``, with which a plugin writes a model in its own form; exports stay atomic and verified."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def export_model(
     Device: may use it.
 
     Args:
-        module: the bare model; it must be left as it is.
-        weights: all of its weights, whole, on the host; they may share memory with the model.
+        module: the bare model; it must not be changed.
+        weights: all of its weights, complete, on the host; they may share memory with the model.
         folder: an empty folder.
         dtype: the torch dtype of the exported weights, or None for the one that they are kept in.
         tokenizer: None, or the tokenizer that was trained with.
         recipe: the structured recipe.
 
     Returns:
-        Names and tensors that the folder's ``*.safetensors`` files hold; None declines, and the next plugin is asked.
+        Names and tensors of the folder's ``*.safetensors`` files; None leaves the work to the next plugin.
 
     Default: ``hooktrain-hf`` writes transformers models for ``from_pretrained``.
     """

@@ -1,4 +1,4 @@
-"""Telling folders from hub names before anything is read, and one clear sentence when reading fails."""
+"""Folders, GGUF files and hub names of models, and errors about those that cannot be read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from hooktrain import ModelError
 
-__all__ = ["Location", "cannot_load", "first_line", "looks_like_path", "resolve"]
+__all__ = ["Location", "cannot_load", "first_line", "looks_like_path", "resolve_location"]
 
 _HUB_NAME = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
 _EXPECTED = (
@@ -18,7 +18,7 @@ _EXPECTED = (
 
 
 class Location(NamedTuple):
-    """Where a pretrained model or tokenizer is.
+    """Place of a pretrained model or tokenizer.
 
     Attributes:
         name: a local folder or a hub name, as ``from_pretrained`` takes it.
@@ -32,15 +32,15 @@ class Location(NamedTuple):
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether ``name`` can only be meant as a place on this machine, so that the network must not be asked for it."""
+    """Return whether ``name`` can only be a path on this machine, for which the network must not be used."""
     if name.startswith((".", "/", "~")) or "\\" in name or name.endswith("/"):
         return True
     parts = Path(name).parts
     return len(parts) > 1 and Path(parts[0]).is_dir()
 
 
-def resolve(name_or_path: str, gguf_file: str | None, key: str) -> Location:
-    """Find out what ``name_or_path`` stands for, without the network.
+def resolve_location(name_or_path: str, gguf_file: str | None, key: str) -> Location:
+    """Find out whether ``name_or_path`` is a folder, a file or a hub name, without the network.
 
     Args:
         name_or_path: a folder, a ``.gguf`` file, or a hub name.
@@ -48,7 +48,7 @@ def resolve(name_or_path: str, gguf_file: str | None, key: str) -> Location:
         key: path in the recipe, for errors.
 
     Raises:
-        ModelError: the path does not exist, lacks what a model needs, or is neither a path nor a hub name.
+        ModelError: the path does not exist, lacks a file of a model, or is neither a path nor a hub name.
     """
     path = Path(name_or_path).expanduser()
     if path.is_file() and path.suffix == ".gguf" and gguf_file in (None, path.name):
@@ -59,7 +59,7 @@ def resolve(name_or_path: str, gguf_file: str | None, key: str) -> Location:
             gguf_key = f"{key.rpartition('.')[0]}.gguf_file"
             raise ModelError(
                 f"{gguf_key}: given '{gguf_file}', which is not in '{name_or_path}' (GGUF files there: {there});"
-                " expected the name of a file in that folder; correct the name or leave the key out"
+                " expected the name of a file in that folder; correct the name or remove the key"
             )
         return Location(str(path), gguf_file, local=True)
     if path.is_file():
@@ -75,22 +75,22 @@ def resolve(name_or_path: str, gguf_file: str | None, key: str) -> Location:
 
 
 def cannot_load(location: Location, key: str, what: str, error: BaseException) -> ModelError:
-    """The error for a ``what`` that ``from_pretrained`` could not load; the caller raises it from ``error``."""
+    """Return the error for a ``what`` that ``from_pretrained`` could not load; the caller raises it from ``error``."""
     if location.local:
-        given = f"'{location.name}'" + (f" with gguf_file '{location.gguf_file}'" if location.gguf_file else "")
+        file = f" with gguf_file '{location.gguf_file}'" if location.gguf_file else ""
         return ModelError(
-            f"{key}: given {given}, whose {what} cannot be loaded ({first_line(error)}); {_EXPECTED};"
-            " check that the folder is complete and of a kind that this version of transformers knows"
+            f"{key}: given '{location.name}'{file}, whose {what} cannot be loaded ({first_line(error)}); {_EXPECTED};"
+            " check that the folder is complete and that this version of transformers supports the model"
         )
     return ModelError(
-        f"{key}: given '{location.name}', which is no folder on this machine and whose {what} could not be had from the"
-        f" hub ({first_line(error)}); {_EXPECTED}; check the spelling, the network and your access to it, or give a"
-        " local folder"
+        f"{key}: given '{location.name}', which is no folder on this machine and whose {what} cannot be loaded from"
+        f" the hub ({first_line(error)}); {_EXPECTED}; check the spelling, the network and your access to it, or give"
+        " a local folder"
     )
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, short enough to stand inside another sentence."""
+    """Return an error's type and the first line of its text, short enough for another error's text."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     text = text if len(text) <= 160 else text[:157] + "..."
     return f"{type(error).__name__}: {text.rstrip('.')}" if text != type(error).__name__ else text

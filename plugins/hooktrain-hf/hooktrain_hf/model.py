@@ -1,4 +1,4 @@
-"""The model ``huggingface``."""
+"""Transformers models for the recipe's model type ``huggingface``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import attrs
 
 from hooktrain import ModelError, World, did_you_mean, field
 from hooktrain_hf.gguf_cache import forget_gguf, gguf_read_once
-from hooktrain_hf.location import Location, cannot_load, resolve
-from hooktrain_hf.quiet import quiet_transformers
+from hooktrain_hf.location import Location, cannot_load, resolve_location
+from hooktrain_hf.verbosity import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,6 @@ __all__ = [
     "HFModelConfig",
     "build_model",
     "check_vocabulary",
-    "compute_activations_again",
     "load_config",
     "random_model",
     "torch_dtype",
@@ -31,7 +30,7 @@ _KEY = "model.name_or_path"
 
 @attrs.frozen(kw_only=True)
 class HFModelConfig:
-    """A causal language model for ``AutoModelForCausalLM``."""
+    """A causal language model that ``AutoModelForCausalLM`` loads."""
 
     shorthand: ClassVar[str] = "name_or_path"
 
@@ -40,15 +39,15 @@ class HFModelConfig:
     gguf_file: str | None = field(default=None)
     """Name of a GGUF file in that folder or repository; its weights are unpacked."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = field(default="auto")
-    """Precision of the forward pass, which the strategy sets up; ``auto`` leaves the choice to it."""
+    """Precision of the forward pass, set up by the strategy; ``auto`` leaves the choice to it."""
     weights_dtype: Literal["fp32", "bf16", "fp16"] = field(default="fp32")
     """Precision in which the weights are kept and updated; less than fp32 loses small updates."""
     attn_implementation: str = field(default="auto")
-    """How attention is computed: ``auto``, or transformers' sdpa, eager, flash_attention_2, ... What ``auto`` takes
-    computes packed and padding-free batches document by document where the model allows it (its name is ``documents``),
-    and is transformers' own choice elsewhere."""
+    """How attention is computed: ``auto``, or transformers' sdpa, eager, flash_attention_2, ... ``auto`` computes
+    packed and padding-free batches document by document where the model supports it (``documents`` requires it), and
+    is transformers' own choice elsewhere."""
     activation_checkpointing: bool = field(default=False, affects_training=False)
-    """Whether activations are computed again in the backward pass instead of being kept."""
+    """Whether activations are recomputed in the backward pass instead of being kept."""
     from_config: bool = field(default=False)
     """Whether to start from random weights; only the config is read then."""
     hf_config_kwargs: Mapping[str, Any] = field(factory=dict)
@@ -58,7 +57,7 @@ class HFModelConfig:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype that a recipe calls ``fp32``, ``bf16`` or ``fp16``."""
+    """Return the torch dtype of a recipe's ``fp32``, ``bf16`` or ``fp16``."""
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
@@ -78,42 +77,36 @@ def build_model(
         config: the recipe's ``model``.
         tokenizer: None, or the tokenizer whose ids the model must be able to embed.
         world: this process; only the main rank may print.
-        accept: called with the model's config before any weights are read; raises what is wrong with it.
+        accept: called with the model's config before any weights are read; raises an error for one that it refuses.
 
     Raises:
         ModelError: the model cannot be loaded, lacks weights, cannot be trained, or embeds fewer tokens than the
             tokenizer has.
     """
-    location = resolve(config.name_or_path, config.gguf_file, _KEY)
+    location = resolve_location(config.name_or_path, config.gguf_file, _KEY)
     with quiet_transformers(world.is_main), gguf_read_once(location):
         hf_config = load_config(config, location)
         accept(hf_config)
         model: Any = random_model(config, hf_config) if config.from_config else _load(config, hf_config, location)
-        from hooktrain_hf.attention import install
+        from hooktrain_hf.attention import install_document_attention
+        from hooktrain_hf.compat import enable_activation_checkpointing, forget_gguf_quantization
 
-        install(model, config.attn_implementation)
+        install_document_attention(model, config.attn_implementation)
     forget_gguf()
-    _forget_quantization(model)
+    forget_gguf_quantization(model)
     _check_trainable(model, config)
     if tokenizer is not None:
         check_vocabulary(model, tokenizer)
     if config.activation_checkpointing:
-        compute_activations_again(model)
+        enable_activation_checkpointing(model)
     return model  # type: ignore[no-any-return]
 
 
-def compute_activations_again(model: Any) -> None:
-    """Have a transformers model compute activations again in the backward pass."""
-    # transformers 5 renamed it; both are given their argument by position
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})  # the other kind gives no gradients over a frozen embedding, as under LoRA
-
-
 def load_config(config: HFModelConfig, location: Location, *, offline: bool = False) -> PreTrainedConfig:
-    """The model's config with the recipe's changes; ``offline`` takes only what is on this machine.
+    """Load the model's config and apply the recipe's changes; ``offline`` uses only files on this machine.
 
     Raises:
-        ModelError: it cannot be had.
+        ModelError: the config cannot be loaded, or does not have one of the changed values.
     """
     import transformers
 
@@ -135,16 +128,16 @@ def load_config(config: HFModelConfig, location: Location, *, offline: bool = Fa
             hint = did_you_mean(name, hf_config.to_dict())
             raise ModelError(
                 f"model.hf_config_kwargs.{name}: given {config.hf_config_kwargs[name]!r}, but a {hf_config.model_type}"
-                f" config has no '{name}'{hint}; expected one of its attributes; correct the name or leave it out"
+                f" config has no '{name}'{hint}; expected one of its attributes; correct the name or remove it"
             )
     return hf_config  # type: ignore[no-any-return]
 
 
 def random_model(config: HFModelConfig, hf_config: PreTrainedConfig) -> PreTrainedModel:
-    """A model with random weights, and without attention of this plugin's own.
+    """Make a model with random weights and transformers' own attention.
 
     Raises:
-        ModelError: transformers does not know such a model.
+        ModelError: transformers does not support the model.
     """
     import transformers
 
@@ -152,7 +145,7 @@ def random_model(config: HFModelConfig, hf_config: PreTrainedConfig) -> PreTrain
     try:
         return factory.from_config(  # type: ignore[no-any-return]
             hf_config,
-            attn_implementation=_asked(config),
+            attn_implementation=_requested_attention(config),
             dtype=torch_dtype(config.weights_dtype),
             trust_remote_code=config.trust_remote_code,
         )
@@ -161,21 +154,19 @@ def random_model(config: HFModelConfig, hf_config: PreTrainedConfig) -> PreTrain
 
 
 def _load(config: HFModelConfig, hf_config: PreTrainedConfig, location: Location) -> PreTrainedModel:
-    """A model with pretrained weights, all of them."""
+    """Load a model with pretrained weights, all of them."""
     import transformers
 
-    gguf: dict[str, Any] = {}
-    if location.gguf_file:
-        gguf["gguf_file"] = location.gguf_file
-        if hasattr(transformers, "GgufConfig"):  # transformers 5 keeps GGUF blocks packed, which cannot be trained
-            gguf["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    from hooktrain_hf.compat import gguf_load_options
+
+    gguf = {"gguf_file": location.gguf_file, **gguf_load_options()} if location.gguf_file else {}
     factory: Any = transformers.AutoModelForCausalLM
     try:
         model, report = factory.from_pretrained(
             location.name,
             config=hf_config,
             dtype=torch_dtype(config.weights_dtype),
-            attn_implementation=_asked(config),
+            attn_implementation=_requested_attention(config),
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
             **gguf,
@@ -187,36 +178,22 @@ def _load(config: HFModelConfig, hf_config: PreTrainedConfig, location: Location
         listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ModelError(
             f"{_KEY}: given '{config.name_or_path}', whose files lack {len(missing)} of the model's weights ({listed});"
-            " expected all of them, as the rest would be random; give a complete checkpoint, or set model.from_config"
-            " to train from random weights"
+            " expected all of them, since the rest would be random; give a complete checkpoint, or set"
+            " model.from_config: true to train from random weights"
         )
     return model  # type: ignore[no-any-return]
 
 
-def _asked(config: HFModelConfig) -> str | None:
-    """The attention that transformers loads the model with; None leaves the choice to it."""
+def _requested_attention(config: HFModelConfig) -> str | None:
+    """Return the attention that transformers loads the model with; None leaves the choice to it."""
     return None if config.attn_implementation in ("auto", "documents") else config.attn_implementation
 
 
-def _forget_quantization(model: Any) -> None:
-    """After unpacking, nothing may claim that the model is quantized: saving would be refused."""
-    quantizer = getattr(model, "hf_quantizer", None)
-    method = getattr(getattr(quantizer, "quantization_config", None), "quant_method", None)
-    if getattr(method, "value", method) != "gguf":
-        return
-    del model.hf_quantizer
-    for name in ("is_quantized", "quantization_method"):
-        if hasattr(model, name):
-            setattr(model, name, False if name == "is_quantized" else None)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-
-
 def _check_trainable(model: Any, config: HFModelConfig) -> None:
-    """Every weight is an ordinary floating-point parameter in the dtype that was asked for."""
+    """Raise ModelError where a weight is packed or frozen."""
     expected = torch_dtype(config.weights_dtype)
     for name, parameter in model.named_parameters():
-        # a model may keep single weights in float32 on purpose; what must not pass is packed or frozen ones
+        # other dtypes than the expected one are right: a model may keep single weights in float32
         if not parameter.is_floating_point() or not parameter.requires_grad or parameter.element_size() < 2:
             raise ModelError(
                 f"{_KEY}: given '{config.name_or_path}', whose weight {name} is stored as {parameter.dtype} and cannot"
@@ -225,11 +202,16 @@ def _check_trainable(model: Any, config: HFModelConfig) -> None:
 
 
 def check_vocabulary(model: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer with ids beyond the embedding: an index error deep in the model, on a GPU without a place."""
-    embedded = getattr(model.config.get_text_config(), "vocab_size", None)
+    """Raise ModelError where a tokenizer has more tokens than the model embeds.
+
+    Training would end in an index error deep in the model, on a GPU without a place.
+    """
+    from hooktrain_hf.compat import vocabulary_size
+
+    embedded = vocabulary_size(model)
     if embedded is not None and len(tokenizer) > embedded:
         raise ModelError(
-            f"model: it embeds {embedded} tokens, but the tokenizer has {len(tokenizer)}; expected a tokenizer that"
-            " belongs to the model; correct tokenizer.name_or_path, or with model.from_config set"
-            f" model.hf_config_kwargs.vocab_size to {len(tokenizer)}"
+            f"model: given a model that embeds {embedded} tokens, but the tokenizer has {len(tokenizer)}; expected the"
+            " model's own tokenizer; correct tokenizer.name_or_path, or with model.from_config set"
+            f" model.hf_config_kwargs.vocab_size: {len(tokenizer)}"
         )

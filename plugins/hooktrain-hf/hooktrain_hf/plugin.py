@@ -1,6 +1,6 @@
-"""The plugin ``hf``: which hooks it implements, and which module does the work.
+"""Plugin ``hf``: implementations of hooks, each of which calls the module that does the work.
 
-transformers and datasets take seconds to import, so that happens only inside the functions that are called here.
+Importing transformers and datasets takes seconds, and so only the functions that use them do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hooktrain import Complaint, World, hookimpl
 from hooktrain_hf import hookspecs
 from hooktrain_hf.export import HFCheckpointConfig, HFCheckpointEngine, write_model
 from hooktrain_hf.model import HFModelConfig, build_model
-from hooktrain_hf.source import HFSourceConfig, load_rows
+from hooktrain_hf.source import HFSourceConfig, load_examples
 from hooktrain_hf.tokenizer import HFTokenizerConfig, build_tokenizer
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ __all__ = ["HFPlugin"]
 
 
 class HFPlugin:
-    """Offers ``huggingface`` for the kinds tokenizer, model, source and checkpoint."""
+    """Registers ``huggingface`` for the kinds tokenizer, model, source and checkpoint."""
 
     @hookimpl
     def register_hookspecs(self, pluginmanager: pluggy.PluginManager) -> None:
@@ -45,7 +45,7 @@ class HFPlugin:
 
     @hookimpl
     def check_recipe(self, recipe: Any) -> Iterator[Complaint]:
-        model = getattr(recipe.model, "name_or_path", None)
+        model = recipe.model.name_or_path if isinstance(recipe.model, HFModelConfig) else ""
         for number, config in enumerate(recipe.checkpoint):
             if model and isinstance(config, HFCheckpointConfig) and config.output_dir:
                 folder = os.path.abspath(config.output_dir)
@@ -55,8 +55,8 @@ class HFPlugin:
                 ):
                     yield Complaint(
                         f"checkpoint[{number}].output_dir",
-                        f"given '{config.output_dir}', where model.name_or_path is; the export would replace the model"
-                        " that it was trained from; give another folder",
+                        f"given '{config.output_dir}', the folder of model.name_or_path; the export would replace the"
+                        " model that it was trained from; give another folder",
                     )
 
     @hookimpl
@@ -69,37 +69,39 @@ class HFPlugin:
 
     @hookimpl
     def make_meta_model(self, config: Any) -> PreTrainedModel | None:
-        from hooktrain_hf.sketch import sketch
+        from hooktrain_hf.meta_model import make_meta_model
 
-        return sketch(config) if isinstance(config, HFModelConfig) else None
+        return make_meta_model(config) if isinstance(config, HFModelConfig) else None
 
     @hookimpl
     def estimate_activations(self, recipe: Any, model: Any, sequences: int, tokens: int) -> Mapping[str, int] | None:
-        from hooktrain_hf.sketch import activations
+        from hooktrain_hf.meta_model import estimate_activations
 
-        return activations(recipe, model, sequences, tokens) if isinstance(recipe.model, HFModelConfig) else None
+        if not isinstance(recipe.model, HFModelConfig):
+            return None
+        return estimate_activations(recipe, model, sequences, tokens)
 
     @hookimpl
     def estimate_examples(self, config: Any) -> int | None:
-        from hooktrain_hf.counting import count_rows
+        from hooktrain_hf.example_count import count_examples
 
-        return count_rows(config) if isinstance(config, HFSourceConfig) else None
+        return count_examples(config) if isinstance(config, HFSourceConfig) else None
 
     @hookimpl
     def adopt_model(self, model: Any, config: Any, tokenizer: Any) -> PreTrainedModel | None:
-        from hooktrain_hf.adopt import adopt
+        from hooktrain_hf.python_model import adopt_model
 
-        return adopt(model, config, tokenizer)
+        return adopt_model(model, config, tokenizer)
 
     @hookimpl
     def load_source(self, config: Any, world: World) -> Dataset | IterableDataset | None:
-        return load_rows(config, world) if isinstance(config, HFSourceConfig) else None
+        return load_examples(config, world) if isinstance(config, HFSourceConfig) else None
 
     @hookimpl
     def fingerprint_source(self, config: Any) -> str | None:
         if not isinstance(config, HFSourceConfig) or config.streaming:
             return None
-        from hooktrain_hf.source_state import fingerprint
+        from hooktrain_hf.source_fingerprint import fingerprint
 
         return fingerprint(config)
 

@@ -1,38 +1,37 @@
-"""The plugin ``samples``: what the model answers to fixed prompts before, during and after training."""
+"""Plugin ``samples``: the model's answers to fixed prompts before, during and after training."""
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from hooktrain import ModelError, at_least, field, hookimpl
 from hooktrain_hf.export import generation_config_for
 from hooktrain_hf.location import first_line
-from hooktrain_hf.quiet import quiet_transformers
+from hooktrain_hf.verbosity import quiet_transformers
 
 if TYPE_CHECKING:
     from hooktrain import Trainer
 
 __all__ = ["SamplesConfig", "SamplesPlugin", "answer"]
 
-T = TypeVar("T")
-
 
 @attrs.frozen(kw_only=True)
 class SamplesConfig:
-    """Prompts to answer, and when."""
+    """Prompts that the model answers, and times at which it does."""
 
     prompts: tuple[str, ...] = field(default=(), affects_training=False)
-    """What the user says; one answer each."""
+    """Messages of a user; each gets an answer."""
     system: str | None = field(default=None, affects_training=False)
-    """System message put before each prompt; the chat template's own unless given."""
+    """System message before each prompt; the chat template's own by default."""
     max_new_tokens: int = field(default=48, validator=at_least(1), affects_training=False)
     """Longest answer, in tokens."""
     at_start: bool = field(default=True, affects_training=False)
@@ -44,7 +43,7 @@ class SamplesConfig:
 
 
 class SamplesPlugin:
-    """Shows answers, and keeps them in ``samples.jsonl`` in the run directory."""
+    """Prints answers, and appends them to ``samples.jsonl`` in the run directory."""
 
     def __init__(self) -> None:
         self._first: dict[str, tuple[int, str]] = {}  # prompt -> step and text of its first answer
@@ -73,34 +72,39 @@ class SamplesPlugin:
             self._show(trainer, config)
 
     def _show(self, trainer: Trainer, config: SamplesConfig) -> None:
-        """Answer, print and write down: on the main rank, with the help of all where they hold the weights together."""
+        """Make answers, print and write them: on the main rank, or on all ranks where they share the weights."""
+        import torch
+
+        from hooktrain_hf.compat import is_sharded
+
         module: Any = trainer.strategy.unwrap(trainer.model)
-        spread = _is_spread(module)
-        if not config.prompts or not (trainer.world.is_main or spread):
+        sharded = is_sharded(module)
+        if not config.prompts or not (trainer.world.is_main or sharded):
             return
         step = trainer.global_step
         self._last_step = step
 
-        def made() -> list[tuple[str, str]]:
-            more = {"system": config.system, "max_new_tokens": config.max_new_tokens, "together": spread}
-            return [(prompt, answer(module, trainer.tokenizer, prompt, **more)) for prompt in config.prompts]
+        def make_answers() -> list[tuple[str, str]]:
+            make = functools.partial(answer, system=config.system, max_new_tokens=config.max_new_tokens)
+            return [(prompt, make(module, trainer.tokenizer, prompt, sharded=sharded)) for prompt in config.prompts]
 
-        answers = _without_gradients(lambda: trainer.strategy.compute(made, True)) if spread else made()
+        with torch.no_grad():
+            answers = trainer.strategy.compute(make_answers, True) if sharded else make_answers()
         if not trainer.world.is_main:
             return
         _write(trainer.run_dir / "samples.jsonl", step, answers)
         trainer.say(self._text(step, answers))
 
     def _text(self, step: int, answers: list[tuple[str, str]]) -> str:
-        """Prompts with their answers, the first beside the newest: as wide as the terminal, elsewhere a line each."""
+        """Format prompts with their first and newest answers, as wide as the terminal, elsewhere in a line each."""
         lines: list[str] = []
         width = max(40, min(100, shutil.get_terminal_size((100, 24)).columns)) if sys.stdout.isatty() else sys.maxsize
         for prompt, text in answers:
             first_step, first = self._first.setdefault(prompt, (step, text))
-            rows = [("prompt", prompt), (_when(step, first_step), text or "(nothing)")]
+            entries = [("prompt", prompt), (_when(step, first_step), text or "(nothing)")]
             if first_step != step:
-                rows.insert(1, (_when(first_step, first_step), first or "(nothing)"))
-            for name, value in rows:
+                entries.insert(1, (_when(first_step, first_step), first or "(nothing)"))
+            for name, value in entries:
                 lines += textwrap.wrap(f"{name:<8}{value}", width, subsequent_indent=" " * 8, break_long_words=True)
         return "\n".join(lines)
 
@@ -112,22 +116,24 @@ def answer(
     *,
     system: str | None = None,
     max_new_tokens: int = 48,
-    together: bool = False,
+    sharded: bool = False,
 ) -> str:
-    """The most probable answer of a model, token by token, in evaluation mode and without touching any random state.
+    """Generate a model's answer greedily, in evaluation mode and without touching any random state.
 
     Args:
         module: a transformers model; training mode is restored afterwards.
-        tokenizer: with a chat template the prompt is a user's turn, without one it is text to go on from.
-        prompt: what the user says.
+        tokenizer: with a chat template the prompt is a user's turn, without one the beginning of a text.
+        prompt: the user's message.
         system: a system message before it.
         max_new_tokens: longest answer, in tokens.
-        together: whether weights are spread over ranks, all of which call this; none ends before the others.
+        sharded: whether weights are sharded over ranks, all of which call this; none ends before the others.
 
     Raises:
         ModelError: the chat template refuses the messages.
     """
     import torch
+
+    from hooktrain_hf.compat import unwrap_adapters
 
     ids = torch.tensor([_prompt_ids(tokenizer, prompt, system)], device=next(module.parameters()).device)  # (1, tokens)
     own = generation_config_for(module, tokenizer)
@@ -139,16 +145,15 @@ def answer(
         pad_token_id=_pad_id(own, tokenizer),
         use_cache=True,
     )
-    # an adapter works inside the model that it wraps, and its own generate leaves the wrapped one's config changed
-    while callable(inner := getattr(module, "get_base_model", None)) and inner() is not module:
-        module = inner()
+    # adapters work inside the model that they wrap, and their own generate leaves its config changed
+    module = unwrap_adapters(module)
     training = module.training
     module.eval()
     # a published config's temperature or length limit would be merged into ours, with a warning
     published, module.generation_config = module.generation_config, greedy
     try:
         with quiet_transformers(is_main=False), torch.random.fork_rng(devices=[]), torch.no_grad():
-            more = {"synced_gpus": True} if together else {}
+            more = {"synced_gpus": True} if sharded else {}
             made = module.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy, **more)
     finally:
         module.generation_config = published
@@ -157,40 +162,30 @@ def answer(
 
 
 def _prompt_ids(tokenizer: Any, prompt: str, system: str | None) -> list[int]:
-    if not getattr(tokenizer, "chat_template", None):
+    from hooktrain_hf.compat import chat_template
+
+    if not chat_template(tokenizer):
         return list(tokenizer(f"{system}\n\n{prompt}" if system else prompt)["input_ids"])
     messages = [{"role": "user", "content": prompt}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template is a program, and raises what it likes
+    except Exception as error:  # a template is a program, and raises errors of all kinds
         raise ModelError(
-            f"samples: the chat template cannot render the prompt '{prompt}' ({first_line(error)}); expected a template"
-            " that takes these messages; drop samples.system or set tokenizer.chat_template"
+            f"samples: given the prompt '{prompt}', which the chat template cannot render ({first_line(error)});"
+            " expected a template that accepts these messages; remove samples.system or set tokenizer.chat_template"
         ) from error
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _pad_id(config: Any, tokenizer: Any) -> int:
-    """Any id will do, as a single row is never padded; transformers warns when there is none."""
+    """Return any id: a single sequence is never padded, but transformers warns without one."""
     ends = config.eos_token_id
     for found in (config.pad_token_id, tokenizer.pad_token_id, ends[0] if isinstance(ends, list) else ends):
         if found is not None:
             return int(found)
     return 0
-
-
-def _is_spread(module: Any) -> bool:
-    """Whether ranks hold the weights together, as under ZeRO-3 and FSDP."""
-    return any(hasattr(parameter, "ds_id") or hasattr(parameter, "full_tensor") for parameter in module.parameters())
-
-
-def _without_gradients(function: Callable[[], T]) -> T:
-    import torch
-
-    with torch.no_grad():
-        return function()
 
 
 def _config(trainer: Trainer) -> SamplesConfig:

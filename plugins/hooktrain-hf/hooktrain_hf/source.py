@@ -1,4 +1,4 @@
-"""The data source ``huggingface``: local files, saved data sets and the hub, through ``datasets``."""
+"""Data source ``huggingface``: local files, saved data sets and the hub, through ``datasets``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import attrs
 
 from hooktrain import DataError, World, at_least, between, did_you_mean, field
 from hooktrain_hf.location import first_line, looks_like_path
-from hooktrain_hf.quiet import quiet_datasets
+from hooktrain_hf.verbosity import quiet_datasets
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-__all__ = ["HFSourceConfig", "files_of", "load_rows", "name_and_split"]
+__all__ = ["HFSourceConfig", "files_of", "load_examples", "name_and_split"]
 
 _BUILDERS = {
     ".json": "json",
@@ -44,49 +44,49 @@ _SPLITS = {  # sets whose splits are not called train and eval
 def _not_both(config: HFSourceConfig, _: Any, value: int | None) -> None:
     if config is not None and value is not None and config.sample_ratio is not None:
         raise ValueError(
-            f"given sample_count {value} and sample_ratio {config.sample_ratio}, expected at most one of them; drop one"
+            f"given sample_count {value} and sample_ratio {config.sample_ratio}, expected at most one; remove the other"
         )
 
 
 def _positive(_: Any, __: Any, value: float | None) -> None:
     if value is not None and value <= 0:
-        raise ValueError(f"given {value}, expected a number above 0; leave the source out to give it no share")
+        raise ValueError(f"given {value}, expected a number above 0; remove the source to give it no share")
 
 
 @attrs.frozen(kw_only=True)
 class HFSourceConfig:
-    """Rows from a file, a folder or the hub."""
+    """Examples from a file, a folder or the hub."""
 
     shorthand: ClassVar[str] = "name_or_path"
 
     name_or_path: str = field()
-    """A file, a glob, a folder or a name on the hub; ``name:split`` and ``name:split[10:20]`` choose rows."""
+    """A file, a glob, a folder or a name on the hub; ``name:split`` and ``name:split[10:20]`` choose examples."""
     split: str = field(default="train")
-    """The split to take, with an optional slice; one in ``name_or_path`` goes before it."""
+    """The split, with an optional slice; one in ``name_or_path`` has priority."""
     name: str | None = field(default=None)
-    """What an evaluation set made of it is called; the last part of ``name_or_path`` when left out."""
+    """Name of an evaluation set made of it; by default the last part of ``name_or_path``."""
     subset: str | None = field(default=None)
     """Name of the configuration of a hub data set that has several."""
     data_files: tuple[str, ...] = field(default=())
-    """Files to take from a folder or a hub data set, instead of all."""
+    """Files of a folder or a hub data set to read, instead of all."""
     sample_ratio: float | None = field(default=None, validator=between(0.0, 1.0))
-    """Share of the rows to draw at random."""
+    """Share of the examples to draw at random."""
     sample_count: int | None = field(default=None, validator=[at_least(1), _not_both])
-    """Number of rows to draw at random; all of them when there are fewer."""
+    """Number of examples to draw at random; all of them when there are fewer."""
     sample_seed: int = field(default=42)
     """Seed of that drawing."""
     weight: float | None = field(default=None, validator=_positive)
-    """Share of an epoch that these rows get, relative to other sources; every row once when none has a weight."""
+    """Share of an epoch for these examples, relative to other sources; each example once when none has a weight."""
     streaming: bool = field(default=False)
-    """Whether rows are read while training and never all kept, for sets larger than the disk."""
+    """Whether examples are read during training and never all kept, for sets larger than the disk."""
     split_mapping: Mapping[str, str] = field(factory=dict)
     """The data set's own names for splits, such as ``{train: train_sft}``; known for a few hub data sets."""
     format: str | None = field(default=None)
-    """How the rows are written; what ``data.format`` says when left out, and so are the next three."""
+    """Format of the examples; by default ``data.format``, which has the next three keys too."""
     columns: Mapping[str, str] = field(factory=dict)
     """Columns to rename, as ``ours: theirs``."""
     role_mapping: Mapping[str, str] = field(factory=dict)
-    """Which column holds the turn of which role."""
+    """The column with the turn of each role."""
     content_key: str | None = field(default=None)
     """The field with the text, for entries that ``role_mapping`` finds."""
 
@@ -98,39 +98,39 @@ class HFSourceConfig:
 def _check_streaming(config: HFSourceConfig) -> None:
     if config.sample_ratio is not None or config.sample_count is not None:
         raise ValueError(
-            "streaming is given together with sample_ratio or sample_count, which need to know all rows; drop one, or"
+            "streaming is given together with sample_ratio or sample_count, which need all examples; remove one, or"
             " limit the run with train_iters"
         )
     if "[" in config.split or ((match := _WITH_SPLIT.fullmatch(config.name_or_path)) and "[" in match["split"]):
-        raise ValueError("streaming is given together with a slice, which needs to know all rows; drop one of them")
+        raise ValueError("streaming is given together with a slice, which needs all examples; remove one of them")
 
 
-def load_rows(config: HFSourceConfig, world: World) -> Dataset | IterableDataset:
-    """Load a source's rows; no network is used for anything that looks like a path or a data file.
+def load_examples(config: HFSourceConfig, world: World) -> Dataset | IterableDataset:
+    """Load a source's examples, without the network for anything that looks like a path or a data file.
 
     Returns:
-        The rows as dictionaries, in the order of the source, also after drawing a sample; an iterable of them when
-        the recipe says ``streaming``.
+        The examples as dictionaries, in the order of the source, also after drawing a sample; an iterable of them with
+        ``streaming``.
 
     Raises:
-        DataError: there is no such thing, it cannot be read, or it has no rows.
+        DataError: there is no such source, it cannot be read, or it has no examples.
     """
     name, split = name_and_split(config)
-    # a bar helps during a download, and is clutter while a local file is read
+    # a bar helps during a download only
     with quiet_datasets(world.is_main and not Path(name).expanduser().exists()):
-        rows = _load(config, name, split)
-    if config.streaming and rows is not None:
-        return rows
-    if rows is None or len(rows) == 0:
+        examples = _load(config, name, split)
+    if config.streaming and examples is not None:
+        return examples
+    if examples is None or len(examples) == 0:
         raise DataError(
-            f"data.sources: given '{config.name_or_path}', whose split '{split}' has no rows; expected at least one;"
-            " check the file and the split's slice"
+            f"data.sources: given '{config.name_or_path}', whose split '{split}' has no examples; expected at least"
+            " one; check the file and the split's slice"
         )
-    return _draw(config, rows)
+    return _draw(config, examples)
 
 
 def name_and_split(config: HFSourceConfig) -> tuple[str, str]:
-    """What to load, and which split of it with which slice, in the data set's own terms."""
+    """Return the name to load, and its split with the slice, in the data set's own terms."""
     name, split = config.name_or_path, config.split
     match = _WITH_SPLIT.fullmatch(name)
     if match and not Path(name).expanduser().exists():
@@ -154,11 +154,11 @@ def _load(config: HFSourceConfig, name: str, split: str) -> Any:
             if not any(Path(file).stat().st_size for file in files):
                 return None  # datasets fails on it in a different way for every kind of file
             separator = {"sep": "\t"} if Path(files[0]).suffix == ".tsv" else {}
-            rows = datasets.load_dataset(builder, data_files=files, split=split, **lazily, **separator)
+            examples = datasets.load_dataset(builder, data_files=files, split=split, **lazily, **separator)
             if config.streaming:
-                return rows
-            rows.data.validate(full=True)  # text that is not UTF-8 would be found a row at a time, far from here
-            return rows
+                return examples
+            examples.data.validate(full=True)  # text that is not UTF-8 would be found later, one example at a time
+            return examples
         chosen = {"data_files": list(config.data_files)} if config.data_files else {}
         where = str(path) if path.is_dir() else name
         return datasets.load_dataset(where, config.subset, split=split, **lazily, **chosen)
@@ -170,18 +170,18 @@ def _load(config: HFSourceConfig, name: str, split: str) -> Any:
         if local:
             raise DataError(
                 f"data.sources: given '{config.name_or_path}' (split '{split}'), which cannot be read"
-                f" ({first_line(cause)}); expected rows of one form in it, and a split that it has; correct the file,"
-                " the split or the slice"
+                f" ({first_line(cause)}); expected examples of one form in it, and a split that it has; correct the"
+                " file, the split or the slice"
             ) from error
         raise DataError(
             f"data.sources: given '{config.name_or_path}' (split '{split}'), which is no file or folder on this machine"
-            f" and could not be had from the hub ({first_line(cause)}); {_EXPECTED}; check the spelling, the split, the"
+            f" and cannot be loaded from the hub ({first_line(cause)}); {_EXPECTED}; check the spelling, the split, the"
             " network and your access to it, or give a local file"
         ) from error
 
 
 def files_of(name: str, path: Path) -> list[str]:
-    """The files that ``name`` means, sorted; empty when it can only be a hub name."""
+    """Return the files that match ``name``, sorted; empty when it can only be a hub name."""
     if path.is_file():
         return [str(path)]
     is_glob = any(mark in name for mark in "*?[") and "://" not in name
@@ -199,23 +199,23 @@ def files_of(name: str, path: Path) -> list[str]:
 
 
 def _builder(name: str, files: list[str]) -> str:
-    """The builder of ``datasets`` for files that must all be of one kind."""
+    """Return the builder of ``datasets`` for files, which must all be of one kind."""
     suffixes = sorted({Path(file).suffix.lower() for file in files})
     builders = {_BUILDERS.get(suffix) for suffix in suffixes}
     if len(builders) != 1 or None in builders:
         raise DataError(
-            f"data.sources: given '{name}', which means files ending in {', '.join(suffixes) or 'nothing'};"
+            f"data.sources: given '{name}', which matches files ending in {', '.join(suffixes) or 'nothing'};"
             f" {_EXPECTED}; give one kind of data file per source"
         )
     return str(builders.pop())
 
 
 def _slice_saved(config: HFSourceConfig, saved: Any, split: str) -> Dataset:
-    """Apply a split with slices to what ``save_to_disk`` wrote: one data set, or several by name."""
+    """Apply a split with slices to one data set, or several by name, that ``save_to_disk`` wrote."""
     import datasets
 
     splits = {split.partition("[")[0]: saved} if isinstance(saved, datasets.Dataset) else dict(saved)
-    lengths = {name: len(rows) for name, rows in splits.items()}
+    lengths = {name: len(examples) for name, examples in splits.items()}
     parts = []
     for one in datasets.ReadInstruction.from_spec(split).to_absolute(lengths):
         start, end = one.from_ or 0, lengths[one.splitname] if one.to is None else one.to
@@ -223,16 +223,16 @@ def _slice_saved(config: HFSourceConfig, saved: Any, split: str) -> Dataset:
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
 
-def _draw(config: HFSourceConfig, rows: Dataset) -> Dataset:
-    """The random sample that the recipe asks for, in the source's order."""
+def _draw(config: HFSourceConfig, examples: Dataset) -> Dataset:
+    """Draw the recipe's random sample, in the source's order."""
     count = config.sample_count
     if config.sample_ratio is not None:
-        count = round(len(rows) * config.sample_ratio)
+        count = round(len(examples) * config.sample_ratio)
         if count == 0:
             raise DataError(
                 f"data.sources: given '{config.name_or_path}' with sample_ratio {config.sample_ratio}, which draws none"
-                f" of its {len(rows)} rows; expected at least one; raise the ratio"
+                f" of its {len(examples)} examples; expected at least one; raise the ratio"
             )
-    if count is None or count >= len(rows):
-        return rows
-    return rows.select(sorted(random.Random(config.sample_seed).sample(range(len(rows)), count)))
+    if count is None or count >= len(examples):
+        return examples
+    return examples.select(sorted(random.Random(config.sample_seed).sample(range(len(examples)), count)))

@@ -1,4 +1,4 @@
-"""The tokenizer ``huggingface``."""
+"""Tokenizers for the recipe's tokenizer type ``huggingface``."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ import attrs
 
 from hooktrain import ModelError, field
 from hooktrain_hf.gguf_cache import gguf_read_once
-from hooktrain_hf.location import cannot_load, resolve
-from hooktrain_hf.quiet import quiet_transformers
+from hooktrain_hf.location import cannot_load, resolve_location
+from hooktrain_hf.verbosity import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["HFTokenizerConfig", "build_tokenizer", "end_of_turn_id"]
 
-_KEY = "tokenizer.name_or_path (model.name_or_path unless given)"
+_KEY = "tokenizer.name_or_path (by default model.name_or_path)"
 
 
 @attrs.frozen(kw_only=True)
 class HFTokenizerConfig:
-    """A tokenizer for ``AutoTokenizer``."""
+    """A tokenizer that ``AutoTokenizer`` loads."""
 
     shorthand: ClassVar[str] = "name_or_path"
 
     name_or_path: str = field(inherit="model.name_or_path")
-    """A folder, a ``.gguf`` file, or a name on the hub; the model's unless given."""
+    """A folder, a ``.gguf`` file, or a name on the hub; the model's by default."""
     gguf_file: str | None = field(default=None, inherit="model.gguf_file")
-    """Name of a GGUF file in that folder or repository; the model's unless given."""
+    """Name of a GGUF file in that folder or repository; the model's by default."""
     chat_template: str | None = field(default=None)
-    """A Jinja chat template, or the path of a file that holds one; the tokenizer's own unless given."""
+    """A Jinja chat template, or the path of a file that holds one; the tokenizer's own by default."""
     trust_remote_code: bool = field(default=False)
     """Whether Python code that comes with the tokenizer may run."""
 
 
 def build_tokenizer(config: HFTokenizerConfig) -> PreTrainedTokenizerBase:
-    """Load the tokenizer; no network is used for anything that looks like a path.
+    """Load the tokenizer, without the network for anything that looks like a path.
 
     Raises:
         ModelError: it cannot be loaded, or the chat template's file cannot be read.
     """
     template = None if config.chat_template is None else _read_template(config.chat_template)
-    location = resolve(config.name_or_path, config.gguf_file, _KEY)
+    location = resolve_location(config.name_or_path, config.gguf_file, _KEY)
     import transformers
 
     try:
@@ -61,7 +61,7 @@ def build_tokenizer(config: HFTokenizerConfig) -> PreTrainedTokenizerBase:
 
 
 def _read_template(text_or_path: str) -> str:
-    """A template given as text is told from a path by its Jinja braces."""
+    """Return a template's text; Jinja braces distinguish a text from a path."""
     if "{" in text_or_path:
         return text_or_path
     try:
@@ -74,21 +74,23 @@ def _read_template(text_or_path: str) -> str:
 
 
 def end_of_turn_id(tokenizer: Any) -> int | None:
-    """The special token that the chat template puts after an assistant's answer, such as ``<|im_end|>``.
+    """Return the special token that the chat template puts after an assistant's answer, such as ``<|im_end|>``.
 
-    Instruct models often end a turn with another token than ``tokenizer.eos_token``; a model that is not told about it
-    never stops answering.
+    Instruct models often end a turn with another token than ``tokenizer.eos_token``; generation that does not know it
+    never stops.
 
     Returns:
         Its id; None without a chat template, or when the template puts no special token there.
     """
-    if not getattr(tokenizer, "chat_template", None):
+    from hooktrain_hf.compat import chat_template
+
+    if not chat_template(tokenizer):
         return None
     answer = "Forty-two it is"
     turns = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": answer}]
     try:
         text: str = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # a template is a program, and may refuse these two turns; then nothing is known
+    except Exception:  # a template is a program, and may refuse these two turns
         return None
     _, found, tail = text.rpartition(answer)
     special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -1,4 +1,4 @@
-"""``hooktrain merge``: an adapter and its base become one folder for ``from_pretrained``."""
+"""Command ``hooktrain merge``, which merges an adapter into its base and writes a folder for ``from_pretrained``."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def merge_command(source: Path, output: Path, base: str | None, dtype: str | Non
     ADAPTER_OR_RUN is a folder with an adapter, or the run_dir of a run that exported one. The merged model is written,
     loaded again, and compared with the adapter on its base before OUTPUT appears.
     """
-    from hooktrain_peft.finding import find
-    from hooktrain_peft.merging import merge_to
+    from hooktrain_peft.merge_source import find_merge_source
+    from hooktrain_peft.merged_folder import write_merged_folder
 
-    found = find(source, base, dtype, trust_remote_code)
-    result = merge_to(found, output)
+    inputs = find_merge_source(source, base, dtype, trust_remote_code)
+    result = write_merged_folder(inputs, output)
     click.echo(
-        f"merged {found.adapter} into {found.base.name_or_path}: {output}, {result.weights:,} weights in"
+        f"merged {inputs.adapter} into {inputs.base.name_or_path}: {output}, {result.weights:,} weights in"
         f" {result.dtype}; its logits differ from the adapter's by {result.difference:.1e} of their size"
     )

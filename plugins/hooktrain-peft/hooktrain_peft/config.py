@@ -1,4 +1,4 @@
-"""What a recipe says under ``peft``."""
+"""Settings of a recipe's section ``peft``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["METHOD_KEYS", "PeftSettings"]
 
 @attrs.frozen(kw_only=True)
 class PeftSettings:
-    """The adapter that is trained while the model itself stays frozen; without a ``type`` the model is trained."""
+    """The adapter to train on a frozen model; without ``type`` and ``adapter`` the model itself is trained."""
 
     type: str | None = field(default=None, aliases=("peft_type",))
     """The method: ``lora``, or any other of PEFT by its name there, such as ``ia3``, ``oft``, ``vera``."""
@@ -28,22 +28,22 @@ class PeftSettings:
     """Ends of the names of the modules that are adapted, a regular expression of whole names, or ``all-linear``, all
     linear ones but the head; that is the default of ``lora``."""
     exclude_modules: str | tuple[str, ...] | None = field(default=None)
-    """Modules that are left out of these, written in the same way."""
+    """Modules to exclude from these, written in the same way."""
     modules_to_save: tuple[str, ...] | None = field(default=None, aliases=("lora_modules_to_save",))
-    """Modules that are trained whole and saved with the adapter, such as ``[embed_tokens, lm_head]``."""
+    """Modules to train completely and save with the adapter, such as ``[embed_tokens, lm_head]``."""
     use_rslora: bool | None = field(default=None)
     """LoRA: divide ``alpha`` by the square root of the rank (Kalajdzievski, 2023)."""
     use_dora: bool | None = field(default=None)
-    """LoRA: train magnitude and direction apart (Liu et al., 2024)."""
+    """LoRA: train magnitude and direction separately (Liu et al., 2024)."""
     init_lora_weights: bool | str | None = field(default=None)
-    """LoRA: how the adapter begins: true, ``gaussian``, ``orthogonal``, ``pissa``, ``olora``."""
+    """LoRA: initialization of the adapter: true, ``gaussian``, ``orthogonal``, ``pissa``, ``olora``."""
     config: Mapping[str, Any] = field(factory=dict)
     """Any other key of the method's config class in PEFT."""
     adapter: str | None = field(default=None)
-    """A folder with an adapter to go on from, in place of ``type`` and the rest."""
+    """A folder with an adapter to continue from, in place of ``type`` and the other keys."""
     merge_on_export: bool = field(default=False, affects_training=False)
-    """Whether the checkpoint engine ``huggingface`` writes whole weights with the adapter merged in; otherwise it
-    writes the adapter alone."""
+    """Whether the checkpoint engine ``huggingface`` writes the complete model with the adapter merged in, instead of
+    the adapter alone."""
 
     @property
     def active(self) -> bool:
@@ -56,4 +56,4 @@ METHOD_KEYS = tuple(
     for item in attrs.fields(PeftSettings)
     if item.name not in ("type", "config", "adapter", "merge_on_export")
 )
-"""The keys that say something about the method, and so need a ``type``."""
+"""The keys of the method, which need a ``type``."""

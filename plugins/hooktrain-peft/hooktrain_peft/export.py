@@ -1,4 +1,4 @@
-"""What the checkpoint engine ``huggingface`` writes of a model with an adapter."""
+"""Exports of adapters and of merged models through the checkpoint engine ``huggingface``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooktrain_hf.export import write_model
+from hooktrain_hf import write_model
 
 from hooktrain import CheckpointError, ModelError
-from hooktrain_peft.adapt import ADAPTER_WEIGHTS, quiet_peft
-from hooktrain_peft.merge import merge, private_copy
+from hooktrain_peft.adapter import ADAPTER_WEIGHTS, quiet_peft
+from hooktrain_peft.weight_merge import copy_for_merge, merge_adapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,24 +25,24 @@ def write_adapter(model: PeftModel, weights: Mapping[str, Tensor], folder: Path,
 
     Args:
         model: base and adapter; it is not changed.
-        weights: its weights, whole, on the host.
-        folder: where to.
+        weights: its weights, complete, on the host.
+        folder: an existing folder.
         dtype: torch dtype of the written weights, or None for the one that they have.
 
     Returns:
-        What was written.
+        The written weights.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     with quiet_peft():
-        # the base's embeddings stay with the base: nothing here resizes them
+        # the base's embeddings are never resized here, and stay with the base
         found = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
     written: dict[str, Tensor] = {}
     places: set[int] = set()
     for name, tensor in found.items():
         kept = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
-        # the file format knows no shared memory
+        # the file format does not support shared memory
         written[name] = kept.clone() if kept.data_ptr() in places else kept
         places.add(kept.data_ptr())
     save_file(written, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
@@ -55,23 +55,23 @@ def write_adapter(model: PeftModel, weights: Mapping[str, Tensor], folder: Path,
 def write_merged(
     model: PeftModel, weights: Mapping[str, Tensor], folder: Path, dtype: Any, tokenizer: Any
 ) -> dict[str, Tensor]:
-    """Write a whole model with the adapter merged in, for ``AutoModelForCausalLM.from_pretrained``.
+    """Write a complete model with the adapter merged in, for ``AutoModelForCausalLM.from_pretrained``.
 
     Args:
         model: base and adapter; it is not changed.
-        weights: its weights, whole, on the host.
-        folder: where to.
+        weights: its weights, complete, on the host.
+        folder: an existing folder.
         dtype: torch dtype of the written weights, or None for the one that they have.
         tokenizer: None, or the tokenizer that was trained with.
 
     Returns:
-        What was written.
+        The written weights.
 
     Raises:
         CheckpointError: the method cannot be merged.
     """
     try:
-        merged = merge(private_copy(model, weights))
+        merged = merge_adapter(copy_for_merge(model, weights))
     except ModelError as problem:
         raise CheckpointError(f"peft.merge_on_export: {problem}") from problem
     return write_model(merged, merged.state_dict(), folder, dtype, tokenizer)

@@ -1,4 +1,4 @@
-"""From the settings of a recipe to a config of PEFT, with everything that is wrong told at once."""
+"""Translation of a recipe's settings to a config of PEFT, with all errors at once."""
 
 from __future__ import annotations
 
@@ -7,45 +7,46 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hooktrain_hf.location import first_line
+from hooktrain_hf import HFModelConfig, first_line
 
 from hooktrain import Complaint, did_you_mean
+from hooktrain_peft.compat import method_name, method_settings
 from hooktrain_peft.config import METHOD_KEYS, PeftSettings
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-__all__ = ["check", "make_config", "unfit"]
+__all__ = ["check", "make_config", "why_unsupported"]
 
-_WORDS = {
+_VARIANTS = {
     "qlora": "needs a base quantized to 4 bits (bitsandbytes, and a GPU), which this version does not train on; write"
     " type: lora, and model.weights_dtype: bf16 to keep the frozen base in half the memory",
     "dora": "is LoRA with a switch; write type: lora and use_dora: true",
     "rslora": "is LoRA with a switch; write type: lora and use_rslora: true",
 }
-"""What people call a method, and what they are to write instead."""
+"""Common names of variants, each with what to write instead."""
 
-_UNFIT_METHODS = {
-    "ADAPTION_PROMPT": "wraps the model in a way of its own, which the losses here cannot see through",
+_UNSUPPORTED_METHODS = {
+    "ADAPTION_PROMPT": "wraps the model in its own way, which the losses here do not support",
     "ADALORA": "moves ranks between layers after each step, which this version does not do",
-    "LILY": "averages over all tokens of a micro-batch, so that documents and rows would change each other",
-    "POLY": "needs the number of a task with each row, which rows here do not have",
-    "XLORA": "mixes adapters that were trained before, one of which a run here trains",
-    "SHADOW": "trains a second network on a loss of its own, where a run here has one loss",
+    "LILY": "averages over all tokens of a micro-batch, so that documents and sequences would change each other",
+    "POLY": "needs the number of a task with each example, which examples here do not have",
+    "XLORA": "mixes several trained adapters, and a run here trains one",
+    "SHADOW": "trains a second network on its own loss, and a run here has one loss",
 }
-_PROMPTS = "puts virtual tokens before each row, where packed conversations would share them and positions would shift"
+_PROMPTS = "puts virtual tokens before each sequence, so that packed conversations would share them and positions shift"
 _LORA_INITS = (True, False, "gaussian", "orthogonal", "pissa", "olora", "mica")
-_UNFIT_INITS = {
+_UNSUPPORTED_INITS = {
     "eva": "needs a pass over the data before training",
     "corda": "needs a pass over the data before training",
     "lora_ga": "needs gradients before training",
     "loftq": "needs a quantized base",
 }
-_UNFIT_KEYS = {
-    "alora_invocation_tokens": "switches on in the middle of a row, once, where a packed row holds several",
-    "arrow_config": "mixes adapters that were trained before",
+_UNSUPPORTED_KEYS = {
+    "alora_invocation_tokens": "becomes active once in a sequence, and packed sequences contain several conversations",
+    "arrow_config": "mixes several trained adapters",
     "kasa_config": "rewrites the base, to which the adapter would no longer belong",
-    "monteclora_config": "adds a loss of its own, where a run here has one loss",
+    "monteclora_config": "adds its own loss, and a run here has one loss",
 }
 _MANAGED = {
     "auto_mapping",
@@ -57,67 +58,65 @@ _MANAGED = {
     "runtime_config",
     "task_type",
 }
-"""Fields of PEFT's configs that are not the user's to set."""
+"""Fields of PEFT's configs that users do not set."""
 
 
 def check(settings: PeftSettings, model: Any) -> Iterator[Complaint]:
-    """Everything that is wrong with the settings, as far as it can be seen without the model.
+    """Yield the errors in the settings that can be found without the model.
 
     Args:
         settings: the recipe's ``peft``.
         model: the recipe's ``model``.
     """
-    given = [name for name in METHOD_KEYS if getattr(settings, name) is not None]
-    given += ["config"] if settings.config else []
+    used = [name for name in METHOD_KEYS if getattr(settings, name) is not None]
+    used += ["config"] if settings.config else []
     if settings.adapter is not None:
-        for name in given:
-            yield Complaint(
-                f"peft.{name}", "given together with peft.adapter, which has its own; leave one of them out"
-            )
+        for name in used:
+            yield Complaint(f"peft.{name}", "given together with peft.adapter, which has its own; remove one of them")
     elif settings.type is None:
-        for name in [*given, *(["merge_on_export"] if settings.merge_on_export else [])]:
+        for name in [*used, *(["merge_on_export"] if settings.merge_on_export else [])]:
             yield Complaint(f"peft.{name}", "given without a method; add peft.type, such as 'type: lora'")
         return
     if settings.type is not None:
         yield from _translate(settings)[2]
-    if getattr(model, "from_config", False):
+    if isinstance(model, HFModelConfig) and model.from_config:
         yield Complaint(
             "peft",
-            "given with model.from_config, whose random weights nobody could load the adapter onto; give a pretrained"
-            " model, or train the whole one",
+            "given with model.from_config, onto whose random weights no one could load the adapter; give a pretrained"
+            " model, or remove the section peft",
         )
 
 
 def make_config(settings: PeftSettings) -> PeftConfig:
-    """The config of PEFT; the settings have been checked."""
+    """Make the config of PEFT from checked settings."""
     kind, arguments, _ = _translate(settings)
     assert kind is not None
     return _construct(kind, arguments)
 
 
-def unfit(config: PeftConfig) -> str:
-    """Why a method cannot be trained here, or nothing.
+def why_unsupported(config: PeftConfig) -> str:
+    """Return why a method is not supported; an empty text where it is.
 
     Args:
         config: of a new adapter or of one that was trained elsewhere.
     """
-    name = str(getattr(config.peft_type, "value", config.peft_type))
-    reason = _UNFIT_METHODS.get(name) or (_PROMPTS if config.is_prompt_learning else "")
+    name, settings = method_name(config), method_settings(config)
+    reason = _UNSUPPORTED_METHODS.get(name) or (_PROMPTS if config.is_prompt_learning else "")
     if reason:
         return f"'{name.lower()}' {reason}; choose another method, such as lora"
-    init = getattr(config, "init_lora_weights", True)
+    init = settings.get("init_lora_weights", True)
     if init not in _LORA_INITS:
-        why = _UNFIT_INITS.get(str(init), "is not one that gives the same adapter on the same base each time")
+        why = _UNSUPPORTED_INITS.get(str(init), "does not give the same adapter on the same base each time")
         known = ", ".join(str(choice).lower() for choice in _LORA_INITS)
         return f"init_lora_weights is '{init}', which {why}; choose one of {known}"
-    for key, reason in _UNFIT_KEYS.items():
-        if getattr(config, key, None) is not None:
-            return f"{key} {reason}; leave it out"
+    for key, reason in _UNSUPPORTED_KEYS.items():
+        if settings.get(key) is not None:
+            return f"{key} {reason}; remove it"
     return ""
 
 
 def _translate(settings: PeftSettings) -> tuple[type | None, dict[str, Any], list[Complaint]]:
-    """The config class, its arguments, and what is wrong with them."""
+    """Return the config class, its arguments, and the errors in them."""
     kind, refusal = _find(str(settings.type))
     if kind is None:
         return None, {}, [Complaint("peft.type", f"given '{settings.type}', {refusal}")]
@@ -140,7 +139,7 @@ def _translate(settings: PeftSettings) -> tuple[type | None, dict[str, Any], lis
         place = next((spelled for spelled in _spellings(name, settings) if spelled in fields), None)
         if place is None:
             complaints.append(
-                Complaint(f"peft.{name}", f"given {value!r}, but {method} has no such setting; leave it out")
+                Complaint(f"peft.{name}", f"given {value!r}, but {method} has no such setting; remove it")
             )
         elif place in settings.config:
             complaints.append(Complaint(f"peft.{name}", f"given together with peft.config.{place}; keep one of them"))
@@ -150,20 +149,20 @@ def _translate(settings: PeftSettings) -> tuple[type | None, dict[str, Any], lis
         _lora_defaults(arguments)
     if not complaints:
         try:
-            reason = unfit(_construct(kind, arguments))
-        except Exception as problem:  # each config class has checks of its own, some of them for optional packages
+            reason = why_unsupported(_construct(kind, arguments))
+        except Exception as problem:  # each config class has its own checks, some of them for optional packages
             reason = f"{method} refuses its settings ({first_line(problem)}); correct them"
         complaints += [Complaint("peft", reason)] if reason else []
     return kind, arguments, complaints
 
 
 def _find(name: str) -> tuple[type | None, str]:
-    """The config class of a method, written as in PEFT's enumeration or as its class, or why there is none."""
+    """Return the config class of a method, named as in PEFT's enumeration or as its class, or why there is none."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     plain = _squeezed(name)
-    if plain in _WORDS:
-        return None, f"which {_WORDS[plain]}"
+    if plain in _VARIANTS:
+        return None, f"which {_VARIANTS[plain]}"
     for type_, kind in PEFT_TYPE_TO_CONFIG_MAPPING.items():
         if plain in (_squeezed(type_.value), _squeezed(kind.__name__)):
             return kind, ""
@@ -176,14 +175,14 @@ def _squeezed(name: str) -> str:
 
 
 def _spellings(key: str, settings: PeftSettings) -> tuple[str, ...]:
-    """The names that PEFT's config classes have for a key."""
+    """Return the names that PEFT's config classes have for a key."""
     method = _squeezed(str(settings.type))
     names = {"alpha": ("lora_alpha", "alpha", f"{method}_alpha"), "dropout": ("lora_dropout", f"{method}_dropout")}
     return names.get(key, (key,))
 
 
 def _plain(value: Any) -> Any:
-    """Lists where PEFT wants them, and whole numbers without a point."""
+    """Convert tuples to lists and whole numbers to integers, as PEFT needs them."""
     if isinstance(value, tuple):
         return list(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,4 +1,4 @@
-"""The hooks of ``hooktrain-peft``; torch and PEFT are imported when there is an adapter, not for listings."""
+"""Plugin ``peft``; torch and PEFT are imported when there is an adapter, not for listings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hooktrain_hf import HFModelConfig
 
 from hooktrain import Complaint, ModelError, hookimpl
 from hooktrain_peft.config import PeftSettings
@@ -22,7 +24,7 @@ _LOW_RATE = 5e-5
 
 
 class PeftPlugin:
-    """Wraps the model's factory, writes adapters in the place of whole models, and adds ``hooktrain merge``."""
+    """Puts an adapter on the model, and exports the adapter in the place of the model."""
 
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
@@ -44,7 +46,7 @@ class PeftPlugin:
         settings = _settings(recipe)
         if model is None or not settings.active:
             return model
-        from hooktrain_peft.adapt import add_adapter
+        from hooktrain_peft.adapter import add_adapter
 
         return add_adapter(model, settings, config)
 
@@ -54,9 +56,9 @@ class PeftPlugin:
         settings = _settings(recipe)
         if model is None or not settings.active:
             return model
-        from hooktrain_peft.adapt import sketch_adapter
+        from hooktrain_peft.adapter import adapt_meta_model
 
-        return sketch_adapter(model, settings)
+        return adapt_meta_model(model, settings)
 
     @hookimpl
     def on_train_start(self, trainer: Trainer) -> None:
@@ -65,17 +67,17 @@ class PeftPlugin:
         from hooktrain_peft.report import describe
 
         trainer.say(describe(trainer.strategy.unwrap(trainer.model)))
-        rate = getattr(trainer.recipe.optimizer, "lr", _LOW_RATE)
+        rate = trainer.recipe.as_dict().get("optimizer", {}).get("lr", _LOW_RATE)
         if rate < _LOW_RATE:
             trainer.say(
-                f"peft: optimizer.lr is {rate:g}, a rate for whole models; adapters learn at about ten times that"
+                f"peft: optimizer.lr is {rate:g}, a rate for complete models; adapters need about ten times that"
             )
 
     @hookimpl(optionalhook=True)
     def export_model(
         self, module: Module, weights: Mapping[str, Tensor], folder: Path, dtype: Any, tokenizer: Any, recipe: Recipe
     ) -> Mapping[str, Tensor] | None:
-        if "peft" not in sys.modules:  # then nobody has put an adapter on anything
+        if "peft" not in sys.modules:  # then no model has an adapter
             return None
         from peft import PeftModel
 
@@ -94,10 +96,11 @@ def _settings(recipe: Recipe) -> PeftSettings:
 
 
 def _refuse_adapter_as_model(config: Any) -> None:
-    name = getattr(config, "name_or_path", None)
-    folder = Path(str(name)).expanduser() if name else None
-    if folder is not None and (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    if not isinstance(config, HFModelConfig):
+        return
+    name, folder = config.name_or_path, Path(config.name_or_path).expanduser()
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise ModelError(
-            f"model.name_or_path: given '{name}', which holds an adapter; expected its base, with peft.adapter set to"
-            f" this folder; or merge the two with `hooktrain merge {name} --output FOLDER` and give that folder"
+            f"model.name_or_path: given '{name}', which contains an adapter; expected its base, with peft.adapter set"
+            f" to this folder; or merge the two with `hooktrain merge {name} --output FOLDER` and give that folder"
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 import pytest
-from hooktrain_hf.source import HFSourceConfig, load_rows
+from hooktrain_hf.source import HFSourceConfig, load_examples
 
 from hooktrain import DataError, World, structure
 from tests.facts import facts
@@ -24,7 +24,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 
 
 def numbers(name: str, **more: Any) -> list[int]:
-    rows = load_rows(HFSourceConfig(name_or_path=name, **more), World())
+    rows = load_examples(HFSourceConfig(name_or_path=name, **more), World())
     assert [rows[i]["n"] for i in range(len(rows))] == [row["n"] for row in rows]
     return [row["n"] for row in rows]
 
@@ -49,7 +49,7 @@ def test_a_file_gives_its_rows_in_order(tmp_path: Path, ending: str) -> None:
 
 
 def test_rows_are_dictionaries(tmp_path: Path) -> None:
-    row = load_rows(HFSourceConfig(name_or_path=write(tmp_path / "rows.jsonl")), World())[3]
+    row = load_examples(HFSourceConfig(name_or_path=write(tmp_path / "rows.jsonl")), World())[3]
     assert row == ROWS[3]
 
 
@@ -161,4 +161,4 @@ def test_text_that_is_not_utf_8_is_refused_at_once(tmp_path: Path) -> None:
     path = tmp_path / "latin.jsonl"
     path.write_bytes('{"text": "\xe9t\xe9"}\n'.encode("latin-1"))
     with pytest.raises(DataError, match=r"data\.sources.*latin\.jsonl'.*(UTF8|utf-8)"):
-        load_rows(HFSourceConfig(name_or_path=str(path)), World())
+        load_examples(HFSourceConfig(name_or_path=str(path)), World())

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hooktrain_peft.merging as merging_module
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from hooktrain_peft import merged_folder
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -157,8 +157,8 @@ def test_a_merge_that_went_wrong_is_not_left_behind(
             merged.model.norm.weight.mul_(1.01)
         return merged
 
-    real = merging_module.merge
-    monkeypatch.setattr(merging_module, "merge", lossy)
+    real = merged_folder.merge_adapter
+    monkeypatch.setattr(merged_folder, "merge_adapter", lossy)
     told = refused(adapter, "--output", tmp_path / "out")
     assert re.search(facts("merge: ", "logits", "1.0e-02", "fp32", "--dtype fp32"), told)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "run"]

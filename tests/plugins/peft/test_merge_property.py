@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from hooktrain_peft.adapt import add_adapter
+from hooktrain_peft.adapter import add_adapter
 from hooktrain_peft.config import PeftSettings
-from hooktrain_peft.merge import merge, private_copy
+from hooktrain_peft.weight_merge import copy_for_merge, merge_adapter
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -69,7 +69,7 @@ def test_merged_weights_compute_what_the_adapter_does(
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.03)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     expected = logits(model)
-    merged = merge(private_copy(model, model.state_dict()))
+    merged = merge_adapter(copy_for_merge(model, model.state_dict()))
     assert difference(expected, logits(merged)) < (0.15 if half else 1e-4)
     assert {parameter.dtype for parameter in merged.parameters()} == {torch.bfloat16 if half else torch.float32}
     for name, value in model.state_dict().items():

@@ -9,4 +9,4 @@ from hooktrain_hf import attention, document_attention
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(document_attention, "BLOCK", 4)
-    attention._tell_once.cache_clear()
+    attention._warn_once.cache_clear()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from hooktrain_hf.attention import install
+from hooktrain_hf.attention import install_document_attention
 from hooktrain_sft.data.collate import document_keys
 
 __all__ = [
@@ -157,6 +157,6 @@ def pair(family: str) -> tuple[Any, Any]:
     if family not in _made:
         dense = make(family, FAMILIES[family][1])
         model = copy.deepcopy(dense)
-        install(model, "auto")
+        install_document_attention(model, "auto")
         _made[family] = model, dense
     return _made[family]

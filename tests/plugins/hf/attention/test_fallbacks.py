@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hooktrain_hf import attention
-from hooktrain_hf.attention import install
+from hooktrain_hf.attention import install_document_attention
 
 from hooktrain import ModelError
 from tests.facts import facts
@@ -29,7 +29,7 @@ from tests.plugins.hf.attention.families import (
 @pytest.mark.parametrize("family", HYBRIDS)
 def test_layers_that_carry_a_state_take_no_two_documents_in_a_row(family: str) -> None:
     model = make(family, HYBRIDS[family])
-    install(model, "auto")
+    install_document_attention(model, "auto")
     with pytest.raises(
         ModelError,
         match=facts("2 documents", type(model).__name__, "layers of kind", "data.pack_samples", "micro_batch_size"),
@@ -42,7 +42,7 @@ def test_layers_that_carry_a_state_take_no_two_documents_in_a_row(family: str) -
 
 def test_a_hybrid_without_recurrent_layers_is_like_any_other() -> None:
     model = make("GraniteMoeHybrid", {**HYBRIDS["GraniteMoeHybrid"], "layer_types": ["attention", "attention"]})
-    install(model, "auto")
+    install_document_attention(model, "auto")
     texts = documents((5, 4))
     alone = torch.cat([logits(model, {"input_ids": torch.tensor([text])}) for text in texts])
     torch.testing.assert_close(logits(model, flat(texts)), alone, rtol=1e-4, atol=1e-4)
@@ -53,7 +53,7 @@ def test_a_pattern_that_needs_a_mask_gets_one(caplog: pytest.LogCaptureFixture) 
     model = make("Gemma3", {**FAMILIES["Gemma3"][1], "use_bidirectional_attention": True})
     texts = documents(LENGTHS)
     alone = torch.cat([logits(model, {"input_ids": torch.tensor([text])}) for text in texts])
-    install(model, "auto")
+    install_document_attention(model, "auto")
     with caplog.at_level(logging.WARNING):
         packed = logits(model, flat(texts))
         logits(model, flat(texts))
@@ -75,7 +75,7 @@ def test_chunks_are_not_taken_for_windows() -> None:
 
 def test_a_model_without_the_interface_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
     model = make("StableLm", SMALL)
-    install(model, "auto")
+    install_document_attention(model, "auto")
     with caplog.at_level(logging.WARNING), torch.no_grad():
         logits(model, flat(documents((5,))))
         assert not caplog.records, "a single document needs no mask"
@@ -84,7 +84,7 @@ def test_a_model_without_the_interface_is_told_of_once(caplog: pytest.LogCapture
     (record,) = caplog.records
     assert re.search(facts("mask", "StableLmForCausalLM", "transformers", "micro-batch"), record.getMessage())
     with pytest.raises(ModelError, match=facts("model.attn_implementation", "'documents'", "StableLmForCausalLM")):
-        install(make("StableLm", SMALL), "documents")
+        install_document_attention(make("StableLm", SMALL), "documents")
 
 
 def test_arguments_that_an_eager_model_alone_knows_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_arguments_that_an_eager_model_alone_knows_are_left_to_it(monkeypatch: p
     texts = documents(LENGTHS)
     with torch.no_grad():
         expected = logits(model, flat(texts))
-        monkeypatch.setattr(attention, "_UNDERSTOOD", attention._UNDERSTOOD - {"softcap"})
+        monkeypatch.setattr(attention, "_KNOWN_ARGUMENTS", attention._KNOWN_ARGUMENTS - {"softcap"})
         torch.testing.assert_close(logits(model, flat(texts)), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hooktrain_hf import document_attention, half_attention
-from hooktrain_hf.attention import install
+from hooktrain_hf.attention import install_document_attention
 
 from tests.plugins.hf.attention.families import (
     FAMILIES,
@@ -29,7 +29,7 @@ def test_nothing_is_read_from_the_device() -> None:
     def on_device(implementation: str | None, config: dict[str, Any], family: str) -> torch.Tensor:
         model = make(family, config).to("meta").train()
         if implementation is not None:
-            install(model, implementation)
+            install_document_attention(model, implementation)
         batch = {n: v.to("meta") if isinstance(v, torch.Tensor) else v for n, v in flat(texts).items()}
         model.gradient_checkpointing_enable({"use_reentrant": False})
         made = logits(model, batch)
@@ -70,7 +70,7 @@ def test_flash_kernels_are_told_where_documents_begin(monkeypatch: pytest.Monkey
     texts = documents(LENGTHS)
     alone = torch.cat([logits(model, {"input_ids": torch.tensor([text])}) for text in texts])
     model.config._attn_implementation_internal = "flash_attention_2"
-    install(model, "flash_attention_2")
+    install_document_attention(model, "flash_attention_2")
     torch.testing.assert_close(logits(model, flat(texts)), alone, rtol=1e-4, atol=1e-4)
     assert longest == [21, 21] and all(type(value) is int for value in longest)
 
@@ -153,7 +153,7 @@ def test_bf16_runs_take_the_short_way_and_long_documents_do_not(monkeypatch: pyt
     monkeypatch.setattr(document_attention, "attend_short", counted)
     monkeypatch.setattr(half_attention, "_LONGEST", 10)
     model = make("Llama", SMALL).train()
-    install(model, "auto")
+    install_document_attention(model, "auto")
     batch = flat(documents(LENGTHS))
     exact = logits(model, batch)
     assert not seen

@@ -8,7 +8,7 @@ import sys
 MEMORY = """
 import ctypes, torch, transformers
 from hooktrain.bench.driver import peak_mib, restart_peak
-from hooktrain_hf.attention import install
+from hooktrain_hf.attention import install_document_attention
 from hooktrain_sft.data.collate import document_keys
 ctypes.CDLL(None).mallopt(-3, 1_000_000)  # M_MMAP_THRESHOLD: what is freed goes back, and is not counted
 torch.set_num_threads(1)
@@ -18,7 +18,7 @@ for family, more, longest in (("Llama", {}, 8192), ("Mistral", {"sliding_window"
         ("Gemma2", {"sliding_window": 512}, 1024)):
     config, kind = (getattr(transformers, family + name) for name in ("Config", "ForCausalLM"))
     model = kind(config(**sizes, **more))
-    install(model, "auto")
+    install_document_attention(model, "auto")
     model.train().gradient_checkpointing_enable(dict(use_reentrant=False))
     peak = []
     for tokens in (512, 4096, 8192):

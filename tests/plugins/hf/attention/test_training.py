@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hooktrain_hf import document_attention
-from hooktrain_hf.attention import install
+from hooktrain_hf.attention import install_document_attention
 
 from hooktrain import ModelError
 from hooktrain.testing import Recorder, train
@@ -33,7 +33,7 @@ def test_activation_checkpointing_repeats_the_same(family: str, dropout: float) 
     found = []
     for checkpointing in (False, True):
         model = make(family, {**FAMILIES[family][1], "attention_dropout": dropout})
-        install(model, "auto")
+        install_document_attention(model, "auto")
         model.train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -48,7 +48,7 @@ def test_dropout_drops() -> None:
     """In training only, about as many as asked for, and without a bias."""
     config = {**SMALL, "attention_dropout": 0.5}
     model = make("Llama", config)
-    install(model, "auto")
+    install_document_attention(model, "auto")
     batch = flat(documents(LENGTHS))
     with torch.no_grad():
         plain = logits(model, batch)
@@ -56,7 +56,7 @@ def test_dropout_drops() -> None:
         first, second = logits(model, batch), logits(model, batch)
     assert torch.equal(plain, logits(model.eval(), batch)) and not torch.equal(first, second)
     value, seen = torch.ones(1, 1, 4000, 1), torch.ones(4000, 4000, dtype=torch.bool)
-    weighted = document_attention._weighted(
+    weighted = document_attention._unfused(
         torch.zeros_like(value), torch.zeros_like(value), value, seen, document_attention.Scores(1.0, dropout=0.25)
     )
     assert float(weighted.mean()) == pytest.approx(1, abs=1e-3)

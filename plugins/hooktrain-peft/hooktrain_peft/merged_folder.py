@@ -1,4 +1,4 @@
-"""Merging an adapter into its base on disk, and proving the result."""
+"""Merged models on disk, compared with the adapter on its base."""
 
 from __future__ import annotations
 
@@ -8,32 +8,37 @@ from typing import Any, NamedTuple
 
 import attrs
 import torch
-from hooktrain_hf.export import write_model
-from hooktrain_hf.location import first_line, resolve
-from hooktrain_hf.model import build_model, torch_dtype
-from hooktrain_hf.quiet import quiet_transformers
-from hooktrain_hf.swap import replace_folder, temporary_folder
+from hooktrain_hf import (
+    build_model,
+    first_line,
+    quiet_transformers,
+    replace_folder,
+    resolve_location,
+    temporary_folder,
+    torch_dtype,
+    write_model,
+)
 from torch import Tensor
 
 from hooktrain import CheckpointError, World
-from hooktrain_peft.adapt import load_adapter
-from hooktrain_peft.finding import Found
-from hooktrain_peft.merge import merge
+from hooktrain_peft.adapter import load_adapter
+from hooktrain_peft.merge_source import MergeSource
+from hooktrain_peft.weight_merge import merge_adapter
 
-__all__ = ["Merged", "merge_to"]
+__all__ = ["MergeResult", "write_merged_folder"]
 
 _LIMITS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 0.15}
-"""How far logits may differ, as a share of their norm: what rounding in every layer comes to. That a layer computes the
-same is proven in float32 as it is merged; this finds what was tied, lost or written wrongly."""
+"""Largest difference of logits as a share of their norm, as rounding in every layer causes it. Each layer is compared
+in float32 when it is merged; this comparison finds weights that were tied, lost or written wrongly."""
 _PROBE = 16
 """Tokens on which logits are compared."""
 
 
-class Merged(NamedTuple):
-    """What came of it.
+class MergeResult(NamedTuple):
+    """Size, precision and accuracy of a merged model.
 
     Attributes:
-        weights: how many numbers the merged model has.
+        weights: number of weights of the merged model.
         dtype: their precision.
         difference: norm of the difference of its logits from the adapter's, as a share of theirs.
     """
@@ -43,25 +48,25 @@ class Merged(NamedTuple):
     difference: float
 
 
-def merge_to(found: Found, output: Path) -> Merged:
-    """Merge, write, load what was written, and compare its logits with those of the adapter on its base.
+def write_merged_folder(source: MergeSource, output: Path) -> MergeResult:
+    """Merge and write a model, load it again, and compare its logits with those of the adapter on its base.
 
     Args:
-        found: what is to be merged.
-        output: a folder that does not exist or is empty; nothing is there before all is proven.
+        source: the adapter to merge and its base.
+        output: a folder that does not exist or is empty; it is written only after the comparison.
 
     Raises:
-        CheckpointError: the folder cannot be had, or the merged model is not what the adapter on its base is.
+        CheckpointError: the folder cannot be written, or the logits differ.
         ModelError: base or adapter cannot be loaded, or the method cannot be merged.
     """
     output = output.expanduser().absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"merge: given --output '{output}', which exists; give a new folder, or remove that one")
-    base, dtype = found.base, found.base.weights_dtype
-    tokenizer = _tokenizer(found)
-    model = load_adapter(build_model(base, tokenizer, World()), found.adapter, None, where="merge")
+    base, dtype = source.base, source.base.weights_dtype
+    tokenizer = _tokenizer(source)
+    model = load_adapter(build_model(base, tokenizer, World()), source.adapter, None, where="merge")
     expected = _logits(model)
-    merged = merge(model)
+    merged = merge_adapter(model)
     try:
         with temporary_folder(output) as folder:
             with quiet_transformers(is_main=False):
@@ -77,41 +82,41 @@ def merge_to(found: Found, output: Path) -> Merged:
                 raise CheckpointError(
                     f"merge: the logits of the merged model differ from the adapter's by {difference:.1e} of their"
                     f" size, expected at most {_LIMITS[dtype]:.0e} for {dtype}; nothing was written; try --dtype fp32,"
-                    " or use the adapter as it is"
+                    " or use the adapter together with its base"
                 )
             if output.is_dir():
-                output.rmdir()  # empty, and so that it is no folder to be kept
+                output.rmdir()  # it is empty
             replace_folder(folder, output)
     except OSError as problem:
         raise CheckpointError(
             f"merge: '{output}' cannot be written ({first_line(problem)}); give a folder with enough space"
         ) from problem
-    return Merged(weights, dtype, difference)
+    return MergeResult(weights, dtype, difference)
 
 
-def _tokenizer(found: Found) -> Any:
-    """The adapter's tokenizer, or the base's, or None."""
+def _tokenizer(source: MergeSource) -> Any:
+    """Load the adapter's tokenizer, or the base's; None where both have none."""
     import transformers
 
-    places: list[tuple[str, dict[str, Any]]] = [(str(found.adapter), {})]
-    location = resolve(found.base.name_or_path, found.base.gguf_file, "base")
+    places: list[tuple[str, dict[str, Any]]] = [(str(source.adapter), {})]
+    location = resolve_location(source.base.name_or_path, source.base.gguf_file, "base")
     places.append((location.name, {"gguf_file": location.gguf_file} if location.gguf_file else {}))
-    if not (found.adapter / "tokenizer_config.json").is_file():
+    if not (source.adapter / "tokenizer_config.json").is_file():
         places.pop(0)
     for name, more in places:
         try:
             with quiet_transformers(is_main=False):
                 return transformers.AutoTokenizer.from_pretrained(
-                    name, trust_remote_code=found.base.trust_remote_code, **more
+                    name, trust_remote_code=source.base.trust_remote_code, **more
                 )
-        except Exception:  # a base without a tokenizer can be merged all the same
+        except Exception:  # a base without a tokenizer can be merged too
             continue
     return None
 
 
 @torch.no_grad()
 def _logits(model: Any) -> Tensor:
-    """Logits of a few tokens from all over the vocabulary, shape (1, tokens, vocabulary)."""
+    """Return the logits of a few tokens from all over the vocabulary, shape (1, tokens, vocabulary)."""
     model.eval()
     size = model.get_input_embeddings().weight.shape[0]
     ids = torch.linspace(0, size - 1, _PROBE).long()[None]  # (1, tokens)

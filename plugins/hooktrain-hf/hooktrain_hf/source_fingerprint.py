@@ -1,4 +1,4 @@
-"""What a source holds, told from its files' contents or the hub's revision, without loading it."""
+"""Fingerprints of sources, from their files' contents or the hub's revision, without loading them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from hooktrain_hf.source import HFSourceConfig, files_of, name_and_split
 __all__ = ["fingerprint"]
 
 _READ_WHOLE = 64 * 2**20
-"""Bytes up to which a file is known by its content; larger ones by path, size and time of change."""
+"""Bytes up to which a file is identified by its content; larger ones by path, size and time of change."""
 
 
 def fingerprint(config: HFSourceConfig) -> str | None:
-    """Text that differs when the rows of a source may differ.
+    """Return a text that differs where the examples of a source may differ.
 
     Returns:
-        None for what lies on the hub: only loading it tells which revision that is.
+        None where the revision of a hub data set is only known when it is loaded.
 
     Raises:
-        DataError: when there is no such file.
+        DataError: there is no such file.
     """
     name, split = name_and_split(config)
     path = Path(name).expanduser()
@@ -46,18 +46,18 @@ def _of_files(files: Iterable[Path]) -> str:
             else:
                 made.update(f"{file.resolve()} {found.st_size} {found.st_mtime_ns}".encode())
         except OSError:
-            made.update(b"unreadable")  # loading it says what is wrong
+            made.update(b"unreadable")  # loading it raises the error
     return made.hexdigest()
 
 
 def _hub_revision(name: str, split: str) -> str | None:
-    """The commit that a data set's name on the hub stands for now; None when the hub cannot be asked."""
+    """Return the present commit of a data set on the hub; None where the hub cannot be reached."""
     from huggingface_hub import HfApi
 
     if "://" in name:
         return None
     try:
         revision = HfApi().dataset_info(name, timeout=5).sha
-    except Exception:  # offline, unknown, gated: whatever it is, loading says it better
+    except Exception:  # offline, unknown, gated: loading raises a better error
         return None
     return f"{name} {revision} {split}" if revision else None

@@ -9,9 +9,9 @@ from typing import Any
 
 import datasets
 import pytest
-from hooktrain_hf import source_state
+from hooktrain_hf import source_fingerprint
 from hooktrain_hf.source import HFSourceConfig
-from hooktrain_hf.source_state import fingerprint
+from hooktrain_hf.source_fingerprint import fingerprint
 
 from hooktrain import DataError
 from tests.facts import facts
@@ -39,7 +39,7 @@ def test_a_file_is_known_by_its_content(rows: Path) -> None:
 
 
 def test_a_large_file_is_known_by_size_and_time(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_state, "_READ_WHOLE", 8)
+    monkeypatch.setattr(source_fingerprint, "_READ_WHOLE", 8)
     before = of(rows)
     assert of(rows) == before
     os.utime(rows, (1, 1))

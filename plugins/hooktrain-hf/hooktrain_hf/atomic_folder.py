@@ -1,4 +1,4 @@
-"""Putting a finished folder in the place of an older one, so that at no moment there is neither."""
+"""Atomic replacement of an export's folder: at any time either the old or the new one is there."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _OF_AN_EXPORT = re.compile(
 
 
 def check_target(folder: Path, where: str) -> None:
-    """Make sure that an export may go to ``folder``.
+    """Raise CheckpointError where an export cannot or must not be written to ``folder``.
 
     Args:
-        folder: where it is to go; it need not exist.
+        folder: the export's folder; it need not exist.
         where: beginning of the message.
 
     Raises:
-        CheckpointError: it is a file, cannot be written, or holds something that no export left there.
+        CheckpointError: it is a file, cannot be written, or contains files that are not an export's.
     """
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(
-            f"{where}: output_dir is '{folder}', which is a file; expected a folder, or a name that is free; change it"
+            f"{where}: given output_dir '{folder}', which is a file; expected a folder, or an unused name; change it"
         )
     existing = next(place for place in (folder, *folder.parents) if place.exists())
-    # the folder is swapped as a whole, so its parent is written too
+    # replacing the folder writes to its parent
     for place in {existing, folder.parent} if folder.exists() else {existing}:
         if not os.access(place, os.W_OK | os.X_OK):
             raise CheckpointError(
-                f"{where}: output_dir is '{folder}', but this user may not write to '{place}'; expected a folder that"
-                " can be written; change output_dir or the rights"
+                f"{where}: given output_dir '{folder}', but this user may not write to '{place}'; expected a writable"
+                " folder; change output_dir or the permissions"
             )
     if not folder.is_dir() or any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         return
@@ -50,14 +50,14 @@ def check_target(folder: Path, where: str) -> None:
     if strange:
         listed = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
         raise CheckpointError(
-            f"{where}: output_dir is '{folder}', which holds files that are not an export's ({listed}); expected a new"
-            " or empty folder, or an earlier export; change output_dir or move those files"
+            f"{where}: given output_dir '{folder}', which contains files that are not an export's ({listed}); expected"
+            " a new or empty folder, or an earlier export; change output_dir or move those files"
         )
 
 
 @contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside ``target``, on the same file system; what is left of it at the end is deleted."""
+    """Make a folder next to ``target``, on the same file system, and delete it afterwards if it is still there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _finish(target)
     folder = target.parent / f".{target.name}.writing"
@@ -70,7 +70,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 
 def replace_folder(folder: Path, target: Path) -> None:
-    """Make ``folder`` durable and rename it to ``target``; whatever else ``target`` held is kept in the new one.
+    """Flush ``folder`` to the disk and rename it to ``target``; other files in ``target`` are kept.
 
     Raises:
         OSError: the file system refuses; ``target`` is then unchanged.
@@ -81,7 +81,7 @@ def replace_folder(folder: Path, target: Path) -> None:
         os.rename(folder, target)
     else:
         old = _old(target)
-        os.rename(folder, old)  # under this name nothing is deleted unread, see _finish
+        os.rename(folder, old)  # a killed run's files under this name are moved back, see _finish
         if not _swap_names(old, target):  # no such call on this system: for an instant there is only ``old``
             os.rename(old, folder)
             os.rename(target, old)
@@ -95,7 +95,7 @@ def _old(target: Path) -> Path:
 
 
 def _swap_names(left: Path, right: Path) -> bool:
-    """Linux' renameat2 with RENAME_EXCHANGE; False where kernel, C library or file system do not have it."""
+    """Exchange two names by Linux' renameat2; return False where the system does not support it."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
@@ -105,9 +105,9 @@ def _swap_names(left: Path, right: Path) -> bool:
 
 
 def _finish(target: Path) -> None:
-    """Move what was not part of the replaced export (saves on the way, a user's notes) back in; delete the rest.
+    """Move files that are not the replaced export's (earlier saves, a user's notes) back; delete the others.
 
-    Also done before the next save, in case a run was killed in between.
+    It is also called before the next save, in case a run was killed in between.
     """
     old = _old(target)
     if not old.is_dir():

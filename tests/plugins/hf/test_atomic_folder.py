@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hooktrain_hf import swap
+from hooktrain_hf import atomic_folder
 
 
 def fill(folder: Path, text: str) -> None:
@@ -19,7 +19,7 @@ def fill(folder: Path, text: str) -> None:
 def test_a_kill_at_any_rename_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_one_step: bool) -> None:
     """Whatever rename is the last one that happens, one whole export is there after the next attempt begins."""
     if not in_one_step:
-        monkeypatch.setattr(swap, "_swap_names", lambda left, right: False)
+        monkeypatch.setattr(atomic_folder, "_swap_names", lambda left, right: False)
     rename, left = os.rename, 0
 
     def dying(*args: Any) -> None:
@@ -37,13 +37,13 @@ def test_a_kill_at_any_rename_loses_nothing(tmp_path: Path, monkeypatch: pytest.
         with monkeypatch.context() as patched:
             patched.setattr(os, "rename", dying)
             try:
-                with swap.temporary_folder(target) as folder:
+                with atomic_folder.temporary_folder(target) as folder:
                     fill(folder, "new")
-                    patched.setattr(swap.shutil, "rmtree", lambda *args, **more: None)
-                    swap.replace_folder(folder, target)
+                    patched.setattr(atomic_folder.shutil, "rmtree", lambda *args, **more: None)
+                    atomic_folder.replace_folder(folder, target)
             except KeyboardInterrupt:
                 pass
-        with swap.temporary_folder(target):
+        with atomic_folder.temporary_folder(target):
             assert (target / "config.json").read_text() in ("old", "new")
             assert (target / "mine").read_text() == "kept"
         assert not list(tmp_path.glob(f".out{survived}*"))
@@ -53,6 +53,6 @@ def test_a_kill_at_any_rename_loses_nothing(tmp_path: Path, monkeypatch: pytest.
 def test_names_are_exchanged_in_one_step_on_linux(tmp_path: Path) -> None:
     fill(tmp_path / "a", "a")
     fill(tmp_path / "b", "b")
-    if not swap._swap_names(tmp_path / "a", tmp_path / "b"):
+    if not atomic_folder._swap_names(tmp_path / "a", tmp_path / "b"):
         pytest.skip("this system cannot exchange two names")
     assert (tmp_path / "a/config.json").read_text() == "b" and (tmp_path / "b/config.json").read_text() == "a"

@@ -1,4 +1,4 @@
-"""Finding an adapter, and the base that it belongs to."""
+"""Adapters to merge and the bases that they belong to, found in folders and runs."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hooktrain_hf.location import Location, first_line, resolve
-from hooktrain_hf.model import HFModelConfig, torch_dtype
-from hooktrain_hf.quiet import quiet_transformers
+from hooktrain_hf import HFModelConfig, Location, first_line, quiet_transformers, resolve_location, torch_dtype
 
 from hooktrain import CheckpointError, Complaint, ModelError, RecipeError, read_recipe, structure
-from hooktrain_peft.adapt import ADAPTER_CONFIG, is_adapter
+from hooktrain_peft.adapter import ADAPTER_CONFIG, is_adapter
+from hooktrain_peft.compat import stored_dtype
 
-__all__ = ["Found", "find"]
+__all__ = ["MergeSource", "find_merge_source"]
 
 
-class Found(NamedTuple):
-    """What is to be merged.
+class MergeSource(NamedTuple):
+    """An adapter to merge and its base.
 
     Attributes:
         adapter: its folder.
-        base: the model that it belongs to, ``weights_dtype`` being the precision of the merged weights.
+        base: the model that it belongs to; ``weights_dtype`` is the precision of the merged weights.
     """
 
     adapter: Path
     base: HFModelConfig
 
 
-def find(source: Path, base: str | None, dtype: str | None, trust_remote_code: bool = False) -> Found:
-    """Find an adapter, and the base that it was trained on.
+def find_merge_source(
+    source: Path, base: str | None, dtype: str | None, trust_remote_code: bool = False
+) -> MergeSource:
+    """Find an adapter and the base that it was trained on.
 
     Args:
-        source: a folder with an adapter, or a run's folder, whose newest export is taken.
+        source: a folder with an adapter, or a run's folder, whose newest export is used.
         base: the base, instead of the one that the run or the adapter names.
-        dtype: precision of the merged weights; the one that the base is stored in when left out.
+        dtype: precision of the merged weights; by default the one that the base is stored in.
         trust_remote_code: whether Python code that comes with the base may run.
 
     Raises:
@@ -49,32 +50,28 @@ def find(source: Path, base: str | None, dtype: str | None, trust_remote_code: b
         recipe = read_recipe(source / "recipe.yaml")
         adapter, model = _exported(source, recipe), _base_of_run(recipe)
     else:
-        raise CheckpointError(f"merge: given '{source}', {_what_is_wrong(source)}")
+        raise CheckpointError(f"merge: given '{source}', {_why_not(source)}")
     if base is not None:
         model = {"name_or_path": base}
     name = model.get("name_or_path")
     if not name:
-        raise ModelError(
-            f"merge: '{adapter / ADAPTER_CONFIG}' does not say which base the adapter belongs to; give it with --base"
-        )
+        raise ModelError(f"merge: '{adapter / ADAPTER_CONFIG}' does not name the adapter's base; give it with --base")
     if trust_remote_code:
         model["trust_remote_code"] = True
     try:
-        location = resolve(name, model.get("gguf_file"), "base")
+        location = resolve_location(name, model.get("gguf_file"), "base")
     except ModelError as problem:
-        raise ModelError(
-            f"merge: the base of '{adapter}' is not to be had: {problem}; or give it with --base"
-        ) from None
+        raise ModelError(f"merge: the base of '{adapter}' cannot be found: {problem}; or give it with --base") from None
     model["weights_dtype"] = dtype or _stored_dtype(location, bool(model.get("trust_remote_code")))
     complaints: list[Complaint] = []
     config = structure(HFModelConfig, model, "model", complaints)
     if config is None:
         raise RecipeError(complaints, str(source / "recipe.yaml"))
-    return Found(adapter, config)
+    return MergeSource(adapter, config)
 
 
 def _exported(run: Path, recipe: Mapping[str, Any]) -> Path:
-    """The newest adapter that a run exported."""
+    """Return the newest adapter that a run exported."""
     entries = recipe.get("checkpoint") or []
     folders = [
         Path(entry.get("output_dir") or run / "export").expanduser()
@@ -88,7 +85,7 @@ def _exported(run: Path, recipe: Mapping[str, Any]) -> Path:
         if steps:
             return max(steps, key=lambda path: int(path.name[5:]))
         if (folder / "config.json").is_file():
-            raise CheckpointError(f"merge: '{run}' has exported whole weights to '{folder}' already; use those")
+            raise CheckpointError(f"merge: given '{run}', a run that exported merged weights to '{folder}'; use those")
     raise CheckpointError(
         f"merge: given '{run}', a run that has exported no adapter"
         f" ({'looked in ' + ', '.join(map(str, folders)) if folders else 'its recipe has no such checkpoint'});"
@@ -97,7 +94,7 @@ def _exported(run: Path, recipe: Mapping[str, Any]) -> Path:
 
 
 def _base_of_run(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's model, as far as it says what the base is; which factory made it does not matter."""
+    """Return the keys of a recipe's model that identify the base, whatever the model's type."""
     names = ("name_or_path", "gguf_file", "hf_config_kwargs", "trust_remote_code")
     model = recipe.get("model")
     return {name: model[name] for name in names if model.get(name)} if isinstance(model, dict) else {}
@@ -112,7 +109,7 @@ def _base_of_adapter(folder: Path) -> dict[str, Any]:
     return {"name_or_path": name} if name else {}
 
 
-def _what_is_wrong(source: Path) -> str:
+def _why_not(source: Path) -> str:
     expected = f"expected a folder with an {ADAPTER_CONFIG}, or the folder of a run that exported one"
     if not source.exists():
         return f"which does not exist; {expected}; correct the path"
@@ -122,12 +119,12 @@ def _what_is_wrong(source: Path) -> str:
             " {type: huggingface, save_end_of_training: true} under checkpoint, and merge that export"
         )
     if (source / "config.json").is_file():
-        return f"which holds a whole model, with nothing to merge; {expected}"
-    return f"which holds no adapter; {expected}; correct the path"
+        return f"which contains a complete model, with nothing to merge; {expected}"
+    return f"which contains no adapter; {expected}; correct the path"
 
 
 def _stored_dtype(location: Location, trust_remote_code: bool) -> str:
-    """The precision that a base is stored in, as recipes call it; float32 where it is another, or packed."""
+    """Return the precision that a base is stored in, as recipes name it; ``fp32`` where it is another, or packed."""
     import transformers
 
     if location.gguf_file:
@@ -135,8 +132,7 @@ def _stored_dtype(location: Location, trust_remote_code: bool) -> str:
     try:
         with quiet_transformers(is_main=False):
             config = transformers.AutoConfig.from_pretrained(location.name, trust_remote_code=trust_remote_code)
-    except Exception:  # whatever it is, building the model meets it too, and says it well
+    except Exception:  # building the model fails too, with a better error
         return "fp32"
-    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     known = {str(torch_dtype(name)).removeprefix("torch."): name for name in ("fp32", "bf16", "fp16")}
-    return known.get(str(stored).removeprefix("torch."), "fp32")
+    return known.get(stored_dtype(config), "fp32")

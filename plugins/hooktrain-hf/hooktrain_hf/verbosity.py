@@ -1,4 +1,4 @@
-"""Keeping the progress bars and notices of transformers and datasets off everything but a terminal."""
+"""Progress bars and log messages of transformers and datasets, shown on a terminal only."""
 
 from __future__ import annotations
 

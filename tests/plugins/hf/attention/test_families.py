@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hooktrain_hf import attention
-from hooktrain_hf.attention import install
+from hooktrain_hf.attention import install_document_attention
+from hooktrain_hf.compat import decoder_of
 from hooktrain_sft.data.collate import collate_flat, collate_stacked
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,8 +34,8 @@ def test_documents_give_what_they_give_alone(family: str) -> None:
     (alone * weights).sum().backward()
     wanted = gradients(model)
 
-    install(model, "auto")
-    assert attention._decoder(model).config._attn_implementation == expected
+    install_document_attention(model, "auto")
+    assert decoder_of(model).config._attn_implementation == expected
     packed = logits(model, flat(texts))
     (packed * weights).sum().backward()
     torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-4 * float(alone.detach().abs().max()))
@@ -49,7 +49,7 @@ def test_documents_give_what_they_give_alone(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_follows_a_document_does_not_depend_on_it_bit_by_bit(family: str) -> None:
     model = make(family, FAMILIES[family][1])
-    install(model, "auto")
+    install_document_attention(model, "auto")
     texts, others = documents(LENGTHS), documents(LENGTHS, seed=1)
     first = sum(LENGTHS[:3])
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_what_follows_a_document_does_not_depend_on_it_bit_by_bit(family: str) -
 def test_documents_are_kept_apart_for_callers_that_do_not_speak_of_a_cache(implementation: str, training: bool) -> None:
     """transformers does not look for restarting positions while it fills a cache, which is its default."""
     model = make("Llama", SMALL, None if implementation == "documents" else implementation).train(training)
-    install(model, implementation)
+    install_document_attention(model, implementation)
     texts = documents(LENGTHS)
     alone = torch.cat([logits(model, {"input_ids": torch.tensor([text])}) for text in texts])
     batch = flat(texts)
@@ -74,7 +74,7 @@ def test_documents_are_kept_apart_for_callers_that_do_not_speak_of_a_cache(imple
 
 def test_a_cache_that_is_asked_for_is_filled() -> None:
     model = make("Llama", SMALL)
-    install(model, "auto")
+    install_document_attention(model, "auto")
     ids = torch.tensor([[5, 6, 7]])
     assert model(ids).past_key_values is None
     assert model(ids, use_cache=True).past_key_values.get_seq_length() == 3
@@ -84,7 +84,7 @@ def test_a_cache_that_is_asked_for_is_filled() -> None:
 @pytest.mark.parametrize("implementation", ["sdpa", "eager", "documents"])
 def test_explicit_implementations_stay_what_they_are(implementation: str) -> None:
     model = make("Llama", SMALL, None if implementation == "documents" else implementation)
-    install(model, implementation)
+    install_document_attention(model, implementation)
     assert model.config._attn_implementation == implementation
     texts, others = documents(LENGTHS), documents(LENGTHS, seed=1)
     with torch.no_grad():

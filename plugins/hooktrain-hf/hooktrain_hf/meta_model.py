@@ -1,30 +1,40 @@
-"""A transformers model without weights, and what its forward pass would keep, for ``hooktrain plan``."""
+"""Meta models and the memory that their activations would take, for ``hooktrain plan``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from hooktrain import ModelError
-from hooktrain_hf.location import resolve
-from hooktrain_hf.model import HFModelConfig, compute_activations_again, load_config, random_model
-from hooktrain_hf.quiet import quiet_transformers
+from hooktrain_hf.compat import (
+    decoder_of,
+    enable_activation_checkpointing,
+    native_bf16,
+    set_attention_implementation,
+    unwrap_adapters,
+)
+from hooktrain_hf.location import resolve_location
+from hooktrain_hf.model import HFModelConfig, load_config, random_model
+from hooktrain_hf.verbosity import quiet_transformers
 
-__all__ = ["activations", "sketch"]
+if TYPE_CHECKING:
+    from hooktrain import Recipe
 
-_ATTENTION = "hooktrain_sketch"
+__all__ = ["estimate_activations", "make_meta_model"]
+
+_ATTENTION = "hooktrain_meta"
 
 
-def sketch(config: HFModelConfig) -> Any:
-    """The model of a recipe on the device in whose context this is called, from its config alone.
+def make_meta_model(config: HFModelConfig) -> Any:
+    """Make a recipe's model from its config alone, on the device in whose context this is called.
 
     Raises:
         ModelError: the config is not on this machine, or cannot be used.
     """
-    location = resolve(config.name_or_path, config.gguf_file, "model.name_or_path")
+    location = resolve_location(config.name_or_path, config.gguf_file, "model.name_or_path")
     with quiet_transformers():
         try:
             with torch.device("cpu"):  # reading a GGUF file's header computes with tensors
@@ -33,19 +43,19 @@ def sketch(config: HFModelConfig) -> Any:
             if location.local:
                 raise
             raise ModelError(
-                f"'{config.name_or_path}' is not downloaded, and a plan does not ask the network"
+                f"'{config.name_or_path}' is not downloaded, and a plan does not use the network"
             ) from problem
         model = random_model(config, hf_config)
     if config.activation_checkpointing:
-        compute_activations_again(model)
+        enable_activation_checkpointing(model)
     return model
 
 
 class _Attention(torch.autograd.Function):
-    """Attention that keeps what its fused kernels keep: inputs and output, and no scores of tokens by tokens."""
+    """Attention that keeps what fused kernels keep: inputs and output, and no scores of tokens by tokens."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # (rows, heads, tokens, channels)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # (sequences, heads, tokens, channels)
         made = query.new_empty(*query.shape[:-1], value.shape[-1])
         ctx.save_for_backward(query, key, value, made)
         return made
@@ -61,25 +71,27 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **_
     return made.transpose(1, 2), None
 
 
-def activations(recipe: Any, model: Any, rows: int, tokens: int) -> Mapping[str, int]:
-    """What the decoder keeps for the backward pass of a micro-batch, in the precision of the strategy.
+def estimate_activations(recipe: Recipe, model: Any, sequences: int, tokens: int) -> Mapping[str, int]:
+    """Estimate the bytes that the decoder keeps for the backward pass of a micro-batch, in the strategy's precision.
 
     Everything that autograd saves is counted once, weights excepted; copies of weights in the precision of the
-    computation are among it. An attention that keeps scores of tokens by tokens (eager) takes more.
+    computation are included. An attention that keeps scores of tokens by tokens (eager) takes more.
     """
     from transformers import AttentionInterface
 
-    AttentionInterface.register(_ATTENTION, _attend)  # type: ignore[no-untyped-call]
-    name = recipe.model.dtype if recipe.model.dtype != "auto" else getattr(recipe.strategy, "dtype", "auto")
+    AttentionInterface.register(_ATTENTION, _attend)
+    settings = recipe.as_dict()
+    strategy = settings.get("strategy", {})
+    name = settings["model"]["dtype"]
+    name = strategy.get("dtype", "auto") if name == "auto" else name
     if name == "auto":
-        device = str(getattr(recipe.strategy, "device", "auto"))
+        device = str(strategy.get("device", "auto"))
         cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-        name = "bf16" if cuda or _native_bf16() else "fp32"
+        name = "bf16" if cuda or native_bf16() else "fp32"
     dtype = torch.float16 if name == "fp16" else torch.bfloat16
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
-    decoder = base.get_decoder() if hasattr(base, "get_decoder") else base
-    decoder.config._attn_implementation = _ATTENTION
-    kept: dict[int, tuple[Any, int]] = {}  # with the storage itself, whose address must not be used again
+    decoder = decoder_of(unwrap_adapters(model))
+    set_attention_implementation(decoder, _ATTENTION)
+    kept: dict[int, tuple[Any, int]] = {}  # with the storage itself, lest its id be used again
     weights = {id(weight.untyped_storage()) for weight in model.parameters()}
 
     def note(tensor: Tensor) -> Tensor:
@@ -87,14 +99,10 @@ def activations(recipe: Any, model: Any, rows: int, tokens: int) -> Mapping[str,
         kept[id(storage)] = (storage, storage.nbytes())
         return tensor
 
-    ids = torch.zeros(rows, tokens, dtype=torch.long)
+    ids = torch.zeros(sequences, tokens, dtype=torch.long)
     with (
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast("cpu", dtype, enabled=name != "fp32"),
     ):
         decoder(input_ids=ids, attention_mask=None, use_cache=False)
     return {"activations": sum(size for key, (_, size) in kept.items() if key not in weights)}
-
-
-def _native_bf16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

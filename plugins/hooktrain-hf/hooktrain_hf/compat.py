@@ -1,0 +1,174 @@
+"""Access to what transformers, torch, PEFT and DeepSpeed have without a promise that it stays.
+
+Seen to work with transformers 5.23, torch 2.13, PEFT 0.21, DeepSpeed 0.19, accelerate 1.15 and gguf 0.19.
+``tests/plugins/hf/test_compat.py`` fails where an upgrade breaks a function of this module.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "attention_implementation",
+    "chat_template",
+    "complete_shape",
+    "decoder_of",
+    "devices_of",
+    "eager_attention",
+    "enable_activation_checkpointing",
+    "forget_gguf_quantization",
+    "forward_pre_hooks",
+    "gguf_load_options",
+    "is_sharded",
+    "is_stateful",
+    "layer_types",
+    "names_not_saved",
+    "native_bf16",
+    "set_attention_implementation",
+    "softmax_backward",
+    "supports_attention_interface",
+    "unwrap_adapters",
+    "vocabulary_size",
+    "works_without_masks",
+]
+
+
+# ------------------------------------------------------------------------------------------------ parts of a model
+
+
+def unwrap_adapters(model: Any) -> Any:
+    """Return the model inside PEFT's wrappers; any other model itself."""
+    while callable(base := getattr(model, "get_base_model", None)) and (inner := base()) is not model:
+        model = inner
+    return model
+
+
+def decoder_of(model: Any) -> Any:
+    """Return the part whose forward the LM head follows; a model's own ``decoder`` may also be a layer of its head."""
+    get = getattr(model, "get_decoder", None)
+    found = get() if callable(get) else None
+    if not hasattr(found, "config"):
+        found = getattr(model, "base_model", None)
+    return found if isinstance(found, nn.Module) else model
+
+
+def layer_types(decoder: Any) -> Sequence[str]:
+    """Return the kinds of a decoder's layers as its config lists them; nothing where it does not."""
+    return getattr(getattr(decoder, "config", None), "layer_types", None) or ()
+
+
+def is_stateful(decoder: Any) -> bool:
+    """Return whether a model declares that it carries a state from token to token."""
+    return bool(getattr(type(decoder), "_is_stateful", False))
+
+
+def vocabulary_size(model: Any) -> int | None:
+    """Return how many tokens a model embeds; None where its config does not say."""
+    size: int | None = getattr(model.config.get_text_config(), "vocab_size", None)
+    return size
+
+
+def devices_of(model: Any) -> set[Any]:
+    """Return the devices over which ``device_map`` has divided a model; empty without one."""
+    return set((getattr(model, "hf_device_map", None) or {}).values())
+
+
+def names_not_saved(model: Any) -> Iterable[str]:
+    """Return the names of weights that a model leaves out of its files."""
+    return getattr(model, "_keys_to_ignore_on_save", None) or ()
+
+
+def forward_pre_hooks(module: nn.Module) -> list[Any]:
+    """Return the hooks that run before a module's forward."""
+    return list(module._forward_pre_hooks.values())
+
+
+def enable_activation_checkpointing(model: Any) -> None:
+    """Have a transformers model recompute activations in the backward pass."""
+    # transformers 5 renamed it; both take their argument by position
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # the other kind gives no gradients over a frozen embedding, as under LoRA
+
+
+# ------------------------------------------------------------------------------------------------------- attention
+
+
+def attention_implementation(module: Any) -> str:
+    """Return the name of the attention that a transformers module uses; empty where it has none."""
+    return str(getattr(getattr(module, "config", None), "_attn_implementation", None) or "")
+
+
+def set_attention_implementation(module: Any, name: str) -> None:
+    """Set the attention of a transformers module without the checks of its own setter."""
+    module.config._attn_implementation = name
+
+
+def supports_attention_interface(decoder: Any) -> bool:
+    """Return whether a model looks its attention function up by name."""
+    return bool(getattr(type(decoder), "_supports_attention_backend", False))
+
+
+def works_without_masks(decoder: Any) -> bool:
+    """Return whether arguments tell a model's attention all that a mask would, as flash kernels need it."""
+    return bool(getattr(type(decoder), "_supports_flash_attn", False))
+
+
+def eager_attention(module: Any) -> Callable[..., Any] | None:
+    """Return the eager attention function beside a module's class; None where there is none."""
+    return getattr(sys.modules.get(type(module).__module__), "eager_attention_forward", None)
+
+
+def softmax_backward(gradient: Tensor, output: Tensor) -> Tensor:
+    """Return the gradient of a softmax's input over the last dimension, from its output's; all of one shape."""
+    return torch._softmax_backward_data(gradient, output, -1, output.dtype)
+
+
+def native_bf16() -> bool:
+    """Return whether this processor multiplies bf16 natively."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+# ------------------------------------------------------------------------------------------- tokenizers, GGUF, shards
+
+
+def chat_template(tokenizer: Any) -> Any:
+    """Return a tokenizer's chat template; None where it has none."""
+    return getattr(tokenizer, "chat_template", None)
+
+
+def gguf_load_options() -> dict[str, Any]:
+    """Return what ``from_pretrained`` needs to unpack GGUF weights: transformers 5 keeps them packed by default."""
+    import transformers
+
+    if not hasattr(transformers, "GgufConfig"):
+        return {}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
+
+
+def forget_gguf_quantization(model: Any) -> None:
+    """Remove what marks an unpacked GGUF model as quantized, as transformers refuses to save quantized ones."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    method = getattr(getattr(quantizer, "quantization_config", None), "quant_method", None)
+    if getattr(method, "value", method) != "gguf":
+        return
+    del model.hf_quantizer
+    for name, value in (("is_quantized", False), ("quantization_method", None)):
+        if hasattr(model, name):
+            setattr(model, name, value)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether ranks hold a model's weights together, as under ZeRO-3 and FSDP2."""
+    return any(hasattr(parameter, "ds_id") or hasattr(parameter, "full_tensor") for parameter in model.parameters())
+
+
+def complete_shape(parameter: Tensor) -> tuple[int, ...]:
+    """Return the shape of a weight, also where this rank holds a shard of it under ZeRO-3."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))

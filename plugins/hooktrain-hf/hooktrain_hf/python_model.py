@@ -1,0 +1,46 @@
+"""Preparation of transformers models passed from Python."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hooktrain import ModelError
+from hooktrain_hf.attention import set_attention
+from hooktrain_hf.compat import devices_of, enable_activation_checkpointing, unwrap_adapters
+from hooktrain_hf.model import check_vocabulary
+
+__all__ = ["adopt_model"]
+
+
+def adopt_model(model: Any, config: Any, tokenizer: Any) -> Any | None:
+    """Prepare a transformers model, or one with an adapter on it, for training, without moving it.
+
+    Args:
+        model: any module.
+        config: the recipe's ``model``, of type ``python``.
+        tokenizer: None, or the tokenizer whose ids the model must be able to embed.
+
+    Returns:
+        The model; None when it is no transformers model.
+
+    Raises:
+        ModelError: it is divided over devices, does not support ``model.attn_implementation``, or embeds fewer tokens
+            than the tokenizer has.
+    """
+    from transformers import PreTrainedModel
+
+    inner = unwrap_adapters(model)
+    if not isinstance(inner, PreTrainedModel):
+        return None
+    devices = devices_of(inner)
+    if len(devices) > 1:
+        raise ModelError(
+            f"model: given a {type(inner).__name__} on the devices {', '.join(sorted(map(str, devices)))}, expected one"
+            " on a single device; load it without device_map, and let the strategy divide it"
+        )
+    if tokenizer is not None:
+        check_vocabulary(inner, tokenizer)
+    set_attention(inner, config.attn_implementation)
+    if config.activation_checkpointing:
+        enable_activation_checkpointing(inner)
+    return model
