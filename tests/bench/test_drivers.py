@@ -64,6 +64,28 @@ def test_a_driver_reports_steps_and_those_of_the_warm_up_are_dropped(tmp_path, m
     assert "No module named a_driver_that_is_not_there" in failed["error"]
 
 
+RAISES = """
+from hooktrain.bench.driver import drive
+
+def measure(given):
+    raise ValueError("3 errors\\n- first " + "x" * 300 + "\\n- second")
+
+drive(measure)
+"""
+
+
+def test_the_error_of_a_driver_is_its_complete_message(tmp_path, monkeypatch, capfd):
+    (tmp_path / "a_driver_that_raises.py").write_text(RAISES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    case = Case(name="c", variants=[Variant("raises", driver="a_driver_that_raises")])
+    said: list[str] = []
+    (line,) = run_suites([Suite(name="s", summary="", cases=[case])], Settings(rounds=1), say=said.append)
+    message = "ValueError: 3 errors\n- first " + "x" * 300 + "\n- second"
+    assert line["variants"]["raises"]["error"] == message
+    assert "a_driver_that_raises.py" in capfd.readouterr().err, "its traceback"
+    assert said[-1].endswith(" raises: ValueError: 3 errors"), "progress takes a line"
+
+
 def test_a_driver_that_takes_too_long_is_killed(tmp_path, monkeypatch):
     (tmp_path / "a_slow_driver.py").write_text("import time\ntime.sleep(600)\n")
     monkeypatch.syspath_prepend(str(tmp_path))

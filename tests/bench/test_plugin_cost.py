@@ -69,7 +69,9 @@ def test_a_recipe_that_fails_without_the_plugin(tmp_path, monkeypatch):
     words = ["bench", "plugin", "torch", "--quick", "--steps", "3", "-p", "no:*"]
     shown = CliRunner().invoke(cli, words)
     assert shown.exit_code == 0
-    assert any(re.search(facts("without", "recipe", "scheduler.type"), line) for line in shown.stdout.splitlines())
+    assert re.search(facts("without", "recipe"), shown.stdout)
+    for part in ("strategy", "optimizer", "scheduler"):
+        assert f"{part}.type" in shown.stdout, "all errors of the recipe"
 
 
 @pytest.mark.parametrize("named", ["line", "environment", "recipe"])
