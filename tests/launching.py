@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hooktrain_torch.stored import FromFiles
+from hooktrain_torch import CheckpointTensors
 
 from hooktrain.testing import Recorder, Run
 
@@ -18,7 +18,7 @@ __all__ = ["alone", "assert_equal_runs", "stored_weights", "weights_at"]
 
 def stored_weights(path: Path, kind: str = "model") -> dict[str, torch.Tensor]:
     """All tensors of a ``full`` checkpoint, put together from all ranks' files."""
-    tensors = FromFiles(path, kind, json.loads((path / "tensors.json").read_text())[kind])
+    tensors = CheckpointTensors(path, kind, json.loads((path / "tensors.json").read_text())[kind])
     return {name: tensors.read(name).view(tensors.shape(name)).clone() for name in tensors.names()}
 
 

@@ -1,4 +1,4 @@
-"""Whether DeepSpeed will take its configuration, found before the data are prepared and said as the recipe says it."""
+"""Validation of DeepSpeed's configuration before the data are prepared, with errors in the recipe's terms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hooktrain import Complaint, RecipeError, did_you_mean
-from hooktrain_deepspeed.library import quietly
+from hooktrain_deepspeed.compat import ConfigRefusedError, config_models, parse_config, quietly
 
 __all__ = ["require_valid"]
 
@@ -16,41 +16,37 @@ _WHERE = "strategy.config"
 
 
 def require_valid(settings: Mapping[str, Any]) -> list[str]:
-    """Have DeepSpeed read its configuration.
+    """Have DeepSpeed read its configuration, and refuse what it refuses.
 
     Args:
-        settings: all of it. DeepSpeed has been imported, and its process group exists.
+        settings: the complete configuration. DeepSpeed is imported and its process group exists.
 
     Returns:
-        What to warn of: keys that nothing reads.
+        Warnings about keys that nothing reads.
 
     Raises:
-        RecipeError: with what DeepSpeed does not take, and with keys that are misspelt.
+        RecipeError: with what DeepSpeed refuses, and with misspelt keys.
     """
-    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
     from pydantic import ValidationError
 
-    asked = _Asked(copy.deepcopy(dict(settings)))
+    recorded = _ReadKeys(copy.deepcopy(dict(settings)))
     try:
         with quietly():
-            DeepSpeedConfig.__new__(DeepSpeedConfig)._initialize_params(asked)
-            DeepSpeedConfig(copy.deepcopy(dict(settings)))
+            parse_config(copy.deepcopy(dict(settings)), recorded)
     except ValidationError as problem:
         raise RecipeError(list(_complaints(problem, settings))) from None
-    except (DeepSpeedConfigError, AssertionError, ValueError, TypeError, KeyError, AttributeError) as problem:
-        kind = "" if isinstance(problem, DeepSpeedConfigError) else f"{type(problem).__name__}: "
-        text = " ".join(str(problem).split())
-        raise RecipeError([Complaint(_WHERE, f"DeepSpeed does not take it: {kind}{text}")]) from problem
-    known = asked.names | _constants()
+    except ConfigRefusedError as problem:
+        raise RecipeError([Complaint(_WHERE, f"DeepSpeed refuses it: {problem}")]) from problem
+    known = recorded.names | _constants()
     unknown = {name: did_you_mean(name, known) for name in settings if name not in known}
-    wrong = [Complaint(f"{_WHERE}.{name}", f"unknown key{meant}") for name, meant in unknown.items() if meant]
+    wrong = [Complaint(f"{_WHERE}.{name}", f"unknown key{hint}") for name, hint in unknown.items() if hint]
     if wrong:
         raise RecipeError(wrong)
     return [f"{_WHERE}.{name}: DeepSpeed has no such key, so it has no effect" for name in unknown]
 
 
-class _Asked(dict[str, Any]):
-    """Remembers for which keys it was asked."""
+class _ReadKeys(dict[str, Any]):
+    """Records which keys are read."""
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         super().__init__(content)
@@ -68,12 +64,12 @@ class _Asked(dict[str, Any]):
         self.names.add(str(key))
         return super().__contains__(key)
 
-    def keys(self) -> Any:  # asked for as `name in settings.keys()`
+    def keys(self) -> Any:  # read as `name in settings.keys()`
         return self
 
 
 def _constants() -> set[str]:
-    """The texts among DeepSpeed's constants: what is read later, by its engine and its tools, is among them."""
+    """Return the texts among DeepSpeed's constants, among which are the keys that its engine and tools read later."""
     modules = [module for name, module in tuple(sys.modules.items()) if name.startswith("deepspeed.")]
     return {
         value
@@ -85,10 +81,8 @@ def _constants() -> set[str]:
 
 
 def _complaints(problem: Any, settings: Mapping[str, Any]) -> Iterator[Complaint]:
-    """What pydantic says, a complaint for each key."""
-    from deepspeed.runtime.config_utils import DeepSpeedConfigModel
-
-    models = {model.__name__: model for model in DeepSpeedConfigModel.__subclasses__()}
+    """Yield pydantic's errors, a complaint for each key."""
+    models = config_models()
     for found in problem.errors():
         first, *rest = found["loc"] or ("",)
         section = next((name for name, part in settings.items() if isinstance(part, Mapping) and first in part), "")

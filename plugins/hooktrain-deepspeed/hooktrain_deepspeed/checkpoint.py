@@ -1,4 +1,4 @@
-"""Checkpoints as DeepSpeed itself writes them, for DeepSpeed's tools and for who goes on without hooktrain."""
+"""Checkpoints in DeepSpeed's own format, for its tools and for runs without hooktrain."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ __all__ = ["DeepSpeedCheckpoint", "DeepSpeedCheckpointConfig"]
 
 @attrs.frozen(kw_only=True)
 class DeepSpeedCheckpointConfig(CheckpointConfig):
-    """DeepSpeed's own folders, ``global_stepN``, with ``latest`` and ``zero_to_fp32.py`` beside them.
+    """DeepSpeed's own folders, ``global_stepN``, with ``latest`` and ``zero_to_fp32.py`` next to them.
 
-    A run here resumes from ``full``: DeepSpeed's files hold neither rows nor random states, and reading them runs what
-    is in them.
+    A run of hooktrain resumes from ``full``: DeepSpeed's files hold neither the position in the data nor random states,
+    and reading them runs code that they contain.
     """
 
 
 class DeepSpeedCheckpoint:
-    """Has the engine save, into a hidden folder first.
+    """Has DeepSpeed's engine save to a hidden folder, and renames it when it is complete.
 
     Args:
-        config: when and where.
+        config: when and where to save.
         run_dir: the run's folder; checkpoints go to ``deepspeed`` in it when the config has no ``output_dir``.
         world: this process and how many there are.
 
     Raises:
-        CheckpointError: when they cannot be written there, or a resume is asked for.
+        CheckpointError: when they cannot be written there, or ``auto_resume`` is set.
     """
 
     def __init__(self, config: DeepSpeedCheckpointConfig, run_dir: Path, world: World) -> None:

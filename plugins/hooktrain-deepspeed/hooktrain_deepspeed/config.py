@@ -1,4 +1,4 @@
-"""What a recipe says of DeepSpeed, and the configuration that DeepSpeed gets from it."""
+"""Configuration of the ``deepspeed`` strategy, and the configuration of DeepSpeed that follows from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["DeepSpeedConfig", "assemble", "bucket_size", "complaints_about"]
 
 _WHERE = "strategy.config"
 _BUCKET = 500_000_000
-"""Numbers in a bucket of gradients when DeepSpeed's configuration does not say."""
+"""Numbers in a bucket of gradients where DeepSpeed's configuration does not set them."""
 _PARTS = {"optimizer": "optimizer", "scheduler": "scheduler", "checkpoint": "checkpoint"}
 _IGNORED = {
     "data_efficiency": "the data are prepared and ordered by the recipe's data",
@@ -32,11 +32,11 @@ def _stage(instance: Any, attribute: Any, value: int | None) -> None:
 
 @attrs.frozen(kw_only=True)
 class DeepSpeedConfig:
-    """DeepSpeed's engine: weights, gradients and optimizer spread over ranks by ZeRO."""
+    """DeepSpeed's engine: weights, gradients and optimizer sharded over ranks by ZeRO."""
 
     zero_stage: int | None = field(default=None, validator=_stage)
-    """What is spread over ranks: 0 nothing, 1 the optimizer, 2 gradients too, 3 weights too; 2 when neither this nor
-    ``config`` says."""
+    """What is sharded over ranks: 0 nothing, 1 the optimizer, 2 gradients too, 3 weights too; 2 when neither this nor
+    ``config`` sets it."""
     offload: Literal["none", "optimizer", "all"] | None = field(default=None)
     """What is kept in the processor's memory instead of the GPU's: ``optimizer``, or with stage 3 ``all``, the weights
     too."""
@@ -48,29 +48,29 @@ class DeepSpeedConfig:
     device: str = field(default="auto")
     """``cuda`` or ``cpu``; ``auto`` takes a GPU where there is one."""
     config: Mapping[str, Any] | Path | None = field(default=None)
-    """DeepSpeed's own configuration, or the path of a JSON file with it. What the recipe says as well is filled in; the
-    two may not differ."""
+    """DeepSpeed's own configuration, or the path of a JSON file with it. What the recipe sets too is filled in; the two
+    may not differ."""
     sequence_parallel: int = field(default=1, validator=at_least(1))
-    """How many ranks share the tokens of each row, each computing a stretch of it and a share of the attention's heads;
-    for rows that are too long for one."""
+    """How many ranks share the tokens of each sequence, each computing a part of it and some of the attention's heads;
+    for sequences that are too long for one rank."""
     timeout: float = field(default=1800.0, validator=at_least(1))
-    """Seconds that a rank waits for the others before the run is ended; more than the longest thing that one does
-    alone."""
+    """Seconds that a rank waits for the others before the run ends. Set more than the longest work that one rank does
+    alone takes."""
 
 
 def assemble(config: DeepSpeedConfig, recipe: Recipe, world: World, dtype: str) -> dict[str, Any]:
-    """The configuration for ``deepspeed.initialize``.
+    """Assemble the configuration for ``deepspeed.initialize``.
 
     Args:
-        config: what the recipe says under ``strategy``.
-        recipe: the whole recipe: sizes and the limit of the gradient norm.
+        config: the recipe's ``strategy``.
+        recipe: the complete recipe, for sizes and the limit of the gradient norm.
         world: how many ranks there are.
         dtype: ``fp32``, ``bf16`` or ``fp16``.
 
     Raises:
         RecipeError: when ``strategy.config`` contradicts the recipe, or is a file that cannot be read.
     """
-    made = _given(config.config)
+    made = _config_of(config.config)
     complaints = list(_fill(made, config, recipe, world, dtype))
     if complaints:
         raise RecipeError(complaints)
@@ -78,24 +78,24 @@ def assemble(config: DeepSpeedConfig, recipe: Recipe, world: World, dtype: str) 
 
 
 def bucket_size(settings: Mapping[str, Any], trainable: int) -> int:
-    """Numbers in a bucket of gradients: what the configuration says, or DeepSpeed's default where a model has so many.
+    """Return the numbers in a bucket of gradients: as configured, or DeepSpeed's default for models that are larger.
 
-    DeepSpeed takes the memory of a whole bucket, or of two, before the first step, which by its default are gigabytes
-    for the smallest of models.
+    DeepSpeed allocates one bucket or two before the first step, which by its default takes gigabytes even for the
+    smallest model.
     """
     given = settings["zero_optimization"].get("reduce_bucket_size", "auto")
     return min(_BUCKET, max(trainable, 1)) if given == "auto" else int(given)
 
 
 def complaints_about(config: DeepSpeedConfig, recipe: Recipe, world: World) -> list[Complaint]:
-    """What is wrong with a recipe's ``strategy``, without opening files."""
+    """Return the complaints about a recipe's ``strategy``, without opening files."""
     if isinstance(config.config, Path):
         return []
     dtype = "bf16" if config.dtype == "auto" else config.dtype
-    return list(_fill(_given(config.config), config, recipe, world, dtype, sure=config.dtype != "auto"))
+    return list(_fill(_config_of(config.config), config, recipe, world, dtype, sure=config.dtype != "auto"))
 
 
-def _given(given: Mapping[str, Any] | Path | None) -> dict[str, Any]:
+def _config_of(given: Mapping[str, Any] | Path | None) -> dict[str, Any]:
     if not isinstance(given, Path):
         return copy.deepcopy(dict(given or {}))
     try:
@@ -113,13 +113,13 @@ def _given(given: Mapping[str, Any] | Path | None) -> dict[str, Any]:
 def _fill(
     made: dict[str, Any], config: DeepSpeedConfig, recipe: Recipe, world: World, dtype: str, sure: bool = True
 ) -> Iterator[Complaint]:
-    """Fill in what the recipe says; yield where the two differ."""
+    """Fill in what the recipe sets; yield where the two differ."""
     for name, part in _PARTS.items():
         if name in made and name != "checkpoint":
-            yield Complaint(f"{_WHERE}.{name}", f"is hooktrain's to choose; remove it, and write {part} in the recipe")
+            yield Complaint(f"{_WHERE}.{name}", f"is chosen by the recipe; remove it, and write {part} in the recipe")
     for name, instead in _IGNORED.items():
         if name in made:
-            yield Complaint(f"{_WHERE}.{name}", f"would have no effect here: {instead}; remove it")
+            yield Complaint(f"{_WHERE}.{name}", f"has no effect here: {instead}; remove it")
     zero = made.setdefault("zero_optimization", {})
     if not isinstance(zero, dict):
         yield Complaint(f"{_WHERE}.zero_optimization", f"given {zero!r}, expected a mapping")
@@ -127,7 +127,7 @@ def _fill(
     if zero.get("stage", "auto") == "auto":
         zero["stage"] = 2 if config.zero_stage is None else config.zero_stage
     elif config.zero_stage not in (None, zero["stage"]):
-        yield _two(f"{_WHERE}.zero_optimization.stage", zero["stage"], "strategy.zero_stage", config.zero_stage)
+        yield _conflict(f"{_WHERE}.zero_optimization.stage", zero["stage"], "strategy.zero_stage", config.zero_stage)
     stage = zero["stage"]
     if stage not in (0, 1, 2, 3):
         yield Complaint(f"{_WHERE}.zero_optimization.stage", f"given {stage!r}, expected 0, 1, 2 or 3")
@@ -145,7 +145,7 @@ def _fill(
         if made.get(name, "auto") == "auto":
             made[name] = value
         elif made[name] != value:
-            yield _two(f"{_WHERE}.{name}", made[name], said, value)
+            yield _conflict(f"{_WHERE}.{name}", made[name], said, value)
     yield from _fill_dtype(made, dtype, stage, sure)
     for name in ("offload_optimizer", "offload_param"):
         given = zero.get(name)
@@ -180,7 +180,7 @@ def _fill_dtype(made: dict[str, Any], dtype: str, stage: int, sure: bool) -> Ite
                     f"{_WHERE}.{name}", f"is not used with stage 0, where model.dtype: {name} computes in it; remove it"
                 )
             else:
-                yield _two(f"{_WHERE}.{name}.enabled", enabled, "model.dtype", dtype)
+                yield _conflict(f"{_WHERE}.{name}.enabled", enabled, "model.dtype", dtype)
     if dtype in names and stage > 0:
         made[dtype] = {**made.get(dtype, {}), "enabled": True}
     elif dtype in names:
@@ -204,8 +204,8 @@ def _fill_offload(zero: dict[str, Any], offload: str | None, stage: int) -> Iter
         if name in wanted and there == "none":
             zero[name] = {**zero.get(name, {}), "device": "cpu"}
         elif name not in wanted and there != "none":
-            yield _two(f"{_WHERE}.zero_optimization.{name}", there, "strategy.offload", offload)
+            yield _conflict(f"{_WHERE}.zero_optimization.{name}", there, "strategy.offload", offload)
 
 
-def _two(where: str, given: Any, said: str, value: Any) -> Complaint:
+def _conflict(where: str, given: Any, said: str, value: Any) -> Complaint:
     return Complaint(where, f"given {given}, but {said} says {value}; write it in one of the two places")

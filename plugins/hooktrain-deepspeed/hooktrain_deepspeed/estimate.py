@@ -1,4 +1,4 @@
-"""What DeepSpeed's ZeRO keeps on each device and on the host, for ``hooktrain plan``."""
+"""Memory estimate of the ``deepspeed`` strategy, for ``hooktrain plan``."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 from hooktrain import MemoryEstimate, ModelEstimate, Recipe, World
 from hooktrain_deepspeed.config import DeepSpeedConfig, assemble, bucket_size
 
-__all__ = ["memory"]
+__all__ = ["estimate_memory"]
 
 _LIVE = 1_000_000_000
-"""Numbers of gathered weights that stage 3 keeps at most when DeepSpeed's configuration does not say."""
+"""Numbers of gathered weights that stage 3 keeps at most, where DeepSpeed's configuration does not set them."""
 
 
-def memory(config: DeepSpeedConfig, recipe: Recipe, world: World, model: ModelEstimate) -> MemoryEstimate:
-    """Bytes on each rank's device and beside it, from the sizes of the model.
+def estimate_memory(config: DeepSpeedConfig, recipe: Recipe, world: World, model: ModelEstimate) -> MemoryEstimate:
+    """Return the bytes on each rank's device and on its host, from the sizes of the model.
 
     As in the tables of Rajbhandari et al. (2020): with stages 1 to 3 weights are in the precision of the computation,
-    with a copy and the optimizer's state in float32 that are spread over the ranks.
+    with a copy and the optimizer's state in float32 that are sharded over the ranks.
     """
     gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
     dtype = config.dtype if config.dtype != "auto" else "bf16" if gpu else "fp32"
     settings = assemble(config, recipe, world, dtype)
     zero: dict[str, Any] = settings["zero_optimization"]
     stage, ranks, size = int(zero["stage"]), world.world_size, 4 if dtype == "fp32" else 2
-    notes = ["the optimizer's state is not known and left out"] if model.state_numbers is None else []
+    notes = ["the optimizer's state is not known and not counted"] if model.state_numbers is None else []
     device, host = {}, {}
     if stage == 0:
         device = {
@@ -35,12 +35,12 @@ def memory(config: DeepSpeedConfig, recipe: Recipe, world: World, model: ModelEs
             "gradients": model.trainable_bytes,
         }
     else:
-        spread = {"weights": ranks if stage == 3 else 1, "gradients": ranks if stage >= 2 else 1}
+        shards = {"weights": ranks if stage == 3 else 1, "gradients": ranks if stage >= 2 else 1}
         kept = {
-            "weights": model.parameters * size // spread["weights"],
+            "weights": model.parameters * size // shards["weights"],
             "weights in float32": 4 * model.trainable // ranks,
             "optimizer": 4 * (model.state_numbers or 0) // ranks,
-            "gradients": model.trainable * size // spread["gradients"],
+            "gradients": model.trainable * size // shards["gradients"],
         }
         offloaded = _on_host(zero, "offload_optimizer", ("weights in float32", "optimizer", "gradients"))
         offloaded |= _on_host(zero, "offload_param", ("weights",))
@@ -53,7 +53,7 @@ def memory(config: DeepSpeedConfig, recipe: Recipe, world: World, model: ModelEs
             device["gathered weights"] = min(live, model.parameters) * size
             notes.append("gathered weights are at most stage3_max_live_parameters")
     if model.activation_bytes is None:
-        notes.append("activations are not known and left out")
+        notes.append("activations are not known and not counted")
     return MemoryEstimate(device={**device, **(model.activation_bytes or {})}, host=host, notes=notes)
 
 

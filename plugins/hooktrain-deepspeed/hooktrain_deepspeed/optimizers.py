@@ -1,15 +1,15 @@
-"""DeepSpeed's own optimizers, which are compiled when they are first used."""
+"""DeepSpeed's own optimizers, which it compiles at their first use."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from hooktrain_torch.optimizers import decay_groups
+from hooktrain_torch import decay_groups, require_betas
 
 from hooktrain import HooktrainError, at_least, field
 
@@ -17,32 +17,27 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
-__all__ = ["CPUAdamConfig", "FusedAdamConfig", "alone", "make_optimizer"]
+__all__ = ["CPUAdamConfig", "FusedAdamConfig", "compile_lock", "make_optimizer"]
 
 _COMPILING = "compiling"
 
 
-def _below_one(instance: Any, attribute: Any, value: tuple[float, float]) -> None:
-    if not all(0 <= beta < 1 for beta in value):
-        raise ValueError(f"given {list(value)}, expected two numbers from 0 to below 1")
-
-
 @attrs.frozen(kw_only=True)
 class FusedAdamConfig:
-    """AdamW for a GPU, many weights in one kernel."""
+    """AdamW for a GPU, with many weights in one kernel."""
 
     lr: float = field(default=2e-5, validator=at_least(0), aliases=("learning_rate",))
     """Learning rate."""
     weight_decay: float = field(default=0.1, validator=at_least(0))
     """Decay of matrices; biases, norms and other vectors are not decayed."""
-    betas: tuple[float, float] = field(default=(0.9, 0.999), validator=_below_one)
+    betas: tuple[float, float] = field(default=(0.9, 0.999), validator=require_betas)
     """Decay rates of the running means of gradient and squared gradient."""
     eps: float = field(default=1e-8, validator=at_least(0))
     """Added to the denominator."""
     decay_vectors: bool = field(default=False)
     """Whether to decay biases, norms and other vectors as well."""
     decoupled: bool = field(default=True)
-    """Whether the decay is kept apart from the gradient (AdamW), or added to it (Adam)."""
+    """Whether the decay is separate from the gradient (AdamW), or added to it (Adam)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -51,32 +46,32 @@ class CPUAdamConfig(FusedAdamConfig):
 
 
 def make_optimizer(config: FusedAdamConfig, model: Module) -> Optimizer:
-    """The optimizer of a config, over the model's parameters that take gradients.
+    """Make the optimizer of a config, over the model's trainable parameters.
 
     Raises:
-        HooktrainError: when nothing can be trained, or the optimizer cannot be had here.
+        HooktrainError: when nothing can be trained, or the optimizer cannot be compiled here.
     """
     import torch  # which a recipe is read without
-    from torch._subclasses.fake_tensor import FakeTensor
+
+    from hooktrain_deepspeed.compat import deepspeed_for, is_fake, quietly
 
     groups = decay_groups(model, config.weight_decay, config.decay_vectors)
-    if isinstance(groups[0]["params"][0], FakeTensor):  # a plan counts what is kept, which is the same for every AdamW
+    if is_fake(groups[0]["params"][0]):  # a plan counts the state, which is the same for every AdamW
         return torch.optim.AdamW(groups, lr=config.lr)
     gpu = torch.cuda.is_available()
-    name, kind = ("cpu_adam", "DeepSpeedCPUAdam") if isinstance(config, CPUAdamConfig) else ("fused_adam", "FusedAdam")
-    if kind == "FusedAdam" and not gpu:
+    on_cpu = isinstance(config, CPUAdamConfig)
+    name = "cpu_adam" if on_cpu else "fused_adam"
+    if not on_cpu and not gpu:
         raise HooktrainError(
             "optimizer.type: given fused_adam, which needs a GPU, and torch finds none here; write adamw or cpu_adam"
         )
-    from hooktrain_deepspeed.library import deepspeed_for, quietly
-
-    mode = {"adamw_mode" if kind == "DeepSpeedCPUAdam" else "adam_w_mode": config.decoupled}
+    mode = {"adamw_mode" if on_cpu else "adam_w_mode": config.decoupled}
     deepspeed_for(torch.device("cuda" if gpu else "cpu"))
-    from deepspeed.ops import adam
-
+    adam: Any = importlib.import_module("deepspeed.ops.adam")
+    kind = adam.DeepSpeedCPUAdam if on_cpu else adam.FusedAdam
     try:
-        with alone(name), quietly():
-            made: Optimizer = getattr(adam, kind)(groups, lr=config.lr, betas=config.betas, eps=config.eps, **mode)
+        with compile_lock(name), quietly():
+            made: Optimizer = kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, **mode)
     except (RuntimeError, ImportError, OSError) as problem:
         reason = " ".join(str(problem).split())[:300]
         raise HooktrainError(
@@ -87,15 +82,15 @@ def make_optimizer(config: FusedAdamConfig, model: Module) -> Optimizer:
 
 
 @contextlib.contextmanager
-def alone(name: str) -> Iterator[None]:
+def compile_lock(name: str) -> Iterator[None]:
     """Compile an extension in one process at a time.
 
-    Torch guards its folder with a lock file, which a process that is killed meanwhile leaves behind, and for which all
-    later ones wait for ever. Here the guard goes with its process, and tells who comes next that the file is left over.
+    Torch locks its folder with a file, which a killed process leaves behind, and for which all later ones wait forever.
+    This lock ends with its process, and what it contains tells the next process whether torch's file is a leftover.
     """
-    from torch.utils.cpp_extension import _get_build_directory
+    from hooktrain_deepspeed.compat import build_folder
 
-    folder = Path(_get_build_directory(name, False))  # type: ignore[no-untyped-call]
+    folder = build_folder(name)
     with (folder.parent / f".{name}.hooktrain").open("a+") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         guard.seek(0)

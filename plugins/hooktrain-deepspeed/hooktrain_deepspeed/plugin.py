@@ -1,4 +1,4 @@
-"""The hooks of ``hooktrain-deepspeed``. DeepSpeed is imported when a run uses it, not when the plugin is listed."""
+"""Hooks of ``hooktrain-deepspeed``. DeepSpeed is imported when a run uses it, not when the plugin is listed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def _not_about_the_processor(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("Setting accelerator to CPU")
 
 
-# other libraries import DeepSpeed wherever it is installed, and without a GPU it says so on the standard output
+# other libraries import DeepSpeed wherever it is installed, and without a GPU it prints that to standard output
 logging.getLogger("DeepSpeed").addFilter(_not_about_the_processor)
 
 
 class DeepSpeedPlugin:
-    """Offers the ``deepspeed`` strategy, DeepSpeed's optimizers and its checkpoints."""
+    """Registers the ``deepspeed`` strategy, DeepSpeed's optimizers and its checkpoints."""
 
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
@@ -76,6 +76,6 @@ class DeepSpeedPlugin:
     @hookimpl
     def estimate_memory(self, config: Any, recipe: Recipe, world: World, model: ModelEstimate) -> MemoryEstimate | None:
         from hooktrain_deepspeed.config import DeepSpeedConfig
-        from hooktrain_deepspeed.estimate import memory
+        from hooktrain_deepspeed.estimate import estimate_memory
 
-        return memory(config, recipe, world, model) if isinstance(config, DeepSpeedConfig) else None
+        return estimate_memory(config, recipe, world, model) if isinstance(config, DeepSpeedConfig) else None

@@ -1,7 +1,7 @@
-"""Weights and optimizer of a ZeRO engine in stretches of the model's own tensors.
+"""State of a ZeRO engine, as shards of the model's own tensors.
 
-What is kept is the float32 copy that the optimizer updates: the weights that the model computes with follow from it.
-Stages 1 and 2 flatten each parameter group into one vector and cut that; stage 3 cuts each parameter.
+It is the float32 copy that the optimizer updates, from which the weights that the model computes with follow. Stages 1
+and 2 flatten each parameter group into one vector and shard that; stage 3 shards each parameter.
 """
 
 from __future__ import annotations
@@ -10,33 +10,32 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from hooktrain_torch.whole_state import aliases, require_groups
+from hooktrain_torch import aliases, full_shape, require_groups
 from torch import Tensor
 from torch.nn import Module, Parameter
 
 from hooktrain import Shard, StoredTensors, TrainedState
+from hooktrain_deepspeed.compat import address_of, is_partitioned, partition_rank, refresh_half_weights
 
 __all__ = ["ZeroState"]
 
 
 class _Place(NamedTuple):
-    """Where a stretch of a parameter lies on this rank.
+    """Location of this rank's shard of a parameter.
 
     Attributes:
         name: the parameter's.
-        shape: the whole parameter's.
-        start: its first element in the flattened parameter.
-        count: its elements.
-        group: number of the parameter group.
+        shape: the full parameter's.
+        start: the shard's first element in the flattened parameter.
+        length: its elements.
         flat: the float32 vector that the optimizer updates.
-        offset: its first element in ``flat``.
+        offset: the shard's first element in ``flat``.
     """
 
     name: str
     shape: tuple[int, ...]
     start: int
-    count: int
-    group: int
+    length: int
     flat: Parameter
     offset: int
 
@@ -48,19 +47,19 @@ class ZeroState:
         engine: DeepSpeed's.
         model: the bare model.
         groups: names of the parameters in each of the optimizer's groups.
-        is_main: whether this rank gives what all ranks hold alike.
+        is_main: whether this rank saves what is equal on all ranks.
     """
 
     def __init__(self, engine: Any, model: Module, groups: Sequence[Sequence[str]], is_main: bool) -> None:
         self._engine, self._model, self._groups, self._is_main = engine, model, groups, is_main
         self._zero = engine.optimizer
         self._base = self._zero.optimizer
-        self._sharded = hasattr(self._zero, "fp16_partitioned_groups_flat")
+        self._shards_weights: bool = engine.zero_optimization_partition_weights()
 
     # -------------------------------------------------------------------------------------------------- saving
 
     def trained(self) -> TrainedState:
-        """This rank's share."""
+        """Return this rank's shards."""
         model, optimizer = [], []
         for place in self._places():
             model.append(self._cut(place, place.name, place.flat))
@@ -73,17 +72,18 @@ class ZeroState:
         return TrainedState(model, optimizer, rest)
 
     def _cut(self, place: _Place, name: str, flat: Tensor) -> Shard:
-        return Shard(name, place.shape, place.start, flat.detach().narrow(0, place.offset, place.count))
+        return Shard(name, place.shape, place.start, flat.detach().narrow(0, place.offset, place.length))
 
     def _others(self) -> Iterator[Shard]:
-        """Frozen weights and buffers."""
+        """Yield frozen weights and buffers."""
         trained = {name for names in self._groups for name in names}
+        parameter: Any
         for name, parameter in self._model.named_parameters():
             if name in trained:
                 continue
-            if hasattr(parameter, "ds_tensor"):
+            if is_partitioned(parameter):
                 count = parameter.ds_tensor.numel()
-                start = min(count * self._zero._get_param_partition_rank(parameter), parameter.ds_numel)
+                start = min(count * partition_rank(self._zero, parameter), parameter.ds_numel)
                 stop = min(start + count, parameter.ds_numel)
                 yield Shard(name, tuple(parameter.ds_shape), start, parameter.ds_tensor.data[: stop - start])
             elif self._is_main:
@@ -95,9 +95,9 @@ class ZeroState:
                     yield Shard(name, tuple(buffer.shape), 0, buffer)
 
     def _plain(self) -> dict[str, dict[str, Any]]:
-        """What the optimizer keeps of a parameter beside tensors of its shape, such as how many steps it has made.
+        """Return what the optimizer keeps of parameters besides tensors of their shape, such as a count of steps.
 
-        All ranks see it alike, but a rank may hold nothing of a parameter; so it is taken from the whole group.
+        It is equal on all ranks, but a rank may have no shard of a parameter, so it is read from the parameter's group.
         """
         made: dict[str, dict[str, Any]] = {}
         for number, flats in self._flats().items():
@@ -113,14 +113,14 @@ class ZeroState:
     def load(
         self, stored: tuple[StoredTensors, StoredTensors], rest: Mapping[str, Any], left_out: Collection[str]
     ) -> None:
-        """Take over a checkpoint.
+        """Load a checkpoint.
 
         Raises:
             ValueError: when names or shapes are not those of this run.
         """
         weights, optimized = stored
         self._require(weights, rest, left_out)
-        if self._sharded:
+        if self._shards_weights:
             self._zero.checkpoint_event_prologue()
         keys = {full.rpartition("/")[2] for full in optimized.names()}
         for number, flats in self._flats().items():
@@ -132,29 +132,26 @@ class ZeroState:
                 if state:
                     self._base.state[flat] = state
         for place in self._places():
-            stop = place.start + place.count
+            stop = place.start + place.length
             with torch.no_grad():
-                target = place.flat.narrow(0, place.offset, place.count)
+                target = place.flat.narrow(0, place.offset, place.length)
                 target.copy_(weights.read(place.name, place.start, stop))
                 for key in keys:
                     if f"{place.name}/{key}" in optimized.names():
-                        target = self._base.state[place.flat][key].narrow(0, place.offset, place.count)
+                        target = self._base.state[place.flat][key].narrow(0, place.offset, place.length)
                         target.copy_(optimized.read(f"{place.name}/{key}", place.start, stop))
-        for fragment in self._others_to_load():
-            if fragment.name in weights.names():
+        for shard in self._others_to_load():
+            if shard.name in weights.names():
                 with torch.no_grad():
-                    values = weights.read(fragment.name, fragment.start, fragment.start + fragment.values.numel())
-                    fragment.values.copy_(values.view(fragment.values.shape))
+                    values = weights.read(shard.name, shard.start, shard.start + shard.values.numel())
+                    shard.values.copy_(values.view(shard.values.shape))
         for group, hyper in zip(self._base.param_groups, rest["groups"], strict=True):
             group.update(hyper)
         self._refresh()
 
     def _require(self, weights: StoredTensors, rest: Mapping[str, Any], left_out: Collection[str]) -> None:
         require_groups(self._groups, rest["names"])
-        expected = {
-            name: tuple(getattr(parameter, "ds_shape", parameter.shape))
-            for name, parameter in self._model.named_parameters()
-        }
+        expected = {name: full_shape(parameter) for name, parameter in self._model.named_parameters()}
         buffers = {name: tuple(buffer.shape) for name, buffer in self._model.named_buffers()}
         kept = self._model.state_dict().keys()
         expected |= {name: shape for name, shape in buffers.items() if name in kept}
@@ -167,7 +164,7 @@ class ZeroState:
                 raise ValueError(f"{name} has the shape {weights.shape(name)}, expected {shape}")
 
     def _others_to_load(self) -> Iterator[Shard]:
-        """As :meth:`_others`, but what all ranks hold alike is loaded on every rank."""
+        """Yield the same as :meth:`_others`, on every rank also what is equal on all of them."""
         main, self._is_main = self._is_main, True
         try:
             yield from list(self._others())
@@ -176,13 +173,10 @@ class ZeroState:
 
     @torch.no_grad()
     def _refresh(self) -> None:
-        """Give the model the weights that follow from the float32 copy."""
+        """Set the weights that the model computes with from the float32 copy."""
         zero = self._zero
-        if not self._sharded:
-            zero.update_lp_params()
-            for number in range(len(zero.bit16_groups)):
-                zero._update_model_bit16_weights(number)
-            zero._hp_optimizer_states_linked = False
+        if not self._shards_weights:
+            refresh_half_weights(zero)
             return
         for half, full in zip(zero.fp16_partitioned_groups_flat, zero.fp32_partitioned_groups_flat, strict=True):
             if half is not None and full.numel():
@@ -198,35 +192,33 @@ class ZeroState:
     def _places(self) -> Iterator[_Place]:
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}
         zero = self._zero
-        if self._sharded:
-            groups = self._sub_groups()
+        if self._shards_weights:
             for sub, parameters in enumerate(zero.fp16_groups):
                 flat = zero.fp32_partitioned_groups_flat[sub]
                 for parameter in parameters:
                     _, offset, count = zero.grad_position[zero.get_param_id(parameter)]
-                    start = min(count * zero._get_param_partition_rank(parameter), parameter.ds_numel)
+                    start = min(count * partition_rank(zero, parameter), parameter.ds_numel)
                     count = min(count, parameter.ds_numel - start)  # the last one's end is padding
                     shape = tuple(parameter.ds_shape)
-                    yield _Place(names[id(parameter)], shape, start, count, groups[sub], flat, offset)
+                    yield _Place(names[id(parameter)], shape, start, count, flat, offset)
             return
         for number, parameters in enumerate(zero.bit16_groups):
             flat = zero.single_partition_of_fp32_groups[number]
             for parameter in parameters:
-                mapping = parameter._hp_mapping
-                if mapping is not None:
-                    here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
-                    name, shape = names[id(parameter)], tuple(parameter.shape)
-                    yield _Place(name, shape, here.start, here.numel, number, flat, there.start)
+                address = address_of(parameter)
+                if address is not None:
+                    start, count, offset = address
+                    yield _Place(names[id(parameter)], tuple(parameter.shape), start, count, flat, offset)
 
     def _sub_groups(self) -> dict[int, int]:
-        """The parameter group of each of stage 3's sub-groups."""
+        """Return the parameter group of each of stage 3's sub-groups."""
         home = {name: number for number, names in enumerate(self._groups) for name in names}
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}
         return {sub: home[names[id(group[0])]] for sub, group in enumerate(self._zero.fp16_groups)}
 
     def _flats(self) -> dict[int, list[Parameter]]:
-        """The vectors that the optimizer updates, by parameter group."""
-        if not self._sharded:
+        """Return the vectors that the optimizer updates, by parameter group."""
+        if not self._shards_weights:
             return {number: [flat] for number, flat in enumerate(self._zero.single_partition_of_fp32_groups)}
         made: dict[int, list[Parameter]] = {}
         for sub, number in self._sub_groups().items():

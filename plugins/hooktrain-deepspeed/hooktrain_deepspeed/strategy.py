@@ -1,4 +1,4 @@
-"""The ``deepspeed`` strategy: the loop drives DeepSpeed's engine, window by window."""
+"""The ``deepspeed`` strategy: the training loop drives DeepSpeed's engine."""
 
 from __future__ import annotations
 
@@ -11,9 +11,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from hooktrain_torch.ranks import Ranks, device_of, native_bf16
-from hooktrain_torch.sequence import SequenceGroup, data_world, divide
-from hooktrain_torch.whole_state import aliases, group_names, load_whole, parameter_names, whole_state
+from hooktrain_torch import (
+    Ranks,
+    SequenceGroup,
+    aliases,
+    data_world,
+    device_of,
+    divide,
+    group_names,
+    load_trained_state,
+    native_bf16,
+    parameter_names,
+    trained_state,
+)
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
@@ -31,8 +41,20 @@ from hooktrain import (
     World,
 )
 from hooktrain_deepspeed.check import require_valid
+from hooktrain_deepspeed.compat import (
+    clear_global_lists,
+    clear_gradients,
+    configure_transformers,
+    deepspeed_for,
+    drop_process_groups,
+    end_communication,
+    full_numel,
+    is_cpu_adam,
+    loss_scaler_of,
+    quietly,
+    reset_transformers,
+)
 from hooktrain_deepspeed.config import DeepSpeedConfig, assemble, bucket_size
-from hooktrain_deepspeed.library import deepspeed_for, let_go, quietly
 from hooktrain_deepspeed.state import ZeroState
 
 __all__ = ["DeepSpeedStrategy"]
@@ -43,9 +65,9 @@ T = TypeVar("T")
 class DeepSpeedStrategy:
     """ZeRO in one of its stages.
 
-    The end of a window is always said to the engine, which would count micro-batches by itself, so that a short last
-    window is a step like any other; and the loss is divided by the window's tokens before it comes here, so that the
-    engine's own division by accumulation steps is switched off and that by ranks undone.
+    The engine is told where each accumulation window ends, instead of counting micro-batches, so that a short last
+    window is a step like any other. The loss is divided by its denominator before, so the engine's own division by
+    accumulation steps is switched off and that by ranks is undone.
 
     Args:
         config: stage, precision, offloading and DeepSpeed's own configuration.
@@ -67,7 +89,7 @@ class DeepSpeedStrategy:
         self._deepspeed = deepspeed_for(self.device)
         self._ranks = Ranks(world, self.device, timeout=config.timeout, alone=True)
         self._names_rank = "LOCAL_RANK" not in os.environ
-        os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # asked for even where there is one rank
+        os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed reads it even where there is one rank
         with quietly():
             self._deepspeed.init_distributed(dist_init_required=False)
         for warning in require_valid(self.settings):
@@ -78,17 +100,17 @@ class DeepSpeedStrategy:
             group = self._ranks.neighbours(config.sequence_parallel)
             self._sequence = SequenceGroup(world, config.sequence_parallel, group)
         self._engine: Any = None
-        self._zero: Any = None
+        self._zero: ZeroState | None = None
         self._groups: list[list[str]] = []
         self._hf: Any = None
 
     # ---------------------------------------------------------------------------------------------- building
 
     def model_context(self) -> AbstractContextManager[Any]:
-        # transformers then cuts weights up as it loads them, so that no rank ever holds the whole model. What others
-        # build is cut up later: inside zero.Init, whatever sets weights after building a module would set nothing
+        # transformers then shards weights as it loads them, so that no rank ever holds the complete model. Models of
+        # others are sharded later: within zero.Init, setting weights after building a module would have no effect
         if self.stage == 3:
-            self._hf = _tell_transformers(self.settings)
+            self._hf = configure_transformers(self.settings)
         return nullcontext()
 
     def prepare_model(self, model: Module) -> Module:
@@ -98,13 +120,13 @@ class DeepSpeedStrategy:
         self, model: Module, optimizer: Optimizer, scheduler: Scheduler, accumulation: int
     ) -> tuple[Module, Optimizer, Scheduler]:
         offloaded = self.settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
-        if type(optimizer).__name__ == "DeepSpeedCPUAdam" and self.device.type != "cpu" and not offloaded:
+        if self.device.type != "cpu" and not offloaded and is_cpu_adam(optimizer):
             raise HooktrainError(
                 "optimizer.type: given cpu_adam, but the weights are updated on the GPU; write strategy: {offload:"
                 " optimizer}, or fused_adam"
             )
         self._groups = [names for names in group_names(optimizer, parameter_names(model)) if names]
-        trainable = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+        trainable = sum(full_numel(p) for p in model.parameters() if p.requires_grad)
         self.settings["zero_optimization"]["reduce_bucket_size"] = bucket_size(self.settings, trainable)
         with quietly():
             self._engine, *_ = self._deepspeed.initialize(
@@ -132,12 +154,15 @@ class DeepSpeedStrategy:
             return batch
         return {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
+    def elements(self, parameter: Tensor) -> int:
+        return full_numel(parameter)
+
     def divide(self, batch: Batch) -> Batch:
         return batch if self._sequence is None else divide(batch, self._sequence)
 
     def backward(self, loss: Tensor, last: bool) -> Tensor:
         self._engine.set_gradient_accumulation_boundary(last)
-        # the engine averages over ranks what is to be summed
+        # the engine averages over ranks, where a sum is needed
         self._engine.backward(loss * self.world.world_size, scale_wrt_gas=False)
         return loss
 
@@ -157,27 +182,15 @@ class DeepSpeedStrategy:
             norm = engine.get_global_grad_norm()
             if not stepped and self._dtype != "fp16" and not skip_non_finite:
                 raise NonFiniteError(
-                    "strategy: the gradients are not finite; lower optimizer.lr, check the data, or leave such steps"
-                    " out with on_nan: skip"
+                    "strategy: the gradients are not finite; lower optimizer.lr, check the data, or skip such"
+                    " steps with on_nan: skip"
                 )
         return OptimizerStep(norm, stepped)
 
     def zero_grad(self) -> None:
         self._engine.zero_grad()
-        if self.stage == 0:
-            return
-        zero = self._engine.optimizer
-        if self.stage == 3:
-            zero._overflow_clean_up(None)
-            return
-        zero.zero_grad(set_to_none=True)
-        zero._release_preflattened_grad_buffers()
-        zero.micro_step_id = -1
-        if zero.cpu_offload:
-            zero.reset_cpu_buffers()
-        else:
-            for number in list(zero.averaged_gradients):
-                zero.averaged_gradients[number] = zero.all_grad_tensors[number] = None
+        if self.stage > 0:
+            clear_gradients(self._engine)
 
     # ------------------------------------------------------------------------------------------------- ranks
 
@@ -204,7 +217,7 @@ class DeepSpeedStrategy:
                 return {}
             return {name: value.detach().cpu() for name, value in model.state_dict().items()}
         made: dict[str, Tensor] = {}
-        for name, parameter in model.named_parameters():  # one at a time: no rank holds more than one whole weight
+        for name, parameter in model.named_parameters():  # one at a time: no rank holds more than one complete weight
             with self._deepspeed.zero.GatheredParameters([parameter]):
                 if self.world.is_main:
                     made[name] = parameter.detach().cpu().clone()
@@ -216,9 +229,9 @@ class DeepSpeedStrategy:
         return made
 
     def trained_state(self, model: Module, optimizer: Optimizer) -> TrainedState:
-        if self.stage > 0:
+        if self._zero is not None:
             return self._zero.trained()
-        return whole_state(model, optimizer) if self.world.is_main else TrainedState([], [], {})
+        return trained_state(model, optimizer) if self.world.is_main else TrainedState([], [], {})
 
     def load_trained_state(
         self,
@@ -228,10 +241,10 @@ class DeepSpeedStrategy:
         rest: Mapping[str, Any],
         left_out: Collection[str],
     ) -> None:
-        if self.stage > 0:
+        if self._zero is not None:
             self._zero.load(stored, rest, left_out)
         else:
-            load_whole(model, optimizer, stored, rest, left_out)
+            load_trained_state(model, optimizer, stored, rest, left_out)
 
     def save_own(self, folder: Path, tag: str) -> None:
         """Have DeepSpeed save to ``folder/tag``. Collective."""
@@ -242,7 +255,7 @@ class DeepSpeedStrategy:
         scaler = self._engine.torch_autocast_z0_gradscaler
         if scaler is not None:
             return {"scaler": scaler.state_dict()}
-        loss_scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        loss_scaler = loss_scaler_of(self._engine)
         if self._dtype != "fp16" or loss_scaler is None:
             return {}
         plain = (bool, int, float, str, type(None))
@@ -259,46 +272,16 @@ class DeepSpeedStrategy:
         if self._engine is not None:
             model = self._engine.module
             self._engine.destroy()
-            for parameter in model.parameters():  # as in hooktrain_torch.ranks: whoever holds a group keeps its threads
-                for name in [name for name in vars(parameter) if name.startswith("ds_") and "group" in name]:
-                    delattr(parameter, name)
+            drop_process_groups(model)
             self._engine = self._zero = None
             if self.stage == 3:
-                let_go()
+                clear_global_lists()
         if self._hf is not None:
-            from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-            unset_hf_deepspeed_config()
+            reset_transformers()
             self._hf = None
-        comm = self._deepspeed.comm
         if torch.distributed.is_initialized():
-            comm.destroy_process_group()
-            comm.comm.cdb = None
+            end_communication(self._deepspeed)
         self._ranks.close()
         if self._names_rank:
             os.environ.pop("LOCAL_RANK", None)
         gc.collect()
-
-
-def _tell_transformers(settings: dict[str, Any]) -> Any:
-    """Have transformers load weights piece by piece into a model that is cut up; it looks at what is returned here.
-
-    It keeps only a weak reference, so the answer has to be kept.
-    """
-    try:
-        from transformers.integrations.deepspeed import set_hf_deepspeed_config
-    except ImportError:
-        return None
-    found = _ForTransformers(settings)
-    set_hf_deepspeed_config(found)
-    return found
-
-
-class _ForTransformers:
-    """What transformers asks about the engine."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
-
-    def is_zero3(self) -> bool:
-        return True

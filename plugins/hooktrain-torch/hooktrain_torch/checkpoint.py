@@ -1,4 +1,4 @@
-"""``full`` checkpoints: everything that a run needs to go on as if it had never stopped."""
+"""``full`` checkpoints: everything that a run needs to resume as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -13,30 +13,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooktrain import CheckpointError, HooktrainWarning, TrainedState, World, require_same
+from hooktrain import CheckpointError, HooktrainWarning, TrainedState, World, failure_of, require_same
 from hooktrain_torch.checkpoint_config import FullConfig
 from hooktrain_torch.files import (
     MANIFEST,
-    OTHER_FORMAT,
     UNKNOWN,
     NotPlainError,
-    load,
     number_of,
     problem_of,
+    read_object,
     require_writable,
-    sync,
+    sync_folder,
 )
-from hooktrain_torch.frozen import FrozenWeights
+from hooktrain_torch.frozen_weights import FrozenWeights
 from hooktrain_torch.hyperparameters import as_built, take_changed
 from hooktrain_torch.random_state import restore_random_state
 from hooktrain_torch.retention import Retention
 from hooktrain_torch.save import FROZEN, PROVENANCE, TENSORS, Save
-from hooktrain_torch.stored import FromFiles
+from hooktrain_torch.stored_tensors import CheckpointTensors
 
 if TYPE_CHECKING:
     from hooktrain import Trainer
 
-__all__ = ["FullCheckpoint", "FullConfig"]
+__all__ = ["FullCheckpoint"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -45,9 +44,9 @@ def _warn(text: str) -> None:
     warnings.warn(text, HooktrainWarning, stacklevel=3)
 
 
-def _of_rank(problem: CheckpointError, rank: int) -> CheckpointError:
-    """An error that all ranks raise and one of them has met."""
-    problem.hooktrain_rank = rank  # type: ignore[attr-defined]
+def _of_rank(problem: CheckpointError, rank: int | None) -> CheckpointError:
+    """Note in an error that all ranks raise which rank met the problem, and return it."""
+    failure_of(problem).rank = rank
     return problem
 
 
@@ -55,18 +54,18 @@ class FullCheckpoint:
     """Writes ``step-N`` folders: in a hidden folder first, a manifest with sizes and digests last, then a rename.
 
     Args:
-        config: when and where.
+        config: when and where to save.
         run_dir: the run's folder; checkpoints go to ``checkpoints`` in it when the config has no ``output_dir``.
         world: this process and how many there are.
-        built: the run's hyperparameters as built, filled in by whoever comes first of the engines of one run.
+        built: the run's hyperparameters as built, filled in by the first of the run's engines.
 
     Attributes:
-        last_stall: seconds for which the training stood still for the last asynchronous save.
+        last_stall: seconds for which training paused for the last asynchronous save.
         unsaved: the step of the last asynchronous save, where it failed, and what to raise when that was the run's
             last state; None when it did not fail.
 
     Raises:
-        CheckpointError: when checkpoints cannot be written there; better now than after hours of training.
+        CheckpointError: when checkpoints cannot be written there.
     """
 
     def __init__(self, config: FullConfig, run_dir: Path, world: World, built: dict[str, Any] | None = None) -> None:
@@ -76,20 +75,20 @@ class FullCheckpoint:
         self._checked: Path | None = None
         self._frozen: FrozenWeights | None = None
         self._built = {} if built is None else built
-        self._going_on: Save | None = None
+        self._running: Save | None = None
         self._retention = Retention(config, self.output_dir)
         self.last_stall = 0.0
         self.unsaved: tuple[int, CheckpointError] | None = None
         self._closing = False
-        self._whole = ""
+        self._complete = ""
         if config.enabled and world.is_main:
             require_writable(self.output_dir)
 
     def remember_built(self, trainer: Trainer) -> None:
-        """Note the hyperparameters and the frozen weights of what was just built.
+        """Note the hyperparameters and the frozen weights as built.
 
         Args:
-            trainer: with a model and an optimizer into which nothing was loaded. Collective.
+            trainer: with a model and an optimizer that have loaded nothing. Collective.
         """
         self._remember_hyperparameters(trainer)
         if self._frozen is None and self.config.enabled and not self.config.save_frozen:
@@ -101,8 +100,8 @@ class FullCheckpoint:
 
     def _frozen_of(self, trainer: Trainer) -> FrozenWeights:
         strategy = trainer.strategy
-        fragments = strategy.trained_state(trainer.model, trainer.optimizer).model
-        return FrozenWeights(strategy.unwrap(trainer.model), fragments, strategy.gather_objects)
+        shards = strategy.trained_state(trainer.model, trainer.optimizer).model
+        return FrozenWeights(strategy.unwrap(trainer.model), shards, strategy.gather_objects)
 
     # ------------------------------------------------------------------------------------------------- saving
 
@@ -112,15 +111,15 @@ class FullCheckpoint:
         except CheckpointError as problem:
             if not self.config.asynchronous or self.config.on_failure == "stop":
                 raise
-            self._go_on(trainer, problem, trainer.global_step)
+            self._continue_after(trainer, problem, trainer.global_step)
             return None
 
     def _save(self, trainer: Trainer) -> Path | None:
         began = time.perf_counter()
         target = self.output_dir / f"step-{trainer.global_step:08d}"
-        stands = target == self._current and (target / MANIFEST).is_file()
-        if trainer.strategy.gather_objects(stands)[0]:
-            return None  # and whoever sends checkpoints elsewhere has it already
+        is_saved = target == self._current and (target / MANIFEST).is_file()
+        if trainer.strategy.gather_objects(is_saved)[0]:
+            return None  # it is saved, and its event was emitted
         self._remember_hyperparameters(trainer)  # of a run that is saved before it begins
         states = {
             "plugins": trainer.collect_states(),
@@ -135,45 +134,45 @@ class FullCheckpoint:
         self._on_all_ranks(trainer, lambda: saving.take(trainer, trained, states, unchanged), saving)
         if self.config.asynchronous:
             saving.copy()
-            saving.is_sealing = self.world.world_size == 1  # needs to hear of no other rank's files
-            part = (lambda: self._seal(saving, [saving.write()])) if saving.is_sealing else saving.write
+            saving.is_committing = self.world.world_size == 1  # other ranks' files are not needed
+            part = (lambda: self._commit(saving, [saving.write()])) if saving.is_committing else saving.write
             saving.start(part, trainer.requests.save_ended)
             saving.stalled = time.perf_counter() - began
-            self._going_on = saving
+            self._running = saving
             return None
         written = self._on_all_ranks(trainer, saving.write, saving)
-        self._on_all_ranks(trainer, lambda: self._seal(saving, written), saving)
+        self._on_all_ranks(trainer, lambda: self._commit(saving, written), saving)
         return self._end(trainer, saving)
 
     def finish(self, trainer: Trainer, wait: bool) -> Path | None:
-        """Go on with the save in the background when all ranks have done their part of it: sealed after written.
+        """Commit the save in the background when all ranks have written their files.
 
-        Sealing waits for the disk as well, so that it goes on in the background too.
+        Committing waits for the disk too, so it is also done in the background.
 
         Args:
             trainer: the trainer.
-            wait: for ranks that are still at it, and to the end.
+            wait: whether to wait until all ranks have written and the checkpoint is committed.
 
         Returns:
-            The checkpoint, or None when there is none to end, or it is still being written, or it failed.
+            The checkpoint, or None when no save is running, or it is still being written, or it failed.
 
         Raises:
             CheckpointError: when it failed and ``on_failure`` says ``stop``.
         """
-        saving, strategy = self._going_on, trainer.strategy
+        saving, strategy = self._running, trainer.strategy
         if saving is None:
             return None
         began = time.perf_counter()
         if not wait and strategy.sum_numbers([saving.has_ended])[0] < self.world.world_size:
             return None
-        self._going_on = None
+        self._running = None
         try:
             made = self._on_all_ranks(trainer, saving.result, saving)
-            if not saving.is_sealing:
-                saving.is_sealing = True
-                saving.start(lambda: self._seal(saving, made), trainer.requests.save_ended)
+            if not saving.is_committing:
+                saving.is_committing = True
+                saving.start(lambda: self._commit(saving, made), trainer.requests.save_ended)
                 if not wait:
-                    self._going_on = saving
+                    self._running = saving
                     saving.stalled += time.perf_counter() - began
                     return None
                 self._on_all_ranks(trainer, saving.result, saving)
@@ -181,17 +180,17 @@ class FullCheckpoint:
         except CheckpointError as problem:
             if self.config.on_failure == "stop":
                 raise
-            self._go_on(trainer, problem, saving.step)
+            self._continue_after(trainer, problem, saving.step)
             return None
         saving.stalled += time.perf_counter() - began
         self.last_stall = saving.stalled
         seconds = time.perf_counter() - saving.began
-        trainer.say(f"{path.name} took {seconds:.1f} s, for {saving.stalled:.1f} s of which the training stood still")
+        trainer.say(f"{path.name} took {seconds:.1f} s, for {saving.stalled:.1f} s of which training paused")
         return path
 
     def close(self, trainer: Trainer) -> None:
-        """Finish what is being saved when the run ends with an error, where that needs no other rank."""
-        if self._going_on is not None and self.world.world_size == 1:
+        """Finish the running save when the run ends with an error, where that needs no other rank."""
+        if self._running is not None and self.world.world_size == 1:
             self._closing = True
             self.finish(trainer, wait=True)
 
@@ -199,17 +198,18 @@ class FullCheckpoint:
         """Wait until older checkpoints are deleted."""
         self._retention.wait()
 
-    def _go_on(self, trainer: Trainer, problem: CheckpointError, step: int) -> None:
+    def _continue_after(self, trainer: Trainer, problem: CheckpointError, step: int) -> None:
         again = self.unsaved is not None and self.unsaved[0] == step
-        found = f"the last whole checkpoint is {self._whole}" if self._whole else "there is no whole checkpoint"
+        found = f"the last complete checkpoint is {self._complete}" if self._complete else "there is no complete one"
         error = CheckpointError(f"step {step}, the last of the run, is not saved, and {found}: {problem}")
-        self.unsaved = (step, _of_rank(error, getattr(problem, "hooktrain_rank", self.world.rank)))
+        rank = failure_of(problem).rank
+        self.unsaved = (step, _of_rank(error, self.world.rank if rank is None else rank))
         if self.world.is_main and not again:  # all ranks have it
             ends = trainer.should_stop or self._closing
-            trainer.host.warn(f"{problem}{'' if ends else '; the run goes on'}")
+            trainer.host.warn(f"{problem}{'' if ends else '; the run continues'}")
 
-    def _last_whole(self) -> str:
-        """The newest checkpoint that has all its files, by their sizes, or nothing; looked for on the main rank."""
+    def _last_complete(self) -> str:
+        """Return the newest checkpoint that has all its files, by their sizes, or nothing; on the main rank."""
         found = self._found() if self.world.is_main else []
         return next((str(path) for _, path in found if not problem_of(path, digests=False)), "")
 
@@ -225,29 +225,29 @@ class FullCheckpoint:
             temporary.mkdir(parents=True)
 
     def _end(self, trainer: Trainer, saving: Save) -> Path:
-        """Take note of a new checkpoint, and remove what it makes superfluous."""
+        """Note a new checkpoint, and remove those that it makes superfluous."""
         self._current, self.unsaved = saving.target, None
         if self.world.is_main:
             self._retention.apply(trainer, self._found())
         return saving.target
 
-    def _seal(self, saving: Save, written: list[dict[str, Any]]) -> None:
-        """Make a checkpoint of what all ranks have written; may be called in a thread."""
+    def _commit(self, saving: Save, written: list[dict[str, Any]]) -> None:
+        """Make a checkpoint of the files of all ranks; may be called in a thread."""
         if self.world.is_main:
             number = max((number for number, _ in self._found() if number < UNKNOWN), default=0) + 1
-            saving.seal(written, number)
+            saving.commit(written, number)
             if saving.target.exists():  # an earlier run's, or a damaged one
                 problem = problem_of(saving.target)
                 if problem:
                     kept = self._retention.keep_damaged(saving.target)
-                    _warn(f"{saving.target} is saved anew; what was there, of which {problem}, is kept as {kept.name}")
+                    _warn(f"{saving.target} is saved anew; what was there ({problem.text}) is kept as {kept.name}")
                 else:
                     self._retention.set_aside(saving.target)
             os.replace(saving.temporary, saving.target)
-            sync(self.output_dir)
+            sync_folder(self.output_dir)
 
     def _on_all_ranks(self, trainer: Trainer, work: Callable[[], Any], saving: Save) -> list[Any]:
-        """Do this rank's part and return those of all; raise on every rank when it failed on any: none waits."""
+        """Do this rank's part and return the results of all ranks; raise on all of them when any has failed."""
         problem, cause, made = "", None, None
         try:
             made = work()
@@ -256,23 +256,23 @@ class FullCheckpoint:
             problem, cause = f"{raised.strerror or raised}; {advice} another output_dir", raised
         except (NotPlainError, CheckpointError) as raised:
             problem = str(raised)
-        answers = trainer.strategy.gather_objects([problem, made])
-        for rank, (text, _) in enumerate(answers):
+        results = trainer.strategy.gather_objects([problem, made])
+        for rank, (text, _) in enumerate(results):
             if text:
                 if self.world.is_main:
                     shutil.rmtree(saving.temporary, ignore_errors=True)
-                self._whole = trainer.strategy.gather_objects(self._last_whole())[0]
-                rest = "earlier checkpoints are intact" if self._whole else "and there is no earlier one"
+                self._complete = trainer.strategy.gather_objects(self._last_complete())[0]
+                rest = "earlier checkpoints are intact" if self._complete else "and there is no earlier one"
                 failed = CheckpointError(f"{saving.target}: rank {rank} could not save it, {rest}: {text}")
                 raise _of_rank(failed, rank) from cause
-        return [answer for _, answer in answers]
+        return [result for _, result in results]
 
     # ------------------------------------------------------------------------------------------------ finding
 
     def _found(self) -> list[tuple[int, Path]]:
-        """Checkpoints, the last saved first, each with its number in the order of saving.
+        """Return all checkpoints, the last saved first, each with its number in the order of saving.
 
-        Steps would not do: a run that begins anew, or resumes from an older checkpoint, saves lower ones later.
+        Steps are not in that order: a run that begins anew, or resumes from an older one, saves lower steps later.
         """
         if not self.output_dir.is_dir():
             return []
@@ -283,19 +283,18 @@ class FullCheckpoint:
         found = self._found()
         for _, path in found:
             problem = problem_of(path)
-            if not problem:
+            if problem is None:
                 self._checked = path
                 return path
-            if OTHER_FORMAT in problem:  # it is whole: to begin anew would lose it
+            if problem.other_format:  # it is complete: beginning anew would lose it
                 raise CheckpointError(
-                    f"{path}: {problem}; resume with the version that wrote it, or move '{self.output_dir}' away to"
-                    " begin anew"
+                    f"{path}: {problem.text}; resume with that version, or move '{self.output_dir}' away to begin anew"
                 )
-            _warn(f"checkpoint {path} is passed over: {problem}")
+            _warn(f"checkpoint {path} is skipped: {problem.text}")
         if found:
             _warn(
-                f"{self.output_dir}: no checkpoint there is whole, so the run begins anew; what is damaged stays, and"
-                " gets another name (damaged-step-N) where a save of the same step needs its own"
+                f"{self.output_dir}: no checkpoint there is complete, so the run begins anew; damaged ones stay, and"
+                " are renamed (damaged-step-N) where a save of the same step needs the name"
             )
         return None
 
@@ -310,10 +309,12 @@ class FullCheckpoint:
         Raises:
             CheckpointError: on all ranks.
         """
-        mine = problem_of(path) if self.world.is_main and path != self._checked else ""
+        mine = problem_of(path) if self.world.is_main and path != self._checked else None
         problem = trainer.strategy.gather_objects(mine)[0]  # all of its bytes are read, which one rank does for all
         if problem:
-            raise CheckpointError(f"{path}: {problem}; resume from another checkpoint")
+            text, other_format = problem
+            remedy = "with that version, or from another checkpoint" if other_format else "from another checkpoint"
+            raise CheckpointError(f"{path}: {text}; resume {remedy}")
         self._checked = path
         require_same(trainer, json.loads((path / PROVENANCE).read_text(encoding="utf-8")), path)
 
@@ -323,22 +324,26 @@ class FullCheckpoint:
         self.remember_built(trainer)
         ranks = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["world_size"]
         strategy = trainer.strategy
+
+        def stored(kind: str) -> CheckpointTensors:
+            return CheckpointTensors(path, kind, tensors[kind])
+
         try:
-            parts = load(path / "parts.pt")
+            parts = read_object(path / "parts.pt")
             tensors = json.loads((path / TENSORS).read_text(encoding="utf-8"))
-            left_out = self._left_out(trainer, path)
+            left_out = self._not_written(trainer, path)
             strategy.load_trained_state(
                 trainer.model,
                 trainer.optimizer,
-                (FromFiles(path, "model", tensors["model"]), FromFiles(path, "optimizer", tensors["optimizer"])),
+                (stored("model"), stored("optimizer")),
                 parts["trained"],
                 left_out,
             )
         except (RuntimeError, ValueError, KeyError) as problem_:
             reason = " ".join(str(problem_).split())
             raise CheckpointError(
-                f"{path}: does not fit this run ({reason[:300]}); give the recipe the model and the optimizer that its"
-                " recipe.yaml has"
+                f"{path}: does not fit this run ({reason[:300]}); write the model and the optimizer of its recipe.yaml"
+                " in the recipe"
             ) from problem_
         trainer.scheduler.load_state_dict(parts["scheduler"])
         strategy.load_state_dict(parts["strategy"])
@@ -348,22 +353,22 @@ class FullCheckpoint:
             setattr(trainer.state, name, value)
         trainer.restore_states(parts["plugins"])
         if self.world.rank < ranks:
-            restore_random_state(load(path / f"random-{self.world.rank}.pt"))
+            restore_random_state(read_object(path / f"random-{self.world.rank}.pt"))
         self._current = path
 
-    def _left_out(self, trainer: Trainer, path: Path) -> list[str]:
-        """The frozen weights that the checkpoint does not hold, made sure to be those of this run."""
+    def _not_written(self, trainer: Trainer, path: Path) -> list[str]:
+        """Return the frozen weights that the checkpoint does not hold, once they are known to be this run's."""
         frozen = json.loads((path / FROZEN).read_text(encoding="utf-8")) if (path / FROZEN).is_file() else {}
         different: list[str] = []
         if frozen:
-            fragments = trainer.strategy.trained_state(trainer.model, trainer.optimizer).model
+            shards = trainer.strategy.trained_state(trainer.model, trainer.optimizer).model
             known = self._frozen or self._frozen_of(trainer)
-            different = known.different(frozen, fragments, trainer.strategy.gather_objects)
+            different = known.different(frozen, shards, trainer.strategy.gather_objects)
         if different:
             named = ", ".join(different[:2]) + (", ..." if len(different) > 2 else "")
             raise CheckpointError(
-                f"{path}: was saved without its {len(frozen)} frozen weights, and {len(different)} of them are others"
-                f" in this run ({named}); expected the base model that the run began with; give the recipe the model"
-                " that recipe.yaml in the checkpoint names, unchanged"
+                f"{path}: was saved without its {len(frozen)} frozen weights, and {len(different)} of them differ in"
+                f" this run ({named}), expected the base model that the run began with; write the model of the"
+                " checkpoint's recipe.yaml in the recipe"
             )
         return list(frozen)

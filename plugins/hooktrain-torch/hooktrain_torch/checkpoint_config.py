@@ -1,4 +1,4 @@
-"""What a recipe says about ``full`` checkpoints; imported without torch."""
+"""Configuration of ``full`` checkpoints; imported without torch."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class FullConfig(CheckpointConfig):
     keep_last: int = field(default=0, validator=at_least(0))
     """How many checkpoints to keep; 0 keeps all."""
     keep_every: int = field(default=0, validator=at_least(0))
-    """Beside the last ones, keep those whose step is a multiple of this; 0 none."""
+    """Besides the last ones, keep those whose step is a multiple of this; 0 none."""
     keep_best: str = field(default="")
-    """Beside the last ones, keep the one with the best value of this metric of the evaluation, such as
+    """Besides the last ones, keep the one with the best value of this metric of the evaluation, such as
     ``eval/held_out/loss``, measured at its own step."""
     keep_best_mode: str = field(default="min", validator=one_of("min", "max"))
     """Whether the lowest or the highest value is the best."""
     asynchronous: bool = field(default=False)
-    """Whether training goes on while the files are written, from a copy in the host's memory of what the rank saves."""
+    """Whether training continues while the files are written, from a copy of the rank's state in the host's memory."""
     on_failure: str = field(default="warn", validator=one_of("warn", "stop"))
-    """What becomes of the run when an asynchronous save fails; after one that is not, it always stops."""
+    """What the run does when an asynchronous save fails. A synchronous one that fails always stops it."""
     save_frozen: bool = field(default=False)
-    """Whether to write frozen weights too. Otherwise those that are as the model was built are left out, as building it
-    gives them back; a resume makes sure that it does."""
+    """Whether to write frozen weights too. Otherwise those that are still as built are not written: building the model
+    restores them, and a resume compares their checksums."""

@@ -33,23 +33,23 @@ def verify_resume(
     keep: Path | None,
     as_json: bool,
 ) -> None:
-    """Run a recipe straight, and through a checkpoint half-way, and compare.
+    """Run a recipe straight and through a checkpoint half-way, and compare.
 
-    Rows, logged numbers, weights, optimizer, schedule, random states, counters and the states of plugins must be equal
-    bit by bit. The status is 1 when they are not: then some plugin keeps a state that it does not save.
+    Batches, logged numbers, weights, optimizer, schedule, random states, counters and the states of plugins must be
+    equal bit by bit. The status is 1 when they are not: then some plugin keeps a state that it does not save.
     """
     from rich.console import Console
     from rich.markup import escape
 
     from hooktrain import load
-    from hooktrain_torch.verify import verify
+    from hooktrain_torch.resume_comparison import compare_resumed_run
 
-    _, host = load(recipe, overrides=list(overrides), switches=list(switches))  # says what is wrong with it, once
+    _, host = load(recipe, overrides=list(overrides), switches=list(switches))  # reports errors in the recipe, once
     words = [str(recipe)]
     for flag, values in (("-o", overrides), ("-p", switches)):
         for value in values:
             words += [flag, value]
-    findings = verify(words, steps, nproc, keep, say=lambda message: click.echo(message, err=True))
+    findings = compare_resumed_run(words, steps, nproc, keep, say=lambda message: click.echo(message, err=True))
     failed = any(finding.differs for finding in findings)
     if as_json:
         click.echo(json.dumps([attrs.asdict(finding) for finding in findings], indent=2))
@@ -58,17 +58,17 @@ def verify_resume(
         half = steps // 2
         console.print(f"{steps} steps straight, and {half} + {steps - half} through a checkpoint:")
         for finding in findings:
-            answer = f"[red]differ: {escape(finding.differs)}[/]" if finding.differs else f"equal ({finding.count:,})"
-            console.print(f"  {finding.what:<33}{answer}")
+            result = f"[red]differ: {escape(finding.differs)}[/]" if finding.differs else f"equal ({finding.count:,})"
+            console.print(f"  {finding.what:<33}{result}")
         if failed:
-            silent = ", ".join(_without_state(host)) or "none"
-            console.print(f"Plugins that take part in the run and save no state: {silent}")
+            stateless = ", ".join(_without_state(host)) or "none"
+            console.print(f"Active plugins that save no state: {stateless}")
     if failed:
         sys.exit(1)
 
 
 def _without_state(host: PluginHost) -> list[str]:
-    """Plugins that hear of the run or do its work, and have no state in a checkpoint."""
+    """Return the plugins that have event or loop hooks and save no state."""
     running = ("on_", "run_", "compute_", "count_")
     return [
         record["name"]

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written through to the disk, with their sizes and digests in a manifest."""
+"""Files of a checkpoint, synced to the disk, and the manifest of their sizes and digests that commits it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,44 +19,54 @@ from torch import Tensor
 from hooktrain import CheckpointError
 
 __all__ = [
-    "FORMAT",
     "MANIFEST",
-    "OTHER_FORMAT",
     "UNKNOWN",
     "NotPlainError",
-    "load",
+    "Problem",
+    "commit",
     "number_of",
     "problem_of",
+    "read_object",
     "require_plain",
     "require_writable",
-    "save",
-    "seal",
-    "sync",
-    "write",
+    "sync_folder",
+    "write_object",
+    "write_text",
 ]
 
 MANIFEST = "manifest.json"
-FORMAT = 4
-OTHER_FORMAT = "it is of format"
-"""Begins what :func:`problem_of` says of a checkpoint that another version has written."""
 UNKNOWN = 1 << 62
-"""Number of a checkpoint whose manifest cannot be read; looked at first, so that the user hears of it."""
+"""Number of a checkpoint whose manifest cannot be read. It sorts first, so that the user is warned."""
+_FORMAT = 4
+"""Format of the checkpoints that this version writes, and the only one that it reads; hooktrain 0.1 wrote 1 to 3."""
 _LARGE = 1 << 20
-"""Bytes from which on it is worth a thread to hash them while they are written."""
-_STRETCH = 16 << 20
-"""Bytes after which the disk is sent what has been written."""
+"""Bytes from which on hashing them is worth a thread of its own while they are written."""
+_SYNC_EVERY = 16 << 20
+"""Bytes after which what has been written is synced to the disk."""
 _PLAIN = {type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device}
 
 
 class NotPlainError(Exception):
-    """A state holds what a checkpoint cannot hold."""
+    """A state holds a value that a checkpoint cannot hold."""
+
+
+class Problem(NamedTuple):
+    """Why a checkpoint cannot be read.
+
+    Attributes:
+        text: the reason, for people.
+        other_format: whether another version of hooktrain can read it; otherwise it is damaged.
+    """
+
+    text: str
+    other_format: bool = False
 
 
 def require_plain(value: Any, where: str) -> None:
-    """Refuse what ``torch.load`` with ``weights_only=True`` would refuse when it is too late.
+    """Refuse a value that ``torch.load`` with ``weights_only=True`` would refuse when it is too late.
 
     Raises:
-        NotPlainError: naming the place.
+        NotPlainError: naming the path to the value.
     """
     if isinstance(value, Tensor) or type(value) in _PLAIN:
         return
@@ -90,19 +100,19 @@ def require_writable(folder: Path) -> None:
         ) from problem
 
 
-class _Through:
-    """A stream that is written once from its beginning, hashed, and sent on to the disk while more of it is written.
+class _SyncedStream:
+    """A stream that hashes what is written to it, and syncs it to the disk while more of it is written.
 
     Args:
-        stream: unbuffered or not; of a file.
-        helpers: threads, two of which are used.
+        stream: of a file, at its beginning.
+        helpers: at least two threads.
     """
 
     def __init__(self, stream: Any, helpers: Executor) -> None:
         self._stream, self._helpers = stream, helpers
         self._hash, self.bytes = hashlib.sha256(), 0
-        self._sending: Future[None] | None
-        self._sent, self._sending = 0, None
+        self._syncing: Future[None] | None = None
+        self._synced = 0
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
@@ -114,69 +124,66 @@ class _Through:
             try:
                 self._stream.write(view)
             finally:
-                hashing.result()  # what the view is of may be gone when this returns
+                hashing.result()  # the viewed memory may be freed when this returns
         self.bytes += view.nbytes
-        if self.bytes - self._sent >= _STRETCH and (self._sending is None or self._sending.done()):
-            self._send()
+        if self.bytes - self._synced >= _SYNC_EVERY and (self._syncing is None or self._syncing.done()):
+            self._wait()
+            self._stream.flush()
+            self._synced, self._syncing = self.bytes, self._helpers.submit(os.fsync, self._stream.fileno())
         return view.nbytes
 
     def flush(self) -> None:
         self._stream.flush()
 
     def end(self) -> dict[str, Any]:
-        """Wait until everything is on the disk; returns size and digest."""
+        """Wait until everything is on the disk, and return size and digest."""
         self._wait()
         self._stream.flush()
         os.fsync(self._stream.fileno())
         return {"bytes": self.bytes, "sha256": self._hash.hexdigest()}
 
-    def _send(self) -> None:
-        self._wait()
-        self._stream.flush()
-        self._sent, self._sending = self.bytes, self._helpers.submit(os.fsync, self._stream.fileno())
-
     def _wait(self) -> None:
-        if self._sending is not None:
-            self._sending.result()  # a disk says only once that it could not write
+        if self._syncing is not None:
+            self._syncing.result()  # a failed write is reported once, so it must not be missed
 
 
 @contextlib.contextmanager
-def _through(path: Path) -> Iterator[_Through]:
+def _synced(path: Path) -> Iterator[_SyncedStream]:
     with path.open("wb") as stream, ThreadPoolExecutor(2, "checkpoint") as helpers:
-        yield _Through(stream, helpers)
+        yield _SyncedStream(stream, helpers)
 
 
-def save(value: Any, path: Path) -> dict[str, Any]:
-    """Write tensors and plain values for :func:`load`, through to the disk; returns the file's size and digest."""
-    with _through(path) as stream:
+def write_object(value: Any, path: Path) -> dict[str, Any]:
+    """Write tensors and plain values, synced to the disk, and return the file's size and digest."""
+    with _synced(path) as stream:
         try:
             torch.save(value, stream)  # type: ignore[arg-type]
-        except RuntimeError as problem:  # torch ends its archive after a failed write, and that failure hides the first
+        except RuntimeError as problem:  # after a failed write torch ends its archive, whose failure hides the first
             raise problem.__context__ if isinstance(problem.__context__, OSError) else problem from None
         return stream.end()
 
 
-def load(path: Path) -> Any:
-    """What :func:`save` wrote; tensors are read from the disk when they are used."""
+def read_object(path: Path) -> Any:
+    """Read what :func:`write_object` wrote; tensors are read from the disk when they are used."""
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
-def write(path: Path, text: str) -> dict[str, Any]:
-    """Write text through to the disk; returns the file's size and digest."""
-    with _through(path) as stream:
+def write_text(path: Path, text: str) -> dict[str, Any]:
+    """Write text, synced to the disk, and return the file's size and digest."""
+    with _synced(path) as stream:
         stream.write(text.encode())
         return stream.end()
 
 
-def seal(folder: Path, files: Mapping[str, Mapping[str, Any]], **facts: int) -> None:
-    """Write the manifest: what makes a folder a checkpoint."""
-    made = {"format": FORMAT, **facts, "files": files}
-    write(folder / MANIFEST, json.dumps({**made, "sha256": _digest_of(made)}, indent=2))
-    sync(folder)
+def commit(folder: Path, files: Mapping[str, Mapping[str, Any]], **facts: int) -> None:
+    """Write the manifest, which makes a folder a checkpoint."""
+    made = {"format": _FORMAT, **facts, "files": files}
+    write_text(folder / MANIFEST, json.dumps({**made, "sha256": _digest_of(made)}, indent=2))
+    sync_folder(folder)
 
 
-def sync(folder: Path) -> None:
-    """Make the folder's entries durable."""
+def sync_folder(folder: Path) -> None:
+    """Sync a folder's entries to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -185,40 +192,47 @@ def sync(folder: Path) -> None:
 
 
 def number_of(folder: Path) -> int:
-    """A checkpoint's place in the order of saving."""
+    """Return a checkpoint's position in the order of saving."""
     try:
         return int(_manifest(folder)["number"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return UNKNOWN
 
 
-def problem_of(folder: Path, *, digests: bool = True) -> str:
-    """What is wrong with a checkpoint, or nothing."""
+def problem_of(folder: Path, *, digests: bool = True) -> Problem | None:
+    """Return why a checkpoint cannot be read, or None.
+
+    Args:
+        folder: the checkpoint.
+        digests: whether to read all files and compare their digests, not only their sizes.
+    """
     try:
         facts = _manifest(folder)
-        if facts["format"] != FORMAT:
-            return f"{OTHER_FORMAT} {facts['format']}, and this version reads {FORMAT}"
+        found = int(facts["format"])
+        if found != _FORMAT:
+            reader = "hooktrain 0.1" if found < _FORMAT else "a later version of hooktrain"
+            return Problem(f"its format is {found}, which {reader} reads, and this version reads {_FORMAT}", True)
         for name, expected in facts["files"].items():
             path = folder / name
             if not path.is_file():
-                return f"{name} is missing"
+                return Problem(f"{name} is missing")
             if path.stat().st_size != expected["bytes"] or (digests and _digest(path) != expected["sha256"]):
-                return f"{name} is damaged"
+                return Problem(f"{name} is damaged")
     except FileNotFoundError:
-        return f"it has no {MANIFEST}, so it was never finished"
+        return Problem(f"it has no {MANIFEST}, so it was never committed")
     except KeyError as problem:
-        return f"its {MANIFEST} is damaged: it has no {problem}"
+        return Problem(f"its {MANIFEST} is damaged: it has no {problem}")
     except (OSError, ValueError, TypeError, AttributeError) as problem:
-        return f"its {MANIFEST} cannot be read ({problem})"
-    return ""
+        return Problem(f"its {MANIFEST} cannot be read ({problem})")
+    return None
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, proven to be as it was written."""
+    """Read the manifest and compare it with its own digest."""
     facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     if not isinstance(facts, dict):
         raise ValueError("it is no mapping")
-    if facts["format"] == FORMAT and facts.pop("sha256") != _digest_of(facts):
+    if facts["format"] == _FORMAT and facts.pop("sha256") != _digest_of(facts):
         raise ValueError("it is damaged")
     return facts
 
@@ -228,12 +242,8 @@ def _digest_of(facts: Mapping[str, Any]) -> str:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slowly(stream)
-
-
-def _slowly(stream: Any) -> str:
     made = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        made.update(block)
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            made.update(block)
     return made.hexdigest()

@@ -1,7 +1,7 @@
-"""An optimizer's hyperparameters as the recipe has them, told apart from what became of them in the run.
+"""Hyperparameters of an optimizer as the recipe sets them, as opposed to what they become during the run.
 
-A resume goes on with those of the checkpoint, since schedules and plugins change them on the way. Where the recipe
-itself gives others than it gave then, and the run may go on all the same, what the recipe gives now is meant.
+A resume continues with those of the checkpoint, since schedules and plugins change them on the way. Where the recipe
+itself sets another value than it did for the checkpoint, and ``allow_changes`` permits it, the recipe's value counts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from hooktrain_torch.compat import base_rates
 from hooktrain_torch.schedules import Schedule
 
 __all__ = ["as_built", "take_changed"]
@@ -19,28 +20,27 @@ _PLAIN = (type(None), bool, int, float, str, tuple, list)
 
 
 def as_built(optimizer: Optimizer, scheduler: Any) -> dict[str, Any]:
-    """The hyperparameters before the first step: plain values, for :func:`take_changed`.
+    """Return the hyperparameters before the first step, as plain values for :func:`take_changed`.
 
     Args:
-        optimizer: no step of which was made, and into which nothing was loaded.
-        scheduler: over it, likewise.
+        optimizer: has made no step and loaded nothing.
+        scheduler: of the optimizer, likewise.
     """
     groups = [
         {key: value for key, value in group.items() if key not in ("params", "lr") and type(value) in _PLAIN}
         for group in optimizer.param_groups
     ]
-    rates = getattr(scheduler, "base_lrs", None)
-    return {"groups": groups, "base_lrs": None if rates is None else [float(rate) for rate in rates]}
+    return {"groups": groups, "base_lrs": base_rates(scheduler)}
 
 
 def take_changed(optimizer: Optimizer, scheduler: Any, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Set what the recipe gives now and gave otherwise then; everything else stays as it was loaded.
+    """Set the hyperparameters that the recipe has changed; all others stay as loaded.
 
     Args:
-        optimizer: into which a checkpoint was loaded.
-        scheduler: over it, likewise.
-        then: what :func:`as_built` gave in the run that saved the checkpoint.
-        now: what it gave in this run.
+        optimizer: has loaded a checkpoint.
+        scheduler: of the optimizer, likewise.
+        then: what :func:`as_built` returned in the run that saved the checkpoint.
+        now: what it returned in this run.
     """
     for group, old, new in zip(optimizer.param_groups, then["groups"], now["groups"], strict=True):
         group.update({key: value for key, value in new.items() if key not in old or old[key] != value})
@@ -52,5 +52,5 @@ def take_changed(optimizer: Optimizer, scheduler: Any, then: Mapping[str, Any], 
         scheduler.load_state_dict(scheduler.state_dict())  # which sets the rates
         return
     for group, old, new in zip(optimizer.param_groups, old_rates, rates, strict=True):
-        if old:  # torch's own schedules go on from the rate that they find
+        if old:  # torch's own schedules continue from the rate that they find
             group["lr"] = group["lr"] * (new / old)

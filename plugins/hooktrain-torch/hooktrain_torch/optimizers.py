@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from hooktrain import HooktrainError, at_least, did_you_mean, field
+from hooktrain_torch.compat import full_shape
 
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
     from torch.optim import Optimizer
 
-__all__ = ["AdamConfig", "AdamWConfig", "AnyConfig", "SGDConfig", "decay_groups", "make_optimizer"]
+__all__ = ["AdamConfig", "AdamWConfig", "AnyConfig", "SGDConfig", "decay_groups", "make_optimizer", "require_betas"]
 
 
-def _below_one(instance: Any, attribute: Any, value: tuple[float, float]) -> None:
+def require_betas(instance: Any, attribute: Any, value: tuple[float, float]) -> None:
+    """Refuse decay rates of Adam that are not from 0 to below 1; a validator of attrs."""
     if not all(0 <= beta < 1 for beta in value):
         raise ValueError(f"given {list(value)}, expected two numbers from 0 to below 1")
 
@@ -31,7 +33,7 @@ class AdamWConfig:
     """Learning rate."""
     weight_decay: float = field(default=0.1, validator=at_least(0))
     """Decay of matrices; biases, norms and other vectors are not decayed."""
-    betas: tuple[float, float] = field(default=(0.9, 0.999), validator=_below_one)
+    betas: tuple[float, float] = field(default=(0.9, 0.999), validator=require_betas)
     """Decay rates of the running means of gradient and squared gradient."""
     eps: float = field(default=1e-8, validator=at_least(0))
     """Added to the denominator."""
@@ -74,7 +76,7 @@ class AnyConfig:
 
 
 def make_optimizer(config: Any, model: Module) -> Optimizer:
-    """The optimizer of a config, over the model's parameters that take gradients.
+    """Make the optimizer of a config, over the model's trainable parameters.
 
     Raises:
         HooktrainError: when nothing can be trained, or a class cannot be found or made.
@@ -122,10 +124,10 @@ def _trained(model: Module) -> list[Parameter]:
 
 
 def decay_groups(model: Module, decay: float, decay_vectors: bool) -> list[dict[str, Any]]:
-    """The groups of the parameters that take gradients: matrices with decay, and vectors without.
+    """Return the groups of trainable parameters: matrices with decay, and vectors without.
 
     Args:
-        model: whose parameters.
+        model: has the parameters.
         decay: ``weight_decay`` of the first group.
         decay_vectors: whether vectors are in it as well.
 
@@ -135,8 +137,7 @@ def decay_groups(model: Module, decay: float, decay_vectors: bool) -> list[dict[
     matrices: list[Parameter] = []
     vectors: list[Parameter] = []
     for parameter in _trained(model):
-        # what ZeRO-3 has cut up is a vector by itself, and keeps the weight's own shape beside it
-        dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
+        dimensions = len(full_shape(parameter))
         (matrices if dimensions >= 2 or decay_vectors else vectors).append(parameter)
     groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
@@ -149,7 +150,7 @@ def _find(name: str) -> Any:
         home = importlib.import_module(module or "torch.optim")
         return getattr(home, attribute)
     except (ImportError, AttributeError) as problem:
-        meant = "" if home is None else did_you_mean(attribute, [n for n in dir(home) if n[0].isupper()])
+        hint = "" if home is None else did_you_mean(attribute, [n for n in dir(home) if n[0].isupper()])
         raise HooktrainError(
-            f"optimizer.name: '{name}' cannot be found ({problem}){meant}; give a class of torch.optim or a dotted path"
+            f"optimizer.name: '{name}' cannot be found ({problem}){hint}; give a class of torch.optim or a dotted path"
         ) from problem

@@ -1,4 +1,4 @@
-"""The hooks of ``hooktrain-torch``. Torch itself is imported when a part is built, not when the plugin is listed."""
+"""Hooks of ``hooktrain-torch``. Torch itself is imported when a part is built, not when the plugin is listed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from hooktrain import Recipe, Scheduler, Strategy, Trainer
+    from hooktrain_torch.checkpoint import FullCheckpoint
 
 __all__ = ["TorchPlugin"]
 
 
 class TorchPlugin:
-    """Offers optimizers, schedules, the ``torch`` strategy and ``full`` checkpoints."""
+    """Registers optimizers, schedules, the ``torch`` strategy and ``full`` checkpoints."""
 
     def __init__(self) -> None:
-        self._built: dict[str, Any] = {}  # also for an engine that is made when the run is over
+        self._built: dict[str, Any] = {}  # also for an engine that is made after the run
+        self._engines: list[FullCheckpoint] = []
 
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
@@ -46,10 +48,10 @@ class TorchPlugin:
 
     @hookimpl
     def make_scheduler(self, config: Any, optimizer: Optimizer, total_steps: int) -> Scheduler | None:
-        from hooktrain_torch import schedules as found
+        from hooktrain_torch import schedules
 
-        known = (found.ConstantConfig, found.LinearConfig, found.CosineConfig, found.WSDConfig)
-        return found.make_schedule(config, optimizer, total_steps) if isinstance(config, known) else None
+        known = (schedules.ConstantConfig, schedules.LinearConfig, schedules.CosineConfig, schedules.WSDConfig)
+        return schedules.make_schedule(config, optimizer, total_steps) if isinstance(config, known) else None
 
     @hookimpl
     def make_strategy(self, config: Any, world: World) -> Strategy | None:
@@ -69,7 +71,9 @@ class TorchPlugin:
             return None
         from hooktrain_torch.checkpoint import FullCheckpoint
 
-        return FullCheckpoint(config, run_dir, world, self._built)
+        engine = FullCheckpoint(config, run_dir, world, self._built)
+        self._engines.append(engine)
+        return engine
 
     @hookimpl
     def estimate_memory(self, config: Any, recipe: Recipe, world: World, model: ModelEstimate) -> MemoryEstimate | None:
@@ -77,9 +81,9 @@ class TorchPlugin:
 
         if not isinstance(config, TorchConfig):
             return None
-        from hooktrain_torch.estimate import memory
+        from hooktrain_torch.estimate import estimate_memory
 
-        return memory(config, recipe, world, model)
+        return estimate_memory(config, recipe, world, model)
 
     @hookimpl
     def check_recipe(self, recipe: Recipe) -> Iterable[Complaint]:
@@ -96,11 +100,11 @@ class TorchPlugin:
         for number, config in enumerate(recipe.checkpoint):
             if not isinstance(config, FullConfig) or config.keep_last:
                 continue
-            for name in ("keep_every", "keep_best"):
-                if getattr(config, name):
+            for name, value in (("keep_every", config.keep_every), ("keep_best", config.keep_best)):
+                if value:
                     yield Complaint(
                         f"checkpoint[{number}].{name}",
-                        "would have no effect, as keep_last: 0 keeps all; write keep_last: 1 or more",
+                        "has no effect with keep_last: 0, which keeps all; write keep_last: 1 or more",
                     )
 
     @hookimpl(tryfirst=True)
@@ -119,16 +123,12 @@ class TorchPlugin:
 
     @hookimpl
     def on_exception(self, trainer: Trainer, exception: BaseException) -> None:
-        from hooktrain_torch.checkpoint import FullCheckpoint
-
-        for engine in getattr(trainer, "checkpoint_engines", ()):
-            if isinstance(engine, FullCheckpoint) and not isinstance(exception, KeyboardInterrupt):
+        for engine in self._engines:
+            if not isinstance(exception, KeyboardInterrupt):
                 engine.close(trainer)
 
     @hookimpl
-    def on_teardown(self, trainer: Trainer) -> None:
-        from hooktrain_torch.checkpoint import FullCheckpoint
-
-        for engine in getattr(trainer, "checkpoint_engines", ()):
-            if isinstance(engine, FullCheckpoint):
-                engine.wait()
+    def on_teardown(self) -> None:
+        for engine in self._engines:
+            engine.wait()
+        self._engines.clear()

@@ -13,11 +13,11 @@ try:
 except ImportError:
     _numpy = None
 
-__all__ = ["random_state", "restore_random_state"]
+__all__ = ["capture_random_state", "restore_random_state"]
 
 
-def random_state() -> dict[str, Any]:
-    """Those of torch, Python, numpy and this rank's GPU."""
+def capture_random_state() -> dict[str, Any]:
+    """Return the random states of torch, Python, numpy and this rank's GPU."""
     version, numbers, gauss = random.getstate()
     state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": [version, list(numbers), gauss]}
     if _numpy is not None:
@@ -29,7 +29,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Take over what :func:`random_state` gave."""
+    """Restore what :func:`capture_random_state` returned."""
     torch.set_rng_state(state["torch"].clone())
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))

@@ -1,4 +1,4 @@
-"""How the processes of a run talk to each other."""
+"""Communication between the processes of a run."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from hooktrain import HooktrainError, World
+from hooktrain_torch.compat import cpu_has_bf16, exchange_group_timeouts
 
 __all__ = ["Ranks", "device_of", "native_bf16"]
 
-_DEFAULTS = ("default_pg_timeout", "default_pg_nccl_timeout")
-
 
 class Ranks:
-    """Sums, gathers and waits over all ranks; with one rank nothing is sent.
+    """Sums, gathers and barriers over all ranks; with one rank nothing is sent.
 
     Args:
         world: this process and how many there are.
-        device: what collectives of tensors are computed on: nccl for a GPU, gloo elsewhere.
+        device: where collectives of tensors run: nccl for a GPU, gloo elsewhere.
         timeout: seconds that a rank waits for the others before it gives up.
         alone: whether a process group is started for a single rank too.
 
@@ -38,18 +36,17 @@ class Ranks:
     def __init__(self, world: World, device: torch.device, *, timeout: float = 1800.0, alone: bool = False) -> None:
         self.world, self._several = world, world.world_size > 1
         self._host: Any = None
-        self._before: dict[str, Any] = {}
-        self._excepthook = sys.excepthook  # torch puts another one around it for each process group
+        self._timeouts: Any = None
+        self._excepthook = sys.excepthook  # torch wraps it for each process group
         if not (self._several or alone):
             return
         patience = timedelta(seconds=timeout)
-        for name in _DEFAULTS:  # groups that a library makes, as DeepSpeed's engine does, ask no one how long they wait
-            self._before[name] = getattr(c10d, name)
-            setattr(c10d, name, patience)
+        # for groups that a library makes without a timeout, as DeepSpeed's engine does
+        self._timeouts = exchange_group_timeouts((patience, patience))
         backend = "nccl" if device.type == "cuda" else "gloo"
         if not dist.is_initialized():
             if not self._several:
-                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
             else:
                 missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
                 if missing:
@@ -61,11 +58,11 @@ class Ranks:
                 dist.init_process_group(
                     backend, store=store, rank=world.rank, world_size=world.world_size, timeout=patience
                 )
-        # counts and requests travel from host to host, so that no device has to be waited for
+        # counts and requests are sent between hosts, so that no device has to be synchronized
         self._host = dist.new_group(backend="gloo", timeout=patience) if device.type == "cuda" else dist.group.WORLD
 
     def neighbours(self, size: int) -> Any:
-        """The process group of this rank and those beside it, ``size`` of them; collective."""
+        """Make the process groups of ``size`` consecutive ranks each, and return this rank's; collective."""
         mine = None
         for first in range(0, self.world.world_size, size):
             group = dist.new_group(list(range(first, first + size)))
@@ -91,9 +88,9 @@ class Ranks:
         """As :meth:`hooktrain.Strategy.gather_objects`."""
         if not self._several:
             return [value]
-        everyone: list[Any] = [None] * self.world.world_size
-        dist.all_gather_object(everyone, value, group=self._host)
-        return everyone
+        values: list[Any] = [None] * self.world.world_size
+        dist.all_gather_object(values, value, group=self._host)
+        return values
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -101,14 +98,15 @@ class Ranks:
             dist.barrier(group=self._host)
 
     def close(self) -> None:
-        """End the process group; whoever holds it lets go of it first."""
-        while self._before:
-            setattr(c10d, *self._before.popitem())
+        """Destroy the process group. References to it must be dropped before."""
+        if self._timeouts is not None:
+            exchange_group_timeouts(self._timeouts)
+            self._timeouts = None
         if self._host is not None:
             sys.excepthook = self._excepthook
         if self._host is not None and dist.is_initialized():
-            # the group's threads end only with its last holder, and one that frees a tensor while Python is shutting
-            # down takes the process with it
+            # the group's threads end only with its last reference, and one that frees a tensor while Python is shutting
+            # down crashes the process
             self._host = None
             dist.destroy_process_group()
             gc.collect()
@@ -119,21 +117,21 @@ _begun = 0
 
 
 def _store(world: World, patience: timedelta) -> Any:
-    """Where the ranks find each other, with keys that no earlier run of these processes has used.
+    """Return the store in which ranks find each other, with keys that no earlier run of these processes has used.
 
-    A process that runs one training after another would otherwise find the addresses of a group that is gone, and
-    wait for it. The store itself is kept, since another one could not have its port at once.
+    A process that runs one training after another would otherwise find the addresses of a group that no longer exists,
+    and wait for it. The store itself is kept, since another one could not bind its port at once.
     """
     global _begun  # noqa: PLW0603 - it counts for the process, as the store does
     place = (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
     if place not in _stores:
         _stores[place], _, _ = next(iter(rendezvous("env://", world.rank, world.world_size, timeout=patience)))
     _begun += 1
-    return dist.PrefixStore(f"hooktrain-{_begun}", _stores[place])
+    return dist.PrefixStore(f"hooktrain-{_begun}", _stores[place])  # type: ignore[attr-defined]
 
 
 def device_of(wanted: str, world: World) -> torch.device:
-    """The device that a recipe's ``strategy.device`` means for this rank.
+    """Return the device that ``strategy.device`` means for this rank.
 
     Raises:
         HooktrainError: when there is no such device.
@@ -162,10 +160,9 @@ def device_of(wanted: str, world: World) -> torch.device:
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 natively: on others emulation costs more than it saves."""
+    """Return whether the device multiplies bf16 natively. Elsewhere emulation costs more than it saves."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return native and os.environ.get("ATEN_CPU_CAPABILITY", "") not in ("default", "avx2")
+        return cpu_has_bf16() and os.environ.get("ATEN_CPU_CAPABILITY", "") not in ("default", "avx2")
     return False

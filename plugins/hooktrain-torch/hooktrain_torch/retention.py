@@ -1,4 +1,4 @@
-"""Which ``full`` checkpoints are kept, and how the others go away: renamed at once, deleted while training goes on."""
+"""Retention of ``full`` checkpoints: older ones are renamed at once and deleted while training continues."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["Retention"]
 
 
 class Retention:
-    """Removes checkpoints that nothing asks to be kept; on the main rank only.
+    """Removes checkpoints that no setting keeps; on the main rank only.
 
-    Deleting gigabytes takes long, so that it has a thread of its own. A run that dies meanwhile leaves folders with
-    hidden names behind, which nobody takes for checkpoints and the next save removes.
+    Deleting gigabytes takes long, so it has a thread of its own. A run that dies meanwhile leaves folders with hidden
+    names, which are never taken for checkpoints, and which the next save removes.
 
     Args:
-        config: what is to be kept.
-        folder: where the checkpoints lie.
+        config: which checkpoints to keep.
+        folder: where the checkpoints are.
     """
 
     def __init__(self, config: FullConfig, folder: Path) -> None:
@@ -37,7 +37,7 @@ class Retention:
         self._thread: threading.Thread | None = None
 
     def set_aside(self, path: Path) -> None:
-        """Give a checkpoint a name that says that it is none, by one rename."""
+        """Rename a checkpoint to a hidden name, to be deleted later."""
         aside = self.folder / f".removed-{path.name}"
         if aside.exists():  # being deleted, or left by a run that died
             self.wait()
@@ -45,10 +45,10 @@ class Retention:
         os.replace(path, aside)
 
     def keep_damaged(self, path: Path) -> Path:
-        """Make room where a damaged checkpoint is, of which a part may be all that is left of a run.
+        """Rename a damaged checkpoint, a part of which may be all that is left of a run.
 
         Returns:
-            Where it is now: a folder that is never taken for a checkpoint, nor removed.
+            Its new path, which is never taken for a checkpoint, nor removed.
         """
         kept = self.folder / f"damaged-{path.name}"
         numbers = itertools.count(2)
@@ -58,10 +58,10 @@ class Retention:
         return kept
 
     def apply(self, trainer: Trainer, found: Sequence[tuple[int, Path]]) -> None:
-        """Remove what nothing asks to be kept, older than the ones that ``keep_last`` keeps; nothing that is damaged.
+        """Remove checkpoints that no setting keeps, but none that is damaged.
 
         Args:
-            trainer: whose metrics tell the best.
+            trainer: warns, and names the metrics of evaluations.
             found: checkpoints with their numbers, the last saved first.
         """
         config, kept = self.config, 0
@@ -70,7 +70,7 @@ class Retention:
             best = self._best(trainer, [path for number, path in found if number < UNKNOWN]) if found else None
             for _, path in found:
                 if problem_of(path, digests=False):
-                    continue  # what is left of it cannot be had again
+                    continue  # what is left of it cannot be restored
                 marked = path == best or (config.keep_every and int(path.name[5:]) % config.keep_every == 0)
                 if kept < config.keep_last:
                     kept += 1
@@ -81,7 +81,7 @@ class Retention:
         self._delete_aside()
 
     def clean(self) -> None:
-        """Delete what an interrupted save or removal has left, so that nobody takes it for a checkpoint."""
+        """Delete what an interrupted save or removal has left."""
         self.wait()
         for path in [*self.folder.glob(".saving-step-*"), *self.folder.glob(".removed-step-*")]:
             shutil.rmtree(path, ignore_errors=True)
@@ -106,7 +106,7 @@ class Retention:
         self._thread.start()
 
     def _best(self, trainer: Trainer, paths: Iterable[Path]) -> Path | None:
-        """The checkpoint with the best value of ``keep_best``, of those at whose step it was measured."""
+        """Return the checkpoint with the best value of ``keep_best``, of those at whose step it was measured."""
         name = self.config.keep_best
         if not name:
             return None

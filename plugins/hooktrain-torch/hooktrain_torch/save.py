@@ -1,4 +1,4 @@
-"""One save of a ``full`` checkpoint: what is saved, and this rank's files of it, written here or in a thread."""
+"""One rank's part of saving a ``full`` checkpoint, in the training's thread or in the background."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from hooktrain import CheckpointError, TrainedState, World, provenance
-from hooktrain_torch.files import require_plain, save, seal, write
-from hooktrain_torch.random_state import random_state
-from hooktrain_torch.stored import contents, index
+from hooktrain_torch.files import commit, require_plain, write_object, write_text
+from hooktrain_torch.random_state import capture_random_state
+from hooktrain_torch.stored_tensors import index_of, tensors_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ TENSORS = "tensors.json"
 
 
 class Save:
-    """What one rank saves at one step.
+    """One rank's part of the checkpoint of one step.
 
     Args:
         target: the folder that the checkpoint will be.
@@ -39,16 +39,17 @@ class Save:
         world: this process and how many there are.
 
     Attributes:
-        temporary: the folder that is written to, beside ``target``.
-        began: when, by ``time.perf_counter``.
-        stalled: seconds for which the training stood still, of a save in the background.
-        is_sealing: whether what goes on in the background makes a checkpoint, and not only this rank's files of it.
+        temporary: the folder that is written to, next to ``target``.
+        began: when the save began, by ``time.perf_counter``.
+        stalled: seconds for which training paused, of a save in the background.
+        is_committing: whether the background thread commits the checkpoint, after or instead of writing this rank's
+            files.
     """
 
     def __init__(self, target: Path, step: int, world: World) -> None:
         self.target, self.step, self.world = target, step, world
         self.temporary = target.with_name(f".saving-{target.name}")
-        self.began, self.stalled, self.is_sealing = time.perf_counter(), 0.0, False
+        self.began, self.stalled, self.is_committing = time.perf_counter(), 0.0, False
         self._tensors: dict[str, dict[str, Tensor]] = {}
         self._places: dict[str, Any] = {}
         self._plain: dict[str, Any] = {}
@@ -61,30 +62,30 @@ class Save:
     def take(
         self, trainer: Trainer, trained: TrainedState, states: Mapping[str, Any], unchanged: Mapping[str, list[str]]
     ) -> None:
-        """Take up what is to be written; nothing is copied.
+        """Collect what is to be written; nothing is copied.
 
         Args:
             trainer: counters, recipe and plugins.
-            trained: this rank's share of weights and optimizer.
+            trained: this rank's shards of weights and optimizer.
             states: of plugins, scheduler and strategy.
-            unchanged: frozen weights that are left out, with their checksums.
+            unchanged: checksums of frozen weights that are not written.
 
         Raises:
-            NotPlainError: when a state holds what a checkpoint cannot hold.
-            CheckpointError: when the strategy gave two stretches of one tensor.
+            NotPlainError: when a state holds a value that a checkpoint cannot hold.
+            CheckpointError: when the strategy returned two shards of one tensor.
         """
-        for kind, fragments in (("model", trained.model), ("optimizer", trained.optimizer)):
-            self._tensors[kind], self._places[kind] = contents(
-                f for f in fragments if kind != "model" or f.name not in unchanged
+        for kind, shards in (("model", trained.model), ("optimizer", trained.optimizer)):
+            self._tensors[kind], self._places[kind] = tensors_of(
+                shard for shard in shards if kind != "model" or shard.name not in unchanged
             )
-        self._plain[f"random-{self.world.rank}.pt"] = random_state()
+        self._plain[f"random-{self.world.rank}.pt"] = capture_random_state()
         if self.world.is_main:
             parts = {**states, "trained": dict(trained.rest)}
             require_plain(parts, "")
             self._plain["parts.pt"] = parts
             if unchanged:
                 self._texts[FROZEN] = partial(json.dumps, dict(unchanged), indent=2)
-            # values are taken now; their text, which takes longer than all else here, is made when it is written
+            # values are collected now; their text, which takes longest to make, is made when it is written
             self._texts |= {
                 "state.json": partial(json.dumps, attrs.asdict(trainer.state), indent=2),
                 "recipe.yaml": trainer.recipe.as_yaml,
@@ -92,50 +93,50 @@ class Save:
             }
 
     def write(self) -> dict[str, Any]:
-        """Write this rank's files; returns their sizes and digests, and where its stretches of tensors belong."""
+        """Write this rank's files, and return their sizes and digests and the places of its shards."""
         files = {}
         for kind, tensors in self._tensors.items():
             if tensors or self.world.is_main:
                 name = f"{kind}-{self.world.rank}.pt"
-                files[name] = save(tensors, self.temporary / name)
+                files[name] = write_object(tensors, self.temporary / name)
         for name, value in self._plain.items():
-            files[name] = save(value, self.temporary / name)
+            files[name] = write_object(value, self.temporary / name)
         for name, text in self._texts.items():
-            files[name] = write(self.temporary / name, text())
+            files[name] = write_text(self.temporary / name, text())
         return {"files": files, "places": self._places}
 
-    def seal(self, written: Sequence[Mapping[str, Any]], number: int) -> None:
-        """Write what makes a checkpoint of all ranks' files; on one rank.
+    def commit(self, written: Sequence[Mapping[str, Any]], number: int) -> None:
+        """Write the index and the manifest of all ranks' files; on one rank.
 
         Args:
-            written: what :meth:`write` gave on each rank.
-            number: the checkpoint's place in the order of saving.
+            written: what :meth:`write` returned on each rank.
+            number: the checkpoint's position in the order of saving.
 
         Raises:
             CheckpointError: when elements of a tensor are missing or there twice.
         """
         files = {name: facts for found in written for name, facts in found["files"].items()}
-        tensors = {kind: index([found["places"][kind] for found in written]) for kind in ("model", "optimizer")}
-        files[TENSORS] = write(self.temporary / TENSORS, json.dumps(tensors))
-        seal(
+        tensors = {kind: index_of([found["places"][kind] for found in written]) for kind in ("model", "optimizer")}
+        files[TENSORS] = write_text(self.temporary / TENSORS, json.dumps(tensors))
+        commit(
             self.temporary, dict(sorted(files.items())), step=self.step, number=number, world_size=self.world.world_size
         )
 
     # ----------------------------------------------------------------------------------------- in the background
 
     def copy(self) -> None:
-        """Copy what was taken up to the host's memory, so that training may go on while it is written."""
+        """Copy what was collected to the host's memory, so that training can continue while it is written."""
         for tensors in self._tensors.values():
             for name, value in tensors.items():
                 tensors[name] = value.to("cpu", copy=True)
         self._plain = copy.deepcopy(self._plain)
 
     def start(self, part: Callable[[], Any], when_ended: Callable[[], None]) -> None:
-        """Do a part of the save in a thread.
+        """Run a part of the save in a thread.
 
         Args:
-            part: such as :meth:`write`; what it gives is what :meth:`result` returns.
-            when_ended: called in the thread when the part has ended, well or not.
+            part: such as :meth:`write`; :meth:`result` returns what it returns.
+            when_ended: called in the thread when the part has ended, also with an error.
         """
         self._made, self._problem = None, None
         self._ended.clear()
@@ -143,7 +144,7 @@ class Save:
         def work() -> None:
             try:
                 self._made = part()
-            except BaseException as problem:  # kept for the thread that asks
+            except BaseException as problem:  # raised by result()
                 self._problem = problem
             self._tensors.clear()
             self._ended.set()
@@ -154,11 +155,11 @@ class Save:
 
     @property
     def has_ended(self) -> bool:
-        """Whether what this rank's thread was started for is done, well or not."""
+        """Whether this rank's thread has ended, also with an error."""
         return self._ended.is_set()
 
     def result(self) -> Any:
-        """Wait for the thread; returns what its part gave, or raises what it raised."""
+        """Wait for the thread, and return what its part returned or raise what it raised."""
         assert self._thread is not None, "a part was started"
         self._thread.join()
         if self._problem is not None:

@@ -1,10 +1,10 @@
-"""Learning-rate schedules: pure functions of the optimizer step, so that resuming needs a number and nothing else."""
+"""Learning-rate schedules as pure functions of the optimizer step, so that a resume needs only a number."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -21,7 +21,7 @@ class ConstantConfig:
     """A warm-up, then the optimizer's learning rate throughout."""
 
     warmup_ratio: float = field(default=0.0, validator=between(0, 1))
-    """Share of the run in which the rate rises linearly from its first fraction to the whole."""
+    """Share of the run in which the rate rises linearly from its first fraction to the full rate."""
     warmup_steps: int | None = field(default=None, validator=at_least(0))
     """The same in optimizer steps; wins over ``warmup_ratio``."""
 
@@ -31,7 +31,7 @@ class LinearConfig:
     """A warm-up, then a straight line down to ``min_lr_ratio`` of the learning rate."""
 
     warmup_ratio: float = field(default=0.05, validator=between(0, 1))
-    """Share of the run in which the rate rises linearly from its first fraction to the whole."""
+    """Share of the run in which the rate rises linearly from its first fraction to the full rate."""
     warmup_steps: int | None = field(default=None, validator=at_least(0))
     """The same in optimizer steps; wins over ``warmup_ratio``."""
     min_lr_ratio: float = field(default=0.0, validator=between(0, 1))
@@ -43,7 +43,7 @@ class CosineConfig:
     """A warm-up, then half a cosine down to ``min_lr_ratio`` of the learning rate."""
 
     warmup_ratio: float = field(default=0.05, validator=between(0, 1))
-    """Share of the run in which the rate rises linearly from its first fraction to the whole."""
+    """Share of the run in which the rate rises linearly from its first fraction to the full rate."""
     warmup_steps: int | None = field(default=None, validator=at_least(0))
     """The same in optimizer steps; wins over ``warmup_ratio``."""
     min_lr_ratio: float = field(default=0.0, validator=between(0, 1))
@@ -52,10 +52,10 @@ class CosineConfig:
 
 @attrs.frozen(kw_only=True)
 class WSDConfig:
-    """Warm-up, stable, decay: the whole rate until the last part of the run, then down to ``min_lr_ratio`` of it."""
+    """Warm-up, stable, decay: the full rate until the last part of the run, then down to ``min_lr_ratio`` of it."""
 
     warmup_ratio: float = field(default=0.05, validator=between(0, 1))
-    """Share of the run in which the rate rises linearly from its first fraction to the whole."""
+    """Share of the run in which the rate rises linearly from its first fraction to the full rate."""
     warmup_steps: int | None = field(default=None, validator=at_least(0))
     """The same in optimizer steps; wins over ``warmup_ratio``."""
     decay_ratio: float = field(default=0.1, validator=between(0, 1))
@@ -71,13 +71,11 @@ class WSDConfig:
 class Schedule:
     """Sets each parameter group's learning rate to its first value times ``factor(step)``.
 
-    torch's LambdaLR does the same at ten times the cost, which a small model's step would feel.
+    torch's LambdaLR does the same at ten times the cost, which counts in a small model's step.
 
     Attributes:
         warmup_steps: optimizer steps in which the rate rises.
     """
-
-    state_keys: ClassVar[tuple[str, ...]] = ("finished", "base_lrs")
 
     def __init__(self, optimizer: Optimizer, factor: Callable[[int], float], warmup_steps: int) -> None:
         self.optimizer, self.factor, self.warmup_steps = optimizer, factor, warmup_steps
@@ -87,7 +85,7 @@ class Schedule:
         self._apply()
 
     def step(self) -> None:
-        """An optimizer step has been finished."""
+        """Advance by one optimizer step and set the rates."""
         self.finished += 1
         self._apply()
 
@@ -99,26 +97,25 @@ class Schedule:
                 group["lr"] = base * factor
 
     def get_last_lr(self) -> list[float]:
-        """The rate of each parameter group for the step to come."""
+        """Return the rate of each parameter group for the next step."""
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in self.state_keys}
+        return {"finished": self.finished, "base_lrs": self.base_lrs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for key in self.state_keys:
-            setattr(self, key, state_dict[key])
-        self._applied = None  # a loaded optimizer brings rates of its own
+        self.finished, self.base_lrs = state_dict["finished"], state_dict["base_lrs"]
+        self._applied = None  # a loaded optimizer has rates of its own
         self._apply()
 
 
 def make_schedule(config: Any, optimizer: Optimizer, total_steps: int) -> Schedule:
-    """The schedule of a config.
+    """Make the schedule of a config.
 
     Args:
         config: one of the config classes of this module.
-        optimizer: whose rates to set.
-        total_steps: optimizer steps of the whole run.
+        optimizer: has the rates to set.
+        total_steps: optimizer steps of the run.
     """
     warmup = config.warmup_steps
     if warmup is None:
@@ -127,7 +124,7 @@ def make_schedule(config: Any, optimizer: Optimizer, total_steps: int) -> Schedu
 
 
 def _warmed(after: Callable[[int], float], warmup: int) -> Callable[[int], float]:
-    # the first step has a rate above zero: a step at zero would train on its rows for nothing
+    # the first step has a rate above zero: at zero it would train nothing
     return lambda step: (step + 1) / warmup if step < warmup else after(step)
 
 
@@ -146,5 +143,5 @@ def _after_warmup(config: Any, warmup: int, total: int) -> Callable[[int], float
 
 
 def _share(step: int, begin: int, end: int) -> float:
-    """How much of the way from ``begin`` to ``end`` a step has come, from 0 to 1."""
+    """Return how far a step is on the way from ``begin`` to ``end``, from 0 to 1."""
     return min(1.0, max(0.0, (step - begin) / max(1, end - begin)))

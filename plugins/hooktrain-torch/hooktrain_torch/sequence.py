@@ -1,7 +1,7 @@
-"""Sequence parallelism as DeepSpeed's Ulysses does it (Jacobs et al., 2023): ranks share the tokens of a row.
+"""Sequence parallelism as in DeepSpeed's Ulysses (Jacobs et al., 2023): ranks share the tokens of a sequence.
 
-Each rank computes its stretch of every row. For attention, which needs all tokens, the ranks exchange: each gets the
-whole row for a share of the heads, and gives its result back.
+Each rank computes its shard of every sequence. For attention, which needs all tokens, the ranks exchange shards: each
+gets the complete sequence for a part of the heads, and returns the result.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _LONGEST = ("max_length_q", "max_length_k")
 
 
 def data_world(world: World, size: int) -> World:
-    """This rank's place among those that get rows of their own.
+    """Return this rank's place among those that get sequences of their own.
 
     Args:
         world: all ranks.
-        size: ranks that share a row; consecutive ones.
+        size: consecutive ranks that share a sequence.
 
     Raises:
         HooktrainError: when the ranks are not a multiple of ``size``.
@@ -41,11 +41,11 @@ def data_world(world: World, size: int) -> World:
 
 
 class SequenceGroup:
-    """The ranks that share a row. A batch carries it to the attention, under ``sequence_parallel``.
+    """The ranks that share a sequence. A batch carries it to the attention, as ``sequence_parallel``.
 
     Args:
         world: all ranks.
-        size: how many of them share a row.
+        size: how many of them share a sequence.
         group: their process group.
     """
 
@@ -53,74 +53,74 @@ class SequenceGroup:
         self.size, self.rank, self.group = size, world.rank % size, group
 
     def to_heads(self, states: Tensor) -> Tensor:
-        """From this rank's tokens of all heads to all tokens of its heads.
+        """Exchange this rank's tokens of all heads for all tokens of its heads.
 
         Args:
-            states: shape (rows, heads, tokens of a rank, channels), the heads being a multiple of ``size``.
+            states: shape (sequences, heads, tokens of a rank, channels), the heads being a multiple of ``size``.
 
         Returns:
-            Shape (rows, heads / size, tokens, channels).
+            Shape (sequences, heads / size, tokens, channels).
         """
         return _Exchange.apply(states, 1, 2, self)  # type: ignore[no-any-return,no-untyped-call]
 
     def to_tokens(self, states: Tensor) -> Tensor:
-        """Back again.
+        """Exchange all tokens of this rank's heads for its tokens of all heads.
 
         Args:
-            states: shape (rows, tokens, heads / size, channels).
+            states: shape (sequences, tokens, heads / size, channels).
 
         Returns:
-            Shape (rows, tokens of a rank, heads, channels).
+            Shape (sequences, tokens of a rank, heads, channels).
         """
         return _Exchange.apply(states, 1, 2, self)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _Exchange(torch.autograd.Function):
-    """Gives each rank its share of one dimension, and gets all of another."""
+    """Splits one dimension over ranks and gathers another, in forward and backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, given: int, got: int, ranks: SequenceGroup) -> Tensor:
-        ctx.given, ctx.got, ctx.ranks = given, got, ranks
-        return _exchanged(states, given, got, ranks)
+    def forward(ctx: Any, states: Tensor, split: int, gathered: int, ranks: SequenceGroup) -> Tensor:
+        ctx.split, ctx.gathered, ctx.ranks = split, gathered, ranks
+        return _exchanged(states, split, gathered, ranks)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _exchanged(gradients[0], ctx.got, ctx.given, ctx.ranks), None, None, None
+        return _exchanged(gradients[0], ctx.gathered, ctx.split, ctx.ranks), None, None, None
 
 
-def _exchanged(states: Tensor, given: int, got: int, ranks: SequenceGroup) -> Tensor:
-    mine = torch.stack(states.chunk(ranks.size, given))  # (ranks, ...)
+def _exchanged(states: Tensor, split: int, gathered: int, ranks: SequenceGroup) -> Tensor:
+    mine = torch.stack(states.chunk(ranks.size, split))  # (ranks, ...)
     theirs = torch.empty_like(mine)
     dist.all_to_all_single(theirs, mine, group=ranks.group)
-    return torch.cat(theirs.unbind(), got)
+    return torch.cat(theirs.unbind(), gathered)
 
 
 def divide(batch: Batch, ranks: SequenceGroup) -> Batch:
-    """A rank's stretch of each row.
+    """Return a rank's shard of each sequence.
 
-    Labels are shifted before they are cut: what the last token of a stretch is to predict lies in the next one. Rows
+    Labels are shifted before they are split, since the label of a shard's last token lies in the next shard. Sequences
     are padded to a multiple of the ranks by documents without labels.
 
     Args:
-        batch: ``input_ids``, ``labels`` and ``position_ids``, shape (rows, tokens); ``document_lengths`` of the
-            flattened (rows * tokens) positions.
-        ranks: that share the rows.
+        batch: ``input_ids``, ``labels`` and ``position_ids``, shape (sequences, tokens); ``document_lengths`` of the
+            flattened (sequences * tokens) positions.
+        ranks: those that share the sequences.
 
     Returns:
-        The stretches, shape (rows, tokens / size), with ``shift_labels`` in the place of ``labels``; the documents of
-        the whole rows; and ``sequence_parallel``, the ranks.
+        The shards, shape (sequences, tokens / size), with ``shift_labels`` in the place of ``labels``; the documents
+        of the complete sequences; and ``sequence_parallel``, the ranks.
 
     Raises:
-        HooktrainError: when the batch cannot be cut.
+        HooktrainError: when the batch cannot be split.
     """
     missing = [name for name in ("input_ids", "labels", "position_ids", "document_lengths") if name not in batch]
     if missing or "attention_mask" in batch:
         raise HooktrainError(
             f"strategy.sequence_parallel: the micro-batch has {'no ' + missing[0] if missing else 'an attention_mask'},"
             " expected input_ids, labels, position_ids and document_lengths without a mask, as the data of sft and"
-            " causal have them; leave sequence_parallel out"
+            " causal have them; remove sequence_parallel"
         )
-    rows, tokens = batch["input_ids"].shape
+    sequences, tokens = batch["input_ids"].shape
     more = -tokens % ranks.size
     each = (tokens + more) // ranks.size
     here = slice(ranks.rank * each, (ranks.rank + 1) * each)
@@ -129,12 +129,12 @@ def divide(batch: Batch, ranks: SequenceGroup) -> Batch:
     wide = {**{name: value for name, value in batch.items() if name != "labels"}, "shift_labels": labels}
     made: Batch = {}
     for name, value in wide.items():
-        cut = isinstance(value, Tensor) and value.shape[:2] == (rows, tokens)
-        made[name] = _padded(name, value, more)[:, here].contiguous() if cut else value
+        is_split = isinstance(value, Tensor) and value.shape[:2] == (sequences, tokens)
+        made[name] = _padded(name, value, more)[:, here].contiguous() if is_split else value
     if more:
         made |= _documents(tuple(_with_padding(batch["document_lengths"], tokens, more)), batch)
-    # counts are summed over all ranks, so that one may say it for all who share the rows
-    made["tokens"] = 0 if ranks.rank else int(batch.get("tokens", rows * tokens))
+    # counts are summed over all ranks, so one of those that share the sequences reports for all of them
+    made["tokens"] = 0 if ranks.rank else int(batch.get("tokens", sequences * tokens))
     return {**made, "sequence_parallel": ranks}
 
 
@@ -150,7 +150,7 @@ def _padded(name: str, value: Tensor, more: int) -> Tensor:
 
 
 def _with_padding(lengths: Sequence[int], tokens: int, more: int) -> Iterator[int]:
-    """Each row's documents, and one of padding at its end."""
+    """Yield the lengths of each sequence's documents, and of one of padding at its end."""
     at = 0
     for length in lengths:
         yield length
@@ -161,7 +161,7 @@ def _with_padding(lengths: Sequence[int], tokens: int, more: int) -> Iterator[in
 
 
 def _documents(lengths: tuple[int, ...], batch: Batch) -> Batch:
-    """What the batch says of its documents, for other lengths."""
+    """Return the document boundaries of a batch for other lengths."""
     offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
     torch.cumsum(torch.tensor(lengths), 0, dtype=torch.int32, out=offsets[1:])
     made: Batch = {"document_lengths": lengths}

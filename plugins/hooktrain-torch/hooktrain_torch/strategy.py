@@ -24,24 +24,24 @@ from hooktrain import (
     TrainedState,
     World,
 )
-from hooktrain_torch.memory import give_freed_memory_back, keep_freed_memory
-from hooktrain_torch.norms import Norms
+from hooktrain_torch.complete_state import load_trained_state, trained_state
+from hooktrain_torch.fsdp import shard_model
+from hooktrain_torch.malloc import keep_freed_memory, return_freed_memory
 from hooktrain_torch.ranks import Ranks, device_of, native_bf16
 from hooktrain_torch.sequence import SequenceGroup, data_world, divide
-from hooktrain_torch.shard import sharded
-from hooktrain_torch.spread import is_spread
+from hooktrain_torch.sharded import is_sharded
 from hooktrain_torch.strategy_config import TorchConfig
-from hooktrain_torch.whole_state import load_whole, whole_state
 
-__all__ = ["TorchConfig", "TorchStrategy"]
+__all__ = ["TorchStrategy"]
 
 T = TypeVar("T")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class _Calls(Module):
-    """Calls any function under DistributedDataParallel or FSDP2, which only see what goes through a module's forward: a
-    loss may call parts of the model, such as the decoder without its head.
+class _Caller(Module):
+    """Calls any function in its forward method, which is all that DistributedDataParallel and FSDP2 see of a model.
+
+    A loss may call parts of the model, such as the decoder without its head.
     """
 
     def __init__(self, model: Module) -> None:
@@ -56,7 +56,7 @@ class TorchStrategy:
     """Mixed precision by autocast; gradients summed over ranks by DistributedDataParallel or FSDP2.
 
     Args:
-        config: precision and device.
+        config: precision, device and how the model is distributed.
         world: this process and how many there are.
     """
 
@@ -93,7 +93,7 @@ class TorchStrategy:
 
     def prepare_model(self, model: Module) -> Module:
         if self.config.data_parallel == "fsdp2":
-            self._sharded = sharded(_Calls(model), self.device, self.dtype, self.config.find_unused_parameters)
+            self._sharded = shard_model(_Caller(model), self.device, self.dtype, self.config.find_unused_parameters)
             return model
         return model.to(self.device)
 
@@ -101,22 +101,21 @@ class TorchStrategy:
         self, model: Module, optimizer: Optimizer, scheduler: Scheduler, accumulation: int
     ) -> tuple[Module, Optimizer, Scheduler]:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._norms = Norms(self._parameters)
         self._optimizer = optimizer
         if self.world.world_size > 1 and self._sharded is None:
             self._parallel = DistributedDataParallel(
-                _Calls(model),
+                _Caller(model),
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
                 find_unused_parameters=self.config.find_unused_parameters,
                 gradient_as_bucket_view=True,
             )
-            # torch reads a hook's annotations and wants none that are text, so it gets a function without
+            # torch reads a hook's annotations and refuses text, so it gets a function without any
             self._parallel.register_comm_hook(None, lambda state, bucket: self._sum_bucket(bucket))
         return model, optimizer, scheduler
 
     def _sum_bucket(self, bucket: Any) -> torch.futures.Future[Tensor]:
-        """Sum over ranks, where DistributedDataParallel would average: the loss is divided by the count over ranks."""
-        self._reduced = bucket.is_last()  # buckets leave in order, so the last one says that all have left
+        """Sum over ranks, where DistributedDataParallel averages: the loss is divided by all ranks' denominator."""
+        self._reduced = bucket.is_last()  # buckets are sent in order, so with the last one all are
         work = dist.all_reduce(bucket.buffer(), async_op=True)
         summed: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
         return summed
@@ -128,11 +127,11 @@ class TorchStrategy:
             if self._sharded is not None:
                 found: T = self._sharded(function)
                 if not torch.is_grad_enabled():
-                    self._sharded.reshard()  # with gradients the backward pass does so
+                    self._sharded.reshard()  # with gradients the backward pass does it
                 return found
             if self._parallel is None or not torch.is_grad_enabled():
                 return function()
-            # gradients travel once a window, with its last micro-batch
+            # gradients are sent once a step, with its last micro-batch
             with nullcontext() if last else self._parallel.no_sync():
                 made: T = self._parallel(function)
                 return made
@@ -153,7 +152,7 @@ class TorchStrategy:
         return loss
 
     def _explain_unused(self) -> None:
-        """Gradients were left on this rank: DistributedDataParallel waits for parameters that took no part."""
+        """Raise an error for parameters without a gradient, for which DistributedDataParallel still waits."""
         assert self._parallel is not None
         unused = (n for n, p in self._parallel.module.model.named_parameters() if p.requires_grad and p.grad is None)
         named = ", ".join(islice(unused, 3)) or "some that earlier micro-batches of the step used"
@@ -168,9 +167,10 @@ class TorchStrategy:
             self.scaler.unscale_(optimizer)
         if max_norm > 0 or wants_norm or skip_non_finite:
             gradients = [p.grad for p in self._parameters if p.grad is not None]
-            norm = self._norms.total(gradients)
+            norm = torch.nn.utils.get_total_norm(gradients)
+            norm = norm.full_tensor() if is_sharded(norm) else norm
             if max_norm > 0:
-                self._norms.clip(gradients, max_norm, norm)
+                torch.nn.utils.clip_grads_with_norm_(self._parameters, max_norm, norm)
         stepped = True
         if self.scaler is not None:
             before = self.scaler.get_scale()
@@ -180,7 +180,7 @@ class TorchStrategy:
             if not stepped and before < 1 and not skip_non_finite:
                 raise NonFiniteError(
                     f"strategy: the gradients are not finite, and a loss scale of {before:g} shows that this is no"
-                    " overflow of fp16; lower optimizer.lr, check the data, or leave such steps out with on_nan: skip"
+                    " overflow of fp16; lower optimizer.lr, check the data, or skip such steps with on_nan: skip"
                 )
         elif skip_non_finite and norm is not None and not bool(norm.isfinite()):
             stepped = False
@@ -190,7 +190,7 @@ class TorchStrategy:
         return OptimizerStep(norm, stepped)
 
     def zero_grad(self) -> None:
-        # what Optimizer.zero_grad comes down to, without its profiling, which a small model's step would feel
+        # Optimizer.zero_grad without its profiling, which counts in a small model's step
         for parameter in self._parameters:
             parameter.grad = None
 
@@ -213,10 +213,10 @@ class TorchStrategy:
         made: dict[str, Tensor] = {}
         gathered: dict[int, Tensor] = {}
         for name, value in self._resharded(model).state_dict(keep_vars=True).items():
-            if is_spread(value):  # one at a time: no other rank holds more than one whole weight
+            if is_sharded(value):  # one at a time: no other rank holds more than one complete weight
                 if id(value) not in gathered:
-                    whole = value.detach().full_tensor()
-                    gathered[id(value)] = whole.cpu() if self.world.is_main else whole[:0]
+                    full = value.detach().full_tensor()  # type: ignore[attr-defined]
+                    gathered[id(value)] = full.cpu() if self.world.is_main else full[:0]
                 made[name] = gathered[id(value)]
             else:
                 made[name] = value.detach().cpu()
@@ -225,7 +225,7 @@ class TorchStrategy:
     def trained_state(self, model: Module, optimizer: Optimizer) -> TrainedState:
         if self._sharded is None and not self.world.is_main:
             return TrainedState([], [], {})
-        return whole_state(self._resharded(model), optimizer, is_main=self.world.is_main)
+        return trained_state(self._resharded(model), optimizer, is_main=self.world.is_main)
 
     def load_trained_state(
         self,
@@ -235,10 +235,10 @@ class TorchStrategy:
         rest: Mapping[str, Any],
         left_out: Collection[str],
     ) -> None:
-        load_whole(self._resharded(model), optimizer, stored, rest, left_out)
+        load_trained_state(self._resharded(model), optimizer, stored, rest, left_out)
 
     def _resharded(self, model: Module) -> Module:
-        """The bare model with its parameters as the optimizer has them."""
+        """Return the bare model with its parameters as the optimizer has them."""
         if self._sharded is not None:
             self._sharded.reshard()
         return model
@@ -254,4 +254,4 @@ class TorchStrategy:
         self._parallel = self._sharded = self._sequence = None
         self._ranks.close()
         if self._on_host:
-            give_freed_memory_back()
+            return_freed_memory()

@@ -1,4 +1,4 @@
-"""What a recipe says about the ``torch`` strategy; imported without torch."""
+"""Configuration of the ``torch`` strategy; imported without torch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class TorchConfig:
     device: str = field(default="auto")
     """Such as ``cuda``, ``cuda:1`` or ``cpu``; ``auto`` takes a GPU where there is one."""
     find_unused_parameters: bool = field(default=False)
-    """With several ranks, whether to search each step for parameters that take no part in it; costs time, and is only
-    needed by models and losses that leave some out."""
+    """With several ranks, whether to search each step for parameters that it does not use. It costs time, and only
+    models and losses that skip some need it."""
     data_parallel: str = field(default="ddp", validator=one_of("ddp", "fsdp2"))
-    """With several ranks: ``ddp``, each holds the whole model, or ``fsdp2``, weights, gradients and optimizer are
-    spread over them and each block's weights are gathered while it computes."""
+    """With several ranks: ``ddp``, each holds the full model, or ``fsdp2``, weights, gradients and optimizer are
+    sharded over them and each block's weights are gathered while it computes."""
     sequence_parallel: int = field(default=1, validator=at_least(1))
-    """How many ranks share the tokens of each row, each computing a stretch of it and a share of the attention's heads;
-    for rows that are too long for one."""
+    """How many ranks share the tokens of each sequence, each computing a part of it and some of the attention's heads;
+    for sequences that are too long for one rank."""
     timeout: float = field(default=1800.0, validator=at_least(1))
-    """Seconds that a rank waits for the others before the run is ended; more than the longest thing that one does
-    alone."""
+    """Seconds that a rank waits for the others before the run ends. Set more than the longest work that one rank does
+    alone takes."""

@@ -55,7 +55,7 @@ def test_cpu_adam_gets_the_recipes_numbers(run_tiny, monkeypatch, decoupled):
     "strategy", [zero(0), zero(2, offload="optimizer"), zero(3, offload="optimizer")], ids=["0", "2", "3"]
 )
 def test_cpu_adam_is_adamw(run_tiny, tmp_path, compiled, strategy):
-    """To float32 rounding; saved, gone on from bit by bit, and gone on from by AdamW when allowed."""
+    """To float32 rounding; saved, and resumed bit by bit."""
     recorder, reference, rest = Recorder(), Recorder(), Recorder()
     save = {"checkpoint": {"type": "full", "save_every_n_steps": 3, "save_end_of_training": True}}
     run_tiny(reference, **COMMON)
@@ -68,25 +68,25 @@ def test_cpu_adam_is_adamw(run_tiny, tmp_path, compiled, strategy):
 
 
 KILLED = """
-import os, signal, sys
-from hooktrain_deepspeed.optimizers import alone
-from torch.utils.cpp_extension import _get_build_directory
-with alone("cpu_adam"):
-    open(os.path.join(_get_build_directory("cpu_adam", False), "lock"), "w").close()
+import os, signal
+from hooktrain_deepspeed.compat import build_folder
+from hooktrain_deepspeed.optimizers import compile_lock
+with compile_lock("cpu_adam"):
+    open(build_folder("cpu_adam") / "lock", "w").close()
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_who_is_killed_while_compiling_keeps_nobody_waiting(monkeypatch, tmp_path):
+def test_a_process_killed_while_compiling_blocks_no_later_one(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "own"))
-    from hooktrain_deepspeed.optimizers import alone
+    from hooktrain_deepspeed.optimizers import compile_lock
 
     subprocess.run([sys.executable, "-c", KILLED], check=False, timeout=60)
     assert (tmp_path / "own" / "cpu_adam" / "lock").exists()
-    with alone("cpu_adam"):
+    with compile_lock("cpu_adam"):
         assert not (tmp_path / "own" / "cpu_adam" / "lock").exists()
-        (tmp_path / "own" / "cpu_adam" / "lock").touch()  # somebody else's, who is at it
-    with alone("cpu_adam"):
+        (tmp_path / "own" / "cpu_adam" / "lock").touch()  # of a process that is compiling
+    with compile_lock("cpu_adam"):
         assert (tmp_path / "own" / "cpu_adam" / "lock").exists()
 
 
@@ -100,7 +100,7 @@ def test_fused_adam_needs_a_gpu(run_tiny):
 # ---------------------------------------------------------------------------------------------------- checkpoints
 
 
-def whole(folder: Path) -> dict[str, Any]:
+def merged(folder: Path) -> dict[str, Any]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     found: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(folder))
@@ -121,7 +121,7 @@ def test_deepspeeds_own_tools_read_what_it_writes(run_ranks, tmp_path, stage):
     assert not any(name.startswith(".") for name in names)
     assert (folder / "latest").read_text() == f"global_step{last}"
     expected = weights_at(run, last)
-    found = whole(folder)
+    found = merged(folder)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(found[name].view(value.shape), value)

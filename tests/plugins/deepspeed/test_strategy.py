@@ -63,24 +63,24 @@ def test_two_ranks_are_one_global_batch(run_ranks, run_tiny, stage):
 def test_a_window_without_supervised_tokens_changes_nothing(run_tiny, stage):
     """With weight decay and momentum, an update would move the weights although there is no gradient."""
 
-    class Blank:
+    class WithoutLabels:
         @hookimpl(wrapper=True)
         def make_data(self):
             data = yield
             collate = data.collate
 
-            def blank_some(rows: list[Any]) -> dict[str, Any]:
+            def mask_some(rows: list[Any]) -> dict[str, Any]:
                 batch = collate(rows)
                 if 3 in batch["input_ids"]:
                     batch["labels"] = torch.full_like(batch["labels"], -100)
                 return batch
 
-            data.collate = blank_some
+            data.collate = mask_some
             return data
 
     recorder, reference = Recorder(), Recorder()
-    run_tiny(Blank(), reference, micro_batch_size=1, **COMMON)
-    run_tiny(Blank(), recorder, micro_batch_size=1, strategy=zero(stage), **COMMON)
+    run_tiny(WithoutLabels(), reference, micro_batch_size=1, **COMMON)
+    run_tiny(WithoutLabels(), recorder, micro_batch_size=1, strategy=zero(stage), **COMMON)
     assert reference.metrics[-1]["skipped_steps"] > 2
     assert recorder.metrics[-1]["skipped_steps"] == reference.metrics[-1]["skipped_steps"]
     assert losses(recorder) == pytest.approx(losses(reference), abs=2e-6)
@@ -128,7 +128,7 @@ def test_a_resume_repeats_the_undisturbed_run(run_tiny, tmp_path, stage, dtype):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_an_optimizer_that_the_recipe_changes_goes_on_as_changed(run_tiny, tmp_path, stage):
+def test_an_optimizer_that_the_recipe_changes_resumes_as_changed(run_tiny, tmp_path, stage):
     """As under plain torch; and not as it was, which the checkpoint holds."""
     given = {"lr": 0.03, "weight_decay": 0.5, "betas": [0.5, 0.6]}
     resume = {"resume_from": tmp_path / "run" / "checkpoints" / "step-00000003"}
@@ -143,7 +143,7 @@ def test_an_optimizer_that_the_recipe_changes_goes_on_as_changed(run_tiny, tmp_p
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_resume_and_others_go_on_from_what_they_saved(run_ranks, run_tiny, tmp_path, stage):
+def test_two_ranks_resume_bit_by_bit(run_ranks, run_tiny, tmp_path, stage):
     settings = {**COMMON, "checkpoint": SAVE}
     whole = run_ranks(2, strategy=zero(stage), micro_batch_size=1, model={"dropout": 0.3}, **settings)
     assert whole.status == 0, whole.output
@@ -159,8 +159,8 @@ def test_two_ranks_resume_and_others_go_on_from_what_they_saved(run_ranks, run_t
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_any_strategy_goes_on_from_any_others_checkpoint(run_ranks, run_tiny, tmp_path, stage):
-    """Two ranks of DeepSpeed go on from one of plain torch, one of torch from them, and nothing is lost on the way."""
+def test_any_strategy_resumes_from_any_others_checkpoint(run_ranks, run_tiny, tmp_path, stage):
+    """Two ranks of DeepSpeed resume from one of plain torch, one of torch from them, and nothing is lost on the way."""
     settings = {**COMMON, "checkpoint": SAVE, "micro_batch_size": 4}
     reference = Recorder()
     run_tiny(reference, **settings)
@@ -308,7 +308,7 @@ def test_a_checkpoint_of_another_model_is_refused(run_tiny, tmp_path: Path):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_nothing_is_left_of_a_run(run_tiny, stage):
-    """In a notebook, or where a program trains again and again, weights and threads of each run would stay for ever."""
+    """In a notebook, or where a program trains again and again, weights and threads of each run would never be freed."""
     strategy = {"type": "deepspeed", "zero_stage": stage, "dtype": "fp32", "device": "cpu"}
     threads = []
     for _ in range(3):
@@ -351,7 +351,7 @@ def test_nothing_is_compiled(run_ranks, tmp_path, monkeypatch, stage):
     assert not (tmp_path / "extensions").exists()
 
 
-def test_the_console_counts_weights_that_no_rank_holds_whole(run_tiny, capsys):
+def test_the_console_counts_sharded_weights(run_tiny, capsys):
     run_tiny(strategy=zero(0), console={"enabled": True})
     (whole,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("model")]
     run_tiny(strategy=zero(3), console={"enabled": True})
@@ -361,7 +361,7 @@ def test_the_console_counts_weights_that_no_rank_holds_whole(run_tiny, capsys):
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_frozen_base_in_bf16_is_that_of_a_float32_run(run_tiny, tmp_path, stage):
-    """An adapter that was trained with a base in bf16 goes on in float32, and back."""
+    """An adapter that was trained with a base in bf16 resumes in float32, and back."""
 
     class Freeze:
         @hookimpl(wrapper=True)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from hooktrain_torch.checkpoint import FullCheckpoint
 from hooktrain_torch.checkpoint_config import FullConfig
-from hooktrain_torch.files import problem_of, seal, write
+from hooktrain_torch.files import commit, problem_of, write_text
 
 from hooktrain import CheckpointError, HooktrainError, PluginInfo, World, hookimpl
 from hooktrain.testing import Recorder
@@ -353,23 +353,23 @@ def test_all_damaged_is_nothing(run_tiny, tmp_path):
     ("content", "problem"),
     [
         ("{}", ["manifest.json", "damaged", "'format'"]),
-        ('{"format": 3, "step": 6}', ["manifest.json", "damaged", "'sha256'"]),
+        ('{"format": 4, "step": 6}', ["manifest.json", "damaged", "'sha256'"]),
         ("[]", ["manifest.json", "mapping"]),
     ],
 )
 def test_what_a_damaged_manifest_lacks_is_said(tmp_path, content, problem):
     (tmp_path / "manifest.json").write_text(content)
-    assert re.search(facts(*problem), problem_of(tmp_path))
+    assert re.search(facts(*problem), problem_of(tmp_path).text)
 
 
 @pytest.mark.parametrize("name", ["step", "number", "world_size"])
 def test_a_changed_number_in_a_manifest_is_damage(tmp_path, name):
     """A flipped bit may leave valid JSON, and a checkpoint that is taken for a newer one or another step's."""
-    seal(tmp_path, {"file.txt": write(tmp_path / "file.txt", "text")}, step=6, number=2, world_size=1)
-    assert problem_of(tmp_path) == ""
+    commit(tmp_path, {"file.txt": write_text(tmp_path / "file.txt", "text")}, step=6, number=2, world_size=1)
+    assert problem_of(tmp_path) is None
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, name: manifest[name] ^ 1}))
-    assert re.search(facts("manifest.json", "damaged"), problem_of(tmp_path))
+    assert re.search(facts("manifest.json", "damaged"), problem_of(tmp_path).text)
 
 
 def test_what_is_damaged_is_never_lost(run_ranks):
@@ -419,15 +419,27 @@ def test_a_checkpoint_of_another_model_or_optimizer(run_tiny, tmp_path):
             run_tiny(checkpoint=every(3), trainer={"resume_from": step(tmp_path, 3)}, allow_changes=["*"], **change)
 
 
-def test_a_checkpoint_of_a_later_format(run_tiny, tmp_path):
+@pytest.mark.parametrize(("other", "reader"), [(3, "hooktrain 0.1"), (5, "later version")])
+def test_a_checkpoint_of_another_format_is_refused_and_never_begun_anew_over(run_tiny, tmp_path, other, reader):
     run_tiny(checkpoint=every(7, auto_resume=True))
     path = step(tmp_path, 7) / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 3', '"format": 4'))
-    with pytest.raises(CheckpointError, match=facts("step-00000007", "format 4", "version", "3")):
+    path.write_text(path.read_text().replace('"format": 4', f'"format": {other}'))
+    before = path.read_text()
+    with pytest.raises(CheckpointError, match=facts("step-00000007", f"format is {other}", reader)):
         run_tiny(checkpoint=every(7), trainer={"resume_from": step(tmp_path, 7)})
-    with pytest.raises(CheckpointError, match=facts("step-00000007", "format 4", "version", f"'{path.parents[1]}'")):
+    told = facts("step-00000007", f"format is {other}", reader, f"'{path.parents[1]}'")
+    with pytest.raises(CheckpointError, match=told) as caught:
         run_tiny(checkpoint=every(7, auto_resume=True))
-    assert path.exists(), "what another version can read is not lost by beginning anew"
+    assert "\n" not in str(caught.value)
+    assert path.read_text() == before
+
+
+def test_a_checkpoint_of_another_format_is_not_removed_as_older_ones_are(run_tiny, tmp_path):
+    run_tiny(checkpoint=every(3), train_iters=3)
+    path = step(tmp_path, 3) / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 4', '"format": 3'))
+    run_tiny(checkpoint=every(2, keep_last=1))
+    assert saved(tmp_path) == ["step-00000003", "step-00000006"]
 
 
 # ------------------------------------------------------------------------------------------------ no room, no life

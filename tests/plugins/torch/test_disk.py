@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hooktrain_torch.files import problem_of
+from hooktrain_torch import problem_of
 
 from tests.preload import DEEPSPEED
 
@@ -79,7 +79,7 @@ def test_a_full_disk(run_ranks, mount, ranks, strategy):
     left = sorted(path.name for path in (folder / "saved").iterdir())
     assert left
     assert all(name.startswith("step-") for name in left), "nothing half-written is left to fill the disk"
-    assert all(problem_of(folder / "saved" / name) == "" for name in left)
+    assert all(problem_of(folder / "saved" / name) is None for name in left)
     subprocess.run(["mount", "-o", "remount,size=8m", str(folder)], check=True)
     again = run_ranks(ranks, **settings(folder), **more)
     assert again.status == 0, again.output
@@ -107,7 +107,7 @@ def test_a_disk_that_becomes_read_only(run_ranks, mount, ranks, background):
     assert run.status == (0 if background else 1), run.output
     left = sorted((folder / "saved").glob("[!.]*"))
     assert left[0].name == "step-00000002"
-    assert all(problem_of(path) == "" for path in left)
+    assert all(problem_of(path) is None for path in left)
 
 
 ASKED = """
@@ -155,4 +155,4 @@ def test_a_run_whose_last_state_cannot_be_saved_in_the_background_is_no_success(
     for rank in range(ranks):
         assert rank_notes(rank) == [{"ended": last}, {"torn_down": True}], "all the rest is done"
     assert len(run.metrics) == last
-    assert problem_of(where / "step-00000002") == ""
+    assert problem_of(where / "step-00000002") is None

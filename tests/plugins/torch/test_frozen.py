@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hooktrain_torch.frozen import FrozenWeights, checksum
+from hooktrain_torch.frozen_weights import FrozenWeights, checksum
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,10 +19,10 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uin
 
 
 class FreezeEmbedding:
-    """Freezes the embedding as it is built; ``factor`` makes it another base, ``drift`` writes to it in each step."""
+    """Freezes the embedding as it is built; ``factor`` makes it another base, ``moves`` is added to it in each step."""
 
-    def __init__(self, factor: float = 1.0, drift: float = 0.0, at: int = 0) -> None:
-        self.factor, self.drift, self.at = factor, drift, at
+    def __init__(self, factor: float = 1.0, moves: float = 0.0, at: int = 0) -> None:
+        self.factor, self.moves, self.at = factor, moves, at
 
     @hookimpl(wrapper=True)
     def make_model(self):
@@ -35,7 +35,7 @@ class FreezeEmbedding:
     @hookimpl
     def on_step_end(self, trainer):
         with torch.no_grad():
-            trainer.model.embedding.weight.add_(self.drift)
+            trainer.model.embedding.weight.add_(self.moves)
         if trainer.global_step == self.at:
             trainer.model.embedding.requires_grad_(False)
 
@@ -73,10 +73,10 @@ def test_another_base_is_refused(run_tiny: Any, tmp_path: Path) -> None:
 
 def test_frozen_weights_that_are_written_to_are_saved(run_tiny: Any, tmp_path: Path) -> None:
     """Such as a moving average of other weights: building the model would not give it back."""
-    one = run_tiny(FreezeEmbedding(drift=0.5), train_iters=4, checkpoint=SAVE)
+    one = run_tiny(FreezeEmbedding(moves=0.5), train_iters=4, checkpoint=SAVE)
     assert "embedding.weight" in weights(tmp_path, 2)
     path = tmp_path / "run/checkpoints/step-00000002"
-    other = run_tiny(FreezeEmbedding(drift=0.5), train_iters=4, checkpoint=SAVE, trainer={"resume_from": path})
+    other = run_tiny(FreezeEmbedding(moves=0.5), train_iters=4, checkpoint=SAVE, trainer={"resume_from": path})
     assert torch.equal(one.model.embedding.weight, other.model.embedding.weight)
 
 
@@ -141,14 +141,14 @@ def test_weights_are_known_again_in_another_precision() -> None:
     def built(content: torch.Tensor) -> tuple[FrozenWeights, list[Shard], torch.nn.Module]:
         model = torch.nn.Module()
         model.register_parameter("w", torch.nn.Parameter(content, requires_grad=False))
-        fragments = [Shard("w", (40,), 0, content)]
-        return FrozenWeights(model, fragments, lambda mine: [mine]), fragments, model
+        shards = [Shard("w", (40,), 0, content)]
+        return FrozenWeights(model, shards, lambda mine: [mine]), shards, model
 
     def goes_on(saved: torch.Tensor, now: torch.Tensor) -> bool:
-        before, fragments, model = built(saved)
-        expected = before.unchanged(model, fragments, lambda mine: [mine])
-        after, fragments, _ = built(now)
-        return not after.different(expected, fragments, lambda mine: [mine])
+        before, shards, model = built(saved)
+        expected = before.unchanged(model, shards, lambda mine: [mine])
+        after, shards, _ = built(now)
+        return not after.different(expected, shards, lambda mine: [mine])
 
     nearly = values.clone()
     nearly[3] += 1e-6  # the same when rounded

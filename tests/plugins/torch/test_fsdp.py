@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hooktrain_torch.shard import blocks
+from hooktrain_torch.fsdp import blocks
 from torch import nn
 
 from hooktrain import RecipeError
@@ -28,7 +28,7 @@ COMMON = {
     "scheduler": {"type": "cosine"},
 }
 SAVE = {"type": "full", "save_every_n_steps": 3, "save_end_of_training": True}
-SPREAD = """
+SHARES = """
 @hookimpl
 def on_train_start(trainer):
     here = sum(p.to_local().numel() for p in trainer.model.parameters())
@@ -38,7 +38,7 @@ def on_train_start(trainer):
 
 def test_two_ranks_are_one_global_batch(run_ranks, rank_notes, run_tiny):
     """(2, 2, 2) with FSDP2 is (8, 1, 1): 13 rows in windows of 8 and 5, ragged masks, clipping, evaluation."""
-    run = run_ranks(2, SPREAD, gradient_accumulation_steps=2, strategy=FSDP, checkpoint=SAVE, **COMMON)
+    run = run_ranks(2, SHARES, gradient_accumulation_steps=2, strategy=FSDP, checkpoint=SAVE, **COMMON)
     assert_equal_runs(run, *alone(run_tiny, micro_batch_size=8, **COMMON))
     (first,), (second,) = rank_notes(0), rank_notes(1)
     assert first["here"] + second["here"] == first["whole"]

@@ -11,6 +11,7 @@ import torch
 from hooktrain.testing.subprocess_runs import NOTES
 from tests.facts import facts
 from tests.launching import alone, assert_equal_runs, weights_at
+from tests.preload import DEEPSPEED
 
 READING = """
 class Noting:
@@ -131,6 +132,22 @@ def test_parameters_without_a_gradient_are_named(run_ranks):
     run = run_ranks(2, UNEVEN, gradient_accumulation_steps=2)
     assert run.status != 0
     assert re.search(r"strategy.*no gradient.*\bnever\.weight\b.*find_unused_parameters: true", run.output)
+
+
+SUMS = """
+@hookimpl
+def on_train_start(trainer):
+    rank = trainer.world.rank
+    note(sums=trainer.strategy.sum_numbers([[0.5, 0.25][rank], [2**53 - 1, 0][rank], [2**53 - 2, 1][rank], 1e-300]))
+"""
+
+
+@pytest.mark.preload(*DEEPSPEED)
+@pytest.mark.parametrize("strategy", [{"type": "torch"}, {"type": "deepspeed", "zero_stage": 1}])
+def test_numbers_are_summed_in_float64(run_ranks, rank_notes, strategy):
+    run = run_ranks(2, SUMS, strategy={**strategy, "dtype": "fp32", "device": "cpu"}, train_iters=1)
+    assert run.status == 0, run.output
+    assert rank_notes(0) == rank_notes(1) == [{"sums": [0.75, 2**53 - 1, 2**53 - 1, 2e-300]}]
 
 
 # -------------------------------------------------------------------------------------------------- agreement

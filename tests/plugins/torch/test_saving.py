@@ -74,7 +74,7 @@ class Held:
     @hookimpl(tryfirst=True)
     def on_step_end(self, trainer) -> None:
         engine = trainer.checkpoint_engines[0]
-        while engine._going_on is not None and not engine._going_on.has_ended:
+        while engine._running is not None and not engine._running.has_ended:
             time.sleep(0.01)  # so that the next step finds the save done
         if self.begun.is_set() and not self.go.is_set():
             self.seen.append(sorted(path.name for path in engine.output_dir.iterdir()))
@@ -148,13 +148,13 @@ class InTurn(ThreadPoolExecutor):
 
 
 @pytest.fixture
-def stretches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def synced_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Files are sent to the disk every 64 KiB and hashed on another thread; how large they were each time."""
     sizes: list[int] = []
     monkeypatch.setattr(hooktrain_torch.files, "ThreadPoolExecutor", InTurn)
     sync = os.fsync
     monkeypatch.setattr(hooktrain_torch.files, "_LARGE", 1 << 12)
-    monkeypatch.setattr(hooktrain_torch.files, "_STRETCH", 1 << 16)
+    monkeypatch.setattr(hooktrain_torch.files, "_SYNC_EVERY", 1 << 16)
     monkeypatch.setattr(os, "fsync", lambda handle: (sizes.append(os.fstat(handle).st_size), sync(handle))[1])
     return sizes
 
@@ -162,16 +162,16 @@ def stretches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 TENSORS = {str(at): torch.arange(at, at + 10_000) for at in range(20)}
 
 
-def test_a_large_file_goes_to_the_disk_while_it_is_written(tmp_path, stretches):
-    facts = hooktrain_torch.files.save(TENSORS, tmp_path / "file.pt")
+def test_a_large_file_goes_to_the_disk_while_it_is_written(tmp_path, synced_sizes):
+    facts = hooktrain_torch.files.write_object(TENSORS, tmp_path / "file.pt")
     written = (tmp_path / "file.pt").read_bytes()
     assert facts == {"bytes": len(written), "sha256": hashlib.sha256(written).hexdigest()}
-    assert len(stretches) > 2 and 1 << 16 <= stretches[0] < stretches[-1] == len(written)
-    again = hooktrain_torch.files.load(tmp_path / "file.pt")
+    assert len(synced_sizes) > 2 and 1 << 16 <= synced_sizes[0] < synced_sizes[-1] == len(written)
+    again = hooktrain_torch.files.read_object(tmp_path / "file.pt")
     assert all(torch.equal(again[name], value) for name, value in TENSORS.items())
 
 
-def test_what_the_disk_says_on_the_way_is_not_lost(tmp_path, stretches, monkeypatch):
+def test_what_the_disk_says_on_the_way_is_not_lost(tmp_path, synced_sizes, monkeypatch):
     """A disk says to each open file only once that it could not write."""
     sync, calls = os.fsync, itertools.count()
 
@@ -182,7 +182,7 @@ def test_what_the_disk_says_on_the_way_is_not_lost(tmp_path, stretches, monkeypa
 
     monkeypatch.setattr(os, "fsync", once)
     with pytest.raises(OSError, match="No space left on device"):
-        hooktrain_torch.files.save(TENSORS, tmp_path / "file.pt")
+        hooktrain_torch.files.write_object(TENSORS, tmp_path / "file.pt")
 
 
 # ---------------------------------------------------------------------------------------------- in the background
@@ -192,9 +192,9 @@ class Background:
     """Holds each save until the run is so many steps further, or at its end; says where the run was when it was done."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: int, last: int) -> None:
-        self.steps, self.last, self.heard, self.reached = steps, last, list[tuple[int, int]](), 0.0
+        self.steps, self.last, self.emitted, self.reached = steps, last, list[tuple[int, int]](), 0.0
         self.changed = threading.Condition()
-        original = hooktrain_torch.save.save
+        original = hooktrain_torch.save.write_object
 
         def save(value: Any, path: Path) -> Any:
             step = int(path.parent.name[-8:])
@@ -204,7 +204,7 @@ class Background:
                 )
             return original(value, path)
 
-        monkeypatch.setattr(hooktrain_torch.save, "save", save)
+        monkeypatch.setattr(hooktrain_torch.save, "write_object", save)
 
     def reach(self, step: float) -> None:
         with self.changed:
@@ -219,14 +219,14 @@ class Background:
     def on_step_end(self, trainer: Any) -> None:
         if trainer.global_step == self.last:
             self.reach(float("inf"))
-        elif not self.heard and self.reached >= 14 + self.steps:
-            while not trainer.checkpoint_engines[0]._going_on.has_ended:
+        elif not self.emitted and self.reached >= 14 + self.steps:
+            while not trainer.checkpoint_engines[0]._running.has_ended:
                 time.sleep(0.01)  # so that the next step finds the save done
 
     @hookimpl
     def on_checkpoint_end(self, trainer: Any, path: Path) -> None:
         assert path.is_dir()
-        self.heard.append((int(path.name[5:]), trainer.global_step))
+        self.emitted.append((int(path.name[5:]), trainer.global_step))
 
     @hookimpl
     def on_exception(self) -> None:
@@ -238,9 +238,9 @@ def test_training_goes_on_and_what_is_saved_is_of_its_own_step(run_tiny, tmp_pat
     run_tiny(**settings, checkpoint=full(14), run_dir=str(tmp_path / "plain"))
     look = Background(monkeypatch, 3, last=28)
     trainer = run_tiny(look, **settings, checkpoint=full(14, asynchronous=True))
-    assert [step for step, _ in look.heard] == [14, 28]
-    assert 16 < look.heard[0][1] < 28, "training went on meanwhile"
-    assert look.heard[1][1] == 28, "the run waits for its last save"
+    assert [step for step, _ in look.emitted] == [14, 28]
+    assert 16 < look.emitted[0][1] < 28, "training went on meanwhile"
+    assert look.emitted[1][1] == 28, "the run waits for its last save"
     for step in (14, 28):
         for kind in ("model", "optimizer"):
             plain, own = (
@@ -251,10 +251,10 @@ def test_training_goes_on_and_what_is_saved_is_of_its_own_step(run_tiny, tmp_pat
     assert trainer.checkpoint_engines[0].last_stall > 0
 
 
-def test_a_save_waits_for_the_one_before(run_tiny, tmp_path, monkeypatch):
+def test_a_save_begins_after_the_one_before(run_tiny, tmp_path, monkeypatch):
     look = Background(monkeypatch, 0, last=7)
     run_tiny(look, checkpoint=full(1, asynchronous=True))
-    assert [step for step, _ in look.heard] == [1, 2, 3, 4, 5, 6, 7] == saved(tmp_path)
+    assert [step for step, _ in look.emitted] == [1, 2, 3, 4, 5, 6, 7] == saved(tmp_path)
 
 
 class Broken:
@@ -267,14 +267,14 @@ class Broken:
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Broken:
-    found, original = Broken(), hooktrain_torch.save.save
+    found, original = Broken(), hooktrain_torch.save.write_object
 
     def save(*arguments: Any) -> Any:
         if found.broken:
             raise OSError(28, "No space left on device")
         return original(*arguments)
 
-    monkeypatch.setattr(hooktrain_torch.save, "save", save)
+    monkeypatch.setattr(hooktrain_torch.save, "write_object", save)
     return found
 
 
@@ -306,7 +306,7 @@ def test_what_is_being_saved_when_the_run_fails_is_finished(run_tiny, tmp_path, 
 RANKS = """
 import threading
 import hooktrain_torch.save
-original = hooktrain_torch.save.save
+original = hooktrain_torch.save.write_object
 reached, changed = [0], threading.Condition()
 
 def save(value, path):
@@ -318,7 +318,7 @@ def save(value, path):
             raise OSError(28, "No space left on device")
     return original(value, path)
 
-hooktrain_torch.save.save = save
+hooktrain_torch.save.write_object = save
 
 @hookimpl
 def on_step_end(trainer):
@@ -332,16 +332,16 @@ def on_checkpoint_end(trainer, path):
 """
 
 
-SEALED_LATE = """
+COMMITTED_LATE = """
 import threading
 import hooktrain_torch.save
-original, go = hooktrain_torch.save.seal, threading.Event()
+original, go = hooktrain_torch.save.commit, threading.Event()
 
-def seal(*arguments, **more):
-    assert go.wait(60), "the training waits until the checkpoint is sealed"
+def commit(*arguments, **more):
+    assert go.wait(60), "the training waits until the checkpoint is committed"
     return original(*arguments, **more)
 
-hooktrain_torch.save.seal = seal
+hooktrain_torch.save.commit = commit
 
 @hookimpl
 def on_step_end(trainer):
@@ -355,8 +355,8 @@ def on_checkpoint_end(trainer, path):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_training_goes_on_while_a_checkpoint_is_sealed(run_ranks, rank_notes, ranks):
-    run = run_ranks(ranks, SEALED_LATE, epochs=6, checkpoint=full(10, asynchronous=True))
+def test_training_continues_while_a_checkpoint_is_committed(run_ranks, rank_notes, ranks):
+    run = run_ranks(ranks, COMMITTED_LATE, epochs=6, checkpoint=full(10, asynchronous=True))
     assert run.status == 0, run.output
     first, second, *_ = rank_notes()
     assert first == {"path": "step-00000010", "later": True}
@@ -377,9 +377,9 @@ def test_ranks_of_unequal_speed_end_a_save_at_the_same_step(run_ranks, rank_note
     )
     assert run.status == 1, run.output
     assert rank_notes(0) == rank_notes(1)
-    heard = [(line["path"], line["step"]) for line in rank_notes(0)]
-    assert [path for path, _ in heard] == ["step-00000010", "step-00000020", "step-00000030", "step-00000040"]
-    assert heard[0][1] > 10
+    emitted = [(line["path"], line["step"]) for line in rank_notes(0)]
+    assert [path for path, _ in emitted] == ["step-00000010", "step-00000020", "step-00000030", "step-00000040"]
+    assert emitted[0][1] > 10
     assert re.search("^hooktrain: rank 1: .*step 42.*step-00000042: .*rank 1.*No space left", run.output, re.MULTILINE)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hooktrain_sft.data.collate import collate_flat, collate_stacked
-from hooktrain_torch.sequence import SequenceGroup, data_world, divide
+from hooktrain_torch import SequenceGroup, data_world, divide
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -130,7 +130,7 @@ def row(lengths: list[int], first: int) -> dict[str, Any]:
     st.integers(2, 5),
     st.booleans(),
 )
-def test_the_stretches_are_the_rows(lengths, size, stacked):
+def test_the_shards_are_the_sequences(lengths, size, stacked):
     """Nothing is lost, and what each token is to predict is what follows it in its document."""
     rows = [row(each, 1 + 100 * number) for number, each in enumerate(lengths)]
     batch = (collate_stacked if stacked else collate_flat)(rows)

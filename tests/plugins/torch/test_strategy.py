@@ -7,8 +7,7 @@ import math
 import attrs
 import pytest
 import torch
-from hooktrain_torch.ranks import device_of
-from hooktrain_torch.strategy import TorchConfig, TorchStrategy
+from hooktrain_torch import TorchConfig, TorchStrategy, device_of
 
 from hooktrain import HooktrainError, LossSum, NonFiniteError, RecipeError, World, field, hookimpl
 from hooktrain.testing import Recorder, TinyModelConfig
@@ -157,6 +156,12 @@ def test_clipping_bounds_the_update_and_logs_the_norm_before(run_tiny):
     assert [line["grad_norm"] for line in recorder.metrics] == pytest.approx(gradients.norms)
     assert min(gradients.norms) > 0.05
     assert gradients.moves == pytest.approx([0.05] * 7, rel=1e-3)
+
+
+def test_a_norm_below_the_limit_is_not_scaled_up(run_tiny):
+    gradients = Gradients()
+    run_tiny(gradients, gradient_clipping=1e6, optimizer={"type": "sgd", "lr": 1.0})
+    assert gradients.moves == pytest.approx(gradients.norms, rel=1e-4)
 
 
 def test_fp16_clips_gradients_without_the_loss_scale(run_tiny):

@@ -1,7 +1,7 @@
-"""``hooktrain verify-resume``: does a run that is saved and resumed go on as if it had never stopped?
+"""Comparison of a straight run with one that was saved and resumed, for ``hooktrain verify-resume``.
 
-Three runs in processes of their own, as whatever is kept in a module would survive within one: all steps straight, half
-of them, and the rest from the checkpoint of the half.
+It makes three runs: all steps straight, half of them, and the rest from the checkpoint of the half. Each has a process
+of its own, since what is kept in a module would survive within one.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from hooktrain import HooktrainError, differences, digest, hookimpl
-from hooktrain_torch.files import load
-from hooktrain_torch.stored import FromFiles
+from hooktrain_torch.files import read_object
+from hooktrain_torch.stored_tensors import CheckpointTensors
 
 if TYPE_CHECKING:
     from hooktrain import Trainer
 
-__all__ = ["Finding", "NoteRows", "verify"]
+__all__ = ["BatchRecorder", "Finding", "compare_resumed_run"]
 
 _TIMES = ("tokens_per_second", "step_seconds")
 
 
-class NoteRows:
-    """Writes a digest of each step's micro-batches, and who takes part in steps without saving a state."""
+class BatchRecorder:
+    """Writes a digest of each step's micro-batches to the run's folder."""
 
     @hookimpl
     def on_step_start(self, trainer: Trainer, batches: Sequence[Mapping[str, Any]]) -> None:
-        line = {"step": trainer.global_step + 1, "rows": digest(list(batches))}
-        with (trainer.run_dir / f"rows-{trainer.world.rank}.jsonl").open("a", encoding="utf-8") as stream:
+        line = {"step": trainer.global_step + 1, "batches": digest(list(batches))}
+        with (trainer.run_dir / f"batches-{trainer.world.rank}.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
 
 
 @attrs.frozen
 class Finding:
-    """What came of one comparison.
+    """The result of one comparison.
 
     Attributes:
-        what: was compared.
+        what: what was compared.
         count: how many values.
-        differs: where the first difference is and how great, or nothing.
+        differs: where the first difference is and how large; empty where there is none.
     """
 
     what: str
@@ -53,7 +53,7 @@ class Finding:
     differs: str
 
 
-def verify(
+def compare_resumed_run(
     words: Sequence[str],
     steps: int,
     ranks: int,
@@ -63,18 +63,18 @@ def verify(
     """Run a recipe straight and through a checkpoint, and compare.
 
     Args:
-        words: the recipe, and the options that ``hooktrain train`` is to have.
+        words: the recipe and the options of ``hooktrain train``.
         steps: of the straight run; the checkpoint is made half-way.
         ranks: processes of each run.
-        folder: for the runs' files, which are kept; a temporary one when left out.
-        say: hears of progress.
+        folder: where the runs' files are kept; None uses a temporary one.
+        say: called with messages about progress.
 
     Raises:
         HooktrainError: when one of the runs fails.
     """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="hooktrain-verify-") as made:
-            return verify(words, steps, ranks, Path(made), say)
+            return compare_resumed_run(words, steps, ranks, Path(made), say)
     half = steps // 2
     for number, (name, what, last, resume) in enumerate(
         (
@@ -107,11 +107,11 @@ def _run(words: Sequence[str], run_dir: Path, steps: int, ranks: int, resume: Pa
     }
     command = [sys.executable, "-m", "hooktrain", "train", *words, "--nproc", str(ranks)]
     command += [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
-    command += ["-p", f"{__name__}:NoteRows", *(["--resume", str(resume)] if resume else [])]
+    command += ["-p", f"{__name__}:BatchRecorder", *(["--resume", str(resume)] if resume else [])]
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
         raise HooktrainError(
-            f"verify-resume: the run '{run_dir.name}' failed with status {done.returncode}, and said:\n"
+            f"verify-resume: the run '{run_dir.name}' failed with status {done.returncode}. Its last output:\n"
             + "\n".join(done.stdout.splitlines()[-20:])
         )
     if not (run_dir / "checkpoints" / _name(steps)).is_dir():
@@ -123,8 +123,10 @@ def _run(words: Sequence[str], run_dir: Path, steps: int, ranks: int, resume: Pa
 
 def _compare(straight: Path, resumed: Path, half: int, steps: int, ranks: int) -> Iterator[Finding]:
     one, two = (folder / "checkpoints" / _name(steps) for folder in (straight, resumed))
-    rows = [[_lines(folder / f"rows-{rank}.jsonl", half) for rank in range(ranks)] for folder in (straight, resumed)]
-    yield _finding("rows of each step", *rows)
+    batches = [
+        [_lines(folder / f"batches-{rank}.jsonl", half) for rank in range(ranks)] for folder in (straight, resumed)
+    ]
+    yield _finding("batches of each step", *batches)
     metrics = []
     for folder in (straight, resumed):
         lines = _lines(folder / "metrics.jsonl", half)
@@ -133,10 +135,11 @@ def _compare(straight: Path, resumed: Path, half: int, steps: int, ranks: int) -
     for kind, what in (("model", "weights"), ("optimizer", "optimizer's tensors")):
         tensors = []
         for folder in (one, two):
-            found = FromFiles(folder, kind, json.loads((folder / "tensors.json").read_text(encoding="utf-8"))[kind])
+            index = json.loads((folder / "tensors.json").read_text(encoding="utf-8"))
+            found = CheckpointTensors(folder, kind, index[kind])
             tensors.append({name: found.read(name) for name in found.names()})
         yield _finding(what, *tensors)
-    parts = [load(folder / "parts.pt") for folder in (one, two)]
+    parts = [read_object(folder / "parts.pt") for folder in (one, two)]
     for key, what in (
         ("trained", "optimizer's settings and counts"),
         ("scheduler", "schedule"),
@@ -144,7 +147,9 @@ def _compare(straight: Path, resumed: Path, half: int, steps: int, ranks: int) -
         ("plugins", "states of plugins"),
     ):
         yield _finding(what, *(part[key] for part in parts))
-    random = [{f"rank {rank}": load(folder / f"random-{rank}.pt") for rank in range(ranks)} for folder in (one, two)]
+    random = [
+        {f"rank {rank}": read_object(folder / f"random-{rank}.pt") for rank in range(ranks)} for folder in (one, two)
+    ]
     yield _finding("random states", *random)
     states = [json.loads((folder / "state.json").read_text(encoding="utf-8")) for folder in (one, two)]
     for state in states:

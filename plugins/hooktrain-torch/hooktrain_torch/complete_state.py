@@ -1,4 +1,4 @@
-"""Weights and optimizer of a model as checkpoints keep them, each rank holding it whole or rows of its tensors."""
+"""State of a model and its optimizer as checkpoints keep it: complete on each rank, or in shards of tensors."""
 
 from __future__ import annotations
 
@@ -11,21 +11,28 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from hooktrain import Shard, StoredTensors, TrainedState
-from hooktrain_torch.spread import is_spread
+from hooktrain_torch.sharded import is_sharded
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["aliases", "group_names", "load_whole", "parameter_names", "require_groups", "whole_state"]
+__all__ = [
+    "aliases",
+    "group_names",
+    "load_trained_state",
+    "parameter_names",
+    "require_groups",
+    "trained_state",
+]
 
 
-def whole_state(model: Module, optimizer: Optimizer, *, is_main: bool = True) -> TrainedState:
-    """What this rank saves: of tensors that are spread over ranks its rows, and on the main rank all others.
+def trained_state(model: Module, optimizer: Optimizer, *, is_main: bool = True) -> TrainedState:
+    """Return what this rank saves: its shards of sharded tensors, and on the main rank all other tensors too.
 
     Args:
         model: the bare model.
         optimizer: over parameters of ``model``.
-        is_main: whether this rank gives what all ranks hold alike.
+        is_main: whether this rank saves what is equal on all ranks.
     """
     weights, extra = _weights(model)
     names = parameter_names(model)
@@ -39,27 +46,27 @@ def whole_state(model: Module, optimizer: Optimizer, *, is_main: bool = True) ->
         name = numbers[number]
         for key, value in entries.items():
             if isinstance(value, Tensor) and value.shape == parameters[number].shape and key != "step":
-                tensors.append(_fragment(f"{name}/{key}", value))
+                tensors.append(_shard(f"{name}/{key}", value))
             else:
                 plain.setdefault(name, {})[key] = value
     hyper = [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]]
     rest = {"extra": extra, "groups": hyper, "names": groups, "state": plain}
-    model_tensors = [_fragment(name, value) for name, value in weights.items()]
+    model_tensors = [_shard(name, value) for name, value in weights.items()]
     if not is_main:
-        spread = {name for name, value in weights.items() if is_spread(value)}
-        model_tensors = [fragment for fragment in model_tensors if fragment.name in spread]
-        tensors = [fragment for fragment in tensors if fragment.name.rpartition("/")[0] in spread]
+        sharded = {name for name, value in weights.items() if is_sharded(value)}
+        model_tensors = [shard for shard in model_tensors if shard.name in sharded]
+        tensors = [shard for shard in tensors if shard.name.rpartition("/")[0] in sharded]
     return TrainedState(model_tensors, tensors, rest)
 
 
-def load_whole(
+def load_trained_state(
     model: Module,
     optimizer: Optimizer,
     stored: tuple[StoredTensors, StoredTensors],
     rest: Mapping[str, Any],
     left_out: Collection[str],
 ) -> None:
-    """Take over a checkpoint.
+    """Load a checkpoint into a model and its optimizer.
 
     Raises:
         ValueError: when names or shapes are not those of this run.
@@ -85,7 +92,7 @@ def load_whole(
     require_groups(groups, rest["names"])
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = {name: number for number, name in enumerate(name for group in groups for name in group)}
-    # each parameter its own: one that counts steps for all of them would be counted up by all of them
+    # a copy for each parameter: a step count shared by all would be incremented by each of them
     state: dict[int, dict[str, Any]] = {
         numbers[name]: {k: v.clone() if isinstance(v, Tensor) else v for k, v in values.items()}
         for name, values in rest["state"].items()
@@ -107,19 +114,19 @@ def load_whole(
 
 
 def parameter_names(model: Module) -> dict[int, str]:
-    """The name of each parameter by its ``id``; the first one of those that are tied."""
+    """Return the name of each parameter by its ``id``; the first name of tied ones."""
     return {id(parameter): name for name, parameter in model.named_parameters()}
 
 
 def aliases(model: Module) -> dict[str, str]:
-    """Further names of tied weights, each with the one that checkpoints use."""
+    """Return the further names of tied weights, each with the name that checkpoints use."""
     first = parameter_names(model)
     every = model.named_parameters(remove_duplicate=False)
     return {name: first[id(parameter)] for name, parameter in every if first[id(parameter)] != name}
 
 
 def group_names(optimizer: Optimizer, names: Mapping[int, str]) -> list[list[str]]:
-    """The parameters of each group; one that is not the model's goes by its place."""
+    """Return the parameter names of each group; a parameter that is not the model's is named by its position."""
     return [
         [names.get(id(parameter), f"group {g}, {i}") for i, parameter in enumerate(group["params"])]
         for g, group in enumerate(optimizer.param_groups)
@@ -127,10 +134,10 @@ def group_names(optimizer: Optimizer, names: Mapping[int, str]) -> list[list[str
 
 
 def require_groups(mine: Sequence[Sequence[str]], stored: Sequence[Sequence[str]]) -> None:
-    """Refuse a checkpoint whose parameter groups are others.
+    """Refuse a checkpoint with other parameter groups.
 
     Raises:
-        ValueError: naming a parameter that is not where it was.
+        ValueError: naming a parameter that is in another group.
     """
     if [list(group) for group in mine] == [list(group) for group in stored]:
         return
@@ -138,34 +145,34 @@ def require_groups(mine: Sequence[Sequence[str]], stored: Sequence[Sequence[str]
     odd = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
     named = f" ({', '.join(odd[:3])}{', ...' if odd[3:] else ''})" if odd else ""
     raise ValueError(
-        f"the optimizer's {sum(map(len, stored))} parameters in {len(stored)} groups were others than the"
-        f" {sum(map(len, mine))} in {len(mine)} groups of this run{named}"
+        f"the optimizer's {sum(map(len, stored))} parameters in {len(stored)} groups are not the"
+        f" {sum(map(len, mine))} parameters in {len(mine)} groups of this run{named}"
     )
 
 
-def rows_here(tensor: DTensor) -> tuple[int, int]:
-    """The first row of a tensor that this rank holds, and the one after its last: rows are dealt out evenly."""
+def _local_rows(tensor: DTensor) -> tuple[int, int]:
+    """Return the first row of a tensor that this rank holds, and the one after its last; rows are split evenly."""
     rows, ranks = tensor.shape[0], tensor.device_mesh.size()
     each = -(-rows // ranks)
     start = min(tensor.device_mesh.get_local_rank() * each, rows)
     return start, min(start + each, rows)
 
 
-def _fragment(name: str, tensor: Tensor) -> Shard:
-    if not is_spread(tensor):
+def _shard(name: str, tensor: Tensor) -> Shard:
+    if not is_sharded(tensor):
         return Shard(name, tuple(tensor.shape), 0, tensor)
-    start, _ = rows_here(tensor)
+    start, _ = _local_rows(tensor)
     return Shard(name, tuple(tensor.shape), start * tensor.shape[1:].numel(), tensor.to_local())
 
 
 def _read(stored: StoredTensors, name: str, like: Tensor) -> Tensor:
-    """A stored tensor, or this rank's rows of it where ``like`` is spread over ranks."""
+    """Read a stored tensor, or this rank's rows of it where ``like`` is sharded."""
     shape = stored.shape(name)
-    if not is_spread(like):
+    if not is_sharded(like):
         return stored.read(name).view(shape)
     if shape != tuple(like.shape):
         raise ValueError(f"{name} has the shape {shape}, expected {tuple(like.shape)}")
-    (start, stop), row = rows_here(like), like.shape[1:].numel()
+    (start, stop), row = _local_rows(like), like.shape[1:].numel()
     local = stored.read(name, start * row, stop * row).view(stop - start, *shape[1:])
     return type(like).from_local(
         local.to(like.device),
@@ -178,7 +185,7 @@ def _read(stored: StoredTensors, name: str, like: Tensor) -> Tensor:
 
 
 def _weights(model: Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of the model's state, tied ones once, and what else is in it."""
+    """Return the tensors of the model's state, tied ones once, and everything else in it."""
     other = aliases(model)
     state = {name: value for name, value in model.state_dict().items() if other.get(name, name) == name}
     return (

@@ -84,7 +84,7 @@ def test_a_plugin_that_forgets(verify):
     done = verify("--json", plugin="mine:Forgets")
     assert done.returncode == 1, done.stdout + done.stderr
     found = {finding["what"]: finding["differs"] for finding in json.loads(done.stdout)}
-    assert found["rows of each step"] == ""
+    assert found["batches of each step"] == ""
     assert found["random states"] == ""
     assert found["logged numbers"].startswith("step 3, loss: ")
     assert "apart" in found["weights"]

@@ -1,4 +1,4 @@
-"""Frozen weights, which a checkpoint refers to instead of holding them: building the model gives them back."""
+"""Checksums of frozen weights, which a checkpoint holds instead of the weights: building the model restores them."""
 
 from __future__ import annotations
 
@@ -26,48 +26,48 @@ _ALL = (1 << 64) - 1
 
 
 class FrozenWeights:
-    """Remembers what a model's frozen weights are when it has just been built; every method is collective.
+    """Checksums of a model's frozen weights as built; every method is collective.
 
-    A run in another precision has the same weights, rounded: so checksums of float32 weights come with those of what
-    they are rounded to, and a checkpoint that was saved in one precision is recognized in the other.
+    A run in another precision has the same weights, rounded. So float32 weights have checksums of their rounded values
+    too, and a checkpoint that was saved in one precision is recognized in the other.
 
-    A weight that was frozen later, or that something has written to although it is frozen, is not among
-    :meth:`unchanged`, so that nothing which building the model would not give back is left out of a checkpoint.
+    A weight that was frozen later, or that something wrote to although it is frozen, is not among :meth:`unchanged`:
+    building the model would not restore it, so a checkpoint has to hold it.
 
     Args:
         model: as it was built, before anything is loaded into it.
-        fragments: this rank's share of its weights.
-        gather: over the ranks.
+        shards: this rank's shards of its weights.
+        gather: collects a value of every rank.
     """
 
-    def __init__(self, model: Module, fragments: Iterable[Shard], gather: Gather) -> None:
-        self._built = _checksums(fragments, _frozen(model), gather, rounded=True)
+    def __init__(self, model: Module, shards: Iterable[Shard], gather: Gather) -> None:
+        self._built = _checksums(shards, _frozen(model), gather, rounded=True)
 
-    def unchanged(self, model: Module, fragments: Iterable[Shard], gather: Gather) -> dict[str, list[str]]:
-        """Names of the weights that are frozen and still as they were built, on every rank.
+    def unchanged(self, model: Module, shards: Iterable[Shard], gather: Gather) -> dict[str, list[str]]:
+        """Return the weights that are frozen and still as built, on every rank.
 
         Returns:
-            Their checksums: as they are, and those of float32 as bf16 and fp16.
+            Checksums by name: of the weight as it is, and of a float32 one as bf16 and as fp16.
         """
         names = _frozen(model) & self._built.keys()
-        now = _checksums(fragments, names, gather, rounded=False) if self._built else {}
+        now = _checksums(shards, names, gather, rounded=False) if self._built else {}
         return {name: self._built[name] for name, (found,) in now.items() if found == self._built[name][0]}
 
     def different(
-        self, expected: Mapping[str, str | Sequence[str]], fragments: Iterable[Shard], gather: Gather
+        self, expected: Mapping[str, str | Sequence[str]], shards: Iterable[Shard], gather: Gather
     ) -> list[str]:
-        """Names in ``expected`` that the model, as it was built, lacks or has with another checksum."""
+        """Return the names in ``expected`` that the model as built lacks, or has with another checksum."""
         unknown = set(expected) - set(self._built)  # frozen in the run that saved, and trained in this one
-        built = {**self._built, **(_checksums(fragments, unknown, gather, rounded=True) if unknown else {})}
+        built = {**self._built, **(_checksums(shards, unknown, gather, rounded=True) if unknown else {})}
         texts = {name: [found] if isinstance(found, str) else found for name, found in expected.items()}
         return [name for name, found in texts.items() if not _agree(found, built.get(name, []))]
 
 
 def checksum(tensor: Tensor) -> str:
-    """Text that is equal for two tensors of equal type, shape and bits, and otherwise almost surely not.
+    """Return text that is equal for two tensors of equal type, shape and bits, and otherwise almost surely not.
 
-    Integer arithmetic on the bits, so that it does not depend on device or threads; one pass over the memory. It is a
-    sum, so that ranks which hold a stretch each can add up theirs.
+    It is a sum of integers made of the bits, in one pass over the memory. So it does not depend on device or threads,
+    and ranks that hold a shard each can add up theirs.
     """
     return _text(str(tensor.dtype), tuple(tensor.shape), int(_sum(tensor)))
 
@@ -77,7 +77,7 @@ def _frozen(model: Module) -> set[str]:
 
 
 def _agree(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether two weights are the same: bit by bit in one type, or one of them as the other one is rounded."""
+    """Return whether two weights are the same: bit by bit in one type, or one of them the other one rounded."""
     if not one or not other:
         return False
     same_type = one[0].split()[0] == other[0].split()[0]
@@ -85,16 +85,16 @@ def _agree(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _checksums(
-    fragments: Iterable[Shard], names: Collection[str], gather: Gather, *, rounded: bool
+    shards: Iterable[Shard], names: Collection[str], gather: Gather, *, rounded: bool
 ) -> dict[str, list[str]]:
-    """Checksums of whole weights as they are and, when ``rounded``, of those in float32 as each of ``_HALVES``."""
-    chosen = [fragment for fragment in fragments if fragment.name in names]
-    whole = [fragment for fragment in chosen if rounded and fragment.values.dtype == torch.float32]
-    mine: dict[str, list[Any]] = {f.name: [] for f in chosen}
-    for dtype, some in ((None, chosen), *((half, whole) for half in _HALVES)):
+    """Return checksums of complete weights as they are and, if ``rounded``, of float32 ones as each of ``_HALVES``."""
+    chosen = [shard for shard in shards if shard.name in names]
+    full = [shard for shard in chosen if rounded and shard.values.dtype == torch.float32]
+    mine: dict[str, list[Any]] = {shard.name: [] for shard in chosen}
+    for dtype, some in ((None, chosen), *((half, full) for half in _HALVES)):
         totals = dict(_totals(some, dtype))
-        for f in some:
-            mine[f.name].append([str(dtype or f.values.dtype), list(f.shape), totals[f.name]])
+        for shard in some:
+            mine[shard.name].append([str(dtype or shard.values.dtype), list(shard.shape), totals[shard.name]])
     found: dict[str, list[Any]] = {}
     for part in gather(mine):
         for name, facts in part.items():
@@ -106,11 +106,11 @@ def _checksums(
     return {name: [_text(*facts) for facts in several] for name, several in found.items()}
 
 
-def _totals(fragments: Collection[Shard], dtype: torch.dtype | None) -> Iterator[tuple[str, int]]:
-    for device in {fragment.values.device for fragment in fragments}:
-        here = [fragment for fragment in fragments if fragment.values.device == device]
-        sums = [_sum(f.values if dtype is None else f.values.to(dtype), f.start) for f in here]
-        yield from zip((fragment.name for fragment in here), torch.stack(sums).tolist(), strict=True)
+def _totals(shards: Collection[Shard], dtype: torch.dtype | None) -> Iterator[tuple[str, int]]:
+    for device in {shard.values.device for shard in shards}:
+        here = [shard for shard in shards if shard.values.device == device]
+        sums = [_sum(s.values if dtype is None else s.values.to(dtype), s.start) for s in here]
+        yield from zip((shard.name for shard in here), torch.stack(sums).tolist(), strict=True)
 
 
 def _text(dtype: str, shape: tuple[int, ...], total: int) -> str:
@@ -119,18 +119,18 @@ def _text(dtype: str, shape: tuple[int, ...], total: int) -> str:
 
 @torch.no_grad()
 def _sum(tensor: Tensor, start: int = 0) -> Tensor:
-    """Sum of a tensor's words of eight bytes times odd factors that depend on their place, modulo 2**64, shape ().
+    """Sum a tensor's words of eight bytes times odd factors that depend on their position, modulo 2**64, shape ().
 
     Args:
-        tensor: a stretch of a whole one.
-        start: place of its first element there.
+        tensor: a shard, or a complete tensor.
+        start: position of its first element in the complete tensor.
     """
     data = tensor.detach().contiguous().reshape(-1)
     each = 8 // data.element_size() if data.element_size() <= 8 else 1
     total = torch.zeros((), dtype=torch.int64, device=data.device)
     if not len(data):
         return total
-    head = min(-start % each, len(data))  # elements of a word that another stretch begins
+    head = min(-start % each, len(data))  # elements of a word that another shard begins
     body = (len(data) - head) // each * each
     for first, stop in ((0, head), (head + body, len(data))):
         if stop > first:
@@ -149,7 +149,7 @@ def _words(data: Tensor) -> Tensor:
 
 
 def _weighted(words: Tensor, first: int) -> Tensor:
-    """Sum of words times the factors of their places, the first one's being ``first``."""
+    """Sum words times the factors of their positions, the first of which is ``first``."""
     total, factors, at = torch.zeros((), dtype=torch.int64, device=words.device), _factors(words.device), 0
     while at < len(words):
         chunk, place = divmod(first + at, _CHUNK)

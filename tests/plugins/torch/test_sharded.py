@@ -1,4 +1,4 @@
-"""Weights that ranks hold together: answers to prompts, and adapters whose frozen base is not written."""
+"""Sharded weights: answers to prompts, and adapters whose frozen base is not written."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from tests.preload import DEEPSPEED
 
 pytestmark = pytest.mark.preload(*DEEPSPEED)
 
-SPREAD = {
+SHARDED = {
     "fsdp2": {"dtype": "fp32", "device": "cpu", "data_parallel": "fsdp2"},
     "zero 3": {"type": "deepspeed", "zero_stage": 3, "dtype": "fp32", "device": "cpu"},
 }
 
 
-@pytest.mark.parametrize("strategy", list(SPREAD.values()), ids=list(SPREAD))
-def test_an_adapter_on_a_base_that_is_spread(
-    run: Any, run_ranks: Any, recipe: Any, tmp_path: Path, strategy: Any
-) -> None:
-    """Its answers and losses are those of one rank; it is saved without the base, and gone on from."""
+@pytest.mark.parametrize("strategy", list(SHARDED.values()), ids=list(SHARDED))
+def test_an_adapter_on_a_sharded_base(run: Any, run_ranks: Any, recipe: Any, tmp_path: Path, strategy: Any) -> None:
+    """Its answers and losses are those of one rank; it is saved without the base, and resumed."""
     recorder = Recorder()
     settings: dict[str, Any] = {
         **recipe,

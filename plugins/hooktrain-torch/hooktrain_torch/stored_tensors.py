@@ -1,6 +1,6 @@
-"""Tensors in a checkpoint's files: each rank writes its own stretches, and an index says which lie where.
+"""Tensors in a checkpoint's files: each rank writes its own shards, and an index says where each of them lies.
 
-Who reads asks for any stretch of a tensor, so that another number of ranks, or another strategy, can go on.
+Readers can request any range of a tensor, so another number of ranks, or another strategy, can resume.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ import torch
 from torch import Tensor
 
 from hooktrain import CheckpointError, Shard
-from hooktrain_torch.files import load
+from hooktrain_torch.files import read_object
 
-__all__ = ["FromFiles", "contents", "index"]
+__all__ = ["CheckpointTensors", "index_of", "tensors_of"]
 
 Part = tuple[int, int, int]
-"""The rank that wrote a stretch, its first element and the one after its last."""
+"""The rank that wrote a shard, its first element and the one after its last."""
 
 
-def contents(fragments: Iterable[Shard]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What a rank writes: tensors by name, and for each its shape, where the stretch begins and where it ends.
+def tensors_of(shards: Iterable[Shard]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what a rank writes: tensors by name, and for each its full shape, first element and end.
 
     Raises:
-        CheckpointError: when a rank gives two stretches of one tensor.
+        CheckpointError: when a rank has two shards of one tensor.
     """
     tensors: dict[str, Tensor] = {}
     places: dict[str, Any] = {}
-    for fragment in fragments:
-        if fragment.name in tensors:
-            raise CheckpointError(f"{fragment.name}: the strategy gave two stretches of it on one rank, expected one")
-        tensors[fragment.name] = fragment.values.detach()
-        places[fragment.name] = [list(fragment.shape), fragment.start, fragment.start + fragment.values.numel()]
+    for shard in shards:
+        if shard.name in tensors:
+            raise CheckpointError(f"{shard.name}: the strategy returned two shards of it on one rank, expected one")
+        tensors[shard.name] = shard.values.detach()
+        places[shard.name] = [list(shard.shape), shard.start, shard.start + shard.values.numel()]
     return tensors, places
 
 
-def index(places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Put the ranks' places together.
+def index_of(places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge the places of all ranks' shards into an index.
 
     Args:
-        places: of each rank, what :func:`contents` gave.
+        places: of each rank, what :func:`tensors_of` returned.
 
     Returns:
-        For each tensor its shape, and for each stretch the rank, the first element and the one after the last.
+        For each tensor its shape, and for each shard the rank, the first element and the one after the last.
 
     Raises:
         CheckpointError: when elements of a tensor are missing or there twice.
@@ -55,7 +55,7 @@ def index(places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name, (shape, start, stop) in mine.items():
             entry = made.setdefault(name, {"shape": shape, "parts": []})
             if entry["shape"] != shape:
-                raise CheckpointError(f"{name}: rank {rank} gave the shape {shape}, expected {entry['shape']}")
+                raise CheckpointError(f"{name}: rank {rank} has the shape {shape}, expected {entry['shape']}")
             if stop > start or not any(part[2] > part[1] for part in entry["parts"]):
                 entry["parts"].append([rank, start, stop])
     for name, entry in made.items():
@@ -67,19 +67,19 @@ def index(places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             at = stop
         if at != torch.Size(entry["shape"]).numel():
             raise CheckpointError(
-                f"{name}: the strategy gave the stretches {[part[1:] for part in entry['parts']]} of the shape"
-                f" {entry['shape']}, expected each element once; this is a fault of the strategy"
+                f"{name}: the strategy returned the shards {[part[1:] for part in entry['parts']]} of the shape"
+                f" {entry['shape']}, expected each element once; report this as a bug of the strategy"
             )
     return made
 
 
-class FromFiles:
+class CheckpointTensors:
     """The :class:`hooktrain.StoredTensors` of a checkpoint.
 
     Args:
         folder: the checkpoint.
         kind: ``model`` or ``optimizer``, with which the files' names begin.
-        entries: what :func:`index` made.
+        entries: what :func:`index_of` returned.
     """
 
     def __init__(self, folder: Path, kind: str, entries: Mapping[str, Any]) -> None:
@@ -97,7 +97,7 @@ class FromFiles:
         parts: Sequence[Part] = entry["parts"]
         stop = torch.Size(entry["shape"]).numel() if stop is None else stop
         first = max(0, bisect.bisect_right([part[1] for part in parts], start) - 1)
-        found = []
+        found: list[Tensor] = []
         for rank, begin, end in parts[first:]:
             if begin >= stop and found:
                 break
@@ -107,5 +107,5 @@ class FromFiles:
 
     def _of(self, rank: int) -> dict[str, Tensor]:
         if rank not in self._files:
-            self._files[rank] = load(self._folder / f"{self._kind}-{rank}.pt")
+            self._files[rank] = read_object(self._folder / f"{self._kind}-{rank}.pt")
         return self._files[rank]

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc
 
 PROGRAM = """
 import resource, torch
-from hooktrain_torch.memory import keep_freed_memory
+from hooktrain_torch.malloc import keep_freed_memory
 torch.set_num_threads(1)
 done = keep_freed_memory()
 def faults():

@@ -1,4 +1,4 @@
-"""Spreading a model over ranks by FSDP2, block by block."""
+"""Sharding of a model over ranks with FSDP2, block by block."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 import torch
 from torch.nn import Module, ModuleList
 
-__all__ = ["blocks", "sharded"]
+__all__ = ["blocks", "shard_model"]
 
 
-def sharded(root: Module, device: torch.device, dtype: torch.dtype, find_unused: bool) -> Any:
-    """Spread a module over all ranks, in place.
+def shard_model(root: Module, device: torch.device, dtype: torch.dtype, find_unused: bool) -> Any:
+    """Shard a module over all ranks, in place.
 
     Args:
-        root: what is called for each micro-batch; what lies in none of its blocks is whole during that call.
+        root: what is called for each micro-batch. What lies in none of its blocks is gathered for the whole call.
         device: each rank's own.
-        dtype: of the weights that are gathered; what is kept, and gradients that are summed, are in float32.
+        dtype: type of the gathered weights. Kept weights and summed gradients are float32.
         find_unused: whether a rank sends zeros for parameters that have no gradient there.
 
     Returns:
         ``root``, which has FSDP2's methods now.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy()
@@ -35,11 +35,10 @@ def sharded(root: Module, device: torch.device, dtype: torch.dtype, find_unused:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in root.modules():
-        found: Any = module
-        if hasattr(module, "set_gradient_divide_factor"):
-            # summed, where FSDP2 would average: the loss is divided by the count over ranks
-            found.set_gradient_divide_factor(1.0)
-            found.set_force_sum_reduction_for_comms(True)
+        if isinstance(module, FSDPModule):
+            # summed, where FSDP2 would average: the loss is divided by the denominator of all ranks
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
     if find_unused:
         result: Any = root
         result.set_reduce_scatter_unused_params(True)
@@ -47,10 +46,10 @@ def sharded(root: Module, device: torch.device, dtype: torch.dtype, find_unused:
 
 
 def blocks(root: Module) -> list[Module]:
-    """The model's layers: members of the outermost lists of modules that share no weight with anything else."""
+    """Return the model's layers: members of the outermost module lists that share no weight with anything else."""
     found = list(_members(root))
     uses = Counter(id(parameter) for _, parameter in root.named_parameters(remove_duplicate=False))
-    return [block for block in found if _is_apart(block, uses)]
+    return [block for block in found if _shares_nothing(block, uses)]
 
 
 def _members(module: Module) -> Iterator[Module]:
@@ -61,6 +60,6 @@ def _members(module: Module) -> Iterator[Module]:
             yield from _members(child)
 
 
-def _is_apart(block: Module, uses: Counter[int]) -> bool:
+def _shares_nothing(block: Module, uses: Counter[int]) -> bool:
     inside = Counter(id(parameter) for _, parameter in block.named_parameters(remove_duplicate=False))
     return bool(inside) and all(uses[key] == count for key, count in inside.items())
