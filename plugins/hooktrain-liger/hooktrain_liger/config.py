@@ -1,9 +1,9 @@
-"""What a recipe can say under ``model`` with ``type: liger``."""
+"""The recipe's ``model`` with ``type: liger``."""
 
 from __future__ import annotations
 
 import attrs
-from hooktrain_hf.model import HFModelConfig
+from hooktrain_hf import HFModelConfig
 
 from hooktrain import field
 
@@ -17,7 +17,7 @@ LAYER_KERNELS = ("rope", "rms_norm", "layer_norm", "swiglu", "geglu", "relu_squa
 class LigerModelConfig(HFModelConfig):
     """A causal language model as ``huggingface`` loads it, with Liger's Triton kernels in place of some of its layers.
 
-    A layer kernel that is left out is applied where Liger has it on for the model's type.
+    A layer kernel that the recipe does not set is applied where Liger has it on for the model's type.
     """
 
     rope: bool | None = field(default=None)
@@ -35,16 +35,16 @@ class LigerModelConfig(HFModelConfig):
     fused_linear_cross_entropy: bool = field(default=True)
     """Whether LM head and cross-entropy are one kernel, which never keeps logits."""
     cross_entropy: bool = field(default=False)
-    """Whether the cross-entropy of logits, the LM head being called apart, is Liger's; instead of the fused one."""
+    """Whether the cross-entropy of logits is Liger's, with the LM head called before it; instead of the fused one."""
 
     @property
     def hides_logits(self) -> str:
-        """What to write for logits to be made."""
+        """The change to the recipe that makes the model return logits; empty where it does so already."""
         return "write model.fused_linear_cross_entropy: false" if self.fused_linear_cross_entropy else ""
 
     def __attrs_post_init__(self) -> None:
         if self.cross_entropy and self.fused_linear_cross_entropy:
             raise ValueError(
                 "cross_entropy and fused_linear_cross_entropy are both true, expected at most one, as the latter makes"
-                " no logits; write fused_linear_cross_entropy: false as well, or leave cross_entropy out"
+                " no logits; write fused_linear_cross_entropy: false as well, or remove cross_entropy"
             )

@@ -1,4 +1,4 @@
-"""LM head and cross-entropy with Liger's kernels: sums over tokens, as the engine wants them, never means."""
+"""LM head and cross-entropy with Liger's kernels: sums over tokens, which the engine divides, and never means."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 __all__ = ["CrossEntropy", "FusedLinearCrossEntropy"]
 
 _CHUNK = 1024
-"""Tokens whose logits exist at a time where the LM head is called apart and the recipe does not say."""
+"""Tokens whose logits exist at a time in ``CrossEntropy``, unless the recipe sets it."""
 
 Sums = dict[str, Tensor]
 
@@ -46,10 +46,10 @@ class FusedLinearCrossEntropy:
         }
 
     def __call__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Sums]:
-        """The loss of some tokens.
+        """Compute the loss of some tokens.
 
         Args:
-            hidden: what the head sees, shape (tokens, hidden).
+            hidden: inputs of the head, shape (tokens, hidden).
             weight: shape (vocabulary, hidden).
             bias: shape (vocabulary,), or None.
             targets: token ids, or -100 for no loss, shape (tokens,).
@@ -98,7 +98,7 @@ class CrossEntropy:
         self._options = {"softcap": softcap, "label_smoothing": label_smoothing, "lse_square_scale": z_loss}
 
     def __call__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Sums]:
-        """As for ``FusedLinearCrossEntropy``."""
+        """Compute the loss of some tokens, as ``FusedLinearCrossEntropy`` does."""
         inputs, matrix, offset = _prepared(hidden, weight, bias, self._multiplier)
         total = torch.zeros((), device=hidden.device)
         correct = torch.zeros((), dtype=torch.long, device=hidden.device)
@@ -120,9 +120,9 @@ class CrossEntropy:
 def _prepared(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, multiplier: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Everything in the type of the matrix products; Liger's own way under autocast is to cast the weight per chunk.
+    """Cast everything to the type of the matrix products; under autocast Liger would cast the weight for each chunk.
 
-    A factor on the logits becomes one on what they are made of.
+    A factor on the logits is applied to the hidden states and the bias.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

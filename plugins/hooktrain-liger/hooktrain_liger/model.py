@@ -1,4 +1,4 @@
-"""The model ``liger``: what ``huggingface`` builds, with Liger's kernels."""
+"""The model ``liger``: a model of ``huggingface`` with Liger's kernels."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
-from hooktrain_hf.model import build_model
+from hooktrain_hf import build_model
 
 from hooktrain import ModelError, World
+from hooktrain_liger.compat import apply_function, interpreting, logit_softcap, quiet_backends, supported_types
 from hooktrain_liger.config import LAYER_KERNELS, LigerModelConfig
-from hooktrain_liger.kernels import apply_function, apply_kernels, supported_types
-from hooktrain_liger.triton_device import device_for, failure_of, interpreting
+from hooktrain_liger.kernels import apply_kernels
+from hooktrain_liger.triton_device import device_for, failure_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 def build_liger_model(
     config: LigerModelConfig, tokenizer: Any, world: World, device: str
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Load a model and give it Liger's kernels; whatever speaks against them is said before weights are read.
+    """Load a model and apply Liger's kernels; errors about them come before weights are read.
 
     Args:
         config: the recipe's ``model``.
@@ -36,14 +37,14 @@ def build_liger_model(
         device: of the recipe's strategy, or ``auto``.
 
     Returns:
-        The model, and the layer kernels that it has.
+        The model, and the names of its layer kernels.
 
     Raises:
-        ModelError: Triton cannot run here, Liger has no kernels for the model or not those that were asked for, or
-            the model cannot be loaded.
+        ModelError: when Triton cannot run here, Liger lacks kernels for the model or one that the recipe sets, or the
+            model cannot be loaded.
     """
     place = device_for(device)
-    _quiet_backends()
+    quiet_backends()
     chosen: dict[str, bool] = {}
     model_type = ""
 
@@ -53,7 +54,7 @@ def build_liger_model(
         _check_type(config, model_type)
         chosen.update(_choose(config, model_type, place, world))
         _check_loss(config, hf_config, place)
-        _rehearse(config, hf_config, chosen)
+        _try_on_meta(config, hf_config, chosen)
 
     model = build_model(config, tokenizer, world, accept)
     _apply(config, model, model_type, chosen)
@@ -71,7 +72,7 @@ def _check_type(config: LigerModelConfig, model_type: str) -> None:
 
 
 def _choose(config: LigerModelConfig, model_type: str, place: torch.device, world: World) -> dict[str, bool]:
-    """Which layer kernels to apply: what the recipe says, else what Liger has on for the type and runs here."""
+    """Choose the layer kernels: as the recipe sets them, else those that Liger has on for the type and run here."""
     parameters = inspect.signature(apply_function(model_type)).parameters
     available = [name for name in LAYER_KERNELS if name in parameters]
     chosen, skipped = {}, []
@@ -80,7 +81,7 @@ def _choose(config: LigerModelConfig, model_type: str, place: torch.device, worl
         if wanted and name not in parameters:
             raise ModelError(
                 f"model.{name}: given true, but Liger has no such kernel for models of type '{model_type}'; expected"
-                f" one of {', '.join(available)}; leave the key out"
+                f" one of {', '.join(available)}; remove the key"
             )
         if name not in parameters or not (parameters[name].default if wanted is None else wanted):
             continue
@@ -92,7 +93,7 @@ def _choose(config: LigerModelConfig, model_type: str, place: torch.device, worl
         chosen[name] = True
     if skipped and world.is_main:
         logger.warning(
-            "model: %s left out, as Triton's interpreter (TRITON_INTERPRET) cannot run %s",
+            "model: %s not applied, as Triton's interpreter (TRITON_INTERPRET) cannot run %s",
             ", ".join(skipped),
             "it" if len(skipped) == 1 else "them",
         )
@@ -100,7 +101,7 @@ def _choose(config: LigerModelConfig, model_type: str, place: torch.device, worl
 
 
 def _check_loss(config: LigerModelConfig, hf_config: PreTrainedConfig, place: torch.device) -> None:
-    softcap = getattr(hf_config.get_text_config(), "final_logit_softcapping", None) or None
+    softcap = logit_softcap(hf_config)
     for name in ("fused_linear_cross_entropy", "cross_entropy"):
         if getattr(config, name):
             _require(failure_of(name, place, softcap), name, " with this model's soft-capping" if softcap else "")
@@ -113,23 +114,23 @@ def _require(failure: Exception | None, name: str, how: str = "") -> None:
     what = next((line.strip() for line in str(failure).splitlines() if line.strip()), "no message")
     raise ModelError(
         f"model.{name}: Liger's kernel does not run {where}{how} ({type(failure).__name__}: {what[:160]}); expected a"
-        f" working GPU, Triton and C compiler; mend them, or write {name}: false"
+        f" working GPU, Triton and C compiler; fix them, or write {name}: false"
     ) from failure
 
 
-def _rehearse(config: LigerModelConfig, hf_config: PreTrainedConfig, chosen: dict[str, bool]) -> None:
-    """Apply the kernels to the same model without weights, so that versions that do not fit are noticed now."""
+def _try_on_meta(config: LigerModelConfig, hf_config: PreTrainedConfig, chosen: dict[str, bool]) -> None:
+    """Apply the kernels to the model without weights, so that incompatible versions fail before weights are read."""
     import transformers
 
     factory: Any = transformers.AutoModelForCausalLM
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            skeleton = factory.from_config(
+            meta_model = factory.from_config(
                 copy.deepcopy(hf_config), attn_implementation="eager", trust_remote_code=config.trust_remote_code
             )
-    except Exception:  # not Liger's fault: building the model in earnest will tell
+    except Exception:  # not Liger's fault: loading the model raises the same error
         return
-    _apply(config, skeleton, hf_config.model_type, chosen)
+    _apply(config, meta_model, hf_config.model_type, chosen)
 
 
 def _apply(config: LigerModelConfig, model: Any, model_type: str, chosen: dict[str, bool]) -> None:
@@ -141,12 +142,5 @@ def _apply(config: LigerModelConfig, model: Any, model_type: str, chosen: dict[s
         raise ModelError(
             f"model.name_or_path: given '{config.name_or_path}', a model of type '{model_type}', to which liger-kernel"
             f" {version('liger-kernel')} cannot apply its kernels under transformers {transformers.__version__}"
-            f" ({type(error).__name__}: {error}); expected versions that fit; install them, or write type: huggingface"
+            f" ({type(error).__name__}: {error}); install compatible versions, or write type: huggingface"
         ) from error
-
-
-def _quiet_backends() -> None:
-    """Liger warns of each optional compiler that is not installed, when a kernel is first run."""
-    theirs = logging.getLogger("liger_kernel.backends.registry")
-    if theirs.level == logging.NOTSET:
-        theirs.setLevel(logging.ERROR)

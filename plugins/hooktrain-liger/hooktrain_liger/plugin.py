@@ -1,6 +1,6 @@
-"""The plugin ``liger``: which hooks it implements, and which module does the work.
+"""The plugin ``liger`` and its hooks.
 
-Liger and Triton take seconds to import, so that happens only once a model is built.
+Liger and Triton take seconds to import, so they are imported when a model is built.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hooktrain import World, hookimpl
+from hooktrain_liger.compat import device_of
 from hooktrain_liger.config import LigerModelConfig
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ __all__ = ["LigerPlugin"]
 
 
 class LigerPlugin:
-    """Offers the model ``liger``, and the cross-entropy for it."""
+    """Registers the model ``liger``, and provides the cross-entropy for it."""
 
     def __init__(self) -> None:
         self._config: LigerModelConfig | None = None
@@ -45,8 +46,7 @@ class LigerPlugin:
             return None
         from hooktrain_liger.model import build_liger_model
 
-        device = str(getattr(recipe.strategy, "device", "auto"))
-        model, self._layers = build_liger_model(config, tokenizer, world, device)
+        model, self._layers = build_liger_model(config, tokenizer, world, device_of(recipe.strategy))
         self._config, self._model = config, weakref.ref(model)
         return model
 
@@ -54,7 +54,7 @@ class LigerPlugin:
     def make_head_loss(self, config: Any, transform: Any, model: nn.Module) -> Callable[..., Any] | None:
         if self._config is None or model is not self._model():
             return None
-        from hooktrain_liger.selection import head_loss
+        from hooktrain_liger.loss_selection import head_loss
 
         made, self._head = head_loss(self._config, config, transform)
         return made
@@ -73,6 +73,6 @@ class LigerPlugin:
         for name in ("fused_linear_cross_entropy", "cross_entropy"):
             if getattr(self._config, name):
                 trainer.host.warn(
-                    f"model.{name}: not used, as the recipe's loss asks for no such kernel with this model; expected"
+                    f"model.{name}: not used, as the recipe's loss does not use such a kernel with this model; expected"
                     f" one that does; write loss: {{type: sft}}, or {name}: false"
                 )

@@ -1,4 +1,4 @@
-"""Tiny models, and what Triton's interpreter lacks."""
+"""Tiny models, and functions that Triton's interpreter lacks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hooktrain.testing import Recorder, save_llama, train
 
 
 @pytest.fixture
-def whole_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def full_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Triton 3.9's interpreter knows no floats as arguments of kernels and no tanh and rsqrt; here it does.
 
     The kernels are Liger's own, so that all of them can be compared without a GPU.

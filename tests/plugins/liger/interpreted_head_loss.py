@@ -25,7 +25,7 @@ def test_value_and_gradients(make_loss: Any, bias: bool, smoothing: float, z_los
     assert_equal(make_loss(**options), make(bias=bias), **options)
 
 
-@pytest.mark.usefixtures("whole_interpreter")
+@pytest.mark.usefixtures("full_interpreter")
 @pytest.mark.parametrize("make_loss", LOSSES)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_soft_capped_logits(make_loss: Any, smoothing: float) -> None:
@@ -49,10 +49,10 @@ def test_sum_does_not_depend_on_how_tokens_are_divided(make_loss: Any) -> None:
         inputs = make(tokens, width=4, vocabulary=11)
         cut = data.draw(st.integers(1, tokens))
         parts = [slice(0, cut), slice(cut, tokens)] if cut < tokens else [slice(0, tokens)]
-        whole = make_loss()(*inputs)[0]
+        total = make_loss()(*inputs)[0]
         apart = sum(make_loss()(inputs.hidden[p], inputs.weight, inputs.bias, inputs.targets[p])[0] for p in parts)
-        torch.testing.assert_close(whole, apart, rtol=1e-5, atol=1e-5)
-        for one, other in zip(gradients(whole, inputs), gradients(apart, inputs), strict=True):
+        torch.testing.assert_close(total, apart, rtol=1e-5, atol=1e-5)
+        for one, other in zip(gradients(total, inputs), gradients(apart, inputs), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
     check()
@@ -61,7 +61,7 @@ def test_sum_does_not_depend_on_how_tokens_are_divided(make_loss: Any) -> None:
 @pytest.mark.parametrize("make_loss", LOSSES)
 @pytest.mark.parametrize("trained", [["hidden"], ["weight"], ["bias"], ["weight", "bias"]])
 def test_gradients_of_what_trains_alone(make_loss: Any, trained: list[str]) -> None:
-    """A frozen head under LoRA, and a head on a frozen model, for which Liger computes no gradient by itself."""
+    """A frozen head under LoRA, and a head on a frozen model, for which Liger computes no gradient."""
     inputs = make()
     for name in ("hidden", "weight", "bias"):
         getattr(inputs, name).requires_grad_(name in trained)
@@ -88,7 +88,7 @@ def test_evaluation_makes_no_graph_and_the_same_value(make_loss: Any) -> None:
 
 
 @pytest.mark.parametrize("make_loss", LOSSES)
-def test_inputs_are_left_as_they_were(make_loss: Any) -> None:
+def test_inputs_stay_unchanged(make_loss: Any) -> None:
     """Liger writes gradients over logits, and scales gradients where they lie."""
     inputs = make()
     before = [value.detach().clone() for value in inputs if value is not None]

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from hooktrain_liger.compat import supported_types
 from hooktrain_liger.config import LAYER_KERNELS
-from hooktrain_liger.kernels import apply_kernels, supported_types
+from hooktrain_liger.kernels import apply_kernels
 from hooktrain_liger.triton_device import failure_of
 
 from tests.plugins.liger.parity_models import all_on, assert_parity, build, run
 
-pytestmark = pytest.mark.usefixtures("whole_interpreter")
+pytestmark = pytest.mark.usefixtures("full_interpreter")
 
 TYPES = [
     *("llama", "qwen2", "qwen3", "qwen3_5_text", "gemma2", "gemma3_text", "granite", "phi3", "olmo2", "smollm3"),
@@ -68,6 +69,17 @@ def test_a_second_model_may_have_other_kernels() -> None:
     assert {type(m).__name__ for m in one.modules() if "forward" in vars(m)} == {
         *("LlamaMLP", "LlamaRMSNorm", "LlamaAttention")
     }
+
+
+def test_a_second_model_and_the_module_of_transformers_stay_unchanged() -> None:
+    from transformers.models.llama import modeling_llama
+
+    one, other = build("llama"), build("llama")
+    logits, before = run(other)[0], dict(vars(modeling_llama))
+    apply_kernels(one, "llama", all_on("llama"))
+    assert dict(vars(modeling_llama)) == before
+    assert not [layer for layer in other.modules() if "forward" in vars(layer)]
+    assert torch.equal(run(other)[0], logits) and not torch.equal(run(one)[0], logits)
 
 
 def test_activation_checkpointing_runs_the_same_kernels() -> None:

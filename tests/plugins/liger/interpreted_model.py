@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hooktrain_hf.model import HFModelConfig, build_model
+from hooktrain_hf import HFModelConfig, build_model
 from hooktrain_liger.config import LigerModelConfig
 from hooktrain_liger.model import build_liger_model
 from transformers import AutoConfig, GPT2Config, PreTrainedConfig
@@ -85,11 +85,13 @@ def test_versions_that_do_not_fit(config_only: Callable[..., str], monkeypatch: 
     assert re.search(facts("model.name_or_path", "'norm'", *versions, "type: huggingface"), text)
 
 
-def test_config_that_passes_goes_on_to_the_weights(config_only: Callable[..., str]) -> None:
+def test_a_valid_config_continues_with_the_weights(config_only: Callable[..., str]) -> None:
     assert re.search(facts("model.name_or_path", " weights "), refusal(config_only(llama())))
 
 
-def test_what_cannot_run_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_kernel_that_cannot_run_is_not_applied_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     make_llama(make_tokenizer()).save_pretrained(tmp_path / "model")
     with caplog.at_level(logging.WARNING):
         model, kernels = build_liger_model(LigerModelConfig(name_or_path=str(tmp_path / "model")), None, WORLD, "auto")
@@ -100,7 +102,7 @@ def test_what_cannot_run_is_left_out_and_named(tmp_path: Path, caplog: pytest.Lo
     assert not [r for r in caplog.records if r.name.startswith("liger_kernel")]
 
 
-@pytest.mark.usefixtures("whole_interpreter")
+@pytest.mark.usefixtures("full_interpreter")
 def test_what_is_off_stays_off(tmp_path: Path) -> None:
     make_llama(make_tokenizer()).save_pretrained(tmp_path / "model")
     config = LigerModelConfig(name_or_path=str(tmp_path / "model"), rope=False, swiglu=False)

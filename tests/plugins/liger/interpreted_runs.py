@@ -1,4 +1,4 @@
-"""Whole runs with Liger's fused loss beside the same runs of ``huggingface``."""
+"""Complete runs with Liger's fused loss, compared with the same runs of ``huggingface``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def curve(metrics: list[dict[str, float]], *keys: str) -> list[float]:
     return [line[key] for line in metrics for key in keys or ("loss", "grad_norm", "eval/rows/loss") if key in line]
 
 
-class Listener:
+class Messages:
     def __init__(self) -> None:
         self.messages: list[str] = []
 
@@ -87,19 +87,19 @@ def test_two_ranks_are_the_run_of_huggingface(fine_tune: Train, tiny_run: Callab
     assert done.returncode == 0, done.stdout + done.stderr
     lines = (tmp_path / "ranks" / "metrics.jsonl").read_text().splitlines()
     assert curve([json.loads(line) for line in lines]) == pytest.approx(expected, rel=2e-5)
-    assert done.stderr.count("TRITON_INTERPRET") == 1  # one rank says it
+    assert done.stderr.count("TRITON_INTERPRET") == 1  # one rank warns
 
 
 def test_only_supervised_positions_reach_the_kernel(fine_tune: Train, fused_calls: list[Any]) -> None:
     metrics = fine_tune(LIGER, train_iters=2)
-    # at last come two windows of a whole epoch, and the evaluation of the same rows
+    # the last calls are two micro-batches of a complete epoch, and the evaluation of the same rows
     trained, evaluated = (sum(shape[0] for shape in fused_calls[part]) for part in (slice(-4, -2), slice(-2, None)))
     assert trained == evaluated == metrics[-1]["supervised_tokens"]
 
 
 @pytest.mark.thorough
 def test_micro_batches_without_a_supervised_token(fine_tune: Train) -> None:
-    """Such a micro-batch still takes part, with gradients of zero: other ranks wait for it."""
+    """Such a micro-batch still has a backward pass, with gradients of zero: other ranks wait for it."""
 
     class Mask:
         @hookimpl
@@ -146,17 +146,17 @@ def test_a_loss_that_liger_does_not_compute_is_left_to_pytorch(
 
 
 def test_logits_kernel_instead_of_the_fused_one(fine_tune: Train, fused_calls: list[Any]) -> None:
-    listener = Listener()
+    messages = Messages()
     kernels = {**LIGER, FUSED: False, "cross_entropy": True}
-    found = curve(fine_tune(kernels, listener))
+    found = curve(fine_tune(kernels, messages))
     assert found == pytest.approx(curve(fine_tune({})), rel=2e-5)
-    assert not fused_calls and "liger: cross_entropy" in listener.messages
+    assert not fused_calls and "liger: cross_entropy" in messages.messages
 
 
-def test_it_says_which_kernels_it_uses(fine_tune: Train) -> None:
-    listener = Listener()
-    fine_tune(LIGER, listener, train_iters=1)
-    assert f"liger: {FUSED}" in listener.messages
+def test_the_kernels_are_reported(fine_tune: Train) -> None:
+    messages = Messages()
+    fine_tune(LIGER, messages, train_iters=1)
+    assert f"liger: {FUSED}" in messages.messages
 
 
 def test_no_kernel_at_all_is_the_run_of_huggingface_bit_by_bit(fine_tune: Train, fused_calls: list[Any]) -> None:
@@ -164,14 +164,14 @@ def test_no_kernel_at_all_is_the_run_of_huggingface_bit_by_bit(fine_tune: Train,
     assert curve(found) == curve(fine_tune({})) and not fused_calls
 
 
-def test_a_loss_that_does_not_ask_for_a_kernel_is_named(fine_tune: Train) -> None:
+def test_a_loss_that_uses_no_kernel_warns(fine_tune: Train) -> None:
     import attrs
 
     from hooktrain import LossSum
 
     @attrs.frozen(kw_only=True)
     class OwnConfig:
-        """A loss of one's own."""
+        """A loss of another plugin."""
 
     class Own:
         @hookimpl
@@ -204,10 +204,10 @@ def test_bf16_autocast_stays_close(fine_tune: Train) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures("whole_interpreter")
+@pytest.mark.usefixtures("full_interpreter")
 def test_all_kernels_and_activation_checkpointing(fine_tune: Train) -> None:
-    listener, short = Listener(), {"train_iters": 2, "micro_batch_size": 1, "data": {"eval_sources": []}}
+    messages, short = Messages(), {"train_iters": 2, "micro_batch_size": 1, "data": {"eval_sources": []}}
     expected = curve(fine_tune({}, **short))
-    found = curve(fine_tune({"type": "liger", "activation_checkpointing": True}, listener, **short))
-    assert f"liger: rope, rms_norm, swiglu, {FUSED}" in listener.messages
+    found = curve(fine_tune({"type": "liger", "activation_checkpointing": True}, messages, **short))
+    assert f"liger: rope, rms_norm, swiglu, {FUSED}" in messages.messages
     assert found == pytest.approx(expected, rel=1e-4) and len(found) == 4

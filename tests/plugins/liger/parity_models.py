@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 import transformers
+from hooktrain_liger.compat import apply_function
 from hooktrain_liger.config import LAYER_KERNELS
-from hooktrain_liger.kernels import apply_function, apply_kernels
+from hooktrain_liger.kernels import apply_kernels
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 

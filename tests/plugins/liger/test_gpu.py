@@ -1,4 +1,4 @@
-"""On a GPU: every kernel compiled, its results, and whole runs beside those of ``huggingface``."""
+"""On a GPU: every kernel compiled, its results, and complete runs compared with those of ``huggingface``."""
 
 from __future__ import annotations
 

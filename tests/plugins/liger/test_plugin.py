@@ -1,4 +1,4 @@
-"""What the plugin says before anything is loaded, and what it imports."""
+"""Errors of the plugin before anything is loaded, and its imports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import attrs
 import pytest
 import torch
 import yaml
-from hooktrain_hf.model import HFModelConfig
+from hooktrain_hf import HFModelConfig
 from hooktrain_liger.config import LigerModelConfig
 
 from hooktrain import ModelError, RecipeError, Trainer, field, hookimpl
@@ -91,14 +91,14 @@ def test_misspelt_kernel(recipe: Change) -> None:
 
 @attrs.frozen(kw_only=True)
 class Distances:
-    """A loss that compares whole distributions."""
+    """A loss that compares complete distributions."""
 
     needs_logits: ClassVar[bool] = True
     temperature: float = field(default=1.0)
     """Divisor of the logits."""
 
 
-class Offers:
+class Registers:
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
@@ -108,38 +108,38 @@ class Offers:
 
 
 def test_loss_that_needs_logits_is_refused_at_once(recipe: Change) -> None:
-    text = complaints(recipe(loss={"type": "distances"}), Offers("loss"))
+    text = complaints(recipe(loss={"type": "distances"}), Registers("loss"))
     assert re.search(facts("model: ", "logits", "'loss'", "model.fused_linear_cross_entropy: false"), text)
 
 
 def test_settings_that_need_logits_are_refused_at_once(recipe: Change) -> None:
-    text = complaints(recipe(settings={"distances": {}}), Offers("settings"))
+    text = complaints(recipe(settings={"distances": {}}), Registers("settings"))
     assert re.search(r"model: .*logits.*'distances'.*model\.fused_linear_cross_entropy: false", text)
     assert re.search(r"loss: .*logits.*'distances'.*loss\.all_logits: true", text)
 
 
 def test_needing_logits_is_fine_without_the_fused_loss(recipe: Change) -> None:
-    load(recipe(loss={"type": "distances"}, fused_linear_cross_entropy=False), plugins=[Offers("loss")])
+    load(recipe(loss={"type": "distances"}, fused_linear_cross_entropy=False), plugins=[Registers("loss")])
 
 
 def test_needing_logits_is_fine_for_another_model(recipe: Change) -> None:
-    load(recipe(type="huggingface", loss={"type": "distances"}), plugins=[Offers("loss")])
+    load(recipe(type="huggingface", loss={"type": "distances"}), plugins=[Registers("loss")])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_without_a_gpu_it_says_what_to_do_before_weights_are_read(recipe: Change) -> None:
+def test_without_a_gpu_the_error_comes_before_weights_are_read(recipe: Change) -> None:
     text = failure(recipe())
     assert re.search(
         facts("model.type", "'liger'", "need a GPU", "torch", "type: huggingface", "TRITON_INTERPRET=1"), text
     )
 
 
-def test_on_the_cpu_it_says_what_to_do_whatever_else_there_is(recipe: Change) -> None:
+def test_a_strategy_on_the_cpu_is_an_error_even_with_a_gpu(recipe: Change) -> None:
     text = failure(recipe(strategy={"dtype": "fp32", "device": "cpu"}))
     assert re.search(facts("model.type", "'liger'", "need a GPU", "strategy", "CPU", "type: huggingface"), text)
 
 
-def test_without_liger_it_says_what_to_install(recipe: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_liger_the_error_names_the_packages(recipe: Change, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", None)
     text = failure(recipe())
     assert re.search(facts("model.type", "'liger'", "imported", "liger-kernel and triton", "type: huggingface"), text)
@@ -147,7 +147,7 @@ def test_without_liger_it_says_what_to_install(recipe: Change, monkeypatch: pyte
 
 @pytest.mark.parametrize("words", [["--help"], ["plugins"], ["hooks"], ["plan", "recipe.yaml"]])
 @pytest.mark.usefixtures("real_starts")
-def test_looking_imports_no_liger(recipe: Change, tmp_path: Path, words: list[str]) -> None:
+def test_listings_import_no_liger(recipe: Change, tmp_path: Path, words: list[str]) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe()))
     program = (
         "import sys\nfrom hooktrain.cli.main import main\n"

@@ -1,4 +1,4 @@
-"""Which of Liger's cross-entropies computes what the recipe says under ``loss``."""
+"""Chooses the cross-entropy of Liger that computes the recipe's ``loss``."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ logger = logging.getLogger(__name__)
 
 
 def head_loss(config: LigerModelConfig, loss: Any, transform: Any) -> tuple[Callable[..., Any] | None, str]:
-    """The function for ``make_head_loss`` of ``hooktrain-sft``, and what to call it.
+    """Return the function for the hook ``make_head_loss`` of ``hooktrain-sft``, and its name.
 
     Args:
         config: the recipe's ``model``.
-        loss: the recipe's ``loss``; what is computed must be exactly what it says.
-        transform: what the model does to the output of its LM head: ``multiplier`` and ``softcap``.
+        loss: the recipe's ``loss``; the function must compute exactly this loss.
+        transform: the model's change to the output of its LM head: ``multiplier`` and ``softcap``.
 
     Returns:
-        None where the recipe wants none of Liger's, or, with a warning, where Liger does not compute this loss.
+        None where the recipe disables both, or, with a warning, where Liger does not compute this loss.
     """
-    from hooktrain_sft.loss.config import DFTLossConfig, SFTLossConfig
+    from hooktrain_sft import DFTLossConfig, SFTLossConfig
 
     if not (config.fused_linear_cross_entropy or config.cross_entropy):
         return None, ""
@@ -45,5 +45,5 @@ def head_loss(config: LigerModelConfig, loss: Any, transform: Any) -> tuple[Call
     if config.cross_entropy:
         return CrossEntropy(*common, loss.chunk_size), name
     if loss.chunk_size is not None:
-        logger.warning("loss.chunk_size: not used, as Liger's %s divides tokens by a rule of its own", name)
+        logger.warning("loss.chunk_size: not used, as Liger's %s chooses the size of its chunks itself", name)
     return FusedLinearCrossEntropy(*common, token_scaling=scaled), name
