@@ -54,14 +54,14 @@ TEMPLATES = {
         "{{ '[INST] ' + message['content'] + ' [/INST]' }}"
         "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
     ),
-    # the reasoning of all answers but the last is left out, as Qwen3 does
+    # the reasoning of all answers but the last is removed, as in Qwen3
     "forgetful": (
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
         "{% if message['role'] == 'assistant' and loop.last %}{{ '<think>hm</think>' }}{% endif %}"
         "{{ message['content'] + '<|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
-    # no prefix of a text is how it begins, and there is no loop over the messages
+    # no text begins with a prefix of its conversation, and there is no loop over the messages
     "counting": (
         "{{ messages | length }}{% for i in range(messages | length) %}"
         "{{ '<|im_start|>' + messages[i]['role'] + '\n' + messages[i]['content'] + '<|im_end|>\n' }}{% endfor %}"

@@ -1,4 +1,4 @@
-"""Whole runs of ``type: sft`` on the test kit's tiny model and conversations, under short names."""
+"""Complete runs of ``type: sft`` on the test kit's tiny model and conversations, under short names."""
 
 from __future__ import annotations
 

@@ -24,9 +24,11 @@ def turn(role: str, content: str) -> dict[str, str]:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    rows = [[turn("user", f"What is {i}?"), turn("assistant", f"It is {i}.")] for i in range(12)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in [*rows, rows[3]]))
-    (tmp_path / "held.jsonl").write_text(json.dumps({"messages": rows[0]}) + "\n")
+    examples = [[turn("user", f"What is {i}?"), turn("assistant", f"It is {i}.")] for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"messages": example}) + "\n" for example in [*examples, examples[3]])
+    )
+    (tmp_path / "held.jsonl").write_text(json.dumps({"messages": examples[0]}) + "\n")
     made = tmp_path / "recipe.yaml"
     made.write_text(
         f"type: sft\nmodel: {save_llama(tmp_path / 'model')}\n"
@@ -50,7 +52,11 @@ def test_facts_for_programs(recipe: Path) -> None:
     assert sum(facts["train"]["histograms"]["tokens of a row"]["counts"]) == 13
     assert [source["cached"] for source in facts["sources"]] == [False, False]
     assert "format messages" in facts["sources"][0]["why"]
-    assert [row["label"] for row in facts["shown"]] == ["rows.jsonl, row 0", "rows.jsonl, row 1", "held.jsonl, row 0"]
+    assert [example["label"] for example in facts["shown"]] == [
+        "rows.jsonl, example 0",
+        "rows.jsonl, example 1",
+        "held.jsonl, example 0",
+    ]
     pieces = facts["shown"][0]["pieces"]
     assert "".join(text for text, _, _ in pieces).startswith("<|im_start|>user\nWhat is 0?")
     ((text, _, rule),) = [piece for piece in pieces if piece[1]]
@@ -69,11 +75,11 @@ def test_text_for_people(recipe: Path) -> None:
     assert "tokens of a pack" in shown and "share trained" in shown
 
 
-def test_more_rows_than_there_are(recipe: Path) -> None:
+def test_more_examples_than_there_are(recipe: Path) -> None:
     assert data(recipe, "--show", "99").count(".jsonl, ") == 14
 
 
-def test_a_plugin_shows_rows_of_its_own_data(
+def test_a_plugin_previews_examples_of_its_own_data(
     tiny_recipe: dict[str, Any],
     capsys: pytest.CaptureFixture[str],
     on_terminal: Callable[..., list[str]],
@@ -86,16 +92,16 @@ def test_a_plugin_shows_rows_of_its_own_data(
             if type(config).__name__ != "TinyDataConfig":
                 return None
             return [
-                ExamplePreview(f"row {n}", [("one", False, ""), ("two " * 40, True, "it is even")], "a note")
+                ExamplePreview(f"example {n}", [("one", False, ""), ("two " * 40, True, "it is even")], "a note")
                 for n in range(count)
             ]
 
     recipe, host = load(tiny_recipe, plugins=[TinyPlugin(), Shows()])
     facts = data_of(recipe, host, show=2)
-    assert [row["label"] for row in facts["shown"]] == ["row 0", "row 1"]
+    assert [example["label"] for example in facts["shown"]] == ["example 0", "example 1"]
     print_data(facts)
     shown = capsys.readouterr().out
     assert f"\none«{'two ' * 40}»[1]\n" in shown and re.search(r"\[1\].*it is even", shown) and "a note" in shown
     lines = on_terminal(80, print_data, facts)
     assert f"one{'two ' * 40}[1]" in lines, "which can be copied"
-    assert max(len(line) for line in lines if "row 0" in line) == 80
+    assert max(len(line) for line in lines if "example 0" in line) == 80

@@ -1,4 +1,4 @@
-"""What a recipe may say, read as the engine reads it."""
+"""Config classes, structured as the engine structures them."""
 
 from __future__ import annotations
 

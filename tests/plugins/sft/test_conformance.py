@@ -1,4 +1,4 @@
-"""The plugins ``sft`` and ``neftune`` keep to the rules of the platform, in use and idle."""
+"""The plugins ``sft`` and ``neftune`` follow the rules of the platform, in use and unused."""
 
 import pytest
 
@@ -10,7 +10,7 @@ OTHERS = {"peft": {"type": "lora", "r": 2}, "samples": {"prompts": ["What?"], "e
 test_sft = conformance(
     "sft", recipe="chat", checks=["hooks", "import", "declines", "state", "resume", "ranks", "device"]
 )
-test_sft_idle = conformance("sft", checks=["observes", "cost"], calls=0, allocations=0)
+test_sft_unused = conformance("sft", checks=["observes", "cost"], calls=0, allocations=0)
 test_sft_teardown = pytest.mark.thorough(conformance("sft", recipe="chat", checks=["teardown"]))
 
 test_neftune = conformance("neftune", recipe="chat", settings=NOISE, changes_gradients=True, checks=["device"])
@@ -22,7 +22,7 @@ test_neftune_and_others = conformance(
     changes_gradients=True,
     checks=["teardown"],
 )
-test_neftune_idle = conformance(
+test_neftune_unused = conformance(
     "neftune", checks=["hooks", "import", "declines", "observes", "cost"], calls=0, allocations=0
 )
 test_neftune_runs = pytest.mark.thorough(  # and not ranks: each draws a noise of its own

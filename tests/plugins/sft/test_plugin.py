@@ -21,7 +21,7 @@ def test_trainer_types_name_what_is_registered() -> None:
         assert trainer_type.parts["loss"][0] in configs["loss"]
 
 
-def test_what_is_not_ours_is_declined() -> None:
+def test_parts_of_other_plugins_give_none() -> None:
     plugin = SFTPlugin()
     assert plugin.make_data(object(), None, World(), None) is None
     assert plugin.make_loss(object()) is None
@@ -34,7 +34,7 @@ def test_listing_plugins_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_hooks_say_what_a_plugin_author_must_know() -> None:
+def test_hook_docs_are_complete() -> None:
     for name in hookspecs.__all__:
         text = getattr(hookspecs, name).__doc__
         assert all(f"{word}:" in text for word in ("Called", "Ranks", "Device", "Args", "Returns", "Default")), name

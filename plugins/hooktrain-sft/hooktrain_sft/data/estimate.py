@@ -13,7 +13,7 @@ from hooktrain_sft.compat import head_weight
 from hooktrain_sft.config import SourceOptions, TokenDataConfig
 from hooktrain_sft.data.fingerprint import sequence_fingerprint
 from hooktrain_sft.data.prepare import length_limit, prepare_data
-from hooktrain_sft.data.row_cache import RowCache, default_cache_dir
+from hooktrain_sft.data.row_cache import SequenceCache, default_cache_dir
 from hooktrain_sft.loss.chunked_linear import automatic_chunk_size
 from hooktrain_sft.loss.model_inspection import innermost
 
@@ -58,7 +58,7 @@ def _is_here(name: str) -> bool:
 def _is_cached(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any) -> bool:
     if not config.use_data_cache or any(SourceOptions.of(source).streaming for source in config.sources):
         return False
-    cache = RowCache(config.cache_dir or default_cache_dir())
+    cache = SequenceCache(config.cache_dir or default_cache_dir())
     for source in (*config.sources, *config.eval_sources):
         fingerprint, _ = sequence_fingerprint(source, config, tokenizer, world, hooks)
         if fingerprint is None or not cache.has(fingerprint):

@@ -20,7 +20,7 @@ from hooktrain_sft.data.documents import Documents, TokenCount, fit
 from hooktrain_sft.data.fingerprint import sequence_fingerprint
 from hooktrain_sft.data.mixing import mix, order_by_length
 from hooktrain_sft.data.packed_dataset import PackedDataset
-from hooktrain_sft.data.row_cache import CachedRows, RowCache, default_cache_dir
+from hooktrain_sft.data.row_cache import CachedSequences, SequenceCache, default_cache_dir
 from hooktrain_sft.data.source_reader import Reader, label_of, pack
 from hooktrain_sft.data.statistics import doubled_bos, duplicates, ends_trained, histogram, shared
 
@@ -42,7 +42,9 @@ class _Preparation:
     def __init__(self, config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any) -> None:
         self.config, self.tokenizer, self.world, self.hooks = config, tokenizer, world, hooks
         self.reader = Reader(config, tokenizer, world, hooks)
-        self.cache = RowCache((config.cache_dir or default_cache_dir()) if config.use_data_cache else None, self.warn)
+        self.cache = SequenceCache(
+            (config.cache_dir or default_cache_dir()) if config.use_data_cache else None, self.warn
+        )
         self.max_length = config.max_length or length_limit(tokenizer)
         self.warnings: list[str] = []
         self.sources: list[dict[str, Any]] = []
@@ -140,7 +142,7 @@ class _Preparation:
             with self.progress(label, opened.total) as progress:
                 return self.reader.write(opened, writer, progress)
 
-        made: CachedRows = self.cache.rows(fingerprint, prepare)
+        made: CachedSequences = self.cache.get(fingerprint, prepare)
         for note, where in made.facts.get("notes", {}).items():
             self.warnings.append(f"{label}: {note} ({where['count']:,} times, first in {where['first']})")
         facts = {**made.facts, "use": use, "cached": made.found, "path": made.path and str(made.path)}

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from hooktrain import DataError
 from hooktrain_sft.data.arrow_store import StoreWriter, TokenStore
 
-__all__ = ["CachedRows", "RowCache", "default_cache_dir"]
+__all__ = ["CachedSequences", "SequenceCache", "default_cache_dir"]
 
 _TOKENS, _ENTRY, _LOCK = "tokens.arrow", "entry.json", "lock"
 _LAYOUT = 1
@@ -26,7 +26,7 @@ _LAYOUT = 1
 
 
 @attrs.frozen
-class CachedRows:
+class CachedSequences:
     """Tokenized examples of a source.
 
     Attributes:
@@ -50,7 +50,7 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hooktrain"
 
 
-class RowCache:
+class SequenceCache:
     """Tokenized examples by their fingerprint.
 
     Processes that need the same examples at the same time, such as the ranks of a run, wait for the first one. It
@@ -66,7 +66,7 @@ class RowCache:
         """Return whether there is an entry of this fingerprint, without reading it."""
         return self._folder is not None and (self._folder / fingerprint / _ENTRY).is_file()
 
-    def rows(self, fingerprint: str | None, prepare: Callable[[StoreWriter], Mapping[str, Any]]) -> CachedRows:
+    def get(self, fingerprint: str | None, prepare: Callable[[StoreWriter], Mapping[str, Any]]) -> CachedSequences:
         """Return an entry of the cache, or prepare and keep it.
 
         Args:
@@ -107,7 +107,7 @@ class RowCache:
             self._say("data: another process is preparing the same examples; waiting for it")
             lock.acquire()
 
-    def _publish(self, final: Path, prepare: Callable[[StoreWriter], Mapping[str, Any]]) -> CachedRows:
+    def _publish(self, final: Path, prepare: Callable[[StoreWriter], Mapping[str, Any]]) -> CachedSequences:
         for left in final.parent.glob(f"{final.name}.*.partial"):  # of a killed process, since its lock is free
             shutil.rmtree(left, ignore_errors=True)
         partial = final.with_name(f"{final.name}.{os.getpid()}.partial")
@@ -125,7 +125,7 @@ class RowCache:
             raise DataError(f"data.cache_dir: the tokens just written to '{final}' cannot be read; check the disk")
         return attrs.evolve(opened, found=False)
 
-    def _temporary(self, prepare: Callable[[StoreWriter], Mapping[str, Any]]) -> CachedRows:
+    def _temporary(self, prepare: Callable[[StoreWriter], Mapping[str, Any]]) -> CachedSequences:
         folder = Path(tempfile.mkdtemp(prefix="hooktrain-rows-"))
         try:
             self._write(folder, prepare)
@@ -135,7 +135,7 @@ class RowCache:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         weakref.finalize(store, _remove, folder, os.getpid())
-        return CachedRows(store, entry["facts"], None, found=False)
+        return CachedSequences(store, entry["facts"], None, found=False)
 
     def _write(self, folder: Path, prepare: Callable[[StoreWriter], Mapping[str, Any]]) -> None:
         path = folder / _TOKENS
@@ -158,7 +158,7 @@ class RowCache:
                 f" ({problem.strerror or problem}); free some space there, or name another folder"
             ) from problem
 
-    def _open(self, folder: Path) -> CachedRows | None:
+    def _open(self, folder: Path) -> CachedSequences | None:
         """Read the entry in ``folder``; None when it is missing or damaged."""
         if not folder.is_dir():
             return None
@@ -167,7 +167,7 @@ class RowCache:
             path = folder / _TOKENS
             if entry["layout"] == _LAYOUT and path.stat().st_size == entry["bytes"]:
                 os.utime(folder / _ENTRY)  # the time of the last use, for cleaning up
-                return CachedRows(TokenStore(path, entry["digest"]), entry["facts"], folder, found=True)
+                return CachedSequences(TokenStore(path, entry["digest"]), entry["facts"], folder, found=True)
             problem: object = "sizes differ"
         except (OSError, ValueError, KeyError, TypeError) as caught:
             problem = caught

@@ -1,4 +1,4 @@
-"""What of a conversation is trained: the recipe's choice, what the data say of a turn, and which rule decided."""
+"""Trained parts of conversations: the recipe's choice, flags in the data, and the rule that decided."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_choices(make_tokenizer: Callable[..., Any], train_on: str, trained: Any
     check(rendered, tokenizer, marked(*TALK, trained=trained))
 
 
-def test_a_row_that_ends_with_a_question_has_no_completion() -> None:
+def test_an_example_that_ends_with_a_question_has_no_completion() -> None:
     assert render_sft({"messages": turns("a", "b", "c")}, chatml(), config(train_on="completion")).spans == ()
     empty = render_sft({"messages": turns("a", "")}, chatml(), config(train_on="completion"))
     assert (empty.spans, empty.notes) == ((), ("messages[1] assistant: empty, not trained",))
@@ -67,7 +67,7 @@ def test_a_row_that_ends_with_a_question_has_no_completion() -> None:
     "flag", [{"train": False}, {"training": False}, {"weight": 0}, {"weight": 0.0, "train": False}]
 )
 @pytest.mark.parametrize("template", ["chatml", "generation"])
-def test_turns_that_the_data_leave_out(make_tokenizer: Callable[..., Any], flag: Any, template: str) -> None:
+def test_turns_that_the_data_exclude(make_tokenizer: Callable[..., Any], flag: Any, template: str) -> None:
     tokenizer, messages = make_tokenizer(template), turns(*TALK)
     messages[3] |= flag
     messages[5] |= dict.fromkeys(flag, True)
@@ -78,7 +78,7 @@ def test_turns_that_the_data_leave_out(make_tokenizer: Callable[..., Any], flag:
     assert render_sft({"messages": messages}, tokenizer, config(train_on="last_assistant")).spans == ()
 
 
-def test_turns_that_the_data_leave_out_of_everything() -> None:
+def test_turns_that_the_data_exclude_from_everything() -> None:
     messages = turns("Hello", "yes", "What?", "no")
     messages[0]["train"] = messages[3]["train"] = False  # type: ignore[assignment]
     check(
@@ -87,12 +87,12 @@ def test_turns_that_the_data_leave_out_of_everything() -> None:
         "<|im_start|>user\nHello<|im_end|>\n«<|im_start|>assistant\nyes<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>\n»"
         "<|im_start|>assistant\nno<|im_end|>\n",
     )
-    row = {"messages": messages}
+    example = {"messages": messages}
     tokenizer = tokenizer_for("chatml", IM + " ")
     tokenizer.chat_template = LOOPED
     with pytest.raises(DataError, match=facts("messages[0]", "`train`", "chat template")):
-        render_sft(row, tokenizer, config(train_on="all"))
-    check(render_sft(row, tokenizer, config()), tokenizer, marked("Hello", "yes", "What?", "no", trained=(1,)))
+        render_sft(example, tokenizer, config(train_on="all"))
+    check(render_sft(example, tokenizer, config()), tokenizer, marked("Hello", "yes", "What?", "no", trained=(1,)))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_turns_that_the_data_leave_out_of_everything() -> None:
         ),
     ],
 )
-def test_flags_that_say_nothing_clear(message: Any, complaint: str) -> None:
+def test_flags_without_a_clear_meaning(message: Any, complaint: str) -> None:
     with pytest.raises(DataError, match=complaint):
         render_sft({"messages": [message]}, chatml(), config())
 
@@ -129,13 +129,13 @@ def test_flags_are_not_shown_to_the_template() -> None:
 
 
 def test_rules() -> None:
-    row = {"messages": turns("Hello", "yes", "What?", "no")}
+    example = {"messages": turns("Hello", "yes", "What?", "no")}
     prefix = ("messages[1] assistant: prompt prefix", "messages[3] assistant: prompt prefix")
-    assert render_sft(row, chatml(), config()).rules == prefix
-    assert render_sft(row, chatml(), config(train_on="completion")).rules == ("completion",)
-    assert render_sft(row, chatml(), config(train_on="all")).rules == ("all",)
+    assert render_sft(example, chatml(), config()).rules == prefix
+    assert render_sft(example, chatml(), config(train_on="completion")).rules == ("completion",)
+    assert render_sft(example, chatml(), config(train_on="all")).rules == ("all",)
     smollm3 = tokenizer_for("smollm3", IM)
-    assert render_sft(row, smollm3, config()).rules[0] == "messages[1] assistant: {% generation %}"
+    assert render_sft(example, smollm3, config()).rules[0] == "messages[1] assistant: {% generation %}"
     assert ChatTemplate.of(smollm3).uses_date and not ChatTemplate.of(chatml()).uses_date
 
 
@@ -153,7 +153,7 @@ def test_generation_markers_whose_place_is_unknown_are_not_trusted() -> None:
     assert rendered.rules == ("messages[1] assistant: prompt prefix",)
 
 
-def test_generation_markers_that_leave_an_answer_out() -> None:
+def test_generation_markers_that_miss_an_answer() -> None:
     tokenizer = tokenizer_for("chatml", IM + "    ")
     tokenizer.chat_template = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
@@ -180,7 +180,7 @@ def test_content_that_the_template_drops() -> None:
         ),
     ],
 )
-def test_a_first_answer_behind_what_stands_before_all_turns(template: str, first: str) -> None:
+def test_a_first_answer_after_text_that_precedes_all_turns(template: str, first: str) -> None:
     special = IM + " <|begin_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|>"
     tokenizer = tokenizer_for(template, special, "<|begin_of_text|>")
     messages = [{"role": "assistant", "content": "Hi"}, *turns("Hello", "yes")]

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 - DeepSeek writes its tokens with the wide vertical line
-"""Templates that write reasoning, and leave that of earlier turns out: what is in the text is trained, and no more."""
+"""Templates that render reasoning and remove that of earlier turns; exactly the rendered reasoning is trained."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def test_qwen3_reasoning_within_the_content() -> None:
         ({}, {}, "«<think>\n\n</think>\n\nno<|im_end|>»"),
         ({"mask_empty_reasoning": True}, {}, "<think>\n\n</think>\n\n«no<|im_end|>»"),
         ({"mask_empty_reasoning": True, "train_on": "completion"}, {}, "<think>\n\n</think>\n\n«no<|im_end|>»"),
-        # the prompt of a model that is told not to think has it already
+        # with thinking disabled the prompt has it already
         ({}, {"enable_thinking": False}, "<think>\n\n</think>\n\n«no<|im_end|>»"),
     ],
 )
 def test_qwen3_empty_reasoning(config: Any, variables: Any, answer: str) -> None:
-    # of the earlier turn none is in the text, so that it is how no prompt for it ends
+    # the earlier turn has none in the text, so that no prompt for it ends with it
     before = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n«yes<|im_end|>»\n"
     if config.get("train_on") == "completion":
         before = before.replace("«", "").replace("»", "")
@@ -91,7 +91,7 @@ def test_an_answer_that_is_about_thinking_keeps_its_tags() -> None:
     )
 
 
-def test_qwen3_reasoning_between_tool_calls_is_left_out_of_earlier_turns() -> None:
+def test_qwen3_reasoning_between_tool_calls_is_removed_from_earlier_turns() -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     messages = [
         asked("Hello"),
@@ -174,16 +174,16 @@ def test_reasoning_that_the_template_does_not_know() -> None:
 
 
 @pytest.mark.usefixtures("first_of_may")
-def test_variables_of_the_template_and_of_the_row() -> None:
+def test_variables_of_the_template_and_of_the_example() -> None:
     tokenizer = tokenizer_for("smollm3", IM, eos="<|im_end|>")
-    row = {"chat_template_kwargs": {"enable_thinking": True, "other": None}}
+    example = {"chat_template_kwargs": {"enable_thinking": True, "other": None}}
     quiet = render(tokenizer, turns("Hello", "yes"), {"enable_thinking": False})
     assert quiet.text.endswith("<think>\n\n</think>\nyes<|im_end|>\n") and "/no_think" in quiet.text
     from hooktrain_sft.chat.render import render_sft
     from hooktrain_sft.config import SFTDataConfig
 
     config = SFTDataConfig(sources=(1,), chat_template_kwargs={"enable_thinking": False})
-    assert "/think" in render_sft({"messages": turns("Hello", "yes"), **row}, tokenizer, config).text
+    assert "/think" in render_sft({"messages": turns("Hello", "yes"), **example}, tokenizer, config).text
     with pytest.raises(DataError, match=facts("chat_template_kwargs.messages:")):
         render_sft({"messages": turns("a", "b"), "chat_template_kwargs": {"messages": 1}}, tokenizer, config)
     with pytest.raises(DataError, match=facts("chat_template_kwargs", "'x' (str)", "mapping")):

@@ -1,4 +1,4 @@
-"""What of a conversation is trained, shown as text: each test names the trained pieces, and nothing else may be."""
+"""Trained pieces of rendered conversations, marked in the text; nothing else may be trained."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ def test_a_token_that_prompt_and_answer_share_is_not_trained(make_tokenizer: Cal
     assert tokenizer.convert_ids_to_tokens(tokenizer("\n\n")["input_ids"]) == ["ĊĊ"], (
         "the two line breaks are one token"
     )
-    # the prompt's line break and the first of the answer are one token, which the model is never asked for
+    # the prompt's line break and the first of the answer are one token, which the model never has to write
     assert pieces(tokenizer, chat("Hello", "\n\nyes")) == ["\nyes<|im_end|>"]
 
 
 @pytest.mark.parametrize("template", ["chatml", "generation"])
 @pytest.mark.parametrize("nothing", ["", " \n"])
-def test_an_empty_answer_is_not_trained_and_told(
+def test_an_empty_answer_is_not_trained_and_noted(
     make_tokenizer: Callable[..., Any], template: str, nothing: str
 ) -> None:
     tokenizer, messages = make_tokenizer(template), chat("Hello", nothing, "What?", "yes")
@@ -144,10 +144,10 @@ def test_tool_calls_and_grouped_results(make_tokenizer: Callable[..., Any]) -> N
 
 def test_tools_as_json_text(make_tokenizer: Callable[..., Any]) -> None:
     tokenizer, config = make_tokenizer("tools"), SFTDataConfig(sources=SOURCES)
-    row = {"messages": chat("Hello", "yes"), "tools": '[{"name": "add"}]'}
-    assert '[{"name": "add"}]' in render_sft(row, tokenizer, config).text
+    example = {"messages": chat("Hello", "yes"), "tools": '[{"name": "add"}]'}
+    assert '[{"name": "add"}]' in render_sft(example, tokenizer, config).text
     with pytest.raises(DataError, match=facts("tools", "JSON", "line 1 column 1")):
-        render_sft({**row, "tools": "add"}, tokenizer, config)
+        render_sft({**example, "tools": "add"}, tokenizer, config)
 
 
 def test_the_beginning_of_sequence_stands_once(make_tokenizer: Callable[..., Any]) -> None:
@@ -164,7 +164,7 @@ def test_a_template_that_forgets_earlier_reasoning(make_tokenizer: Callable[...,
     assert pieces(tokenizer, messages, train_on="last_assistant") == ["<think>hm</think>no<|im_end|>"]
 
 
-def test_a_template_of_which_nothing_is_known_says_where(make_tokenizer: Callable[..., Any]) -> None:
+def test_an_error_about_a_template_that_proves_nothing_names_the_message(make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer("counting")
     messages = chat("Hello", "yes", "What?", "no")
     with pytest.raises(
@@ -183,7 +183,7 @@ def test_a_conversation_that_begins_with_an_answer(make_tokenizer: Callable[...,
         pieces(make_tokenizer("asking"), messages[:1])
 
 
-def test_what_a_template_refuses_is_an_error(make_tokenizer: Callable[..., Any]) -> None:
+def test_a_template_that_fails_is_an_error(make_tokenizer: Callable[..., Any]) -> None:
     with pytest.raises(DataError, match=facts("chat template", "system, user, assistant", "System role not")):
         pieces(make_tokenizer("gemma"), chat("Hello", "yes", system="x"))
 
@@ -194,7 +194,7 @@ def test_no_chat_template(make_tokenizer: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("example", "message"),
     [
         ({"body": "x", "id": 1}, facts("columns body, id", "'messages'", "'prompt' and 'completion'")),
         ("x", facts("given str", "'messages'", "'prompt' and 'completion'")),
@@ -220,9 +220,9 @@ def test_no_chat_template(make_tokenizer: Callable[..., Any]) -> None:
         ),
     ],
 )
-def test_rows_that_are_no_conversations(make_tokenizer: Callable[..., Any], row: Any, message: str) -> None:
+def test_examples_that_are_no_conversations(make_tokenizer: Callable[..., Any], example: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        render_sft(row, make_tokenizer("chatml"), SFTDataConfig(sources=SOURCES))
+        render_sft(example, make_tokenizer("chatml"), SFTDataConfig(sources=SOURCES))
 
 
 TEXT = st.text(

@@ -142,7 +142,7 @@ SHAPES = {
     "smollm3": Shape("smollm3", IM, SMOLLM3_HEAD, *CHATML[1:], "<|im_end|>", "\n"),
 }
 SPACED = {"mistral-v1": " ", "mistral-v3": " ", "deepseek-v2": " "}
-"""What a model writes before its answer, where the prompt does not end with it."""
+"""Text that a model writes before its answer, where the prompt does not end with it."""
 SYSTEM_IN_USER = {"gemma3", "mistral-v3"}
 QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 """Qwen 2.5's own system prompt."""

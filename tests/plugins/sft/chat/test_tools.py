@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 - DeepSeek writes its tokens with the wide vertical line
-"""Tool calls and their results, through the templates that know them; rows as JSON and Arrow make them."""
+"""Tool calls and their results with templates that render them, from JSON and Arrow."""
 
 from __future__ import annotations
 
@@ -144,24 +144,24 @@ def test_arguments_in_any_form(arguments: Any) -> None:
     assert '"arguments": {"a": 1}}' in rendered.text
 
 
-def test_rows_through_arrow_are_the_rows(tmp_path: Path) -> None:
+def test_examples_through_arrow_are_unchanged(tmp_path: Path) -> None:
     """Arrow gives every call the arguments of all, and every message the fields of all."""
     from datasets import Dataset
 
-    rows = [
+    examples = [
         {"messages": talk(call({"a": 1})), "tools": [TOOL]},
         {"messages": talk(call({"b": {"c": [1, 2]}}, id="y")), "tools": [TOOL]},
         {"messages": talk(call({"b": {"d": "x"}})), "tools": [TOOL]},
     ]
     tokenizer = tokenizer_for("trl:qwen2_5", IM, eos="<|im_end|>")
-    Dataset.from_list(rows).save_to_disk(str(tmp_path / "rows"))
+    Dataset.from_list(examples).save_to_disk(str(tmp_path / "rows"))
     back = list(Dataset.load_from_disk(str(tmp_path / "rows")))
     assert back[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] != {"a": 1}
-    for row, read in zip(rows, back, strict=True):
-        assert render_sft(read, tokenizer, CONFIG).text == render_sft(row, tokenizer, CONFIG).text
+    for example, read in zip(examples, back, strict=True):
+        assert render_sft(read, tokenizer, CONFIG).text == render_sft(example, tokenizer, CONFIG).text
 
 
-def test_json_text_says_what_it_says() -> None:
+def test_json_text_is_read_unchanged() -> None:
     assert read_tools(json.dumps([TOOL])) == read_tools([json.dumps(TOOL)]) == read_tools([TOOL]) == [TOOL]
     assert read_tools(None) is read_tools([]) is read_tools("") is read_tools("[]") is None
     given = '[{"name": "add", "arguments": {"a": null}}]'
@@ -190,7 +190,7 @@ def test_calls_that_are_none(calls: Any, message: str) -> None:
         render_sft({"messages": messages}, tokenizer_for("trl:qwen2_5", IM), CONFIG)
 
 
-def test_what_a_template_leaves_out_is_an_error() -> None:
+def test_content_that_a_template_omits_is_an_error() -> None:
     tokenizer = tokenizer_for("chatml", IM)
     with pytest.raises(DataError, match=facts("tools: given 1,", "tokenizer.chat_template")):
         render_sft({"messages": turns("Hello", "yes"), "tools": [TOOL]}, tokenizer, CONFIG)

@@ -40,7 +40,7 @@ def test_join_and_select() -> None:
     assert shown(made.select(np.array([2, 0]))) == [([0, 1, 2], ".xx"), ([0, 1, 2], "..x")]
 
 
-def test_overflow_error_counts_and_says_what_to_write() -> None:
+def test_overflow_error_counts_and_suggests_what_to_write() -> None:
     with pytest.raises(DataError, match=facts("set", "2 of 3", "max_length 3", "data.max_length: 5", "data.overflow")):
         fit(documents(".xxxx", ".x", "...x"), 3, "error", "error", "set")
 
@@ -57,7 +57,7 @@ def test_overflow_truncate() -> None:
     assert (count.rows_too_long, count.tokens_truncated, count.tokens_dropped) == (1, 2, 0)
 
 
-def test_overflow_split_leaves_pieces_out_in_which_nothing_is_trained() -> None:
+def test_overflow_split_drops_pieces_without_trained_tokens() -> None:
     made, count = fit(documents("....xxx", ".x"), 3, "split", "error", "set")
     # the last piece has one token, which nothing in it could predict
     assert shown(made) == [([3, 4, 5], ".xx"), ([7, 8], ".x")]
@@ -70,11 +70,11 @@ def test_the_first_token_of_a_piece_is_not_trained() -> None:
     assert count.tokens_trained == made.supervised.sum() == 4
 
 
-def test_a_row_in_which_nothing_is_trained() -> None:
-    rows = documents("..x", "...", "...x")
+def test_an_example_without_trained_tokens() -> None:
+    examples = documents("..x", "...", "...x")
     with pytest.raises(DataError, match=facts("set", "2 of 3", " 1 (1 ", "max_length 3", "data.on_empty: drop")):
-        fit(rows, 3, "truncate", "error", "set")
-    made, count = fit(rows, 3, "truncate", "drop", "set")
+        fit(examples, 3, "truncate", "error", "set")
+    made, count = fit(examples, 3, "truncate", "drop", "set")
     assert shown(made) == [([0, 1, 2], "..x")]
     assert (count.rows_empty, count.tokens_dropped, count.tokens_truncated) == (2, 6, 1)
 
@@ -101,11 +101,11 @@ def test_tokens_add_up(masks: list[str], max_length: int, overflow: str) -> None
     kept = [token for ids, _ in shown(made) for token in ids]
     assert len(set(kept)) == len(kept), "no token twice"
     offsets = np.cumsum([0, *map(len, masks)])
-    for (ids, mask), row, supervised in zip(shown(made), made.examples, made.supervised, strict=True):
-        start, end = offsets[row], offsets[row + 1]
+    for (ids, mask), example, supervised in zip(shown(made), made.examples, made.supervised, strict=True):
+        start, end = offsets[example], offsets[example + 1]
         assert mask.count("x") == supervised
         assert start <= ids[0] and ids[-1] < end and ids == list(range(ids[0], ids[-1] + 1))
-        assert mask == "." + masks[row][ids[0] - start + 1 : ids[-1] - start + 1]
+        assert mask == "." + masks[example][ids[0] - start + 1 : ids[-1] - start + 1]
 
 
 def test_digest_tells_documents_apart() -> None:

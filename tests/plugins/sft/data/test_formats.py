@@ -1,4 +1,4 @@
-"""Formats of rows: which is recognised and why, what becomes of a row, and what is said of rows that fit none."""
+"""Formats of examples: recognition, conversion, and errors about examples that fit none."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def config(**options: Any) -> SFTDataConfig:
     return SFTDataConfig(sources=(object(),), **options)
 
 
-def chosen(row: Any, source: Any = HERE, **options: Any) -> Format:
-    return choose_format(list(row), row, source, config(**options), own_formats(source, config(**options)))
+def chosen(example: Any, source: Any = HERE, **options: Any) -> Format:
+    return choose_format(list(example), example, source, config(**options), own_formats(source, config(**options)))
 
 
-def said(row: Any, source: Any = HERE, **options: Any) -> list[tuple[str, str]]:
-    """Role and content of each message that a row becomes."""
-    made = chosen(row, source, **options).convert(row)
-    assert set(row) - set(options.get("columns", {}).values()) <= set(made) | {"input_ids"}
+def said(example: Any, source: Any = HERE, **options: Any) -> list[tuple[str, str]]:
+    """Role and content of each message of a converted example."""
+    made = chosen(example, source, **options).convert(example)
+    assert set(example) - set(options.get("columns", {}).values()) <= set(made) | {"input_ids"}
     return [(message["role"], message["content"]) for message in made["messages"]]
 
 
@@ -42,7 +42,7 @@ TOLD = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "yes"}]
 
 
 @pytest.mark.parametrize(
-    ("row", "name", "why"),
+    ("example", "name", "why"),
     [
         ({"messages": ASKED, "prompt": "x", "text": "x"}, "messages", ["'messages'", "'role'"]),
         ({"messages": [], "id": 1}, "messages", ["'messages'"]),
@@ -57,34 +57,34 @@ TOLD = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "yes"}]
         ({"input_ids": [1], "attention_mask": [1], "messages": ASKED}, "input_ids", ["'input_ids'"]),
     ],
 )
-def test_columns_say_which_format_it_is(row: Any, name: str, why: str) -> None:
-    made = chosen(row)
+def test_the_format_is_recognised_by_columns(example: Any, name: str, why: str) -> None:
+    made = chosen(example)
     assert made.name == name
     assert re.search(facts(name, *why), made.why)
 
 
-def test_the_recipe_or_the_source_says_which_format_it_is() -> None:
-    row = {"messages": ASKED, "prompt": "a", "completion": "b", "text": "x", "input_ids": [1]}
+def test_the_recipe_or_the_source_sets_the_format() -> None:
+    example = {"messages": ASKED, "prompt": "a", "completion": "b", "text": "x", "input_ids": [1]}
     for name in ("messages", "prompt_completion", "text", "input_ids"):
-        assert re.search(facts(name, "recipe"), chosen(row, format=name).why)
-    assert chosen(row, SourceOptions(format="text"), format="messages").name == "text"
+        assert re.search(facts(name, "recipe"), chosen(example, format=name).why)
+    assert chosen(example, SourceOptions(format="text"), format="messages").name == "text"
     assert chosen({"anything": 1}, format="raw").convert({"anything": 1}) == {"anything": 1}
 
 
-def test_what_is_rendered_is_what_was_chosen() -> None:
-    row = {"messages": ASKED, "prompt": "a", "completion": "b", "text": "x", "input_ids": [1], "labels": [1]}
+def test_the_chosen_format_is_rendered() -> None:
+    example = {"messages": ASKED, "prompt": "a", "completion": "b", "text": "x", "input_ids": [1], "labels": [1]}
     tokenizer = tokenizer_for("chatml", IM)
-    texts = {name: rendered(row, tokenizer, format=name).text for name in ("messages", "prompt_completion", "text")}
+    texts = {name: rendered(example, tokenizer, format=name).text for name in ("messages", "prompt_completion", "text")}
     assert texts["messages"].startswith("<|im_start|>user\nHello")
     assert (texts["prompt_completion"], texts["text"]) == ("ab", "x")
 
 
-def rendered(row: Any, tokenizer: Any, **options: Any) -> Rendered:
-    return render_sft(chosen(row, **options).convert(row), tokenizer, config(**options))
+def rendered(example: Any, tokenizer: Any, **options: Any) -> Rendered:
+    return render_sft(chosen(example, **options).convert(example), tokenizer, config(**options))
 
 
 def test_sharegpt() -> None:
-    row = {
+    example = {
         "system": "Be brief.",
         "conversations": [
             *TOLD,
@@ -94,12 +94,12 @@ def test_sharegpt() -> None:
             {"from": "gpt", "value": "2", "weight": 0},
         ],
     }
-    messages = chosen(row).convert(row)["messages"]
+    messages = chosen(example).convert(example)["messages"]
     assert [message["role"] for message in messages] == [
         *("system", "user", "assistant", "user", "assistant", "tool", "assistant"),
     ]
     assert messages[4]["tool_calls"] == [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
-    text = rendered(row, tokenizer_for("trl:qwen2_5", IM, eos="<|im_end|>"))
+    text = rendered(example, tokenizer_for("trl:qwen2_5", IM, eos="<|im_end|>"))
     assert text.text.startswith("<|im_start|>system\nBe brief.<|im_end|>")
     assert [rule.split(":")[0] for rule in text.rules] == ["messages[2] assistant", "messages[4] assistant"]
     own = {"system": "x", "conversations": [{"from": "system", "value": "own"}, *TOLD]}
@@ -108,42 +108,42 @@ def test_sharegpt() -> None:
 
 def test_alpaca() -> None:
     assert said({"instruction": "Add.", "input": "1 2", "output": "3"}) == [("user", "Add.\n1 2"), ("assistant", "3")]
-    row = {"instruction": "And?", "input": None, "output": "4", "system": "Count.", "history": [["Add.", "3"]]}
-    assert said(row) == [
+    example = {"instruction": "And?", "input": None, "output": "4", "system": "Count.", "history": [["Add.", "3"]]}
+    assert said(example) == [
         *(("system", "Count."), ("user", "Add."), ("assistant", "3"), ("user", "And?"), ("assistant", "4"))
     ]
 
 
 def test_columns_are_renamed() -> None:
-    row = {"question": "a", "answer": "b", "prompt": "other", "id": 1}
-    made = chosen(row, columns={"prompt": "question", "completion": "answer"})
+    example = {"question": "a", "answer": "b", "prompt": "other", "id": 1}
+    made = chosen(example, columns={"prompt": "question", "completion": "answer"})
     assert re.search("question.*prompt.*answer.*completion", made.why)
-    assert made.convert(row) == {"prompt": "a", "completion": "b", "id": 1}
+    assert made.convert(example) == {"prompt": "a", "completion": "b", "id": 1}
     with pytest.raises(DataError, match=facts("data.columns.prompt", "'querstion'", "'question'")):
-        chosen(row, columns={"prompt": "querstion"})
+        chosen(example, columns={"prompt": "querstion"})
 
 
 def test_role_mapping_of_columns() -> None:
-    row = {"answer": 42, "sys": "", "question": "Why?"}
+    example = {"answer": 42, "sys": "", "question": "Why?"}
     mapping = {"user": "question", "assistant": "answer", "system": "sys"}
-    assert said(row, role_mapping=mapping) == [("user", "Why?"), ("assistant", "42")]
-    assert said({**row, "sys": "Be brief."}, role_mapping=mapping)[0] == ("system", "Be brief.")
-    assert re.search(facts("role_mapping", "recipe"), chosen(row, role_mapping=mapping).why)
+    assert said(example, role_mapping=mapping) == [("user", "Why?"), ("assistant", "42")]
+    assert said({**example, "sys": "Be brief."}, role_mapping=mapping)[0] == ("system", "Be brief.")
+    assert re.search(facts("role_mapping", "recipe"), chosen(example, role_mapping=mapping).why)
 
 
-def test_role_mapping_keeps_the_order_of_the_row() -> None:
+def test_role_mapping_keeps_the_order_of_the_example() -> None:
     """ArcticTraining zips the roles, which reorders and cuts turns."""
     turns = [("human", "a"), ("gpt", "b"), ("gpt", "c"), ("tool", "d"), ("human", "e")]
-    row = {"talk": [{"from": speaker, "body": text} for speaker, text in turns], "id": 1}
+    example = {"talk": [{"from": speaker, "body": text} for speaker, text in turns], "id": 1}
     mapping = {"user": "talk.from.human", "assistant": "talk.from.gpt", "tool": "talk.from.tool"}
     expected = [("user", "a"), ("assistant", "b"), ("assistant", "c"), ("tool", "d"), ("user", "e")]
-    assert said(row, role_mapping=mapping, content_key="body") == expected
+    assert said(example, role_mapping=mapping, content_key="body") == expected
     source = SourceOptions(role_mapping=mapping, content_key="body")
-    assert said(row, source) == expected
+    assert said(example, source) == expected
 
 
 @pytest.mark.parametrize(
-    ("row", "mapping", "complaint"),
+    ("example", "mapping", "complaint"),
     [
         ({"q": "a", "a": None}, {"user": "q", "assistant": "a"}, facts("a ", "None (NoneType)", "data.role_mapping")),
         ({"t": "x"}, {"user": "t.from.human"}, facts("t ", "'x' (str)", "list", "data.role_mapping")),
@@ -160,9 +160,9 @@ def test_role_mapping_keeps_the_order_of_the_row() -> None:
         ),
     ],
 )
-def test_rows_that_a_role_mapping_does_not_fit(row: Any, mapping: Any, complaint: str) -> None:
+def test_examples_that_a_role_mapping_does_not_fit(example: Any, mapping: Any, complaint: str) -> None:
     with pytest.raises(DataError, match=complaint):
-        said(row, role_mapping=mapping)
+        said(example, role_mapping=mapping)
 
 
 def test_role_mappings_that_fit_nothing() -> None:
@@ -209,12 +209,12 @@ def test_a_source_takes_a_format_of_its_own() -> None:
     given = {"name_or_path": "x.jsonl", "format": "alpaca", "columns": {"output": "response"}, "content_key": "text"}
     source = structure(HFSourceConfig, given, "data.sources[0]", complaints)
     assert not complaints
-    row = {"instruction": "a", "response": "b"}
-    assert re.search("alpaca.*recipe.*response.*output", chosen(row, source).why)
+    example = {"instruction": "a", "response": "b"}
+    assert re.search("alpaca.*recipe.*response.*output", chosen(example, source).why)
 
 
 @pytest.mark.parametrize(
-    ("row", "options", "complaint"),
+    ("example", "options", "complaint"),
     [
         (
             {"question": "a", "answer": "b"},
@@ -231,13 +231,13 @@ def test_a_source_takes_a_format_of_its_own() -> None:
         ({"text": "a"}, {"format": "role_mapping"}, facts("data.format", "'role_mapping'", "`data.role_mapping`")),
     ],
 )
-def test_rows_of_no_known_format(row: Any, options: Any, complaint: str) -> None:
+def test_examples_of_no_known_format(example: Any, options: Any, complaint: str) -> None:
     with pytest.raises(DataError, match=complaint):
-        chosen(row, **options)
+        chosen(example, **options)
 
 
 @pytest.mark.parametrize(
-    ("row", "complaint"),
+    ("example", "complaint"),
     [
         (
             {"conversations": [{"from": "narrator", "value": "x"}]},
@@ -255,22 +255,22 @@ def test_rows_of_no_known_format(row: Any, options: Any, complaint: str) -> None
         ({"instruction": "a", "output": "b", "history": ["x"]}, facts("history[0]", "'x' (str)")),
     ],
 )
-def test_rows_that_their_format_does_not_fit(row: Any, complaint: str) -> None:
+def test_examples_that_their_format_does_not_fit(example: Any, complaint: str) -> None:
     with pytest.raises(DataError, match=complaint):
-        chosen(row).convert(row)
+        chosen(example).convert(example)
 
 
 class QuestionAnswer:
-    """A plugin that brings a format."""
+    """A plugin that registers a format."""
 
     @hookimpl
     def register_formats(self, source: Any, config: Any) -> dict[str, Format]:
-        def recognise(columns: Any, row: Any) -> str | None:
+        def recognise(columns: Any, example: Any) -> str | None:
             return "the columns 'q' and 'a'" if {"q", "a"} <= set(columns) else None
 
-        def convert(row: Any) -> dict[str, Any]:
-            asked = [{"role": "user", "content": row["q"]}, {"role": "assistant", "content": row["a"]}]
-            return {**row, "messages": asked}
+        def convert(example: Any) -> dict[str, Any]:
+            asked = [{"role": "user", "content": example["q"]}, {"role": "assistant", "content": example["a"]}]
+            return {**example, "messages": asked}
 
         return {"qa": Format("qa", "'q' and 'a'", recognise, convert)}
 
@@ -279,14 +279,14 @@ def test_a_plugin_brings_a_format() -> None:
     host = PluginHost(discover=False)
     host.register(SFTPlugin(), "sft")
     host.register(QuestionAnswer(), "qa")
-    row = {"q": "Hello", "a": "yes", "text": "other"}
-    made = choose_format(list(row), row, HERE, config(), known_formats(HERE, config(), host.hooks))
+    example = {"q": "Hello", "a": "yes", "text": "other"}
+    made = choose_format(list(example), example, HERE, config(), known_formats(HERE, config(), host.hooks))
     assert re.search(facts("qa", "the columns 'q' and 'a'"), made.why)
     check(
-        render_sft(made.convert(row), tokenizer_for("chatml", IM), config()),
+        render_sft(made.convert(example), tokenizer_for("chatml", IM), config()),
         tokenizer_for("chatml", IM),
         "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n«yes<|im_end|>»\n",
     )
     host.register(QuestionAnswer(), "qa-again")
     with pytest.raises(PluginError, match=facts("register_formats", "'qa'", "plugins.block")):
-        choose_format(list(row), row, HERE, config(), known_formats(HERE, config(), host.hooks))
+        choose_format(list(example), example, HERE, config(), known_formats(HERE, config(), host.hooks))

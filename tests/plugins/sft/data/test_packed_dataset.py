@@ -1,4 +1,4 @@
-"""Rows: positions restart and labels stop where a document begins."""
+"""Sequences: positions restart and labels stop where a document begins."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ DOCUMENTS = Documents.of(
 )
 
 
-def as_lists(row: dict[str, np.ndarray]) -> list[list[int]]:
-    return [row[name].tolist() for name in ("input_ids", "labels", "position_ids")]
+def as_lists(sequence: dict[str, np.ndarray]) -> list[list[int]]:
+    return [sequence[name].tolist() for name in ("input_ids", "labels", "position_ids")]
 
 
 def test_a_document_each() -> None:
-    rows = PackedDataset(DOCUMENTS)
-    assert len(rows) == 3
-    assert as_lists(rows[0]) == [[7, 8, 9], [-100, 8, 9], [0, 1, 2]]
-    assert as_lists(rows[-1]) == as_lists(rows[2]) == [[6, 3], [-100, 3], [0, 1]]
+    dataset = PackedDataset(DOCUMENTS)
+    assert len(dataset) == 3
+    assert as_lists(dataset[0]) == [[7, 8, 9], [-100, 8, 9], [0, 1, 2]]
+    assert as_lists(dataset[-1]) == as_lists(dataset[2]) == [[6, 3], [-100, 3], [0, 1]]
     with pytest.raises(IndexError):
-        rows[3]
+        dataset[3]
 
 
 def test_bins() -> None:
-    rows = PackedDataset(DOCUMENTS, Bins.of([[2, 1], [0]]))
-    assert len(rows) == 2
-    assert as_lists(rows[0]) == [[6, 3, 4, 5], [-100, 3, -100, 5], [0, 1, 0, 1]]
-    assert all(values.dtype == np.int64 for values in rows[0].values())
+    dataset = PackedDataset(DOCUMENTS, Bins.of([[2, 1], [0]]))
+    assert len(dataset) == 2
+    assert as_lists(dataset[0]) == [[6, 3, 4, 5], [-100, 3, -100, 5], [0, 1, 0, 1]]
+    assert all(values.dtype == np.int64 for values in dataset[0].values())

@@ -83,7 +83,7 @@ def test_a_packing_from_elsewhere_is_checked(bins: list[list[int]], message: str
 
 
 @given(problems())
-def test_the_closer_fit_is_whole_and_never_takes_more_bins(problem: tuple[list[int], int]) -> None:
+def test_the_closer_fit_is_complete_and_never_takes_more_bins(problem: tuple[list[int], int]) -> None:
     lengths, max_length = problem
     sizes = np.array(lengths, np.int64)
     for bins in (pack(sizes, max_length), *(fill_one_by_one(sizes, max_length, short) for short in (False, True))):
@@ -93,7 +93,7 @@ def test_the_closer_fit_is_whole_and_never_takes_more_bins(problem: tuple[list[i
 
 
 def test_the_closer_fit_finds_what_best_fit_misses() -> None:
-    lengths, max_length = [7, 6, 4, 3, 2, 2], 12  # 7 + 3 + 2 and 6 + 4 + 2, where the best fit for 4 is beside 7
+    lengths, max_length = [7, 6, 4, 3, 2, 2], 12  # 7 + 3 + 2 and 6 + 4 + 2, where the best fit for 4 is with 7
     assert len(best_fit_decreasing(lengths, max_length)) == 3
     assert len(pack(lengths, max_length)) == 2
 

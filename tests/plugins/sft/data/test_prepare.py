@@ -22,16 +22,16 @@ from tests.facts import facts
 
 @attrs.frozen
 class ListSource:
-    """A source of rows that are there already."""
+    """A source of examples in memory."""
 
     name_or_path: str
-    rows: Any
+    examples: Any
 
 
 class ListSourcePlugin:
     @hookimpl
     def load_source(self, config: Any) -> Any:
-        return config.rows if isinstance(config, ListSource) else None
+        return config.examples if isinstance(config, ListSource) else None
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def conversation(question: str, answer: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
-ROWS = [conversation(f"What is {i}?", "yes " * (i % 7 + 1)) for i in range(40)]
+EXAMPLES = [conversation(f"What is {i}?", "yes " * (i % 7 + 1)) for i in range(40)]
 
 
 def prepare(hooks: Any, config: Any, tokenizer: Any) -> Any:
@@ -65,11 +65,11 @@ def text_of(data: Any, tokenizer: Any) -> str:
     return "".join(tokenizer.decode(data.train[i]["input_ids"]) for i in range(len(data.train)))
 
 
-def test_a_row_each(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+def test_a_sequence_for_each_example(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer("chatml")
-    data = prepare(hooks, SFTDataConfig(sources=(ListSource("a/rows", ROWS),), max_length=128), tokenizer)
+    data = prepare(hooks, SFTDataConfig(sources=(ListSource("a/rows", EXAMPLES),), max_length=128), tokenizer)
     assert len(data.train) == 40 and not data.evaluation and data.shuffle
-    whole = "".join(tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in ROWS)
+    whole = "".join(tokenizer.apply_chat_template(example["messages"], tokenize=False) for example in EXAMPLES)
     assert text_of(data, tokenizer) == whole
     batch = data.collate([data.train[0], data.train[1]])
     assert batch["input_ids"].shape == (1, len(data.train[0]["input_ids"]) + len(data.train[1]["input_ids"]))
@@ -82,7 +82,7 @@ def test_a_row_each(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
 
 def test_packed(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer("chatml")
-    source = ListSource("a/rows", ROWS)
+    source = ListSource("a/rows", EXAMPLES)
     alone = prepare(hooks, SFTDataConfig(sources=(source,), max_length=256), tokenizer)
     data = prepare(hooks, SFTDataConfig(sources=(source,), max_length=256, pack_samples=True), tokenizer)
     assert data.report["train"]["bins"] == len(data.train) < 40
@@ -94,12 +94,12 @@ def test_packed(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
 
 
 def test_several_sources_and_named_evaluation_sets(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
-    sources = (ListSource("a/rows", ROWS[:3]), ListSource("b/rows", ROWS[3:5]))
-    evaluation = (ListSource("hub/held.jsonl", ROWS[5:6]), ListSource("c/held", ROWS[6:8]))
+    sources = (ListSource("a/rows", EXAMPLES[:3]), ListSource("b/rows", EXAMPLES[3:5]))
+    evaluation = (ListSource("hub/held.jsonl", EXAMPLES[5:6]), ListSource("c/held", EXAMPLES[6:8]))
     config = SFTDataConfig(sources=sources, eval_sources=evaluation, max_length=128)
     data = prepare(hooks, config, make_tokenizer("chatml"))
     assert len(data.train) == 5
-    assert {name: len(rows) for name, rows in data.evaluation.items()} == {"held": 1, "held-2": 2}
+    assert {name: len(examples) for name, examples in data.evaluation.items()} == {"held": 1, "held-2": 2}
     assert set(data.report["evaluation"]) == {"held", "held-2"}
 
 
@@ -111,7 +111,9 @@ def test_a_share_is_held_out(hooks: Any, make_tokenizer: Callable[..., Any]) -> 
         config = SFTDataConfig(sources=(source,), train_eval_split=(0.9, 0.1), max_length=128, seed=seed)
         data = prepare(hooks, config, tokenizer)
         sets = (data.train, data.evaluation["eval"])
-        first, second = ([tokenizer.decode(rows[i]["input_ids"]) for i in range(len(rows))] for rows in sets)
+        first, second = (
+            [tokenizer.decode(examples[i]["input_ids"]) for i in range(len(examples))] for examples in sets
+        )
         return first, second
 
     train, held = divided(1)
@@ -121,8 +123,8 @@ def test_a_share_is_held_out(hooks: Any, make_tokenizer: Callable[..., Any]) -> 
 
 def test_causal_splits_and_packs(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer(None)
-    rows = [{"text": "The answer is yes. " * n} for n in (1, 40, 3)]
-    data = prepare(hooks, CausalDataConfig(sources=(ListSource("rows", rows),), max_length=32), tokenizer)
+    examples = [{"text": "The answer is yes. " * n} for n in (1, 40, 3)]
+    data = prepare(hooks, CausalDataConfig(sources=(ListSource("rows", examples),), max_length=32), tokenizer)
     report = data.report["train"]
     assert report["rows_kept"] == 3 and report["rows_too_long"] == 1
     assert report["tokens_in"] == report["tokens_kept"] + report["tokens_dropped"] and report["tokens_dropped"] < 32
@@ -130,8 +132,8 @@ def test_causal_splits_and_packs(hooks: Any, make_tokenizer: Callable[..., Any])
     assert (ids == tokenizer.bos_token_id).sum() == (ids == tokenizer.eos_token_id).sum() == 3
 
 
-def test_errors_name_source_and_row(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
-    config = SFTDataConfig(sources=(ListSource("org/set", [ROWS[0], {"prompt": "x"}]),))
+def test_errors_name_source_and_example(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    config = SFTDataConfig(sources=(ListSource("org/set", [EXAMPLES[0], {"prompt": "x"}]),))
     with pytest.raises(DataError, match=facts("org/set", " 1: ", "columns prompt", "'messages'")):
         prepare(hooks, config, make_tokenizer("chatml"))
 
@@ -140,14 +142,14 @@ def test_errors_name_source_and_row(hooks: Any, make_tokenizer: Callable[..., An
     ("source", "message"),
     [(ListSource("org/set", []), facts("org/set", "split")), ("a name", facts("str: ", "no plugin", "a str;"))],
 )
-def test_sources_without_rows(hooks: Any, make_tokenizer: Callable[..., Any], source: Any, message: str) -> None:
+def test_sources_without_examples(hooks: Any, make_tokenizer: Callable[..., Any], source: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         prepare(hooks, SFTDataConfig(sources=(source,)), make_tokenizer("chatml"))
 
 
-def test_what_is_lost_is_a_warning(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
-    rows = [*ROWS, {"messages": [{"role": "user", "content": "Hello"}]}, conversation("What?", "no " * 300)]
-    config = SFTDataConfig(sources=(ListSource("rows", rows),), max_length=128, overflow="drop", on_empty="drop")
+def test_lost_tokens_are_a_warning(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    examples = [*EXAMPLES, {"messages": [{"role": "user", "content": "Hello"}]}, conversation("What?", "no " * 300)]
+    config = SFTDataConfig(sources=(ListSource("rows", examples),), max_length=128, overflow="drop", on_empty="drop")
     data = prepare(hooks, config, make_tokenizer("chatml"))
     (warning,) = data.report["warnings"]
     assert re.search(facts("2 of 42", "dropped", "0 tokens truncated", "1 ", "max_length 128"), warning)
@@ -158,7 +160,7 @@ def test_a_run_that_never_trains_the_end_of_a_turn_warns(hooks: Any, make_tokeni
     forgetful = template.replace("'<|im_end|>\n' }}{% endgeneration %}", "'' }}{% endgeneration %}{{ '<|im_end|>\n' }}")
     assert forgetful != template
     for source, warned in ((template, False), (forgetful, True)):
-        data = prepare(hooks, SFTDataConfig(sources=(ListSource("rows", ROWS),)), make_tokenizer(source))
+        data = prepare(hooks, SFTDataConfig(sources=(ListSource("rows", EXAMPLES),)), make_tokenizer(source))
         assert any("end-of-turn" in warning for warning in data.report["warnings"]) == warned
 
 
@@ -168,7 +170,7 @@ def test_max_length_comes_from_the_tokenizer(
 ) -> None:
     tokenizer = make_tokenizer("chatml")
     tokenizer.model_max_length = limit
-    data = prepare(hooks, SFTDataConfig(sources=(ListSource("rows", ROWS),)), tokenizer)
+    data = prepare(hooks, SFTDataConfig(sources=(ListSource("rows", EXAMPLES),)), tokenizer)
     assert data.report["max_length"] == expected
 
 
@@ -184,7 +186,7 @@ def test_rendering_and_packing_are_hooks(make_tokenizer: Callable[..., Any]) -> 
             return [[index] for index in range(len(lengths))]
 
     tokenizer = make_tokenizer("chatml")
-    config = SFTDataConfig(sources=(ListSource("rows", [{"shout": "Hello there!"}, ROWS[0]]),), pack_samples=True)
+    config = SFTDataConfig(sources=(ListSource("rows", [{"shout": "Hello there!"}, EXAMPLES[0]]),), pack_samples=True)
     data = prepare(make_hooks(Upper(), OneEach()), config, tokenizer)
     assert len(data.train) == 2 and tokenizer.decode(data.train[0]["input_ids"]) == "HELLO THERE!"
 
@@ -194,17 +196,17 @@ def test_rendering_and_packing_are_hooks(make_tokenizer: Callable[..., Any]) -> 
             return [[0]]
 
     with pytest.raises(DataError, match=facts("pack_sequences", "document 1", "0 bins")):
-        prepare(make_hooks(Loser()), attrs.evolve(config, sources=(ListSource("rows", ROWS[:2]),)), tokenizer)
+        prepare(make_hooks(Loser()), attrs.evolve(config, sources=(ListSource("rows", EXAMPLES[:2]),)), tokenizer)
 
 
 def test_slow_tokenizers_are_refused(hooks: Any) -> None:
     with pytest.raises(DataError, match=facts("tokenizer", "object", "tokenizer.json")):
-        prepare(hooks, SFTDataConfig(sources=(ListSource("rows", ROWS),)), object())
+        prepare(hooks, SFTDataConfig(sources=(ListSource("rows", EXAMPLES),)), object())
 
 
 def test_a_tokenizer_that_would_truncate(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer("chatml")
-    expected = prepare(hooks, SFTDataConfig(sources=(ListSource("rows", ROWS),)), tokenizer).fingerprint
+    expected = prepare(hooks, SFTDataConfig(sources=(ListSource("rows", EXAMPLES),)), tokenizer).fingerprint
     tokenizer.backend_tokenizer.enable_truncation(5)
     tokenizer.backend_tokenizer.enable_padding(length=50)
-    assert prepare(hooks, SFTDataConfig(sources=(ListSource("rows", ROWS),)), tokenizer).fingerprint == expected
+    assert prepare(hooks, SFTDataConfig(sources=(ListSource("rows", EXAMPLES),)), tokenizer).fingerprint == expected

@@ -1,4 +1,4 @@
-"""Rows are prepared once, found again only when nothing that matters has changed, and never half."""
+"""Examples are prepared once, reused only when nothing that matters has changed, and never incomplete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hooktrain_sft.config import SFTDataConfig
 from hooktrain_sft.data.arrow_store import StoreWriter
 from hooktrain_sft.data.documents import Documents
 from hooktrain_sft.data.fingerprint import sequence_fingerprint
-from hooktrain_sft.data.row_cache import RowCache
+from hooktrain_sft.data.row_cache import SequenceCache
 from hooktrain_sft.plugin import SFTPlugin
 
 from hooktrain import DataError, PluginHost, World, hookimpl
@@ -28,7 +28,7 @@ from tests.facts import facts
 @attrs.frozen
 class Source:
     name_or_path: str = "rows"
-    rows: tuple[Any, ...] = ()
+    examples: tuple[Any, ...] = ()
     name: str | None = None
 
 
@@ -37,11 +37,11 @@ class SourcePlugin:
 
     @hookimpl
     def load_source(self, config: Any) -> Any:
-        return list(config.rows) if isinstance(config, Source) else None
+        return list(config.examples) if isinstance(config, Source) else None
 
     @hookimpl
     def fingerprint_source(self, config: Any) -> str | None:
-        return repr(config.rows) if isinstance(config, Source) else None
+        return repr(config.examples) if isinstance(config, Source) else None
 
 
 def host(*plugins: object) -> Any:
@@ -55,12 +55,12 @@ def conversation(question: str, answer: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
-ROWS = tuple(conversation(f"What is {i}?", "yes " * (i % 5 + 1)) for i in range(30))
+EXAMPLES = tuple(conversation(f"What is {i}?", "yes " * (i % 5 + 1)) for i in range(30))
 
 
 def prepare(tokenizer: Any, hooks: Any = None, **settings: Any) -> Any:
     hooks = hooks or host()
-    settings.setdefault("sources", (Source(rows=ROWS),))
+    settings.setdefault("sources", (Source(examples=EXAMPLES),))
     config = SFTDataConfig(max_length=settings.pop("max_length", 128), **settings)
     return hooks.make_data(config=config, tokenizer=tokenizer, world=World(), hooks=hooks)
 
@@ -69,7 +69,7 @@ def cached(data: Any) -> list[bool]:
     return [source["cached"] for source in data.report["sources"]]
 
 
-def test_a_second_run_finds_the_rows(make_tokenizer: Callable[..., Any]) -> None:
+def test_a_second_run_finds_the_sequences(make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer("chatml")
     first, second = prepare(tokenizer), prepare(tokenizer)
     assert (cached(first), cached(second)) == ([False], [True])
@@ -100,13 +100,13 @@ class Configured:
     [
         {"train_on": "last_assistant"},
         {"train_on": "all"},
-        {"sources": (Source(rows=ROWS[:-1]),)},
+        {"sources": (Source(examples=EXAMPLES[:-1]),)},
         {"hooks": host(Upper())},
         {"hooks": host(Configured("other words"))},
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_matters_is_prepared_anew(make_tokenizer: Callable[..., Any], change: dict[str, Any]) -> None:
+def test_options_that_matter_prepare_anew(make_tokenizer: Callable[..., Any], change: dict[str, Any]) -> None:
     tokenizer = make_tokenizer("chatml")
     if isinstance(change.get("hooks"), object) and "hooks" in change:
         prepare(tokenizer, hooks=host(Configured("some words")))
@@ -115,11 +115,11 @@ def test_what_matters_is_prepared_anew(make_tokenizer: Callable[..., Any], chang
     assert cached(prepare(tokenizer, **change)) == [True]
 
 
-def test_a_source_that_holds_other_rows_is_prepared_anew(make_tokenizer: Callable[..., Any]) -> None:
+def test_a_source_that_holds_other_examples_is_prepared_anew(make_tokenizer: Callable[..., Any]) -> None:
     """As a file does that was edited: the recipe says the same as before."""
 
     class Edited(SourcePlugin):
-        held = ROWS
+        held = EXAMPLES
 
         @hookimpl
         def load_source(self) -> Any:
@@ -135,7 +135,7 @@ def test_a_source_that_holds_other_rows_is_prepared_anew(make_tokenizer: Callabl
         made.register(plugin)
     tokenizer = make_tokenizer("chatml")
     assert [cached(prepare(tokenizer, hooks=made.hooks)) for _ in range(2)] == [[False], [True]]
-    edited.held = ROWS[::-1]
+    edited.held = EXAMPLES[::-1]
     assert [cached(prepare(tokenizer, hooks=made.hooks)) for _ in range(2)] == [[False], [True]]
 
 
@@ -159,11 +159,11 @@ def test_another_template_or_tokenizer_is_prepared_anew(make_tokenizer: Callable
         {"shuffle": False},
         {"group_by_length": True},
         {"train_eval_split": (0.5, 0.5)},
-        {"sources": (Source(rows=ROWS, name="other"),)},
+        {"sources": (Source(examples=EXAMPLES, name="other"),)},
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_comes_later_uses_the_same_rows(make_tokenizer: Callable[..., Any], change: dict[str, Any]) -> None:
+def test_later_options_use_the_same_sequences(make_tokenizer: Callable[..., Any], change: dict[str, Any]) -> None:
     tokenizer = make_tokenizer("chatml")
     prepare(tokenizer)
     assert cached(prepare(tokenizer, **change)) == [True]
@@ -174,7 +174,7 @@ def test_a_template_that_writes_the_date_is_rendered_again_tomorrow(
 ) -> None:
     tokenizer = make_tokenizer("chatml")
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
-    config, hooks = SFTDataConfig(sources=(Source(rows=ROWS),)), host()
+    config, hooks = SFTDataConfig(sources=(Source(examples=EXAMPLES),)), host()
 
     def fingerprint() -> str | None:
         return sequence_fingerprint(config.sources[0], config, tokenizer, World(), hooks)[0]
@@ -194,7 +194,7 @@ def test_a_template_that_writes_the_date_is_rendered_again_tomorrow(
 
 def test_a_plugin_with_state_that_cannot_be_compared_is_not_cached(make_tokenizer: Callable[..., Any]) -> None:
     tokenizer, hooks = make_tokenizer("chatml"), host(Configured(object()))  # type: ignore[arg-type]
-    config = SFTDataConfig(sources=(Source(rows=ROWS),))
+    config = SFTDataConfig(sources=(Source(examples=EXAMPLES),))
     fingerprint, reason = sequence_fingerprint(config.sources[0], config, tokenizer, World(), hooks)
     assert fingerprint is None and re.search(facts("plugin", __name__, "state"), reason)
 
@@ -215,30 +215,30 @@ def test_a_source_that_nobody_vouches_for_is_not_cached(make_tokenizer: Callable
 
 
 def write(writer: StoreWriter) -> dict[str, Any]:
-    """50 rows of three tokens."""
-    for row in range(50):
-        writer.add(np.full(3, row, np.int32), np.ones(3, np.bool_), np.array([3]))
+    """50 sequences of three tokens."""
+    for number in range(50):
+        writer.add(np.full(3, number, np.int32), np.ones(3, np.bool_), np.array([3]))
     return {}
 
 
 def test_a_damaged_entry_is_named_and_prepared_again(tmp_path: Path) -> None:
-    made = RowCache(tmp_path).rows("abc", write)
+    made = SequenceCache(tmp_path).get("abc", write)
     assert made.path is not None and not made.found
     whole = (made.path / "tokens.arrow").read_bytes()
     for damage in (whole[:-20], b"", whole + b"x"):
         (made.path / "tokens.arrow").write_bytes(damage)
         said: list[str] = []
-        again = RowCache(tmp_path, said.append).rows("abc", write)
+        again = SequenceCache(tmp_path, said.append).get("abc", write)
         assert (
             not again.found
             and re.search(facts("data.cache_dir", str(made.path)), said[0])
             and len(Documents.of_store(again.store)) == 50
         )
     (made.path / "entry.json").write_text("{")
-    assert not RowCache(tmp_path).rows("abc", write).found
+    assert not SequenceCache(tmp_path).get("abc", write).found
     (made.path / "entry.json").unlink()
-    assert not RowCache(tmp_path).rows("abc", write).found
-    assert RowCache(tmp_path).rows("abc", write).found
+    assert not SequenceCache(tmp_path).get("abc", write).found
+    assert SequenceCache(tmp_path).get("abc", write).found
 
 
 def test_a_failed_preparation_leaves_nothing(tmp_path: Path) -> None:
@@ -247,34 +247,34 @@ def test_a_failed_preparation_leaves_nothing(tmp_path: Path) -> None:
         raise DataError("row 3: nonsense")
 
     with pytest.raises(DataError, match="row 3"):
-        RowCache(tmp_path).rows("abc", fail)
+        SequenceCache(tmp_path).get("abc", fail)
     assert not [path for path in (tmp_path / "rows").iterdir() if path.suffix != ".lock"]
-    assert not RowCache(tmp_path).rows("abc", write).found
+    assert not SequenceCache(tmp_path).get("abc", write).found
 
 
 PREPARES = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from hooktrain_sft.data.row_cache import RowCache
+from hooktrain_sft.data.row_cache import SequenceCache
 from hooktrain_sft.data.documents import Documents
 
 def prepare(writer):
-    for row in range(20):
-        writer.add(np.full(3, row, np.int32), np.ones(3, np.bool_), np.array([3]))
+    for number in range(20):
+        writer.add(np.full(3, number, np.int32), np.ones(3, np.bool_), np.array([3]))
     print("preparing", flush=True)
     sys.stdin.readline()
     return {}
 
-made = RowCache(Path(sys.argv[1]), lambda message: print(message, flush=True)).rows("abc", prepare)
+made = SequenceCache(Path(sys.argv[1]), lambda message: print(message, flush=True)).get("abc", prepare)
 print(json.dumps([made.found, int(Documents.of_store(made.store).lengths.sum())]), flush=True)
 """
-"""A process that prepares rows until it is given a line."""
+"""A process that prepares examples until it receives a line."""
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
-    """Starts processes that prepare the same rows, and ends them with the test."""
+    """Starts processes that prepare the same examples, and ends them with the test."""
     started: list[subprocess.Popen[str]] = []
 
     def another() -> subprocess.Popen[str]:
@@ -313,16 +313,16 @@ def test_a_killed_preparation_is_not_used_and_keeps_nobody_waiting(
     process.wait()
     assert list((tmp_path / "c" / "rows").glob("*.partial"))
     said: list[str] = []
-    made = RowCache(tmp_path / "c", said.append).rows("abc", write)
-    assert not made.found and made.store.digest == RowCache(None).rows("abc", write).store.digest
-    assert not said, "nobody waits"
+    made = SequenceCache(tmp_path / "c", said.append).get("abc", write)
+    assert not made.found and made.store.digest == SequenceCache(None).get("abc", write).store.digest
+    assert not said, "no process waits"
     assert not list((tmp_path / "c" / "rows").glob("*.partial"))
 
 
-def test_a_folder_that_cannot_be_made_is_said_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported_and_the_run_continues(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     said: list[str] = []
-    made = RowCache(tmp_path / "file", said.append).rows("abc", write)
+    made = SequenceCache(tmp_path / "file", said.append).get("abc", write)
     assert (
         made.path is None
         and re.search(facts("data.cache_dir", str(tmp_path / "file")), said[0])
@@ -330,8 +330,8 @@ def test_a_folder_that_cannot_be_made_is_said_and_the_run_goes_on(tmp_path: Path
     )
 
 
-def test_rows_without_a_cache_go_away_with_the_run() -> None:
-    made = RowCache(None).rows("abc", write)
+def test_sequences_without_a_cache_are_removed_with_the_run() -> None:
+    made = SequenceCache(None).get("abc", write)
     folder = made.store.path.parent
     assert folder.is_dir()
     del made
@@ -343,6 +343,6 @@ def test_the_files_are_ordinary_arrow_files(make_tokenizer: Callable[..., Any]) 
 
     data = prepare(make_tokenizer("chatml"))
     path = Path(data.report["sources"][0]["path"]) / "tokens.arrow"
-    rows = datasets.Dataset.from_file(str(path))
-    assert rows[0]["input_ids"] == data.train[0]["input_ids"].tolist()
+    examples = datasets.Dataset.from_file(str(path))
+    assert examples[0]["input_ids"] == data.train[0]["input_ids"].tolist()
     assert json.loads((path.parent / "entry.json").read_text())["facts"]["rows"] == 30

@@ -1,4 +1,4 @@
-"""Streams: every row once an epoch, in shares by weight, and a resume that goes on where the run was."""
+"""Streams: every example once an epoch, in shares by weight, and a resume at the place of the run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.facts import facts
 
 
 def write(path: Path, rows: int, word: str = "row") -> str:
-    """Rows that say their number."""
+    """Write examples that hold their number."""
     lines = [
         {
             "messages": [
@@ -31,7 +31,7 @@ def write(path: Path, rows: int, word: str = "row") -> str:
     return str(path)
 
 
-class Heard:
+class Recorder:
     """The questions of every step, and its loss."""
 
     def __init__(self) -> None:
@@ -55,9 +55,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(model: Path, tmp_path: Path) -> Callable[..., Heard]:
-    def made(sources: list[Any], data: dict[str, Any] | None = None, **recipe: Any) -> Heard:
-        heard = Heard()
+def run(model: Path, tmp_path: Path) -> Callable[..., Recorder]:
+    def made(sources: list[Any], data: dict[str, Any] | None = None, **recipe: Any) -> Recorder:
+        recorder = Recorder()
         given = {
             "type": "sft",
             "run_dir": str(tmp_path / "run"),
@@ -68,8 +68,8 @@ def run(model: Path, tmp_path: Path) -> Callable[..., Heard]:
             "console": {"enabled": False},
             **recipe,
         }
-        train({key: value for key, value in given.items() if value is not None}, heard)
-        return heard
+        train({key: value for key, value in given.items() if value is not None}, recorder)
+        return recorder
 
     return made
 
@@ -78,32 +78,32 @@ def streaming(path: str, **more: Any) -> dict[str, Any]:
     return {"name_or_path": path, "streaming": True, **more}
 
 
-def test_every_row_once_an_epoch_in_another_order(run: Callable[..., Heard], tmp_path: Path) -> None:
+def test_every_example_once_an_epoch_in_another_order(run: Callable[..., Recorder], tmp_path: Path) -> None:
     source = streaming(write(tmp_path / "rows.jsonl", 20))
-    heard = run([source], train_iters=20)
-    first, second = heard.questions[:20], heard.questions[20:]
+    recorder = run([source], train_iters=20)
+    first, second = recorder.questions[:20], recorder.questions[20:]
     everything = sorted(f"row {i}." for i in range(20))
     assert sorted(first) == sorted(second) == everything
     assert first != second and first != [f"row {i}." for i in range(20)]
     assert sorted(first[:7]) == sorted(f"row {i}." for i in range(7)), "a block is shuffled, and no more than it"
 
 
-def test_without_shuffling_rows_keep_their_order(run: Callable[..., Heard], tmp_path: Path) -> None:
+def test_without_shuffling_examples_keep_their_order(run: Callable[..., Recorder], tmp_path: Path) -> None:
     source = streaming(write(tmp_path / "rows.jsonl", 20))
     assert run([source], {"shuffle": False}, train_iters=10).questions == [f"row {i}." for i in range(20)]
 
 
-def test_the_last_window_of_an_epoch_is_short(run: Callable[..., Heard], tmp_path: Path) -> None:
+def test_the_last_step_of_an_epoch_is_short(run: Callable[..., Recorder], tmp_path: Path) -> None:
     source = streaming(write(tmp_path / "rows.jsonl", 9))
-    heard = run([source], train_iters=6)
-    assert sorted(heard.questions[:9]) == sorted(f"row {i}." for i in range(9))
-    assert len(heard.questions) == 9 + 2
+    recorder = run([source], train_iters=6)
+    assert sorted(recorder.questions[:9]) == sorted(f"row {i}." for i in range(9))
+    assert len(recorder.questions) == 9 + 2
 
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("stop", [1, 4, 8])
 def test_a_resumed_run_is_the_uninterrupted_one(
-    run: Callable[..., Heard], tmp_path: Path, packed: bool, stop: int
+    run: Callable[..., Recorder], tmp_path: Path, packed: bool, stop: int
 ) -> None:
     data = {"pack_samples": packed}
     sources = [streaming(write(tmp_path / "rows.jsonl", 30 if packed else 13))]
@@ -115,31 +115,31 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert first.losses + rest.losses == whole.losses
 
 
-def test_weights_are_shares_of_the_rows(run: Callable[..., Heard], tmp_path: Path) -> None:
+def test_weights_are_shares_of_the_examples(run: Callable[..., Recorder], tmp_path: Path) -> None:
     sources = [
         streaming(write(tmp_path / "a.jsonl", 40, "a"), weight=3),
         streaming(write(tmp_path / "b.jsonl", 4, "b"), weight=1),
     ]
-    heard = run(sources, {"stream_buffer": 40}, train_iters=20)
-    words = Counter(question[0] for question in heard.questions)
+    recorder = run(sources, {"stream_buffer": 40}, train_iters=20)
+    words = Counter(question[0] for question in recorder.questions)
     assert 4 <= words["b"] <= 16 and sum(words.values()) == 40
-    assert len({q for q in heard.questions if q[0] == "b"}) == 4, "a source that has ended begins again"
+    assert len({q for q in recorder.questions if q[0] == "b"}) == 4, "a source that has ended begins again"
 
 
-def test_sources_without_weights_come_one_after_the_other(run: Callable[..., Heard], tmp_path: Path) -> None:
+def test_sources_without_weights_come_one_after_the_other(run: Callable[..., Recorder], tmp_path: Path) -> None:
     sources = [streaming(write(tmp_path / f"{word}.jsonl", 8, word)) for word in "ab"]
-    heard = run(sources, {"stream_buffer": 4}, train_iters=8)
-    assert [question[0] for question in heard.questions] == ["a"] * 8 + ["b"] * 8
+    recorder = run(sources, {"stream_buffer": 4}, train_iters=8)
+    assert [question[0] for question in recorder.questions] == ["a"] * 8 + ["b"] * 8
 
 
-def test_a_stream_is_evaluated_on_rows_that_are_all_there(run: Callable[..., Heard], tmp_path: Path) -> None:
+def test_a_stream_is_evaluated_on_a_complete_set(run: Callable[..., Recorder], tmp_path: Path) -> None:
     source = streaming(write(tmp_path / "rows.jsonl", 20))
     run([source], {"eval_sources": [write(tmp_path / "held.jsonl", 3)]}, eval_interval=2)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert sum("eval/held/loss" in line for line in lines) == 3
 
 
-def test_what_a_stream_cannot_do_is_said(run: Callable[..., Heard], tmp_path: Path) -> None:
+def test_options_that_a_stream_cannot_have_are_errors(run: Callable[..., Recorder], tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", 20)
     with pytest.raises(DataError, match=facts("data.sources", "streaming", "train_iters", "epochs")):
         run([streaming(path)], train_iters=None)
@@ -157,7 +157,7 @@ def test_what_a_stream_cannot_do_is_said(run: Callable[..., Heard], tmp_path: Pa
         run([streaming(f"{path}:train[:3]")])
 
 
-def test_a_bad_row_is_named(run: Callable[..., Heard], tmp_path: Path) -> None:
+def test_a_bad_example_is_named(run: Callable[..., Recorder], tmp_path: Path) -> None:
     path = Path(write(tmp_path / "rows.jsonl", 20))
     with path.open("a") as file:
         file.write(json.dumps({"messages": [{"role": "alien", "content": "x"}]}) + "\n")
@@ -165,7 +165,7 @@ def test_a_bad_row_is_named(run: Callable[..., Heard], tmp_path: Path) -> None:
         run([streaming(str(path))], train_iters=20)
 
 
-def test_the_model_learns_from_a_stream(run: Callable[..., Heard], tmp_path: Path) -> None:
+def test_the_model_learns_from_a_stream(run: Callable[..., Recorder], tmp_path: Path) -> None:
     torch.manual_seed(0)
     losses = run([streaming(write(tmp_path / "rows.jsonl", 16))], train_iters=40, optimizer={"lr": 1e-2}).losses
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])

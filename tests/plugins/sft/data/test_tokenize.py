@@ -1,4 +1,4 @@
-"""From text and spans to tokens and mask, and rows that are tokens already."""
+"""From text and spans to tokens and mask, and examples that are tokenized already."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ PIECES = st.sampled_from(
 )
 
 
-ROW = st.lists(st.tuples(st.lists(PIECES, max_size=5).map("".join), st.booleans()), min_size=1, max_size=6)
+PARTS = st.lists(st.tuples(st.lists(PIECES, max_size=5).map("".join), st.booleans()), min_size=1, max_size=6)
 
 
-def row_of(parts: list[tuple[str, bool]]) -> Rendered:
+def example_of(parts: list[tuple[str, bool]]) -> Rendered:
     text, spans = "", []
     for part, trained in parts:
         if trained:
@@ -70,57 +70,60 @@ def row_of(parts: list[tuple[str, bool]]) -> Rendered:
     return Rendered(text, tuple(spans))
 
 
-@given(parts=ROW, kind=st.sampled_from(KINDS))
+@given(parts=PARTS, kind=st.sampled_from(KINDS))
 @settings(max_examples=300, deadline=None)
 def test_the_fast_way_marks_what_the_definition_marks(parts: list[tuple[str, bool]], kind: str) -> None:
-    row = row_of(parts)
-    text, spans = row.text, list(row.spans)
+    example = example_of(parts)
+    text, spans = example.text, list(example.spans)
     tokenizer = made(kind)
-    ((ids, mask),) = Encoder(tokenizer)([row])
+    ((ids, mask),) = Encoder(tokenizer)([example])
     assert ids.tolist() == tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
     # offsets without white space do not tell whether a token of white space lies across the edge of a span
-    expected = defined(made("bytes" if kind == "trimmed" else kind), row)
+    expected = defined(made("bytes" if kind == "trimmed" else kind), example)
     if spans == [(0, len(text))]:
         expected[:] = True  # all of it is trained wherever the tokenizer says that a token is
     assert mask.tolist() == expected.tolist()
 
 
-def defined(tokenizer: Any, row: Rendered) -> Any:
+def defined(tokenizer: Any, example: Rendered) -> Any:
     """The mask by definition, from what the tokenizer says of each token."""
-    encoding = tokenizer.backend_tokenizer.encode(row.text, add_special_tokens=False)
+    encoding = tokenizer.backend_tokenizer.encode(example.text, add_special_tokens=False)
     offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-    return tokens_in_spans(offsets, row.text, [span for span in row.spans if span[0] < span[1]])
+    return tokens_in_spans(offsets, example.text, [span for span in example.spans if span[0] < span[1]])
 
 
-@given(rows=st.lists(ROW.map(row_of), min_size=1, max_size=5), kind=st.sampled_from(KINDS))
+@given(examples=st.lists(PARTS.map(example_of), min_size=1, max_size=5), kind=st.sampled_from(KINDS))
 @settings(max_examples=100, deadline=None)
-def test_rows_do_not_depend_on_those_beside_them(rows: list[Rendered], kind: str) -> None:
-    together = Encoder(made(kind))(rows)
-    for row, (ids, mask) in zip(rows, together, strict=True):
-        ((alone, mask_alone),) = Encoder(made(kind))([row])
+def test_examples_do_not_depend_on_others_in_the_batch(examples: list[Rendered], kind: str) -> None:
+    together = Encoder(made(kind))(examples)
+    for example, (ids, mask) in zip(examples, together, strict=True):
+        ((alone, mask_alone),) = Encoder(made(kind))([example])
         assert ids.tolist() == alone.tolist() and mask.tolist() == mask_alone.tolist()
 
 
 def test_texts_that_are_normalized_are_marked_all_the_same() -> None:
     """The tokens do not write the text then, so that their places have to be asked for."""
     tokenizer = made("normalized")
-    rows = [Rendered("the e\u0301 answer", ((7, 13),)), Rendered("the \u00e9 answer", ((6, 12),))]
-    first, second = Encoder(tokenizer)(rows)
+    examples = [Rendered("the e\u0301 answer", ((7, 13),)), Rendered("the \u00e9 answer", ((6, 12),))]
+    first, second = Encoder(tokenizer)(examples)
     assert first[0].tolist() == second[0].tolist() and first[1].tolist() == second[1].tolist()
     assert tokenizer.decode(first[0][first[1]]) == " answer"
     encoder = Encoder(tokenizer)
     for _ in range(2):  # once a batch is mostly such texts, the places of all are asked for
-        assert all(mask.any() for _, mask in encoder(rows[:1] * 3))
+        assert all(mask.any() for _, mask in encoder(examples[:1] * 3))
 
 
-def test_rows_end_to_end() -> None:
-    tokenizer, rows = made("bytes"), [Rendered("the answer", ((4, 10),)), Rendered(), Rendered("no", (), (0,), (1,))]
-    rows.append(Rendered(ids=np.array([5, 6, 7], np.int32), mask=np.array([False, True, False])))
-    rows.append(Rendered(ids=np.array([8], np.int32)))
-    ids, mask, lengths = Encoder(tokenizer).flat(rows)
+def test_examples_in_flat_arrays() -> None:
+    tokenizer, examples = (
+        made("bytes"),
+        [Rendered("the answer", ((4, 10),)), Rendered(), Rendered("no", (), (0,), (1,))],
+    )
+    examples.append(Rendered(ids=np.array([5, 6, 7], np.int32), mask=np.array([False, True, False])))
+    examples.append(Rendered(ids=np.array([8], np.int32)))
+    ids, mask, lengths = Encoder(tokenizer).flat(examples)
     assert (ids.dtype, mask.dtype, lengths.dtype) == (np.int32, np.bool_, np.int64)
     assert lengths.sum() == len(ids) == len(mask) and lengths[1] == 0
-    listed = Encoder(tokenizer)(rows)
+    listed = Encoder(tokenizer)(examples)
     assert np.concatenate([part for part, _ in listed]).tolist() == ids.tolist()
     assert np.concatenate([part for _, part in listed]).tolist() == mask.tolist()
     assert [len(part) for part, _ in listed] == lengths.tolist()
@@ -148,7 +151,7 @@ class Shouting(PreTrainedTokenizerFast):
         return super()._encode_plus(loud, *args, **kwargs)
 
 
-def test_a_tokenizer_class_of_its_own_is_asked() -> None:
+def test_a_tokenizer_class_with_its_own_rules_is_used() -> None:
     plain = made("bytes")
     tokenizer = Shouting(tokenizer_object=plain.backend_tokenizer, bos_token="<s>", eos_token="</s>")
     texts = ["yes yes", "yes"]
@@ -168,8 +171,8 @@ def test_a_slow_tokenizer_is_refused() -> None:
 def test_one_thread_encodes_while_another_renders() -> None:
     tokenizer = tokenizer_for("trl:qwen2_5", IM, eos="<|im_end|>")
     config, encoder = SFTDataConfig(sources=(1,)), Encoder(tokenizer)
-    rows = [{"messages": turns(f"Hello {i}", f"yes {i}", "What?", "no " * i)} for i in range(200)]
-    expected = [render_sft(row, tokenizer, config) for row in rows]
+    examples = [{"messages": turns(f"Hello {i}", f"yes {i}", "What?", "no " * i)} for i in range(200)]
+    expected = [render_sft(example, tokenizer, config) for example in examples]
     texts, problems = [(r.text, r.spans) for r in expected], []
 
     def encode() -> None:
@@ -184,7 +187,7 @@ def test_one_thread_encodes_while_another_renders() -> None:
     for thread in threads:
         thread.start()
     for _ in range(5):
-        again = [render_sft(row, tokenizer, config) for row in rows]
+        again = [render_sft(example, tokenizer, config) for example in examples]
         assert [(r.text, r.spans) for r in again] == texts
     for thread in threads:
         thread.join()
@@ -194,8 +197,8 @@ def test_one_thread_encodes_while_another_renders() -> None:
 # ------------------------------------------------------------------------------------------ text and ids
 
 
-def tokens(row: Any, tokenizer: Any, **options: Any) -> tuple[list[int], list[bool], Rendered]:
-    rendered = render_sft(row, tokenizer, SFTDataConfig(sources=(1,), **options))
+def tokens(example: Any, tokenizer: Any, **options: Any) -> tuple[list[int], list[bool], Rendered]:
+    rendered = render_sft(example, tokenizer, SFTDataConfig(sources=(1,), **options))
     ((ids, mask),) = Encoder(tokenizer)([rendered])
     return ids.tolist(), mask.tolist(), rendered
 
@@ -219,7 +222,7 @@ def test_prompt_and_completion_as_text(kind: str) -> None:
 def test_prompt_and_completion_as_messages() -> None:
     tokenizer = tokenizer_for("chatml", IM, eos="<|im_end|>")
     talk = turns("Hello", "yes", "What?", "no", "Why?", "so")
-    row = {"prompt": talk[:3], "completion": talk[3:]}
+    example = {"prompt": talk[:3], "completion": talk[3:]}
     prompt = (
         "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>\n"
     )
@@ -231,7 +234,7 @@ def test_prompt_and_completion_as_messages() -> None:
         ],
     }
     for train_on, expected in spans.items():
-        rendered = tokens(row, tokenizer, train_on=train_on)[2]
+        rendered = tokens(example, tokenizer, train_on=train_on)[2]
         assert rendered.text.startswith(prompt)
         assert [rendered.text[start:end] for start, end in rendered.spans] == expected
     with pytest.raises(DataError, match=facts("prompt", "'x' (str)", "completion")):
@@ -264,25 +267,25 @@ def test_plain_text() -> None:
         ({"completion_mask": [False, True, True, True]}, [0, 1, 1, 1], "completion_mask"),
     ],
 )
-def test_rows_of_ids(columns: Any, mask: list[int], rule: str) -> None:
-    row = {"input_ids": [5, 6, 7, 8], **columns}
-    ids, trained, rendered = tokens(row, made("bytes"))
+def test_examples_of_ids(columns: Any, mask: list[int], rule: str) -> None:
+    example = {"input_ids": [5, 6, 7, 8], **columns}
+    ids, trained, rendered = tokens(example, made("bytes"))
     assert (ids, trained, rendered.rules) == ([5, 6, 7, 8], [bool(one) for one in mask], (rule,))
-    assert all(tokens(row, made("bytes"), train_on="all")[1])
+    assert all(tokens(example, made("bytes"), train_on="all")[1])
 
 
-def test_padding_of_rows_of_ids_is_taken_off() -> None:
-    row = {
+def test_padding_of_examples_of_ids_is_removed() -> None:
+    example = {
         "input_ids": [0, 0, 6, 0, 8, 0],
         "labels": [-100, -100, 6, -100, 8, -100],
         "attention_mask": [0, 0, 1, 1, 1, 0],
     }
-    assert tokens(row, made("bytes"))[:2] == ([6, 0, 8], [True, False, True])
+    assert tokens(example, made("bytes"))[:2] == ([6, 0, 8], [True, False, True])
     assert tokens({"input_ids": [1, 2], "attention_mask": [0, 0]}, made("bytes"))[0] == []
 
 
 @pytest.mark.parametrize(
-    ("row", "complaint"),
+    ("example", "complaint"),
     [
         ({"input_ids": [5, 10**6]}, facts("input_ids[1]", "1000000", "0 to")),
         ({"input_ids": [-1]}, facts("input_ids[0]", "-1", "0 to")),
@@ -295,12 +298,12 @@ def test_padding_of_rows_of_ids_is_taken_off() -> None:
         ({"input_ids": [5, 6, 7], "attention_mask": [1, 0, 1]}, facts("attention_mask", "gaps", "input_ids")),
     ],
 )
-def test_rows_of_ids_that_do_not_fit(row: Any, complaint: str) -> None:
+def test_examples_of_ids_that_do_not_fit(example: Any, complaint: str) -> None:
     with pytest.raises(DataError, match=complaint):
-        tokens(row, made("bytes"))
+        tokens(example, made("bytes"))
 
 
-def test_causal_rows_of_ids() -> None:
+def test_causal_examples_of_ids() -> None:
     tokenizer, config = made("bytes"), CausalDataConfig(sources=(1,))
     rendered = render_text({"input_ids": [5, 6], "labels": [-100, 6]}, tokenizer, config)
     assert Encoder(tokenizer)([rendered])[0][1].tolist() == [True, True]

@@ -195,7 +195,7 @@ def test_bf16_chunks_add_up_in_single_precision() -> None:
     assert weight.grad[0, 0].item() == pytest.approx(-0.75 * 1024, rel=4e-3)
 
 
-def test_a_blank_micro_batch_reaches_everything() -> None:
+def test_a_padding_batch_reaches_everything() -> None:
     tensors = inputs(tokens=1)
     total, sums = linear_loss(*tensors, torch.tensor([-100]), CrossEntropy(0.1, 0.1, True))
     total.backward()
@@ -251,7 +251,7 @@ def test_a_function_of_logits_is_differentiated(transform: LogitTransform, chunk
         torch.testing.assert_close(mine.grad, other.grad)
 
 
-def test_a_function_that_sums_is_told() -> None:
+def test_a_function_that_sums_is_an_error() -> None:
     with pytest.raises(ModelError, match=facts("loss", "cross_entropy", "shape ()", f"({len(TARGETS)},)")):
         linear_loss(*inputs(), TARGETS, Differentiated(functional.cross_entropy))
 

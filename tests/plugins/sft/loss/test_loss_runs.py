@@ -1,4 +1,4 @@
-"""Losses in whole runs: by name, of a stranger, replaced heads, and what is logged."""
+"""Losses in complete runs: by name, of another plugin, replaced heads, and logged metrics."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tests.facts import facts
 
 
 def reference(trainer: Trainer) -> dict[str, float]:
-    """Means over all trained tokens of the evaluation rows, from the model's own logits, one document at a time."""
-    (rows,) = trainer.data.evaluation.values()
+    """Means over all trained tokens of the evaluation set, from the model's own logits, one document at a time."""
+    (sequences,) = trainer.data.evaluation.values()
     totals, count = dict.fromkeys(("loss", "token_accuracy", "entropy", "dft"), 0.0), 0
     trainer.model.eval()
-    for number in range(len(rows)):
-        row = {name: torch.tensor(value) for name, value in rows[number].items()}
-        begins = [*(row["position_ids"] == 0).nonzero()[:, 0].tolist(), len(row["input_ids"])]
+    for number in range(len(sequences)):
+        sequence = {name: torch.tensor(value) for name, value in sequences[number].items()}
+        begins = [*(sequence["position_ids"] == 0).nonzero()[:, 0].tolist(), len(sequence["input_ids"])]
         for start, end in itertools.pairwise(begins):
             with torch.no_grad():
-                logits = trainer.model(row["input_ids"][None, start:end]).logits[0, :-1].double()
-            goal = row["labels"][start + 1 : end]
+                logits = trainer.model(sequence["input_ids"][None, start:end]).logits[0, :-1].double()
+            goal = sequence["labels"][start + 1 : end]
             logits, goal = logits[goal != -100], goal[goal != -100]
             each = functional.cross_entropy(logits, goal, reduction="none")
             totals["loss"] += float(each.sum())
@@ -42,7 +42,7 @@ def reference(trainer: Trainer) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_what_is_logged(run: Callable[..., Trainer], recipe: dict[str, Any], packed: bool) -> None:
+def test_logged_metrics(run: Callable[..., Trainer], recipe: dict[str, Any], packed: bool) -> None:
     recorder = Recorder()
     trainer = run(recorder, micro_batch_size=2, data={**recipe["data"], "pack_samples": packed})
     expected = reference(trainer)
@@ -103,12 +103,12 @@ def test_the_readmes_loss(run: Callable[..., Trainer], tmp_path: Path, monkeypat
 
 def test_a_fused_head_of_a_plugin(run: Callable[..., Trainer]) -> None:
     class Fused:
-        asked = 0
+        calls = 0
 
         @hookimpl
         def make_head_loss(self, config: Any, transform: Any, model: Any) -> Any:
             assert config.label_smoothing == 0 and transform.multiplier == 1
-            self.asked += 1
+            self.calls += 1
 
             def fused(hidden: Any, weight: Any, bias: Any, targets: Any) -> Any:
                 total = functional.cross_entropy(hidden @ weight.t(), targets, reduction="sum", ignore_index=-100)
@@ -119,7 +119,7 @@ def test_a_fused_head_of_a_plugin(run: Callable[..., Trainer]) -> None:
     fused, recorder, plain = Fused(), Recorder(), Recorder()
     run(fused, recorder)
     run(plain)
-    assert fused.asked == 1, "before the first step"
+    assert fused.calls == 1, "before the first step"
     assert all(line["token_accuracy"] == 1 and "entropy" not in line for line in recorder.metrics)
     theirs = [line["loss"] for line in plain.metrics]
     assert [line["loss"] for line in recorder.metrics] == pytest.approx(theirs, rel=1e-4)
@@ -141,7 +141,7 @@ def test_a_head_that_a_plugin_refuses_stops_the_run_before_its_first_step(run: C
 
 
 class Blind:
-    """A model that is not told where documents begin."""
+    """A model that ignores where documents begin."""
 
     @hookimpl(wrapper=True)
     def make_model(self) -> Any:
@@ -186,7 +186,7 @@ def test_documents_that_see_each_other_stop_the_run(
 
 
 def test_a_recurrent_model_is_found_out(run: Callable[..., Trainer], tmp_path: Path) -> None:
-    """Its state flows from document to document whatever the attention is told."""
+    """Its state flows from document to document with any attention."""
     from transformers import MambaConfig, MambaForCausalLM
 
     from hooktrain.testing import make_tokenizer
@@ -216,8 +216,8 @@ def test_attention_that_keeps_documents_apart(
     )
 
 
-def test_the_probe_leaves_no_trace(run: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither in the random numbers, nor in the modes of modules, nor in the number of rows that were read."""
+def test_the_isolation_check_leaves_no_trace(run: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the random numbers, nor in the modes of modules, nor in the number of sequences that were read."""
 
     class Frozen:
         @hookimpl(tryfirst=True)

@@ -31,7 +31,7 @@ def test_lengths_of_documents() -> None:
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6), alpha=st.sampled_from([1.0, 5.0, 15.0]))
 @settings(max_examples=30, deadline=None)
 def test_the_size_of_the_noise(lengths: list[int], alpha: float) -> None:
-    """Bounded by alpha / sqrt(L d) and spread evenly in between, for each document on its own."""
+    """Bounded by alpha / sqrt(L d) and uniform in between, for each document on its own."""
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
     found = document_lengths({"input_ids": positions, "position_ids": positions})
     assert found[0].tolist() == [length for length in lengths for _ in range(length)]

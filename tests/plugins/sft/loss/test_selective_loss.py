@@ -1,4 +1,4 @@
-"""The loss equals the plain one for every kind of model, and never asks the device how many tokens there are."""
+"""The loss equals the plain one for every kind of model, and never waits for the device."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ SMALL: dict[str, Any] = {
 }
 
 
-def batch(rows: int = 2, tokens: int = 24) -> dict[str, Tensor]:
+def batch(sequences: int = 2, tokens: int = 24) -> dict[str, Tensor]:
     made = torch.Generator().manual_seed(3)
-    ids = torch.randint(1, 61, (rows, tokens), generator=made)
-    trained = torch.rand((rows, tokens), generator=made) < 0.4
+    ids = torch.randint(1, 61, (sequences, tokens), generator=made)
+    trained = torch.rand((sequences, tokens), generator=made) < 0.4
     trained[:, 0] = True  # which does not count: nothing predicts it
-    positions = torch.arange(tokens).repeat(rows, 1)
+    positions = torch.arange(tokens).repeat(sequences, 1)
     return {"input_ids": ids, "labels": torch.where(trained, ids, -100), "position_ids": positions}
 
 
@@ -101,7 +101,7 @@ def test_models_that_transform_their_logits(model_class: Any, config: Any, caplo
     assert not caplog.records, "the model's own logits were not needed"
 
 
-def test_the_head_sees_supervised_positions_only_and_in_chunks(make_llama: Callable[..., Any]) -> None:
+def test_the_head_sees_trained_positions_only_and_in_chunks(make_llama: Callable[..., Any]) -> None:
     model, given, seen = make_llama(), batch(), []
     weight = count(given["labels"])
     loss = sft(chunk_size=5)
@@ -211,7 +211,7 @@ def test_a_model_without_logits() -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "tied", "plain"])
-def test_a_blank_batch_reaches_all_parameters(make_llama: Callable[..., Any], kind: str) -> None:
+def test_a_padding_batch_reaches_all_parameters(make_llama: Callable[..., Any], kind: str) -> None:
     model = PlainModel() if kind == "plain" else make_llama(tie_word_embeddings=kind == "tied")
     given = batch()
     given["labels"].fill_(-100)
@@ -229,7 +229,7 @@ def test_no_gradients_in_evaluation(make_llama: Callable[..., Any]) -> None:
     torch.testing.assert_close(result.total, plain(model, given).detach(), rtol=1e-5, atol=1e-4)
 
 
-def test_flash_attention_gets_one_row(make_llama: Callable[..., Any]) -> None:
+def test_flash_attention_gets_one_sequence(make_llama: Callable[..., Any]) -> None:
     model, given, shapes = make_llama(), batch(), []
     expected = plain(model, given).detach()
     model.get_decoder().register_forward_pre_hook(
@@ -243,7 +243,7 @@ def test_flash_attention_gets_one_row(make_llama: Callable[..., Any]) -> None:
     assert shapes[-1] == (1, 48)
     torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-4)
     loss(model, {**given, "cu_seq_lens_q": torch.tensor([0, 24, 48])}, count(given["labels"]))
-    assert shapes[-1] == (2, 24), "with the documents' lengths it flattens rows itself"
+    assert shapes[-1] == (2, 24), "with the documents' lengths it flattens the batch itself"
 
 
 def test_bf16_autocast_is_close(make_llama: Callable[..., Any]) -> None:
@@ -264,11 +264,11 @@ def test_positions_beyond_the_count_have_no_target() -> None:
     assert positions.tolist() == [2] and targets.tolist() == [-100]
 
 
-# ---------------------------------------------------------------------------------------------------- what is logged
+# ---------------------------------------------------------------------------------------------------- logged metrics
 
 
 @pytest.mark.parametrize("kind", ["plain linear head", "called head", "own logits"])
-def test_sums_over_the_supervised_tokens(make_llama: Callable[..., Any], kind: str) -> None:
+def test_sums_over_the_trained_tokens(make_llama: Callable[..., Any], kind: str) -> None:
     model, given = make_llama(), batch()
     with torch.no_grad():
         logits = model(given["input_ids"]).logits[:, :-1].flatten(0, 1).double()
@@ -293,11 +293,11 @@ def test_sums_over_the_supervised_tokens(make_llama: Callable[..., Any], kind: s
     torch.testing.assert_close(result.total.double(), dft, rtol=1e-5, atol=1e-4)
 
 
-def test_the_names_are_the_same_in_a_blank_batch_and_in_evaluation(make_llama: Callable[..., Any]) -> None:
+def test_the_names_are_the_same_in_a_padding_batch_and_in_evaluation(make_llama: Callable[..., Any]) -> None:
     model, given, loss = make_llama(), batch(), sft()
-    blank = {**given, "labels": torch.full_like(given["labels"], -100)}
+    padding = {**given, "labels": torch.full_like(given["labels"], -100)}
     names = loss(model, given, count(given["labels"])).sums.keys()
-    nothing = loss(model, blank, 0)
+    nothing = loss(model, padding, 0)
     assert nothing.sums.keys() == names and not any(nothing.sums.values())
     with torch.no_grad():
         assert loss(model, given, count(given["labels"])).sums.keys() == names
@@ -355,7 +355,7 @@ def test_a_fused_loss_is_used_for_a_plain_head(
 # ------------------------------------------------------------------------------------------------- kinds of models
 
 
-def test_what_a_batch_holds_besides_reaches_the_decoder(make_llama: Callable[..., Any]) -> None:
+def test_other_entries_of_a_batch_reach_the_decoder(make_llama: Callable[..., Any]) -> None:
     model, given, seen = make_llama(), batch(), []
     model.get_decoder().register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs.get("document_lengths")), with_kwargs=True
@@ -441,7 +441,7 @@ def test_bf16_weights(make_llama: Callable[..., Any]) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_nothing_waits_for_a_gpu(make_llama: Callable[..., Any]) -> None:
+def test_no_device_sync(make_llama: Callable[..., Any]) -> None:
     model, loss = make_llama().cuda(), sft(chunk_size=5)
     given = {name: value.cuda() for name, value in batch().items()}
     weight = count(given["labels"])
