@@ -1,4 +1,4 @@
-"""Putting a finished folder in the place of an older one."""
+"""Atomic replacement of a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def fill(folder: Path, text: str) -> None:
 
 @pytest.mark.parametrize("in_one_step", [True, False])
 def test_a_kill_at_any_rename_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_one_step: bool) -> None:
-    """Whatever rename is the last one that happens, one whole export is there after the next attempt begins."""
+    """After a kill at any rename, the next attempt finds one complete export."""
     if not in_one_step:
         monkeypatch.setattr(atomic_folder, "_swap_names", lambda left, right: False)
     rename, left = os.rename, 0

@@ -1,6 +1,6 @@
-"""The plugins ``hf`` and ``samples`` keep to the rules of the platform, in use and idle.
+"""The plugins ``hf`` and ``samples`` pass the plugin checks, used and unused.
 
-What they do in runs of ``recipe="chat"`` is checked with ``sft``, whose runs these are too.
+Their part in runs of ``recipe="chat"`` is checked with ``sft`` too, to which these runs belong.
 """
 
 import pytest
@@ -11,11 +11,11 @@ SAMPLES = {"samples": {"prompts": ["What?"], "every_evaluation": True}}
 RUNS = ["resume", "ranks", "device", "teardown"]
 
 test_hf = conformance("hf", recipe="chat", checks=["hooks", "import", "declines"])
-test_hf_idle = conformance("hf", checks=["observes", "cost"], calls=0, allocations=0)
+test_hf_unused = conformance("hf", checks=["observes", "cost"], calls=0, allocations=0)
 test_hf_runs = pytest.mark.thorough(conformance("hf", recipe="chat", checks=RUNS))
 
 test_samples = conformance(
     "samples", recipe="chat", settings=SAMPLES, checks=["hooks", "import", "declines", "observes"]
 )
-test_samples_idle = conformance("samples", checks=["cost"], calls=0, allocations=0)
+test_samples_unused = conformance("samples", checks=["cost"], calls=0, allocations=0)
 test_samples_runs = pytest.mark.thorough(conformance("samples", recipe="chat", settings=SAMPLES, checks=RUNS))

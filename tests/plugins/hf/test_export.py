@@ -91,7 +91,7 @@ def test_save_dtype_goes_into_weights_and_config(
     assert torch.equal(reloaded.model.norm.weight, model.model.norm.weight.bfloat16())
 
 
-def test_saves_on_the_way_and_foreign_files_survive_the_final_one(
+def test_earlier_saves_and_foreign_files_survive_the_final_one(
     tmp_path: Path, make_llama: Callable[..., Any], make_trainer: Callable[..., Any]
 ) -> None:
     model, out = make_llama(), tmp_path / "out"
@@ -121,16 +121,20 @@ def test_a_folder_with_other_things_is_refused_before_training(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("fault", "expected_text"),
     [
         ({"drop": "model.norm.weight"}, facts("20 weights", "expected the model's 21", "model.norm.weight")),
         ({"spoil": "model.norm.weight"}, facts("model.norm.weight", "shape (15,)", "expected (16,)")),
     ],
 )
 def test_incomplete_weights_are_never_written(
-    tmp_path: Path, make_llama: Callable[..., Any], make_trainer: Callable[..., Any], fault: dict[str, str], says: str
+    tmp_path: Path,
+    make_llama: Callable[..., Any],
+    make_trainer: Callable[..., Any],
+    fault: dict[str, str],
+    expected_text: str,
 ) -> None:
-    with pytest.raises(CheckpointError, match=says):
+    with pytest.raises(CheckpointError, match=expected_text):
         engine(tmp_path / "out").save(make_trainer(make_llama(), **fault))
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
@@ -175,7 +179,7 @@ def test_a_module_that_is_no_transformers_model_is_refused(tmp_path: Path, make_
         engine(tmp_path / "out").save(make_trainer(torch.nn.Linear(2, 2)))
 
 
-def test_left_out_the_folder_is_in_the_run_directory(
+def test_by_default_the_folder_is_in_the_run_directory(
     tmp_path: Path, make_llama: Callable[..., Any], make_trainer: Callable[..., Any]
 ) -> None:
     saver = HFCheckpointEngine(HFCheckpointConfig(), tmp_path / "run", World())
@@ -187,13 +191,13 @@ def test_a_plugin_may_write_the_model_in_its_own_form_which_is_still_verified(
     tmp_path: Path, make_llama: Callable[..., Any], make_trainer: Callable[..., Any]
 ) -> None:
     class OnlyTheNorm:
-        said = 1.0
+        factor = 1.0
 
         @hookimpl
         def export_model(self, weights: Any, folder: Path) -> Any:
             norm = {"norm": weights["model.norm.weight"]}
             save_file(norm, folder / "norm.safetensors")
-            return {"norm": norm["norm"] * self.said}
+            return {"norm": norm["norm"] * self.factor}
 
     plugin = OnlyTheNorm()
     trainer = make_trainer(make_llama())
@@ -201,7 +205,7 @@ def test_a_plugin_may_write_the_model_in_its_own_form_which_is_still_verified(
     path = engine(tmp_path / "out").save(trainer)
     assert [file.name for file in path.glob("*.safetensors")] == ["norm.safetensors"]
     assert (path / "tokenizer_config.json").is_file() and not (path / "config.json").exists()
-    plugin.said = 2.0
+    plugin.factor = 2.0
     with pytest.raises(CheckpointError, match=facts(" norm ", "other values", f"'{tmp_path}'")):
         engine(tmp_path / "other").save(trainer)
     assert not (tmp_path / "other").exists()

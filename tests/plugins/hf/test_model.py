@@ -1,4 +1,4 @@
-"""The model ``huggingface``."""
+"""Models of type ``huggingface``."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_an_unknown_config_value_is_refused_with_a_hint(folder: Path) -> None:
         build_model(config, None, WORLD)
 
 
-def test_missing_weights_are_never_made_up(folder: Path) -> None:
+def test_missing_weights_are_refused(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     lost = "model.layers.1.mlp.up_proj.weight"
     weights.pop(lost)
@@ -76,7 +76,7 @@ def test_missing_weights_are_never_made_up(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "part"), [("{", "config"), (None, "weights")])
-def test_a_damaged_folder_is_one_sentence(folder: Path, text: str | None, part: str, no_network: None) -> None:
+def test_a_damaged_folder_is_one_error(folder: Path, text: str | None, part: str, no_network: None) -> None:
     if text is None:
         (folder / "model.safetensors").write_bytes(b"nonsense")
     else:

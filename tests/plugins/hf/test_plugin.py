@@ -1,4 +1,4 @@
-"""What the distribution offers to the engine."""
+"""Parts that the distribution registers."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def test_importing_the_plugins_loads_no_heavy_library() -> None:
 
 
 def test_every_config_is_frozen_documented_and_structured() -> None:
-    offers = {**HFPlugin().register_configs(), **SamplesPlugin().register_configs()}
-    assert {kind: list(names) for kind, names in offers.items()} == {
+    registered = {**HFPlugin().register_configs(), **SamplesPlugin().register_configs()}
+    assert {kind: list(names) for kind, names in registered.items()} == {
         "tokenizer": ["huggingface"],
         "model": ["huggingface"],
         "source": ["huggingface"],
         "checkpoint": ["huggingface"],
         "settings": ["samples"],
     }
-    for names in offers.values():
+    for names in registered.values():
         for cls in names.values():
             complaints: list[Any] = []
             needed = {"name_or_path": "x"} if "name_or_path" in attrs.fields_dict(cls) else {}
@@ -43,7 +43,7 @@ def test_every_config_is_frozen_documented_and_structured() -> None:
                 setattr(made, attrs.fields(cls)[0].name, 1)
 
 
-def test_factories_decline_configs_that_are_not_theirs(tmp_path: Path) -> None:
+def test_factories_return_none_for_other_configs(tmp_path: Path) -> None:
     plugin, world = HFPlugin(), World()
     assert plugin.make_tokenizer(object()) is None
     assert plugin.make_model(object(), None, world) is None

@@ -16,7 +16,7 @@ from tests.facts import facts
 
 
 def run(trainer: Any, *hooks: tuple[str, int]) -> str:
-    """Call events of a fresh plugin at given steps; returns what was said."""
+    """Call events of a fresh plugin at given steps; return the messages."""
     shown: list[str] = []
     trainer.say = shown.append
     plugin = SamplesPlugin()
@@ -38,7 +38,7 @@ def test_answers_before_and_after_are_printed_and_kept(
     assert text.count("What is it?") == 2 and text.count("before") == 2 and text.count("after") == 1
     assert "step 2" not in text
     kept = [json.loads(line) for line in (trainer.run_dir / "samples.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["prompt"]) for row in kept] == [(0, "What is it?"), (5, "What is it?")]
+    assert [(line["step"], line["prompt"]) for line in kept] == [(0, "What is it?"), (5, "What is it?")]
 
 
 def test_every_evaluation_does_not_repeat_itself_at_the_end(

@@ -14,7 +14,7 @@ from hooktrain_hf.source import HFSourceConfig, load_examples
 from hooktrain import DataError, World, structure
 from tests.facts import facts
 
-ROWS = [{"n": n, "messages": [{"role": "user", "content": f"row {n}"}]} for n in range(10)]
+EXAMPLES = [{"n": n, "messages": [{"role": "user", "content": f"example {n}"}]} for n in range(10)]
 
 
 @pytest.fixture(autouse=True)
@@ -24,60 +24,60 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 
 
 def numbers(name: str, **more: Any) -> list[int]:
-    rows = load_examples(HFSourceConfig(name_or_path=name, **more), World())
-    assert [rows[i]["n"] for i in range(len(rows))] == [row["n"] for row in rows]
-    return [row["n"] for row in rows]
+    examples = load_examples(HFSourceConfig(name_or_path=name, **more), World())
+    assert [examples[i]["n"] for i in range(len(examples))] == [example["n"] for example in examples]
+    return [example["n"] for example in examples]
 
 
-def write(path: Path, rows: list[dict[str, Any]] = ROWS) -> str:
+def write(path: Path, examples: list[dict[str, Any]] = EXAMPLES) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        path.write_text("".join(json.dumps(example) + "\n" for example in examples))
     elif path.suffix == ".json":
-        path.write_text(json.dumps(rows))
+        path.write_text(json.dumps(examples))
     elif path.suffix == ".parquet":
-        datasets.Dataset.from_list(rows).to_parquet(path)
+        datasets.Dataset.from_list(examples).to_parquet(path)
     else:
         separator = "\t" if path.suffix == ".tsv" else ","
-        path.write_text(f"n{separator}text\n" + "".join(f"{row['n']}{separator}x\n" for row in rows))
+        path.write_text(f"n{separator}text\n" + "".join(f"{example['n']}{separator}x\n" for example in examples))
     return str(path)
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "parquet", "csv", "tsv"])
-def test_a_file_gives_its_rows_in_order(tmp_path: Path, ending: str) -> None:
-    assert numbers(write(tmp_path / f"rows.{ending}")) == list(range(10))
+def test_a_file_gives_its_examples_in_order(tmp_path: Path, ending: str) -> None:
+    assert numbers(write(tmp_path / f"examples.{ending}")) == list(range(10))
 
 
-def test_rows_are_dictionaries(tmp_path: Path) -> None:
-    row = load_examples(HFSourceConfig(name_or_path=write(tmp_path / "rows.jsonl")), World())[3]
-    assert row == ROWS[3]
+def test_examples_are_dictionaries(tmp_path: Path) -> None:
+    example = load_examples(HFSourceConfig(name_or_path=write(tmp_path / "examples.jsonl")), World())[3]
+    assert example == EXAMPLES[3]
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
-    write(tmp_path / "rows.jsonl")
-    assert len(numbers("rows.jsonl")) == 10
-    write(tmp_path / "rows.jsonl", ROWS[:4])
-    assert numbers("rows.jsonl") == [0, 1, 2, 3]
+    write(tmp_path / "examples.jsonl")
+    assert len(numbers("examples.jsonl")) == 10
+    write(tmp_path / "examples.jsonl", EXAMPLES[:4])
+    assert numbers("examples.jsonl") == [0, 1, 2, 3]
 
 
 def test_globs_and_folders(tmp_path: Path) -> None:
-    write(tmp_path / "data/b.jsonl", ROWS[5:])
-    write(tmp_path / "data/a.jsonl", ROWS[:5])
+    write(tmp_path / "data/b.jsonl", EXAMPLES[5:])
+    write(tmp_path / "data/a.jsonl", EXAMPLES[:5])
     assert numbers("data/*.jsonl") == list(range(10))
     assert numbers("data") == list(range(10))
     assert numbers("data", data_files=("b.jsonl",)) == [5, 6, 7, 8, 9]
 
 
-@pytest.mark.parametrize("where", ["rows.jsonl", "saved", "several"])
+@pytest.mark.parametrize("where", ["examples.jsonl", "saved", "several"])
 @pytest.mark.parametrize(
     ("split", "expected"), [("train[2:4]", [2, 3]), ("train[:20%]", [0, 1]), ("train[:1]+train[-1:]", [0, 9])]
 )
 def test_slices(tmp_path: Path, where: str, split: str, expected: list[int]) -> None:
-    rows = datasets.Dataset.from_list(ROWS)
+    examples = datasets.Dataset.from_list(EXAMPLES)
     if where == "saved":
-        rows.save_to_disk(tmp_path / where)
+        examples.save_to_disk(tmp_path / where)
     elif where == "several":
-        datasets.DatasetDict(train=rows, test=rows.select([7])).save_to_disk(tmp_path / where)
+        datasets.DatasetDict(train=examples, test=examples.select([7])).save_to_disk(tmp_path / where)
         assert numbers("several:test") == [7]
     else:
         write(tmp_path / where)
@@ -86,7 +86,7 @@ def test_slices(tmp_path: Path, where: str, split: str, expected: list[int]) -> 
 
 
 def test_samples_are_drawn_once_each_in_order_and_by_seed(tmp_path: Path) -> None:
-    name = write(tmp_path / "rows.jsonl")
+    name = write(tmp_path / "examples.jsonl")
     drawn = numbers(name, sample_count=4)
     assert len(set(drawn)) == 4 and drawn == sorted(drawn) == numbers(name, sample_ratio=0.4)
     assert any(numbers(name, sample_count=4, sample_seed=seed) != drawn for seed in (1, 2))
@@ -95,57 +95,57 @@ def test_samples_are_drawn_once_each_in_order_and_by_seed(tmp_path: Path) -> Non
 
 def test_count_and_ratio_together_are_a_complaint() -> None:
     complaints: list[Any] = []
-    given = {"name_or_path": "x.jsonl", "sample_count": 3, "sample_ratio": 0.5}
-    assert structure(HFSourceConfig, given, "data.sources[0]", complaints) is None
+    settings = {"name_or_path": "x.jsonl", "sample_count": 3, "sample_ratio": 0.5}
+    assert structure(HFSourceConfig, settings, "data.sources[0]", complaints) is None
     assert re.search(facts("data.sources[0]", "sample_count 3", "sample_ratio 0.5", "at most one"), str(complaints[0]))
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "expected_text"),
     [
         ("./nope.jsonl", "exist"),
         ("nope.parquet", "exist"),
-        ("row.jsonl", r"'rows\.jsonl'"),
+        ("example.jsonl", r"'examples\.jsonl'"),
         ("/nope/data", "exist"),
         ("data/*.jsonl", "no file"),
         ("data:train[:3]", r"split 'train\[:3\]'.*read"),
-        ("rows.xyz", r" \.xyz"),
-        ("rows.jsonl:test", "(?i)unknown split"),
-        ("rows.jsonl:train[20:30]", r"split 'train\[20:30\]'"),
+        ("examples.xyz", r" \.xyz"),
+        ("examples.jsonl:test", "(?i)unknown split"),
+        ("examples.jsonl:train[20:30]", r"split 'train\[20:30\]'"),
         ("broken.jsonl", "split 'train'.*read.*JSON"),
         ("empty.jsonl", "split 'train'.*at least one"),
     ],
 )
-def test_what_cannot_be_read_is_said_at_once_in_one_sentence(tmp_path: Path, name: str, says: str) -> None:
-    write(tmp_path / "rows.jsonl")
-    (tmp_path / "rows.xyz").write_text("x")
+def test_an_unreadable_source_is_one_error(tmp_path: Path, name: str, expected_text: str) -> None:
+    write(tmp_path / "examples.jsonl")
+    (tmp_path / "examples.xyz").write_text("x")
     (tmp_path / "broken.jsonl").write_text('{"n": 1}\n{"n": ')
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "data").mkdir()
-    with pytest.raises(DataError, match=says) as raised:
+    with pytest.raises(DataError, match=expected_text) as raised:
         numbers(name)
     assert re.search(facts("data.sources: ", name + "'"), str(raised.value)) and "\n" not in str(raised.value)
 
 
-def test_the_hub_is_asked_for_known_splits_by_their_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_known_splits_have_the_hubs_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
 
     def load(*args: Any, **more: Any) -> datasets.Dataset:
-        asked.append((args, more))
-        return datasets.Dataset.from_list(ROWS)
+        calls.append((args, more))
+        return datasets.Dataset.from_list(EXAMPLES)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     numbers("HuggingFaceH4/ultrachat_200k")
     numbers("HuggingFaceH4/ultrachat_200k:eval[:5]")
     numbers("someone/set", subset="small", split_mapping={"train": "all"})
-    assert asked == [
+    assert calls == [
         (("HuggingFaceH4/ultrachat_200k", None), {"split": "train_sft"}),
         (("HuggingFaceH4/ultrachat_200k", None), {"split": "test_sft[:5]"}),
         (("someone/set", "small"), {"split": "all"}),
     ]
 
 
-def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **more: Any) -> None:
         raise ConnectionError("Couldn't reach 'someone/set' on the Hub\nmore")
 

@@ -21,8 +21,8 @@ def test_loads_a_folder_without_the_network(folder: Path, no_network: None) -> N
 def test_a_template_can_be_text_or_a_file(folder: Path, tmp_path: Path, as_file: bool) -> None:
     template = "{{ messages[0]['content'] }}!"
     (tmp_path / "chat.jinja").write_text(template)
-    given = str(tmp_path / "chat.jinja") if as_file else template
-    tokenizer = build_tokenizer(HFTokenizerConfig(name_or_path=str(folder), chat_template=given))
+    template_or_path = str(tmp_path / "chat.jinja") if as_file else template
+    tokenizer = build_tokenizer(HFTokenizerConfig(name_or_path=str(folder), chat_template=template_or_path))
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi!"
 
 
@@ -32,7 +32,7 @@ def test_a_template_file_that_does_not_exist_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["./nope", "~/nope", "/nope/x", "here/nope", "not a name", "a/b/c"])
-def test_a_path_that_does_not_exist_never_meets_the_network(
+def test_a_missing_path_does_not_use_the_network(
     name: str, no_network: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -44,7 +44,7 @@ def test_a_path_that_does_not_exist_never_meets_the_network(
     assert "config.json" in message and "\n" not in message
 
 
-def test_a_hub_that_cannot_be_reached_is_one_sentence_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_is_one_error_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers
 
     def fail(*args: Any, **kwargs: Any) -> None:

@@ -31,10 +31,10 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def recipe(tmp_path: Path, bases: dict[str, Path]) -> dict[str, Any]:
     """Six packed conversations and four steps over them, in float32 on the CPU."""
-    rows = tmp_path / "rows.jsonl"
-    said = [{"role": "user", "content": "What is the answer?"}]
-    rows.write_text(
-        "".join(json.dumps({"messages": [*said, {"role": "assistant", "content": a}]}) + "\n" for a in ANSWERS)
+    examples = tmp_path / "examples.jsonl"
+    question = [{"role": "user", "content": "What is the answer?"}]
+    examples.write_text(
+        "".join(json.dumps({"messages": [*question, {"role": "assistant", "content": a}]}) + "\n" for a in ANSWERS)
     )
     return {
         "type": "sft",
@@ -42,7 +42,7 @@ def recipe(tmp_path: Path, bases: dict[str, Path]) -> dict[str, Any]:
         "micro_batch_size": 1,
         "train_iters": 4,
         "model": {"name_or_path": str(bases["tied"])},
-        "data": {"sources": [str(rows)], "max_length": 96, "pack_samples": True},
+        "data": {"sources": [str(examples)], "max_length": 96, "pack_samples": True},
         "optimizer": {"lr": 1e-2, "weight_decay": 0.0},
         "scheduler": {"type": "constant"},
         "strategy": {"dtype": "fp32", "device": "cpu"},
@@ -63,7 +63,7 @@ def run(recipe: dict[str, Any]) -> Callable[..., Trainer]:
 
 @torch.no_grad()
 def logits(model: Any, ids: torch.Tensor | None = None) -> torch.Tensor:
-    """Logits of every fifth token, in evaluation mode; shape (1, tokens, vocabulary)."""
+    """Return the logits of every fifth token, in evaluation mode; shape (1, tokens, vocabulary)."""
     model.eval()
     ids = torch.arange(0, 270, 5)[None] if ids is None else ids
     made: torch.Tensor = model(input_ids=ids).logits.float()
@@ -71,5 +71,5 @@ def logits(model: Any, ids: torch.Tensor | None = None) -> torch.Tensor:
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Norm of the difference, as a share of the first one's."""
+    """Return the norm of the difference, as a share of the first one's."""
     return float((one - other).norm() / one.norm())

@@ -22,7 +22,7 @@ from hooktrain.testing import Recorder, train
 
 calls = []
 forward = Function.forward
-Function.forward = staticmethod(lambda *given, **more: calls.append(1) or forward(*given, **more))
+Function.forward = staticmethod(lambda *args, **more: calls.append(1) or forward(*args, **more))
 recipe, adapters = json.loads(sys.argv[1])
 for peft in adapters:
     for model in ("huggingface", "liger"):
@@ -52,5 +52,5 @@ def test_liger_trains_the_adapter_that_huggingface_does(recipe: dict[str, Any], 
     for (losses, weights, unfused), (other, others, fused) in zip(lines[::2], lines[1::2], strict=True):
         assert other == pytest.approx(losses, rel=1e-5)
         assert others == pytest.approx(weights, rel=1e-5)
-        assert unfused == 0 < fused, "Liger is tried out before it is used"
+        assert unfused == 0 < fused, "Liger is tried before it is used"
     assert lines[1][2] >= lines[3][2] + 2, "two steps with the frozen head in the fused loss; the adapted one is called"

@@ -31,7 +31,7 @@ EXPORT = {"type": "huggingface", "save_end_of_training": True}
 
 @pytest.fixture
 def adapter(run: Run) -> Path:
-    """A folder with a trained adapter; beside it lies its run."""
+    """A folder with a trained adapter; its run is the parent folder."""
     folder: Path = run(checkpoint=[EXPORT]).run_dir / "export"
     return folder
 
@@ -47,7 +47,7 @@ def refused(*words: object) -> str:
 
 
 def test_the_command_in_a_process_of_its_own(adapter: Path, bases: dict[str, Path], tmp_path: Path) -> None:
-    """By the run's folder; the merged folder is whole, and its logits are those of the adapter."""
+    """From the run's folder; the merged folder is complete, and its logits are those of the adapter."""
     done = subprocess.run(
         [sys.executable, "-m", "hooktrain", "merge", str(adapter.parent), "--output", "merged"],
         capture_output=True,
@@ -66,10 +66,10 @@ def test_the_command_in_a_process_of_its_own(adapter: Path, bases: dict[str, Pat
     assert difference(bare, expected) > 0.01
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
     assert not list((tmp_path / "merged").glob("adapter*"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "rows.jsonl", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "examples.jsonl", "run"]
 
 
-def test_the_dtype_is_the_bases_own_or_the_one_asked_for(adapter: Path, bases: dict[str, Path], tmp_path: Path) -> None:
+def test_the_dtype_is_the_bases_own_or_the_requested_one(adapter: Path, bases: dict[str, Path], tmp_path: Path) -> None:
     half = tmp_path / "half"
     shutil.copytree(bases["tied"], half)
     AutoModelForCausalLM.from_pretrained(half).bfloat16().save_pretrained(half)
@@ -91,16 +91,16 @@ def test_rounded_once_is_nearer_than_merged_in_half_precision(
         assert torch.equal(ours[name], value.bfloat16()), name
 
 
-def test_an_adapter_that_was_moved_finds_its_base_or_says_how(
+def test_an_adapter_that_was_moved_finds_its_base_or_the_error_names_the_option(
     adapter: Path, bases: dict[str, Path], tmp_path: Path
 ) -> None:
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/model"}))
-    told = refused(adapter, "--output", tmp_path / "out")
-    assert re.search(facts(f"'{adapter}'", "'/gone/model'", "exist", "--base"), told)
+    message = refused(adapter, "--output", tmp_path / "out")
+    assert re.search(facts(f"'{adapter}'", "'/gone/model'", "exist", "--base"), message)
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
-    told = refused(adapter, "--output", tmp_path / "out")
-    assert re.search(facts("merge", f"'{adapter / 'adapter_config.json'}'", "--base"), told)
+    message = refused(adapter, "--output", tmp_path / "out")
+    assert re.search(facts("merge", f"'{adapter / 'adapter_config.json'}'", "--base"), message)
     assert merge(adapter, "--base", bases["tied"], "--output", tmp_path / "out").exit_code == 0
     # the run still knows its base
     assert merge(adapter.parent, "--output", tmp_path / "out2").exit_code == 0
@@ -111,11 +111,13 @@ def test_another_base_is_refused_by_its_shape(adapter: Path, tmp_path: Path) -> 
 
     tokenizer = make_tokenizer()
     make_llama(tokenizer, head_dim=4).save_pretrained(tmp_path / "other")
-    told = refused(adapter, "--base", tmp_path / "other", "--output", tmp_path / "out")
-    assert re.search(facts("merge: ", f"'{adapter}'", "loading state_dict"), told)
+    message = refused(adapter, "--base", tmp_path / "other", "--output", tmp_path / "out")
+    assert re.search(facts("merge: ", f"'{adapter}'", "loading state_dict"), message)
 
 
-def test_what_is_no_adapter_is_told(adapter: Path, run: Run, bases: dict[str, Path], tmp_path: Path) -> None:
+def test_other_folders_than_adapters_are_refused(
+    adapter: Path, run: Run, bases: dict[str, Path], tmp_path: Path
+) -> None:
     out = ("--output", tmp_path / "out")
     folder = "adapter_config.json"
     assert re.search(facts(f"'{tmp_path / 'nowhere'}'", "exist", folder), refused(tmp_path / "nowhere", *out))
@@ -125,21 +127,21 @@ def test_what_is_no_adapter_is_told(adapter: Path, run: Run, bases: dict[str, Pa
     saved, remedy = full / "checkpoints/step-00000004", "{type: huggingface, save_end_of_training: true}"
     assert re.search(facts(f"'{saved}'", "a checkpoint", remedy), refused(saved, *out))
     assert re.search(facts(f"'{full}'", "a run", remedy), refused(full, *out))
-    whole = run(
+    merged_run = run(
         checkpoint=[EXPORT], peft={"type": "lora", "merge_on_export": True}, run_dir=str(tmp_path / "whole")
     ).run_dir
-    assert re.search(facts(f"'{whole}'", "weights", f"'{whole / 'export'}'"), refused(whole, *out))
+    assert re.search(facts(f"'{merged_run}'", "weights", f"'{merged_run / 'export'}'"), refused(merged_run, *out))
     assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_overwritten(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     assert merge(adapter, "--output", tmp_path / "out").exit_code == 0, "an empty folder is as good as none"
-    told = refused(adapter, "--output", tmp_path / "out")
-    assert re.search(facts("merge: ", f"--output '{tmp_path / 'out'}'", "exists"), told)
+    message = refused(adapter, "--output", tmp_path / "out")
+    assert re.search(facts("merge: ", f"--output '{tmp_path / 'out'}'", "exists"), message)
 
 
-def test_the_newest_save_on_the_way_will_do(run: Run, tmp_path: Path) -> None:
+def test_the_newest_earlier_save_is_merged(run: Run, tmp_path: Path) -> None:
     save = [{"type": "huggingface", "save_every_n_steps": 1, "output_dir": str(tmp_path / "saves")}]
     run(checkpoint=save)
     result = merge(tmp_path / "run", "--output", tmp_path / "out")
@@ -149,7 +151,7 @@ def test_the_newest_save_on_the_way_will_do(run: Run, tmp_path: Path) -> None:
 def test_a_merge_that_went_wrong_is_not_left_behind(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The proof compares what is on the disk with the adapter on its base."""
+    """The folder on the disk is compared with the adapter on its base."""
 
     def lossy(model: Any) -> Any:
         merged = real(model)
@@ -159,9 +161,9 @@ def test_a_merge_that_went_wrong_is_not_left_behind(
 
     real = merged_folder.merge_adapter
     monkeypatch.setattr(merged_folder, "merge_adapter", lossy)
-    told = refused(adapter, "--output", tmp_path / "out")
-    assert re.search(facts("merge: ", "logits", "1.0e-02", "fp32", "--dtype fp32"), told)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "run"]
+    message = refused(adapter, "--output", tmp_path / "out")
+    assert re.search(facts("merge: ", "logits", "1.0e-02", "fp32", "--dtype fp32"), message)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["examples.jsonl", "run"]
 
 
 def test_a_gguf_base_is_found_again(run: Run, tmp_path: Path) -> None:

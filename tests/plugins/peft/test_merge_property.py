@@ -20,12 +20,12 @@ PLAIN = {"rank": 4, "alpha": 8, "dora": False, "rslora": False, "tied": False, "
 
 
 @settings(max_examples=30, deadline=None)
-@example(modules=["lm_head"], whole=[], **{**PLAIN, "tied": True})
-@example(modules=["embed_tokens"], whole=[], **{**PLAIN, "tied": True, "dora": True})
-@example(modules=["q_proj"], whole=["lm_head"], **{**PLAIN, "half": True})
+@example(modules=["lm_head"], saved=[], **{**PLAIN, "tied": True})
+@example(modules=["embed_tokens"], saved=[], **{**PLAIN, "tied": True, "dora": True})
+@example(modules=["q_proj"], saved=["lm_head"], **{**PLAIN, "half": True})
 @given(
     modules=st.lists(st.sampled_from(MODULES), min_size=1, unique=True),
-    whole=st.lists(st.sampled_from(["norm", "embed_tokens", "lm_head"]), unique=True),
+    saved=st.lists(st.sampled_from(["norm", "embed_tokens", "lm_head"]), unique=True),
     rank=st.integers(1, 20),
     alpha=st.integers(1, 64),
     dora=st.booleans(),
@@ -36,7 +36,7 @@ PLAIN = {"rank": 4, "alpha": 8, "dora": False, "rslora": False, "tied": False, "
 )
 def test_merged_weights_compute_what_the_adapter_does(
     modules: list[str],
-    whole: list[str],
+    saved: list[str],
     rank: int,
     alpha: int,
     dora: bool,
@@ -45,10 +45,10 @@ def test_merged_weights_compute_what_the_adapter_does(
     half: bool,
     seed: int,
 ) -> None:
-    """Whatever is tied, and in half precision to rounding; the model that is merged from stays as it is."""
-    whole = [name for name in whole if name not in modules]
-    if tied and whole and {"embed_tokens", "lm_head"} & set(modules):
-        whole = ["norm"]
+    """Tied or not, and in half precision up to rounding; the merged copy's model is unchanged."""
+    saved = [name for name in saved if name not in modules]
+    if tied and saved and {"embed_tokens", "lm_head"} & set(modules):
+        saved = ["norm"]
     base = make_llama(TOKENIZER, tied=tied)
     if half:
         base = base.bfloat16()
@@ -57,7 +57,7 @@ def test_merged_weights_compute_what_the_adapter_does(
         r=rank,
         alpha=alpha,
         target_modules=tuple(modules),
-        modules_to_save=tuple(whole) or None,
+        modules_to_save=tuple(saved) or None,
         use_dora=dora,
         use_rslora=rslora,
     )

@@ -57,9 +57,9 @@ def test_a_method_works_or_is_refused_with_a_reason(
         return
     if name == "ADAMSS":
         pytest.importorskip("sklearn", reason="this method is one of scikit-learn's users")
-    whole, parts = Recorder(), Recorder()
+    uninterrupted, parts = Recorder(), Recorder()
     saves = [{"type": "full", "save_every_n_steps": 2}, {"type": "huggingface", "save_end_of_training": True}]
-    one = run(whole, peft=peft, checkpoint=saves)
+    one = run(uninterrupted, peft=peft, checkpoint=saves)
     expected = logits(one.model)
     base = AutoModelForCausalLM.from_pretrained(bases["tied"])
     assert difference(logits(base), expected) > 1e-4, "it has learnt something"
@@ -77,7 +77,7 @@ def test_a_method_works_or_is_refused_with_a_reason(
         parts, peft=peft, trainer={"resume_from": tmp_path / "run/checkpoints/step-00000002"}, checkpoint=saves
     )
     assert torch.equal(logits(resumed.model), expected)
-    assert [m["loss"] for m in parts.metrics] == [m["loss"] for m in whole.metrics[2:]]
+    assert [m["loss"] for m in parts.metrics] == [m["loss"] for m in uninterrupted.metrics[2:]]
 
     weights = one.model.state_dict()
     if name in NOT_MERGED:

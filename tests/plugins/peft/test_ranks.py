@@ -20,10 +20,10 @@ from tests.preload import DEEPSPEED
 pytestmark = pytest.mark.preload(*DEEPSPEED, "peft")
 
 
-def test_two_ranks_train_what_one_trains_on_both_their_rows(
+def test_two_ranks_train_as_one_does_on_all_sequences(
     run: Callable[..., Any], recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    """With an adapter in each layer, one whole module, activation checkpointing, and the base in the model but frozen."""
+    """With an adapter in each layer, one complete module, activation checkpointing, and the base in the model but frozen."""
     settings = {
         **recipe,
         "model": {**recipe["model"], "activation_checkpointing": True},
@@ -68,10 +68,10 @@ def test_two_ranks_train_what_one_trains_on_both_their_rows(
     [{"type": "deepspeed", "zero_stage": 3}, {"data_parallel": "fsdp2"}],
     ids=lambda strategy: strategy.get("type", "fsdp2"),
 )
-def test_an_adapter_is_merged_where_no_rank_holds_the_whole_model(
+def test_an_adapter_is_merged_where_no_rank_has_the_complete_model(
     run: Callable[..., Any], recipe: dict[str, Any], tmp_path: Path, strategy: dict[str, Any]
 ) -> None:
-    """In the middle of the run, so that the live model has to go on afterwards, and at its end."""
+    """In the middle of the run, so that the live model is trained further, and at its end."""
     settings = {
         **recipe,
         "peft": {"type": "lora", "r": 4, "merge_on_export": True},
@@ -82,8 +82,8 @@ def test_an_adapter_is_merged_where_no_rank_holds_the_whole_model(
     }
     alone = run(**{**settings, "gradient_accumulation_steps": 2})
     path = tmp_path / "recipe.yaml"
-    spread = {"device": "cpu", "dtype": "fp32", **strategy}
-    path.write_text(yaml.safe_dump({**settings, "strategy": spread, "run_dir": str(tmp_path / "ranks")}))
+    sharded = {"device": "cpu", "dtype": "fp32", **strategy}
+    path.write_text(yaml.safe_dump({**settings, "strategy": sharded, "run_dir": str(tmp_path / "ranks")}))
     done = subprocess.run(
         [sys.executable, "-m", "hooktrain", "train", str(path), "--nproc", "2"],
         capture_output=True,

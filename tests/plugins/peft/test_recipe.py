@@ -1,4 +1,4 @@
-"""What a recipe may say under ``peft``, and how it hears of what it may not."""
+"""Settings of the section ``peft`` and errors in them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_lora_has_the_defaults_that_people_choose() -> None:
 
 
 @pytest.mark.parametrize("name", ["lora", "LORA", "Lora", "LoraConfig"])
-def test_methods_are_known_by_the_names_of_peft_and_of_arctictraining(name: str) -> None:
+def test_methods_have_the_names_of_peft_and_of_arctictraining(name: str) -> None:
     assert isinstance(make_config(PeftSettings(type=name)), LoraConfig)
 
 
@@ -64,7 +64,7 @@ def test_the_keys_of_trl_axolotl_and_peft_mean_the_same(recipe: dict[str, Any]) 
         "lora_target_modules": ["q_proj"],
     }
     ours = {"type": "lora", "r": 4, "alpha": 12, "dropout": 0.1, "target_modules": ["q_proj"]}
-    made = [load({**recipe, "peft": given})[0].settings["peft"] for given in (theirs, ours)]
+    made = [load({**recipe, "peft": spelling})[0].settings["peft"] for spelling in (theirs, ours)]
     configs = [make_config(settings).to_dict() for settings in made]
     assert configs[0] == configs[1]
     assert configs[0]["target_modules"] == {"q_proj"} and configs[0]["lora_alpha"] == 12
@@ -77,9 +77,9 @@ def test_other_methods_take_keys_by_their_own_spelling() -> None:
     assert isinstance(ia3, IA3Config) and ia3.target_modules == {"k_proj"}
 
 
-def test_a_resolved_recipe_says_the_same_again(recipe: dict[str, Any]) -> None:
-    given = {"type": "lora", "r": 4, "modules_to_save": ["lm_head"], "config": {"rank_pattern": {"q_proj": 2}}}
-    made: Recipe = load({**recipe, "peft": given})[0]
+def test_a_resolved_recipe_reads_back_equal(recipe: dict[str, Any]) -> None:
+    peft = {"type": "lora", "r": 4, "modules_to_save": ["lm_head"], "config": {"rank_pattern": {"q_proj": 2}}}
+    made: Recipe = load({**recipe, "peft": peft})[0]
     again: Recipe = load(yaml.safe_load(made.as_yaml()))[0]
     assert again.digest() == made.digest()
 
@@ -91,7 +91,7 @@ def complaints(recipe: dict[str, Any], **changes: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("peft", "expected"),
     [
         (
             {"type": "lorra"},
@@ -142,21 +142,21 @@ def complaints(recipe: dict[str, Any], **changes: Any) -> list[str]:
     ],
     ids=str,
 )
-def test_what_cannot_be_is_told_with_its_place(recipe: dict[str, Any], given: dict[str, Any], says: str) -> None:
-    (told,) = complaints(recipe, peft=given)
-    assert re.search(facts(*says), told)
+def test_an_error_names_its_place(recipe: dict[str, Any], peft: dict[str, Any], expected: str) -> None:
+    (message,) = complaints(recipe, peft=peft)
+    assert re.search(facts(*expected), message)
 
 
-def test_everything_is_told_at_once(recipe: dict[str, Any]) -> None:
-    told = complaints(
+def test_all_errors_are_reported_at_once(recipe: dict[str, Any]) -> None:
+    found = complaints(
         recipe, model={**recipe["model"], "from_config": True}, peft={"type": "ia3", "r": 8, "config": {"x": 1}}
     )
-    assert [line.split(":")[0] for line in told] == ["peft.config.x", "peft.r", "peft"]
-    assert re.search(facts("model.from_config", "random weights", "adapter"), told[-1])
+    assert [line.split(":")[0] for line in found] == ["peft.config.x", "peft.r", "peft"]
+    assert re.search(facts("model.from_config", "random weights", "adapter"), found[-1])
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("peft", "expected"),
     [
         (
             {"type": "lora", "target_modules": ["w_q"]},
@@ -170,9 +170,9 @@ def test_everything_is_told_at_once(recipe: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_what_does_not_fit_the_model_is_told(run: Run, given: dict[str, Any], says: str) -> None:
-    with pytest.raises(ModelError, match=says):
-        run(peft=given)
+def test_settings_that_do_not_fit_the_model_are_refused(run: Run, peft: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ModelError, match=expected):
+        run(peft=peft)
 
 
 def test_a_model_that_is_not_transformers_is_refused(run_tiny: Run) -> None:

@@ -1,4 +1,4 @@
-"""Exports of adapters and of merged weights, runs that go on from an adapter, and resumed runs."""
+"""Exports of adapters and of merged weights, runs that continue from an adapter, and resumed runs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_an_exported_adapter_gives_equal_logits_on_its_base(
     assert config["base_model_name_or_path"] == str(bases["tied"]) and config["inference_mode"] is True
 
 
-def test_an_adapter_finds_its_base_by_itself_and_is_small(run: Run) -> None:
+def test_an_adapter_names_its_base_and_is_small(run: Run) -> None:
     trainer = run(checkpoint=[{**EXPORT, "save_every_n_steps": 2}], peft={"type": "lora", "r": 1})
     folder = trainer.run_dir / "export"
     found = AutoPeftModelForCausalLM.from_pretrained(folder)
@@ -106,8 +106,8 @@ def test_merged_weights_give_the_adapters_logits_and_leave_the_run_alone(
     assert not (folder / "adapter_config.json").exists()
     merged = AutoModelForCausalLM.from_pretrained(folder)
     assert difference(logits(trainer.model), logits(merged)) < 1e-5
-    whole = not more or "use_dora" in more or (base == "untied" and "lm_head" not in str(more))
-    if base == "tied" and whole:
+    stays_tied = not more or "use_dora" in more or (base == "untied" and "lm_head" not in str(more))
+    if base == "tied" and stays_tied:
         assert merged.lm_head.weight is merged.model.embed_tokens.weight
     with trainer.model.disable_adapter():
         assert difference(logits(merged), logits(trainer.model)) > 0.01
@@ -131,7 +131,7 @@ def test_a_half_precision_base_is_merged_in_full_and_rounded_once(run: Run, base
 
 
 def test_a_merged_export_in_the_place_of_an_adapter_leaves_nothing_of_it(run: Run) -> None:
-    """A loader that finds an adapter_config.json beside whole weights adds the adapter a second time."""
+    """A loader that finds an adapter_config.json next to complete weights adds the adapter a second time."""
     run(checkpoint=[EXPORT])
     trainer = run(checkpoint=[EXPORT], peft={"type": "lora", "r": 4, "merge_on_export": True})
     folder = trainer.run_dir / "export"
@@ -140,15 +140,15 @@ def test_a_merged_export_in_the_place_of_an_adapter_leaves_nothing_of_it(run: Ru
     assert adapter_files(folder) == {"adapter_config.json", "adapter_model.safetensors"}
 
 
-def test_what_cannot_be_merged_is_told(run: Run) -> None:
+def test_an_unmergeable_method_is_refused(run: Run) -> None:
     with pytest.raises(CheckpointError, match=facts("peft.merge_on_export", "Beft", "merged", "LlamaForCausalLM")):
         run(checkpoint=[EXPORT], peft={"type": "beft", "merge_on_export": True})
 
 
-# ------------------------------------------------------------------------------------------------- going on
+# ------------------------------------------------------------------------------------------------- continuing
 
 
-def test_a_run_goes_on_from_an_adapter(run: Run, tmp_path: Path) -> None:
+def test_a_run_continues_from_an_adapter(run: Run, tmp_path: Path) -> None:
     first = run(checkpoint=[EXPORT], peft={"type": "lora", "r": 3, "alpha": 5})
     recorder = Recorder()
     folder = first.run_dir / "export"
@@ -165,7 +165,7 @@ def test_an_adapter_of_another_base_or_broken_is_refused(run: Run, tmp_path: Pat
         run(peft={"adapter": str(folder), "type": "ia3"})
     weights = load_file(folder / "adapter_model.safetensors")
     name, value = next(iter(weights.items()))
-    for spoilt, says in (
+    for spoilt, expected in (
         ({**weights, name: value[:-1]}, ["loading state_dict"]),
         ({key: each for key, each in weights.items() if key != name}, [name.removesuffix(".weight")]),
         (
@@ -175,7 +175,7 @@ def test_an_adapter_of_another_base_or_broken_is_refused(run: Run, tmp_path: Pat
         ({**weights, name: value * float("nan")}, ["not finite"]),
     ):
         save_file(spoilt, folder / "adapter_model.safetensors")
-        with pytest.raises(ModelError, match=facts("peft.adapter", f"'{folder}'", *says)):
+        with pytest.raises(ModelError, match=facts("peft.adapter", f"'{folder}'", *expected)):
             run(peft={"adapter": str(folder)}, run_dir=str(tmp_path / "second"))
     (folder / "adapter_model.safetensors").write_bytes(b"x")
     with pytest.raises(ModelError, match=facts("peft.adapter", f"'{folder}'", "read", "PEFT")):
@@ -194,13 +194,13 @@ def test_an_adapter_is_no_model(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [{"dropout": 0.2}, {"modules_to_save": ["embed_tokens"]}], ids=str)
-def test_a_resumed_run_repeats_the_undisturbed_one(run: Run, tmp_path: Path, more: dict[str, Any]) -> None:
-    whole, resumed = Recorder(), Recorder()
+def test_a_resumed_run_equals_an_uninterrupted_one(run: Run, tmp_path: Path, more: dict[str, Any]) -> None:
+    uninterrupted, resumed = Recorder(), Recorder()
     settings = {"peft": {"type": "lora", "r": 4, **more}, "checkpoint": [FULL]}
-    one = run(whole, **settings)
+    one = run(uninterrupted, **settings)
     path = tmp_path / "run/checkpoints/step-00000002"
     other = run(resumed, **settings, trainer={"resume_from": path})
-    assert [m["loss"] for m in whole.metrics[2:]] == [m["loss"] for m in resumed.metrics]
+    assert [m["loss"] for m in uninterrupted.metrics[2:]] == [m["loss"] for m in resumed.metrics]
     for name, value in one.model.state_dict().items():
         assert torch.equal(value, other.model.state_dict()[name]), name
     weights = torch.load(path / "model-0.pt", weights_only=True)
@@ -232,13 +232,13 @@ def test_a_resume_on_another_base_is_refused(run: Run, bases: dict[str, Path], t
         )
 
 
-def test_a_killed_run_goes_on_where_it_was(run: Run, recipe: dict[str, Any], tmp_path: Path) -> None:
-    """Killed while it writes its second checkpoint, it goes on from the first."""
+def test_a_killed_run_resumes(run: Run, recipe: dict[str, Any], tmp_path: Path) -> None:
+    """Killed while it writes its second checkpoint, it resumes from the first."""
     save = [{**FULL, "save_every_n_steps": 1, "auto_resume": True}]
     assert killed({**recipe, "checkpoint": save}, 18, tmp_path / "process")
     checkpoints = tmp_path / "run/checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == [".saving-step-00000002", "step-00000001"]
-    whole, again = Recorder(), Recorder()
-    run(whole, run_dir=str(tmp_path / "whole"))
+    uninterrupted, again = Recorder(), Recorder()
+    run(uninterrupted, run_dir=str(tmp_path / "whole"))
     run(again, checkpoint=save)
-    assert [m["loss"] for m in again.metrics] == [m["loss"] for m in whole.metrics[1:]]
+    assert [m["loss"] for m in again.metrics] == [m["loss"] for m in uninterrupted.metrics[1:]]

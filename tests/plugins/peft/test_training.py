@@ -1,4 +1,4 @@
-"""What is trained, what it costs, and that it is what PEFT alone would give."""
+"""Training with adapters: the same results as PEFT alone, and its cost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Run = Callable[..., Any]
 
 
 class Batches:
-    """Keeps what the model was given."""
+    """Keeps the batches of the model."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, torch.Tensor]] = []
@@ -32,7 +32,7 @@ class Batches:
 
 
 def test_a_run_equals_a_hand_written_loop_with_peft(run: Run, bases: dict[str, Path]) -> None:
-    """Packed rows, fused head, gradient clipping and all: the same losses and the same adapter."""
+    """Packed sequences, fused head, gradient clipping and all: the same losses and the same adapter."""
     batches, recorder = Batches(), Recorder()
     trainer = run(batches, recorder, peft={"type": "lora", "r": 4, "alpha": 6, "target_modules": ["q_proj", "up_proj"]})
 
@@ -90,13 +90,13 @@ def test_the_base_stays_as_it_is_and_takes_no_memory_of_optimizer_or_gradients(
 
 def test_without_a_section_nothing_happens(run: Run, recipe: dict[str, Any]) -> None:
     recipe.pop("peft")
-    whole, off = run(), run(peft={"type": None})
-    assert not isinstance(whole.model, PeftModel) and not isinstance(off.model, PeftModel)
-    assert all(p.requires_grad for p in whole.model.parameters())
+    plain, off = run(), run(peft={"type": None})
+    assert not isinstance(plain.model, PeftModel) and not isinstance(off.model, PeftModel)
+    assert all(p.requires_grad for p in plain.model.parameters())
 
 
 def test_an_adapter_on_the_head_is_trained_and_counted(run: Run, bases: dict[str, Path]) -> None:
-    """The loss must not go past it to the head's own weight."""
+    """The loss must not use the head's own weight instead."""
     recorder = Recorder()
     model = {"name_or_path": str(bases["untied"])}
     trainer = run(recorder, model=model, peft={"type": "lora", "r": 4, "target_modules": ["lm_head"]})
@@ -127,17 +127,17 @@ def test_activation_checkpointing_changes_no_gradient(run: Run, bases: dict[str,
 
 
 @pytest.mark.parametrize("autocast", ["fp32", "bf16"])
-@pytest.mark.parametrize("whole", [(), ("embed_tokens",), ("norm", "lm_head")])
+@pytest.mark.parametrize("saved", [(), ("embed_tokens",), ("norm", "lm_head")])
 def test_a_base_in_half_precision_has_an_adapter_in_full(
-    run: Run, bases: dict[str, Path], autocast: str, whole: tuple[str, ...]
+    run: Run, bases: dict[str, Path], autocast: str, saved: tuple[str, ...]
 ) -> None:
-    """Copies of whole modules too: bf16 would lose their small updates."""
+    """Copies of complete modules too: bf16 would lose their small updates."""
     recorder = Recorder()
     trainer = run(
         recorder,
         model={"name_or_path": str(bases["untied"]), "weights_dtype": "bf16"},
         strategy={"dtype": autocast, "device": "cpu"},
-        peft={"type": "lora", "r": 4, "modules_to_save": list(whole)},
+        peft={"type": "lora", "r": 4, "modules_to_save": list(saved)},
     )
     kinds = {p.requires_grad: set() for p in trainer.model.parameters()}
     for p in trainer.model.parameters():
@@ -194,9 +194,9 @@ def test_evaluation_and_samples_use_the_adapter(run: Run, recipe: dict[str, Any]
     assert difference(logits(trainer.model), bare) > 0.1
 
 
-def test_what_is_trained_is_told(run: Run, recipe: dict[str, Any]) -> None:
+def test_the_adapter_is_described(run: Run, recipe: dict[str, Any]) -> None:
     recorder = Recorder()
     run(recorder, optimizer={"lr": 2e-5})
-    said = [given["message"] for name, given in recorder.calls if name == "on_message"]
-    assert re.search(facts("peft: ", "lora", "r 4", "alpha 8", "14 modules", "LlamaForCausalLM"), said[0])
-    assert re.search(facts("peft: ", "optimizer.lr", "2e-05", "ten times"), said[1])
+    messages = [call["message"] for name, call in recorder.calls if name == "on_message"]
+    assert re.search(facts("peft: ", "lora", "r 4", "alpha 8", "14 modules", "LlamaForCausalLM"), messages[0])
+    assert re.search(facts("peft: ", "optimizer.lr", "2e-05", "ten times"), messages[1])

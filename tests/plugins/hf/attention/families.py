@@ -114,7 +114,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
 
 
 def make(family: str, config: dict[str, Any], implementation: str | None = None) -> Any:
-    """A tiny model with random weights, in evaluation mode."""
+    """Make a tiny model with random weights, in evaluation mode."""
     torch.manual_seed(0)
     made: Any = getattr(transformers, f"{family}{'Text' if family == 'Gemma3' else ''}Config")(**config)
     kind: Any = getattr(transformers, f"{family}LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM")
@@ -132,14 +132,14 @@ def documents(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
 
 
 def flat(texts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """One row of them all, as ``collate_flat`` makes it."""
+    """Return one sequence of all documents, as ``collate_flat`` makes it."""
     positions = [list(range(len(text))) for text in texts]
     ids, places = (torch.tensor([list(itertools.chain(*parts))]) for parts in (texts, positions))
     return {"input_ids": ids, "position_ids": places, **document_keys(map(len, texts))}
 
 
 def logits(model: Any, batch: dict[str, Any]) -> torch.Tensor:
-    """The model's logits, shape (rows * tokens, vocabulary)."""
+    """Return the model's logits, shape (sequences * tokens, vocabulary)."""
     return model(**batch, use_cache=False).logits.flatten(0, 1)  # type: ignore[no-any-return]
 
 
@@ -153,7 +153,7 @@ _made: dict[str, tuple[Any, Any]] = {}
 
 
 def pair(family: str) -> tuple[Any, Any]:
-    """A model that takes documents one by one, and its twin that does not."""
+    """Return a model that computes documents one by one, and an equal one that does not."""
     if family not in _made:
         dense = make(family, FAMILIES[family][1])
         model = copy.deepcopy(dense)

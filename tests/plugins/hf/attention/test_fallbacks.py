@@ -1,4 +1,4 @@
-"""Models that need a mask get one, and models that cannot tell documents apart refuse them."""
+"""Models that need a mask get one, and models that cannot separate documents refuse them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.plugins.hf.attention.families import (
 
 
 @pytest.mark.parametrize("family", HYBRIDS)
-def test_layers_that_carry_a_state_take_no_two_documents_in_a_row(family: str) -> None:
+def test_layers_that_carry_a_state_refuse_two_documents_in_a_sequence(family: str) -> None:
     model = make(family, HYBRIDS[family])
     install_document_attention(model, "auto")
     with pytest.raises(
@@ -49,7 +49,7 @@ def test_a_hybrid_without_recurrent_layers_is_like_any_other() -> None:
 
 
 def test_a_pattern_that_needs_a_mask_gets_one(caplog: pytest.LogCaptureFixture) -> None:
-    """Gemma 3 as an encoder sees both ways: only a mask says so, and documents are still kept apart."""
+    """Gemma 3 as an encoder sees both ways: only a mask expresses that, and documents are still kept apart."""
     model = make("Gemma3", {**FAMILIES["Gemma3"][1], "use_bidirectional_attention": True})
     texts = documents(LENGTHS)
     alone = torch.cat([logits(model, {"input_ids": torch.tensor([text])}) for text in texts])
@@ -62,7 +62,7 @@ def test_a_pattern_that_needs_a_mask_gets_one(caplog: pytest.LogCaptureFixture) 
     assert re.search(facts("mask", "pattern", "memory", "square"), record.getMessage())
 
 
-def test_chunks_are_not_taken_for_windows() -> None:
+def test_chunks_are_not_mistaken_for_windows() -> None:
     from transformers.masking_utils import chunked_causal_mask_function, sliding_window_causal_mask_function
 
     known = {"kv_length": 64, "local_size": 7, "allow_is_causal_skip": True}
@@ -73,7 +73,7 @@ def test_chunks_are_not_taken_for_windows() -> None:
     assert sliding == (True, 7) and chunked == (False, 7)
 
 
-def test_a_model_without_the_interface_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_without_the_interface_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     model = make("StableLm", SMALL)
     install_document_attention(model, "auto")
     with caplog.at_level(logging.WARNING), torch.no_grad():
@@ -87,8 +87,8 @@ def test_a_model_without_the_interface_is_told_of_once(caplog: pytest.LogCapture
         install_document_attention(make("StableLm", SMALL), "documents")
 
 
-def test_arguments_that_an_eager_model_alone_knows_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What no kernel here obeys is computed by the model's own function, with a mask, instead of being dropped."""
+def test_arguments_that_only_an_eager_model_knows_are_passed_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unknown arguments are passed to the model's own function, with a mask, instead of being dropped."""
     model, _ = pair("Gemma2")
     texts = documents(LENGTHS)
     with torch.no_grad():

@@ -60,7 +60,7 @@ def test_what_follows_a_document_does_not_depend_on_it_bit_by_bit(family: str) -
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager", "documents"])
 @pytest.mark.parametrize("training", [False, True])
-def test_documents_are_kept_apart_for_callers_that_do_not_speak_of_a_cache(implementation: str, training: bool) -> None:
+def test_documents_are_kept_apart_for_callers_that_do_not_set_use_cache(implementation: str, training: bool) -> None:
     """transformers does not look for restarting positions while it fills a cache, which is its default."""
     model = make("Llama", SMALL, None if implementation == "documents" else implementation).train(training)
     install_document_attention(model, implementation)
@@ -72,7 +72,7 @@ def test_documents_are_kept_apart_for_callers_that_do_not_speak_of_a_cache(imple
     torch.testing.assert_close(model(**batch).logits.flatten(0, 1), alone, rtol=1e-4, atol=1e-4)
 
 
-def test_a_cache_that_is_asked_for_is_filled() -> None:
+def test_a_requested_cache_is_filled() -> None:
     model = make("Llama", SMALL)
     install_document_attention(model, "auto")
     ids = torch.tensor([[5, 6, 7]])
@@ -95,11 +95,11 @@ def test_explicit_implementations_stay_what_they_are(implementation: str) -> Non
 @pytest.mark.parametrize("family", ["Llama", "Gemma2", "Mistral"])
 @given(data=st.data())
 @settings(max_examples=15, deadline=None)
-def test_any_lengths_in_any_rows(family: str, data: st.DataObject) -> None:
+def test_any_lengths_in_any_sequences(family: str, data: st.DataObject) -> None:
     """Flat and stacked, against the dense mask that transformers builds from position ids."""
-    rows = data.draw(st.lists(st.lists(st.integers(1, 13), min_size=1, max_size=5), min_size=1, max_size=3))
+    sequences = data.draw(st.lists(st.lists(st.integers(1, 13), min_size=1, max_size=5), min_size=1, max_size=3))
     made = []
-    for number, lengths in enumerate(rows):
+    for number, lengths in enumerate(sequences):
         batch = flat(documents(lengths, seed=number))
         ids, places = (batch[name][0].numpy() for name in ("input_ids", "position_ids"))
         made.append({"input_ids": ids, "labels": ids, "position_ids": places})

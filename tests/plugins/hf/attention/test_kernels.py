@@ -23,7 +23,7 @@ from tests.plugins.hf.attention.families import (
 
 
 def test_nothing_is_read_from_the_device() -> None:
-    """The meta device has no values: whatever wants one fails, as sdpa does, where a GPU would be waited for."""
+    """The meta device has no values: reading one fails, as in sdpa, where the host would wait for a GPU."""
     texts = documents(LENGTHS)
 
     def on_device(implementation: str | None, config: dict[str, Any], family: str) -> torch.Tensor:
@@ -42,8 +42,8 @@ def test_nothing_is_read_from_the_device() -> None:
         on_device("sdpa", SMALL, "Llama")
 
 
-def test_flash_kernels_are_told_where_documents_begin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through transformers' own flash path, with a kernel of our own behind it, which gets offsets and whole numbers."""
+def test_flash_kernels_receive_the_offsets_of_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through transformers' own flash path, with a kernel of our own behind it, which gets offsets and integers."""
     from transformers import modeling_flash_attention_utils as flash
 
     longest: list[Any] = []
@@ -77,7 +77,7 @@ def test_flash_kernels_are_told_where_documents_begin(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("fault", ["", "wrong", "refuses"])
-def test_a_variable_length_kernel_is_believed_when_it_is_right(
+def test_a_variable_length_kernel_is_used_when_its_result_is_right(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, window: int | None, fault: str
 ) -> None:
     """The dispatch around torch's kernel, which runs on no processor, with one that computes the same."""
@@ -143,7 +143,7 @@ def test_short_documents_in_bf16(shape: tuple[int, ...]) -> None:
         assert error <= 2 * allowed + 1e-6
 
 
-def test_bf16_runs_take_the_short_way_and_long_documents_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_runs_use_it_for_short_documents_only(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
     def counted(q: Any, *others: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Training on packed batches: checkpointing, dropout, autocast, compiling, adapters, whole runs."""
+"""Training on packed batches: checkpointing, dropout, autocast, compiling, adapters, complete runs."""
 
 from __future__ import annotations
 
@@ -116,12 +116,12 @@ def test_adapters() -> None:
 def test_a_run_learns_the_same_document_by_document(
     tmp_path: Path, folder: Path, packed: bool, checkpointing: bool
 ) -> None:
-    """Whole runs, packed and padding-free, with a worker, an evaluation and sample answers, against sdpa and its mask."""
-    rows = tmp_path / "rows.jsonl"
-    said = {"role": "user", "content": "What is the answer?"}
+    """Complete runs, packed and padding-free, with a worker, an evaluation and sample answers, against sdpa and its mask."""
+    examples = tmp_path / "examples.jsonl"
+    question = {"role": "user", "content": "What is the answer?"}
     answers = ["Forty-two it is.", "What?", "The answer is the answer.", "It is forty-two, is it?", "No.", "user it is"]
-    rows.write_text(
-        "".join(json.dumps({"messages": [said, {"role": "assistant", "content": a}]}) + "\n" for a in answers)
+    examples.write_text(
+        "".join(json.dumps({"messages": [question, {"role": "assistant", "content": a}]}) + "\n" for a in answers)
     )
     seen: dict[str, tuple[str, list[float]]] = {}
     for implementation in ("sdpa", "auto"):
@@ -138,8 +138,8 @@ def test_a_run_learns_the_same_document_by_document(
                     "activation_checkpointing": checkpointing,
                 },
                 "data": {
-                    "sources": [str(rows)],
-                    "eval_sources": [str(rows)],
+                    "sources": [str(examples)],
+                    "eval_sources": [str(examples)],
                     "max_length": 96,
                     "pack_samples": packed,
                     "workers": 1,
@@ -152,7 +152,7 @@ def test_a_run_learns_the_same_document_by_document(
         )
         expected = "sdpa" if implementation == "sdpa" else "documents"
         assert trainer.model.config._attn_implementation == expected  # type: ignore[union-attr]
-        numbers = [(m.get("loss"), m.get("grad_norm"), m.get("eval/rows/loss")) for m in recorder.metrics]
+        numbers = [(m.get("loss"), m.get("grad_norm"), m.get("eval/examples/loss")) for m in recorder.metrics]
         answered = (tmp_path / implementation / "samples.jsonl").read_text()
         seen[implementation] = answered, [number for line in numbers for number in line if number is not None]
     assert seen["auto"][0] == seen["sdpa"][0]

@@ -49,7 +49,7 @@ def test_generation_is_as_it_was(family: str, cache: str) -> None:
     assert torch.equal(found, wanted)
 
 
-def test_an_export_does_not_know_our_name(tmp_path: Path, folder: Path) -> None:
+def test_an_export_does_not_name_documents(tmp_path: Path, folder: Path) -> None:
     model = build_model(HFModelConfig(name_or_path=str(folder)), None, World())
     assert model.config._attn_implementation == "documents"
     model.save_pretrained(tmp_path / "out")
@@ -59,7 +59,7 @@ def test_an_export_does_not_know_our_name(tmp_path: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("wanted", ["sdpa", "eager"])
-def test_build_model_obeys(folder: Path, wanted: str) -> None:
+def test_build_model_sets_the_attention(folder: Path, wanted: str) -> None:
     model = build_model(HFModelConfig(name_or_path=str(folder), attn_implementation=wanted), None, World())
     assert model.config._attn_implementation == wanted
 

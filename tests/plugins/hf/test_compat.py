@@ -1,0 +1,137 @@
+"""Names of other libraries that hooktrain_hf.compat reads: an upgrade that changes one fails here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import hooktrain_hf
+import pytest
+import torch
+import transformers
+from hooktrain_hf import compat
+from hooktrain_hf.attention import install_document_attention
+
+from tests.plugins.hf.attention.families import FAMILIES, HYBRIDS, make
+
+
+@pytest.fixture
+def model(make_llama: Callable[..., Any]) -> Any:
+    return make_llama()
+
+
+def test_the_parts_of_a_model(model: Any) -> None:
+    assert compat.decoder_of(model) is model.model
+    assert compat.vocabulary_size(model) == model.get_input_embeddings().weight.shape[0]
+    assert compat.unwrap_adapters(model) is model
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    assert compat.unwrap_adapters(adapted) is model and compat.decoder_of(adapted) is model.model
+
+
+def test_kinds_of_layers() -> None:
+    hybrid = make("Qwen3Next", HYBRIDS["Qwen3Next"])
+    assert list(compat.layer_types(compat.decoder_of(hybrid))) == ["linear_attention", "full_attention"]
+    assert compat.is_stateful(compat.decoder_of(make("Mamba", HYBRIDS["Mamba"])))
+    assert not compat.is_stateful(compat.decoder_of(make("Llama", FAMILIES["Llama"][1])))
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "interface", "eager"),
+    [("Llama", "sdpa", True, True), ("GptOss", "eager", True, True), ("GPTJ", "eager", False, False)],
+)
+def test_the_attention_of_a_model(family: str, name: str, interface: bool, eager: bool) -> None:
+    decoder = compat.decoder_of(make(family, FAMILIES[family][1]))
+    assert compat.attention_implementation(decoder) == name
+    assert compat.supports_attention_interface(decoder) is interface
+    assert callable(compat.eager_attention(decoder)) is eager
+    assert compat.works_without_masks(compat.decoder_of(make("Llama", FAMILIES["Llama"][1])))
+    compat.set_attention_implementation(decoder, "other")
+    assert compat.attention_implementation(decoder) == "other"
+    assert compat.attention_implementation(torch.nn.Linear(1, 1)) == ""
+
+
+def test_forward_pre_hooks(model: Any) -> None:
+    before = compat.forward_pre_hooks(model.model)
+    install_document_attention(model, "auto")
+    assert len(compat.forward_pre_hooks(model.model)) == len(before) + 2
+
+
+def test_activation_checkpointing(model: Any) -> None:
+    compat.enable_activation_checkpointing(model.train())
+    ids = torch.arange(8)[None]
+    calls = []
+    model.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
+    model(ids, labels=ids, use_cache=False).loss.backward()
+    assert len(calls) == 2, "once in the forward pass and once in the backward pass"
+
+
+def test_devices_of_a_divided_model(model: Any) -> None:
+    assert compat.devices_of(model) == set()
+    model.hf_device_map = {"model": "cpu", "lm_head": "disk"}
+    assert compat.devices_of(model) == {"cpu", "disk"}
+
+
+def test_the_device_map_of_transformers(folder: Any) -> None:
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, device_map="cpu")
+    assert {str(device) for device in compat.devices_of(loaded)} <= {"cpu"}
+
+
+def test_names_that_are_not_saved() -> None:
+    assert list(compat.names_not_saved(SimpleNamespace(_keys_to_ignore_on_save=["a"]))) == ["a"]
+    assert hasattr(transformers.PreTrainedModel, "_keys_to_ignore_on_save")
+
+
+def test_chat_templates(tokenizer: Any) -> None:
+    assert "im_start" in compat.chat_template(tokenizer)
+    assert compat.chat_template(object()) is None
+
+
+def test_gguf_weights_are_unpacked() -> None:
+    """With a real file in test_gguf.py, which also fails where the marks of quantization stay."""
+    options = compat.gguf_load_options()
+    assert options == {} or options["quantization_config"].dequantize
+
+
+def test_a_model_that_is_not_quantized_is_unchanged(model: Any) -> None:
+    before = dict(vars(model))
+    compat.forget_gguf_quantization(model)
+    assert vars(model).keys() == before.keys()
+
+
+def test_sharded_weights(model: Any) -> None:
+    assert not compat.is_sharded(model)
+    weight = torch.nn.Parameter(torch.zeros(3))
+    assert compat.complete_shape(weight) == (3,)
+    weight.ds_id, weight.ds_shape = 1, torch.Size([6])  # type: ignore[attr-defined]
+    assert compat.complete_shape(weight) == (6,)
+    assert compat.is_sharded(torch.nn.ParameterList([weight]))  # type: ignore[arg-type]
+    assert hasattr(torch.distributed.tensor.DTensor, "full_tensor")
+
+
+def test_native_bf16() -> None:
+    assert compat.native_bf16() in (True, False)
+
+
+def test_generation_configs_hold_their_values_as_attributes(model: Any) -> None:
+    """export.py reads them by name."""
+    assert {"temperature", "top_p", "top_k", "typical_p", "min_p"} <= vars(model.generation_config).keys()
+
+
+@pytest.mark.usefixtures("real_starts")
+def test_importing_the_package_imports_no_heavy_library() -> None:
+    code = (
+        "import sys, hooktrain_hf; hooktrain_hf.HFModelConfig, hooktrain_hf.first_line;"
+        "print([m for m in ('torch', 'transformers', 'datasets', 'gguf') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_package_exports_what_it_lists() -> None:
+    assert all(getattr(hooktrain_hf, name).__name__ == name for name in hooktrain_hf.__all__)
+    assert set(hooktrain_hf.__all__) <= set(dir(hooktrain_hf))
+    with pytest.raises(AttributeError, match="hooktrain_hf.*nothing"):
+        hooktrain_hf.nothing  # noqa: B018
