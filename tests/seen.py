@@ -215,10 +215,10 @@ def _step(calls: list[Seen]) -> str:
     return said
 
 
-# ------------------------------------------------------------------------------------------ what docstrings claim
+# ------------------------------------------------------------------------------------------ what docstrings state
 
 _NAME = r"``([a-z_.]+)``"
-_CLAIM = re.compile(rf"\b(by|inside|before|after) {_NAME}(?: (?:and|or) {_NAME})?")
+_STATED = re.compile(rf"\b(by|inside|before|after) {_NAME}(?: (?:and|or) {_NAME})?")
 _UNORDERED = ("on_message",)
 """Hooks that plugins call whenever they like."""
 
@@ -230,7 +230,7 @@ def called_section(function: Any) -> str:
 
 
 def contradictions(hook: str, called: str, runs: Sequence[Witness]) -> list[str]:
-    """Return what a hook's ``Called:`` claims and the recorded runs do not show; empty where it is right.
+    """Return what a hook's ``Called:`` says and the recorded runs do not show; empty where it is right.
 
     ``by`` and ``inside`` name what is being executed whenever the hook is called. ``before`` and ``after`` name hooks of
     the same run that follow, or precede, each of its calls.
@@ -240,22 +240,20 @@ def contradictions(hook: str, called: str, runs: Sequence[Witness]) -> list[str]
         called: the text.
         runs: recorded runs, in some of which it is called.
     """
-    claims: dict[str, set[str]] = {}
-    for word, *names in _CLAIM.findall(called):
-        claims.setdefault(word, set()).update(filter(None, names))
+    stated: dict[str, set[str]] = {}
+    for preposition, *names in _STATED.findall(called):
+        stated.setdefault(preposition, set()).update(filter(None, names))
     wrong, calls = [], [seen for run in runs for name, seen in run.calls if name == hook]
-    allowed = claims.get("by", set()) | claims.get("inside", set())
+    allowed = stated.get("by", set()) | stated.get("inside", set())
     for seen in calls:
         active = {*seen.callers, *seen.inside}
         planned = "``hooktrain plan``" in called and not seen.callers
         if allowed and not allowed & active and not planned:
             wrong.append(f"called by {', '.join(sorted(active))}, and not by {', '.join(sorted(allowed))}")
-        if "by" not in claims and "trainer.run" in active and not allowed and "by the trainer" not in called:
+        if "by" not in stated and "trainer.run" in active and not allowed and "by the trainer" not in called:
             wrong.append(f"does not say that it is called by one of {', '.join(sorted(active))}")
     complete = [run for run in runs if hook == "on_exception" or "on_exception" not in run.order]
-    for when, other in [
-        (when, name) for when, names in claims.items() if when not in ("by", "inside") for name in names
-    ]:
+    for when, other in ((word, name) for word in ("before", "after") for name in stated.get(word, ())):
         both = [run.order for run in complete if hook in run.order and other in run.order]
         if not both and hook not in _UNORDERED:
             wrong.append(f"no recorded run has both {hook} and {other}")

@@ -38,7 +38,7 @@ def make_loss(config: Any) -> Callable[..., LossSum] | None:
         return partial(whole_focal, gamma=config.gamma)
     if isinstance(config, FocalConfig):
         return per_token(partial(focal, gamma=config.gamma))
-    return None  # not ours: the next plugin is asked
+    return None  # leaves it to the next plugin
 
 
 def focal(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:

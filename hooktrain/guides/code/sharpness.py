@@ -43,7 +43,7 @@ def register_configs() -> Mapping[str, Mapping[str, type]]:
 def run_step(trainer: Trainer, batches: Sequence[Batch]) -> Any:
     radius = trainer.recipe.settings["sharpness"].radius
     if radius == 0:
-        return NotImplemented  # declines: the next in line does the step
+        return NotImplemented  # leaves it to the next plugin
     total = _gradients(trainer, batches)
     kept = _climb(trainer, radius)
     trainer.begin_step(batches)  # the same micro-batches, once more

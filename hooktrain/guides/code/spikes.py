@@ -19,7 +19,7 @@ class Hooks:
 
         Called: by ``spikes``, in ``on_log``.
         Ranks: every rank, with equal values.
-        Device: has just been waited for.
+        Device: may wait for the device: metrics have just been read.
 
         Args:
             trainer: the trainer.

@@ -34,13 +34,13 @@ class SaveBeforeItIsTooLate:
         trainer.request_save()
 
 
-def test_everyone_hears_of_the_spike(run_tiny: Run) -> None:
+def test_every_plugin_is_called_at_a_spike(run_tiny: Run) -> None:
     recorder, other = Recorder(), SaveBeforeItIsTooLate()
     checkpoint = [{"type": "full", "save_end_of_training": True}]
     run_tiny(Spikes(), Jump(), other, recorder, checkpoint=checkpoint)
     assert other.steps == [5]
-    told = [given for name, given in recorder.calls if name == "on_message"]
-    assert any("step 5: loss" in given["message"] for given in told)
+    calls = [call for name, call in recorder.calls if name == "on_message"]
+    assert any("step 5: loss" in call["message"] for call in calls)
 
 
 def test_no_spike_no_word(run_tiny: Run) -> None:
