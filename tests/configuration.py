@@ -102,7 +102,7 @@ def _default(item: Any) -> str:
     if item.metadata.get("kind"):
         return "none" if item.metadata["many"] or item.default is None else "of the trainer type"
     if item.default is attrs.NOTHING:
-        return "required"
+        return "of the plugins" if item is attrs.fields(Recipe).type else "required"
     factory = getattr(item.default, "factory", None)
     value = unstructure(factory() if factory else item.default)
     if isinstance(value, dict) and value:
