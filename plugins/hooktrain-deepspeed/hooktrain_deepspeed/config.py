@@ -83,8 +83,8 @@ def bucket_size(settings: Mapping[str, Any], trainable: int) -> int:
     DeepSpeed allocates one bucket or two before the first step, which by its default takes gigabytes even for the
     smallest model.
     """
-    given = settings["zero_optimization"].get("reduce_bucket_size", "auto")
-    return min(_BUCKET, max(trainable, 1)) if given == "auto" else int(given)
+    size = settings["zero_optimization"].get("reduce_bucket_size", "auto")
+    return min(_BUCKET, max(trainable, 1)) if size == "auto" else int(size)
 
 
 def complaints_about(config: DeepSpeedConfig, recipe: Recipe, world: World) -> list[Complaint]:
@@ -95,18 +95,18 @@ def complaints_about(config: DeepSpeedConfig, recipe: Recipe, world: World) -> l
     return list(_fill(_config_of(config.config), config, recipe, world, dtype, sure=config.dtype != "auto"))
 
 
-def _config_of(given: Mapping[str, Any] | Path | None) -> dict[str, Any]:
-    if not isinstance(given, Path):
-        return copy.deepcopy(dict(given or {}))
+def _config_of(config: Mapping[str, Any] | Path | None) -> dict[str, Any]:
+    if not isinstance(config, Path):
+        return copy.deepcopy(dict(config or {}))
     try:
-        found = json.loads(given.read_text(encoding="utf-8"))
+        found = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise HooktrainError(
-            f"{_WHERE}: given '{given}', which cannot be read ({problem}); expected a JSON file with a DeepSpeed"
+            f"{_WHERE}: given '{config}', which cannot be read ({problem}); expected a JSON file with a DeepSpeed"
             " configuration"
         ) from problem
     if not isinstance(found, dict):
-        raise HooktrainError(f"{_WHERE}: '{given}' holds a {type(found).__name__}, expected a JSON object")
+        raise HooktrainError(f"{_WHERE}: '{config}' holds a {type(found).__name__}, expected a JSON object")
     return found
 
 
@@ -141,25 +141,25 @@ def _fill(
         ),
         "gradient_clipping": (recipe.gradient_clipping, "gradient_clipping"),
     }
-    for name, (value, said) in sizes.items():
+    for name, (value, setting) in sizes.items():
         if made.get(name, "auto") == "auto":
             made[name] = value
         elif made[name] != value:
-            yield _conflict(f"{_WHERE}.{name}", made[name], said, value)
+            yield _conflict(f"{_WHERE}.{name}", made[name], setting, value)
     yield from _fill_dtype(made, dtype, stage, sure)
     for name in ("offload_optimizer", "offload_param"):
-        given = zero.get(name)
-        if given is None:
+        section = zero.get(name)
+        if section is None:
             zero.pop(name, None)
-        elif not isinstance(given, dict):
+        elif not isinstance(section, dict):
             del zero[name]
             where = f"{_WHERE}.zero_optimization.{name}"
-            yield Complaint(where, f"given {given!r}, expected a mapping, such as {{device: cpu}}")
+            yield Complaint(where, f"given {section!r}, expected a mapping, such as {{device: cpu}}")
     yield from _fill_offload(zero, config.offload, stage)
     for name in ("reduce_bucket_size", "stage3_max_live_parameters"):
-        given = zero.get(name, "auto")
-        if given != "auto" and (isinstance(given, bool) or not isinstance(given, (int, float)) or given < 0):
-            yield Complaint(f"{_WHERE}.zero_optimization.{name}", f"given {given!r}, expected a count or auto")
+        count = zero.get(name, "auto")
+        if count != "auto" and (isinstance(count, bool) or not isinstance(count, (int, float)) or count < 0):
+            yield Complaint(f"{_WHERE}.zero_optimization.{name}", f"given {count!r}, expected a count or auto")
     if zero.get("reduce_bucket_size") == "auto":
         del zero["reduce_bucket_size"]  # filled in when the model is there
     made.setdefault("zero_allow_untested_optimizer", True)
@@ -207,5 +207,5 @@ def _fill_offload(zero: dict[str, Any], offload: str | None, stage: int) -> Iter
             yield _conflict(f"{_WHERE}.zero_optimization.{name}", there, "strategy.offload", offload)
 
 
-def _conflict(where: str, given: Any, said: str, value: Any) -> Complaint:
-    return Complaint(where, f"given {given}, but {said} says {value}; write it in one of the two places")
+def _conflict(where: str, found: Any, setting: str, value: Any) -> Complaint:
+    return Complaint(where, f"given {found}, but {setting} is {value}; write it in one of the two places")

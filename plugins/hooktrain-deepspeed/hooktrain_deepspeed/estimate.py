@@ -61,5 +61,5 @@ def _on_host(zero: dict[str, Any], section: str, names: tuple[str, ...]) -> set[
     return set(names) if zero.get(section, {}).get("device", "none") != "none" else set()
 
 
-def _number(given: Any, default: int) -> float:
-    return default if given in (None, "auto") else float(given)
+def _number(value: Any, default: int) -> float:
+    return default if value in (None, "auto") else float(value)

@@ -1,4 +1,4 @@
-"""The plugin ``deepspeed`` keeps to the rules of the platform."""
+"""The plugin ``deepspeed`` passes the conformance tests."""
 
 from hooktrain.testing import conformance
 
@@ -6,7 +6,7 @@ test_conformance = conformance(
     "deepspeed",
     settings={"strategy": {"type": "deepspeed", "zero_stage": 1, "dtype": "fp32", "device": "cpu"}},
     skip={"device": "DeepSpeed knows no device without values"},
-    leaves=["DS_ACCELERATOR", "PYTORCH_NVML_BASED_CUDA_CHECK"],  # DeepSpeed's choice for the whole process
+    leaves=["DS_ACCELERATOR", "PYTORCH_NVML_BASED_CUDA_CHECK"],  # DeepSpeed's choice for the process
     calls=0,
     allocations=0,
 )

@@ -127,7 +127,7 @@ def test_deepspeeds_own_tools_read_what_it_writes(run_ranks, tmp_path, stage):
         assert torch.equal(found[name].view(value.shape), value)
 
 
-def test_what_cannot_be(run_tiny):
+def test_recipes_that_deepspeed_checkpoints_refuse(run_tiny):
     with pytest.raises(RecipeError, match=facts("checkpoint[0].type", "given deepspeed", "strategy", "full")):
         run_tiny(checkpoint=OWN)
     with pytest.raises(CheckpointError, match=facts("checkpoint (type: deepspeed)", "auto_resume", "'type: full'")):

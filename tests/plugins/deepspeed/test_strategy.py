@@ -37,7 +37,7 @@ def losses(recorder: Recorder) -> list[float]:
 
 @pytest.mark.parametrize("stage", ALL_STAGES)
 def test_one_rank_trains_as_plain_torch_does(run_tiny, stage):
-    """Accumulation, ragged masks, a short last window, clipping, a schedule, decay of matrices only, evaluation."""
+    """Accumulation, ragged masks, a short last accumulation window, clipping, a schedule, decay of matrices only, evaluation."""
     settings = {**COMMON, "gradient_accumulation_steps": 3}
     recorder, reference = Recorder(), Recorder()
     expected = run_tiny(reference, **settings)
@@ -60,7 +60,7 @@ def test_two_ranks_are_one_global_batch(run_ranks, run_tiny, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_window_without_supervised_tokens_changes_nothing(run_tiny, stage):
+def test_a_step_without_supervised_tokens_changes_nothing(run_tiny, stage):
     """With weight decay and momentum, an update would move the weights although there is no gradient."""
 
     class WithoutLabels:
@@ -121,10 +121,10 @@ def test_a_resume_repeats_the_undisturbed_run(run_tiny, tmp_path, stage, dtype):
     run_tiny(rest, strategy=strategy, trainer=resume, run_dir=str(tmp_path / "rest"), **settings)
     assert losses(rest) == losses(recorder)[3:]
     for kind in ("model", "optimizer"):
-        whole = stored_weights(checkpoints / "step-00000008", kind)
+        undisturbed = stored_weights(checkpoints / "step-00000008", kind)
         again = stored_weights(tmp_path / "rest" / "checkpoints" / "step-00000008", kind)
-        assert whole.keys() == again.keys()
-        assert all(torch.equal(whole[name], again[name]) for name in whole)
+        assert undisturbed.keys() == again.keys()
+        assert all(torch.equal(undisturbed[name], again[name]) for name in undisturbed)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -145,16 +145,16 @@ def test_an_optimizer_that_the_recipe_changes_resumes_as_changed(run_tiny, tmp_p
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks_resume_bit_by_bit(run_ranks, run_tiny, tmp_path, stage):
     settings = {**COMMON, "checkpoint": SAVE}
-    whole = run_ranks(2, strategy=zero(stage), micro_batch_size=1, model={"dropout": 0.3}, **settings)
-    assert whole.status == 0, whole.output
-    path = whole.folder / "checkpoints" / "step-00000003"
+    undisturbed = run_ranks(2, strategy=zero(stage), micro_batch_size=1, model={"dropout": 0.3}, **settings)
+    assert undisturbed.status == 0, undisturbed.output
+    path = undisturbed.folder / "checkpoints" / "step-00000003"
     words = ["--resume", str(path)]
     more = {"micro_batch_size": 1, "model": {"dropout": 0.3}, "run_dir": str(tmp_path / "rest"), **settings}
     rest = run_ranks(2, words=words, strategy=zero(stage), **more)._replace(folder=tmp_path / "rest")
     assert rest.status == 0, rest.output
-    assert [line["loss"] for line in rest.metrics] == [line["loss"] for line in whole.metrics][3:]
-    last = len(whole.metrics)
-    for name, value in weights_at(whole, last).items():
+    assert [line["loss"] for line in rest.metrics] == [line["loss"] for line in undisturbed.metrics][3:]
+    last = len(undisturbed.metrics)
+    for name, value in weights_at(undisturbed, last).items():
         assert torch.equal(value, weights_at(rest, last)[name])
 
 
@@ -198,7 +198,7 @@ def test_any_strategy_resumes_from_any_others_checkpoint(run_ranks, run_tiny, tm
         ),
     ],
 )
-def test_what_contradicts_the_recipe(run_tiny, strategy, message):
+def test_a_config_that_contradicts_the_recipe(run_tiny, strategy, message):
     with pytest.raises(RecipeError) as caught:
         run_tiny(strategy={"type": "deepspeed", "device": "cpu", **strategy})
     assert re.search(facts(*message), str(caught.value))
@@ -237,7 +237,7 @@ def test_what_contradicts_the_recipe(run_tiny, strategy, message):
         ),
     ],
 )
-def test_what_deepspeed_would_not_take_or_never_read(run_tiny, tmp_path, config, message):
+def test_keys_that_deepspeed_refuses_or_never_reads(run_tiny, tmp_path, config, message):
     path = tmp_path / "zero.json"
     path.write_text(json.dumps(config))
     for given in (config, str(path)):
@@ -258,7 +258,7 @@ def test_plan_refuses_what_a_run_would(tiny_recipe, section):
     ]
 
 
-def test_what_is_wrong_is_headed_with_the_recipes_file(tiny_recipe, tmp_path):
+def test_errors_are_headed_with_the_recipes_file(tiny_recipe, tmp_path):
     strategy = {"type": "deepspeed", "device": "cpu", "config": {"zero_optimization": {"overlap_com": True}}}
     path = tmp_path / "mine.yaml"
     path.write_text(json.dumps({**tiny_recipe, "strategy": strategy}))
@@ -326,8 +326,8 @@ def test_nothing_is_left_of_a_run(run_tiny, stage):
     ("config", "expected"),
     [({}, 8 * 17 + 8 * 17 + 17), ({"reduce_bucket_size": "auto"}, 289), ({"reduce_bucket_size": 77}, 77)],
 )
-def test_buckets_are_as_large_as_the_model_unless_told(run_tiny, stage, config, expected):
-    """DeepSpeed takes the memory of whole buckets: by its own default two gigabytes for a model of 289 numbers."""
+def test_buckets_are_as_large_as_the_model_unless_configured(run_tiny, stage, config, expected):
+    """DeepSpeed allocates buckets at once: by its own default two gigabytes for a model of 289 numbers."""
     sizes = []
 
     class Looks:
@@ -353,10 +353,10 @@ def test_nothing_is_compiled(run_ranks, tmp_path, monkeypatch, stage):
 
 def test_the_console_counts_sharded_weights(run_tiny, capsys):
     run_tiny(strategy=zero(0), console={"enabled": True})
-    (whole,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("model")]
+    (shown,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("model")]
     run_tiny(strategy=zero(3), console={"enabled": True})
-    assert whole in capsys.readouterr().out
-    assert whole != "model 0 parameters on cpu"
+    assert shown in capsys.readouterr().out
+    assert shown != "model 0 parameters on cpu"
 
 
 @pytest.mark.parametrize("stage", [1, 3])
@@ -370,13 +370,13 @@ def test_a_frozen_base_in_bf16_is_that_of_a_float32_run(run_tiny, tmp_path, stag
             model.embedding.requires_grad_(False)
             return model
 
-    half, whole = zero(stage, dtype="bf16"), {"type": "torch", "dtype": "fp32", "device": "cpu"}
+    half, full = zero(stage, dtype="bf16"), {"type": "torch", "dtype": "fp32", "device": "cpu"}
     save = [{"type": "full", "save_every_n_steps": 1}]
     path = tmp_path / "run" / "checkpoints"
     allowed = ["strategy", "model"]
     run_tiny(Freeze(), strategy=half, checkpoint=save, train_iters=4, exit_iteration=1)
     assert (path / "step-00000001" / "frozen.json").exists()
-    for step, strategy in ((1, whole), (2, half), (3, whole)):
+    for step, strategy in ((1, full), (2, half), (3, full)):
         trainer = run_tiny(
             Freeze(),
             strategy=strategy,

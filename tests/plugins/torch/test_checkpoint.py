@@ -64,7 +64,7 @@ def assert_same(one, other) -> None:
 
 
 class Rows:
-    """Notes in a file which rows are read, in worker processes too; and uses every generator of random numbers."""
+    """Notes in a file which examples are read, in worker processes too; and uses every generator of random numbers."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -127,16 +127,16 @@ def test_a_resumed_run_repeats_the_undisturbed_one(run_tiny, tmp_path, accumulat
         "scheduler": {"type": "cosine", "warmup_steps": 2},
         "checkpoint": every(at),
     }
-    whole, resumed = Recorder(), Recorder()
+    undisturbed, resumed = Recorder(), Recorder()
     rows, left = Rows(tmp_path / "whole"), Rows(tmp_path / "left")
-    one = run_tiny(whole, rows, **settings)
+    one = run_tiny(undisturbed, rows, **settings)
     other = run_tiny(resumed, left, **settings, trainer={"resume_from": step(tmp_path, at)})
     assert_same(one, other)
-    assert [line["loss"] for line in resumed.metrics] == [line["loss"] for line in whole.metrics][at:]
+    assert [line["loss"] for line in resumed.metrics] == [line["loss"] for line in undisturbed.metrics][at:]
     assert left.drawn == rows.drawn[at:]
     consumed = (at // len(one.loader)) * 13 + (at % len(one.loader)) * 2 * accumulation
     if workers == 0:
-        assert left.read == rows.read[consumed:], "no row of a finished step is read again"
+        assert left.read == rows.read[consumed:], "no example of a finished step is read again"
     else:  # workers read in an order of their own
         assert (
             sorted(left.read) == sorted(Rows(tmp_path / "whole").read) if at == 0 else len(left.read) == 26 - consumed
@@ -149,15 +149,15 @@ def test_the_run_is_the_same_for_any_number_of_workers(run_tiny):
     assert_same(one, other)
 
 
-def test_auto_resume_takes_the_newest_and_goes_on(run_tiny, tmp_path):
+def test_auto_resume_continues_from_the_newest(run_tiny, tmp_path):
     settings = {"checkpoint": every(2, auto_resume=True), "model": {"dropout": 0.3}}
-    whole = run_tiny(**settings, run_dir=str(tmp_path / "other"))
+    undisturbed = run_tiny(**settings, run_dir=str(tmp_path / "other"))
     first = run_tiny(**settings, exit_iteration=5)
     assert first.global_step == 5
     recorder = Recorder()
     second = run_tiny(recorder, **settings)
     assert [given["path"].name for name, given in recorder.calls if name == "on_resume_end"] == ["step-00000004"]
-    assert_same(whole, second)
+    assert_same(undisturbed, second)
 
 
 def test_auto_resume_begins_where_there_is_nothing(run_tiny):
@@ -229,7 +229,7 @@ def test_contents(run_tiny, tmp_path):
 
 
 def test_everything_is_on_the_disk_before_a_checkpoint_has_its_name(run_tiny, tmp_path, monkeypatch):
-    """Whoever loses power finds a whole checkpoint or none: the manifest comes last, and the name after it."""
+    """After a power loss there is a complete checkpoint or none: the manifest is written last, and then the rename."""
     calls: list[tuple[str, int, int]] = []  # function, inode, size
     sync, replace = os.fsync, os.replace
 
@@ -252,7 +252,7 @@ def test_everything_is_on_the_disk_before_a_checkpoint_has_its_name(run_tiny, tm
     last = [("fsync", "manifest.json"), ("fsync", folder.name), ("replace", folder.name), ("fsync", "checkpoints")]
     assert found[-4:] == last
     synced = [(size, there[inode]) for _, inode, size in calls if inode in there]
-    assert all(size == path.stat().st_size for size, path in synced if path.is_file()), "and whole"
+    assert all(size == path.stat().st_size for size, path in synced if path.is_file()), "and complete"
 
 
 def test_a_step_is_written_once(run_tiny, tmp_path):
@@ -357,7 +357,7 @@ def test_all_damaged_is_nothing(run_tiny, tmp_path):
         ("[]", ["manifest.json", "mapping"]),
     ],
 )
-def test_what_a_damaged_manifest_lacks_is_said(tmp_path, content, problem):
+def test_the_error_names_what_a_damaged_manifest_lacks(tmp_path, content, problem):
     (tmp_path / "manifest.json").write_text(content)
     assert re.search(facts(*problem), problem_of(tmp_path).text)
 
@@ -372,8 +372,8 @@ def test_a_changed_number_in_a_manifest_is_damage(tmp_path, name):
     assert re.search(facts("manifest.json", "damaged"), problem_of(tmp_path).text)
 
 
-def test_what_is_damaged_is_never_lost(run_ranks):
-    """Of each checkpoint the counters are gone; its weights are kept beside those of the run that begins anew."""
+def test_damaged_checkpoints_are_never_lost(run_ranks):
+    """Of each checkpoint the counters are gone; its weights are kept alongside those of the run that begins anew."""
     saves = {"checkpoint": every(2, auto_resume=True, keep_last=2)}
     folder = run_ranks(1, **saves).folder / "checkpoints"
     for again in ("", "-2"):
@@ -387,12 +387,12 @@ def test_what_is_damaged_is_never_lost(run_ranks):
             assert (folder / f"damaged-{name}{again}" / "model-0.pt").read_bytes() == weights
             assert re.search(rf"{folder / name} .* damaged-{name}{again}$", run.output, re.MULTILINE)
     assert re.search(rf"^.*{folder}: .*damaged-step-N.*$", run.output, re.MULTILINE)
-    whole = FullCheckpoint(FullConfig(), folder.parent, World())
-    assert whole.latest() == folder / "step-00000006"
+    engine = FullCheckpoint(FullConfig(), folder.parent, World())
+    assert engine.latest() == folder / "step-00000006"
     assert len(list(folder.iterdir())) == 6
 
 
-def test_what_is_damaged_is_not_removed_as_older_ones_are(run_tiny, tmp_path):
+def test_retention_removes_no_damaged_checkpoint(run_tiny, tmp_path):
     class Damage:
         @hookimpl
         def on_step_start(self, trainer):
@@ -403,7 +403,7 @@ def test_what_is_damaged_is_not_removed_as_older_ones_are(run_tiny, tmp_path):
     assert saved(tmp_path) == [f"step-0000000{number}" for number in (2, 4, 6, 7)]
 
 
-def test_what_is_no_checkpoint(run_tiny, tmp_path):
+def test_a_path_that_is_no_checkpoint(run_tiny, tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("empty", "nowhere"):
         path = tmp_path / name
@@ -434,7 +434,7 @@ def test_a_checkpoint_of_another_format_is_refused_and_never_begun_anew_over(run
     assert path.read_text() == before
 
 
-def test_a_checkpoint_of_another_format_is_not_removed_as_older_ones_are(run_tiny, tmp_path):
+def test_retention_removes_no_checkpoint_of_another_format(run_tiny, tmp_path):
     run_tiny(checkpoint=every(3), train_iters=3)
     path = step(tmp_path, 3) / "manifest.json"
     path.write_text(path.read_text().replace('"format": 4', '"format": 3'))
@@ -468,8 +468,8 @@ def test_a_full_disk_is_an_error_and_leaves_the_last_checkpoint(run_tiny, tmp_pa
         run_tiny(Fill(), checkpoint=every(3))
     assert re.search(facts(f"{step(tmp_path, 6)}", "rank 0", "earlier", "File too large"), str(caught.value))
     assert saved(tmp_path) == ["step-00000003"]
-    whole = run_tiny(run_dir=str(tmp_path / "other"))
-    assert_same(whole, run_tiny(checkpoint=every(0, auto_resume=True)))
+    undisturbed = run_tiny(run_dir=str(tmp_path / "other"))
+    assert_same(undisturbed, run_tiny(checkpoint=every(0, auto_resume=True)))
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_the_training(run_tiny, tmp_path):
@@ -484,12 +484,12 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_training(run_tiny, t
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("apart", [5, pytest.param(1, marks=pytest.mark.thorough)])
-def test_killed_at_any_write_a_run_goes_on_from_the_last_whole_checkpoint(
+def test_killed_at_any_write_a_run_resumes_from_the_last_complete_checkpoint(
     run_tiny, tiny_recipe, tmp_path, asynchronous, apart
 ):
     saves = every(2, auto_resume=True, keep_last=1, asynchronous=asynchronous)
     settings = {"model": {"dropout": 0.3}, "checkpoint": saves}
-    whole = run_tiny(**settings, run_dir=str(tmp_path / "undisturbed"))
+    undisturbed = run_tiny(**settings, run_dir=str(tmp_path / "undisturbed"))
     at = 1
     while True:
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
@@ -497,12 +497,12 @@ def test_killed_at_any_write_a_run_goes_on_from_the_last_whole_checkpoint(
             break
         left = [path for path in (tmp_path / "run" / "checkpoints").iterdir() if not path.name.startswith(".")]
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # nothing that looks like a checkpoint is less than whole
+            warnings.simplefilter("error", UserWarning)  # nothing that looks like a checkpoint is incomplete
             engine = FullCheckpoint(FullConfig(), tmp_path / "run", World())
             last = engine.latest()
             assert (last is None) == (not left)
             resumed = run_tiny(**settings)
-        assert_same(whole, resumed)
+        assert_same(undisturbed, resumed)
         if last != step(tmp_path, 6):  # after the last one nothing is saved any more
             assert saved(tmp_path) == ["step-00000006"], "leftovers are gone"
         at += apart

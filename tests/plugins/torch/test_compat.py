@@ -20,7 +20,7 @@ def test_base_rates():
     assert compat.base_rates(object()) is None
 
 
-def test_bf16_of_the_processor_is_told_by_torch():
+def test_bf16_of_the_processor():
     assert compat.cpu_has_bf16() in (True, False)
 
 

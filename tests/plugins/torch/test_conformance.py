@@ -1,4 +1,4 @@
-"""The plugin ``torch`` keeps to the rules of the platform."""
+"""The plugin ``torch`` passes the conformance tests."""
 
 from hooktrain.testing import conformance
 

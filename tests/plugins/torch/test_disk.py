@@ -68,7 +68,7 @@ def settings(folder: Path, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("ranks", "strategy"), [(1, None), (2, None), (2, ZERO)], ids=["1", "2", "2, ZeRO-3"])
 def test_a_full_disk(run_ranks, mount, ranks, strategy):
-    """There is room for one checkpoint and a half; with more of it, the run goes on from the one that is whole."""
+    """There is room for one checkpoint and a half; with more of it, the run resumes from the complete one."""
     folder = mount(64 << 10 if ranks == 1 else 96 << 10)
     more = {"strategy": strategy} if strategy else {}
     run = run_ranks(ranks, **settings(folder), **more)
@@ -115,7 +115,7 @@ import signal
 
 @hookimpl
 def on_checkpoint_end(trainer, path):
-    if trainer.world.is_main:  # one checkpoint is whole, and there is no room for more
+    if trainer.world.is_main:  # one checkpoint is complete, and there is no room for more
         (path.parent / "fill").write_bytes(bytes((os.statvfs(path).f_bavail - 1) * 4096))
     trainer.strategy.barrier()
 

@@ -1,4 +1,4 @@
-"""Frozen weights in ``full`` checkpoints: left out where building the model gives them back, and only there."""
+"""Frozen weights in ``full`` checkpoints: not written where building the model restores them, and only there."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def weights(tmp_path: Path, step: int) -> dict[str, torch.Tensor]:
     return torch.load(tmp_path / f"run/checkpoints/step-{step:08d}/model-0.pt", weights_only=True)
 
 
-def test_frozen_weights_are_left_out_and_a_resume_repeats_the_run(run_tiny: Any, tmp_path: Path) -> None:
+def test_frozen_weights_are_not_written_and_a_resume_repeats_the_run(run_tiny: Any, tmp_path: Path) -> None:
     one = run_tiny(FreezeEmbedding(), train_iters=4, checkpoint=SAVE)
     assert set(weights(tmp_path, 2)) == {"head.weight", "head.bias"}
     resumed = run_tiny(
@@ -58,7 +58,7 @@ def test_frozen_weights_are_left_out_and_a_resume_repeats_the_run(run_tiny: Any,
     )
     for name, value in one.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name])
-    assert set(weights(tmp_path, 4)) == {"head.weight", "head.bias"}, "a resumed run leaves them out as well"
+    assert set(weights(tmp_path, 4)) == {"head.weight", "head.bias"}, "nor does a resumed run write them"
 
 
 def test_another_base_is_refused(run_tiny: Any, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_the_checksum_knows_order_shape_and_type() -> None:
     wide = torch.arange(1 << 22, dtype=torch.float32)  # several chunks
     swapped = wide.clone()
     swapped[[1, 3_000_000]] = wide[[3_000_000, 1]]
-    rolled = wide.roll(1 << 21)  # whole chunks exchanged
+    rolled = wide.roll(1 << 21)  # complete chunks exchanged
     texts = {checksum(found) for found in (wide, swapped, rolled, wide.view(2, -1), wide.view(torch.int32))}
     assert len(texts) == 5
     assert checksum(wide.view(2, -1).t()) == checksum(wide.view(2, -1).t().contiguous())
@@ -144,7 +144,7 @@ def test_weights_are_known_again_in_another_precision() -> None:
         shards = [Shard("w", (40,), 0, content)]
         return FrozenWeights(model, shards, lambda mine: [mine]), shards, model
 
-    def goes_on(saved: torch.Tensor, now: torch.Tensor) -> bool:
+    def resumes(saved: torch.Tensor, now: torch.Tensor) -> bool:
         before, shards, model = built(saved)
         expected = before.unchanged(model, shards, lambda mine: [mine])
         after, shards, _ = built(now)
@@ -153,9 +153,9 @@ def test_weights_are_known_again_in_another_precision() -> None:
     nearly = values.clone()
     nearly[3] += 1e-6  # the same when rounded
     for half in (torch.bfloat16, torch.float16):
-        assert goes_on(values.to(half), values), "saved under ZeRO in bf16, goes on in float32"
-        assert goes_on(values, values.to(half))
-        assert not goes_on((values * 1.1).to(half), values)
-        assert not goes_on(values, (values * 1.1).to(half))
-    assert not goes_on(values, nearly), "in one precision bit by bit"
-    assert not goes_on(values.to(torch.bfloat16), values.to(torch.float16))
+        assert resumes(values.to(half), values), "saved under ZeRO in bf16, resumed in float32"
+        assert resumes(values, values.to(half))
+        assert not resumes((values * 1.1).to(half), values)
+        assert not resumes(values, (values * 1.1).to(half))
+    assert not resumes(values, nearly), "in one precision bit by bit"
+    assert not resumes(values.to(torch.bfloat16), values.to(torch.float16))

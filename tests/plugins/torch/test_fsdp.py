@@ -32,7 +32,7 @@ SHARES = """
 @hookimpl
 def on_train_start(trainer):
     here = sum(p.to_local().numel() for p in trainer.model.parameters())
-    note(here=here, whole=sum(p.numel() for p in trainer.model.parameters()))
+    note(here=here, all=sum(p.numel() for p in trainer.model.parameters()))
 """
 
 
@@ -41,8 +41,8 @@ def test_two_ranks_are_one_global_batch(run_ranks, rank_notes, run_tiny):
     run = run_ranks(2, SHARES, gradient_accumulation_steps=2, strategy=FSDP, checkpoint=SAVE, **COMMON)
     assert_equal_runs(run, *alone(run_tiny, micro_batch_size=8, **COMMON))
     (first,), (second,) = rank_notes(0), rank_notes(1)
-    assert first["here"] + second["here"] == first["whole"]
-    assert second["here"] > first["whole"] / 3
+    assert first["here"] + second["here"] == first["all"]
+    assert second["here"] > first["all"] / 3
 
 
 def test_one_rank(run_tiny):
@@ -63,23 +63,23 @@ def test_fewer_rows_than_ranks(run_ranks, run_tiny):
 
 def test_two_ranks_resume_bit_by_bit(run_ranks, tmp_path):
     settings = {**COMMON, "checkpoint": SAVE, "micro_batch_size": 1, "model": {"dropout": 0.3}, "strategy": FSDP}
-    whole = run_ranks(2, **settings)
-    assert whole.status == 0, whole.output
-    words = ["--resume", str(whole.folder / "checkpoints" / "step-00000003")]
+    undisturbed = run_ranks(2, **settings)
+    assert undisturbed.status == 0, undisturbed.output
+    words = ["--resume", str(undisturbed.folder / "checkpoints" / "step-00000003")]
     rest = run_ranks(2, words=words, **{**settings, "run_dir": str(tmp_path / "rest")})._replace(
         folder=tmp_path / "rest"
     )
     assert rest.status == 0, rest.output
-    assert [line["loss"] for line in rest.metrics] == [line["loss"] for line in whole.metrics][3:]
-    last = f"checkpoints/step-{len(whole.metrics):08d}"
+    assert [line["loss"] for line in rest.metrics] == [line["loss"] for line in undisturbed.metrics][3:]
+    last = f"checkpoints/step-{len(undisturbed.metrics):08d}"
     for kind in ("model", "optimizer"):
-        expected, found = (stored_weights(run.folder / last, kind) for run in (whole, rest))
+        expected, found = (stored_weights(run.folder / last, kind) for run in (undisturbed, rest))
         assert expected.keys() == found.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("there", [{"dtype": "fp32", "device": "cpu"}, {"type": "deepspeed", "zero_stage": 3}])
-def test_goes_on_from_others_and_others_from_it(run_ranks, run_tiny, tmp_path, there):
+def test_resumes_from_other_strategies_and_they_from_it(run_ranks, run_tiny, tmp_path, there):
     """One rank of another strategy, then two of FSDP2, then the first one again."""
     there = {"dtype": "fp32", "device": "cpu", **there}
     settings = {**COMMON, "checkpoint": SAVE, "micro_batch_size": 4}
@@ -190,7 +190,7 @@ def test_blocks():
     assert blocks(root) == [root.inner.layers[0], root.inner.layers[2][0]]
 
 
-def test_each_rank_writes_its_rows(run_ranks):
+def test_each_rank_writes_its_shards(run_ranks):
     run = run_ranks(2, strategy=FSDP, checkpoint={"type": "full", "save_end_of_training": True})
     assert run.status == 0, run.output
     (path,) = (run.folder / "checkpoints").iterdir()

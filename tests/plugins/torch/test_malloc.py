@@ -64,7 +64,7 @@ print(seen[0] - resident())
 
 @pytest.mark.usefixtures("real_starts")
 def test_memory_is_given_back_at_the_end_of_a_run(tmp_path: Path) -> None:
-    """400 MB that a step had are the next program's after the run, as in a notebook that goes on."""
+    """400 MB that a step had are the next program's after the run, as in a notebook that continues."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", AFTERWARDS],
         cwd=tmp_path,

@@ -129,7 +129,7 @@ def test_a_recipe_selects_it_and_gives_its_rate(run_tiny, key, given):
     assert trainer.optimizer.param_groups[0]["lr"] == 0.125
 
 
-def test_left_out_it_is_adamw(run_tiny):
+def test_the_default_is_adamw(run_tiny):
     assert type(run_tiny(optimizer={}, train_iters=1).optimizer) is torch.optim.AdamW
 
 

@@ -79,8 +79,8 @@ def test_two_ranks_are_one_global_batch(run_ranks, rank_notes, run_tiny):
     assert [line["row"] for line in rank_notes(0) if line.get("set") == "train"] != list(range(13)), "rows are shuffled"
 
 
-def test_a_rank_without_rows_takes_part(run_ranks, run_tiny):
-    """9 rows in micro-batches of 4 on two ranks: the last window is one row, on rank 0."""
+def test_a_rank_without_sequences(run_ranks, run_tiny):
+    """9 rows in micro-batches of 4 on two ranks: the last accumulation window is one sequence, on rank 0."""
     data = {"rows": 9, "eval_rows": 1}
     run = run_ranks(
         2, micro_batch_size=4, data=data, epochs=3, checkpoint={"type": "full", "save_end_of_training": True}
@@ -115,7 +115,7 @@ def compute_loss(trainer, batch, denominator):
 
 
 def test_parameters_without_a_gradient(run_ranks, run_tiny, tmp_path, monkeypatch):
-    """One is never used, one only by rows with a certain token; a module stands in the model twice."""
+    """One is never used, one only by rows with a certain token; a module is in the model twice."""
     settings = {"gradient_accumulation_steps": 2, "epochs": 2, "optimizer": {"type": "adamw", "lr": 0.01}}
     saved = {"type": "full", "save_end_of_training": True}
     strategy = {"dtype": "fp32", "device": "cpu", "find_unused_parameters": True}
@@ -176,7 +176,7 @@ def on_train_end(trainer):
 """
 
 
-def test_what_one_rank_requests_all_do(run_ranks, rank_notes):
+def test_a_request_of_one_rank_is_made_on_all(run_ranks, rank_notes):
     run = run_ranks(2, ASK, micro_batch_size=1, checkpoint={"type": "full"})
     assert run.status == 0, run.output
     steps = [{"step": 1}, {"step": 2}, {"evaluated": 2}, {"saved": 2}, {"step": 3}, {"step": 4}]
@@ -257,7 +257,7 @@ def test_a_rank_that_cannot_save_tells_the_others(run_ranks, rank_notes, tmp_pat
 
 
 def test_a_resume_on_two_ranks_repeats_the_undisturbed_run(run_ranks, run_tiny, tmp_path):
-    """With dropout, which each rank draws for itself; and one process can go on from what two have saved."""
+    """With dropout, which each rank draws for itself; and one process can resume from what two have saved."""
     settings = {
         "micro_batch_size": 1,
         "gradient_accumulation_steps": 2,
@@ -266,14 +266,14 @@ def test_a_resume_on_two_ranks_repeats_the_undisturbed_run(run_ranks, run_tiny, 
         "optimizer": {"type": "adamw", "lr": 0.01},
         "checkpoint": {"type": "full", "save_every_n_steps": 3, "save_end_of_training": True},
     }
-    whole = run_ranks(2, **settings)
-    assert whole.status == 0, whole.output
-    path = whole.folder / "checkpoints" / "step-00000003"
+    undisturbed = run_ranks(2, **settings)
+    assert undisturbed.status == 0, undisturbed.output
+    path = undisturbed.folder / "checkpoints" / "step-00000003"
     rest = run_ranks(2, words=["--resume", str(path)], **{**settings, "run_dir": str(tmp_path / "rest")})
     rest = rest._replace(folder=tmp_path / "rest")
     assert rest.status == 0, rest.output
-    assert [line["loss"] for line in rest.metrics] == [line["loss"] for line in whole.metrics][3:]
-    for name, value in weights_at(whole, 8).items():
+    assert [line["loss"] for line in rest.metrics] == [line["loss"] for line in undisturbed.metrics][3:]
+    for name, value in weights_at(undisturbed, 8).items():
         assert torch.equal(value, weights_at(rest, 8)[name])
     settings["gradient_accumulation_steps"] = 4
     recorder, trainer = alone(run_tiny, **settings, trainer={"resume_from": path})
@@ -281,4 +281,4 @@ def test_a_resume_on_two_ranks_repeats_the_undisturbed_run(run_ranks, run_tiny, 
     assert any(re.search(facts("world_size", "was 2", "is 1", "dropout"), text) for text in said)
     assert trainer.global_step == 8
     for name in ("tokens", "supervised_tokens", "epoch", "lr"):
-        assert [line[name] for line in recorder.metrics] == [line[name] for line in whole.metrics][3:]
+        assert [line[name] for line in recorder.metrics] == [line[name] for line in undisturbed.metrics][3:]

@@ -1,4 +1,4 @@
-"""What is kept, and saving while the training goes on."""
+"""Retention, and saving while training continues."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ class Held:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_training_goes_on_while_older_checkpoints_are_deleted(run_tiny, tmp_path, monkeypatch, asynchronous):
+def test_training_continues_while_older_checkpoints_are_deleted(run_tiny, tmp_path, monkeypatch, asynchronous):
     held = Held(monkeypatch)
     run_tiny(held, checkpoint=full(5, keep_last=1, asynchronous=asynchronous), epochs=2)
     assert held.seen == [[".removed-step-00000005", "step-00000010"]] * 2
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000010"]
 
 
-def test_what_a_run_that_died_left_of_a_deletion_goes_with_the_next_save(run_tiny, tmp_path):
+def test_the_next_save_finishes_an_interrupted_deletion(run_tiny, tmp_path):
     left = tmp_path / "run" / "checkpoints" / ".removed-step-00000002"
     left.mkdir(parents=True)
     (left / "model-0.pt").write_bytes(b"x")
@@ -130,7 +130,7 @@ def test_a_best_that_nobody_measures_is_said_once(run_tiny, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["keep_every", "keep_best"])
-def test_what_would_have_no_effect_is_refused(run_tiny, name):
+def test_settings_without_effect_are_refused(run_tiny, name):
     with pytest.raises(RecipeError, match=facts(f"checkpoint[0].{name}", "keep_last: 0", "keep_last: 1")):
         run_tiny(checkpoint=full(**{name: 2 if name == "keep_every" else "eval/held_out/loss"}))
 
@@ -171,7 +171,7 @@ def test_a_large_file_goes_to_the_disk_while_it_is_written(tmp_path, synced_size
     assert all(torch.equal(again[name], value) for name, value in TENSORS.items())
 
 
-def test_what_the_disk_says_on_the_way_is_not_lost(tmp_path, synced_sizes, monkeypatch):
+def test_an_error_of_an_early_sync_is_not_lost(tmp_path, synced_sizes, monkeypatch):
     """A disk says to each open file only once that it could not write."""
     sync, calls = os.fsync, itertools.count()
 
@@ -233,13 +233,13 @@ class Background:
         self.reach(float("inf"))
 
 
-def test_training_goes_on_and_what_is_saved_is_of_its_own_step(run_tiny, tmp_path, monkeypatch):
+def test_training_continues_and_a_checkpoint_is_of_its_own_step(run_tiny, tmp_path, monkeypatch):
     settings = {"epochs": 4, "model": {"dropout": 0.3}}
     run_tiny(**settings, checkpoint=full(14), run_dir=str(tmp_path / "plain"))
     look = Background(monkeypatch, 3, last=28)
     trainer = run_tiny(look, **settings, checkpoint=full(14, asynchronous=True))
     assert [step for step, _ in look.emitted] == [14, 28]
-    assert 16 < look.emitted[0][1] < 28, "training went on meanwhile"
+    assert 16 < look.emitted[0][1] < 28, "training continued meanwhile"
     assert look.emitted[1][1] == 28, "the run waits for its last save"
     for step in (14, 28):
         for kind in ("model", "optimizer"):
@@ -278,7 +278,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Broken:
     return found
 
 
-def test_a_save_that_fails_is_reported_and_the_run_goes_on(run_tiny, tmp_path, broken):
+def test_a_save_that_fails_is_reported_and_the_run_continues(run_tiny, tmp_path, broken):
     with pytest.warns(UserWarning, match=r"step-00000002.*rank 0.*No space left.*output_dir.*\brun\b"):
         trainer = run_tiny(broken, checkpoint=full(2, asynchronous=True))
     assert trainer.global_step == 7
@@ -291,7 +291,7 @@ def test_a_save_that_fails_stops_the_run_when_asked_to(run_tiny, tmp_path, broke
     assert saved(tmp_path) == []
 
 
-def test_what_is_being_saved_when_the_run_fails_is_finished(run_tiny, tmp_path, monkeypatch):
+def test_a_running_save_is_finished_when_the_run_fails(run_tiny, tmp_path, monkeypatch):
     class Fail:
         @hookimpl
         def on_step_start(self, trainer: Any) -> None:

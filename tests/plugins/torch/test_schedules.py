@@ -1,4 +1,4 @@
-"""Schedules as pure functions of the step, beside torch's own where torch has one."""
+"""Schedules as pure functions of the step, compared with torch's own where torch has one."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ configs = st.one_of(
 
 
 @given(config=configs, total=st.integers(1, 50))
-def test_the_rate_stays_between_the_least_and_the_whole(config, total):
+def test_the_rate_stays_between_the_least_and_the_full_one(config, total):
     schedule = make_schedule(config, optimizer_of(1.0), total)
     factors = [schedule.factor(step) for step in range(2 * total + 70)]
     warmup = schedule.warmup_steps
@@ -148,7 +148,7 @@ def test_the_rate_stays_between_the_least_and_the_whole(config, total):
 
 
 @given(config=configs, total=st.integers(1, 50), finished=st.integers(0, 60))
-def test_state_makes_a_new_schedule_go_on(config, total, finished):
+def test_a_new_schedule_continues_from_a_state(config, total, finished):
     one, other = optimizer_of(1.0, 0.1), optimizer_of(0.3, 0.3)
     old, new = (make_schedule(config, optimizer, total) for optimizer in (one, other))
     for _ in range(finished):

@@ -1,4 +1,4 @@
-"""Sequence parallelism: ranks that share the tokens of a row compute what one rank computes with the whole."""
+"""Sequence parallelism: ranks that share the tokens of a sequence compute what one rank computes with all of them."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def assert_same(one: Any, lines: list[dict[str, float]]) -> None:
 
 
 @pytest.mark.parametrize("strategy", list(STRATEGIES.values()), ids=list(STRATEGIES))
-def test_two_ranks_with_half_a_row_each(run, launch_recipe, recipe, strategy):
-    """Losses, metrics, gradients' norms, counts and evaluation, of packed rows of an odd number of tokens."""
+def test_two_ranks_with_half_a_sequence_each(run, launch_recipe, recipe, strategy):
+    """Losses, metrics, gradients' norms, counts and evaluation, of packed sequences of an odd number of tokens."""
     settings = {**COMMON, "data": {**recipe["data"], "max_length": 95}, "eval_interval": 2}
     recorder = Recorder()
     run(recorder, **settings)
@@ -66,9 +66,9 @@ def test_two_ranks_with_half_a_row_each(run, launch_recipe, recipe, strategy):
         {"loss": {"type": "dft"}, "micro_batch_size": 2},
         {"peft": {"type": "lora", "r": 4}},
     ],
-    ids=["rows after each other", "accumulation, activation checkpointing", "dft, rows below each other", "lora"],
+    ids=["flat sequences", "accumulation, activation checkpointing", "dft, stacked sequences", "lora"],
 )
-def test_what_else_a_recipe_may_say(run, launch_recipe, recipe, changes):
+def test_other_settings_of_a_recipe(run, launch_recipe, recipe, changes):
     settings = {**COMMON, **changes}
     for name in ("data", "model"):
         settings[name] = {**recipe[name], **changes.get(name, {})}
@@ -80,23 +80,25 @@ def test_what_else_a_recipe_may_say(run, launch_recipe, recipe, changes):
 
 
 def test_four_ranks_two_and_two(run, launch_recipe, recipe):
-    """Two rows at a time, each shared by two ranks, is one rank with a micro-batch of two; saved, and gone on alone."""
-    whole, rest = Recorder(), Recorder()
+    """Two sequences at a time, each shared by two ranks, is one rank with a micro-batch of two; resumed on one rank."""
+    undisturbed, rest = Recorder(), Recorder()
     settings = {**COMMON, "checkpoint": [SAVE]}
-    run(whole, micro_batch_size=2, **settings)
+    run(undisturbed, micro_batch_size=2, **settings)
     strategy = {**STRATEGIES["ddp"], "sequence_parallel": 2}
     four = launch_recipe(4, strategy=strategy, **settings)
     assert four.status == 0, four.output
-    assert_same(whole, four.metrics)
+    assert_same(undisturbed, four.metrics)
     path = four.folder / "checkpoints" / "step-00000002"
     run(rest, micro_batch_size=2, trainer={"resume_from": path}, **settings)
-    assert [line["loss"] for line in rest.metrics] == pytest.approx([x["loss"] for x in whole.metrics[2:]], rel=1e-5)
+    assert [line["loss"] for line in rest.metrics] == pytest.approx(
+        [x["loss"] for x in undisturbed.metrics[2:]], rel=1e-5
+    )
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
 
 
-def test_what_cannot_be_shared(launch_recipe, run_ranks, recipe):
+def test_models_and_batches_that_cannot_be_shared(launch_recipe, run_ranks, recipe):
     strategy = {**STRATEGIES["ddp"], "sequence_parallel": 2}
     sdpa = launch_recipe(2, strategy=strategy, model={**recipe["model"], "attn_implementation": "sdpa"})
     assert sdpa.status == 1
@@ -114,7 +116,7 @@ def test_heads_that_cannot_be_shared(launch_recipe, recipe):
     assert re.search(r"strategy\.sequence_parallel.*given 3.*\b2 heads", three.output)
 
 
-# ---------------------------------------------------------------------------------------------------- cutting rows
+# ---------------------------------------------------------------------------------------------------- splitting sequences
 
 
 def row(lengths: list[int], first: int) -> dict[str, Any]:
@@ -141,12 +143,12 @@ def test_the_shards_are_the_sequences(lengths, size, stacked):
     shifted = torch.cat([part["shift_labels"] for part in parts], 1)
     assert torch.equal(shifted[:, : width - 1], batch["labels"][:, 1:])
     assert bool((shifted[:, width - 1 :] == -100).all())
-    whole = shifted.shape[1]
-    assert whole % size == 0
-    assert whole - width < size
+    padded = shifted.shape[1]
+    assert padded % size == 0
+    assert padded - width < size
     for part in parts:
-        assert sum(part["document_lengths"]) == height * whole
-        assert part["cu_seq_lens_q"].tolist()[-1] == height * whole
+        assert sum(part["document_lengths"]) == height * padded
+        assert part["cu_seq_lens_q"].tolist()[-1] == height * padded
         assert part["max_length_q"] == max(part["document_lengths"])
         assert "labels" not in part
     positions = torch.cat([part["position_ids"] for part in parts], 1).flatten()
@@ -155,7 +157,7 @@ def test_the_shards_are_the_sequences(lengths, size, stacked):
     assert sum(part["tokens"] for part in parts) == batch.get("tokens", height * width)
 
 
-def test_which_ranks_share_a_row():
+def test_which_ranks_share_a_sequence():
     worlds = [data_world(World(rank=rank, world_size=6, local_rank=rank), 3) for rank in range(6)]
     assert [(world.rank, world.world_size) for world in worlds] == [(0, 2)] * 3 + [(1, 2)] * 3
     with pytest.raises(HooktrainError, match=facts("strategy.sequence_parallel", "given 4", "6 ranks")):

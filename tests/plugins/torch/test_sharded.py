@@ -33,14 +33,14 @@ def test_an_adapter_on_a_sharded_base(run: Any, run_ranks: Any, recipe: Any, tmp
     }
     run(recorder, **settings)
     two = {**settings, "strategy": strategy, "micro_batch_size": 1, "run_dir": str(tmp_path / "ranks")}
-    whole = run_ranks(2, **two)
-    assert whole.status == 0, whole.output
+    undisturbed = run_ranks(2, **two)
+    assert undisturbed.status == 0, undisturbed.output
     losses = [line["loss"] for line in recorder.metrics]
-    assert [line["loss"] for line in whole.metrics] == pytest.approx(losses, rel=1e-4)
-    answers = [(folder / "samples.jsonl").read_text().splitlines() for folder in (tmp_path / "run", whole.folder)]
+    assert [line["loss"] for line in undisturbed.metrics] == pytest.approx(losses, rel=1e-4)
+    answers = [(folder / "samples.jsonl").read_text().splitlines() for folder in (tmp_path / "run", undisturbed.folder)]
     assert len(answers[0]) == 4
     assert [json.loads(line) for line in answers[1]] == [json.loads(line) for line in answers[0]]
-    path = whole.folder / "checkpoints" / "step-00000002"
+    path = undisturbed.folder / "checkpoints" / "step-00000002"
     alone = tmp_path / "run" / "checkpoints" / "step-00000002"
     assert all("lora_" in name for name in stored_weights(path))
     frozen = [json.loads((folder / "frozen.json").read_text()) for folder in (path, alone)]
@@ -48,7 +48,7 @@ def test_an_adapter_on_a_sharded_base(run: Any, run_ranks: Any, recipe: Any, tmp
     rest = run_ranks(2, words=["--resume", str(path)], **{**two, "run_dir": str(tmp_path / "rest")})
     assert rest.status == 0, rest.output
     found = [json.loads(line)["loss"] for line in (tmp_path / "rest" / "metrics.jsonl").read_text().splitlines()]
-    assert found == [line["loss"] for line in whole.metrics][2:]
+    assert found == [line["loss"] for line in undisturbed.metrics][2:]
     other = Recorder()
     run(other, trainer={"resume_from": path}, **{**settings, "run_dir": str(tmp_path / "other")})
     assert [line["loss"] for line in other.metrics] == pytest.approx(losses[2:], rel=1e-4)

@@ -218,13 +218,13 @@ def test_an_overflow_of_fp16_skips_the_step_and_lowers_the_scale(run_tiny, clip,
 def test_the_loss_scale_outlives_a_resume(run_tiny, tmp_path):
     saved = {"type": "full", "save_every_n_steps": 4}
     settings = {**cpu("fp16"), "checkpoint": saved}
-    whole = run_tiny(Scaled({1, 2}, 1e30), **settings)
-    assert whole.strategy.scaler.get_scale() == 65536 / 4
+    undisturbed = run_tiny(Scaled({1, 2}, 1e30), **settings)
+    assert undisturbed.strategy.scaler.get_scale() == 65536 / 4
     path = tmp_path / "run" / "checkpoints" / "step-00000004"
     resumed = run_tiny(Scaled({1, 2}, 1e30), **settings, trainer={"resume_from": path})
-    assert resumed.strategy.scaler.state_dict() == whole.strategy.scaler.state_dict()
+    assert resumed.strategy.scaler.state_dict() == undisturbed.strategy.scaler.state_dict()
     assert resumed.state.skipped_steps == 2
-    for name, value in whole.model.state_dict().items():
+    for name, value in undisturbed.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name])
 
 
@@ -237,7 +237,7 @@ def test_fp16_gradients_that_are_nan_at_any_scale_end_the_run(run_tiny):
 
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_on_nan_skip_leaves_out_the_step(run_tiny, clip, dtype):
+def test_on_nan_skip_skips_the_step(run_tiny, clip, dtype):
     scaled = Scaled({2, 3}, math.inf)
     trainer = run_tiny(scaled, **cpu(dtype), gradient_clipping=clip, on_nan="skip", log_interval=4)
     assert trainer.state.skipped_steps == 2
