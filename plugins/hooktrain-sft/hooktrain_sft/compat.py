@@ -127,7 +127,7 @@ def input_embeddings(model: Any) -> Module | None:
 
 
 def decoder_and_head(model: Any) -> tuple[Module | None, Module | None] | None:
-    """Return the decoder and the LM head of a transformers model; None for models that cannot be asked for them."""
+    """Return the decoder and the LM head of a transformers model; None for models without these methods."""
     decoder, head = getattr(model, "get_decoder", None), getattr(model, "get_output_embeddings", None)
     return (decoder(), head()) if callable(decoder) and callable(head) else None
 
@@ -146,8 +146,8 @@ def output_size(head: Module, model: Any) -> int:
 def logit_settings(model: Any) -> tuple[float, float, float | None]:
     """Return the factor, the divisor and the soft cap that a transformers model's config has for its logits.
 
-    Cohere calls the factor ``logit_scale`` and Falcon-H1 ``lm_head_multiplier``. What Granite divides by,
-    ``logits_scaling``, HyperCLOVA X multiplies with.
+    Cohere calls the factor ``logit_scale`` and Falcon-H1 ``lm_head_multiplier``. Granite divides by
+    ``logits_scaling``, HyperCLOVA X multiplies with it.
     """
     text = _text_config(model)
     scale, head = (getattr(text, name, None) or 1.0 for name in ("logit_scale", "lm_head_multiplier"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import hooktrain_sft
 import pytest
 from hooktrain_sft import hookspecs
 from hooktrain_sft.plugin import SFTPlugin
@@ -38,3 +39,10 @@ def test_hook_docs_are_complete() -> None:
     for name in hookspecs.__all__:
         text = getattr(hookspecs, name).__doc__
         assert all(f"{word}:" in text for word in ("Called", "Ranks", "Device", "Args", "Returns", "Default")), name
+
+
+def test_the_root_exports_public_names_only() -> None:
+    assert all(hasattr(hooktrain_sft, name) for name in hooktrain_sft.__all__)
+    assert set(hooktrain_sft.__all__) <= set(dir(hooktrain_sft))
+    with pytest.raises(AttributeError, match="SelectiveLos"):
+        hooktrain_sft.SelectiveLos  # noqa: B018

@@ -59,7 +59,7 @@ class Conversation:
                 start, rule = self._after_header(index, prompt), "template's loop"
         end = self._end_of_turn(index, start, end)
         if self.text[start:end].strip() in self.template.nothing:
-            raise self.says_nothing(index)
+            raise self.without_content(index)
         return Answer(start, end, rule)
 
     def region(self, index: int) -> Span:
@@ -71,15 +71,15 @@ class Conversation:
         found = self.trace.regions.get(index)
         if found is None:
             raise DataError(
-                f"messages[{index}]: it is not known what the chat template writes for it, as it does not render the"
+                f"messages[{index}]: the chat template's text for it is not known, as the template does not render the"
                 " messages one after the other in a loop; remove `train` from the message, or change the template"
             )
         return found
 
-    def says_nothing(self, index: int) -> DataError:
+    def without_content(self, index: int) -> DataError:
         """Return the error for an answer of which the text holds nothing, so that only its end would be trained."""
         return DataError(
-            f"messages[{index}]: the chat template renders nothing of what it says, or marks nothing of it; give a"
+            f"messages[{index}]: the chat template renders nothing of its content, or marks nothing of it; give a"
             " tokenizer.chat_template that takes content as text, or correct the example"
         )
 
@@ -87,7 +87,7 @@ class Conversation:
         """Return the end of a message in its own pass of the loop.
 
         A template may write the following messages there as well, such as tool results, and skip them later. Then the
-        message's own text is what is also written without them.
+        message's own text is the part that is also written without them.
         """
         start, end = region
         if index + 1 == len(self.messages) or index + 1 in self.trace.regions:

@@ -33,27 +33,27 @@ class Messages(NamedTuple):
     simple: bool
 
 
-def read_messages(given: Any, where: str = "messages") -> Messages:
+def read_messages(value: Any, where: str = "messages") -> Messages:
     """Read the conversation of an example.
 
     Fields that are None, as Arrow tables fill in absent ones, are removed, because templates test whether a field is
     there. ``train`` or ``training`` false, or ``weight`` 0, exclude a message from training; they are removed too.
 
     Args:
-        given: the value of the column.
+        value: of the column.
         where: the column, for errors.
 
     Raises:
         DataError: when it is no conversation, or a message has no known role or no content.
     """
-    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Sequence):
-        raise DataError(f"{where} is {shown(given)}, expected a list of {{role, content}}; convert the column")
-    if not given:
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
+        raise DataError(f"{where} is {shown(value)}, expected a list of {{role, content}}; convert the column")
+    if not value:
         raise DataError(f"{where} is an empty list, expected at least one message; remove the example")
     messages: list[Message] = []
     untrained = []
     simple = True
-    for index, message in enumerate(given):
+    for index, message in enumerate(value):
         # most messages have only these two fields, and are not copied
         if (
             type(message) is dict

@@ -41,20 +41,20 @@ def read_ids(
         for name in (*_MASKS, "labels"):
             if example.get(name) is None:
                 continue
-            given = _numbers(example[name], name)
-            if len(given) != len(ids):
-                raise DataError(f"{name} has {len(given)} entries, expected {len(ids)}, as many as input_ids")
+            values = _numbers(example[name], name)
+            if len(values) != len(ids):
+                raise DataError(f"{name} has {len(values)} entries, expected {len(ids)}, as many as input_ids")
             if name == "labels":
-                wrong_labels = np.flatnonzero((given != -100) & (given != ids))
+                wrong_labels = np.flatnonzero((values != -100) & (values != ids))
                 if len(wrong_labels):
                     at = int(wrong_labels[0])
                     raise DataError(
-                        f"labels[{at}] is {int(given[at])}, expected -100 or the token at its place, {int(ids[at])};"
+                        f"labels[{at}] is {int(values[at])}, expected -100 or the token at its place, {int(ids[at])};"
                         " labels are not shifted in the data"
                     )
-                mask &= given != -100
+                mask &= values != -100
             else:
-                mask &= given != 0
+                mask &= values != 0
             used.append(name)
     first, last = _unpadded(example, len(ids))
     return ids[first:last].astype(np.int32), mask[first:last], " and ".join(used) or "all"

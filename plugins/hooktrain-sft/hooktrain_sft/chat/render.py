@@ -94,14 +94,14 @@ def render_text(example: Any, tokenizer: Any, config: CausalDataConfig) -> Rende
     return _between(text, 0, tokenizer, bool(config.add_bos and tokenizer.bos_token), config.add_eos, "text")
 
 
-def render_chat(example: Mapping[str, Any], tokenizer: Any, config: SFTDataConfig, given: int = 0) -> Rendered:
+def render_chat(example: Mapping[str, Any], tokenizer: Any, config: SFTDataConfig, prompt: int = 0) -> Rendered:
     """Render an example with ``messages`` (and ``tools``) with the tokenizer's chat template.
 
     Args:
         example: the example.
         tokenizer: its template is used.
-        config: says which messages are trained.
-        given: how many of the messages are a prompt.
+        config: decides which messages are trained.
+        prompt: how many of the messages are a prompt.
 
     Raises:
         DataError: when it is no conversation, the template cannot render it, or its trained spans are not proven.
@@ -116,7 +116,7 @@ def render_chat(example: Mapping[str, Any], tokenizer: Any, config: SFTDataConfi
         chat = converse(template, _reasoning(messages, template, config.drop_reasoning), scope)
     if tools:
         assert_tools_are_rendered(chat, len(tools))
-    choice = choose_spans(chat, config.trained_part, untrained, given, config.mask_empty_reasoning)
+    choice = choose_spans(chat, config.trained_part, untrained, prompt, config.mask_empty_reasoning)
     return Rendered(chat.text, tuple(choice.spans), rules=tuple(choice.rules), notes=tuple(choice.notes))
 
 
@@ -149,8 +149,8 @@ def _render_completion(example: Mapping[str, Any], tokenizer: Any, config: SFTDa
     """Render prompt and completion, messages with the template and text unchanged; the completion is trained."""
     prompt, completion = example["prompt"], example["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
-        given = 0 if config.trained_part == "all" else len(prompt)
-        return _with_special(prompt + completion, tokenizer, given, "completion")
+        untrained = 0 if config.trained_part == "all" else len(prompt)
+        return _with_special(prompt + completion, tokenizer, untrained, "completion")
     for part, where in ((prompt, "prompt"), (completion, "completion")):
         if not isinstance(part, list):
             raise DataError(
@@ -158,23 +158,23 @@ def _render_completion(example: Mapping[str, Any], tokenizer: Any, config: SFTDa
                 " {role, content}; convert the column"
             )
         read_messages(part, where)
-    return render_chat({**example, "messages": [*prompt, *completion]}, tokenizer, config, given=len(prompt))
+    return render_chat({**example, "messages": [*prompt, *completion]}, tokenizer, config, prompt=len(prompt))
 
 
-def _with_special(text: str, tokenizer: Any, given: int, rule: str) -> Rendered:
-    """Render text with the tokens that the tokenizer adds to every text, of which ``given`` characters are a prompt."""
-    if not text[given:].strip():
+def _with_special(text: str, tokenizer: Any, prompt: int, rule: str) -> Rendered:
+    """Render text with the tokens that the tokenizer adds; its first ``prompt`` characters are not trained."""
+    if not text[prompt:].strip():
         return Rendered(text, notes=(f"{rule}: empty, not trained",))
-    return _between(text, given, tokenizer, _adds_bos(tokenizer), True, rule)
+    return _between(text, prompt, tokenizer, _adds_bos(tokenizer), True, rule)
 
 
-def _between(text: str, given: int, tokenizer: Any, bos: bool, eos: bool, rule: str) -> Rendered:
+def _between(text: str, prompt: int, tokenizer: Any, bos: bool, eos: bool, rule: str) -> Rendered:
     """Render text with a beginning-of-sequence and an end-of-sequence token, unless the text has them already."""
     bos = bos and not text.startswith(tokenizer.bos_token)
     eos = eos and tokenizer.eos_token and not text.endswith(tokenizer.eos_token)
     return Rendered(
         text,
-        ((given, len(text)),),
+        ((prompt, len(text)),),
         before=(tokenizer.bos_token_id,) if bos else (),
         after=(tokenizer.eos_token_id,) if eos else (),
         rules=(rule,),

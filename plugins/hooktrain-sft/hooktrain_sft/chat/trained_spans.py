@@ -45,7 +45,7 @@ class Choice:
 
 
 def choose_spans(
-    chat: Conversation, part: str, untrained: Collection[int], given: int, mask_empty_reasoning: bool
+    chat: Conversation, part: str, untrained: Collection[int], prompt: int, mask_empty_reasoning: bool
 ) -> Choice:
     """Choose the spans that are trained.
 
@@ -53,7 +53,7 @@ def choose_spans(
         chat: the rendered conversation.
         part: the value of ``data.train_on``.
         untrained: messages that the data exclude from training.
-        given: how many of the messages are a prompt, in which nothing is trained (unless ``part`` is ``all``).
+        prompt: how many of the messages are a prompt, in which nothing is trained (unless ``part`` is ``all``).
         mask_empty_reasoning: whether an empty ``<think></think>`` at the beginning of an answer is not trained.
 
     Raises:
@@ -64,11 +64,11 @@ def choose_spans(
         choice.add(0, len(chat.text), "all")
         _exclude(chat, choice, untrained, mask_empty_reasoning, 0)
     elif part == "completion":
-        begin = given or 1 + max((i for i, m in enumerate(chat.messages) if m["role"] == "user"), default=-1)
+        begin = prompt or 1 + max((i for i, m in enumerate(chat.messages) if m["role"] == "user"), default=-1)
         _add_completion(chat, choice, begin)
         _exclude(chat, choice, [i for i in untrained if i >= begin], mask_empty_reasoning, begin)
     else:
-        answers = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant" and i >= given]
+        answers = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant" and i >= prompt]
         if part == "last_assistant":
             answers = answers[-1:]
         if untrained:
@@ -147,7 +147,7 @@ def _add_generated(chat: Conversation, choice: Choice, wanted: Sequence[int]) ->
     if None not in with_content:
         for index in wanted:
             if index not in with_content:
-                raise chat.says_nothing(index)
+                raise chat.without_content(index)
 
 
 def _after_all(chat: Conversation, start: int, last: int) -> int:

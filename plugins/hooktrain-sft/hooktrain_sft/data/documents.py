@@ -153,7 +153,7 @@ class TokenCount:
         rows_answer_cut: kept examples that have lost trained tokens.
         longest: tokens of the longest example, before anything was cut.
         tokens_in: tokens of all examples.
-        tokens_kept: tokens that the model is given.
+        tokens_kept: tokens of the set after dropping and truncating.
         tokens_dropped: tokens of dropped examples, and of dropped pieces of split ones.
         tokens_truncated: tokens after ``max_length`` in truncated examples.
         tokens_trained: kept tokens that carry a loss.

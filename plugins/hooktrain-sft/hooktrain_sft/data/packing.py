@@ -166,14 +166,14 @@ def best_fit_decreasing(lengths: ArrayLike, max_length: int) -> Bins:
                 chosen = rooms.take(room, -(-left // (room // length)))
             each = room // length
             # a bin stays the tightest until the length no longer fits: it is filled before the next is touched
-            whole = min(len(chosen), left // each)
-            bin_of[by_length[placed : placed + whole * each]] = np.repeat(chosen[:whole], each)
-            rooms.put(room - each * length, chosen[:whole])
-            placed += whole * each
-            left -= whole * each
-            if whole < len(chosen):  # what is left goes into one bin more, and does not fill it
-                bin_of[by_length[placed : placed + left]] = chosen[whole]
-                rooms.put(room - left * length, chosen[whole : whole + 1])
+            full = min(len(chosen), left // each)
+            bin_of[by_length[placed : placed + full * each]] = np.repeat(chosen[:full], each)
+            rooms.put(room - each * length, chosen[:full])
+            placed += full * each
+            left -= full * each
+            if full < len(chosen):  # the rest goes into one more bin and does not fill it
+                bin_of[by_length[placed : placed + left]] = chosen[full]
+                rooms.put(room - left * length, chosen[full : full + 1])
                 placed += left
                 left = 0
     return _collect(bin_of, bins)

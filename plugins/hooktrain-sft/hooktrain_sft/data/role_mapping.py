@@ -84,9 +84,9 @@ def _entries(
         role = next((role for (field, value), role in roles.items() if entry.get(field) == value), None)
         if role is None:
             fields = sorted({field for field, _ in roles})
-            given = ", ".join(f"{field} {shown(entry.get(field))}" for field in fields)
+            found = ", ".join(f"{field} {shown(entry.get(field))}" for field in fields)
             raise DataError(
-                f"{where} has {given}, which `data.role_mapping` gives no role; add it, such as"
+                f"{where} has {found}, which `data.role_mapping` gives no role; add it, such as"
                 f" `tool: {column}.{fields[0]}.{entry.get(fields[0])}`"
             )
         key = content_key or next((key for key in CONTENT_KEYS if entry.get(key) is not None), None)

@@ -27,7 +27,7 @@ class LogitTransform:
 
     @classmethod
     def candidates(cls, model: Any) -> Iterator[LogitTransform]:
-        """Yield what a transformers model's config may mean, the likeliest first; the model's own logits decide."""
+        """Yield the transforms that a model's config may mean, the likeliest first; the model's own logits decide."""
         factor, divisor, softcap = logit_settings(model)
         yield from dict.fromkeys([cls(factor / divisor, softcap), cls(factor * divisor, softcap), cls()])
 

@@ -126,10 +126,10 @@ class Differentiated:
             leaf = logits.detach().requires_grad_()
             each = self.function(leaf, targets.clamp(min=0))
             if not isinstance(each, Tensor) or each.shape != targets.shape:
-                given = f"shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
+                returned = f"shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
                 name = (self.function if inspect.isroutine(self.function) else type(self.function)).__name__
                 raise ModelError(
-                    f"loss: the function {name} returned {given}, expected the loss of each token, shape"
+                    f"loss: the function {name} returned {returned}, expected the loss of each token, shape"
                     f" {tuple(targets.shape)}; remove the sum or mean"
                 )
             total = torch.where(supervised, each, 0.0).sum()
