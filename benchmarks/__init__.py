@@ -1,1 +1,1 @@
-"""What hooktrain costs, and how it compares with others; see README.md."""
+"""Benchmarks of hooktrain, alone and compared with other programs; see README.md."""

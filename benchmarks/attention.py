@@ -2,7 +2,7 @@
 
     python -m benchmarks.attention [--cases pack-512,flat-4096] [--rounds 5] [--model FOLDER] [--json FILE]
 
-Forward and backward of one micro-batch through the decoder; the LM head, which is the same for both, is left out. The
+Forward and backward of one micro-batch through the decoder; the LM head, which is the same for both, is not run. The
 model has the shape of SmolLM2-135M and random weights, unless a folder or a GGUF file is given. Variants share it,
 are run in the order A B B A in one process, and must give the same hidden states. The figure is the ratio of the
 medians of seconds, with the interval that holds 95% of bootstrap samples, and that of processor seconds, which other

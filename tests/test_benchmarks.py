@@ -313,7 +313,7 @@ def test_names_of_transformers_4(tmp_path: Path) -> None:
 
 
 def test_parity(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Two ranks of one strategy beside the reference loop, and a table."""
+    """Two ranks of one strategy are compared with the reference loop, in a table."""
     monkeypatch.setattr(parity, "STRATEGIES", {"torch, FSDP2": parity.STRATEGIES["torch, FSDP2"]})
     monkeypatch.setattr(
         sys, "argv", ["parity", "--ranks", "2", "--epochs", "2", "--json", str(tmp_path / "found.json")]
@@ -336,7 +336,7 @@ def test_device_syncs_are_counted_from_the_warnings_of_torch(recwarn: pytest.War
     syncs = SyncCounter()
     with warnings.catch_warnings():
         syncs.begin()
-        for _ in range(2):  # from one place, which Python would tell once
+        for _ in range(2):  # from one place, for which Python would warn once
             warnings.warn("called a synchronizing CUDA operation (Triggered internally at ...)", stacklevel=1)
         warnings.warn("something else", stacklevel=1)
     assert syncs.count == 2 and list(syncs.seen.values()) == [2]

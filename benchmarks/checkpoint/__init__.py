@@ -1,1 +1,1 @@
-"""For how long a save holds up the training, beside ``torch.save`` and torch.distributed.checkpoint."""
+"""Time for which a save stalls training, compared with ``torch.save`` and torch.distributed.checkpoint."""

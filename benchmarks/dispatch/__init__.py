@@ -1,1 +1,1 @@
-"""What a hook call costs, and a step on one layer, with plugins and without: ``python -m benchmarks dispatch``."""
+"""Cost of a hook call, and of a step on one layer, with plugins and without: ``python -m benchmarks dispatch``."""

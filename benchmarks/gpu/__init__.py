@@ -1,1 +1,1 @@
-"""A 1B-class Llama on one GPU, beside TRL and a hand-written loop: ``python -m benchmarks gpu``."""
+"""A 1B-class Llama on one GPU, compared with TRL and a hand-written loop: ``python -m benchmarks gpu``."""

@@ -1,1 +1,1 @@
-"""hooktrain's fine-tuning beside TRL, ArcticTraining and a hand-written loop: ``python -m benchmarks sft``."""
+"""hooktrain's fine-tuning, compared with TRL, ArcticTraining and a hand-written loop: ``python -m benchmarks sft``."""

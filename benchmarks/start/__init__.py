@@ -1,1 +1,1 @@
-"""How long a command takes to its first word and to its end: ``python -m benchmarks start``."""
+"""Time of commands to their first output and to their end: ``python -m benchmarks start``."""

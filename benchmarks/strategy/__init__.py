@@ -1,1 +1,1 @@
-"""What the engine costs on two ranks, under every strategy, beside the same strategy without it."""
+"""Overhead of the engine on two ranks, under every strategy, compared with the same strategy alone."""

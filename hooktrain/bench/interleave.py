@@ -3,55 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-
-import attrs
+from collections.abc import Callable
 
 from hooktrain.bench.in_process import InProcess, isolated
 from hooktrain.bench.machine import busy_seconds
-from hooktrain.bench.model import Case, Comparison, Findings, Variant
+from hooktrain.bench.model import Case, Findings, Variant
 from hooktrain.bench.subprocesses import Runner, others_share, used_by_children
-from hooktrain.bench.verdicts import compare_variants
 
-__all__ = ["CaseResult", "run_case", "run_variants"]
+__all__ = ["run_variants"]
 
 _LONG = 1.0
 """Seconds below which the system's processor time, which counts hundredths of a second, is too coarse."""
-
-
-@attrs.frozen(kw_only=True)
-class CaseResult:
-    """The result of measuring a case.
-
-    Attributes:
-        suite: name of the suite.
-        case: the case.
-        runs: findings of each run, by variant.
-        runs_per_variant: number of runs of each variant, unless it failed.
-        seconds: duration of the measurement.
-        comparisons: comparisons with verdicts.
-    """
-
-    suite: str
-    case: Case
-    runs: Mapping[str, list[Findings]]
-    runs_per_variant: int
-    seconds: float
-    comparisons: tuple[Comparison, ...]
-
-
-def run_case(suite: str, case: Case, runner: Runner, count: int, say: Callable[[str], None]) -> CaseResult:
-    """Measure a case, ``count`` runs of each variant, and compare its variants."""
-    began = time.perf_counter()
-    runs = run_variants(case, runner, count, say)
-    return CaseResult(
-        suite=suite,
-        case=case,
-        runs=runs,
-        runs_per_variant=count,
-        seconds=time.perf_counter() - began,
-        comparisons=tuple(compare_variants(case, runs)),
-    )
 
 
 def run_variants(case: Case, runner: Runner, count: int, say: Callable[[str], None]) -> dict[str, list[Findings]]:

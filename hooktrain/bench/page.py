@@ -7,10 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from hooktrain.bench.bootstrap import median_of
+from hooktrain.bench import tables
 from hooktrain.bench.plots import as_png, as_svg, draw
 from hooktrain.bench.results import Line, values
-from hooktrain.bench.tables import figure_text, notes_of, number
 
 __all__ = ["write_page"]
 
@@ -22,13 +21,11 @@ h3 { font-size: 1rem; margin-bottom: .2rem; } p.about { color: #57606a; margin: 
 table { border-collapse: collapse; margin: .6rem 0 1rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #eaeef2; vertical-align: top; }
 th { font-weight: 600; color: #57606a; } td.n, th.n { text-align: right; }
-.passed, .better { color: #1a7f37; } .failed, .worse, .error { color: #c62828; }
-.undecided, .not-installed { color: #9a6700; }
 .note { color: #57606a; font-size: .9rem; margin: .1rem 0; } svg { max-width: 100%; height: auto; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; } dt { color: #57606a; } dd { margin: 0; }
 details { margin: .4rem 0; }
 .wide { overflow-x: auto; }
-"""
+""" + "\n".join(f".{name} {{ color: {value}; }}" for name, value in tables.HEX.items())
 
 
 def write_page(lines: Sequence[Line], folder: Path) -> Path:
@@ -79,30 +76,29 @@ def _head(lines: Sequence[Line]) -> str:
 
 
 def _case(line: Line) -> str:
-    chosen = ", ".join(f"{name} {str(value)[:40]}" for name, value in line["parameters"].items())
+    chosen = tables.parameters_text(line)
     parts = [f"<h3>{escape(line['case'])}{escape(f' ({chosen})') if chosen else ''}</h3>"]
     if line["about"]:
         parts.append(f"<p class='about'>{escape(line['about'])}</p>")
-    shown = [m for m in line["metrics"] if any(values(line, variant, m["name"]) for variant in line["variants"])]
+    shown = tables.shown_metrics(line)
     rows = []
     for variant, facts in line["variants"].items():
-        cells = [_median(line, variant, metric) for metric in shown]
-        mark = " (baseline)" if variant == line["baseline"] and len(line["variants"]) > 1 else ""
-        rows.append([_cell(variant + mark), *(_cell(cell, "n") for cell in cells), _cell(facts.get("error", ""))])
+        cells = [_cell(tables.median_text(line, variant, metric), "n") for metric in shown]
+        rows.append([_cell(tables.label_of(line, variant)), *cells, _cell(facts.get("error", ""))])
     parts.append(_table(["variant", *(f"n:{metric['name']}" for metric in shown), ""], rows))
     if line["comparisons"]:
         rows = [
             [
-                _cell(each["name"] if each["limit"] or not each["to"] else f"{each['variant']} to {each['to']}"),
+                _cell(tables.name_of(each)),
                 _cell(each["metric"]),
-                _cell(figure_text(each), "n"),
+                _cell(tables.figure_text(each), "n"),
                 _cell(each["limit"]),
-                _cell(each["verdict"] + ("?" if each["noisy"] else ""), each["verdict"].replace(" ", "-")),
+                _cell(tables.verdict_text(each), tables.COLOURS.get(each["verdict"], "")),
             ]
             for each in line["comparisons"]
         ]
         parts.append(_table(["compared", "metric", "n:figure (95%)", "target", "verdict"], rows))
-    parts += [f"<p class='note'>{escape(note)}</p>" for note in notes_of(line["comparisons"])]
+    parts += [f"<p class='note'>{escape(note)}</p>" for note in tables.notes_of(line["comparisons"])]
     parts.append(_runs(line, shown))
     return "\n".join(parts)
 
@@ -121,11 +117,6 @@ def _runs(line: Line, shown: Sequence[dict[str, Any]]) -> str:
     ]
     table = _table(["variant", "metric", "runs", ""], rows)
     return f"<details><summary>{line['settings']['runs_per_variant']} runs of each variant</summary>{table}</details>"
-
-
-def _median(line: Line, variant: str, metric: dict[str, Any]) -> str:
-    found = values(line, variant, metric["name"])
-    return number(median_of(found, samples=1).value, metric["unit"]) if found else "-"
 
 
 def _cell(text: str, kind: str = "") -> str:

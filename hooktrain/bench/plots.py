@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 
 from hooktrain.bench.results import Line, values
-from hooktrain.bench.tables import number
+from hooktrain.bench.tables import COLOURS, HEX, name_of, number
 
 matplotlib.use("Agg")  # no window, regardless of the user's settings
 
@@ -22,14 +22,6 @@ from matplotlib.figure import Figure
 
 __all__ = ["as_png", "as_svg", "draw"]
 
-_COLOURS = {
-    "passed": "#1a7f37",
-    "better": "#1a7f37",
-    "failed": "#c62828",
-    "worse": "#c62828",
-    "error": "#c62828",
-    "undecided": "#b7791f",
-}
 _OTHER = "#4a5568"
 _LINES = ("#1f6feb", "#d9480f", "#1a7f37", "#8250df", "#6b7280", "#b7791f", "#0e7490", "#be185d")
 _MARKS = "osD^vPX*"
@@ -84,7 +76,7 @@ def _ratios(lines: Sequence[Line]) -> Figure | None:
     axes = figure.add_subplot()
     for at, (line, each) in enumerate(rows):
         value, low, high = each["figure"]
-        colour = _COLOURS.get(each["verdict"], _OTHER)
+        colour = HEX.get(COLOURS.get(each["verdict"], ""), _OTHER)
         if low is not None and low > 0 and high is not None:
             axes.plot([low, high], [at, at], color=colour, linewidth=2.2, solid_capstyle="butt")
         axes.plot(value, at, "o", color=colour, markersize=6, markerfacecolor="white" if each["noisy"] else colour)
@@ -108,7 +100,7 @@ def _ratios(lines: Sequence[Line]) -> Figure | None:
 
 
 def _name(line: Line, each: dict[str, Any], several: bool) -> str:
-    name = each["name"] if each["limit"] else f"{each['variant']} to {each['to']}"
+    name = name_of(each)
     better = next((metric["better"] for metric in line["metrics"] if metric["name"] == each["metric"]), None)
     arrow = {"lower": " ↓", "higher": " ↑"}.get(better or "", "")
     text = f"{name}, {each['metric']}{arrow}"

@@ -7,17 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from hooktrain.bench.bootstrap import difference_of_medians, median_of
+from hooktrain.bench.bootstrap import difference_of_medians
 from hooktrain.bench.errors import BenchError
 from hooktrain.bench.model import Case, Context, Findings, Metric, Suite, Variant
 from hooktrain.bench.results import FILE, Line, require_folder, values, write
 from hooktrain.bench.runner import Settings, run_suites
-from hooktrain.bench.tables import COLOURS, figure_text, number
+from hooktrain.bench.tables import coloured, figure_text, make_table, median_text
 from hooktrain.errors import did_you_mean
 from hooktrain.plugin.config import PluginsConfig, Switches, plugins_config
 from hooktrain.plugin.records import PluginRecord
@@ -178,7 +176,7 @@ def _losses(line: Line) -> str:
         return f"the losses of all {len(found[0])} steps are bitwise equal: it does not change the training"
     first, most = apart[0], max(apart, key=lambda each: abs(each[1]))
     return (
-        f"the losses differ from step {first[0] + 1} on (by {first[1]:+.2g}), mostly at step {most[0] + 1}"
+        f"the losses differ from step {first[0] + 1} on (by {first[1]:+.2g}), at most at step {most[0] + 1}"
         f" ({most[1]:+.2g}); the last is {found[0][-1]:.4g} without it and {found[1][-1]:.4g} with it"
     )
 
@@ -195,17 +193,13 @@ def print_report(line: Line, console: Console) -> None:
     for variant in ("without", "with"):
         if "error" in line["variants"][variant]:
             console.print(Text(f"{variant} it, the recipe fails: {line['variants'][variant]['error']}", style="red"))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", overflow="fold")
-    for heading in ("without", "with", "difference (95%)"):
-        table.add_column(heading, justify="right", overflow="fold")
-    table.add_column("verdict", no_wrap=True)
+    table = make_table([""], ["without", "with", "difference (95%)"], ["verdict"])
     verdicts = {each["metric"]: each for each in line["comparisons"]}
     for metric in line["metrics"]:
         pair = [values(line, variant, metric["name"]) for variant in ("without", "with")]
         if not any(pair):
             continue
-        shown = [number(median_of(found, samples=1).value, metric["unit"]) if found else "-" for found in pair]
+        shown = [median_text(line, variant, metric) for variant in ("without", "with")]
         difference, verdict = "-", Text("")
         if all(pair):
             figure = difference_of_medians(pair[1], pair[0])
@@ -228,5 +222,4 @@ def _verdict(metric: Mapping[str, Any], difference: float, compared: Mapping[str
         return Text(changed if difference else "same")
     if compared is None:
         return Text("")
-    word = compared["verdict"] + ("?" if compared["noisy"] else "")
-    return Text(word, style=COLOURS.get(compared["verdict"], ""))
+    return coloured(compared)

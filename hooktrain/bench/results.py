@@ -13,10 +13,9 @@ from typing import Any
 import attrs
 
 from hooktrain.bench.errors import BenchError
-from hooktrain.bench.interleave import CaseResult
 from hooktrain.bench.machine import commit, describe, installed
-from hooktrain.bench.model import Variant
-from hooktrain.bench.verdicts import noise
+from hooktrain.bench.model import Case, Findings, Measured, Metric, Suite, Variant
+from hooktrain.bench.verdicts import compare_variants, noise
 
 __all__ = [
     "FILE",
@@ -43,60 +42,59 @@ def environment_facts(folder: Path) -> dict[str, Any]:
         folder: a folder of the repository whose commit is recorded.
     """
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **commit(folder),
         "machine": describe(),
         "versions": installed(),
     }
 
 
-def line_of(result: CaseResult, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> Line:
+def line_of(
+    suite: Suite, case: Case, runs: Measured, seconds: float, facts: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Line:
     """Return the line of a case.
 
     Args:
-        result: its result.
+        suite, case: what was measured.
+        runs: findings of each run, by variant.
+        seconds: duration of the measurement.
         facts: see :func:`environment_facts`.
-        settings: settings of the command line.
+        settings: settings of the measurement.
     """
-    case = result.case
     return {
-        "suite": result.suite,
+        "suite": suite.name,
         "case": case.name,
         "about": case.about,
         **facts,
-        "settings": {**settings, "runs_per_variant": result.runs_per_variant},
+        "settings": settings,
         "parameters": dict(case.parameters),
         "recipe": case.recipe,
         "baseline": case.baseline,
-        "metrics": [_metric(metric) for metric in case.metrics],
-        "variants": {variant.name: _variant(result, variant) for variant in case.variants},
-        "comparisons": [_comparison(line) for line in result.comparisons],
-        "seconds": round(result.seconds, 2),
-        "runs": result.runs,
+        "metrics": [
+            {"name": one.name, "unit": one.unit, "better": one.better, "exact": one.exact} for one in case.metrics
+        ],
+        "variants": {variant.name: _variant(case, variant, runs[variant.name]) for variant in case.variants},
+        "comparisons": [attrs.asdict(line) for line in compare_variants(case, runs)],
+        "seconds": round(seconds, 2),
+        "runs": runs,
+        "over": suite.over,
     }
 
 
-def _metric(metric: Any) -> dict[str, Any]:
-    return {"name": metric.name, "unit": metric.unit, "better": metric.better, "exact": metric.exact}
-
-
-def _variant(result: CaseResult, variant: Variant) -> dict[str, Any]:
+def _variant(case: Case, variant: Variant, runs: Sequence[Findings]) -> dict[str, Any]:
     """Return how a variant was run, and the number of each run in each metric."""
-    runs = result.runs[variant.name]
-    failed = next((run for run in runs if "error" in run), None)
+    failed = next((run for run in runs if "error" in run), {})
     complete = [run for run in runs if "error" not in run]
-    numbers = {
-        metric.name: [metric.of(run, result.case.warmup_steps) for run in complete]
-        for metric in result.case.metrics
-        if complete and all(_holds(metric, run, result.case.warmup_steps) for run in complete)
-    }
     found: dict[str, Any] = {
-        "values": numbers,
+        "values": {
+            metric.name: [metric.of(run, case.warmup_steps) for run in complete]
+            for metric in case.metrics
+            if complete and all(_holds(metric, run, case.warmup_steps) for run in complete)
+        },
         "process": variant.has_process,
         "others": noise({variant.name: complete}, [variant.name]),
+        **{key: failed[key] for key in ("error", "not_installed") if key in failed},
     }
-    if failed:
-        found |= {key: failed[key] for key in ("error", "not_installed") if key in failed}
     if variant.driver:
         found |= {"driver": variant.driver, "specification": variant.specification}
     if variant.peer:
@@ -104,19 +102,12 @@ def _variant(result: CaseResult, variant: Variant) -> dict[str, Any]:
     return found
 
 
-def _holds(metric: Any, run: Mapping[str, Any], warmup_steps: int) -> bool:
+def _holds(metric: Metric, run: Findings, warmup_steps: int) -> bool:
     try:
         metric.of(run, warmup_steps)
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return False
     return True
-
-
-def _comparison(line: Any) -> dict[str, Any]:
-    found = attrs.asdict(line)
-    if line.figure is not None:
-        found["figure"] = list(line.figure)
-    return found
 
 
 def require_folder(out: Path) -> None:

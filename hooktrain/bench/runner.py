@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +17,7 @@ import attrs
 
 from hooktrain.bench.environments import Peer, ensure
 from hooktrain.bench.errors import BenchError
-from hooktrain.bench.interleave import run_case
+from hooktrain.bench.interleave import run_variants
 from hooktrain.bench.machine import usable_cores
 from hooktrain.bench.model import Case, Context, Skip, Suite
 from hooktrain.bench.results import FILE, Line, environment_facts, line_of, require_folder, write
@@ -135,7 +137,7 @@ def run_suites(
     if out is not None:
         require_folder(out)
     envs = settings.envs.expanduser().absolute()
-    with tempfile.TemporaryDirectory(prefix="hooktrain-bench-") as folder, _Pinned(settings.threads) as threads:
+    with tempfile.TemporaryDirectory(prefix="hooktrain-bench-") as folder, _pinned(settings.threads) as threads:
 
         @functools.cache
         def python(peer: Peer | None) -> Path:
@@ -162,9 +164,11 @@ def run_suites(
                 for case in suite.make(context):
                     met.add(case.name)
                     say(f"{suite.name}: {case.name}")
-                    result = run_case(suite.name, case, runner, _runs_per_variant(case, settings), say)
+                    began, count = time.perf_counter(), _runs_per_variant(case, settings)
+                    runs = run_variants(case, runner, count, say)
+                    seconds = time.perf_counter() - began
                     facts = environment_facts(_home(suite))  # of each case: torch, which knows GPUs, is loaded by now
-                    lines.append(line_of(result, facts, recorded) | {"over": suite.over})
+                    lines.append(line_of(suite, case, runs, seconds, facts, recorded | {"runs_per_variant": count}))
                     if out is not None:
                         write(out / FILE, lines[-1])
                     done(lines[-1])
@@ -205,26 +209,22 @@ def _home(suite: Suite) -> Path:
     return Path(inspect.getfile(suite.cases) if inspect.isfunction(suite.cases) else __file__).parent
 
 
-class _Pinned:
-    """Keeps this process and its children on the first of the cores that it may use."""
-
-    def __init__(self, threads: int | None) -> None:
-        self._wanted = threads
-
-    def __enter__(self) -> int:
-        self._before = usable_cores()
-        chosen = self._before[: self._wanted]
-        if sys.platform != "linux":
-            return len(chosen)
-        os.sched_setaffinity(0, chosen)
-        torch = sys.modules.get("torch")
-        self._threads = torch.get_num_threads() if torch is not None else None
-        if torch is not None:
-            torch.set_num_threads(len(chosen))
-        return len(chosen)
-
-    def __exit__(self, *_: object) -> None:
-        if sys.platform == "linux":
-            os.sched_setaffinity(0, self._before)
-            if self._threads is not None:
-                sys.modules["torch"].set_num_threads(self._threads)
+@contextlib.contextmanager
+def _pinned(wanted: int | None) -> Iterator[int]:
+    """Keep this process and its children on the first of the cores that it may use; yield their number."""
+    before = usable_cores()
+    chosen = before[:wanted]
+    if sys.platform != "linux":
+        yield len(chosen)
+        return
+    os.sched_setaffinity(0, chosen)
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch is not None else None
+    if torch is not None:
+        torch.set_num_threads(len(chosen))
+    try:
+        yield len(chosen)
+    finally:
+        os.sched_setaffinity(0, before)
+        if threads is not None:
+            sys.modules["torch"].set_num_threads(threads)

@@ -106,8 +106,7 @@ def verdict_on_change(
     ratio: Interval, better: str | None, runs: int, *, exact: bool = False, narrow: float = NARROW
 ) -> tuple[str, str]:
     """Return the verdict on a ratio of two medians, and the reason where it is ``undecided``."""
-    if exact and not ratio.is_known:
-        ratio = Interval(ratio.value, ratio.value, ratio.value)
+    ratio = _point(ratio) if exact else ratio
     if ratio.low is None or ratio.high is None or (runs < FEWEST and not exact):
         return "undecided", _few(runs)
     if ratio.low >= 1 - SLIGHT and ratio.high <= 1 + SLIGHT:
@@ -195,8 +194,7 @@ _SIZES = ("peak_mib", "device_peak_mib")
 
 
 def _against(figure: Interval, limit: float, at_most: bool, runs: int, exact: bool) -> tuple[str, str]:
-    if exact and not figure.is_known:
-        figure = Interval(figure.value, figure.value, figure.value)
+    figure = _point(figure) if exact else figure
     if figure.low is None or figure.high is None or (runs < FEWEST and not exact):
         return "undecided", _few(runs)
     passed, failed = (
@@ -205,6 +203,11 @@ def _against(figure: Interval, limit: float, at_most: bool, runs: int, exact: bo
     if passed or failed:
         return ("passed" if passed else "failed"), ""
     return "undecided", _wide(figure, limit, runs, f"{limit:g}")
+
+
+def _point(figure: Interval) -> Interval:
+    """Return a figure's interval, or that of a single run of an exact metric."""
+    return figure if figure.is_known else Interval(figure.value, figure.value, figure.value)
 
 
 def _few(runs: int) -> str:

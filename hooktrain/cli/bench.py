@@ -130,7 +130,9 @@ def bench(
         **({"envs": envs} if envs else {}),
     )
     lines = [line for line in measure(chosen, settings, out, as_json) if "skipped" not in line]
-    worse = earlier is not None and bool(lines) and _is_worse(earlier, lines, tolerance, as_json)
+    worse = _compare(earlier, lines, tolerance, None if as_json else False) if earlier is not None and lines else []
+    for sentence in worse:
+        _say(f"regression: {sentence}")
     if worse or any(
         "error" in variant and "not_installed" not in variant for line in lines for variant in line["variants"].values()
     ):
@@ -281,42 +283,22 @@ def _require_common(earlier: list[Line], chosen: Any) -> None:
     )
 
 
-def _compare(before: list[Line], after: list[Line], tolerance: float, as_json: bool) -> None:
-    from hooktrain.bench.regressions import broken, changes, machine_differences
-    from hooktrain.bench.tables import print_changes
-
-    found = changes(before, after, tolerance)
-    notes = [*machine_differences(before, after), *broken(before, after)]
-    if as_json:
-        click.echo(json.dumps({"changes": [_as_dict(change) for change in found], "notes": notes}))
-    else:
-        print_changes([_as_dict(change) for change in found], notes, _console())
-
-
-def _is_worse(before: list[Line], after: list[Line], tolerance: float, as_json: bool) -> bool:
-    """Print the changes and the regressions; return whether there is one."""
-    from hooktrain.bench.regressions import broken, changes, machine_differences
-    from hooktrain.bench.tables import print_changes
-
-    found = changes(before, after, tolerance)
-    worse = [change for change in found if change.regression]
-    if not as_json:
-        print_changes([_as_dict(change) for change in found], machine_differences(before, after), _console())
-    for change in worse:
-        _say(
-            f"regression: {change.suite}: {change.case}, {change.variant}:"
-            f" {change.metric} {change.figure.value:.2f} times"
-        )
-    gone = broken(before, after)
-    for sentence in gone:
-        _say(f"regression: {sentence}")
-    return bool(worse or gone)
-
-
-def _as_dict(change: Any) -> dict[str, Any]:
+def _compare(before: list[Line], after: list[Line], tolerance: float, as_json: bool | None) -> list[str]:
+    """Print the changes between two results, unless ``as_json`` is None; return a sentence for each regression."""
     import attrs
 
-    return {**attrs.asdict(change), "figure": list(change.figure)}
+    from hooktrain.bench.regressions import broken, changes, machine_differences
+    from hooktrain.bench.tables import print_changes
+
+    found = changes(before, after, tolerance)
+    lines, gone = [attrs.asdict(change) for change in found], broken(before, after)
+    notes = [*machine_differences(before, after), *gone]
+    if as_json:
+        click.echo(json.dumps({"changes": lines, "notes": notes}))
+    elif as_json is not None:
+        print_changes(lines, notes, _console())
+    where = "{0.suite}: {0.case}, {0.variant}: {0.metric} {0.figure.value:.2f} times"
+    return [*(where.format(change) for change in found if change.regression), *gone]
 
 
 def _console() -> Console:
