@@ -160,6 +160,19 @@ def test_the_configuration_reference_has_every_key():
     assert set(undescribed) <= {f"`{kind}`" for kind in guides.configuration.PARTS}
 
 
+def test_errors_of_the_troubleshooting_guide_are_those_of_the_code():
+    root = FOLDER.parents[1]
+    code = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("hooktrain", "plugins")
+        for path in root.glob(f"{folder}/**/*.py")
+    )
+    quoted = re.findall(r'"([^"]+)"', text_of("troubleshooting"))
+    assert len(quoted) >= 3
+    for text in quoted:
+        assert text in code, text
+
+
 def test_guide_in_the_terminal(run_cli, tmp_path):
     listed = run_cli("guide").stdout
     for title, names in GROUPS.values():
