@@ -1,4 +1,4 @@
-"""Plugins that break one rule each, and two that keep to all of them; for ``test_conformance.py``."""
+"""Plugins that break one rule each, and three that keep all of them; for ``test_conformance.py``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 import attrs
 import torch
 
-from hooktrain import LossSum, field, hookimpl
+from hooktrain import LossSum, PluginInfo, field, hookimpl
 
 
 @attrs.frozen(kw_only=True)
 class MineConfig:
-    """A part of one's own."""
+    """The config of an optimizer."""
 
     lr: float = field(default=0.1)
 
@@ -24,7 +24,7 @@ class MineConfig:
 
 
 class Observes:
-    """Reads where it may, keeps a state, gives back what it holds."""
+    """Reads where it may, keeps a state, and releases its file."""
 
     def __init__(self):
         self.steps, self.mean, self.started, self.file = 0, torch.zeros(()), 0.0, None
@@ -65,7 +65,7 @@ class Observes:
 
 
 class Averages:
-    """Keeps a mean of the weights, in place; evaluates it, and asks for checkpoints of its own."""
+    """Keeps a mean of the weights, in place; evaluates it, and requests checkpoints."""
 
     def __init__(self):
         self.mean = {}
@@ -98,8 +98,8 @@ class Averages:
         self.mean = dict(state["mean"])
 
 
-class Offers:
-    """An optimizer."""
+class Registers:
+    """Registers an optimizer."""
 
     @hookimpl
     def register_configs(self):
@@ -255,7 +255,7 @@ class Draws:
 
 
 class Declares(Draws):
-    hooktrain_plugin = type("Info", (), {"changes_gradients": True})()
+    hooktrain_plugin = PluginInfo(changes_gradients=True)
 
 
 # ------------------------------------------------------------------------------------------------------- ranks
@@ -269,7 +269,7 @@ class ByRank:
 
 
 class ScalesByShard:
-    """The same number on any number of ranks, unless each holds a part of the weights."""
+    """Scales the loss by the rank's share of the weights, which is 1 unless the strategy shards them."""
 
     @hookimpl
     def on_step_start(self, trainer):
@@ -389,7 +389,7 @@ class Allocates:
     def on_train_start(self, trainer):
         trainer.model.head.register_forward_hook(self.look)
 
-    def look(self, module, given, output):
+    def look(self, module, inputs, output):
         output.detach().abs()
 
     @hookimpl

@@ -1,8 +1,7 @@
-"""What tests of a plugin need: runs that take milliseconds, processes, recorders of hooks, tiny models and data.
+"""Helpers for tests of plugins: runs that take milliseconds, processes, recorders of hooks, tiny models and data.
 
-Where hooktrain is installed pytest knows the fixtures; ``pytest --fixtures`` lists them under ``hooktrain.testing``.
-Names are loaded when they are first used: every pytest of an environment with hooktrain imports this package, and most
-of them have nothing to do with it.
+pytest finds the fixtures where hooktrain is installed; ``pytest --fixtures`` lists them under ``hooktrain.testing``.
+Names are loaded when they are first used, as every pytest of an environment with hooktrain imports this package.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The pytest plugin ``hooktrain.testing``: fixtures for tests of plugins, found through an entry point.
 
-Every pytest of an environment with hooktrain imports this file, so it imports pytest and nothing that takes time;
-fixtures load what they need when a test asks for them.
+Every pytest of an environment with hooktrain imports this file, so it imports nothing that takes time; fixtures load
+what they need when a test uses them.
 """
 
 from __future__ import annotations
@@ -42,29 +42,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--hooktrain-time",
         action="store_true",
-        help="judge times in conformance checks too: budget= and import_seconds=; on a machine that is not busy",
+        help="check times in conformance checks too: budget= and import_seconds=; on a machine that is not busy",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "hooktrain_conformance: a check of hooktrain's conformance kit")
-    config.addinivalue_line("markers", "thorough: exhaustive and long; `-m 'not thorough'` leaves these tests out")
+    config.addinivalue_line("markers", "thorough: exhaustive and long; `-m 'not thorough'` skips these tests")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print what the conformance kit has measured, and whether it has judged times."""
+    """Print the measurements of the conformance kit, and whether times were checked."""
     lines = [
         str(value)
         for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("skipped"))
-        for name, value in getattr(report, "user_properties", ())
-        if name == "hooktrain" and report.when == "call"
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+        for name, value in report.user_properties
+        if name == "hooktrain"
     ]
     if lines and terminalreporter.config.getoption("verbose") >= 0:
         terminalreporter.section("hooktrain conformance")
         for line in lines:
             terminalreporter.write_line(line)
         if not terminalreporter.config.getoption("--hooktrain-time"):
-            terminalreporter.write_line("time was not judged; --hooktrain-time judges budget= and import_seconds=")
+            terminalreporter.write_line("times were not checked; --hooktrain-time checks budget= and import_seconds=")
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def tiny_recipe(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def run_tiny(tiny_recipe: dict[str, Any]) -> Callable[..., Trainer]:
-    """``run_tiny(plugin, ..., key=value)``: run the tiny recipe with plugins and with top-level keys changed."""
+    """``run_tiny(plugin, ..., key=value)``: run the tiny recipe with plugins and changed top-level keys."""
     return _running(tiny_recipe)
 
 
@@ -97,7 +98,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def write_rows(tmp_path: Path) -> Callable[..., Path]:
-    """``write_rows(rows, name="rows.jsonl")``: rows as JSON lines; the name of a format writes sample conversations."""
+    """``write_rows(rows, name="rows.jsonl")``: write examples as JSON lines; a format's name writes samples."""
     from hooktrain.testing.tiny_llama import write_rows as write_to
 
     def write(rows: Any = "messages", name: str = "rows.jsonl") -> Path:
@@ -108,7 +109,7 @@ def write_rows(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def chat_recipe(tmp_path: Path, tiny_llama: Path, write_rows: Callable[..., Path]) -> dict[str, Any]:
-    """A recipe of type ``sft``: four steps of ``tiny_llama`` over six conversations, packed two to a row."""
+    """A recipe of type ``sft``: four steps of ``tiny_llama`` on six conversations, packed two to a sequence."""
     rows = str(write_rows())
     return {
         "type": "sft",
@@ -125,39 +126,39 @@ def chat_recipe(tmp_path: Path, tiny_llama: Path, write_rows: Callable[..., Path
 
 @pytest.fixture
 def run_chat(chat_recipe: dict[str, Any]) -> Callable[..., Trainer]:
-    """``run_chat(plugin, ..., key=value)``: run the chat recipe with plugins and with top-level keys changed."""
+    """``run_chat(plugin, ..., key=value)``: run the chat recipe with plugins and changed top-level keys."""
     return _running(chat_recipe)
 
 
 @pytest.fixture
 def run_cli(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Run]:
-    """``run_cli("train", recipe, "--json", source="...")``: ``hooktrain`` in a process of its own.
+    """``run_cli("train", recipe, "--json", source="...")``: run ``hooktrain`` in a process of its own.
 
     Returns ``status``, ``stdout``, ``stderr``, ``seconds`` and ``metrics``. A recipe may be a mapping; ``source`` is a
     plugin as text.
     """
     from hooktrain.testing.subprocess_runs import run_cli as run
 
-    return partial(run, tmp_path, timeout=_patience(request))
+    return partial(run, tmp_path, timeout=_time_limit(request))
 
 
 @pytest.fixture
 def run_ranks(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Run]:
-    """``run_ranks(2, source, key=value)``: the tiny recipe in so many real processes; returns what ``run_cli`` does."""
+    """``run_ranks(2, source, key=value)``: run the tiny recipe in several processes; returns what ``run_cli`` does."""
     from hooktrain.testing.subprocess_runs import run_ranks as run
 
-    return partial(run, tmp_path, timeout=_patience(request))
+    return partial(run, tmp_path, timeout=_time_limit(request))
 
 
 @pytest.fixture
 def rank_notes(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
-    """``rank_notes(rank)``: what ``note(key=value)`` has written in a plugin given to ``run_ranks`` as text."""
+    """``rank_notes(rank)``: read what ``note(key=value)`` wrote in a plugin that ``run_ranks`` got as text."""
     from hooktrain.testing.subprocess_runs import rank_notes as read
 
     return partial(read, tmp_path)
 
 
-def _patience(request: pytest.FixtureRequest) -> float:
+def _time_limit(request: pytest.FixtureRequest) -> float:
     return float(request.config.getoption("--hooktrain-timeout"))
 
 

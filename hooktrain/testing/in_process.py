@@ -1,4 +1,4 @@
-"""Runs in the process of the test."""
+"""Training runs in the process of the test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["host_of", "train"]
 def train(
     recipe: Path | Mapping[str, Any], *plugins: object, overrides: list[str] | None = None, **arguments: Any
 ) -> Trainer:
-    """Run a recipe in this process with the installed plugins, ``tiny`` and the given ones; returns the trainer."""
+    """Run a recipe in this process with the installed plugins, ``tiny`` and others; returns the trainer."""
     made, host = load(recipe, overrides=overrides, plugins=[TinyPlugin(), *plugins])
     trainer = Trainer(made, host, **arguments)
     trainer.run()
@@ -25,7 +25,7 @@ def train(
 
 
 def host_of(*plugins: object) -> PluginHost:
-    """A host with the engine's own plugins, ``tiny`` and the given ones, and no installed one."""
+    """Return a host with the engine's own plugins, ``tiny`` and others, without the installed ones."""
     host = make_host(discover=False)
     for plugin in (TinyPlugin(), *plugins):
         host.register(plugin)

@@ -1,4 +1,4 @@
-"""Plugins that write down what a run emits."""
+"""Plugins that record the hooks that a run calls."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ __all__ = ["Recorder", "LoopHookRecorder"]
 
 
 class Recorder:
-    """A plugin that writes down every event, as ``(hook, what it was given)``, and the metrics that were logged."""
+    """A plugin that records every event, as ``(hook, arguments)``, and the metrics that were logged."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
 
     @property
     def hooks(self) -> list[str]:
-        """The names in the order in which they were heard; a loop hook begins with ``name`` and ends with ``/name``."""
+        """The hooks in the order of their calls; a loop hook begins with ``name`` and ends with ``/name``."""
         return [name for name, _ in self.calls]
 
     @property
     def metrics(self) -> list[dict[str, float]]:
         """Every log line."""
-        return [dict(given["metrics"]) for name, given in self.calls if name == "on_log"]
+        return [dict(arguments["metrics"]) for name, arguments in self.calls if name == "on_log"]
 
 
 class LoopHookRecorder(Recorder):
@@ -34,7 +34,7 @@ class LoopHookRecorder(Recorder):
 
 
 def _record(name: str, wraps: bool) -> Any:
-    """An implementation of one hook that takes all of its parameters."""
+    """Return an implementation of a hook that takes all of its parameters."""
     parameters = ", ".join(inspect.signature(getattr(hookspecs, name)).parameters)
     body = f"self.calls.append(('{name}', dict(locals())))"
     if wraps:

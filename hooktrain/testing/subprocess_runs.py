@@ -1,4 +1,4 @@
-"""Runs in processes of their own, started as a user starts them."""
+"""Training runs in processes of their own, started as a user starts them."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def note(**facts):
     with Path(os.environ["NOTES"]).with_suffix("." + os.environ.get("RANK", "0")).open("a") as stream:
         stream.write(json.dumps(facts) + "\\n")
 """
-"""What the source of a plugin begins with that a test gives as text; ``note`` writes to a file of each rank."""
+"""First lines of a plugin that a test has as text; ``note`` writes to a file of each rank."""
 
 _TINY = "hooktrain.testing:TinyPlugin"
 
 
 class Run(NamedTuple):
-    """What came of a command.
+    """The result of a command.
 
     Attributes:
         status: its exit status, negative where a signal ended it.
@@ -74,7 +74,7 @@ def run_cli(
 
     Args:
         folder: where it runs and keeps its files.
-        words: the command line; a recipe may stand there as a mapping, and is written to ``recipe.yaml``.
+        words: the command line; a recipe may be a mapping in it, and is written to ``recipe.yaml``.
         source: a plugin as the text of a module, which is loaded as ``extra``.
         env: variables besides those of this process.
         stdin: what it reads.
@@ -103,7 +103,7 @@ def run_ranks(
     timeout: float = 100.0,
     **changes: Any,
 ) -> Run:
-    """Train the tiny recipe in so many processes, as ``hooktrain train --nproc`` does.
+    """Train the tiny recipe in several processes, as ``hooktrain train --nproc`` does.
 
     Args:
         folder: where it runs and keeps its files.
@@ -138,13 +138,13 @@ def run_ranks(
 
 
 def rank_notes(folder: Path, rank: int = 0) -> list[dict[str, Any]]:
-    """What ``note(...)`` of a plugin given as ``source`` has written on a rank."""
+    """Read what ``note(...)`` of a plugin passed as ``source`` wrote on a rank."""
     path = folder / f"notes.{rank}"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def _complete(recipe: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The recipe with the plugins of the test, unless it says itself which it loads."""
+    """Return the recipe with the plugins of the test, unless it has ``plugins.load``."""
     load = [*([_TINY] if recipe.get("type") == "tiny" else []), *(["extra"] if source else [])]
     return {**recipe, "plugins": {"load": load, **recipe.get("plugins", {})}}
 
@@ -158,7 +158,7 @@ def finish(
     stdin: str | None = None,
     timeout: float = 100.0,
 ) -> Run:
-    """Run a command to its end, and kill it with everything that it has started when it takes too long."""
+    """Run a command to its end, and kill it with all its processes when it takes too long."""
     if source:
         (folder / "extra.py").write_text(NOTES + textwrap.dedent(source), encoding="utf-8")
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
@@ -183,7 +183,7 @@ def finish(
             raise
         text = "\n".join([*stdout.splitlines()[-20:], *stderr.splitlines()[-20:]])
         raise HooktrainError(
-            f"`{' '.join(line[1:])}`: has not ended after {timeout:g} s, and was killed; give more with"
-            f" --hooktrain-timeout where the machine is slow; it had printed:\n{text}"
+            f"`{' '.join(line[1:])}`: not finished after {timeout:g} s, and killed; on a slow machine, pass a longer"
+            f" --hooktrain-timeout; it had printed:\n{text}"
         ) from None
     return Run(process.returncode, stdout, stderr, time.monotonic() - began, folder)

@@ -1,6 +1,6 @@
-"""A tiny Llama, a tokenizer with a chat template, and conversations: made on the spot, so that no test needs a network.
+"""A tiny Llama, a tokenizer with a chat template, and conversations, without a network.
 
-transformers is a plugin's dependency and not the engine's; it is imported when one of these is made.
+transformers is a dependency of plugins and not of the engine; it is imported when one of these is made.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 PRELOAD = tuple("datasets transformers transformers.models.llama.modeling_llama".split())  # noqa: SIM905
-"""What takes seconds to import, for a process that is forked."""
+"""Modules that take seconds to import, for the server of forked processes."""
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -44,14 +44,14 @@ def _transformers() -> Any:
         import transformers
     except ModuleNotFoundError as problem:
         raise HooktrainError(
-            "hooktrain.testing: tiny language models and tokenizers are made with transformers, which is not installed;"
-            " install hooktrain-hf with hooktrain-sft, or use the type 'tiny', which needs neither"
+            "hooktrain.testing: tiny language models and tokenizers need transformers, which is not installed; install"
+            " hooktrain-hf and hooktrain-sft, or use the trainer type 'tiny', which needs neither"
         ) from problem
     return transformers
 
 
 def make_tokenizer(template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most 300 tokens; its eos is not the chat's end of turn, as in many instruct models."""
+    """Make a byte-level BPE of at most 300 tokens; its eos is not the chat's end of turn, as in many chat models."""
     transformers = _transformers()
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -74,10 +74,10 @@ def make_tokenizer(template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerF
 
 
 def make_llama(tokenizer: PreTrainedTokenizerFast, tied: bool = True, **config: Any) -> LlamaForCausalLM:
-    """A Llama of 2 layers and 16 channels with random weights, always the same.
+    """Make a Llama of 2 layers and 16 channels with random weights, always the same.
 
     Args:
-        tokenizer: whose tokens it knows.
+        tokenizer: the tokenizer whose vocabulary it has.
         tied: whether the head shares the weights of the embedding.
         config: fields of ``LlamaConfig``.
     """
@@ -104,7 +104,7 @@ def make_llama(tokenizer: PreTrainedTokenizerFast, tied: bool = True, **config: 
 
 
 def save_llama(folder: Path, tied: bool = True, **config: Any) -> Path:
-    """A folder that transformers loads a tiny model and its tokenizer from."""
+    """Write a tiny model and its tokenizer to a folder, as transformers loads them; returns the folder."""
     tokenizer = make_tokenizer()
     make_llama(tokenizer, tied, **config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -122,11 +122,11 @@ FORMATS: Mapping[str, Callable[[str, str], dict[str, Any]]] = {
     "alpaca": lambda said, answer: {"instruction": said, "input": "", "output": answer},
     "text": lambda said, answer: {"text": f"{said} {answer}"},
 }
-"""How a question and its answer are written down, by the format's name."""
+"""A question and its answer as an example, by the format's name."""
 
 
 def sample_rows(format: str = "messages", count: int = 6) -> list[dict[str, Any]]:
-    """Short conversations whose answers are of unequal length.
+    """Make short conversations whose answers are of different lengths.
 
     Args:
         format: ``messages``, ``sharegpt``, ``prompt_completion``, ``alpaca`` or ``text``.
@@ -144,7 +144,7 @@ def sample_rows(format: str = "messages", count: int = 6) -> list[dict[str, Any]
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]] | str = "messages") -> Path:
-    """Rows, or sample rows of a format, as JSON lines; returns the path."""
+    """Write examples, or sample examples of a format, as JSON lines; returns the path."""
     found = sample_rows(rows) if isinstance(rows, str) else rows
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), encoding="utf-8")
     return path

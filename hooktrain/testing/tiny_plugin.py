@@ -1,4 +1,4 @@
-"""The trainer type ``tiny``: a language model of a few hundred weights on random rows, in milliseconds."""
+"""The trainer type ``tiny``: a language model of a few hundred weights on random sequences, in milliseconds."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class TinyDataConfig:
     """Random token sequences of random lengths."""
 
     rows: int = field(default=13, validator=at_least(0))
-    """Rows to train on."""
+    """Sequences to train on."""
     eval_rows: int = field(default=5, validator=at_least(0), affects_training=False)
-    """Rows of the evaluation set ``held_out``; 0 has none."""
+    """Sequences of the evaluation set ``held_out``; 0 has none."""
     length: int = field(default=9, validator=at_least(2))
-    """Tokens of the longest row."""
+    """Tokens of the longest sequence."""
     shuffle: bool = field(default=True)
     """Whether each epoch has an order of its own."""
     seed: int = field(default=0)
-    """Seed of the rows."""
+    """Seed of the sequences."""
     workers: int = field(default=0, validator=at_least(0), affects_training=False)
     """Processes that collate ahead."""
 
@@ -52,7 +52,7 @@ class TinyLossConfig:
 
 
 class TinyRows:
-    """Rows of ``input_ids`` and ``labels``, about a third of the labels ignored; ``read`` counts what was asked for."""
+    """Sequences of ``input_ids`` and ``labels``, a third of them ignored; ``read`` lists the indices that were read."""
 
     def __init__(self, rows: int, length: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -74,7 +74,7 @@ class TinyRows:
 
 
 def _collate(rows: list[tuple[Tensor, Tensor]]) -> Batch:
-    """Padded to the longest row; shapes (rows, tokens)."""
+    """Pad to the longest sequence; shapes (sequences, tokens)."""
     pad = nn.utils.rnn.pad_sequence
     ids, labels = [row[0] for row in rows], [row[1] for row in rows]
     return {
@@ -85,7 +85,7 @@ def _collate(rows: list[tuple[Tensor, Tensor]]) -> Batch:
 
 
 class TinyModel(nn.Module):
-    """Logits of the next token from the token before it."""
+    """Predicts the next token from the token before it."""
 
     def __init__(self, config: TinyModelConfig) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class TinyModel(nn.Module):
         self.head = nn.Linear(config.width, config.vocab)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Token numbers of shape (rows, tokens) to logits of shape (rows, tokens, vocabulary)."""
+        """Compute logits of shape (sequences, tokens, vocabulary) from tokens of shape (sequences, tokens)."""
         made: Tensor = self.head(self.dropout(self.embedding(input_ids).tanh()))
         return made
 
@@ -106,7 +106,7 @@ def _loss(model: nn.Module, batch: Batch, denominator: float) -> LossSum:
 
 
 class TinyPlugin:
-    """Offers the trainer type ``tiny``: a language model of a few hundred weights on random rows."""
+    """Registers the trainer type ``tiny``: a language model of a few hundred weights on random sequences."""
 
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
@@ -145,7 +145,7 @@ class TinyPlugin:
     def estimate_data(self, config: Any) -> DataEstimate | None:
         if not isinstance(config, TinyDataConfig):
             return None
-        return DataEstimate(sequences=config.rows, longest=config.length, how="made on the spot")
+        return DataEstimate(sequences=config.rows, longest=config.length, how="random sequences")
 
     @hookimpl
     def make_loss(self, config: Any) -> Callable[..., LossSum] | None:

@@ -1,4 +1,4 @@
-"""The conformance kit finds what it is there to find, says how to fix it, and is quiet otherwise."""
+"""The conformance kit finds each broken rule, says how to fix it, and reports nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hooktrain.testing import conformance
 from hooktrain.testing.jobs import Job, run_jobs
 from hooktrain.testing.plugin_checks import CHECKS
 from hooktrain.testing.plugin_checks.check_observes import check_observes
-from hooktrain.testing.plugin_checks.kit import LIGHT, Broken, Kit, Options, Unjudged
+from hooktrain.testing.plugin_checks.kit import LIGHT, Broken, Kit, NotApplicable, Options
 from hooktrain.testing.plugin_checks.plugin_reference import Spec, reference_to
 from tests import bad_plugins
 from tests.facts import facts
@@ -25,14 +25,14 @@ from tests.facts import facts
 pytest_plugins = ["pytester"]
 
 test_an_observer = conformance(bad_plugins.Observes, calls=3, allocations=2, thorough=True)
-test_an_offer = conformance(
-    bad_plugins.Offers, settings={"optimizer": "mine"}, checks=["hooks", "declines", "observes", "device"]
+test_a_registered_part = conformance(
+    bad_plugins.Registers, settings={"optimizer": "mine"}, checks=["hooks", "declines", "observes", "device"]
 )
 
 
 @pytest.fixture
 def check(tmp_path: Path) -> Any:
-    """``check("device", plugin, option=value)``: make one check, or several of the same runs."""
+    """``check("device", plugin, option=value)``: run one check, or several that share runs."""
 
     def make(name: str, plugin: Any, **options: Any) -> Kit:
         kit = Kit(reference_to(plugin), Options(**options), tmp_path)
@@ -56,13 +56,13 @@ def test_metrics_that_are_meant_to_change(tmp_path):
     check_observes(kit)
 
 
-def test_settings_of_other_parts_stay_where_the_plugin_is_compared_with_its_absence():
-    """What looks at logits needs a loss that makes them, and is compared with a run of the same loss."""
+def test_settings_of_other_parts_stay_in_the_run_without_the_plugin():
+    """A plugin that reads logits needs a loss that makes them, and is compared with a run of the same loss."""
     settings = {"mine": {"on": True}, "loss": {"all_logits": True}, "optimizer": {"type": "mine"}, "data": {"rows": 5}}
-    spec = Spec(reference=reference_to(bad_plugins.Offers), recipe={"data": {"seed": 1}}, settings=settings, steps=2)
+    spec = Spec(reference=reference_to(bad_plugins.Registers), recipe={"data": {"seed": 1}}, settings=settings, steps=2)
     both = {"loss": {"all_logits": True}, "data": {"seed": 1}, "plugins": {}}
     assert spec.raw("without") == both
-    assert spec.raw("beside") == {**both, "mine": {"on": True}}
+    assert spec.raw("unselected") == {**both, "mine": {"on": True}}
     assert spec.raw("with") == {**both, **settings, "data": {"seed": 1, "rows": 5}}
     assert spec.selected == ["optimizer", "data"]
 
@@ -104,7 +104,7 @@ BROKEN = [
     ("cost", "Allocates", ["3 new tensors", " 2 ", "on_step_end 2"]),
     ("cost", "Observes", ["3 calls of hooks", " 2 ", "on_step_end 1"]),
 ]
-"""A check, a plugin that breaks its rule, and the facts that the report names of it."""
+"""A check, a plugin that breaks its rule, and facts of the report."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "Slow": {"time": True, "clock": "tests.bad_plugins:read_clock", "rounds": 3},
@@ -159,7 +159,7 @@ IMPORTS = {
 
 
 @pytest.mark.parametrize(("source", "named"), list(IMPORTS.values()), ids=list(IMPORTS))
-def test_an_import_that_is_not_for_nothing(check, tmp_path, monkeypatch, request, source, named):
+def test_an_import_that_costs_or_changes_too_much(check, tmp_path, monkeypatch, request, source, named):
     what = request.node.callspec.id
     written(tmp_path, monkeypatch, f"left_{what}", source)
     with pytest.raises(Broken) as caught:
@@ -168,17 +168,17 @@ def test_an_import_that_is_not_for_nothing(check, tmp_path, monkeypatch, request
     assert re.search(facts("importing", *named), found), found
 
 
-def test_an_import_whose_time_is_not_judged(check, tmp_path, monkeypatch):
+def test_an_import_whose_time_is_not_checked(check, tmp_path, monkeypatch):
     written(tmp_path, monkeypatch, "left_quick", "from left_package import one")
     kit = check("import", "left_quick", import_modules=4, import_seconds=-1)
-    assert re.fullmatch(r"4 modules, \d\.\d{3} s \(\d\.\d{3} s of a processor\)", kit.notes["import"])
+    assert re.fullmatch(r"4 modules, \d\.\d{3} s \(\d\.\d{3} s of processor time\)", kit.notes["import"])
 
 
-def test_an_import_whose_time_is_judged_when_pytest_is_told_to(
+def test_an_import_whose_time_is_checked_with_the_option(
     tmp_path, tmp_path_factory, monkeypatch, pytestconfig, record_property
 ):
-    written(tmp_path, monkeypatch, "left_judged", "")
-    test = conformance("left_judged", import_seconds=-1)
+    written(tmp_path, monkeypatch, "left_timed", "")
+    test = conformance("left_timed", import_seconds=-1)
     given = {"tmp_path_factory": tmp_path_factory, "pytestconfig": pytestconfig, "record_property": record_property}
     monkeypatch.setattr(pytestconfig.option, "hooktrain_time", True)
     with pytest.raises(pytest.fail.Exception, match=facts("'import'", "importing the plugin", " 0.", " -1 s")):
@@ -197,16 +197,16 @@ def written(folder, monkeypatch, name, source):
     monkeypatch.chdir(folder)
 
 
-def test_what_a_check_says_nothing_about(check):
-    with pytest.raises(Unjudged, match=facts("collect_state", "restore_state")):
+def test_checks_that_do_not_apply(check):
+    with pytest.raises(NotApplicable, match=facts("collect_state", "restore_state")):
         check("state", bad_plugins.Draws)
-    with pytest.raises(Unjudged, match="changes gradients"):
+    with pytest.raises(NotApplicable, match="changes gradients"):
         check("observes", bad_plugins.Declares)
-    with pytest.raises(Unjudged, match="changes gradients"):
+    with pytest.raises(NotApplicable, match="changes gradients"):
         check("observes", bad_plugins.Draws, changes_gradients=True)
-    with pytest.raises(Unjudged, match=facts("recipe", "without the plugin")):
+    with pytest.raises(NotApplicable, match=facts("recipe", "without the plugin")):
         check("cost", "torch")
-    with pytest.raises(Unjudged, match=facts("1 calls of hooks", "3 new tensors", "--hooktrain-time")):
+    with pytest.raises(NotApplicable, match=facts("1 calls of hooks", "3 new tensors", "--hooktrain-time")):
         check("cost", bad_plugins.Allocates, budget=0.0)
 
 
@@ -236,7 +236,7 @@ def test_what_cannot_be_checked():
 
 
 def test_as_an_author_sees_it(pytester, monkeypatch):
-    """One line in a test file, of an environment in which nothing else is said."""
+    """One line in a test file, in an environment without further options."""
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     pytester.makepyfile(
         test_mine=textwrap.dedent(
@@ -267,7 +267,7 @@ def test_as_an_author_sees_it(pytester, monkeypatch):
             "rule: *device*",
             "*detached*collect_metrics*conformance(device_syncs=*",
             "*hooktrain conformance*",
-            "Mine, import: * modules, 0.* s (0.* s of a processor)",
+            "Mine, import: * modules, 0.* s (0.* s of processor time)",
             "*--hooktrain-time*budget=*import_seconds=*",
             "SKIPPED*'Mine', state: *collect_state*restore_state*",
         ]

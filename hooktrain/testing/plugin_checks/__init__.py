@@ -1,4 +1,4 @@
-"""The conformance kit: what every plugin can be asked to keep to, as one test for each rule.
+"""The conformance kit: one test for each rule that every plugin keeps.
 
 ::
 
@@ -6,7 +6,7 @@
 
     test_conformance = conformance("lion", settings={"optimizer": {"type": "lion", "lr": 1e-3}})
 
-The checks run in processes of their own, as whatever a plugin keeps in its module would survive in one; see
+Each check runs the plugin in new processes, so that nothing in its module survives from one run to the next; see
 ``hooktrain.testing.fork_server``. Nothing is imported before the first check runs.
 """
 
@@ -40,10 +40,10 @@ CHECKS = {
     "teardown": "check_teardown:check_teardown",
     "cost": "check_cost:check_cost",
 }
-"""Each check and the function that makes it."""
+"""Each check and its function."""
 
 THOROUGH = ("state", "resume", "observes", "ranks", "teardown")
-"""Checks that ``thorough=True`` also makes under the strategies that shard, see ``STRATEGIES``."""
+"""Checks that ``thorough=True`` repeats under the strategies that shard, see ``STRATEGIES``."""
 
 
 def conformance(
@@ -68,75 +68,75 @@ def conformance(
     leaves: Sequence[str] = (),
     timeout: float = 120.0,
 ) -> Callable[..., None]:
-    """A test of a plugin against the rules of the platform: ``test_conformance = conformance("lion")``.
+    """Make a test of a plugin against the rules for plugins: ``test_conformance = conformance("lion")``.
 
     The checks, each a test of its own:
 
-    - ``hooks``: implementations are of hooks that exist, with their parameters, and are called;
-    - ``import``: importing it brings in few modules, and leaves no thread, file, process or changed setting;
-    - ``declines``: a factory given another's config, and a loop hook that declines, have done nothing before;
-    - ``state``: ``collect_state`` gives plain values, and ``restore_state`` in a new process gives the same again;
-    - ``resume``: steps straight are half of them and the rest from a checkpoint, bit by bit;
-    - ``observes``: losses, weights and random numbers are those of a run without it;
-    - ``ranks``: two ranks with the same global batch log what one does;
+    - ``hooks``: the plugin implements hooks that exist, with their parameters, and they are called;
+    - ``import``: importing the plugin imports few modules, and leaves no thread, file, process or changed setting;
+    - ``declines``: a factory that returns None or a loop hook that returns ``NotImplemented`` does nothing before;
+    - ``state``: ``collect_state`` returns plain values, and ``restore_state`` restores them in a new process;
+    - ``resume``: a run that stops half-way and resumes ends as one without a stop, bit by bit;
+    - ``observes``: losses, weights and random numbers are those of a run without the plugin;
+    - ``ranks``: one rank and two ranks with the same global batch log the same losses;
     - ``device``: no hook waits for the device where it must not;
     - ``teardown``: ``on_teardown`` runs once whatever hook failed, and may run early or twice;
-    - ``cost``: a step makes at most ``calls`` and ``allocations``, and keeps its time within the ``budget``.
+    - ``cost``: a step makes at most ``calls`` and ``allocations``, and its time stays within the ``budget``.
 
-    A check that says nothing about a plugin, such as ``state`` of one without state, is skipped with the reason.
-    Counts are the same on every machine. Times are not: ``budget`` and ``import_seconds`` are judged only in a pytest
-    with ``--hooktrain-time``, and one without it says so.
+    A check that does not apply to a plugin, such as ``state`` of one without state, is skipped with the reason. Counts
+    are the same on every machine. Times are not: ``budget`` and ``import_seconds`` are checked only where pytest runs
+    with ``--hooktrain-time``, and the report says so.
 
     Args:
-        plugin: the name of an installed plugin, ``package.module[:Class]``, a module, a class, or an object that pickle
-            can carry.
-        recipe: to run it with: ``tiny`` (random rows, a few hundred weights, only ``torch`` besides), ``chat`` (a tiny
-            Llama on conversations, through ``hf`` and ``sft``), a file, a mapping, or a function that makes one in a
-            given folder. It should run without the plugin, so that there is something to compare with.
-        settings: top-level keys of the recipe that put the plugin to use; they take the place of the recipe's, but
-            ``model`` and ``data`` are added to them.
-        plugins: further installed plugins that the recipe needs.
-        checks: which checks to make; all when left out.
-        skip: checks to leave out, with the reason.
-        thorough: whether to make the checks ``state``, ``resume``, ``observes``, ``ranks`` and ``teardown`` also under
-            FSDP2 and, where ``hooktrain-deepspeed`` is installed, ZeRO, on two ranks; they are tests of their own
-            (``test_conformance[resume-fsdp2]``) with the marker ``thorough``, which ``-m "not thorough"`` leaves out.
-        changes_gradients: whether the plugin is meant to change the training; what it declares when left out.
-        steps: optimizer steps of a run, at least 2; 8, or 4 with ``recipe="chat"``.
-        tolerance: how far losses of one and two ranks may be apart, as a share.
-        ignore: metrics that no two runs have in common, such as times, or that the plugin is meant to change.
-        calls: how many calls of the plugin's hooks a step may make; any number when left out.
-        device_syncs: how often a step may wait for the device in hooks that should not.
-        allocations: how many tensors with memory of their own a step may make more than one without the plugin; any
-            number when left out.
-        budget: the time that a step may cost, microseconds for each call of a hook, or a share of the step such as
-            ``"5%"``. Like ``calls`` and ``allocations`` it is that of a run that does not use the plugin, where the
-            plugin changes gradients.
-        import_modules: how many modules importing may bring in, besides those of hooktrain and of ``import torch``.
-        import_seconds: what importing may cost, in seconds of a processor.
-        leaves: environment variables that stay as the plugin's libraries have set them, when a run is over.
+        plugin: the name of an installed plugin, ``package.module[:Class]``, a module, a class, or an object that can be
+            pickled.
+        recipe: the recipe of the runs: ``tiny`` (random sequences, a few hundred weights, no plugin but ``torch``),
+            ``chat`` (a tiny Llama on conversations, with ``hf`` and ``sft``), a file, a mapping, or a function that
+            returns one for a folder. It should run without the plugin too, as the checks compare with such a run.
+        settings: top-level keys of the recipe that use the plugin; they replace the recipe's, but ``model`` and
+            ``data`` are merged.
+        plugins: other installed plugins that the recipe needs.
+        checks: names of the checks; all by default.
+        skip: checks to skip, with the reason.
+        thorough: whether to repeat the checks ``state``, ``resume``, ``observes``, ``ranks`` and ``teardown`` under
+            FSDP2 and, where ``hooktrain-deepspeed`` is installed, ZeRO, on two ranks. These are tests of their own
+            (``test_conformance[resume-fsdp2]``) with the marker ``thorough``; ``-m "not thorough"`` skips them.
+        changes_gradients: whether the plugin is meant to change the training; by default, what it declares.
+        steps: optimizer steps of a run, at least 2; by default 8, or 4 with ``recipe="chat"``.
+        tolerance: largest relative difference between the losses of one rank and two.
+        ignore: metrics that differ from run to run, such as times, or that the plugin is meant to change.
+        calls: most calls of the plugin's hooks in a step; unlimited by default.
+        device_syncs: most device syncs of a step in hooks that must not wait for the device.
+        allocations: most tensors that the plugin allocates in a step; unlimited by default.
+        budget: most time that a step may cost: microseconds for each call of a hook, or a share of the step such as
+            ``"5%"``. Where the plugin changes gradients, this, ``calls`` and ``allocations`` are checked in a run that
+            has the plugin installed but does not use it.
+        import_modules: most modules that importing may load, without those of hooktrain and of ``import torch``.
+        import_seconds: most seconds of processor time that importing may cost.
+        leaves: environment variables that the plugin's libraries set for good.
         timeout: seconds after which a process is killed.
 
     Raises:
         ValueError: for an unknown plugin or check, and for ``thorough`` where the settings choose a strategy.
-        TypeError: for a plugin that a process of its own cannot find.
+        TypeError: for a plugin that another process cannot import.
     """
     for name in (*(checks or ()), *skip):
         if name not in CHECKS:
             raise ValueError(
-                f"conformance: no check is named '{name}'{did_you_mean(name, CHECKS)}; there are {', '.join(CHECKS)}"
+                f"conformance: no check is named '{name}'{did_you_mean(name, CHECKS)}; expected"
+                f" one of {', '.join(CHECKS)}"
             )
     if thorough and "strategy" in settings:
         raise ValueError(
-            "conformance: thorough=True puts FSDP2 and ZeRO in the place of the recipe's strategy, but settings has"
-            " 'strategy'; leave one of them out"
+            "conformance: thorough=True replaces the recipe's strategy by FSDP2 and ZeRO, but settings has 'strategy';"
+            " remove one of them"
         )
     import pytest
 
     from hooktrain.testing.plugin_checks.plugin_reference import reference_to
 
     reference = reference_to(plugin)
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "recipe": recipe,
         "settings": settings,
         "plugins": plugins,
@@ -165,18 +165,18 @@ def conformance(
         pytestconfig: pytest.Config,
         record_property: Callable[[str, object], None],
     ) -> None:
-        from hooktrain.testing.plugin_checks.kit import Broken, Kit, Options, Unjudged
+        from hooktrain.testing.plugin_checks.kit import Broken, Kit, NotApplicable, Options
 
         name, _, strategy = check.partition("-")
         if strategy not in kits:
-            options = Options(**given, strategy=strategy, time=pytestconfig.getoption("--hooktrain-time"))
-            kits[strategy] = Kit(reference, options, tmp_path_factory.mktemp("conformance"))
+            made = Options(**options, strategy=strategy, time=pytestconfig.getoption("--hooktrain-time"))
+            kits[strategy] = Kit(reference, made, tmp_path_factory.mktemp("conformance"))
         kit = kits[strategy]
         module, _, function = CHECKS[name].partition(":")
         reason = failure = ""
         try:
             getattr(importlib.import_module(f"{__name__}.{module}"), function)(kit)
-        except Unjudged as problem:
+        except NotApplicable as problem:
             reason = str(problem)
         except Broken as problem:
             failure = f"plugin '{reference.name}', conformance check '{check}':\n\n{problem}"
@@ -187,20 +187,20 @@ def conformance(
         if failure:
             pytest.fail(failure, pytrace=False)
 
-    test_conformance.__doc__ = f"Whether the plugin '{reference.name}' keeps to the rules of the platform."
+    test_conformance.__doc__ = f"The plugin '{reference.name}' keeps the rules for plugins."
     return test_conformance
 
 
 def _parameters(checks: Sequence[str], skip: Mapping[str, str], thorough: bool) -> list[Any]:
-    """The checks as parameters of a test, those under another strategy with the marker ``thorough``."""
+    """Return the checks as parameters of a test, those under another strategy with the marker ``thorough``."""
     import pytest
 
     skips = {name: [pytest.mark.skip(reason=reason)] for name, reason in skip.items()}
-    again = [(name, strategy) for strategy in STRATEGIES for name in checks if thorough and name in THOROUGH]
+    repeated = [(name, strategy) for strategy in STRATEGIES for name in checks if thorough and name in THOROUGH]
     return [
         *(pytest.param(name, marks=skips.get(name, [])) for name in checks),
         *(
             pytest.param(f"{name}-{strategy}", marks=[pytest.mark.thorough, *skips.get(name, [])])
-            for name, strategy in again
+            for name, strategy in repeated
         ),
     ]

@@ -1,4 +1,4 @@
-"""What ``recipe="chat"`` stands for: a tiny Llama that is fine-tuned on a few conversations."""
+"""The recipe of ``recipe="chat"``: a tiny Llama that is fine-tuned on a few conversations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["make"]
 
 
 def make() -> dict[str, Any]:
-    """Write model and rows into the current folder, and return the recipe."""
+    """Write the model and the examples to the working directory, and return the recipe."""
     folder = Path.cwd()
     rows = str(write_rows(folder / "rows.jsonl", sample_rows(count=12)))
     return {

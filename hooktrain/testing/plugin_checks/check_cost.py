@@ -1,4 +1,4 @@
-"""What a plugin costs a step: calls of hooks and new tensors, which are counted, and time where it is judged."""
+"""Checks the cost of a plugin in a step: calls of hooks and new tensors, and with ``--hooktrain-time`` the time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hooktrain.builtins.hook_timer import Cost, HookTimer
+from hooktrain.compat import TorchDispatchMode, storage_id, tree_leaves
 from hooktrain.hookspecs import EVENTS, LOOP_HOOKS
 from hooktrain.markers import hookimpl
 from hooktrain.testing.plugin_checks.check_observes import changes_gradients, require_removable
-from hooktrain.testing.plugin_checks.kit import Broken, Kit, Unjudged
+from hooktrain.testing.plugin_checks.kit import Broken, Kit, NotApplicable
 from hooktrain.testing.plugin_checks.plugin_reference import Spec, prepared
 from hooktrain.training.trainer import Trainer
 
@@ -31,58 +30,55 @@ _IN_STEPS = (
     *LOOP_HOOKS,
 )
 _LONGEST = 8.0
-"""Seconds after which no further round is begun."""
+"""Seconds after which no further round starts."""
 
 
 def check_cost(kit: Kit) -> None:
-    """A step makes at most so many calls of hooks and new tensors, and with ``--hooktrain-time`` keeps its budget."""
+    """Check the calls of hooks and new tensors of a step, and with ``--hooktrain-time`` its time."""
     require_removable(kit)
-    variation = "idle" if changes_gradients(kit) else "beside"  # what it does to the training is no overhead
-    _judge_counts(kit, variation)
+    variation = "unused" if changes_gradients(kit) else "unselected"  # work for the training is no overhead
+    _check_counts(kit, variation)
     if kit.options.time:
-        _judge_time(kit, variation)
+        _check_time(kit, variation)
     elif kit.options.calls is None and kit.options.allocations is None:
-        raise Unjudged(
-            f"{kit.notes['cost']}; the budget is judged with --hooktrain-time, and these with conformance(calls=...,"
-            " allocations=...)"
+        raise NotApplicable(
+            f"{kit.notes['cost']}; --hooktrain-time checks the budget, and conformance(calls=...,"
+            " allocations=...) checks these"
         )
 
 
 # ---------------------------------------------------------------------------------------------------------- counts
 
 
-def _judge_counts(kit: Kit, variation: str) -> None:
+def _check_counts(kit: Kit, variation: str) -> None:
     done = kit.start("counts", f"{__name__}:_counted", spec=kit.spec, variation=variation)
     found = kit.need(done, "runs with the plugin and without")
     calls, allocations = found["calls"], found["allocations"]
     kit.notes["cost"] = f"{sum(calls.values()):g} calls of hooks and {sum(allocations.values()):g} new tensors a step"
-    for what, counts, limit, mend in (
-        ("calls of hooks", calls, kit.options.calls, "implement fewer hooks, and those that are called less often"),
+    for what, counts, limit, fix in (
+        ("calls of hooks", calls, kit.options.calls, "implement fewer hooks, or hooks that are called less often"),
         (
-            "new tensors, those of a run without it not counted,",
+            "new tensors, without those of a run without it,",
             allocations,
             kit.options.allocations,
-            "write in place, with out= and with methods that end in _, into tensors that on_train_start has made",
+            "write to tensors that on_train_start has allocated, with out= and with methods that end in _",
         ),
     ):
         if limit is not None and sum(counts.values()) > limit:
             places = ", ".join(f"{place} {count:g}" for place, count in counts.most_common(3))
             raise Broken(
-                f"a step makes {sum(counts.values()):g} {what} and {limit:g} are allowed; most are of: {places}",
-                "what a plugin does in every step is a number that its author has chosen, and that no change exceeds",
-                f"{mend}; or allow more with conformance(calls=..., allocations=...)",
+                f"a step makes {sum(counts.values()):g} {what} and {limit:g} are allowed; most of them: {places}",
+                "the work of a plugin in each step stays within the limits that its author has set",
+                f"{fix}; or allow more with conformance(calls=..., allocations=...)",
             )
 
 
 def _counted(spec: Spec, variation: str) -> dict[str, Counter[str]]:
-    """Calls of the plugin's hooks, by hook, and new tensors, by the hook that makes them; both a step.
-
-    In a process of its own.
-    """
+    """Count the calls of the plugin's hooks and the new tensors of a step, by hook; in a process of its own."""
     torch.set_num_threads(1)
     plain, _, _ = _count(spec, "without")
-    found, ledger, name = _count(spec, variation)
-    calls = {hook: cost.calls for (plugin, hook), cost in ledger.costs.items() if plugin == name and hook in _IN_STEPS}
+    found, timer, name = _count(spec, variation)
+    calls = {hook: cost.calls for (plugin, hook), cost in timer.costs.items() if plugin == name and hook in _IN_STEPS}
     made = {where[1]: count for where, count in found.items() if where[0] == name}
     made["outside of its hooks"] = sum(found.values()) - sum(made.values()) - sum(plain.values())
     return {
@@ -92,21 +88,21 @@ def _counted(spec: Spec, variation: str) -> dict[str, Counter[str]]:
 
 
 def _count(spec: Spec, variation: str) -> tuple[Counter[tuple[str, str]], HookTimer, str]:
-    """The new tensors of some steps by plugin and hook, the calls of hooks, and the plugin's name."""
-    ledger = HookTimer()
-    tensors = _NewTensors(ledger)
+    """Run some steps; return their new tensors by plugin and hook, the timed hooks, and the plugin's name."""
+    timer = HookTimer()
+    tensors = _NewTensors(timer)
     made = prepared(spec, variation, tensors, overrides=_overrides(_COUNTED_STEPS))
-    made.host.measure(ledger)
+    made.host.measure(timer)
     Trainer(made.recipe, made.host).run()
-    return tensors.made, ledger, made.name
+    return tensors.made, timer, made.name
 
 
 class _NewTensors:
-    """Counts the tensors with memory of their own that torch makes in steps, by plugin and hook."""
+    """Counts the tensors that torch allocates in steps, by plugin and hook."""
 
-    def __init__(self, ledger: HookTimer) -> None:
+    def __init__(self, timer: HookTimer) -> None:
         self.made: Counter[tuple[str, str]] = Counter()
-        self._mode = _Storages(self.made, ledger)
+        self._mode = _Storages(self.made, timer)
 
     @hookimpl(trylast=True)
     def on_epoch_start(self) -> None:
@@ -114,11 +110,11 @@ class _NewTensors:
 
     @hookimpl(wrapper=True, tryfirst=True)
     def run_evaluate(self) -> Generator[None, Any, Any]:
-        self._mode.pauses = True
+        self._mode.paused = True
         try:
             return (yield)
         finally:
-            self._mode.pauses = False
+            self._mode.paused = False
 
     @hookimpl(tryfirst=True)
     def on_epoch_end(self) -> None:
@@ -126,22 +122,22 @@ class _NewTensors:
 
 
 class _Storages(TorchDispatchMode):
-    def __init__(self, made: Counter[tuple[str, str]], ledger: HookTimer) -> None:
+    def __init__(self, made: Counter[tuple[str, str]], timer: HookTimer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.made, self.ledger, self.pauses = made, ledger, False
+        self.made, self.timer, self.paused = made, timer, False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        cost = self.ledger.innermost
+        cost = self.timer.innermost
         count = len(_storages(result) - _storages((args, kwargs)))
-        if count and not self.pauses:
+        if count and not self.paused:
             self.made[(cost.plugin, cost.hook) if cost else ("", "")] += count
         return result
 
 
 def _storages(value: Any) -> set[int]:
-    """The memory that tensors lie in."""
-    return {leaf.untyped_storage()._cdata for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}
+    """Return the memory of tensors, as numbers."""
+    return {storage_id(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}
 
 
 def _overrides(steps: int) -> dict[str, Any]:
@@ -151,45 +147,44 @@ def _overrides(steps: int) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------ time
 
 
-def _judge_time(kit: Kit, variation: str) -> None:
-    """Compare the time of steps with the budget; runs with the plugin and without take turns."""
+def _check_time(kit: Kit, variation: str) -> None:
+    """Compare the time of steps with the budget; runs with the plugin and without alternate."""
     budget, share = _budget(kit.options.budget)
-    given = {"spec": kit.spec, "variation": variation, "clock": kit.options.clock}
+    arguments = {"spec": kit.spec, "variation": variation, "clock": kit.options.clock}
     counts = kit.notes["cost"]
     for attempt in range(2):
-        done = kit.start("cost", f"{__name__}:_measured", rounds=kit.options.rounds * (1 + attempt), **given)
+        done = kit.start("cost", f"{__name__}:_measured", rounds=kit.options.rounds * (1 + attempt), **arguments)
         found = kit.need(done, "runs with the plugin and without")
         allowed = budget * found["step"] if share else budget * 1e-6 * max(found["calls"], 1.0)
         cost, noise = found["cost"], found["noise"]
         numbers = (
-            f"{cost * 1e6:.1f} microseconds a step (give or take {noise * 1e6:.1f}) with {found['calls']:.1f} calls of"
-            f" hooks in it, of {found['step'] * 1e6:.0f} without the plugin; {allowed * 1e6:.1f} are allowed"
+            f"{cost * 1e6:.1f} microseconds a step (± {noise * 1e6:.1f}) with {found['calls']:.1f} calls of hooks, and"
+            f" a step takes {found['step'] * 1e6:.0f} without the plugin; {allowed * 1e6:.1f} are allowed"
         )
         kit.notes["cost"] = f"{counts}; {numbers}"
         if noise <= allowed and cost + noise <= allowed:
             return
         if cost - 2 * noise > allowed:
             raise Broken(
-                f"costs {numbers}; the hooks that take longest: {found['hooks']}",
-                "the engine makes a dozen calls a step, and small models take less than a millisecond for one",
-                "move work out of the step: to on_train_start, to on_log, or to every n-th step; a plugin that needs"
-                " more says so with conformance(budget=...), in microseconds for each call of a hook"
-                " or as a share ('5%')",
+                f"costs {numbers}; the slowest hooks: {found['hooks']}",
+                "the engine calls a dozen hooks in a step, and a step of a small model takes less than a millisecond",
+                "move work out of the step: to on_train_start, to on_log, or to every n-th step; or allow more with"
+                " conformance(budget=...), in microseconds for each call of a hook or as a share of the step ('5%')",
             )
         if noise > 4 * allowed:
             break
-    raise Unjudged(f"this machine is too noisy to judge the cost: {numbers}")
+    raise NotApplicable(f"this machine is too noisy to measure the cost: {numbers}")
 
 
-def _budget(given: float | str) -> tuple[float, bool]:
-    """The budget, and whether it is a share of the step."""
-    if isinstance(given, str):
-        return float(given.removesuffix("%")) / 100, True
-    return float(given), False
+def _budget(value: float | str) -> tuple[float, bool]:
+    """Return the budget, and whether it is a share of the step."""
+    if isinstance(value, str):
+        return float(value.removesuffix("%")) / 100, True
+    return float(value), False
 
 
 class _Stopwatch:
-    """Times each step, everything that is emitted in it included."""
+    """Times each step, with the hooks that are called in it."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.seconds: list[float] = []
@@ -209,28 +204,28 @@ class _Stopwatch:
 
 
 def _measured(spec: Spec, rounds: int, variation: str, clock: str) -> dict[str, Any]:
-    """Cost of a step, and how sure that is; in a process of its own."""
+    """Measure the cost of a step and its noise; in a process of its own."""
     torch.set_num_threads(1)
     module, _, function = clock.partition(":")
     read: Callable[[], float] = getattr(importlib.import_module(module), function)
     _steps(spec, "without", read)
     costs: list[Cost] = []
     _steps(spec, variation, read, costs)
-    apart: list[float] = []
-    again: list[float] = []
+    differences: list[float] = []
+    repeats: list[float] = []
     base: list[float] = []
     until = time.monotonic() + _LONGEST
-    while len(apart) < rounds and (len(apart) < 3 or time.monotonic() < until):
+    while len(differences) < rounds and (len(differences) < 3 or time.monotonic() < until):
         first, second, third = (_steps(spec, name, read) for name in ("without", variation, "without"))
-        apart.append(second - (first + third) / 2)
-        again.append((third - first) / 2)
+        differences.append(second - (first + third) / 2)
+        repeats.append((third - first) / 2)
         base.append(min(first, third))
-    # the spread of what should be equal, and of the differences; a median is a quarter less sure than a mean
-    noise = 1.25 * max(_spread(apart), _spread(again)) / len(apart) ** 0.5
+    # the deviation of equal runs, and of the differences; a median is a quarter less precise than a mean
+    noise = 1.25 * max(_deviation(differences), _deviation(repeats)) / len(differences) ** 0.5
     each = ((cost.nanoseconds / cost.calls / 1e3, cost.hook) for cost in costs if cost.calls)
     slowest = sorted(each, reverse=True)[:3]
     return {
-        "cost": statistics.median(apart),
+        "cost": statistics.median(differences),
         "noise": noise,
         "step": statistics.median(base),
         "calls": sum(cost.calls for cost in costs) / _STEPS,
@@ -238,20 +233,20 @@ def _measured(spec: Spec, rounds: int, variation: str, clock: str) -> dict[str, 
     }
 
 
-def _spread(values: list[float]) -> float:
-    """A standard deviation that a few odd values do not move."""
+def _deviation(values: list[float]) -> float:
+    """Return the standard deviation, estimated from the median so that outliers do not change it."""
     middle = statistics.median(values)
     return 1.4826 * statistics.median(abs(value - middle) for value in values)
 
 
 def _steps(spec: Spec, variation: str, clock: Callable[[], float], costs: list[Cost] | None = None) -> float:
-    """The median time of a step of one run; with ``costs`` what the plugin's hooks in steps took is added there."""
+    """Return the median time of a step of one run; append the costs of the plugin's hooks to ``costs``."""
     watch = _Stopwatch(clock)
     made = prepared(spec, variation, watch, overrides=_overrides(_STEPS))
-    ledger = HookTimer()
+    timer = HookTimer()
     if costs is not None:
-        made.host.measure(ledger)
+        made.host.measure(timer)
     Trainer(made.recipe, made.host).run()
     if costs is not None:
-        costs += [cost for (name, hook), cost in ledger.costs.items() if name == made.name and hook in _IN_STEPS]
+        costs += [cost for (name, hook), cost in timer.costs.items() if name == made.name and hook in _IN_STEPS]
     return statistics.median(watch.seconds[2:])

@@ -1,7 +1,8 @@
-"""A factory or a loop hook that leaves the work to others has done nothing before it says so."""
+"""Checks that a factory or a loop hook does nothing before it leaves the work to another plugin."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import random
@@ -13,9 +14,9 @@ from typing import Any
 
 import attrs
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hooktrain.compare import digest
+from hooktrain.compat import TorchDispatchMode
 from hooktrain.hookspecs import FACTORIES, LOOP_HOOKS
 from hooktrain.testing.plugin_checks.kit import Broken, Kit
 from hooktrain.testing.plugin_checks.plugin_reference import Spec, prepared
@@ -25,25 +26,25 @@ __all__ = ["check_declines"]
 
 
 def check_declines(kit: Kit) -> None:
-    """Factories given a config of somebody else's, and loop hooks that decline, leave no trace."""
-    done = kit.start("declines", f"{__name__}:_traces", spec=kit.spec)
-    found = kit.need(done, "asking the plugin's factories and loop hooks for a part that is not theirs")
+    """Check that a factory that returns None, and a loop hook that returns ``NotImplemented``, have no side effects."""
+    done = kit.start("declines", f"{__name__}:_side_effects", spec=kit.spec)
+    found = kit.need(done, "calling the plugin's factories and loop hooks for a part that is not the plugin's")
     if found:
         raise Broken(
             "\n".join(found),
-            "every factory is asked for every part, and a loop hook in every step: who is not meant has looked at the"
-            " type of the config, and at nothing else",
+            "each factory is called for every part of its kind until one returns it, and a loop hook in every step; for"
+            " another plugin's part, a factory looks at the type of the config and at nothing else",
             "begin with `if not isinstance(config, MyConfig): return None`, and import, read and allocate after it; a"
-            " loop hook declines with `return NotImplemented` before it has done anything",
+            " loop hook that leaves the work to others returns NotImplemented before it does anything else",
         )
 
 
 class Touched(Exception):
-    """Somebody used what was none of their business."""
+    """A factory used an argument before it knew that the part is its own."""
 
 
 @attrs.frozen
-class SomebodyElsesConfig:
+class OtherConfig:
     """A config class that no plugin knows."""
 
     def __getattribute__(self, name: str) -> Any:
@@ -53,7 +54,7 @@ class SomebodyElsesConfig:
 
 
 class Untouchable:
-    """What a factory needs for a part of its own, and must not use for another's."""
+    """An argument that a factory needs for a part of its own, and must not use for another's."""
 
     def __init__(self, name: str) -> None:
         object.__setattr__(self, "_name", name)
@@ -76,7 +77,7 @@ for _how in ("__bool__", "__len__", "__iter__", "__getitem__", "__call__", "__st
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the operations of torch."""
+    """Records the operations of torch."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -87,31 +88,37 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-_heard: list[str] = []
-_listening = threading.local()
+class _Recording(threading.local):
+    """Whether audit events of this thread are recorded."""
+
+    on = False
 
 
-def _hear(event: str, arguments: Any) -> None:
-    if not getattr(_listening, "on", False):
+_recording = _Recording()
+_events: list[str] = []
+
+
+def _audit(event: str, arguments: Any) -> None:
+    if not _recording.on:
         return
     if event == "open" and "__pycache__" not in str(arguments[0]) and not str(arguments[0]).endswith((".py", ".pyc")):
-        _heard.append(f"opens {arguments[0]}")
+        _events.append(f"opens {arguments[0]}")
     elif event in ("os.mkdir", "os.listdir", "os.remove", "os.rename", "subprocess.Popen", "socket.connect"):
-        _heard.append(f"calls {event}({arguments[0] if arguments else ''})")
+        _events.append(f"calls {event}({arguments[0] if arguments else ''})")
 
 
 @contextmanager
 def _watched(seen: list[str]) -> Iterator[None]:
-    """Appends to ``seen`` what happens inside: imports, files, torch's operations, random numbers, threads."""
+    """Append side effects to ``seen``: imports, files, torch's operations, random numbers, threads."""
     before, modules, threads = _random(), set(sys.modules), set(threading.enumerate())
-    del _heard[:]
+    _events.clear()
     with _Operations() as operations:
-        _listening.on = True
+        _recording.on = True
         try:
             yield
         finally:
-            _listening.on = False
-    seen += dict.fromkeys(_heard)
+            _recording.on = False
+    seen += dict.fromkeys(_events)
     new = sorted(set(sys.modules) - modules)
     if new:
         seen.append(f"imports {new[0]}" + (f" and {len(new) - 1} more" if len(new) > 1 else ""))
@@ -126,60 +133,60 @@ def _random() -> Any:
     return digest(torch.get_rng_state()), random.getstate()
 
 
-def _traces(spec: Spec) -> list[str]:
-    """What factories do that are not meant, else what loop hooks do; in a process of its own."""
+def _side_effects(spec: Spec) -> list[str]:
+    """Find the side effects of factories, else of loop hooks; in a process of its own."""
     _random()
-    sys.addaudithook(_hear)
+    sys.addaudithook(_audit)
     return _factories(spec) or _loop_hooks(spec)
 
 
 def _factories(spec: Spec) -> list[str]:
-    """What the factories do with a config that nobody has registered."""
-    made = prepared(spec, "idle")
+    """Find the side effects of factories for a config that no plugin has registered."""
+    made = prepared(spec, "unused")
     found = []
     for hook in (*FACTORIES, "fingerprint_source", "preview_examples"):
         for implementation in made.host.implementations(hook):
             if implementation.plugin_name == made.name and not implementation.wrapper:
-                found += [f"{hook}: {what}" for what in _asked(implementation)]
+                found += [f"{hook}: {what}" for what in _tried(implementation)]
     return found
 
 
-def _asked(implementation: Any) -> list[str]:
-    """What one factory does, and answers, when it is asked for somebody else's part."""
+def _tried(implementation: Any) -> list[str]:
+    """Find the side effects and the result of one factory for another plugin's part."""
     if "config" not in implementation.argnames:
-        return ["does not look at config, so that it answers for every part; name the parameter config"]
-    config, seen = SomebodyElsesConfig(), list[str]()
-    given = [config if name == "config" else Untouchable(name) for name in implementation.argnames]
+        return ["does not take config, so it builds every plugin's part; add the parameter config"]
+    config, seen = OtherConfig(), list[str]()
+    arguments = [config if name == "config" else Untouchable(name) for name in implementation.argnames]
     try:
         with _watched(seen):
-            answer = implementation.function(*given)
+            result = implementation.function(*arguments)
     except Touched as problem:
         return [str(problem)]
     except Exception as problem:
         return [*seen, f"raises {type(problem).__name__}: {problem}"]
-    if inspect.isgenerator(answer):
+    if inspect.isgenerator(result):
         return [*seen, "is a generator without @hookimpl(wrapper=True), and a generator is no part"]
-    if answer is not None:
-        seen.append(f"answers with {type(answer).__name__} for a config that is not its own, and takes others' parts")
+    if result is not None:
+        seen.append(f"returns a {type(result).__name__} for a config that is not its own, and so replaces the part")
     return seen
 
 
 def _loop_hooks(spec: Spec) -> list[str]:
-    """What loop hooks that decline have done before they do, in a run that does not use the plugin."""
+    """Find the side effects of loop hooks that return NotImplemented, in a run that does not use the plugin."""
     folder = os.path.join(os.getcwd(), "run")
     overrides = {"run_dir": folder, "train_iters": 2, "epochs": None, "checkpoint": [], "eval_interval": 1}
-    made = prepared(spec, "idle", overrides=overrides)
-    claimed = [
+    made = prepared(spec, "unused", overrides=overrides)
+    loop_hooks = [
         (hook, found)
         for hook in LOOP_HOOKS
         for found in made.host.implementations(hook)
         if found.plugin_name == made.name and not found.wrapper
     ]
-    if not claimed:
+    if not loop_hooks:
         return []
     found: list[str] = []
     trainer = Trainer(made.recipe, made.host)
-    for hook, implementation in claimed:
+    for hook, implementation in loop_hooks:
         watched = _watching(hook, implementation.function, trainer, found)
         setattr(implementation, "function", watched)  # noqa: B010 - final for type checkers
     made.host.hooks.refresh()
@@ -191,12 +198,11 @@ def _watching(hook: str, function: Callable[..., Any], trainer: Trainer, found: 
     def call(*arguments: Any) -> Any:
         before, seen = attrs.asdict(trainer.state), list[str]()
         with _watched(seen):
-            answer = function(*arguments)
-        if answer is None or answer is NotImplemented:
+            result = function(*arguments)
+        if result is None or result is NotImplemented:
             if attrs.asdict(trainer.state) != before:
                 seen.append("changes trainer.state")
-            found.extend(f"{hook}: declines, but {what} before it does" for what in seen)
-        return answer
+            found.extend(f"{hook}: leaves the step to others, but {what} before" for what in seen)
+        return result
 
-    call.__wrapped__ = function  # type: ignore[attr-defined]
-    return call
+    return functools.wraps(function)(call)

@@ -1,7 +1,7 @@
-"""Nothing waits for the device between two log lines.
+"""Checks that no hook waits for the device between two log lines.
 
 The run has its model on torch's device ``meta``, whose tensors have shapes and no values, while batches of the host are
-real. Whoever asks for a value is written down with the line that asks, and gets a one.
+real. Each read of a value is recorded with its line of code, and returns a one.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 from hooktrain.builtins.device_sync import DEVICE_SYNCS
+from hooktrain.compat import TorchDispatchMode, caller_frame, tree_flatten, tree_map
 from hooktrain.errors import HooktrainError
 from hooktrain.plugin.validation import device_rule
-from hooktrain.testing.plugin_checks.kit import Broken, Kit, Unjudged
+from hooktrain.testing.plugin_checks.kit import Broken, Kit, NotApplicable
 from hooktrain.testing.plugin_checks.plugin_reference import Spec, prepared
 from hooktrain.training.trainer import Trainer
 
@@ -30,35 +29,35 @@ __all__ = ["check_device"]
 
 
 def check_device(kit: Kit) -> None:
-    """Hooks of the plugin read from the device only where their documentation says that they may wait for it."""
-    done = kit.start("device", f"{__name__}:_reads", spec=kit.spec)
+    """Check that hooks of the plugin read from the device only where their documentation allows it."""
+    done = kit.start("device", f"{__name__}:_find_reads", spec=kit.spec)
     syncs, limit = done.result["syncs"] if done.status == 0 else 0.0, kit.options.device_syncs
     if syncs > limit:
         allowed = f"{syncs:g} device syncs a step, and {limit:g} are allowed:\n" if limit else ""
         raise Broken(
             allowed + "\n".join(done.result["reads"][:8]),
-            "between two log lines nothing waits for the device: a wait in every step costs a GPU milliseconds",
-            "keep tensors as they are, detached, and return them from collect_metrics, which are read all at once; read"
-            " values in on_log, or in hooks whose documentation says that they may wait (`hooktrain hooks NAME`); a"
-            " plugin that has to wait says how often a step with conformance(device_syncs=...)",
+            "between two log lines nothing waits for the device: a device sync in every step costs a GPU milliseconds",
+            "keep detached tensors and return them from collect_metrics, where the engine reads all of them at once; or"
+            " read values in on_log, or in another hook that may wait for the device (`hooktrain hooks NAME` shows it);"
+            " or allow device syncs with conformance(device_syncs=...)",
         )
     if done.status != 0:
-        why = (done.output.strip().splitlines() or ["nothing was said"])[-1]
-        raise Unjudged(f"this recipe does not run on a device without values, so that no wait can be seen: {why}")
+        why = (done.output.strip().splitlines() or ["no output"])[-1]
+        raise NotApplicable(f"this recipe does not run on the meta device, so device syncs cannot be found: {why}")
     if done.result["failed"]:
-        raise Unjudged(
-            "this recipe does not run on a device without values, and no wait of the plugin was seen until"
+        raise NotApplicable(
+            "this recipe does not run on the meta device, and no device sync of the plugin was found before"
             f" {done.result['failed']}"
         )
     kit.notes["device"] = f"{syncs:g} device syncs a step"
 
 
 class _Values(TorchDispatchMode):
-    """Notes who asks for a value of a tensor on ``meta``, and goes on with a one."""
+    """Records each read of a value of a tensor on ``meta``, and returns a one."""
 
-    def __init__(self, judge: _Judge) -> None:
+    def __init__(self, reads: _Reads) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.judge = judge
+        self.reads = reads
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -69,20 +68,20 @@ class _Values(TorchDispatchMode):
             return func(*args, **kwargs)
         what = DEVICE_SYNCS.get(name, "")
         if name == "_local_scalar_dense":
-            self.judge.read(what)
+            self.reads.add(what)
             return True if away[0].dtype == torch.bool else 1.0 if away[0].dtype.is_floating_point else 1
         if name in ("equal", "is_nonzero"):
-            self.judge.read(what)
+            self.reads.add(what)
             return True
         to = kwargs.get("device")
         if name == "_to_copy" and to is not None and torch.device(to).type != "meta":
-            self.judge.read(what)
+            self.reads.add(what)
             return torch.ones(away[0].shape, dtype=kwargs.get("dtype") or away[0].dtype)
         if name == "copy_" and isinstance(args[0], Tensor) and not args[0].is_meta:
-            self.judge.read(what)
+            self.reads.add(what)
             return args[0].fill_(1)
         if name in ("nonzero", "masked_select", "_unique2", "unique_dim"):
-            self.judge.read(what)
+            self.reads.add(what)
             return func(*tree_map(_with_values, args), **kwargs)
         return func(*args, **kwargs)
 
@@ -91,20 +90,20 @@ def _with_values(value: Any) -> Any:
     return torch.ones(value.shape, dtype=value.dtype) if isinstance(value, Tensor) and value.is_meta else value
 
 
-class _Judge:
-    """Decides whether a read is the plugin's, and whether it may be."""
+class _Reads:
+    """Records the plugin's reads that are not allowed."""
 
     def __init__(self, implementations: Mapping[CodeType, str], package: str) -> None:
         self.implementations, self.package = implementations, package
         self.found: list[str] = []
         self.count = 0
-        self.quiet = {Trainer.log.__code__, Trainer.evaluate.__code__, Trainer.checkpoint.__code__}
+        self.allowed = {Trainer.log.__code__, Trainer.evaluate.__code__, Trainer.checkpoint.__code__}
 
-    def read(self, what: str) -> None:
-        """Somebody reads: look at the stack from the inside to the outside."""
-        frame: FrameType | None = sys._getframe(2)
+    def add(self, what: str) -> None:
+        """Record a read unless it is the engine's or allowed, by the frames of its callers."""
+        frame: FrameType | None = caller_frame(3)
         mine: FrameType | None = None
-        hook, step, quiet = "", False, False
+        hook, step, allowed = "", False, False
         while frame is not None:
             code = frame.f_code
             if mine is None and code.co_filename.startswith(self.package):
@@ -112,11 +111,11 @@ class _Judge:
             if not hook and code in self.implementations:
                 hook, mine = self.implementations[code], mine or frame
             step = step or code is Trainer.epoch.__code__
-            quiet = quiet or code in self.quiet
+            allowed = allowed or code in self.allowed
             frame = frame.f_back
-        if mine is None or (quiet and not hook):
+        if mine is None or (allowed and not hook):
             return
-        if _may_wait(hook) if hook and device_rule(hook) else quiet or not step:
+        if _may_wait(hook) if hook and device_rule(hook) else allowed or not step:
             return
         self.count += 1
         path, line = Path(mine.f_code.co_filename), mine.f_lineno
@@ -131,9 +130,9 @@ def _may_wait(hook: str) -> bool:
     return device_rule(hook).startswith(("may", "has just"))
 
 
-def _as_on_a_processor() -> None:
-    """Autocast and random numbers on ``meta``, which torch has for real devices only."""
-    asked, made = torch.is_autocast_enabled, torch.autocast.__init__
+def _support_meta() -> None:
+    """Add autocast and random generators for ``meta``, which torch has for real devices only."""
+    is_enabled, autocast_init = torch.is_autocast_enabled, torch.autocast.__init__
 
     class Generator(torch.Generator):
         def __new__(cls, device: Any = "cpu") -> Any:
@@ -141,15 +140,18 @@ def _as_on_a_processor() -> None:
             return super().__new__(cls, place)  # type: ignore[call-arg]
 
     def init(self: Any, device_type: str, *arguments: Any, **more: Any) -> None:
-        made(self, "cpu" if device_type == "meta" else device_type, *arguments, **more)
+        autocast_init(self, "cpu" if device_type == "meta" else device_type, *arguments, **more)
 
-    mended = {"is_autocast_enabled": lambda device="cuda": device != "meta" and asked(device), "Generator": Generator}
-    vars(torch).update(mended)
+    names = {
+        "is_autocast_enabled": lambda device="cuda": device != "meta" and is_enabled(device),
+        "Generator": Generator,
+    }
+    vars(torch).update(names)
     setattr(torch.autocast, "__init__", init)  # noqa: B010 - a method, to type checkers
 
 
-def _reads(spec: Spec) -> dict[str, Any]:
-    """Who reads from the device in a run of the recipe; in a process of its own."""
+def _find_reads(spec: Spec) -> dict[str, Any]:
+    """Find the plugin's reads from the device in a run of the recipe; in a process of its own."""
     torch.set_num_threads(1)
     overrides = {
         "run_dir": "run",
@@ -169,13 +171,11 @@ def _reads(spec: Spec) -> dict[str, Any]:
     module = sys.modules[spec.reference.module]
     file = Path(module.__file__ or "")
     package = str(file.parent) if file.name == "__init__.py" or module.__package__ else str(file)
-    judge, failed = _Judge(codes, package), ""
-    vars(torch.cuda)["synchronize"] = lambda *_: judge.read(
-        DEVICE_SYNCS["synchronize"]
-    )  # without a GPU it would only raise
-    _as_on_a_processor()
+    reads, failed = _Reads(codes, package), ""
+    vars(torch.cuda)["synchronize"] = lambda *_: reads.add(DEVICE_SYNCS["synchronize"])  # raises without a GPU
+    _support_meta()
     trainer = Trainer(made.recipe, made.host)
-    with _Values(judge):
+    with _Values(reads):
         try:
             trainer.run()
         except HooktrainError as problem:
@@ -183,4 +183,4 @@ def _reads(spec: Spec) -> dict[str, Any]:
         except (NotImplementedError, RuntimeError, TypeError) as problem:
             traceback.print_exc()
             failed = f"step {trainer.global_step}: {type(problem).__name__}: {str(problem).splitlines()[0]}"
-    return {"reads": judge.found, "syncs": judge.count / max(trainer.global_step, 1), "failed": failed}
+    return {"reads": reads.found, "syncs": reads.count / max(trainer.global_step, 1), "failed": failed}

@@ -1,4 +1,4 @@
-"""Importing a plugin is cheap and changes nothing: every listing of plugins does it."""
+"""Checks that importing a plugin is cheap and changes nothing, as every listing of plugins imports all of them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ sys.path[:] = json.loads(sys.argv[2])
 import hooktrain
 from hooktrain.testing.plugin_checks.plugin_reference import Reference
 events, reference, plain_import = [], json.loads(sys.argv[1]), builtins.__import__
-engine = {"inside": False, "modules": set(), "wall": 0.0, "cpu": 0.0}  # what hooktrain and torch bring in, and cost
-def hear(event, arguments):
+engine = {"inside": False, "modules": set(), "wall": 0.0, "cpu": 0.0}  # modules and time of hooktrain and torch
+def audit(event, arguments):
     if engine["inside"]:
         return
     if event == "open":
@@ -53,7 +53,7 @@ def import_(name, globals=None, locals=None, fromlist=(), level=0):
         if importer == "hooktrain":
             return import_of_the_engine(name, globals, locals, fromlist, level)
         if level == 0 and name.partition(".")[0] == "torch" and "torch" not in sys.modules:
-            import_of_the_engine("torch")  # and not what of torch is only imported when it is asked for
+            import_of_the_engine("torch")  # without the parts of torch that are imported on demand
     return plain_import(name, globals, locals, fromlist, level)
 def state():
     return {
@@ -73,10 +73,10 @@ def of_torch():
     if torch.cuda.is_initialized():
         yield "initialises CUDA"
 before, modules, threads = state(), set(sys.modules), set(threading.enumerate())
-sys.addaudithook(hear)
+sys.addaudithook(audit)
 wall, cpu, builtins.__import__ = time.perf_counter(), time.process_time(), import_
 try:
-    Reference(**reference)._module()
+    Reference(**reference).import_module()
 finally:
     wall, cpu, builtins.__import__ = time.perf_counter() - wall, time.process_time() - cpu, plain_import
 seen, after = list(events), state()
@@ -97,35 +97,35 @@ print(json.dumps(found))
 
 
 def check_import(kit: Kit) -> None:
-    """Importing brings in no more than ``import_modules``, and leaves nothing behind."""
+    """Check that importing loads at most ``import_modules`` modules, and leaves nothing behind."""
     found = _import(kit)
     if found["seen"]:
         raise Broken(
             "importing the plugin " + "; ".join(found["seen"][:5]),
-            "every `hooktrain plugins` imports every plugin, on machines and in programs that never use it",
+            "every `hooktrain plugins` imports every installed plugin, also on machines that never use it",
             "do this in the hook that needs it, such as on_train_start, and undo it in on_teardown",
         )
     new, limit = found["new"], kit.options.import_modules
     if len(new) > limit:
         raise _expensive(
-            f"brings in {len(new):,} modules, of hooktrain's and torch's none counted, and at most {limit:,} are"
-            f" allowed; most are of {_packages(new)}"
+            f"loads {len(new):,} modules, without those of hooktrain and torch, and at most {limit:,} are allowed; most"
+            f" are of {_packages(new)}"
         )
     if kit.options.time:
-        found = _judge_time(kit, found)
-    kit.notes["import"] = f"{len(new)} modules, {found['wall']:.3f} s ({found['cpu']:.3f} s of a processor)"
+        found = _check_time(kit, found)
+    kit.notes["import"] = f"{len(new)} modules, {found['wall']:.3f} s ({found['cpu']:.3f} s of processor time)"
 
 
-def _judge_time(kit: Kit, found: dict[str, Any]) -> dict[str, Any]:
-    """The quickest of some imports: a busy machine makes one look slow, and never quick."""
+def _check_time(kit: Kit, found: dict[str, Any]) -> dict[str, Any]:
+    """Check the time of the fastest of several imports, as a busy machine makes some of them slow."""
     limit = kit.options.import_seconds
     for _ in range(_TRIES - 1):
         if found["cpu"] > limit:
             found = min(found, _import(kit), key=lambda each: float(each["cpu"]))
     if found["cpu"] > limit:
         raise _expensive(
-            f"takes {found['cpu']:.2f} s of a processor, hooktrain and torch not counted, and at most {limit:g} s is"
-            f" allowed; it brings in {_packages(found['new'])}"
+            f"takes {found['cpu']:.2f} s of processor time, without hooktrain and torch, and at most {limit:g} s is"
+            f" allowed; it imports {_packages(found['new'])}"
         )
     return found
 
@@ -134,12 +134,12 @@ def _expensive(found: str) -> Broken:
     return Broken(
         f"importing the plugin {found}",
         "every `hooktrain plugins` and every run imports every installed plugin",
-        "import what takes long inside the functions that use it",
+        "import slow libraries inside the functions that use them",
     )
 
 
 def _packages(modules: list[str]) -> str:
-    """The packages that modules belong to, those with most of them first."""
+    """Return the packages of modules, those with most modules first."""
     counts: dict[str, int] = {}
     for module in modules:
         package = module.partition(".")[0]
@@ -151,16 +151,16 @@ def _packages(modules: list[str]) -> str:
 def _import(kit: Kit) -> dict[str, Any]:
     """Import the plugin in a process that has imported nothing else."""
     reference = kit.reference
-    given = {"name": reference.name, "module": reference.module, "file": reference.file}
-    line = [sys.executable, "-c", _PROGRAM, json.dumps(given), json.dumps(sys.path)]
+    arguments = {"name": reference.name, "module": reference.module, "file": reference.file}
+    line = [sys.executable, "-c", _PROGRAM, json.dumps(arguments), json.dumps(sys.path)]
     with real_starts():
         done = subprocess.run(line, check=False, capture_output=True, text=True, timeout=kit.options.timeout)
     if done.returncode != 0:
         text = "\n".join(f"    {line}" for line in done.stderr.splitlines()[-8:])
         raise Broken(
             f"importing {reference.module} fails:\n{text}",
-            "a plugin that cannot be imported takes no part in any run",
-            "import optional dependencies inside the functions that use them, and list the others as dependencies",
+            "a plugin that cannot be imported is not active in any run",
+            "import optional dependencies inside the functions that use them, and declare the others as dependencies",
         )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

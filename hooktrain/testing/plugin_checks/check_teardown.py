@@ -1,4 +1,4 @@
-"""A run that fails tears the plugin down, whatever failed; nothing is left behind."""
+"""Checks that a plugin is torn down after a failure in any hook, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -53,32 +53,32 @@ _ENOUGH = 8
 
 
 def check_teardown(kit: Kit) -> None:
-    """A failure in any kind of hook reaches the user, after ``on_teardown``, which may come early and twice."""
+    """Check that a failure in any hook reaches the user after ``on_teardown``, which may run early and twice."""
     options = kit.options
     failing, leaves = tuple(options.failing) or FAILING, tuple(options.leaves)
-    given = {"spec": kit.spec, "failing": failing, "leaves": leaves, "patience": options.patience}
-    done = kit.start("teardown", f"{__name__}:_failures", **given)
+    arguments = {"spec": kit.spec, "failing": failing, "leaves": leaves, "patience": options.patience}
+    done = kit.start("teardown", f"{__name__}:_failures", **arguments)
     found = kit.need(done, "runs that fail in one hook after another")
     if found:
         raise Broken(
             "\n".join(found[:_ENOUGH]),
-            "on_teardown is called on every rank however the run ends, before anything was built or after everything;"
-            " it gives back what the plugin holds, and hides no error",
-            "have it look at what there is (`if self.server is not None`), and set attributes in __init__; close files,"
-            " end threads and put back what on_train_start has changed",
+            "on_teardown is called on every rank however the run ends, possibly before anything was built; it releases"
+            " what the plugin holds, and hides no error",
+            "set attributes in __init__ and test them in on_teardown (`if self.server is not None`); close files, end"
+            " threads, and restore what on_train_start has changed",
         )
 
 
-class _Out(Exception):
-    """What the runs fail with."""
+class _Failure(Exception):
+    """The error that the runs fail with."""
 
 
 def _failing(hook: str) -> object:
-    """A plugin that raises in one hook, wrapping it where its result matters."""
+    """Return a plugin that raises in one hook, as a wrapper where the hook's result matters."""
     parameters = hookspecs.__dict__[hook].__code__.co_varnames[: hookspecs.__dict__[hook].__code__.co_argcount]
 
     def fail() -> None:
-        raise _Out(hook)
+        raise _Failure(hook)
 
     wraps = hook in LOOP_HOOKS or hook in FACTORIES
     body = "    fail()\n    return (yield)" if wraps else "    fail()"
@@ -88,7 +88,7 @@ def _failing(hook: str) -> object:
 
 
 def _failures(spec: Spec, failing: tuple[str, ...], leaves: tuple[str, ...], patience: float) -> list[str]:
-    """What goes wrong when a run fails in one hook after another; in a process of its own."""
+    """Find errors of teardown when a run fails in one hook after another; in a process of its own."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     _settle(spec)
@@ -104,7 +104,7 @@ def _failures(spec: Spec, failing: tuple[str, ...], leaves: tuple[str, ...], pat
 
 
 def _settle(spec: Spec) -> None:
-    """A first run, if possible without the plugin: libraries set variables of their own when they are first used."""
+    """Make a first run, if possible without the plugin, as libraries set variables when they are first used."""
     for variation in ("without", "with"):
         with contextlib.suppress(HooktrainError):
             made = _made(spec, "first", variation=variation)
@@ -123,7 +123,7 @@ def _made(spec: Spec, folder: str, *plugins: object, variation: str = "with") ->
 
 
 def _failure(spec: Spec, hook: str, leaves: tuple[str, ...], patience: float) -> list[str]:
-    """What goes wrong when a run fails in one hook."""
+    """Find errors of teardown when a run fails in one hook."""
     made = _made(spec, hook, _failing(hook))
     trainer = Trainer(made.recipe, made.host)
     calls = _counted(made)
@@ -131,39 +131,39 @@ def _failure(spec: Spec, hook: str, leaves: tuple[str, ...], patience: float) ->
     found: list[str] = []
     try:
         trainer.run()
-    except _Out:
+    except _Failure:
         pass
     except BaseException as problem:
-        found.append(f"a failure in {hook} ends the run with {type(problem).__name__} ({problem}) in its place")
+        found.append(f"a failure in {hook} ends the run with another error, {type(problem).__name__} ({problem})")
     else:
-        found.append(f"a failure in {hook} does not end the run: somebody has swallowed the exception")
+        found.append(f"a failure in {hook} does not end the run: the plugin has swallowed the exception")
     mine = f"plugin '{made.name}', hook on_"
-    found += [f"when {hook} has failed: {text}" for text in made.host.warnings if text.startswith(mine)]
+    found += [f"after a failure in {hook}: {text}" for text in made.host.warnings if text.startswith(mine)]
     if calls and calls["on_teardown"] != 1:
-        found.append(f"when {hook} has failed, on_teardown is called {calls['on_teardown']} times, expected once")
-    found += [f"when {hook} has failed, {what} stays changed" for what in _changed(before, leaves)]
+        found.append(f"after a failure in {hook}, on_teardown is called {calls['on_teardown']} times, expected once")
+    found += [f"after a failure in {hook}, {what} is not restored" for what in _changed(before, leaves)]
     for thread in set(threading.enumerate()) - threads:
         thread.join(patience)
         if thread.is_alive():
-            found.append(f"when {hook} has failed, the thread {thread.name} is left")
-    found += _called(made, "on_teardown", f"a second time, when {hook} has failed", trainer)
+            found.append(f"after a failure in {hook}, the thread {thread.name} is left")
+    found += _called(made, "on_teardown", f"a second time, after a failure in {hook}", trainer)
     return found
 
 
 def _called(made: Prepared, hook: str, when: str, trainer: Trainer) -> list[str]:
-    """What the plugin's own implementation of a hook raises."""
-    given = {"trainer": trainer, "exception": _Out("out of luck")}
+    """Call the plugin's implementation of a hook, and return the error that it raises."""
+    arguments = {"trainer": trainer, "exception": _Failure("out of luck")}
     for found in made.host.implementations(hook):
         if found.plugin_name == made.name:
             try:
-                found.function(*(given[name] for name in found.argnames))
+                found.function(*(arguments[name] for name in found.argnames))
             except Exception as problem:
                 return [f"{hook}, called {when}, raises {type(problem).__name__}: {problem}"]
     return []
 
 
 def _counted(made: Prepared) -> dict[str, int]:
-    """How often the plugin's ``on_teardown`` is called; nothing where it has none."""
+    """Count the calls of the plugin's ``on_teardown``; empty where it has none."""
     calls: dict[str, int] = {}
     for found in made.host.implementations("on_teardown"):
         if found.plugin_name == made.name:
@@ -181,7 +181,7 @@ def _counting(function: Callable[..., Any], calls: dict[str, int]) -> Callable[.
 
 
 def _changed(before: dict[str, Any], leaves: tuple[str, ...]) -> list[str]:
-    """What is not as it was, and not among the environment variables that may stay."""
+    """List what has changed, without the environment variables that may stay."""
     after = _state()
     return [
         name for name in {**before, **after} if before.get(name) != after.get(name) and name.split()[-1] not in leaves
@@ -189,7 +189,7 @@ def _changed(before: dict[str, Any], leaves: tuple[str, ...]) -> list[str]:
 
 
 def _state() -> dict[str, Any]:
-    """What a run must leave as it was."""
+    """Return the process's state that a run must not change."""
     return {
         **{f"the environment variable {name}": value for name, value in os.environ.items()},
         "a signal handler": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],

@@ -1,4 +1,4 @@
-"""Runs of the checked plugin in processes of their own, and everything that two of them can be compared by."""
+"""Runs of the checked plugin in processes of their own, and the results that two of them are compared by."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from hooktrain.types import Batch
 __all__ = ["TIMES", "run", "unplain"]
 
 TIMES = frozenset({"tokens_per_second", "step_seconds"})
-"""Metrics that no two runs have in common."""
+"""Metrics that differ from run to run."""
 
 
-class Evidence:
-    """Writes down what a run has done, without touching a random state."""
+class Results:
+    """Records the results of a run, without touching a random state."""
 
     def __init__(self, name: str = "") -> None:
         self.name = name
@@ -81,30 +81,30 @@ class Evidence:
 def run(
     spec: Spec, variation: str, folder: str, overrides: Mapping[str, Any] = {}, resume_from: str | None = None
 ) -> dict[str, Any]:
-    """Train in this process, and return what there is to compare: plain values and tensors."""
+    """Train in this process, and return the results to compare: plain values and tensors."""
     torch.set_num_threads(1)
-    given = {"run_dir": folder, "train_iters": spec.steps, "epochs": None, "checkpoint": [], **overrides}
-    evidence = Evidence()
-    recipe, host, evidence.name = prepared(spec, variation, evidence, overrides=given)
+    values = {"run_dir": folder, "train_iters": spec.steps, "epochs": None, "checkpoint": [], **overrides}
+    results = Results()
+    recipe, host, results.name = prepared(spec, variation, results, overrides=values)
     trainer = Trainer(recipe, host, resume_from=Path(resume_from) if resume_from else None)
     trainer.run()
     return {
-        "rows of each step": evidence.rows,
-        "logged numbers": {f"step {step}": line for step, line in evidence.metrics.items()},
-        "saved": evidence.saved,
-        "name": evidence.name,
-        "hooks": host.records[evidence.name].hooks if evidence.name else [],
-        **evidence.found,
+        "sequences of each step": results.rows,
+        "logged numbers": {f"step {step}": line for step, line in results.metrics.items()},
+        "saved": results.saved,
+        "name": results.name,
+        "hooks": host.records[results.name].hooks if results.name else [],
+        **results.found,
     }
 
 
 def vars_of(state: Any) -> dict[str, Any]:
-    """The fields of a trainer's state."""
+    """Return the fields of a trainer's state."""
     return {name: getattr(state, name) for name in type(state).__annotations__}
 
 
 def random_states() -> dict[str, str]:
-    """Digests of all states that random numbers are drawn from."""
+    """Return digests of all states that random numbers are drawn from."""
     states = {"torch": digest(torch.get_rng_state()), "python": digest(random.getstate())}
     if "numpy" in sys.modules:
         states["numpy"] = repr(sys.modules["numpy"].random.get_state())
@@ -112,7 +112,7 @@ def random_states() -> dict[str, str]:
 
 
 def _copy(value: Any) -> Any:
-    """Plain values as they are now; what is not plain becomes text."""
+    """Copy plain values; anything else becomes text."""
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
     if isinstance(value, Mapping):
@@ -123,7 +123,7 @@ def _copy(value: Any) -> Any:
 
 
 def unplain(value: Any, where: str) -> list[str]:
-    """What a state holds besides JSON values and tensors, and where."""
+    """List what a state holds besides JSON values and tensors, and where."""
     if isinstance(value, Tensor) or type(value) in (bool, int, float, str, type(None)):
         return []
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""One plugin's checks: its recipe, the processes that run it, and what they share."""
+"""The checks of one plugin: its recipe, the processes that run it, and the results that checks share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hooktrain.testing.plugin_checks.plugin_reference import Reference, Spec
 from hooktrain.testing.plugin_checks.strategies import STRATEGIES
 from hooktrain.testing.tiny_llama import PRELOAD
 
-__all__ = ["Broken", "Kit", "Options", "Training", "Unjudged"]
+__all__ = ["HEAVY", "LIGHT", "Broken", "Kit", "NotApplicable", "Options", "Training"]
 
 # torch's optimizers import torch._dynamo in their first step, which takes as long as torch itself
 LIGHT = (
@@ -36,40 +36,39 @@ TINY: Mapping[str, Any] = {
     "strategy": {"dtype": "fp32", "device": "cpu"},
     "console": {"enabled": False},
 }
-"""Random rows and a model of a few hundred weights, with all that a resume has to bring back."""
-
+"""Random sequences and a model of a few hundred weights, with everything that a resume has to restore."""
 
 _CHAT: list[Mapping[str, Any]] = []
-"""The recipe of ``recipe="chat"``, whose model and rows all plugins share."""
+"""The recipe of ``recipe="chat"``, whose model and examples all plugins share."""
 
 
 class Broken(Exception):
     """A plugin breaks a rule.
 
     Args:
-        found: what it does.
-        rule: what is asked of every plugin, and why.
-        mend: what to do.
+        found: what the check found.
+        rule: the rule, and the reason for it.
+        fix: what to do.
     """
 
-    def __init__(self, found: str, rule: str, mend: str) -> None:
-        super().__init__(f"{found}\n\nrule: {rule}\nmend: {mend}")
+    def __init__(self, found: str, rule: str, fix: str) -> None:
+        super().__init__(f"{found}\n\nrule: {rule}\nfix: {fix}")
 
 
-class Unjudged(Exception):
-    """A check that says nothing about this plugin, and why."""
+class NotApplicable(Exception):
+    """A check does not apply to this plugin; its text is the reason."""
 
 
 @attrs.frozen(kw_only=True)
 class Options:
-    """What the author of a plugin may set, see ``conformance``, and what tests of the kit set besides.
+    """The arguments of ``conformance``, and more that only tests of the kit set.
 
     Attributes:
-        strategy: one of ``STRATEGIES``, on two ranks; the recipe's own on one when left out.
-        time: whether times are judged.
-        clock: of the times of steps, ``module:function``.
-        rounds: how often runs with the plugin and without take turns when times are judged.
-        failing: hooks in which a run is made to fail; all kinds of hooks when left out.
+        strategy: one of ``STRATEGIES``, on two ranks; by default the recipe's own on one.
+        time: whether times are checked.
+        clock: the clock of steps, ``module:function``.
+        rounds: how often runs with the plugin and without alternate when times are checked.
+        failing: hooks in which a run is made to fail; by default hooks of all kinds.
         patience: seconds that a thread has to end after a run.
     """
 
@@ -100,11 +99,11 @@ class Training(NamedTuple):
     """A training run in processes of its own.
 
     Attributes:
-        name: of the run; a run of the same name is not made again.
+        name: the name of the run; a run of the same name is not repeated.
         variation: see ``Spec.raw``.
-        overrides: values that take the place of the recipe's.
-        resume_from: the checkpoint that it begins with.
-        ranks: processes; as many as the kit's strategy wants when left out.
+        overrides: values that replace the recipe's.
+        resume_from: the checkpoint that it resumes from.
+        ranks: the number of processes; 0 is one, or two under one of ``STRATEGIES``.
     """
 
     name: str
@@ -115,12 +114,15 @@ class Training(NamedTuple):
 
 
 class Kit:
-    """Runs the checks of one plugin, and keeps what several of them look at.
+    """Runs the checks of one plugin, and keeps results that several of them use.
 
     Args:
         reference: the plugin.
-        options: what its author has set.
-        folder: for the files of the runs.
+        options: the arguments of ``conformance``.
+        folder: the folder for the files of the runs.
+
+    Attributes:
+        notes: measurements for pytest's report, by check.
     """
 
     def __init__(self, reference: Reference, options: Options, folder: Path) -> None:
@@ -138,7 +140,7 @@ class Kit:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What loading the plugin tells, see ``rules.facts``."""
+        """The result of loading the plugin, see ``check_hooks.facts``."""
         done = self.once("facts", lambda: self.start("facts", FACTS, spec=self.spec))
         found: Mapping[str, Any] = self.need(done, "loading the plugin")
         return found
@@ -163,18 +165,18 @@ class Kit:
         if not _CHAT:
             done = self.start("chat", "hooktrain.testing.plugin_checks.chat_recipe:make")
             if done.status != 0:
-                raise Unjudged(f"the model and rows of recipe='chat' could not be made:\n{_end(done.output)}")
+                raise NotApplicable(f"the model and examples of recipe='chat' could not be made:\n{_end(done.output)}")
             _CHAT.append(done.result)
         return _CHAT[0]
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
-        """What ``make`` gives, made once; a failure is kept too."""
+        """Return the result of ``make``, which is called once; a failure is kept too."""
         if key not in self._kept:
             try:
                 self._kept[key] = make()
-            except (Broken, Unjudged) as problem:
+            except (Broken, NotApplicable) as problem:
                 self._kept[key] = problem
-        if isinstance(self._kept[key], (Broken, Unjudged)):
+        if isinstance(self._kept[key], (Broken, NotApplicable)):
             raise self._kept[key]
         return self._kept[key]
 
@@ -186,7 +188,7 @@ class Kit:
         return run_jobs(job, preload=self._preload, timeout=self.options.timeout)[0]
 
     def runs(self, *trainings: Training) -> list[list[Done]]:
-        """Make training runs at the same time; returns what came of each rank of each."""
+        """Make training runs at the same time; returns the outcomes of each run's ranks."""
         with contextlib.ExitStack() as stores:
             jobs = [job for training in trainings for job in self._jobs(training, stores)]
             done = run_jobs(*jobs, preload=self._preload, timeout=self.options.timeout) if jobs else []
@@ -195,7 +197,7 @@ class Kit:
         return [self._runs[training.name] for training in trainings]
 
     def _jobs(self, training: Training, stores: contextlib.ExitStack) -> list[Job]:
-        """The processes of a run, none where it has been made."""
+        """Return the jobs of a run, none where it has been made."""
         if training.name in self._runs:
             return []
         ranks, folder = training.ranks or (2 if self.options.strategy else 1), self.folder / training.name
@@ -208,53 +210,53 @@ class Kit:
         }
         if ranks == 1:
             return [Job(RUN, arguments, folder / "rank-0")]
-        variables = stores.enter_context(_meeting(ranks))
+        variables = stores.enter_context(_rendezvous(ranks))
         return [Job(RUN, arguments, folder / f"rank-{rank}", variables[rank]) for rank in range(ranks)]
 
     def need(self, done: Done, what: str) -> Any:
-        """The result of a process that has to succeed.
+        """Return the result of a process that has to succeed.
 
         Raises:
-            Broken: with what it printed.
+            Broken: when it failed, with what it printed.
         """
         if done.status != 0:
             self.failed(done, what)
         return done.result
 
     def need_all(self, ranks: Sequence[Done], what: str) -> list[Any]:
-        """The results of all ranks of a run that has to succeed.
+        """Return the results of all ranks of a run that has to succeed.
 
         Raises:
-            Broken: with what the rank printed that failed first.
+            Broken: when one failed, with what the first of them printed.
         """
         if len(ranks) == 1:
             return [self.need(ranks[0], what)]
-        # the others fail too, as they hear no more from the one that did
+        # the others fail too, as their collectives wait for the one that did
         order = [(", hook " not in done.output, done.status is None, rank) for rank, done in enumerate(ranks)]
         for _, _, rank in sorted(order):
             self.need(ranks[rank], f"{what}: rank {rank} of {len(ranks)}")
         return [done.result for done in ranks]
 
     def failed(self, done: Done, what: str) -> NoReturn:
-        """Say how a process ended that should not have."""
-        how = "has not ended in time" if done.status is None else f"ended with status {done.status}"
+        """Raise the error for a process that failed or took too long."""
+        how = "did not end in time" if done.status is None else f"ended with status {done.status}"
         raise Broken(
             f"{what} {how}, and printed:\n{_end(done.output)}",
             "a recipe that uses the plugin runs to its end",
-            "run the recipe with `hooktrain train`; give conformance(recipe=..., settings=...) what the plugin needs",
+            "run the recipe with `hooktrain train`; pass conformance(recipe=..., settings=...) what the plugin needs",
         )
 
 
 def _with_strategy(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The recipe with a strategy that shards.
+    """Return the recipe with a strategy that shards.
 
     Raises:
-        Unjudged: when it is not installed.
+        NotApplicable: when it is not installed.
     """
     strategy = dict(STRATEGIES[name])
-    needed = strategy["type"]  # both are named as the plugin that brings them
+    needed = strategy["type"]  # each is registered by the plugin of the same name
     if needed not in {point.name for point in importlib.metadata.entry_points(group="hooktrain")}:
-        raise Unjudged(f"the plugin '{needed}' is not installed")
+        raise NotApplicable(f"the plugin '{needed}' is not installed")
     own = recipe.get("strategy", {})
     own = own if isinstance(own, Mapping) else {}
     kept = {"dtype": "fp32", "device": "cpu", **{key: own[key] for key in ("dtype", "device") if key in own}}
@@ -265,8 +267,8 @@ def _with_strategy(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _meeting(ranks: int) -> Iterator[list[dict[str, str]]]:
-    """The variables of ranks that meet at a store of this process, whose port is free."""
+def _rendezvous(ranks: int) -> Iterator[list[dict[str, str]]]:
+    """Yield the environment variables of each rank, for a rendezvous at a store in this process."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

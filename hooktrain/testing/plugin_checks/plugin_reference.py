@@ -1,4 +1,4 @@
-"""What is checked: where another process finds the plugin, and the recipe that it is checked with."""
+"""The plugin that is checked, as another process can import it, and its recipe."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 __all__ = ["Prepared", "Reference", "Spec", "prepared", "reference_to"]
 
 PARTS = ("type", "strategy", "tokenizer", "data", "loss", "model", "optimizer", "scheduler", "checkpoint")
-"""Keys of a recipe that select what the training is made of."""
+"""Keys of a recipe that select the parts of the training."""
 
-_ADDED = {"model", "data"}
-"""Keys whose settings are added to the recipe's, as these name files."""
+_MERGED = {"model", "data"}
+"""Keys whose settings are merged with the recipe's, which name files."""
 
 _ADJUSTED = {"strategy", "loss", "optimizer", "scheduler"}
-"""Keys whose settings, where they have no ``type``, are of the part that the recipe has anyway."""
+"""Keys whose settings, where they have no ``type``, are for the part that the recipe has already."""
 
 
 @attrs.frozen(kw_only=True)
 class Reference:
-    """Where another process finds a plugin.
+    """A plugin, as another process can import it.
 
     Attributes:
-        name: under which it takes part in a run.
-        installed: whether it is found by that name, through its entry point.
+        name: its name in a run.
+        installed: whether an entry point has that name.
         module: the module that it comes from.
-        file: that module's file, for a module that cannot be imported by name, as a test's.
-        attribute: of a class, its name in the module; nothing for the module itself.
-        pickled: of an object, the object.
+        file: that module's file, for a module that cannot be imported by name, such as a test's.
+        attribute: the name of a class in the module; empty for the module itself.
+        pickled: the object, where the plugin is one.
     """
 
     name: str
@@ -54,8 +54,8 @@ class Reference:
     pickled: bytes | None = None
 
     def load(self) -> Any:
-        """The plugin, as the engine would get it: a module, or a new instance of a class."""
-        module = self._module()
+        """Return the plugin as the engine loads it: a module, or a new instance of a class."""
+        module = self.import_module()
         if self.pickled is not None:
             return pickle.loads(self.pickled)
         found: Any = module
@@ -63,7 +63,8 @@ class Reference:
             found = getattr(found, step)
         return found() if inspect.isclass(found) else found
 
-    def _module(self) -> ModuleType:
+    def import_module(self) -> ModuleType:
+        """Import the plugin's module, by its name or from its file."""
         try:
             return importlib.import_module(self.module)
         except ModuleNotFoundError as problem:
@@ -78,23 +79,23 @@ class Reference:
 
 
 def reference_to(plugin: object) -> Reference:
-    """The reference to an installed plugin's name, to ``package.module[:Class]``, to a module, a class or an object.
+    """Make the reference to an installed plugin, ``package.module[:Class]``, a module, a class or an object.
 
     Raises:
-        TypeError: for what a process of its own cannot find.
-        ValueError: for a name that is no plugin's.
+        TypeError: for a plugin that another process cannot import.
+        ValueError: for a name that no plugin has.
     """
     if isinstance(plugin, str):
         return _named(plugin)
     if inspect.ismodule(plugin):
         return Reference(name=plugin.__name__.rpartition(".")[2], module=plugin.__name__, file=plugin.__file__ or "")
     kind = plugin if inspect.isclass(plugin) else type(plugin)
-    file = str(getattr(sys.modules.get(kind.__module__), "__file__", None) or "")
+    file = str(vars(sys.modules[kind.__module__]).get("__file__") or "") if kind.__module__ in sys.modules else ""
     where: dict[str, Any] = {"name": kind.__name__, "module": kind.__module__, "file": file}
     if "<locals>" in kind.__qualname__:
         raise TypeError(
             f"conformance: given {kind.__qualname__}, which is defined inside a function, where the processes of the"
-            " checks cannot find it; define the class at the top of a module"
+            " checks cannot import it; define the class at the top level of a module"
         )
     if inspect.isclass(plugin):
         return Reference(**where, attribute=kind.__qualname__)
@@ -102,8 +103,8 @@ def reference_to(plugin: object) -> Reference:
         return Reference(**where, pickled=pickle.dumps(plugin))
     except Exception as problem:
         raise TypeError(
-            f"conformance: given an object of {kind.__qualname__}, which the processes of the checks cannot get"
-            f" ({problem}); give its class, or a class of your own whose __init__ sets it up"
+            f"conformance: given an object of {kind.__qualname__}, which cannot be pickled for the processes of the"
+            f" checks ({problem}); pass its class, or a class of your own whose __init__ sets it up"
         ) from problem
 
 
@@ -119,19 +120,19 @@ def _named(name: str) -> Reference:
     if spec is None:
         raise ValueError(
             f"conformance: '{name}' is neither an installed plugin nor a module{did_you_mean(name, points)}; installed"
-            f" are {', '.join(points) or 'none'}; install yours with `pip install -e .`, or give the module itself"
+            f" are {', '.join(points) or 'none'}; install yours with `pip install -e .`, or pass the module itself"
         )
     return Reference(name=name, module=module, file=spec.origin or "", attribute=attribute)
 
 
 @attrs.frozen(kw_only=True)
 class Spec:
-    """A plugin and what it is checked with.
+    """A plugin and the recipe that it is checked with.
 
     Attributes:
         reference: the plugin.
-        recipe: runs without the plugin, unless the plugin brings what every run needs.
-        settings: top-level keys that put the plugin to use.
+        recipe: the recipe, which runs without the plugin unless the plugin has a part that every run needs.
+        settings: top-level keys that use the plugin.
         steps: optimizer steps of a run.
     """
 
@@ -142,7 +143,7 @@ class Spec:
 
     @property
     def selected(self) -> list[str]:
-        """The settings that select a part of the plugin's; ``loss: {all_logits: true}`` is another's, and stays."""
+        """Keys of the settings that select one of the plugin's parts; ``loss: {all_logits: true}`` selects none."""
         if "type" in self.settings:
             return [key for key in self.settings if key in PARTS]
         return [
@@ -152,19 +153,19 @@ class Spec:
         ]
 
     def raw(self, variation: str) -> dict[str, Any]:
-        """The recipe of a variation.
+        """Return the recipe of a variation.
 
         Args:
-            variation: ``with`` the plugin in use; ``beside``, where it is there with its settings, but none of its
-                parts is selected; ``idle``, where it is there and the recipe does not mention it; ``without`` it.
+            variation: ``with`` the plugin in use; ``unselected``, where it is loaded with its settings, but none of its
+                parts is selected; ``unused``, where it is loaded and the recipe does not mention it; ``without`` it.
         """
-        settings = dict(self.settings) if variation != "idle" else {}
-        if variation == "beside":
+        settings = dict(self.settings) if variation != "unused" else {}
+        if variation == "unselected":
             settings = {key: value for key, value in settings.items() if key not in self.selected}
         elif variation == "without":
             kept = (_engine_keys() | set(PARTS)) - set(self.selected)
             settings = {key: value for key, value in settings.items() if key in kept}
-        for key in _ADDED & settings.keys() & self.recipe.keys():
+        for key in _MERGED & settings.keys() & self.recipe.keys():
             settings[key] = {**self.recipe[key], **settings[key]}
         made = {**self.recipe, **settings}
         plugins = dict(made.get("plugins", {}))
@@ -177,7 +178,7 @@ class Spec:
 
 
 def _engine_keys() -> set[str]:
-    """Keys that are the engine's own and select no part."""
+    """Return the keys that are the engine's own and select no part."""
     from hooktrain.recipe.model import Recipe
 
     return {item.name for item in attrs.fields(Recipe)} - {*PARTS, "settings"}
@@ -187,9 +188,9 @@ class Prepared(NamedTuple):
     """A recipe with its plugins.
 
     Attributes:
-        recipe: structured.
+        recipe: the structured recipe.
         host: the plugins.
-        name: under which the checked plugin takes part; nothing where it does not.
+        name: the name of the checked plugin in this run; empty where it is not loaded.
     """
 
     recipe: Recipe
@@ -198,7 +199,7 @@ class Prepared(NamedTuple):
 
 
 def prepared(spec: Spec, variation: str, *plugins: object, overrides: Mapping[str, Any] = {}) -> Prepared:
-    """The structured recipe and the plugins of a variation, with further plugin objects beside them.
+    """Load the recipe and the plugins of a variation, with other plugin objects.
 
     Raises:
         HooktrainError: as ``hooktrain.load`` does.
@@ -206,11 +207,11 @@ def prepared(spec: Spec, variation: str, *plugins: object, overrides: Mapping[st
     from hooktrain.testing.tiny_plugin import TinyPlugin
     from hooktrain.training.load import load
 
-    given: list[object] = [TinyPlugin(), *plugins]
+    objects: list[object] = [TinyPlugin(), *plugins]
     own = None if spec.reference.installed or variation == "without" else spec.reference.load()
     if own is not None:
-        given.append(own)
+        objects.append(own)
     words = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-    recipe, host = load(spec.raw(variation), overrides=words, plugins=given)
+    recipe, host = load(spec.raw(variation), overrides=words, plugins=objects)
     name = spec.reference.name if spec.reference.installed else str(host.manager.get_name(own)) if own else ""
     return Prepared(recipe, host, "" if variation == "without" else name)

@@ -1,4 +1,4 @@
-"""The strategies that shard, under which a plugin is checked once more."""
+"""The strategies that shard, under which ``thorough=True`` repeats checks."""
 
 from __future__ import annotations
 
