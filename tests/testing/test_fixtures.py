@@ -1,4 +1,4 @@
-"""The pytest plugin ``hooktrain.testing``: what it gives to whoever writes plugins, and nothing to anybody else."""
+"""The pytest plugin ``hooktrain.testing``: fixtures for tests of plugins, at no cost for other tests."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def test_ranks(run_ranks, rank_notes):
 
 
 def run_pytest(pytester, *words: str) -> pytest.RunResult:
-    """pytest in a process of its own, which is forked; pytester's own starts one anew."""
+    """Run pytest in a forked process; pytester's own method starts a new interpreter."""
     return pytester.run(sys.executable, "-m", "pytest", *words)
 
 
-def test_an_author_writes_no_line_for_it(pytester):
+def test_the_fixtures_need_no_configuration(pytester):
     pytester.makepyfile(test_mine=MINE)
     run_pytest(pytester, *QUIET).assert_outcomes(passed=3)
 
 
 @pytest.mark.parametrize("autoload", [True, False])
-def test_the_line_that_was_needed_once_does_no_harm(pytester, monkeypatch, autoload):
+def test_naming_the_plugin_twice_works(pytester, monkeypatch, autoload):
     if not autoload:
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeconftest("pytest_plugins = ['hooktrain.testing']")
@@ -71,8 +71,8 @@ def test_the_line_that_was_needed_once_does_no_harm(pytester, monkeypatch, autol
 
 
 @pytest.mark.usefixtures("real_starts")
-def test_tests_that_have_nothing_to_do_with_it(pytester):
-    """Four light modules are imported, and neither torch nor anything else."""
+def test_other_tests_import_four_light_modules(pytester):
+    """Neither torch nor anything else of hooktrain is imported."""
     pytester.makepyfile(
         test_theirs="""
         import sys
@@ -106,14 +106,14 @@ def test_torch_is_imported_by_what_needs_it():
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_rows_of_a_format(run_chat, write_rows, format):
+def test_examples_of_a_format(run_chat, write_rows, format):
     rows = str(write_rows(format))
     train = {"type": "causal"} if format == "text" else {}
     trainer = run_chat(data={"sources": [rows], "max_length": 96, "pack_samples": False}, train_iters=1, **train)
     assert len(trainer.data.train) == 6
 
 
-def test_a_format_that_there_is_not():
+def test_an_unknown_format():
     with pytest.raises(ValueError, match=facts("'message'", "'messages'")):
         sample_rows("message")
 
@@ -136,7 +136,7 @@ with open("alive", "wb", buffering=0) as pipe:
 
 
 def test_what_takes_too_long_is_killed_with_its_children(tmp_path, monkeypatch):
-    """The time is over when the child of the process has come to its own code, however long that takes."""
+    """The time limit ends when the child process runs its own code, however long that takes."""
     os.mkfifo(tmp_path / "alive")
     alive = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
     wait = subprocess.Popen.communicate
@@ -158,12 +158,12 @@ def test_what_takes_too_long_is_killed_with_its_children(tmp_path, monkeypatch):
     with pytest.raises(HooktrainError, match=facts(" 2 s", "--hooktrain-timeout", "started")):
         finish([sys.executable, "-c", textwrap.dedent(code)], tmp_path, timeout=2.0)
     assert waited == [2.0]
-    assert read(alive) == b"", "the child has ended, as nobody writes to the pipe any more"
+    assert read(alive) == b"", "the child has ended: the pipe has no writer"
     os.close(alive)
 
 
 def read(pipe: int) -> bytes:
-    """What is written to a pipe next; nothing when its writers have ended."""
+    """Return what is written to a pipe next; empty when its writers have ended."""
     ready, _, _ = select.select([pipe], [], [], 60)
-    assert ready, "nothing is written, and the writers live"
+    assert ready, "nothing is written, and the writers still run"
     return os.read(pipe, 1)

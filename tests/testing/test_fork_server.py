@@ -1,4 +1,4 @@
-"""A forked process is what ``subprocess.Popen`` starts otherwise: to its parent, to its group, and to itself."""
+"""A forked process is the same as one that ``subprocess.Popen`` starts: to its parent, its group and itself."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def python(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(params=["forked", "real"])
 def start(request, monkeypatch):
-    """Each test of a start holds for a real one too, so that the two are the same."""
+    """Run each test of a start with a real one too, so that the two are the same."""
     if request.param == "real":
         request.getfixturevalue("real_starts")
 
@@ -47,7 +47,7 @@ def test_processes_of_the_tests_are_forked():
 
 
 @pytest.mark.usefixtures("start")
-def test_what_a_process_finds(tmp_path):
+def test_a_process_has_its_arguments_files_and_groups(tmp_path):
     (tmp_path / "program.py").write_text(FACTS)
     (tmp_path / "folder").mkdir()
     for words, path in ((["-c", FACTS], ""), ([str(tmp_path / "program.py")], str(tmp_path))):
@@ -69,7 +69,7 @@ def test_what_a_process_finds(tmp_path):
         assert (facts["env"], facts["in"], facts["umask"]) == ("yes", "given", 0o27)
         assert (facts["pid"], facts["parent"]) == (process.pid, os.getpid())
         assert (facts["group"], facts["session"]) == (os.getpgrp(), os.getsid(0))
-        assert [number for number in facts["files"] if number < 100] == [0, 1, 2, 3], "and the one that lists them"
+        assert [number for number in facts["files"] if number < 100] == [0, 1, 2, 3], "with the one that lists them"
 
 
 @pytest.mark.usefixtures("start")
@@ -107,11 +107,11 @@ def test_a_file_that_is_passed_keeps_its_number():
     ],
 )
 @pytest.mark.usefixtures("start")
-def test_how_a_process_ends(code, status, words):
+def test_exit_statuses(code, status, words):
     done = python("-c", code)
     assert done.returncode == status
     assert done.stderr.endswith(words) and ("Traceback" in done.stderr) == ("Error" in words or "Interrupt" in words)
-    assert "fork_server" not in done.stderr, "frames of the server are none of the program's"
+    assert "fork_server" not in done.stderr, "the server's frames are not in the traceback"
     assert done.stdout == ("the end\n" if "atexit" in code else "later\n" if "threading" in code else "")
 
 
@@ -127,7 +127,7 @@ def test_a_signal_reaches_the_process_and_its_group():
 
 
 @pytest.mark.usefixtures("start")
-def test_nobody_reads_what_it_prints():
+def test_a_closed_pipe():
     process = subprocess.Popen(
         [sys.executable, "-c", "print('x' * 100_000)"], cwd="/", stdout=subprocess.PIPE, stderr=-1
     )
@@ -150,7 +150,7 @@ def test_a_process_starts_others_that_are_forked_as_well(tmp_path):
         os.kill(int(pids[1]), 0)
 
 
-def test_what_is_started_as_usual(tmp_path):
+def test_starts_that_are_not_forked(tmp_path):
     for change in ({"env": {**os.environ, "PYTHONHASHSEED": "7"}}, {"env": {**os.environ, "MALLOC_ARENA_MAX": "1"}}):
         assert python("-c", TORCH, **change).stdout == "False\n"
     assert python("-I", "-c", TORCH).stdout == "False\n", "an option of the interpreter"
@@ -168,7 +168,7 @@ def test_a_variable_that_is_read_while_importing_has_a_server_of_its_own():
     assert python("-c", code, env={**os.environ, "OMP_NUM_THREADS": "1"}).stdout == "1\n1\n"
 
 
-def test_modules_that_are_asked_for_besides():
+def test_more_preloaded_modules():
     with fork_server.forked_starts(["this_is_not_there", "wave"]), pytest.raises(Exception, match="wave has ended"):
         python("-c", "pass")
     with fork_server.forked_starts(["wave"]):

@@ -1,4 +1,4 @@
-"""Command lines that the server of forked processes serves: what they see is what a real start gives them."""
+"""Command lines of forked processes: programs see the same as after a real start."""
 
 from __future__ import annotations
 

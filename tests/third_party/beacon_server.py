@@ -12,7 +12,7 @@ __all__ = ["Server"]
 
 
 class Server(ThreadingHTTPServer):
-    """A Beacon server that keeps what it is sent, may be out of order for a while, and may die.
+    """A Beacon server that keeps the requests, may fail for a while, and may die.
 
     Args:
         refuses: numbers of the requests that it answers with 503, from 1.
@@ -55,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.endswith("/metrics") and not refused:
             server.lines += body
             if len(server.lines) == server.dies_after:
-                server.die()  # before it answers, so that whoever gets the answer finds nobody any more
+                server.die()  # before it responds, so that the client's next request fails
         answer = json.dumps({"id": "run-7"}).encode()
         self.send_response(503 if refused else 200)
         self.send_header("Content-Length", str(len(answer)))

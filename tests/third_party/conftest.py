@@ -1,4 +1,4 @@
-"""Packages of strangers (``tests/packages``), installed, and recipes that put them to use."""
+"""Packages of other authors (``tests/packages``), installed, and recipes that use them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def environments(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", params=["unpacked", pytest.param("installed", marks=pytest.mark.thorough)])
 def how(request: pytest.FixtureRequest) -> str:
-    """How packages are installed: unpacked in a folder on the path, or with pip in a virtual environment."""
+    """How packages are installed: unpacked in a folder on the path, or by pip in a virtual environment."""
     return str(request.param)
 
 
@@ -57,25 +57,25 @@ def _environment(request: pytest.FixtureRequest, how: str, name: str, sites: tup
 
 @pytest.fixture
 def good(request: pytest.FixtureRequest, how: str) -> Environment:
-    """An environment with packages that get along."""
+    """An environment with packages that work together."""
     return _environment(request, how, "good", ("good",))
 
 
 @pytest.fixture
 def installed(environments: Path) -> Environment:
-    """A virtual environment in which pip has installed packages that get along."""
+    """A virtual environment in which pip has installed packages that work together."""
     return Environment(environments / "good" / "bin" / "python")
 
 
 @pytest.fixture
 def crowded(request: pytest.FixtureRequest, how: str) -> Environment:
-    """The same, and packages that do not work, clash, or were written for other hooks."""
+    """The same, with packages that do not work, clash, or were written for other hooks."""
     return _environment(request, how, "crowded", ("good", "bad"))
 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., Path]:
-    """``tiny(key=value)``: a recipe of 8 steps on random rows, in a file."""
+    """``tiny(key=value)``: write a recipe of 8 steps on random sequences."""
 
     def write(name: str = "tiny", **changes: Any) -> Path:
         recipe = {
@@ -97,7 +97,7 @@ def tiny(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def chat(tmp_path: Path) -> Callable[..., Path]:
-    """``chat(key=value)``: a recipe that puts every good package to use, in a file."""
+    """``chat(key=value)``: write a recipe that uses every good package."""
     save_llama(tmp_path / "llama")
     dialog = "user: Is it forty-two?\nassistant: It is.\n  What?"
     write_rows(
@@ -131,7 +131,7 @@ def chat(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
-    """``serve(...)``: a Beacon server that is there until the test ends, or until it dies."""
+    """``serve(...)``: start a Beacon server that runs until the test ends, or until it dies."""
     servers: list[Server] = []
 
     def start(**how: Any) -> Server:

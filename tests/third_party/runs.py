@@ -1,4 +1,4 @@
-"""The packages in ``tests/packages``, and what came of runs with them."""
+"""The packages in ``tests/packages``, and results of runs with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.launching import TIMES
 __all__ = ["BAD", "GOOD", "done", "numbers", "plugin_states", "refused", "step"]
 
 GOOD = ("beacon", "beacon-host", "confidence", "ema", "lion", "robust-loss", "transcripts")
-"""Packages that get along."""
+"""Packages that work together."""
 BAD = ("broken", "older", "rivals")
 """Packages that do not work, clash, or were written for other hooks."""
 
@@ -25,13 +25,13 @@ def done(run: Run) -> Run:
 
 
 def refused(run: Run) -> str:
-    """What a command that has failed says, which is no traceback."""
+    """Return the output of a command that has failed without a traceback."""
     assert run.status == 1 and "Traceback" not in run.output, run.output
     return run.output
 
 
 def numbers(lines: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
-    """Log lines without what the clock decides."""
+    """Return log lines without times."""
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 

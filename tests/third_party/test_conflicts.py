@@ -10,7 +10,7 @@ import pytest
 from tests.facts import facts
 from tests.third_party.runs import done, refused
 
-OUT = ("misspelt", "other_lion", "swa")  # what nobody can run with, beside the good ones
+OUT = ("misspelt", "other_lion", "swa")  # packages that stop every run with the good ones
 STEPS = {"gradient_accumulation_steps": 2, "train_iters": 3}
 
 
@@ -55,9 +55,9 @@ def test_a_plan_refuses_conflicts_with_the_line_to_write(crowded, tiny, tmp_path
     assert re.search(facts(*named), said), said
 
 
-def test_a_run_that_settles_them_goes_on_with_warnings(crowded, tiny, tmp_path):
-    settled = {"block": [*OUT], "loop_hooks": {"run_step": "backwards"}, "on_error": {"raises": "warn"}}
-    run = done(crowded.hooktrain(tmp_path, "train", tiny("settled", **STEPS, plugins=settled)))
+def test_a_run_that_resolves_the_conflicts_continues_with_warnings(crowded, tiny, tmp_path):
+    resolved = {"block": [*OUT], "loop_hooks": {"run_step": "backwards"}, "on_error": {"raises": "warn"}}
+    run = done(crowded.hooktrain(tmp_path, "train", tiny("resolved", **STEPS, plugins=resolved)))
     assert "backwards has done the steps" in run.stdout
     warnings = [line for line in run.stderr.splitlines() if "warning" in line]
     for name in ("unimportable", "defaults", "older_declared", "older_undeclared"):
@@ -79,7 +79,7 @@ def test_a_hook_that_fails_stops_the_run(crowded, tiny, tmp_path):
     assert re.search(facts(*named), stopped.stderr.splitlines()[-1])
 
 
-def test_a_plugin_without_the_one_that_it_requires_is_left_out(good, tiny, tmp_path):
+def test_a_plugin_without_the_one_that_it_requires_is_not_active(good, tiny, tmp_path):
     listed = done(good.hooktrain(tmp_path, "plugins", "--json", "-p", "no:beacon"))
     (fact,) = [fact for fact in json.loads(listed.stdout) if fact["name"] == "beacon_host"]
     assert fact["state"] == "failed"

@@ -1,4 +1,4 @@
-"""What packages bring is listed, completed in an editor, planned, shown and checked."""
+"""Listings, the schema, plans and previews with the packages' plugins."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_the_schema_has_the_settings_of_packages(good, tmp_path):
         ({"ema": {"decay": 0.99}, "beacon": {"url": "http://here"}}, True),
         ({"ema": {"decay": "much"}}, False),
     ):
-        whole = {"type": "sft", "model": {"name_or_path": "llama"}, "data": {"sources": ["rows.jsonl"]}, **part}
-        assert validator.is_valid(whole) == fits, part
+        recipe = {"type": "sft", "model": {"name_or_path": "llama"}, "data": {"sources": ["rows.jsonl"]}, **part}
+        assert validator.is_valid(recipe) == fits, part
 
 
 def test_a_plan_names_the_plugin_of_each_part_and_what_wraps_it(good, chat, tmp_path):
@@ -55,7 +55,7 @@ def test_a_plan_names_the_plugin_of_each_part_and_what_wraps_it(good, chat, tmp_
     assert plan["estimates"]["memory"]["device"]["averaged weights"] == 4 * trained
 
 
-def test_rows_of_a_format_from_a_package_are_shown(good, chat, tmp_path):
+def test_examples_of_a_packages_format_are_shown(good, chat, tmp_path):
     shown = done(good.hooktrain(tmp_path, "data", chat(), "--show", "1")).stdout
     assert "«It is.\nWhat?<|im_end|>»[1]" in shown, "the answer is trained, with its second line"
     shows = [line for line in shown.splitlines() if re.search(facts("format transcript", "column 'transcript'"), line)]
@@ -75,7 +75,7 @@ def test_rows_of_a_format_from_a_package_are_shown(good, chat, tmp_path):
             ["optimizer.betas: ", "[0.9, 1.0]", "from 0 to below 1", "either a path or a collection"],
         ),
     ],
-    ids=["a need of another plugin", "a model without logits", "values"],
+    ids=["logits for another plugin", "a model without logits", "values"],
 )
 def test_a_plan_refuses_what_a_package_cannot_work_with(good, chat, tmp_path, given, named):
     changes = [word for change in given for word in ("-o", change)]

@@ -1,4 +1,4 @@
-"""A stranger's plugin in one module: a wheel, seen through the command line, no class of ours subclassed."""
+"""Another author's plugin in one module: a wheel, used through the command line, without a base class."""
 
 from __future__ import annotations
 

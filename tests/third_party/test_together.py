@@ -1,4 +1,4 @@
-"""Packages of several strangers in one run."""
+"""Packages of several authors in one run."""
 
 from __future__ import annotations
 

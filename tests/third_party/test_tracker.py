@@ -1,4 +1,4 @@
-"""A plugin that talks to a server: one rank and several, servers that die, come back, or are needed."""
+"""A plugin with a server: one rank and several, servers that die, come back, or are required."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.facts import facts
 from tests.third_party.runs import done, numbers, plugin_states, step
 
 
-def test_two_ranks_do_what_one_does_and_go_on_without_a_tracker_whose_server_dies(good, tiny, tmp_path, serve):
+def test_two_ranks_train_like_one_and_continue_when_a_trackers_server_dies(good, tiny, tmp_path, serve):
     saving = {"checkpoint": [{"type": "full", "save_every_n_steps": 4}], "ema": {"decay": 0.9}}
     server = serve()
     alone = done(good.hooktrain(tmp_path, "train", tiny("alone", **saving, beacon={"url": server.url})))
@@ -20,7 +20,7 @@ def test_two_ranks_do_what_one_does_and_go_on_without_a_tracker_whose_server_die
     registered, ended = server.requests[0][1], server.requests[-1][1]
     assert registered["name"] == "alone" and registered["facts"]["device"] == "cpu", "as beacon_host says"
     assert ended == {"state": "finished"}
-    assert server.lines == alone.metrics, "what the server has is what the run has"
+    assert server.lines == alone.metrics, "the server has the lines of the run"
 
     dying = serve(dies_after=6)
     two = tiny("two", **saving, micro_batch_size=2, beacon={"url": dying.url})
@@ -33,13 +33,13 @@ def test_two_ranks_do_what_one_does_and_go_on_without_a_tracker_whose_server_die
     at_end = plugin_states(step(both, 8))
     for name, value in plugin_states(step(alone, 8))["ema"]["weights"].items():
         torch.testing.assert_close(at_end["ema"]["weights"][name], value, rtol=0, atol=1e-5)
-    assert at_end["beacon"]["run_id"] == "run-7", "what is left out keeps its state"
+    assert at_end["beacon"]["run_id"] == "run-7", "a disabled plugin keeps its state"
 
     back = serve()
     resumed = tiny("resumed", **saving, micro_batch_size=2, beacon={"url": back.url})
     again = done(good.hooktrain(tmp_path, "train", resumed, "--nproc", "2", "--resume", step(both, 4)))
     assert numbers(again.metrics) == numbers(both.metrics)[4:]
-    assert back.requests[0][0] == "/runs/run-7/metrics", "it goes on with the run that the server knows"
+    assert back.requests[0][0] == "/runs/run-7/metrics", "the server's run continues"
     for name, value in plugin_states(step(again, 8))["ema"]["weights"].items():
         assert torch.equal(value, at_end["ema"]["weights"][name])
 
@@ -53,7 +53,7 @@ def test_a_server_that_comes_back_gets_every_line(good, tiny, tmp_path, serve):
         assert any(re.search(facts("'beacon'", *named), line) for line in run.stderr.splitlines()), run.stderr
 
 
-def test_a_server_that_is_needed_stops_the_run(good, tiny, tmp_path, serve):
+def test_a_required_server_stops_the_run(good, tiny, tmp_path, serve):
     dying = serve(dies_after=3)
     needed = tiny("needed", beacon={"url": dying.url}, plugins={"on_error": {"beacon": "stop"}})
     stopped = good.hooktrain(tmp_path, "train", needed)

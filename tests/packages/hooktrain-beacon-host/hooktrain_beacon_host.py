@@ -1,4 +1,4 @@
-"""Answers a hook of another plugin."""
+"""Implements a hook of another plugin."""
 
 from __future__ import annotations
 

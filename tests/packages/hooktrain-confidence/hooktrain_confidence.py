@@ -1,4 +1,4 @@
-"""How sure a model is: the probability of its best guess, from the logits that it returns while it is trained."""
+"""The confidence of a model: the mean probability of its best guess, from its logits in training."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.nn import Module
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """What a recipe may say under ``confidence``."""
+    """The recipe key ``confidence``."""
 
     enabled: bool = field(default=False, affects_training=False)
-    """Whether to look at the logits, which takes a softmax over each token's."""
+    """Whether to read the logits, which takes a softmax for each token."""
 
 
 class Confidence:

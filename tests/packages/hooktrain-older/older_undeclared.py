@@ -1,4 +1,4 @@
-"""Written for hooks before 1.0, where a step's end had its loss; it does not say so."""
+"""Written for hooks before 1.0, where ``on_step_end`` had a parameter ``loss``; it declares no version."""
 
 from __future__ import annotations
 

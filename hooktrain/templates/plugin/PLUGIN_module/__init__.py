@@ -1,8 +1,8 @@
 """A schedule that falls with the square root of the step, and the loss as a running mean.
 
-These are the two things that most plugins do. *Offering a part*: a config class, which recipes select by name, and the
-factory that builds what it describes. *Observing*: methods that hear what the run does, add to its metrics, and keep
-state that is saved with every checkpoint. Keep what you need, and leave the rest out: every hook is optional.
+It shows what most plugins do. *Registering a part*: a config class, which recipes select by name, and the factory that
+builds the part. *Observing*: event hooks that follow the run, add metrics, and keep state that is saved with every
+checkpoint. Keep what you need and delete the rest: every hook is optional.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 __all__ = ["InverseSqrtConfig", "Plugin", "Settings"]
 
-# What a recipe may say stands in frozen classes. Types and validators refuse what is wrong before anything is loaded,
-# and the text under a field is its documentation.
+# Frozen classes declare the keys of a recipe. Types and validators reject wrong values before anything is loaded, and
+# the text under a field is its documentation.
 
 
 @attrs.frozen(kw_only=True)
@@ -35,29 +35,29 @@ class InverseSqrtConfig:
     """Optimizer steps in which the rate rises."""
 
     def factor(self, step: int) -> float:
-        """What the optimizer's rate is multiplied with after so many finished steps; above 0 from the first on."""
+        """Return the factor of the optimizer's rate after a number of finished steps; it is never 0."""
         return min((step + 1) / self.warmup_steps, math.sqrt(self.warmup_steps / (step + 1)))
 
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """What a recipe may say under the key ``PLUGIN_name``."""
+    """The recipe key ``PLUGIN_name``."""
 
-    # affects_training=False: the training stays the same, so that a resumed run may have another value
+    # affects_training=False: a resumed run may have another value, as the training stays the same
     decay: float = field(default=0.9, validator=between(0, 1), affects_training=False)
     """How much of the running mean a step leaves; with 0 it is the loss of the last step."""
 
 
 class Plugin:
-    """Offers a schedule, and adds a running mean of the loss to the metrics.
+    """Registers a schedule, and adds a running mean of the loss to the metrics.
 
-    Recipes and metrics know both by the name ``PLUGIN_name``.
+    Both have the name ``PLUGIN_name`` in recipes and metrics.
     """
 
-    # the hooks it was written for; also what it needs, and what may be done when it fails
+    # the version of the hooks; a plugin also declares here what it requires, and what happens when it fails
     hooktrain_plugin = PluginInfo(api=">=2.0,<3")
 
-    # the entry point names this class, and each run gets an instance of its own: attributes may hold what it is at
+    # the entry point names this class, and each run has an instance of its own: attributes may hold state
     def __init__(self) -> None:
         self.mean: Tensor | None = None  # shape (), on the device
 
@@ -71,21 +71,21 @@ class Plugin:
     @hookimpl
     def make_scheduler(self, config: Any, optimizer: Optimizer) -> LambdaLR | None:
         if not isinstance(config, InverseSqrtConfig):
-            return None  # not ours: the next plugin is asked
+            return None  # not ours: the engine tries the next plugin
         return LambdaLR(optimizer, config.factor)
 
     @hookimpl
     def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
         if not output.stepped:
-            return  # the step was left out, as its gradients were not finite
-        # output.total is a sum over this rank's tokens, on the device. Nothing here waits for it: no .item(), no print
+            return  # the step was skipped, as its gradients were not finite
+        # output.total is a sum over this rank's tokens, on the device. Do not wait for it here: no .item(), no print
         loss = trainer.strategy.sum_tensor(output.total.float()) / trainer.denominator
         decay = trainer.recipe.settings["PLUGIN_name"].decay
         self.mean = loss if self.mean is None else torch.lerp(loss, self.mean, decay)
 
     @hookimpl
     def collect_metrics(self) -> Mapping[str, Tensor]:
-        # a tensor is fine: the engine reads those of all plugins at once, where it logs
+        # return tensors: the engine reads those of all plugins at once when it logs
         return {} if self.mean is None else {"PLUGIN_name/loss": self.mean}
 
     @hookimpl

@@ -1,4 +1,4 @@
-"""The plugin is tested as it is used: installed, named in a recipe, and run."""
+"""Tests of the plugin as it is used: installed, named in a recipe, and run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Run = Callable[..., Trainer]  # run_tiny, of hooktrain.testing: a real run of a 
 
 SCHEDULE = {"type": "PLUGIN_name", "warmup_steps": 4}
 
-# the rules that every plugin keeps to: no wait for the device, a resume that is exact, ranks that agree, and more
+# the rules for every plugin: no device sync between log lines, an exact resume, equal ranks, and more
 test_conformance = conformance("PLUGIN_name", settings={"scheduler": SCHEDULE})
 
 
@@ -42,10 +42,10 @@ def test_the_running_mean(run_tiny: Run) -> None:
 
 
 def test_the_mean_survives_a_resume(run_tiny: Run) -> None:
-    whole, resumed = Recorder(), Recorder()
+    first, resumed = Recorder(), Recorder()
     checkpoint = [{"type": "full", "save_every_n_steps": 3}]
-    trainer = run_tiny(whole, checkpoint=checkpoint)
+    trainer = run_tiny(first, checkpoint=checkpoint)
     path = trainer.run_dir / "checkpoints" / "step-00000003"
     run_tiny(resumed, checkpoint=checkpoint, trainer={"resume_from": path})
-    means = [line["PLUGIN_name/loss"] for line in whole.metrics]
+    means = [line["PLUGIN_name/loss"] for line in first.metrics]
     assert [line["PLUGIN_name/loss"] for line in resumed.metrics] == means[3:]

@@ -1,4 +1,4 @@
-"""The hook that this plugin brings."""
+"""The hook that this plugin adds."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _RETIRED = {"run_dir": HooktrainWarning("the parameter 'run_dir' is retired; tak
 
 @hookspec(warn_on_impl_args=_RETIRED)
 def describe_run(trainer: Trainer, run_dir: Path) -> Mapping[str, str]:
-    """Say something about a run that the server is to keep with it.
+    """Describe a run for the server.
 
-    Called: by ``beacon``, in ``on_train_start``, when a server is given.
+    Called: by ``beacon``, in ``on_train_start``, when the recipe has a server.
     Ranks: rank 0.
     Device: must not wait for it.
 

@@ -1,4 +1,4 @@
-"""The plugin: which events are reported, and what waits until the server is back."""
+"""The plugin: the events that it reports, and a queue of lines for a server that is away."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["BeaconPlugin", "BeaconSettings"]
 
 _AT_MOST = 10_000
-_TALKING = ("on_train_start", "on_log", "on_train_end", "on_exception")
+_REPORTING = ("on_train_start", "on_log", "on_train_end", "on_exception")
 
 
 @attrs.frozen(kw_only=True)
 class BeaconSettings:
-    """What a recipe may say under ``beacon``."""
+    """The recipe key ``beacon``."""
 
     url: str = field(default="", affects_training=False)
     """Address of the server; without one nothing is sent."""
     run_name: str = field(default="", affects_training=False)
-    """What the server calls the run; the recipe's name when left out."""
+    """Name of the run on the server; by default the recipe's name."""
     timeout: float = field(default=5.0, validator=at_least(0.1), affects_training=False)
     """Seconds to wait for the server."""
 
@@ -52,7 +52,7 @@ class BeaconPlugin:
 
     @hookimpl
     def unused_hooks(self, recipe: Recipe) -> Iterable[str]:
-        return () if recipe.settings["beacon"].url else _TALKING
+        return () if recipe.settings["beacon"].url else _REPORTING
 
     @hookimpl
     def check_recipe(self, recipe: Recipe) -> Iterator[Complaint]:
@@ -81,8 +81,8 @@ class BeaconPlugin:
     @hookimpl
     def on_exception(self, trainer: Trainer, exception: BaseException) -> None:
         if trainer.world.is_main and self.run_id:
-            said = {"state": "failed", "why": f"{type(exception).__name__}: {exception}"}
-            self._client(trainer).post(f"/runs/{self.run_id}/end", said)
+            body = {"state": "failed", "why": f"{type(exception).__name__}: {exception}"}
+            self._client(trainer).post(f"/runs/{self.run_id}/end", body)
 
     @hookimpl
     def collect_state(self) -> Mapping[str, Any] | None:
@@ -97,16 +97,18 @@ class BeaconPlugin:
         return Client(settings.url, settings.timeout)
 
     def _register(self, trainer: Trainer) -> None:
-        """Have the server know of the run; one that goes on is known already."""
+        """Register the run on the server; a resumed run is registered already."""
         if self.run_id:
             return
         facts: dict[str, str] = {}
-        for said in trainer.hooks.describe_run(trainer=trainer, run_dir=trainer.run_dir):
-            facts |= said
+        for some in trainer.hooks.describe_run(trainer=trainer, run_dir=trainer.run_dir):
+            facts |= some
         name = trainer.recipe.settings["beacon"].run_name or trainer.recipe.name
         answer = self._client(trainer).post("/runs", {"name": name, "facts": facts})
         if "id" not in answer:
-            raise BeaconError(f"beacon.url: what answers there is no Beacon server (it said {answer}); correct it")
+            raise BeaconError(
+                f"beacon.url: the address is not that of a Beacon server (it returned {answer}); correct it"
+            )
         self.run_id = str(answer["id"])
 
     def _send(self, trainer: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""Takes parameters as Python functions may, and hooks may not."""
+"""Has defaults for its parameters, which hooks must not have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wants to hear of steps, and has the hook's name wrong."""
+"""Implements a hook under a misspelt name."""
 
 from hooktrain import hookimpl
 

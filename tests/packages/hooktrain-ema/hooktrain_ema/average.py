@@ -33,7 +33,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: Module) -> None:
-        """Take the weights as they are into the average."""
+        """Add the current weights to the average."""
         self.steps += 1
         share = max(1 - self.decay, 1 / self.steps)  # a plain mean until the decay is less
         for name, weight in model.named_parameters():
@@ -43,7 +43,7 @@ class MovingAverage:
 
     @contextmanager
     def in_place_of(self, model: Module) -> Iterator[None]:
-        """The model has the averaged weights within, and its own again afterwards."""
+        """Put the averaged weights into the model, and restore its own at the end."""
         own = {name: weight for name, weight in model.named_parameters() if name in self.weights}
         kept = {name: weight.detach().clone() for name, weight in own.items()}
         try:
@@ -67,7 +67,7 @@ def _copy(into: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
 
 
 class AveragingStrategy:
-    """Another strategy, after whose steps the average follows, and whose whole weights are the averaged ones."""
+    """A strategy that updates the average after each step of another, and exports the averaged weights."""
 
     def __init__(self, inner: Strategy, average: MovingAverage) -> None:
         self._inner, self._average = inner, average
@@ -89,7 +89,7 @@ class AveragingStrategy:
         return done
 
     def full_state_dict(self, model: Module) -> dict[str, Tensor]:
-        """What is exported."""
+        """Return the averaged weights, for an export."""
         weights = self._inner.full_state_dict(model)
         averaged = {n: a.to(weights[n].dtype).cpu() for n, a in self._average.weights.items() if n in weights}
         return {**weights, **averaged}

@@ -18,7 +18,7 @@ __all__ = ["EMAPlugin", "EMASettings"]
 
 @attrs.frozen(kw_only=True)
 class EMASettings:
-    """What a recipe may say under ``ema``."""
+    """The recipe key ``ema``."""
 
     decay: float = field(default=0.0, validator=between(0, 1))
     """Share of the average that a step leaves, such as 0.999; 0 keeps no average."""
@@ -27,7 +27,7 @@ class EMASettings:
 class EMAPlugin:
     """Averages weights while they are trained."""
 
-    # the training is the same with it, so that it may come and go when a run is resumed
+    # the training stays the same, so that a resumed run may have it or not
     hooktrain_plugin = PluginInfo(api=">=2.0,<3", excludes=["swa"], only_observes=True)
 
     def __init__(self) -> None:
@@ -39,9 +39,11 @@ class EMAPlugin:
 
     @hookimpl
     def check_recipe(self, recipe: Recipe) -> Iterator[Complaint]:
-        # of weights that are spread over ranks, no rank has the average
+        # with sharded weights no rank has the complete average
         if recipe.settings["ema"].decay and getattr(recipe.strategy, "data_parallel", None) != "ddp":
-            yield Complaint("ema.decay", "works with strategy: {type: torch, data_parallel: ddp} only; leave one out")
+            yield Complaint(
+                "ema.decay", "works with strategy: {type: torch, data_parallel: ddp} only; change one of them"
+            )
 
     @hookimpl(wrapper=True)
     def make_strategy(self, recipe: Recipe) -> Generator[None, Strategy, Any]:

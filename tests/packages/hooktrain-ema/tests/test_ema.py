@@ -8,7 +8,7 @@ from hooktrain.testing import Recorder, conformance
 test_conformance = conformance(
     "ema",
     settings={"ema": {"decay": 0.7}},
-    ignore=["eval/held_out/loss"],  # is the average's
+    ignore=["eval/held_out/loss"],  # of the average
 )
 
 
@@ -40,9 +40,9 @@ def test_the_average_is_evaluated_and_exported_and_the_training_is_the_same(run_
     expected = averaged(weights.steps, 0.7)
     for name, value in trainer.strategy.full_state_dict(trainer.model).items():
         torch.testing.assert_close(value, expected[name])
-        assert torch.equal(trainer.model.state_dict()[name], weights.steps[-1][name]), "put back after the evaluation"
+        assert torch.equal(trainer.model.state_dict()[name], weights.steps[-1][name]), "restored after the evaluation"
 
 
-def test_weights_that_are_spread_over_ranks_are_refused(run_tiny):
+def test_sharded_weights_are_refused(run_tiny):
     with pytest.raises(RecipeError, match=r"ema\.decay: works with strategy"):
         run_tiny(ema={"decay": 0.7}, strategy={"data_parallel": "fsdp2", "device": "cpu"})

@@ -1,4 +1,4 @@
-"""A step that takes its micro-batches the last first."""
+"""A step that runs its micro-batches in reverse order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An optimizer under a name that another distribution has."""
+"""Registers an optimizer under a name that another distribution registers too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generalized cross-entropy for hooktrain: a loss that wrong labels pull at less."""
+"""Generalized cross-entropy for hooktrain: a loss on which wrong labels have less influence."""
 
 from __future__ import annotations
 

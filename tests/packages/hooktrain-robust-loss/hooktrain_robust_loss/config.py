@@ -1,4 +1,4 @@
-"""What a recipe may say under ``loss`` with ``type: robust``."""
+"""The recipe's ``loss`` with ``type: robust``."""
 
 from __future__ import annotations
 

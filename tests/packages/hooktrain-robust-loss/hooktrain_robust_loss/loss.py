@@ -27,7 +27,7 @@ class RobustLoss:
         logits = model(**inputs, use_cache=False).logits  # (rows, tokens, vocabulary)
         logits, targets = logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
         parts = [
-            # kept are the logits in the model's precision; what follows from them is computed once more
+            # only the logits in the model's precision are kept; the rest is recomputed
             checkpoint(self._chunk, some, those, use_reentrant=False, preserve_rng_state=False)
             for some, those in zip(logits.split(self.chunk_size), targets.split(self.chunk_size), strict=True)
         ]

@@ -1,4 +1,4 @@
-"""The source ``transcripts``, and the format ``transcript`` for the rows of any source."""
+"""The source ``transcripts``, and the format ``transcript`` for the examples of any source."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TranscriptsConfig:
     collection: str = field(default="")
     """``small_talk`` or ``arithmetic``."""
     name: str = field(default="transcripts")
-    """What the rows are called in reports, and the set where they are evaluated."""
+    """Name of the source in reports, and of the set where it is evaluated."""
 
     def __attrs_post_init__(self) -> None:
         if bool(self.path) == bool(self.collection):

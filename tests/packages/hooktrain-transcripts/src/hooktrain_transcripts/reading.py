@@ -1,4 +1,4 @@
-"""Transcripts: one dialog as text, and its turns."""
+"""Dialogs as text, and their turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROLES = ("system", "user", "assistant")
 
 
 def split_dialogs(text: str) -> list[str]:
-    """The dialogs of a file, between which there are lines of ``---``."""
+    """Split a file into its dialogs, at lines of ``---``."""
     dialogs, lines = [], []
     for line in [*text.splitlines(), "---"]:
         if line.strip() != "---":
@@ -29,7 +29,7 @@ def split_dialogs(text: str) -> list[str]:
 
 
 def to_messages(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with ``messages`` in the place of its transcript.
+    """Replace the transcript of an example by ``messages``.
 
     Raises:
         DataError: when a line is neither a turn nor indented.
@@ -44,6 +44,6 @@ def to_messages(row: Mapping[str, Any]) -> dict[str, Any]:
         elif line.strip():
             raise DataError(
                 f"{COLUMN}, line {number}: given {line!r}, expected a turn such as 'user: ...'"
-                f"{did_you_mean(role, _ROLES)}; indent the line if it goes on with the turn above"
+                f"{did_you_mean(role, _ROLES)}; indent the line if it continues the turn above"
             )
     return {**{name: value for name, value in row.items() if name != COLUMN}, "messages": messages}
