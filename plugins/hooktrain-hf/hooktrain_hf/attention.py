@@ -74,7 +74,7 @@ def install_document_attention(model: Any, implementation: str) -> None:
     parameters = _parameters(decoder)
     if parameters is None or "use_cache" in parameters:
         decoder.register_forward_pre_hook(_disable_cache, with_kwargs=True)
-    decoder.register_forward_pre_hook(_TakeDocuments(parameters, reason), with_kwargs=True)
+    decoder.register_forward_pre_hook(_KeepDocuments(parameters, reason), with_kwargs=True)
     decoder.register_forward_hook(_forget_documents, always_call=True)
 
 
@@ -89,7 +89,7 @@ def set_attention(model: Any, implementation: str) -> None:
         ModelError: the model does not support it.
     """
     decoder = decoder_of(model)
-    installed = any(isinstance(hook, _TakeDocuments) for hook in forward_pre_hooks(decoder))
+    installed = any(isinstance(hook, _KeepDocuments) for hook in forward_pre_hooks(decoder))
     if installed and implementation in ("auto", attention_implementation(decoder)):
         return
     if implementation not in ("auto", NAME):
@@ -181,7 +181,7 @@ def _disable_cache(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return None
 
 
-class _TakeDocuments:
+class _KeepDocuments:
     """A forward pre-hook that removes the lengths of documents from the arguments and keeps them for the attention.
 
     It is registered on the decoder, since adapters call the ``forward`` of the model around it directly.

@@ -79,7 +79,7 @@ def devices_of(model: Any) -> set[Any]:
 
 
 def names_not_saved(model: Any) -> Iterable[str]:
-    """Return the names of weights that a model leaves out of its files."""
+    """Return the names of weights that a model does not save."""
     return getattr(model, "_keys_to_ignore_on_save", None) or ()
 
 
@@ -114,12 +114,12 @@ def supports_attention_interface(decoder: Any) -> bool:
 
 
 def works_without_masks(decoder: Any) -> bool:
-    """Return whether arguments tell a model's attention all that a mask would, as flash kernels need it."""
+    """Return whether a model's attention needs no mask besides its arguments, as for flash kernels."""
     return bool(getattr(type(decoder), "_supports_flash_attn", False))
 
 
 def eager_attention(module: Any) -> Callable[..., Any] | None:
-    """Return the eager attention function beside a module's class; None where there is none."""
+    """Return the eager attention function in the source of a module's class; None where there is none."""
     return getattr(sys.modules.get(type(module).__module__), "eager_attention_forward", None)
 
 

@@ -12,7 +12,7 @@ __all__ = ["Location", "cannot_load", "first_line", "looks_like_path", "resolve_
 
 _HUB_NAME = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
 _EXPECTED = (
-    "expected a folder that holds a config.json, a .gguf file, or a name on the Hugging Face hub such as"
+    "expected a folder with a config.json, a .gguf file, or a name on the Hugging Face hub such as"
     " HuggingFaceTB/SmolLM2-135M-Instruct"
 )
 

@@ -25,7 +25,7 @@ class PeftSettings:
     dropout: float | None = field(default=None, validator=between(0, 1), aliases=("lora_dropout",))
     """Share of the adapter's inputs that are dropped in training; 0 for ``lora``."""
     target_modules: str | tuple[str, ...] | None = field(default=None, aliases=("lora_target_modules",))
-    """Ends of the names of the modules that are adapted, a regular expression of whole names, or ``all-linear``, all
+    """Ends of the names of the modules that are adapted, a regular expression of complete names, or ``all-linear``, all
     linear ones but the head; that is the default of ``lora``."""
     exclude_modules: str | tuple[str, ...] | None = field(default=None)
     """Modules to exclude from these, written in the same way."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["copy_for_merge", "merge_adapter"]
 
 _MAX_DIFFERENCE = 1e-4
-"""How far a merged layer's outputs may be from its adapter's in float32, as a share of their norm."""
+"""Largest difference of a merged layer's outputs from its adapter's in float32, as a share of their norm."""
 
 
 @torch.no_grad()
@@ -51,9 +51,8 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
     model.eval()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about layers that are merged already, and about ties, which are handled here
+            # PEFT warns about merged layers and about ties, which are handled here
+            warnings.simplefilter("ignore")
             _untie(model)
             for name, layer in adapted_layers(model):
                 _merge_layer(name, layer)
@@ -92,9 +91,8 @@ def copy_for_merge(model: PeftModel, weights: Mapping[str, Tensor]) -> PeftModel
     with copyable(model, memo):
         made = copy.deepcopy(model, memo)
     restore_parameters(made)
-    for parameter in {
-        id(p): p for _, layer in adapted_layers(made) for p in layer.get_base_layer().parameters()
-    }.values():
+    adapted = {id(p): p for _, layer in adapted_layers(made) for p in layer.get_base_layer().parameters()}
+    for parameter in adapted.values():
         parameter.data = parameter.data.clone()
     return made
 
@@ -131,7 +129,7 @@ def _untie(model: Module) -> None:
 
     Adapters of single tokens are the exception: they adapt both.
     """
-    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     for _, layer in adapted_layers(model):
         if is_token_adapter(layer):
             continue

@@ -112,6 +112,13 @@ def test_sharded_weights(model: Any) -> None:
     assert hasattr(torch.distributed.tensor.DTensor, "full_tensor")
 
 
+def test_the_gradient_of_a_softmax() -> None:
+    inputs, gradient = (torch.randn(2, 3, 5, dtype=torch.float64) for _ in range(2))
+    output = torch.softmax(inputs.requires_grad_(), -1)
+    output.backward(gradient)
+    torch.testing.assert_close(compat.softmax_backward(gradient, output.detach()), inputs.grad)
+
+
 def test_native_bf16() -> None:
     assert compat.native_bf16() in (True, False)
 
