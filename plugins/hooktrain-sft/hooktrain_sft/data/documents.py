@@ -95,7 +95,7 @@ class Documents:
     @classmethod
     def join(cls, parts: Sequence[Documents]) -> Documents:
         """Concatenate documents; examples are numbered consecutively."""
-        pieces = np.cumsum([0, *(len(part._pieces) for part in parts)])
+        pieces = np.cumsum([0, *(sum(len(store.pieces) for store in part.stores) for part in parts)])
         examples = np.cumsum([0, *(int(part.examples.max(initial=-1)) + 1 for part in parts)])
         return cls(
             tuple(store for part in parts for store in part.stores),

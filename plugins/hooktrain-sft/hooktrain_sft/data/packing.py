@@ -94,7 +94,7 @@ def fill_one_by_one(lengths: ArrayLike, max_length: int, prefer_short: bool = Fa
     while left:
         chosen = {max(left): 1}
         left[max(left)] -= 1
-        for length, times in _best_sum(left, max_length - max(left), prefer_short).items():
+        for length, times in best_sum(left, max_length - max(left), prefer_short).items():
             chosen[length] = chosen.get(length, 0) + times
             left[length] -= times
         left = {length: count for length, count in left.items() if count}
@@ -105,7 +105,7 @@ def fill_one_by_one(lengths: ArrayLike, max_length: int, prefer_short: bool = Fa
     return _collect(bin_of, bins)
 
 
-def _best_sum(counts: dict[int, int], room: int, prefer_short: bool) -> dict[int, int]:
+def best_sum(counts: dict[int, int], room: int, prefer_short: bool) -> dict[int, int]:
     """Return the number of documents of each length that make the largest sum not above ``room``."""
     within = (1 << (room + 1)) - 1
     steps: list[tuple[int, int, int]] = []  # length, how many at once, the sums before

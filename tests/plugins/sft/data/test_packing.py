@@ -6,7 +6,7 @@ from itertools import chain, product
 
 import numpy as np
 import pytest
-from hooktrain_sft.data.packing import Bins, _best_sum, best_fit_decreasing, check_bins, fill_one_by_one, pack
+from hooktrain_sft.data.packing import Bins, best_fit_decreasing, best_sum, check_bins, fill_one_by_one, pack
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,7 +104,7 @@ def test_the_closer_fit_finds_what_best_fit_misses() -> None:
     short=st.booleans(),
 )
 def test_no_choice_of_documents_fills_more(counts: dict[int, int], room: int, short: bool) -> None:
-    chosen = _best_sum(counts, room, short)
+    chosen = best_sum(counts, room, short)
     assert all(times <= counts[length] for length, times in chosen.items())
     choices = product(*(range(count + 1) for count in counts.values()))
     sums = (sum(length * times for length, times in zip(counts, choice, strict=True)) for choice in choices)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hooktrain_sft.compat import forward_hooks
 from hooktrain_sft.loss.neftune import document_lengths, noisy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,7 +80,7 @@ def test_noise_in_training_and_none_in_evaluation(run: Callable[..., Trainer]) -
     for other in directions[1:]:
         assert torch.cosine_similarity(directions[0], other, dim=0).abs() < 0.9, "each micro-batch draws its own"
     assert all(not noise.any() for noise in watches.evaluated)
-    assert not trainer.model.get_input_embeddings()._forward_hooks
+    assert not forward_hooks(trainer.model.get_input_embeddings())
 
 
 def test_without_it_the_embedding_is_left_alone(run: Callable[..., Trainer]) -> None:

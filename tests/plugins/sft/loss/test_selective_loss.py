@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from hooktrain_sft.loss import lm_head
 from hooktrain_sft.loss.config import DFTLossConfig, SFTLossConfig
 from hooktrain_sft.loss.selective_loss import SelectiveLoss, per_token
 from hooktrain_sft.loss.supervised_positions import supervised
@@ -229,16 +230,15 @@ def test_no_gradients_in_evaluation(make_llama: Callable[..., Any]) -> None:
     torch.testing.assert_close(result.total, plain(model, given).detach(), rtol=1e-5, atol=1e-4)
 
 
-def test_flash_attention_gets_one_sequence(make_llama: Callable[..., Any]) -> None:
+def test_flash_attention_gets_one_sequence(make_llama: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, given, shapes = make_llama(), batch(), []
     expected = plain(model, given).detach()
     model.get_decoder().register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
+    # flash attention itself runs on no CPU
+    monkeypatch.setattr(lm_head, "attention_implementation", lambda model: "flash_attention_2")
     loss = sft()
-    loss(model, given, count(given["labels"]))
-    (runner,) = loss._runners.values()
-    runner._flatten = True  # as read from attn_implementation: flash_attention_2, which runs on no CPU
     total = loss(model, given, count(given["labels"])).total
     assert shapes[-1] == (1, 48)
     torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-4)
