@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXEMPT = {"compat.py", "protocols.py", "__init__.py"}
-PUBLIC = {"_replace", "_asdict", "_fields", "_make"}
-"""Names of named tuples that Python documents."""
+PUBLIC = {"_replace", "_asdict", "_fields", "_make", "_exit"}
+"""Names of named tuples and of ``os`` that Python documents."""
 
 
 def files() -> list[Path]:

@@ -91,13 +91,13 @@ def launch(words: Sequence[str], ranks: int) -> int:
     Returns:
         The status to end with: 0, or that of the rank that failed first, 128 plus its number for a signal.
     """
-    listener = socket.create_server(("127.0.0.1", 0))  # so that no port is guessed
+    server = socket.create_server(("127.0.0.1", 0))  # so that no port is guessed
     reader, writer = os.pipe()
     processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="hooktrain-") as folder, _passing_on(processes):
         common = {
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(listener.getsockname()[1]),
+            "MASTER_PORT": str(server.getsockname()[1]),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "TORCHELASTIC_RESTART_COUNT": "0",
             "WORLD_SIZE": str(ranks),
@@ -119,19 +119,19 @@ def launch(words: Sequence[str], ranks: int) -> int:
             )
         os.close(reader)
         try:
-            _store = _serve(listener)  # for as long as the ranks run
+            _store = _serve(server)  # for as long as the ranks run
             ended = _wait(processes, Path(folder))
             return _report(Path(folder), [process.returncode for process in processes], ended)
         finally:
             os.close(writer)
 
 
-def _serve(listener: socket.socket) -> object:
+def _serve(server: socket.socket) -> object:
     """The store that ranks meet at. They need it seconds after their start: torch is imported here meanwhile."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    port = listener.getsockname()[1]
-    return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    port = server.getsockname()[1]
+    return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach())
 
 
 @contextlib.contextmanager

@@ -34,9 +34,14 @@ def _of_folders(folders: tuple[str, ...]) -> str:
         (path.relative_to(folder).as_posix(), str(path))
         for folder in folders
         for path in Path(folder).rglob("*")
-        if path.is_file() and path.suffix != ".pyc" and not path.name.startswith(".")
+        if path.suffix != ".pyc" and not _is_hidden(path.relative_to(folder)) and path.is_file()
     ]
     return _of_files(tuple(sorted(files)))
+
+
+def _is_hidden(path: Path) -> bool:
+    """Return whether a file, or a folder that it is in, is hidden, as caches of tools are."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 @functools.cache
