@@ -34,30 +34,30 @@ def reference() -> str:
         shown: dict[str, type] = {"checkpoint": CheckpointConfig} if kind == "checkpoint" else {}
         for name, config in shown.items():
             parts += [f"## {name}", _about(config), _table(_rows(config))]
-        for offer in sorted(_first_party(host, kind), key=lambda offer: len(_rows(offer.config))):
+        for part in sorted(_first_party(host, kind), key=lambda part: len(_rows(part.config))):
             key = "data.sources" if kind == "source" else kind
-            rows = _rows(offer.config)
+            rows = _rows(part.config)
             # the largest part shown before whose keys all are this one's too
             also = [name for name, config in shown.items() if rows.keys() >= (_rows(config)).keys()][-1:]
             rest = [row for row in rows if not (also and row in _rows(shown[also[0]]))]
             known = f" It has the keys of `{also[0]}`{', and:' if rest else '.'}" if also else ""
-            parts += [f"## {key}: `{offer.name}`", _about(offer.config, offer) + known, _table(rest)]
-            shown[offer.name] = offer.config
+            parts += [f"## {key}: `{part.name}`", _about(part.config, part) + known, _table(rest)]
+            shown[part.name] = part.config
     parts += ["## plugins", _about(PluginsConfig), _table(_rows(PluginsConfig))]
-    for offer in _first_party(host, "settings"):
-        parts += [f"## {offer.name}", _about(offer.config, offer), _table(_rows(offer.config))]
+    for part in _first_party(host, "settings"):
+        parts += [f"## {part.name}", _about(part.config, part), _table(_rows(part.config))]
     return "\n\n".join(filter(None, parts))
 
 
 def _first_party(host: PluginHost, kind: str) -> Iterator[Any]:
-    for offer in host.parts.get(kind, {}).values():
-        if offer.listed and offer.config.__module__.partition(".")[0].startswith("hooktrain"):
-            yield offer
+    for part in host.parts.get(kind, {}).values():
+        if part.listed and part.config.__module__.partition(".")[0].startswith("hooktrain"):
+            yield part
 
 
-def _about(config: type, offer: Any = None) -> str:
+def _about(config: type, part: Any = None) -> str:
     text = " ".join((inspect.getdoc(config) or "").partition("\n\n")[0].split()).replace("``", "`")
-    plugin = getattr(offer, "plugin", None)
+    plugin = getattr(part, "plugin", None)
     return text if plugin is None else f"{text} From `{plugin.distribution}`."
 
 

@@ -24,16 +24,16 @@ class Seen:
     """What one call of a hook found.
 
     Attributes:
-        given: its parameters, the trainer left out, and how they look.
+        received: its parameters without the trainer, and how they look.
         gradients: how many backward passes those of the weights hold; None outside of a run.
-        updated: whether the weights have changed since the step began; None where no step goes on.
+        updated: whether the weights have changed since the step began; None outside of a step.
         counted: whether ``trainer.global_step`` counts the step at hand; None before the first.
         made: how the result looks, where a wrapper sees one.
         callers: methods of the trainer that are being executed, such as ``trainer.step``.
         inside: wrapped hooks that are being executed.
     """
 
-    given: dict[str, str]
+    received: dict[str, str]
     gradients: int | None = None
     updated: bool | None = None
     counted: bool | None = None
@@ -58,9 +58,11 @@ class Witness:
         """The hooks in the order in which they were called."""
         return [hook for hook, _ in self.calls]
 
-    def saw(self, hook: str, given: Mapping[str, Any]) -> Seen:
-        trainer = given.get("trainer")
-        seen = Seen({name: looks(value) for name, value in given.items() if name not in ("trainer", "self", "seen")})
+    def saw(self, hook: str, arguments: Mapping[str, Any]) -> Seen:
+        trainer = arguments.get("trainer")
+        seen = Seen(
+            {name: looks(value) for name, value in arguments.items() if name not in ("trainer", "self", "seen")}
+        )
         seen.callers, seen.inside = _callers(), tuple(self.open)
         model = getattr(trainer, "model", None)
         if hook == "on_step_start":
@@ -182,11 +184,11 @@ def table(runs: Sequence[Witness]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for hook, calls in found.items():
-        given: dict[str, str] = {}
+        received: dict[str, str] = {}
         for seen in calls:
-            for name, text in seen.given.items():
-                given.setdefault(name, text)
-        shown = ", ".join(f"`{name}`: {text}" for name, text in given.items())
+            for name, text in seen.received.items():
+                received.setdefault(name, text)
+        shown = ", ".join(f"`{name}`: {text}" for name, text in received.items())
         made = next((seen.made for seen in calls if seen.made), "")
         within = [] if hook in ("on_exception", "on_teardown") else [seen for seen in calls if seen.updated is not None]
         lines.append(f"| `{hook}` | {shown} | {_gradients(within)} | {_weights(within)} | {_step(within)} | {made} |")

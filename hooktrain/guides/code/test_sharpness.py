@@ -21,7 +21,7 @@ def test_each_microbatch_is_passed_twice(run_tiny: Run) -> None:
     run_tiny(sharpness, recorder, gradient_accumulation_steps=2, **settings)
     steps = recorder.hooks.count("on_step_end")
     assert recorder.hooks.count("on_optimizer_step_end") == steps
-    # 13 rows, two in a micro-batch: 7 micro-batches
+    # 13 sequences, two in a micro-batch: 7 micro-batches
     assert recorder.hooks.count("on_microbatch_end") == 2 * 7
 
 
