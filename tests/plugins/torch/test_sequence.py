@@ -113,7 +113,7 @@ def test_models_and_batches_that_cannot_be_shared(launch_recipe, run_ranks, reci
 def test_heads_that_cannot_be_shared(launch_recipe, recipe):
     """The model has two heads."""
     three = launch_recipe(3, strategy={**STRATEGIES["ddp"], "sequence_parallel": 3})
-    assert re.search(r"strategy\.sequence_parallel.*given 3.*\b2 heads", three.output)
+    assert re.search(r"strategy\.sequence_parallel.*given 3.*\b2 attention heads", three.output)
 
 
 # ---------------------------------------------------------------------------------------------------- splitting sequences
