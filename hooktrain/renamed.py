@@ -85,6 +85,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "parameter": {
         "compute_loss(weight)": "compute_loss(denominator)",
         "estimate_activations(rows)": "estimate_activations(sequences)",
+        "render_example(row)": "render_example(example)",
     },
     "argument": {
         "field(neutral=True)": "field(affects_training=False)",

@@ -99,7 +99,7 @@ def _metadata(wheel: zipfile.ZipFile, name: str) -> str:
 def make_environment(
     folder: Path, wheels: Path, distributions: Sequence[str], beside: Environment | None = None
 ) -> Environment:
-    """A new virtual environment that sees what this one has, and what the one beside it has, with distributions from a
+    """A new virtual environment that sees what this one has, and what the one alongside it has, with distributions from a
     folder of wheels: they and what they depend on have to be there.
     """
     venv.create(folder)

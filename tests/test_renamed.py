@@ -74,7 +74,7 @@ def test_parameters(old, new):
     scope: dict = {"impl": impl}
     exec(f"class Old:\n    @impl\n    def {hook}(self, {parameter}): ...", scope)
     with pytest.raises(PluginError, match=facts("'Old'", hook, f"'{parameter}'", new)):
-        make_host(discover=False).register(scope["Old"]())
+        make_host().register(scope["Old"]())
 
 
 @pytest.mark.parametrize(("old", "new"), rows("argument"))

@@ -43,7 +43,7 @@ def register_formats(source: Any, config: Any) -> Mapping[str, Format] | None:
 
 
 @hookspec(firstresult=True)
-def render_example(row: Any, tokenizer: Any, config: Any) -> Rendered | None:
+def render_example(example: Any, tokenizer: Any, config: Any) -> Rendered | None:
     """Render an example of a source as text with the spans that are trained.
 
     Called: by ``make_data`` of ``hooktrain-sft``, once for each example of each source; the texts are tokenized in
@@ -52,7 +52,7 @@ def render_example(row: Any, tokenizer: Any, config: Any) -> Rendered | None:
     Device: must not touch a device.
 
     Args:
-        row: the example, a mapping of column names to values; for ``type: sft`` a canonical one, see
+        example: a mapping of column names to values; for ``type: sft`` a canonical one, see
             ``hooktrain_sft.data.formats``.
         tokenizer: the result of ``make_tokenizer``.
         config: the recipe's ``data``.

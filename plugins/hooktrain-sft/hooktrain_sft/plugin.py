@@ -134,13 +134,13 @@ class SFTPlugin:
         return own_formats(source, config)
 
     @hookimpl(trylast=True)
-    def render_example(self, row: Any, tokenizer: Any, config: Any) -> Any:
+    def render_example(self, example: Any, tokenizer: Any, config: Any) -> Any:
         from hooktrain_sft.chat.render import render_sft, render_text
 
         if isinstance(config, SFTDataConfig):
-            return render_sft(row, tokenizer, config)
+            return render_sft(example, tokenizer, config)
         if isinstance(config, CausalDataConfig):
-            return render_text(row, tokenizer, config)
+            return render_text(example, tokenizer, config)
         return None
 
     @hookimpl(trylast=True)

@@ -113,7 +113,8 @@ class Reader:
         convert: Callable[[Any], Any] | None = None if opened.format is None else opened.format.convert
         for index, example in enumerate(examples, first):
             try:
-                made = render(row=example if convert is None else convert(example), tokenizer=tokenizer, config=config)
+                raw = example if convert is None else convert(example)
+                made = render(example=raw, tokenizer=tokenizer, config=config)
                 if made is None:
                     raise DataError(f"no plugin renders examples for {type(config).__name__}; enable one")
             except DataError as problem:

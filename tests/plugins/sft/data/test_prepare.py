@@ -177,8 +177,8 @@ def test_max_length_comes_from_the_tokenizer(
 def test_rendering_and_packing_are_hooks(make_tokenizer: Callable[..., Any]) -> None:
     class Upper:
         @hookimpl
-        def render_example(self, row: Any) -> Rendered | None:
-            return Rendered(row["shout"].upper(), ((0, 5),)) if "shout" in row else None
+        def render_example(self, example: Any) -> Rendered | None:
+            return Rendered(example["shout"].upper(), ((0, 5),)) if "shout" in example else None
 
     class OneEach:
         @hookimpl

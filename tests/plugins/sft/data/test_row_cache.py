@@ -82,8 +82,8 @@ def test_a_second_run_finds_the_sequences(make_tokenizer: Callable[..., Any]) ->
 
 class Upper:
     @hookimpl
-    def render_example(self, row: Any) -> Any:
-        return Rendered(row["messages"][0]["content"].upper(), ((0, 5),))
+    def render_example(self, example: Any) -> Any:
+        return Rendered(example["messages"][0]["content"].upper(), ((0, 5),))
 
 
 class Configured:
