@@ -66,7 +66,7 @@ def test_the_command_in_a_process_of_its_own(adapter: Path, bases: dict[str, Pat
     assert difference(bare, expected) > 0.01
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
     assert not list((tmp_path / "merged").glob("adapter*"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "examples.jsonl", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["examples.jsonl", "merged", "run"]
 
 
 def test_the_dtype_is_the_bases_own_or_the_requested_one(adapter: Path, bases: dict[str, Path], tmp_path: Path) -> None:
