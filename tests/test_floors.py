@@ -39,7 +39,18 @@ MORE = {
     "testing/tiny_llama.py": {"transformers", "tokenizers"},
 }
 """What some files may import besides, in functions that need it."""
-WITHOUT_TORCH = ["__init__", "__main__", "errors", "renamed", "markers", "config", "hookspecs", "plugin", "recipe", "inspection"]
+WITHOUT_TORCH = [
+    "__init__",
+    "__main__",
+    "errors",
+    "renamed",
+    "markers",
+    "config",
+    "hookspecs",
+    "plugin",
+    "recipe",
+    "inspection",
+]
 WITHOUT_TORCH += ["cli", "builtins/console.py", "builtins/jsonl.py", "builtins/signals.py", "training/load.py"]
 WITH_TORCH = {"cli/launcher.py", "inspection/estimate.py"}
 """Files of these that import it in a function."""

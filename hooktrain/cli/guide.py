@@ -1,7 +1,7 @@
 """``hooktrain guide``: the documentation in the terminal, in two groups: using hooktrain, and writing plugins.
 
-The guides are Markdown in ``guides/using`` and ``guides/plugins``. The code that they show is in ``guides/code``: plugins
-of one module each, with their tests. ``python -m tests.readme`` copies it into the guides, and the tests run it.
+The guides are Markdown in ``guides/using`` and ``guides/plugins``. The code that they show is in ``guides/code``:
+plugins of one module each, with their tests. ``python -m tests.readme`` copies it into the guides; the tests run it.
 """
 
 from __future__ import annotations

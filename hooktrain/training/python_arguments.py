@@ -193,8 +193,8 @@ def _objects_in(value: Any, where: str) -> Iterator[Complaint]:
         where_to = {"data": "train_dataset", "plugins": "plugins"}.get(name, name)
         yield Complaint(
             where,
-            f"given a {describe(value)}, expected plain values as a YAML file could hold them; objects are passed alongside"
-            f" the recipe, as in Trainer(recipe, {where_to}=...)",
+            f"given a {describe(value)}, expected plain values as a YAML file could hold them; objects are passed"
+            f" alongside the recipe, as in Trainer(recipe, {where_to}=...)",
         )
 
 

@@ -142,7 +142,7 @@ def test_each_plugin_is_charged_with_what_it_does_itself(run_tiny, tmp_path, clo
 def test_what_measuring_takes_is_told(monkeypatch):
     monkeypatch.setattr("hooktrain.builtins.hook_timer._clock", Clock(ticks=1000))
     timer = HookTimer()
-    charged = timer._charged(timer.costs.setdefault(("p", "h"), Cost("p", "h")), lambda: None)
+    charged = timer.charged(timer.costs.setdefault(("p", "h"), Cost("p", "h")), lambda: None)
     for _ in range(10):
         charged()
     assert timer.overhead() == pytest.approx(4e-6, rel=1e-3), "it looks at the clock four times a call"
@@ -347,7 +347,7 @@ def test_memory_of_a_device_is_the_growth_of_its_peak(monkeypatch):
     )
     timer, cost = HookTimer(), Cost("plugin", "hook")
     for _ in range(3):
-        timer._charged(cost, lambda: None)()
+        timer.charged(cost, lambda: None)()
     assert (cost.calls, cost.memory, peaks) == (3, 7, [])
 
 
