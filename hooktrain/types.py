@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import attrs
 
 from hooktrain.errors import HooktrainError
-from hooktrain.renamed import no_attribute
+from hooktrain.renamed import new_name, no_attribute
 
 if TYPE_CHECKING:
     import torch
@@ -162,6 +162,23 @@ class LossSum(NamedTuple):
 
     def __getattr__(self, name: str) -> Any:
         raise no_attribute("LossSum", name)
+
+
+def _tell_new_names(kind: Any) -> None:
+    """Have a named tuple name the new keyword to whoever makes one with an old one."""
+    make = kind.__new__
+
+    def new(cls: type, *values: Any, **named: Any) -> Any:
+        for name in named.keys() - set(kind._fields):
+            renamed = new_name("attribute", f"{kind.__name__}.{name}")
+            raise TypeError(f"{kind.__name__}() got an unexpected keyword argument '{name}'{renamed}")
+        return make(cls, *values, **named)
+
+    kind.__new__ = new
+
+
+for _kind in (BatchCounts, LossSum):
+    _tell_new_names(_kind)
 
 
 class OptimizerStep(NamedTuple):

@@ -199,3 +199,23 @@ def test_names_that_were_never_there_are_what_python_says():
     with pytest.raises(AttributeError, match="'LossSum' object has no attribute 'nonesuch'$"):
         LossSum(None, 1).nonesuch  # noqa: B018
     assert issubclass(PluginError, HooktrainError) and not hasattr(PluginRecord, "nonesuch")
+
+
+@pytest.mark.parametrize(
+    "made", [BatchCounts(2.0, 3, num_target_tokens=2), LossSum(None, denominator=2.0)], ids=["counts", "sum"]
+)
+def test_keywords_of_what_hooks_return(made):
+    name = type(made).__name__
+    with pytest.raises(TypeError, match=facts(name, "'weight'", f"{name}.denominator")):
+        type(made)(weight=1)
+    assert made._replace(denominator=1.0).denominator == 1.0
+
+
+def test_a_parameter_that_a_hook_does_not_have_is_named_with_those_it_has():
+    class Misspelt:
+        @impl
+        def collect_metrics(self, trainr): ...
+
+    named = ["'Misspelt'", "hook collect_metrics", "'trainr'", "did you mean 'trainer'?", "it has trainer"]
+    with pytest.raises(PluginError, match=facts(*named)):
+        make_host(discover=False).register(Misspelt())

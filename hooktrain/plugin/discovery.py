@@ -78,7 +78,7 @@ def import_named(name: str, known: Iterable[str]) -> Any:
     except (Exception, SystemExit) as problem:
         if not (isinstance(problem, ModuleNotFoundError) and module.startswith(problem.name or "?")):
             raise PluginError(
-                f"plugins: the module '{name}' cannot be imported ({type(problem).__name__}: {problem}); mend it,"
+                f"plugins: the module '{name}' cannot be imported ({type(problem).__name__}: {problem}); fix it,"
                 " or remove it"
             ) from problem
         raise PluginError(

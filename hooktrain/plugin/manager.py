@@ -244,8 +244,7 @@ class PluginHost:
         except BaseException as problem:
             self._forget(record, plugin)
             if isinstance(problem, pluggy.PluginValidationError):
-                old = [each for each in old_names_of(plugin, parameters(plugin)) if each.startswith("parameter ")]
-                raise PluginError("; ".join([f"{record}: {_arguments(problem)}", *old])) from problem
+                raise PluginError(f"{record}{self._wrong_parameter(plugin) or f': {problem}'}") from problem
             raise
         for caller in self.manager.get_hookcallers(plugin) or []:
             if caller.name in LOOP_HOOKS and record.distribution != "hooktrain":
@@ -255,6 +254,17 @@ class PluginHost:
         record.hooks = sorted(names)
         self.records[record.name] = record
         self.hooks.refresh()
+
+    def _wrong_parameter(self, plugin: object) -> str:
+        """Return the rest of the error for the first parameter that a hook does not have; empty where there is none."""
+        for hook, names in parameters(plugin).items():
+            caller = vars(self.manager.hook).get(hook)
+            known = () if caller is None or caller.spec is None else caller.spec.argnames
+            for name in names:
+                if known and name not in known:
+                    meant = new_name("parameter", f"{hook}({name})") or did_you_mean(name, known)
+                    return f", hook {hook}: has no parameter '{name}'{meant}; it has {', '.join(known)}"
+        return ""
 
     def _collect(self, record: PluginRecord, plugin: Any, names: Iterable[str]) -> None:
         """Take up the parts and trainer types of one plugin."""
@@ -448,9 +458,3 @@ class PluginHost:
     def failed(self) -> list[PluginRecord]:
         """The plugins that could not be loaded."""
         return [record for record in self.records.values() if record.state == "failed"]
-
-
-def _arguments(problem: pluggy.PluginValidationError) -> str:
-    """pluggy's sentence about an unknown argument, in ours."""
-    text = " ".join(str(problem).split())
-    return text.partition("reason: ")[2] or text
