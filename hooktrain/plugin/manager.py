@@ -15,17 +15,15 @@ from hooktrain import hookspecs
 from hooktrain.compat import code_of, remove_from_hook
 from hooktrain.errors import HooktrainWarning, NameTakenError, PluginError, did_you_mean, failure_of
 from hooktrain.hookspecs import LOOP_HOOKS
+from hooktrain.plugin.checking import check_plugins
 from hooktrain.plugin.config import PluginsConfig, Switches
-from hooktrain.plugin.dependencies import drop_unmet, refuse_excluded
 from hooktrain.plugin.digests import digest_of
 from hooktrain.plugin.discovery import aside, import_named, installed, own_version, record_of
 from hooktrain.plugin.error_policy import ErrorPolicy
 from hooktrain.plugin.hook_caller import Hooks, guard_loop_hook
 from hooktrain.plugin.info import about, declared_name, written_for_another
-from hooktrain.plugin.lockfile import require_lock
-from hooktrain.plugin.ordering import put_in_order, settle_loop_hook
 from hooktrain.plugin.records import PluginRecord, RegisteredPart
-from hooktrain.plugin.validation import check_signatures, implemented, parameters, pluggy_silent, retired
+from hooktrain.plugin.validation import check_signatures, implemented, parameters, pluggy_silent
 from hooktrain.renamed import RENAMED, new_name, no_attribute, old_names_of
 from hooktrain.types import TrainerType
 
@@ -301,31 +299,7 @@ class PluginHost:
         Raises:
             PluginError: naming everybody involved and what to write in the recipe.
         """
-        drop_unmet(self)  # before anything else that follows from it, such as a hook that the missing one brings
-        known = [name for name, caller in vars(self.manager.hook).items() if caller.spec is not None]
-        for name, caller in vars(self.manager.hook).items():
-            if caller.spec is None:
-                for implementation in caller.get_hookimpls():
-                    if not implementation.optionalhook:
-                        raise PluginError(
-                            f"{self.records[implementation.plugin_name]}: implements '{name}', which is no hook"
-                            f"{new_name('hook', name) or did_you_mean(name, known)}; see `hooktrain hooks`"
-                        )
-        for record in self.records.values():
-            if record.clashes:
-                raise PluginError(record.reason)
-        refuse_excluded(self)
-        for found, name, why in retired(self.manager):
-            self.warn(f"{self.records[found.plugin_name]}, hook {name}: {why}")
-        for name in self.config.loop_hooks:
-            if name not in LOOP_HOOKS:
-                raise PluginError(f"plugins.loop_hooks: '{name}' is no loop hook{did_you_mean(name, LOOP_HOOKS)}")
-        put_in_order(self)
-        for name in LOOP_HOOKS:
-            settle_loop_hook(self, name)
-        self.error_policy.guard()
-        if self.config.lock is not None:
-            require_lock(self, self.config.lock.expanduser())
+        check_plugins(self)
 
     def is_own(self, implementation: HookImpl) -> bool:
         """Whether an implementation is the engine's."""
