@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from hooktrain.plugin.config import PluginsConfig
     from hooktrain.plugin.info import API_VERSION, PluginInfo
     from hooktrain.plugin.manager import PluginHost
-    from hooktrain.protocols import CheckpointEngine, Scheduler, Strategy
+    from hooktrain.protocols import CheckpointEngine, Loader, PlacedLoader, Scheduler, Strategy
     from hooktrain.recipe.model import Recipe
     from hooktrain.recipe.yaml_reader import read_recipe
     from hooktrain.training.dataloader import WindowLoader, padding_batch
@@ -71,7 +71,7 @@ _HOMES = {
     "plugin.config": "PluginsConfig",
     "plugin.info": "API_VERSION PluginInfo",
     "plugin.manager": "PluginHost",
-    "protocols": "CheckpointEngine Scheduler Strategy",
+    "protocols": "CheckpointEngine Loader PlacedLoader Scheduler Strategy",
     "recipe.model": "Recipe",
     "recipe.yaml_reader": "read_recipe",
     "training.dataloader": "WindowLoader padding_batch",
@@ -99,12 +99,14 @@ __all__ = [
     "Failure",
     "HooktrainError",
     "HooktrainWarning",
+    "Loader",
     "LossSum",
     "MemoryEstimate",
     "ModelError",
     "ModelEstimate",
     "NonFiniteError",
     "OptimizerStep",
+    "PlacedLoader",
     "PluginError",
     "PluginHost",
     "PluginInfo",

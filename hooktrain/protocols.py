@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from hooktrain.renamed import RENAMED
 from hooktrain.types import Batch, OptimizerStep, StoredTensors, TrainedState, World
@@ -23,6 +23,8 @@ __all__ = [
     "CheckpointEngine",
     "CheckpointEngineDefaults",
     "ConfigDefaults",
+    "Loader",
+    "PlacedLoader",
     "Scheduler",
     "SchedulerDefaults",
     "Strategy",
@@ -159,6 +161,32 @@ class Strategy(Protocol):
 
     def close(self) -> None:
         """Give back what the strategy holds, the process group among it."""
+
+
+class Loader(Protocol):
+    """Each epoch's accumulation windows of micro-batches, as ``make_loader`` returns it."""
+
+    def __len__(self) -> int:
+        """Return the accumulation windows of an epoch, which are its optimizer steps."""
+
+    def windows(self, epoch: int, start: int = 0) -> Iterator[tuple[int, list[Batch]]]:
+        """Yield the sequences of each window over all ranks, and this rank's micro-batches of it.
+
+        Args:
+            epoch: its number, from 0.
+            start: sequences of the epoch that finished steps have consumed on all ranks; none is read again.
+        """
+
+
+@runtime_checkable
+class PlacedLoader(Protocol):
+    """Optional members of a loader whose place a checkpoint holds, as that of a stream."""
+
+    def place(self) -> Mapping[str, Any] | None:
+        """Return the place after the batches so far as plain values."""
+
+    def go_to(self, place: Mapping[str, Any]) -> None:
+        """Begin the next epoch at a saved place."""
 
 
 class CheckpointEngine(Protocol):

@@ -20,6 +20,7 @@ from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import (
     CheckpointEngine,
     CheckpointEngineDefaults,
+    Loader,
     Scheduler,
     Strategy,
     StrategyDefaults,
@@ -58,7 +59,7 @@ class DataParts:
     data: Data
     data_world: World
     divide: Callable[[Batch], Batch]
-    loader: Any
+    loader: Loader
     loss: Callable[[Module, Batch, float], LossSum]
     checkpoint_engines: Sequence[CheckpointEngine]
 

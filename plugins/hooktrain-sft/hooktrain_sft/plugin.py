@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from hooktrain import Data, DataEstimate, ExamplePreview, Recipe, TrainerType, World, hookimpl
+from hooktrain import Data, DataEstimate, ExamplePreview, PlacedLoader, Recipe, TrainerType, World, hookimpl
 from hooktrain_sft import hookspecs
 from hooktrain_sft.config import CausalDataConfig, SFTDataConfig, TokenDataConfig
 from hooktrain_sft.loss.config import CrossEntropyConfig, DFTLossConfig, SFTLossConfig
@@ -20,18 +20,7 @@ if TYPE_CHECKING:
     from hooktrain_sft.data.formats import Format
     from hooktrain_sft.data.packing import Bins
 
-__all__ = ["PlacedLoader", "SFTPlugin"]
-
-
-@runtime_checkable
-class PlacedLoader(Protocol):
-    """A loader whose place a checkpoint has to hold, as that of a stream."""
-
-    def place(self) -> Mapping[str, Any] | None:
-        """Return the place after the batches so far as plain values."""
-
-    def go_to(self, place: Mapping[str, Any]) -> None:
-        """Begin the next epoch at a saved place."""
+__all__ = ["SFTPlugin"]
 
 
 class SFTPlugin:
