@@ -219,3 +219,15 @@ def test_a_parameter_that_a_hook_does_not_have_is_named_with_those_it_has():
     named = ["'Misspelt'", "hook collect_metrics", "'trainr'", "did you mean 'trainer'?", "it has trainer"]
     with pytest.raises(PluginError, match=facts(*named)):
         make_host(discover=False).register(Misspelt())
+
+
+def test_a_part_without_a_required_member_is_refused(run_tiny):
+    class Brings:
+        @impl(tryfirst=True)
+        def make_scheduler(self):
+            return object()
+
+    with pytest.raises(
+        PluginError, match=facts("scheduler", "make_scheduler", "no 'get_last_lr'", "expected a Scheduler")
+    ):
+        run_tiny(Brings())

@@ -58,11 +58,15 @@ class _Resolver:
         if not isinstance(type_name, str) or type_name not in self.host.trainer_types:
             known = {n: who for n, (kind, who) in sorted(self.host.trainer_types.items()) if kind.listed}
             listed = ", ".join(f"{n} ({who.distribution})" for n, who in known.items())
+            said = (
+                f"given '{type_name}', which no plugin registers"
+                if type_name
+                else "given none, and none is the default"
+            )
             self.complaints.append(
                 Complaint(
                     "type",
-                    f"given '{type_name}', which no plugin registers"
-                    f"{new_name('type', str(type_name)) or did_you_mean(str(type_name), known)}; expected one of"
+                    f"{said}{new_name('type', str(type_name)) or did_you_mean(str(type_name), known)}; expected one of"
                     f" {listed or 'none, since no installed plugin registers a trainer type'}{self._left_out()}",
                 )
             )

@@ -24,6 +24,7 @@ from hooktrain.errors import HooktrainError, LoopHookError, failure_of
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import (
     CheckpointEngine,
+    Loader,
     Scheduler,
     SchedulerDefaults,
     Strategy,
@@ -95,7 +96,7 @@ class Trainer:
     optimizer: Optimizer
     scheduler: Scheduler
     checkpoint_engines: Sequence[CheckpointEngine]
-    loader: Any
+    loader: Loader
     data_world: World
     divide: Callable[[Batch], Batch]
     run_dir: Path
@@ -565,7 +566,7 @@ class Trainer:
         hooks.run_backward(trainer=self, loss=loss.total / (self.denominator or 1))
         sums = {name: value.detach() for name, value in loss.sums.items()} if loss.sums else loss.sums
         self._sums.append(sums)
-        detached = loss._replace(total=loss.total.detach(), sums=sums)
+        detached = LossSum(loss.total.detach(), loss.denominator, sums, loss.counts)
         hooks.on_microbatch_end(trainer=self, batch=batch, loss=detached)
         return detached
 

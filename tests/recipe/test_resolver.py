@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hooktrain import RecipeError, hookimpl
+from hooktrain import Recipe, RecipeError, hookimpl, load
 from hooktrain.plugin.config import plugins_config
 from hooktrain.recipe.resolver import resolve
 from hooktrain.recipe.yaml_reader import apply_overrides, read_recipe
@@ -172,3 +172,36 @@ def test_no_value_anywhere_crashes_the_reader(value, key):
         assert all(complaint.message for complaint in refused.complaints)
     else:
         assert made.as_yaml()
+
+
+# ------------------------------------------------------------------------------------------- the default trainer type
+
+
+class Kind:
+    """Registers the tiny trainer type under another name, as the default or not."""
+
+    def __init__(self, name: str, default: bool) -> None:
+        self.name, self.default = name, default
+
+    @hookimpl
+    def register_trainer_types(self):
+        tiny = TinyPlugin().register_trainer_types()["tiny"]
+        return {self.name: attrs.evolve(tiny, default=self.default)}
+
+
+def without_type(*plugins: object) -> Recipe:
+    return load({}, plugins=[TinyPlugin(), *plugins], switches=["no:*", "torch"])[0]
+
+
+def test_a_recipe_without_a_type_is_of_the_default_one():
+    assert without_type(Kind("mine", True)).type == "mine"
+
+
+def test_two_default_trainer_types_are_named():
+    with pytest.raises(RecipeError, match=facts("type: ", "'mine'", "'yours'", "Kind", "name one")):
+        without_type(Kind("mine", True), Kind("yours", True))
+
+
+def test_without_a_default_trainer_type_those_there_are_are_listed():
+    with pytest.raises(RecipeError, match=facts("type: ", "given none", "mine", "tiny")):
+        without_type(Kind("mine", False))
