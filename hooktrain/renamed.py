@@ -45,7 +45,7 @@ _MOVED = {
     ("hooktrain_sft", "hooktrain_sft"): "probe=isolation_check shown=formatting",
     ("hooktrain_sft", "hooktrain_sft.chat"): (
         "answers=answer_spans header=generation_prompt messages render spans=trained_spans "
-        "template token_rows=pretokenized tool_rendering toolcalls=tool_calls "
+        "template token_rows=pretokenized tool_rendering=message_forms toolcalls=tool_calls "
         "trace=template_trace"
     ),
     ("hooktrain_sft", "hooktrain_sft.data"): (

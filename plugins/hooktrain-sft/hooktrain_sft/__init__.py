@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hooktrain_sft.chat.render import Rendered
+    from hooktrain_sft.chat.rendered import Rendered
     from hooktrain_sft.config import CausalDataConfig, SFTDataConfig, SourceOptions, TokenDataConfig
     from hooktrain_sft.data.collate import collate_flat, collate_stacked, document_keys
     from hooktrain_sft.data.formats import Format
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hooktrain_sft.loss.selective_loss import per_token
 
 _HOMES = {
-    "chat.render": "Rendered",
+    "chat.rendered": "Rendered",
     "config": "CausalDataConfig SFTDataConfig SourceOptions TokenDataConfig",
     "data.collate": "collate_flat collate_stacked document_keys",
     "data.formats": "Format",

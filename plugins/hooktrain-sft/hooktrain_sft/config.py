@@ -163,6 +163,34 @@ class SFTDataConfig(TokenDataConfig):
     """Whether an empty ``<think></think>`` at the beginning of an answer is not trained."""
     drop_reasoning: bool = field(default=False)
     """Whether the reasoning of messages is removed, for chat templates that render none."""
+    reasoning_turns: Literal["last", "all", "split"] | None = field(default=None)
+    """Handling of answers whose reasoning the chat template renders only until the next question. ``last``, the
+    default, does not train them; ``split`` makes a sequence of each answer, after the prompt that it has at inference;
+    ``all`` trains them without their reasoning, and is implied by ``drop_reasoning``."""
+    train_stop: Literal["auto", "none", "next_header"] = field(default="auto")
+    """Last trained token of an answer where the chat template writes no end-of-turn token: the token that opens the
+    next turn, which ``auto`` reports and ``next_header`` does not, or ``none``."""
+    special_tokens_in_text: Literal["keep", "plain", "error"] = field(default="keep")
+    """Handling of special tokens within the text of messages: ``keep`` makes tokens of them and counts them, ``plain``
+    tokenizes them as text."""
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if self.drop_reasoning and self.reasoning_turns in ("last", "split"):
+            raise ValueError(
+                f"reasoning_turns: {self.reasoning_turns} is given together with drop_reasoning: true, after which"
+                " there is no reasoning; remove one of them"
+            )
+        if self.reasoning_turns == "split" and self.trained_part == "all":
+            raise ValueError(
+                "reasoning_turns: split, which makes a sequence of each answer, is given together with training on all"
+                " of the text; remove it, or choose another train_on"
+            )
+
+    @property
+    def reasoning(self) -> Literal["last", "all", "split"]:
+        """``reasoning_turns``, with what it is where the recipe is silent."""
+        return self.reasoning_turns or ("all" if self.drop_reasoning else "last")
 
     @property
     def trained_part(self) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch.nn import Module
 
-    from hooktrain_sft.chat.render import Rendered
+    from hooktrain_sft.chat.rendered import Rendered
     from hooktrain_sft.data.formats import Format
     from hooktrain_sft.data.packing import Bins
     from hooktrain_sft.loss.lm_head import HeadLoss

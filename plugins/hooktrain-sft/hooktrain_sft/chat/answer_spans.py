@@ -53,7 +53,8 @@ class Conversation:
             start, end, rule = self._between_prefixes(index, prompt)
         else:
             end = self._own_end(index, region)
-            if isinstance(prompt, str) and len(prompt) <= end and self.text.startswith(prompt):
+            asks = isinstance(prompt, str) and self._asks(index, prompt)
+            if asks and isinstance(prompt, str) and len(prompt) <= end and self.text.startswith(prompt):
                 start, rule = len(prompt), "prompt prefix"
             else:
                 start, rule = self._after_header(index, prompt), "template's loop"
@@ -76,12 +77,65 @@ class Conversation:
             )
         return found
 
+    def ends_before_its_content(self, index: int, end: int) -> bool:
+        """Return whether the template writes an answer's content after messages that follow, such as results."""
+        content = self.messages[index].get("content")
+        if not content or index + 1 >= len(self.messages) or index + 1 in self.trace.regions:
+            return False
+        low, high = self.trace.regions.get(index, (end, end))
+        return content.strip() not in self.text[low:end] and content.strip() in self.text[end:high]
+
+    def next_opening(self, index: int, end: int) -> tuple[str, str, bool] | None:
+        """Return the token that opens the turn after an answer, which a model has to write where turns have no end.
+
+        Args:
+            index: number of the answer.
+            end: its end in the text.
+
+        Returns:
+            The white space before the token, the token, and whether both are in the text; behind the last message they
+            are what precedes a user's turn, which may be the missing end. None where the next turn does not begin with
+            a token of its own.
+        """
+        last = index + 1 == len(self.messages)
+        trace = self.trace
+        if last:
+            try:
+                trace = self.template.trace([*self.messages, {"role": "user", "content": "a"}], self.scope)
+            except DataError:
+                return None
+            if trace.text[:end] != self.text[:end]:
+                return None
+            # some templates write the end of a turn only if another follows
+            ended = self.template.end_of_turn(trace.text, end, trace.regions.get(index, (end, end))[1])
+            if ended is not None:
+                return "", trace.text[end:ended], False
+        region = trace.regions.get(index + 1)
+        if region is None or region[0] < end or trace.text[end : region[0]].strip():
+            return None
+        token = self.template.opening_token(trace.text, end)
+        if token is None:
+            return None
+        at = trace.text.index(token, end)
+        return trace.text[end:at], token, not last
+
     def without_content(self, index: int) -> DataError:
         """Return the error for an answer of which the text holds nothing, so that only its end would be trained."""
         return DataError(
             f"messages[{index}]: the chat template renders nothing of its content, or marks nothing of it; give a"
             " tokenizer.chat_template that takes content as text, or correct the example"
         )
+
+    def _asks(self, index: int, prompt: str) -> bool:
+        """Return whether the prompt for an answer ends with a header that the template writes when asked for it."""
+        before = self.messages[index - 1]["role"] if index else ""
+        if before == "assistant":
+            return False  # what it adds after an answer may be the end of that answer
+        if before != "user":  # some ask with no header after the result of a call
+            return prompt != self.template.render(self.messages[:index], self.scope)
+        if self.template.asks is None:
+            self.template.asks = prompt != self.template.render(self.messages[:index], self.scope)
+        return self.template.asks
 
     def _own_end(self, index: int, region: Span) -> int:
         """Return the end of a message in its own pass of the loop.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,13 +12,22 @@ from hooktrain_sft.chat.tool_calls import plain, read_tool_calls
 from hooktrain_sft.config import ROLES
 from hooktrain_sft.formatting import shown
 
-__all__ = ["REASONING", "Message", "Messages", "is_empty", "read_messages"]
+__all__ = ["REASONING", "Message", "Messages", "end_of_reasoning", "is_empty", "read_messages", "without_reasoning"]
 
 Message = dict[str, Any]
 
 _FLAGS = ("train", "training", "weight")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Field names of an assistant's reasoning in data sets and templates; a message with reasoning gets the first two."""
+
+_TEXTS = {"text": ("text",), "input_text": ("text",), "output_text": ("text",)}
+_THOUGHTS = {"thinking": ("thinking", "text"), "reasoning": ("reasoning", "text", "content")}
+"""Types of parts, of transformers, OpenAI, Mistral and Anthropic, and the fields that hold their text."""
+_RESULTS = ("tool", "function", "ipython")
+"""Roles whose content is the result of a call."""
+
+_REASONING_BEGINS = re.compile(r"<think>|<seed:think>|<thinking>|<thought>|<reasoning>|\[THINK\]")
+_REASONING_ENDS = re.compile(r"</think>|</seed:think>|</thinking>|</thought>|</reasoning>|\[/THINK\]")
 
 
 class Messages(NamedTuple):
@@ -79,6 +90,26 @@ def is_empty(message: Message) -> bool:
     return not (message.get("tool_calls") or any(message.get(name) for name in REASONING))
 
 
+def end_of_reasoning(content: str) -> int:
+    """Return where the reasoning ends with which a content begins, its closing tag included; 0 where it has none."""
+    found = _REASONING_ENDS.search(content)
+    if found is None:
+        return 0
+    # the opening tag may stand in the prompt; where it stands within the text, the text is about such tags
+    opened = _REASONING_BEGINS.search(content, 0, found.start())
+    return found.end() if opened is None or not content[: opened.start()].strip() else 0
+
+
+def without_reasoning(message: Message) -> Message:
+    """Return an assistant's message without its reasoning, in fields and at the beginning of its content."""
+    content = message.get("content")
+    end = end_of_reasoning(content) if content and message["role"] == "assistant" else 0
+    if not end and not any(name in message for name in REASONING):
+        return message
+    made = {name: value for name, value in message.items() if name not in REASONING}
+    return {**made, "content": str(content)[end:].lstrip()} if end else made
+
+
 def _read_message(message: Any, where: str) -> Message:
     if not isinstance(message, Mapping):
         raise DataError(f"{where} is {shown(message)}, expected a mapping with role and content; convert the column")
@@ -92,11 +123,19 @@ def _read_message(message: Any, where: str) -> Message:
             " rename the role in the data"
         )
     calls = read.pop("tool_calls", None)
+    if legacy := read.pop("function_call", None):  # OpenAI's older form of a single call
+        if calls:
+            raise DataError(f"{where} has tool_calls and function_call, expected one of them; remove the other")
+        calls = [{"type": "function", "function": legacy}]
     if calls and role != "assistant":
         raise DataError(f"{where} (role {role}) has tool_calls, which only an assistant makes; correct the example")
     if "content" in read:
-        read["content"] = _read_content(read["content"], f"{where}.content")
-    elif not calls:
+        read["content"], thinking = _read_content(read["content"], role, f"{where}.content")
+        if thinking:
+            if any(read.get(name, thinking) != thinking for name in REASONING):
+                raise DataError(f"{where} has reasoning in its content and in a field, expected one; remove the other")
+            read["reasoning_content"] = thinking
+    elif not calls and not any(read.get(name) for name in REASONING):
         raise DataError(f"{where} (role {role}) has no content, expected text; fill it in or remove the example")
     for name, value in read.items():
         if type(value) is not str:
@@ -127,19 +166,48 @@ def _is_trained(message: Message, where: str) -> bool:
     return not flags or True in flags.values()
 
 
-def _read_content(content: Any, where: str) -> str:
-    """Return text, or transformers' list of text parts joined to text: only some templates iterate over parts."""
+def _read_content(content: Any, role: str, where: str) -> tuple[str, str]:
+    """Return the text and the reasoning of a content: text, or a list of parts, which are joined.
+
+    Only some templates iterate over parts. A tool's result may be any value, which is written as JSON.
+    """
     if isinstance(content, str):
-        return str(content)
-    if isinstance(content, Sequence) and not isinstance(content, bytes):
-        texts = []
-        for index, part in enumerate(content):
-            kind = part.get("type", "text") if isinstance(part, Mapping) else None
-            if kind != "text" or not isinstance(part.get("text"), str):
-                raise DataError(
-                    f"{where}[{index}] is {shown(part)}, expected a text part {{type: text, text: ...}};"
-                    " this plugin trains on text only"
-                )
-            texts.append(part["text"])
-        return "".join(texts)
-    raise DataError(f"{where} is {shown(content)}, expected text or a list of text parts; convert it")
+        return str(content), ""
+    parts = content if isinstance(content, Sequence) and not isinstance(content, bytes) else None
+    if role in _RESULTS and (parts is None or not all(_text_of(part) is not None for part in parts)):
+        return json.dumps(plain(content), ensure_ascii=False), ""
+    if parts is None:
+        raise DataError(f"{where} is {shown(content)}, expected text or a list of text parts; convert it")
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for index, part in enumerate(parts):
+        thought = _text_of(part, _THOUGHTS) if role == "assistant" else None
+        text = _text_of(part) if thought is None else None
+        if thought is not None and not texts:
+            thoughts.append(thought)
+        elif text is not None:
+            texts.append(text)
+        elif thought is not None:
+            raise DataError(f"{where}[{index}] is reasoning after text, expected it before; make two messages of them")
+        else:
+            raise DataError(
+                f"{where}[{index}] is {shown(part)}, expected a text part {{type: text, text: ...}};"
+                " this plugin trains on text only"
+            )
+    return "".join(texts), "\n".join(thoughts)
+
+
+def _text_of(part: Any, kinds: Mapping[str, Sequence[str]] = _TEXTS) -> str | None:
+    """Return the text of a part of one of these kinds; None for others."""
+    if isinstance(part, str):
+        return part if kinds is _TEXTS else None
+    if not isinstance(part, Mapping):
+        return None
+    for name in kinds.get(part.get("type", "text"), ()):
+        value = part.get(name)
+        if isinstance(value, str):
+            return value
+        if isinstance(value, list) and value:  # Mistral's thoughts are parts of their own
+            texts = [_text_of(item) for item in value]
+            return None if None in texts else "".join(filter(None, texts))
+    return None

@@ -6,51 +6,18 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import attrs
-import numpy as np
-from numpy.typing import NDArray
-
 from hooktrain import DataError
-from hooktrain_sft.chat.answer_spans import Conversation
-from hooktrain_sft.chat.messages import REASONING, Message, read_messages
+from hooktrain_sft.chat.conversation import ConversationRenderer
+from hooktrain_sft.chat.messages import read_messages, without_reasoning
 from hooktrain_sft.chat.pretokenized import read_ids
+from hooktrain_sft.chat.rendered import Rendered
 from hooktrain_sft.chat.template import ChatTemplate
-from hooktrain_sft.chat.template_trace import Span
+from hooktrain_sft.chat.text_tokens import TextTokens
 from hooktrain_sft.chat.tool_calls import plain, read_tools
-from hooktrain_sft.chat.tool_rendering import assert_tools_are_rendered, converse
-from hooktrain_sft.chat.trained_spans import choose_spans
 from hooktrain_sft.config import CausalDataConfig, SFTDataConfig
 from hooktrain_sft.formatting import shown
 
-__all__ = ["Rendered", "render_chat", "render_sft", "render_text"]
-
-
-@attrs.frozen(eq=False)
-class Rendered:
-    """An example as text for the tokenizer, or as ids.
-
-    Attributes:
-        text: all of the text; only ``before`` and ``after`` are added to its tokens.
-        spans: the parts of ``text`` that are trained, in characters, in order; a token is trained when it lies
-            within one of them.
-        before: ids before the text, not trained.
-        after: ids after the text, trained.
-        rules: for each span its message and the rule that proved it, such as
-            ``messages[1] assistant: prompt prefix``; for ids, one for all of them. May be empty.
-        notes: facts for the report, such as ``messages[3] assistant: empty, not trained``.
-        ids: the tokens of an example that is tokenized already, shape (tokens,); then ``text``, ``spans``,
-            ``before`` and ``after`` are empty.
-        mask: the trained ones of ``ids``, shape (tokens,).
-    """
-
-    text: str = ""
-    spans: tuple[Span, ...] = ()
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
-    rules: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    ids: NDArray[np.int32] | None = None
-    mask: NDArray[np.bool_] | None = None
+__all__ = ["render_chat", "render_sft", "render_text"]
 
 
 def render_sft(example: Any, tokenizer: Any, config: SFTDataConfig) -> Rendered:
@@ -94,7 +61,9 @@ def render_text(example: Any, tokenizer: Any, config: CausalDataConfig) -> Rende
     return _between(text, 0, tokenizer, bool(config.add_bos and tokenizer.bos_token), config.add_eos, "text")
 
 
-def render_chat(example: Mapping[str, Any], tokenizer: Any, config: SFTDataConfig, prompt: int = 0) -> Rendered:
+def render_chat(
+    example: Mapping[str, Any], tokenizer: Any, config: SFTDataConfig, prompt: int = 0, prefill: str = ""
+) -> Rendered:
     """Render an example with ``messages`` (and ``tools``) with the tokenizer's chat template.
 
     Args:
@@ -102,22 +71,25 @@ def render_chat(example: Mapping[str, Any], tokenizer: Any, config: SFTDataConfi
         tokenizer: its template is used.
         config: decides which messages are trained.
         prompt: how many of the messages are a prompt.
+        prefill: text with which the first message after the prompt begins, and which is a part of the prompt.
 
     Raises:
-        DataError: when it is no conversation, the template cannot render it, or its trained spans are not proven.
+        DataError: when it is no conversation, the template cannot render it or drops a part of it that is trained, or
+            its trained spans are not proven.
     """
-    messages, untrained, simple = read_messages(example["messages"])
+    messages, untrained, _ = read_messages(example["messages"])
+    if config.drop_reasoning:
+        messages = [without_reasoning(message) for message in messages]
     tools = read_tools(example.get("tools"))
     template = ChatTemplate.of(tokenizer, tools)
     scope = template.scope(tools, _variables(example, config))
-    if simple:
-        chat = Conversation(template, messages, scope, template.trace(messages, scope))
+    written = TextTokens(template, messages, config.special_tokens_in_text)
+    renderer = ConversationRenderer(template, scope, tools, config)
+    if config.reasoning == "split":
+        made = renderer.split(written.messages, untrained, prompt, prefill)
     else:
-        chat = converse(template, _reasoning(messages, template, config.drop_reasoning), scope)
-    if tools:
-        assert_tools_are_rendered(chat, len(tools))
-    choice = choose_spans(chat, config.trained_part, untrained, prompt, config.mask_empty_reasoning)
-    return Rendered(chat.text, tuple(choice.spans), rules=tuple(choice.rules), notes=tuple(choice.notes))
+        made = renderer.render(written.messages, untrained, prompt, prefill)
+    return written.restore(made)
 
 
 def _variables(example: Mapping[str, Any], config: SFTDataConfig) -> Mapping[str, Any] | None:
@@ -127,19 +99,6 @@ def _variables(example: Mapping[str, Any], config: SFTDataConfig) -> Mapping[str
     if not isinstance(own, Mapping):
         raise DataError(f"chat_template_kwargs is {shown(own)}, expected a mapping of variables; convert the column")
     return {**config.chat_template_kwargs, **{str(k): plain(v) for k, v in own.items() if v is not None}}
-
-
-def _reasoning(messages: list[Message], template: ChatTemplate, drop: bool) -> list[Message]:
-    """Return the messages, without their reasoning if ``drop``; otherwise the template has to render it."""
-    if drop:
-        return [{name: value for name, value in m.items() if name not in REASONING} for m in messages]
-    found = next((i for i, message in enumerate(messages) if "reasoning_content" in message), None)
-    if found is not None and template.reads.isdisjoint(REASONING):
-        raise DataError(
-            f"messages[{found}] has reasoning, which the chat template does not render; give a tokenizer.chat_template"
-            " that renders it, or write `data.drop_reasoning: true`"
-        )
-    return messages
 
 
 # ------------------------------------------------------------------------------------ prompt and completion, text
@@ -158,7 +117,21 @@ def _render_completion(example: Mapping[str, Any], tokenizer: Any, config: SFTDa
                 " {role, content}; convert the column"
             )
         read_messages(part, where)
-    return render_chat({**example, "messages": [*prompt, *completion]}, tokenizer, config, prompt=len(prompt))
+    prefill = ""
+    if len(prompt) > 1 and prompt[-1].get("role") == "assistant" == completion[0].get("role"):
+        # the completion goes on with an answer whose beginning the prompt gives
+        given, begun = (
+            read_messages([part], where).messages[0]
+            for part, where in ((prompt[-1], "prompt"), (completion[0], "completion"))
+        )
+        if set(given) == {"role", "content"}:
+            prefill = given["content"]
+            prompt, completion = (
+                prompt[:-1],
+                [{**begun, "content": prefill + begun.get("content", "")}, *completion[1:]],
+            )
+    messages = [*prompt, *completion]
+    return render_chat({**example, "messages": messages}, tokenizer, config, len(prompt), prefill)
 
 
 def _with_special(text: str, tokenizer: Any, prompt: int, rule: str) -> Rendered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +11,14 @@ from typing import Any, TypeVar
 from hooktrain import DataError
 from hooktrain_sft.chat.template_trace import CompiledTemplate, Span, Trace
 
-__all__ = ["ChatTemplate", "Span", "Trace"]
+__all__ = ["ChatTemplate", "Form", "Scope", "Span", "Trace"]
 
 T = TypeVar("T")
 Scope = Mapping[str, Any]
 """The variables of a template except for ``messages`` and ``add_generation_prompt``."""
+
+Form = Callable[[dict[str, Any]], dict[str, Any]]
+"""Converts a message to a form that a template accepts; returns the message itself where it changes nothing."""
 
 _OURS = ("messages", "tools", "documents", "add_generation_prompt")
 
@@ -27,6 +31,13 @@ class ChatTemplate:
         reads: the variables and fields that it reads, and its strings, which may name some.
         uses_date: whether the text depends on the day on which it is rendered.
         nothing: possible texts of a turn without content.
+        special: pattern of the tokenizer's special tokens; None where it has none.
+        rendered: places of messages, with the roles around them, whose content it is known to render.
+        asks: whether it writes a header of an answer when asked for it, once that is known.
+        keywords: for a kind of part that a text lacks, the variable that renders it.
+        variables: names that it takes from its variables.
+        applied: the forms that messages are given in.
+        forms: for the parts that a text lacks, the form of the messages that was found to have the most of them.
     """
 
     def __init__(self, tokenizer: Any, source: str) -> None:
@@ -45,12 +56,22 @@ class ChatTemplate:
         self.marks_generation = self._compiled.marks_generation
         self.reads = self._compiled.reads
         self.uses_date = "strftime_now" in self.reads
+        self._bos = tokenizer.bos_token
         self._added = sorted((str(token) for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        tokens = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+        self.special = re.compile(tokens) if tokens else None
         self._ends = frozenset(special | ({tokenizer.eos_token} if tokenizer.eos_token else set()))
         self._end_lengths = sorted({len(end) for end in self._ends}, reverse=True)
         self._usual_end: tuple[str, ...] = ()  # the last one found, since most turns end alike
         self.nothing = self._ends | {""}
+        self.rendered: set[tuple[int, str]] = set()
+        self.forms: dict[Any, int] = {}
+        self.asks: bool | None = None
+        self.keywords: dict[Any, str] = {}
+        self.variables = self._compiled.variables
+        self.applied: tuple[Form, ...] = ()
+        self._formed: dict[tuple[Form, ...], ChatTemplate] = {(): self}
 
     @classmethod
     def of(cls, tokenizer: Any, tools: Sequence[Any] | None = None) -> ChatTemplate:
@@ -69,6 +90,14 @@ class ChatTemplate:
                     " an instruct model or give it a chat_template"
                 ) from None
         return _template(tokenizer, source)
+
+    def with_forms(self, forms: tuple[Form, ...]) -> ChatTemplate:
+        """Return the template that is given messages in these forms."""
+        if forms not in self._formed:
+            made = copy.copy(self)
+            made.rendered, made.applied = set(), forms
+            self._formed[forms] = made
+        return self._formed[forms]
 
     def scope(self, tools: Sequence[Any] | None, variables: Mapping[str, Any] | None) -> Scope:
         """Return the variables that all renderings of an example share.
@@ -100,10 +129,12 @@ class ChatTemplate:
         """Return the text of a conversation with the span of each message; raises as :meth:`render` does."""
         return self._run(self._compiled.trace, messages, scope, generation_prompt)
 
-    @staticmethod
-    def _run(function: Callable[[dict[str, Any]], T], messages: Sequence[Any], scope: Scope, prompt: bool) -> T:
+    def _run(self, function: Callable[[dict[str, Any]], T], messages: Sequence[Any], scope: Scope, prompt: bool) -> T:
+        formed = messages
+        for form in self.applied:
+            formed = [form(message) for message in formed]
         try:
-            return function({**scope, "messages": messages, "add_generation_prompt": prompt})
+            return function({**scope, "messages": formed, "add_generation_prompt": prompt})
         except Exception as problem:  # a template is a program and can fail in any way
             raise _failed(messages, problem) from problem
 
@@ -122,6 +153,13 @@ class ChatTemplate:
                 self._usual_end = (found,)
                 return end
         return None
+
+    def opening_token(self, text: str, start: int) -> str | None:
+        """Return the added token with which ``text[start:]`` begins after white space, other than the first of all."""
+        while start < len(text) and text[start].isspace():
+            start += 1
+        found = next((token for token in self._added if text.startswith(token, start)), None)
+        return None if found == self._bos else found
 
     def whole_tokens(self, text: str, length: int) -> int:
         """Return the largest length up to ``length`` at which a cut of ``text`` splits no special token or tag."""

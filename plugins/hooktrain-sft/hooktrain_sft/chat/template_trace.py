@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
-from jinja2 import Template, nodes
+from jinja2 import Template, meta, nodes
 from jinja2.runtime import Context
 
 from hooktrain_sft.compat import GENERATION_BLOCK, chat_template_environment
@@ -49,6 +49,7 @@ class CompiledTemplate:
     Attributes:
         marks_generation: whether it has ``{% generation %}``, in places that can be recorded.
         reads: the variables and fields that it reads, and its strings, which may name some.
+        variables: names that it takes from the variables that it is given.
         globals: variables that every template has; to be passed to a rendering with the others.
     """
 
@@ -61,6 +62,7 @@ class CompiledTemplate:
             + [node.attr for node in tree.find_all(nodes.Getattr)]
             + [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
         )
+        self.variables = frozenset(meta.find_undeclared_variables(tree)) - set(self._plain.globals)
         instrumentation = _Instrumentation()
         tree.body = instrumentation.add_to(tree.body)
         tree.set_environment(environment)

@@ -7,10 +7,12 @@ from collections.abc import Collection, Sequence
 
 from hooktrain import DataError
 from hooktrain_sft.chat.answer_spans import Conversation
-from hooktrain_sft.chat.messages import is_empty
+from hooktrain_sft.chat.messages import Message, is_empty
+from hooktrain_sft.chat.rendered import Rendered
 from hooktrain_sft.chat.template_trace import Span
+from hooktrain_sft.config import SFTDataConfig
 
-__all__ = ["Choice", "choose_spans"]
+__all__ = ["Choice", "add_spans", "answers_of"]
 
 _EMPTY_REASONING = re.compile(r"\s*<think>\s*</think>\s*")
 _END_OF_EMPTY_REASONING = re.compile(r"\s*</think>\s*")
@@ -19,9 +21,10 @@ _END_OF_EMPTY_REASONING = re.compile(r"\s*</think>\s*")
 class Choice:
     """Trained spans of an example; ``rules`` has one entry for each span."""
 
-    __slots__ = ("cuts", "notes", "rules", "spans")
+    __slots__ = ("appended", "cuts", "notes", "rules", "spans")
 
     def __init__(self) -> None:
+        self.appended = ""
         self.spans: list[Span] = []
         self.rules: list[str] = []
         self.notes: list[str] = []
@@ -31,6 +34,14 @@ class Choice:
         if start < end:
             self.spans.append((start, end))
             self.rules.append(rule)
+
+    def move(self, ahead: int) -> None:
+        """Move the spans by a number of characters."""
+        self.spans = [(start + ahead, end + ahead) for start, end in self.spans]
+
+    def rendered(self, text: str) -> Rendered:
+        """Return the example with these spans."""
+        return Rendered(text + self.appended, tuple(self.spans), rules=tuple(self.rules), notes=tuple(self.notes))
 
     def apply_cuts(self) -> None:
         """Remove the cuts from the spans."""
@@ -44,35 +55,53 @@ class Choice:
             self.spans, self.rules = [span for span, _ in kept], [rule for _, rule in kept]
 
 
-def choose_spans(
-    chat: Conversation, part: str, untrained: Collection[int], prompt: int, mask_empty_reasoning: bool
-) -> Choice:
-    """Choose the spans that are trained.
+def answers_of(messages: Sequence[Message], part: str, prompt: int) -> list[int]:
+    """Return the answers that are trained by ``data.train_on``, empty ones included.
 
     Args:
-        chat: the rendered conversation.
+        messages: the conversation.
         part: the value of ``data.train_on``.
-        untrained: messages that the data exclude from training.
         prompt: how many of the messages are a prompt, in which nothing is trained (unless ``part`` is ``all``).
-        mask_empty_reasoning: whether an empty ``<think></think>`` at the beginning of an answer is not trained.
+    """
+    if part == "completion":
+        prompt = prompt or _after_last_question(messages)
+    elif part == "all":
+        prompt = 0
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= prompt]
+    return answers[-1:] if part == "last_assistant" else answers
+
+
+def add_spans(
+    choice: Choice,
+    chat: Conversation,
+    config: SFTDataConfig,
+    untrained: Collection[int],
+    prompt: int,
+    part: str | None = None,
+) -> None:
+    """Add the spans that are trained.
+
+    Args:
+        choice: receives them.
+        chat: the rendered conversation.
+        config: decides which they are.
+        untrained: messages that are not trained.
+        prompt: how many of the messages are a prompt, in which nothing is trained (unless ``part`` is ``all``).
+        part: a value of ``data.train_on``, instead of the recipe's.
 
     Raises:
         DataError: when the spans cannot be proven.
     """
-    choice = Choice()
+    part, mask_empty = part or config.trained_part, config.mask_empty_reasoning
     if part == "all":
         choice.add(0, len(chat.text), "all")
-        _exclude(chat, choice, untrained, mask_empty_reasoning, 0)
+        _exclude(chat, choice, untrained, mask_empty, 0)
     elif part == "completion":
-        begin = prompt or 1 + max((i for i, m in enumerate(chat.messages) if m["role"] == "user"), default=-1)
+        begin = prompt or _after_last_question(chat.messages)
         _add_completion(chat, choice, begin)
-        _exclude(chat, choice, [i for i in untrained if i >= begin], mask_empty_reasoning, begin)
+        _exclude(chat, choice, [i for i in untrained if i >= begin], mask_empty, begin)
     else:
-        answers = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant" and i >= prompt]
-        if part == "last_assistant":
-            answers = answers[-1:]
-        if untrained:
-            answers = [i for i in answers if i not in untrained]
+        answers = [i for i in answers_of(chat.messages, part, prompt) if i not in untrained]
         wanted = [i for i in answers if not is_empty(chat.messages[i])]
         if len(wanted) < len(answers):
             choice.notes += [f"messages[{i}] assistant: empty, not trained" for i in answers if i not in wanted]
@@ -80,13 +109,46 @@ def choose_spans(
             _add_generated(chat, choice, wanted)
         else:
             for index in wanted:
-                start, end, rule = chat.answer(index)
-                choice.add(start, end, f"messages[{index}] assistant: {rule}")
-        if mask_empty_reasoning:
+                _add_answer(chat, choice, index, config.train_stop)
+        if mask_empty:
             choice.cuts += [cut for start, end in choice.spans for cut in _empty_reasoning(chat.text, start, end)]
     if choice.cuts:
         choice.apply_cuts()
-    return choice
+
+
+def _add_answer(chat: Conversation, choice: Choice, index: int, train_stop: str) -> None:
+    """Add an answer, with the token that opens the next turn where the template writes no end of it."""
+    start, end, rule = chat.answer(index)
+    if chat.ends_before_its_content(index, end):
+        choice.notes.append(
+            f"messages[{index}] assistant: the chat template writes its content after the result of its call, and the"
+            " content is not trained; give a tokenizer.chat_template that writes it before"
+        )
+    rule = f"messages[{index}] assistant: {rule}"
+    if chat.template.end_of_turn(chat.text, start, end) is not None:
+        choice.add(start, end, rule)
+        return
+    opening = chat.next_opening(index, end) if train_stop != "none" else None
+    if opening is None:
+        choice.add(start, end, rule)
+        choice.notes.append(
+            f"messages[{index}] assistant: no end-of-turn token is trained, so that the model does not learn to stop"
+            " there; give a tokenizer.chat_template that writes one"
+        )
+        return
+    gap, token, is_in_text = opening
+    if not is_in_text:
+        choice.appended = gap + token
+    choice.add(start, end + len(gap) + len(token), f"{rule}, next header's token")
+    if train_stop == "auto":
+        choice.notes.append(
+            f"messages[{index}] assistant: the chat template writes no end-of-turn token, so the token that opens the"
+            f" next turn, here {token}, is trained as the answer's last (data.train_stop)"
+        )
+
+
+def _after_last_question(messages: Sequence[Message]) -> int:
+    return 1 + max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
 
 
 def _add_completion(chat: Conversation, choice: Choice, begin: int) -> None:
@@ -141,6 +203,11 @@ def _add_generated(chat: Conversation, choice: Choice, wanted: Sequence[int]) ->
         if index is None or index in wanted:
             ended = chat.template.end_of_turn(chat.text, start, end)
             name = "template" if index is None else f"messages[{index}] assistant"
+            if ended is None:
+                choice.notes.append(
+                    f"{name}: no end-of-turn token is trained, so that the model does not learn to stop there; include"
+                    " the end of the turn in the chat template's {% generation %}"
+                )
             choice.add(start, end if ended is None else ended, f"{name}: {{% generation %}}")
         if chat.text[start:end].strip() not in chat.template.nothing:
             with_content.add(index)

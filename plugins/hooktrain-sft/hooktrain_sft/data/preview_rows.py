@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hooktrain import ExamplePreview, World
-from hooktrain_sft.chat.render import Rendered
+from hooktrain_sft.chat.rendered import Rendered
 from hooktrain_sft.config import TokenDataConfig
 from hooktrain_sft.data.prepare import named
 from hooktrain_sft.data.source_reader import Reader
@@ -26,12 +26,18 @@ def preview_examples(
     for source in (*config.sources, *(source for _, source in named(config.eval_sources))):
         opened = reader.open(source)
         rendered = list(reader.render(opened, itertools.islice(iter(opened), count)))
-        for index, (example, (ids, trained)) in enumerate(zip(rendered, reader.encoder(rendered), strict=True)):
+        sequences = [
+            (f"{index}, sequence {number}" if example.sequences else str(index), one, example.notes)
+            for index, example in enumerate(rendered)
+            for number, one in enumerate(example.sequences or (example,))
+        ]
+        for (where, example, notes), (ids, trained) in zip(sequences, reader.encoder(rendered), strict=True):
             pieces = tuple(_pieces(example, ids.tolist(), trained.copy(), tokenizer))
             note = f"{len(ids):,} tokens, {int(trained[1:].sum()):,} of them trained"
             if opened.format is not None:
                 note += f"; {opened.format.why}"
-            shown.append(ExamplePreview(f"{opened.label}, example {index}", pieces, note))
+            note = "; ".join([note, *notes])
+            shown.append(ExamplePreview(f"{opened.label}, example {where}", pieces, note))
     return shown
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hooktrain import DataError
-from hooktrain_sft.chat.render import Rendered
+from hooktrain_sft.chat.rendered import Rendered
 from hooktrain_sft.chat.template_trace import Span
 from hooktrain_sft.compat import is_fast_tokenizer
 from hooktrain_sft.data.token_bytes import Surfaces
@@ -36,7 +37,7 @@ class Encoder:
         self._surfaces: Surfaces | None = None
 
     def __call__(self, examples: Sequence[Rendered]) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
-        """Return ids and mask of each example, each of shape (tokens,)."""
+        """Return ids and mask of each sequence of the examples, each of shape (tokens,)."""
         ids, mask, lengths = self.flat(examples)
         ends = np.cumsum(lengths)[:-1]
         return list(zip(np.split(ids, ends), np.split(mask, ends), strict=True)) if len(examples) else []
@@ -45,8 +46,11 @@ class Encoder:
         """Tokenize examples to flat arrays.
 
         Returns:
-            Ids and mask, shape (tokens of all examples,), and the tokens of each example, shape (examples,).
+            Ids and mask, shape (tokens of all examples,), and the tokens of each sequence, shape (sequences,); an
+            example is one, or as many as it has ``sequences``.
         """
+        if any(example.sequences for example in examples):
+            examples = [one for example in examples for one in example.sequences or (example,)]
         texts = [example for example in examples if example.ids is None]
         listed, mask = self._encode(texts)
         lengths = np.fromiter(map(len, listed), np.int64, len(listed))
@@ -60,6 +64,8 @@ class Encoder:
     def _encode(self, examples: Sequence[Rendered]) -> tuple[list[list[int]], NDArray[np.bool_] | None]:
         """Return the ids of each text, and the mask unless it follows from the ids."""
         texts = [example.text for example in examples]
+        if any(example.plain for example in examples):
+            return self._encode_plain(examples)
         if self._direct is None and texts:
             # the tokenizers library takes half the time of its transformers class, which some models override
             self._reset()
@@ -85,6 +91,62 @@ class Encoder:
             verbose=False,
         )
         return encoded["input_ids"], _masks(examples, encoded.encodings)
+
+    def _encode_plain(self, examples: Sequence[Rendered]) -> tuple[list[list[int]], NDArray[np.bool_]]:
+        """Return ids and mask of texts of which some hold special tokens as text.
+
+        Such a text is cut at the special tokens that are tokens; what lies between them is tokenized without any.
+        """
+        ids: list[list[int]] = []
+        masks = []
+        self._reset()
+        for example in examples:
+            if not example.plain:
+                made = self._backend.encode(example.text, add_special_tokens=False)
+                ids.append(made.ids)
+                masks.append(_masks([example], [made]))
+                continue
+            listed, offsets = self._plain(example)
+            ids.append(listed)
+            masks.append(tokens_in_spans(offsets, example.text, example.spans))
+        return ids, np.concatenate(masks)
+
+    def _plain(self, example: Rendered) -> tuple[list[int], NDArray[np.int64]]:
+        special = {
+            str(token): number for number, token in self._tokenizer.added_tokens_decoder.items() if token.special
+        }
+        pattern = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+        text = example.text
+        cuts = [found.span() for found in re.finditer(pattern, text) if not _overlaps(found.span(), example.plain)]
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        before = self._backend.encode_special_tokens
+        self._backend.encode_special_tokens = True
+        try:
+            at = 0
+            for start, end in [*cuts, (len(text), len(text))]:
+                piece = self._backend.encode(text[at:start], add_special_tokens=False)
+                ids += piece.ids
+                offsets += [(at + low, at + high) for low, high in piece.offsets]
+                if start < end:
+                    ids.append(special[text[start:end]])
+                    offsets.append((start, end))
+                at = end
+        finally:
+            self._backend.encode_special_tokens = before
+        # some tokenizers write a text in pieces in another way, such as with a space before each
+        other = "".join(
+            "x" * (end - start) if kind else text[start:end] for start, end, kind in _pieces(text, example.plain)
+        )
+        whole = self._backend.encode(other, add_special_tokens=False)
+        known = {(low, high): number for (low, high), number in zip(offsets, ids, strict=True)}
+        for number, (low, high) in zip(whole.ids, whole.offsets, strict=True):
+            if known.get((low, high), number) != number and not _overlaps((low, high), example.plain):
+                raise DataError(
+                    f"the tokenizer writes {text[low:high]!r} in another way where special tokens in the text stay"
+                    " text, so that `data.special_tokens_in_text: plain` is not possible with it; use keep or error"
+                )
+        return ids, np.array(offsets, np.int64).reshape(-1, 2)
 
     def _mask(self, examples: Sequence[Rendered], ids: NDArray[np.int32], listed: list[list[int]]) -> NDArray[np.bool_]:
         """Return the mask of all texts from the bytes of their tokens."""
@@ -137,6 +199,20 @@ def _with_others(
         all_masks += [one for _, one in parts]
         made[index] = sum(len(one) for one, _ in parts)
     return np.concatenate(all_ids).astype(np.int32), np.concatenate(all_masks).astype(np.bool_), made
+
+
+def _overlaps(span: Span, others: Sequence[Span]) -> bool:
+    return any(start < span[1] and span[0] < end for start, end in others)
+
+
+def _pieces(text: str, plain: Sequence[Span]) -> Iterator[tuple[int, int, bool]]:
+    """Yield the pieces of a text, and whether each is a special token that stays text."""
+    at = 0
+    for start, end in plain:
+        yield at, start, False
+        yield start, end, True
+        at = end
+    yield at, len(text), False
 
 
 def _masks(examples: Sequence[Rendered], encodings: Sequence[Any]) -> NDArray[np.bool_]:

@@ -164,10 +164,23 @@ def test_generation_markers_that_miss_an_answer() -> None:
 
 
 def test_content_that_the_template_drops() -> None:
-    """Templates of vision models go over parts, and find none in text."""
-    tokenizer = tokenizer_for("trl:smolvlm", "<|im_start|> <end_of_utterance>")
+    tokenizer = tokenizer_for("chatml", IM + "     ")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + ': ' }}{{ m.content if m.role == 'user' }}<|im_end|>{% endfor %}"
+    )
     with pytest.raises(DataError, match=facts("messages[1]", "renders", "tokenizer.chat_template")):
         render_sft({"messages": turns("Hello", "yes")}, tokenizer, config())
+
+
+def test_templates_of_vision_models_get_parts() -> None:
+    """They go over the parts of a content, and find none in text."""
+    tokenizer = tokenizer_for("trl:smolvlm", "<|im_start|> <end_of_utterance>")
+    rendered = render_sft({"messages": turns("Hello", "yes")}, tokenizer, config())
+    check(
+        rendered,
+        tokenizer,
+        "<|im_start|>User: Hello<end_of_utterance>\nAssistant:« yes<end_of_utterance>»\n",
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from hooktrain_sft.chat.render import render_sft
+from hooktrain_sft.config import SFTDataConfig
 
 from hooktrain import DataError
 from tests.facts import facts
@@ -31,12 +34,15 @@ def said(content: str, reasoning: str | None = None, name: str = "reasoning_cont
 @pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
 def test_qwen3_keeps_the_reasoning_of_the_last_turn(name: str) -> None:
     messages = [asked("Hello"), said("yes", "hm", name), asked("yes"), said("yes", "<hm> 🙂", name)]
+    rendered = render(qwen3(), messages)
     check(
-        render(qwen3(), messages),
+        rendered,
         qwen3(),
-        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n«yes<|im_end|>»\n"
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
         "<|im_start|>user\nyes<|im_end|>\n<|im_start|>assistant\n«<think>\n<hm> 🙂\n</think>\n\nyes<|im_end|>»\n",
     )
+    (note,) = rendered.notes
+    assert re.match(facts("messages[1] assistant: ", "reasoning", "not trained", "`data.reasoning_turns: split`"), note)
 
 
 def test_qwen3_reasoning_within_the_content() -> None:
@@ -44,7 +50,7 @@ def test_qwen3_reasoning_within_the_content() -> None:
     check(
         render(qwen3(), messages),
         qwen3(),
-        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n«yes<|im_end|>»\n"
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
         "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n«<think>\nhum\n</think>\n\nno<|im_end|>»\n",
     )
 
@@ -103,7 +109,7 @@ def test_qwen3_reasoning_between_tool_calls_is_removed_from_earlier_turns() -> N
     ]
     # the prompts for the first two answers have the reasoning that the whole text has not: no prefix of it
     written = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
-    rendered = render(qwen3(), messages)
+    rendered = render(qwen3(), messages, config={"reasoning_turns": "all"})
     check(
         rendered,
         qwen3(),
@@ -120,7 +126,7 @@ def test_a_prompt_that_opens_reasoning() -> None:
     check(
         render(tokenizer, messages),
         tokenizer,
-        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n«yes<|im_end|>»\n"
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
         "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n<think>\n«hum\n</think>\n\nno<|im_end|>»\n",
     )
     check(
@@ -133,7 +139,9 @@ def test_a_prompt_that_opens_reasoning() -> None:
 def test_deepseek_r1_is_prompted_with_what_it_never_writes_of_history() -> None:
     tokenizer = tokenizer_for("trl:deepseek_r1_distill", R1, "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
     messages = turns("Hello", "<think>hm</think>yes", "What?", "<no", system="Be brief.")
-    rendered = render(tokenizer, messages)
+    with pytest.raises(DataError, match=facts("messages[2] ", "reasoning", "`data.drop_reasoning: true`")):
+        render_sft({"messages": messages}, tokenizer, SFTDataConfig(sources=(1,)))
+    rendered = render(tokenizer, messages, config={"drop_reasoning": True})
     check(
         rendered,
         tokenizer,
@@ -153,7 +161,7 @@ def test_harmony() -> None:
     check(
         rendered,
         tokenizer,
-        f"{head}<|start|>user<|message|>Hello<|end|><|start|>assistant«<|channel|>final<|message|>yes<|end|>»"
+        f"{head}<|start|>user<|message|>Hello<|end|><|start|>assistant<|channel|>final<|message|>yes<|end|>"
         "<|start|>user<|message|>What?<|end|><|start|>assistant"
         "«<|channel|>analysis<|message|>hum<|end|><|start|>assistant<|channel|>final<|message|>no<|return|>»",
     )
@@ -179,9 +187,6 @@ def test_variables_of_the_template_and_of_the_example() -> None:
     example = {"chat_template_kwargs": {"enable_thinking": True, "other": None}}
     quiet = render(tokenizer, turns("Hello", "yes"), {"enable_thinking": False})
     assert quiet.text.endswith("<think>\n\n</think>\nyes<|im_end|>\n") and "/no_think" in quiet.text
-    from hooktrain_sft.chat.render import render_sft
-    from hooktrain_sft.config import SFTDataConfig
-
     config = SFTDataConfig(sources=(1,), chat_template_kwargs={"enable_thinking": False})
     assert "/think" in render_sft({"messages": turns("Hello", "yes"), **example}, tokenizer, config).text
     with pytest.raises(DataError, match=facts("chat_template_kwargs.messages:")):

@@ -92,7 +92,7 @@ def test_mistral_moves_system_and_tools_to_the_last_question() -> None:
         f"[AVAILABLE_TOOLS] {json.dumps([TOOL])}[/AVAILABLE_TOOLS][INST] Be brief.\n\n2[/INST]« 2</s>»",
     )
     kinds = [rule.split(": ")[1] for rule in rendered.rules]
-    assert kinds == ["template's loop", "template's loop", "prompt prefix"]
+    assert kinds == ["template's loop"] * 3
 
 
 def test_deepseek_takes_arguments_as_text() -> None:
@@ -194,7 +194,7 @@ def test_content_that_a_template_omits_is_an_error() -> None:
     tokenizer = tokenizer_for("chatml", IM)
     with pytest.raises(DataError, match=facts("tools: given 1,", "tokenizer.chat_template")):
         render_sft({"messages": turns("Hello", "yes"), "tools": [TOOL]}, tokenizer, CONFIG)
-    with pytest.raises(DataError, match=facts("messages[1].tool_calls:", "tokenizer.chat_template")):
+    with pytest.raises(DataError, match=facts("messages[1].tool_calls[0]:", "tokenizer.chat_template")):
         render_sft({"messages": talk(call(), content="")}, tokenizer, CONFIG)
     with pytest.raises(DataError, match=facts("messages[0] ", "user", "tool_calls", "assistant")):
         render_sft({"messages": [{"role": "user", "content": "x", "tool_calls": [call()]}]}, tokenizer, CONFIG)

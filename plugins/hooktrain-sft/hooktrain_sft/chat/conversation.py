@@ -1,0 +1,235 @@
+"""Rendering of a conversation, and what is done about parts of it that the template drops."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from hooktrain import DataError
+from hooktrain_sft.chat.answer_spans import Conversation
+from hooktrain_sft.chat.message_forms import assert_tools_are_rendered, converse
+from hooktrain_sft.chat.messages import Message
+from hooktrain_sft.chat.rendered import Rendered
+from hooktrain_sft.chat.template import ChatTemplate, Scope
+from hooktrain_sft.chat.trained_spans import Choice, add_spans, answers_of
+from hooktrain_sft.chat.unrendered import Unrendered, find_unrendered
+from hooktrain_sft.config import SFTDataConfig
+
+__all__ = ["ConversationRenderer"]
+
+
+class ConversationRenderer:
+    """Renders the conversations of an example with its template, its variables and the recipe's choices."""
+
+    def __init__(
+        self, template: ChatTemplate, scope: Scope, tools: Sequence[Any] | None, config: SFTDataConfig
+    ) -> None:
+        self.template, self.scope, self.tools, self.config = template, scope, tools, config
+
+    def render(
+        self, messages: Sequence[Message], untrained: Collection[int], prompt: int = 0, prefill: str = ""
+    ) -> Rendered:
+        """Render a conversation as one sequence.
+
+        Args:
+            messages: the conversation.
+            untrained: messages that the data exclude from training.
+            prompt: how many of the messages are a prompt.
+            prefill: text with which the first message after the prompt begins, which is not trained.
+
+        Raises:
+            DataError: when the template cannot render it, drops a part of it that is trained, or its trained spans are
+                not proven.
+        """
+        chat, missing = self._converse(messages)
+        choice = Choice()
+        answers = set(answers_of(messages, self.config.trained_part, prompt)) - set(untrained)
+        stripped = self._judge(chat, missing, answers, choice.notes) if missing else set()
+        add_spans(choice, chat, self.config, {*untrained, *stripped}, prompt)
+        if prefill:
+            choice.cuts.append(_prefilled(chat, prompt, prefill))
+            choice.apply_cuts()
+        return choice.rendered(chat.text)
+
+    def split(
+        self, messages: Sequence[Message], untrained: Collection[int], prompt: int = 0, prefill: str = ""
+    ) -> Rendered:
+        """Render each trained answer as a sequence of its own, after the prompt that the template writes for it."""
+        answers = answers_of(messages, self.config.trained_part, prompt)
+        wanted = [index for index in answers if index not in untrained]
+        if not wanted:
+            return self.render(messages, untrained, prompt, prefill)
+        made = [self._answer(messages[: index + 1], prefill if index == prompt else "") for index in wanted]
+        notes = tuple(note for one in made for note in one.notes)
+        if wanted[-1] + 1 < len(messages):
+            follows = wanted[-1] + 1
+            notes += (
+                f"messages[{follows}] {messages[follows]['role']}: it follows the last trained answer, and is in no"
+                " sequence (data.reasoning_turns: split)",
+            )
+        sequences = tuple(attrs.evolve(one, notes=()) for one in made if one.spans)
+        if len(sequences) == 1:
+            return attrs.evolve(sequences[0], notes=notes)
+        return Rendered(sequences=sequences, notes=notes) if sequences else attrs.evolve(made[-1], notes=notes)
+
+    def _answer(self, messages: Sequence[Message], prefill: str) -> Rendered:
+        """Render a conversation of which the last message is trained."""
+        chat, missing = self._converse(messages)
+        last = len(messages) - 1
+        choice = Choice()
+        self._judge(chat, [part for part in missing if part.message == last], {last}, choice.notes)
+        add_spans(choice, chat, self.config, range(last), last, part="last_assistant")
+        if prefill:
+            choice.cuts.append(_prefilled(chat, last, prefill))
+            choice.apply_cuts()
+        asked = chat.template.trace(messages[:last], self.scope, generation_prompt=True)
+        lost = find_unrendered(chat.template, messages[:last], self.scope, asked, generation_prompt=True)
+        for part in lost:
+            if messages[part.message]["role"] != "assistant":
+                choice.notes.append(self._dropped(messages, part))
+        if not choice.spans or chat.text.startswith(asked.text):
+            return choice.rendered(chat.text)
+        # the template writes the turns before an answer in another way once the answer is there
+        start = chat.answer(last).start
+        choice.move(len(asked.text) - start)
+        return choice.rendered(asked.text + chat.text[start:])
+
+    def _converse(self, messages: Sequence[Message]) -> tuple[Conversation, list[Unrendered]]:
+        chat, missing = converse(self.template, messages, self.scope)
+        if self.tools:
+            assert_tools_are_rendered(chat, self.tools)
+        return chat, missing
+
+    def _judge(
+        self, chat: Conversation, missing: Sequence[Unrendered], answers: Collection[int], notes: list[str]
+    ) -> set[int]:
+        """Note the parts that are missing; return the answers that are not trained for it.
+
+        Raises:
+            DataError: when an answer would be trained without a part that no prompt of the template has, or after
+                another conversation than at inference.
+        """
+        messages = chat.messages
+        stripped = set()
+        for index, group in itertools.groupby(missing, key=lambda part: part.message):
+            parts = list(group)
+            if messages[index]["role"] != "assistant":
+                self._judge_other(chat, parts[0], answers, notes)
+                continue
+            if parts[0].whole and parts[0].kind == "content" and index in answers:
+                raise chat.without_content(index)
+            lost = {part.kind: part for part in reversed(parts)}  # the first of each kind
+            alone = lost if index == len(messages) - 1 else self._lost_at_the_end(messages, index)
+            for kind, part in lost.items():
+                notes.append(self._judge_answer(chat, part, kind in alone, index in answers))
+                if index in answers and kind not in alone and self.config.reasoning == "last":
+                    stripped.add(index)
+        return stripped
+
+    def _judge_answer(self, chat: Conversation, part: Unrendered, always: bool, trained: bool) -> str:
+        """Return the note for a part of an answer that is missing, everywhere or because another question follows."""
+        what = {"reasoning": "its reasoning", "content": "a part of its content", "call": "a tool call"}[part.kind]
+        where = f"messages[{part.message}]"
+        note = f"{where} assistant: {what} is not rendered by the chat template"
+        if not trained:
+            return f"{note}; the answer is not trained"
+        if not always:
+            if self.config.reasoning == "all":
+                return f"{note}, as more messages follow, and the answer is trained without"
+            return (
+                f"{note}, as more messages follow, and the answer is not trained; `data.reasoning_turns: split` trains"
+                " it in a sequence of its own"
+                + self._keyword(chat, part, ", and `data.chat_template_kwargs:", "` renders it here")
+            )
+        if part.kind == "call":
+            call = part.where.removesuffix(".name").removesuffix(".function")
+            raise DataError(
+                f"{where}.{call}: the chat template does not render it; give a tokenizer.chat_template that renders"
+                " every tool call, or change the example"
+            )
+        if part.kind == "content" or self.config.drop_reasoning:
+            return f"{note}, and the answer is trained without; give a tokenizer.chat_template that renders it"
+        if self.config.reasoning_turns == "all":
+            return f"{note}, and the answer is trained without"
+        raise DataError(
+            f"{where} has reasoning, which the chat template does not render;"
+            + self._keyword(chat, part, " write `data.chat_template_kwargs:", "`, which renders it;")
+            + " give a tokenizer.chat_template that renders it, or write `data.drop_reasoning: true`"
+        )
+
+    def _judge_other(self, chat: Conversation, part: Unrendered, answers: Collection[int], notes: list[str]) -> None:
+        """Note a message that is no answer; raise where the prompt of a trained answer has what the text lacks."""
+        messages, index = chat.messages, part.message
+        for answer in sorted(answers):
+            if answer < index:
+                continue
+            try:
+                asked = chat.template.trace(messages[:answer], self.scope, generation_prompt=True)
+            except DataError:
+                continue
+            lost = find_unrendered(chat.template, messages[:answer], self.scope, asked, generation_prompt=True)
+            if all(other[:3] != part[:3] for other in lost):
+                raise DataError(
+                    f"messages[{index}] (role {messages[index]['role']}): the chat template renders it in the prompt"
+                    f" for messages[{answer}], but not once the answer is there, so that the answer would be trained"
+                    " without it; write `data.reasoning_turns: split`, which trains each answer after its own prompt,"
+                    " or give a tokenizer.chat_template that renders it"
+                )
+        notes.append(self._dropped(messages, part))
+
+    def _dropped(self, messages: Sequence[Message], part: Unrendered) -> str:
+        role = messages[part.message]["role"]
+        other = "; rename the role to system" if role == "developer" else ""
+        return (
+            f"messages[{part.message}] {role}: {'it' if part.whole else 'a part of it'} is not rendered by the chat"
+            " template, in training and at inference"
+            + (other or "; give a tokenizer.chat_template that renders it, or remove it")
+        )
+
+    def _lost_at_the_end(self, messages: Sequence[Message], index: int) -> set[str]:
+        """Return which kinds of parts are missing from an answer with which the conversation ends."""
+        try:
+            _, missing = converse(self.template, messages[: index + 1], self.scope)
+        except DataError:
+            return {"reasoning", "content", "call"}
+        return {part.kind for part in missing if part.message == index}
+
+    def _keyword(self, chat: Conversation, part: Unrendered, before: str, after: str) -> str:
+        """Return the variable with which the template renders a part, within two texts; empty where there is none."""
+        known = self.template.keywords
+        key = (part.kind, len(chat.messages) - part.message)
+        if key not in known:
+            known[key] = next(
+                (
+                    f" {{{name}: {str(value).lower()}}}"
+                    for name in sorted(self.template.variables - set(self.scope))
+                    for value in (True, False)
+                    if self._renders(chat, part, {**self.scope, name: value})
+                ),
+                "",
+            )
+        return f"{before}{known[key]}{after}" if known[key] else ""
+
+    def _renders(self, chat: Conversation, part: Unrendered, scope: Mapping[str, Any]) -> bool:
+        try:
+            trace = chat.template.trace(chat.messages, scope)
+            lost = find_unrendered(chat.template, chat.messages, scope, trace)
+        except DataError:
+            return False
+        return all(other[:3] != part[:3] for other in lost)
+
+
+def _prefilled(chat: Conversation, index: int, prefill: str) -> tuple[int, int]:
+    """Return the span of the text with which an answer begins in the prompt."""
+    start, end, _ = chat.answer(index)
+    given = prefill.lstrip()
+    at = chat.text.find(given, start, end)
+    if at < 0:
+        raise DataError(
+            f"prompt[{index}] is the beginning of the answer, {prefill[:40]!r}, which the chat template does not render"
+            " as it stands; end the prompt with a user's message, or give a tokenizer.chat_template that renders it"
+        )
+    return start, at + len(given)

@@ -1,0 +1,126 @@
+"""Special tokens within someone's text, such as an end-of-turn token in a question about chat templates.
+
+Tokenized as they stand, they become the tokens, and a part of a text looks like the end of a turn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import attrs
+
+from hooktrain import DataError
+from hooktrain_sft.chat.messages import Message
+from hooktrain_sft.chat.rendered import Rendered
+from hooktrain_sft.chat.template import ChatTemplate
+from hooktrain_sft.chat.template_trace import Span
+
+__all__ = ["TextTokens"]
+
+Handling = Literal["keep", "plain", "error"]
+
+_OPEN, _CLOSE = "\ue000", "\ue001"
+"""Private-use characters around the number of a token, while the conversation is rendered."""
+_PLACE = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+
+
+class TextTokens:
+    """The special tokens within the texts of a conversation, and what is done with them.
+
+    Attributes:
+        messages: the messages to render.
+    """
+
+    def __init__(self, template: ChatTemplate, messages: list[Message], handling: Handling) -> None:
+        """Find them in the messages.
+
+        Raises:
+            DataError: when there is one and ``handling`` is ``error``, or the text cannot be marked for ``plain``.
+        """
+        self._tokens: list[str] = []
+        self._found: dict[int, str] = {}
+        self._template, self._handling = template, handling
+        self.messages = [self._read(index, message) for index, message in enumerate(messages)]
+
+    def restore(self, rendered: Rendered) -> Rendered:
+        """Return the rendered example with its tokens as text where they were replaced, and a note for each message."""
+        how = {"keep": "which become tokens; `data.special_tokens_in_text: plain` keeps them text"}
+        notes = tuple(
+            f"messages[{index}] {self.messages[index]['role']}: its text holds special tokens such as {token}, "
+            + how.get(self._handling, "which are tokenized as text")
+            for index, token in self._found.items()
+        )
+        if not notes:
+            return rendered
+        sequences = tuple(map(self._restored, rendered.sequences))
+        return attrs.evolve(self._restored(rendered), sequences=sequences, notes=rendered.notes + notes)
+
+    def _read(self, index: int, message: Message) -> Message:
+        pattern = self._template.special
+        if pattern is None or not any(map(pattern.search, _texts(message))):
+            return message
+        token = next(found[0] for text in _texts(message) if (found := pattern.search(text)))
+        self._found[index] = token
+        if self._handling == "error":
+            raise DataError(
+                f"messages[{index}] (role {message['role']}): its text holds the special token {token!r}; correct the"
+                " example, or write `data.special_tokens_in_text: plain` to tokenize it as text"
+            )
+        if self._handling == "keep":
+            return message
+        if any(_OPEN in text for text in _texts(message)):
+            raise DataError(
+                f"messages[{index}]: its text holds the private-use character U+E000 beside the special token"
+                f" {token!r}, so that the token cannot be kept text; remove the character"
+            )
+        made = _with_texts(message, lambda text: pattern.sub(self._replace, text))
+        assert isinstance(made, dict)
+        return {**made, "role": message["role"]}
+
+    def _replace(self, found: re.Match[str]) -> str:
+        self._tokens.append(found[0])
+        return f"{_OPEN}{len(self._tokens) - 1}{_CLOSE}"
+
+    def _restored(self, rendered: Rendered) -> Rendered:
+        if not self._tokens or not rendered.text:
+            return rendered
+        pieces: list[str] = []
+        plain: list[Span] = []
+        moves = [(0, 0)]  # from a place in the old text on, what a place in the new one is ahead
+        length = at = 0
+        for found in _PLACE.finditer(rendered.text):
+            token = self._tokens[int(found[1])]
+            pieces += [rendered.text[at : found.start()], token]
+            length += found.start() - at
+            plain.append((length, length + len(token)))
+            length += len(token)
+            at = found.end()
+            moves.append((at, length - at))
+        text = "".join([*pieces, rendered.text[at:]])
+
+        def moved(place: int) -> int:
+            return place + next(ahead for begin, ahead in reversed(moves) if begin <= place)
+
+        spans = tuple((moved(start), moved(end)) for start, end in rendered.spans)
+        return attrs.evolve(rendered, text=text, spans=spans, plain=tuple(plain))
+
+
+def _texts(value: Any) -> Sequence[str]:
+    """Return the texts of a message: contents, reasoning, values of calls; not its role."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [text for name, item in value.items() if name != "role" for text in _texts(item)]
+    if isinstance(value, list):
+        return [text for item in value for text in _texts(item)]
+    return []
+
+
+def _with_texts(value: Any, convert: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return convert(value)
+    if isinstance(value, Mapping):
+        return {name: _with_texts(item, convert) for name, item in value.items()}
+    return [_with_texts(item, convert) for item in value] if isinstance(value, list) else value
