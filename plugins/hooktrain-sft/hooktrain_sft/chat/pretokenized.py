@@ -18,8 +18,10 @@ _MASKS = ("assistant_masks", "completion_mask")
 
 def read_ids(
     example: Mapping[str, Any], vocabulary: int, part: str
-) -> tuple[NDArray[np.int32], NDArray[np.bool_], str]:
-    """Return ids and mask of an example, each of shape (tokens,), and the columns that made the mask.
+) -> tuple[list[tuple[NDArray[np.int32], NDArray[np.bool_]]], str]:
+    """Return ids and mask of each document of an example, each of shape (tokens,), and the columns of the mask.
+
+    An example is one document, or several that ``seq_lengths``, or ``position_ids`` that begin again, part.
 
     A token is trained where ``labels`` (not shifted) are not -100 and ``assistant_masks`` and ``completion_mask`` are
     not 0, as far as the example has them; with none of them, or where ``part`` is ``all``, every token is. Padding,
@@ -57,7 +59,40 @@ def read_ids(
                 mask &= values != 0
             used.append(name)
     first, last = _unpadded(example, len(ids))
-    return ids[first:last].astype(np.int32), mask[first:last], " and ".join(used) or "all"
+    ends = [*_starts(example, len(ids), first, last)[1:], last]
+    made = []
+    for end in ends:
+        made.append((ids[first:end].astype(np.int32), mask[first:end]))
+        first = end
+    return made, " and ".join(used) or "all"
+
+
+def _starts(example: Mapping[str, Any], tokens: int, first: int, last: int) -> list[int]:
+    """Return the starts of the documents within the tokens that are no padding."""
+    if example.get("seq_lengths") is not None:
+        lengths = _numbers(example["seq_lengths"], "seq_lengths")
+        if (lengths < 1).any() or int(lengths.sum()) not in (tokens, last - first):
+            raise DataError(
+                f"seq_lengths is {shown(lengths.tolist())}, together {int(lengths.sum())}, expected the numbers of"
+                f" tokens of documents, together {last - first}; correct the example"
+            )
+        starts = np.cumsum([0, *lengths[:-1]]) + (first if int(lengths.sum()) == last - first else 0)
+        return [int(start) for start in starts if first <= start < last] or [first]
+    if example.get("position_ids") is None:
+        return [first]
+    positions = _numbers(example["position_ids"], "position_ids")
+    if len(positions) != tokens:
+        raise DataError(f"position_ids has {len(positions)} entries, expected {tokens}, as many as input_ids")
+    steps = np.diff(positions[first:last])
+    again = np.flatnonzero(steps != 1) + 1
+    wrong = [int(at) for at in again if positions[first + at] != positions[first]]
+    if wrong:
+        at = first + wrong[0]
+        raise DataError(
+            f"position_ids[{at}] is {int(positions[at])} after {int(positions[at - 1])}, expected the next number, or"
+            f" {int(positions[first])} where a document begins; correct the example"
+        )
+    return [first, *(first + int(at) for at in again)]
 
 
 def _numbers(value: Any, where: str) -> NDArray[np.int64]:
@@ -77,7 +112,7 @@ def _unpadded(example: Mapping[str, Any], tokens: int) -> tuple[int, int]:
     there = np.flatnonzero(_numbers(example["attention_mask"], "attention_mask"))
     if len(there) and (there[-1] >= tokens or there[-1] - there[0] + 1 != len(there)):
         raise DataError(
-            "attention_mask has gaps or more entries than input_ids, expected padding at the ends only; store documents"
-            " that share a sequence as examples of their own"
+            "attention_mask has gaps or more entries than input_ids, expected padding at the ends only; part documents"
+            " that share a sequence by seq_lengths, or by position_ids that begin again"
         )
     return (int(there[0]), int(there[-1]) + 1) if len(there) else (0, 0)

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
+
 from hooktrain import DataError
 from hooktrain_sft.chat.conversation import ConversationRenderer
 from hooktrain_sft.chat.messages import read_messages, without_reasoning
@@ -109,7 +111,9 @@ def _render_completion(example: Mapping[str, Any], tokenizer: Any, config: SFTDa
     prompt, completion = example["prompt"], example["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
         untrained = 0 if config.trained_part == "all" else len(prompt)
-        return _with_special(prompt + completion, tokenizer, untrained, "completion")
+        made = _with_special(prompt + completion, tokenizer, untrained, "completion")
+        inside = untrained and made.spans and _token_across(prompt, completion, tokenizer)
+        return attrs.evolve(made, notes=(f"completion: {_INSIDE}",)) if inside else made
     for part, where in ((prompt, "prompt"), (completion, "completion")):
         if not isinstance(part, list):
             raise DataError(
@@ -134,6 +138,25 @@ def _render_completion(example: Mapping[str, Any], tokenizer: Any, config: SFTDa
     return render_chat({**example, "messages": messages}, tokenizer, config, len(prompt), prefill)
 
 
+_INSIDE = (
+    "it begins inside a token, which is not trained; end the prompt or begin the completion with white space, or write"
+    " both as messages"
+)
+
+
+def _token_across(prompt: str, completion: str, tokenizer: Any) -> bool:
+    """Return whether a token holds the end of a prompt and the beginning of its completion, white space apart."""
+    if not prompt or prompt[-1].isspace() or completion[0].isspace():
+        return False
+    near = prompt[-_NEAR:]
+    encoding = tokenizer(near + completion[:_NEAR], add_special_tokens=False, return_offsets_mapping=True)
+    return any(start < len(near) < end for start, end in encoding["offset_mapping"])
+
+
+_NEAR = 64
+"""Characters on both sides that decide how a tokenizer cuts a text at a place."""
+
+
 def _with_special(text: str, tokenizer: Any, prompt: int, rule: str) -> Rendered:
     """Render text with the tokens that the tokenizer adds; its first ``prompt`` characters are not trained."""
     if not text[prompt:].strip():
@@ -155,8 +178,9 @@ def _between(text: str, prompt: int, tokenizer: Any, bos: bool, eos: bool, rule:
 
 
 def _from_ids(example: Mapping[str, Any], tokenizer: Any, part: str) -> Rendered:
-    ids, mask, rule = read_ids(example, len(tokenizer), part)
-    return Rendered(ids=ids, mask=mask, rules=(rule,))
+    documents, rule = read_ids(example, len(tokenizer), part)
+    made = tuple(Rendered(ids=ids, mask=mask, rules=(rule,)) for ids, mask in documents)
+    return made[0] if len(made) == 1 else Rendered(sequences=made)
 
 
 def _columns_of(example: Any) -> str:

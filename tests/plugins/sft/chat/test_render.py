@@ -303,3 +303,46 @@ def test_the_sandbox_allows_what_that_of_transformers_allows(expression):
     variables = {**compiled.globals, "messages": messages}
     assert outcome(lambda: compiled.render(variables)) == expected
     assert outcome(lambda: compiled.trace(variables).text) == expected
+
+
+def test_a_completion_that_begins_inside_a_token_is_counted(make_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = make_tokenizer(None)
+    inside = render_sft({"prompt": "Hel", "completion": "lo there!"}, tokenizer, SFTDataConfig(sources=SOURCES))
+    assert [note.split(":")[0] for note in inside.notes] == ["completion"]
+    for prompt, completion in (("Hello", " there!"), ("Hello ", "there!"), ("", "Hello")):
+        made = render_sft({"prompt": prompt, "completion": completion}, tokenizer, SFTDataConfig(sources=SOURCES))
+        assert made.notes == ()
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"seq_lengths": [2, 3]},
+        {"position_ids": [0, 1, 0, 1, 2]},
+        {"position_ids": [2, 3, 2, 3, 4]},
+        {"input_ids": [1, 5, 6, 7, 8, 9, 1], "attention_mask": [0, 1, 1, 1, 1, 1, 0], "seq_lengths": [2, 3]},
+        {"input_ids": [1, 5, 6, 7, 8, 9], "attention_mask": [0, 1, 1, 1, 1, 1], "position_ids": [0, 0, 1, 0, 1, 2]},
+    ],
+)
+def test_documents_of_a_pack_are_parted(make_tokenizer: Callable[..., Any], columns: Any) -> None:
+    example = {"input_ids": [5, 6, 7, 8, 9], **columns}
+    made = render_sft(example, make_tokenizer(None), SFTDataConfig(sources=SOURCES))
+    assert [one.ids.tolist() for one in made.sequences if one.ids is not None] == [[5, 6], [7, 8, 9]]
+    whole = render_sft(
+        {"input_ids": [5, 6], "position_ids": [0, 1]}, make_tokenizer(None), SFTDataConfig(sources=SOURCES)
+    )
+    assert whole.sequences == () and whole.ids is not None
+
+
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        ({"seq_lengths": [2, 2]}, facts("seq_lengths", "4", "3")),
+        ({"seq_lengths": [0, 3]}, facts("seq_lengths", "3")),
+        ({"position_ids": [0, 1]}, facts("position_ids", "2", "3")),
+        ({"position_ids": [0, 2, 3]}, facts("position_ids[1]", "2", "0")),
+    ],
+)
+def test_packs_whose_parts_are_not_clear(make_tokenizer: Callable[..., Any], columns: Any, complaint: str) -> None:
+    with pytest.raises(DataError, match=complaint):
+        render_sft({"input_ids": [5, 6, 7], **columns}, make_tokenizer(None), SFTDataConfig(sources=SOURCES))
