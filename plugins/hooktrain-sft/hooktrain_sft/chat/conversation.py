@@ -46,9 +46,10 @@ class ConversationRenderer:
         """
         chat, missing = self._converse(messages)
         choice = Choice()
-        answers = set(answers_of(messages, self.config.trained_part, prompt)) - set(untrained)
-        stripped = self._judge(chat, missing, answers, choice.notes) if missing else set()
-        add_spans(choice, chat, self.config, {*untrained, *stripped}, prompt)
+        if missing:
+            answers = set(answers_of(messages, self.config.trained_part, prompt)) - set(untrained)
+            untrained = {*untrained, *self._judge(chat, missing, answers, choice.notes)}
+        add_spans(choice, chat, self.config, untrained, prompt)
         if prefill:
             choice.cuts.append(_prefilled(chat, prompt, prefill))
             choice.apply_cuts()
@@ -122,7 +123,7 @@ class ConversationRenderer:
             if parts[0].whole and parts[0].kind == "content" and index in answers:
                 raise chat.without_content(index)
             lost = {part.kind: part for part in reversed(parts)}  # the first of each kind
-            alone = lost if index == len(messages) - 1 else self._lost_at_the_end(messages, index)
+            alone = lost if index == len(messages) - 1 else self._lost_at_the_end(chat, index)
             for kind, part in lost.items():
                 notes.append(self._judge_answer(chat, part, kind in alone, index in answers))
                 if index in answers and kind not in alone and self.config.reasoning == "last":
@@ -189,13 +190,14 @@ class ConversationRenderer:
             + (other or "; give a tokenizer.chat_template that renders it, or remove it")
         )
 
-    def _lost_at_the_end(self, messages: Sequence[Message], index: int) -> set[str]:
+    def _lost_at_the_end(self, chat: Conversation, index: int) -> set[str]:
         """Return which kinds of parts are missing from an answer with which the conversation ends."""
+        messages = chat.messages[: index + 1]
         try:
-            _, missing = converse(self.template, messages[: index + 1], self.scope)
+            trace = chat.template.trace(messages, self.scope)
         except DataError:
             return {"reasoning", "content", "call"}
-        return {part.kind for part in missing if part.message == index}
+        return {part.kind for part in find_unrendered(chat.template, messages, self.scope, trace, only=index)}
 
     def _keyword(self, chat: Conversation, part: Unrendered, before: str, after: str) -> str:
         """Return the variable with which the template renders a part, within two texts; empty where there is none."""

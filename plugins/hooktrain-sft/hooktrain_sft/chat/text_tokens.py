@@ -42,24 +42,28 @@ class TextTokens:
         self._tokens: list[str] = []
         self._found: dict[int, str] = {}
         self._template, self._handling = template, handling
-        self.messages = [self._read(index, message) for index, message in enumerate(messages)]
+        search = (template.special or _PLACE).search
+        suspects = [i for i, m in enumerate(messages) if len(m) > 2 or search(m.get("content", ""))]
+        self.messages = list(messages) if suspects else messages
+        for index in suspects:
+            self.messages[index] = self._read(index, messages[index])
 
     def restore(self, rendered: Rendered) -> Rendered:
         """Return the rendered example with its tokens as text where they were replaced, and a note for each message."""
+        if not self._found:
+            return rendered
         how = {"keep": "which become tokens; `data.special_tokens_in_text: plain` keeps them text"}
         notes = tuple(
             f"messages[{index}] {self.messages[index]['role']}: its text holds special tokens such as {token}, "
             + how.get(self._handling, "which are tokenized as text")
             for index, token in self._found.items()
         )
-        if not notes:
-            return rendered
         sequences = tuple(map(self._restored, rendered.sequences))
         return attrs.evolve(self._restored(rendered), sequences=sequences, notes=rendered.notes + notes)
 
     def _read(self, index: int, message: Message) -> Message:
         pattern = self._template.special
-        if pattern is None or not any(map(pattern.search, _texts(message))):
+        if not pattern or not any(map(pattern.search, _texts(message))):
             return message
         token = next(found[0] for text in _texts(message) if (found := pattern.search(text)))
         self._found[index] = token

@@ -57,6 +57,7 @@ def find_unrendered(
     scope: Scope,
     trace: Trace,
     generation_prompt: bool = False,
+    only: int | None = None,
 ) -> list[Unrendered]:
     """Return the parts of ``messages`` that the rendered text does not hold.
 
@@ -66,8 +67,9 @@ def find_unrendered(
         scope: the template's other variables.
         trace: the rendered conversation.
         generation_prompt: whether it was rendered with the header of an answer.
+        only: the message to look for; all by default.
     """
-    doubtful = list(_doubtful(template, messages, trace))
+    doubtful = list(_doubtful(template, messages, trace, only))
     if not doubtful:
         return []
     marked = _Marked(messages, doubtful)
@@ -87,7 +89,8 @@ def find_unrendered(
     else:
         lost = [part for part in marked.parts if part.marker not in text]
     if not lost:
-        template.rendered |= {_place(messages, index) for index in doubtful if len(messages[index]) == 2}
+        roles = _roles(messages)
+        template.rendered |= {(index, roles) for index in doubtful if len(messages[index]) == 2}
         return []
     total = {index: sum(part.message == index for part in marked.parts) for index in doubtful}
     missing = {index: sum(part.message == index for part in lost) for index in doubtful}
@@ -95,38 +98,40 @@ def find_unrendered(
     return list(dict.fromkeys(made))
 
 
-def _doubtful(template: ChatTemplate, messages: Sequence[Message], trace: Trace) -> Iterator[int]:
+def _doubtful(template: ChatTemplate, messages: Sequence[Message], trace: Trace, only: int | None) -> Iterator[int]:
     """Yield the messages whose texts do not all stand in their own turn."""
     at = 0
+    roles = ""
     for index, message in enumerate(messages):
+        if only is not None and index != only:
+            continue
         if "tool_calls" in message:
             yield index
             continue
-        low, high = trace.regions.get(index) or (at, len(trace.text))
-        for text in _texts(message):
+        region = trace.regions.get(index)
+        low, high = region or (at, len(trace.text))
+        for text in (message.get("reasoning_content"), message.get("content")):
+            if not text or not (text := text.strip()):
+                continue
             found = trace.text.find(text, low, high)
-            if found < 0 or (len(text) < _LONG and _place(messages, index) not in template.rendered):
+            if found < 0:
                 yield index
                 break
+            if len(text) < _LONG:
+                roles = roles or _roles(messages)
+                if (index, roles) not in template.rendered:
+                    yield index
+                    break
             # what follows has to stand somewhere else
             low = found + len(text)
         else:
-            at = max(at, low) if index not in trace.regions else at
+            if region is None:
+                at = low
 
 
-def _texts(message: Message) -> Iterator[str]:
-    """Yield the reasoning and the content of a message."""
-    reasoning = message.get("reasoning_content")
-    if reasoning is not None and (text := str(reasoning).strip()):
-        yield text
-    content = message.get("content")
-    if content and (text := content.strip()):
-        yield text
-
-
-def _place(messages: Sequence[Message], index: int) -> tuple[int, str]:
+def _roles(messages: Sequence[Message]) -> str:
     """Return what decides, of short contents of plain messages, whether a template renders them."""
-    return index, "\n".join([message["role"] for message in messages])
+    return "\n".join([message["role"] for message in messages])
 
 
 class _Marked:
