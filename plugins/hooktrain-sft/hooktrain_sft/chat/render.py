@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hooktrain import DataError
 from hooktrain_sft.chat.answer_spans import Conversation
 from hooktrain_sft.chat.messages import REASONING, Message, read_messages
+from hooktrain_sft.chat.other_fields import not_rendered, with_documents
 from hooktrain_sft.chat.pretokenized import read_ids
 from hooktrain_sft.chat.template import ChatTemplate
 from hooktrain_sft.chat.template_trace import Span
@@ -41,6 +42,7 @@ class Rendered:
         ids: the tokens of an example that is tokenized already, shape (tokens,); then ``text``, ``spans``,
             ``before`` and ``after`` are empty.
         mask: the trained ones of ``ids``, shape (tokens,).
+        unused: columns and fields of messages, as ``messages.name``, that are not rendered, for the report.
     """
 
     text: str = ""
@@ -51,6 +53,7 @@ class Rendered:
     notes: tuple[str, ...] = ()
     ids: NDArray[np.int32] | None = None
     mask: NDArray[np.bool_] | None = None
+    unused: tuple[str, ...] = ()
 
 
 def render_sft(example: Any, tokenizer: Any, config: SFTDataConfig) -> Rendered:
@@ -109,7 +112,7 @@ def render_chat(example: Mapping[str, Any], tokenizer: Any, config: SFTDataConfi
     messages, untrained, simple = read_messages(example["messages"])
     tools = read_tools(example.get("tools"))
     template = ChatTemplate.of(tokenizer, tools)
-    scope = template.scope(tools, _variables(example, config))
+    scope = with_documents(template, template.scope(tools, _variables(example, config)), example.get("documents"))
     if simple:
         chat = Conversation(template, messages, scope, template.trace(messages, scope))
     else:
@@ -117,7 +120,8 @@ def render_chat(example: Mapping[str, Any], tokenizer: Any, config: SFTDataConfi
     if tools:
         assert_tools_are_rendered(chat, len(tools))
     choice = choose_spans(chat, config.trained_part, untrained, prompt, config.mask_empty_reasoning)
-    return Rendered(chat.text, tuple(choice.spans), rules=tuple(choice.rules), notes=tuple(choice.notes))
+    unused = () if simple and not example.get("documents") else not_rendered(chat, example.get("documents"))
+    return Rendered(chat.text, tuple(choice.spans), rules=tuple(choice.rules), notes=tuple(choice.notes), unused=unused)
 
 
 def _variables(example: Mapping[str, Any], config: SFTDataConfig) -> Mapping[str, Any] | None:
@@ -152,10 +156,15 @@ def _render_completion(example: Mapping[str, Any], tokenizer: Any, config: SFTDa
         untrained = 0 if config.trained_part == "all" else len(prompt)
         return _with_special(prompt + completion, tokenizer, untrained, "completion")
     for part, where in ((prompt, "prompt"), (completion, "completion")):
-        if not isinstance(part, list):
+        if not isinstance(part, (str, list)):
             raise DataError(
-                f"{where} is {shown(part)}, expected prompt and completion to be both text or both lists of"
-                " {role, content}; convert the column"
+                f"{where} is {shown(part)}, expected text or a list of {{role, content}}; correct or remove the example"
+            )
+    for part, where, other in ((prompt, "prompt", "completion"), (completion, "completion", "prompt")):
+        if isinstance(part, str):
+            raise DataError(
+                f"{where} is {shown(part)} and {other} a list, expected both to be text or both lists of"
+                " {role, content}; convert one of the columns"
             )
         read_messages(part, where)
     return render_chat({**example, "messages": [*prompt, *completion]}, tokenizer, config, prompt=len(prompt))

@@ -35,6 +35,8 @@ class Format:
         convert: from an example to a canonical one; raises a ``DataError`` that names the field.
         makes: the canonical column that ``convert`` returns; the ones that rendering would look at first are removed.
             None keeps all.
+        reads: the columns that ``convert`` reads and that rendering does not; None where they are not known, so that no
+            column is reported as not used.
         why: the reason for the choice, one sentence; filled in by :func:`choose_format`.
     """
 
@@ -43,6 +45,7 @@ class Format:
     recognise: Callable[[Sequence[str], Example], str | None]
     convert: Callable[[Example], Example]
     makes: Literal["input_ids", "messages", "prompt", "text"] | None = "messages"
+    reads: frozenset[str] | None = None
     why: str = ""
 
 
@@ -95,14 +98,21 @@ def choose_format(
         f"the examples have the columns {', '.join(map(str, columns))}, which fit no known format; expected"
         f" {'; '.join(f'{f.columns} ({f.name})' for f in formats.values() if f.columns)}; rename them with"
         " `data.columns: {ours: theirs}`, or set `data.role_mapping: {user: ..., assistant: ...}` to the columns that"
-        f" hold the turns{_hint(columns)}"
+        f" hold the turns{_hint(example)}"
     )
 
 
-def _hint(columns: Sequence[str]) -> str:
-    if "chosen" in columns:
-        return "; to train on the chosen answers of preferences write `data.columns: {messages: chosen}`"
-    return ""
+def _hint(example: Example) -> str:
+    """Return how to train on the chosen answers of preferences, with their prompts."""
+    chosen = example.get("chosen")
+    if chosen is None:
+        return ""
+    advice = "{text: chosen}"
+    if isinstance(chosen, list) and any(isinstance(turn, Mapping) and turn.get("role") == "user" for turn in chosen):
+        advice = "{messages: chosen}"
+    elif "prompt" in example:
+        advice = "{completion: chosen}"
+    return f"; to train on the chosen answers of preferences write `data.columns: {advice}`"
 
 
 def _prepared(chosen: Format, columns: Sequence[str], renamed: Mapping[str, str]) -> Callable[[Example], Example]:

@@ -124,8 +124,8 @@ def test_columns_are_renamed() -> None:
 
 
 def test_role_mapping_of_columns() -> None:
-    example = {"answer": 42, "sys": "", "question": "Why?"}
-    mapping = {"user": "question", "assistant": "answer", "system": "sys"}
+    example = {"answer": "42", "sys": "", "question": "Why?"}
+    mapping = {"assistant": "answer", "user": "question", "system": "sys"}
     assert said(example, role_mapping=mapping) == [("user", "Why?"), ("assistant", "42")]
     assert said({**example, "sys": "Be brief."}, role_mapping=mapping)[0] == ("system", "Be brief.")
     assert re.search(facts("role_mapping", "recipe"), chosen(example, role_mapping=mapping).why)
