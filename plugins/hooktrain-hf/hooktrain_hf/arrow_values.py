@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["row_converter"]
+__all__ = ["example_converter", "row_converter"]
 
 _Convert = Callable[[Any], Any]
 
@@ -35,6 +35,14 @@ def row_converter(schema: pyarrow.Schema) -> Callable[[Any], list[dict[str, Any]
     return convert
 
 
+def example_converter(schema: pyarrow.Schema) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+    """Return the same for examples that ``datasets`` has decoded, one by one; None where they stay as they are."""
+    features = _features(schema)
+    found = {entry.name: _converter(entry.type, features.get(entry.name), decoded=True) for entry in schema}
+    changed = {name: one for name, one in found.items() if one is not None}
+    return (lambda example: {name: one(example[name]) for name, one in changed.items()}) if changed else None
+
+
 def _features(schema: pyarrow.Schema) -> Mapping[str, Any]:
     """Return the features that ``datasets`` has written into a schema."""
     try:
@@ -44,7 +52,7 @@ def _features(schema: pyarrow.Schema) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _converter(kind: Any, feature: Any) -> _Convert | None:
+def _converter(kind: Any, feature: Any, decoded: bool = False) -> _Convert | None:
     """Return the conversion of a column's values, None where they stay as they are."""
     from pyarrow import types
 
@@ -52,6 +60,8 @@ def _converter(kind: Any, feature: Any) -> _Convert | None:
     if named == "ClassLabel" and feature.get("names"):
         names = list(feature["names"])
         return lambda value: names[value] if isinstance(value, int) and 0 <= value < len(names) else None
+    if named == "Json" and decoded:
+        return None
     if named == "Json":
         return lambda value: json.loads(value) if isinstance(value, str) else value
     if types.is_temporal(kind) and not types.is_duration(kind):
@@ -59,18 +69,18 @@ def _converter(kind: Any, feature: Any) -> _Convert | None:
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         inner = feature[0] if isinstance(feature, list) and feature else feature
         inner = inner.get("feature") if named in ("Sequence", "List", "LargeList") else inner
-        one = _converter(kind.value_type, inner)
+        one = _converter(kind.value_type, inner, decoded)
         return None if one is None else lambda value: value and [one(entry) for entry in value]
     if types.is_struct(kind):
-        return _of_struct(kind, feature, named)
+        return _of_struct(kind, feature, named, decoded)
     return None
 
 
-def _of_struct(kind: Any, feature: Any, named: Any) -> _Convert | None:
+def _of_struct(kind: Any, feature: Any, named: Any, decoded: bool) -> _Convert | None:
     fields = feature if isinstance(feature, Mapping) else {}
     if named == "Sequence" and isinstance(feature["feature"], Mapping):  # a list of mappings is stored as this
         fields = {name: [inner] for name, inner in feature["feature"].items()}
-    inner = {entry.name: _converter(entry.type, fields.get(entry.name)) for entry in kind}
+    inner = {entry.name: _converter(entry.type, fields.get(entry.name), decoded) for entry in kind}
     changed = {name: one for name, one in inner.items() if one is not None}
     if not changed:
         return None

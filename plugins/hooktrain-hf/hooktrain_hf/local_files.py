@@ -12,7 +12,7 @@ from typing import Any
 from hooktrain import DataError, did_you_mean
 from hooktrain_hf.location import looks_like_path
 
-__all__ = ["COMPRESSED", "EXPECTED", "files_of", "is_saved_data_set", "kind_of", "splits_of"]
+__all__ = ["COMPRESSED", "EXPECTED", "SPLITS", "files_of", "is_saved_data_set", "kind_of", "splits_of"]
 
 _KINDS = {
     ".json": "json",
@@ -43,7 +43,7 @@ _ABOUT = {
     *("dataset_info", "dataset_infos", "croissant"),
 }
 """Names, without their endings, of files in a folder of data that are about it."""
-_SPLITS = {
+SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -276,16 +276,16 @@ def _exact_split(relative: Path) -> str | None:
     stem = _stem(relative)
     shard = _SHARD.fullmatch(stem)
     base = shard["name"] if shard else re.sub(r"[-_.]?\d+$", "", stem)
-    if shard and re.split(r"[-_]", base)[0].lower() in _SPLITS:
-        return _SPLITS.get(base.lower(), base)  # also train_sft and the like, as on the hub
+    if shard and re.split(r"[-_]", base)[0].lower() in SPLITS:
+        return SPLITS.get(base.lower(), base)  # also train_sft and the like, as on the hub
     names = [base, *reversed(relative.parts[:-1])]
-    return next((_SPLITS[one.lower()] for one in names if one.lower() in _SPLITS), None)
+    return next((SPLITS[one.lower()] for one in names if one.lower() in SPLITS), None)
 
 
 def _loose_split(file: Path) -> str | None:
     """Return the split whose word is the first or the last of a file's name."""
     words = [word.lower() for word in re.split(r"[-_. ]+", _stem(file)) if word and not word.isdigit()] or [""]
-    return _SPLITS.get(words[-1]) or _SPLITS.get(words[0])
+    return SPLITS.get(words[-1]) or SPLITS.get(words[0])
 
 
 def _of_card(name: str, folder: Path, subset: str | None) -> dict[str, list[Path]] | None:

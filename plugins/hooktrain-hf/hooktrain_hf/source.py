@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 import attrs
 
 from hooktrain import DataError, World, at_least, between, field
+from hooktrain_hf.arrow_values import example_converter
 from hooktrain_hf.file_rows import FileRows, RowStream, TableRows, open_file
-from hooktrain_hf.local_files import EXPECTED, files_of, splits_of
+from hooktrain_hf.local_files import EXPECTED, SPLITS, files_of, splits_of
 from hooktrain_hf.location import first_line
 from hooktrain_hf.verbosity import quiet_datasets
 
@@ -24,6 +25,7 @@ __all__ = ["HFSourceConfig", "files_of", "load_examples", "name_and_split"]
 
 Rows = TypeVar("Rows", FileRows, TableRows)
 
+_SPLIT_NAME = re.compile(r"(?<![^+])[^+\[]+")
 _WITH_SPLIT = re.compile(r"(?P<name>.+):(?P<split>[\w.\-]+(\[[^\[\]]*\])?(\+[\w.\-]+(\[[^\[\]]*\])?)*)")
 _SPLITS = {  # sets whose splits are not called train and eval
     "HuggingFaceH4/ultrachat_200k": {"train": "train_sft", "eval": "test_sft"},
@@ -141,13 +143,14 @@ def name_and_split(config: HFSourceConfig) -> tuple[str, str]:
 def _of_files(config: HFSourceConfig, splits: Mapping[str, Sequence[Path]], split: str) -> FileRows | RowStream:
     """Return the rows of local files that a split with slices selects."""
     opened = {name: [open_file(file, config.text_unit or "file") for file in files] for name, files in splits.items()}
-    names = re.findall(r"(?:^|\+)([^\[+]+)", split)
+    split = re.sub(_SPLIT_NAME, lambda m: m[0] if m[0] in opened else SPLITS.get(m[0].lower(), m[0]), split)
+    names = re.findall(_SPLIT_NAME, split)
     for name in names:
         if name not in opened:
             raise DataError(
                 f"data.sources: given '{config.name_or_path}' with the split '{name}', an unknown split; expected"
-                f" {' or '.join(opened)}, as the names of the files say; write it behind the name, as in"
-                f" '{name_and_split(config)[0]}:{next(iter(opened))}'"
+                f" {' or '.join(sorted(opened))}, as the names of the files say; write it after the name, as in"
+                f" '{name_and_split(config)[0]}:{min(opened)}'"
             )
     if config.streaming:
         return RowStream([file for name in names for file in opened[name]])
@@ -184,10 +187,10 @@ def _of_datasets(config: HFSourceConfig, name: str, split: str) -> TableRows | I
     try:
         if path.is_dir():
             saved = _slice_saved(config, datasets.load_from_disk(str(path)), split)
-            return saved.to_iterable_dataset() if config.streaming else TableRows(saved)
+            return _stream(saved.to_iterable_dataset()) if config.streaming else TableRows(saved)
         chosen = {"data_files": list(config.data_files)} if config.data_files else {}
         loaded: Any = datasets.load_dataset(name, config.subset, split=split, **lazily, **chosen)
-        return cast("IterableDataset", loaded) if config.streaming else TableRows(loaded)
+        return _stream(loaded) if config.streaming else TableRows(loaded)
     except DataError:
         raise
     except Exception as error:  # Arrow, JSON, the hub and fsspec each raise kinds of their own
@@ -203,6 +206,12 @@ def _of_datasets(config: HFSourceConfig, name: str, split: str) -> TableRows | I
             f" and cannot be loaded from the hub ({first_line(cause)}); {EXPECTED}; check the spelling, the split, the"
             " network and your access to it, or give a local file"
         ) from error
+
+
+def _stream(examples: Any) -> IterableDataset:
+    """Return a stream whose values are those of :class:`TableRows`."""
+    convert = example_converter(examples.features.arrow_schema) if examples.features else None
+    return cast("IterableDataset", examples if convert is None else examples.map(convert))
 
 
 def _slice_saved(config: HFSourceConfig, saved: Any, split: str) -> Dataset:

@@ -206,7 +206,7 @@ def _from_alpaca(example: Example) -> Example:
                 f"history[{index}] is {shown(pair)}, expected a pair [question, answer]; convert the column"
             )
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    for name in ("instruction", "output"):
+    for name in ("instruction", "output", *(["input"] if example.get("input") else [])):
         if not isinstance(example.get(name), str):
             raise DataError(f"{name} is {shown(example.get(name))}, expected text; correct or remove the example")
     asked = "\n".join([example["instruction"], *([example["input"]] if example.get("input") else [])])

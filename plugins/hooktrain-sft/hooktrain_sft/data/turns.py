@@ -21,20 +21,38 @@ def read_turns(value: Any, where: str) -> Sequence[Any]:
     Raises:
         DataError: when it is something else.
     """
-    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        value = _from_json(value, where, "a list of {role, content}")
-    if isinstance(value, Mapping) and value and all(isinstance(field, (list, tuple)) for field in value.values()):
-        lengths = {len(field) for field in value.values()}
-        if len(lengths) > 1:
-            raise DataError(f"{where} has fields of {sorted(lengths)} entries, expected as many of each; correct it")
-        value = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
+    turns: Any = value
+    if isinstance(turns, str) and turns.lstrip().startswith(("[", "{")):
+        turns = _from_json(turns, where, "a list of {role, content}")
+        turns = [_with_exact_calls(turn) for turn in turns] if isinstance(turns, list) else turns
+    if isinstance(turns, Mapping):
+        turns = _from_lists(turns, where)
+    if isinstance(turns, (str, bytes, Mapping)) or not isinstance(turns, Sequence):
         raise DataError(
             f"{where} is {shown(value)}, expected a list of {{role, content}} or {{from, value}}; convert the column"
         )
-    if any(isinstance(turn, str) and turn.lstrip().startswith("{") for turn in value):
-        value = [_from_json(turn, where, "a message") if isinstance(turn, str) else turn for turn in value]
-    return value
+    if any(isinstance(turn, str) and turn.lstrip().startswith("{") for turn in turns):
+        turns = [_with_exact_calls(_from_json(t, where, "a message")) if isinstance(t, str) else t for t in turns]
+    return turns
+
+
+def _from_lists(fields: Mapping[str, Any], where: str) -> Any:
+    """Return the entries of a mapping of lists; the mapping where its values are no lists."""
+    lists = {name: entries for name, entries in fields.items() if entries is not None}
+    if not lists or not all(isinstance(entries, (list, tuple)) for entries in lists.values()):
+        return fields
+    lengths = {name: len(entries) for name, entries in lists.items()}
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{count} {name}" for name, count in lengths.items())
+        raise DataError(f"{where} has lists of different lengths ({counts}), expected as many of each; correct it")
+    return [dict(zip(lists, turn, strict=True)) for turn in zip(*lists.values(), strict=True)]
+
+
+def _with_exact_calls(turn: Any) -> Any:
+    """Return a turn with its calls as JSON text, in which null is a value; elsewhere it is how Arrow fills gaps."""
+    if isinstance(turn, Mapping) and isinstance(turn.get("tool_calls"), list):
+        return {**turn, "tool_calls": json.dumps(turn["tool_calls"])}
+    return turn
 
 
 def _from_json(text: str, where: str, expected: str) -> Any:
