@@ -137,16 +137,16 @@ class _Mapped(RowFile):
         """Return the number of the line at a place."""
         return 1 + sum(self.data[at : min(at + _CHUNK, place)].count(b"\n") for at in range(0, place, _CHUNK))
 
-    def blank(self, starts: Indices, ends: Indices) -> NDArray[np.bool_]:
+    def without_text(self, starts: Indices, ends: Indices) -> NDArray[np.bool_]:
         """Return which lines are empty or white space."""
         if not len(starts):
             return np.zeros(0, np.bool_)
         data = self.data
-        blank: NDArray[np.bool_] = starts == ends
+        empty: NDArray[np.bool_] = starts == ends
         firsts = np.frombuffer(data, np.uint8)[np.minimum(starts, len(data) - 1)]
-        for index in np.flatnonzero(~blank & (firsts <= ord(" "))).tolist():
-            blank[index] = not data[starts[index] : ends[index]].strip()
-        return blank
+        for index in np.flatnonzero(~empty & (firsts <= ord(" "))).tolist():
+            empty[index] = not data[starts[index] : ends[index]].strip()
+        return empty
 
 
 @contextmanager
@@ -224,15 +224,15 @@ class _Json(_Spans):
     def found(self) -> Iterator[tuple[Indices, Indices]]:
         first, second = (*itertools.islice(self._texts(), 2), b"", b"")[:2]
         # an object that is written over several lines has none on its second
-        spread = first.startswith(b"{") and not second.startswith(b"{") and not _is_json(first)
-        if spread or first.startswith(b"["):
+        multiline = first.startswith(b"{") and not second.startswith(b"{") and not _is_json(first)
+        if multiline or first.startswith(b"["):
             yield self._values()
         else:
             yield from self._lines()
 
     def _lines(self) -> Iterator[tuple[Indices, Indices]]:
         for starts, ends in self.lines():
-            kept = ~self.blank(starts, ends)
+            kept = ~self.without_text(starts, ends)
             yield starts[kept], ends[kept]
 
     def _texts(self) -> Iterator[bytes]:
@@ -317,19 +317,19 @@ class _Text(_Spans):
     def found(self) -> Iterator[tuple[Indices, Indices]]:
         if self.unit == "file":
             for starts, ends in self.lines():
-                if not self.blank(starts, ends).all():
+                if not self.without_text(starts, ends).all():
                     yield np.array([self.begin], np.int64), np.array([len(self.data)], np.int64)
                     return
             return
         if self.unit == "line":
             for starts, ends in self.lines():
-                kept = ~self.blank(starts, ends)
+                kept = ~self.without_text(starts, ends)
                 yield starts[kept], ends[kept]
             return
         pairs = list(self.lines())
         if pairs:
             starts, ends = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
-            written = np.concatenate([[False], ~self.blank(starts, ends), [False]])
+            written = np.concatenate([[False], ~self.without_text(starts, ends), [False]])
             yield (
                 starts[np.flatnonzero(written[1:-1] & ~written[:-2])],
                 ends[np.flatnonzero(written[1:-1] & ~written[2:])],

@@ -101,7 +101,7 @@ class Reader:
             raise DataError(
                 f"{label}, example 0: given a {type(first).__name__}, expected a mapping of column names to values"
             )
-        columns = self._columns(source, examples, first)
+        columns = self._columns(SourceOptions.of(source, self.config), examples, first)
         try:
             return choose_format(columns, first, source, self.config, known_formats(source, self.config, self.hooks))
         except DataError as problem:
@@ -109,10 +109,10 @@ class Reader:
                 return None  # another plugin renders examples, and may know the format
             raise DataError(f"{label}: {problem}") from problem
 
-    def _columns(self, source: Any, examples: Any, first: Mapping[str, Any]) -> list[str]:
+    @staticmethod
+    def _columns(options: SourceOptions, examples: Any, first: Mapping[str, Any]) -> list[str]:
         """Return the source's columns: of examples that have each their own, at least those that the recipe names."""
         columns = dict.fromkeys(str(column) for column in column_names(examples) or first)
-        options = SourceOptions.of(source, self.config)
         paths = [*options.columns.values(), *options.role_mapping.values()]
         named = {path.partition(".")[0] for path in paths} - set(columns)
         for example in OpenedSource("", examples, None, None) if named and isinstance(examples, Sized) else ():

@@ -33,7 +33,8 @@ def read_turns(value: Any, where: str) -> Sequence[Any]:
         )
     if any(isinstance(turn, str) and turn.lstrip().startswith("{") for turn in turns):
         turns = [_with_exact_calls(_from_json(t, where, "a message")) if isinstance(t, str) else t for t in turns]
-    return turns
+    read: Sequence[Any] = turns
+    return read
 
 
 def _from_lists(fields: Mapping[str, Any], where: str) -> Any:
