@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 import attrs
 
 from hooktrain import DataError, World, at_least, between, field
-from hooktrain_hf.arrow_values import example_converter
-from hooktrain_hf.file_rows import FileRows, RowStream, TableRows, open_file
 from hooktrain_hf.local_files import EXPECTED, SPLITS, files_of, splits_of
 from hooktrain_hf.location import first_line
 from hooktrain_hf.verbosity import quiet_datasets
@@ -21,9 +19,11 @@ from hooktrain_hf.verbosity import quiet_datasets
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
+    from hooktrain_hf.file_rows import FileRows, RowStream, TableRows
+
 __all__ = ["HFSourceConfig", "files_of", "load_examples", "name_and_split"]
 
-Rows = TypeVar("Rows", FileRows, TableRows)
+Rows = TypeVar("Rows", "FileRows", "TableRows")
 
 _SPLIT_NAME = re.compile(r"(?<![^+])[^+\[]+")
 _WITH_SPLIT = re.compile(r"(?P<name>.+):(?P<split>[\w.\-]+(\[[^\[\]]*\])?(\+[\w.\-]+(\[[^\[\]]*\])?)*)")
@@ -142,6 +142,8 @@ def name_and_split(config: HFSourceConfig) -> tuple[str, str]:
 
 def _of_files(config: HFSourceConfig, splits: Mapping[str, Sequence[Path]], split: str) -> FileRows | RowStream:
     """Return the rows of local files that a split with slices selects."""
+    from hooktrain_hf.file_rows import FileRows, RowStream, open_file
+
     opened = {name: [open_file(file, config.text_unit or "file") for file in files] for name, files in splits.items()}
     split = re.sub(_SPLIT_NAME, lambda m: m[0] if m[0] in opened else SPLITS.get(m[0].lower(), m[0]), split)
     names = re.findall(_SPLIT_NAME, split)
@@ -182,6 +184,8 @@ def _of_datasets(config: HFSourceConfig, name: str, split: str) -> TableRows | I
     """Load a saved data set, or one on the hub."""
     import datasets
 
+    from hooktrain_hf.file_rows import TableRows
+
     path = Path(name).expanduser()
     lazily = {"streaming": True} if config.streaming else {}
     try:
@@ -210,6 +214,8 @@ def _of_datasets(config: HFSourceConfig, name: str, split: str) -> TableRows | I
 
 def _stream(examples: Any) -> IterableDataset:
     """Return a stream whose values are those of :class:`TableRows`."""
+    from hooktrain_hf.arrow_values import example_converter
+
     convert = example_converter(examples.features.arrow_schema) if examples.features else None
     return cast("IterableDataset", examples if convert is None else examples.map(convert))
 
