@@ -42,7 +42,7 @@ _CHUNK = 1 << 24
 _SEEN = 1024
 """Rows of a file without a header whose columns are looked up."""
 _LONGEST_CELL = 2**31 - 1
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class RowFile(abc.ABC):
@@ -57,7 +57,7 @@ class RowFile(abc.ABC):
 
     @abc.abstractmethod
     def take(self, indices: Sequence[int]) -> list[Row]:
-        """Return the rows of these numbers, which are in ascending order."""
+        """Return the rows of these numbers, in ascending order."""
 
     @abc.abstractmethod
     def rows(self, start: int = 0) -> Iterator[Row]:
@@ -132,6 +132,14 @@ class _Mapped(RowFile):
             if len(ends):
                 yield np.concatenate([[start], ends[:-1] + 1]).astype(np.int64), ends
                 start = int(ends[-1]) + 1
+
+    def text(self, start: int, end: int) -> str:
+        """Return the text at a place."""
+        try:
+            return self.data[start:end].decode()
+        except UnicodeDecodeError as problem:
+            line = self.line_at(start + problem.start)
+            raise self.error(f"the text is not UTF-8: {problem.reason}", line) from problem
 
     def line_at(self, place: int) -> int:
         """Return the number of the line at a place."""
@@ -242,11 +250,8 @@ class _Json(_Spans):
 
     def _values(self) -> tuple[Indices, Indices]:
         """Return the places of values in a list, or of values with white space between them."""
-        try:
-            text = self.data[self.begin :].decode("utf-8")
-        except UnicodeDecodeError as problem:
-            raise self.error(f"the text is not UTF-8: {problem.reason}", self.line_at(problem.start)) from problem
-        decode, space = json.JSONDecoder().raw_decode, re.compile(r"\s*")
+        text = self.text(self.begin, len(self.data))
+        decode, space = json.JSONDecoder().raw_decode, re.compile(r"[ \t\n\r]*")
         starts, ends = array.array("q"), array.array("q")
 
         def skip(at: int) -> int:
@@ -275,14 +280,14 @@ class _Json(_Spans):
         return np.array(starts, np.int64), np.array(ends, np.int64)
 
     def row(self, start: int, end: int) -> Row:
-        data = self.data[start:end]
+        text = self.text(start, end)
         try:
-            found = json.loads(data.decode())
-        except ValueError as problem:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as problem:
             raise self.error(f"not JSON: {problem}", self.line_at(start)) from problem
         if type(found) is not dict:
             raise self.error(f"a {type(found).__name__}, expected an object of columns", self.line_at(start))
-        if _SURROGATE.search(data):
+        if _SURROGATE.search(text):
             try:
                 json.dumps(found, ensure_ascii=False).encode()
             except UnicodeEncodeError as problem:
@@ -336,7 +341,7 @@ class _Text(_Spans):
             )
 
     def row(self, start: int, end: int) -> Row:
-        text = self.data[start:end].decode()
+        text = self.text(start, end)
         return {"text": text if self.unit == "file" else text.removesuffix("\r")}
 
 
@@ -369,7 +374,7 @@ class _Csv(_Spans):
             for starts, ends in self.lines():
                 for start, end in zip(starts.tolist(), (ends + 1).tolist(), strict=True):
                     ends_at = end
-                    yield data[start:end].decode()
+                    yield self.text(start, end)
 
         start = ends_at
         csv.field_size_limit(_LONGEST_CELL)
@@ -400,7 +405,7 @@ class _Csv(_Spans):
         return True
 
     def row(self, start: int, end: int) -> Row:
-        lines = io.StringIO(self.data[start:end].decode(), newline="\n")
+        lines = io.StringIO(self.text(start, end), newline="\n")
         return dict(zip(self._header, next(csv.reader(lines, **self._dialect)), strict=True))
 
 
@@ -541,7 +546,7 @@ class FileRows:
             rows += self._files[int(of[0])].take((part - self._bounds[of[0]]).tolist())
         return rows
 
-    def select(self, indices: Sequence[int]) -> FileRows:
+    def select(self, indices: Sequence[int] | Indices) -> FileRows:
         """Return some of the rows."""
         wanted = np.asarray(indices, np.int64)
         return FileRows(self._files, wanted if self._chosen is None else self._chosen[wanted])

@@ -142,6 +142,8 @@ def name_and_split(config: HFSourceConfig) -> tuple[str, str]:
 
 def _of_files(config: HFSourceConfig, splits: Mapping[str, Sequence[Path]], split: str) -> FileRows | RowStream:
     """Return the rows of local files that a split with slices selects."""
+    import numpy as np
+
     from hooktrain_hf.file_rows import FileRows, RowStream, open_file
 
     opened = {name: [open_file(file, config.text_unit or "file") for file in files] for name, files in splits.items()}
@@ -158,11 +160,11 @@ def _of_files(config: HFSourceConfig, splits: Mapping[str, Sequence[Path]], spli
         return RowStream([file for name in names for file in opened[name]])
     if split in opened:
         return FileRows(opened[split])
-    rows = FileRows([file for name in opened for file in opened[name]])
-    lengths = {name: sum(map(len, files)) for name, files in opened.items()}
+    parts = {name: FileRows(opened[name]) for name in names}
+    lengths = {name: len(part) for name, part in parts.items()}
     begins = dict(zip(lengths, itertools.accumulate(lengths.values(), initial=0), strict=False))
-    selected = (range(begins[name] + start, begins[name] + end) for name, start, end in _ranges(config, split, lengths))
-    return rows.select([index for part in selected for index in part])
+    chosen = [np.arange(start, end) + begins[name] for name, start, end in _ranges(config, split, lengths)]
+    return FileRows([file for name in parts for file in opened[name]]).select(np.concatenate(chosen))
 
 
 def _ranges(config: HFSourceConfig, split: str, lengths: Mapping[str, int]) -> list[tuple[str, int, int]]:

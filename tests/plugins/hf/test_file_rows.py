@@ -174,7 +174,10 @@ def test_text_is_a_file_or_paragraphs_or_lines() -> None:
     lines = [line for paragraph in paragraphs for line in paragraph.split("\r\n")]
     assert [row["text"] for row in rows("book.txt", text_unit="line")] == lines
     Path("blank.txt").write_text(" \n\n")
-    assert [row["text"] for row in rows("*.txt")] == [BOOK.removeprefix("\ufeff")], "a blank text is no document"
+    for unit in ("file", "paragraph", "line"):
+        with pytest.raises(DataError, match=facts("latin.txt", "line 2", "UTF-8")):
+            rows("latin.txt", b"a\n\xe9\n", text_unit=unit)
+    assert [row["text"] for row in rows("b*.txt")] == [BOOK.removeprefix("\ufeff")], "a blank text is no document"
 
 
 def _zst(content: bytes) -> bytes:

@@ -30,6 +30,7 @@ _MEDIA = frozenset(
     {
         *("image", "images", "img", "imgs", "image_path", "image_paths", "pixel_values", "picture", "pictures"),
         *("audio", "audios", "audio_path", "audio_paths", "video", "videos", "video_path", "video_paths"),
+        *("jpg", "jpeg", "png", "webp", "mp3", "wav", "flac", "mp4"),
     }
 )
 _DISLIKED = ("label", "kto_tag")
@@ -96,7 +97,7 @@ def _is_media(value: Any) -> bool:
     """Return whether a value is a picture or sound as ``datasets`` stores them, or a list of such."""
     if isinstance(value, (list, tuple)):
         return bool(value) and _is_media(value[0])
-    return isinstance(value, (bytes, bytearray)) or (isinstance(value, Mapping) and set(value) == {"bytes", "path"})
+    return isinstance(value, Mapping) and set(value) == {"bytes", "path"}
 
 
 def _is_flag(value: Any) -> bool:

@@ -11,7 +11,7 @@ from hooktrain_sft.chat.roles import CALLERS, role_of
 from hooktrain_sft.config import ROLES, SFTDataConfig
 from hooktrain_sft.data.formats import Example, Format
 from hooktrain_sft.data.role_mapping import role_mapping_format
-from hooktrain_sft.data.turns import read_turns
+from hooktrain_sft.data.turns import read_json, read_turns
 from hooktrain_sft.formatting import shown
 
 __all__ = ["known_formats", "own_formats"]
@@ -135,7 +135,7 @@ def _from_sharegpt(example: Example) -> Example:
     name = _column(example, "from")
     messages = _messages(example[name], name)
     system = example.get("system")
-    if system and not (messages and messages[0].get("role") == "system"):
+    if system and not (messages and isinstance(messages[0], Mapping) and messages[0].get("role") == "system"):
         messages = [{"role": "system", "content": system}, *messages]
     return {**example, "messages": messages}
 
@@ -200,6 +200,7 @@ def _from_alpaca(example: Example) -> Example:
     """Convert instruction and input to one user turn, the input on a line of its own."""
     messages = [{"role": "system", "content": example["system"]}] if example.get("system") else []
     history = example.get("history") or ()
+    history = read_json(history, "history", "a list of pairs") if isinstance(history, str) else history
     for index, pair in enumerate(history):
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
             raise DataError(

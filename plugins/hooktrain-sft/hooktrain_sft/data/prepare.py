@@ -143,10 +143,13 @@ class _Preparation:
                 return self.reader.write(opened, writer, progress)
 
         made: CachedSequences = self.cache.get(fingerprint, prepare)
-        for note, where in made.facts.get("notes", {}).items():
-            self.warnings.append(f"{label}: {note} ({where['count']:,} times, first in {where['first']})")
-        if unused := made.facts.get("unused_columns"):
-            self.warnings.append(f"{label}: columns not used: {unused_columns(unused)}")
+        notes: Mapping[str, Any] = made.facts.get("notes", {})
+        unused = unused_columns(notes)
+        for note, where in notes.items():
+            if not unused_columns([note]):
+                self.warnings.append(f"{label}: {note} ({where['count']:,} times, first in {where['first']})")
+        if unused:
+            self.warnings.append(f"{label}: columns not used: {', '.join(unused)}")
         facts = {**made.facts, "use": use, "cached": made.found, "path": made.path and str(made.path)}
         if why_not and self.config.use_data_cache:
             facts["not_cached"] = why_not

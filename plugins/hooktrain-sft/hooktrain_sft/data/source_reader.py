@@ -26,15 +26,19 @@ _BATCH = 1024
 """Examples that are tokenized together: enough to keep the tokenizer's threads busy."""
 
 
+_NOT_USED = "column not used "
+"""Beginning of a note about a column, before its name."""
+
+
 def label_of(source: Any) -> str:
     """Return the name of a source for messages."""
     options = SourceOptions.of(source)
     return str(options.name_or_path or options.name or type(source).__name__)
 
 
-def unused_columns(columns: Mapping[str, str]) -> str:
-    """Return the names of columns with the first example of each, where that is not the first of all."""
-    return ", ".join(name if first == "example 0" else f"{name} (first in {first})" for name, first in columns.items())
+def unused_columns(notes: Iterable[str]) -> list[str]:
+    """Return the columns that are not used, from the notes about a source's examples."""
+    return [note.removeprefix(_NOT_USED) for note in notes if note.startswith(_NOT_USED)]
 
 
 @attrs.frozen
@@ -138,8 +142,9 @@ class Reader:
                     raise DataError(f"no plugin renders examples for {type(config).__name__}; enable one")
             except DataError as problem:
                 raise DataError(f"{opened.label}, example {index}: {problem}") from problem
+            unused = (*unused, *made.unused)
             if unused and only_ours:
-                made = attrs.evolve(made, unused=(*unused, *made.unused))
+                made = attrs.evolve(made, notes=(*made.notes, *(f"column: {_NOT_USED}{name}" for name in unused)))
             yield made
 
     def write(
@@ -161,7 +166,6 @@ class Reader:
 
         done = 0
         notes: dict[str, dict[str, Any]] = {}
-        unused: dict[str, str] = {}
         pending: Future[None] | None = None
         with ThreadPoolExecutor(1, "hooktrain-tokenize") as background:
             for batch in batches(self.render(opened, opened)):
@@ -172,14 +176,11 @@ class Reader:
                     for note in rendered.notes:
                         where, _, what = note.rpartition(": ")
                         notes.setdefault(what, {"count": 0, "first": f"example {index}, {where}"})["count"] += 1
-                    for name in rendered.unused:
-                        unused.setdefault(name, f"example {index}")
                 done += len(batch)
                 progress(done)
             if pending is not None:
                 pending.result()
-        facts = {"rows": writer.sequences, "tokens": writer.tokens, "notes": notes, "unused_columns": unused}
-        return self.facts(opened) | facts
+        return self.facts(opened) | {"rows": writer.sequences, "tokens": writer.tokens, "notes": notes}
 
     def facts(self, opened: OpenedSource) -> dict[str, Any]:
         """Return the facts about a source for the report."""

@@ -9,7 +9,7 @@ from typing import Any
 from hooktrain import DataError
 from hooktrain_sft.formatting import shown
 
-__all__ = ["read_turns"]
+__all__ = ["read_json", "read_turns"]
 
 
 def read_turns(value: Any, where: str) -> Sequence[Any]:
@@ -23,7 +23,7 @@ def read_turns(value: Any, where: str) -> Sequence[Any]:
     """
     turns: Any = value
     if isinstance(turns, str) and turns.lstrip().startswith(("[", "{")):
-        turns = _from_json(turns, where, "a list of {role, content}")
+        turns = read_json(turns, where, "a list of {role, content}")
         turns = [_with_exact_calls(turn) for turn in turns] if isinstance(turns, list) else turns
     if isinstance(turns, Mapping):
         turns = _from_lists(turns, where)
@@ -32,7 +32,7 @@ def read_turns(value: Any, where: str) -> Sequence[Any]:
             f"{where} is {shown(value)}, expected a list of {{role, content}} or {{from, value}}; convert the column"
         )
     if any(isinstance(turn, str) and turn.lstrip().startswith("{") for turn in turns):
-        turns = [_with_exact_calls(_from_json(t, where, "a message")) if isinstance(t, str) else t for t in turns]
+        turns = [_with_exact_calls(read_json(t, where, "a message")) if isinstance(t, str) else t for t in turns]
     read: Sequence[Any] = turns
     return read
 
@@ -56,7 +56,12 @@ def _with_exact_calls(turn: Any) -> Any:
     return turn
 
 
-def _from_json(text: str, where: str, expected: str) -> Any:
+def read_json(text: str, where: str, expected: str) -> Any:
+    """Read a field that holds JSON text.
+
+    Raises:
+        DataError: when it is none.
+    """
     try:
         return json.loads(text)
     except ValueError as problem:

@@ -107,7 +107,7 @@ def test_documents_go_to_a_template_that_renders_them(prepare: Prepare, make_tok
 
 def test_every_column_that_nobody_reads_is_named_once(prepare: Prepare) -> None:
     rows = [{"messages": ASKED, "id": 1}, {"messages": ASKED, "id": 2, "lang": "en", "empty": None, "none": []}]
-    assert prepare(rows)[1] == ["columns not used: id, lang (first in example 1)"]
+    assert prepare(rows)[1] == ["columns not used: id, lang"]
     assert prepare([{"conversations": TOLD, "source": "x"}])[1] == ["columns not used: source"]
     assert prepare([{"question": "a", "answer": "b", "system": "x", "n": 0}], **MAPPED)[1] == [
         "columns not used: system, n"
