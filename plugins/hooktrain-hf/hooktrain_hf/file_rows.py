@@ -39,8 +39,8 @@ _BLOCK = 1024
 """Rows of a table that become Python values together."""
 _CHUNK = 1 << 24
 """Bytes that are searched for line breaks together."""
-_SEEN = 1024
-"""Rows of a file without a header whose columns are looked up."""
+_LONGEST_TEXT = 1 << 28
+"""Bytes of a text that is one example; tokenizing it takes about 50 times as much memory."""
 _LONGEST_CELL = 2**31 - 1
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -321,6 +321,10 @@ class _Text(_Spans):
 
     def found(self) -> Iterator[tuple[Indices, Indices]]:
         if self.unit == "file":
+            if len(self.data) > _LONGEST_TEXT:
+                raise self.error(
+                    f"a text of {len(self.data) >> 20:,} MiB would be one example; write `data.text_unit: paragraph`"
+                )
             for starts, ends in self.lines():
                 if not self.without_text(starts, ends).all():
                     yield np.array([self.begin], np.int64), np.array([len(self.data)], np.int64)
@@ -502,12 +506,10 @@ class _Arrow(_Mapped):
 # ------------------------------------------------------------------------------------------------- rows of a source
 
 
-def _columns(files: Sequence[RowFile]) -> list[str]:
-    """Return the columns of files; of rows that have each their own, those of the first rows."""
-    names = [file.columns() for file in files]
-    own = (row for file, known in zip(files, names, strict=True) if known is None for row in file.rows())
-    found = itertools.chain(*(known for known in names if known is not None), *itertools.islice(own, _SEEN))
-    return list(dict.fromkeys(found))
+def _columns(files: Sequence[RowFile]) -> list[str] | None:
+    """Return the columns of files; None where each row has its own."""
+    known = [file.columns() for file in files]
+    return list(dict.fromkeys(name for names in known for name in names or ())) if all(known) else None
 
 
 class FileRows:
@@ -522,7 +524,7 @@ class FileRows:
         return int(self._bounds[-1]) if self._chosen is None else len(self._chosen)
 
     @property
-    def column_names(self) -> list[str]:
+    def column_names(self) -> list[str] | None:
         return _columns(self._files)
 
     def __getitem__(self, index: int) -> Row:
@@ -560,7 +562,7 @@ class RowStream:
         self._begin = self._place = (0, 0)
 
     @property
-    def column_names(self) -> list[str]:
+    def column_names(self) -> list[str] | None:
         return _columns(self._files)
 
     def __iter__(self) -> Iterator[Row]:

@@ -124,6 +124,8 @@ def _of_path(name: str, path: Path) -> list[Path]:
             f"data.sources: given '{name}', which is a symbolic link to '{os.readlink(path)}', where there is no file;"
             " correct the link"
         )
+    if path.exists():
+        raise DataError(f"data.sources: given '{name}', which is neither a file nor a folder; {EXPECTED}; correct it")
     is_glob = any(mark in name for mark in "*?[")
     found = _globbed(path) if is_glob else []
     if found or not (is_glob or looks_like_path(name) or kind_of(path)):
@@ -218,12 +220,15 @@ def _check_kinds(name: str, files: Sequence[Path]) -> None:
                 f"data.sources: given '{name}', whose '{file.name}' is no file or a symbolic link to none; correct or"
                 " remove it"
             )
-    if len({kind_of(file) for file in files}) == 1 and kind_of(files[0]):
+    known = {kind_of(file) for file in files}
+    if len(known) == 1 and None not in known:
         return
     kinds: dict[str, list[Path]] = {}
     for file in files:
         kinds.setdefault(_ending(file) or "no ending", []).append(file)
     listed = ", ".join(f"{len(some):,} {ending} such as '{some[0].name}'" for ending, some in kinds.items())
+    if known == {None}:
+        raise DataError(f"data.sources: given '{name}', which cannot be read ({listed}); {EXPECTED}; convert it")
     raise DataError(
         f"data.sources: given '{name}', whose files are not of one kind ({listed}); {EXPECTED}; name the files of one"
         " kind, with a glob or with `data_files: ['*.jsonl']`, and make a source of each kind"

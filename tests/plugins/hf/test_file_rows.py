@@ -32,6 +32,11 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> 
     monkeypatch.chdir(tmp_path)
 
 
+def write_text(name: str, content: str) -> str:
+    Path(name).write_bytes(content.encode())
+    return name
+
+
 def rows(name: str, content: str | bytes | None = None, **more: Any) -> list[dict[str, Any]]:
     """Write a file and read it in order, by number and as a stream."""
     if content is not None:
@@ -114,7 +119,8 @@ def test_lines_longer_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cells_are_the_text_that_is_written() -> None:
     content = 'q,a\nx,0042\ny,\n"several\nlines, ""quoted""",None\nNA,1.50\n2024-01-02,1e5\n'
-    assert [row["a"] for row in rows("x.csv", content)] == ["0042", "", "None", "1.50", "1e5"]
+    assert load_examples(HFSourceConfig(name_or_path=write_text("x.csv", content)), World()).column_names == ["q", "a"]
+    assert [row["a"] for row in rows("x.csv")] == ["0042", "", "None", "1.50", "1e5"]
     assert rows("x.csv")[2]["q"] == 'several\nlines, "quoted"'
     assert rows("x.tsv", b"\xef\xbb\xbfq\ta\r\n1,5\t007\r\n\r\ntrue\tNULL") == [
         {"q": "1,5", "a": "007"},
@@ -167,13 +173,16 @@ def test_every_row_survives_json(written: list[dict[str, Any]], is_list: bool, i
 BOOK = "\ufeffChapter one\r\n\r\n  It was night.\r\nThe wind blew.\r\n \t\r\n\r\n    def f(x):\r\n        return x\r\n"
 
 
-def test_text_is_a_file_or_paragraphs_or_lines() -> None:
+def test_text_is_a_file_or_paragraphs_or_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows("book.txt", BOOK) == [{"text": BOOK.removeprefix("\ufeff")}]
     paragraphs = ["Chapter one", "  It was night.\r\nThe wind blew.", "    def f(x):\r\n        return x"]
     assert [row["text"] for row in rows("book.txt", text_unit="paragraph")] == paragraphs
     lines = [line for paragraph in paragraphs for line in paragraph.split("\r\n")]
     assert [row["text"] for row in rows("book.txt", text_unit="line")] == lines
     Path("blank.txt").write_text(" \n\n")
+    with monkeypatch.context() as patched, pytest.raises(DataError, match=facts("book.txt", "text_unit: paragraph")):
+        patched.setattr(file_rows, "_LONGEST_TEXT", 8)
+        rows("book.txt")
     for unit in ("file", "paragraph", "line"):
         with pytest.raises(DataError, match=facts("latin.txt", "line 2", "UTF-8")):
             rows("latin.txt", b"a\n\xe9\n", text_unit=unit)
@@ -305,7 +314,7 @@ def test_several_files_are_one_after_the_other_in_any_order_of_numbers() -> None
     chosen = [8, 0, 3, 4, 2, 2]
     assert [row["n"] for row in examples.select(chosen)] == ["c2", "a0", "b0", "b1", "a2", "a2"]
     assert [row["n"] for row in examples.select(chosen).select([1, 3])] == ["a0", "b1"]
-    assert examples.column_names == ["n"]
+    assert examples.column_names is None, "each row has its own"
     shuffled = {
         tuple(
             row["n"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,12 @@ def test_a_link_to_nothing_is_called_that() -> None:
     for name in ("data", "data/*.jsonl"):
         with pytest.raises(DataError, match=facts("b.jsonl", "symbolic link")):
             names(name)
+
+
+def test_what_is_no_file_is_called_that() -> None:
+    os.mkfifo("pipe.jsonl")
+    with pytest.raises(DataError, match=facts("'pipe.jsonl'", "neither a file nor a folder")):
+        names("pipe.jsonl")
 
 
 def test_links_are_followed_once() -> None:

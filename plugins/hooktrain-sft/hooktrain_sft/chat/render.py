@@ -88,7 +88,9 @@ def render_text(example: Any, tokenizer: Any, config: CausalDataConfig) -> Rende
     column = config.text_column
     if isinstance(example, Mapping) and "input_ids" in example and column not in example:
         return _from_ids(example, tokenizer, "all")
-    if not isinstance(example, Mapping) or not isinstance(example.get(column), str):
+    if isinstance(example, Mapping) and column in example and not isinstance(example[column], str):
+        raise DataError(f"{column} is {shown(example[column])}, expected text; correct or remove the example")
+    if not isinstance(example, Mapping) or column not in example:
         raise DataError(
             f"given {_columns_of(example)}, expected text in the column '{column}'; name another with"
             " `data.text_column`, or use `type: sft` for examples with messages"

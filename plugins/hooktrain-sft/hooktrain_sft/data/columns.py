@@ -37,11 +37,14 @@ _DISLIKED = ("label", "kto_tag")
 """Columns that say of an answer whether people liked it, as in data for KTO."""
 
 
-def read_columns(example: Any, chosen: Format | None, config: TokenDataConfig) -> tuple[Any, tuple[str, ...]]:
+def read_columns(
+    example: Any, original: Any, chosen: Format | None, config: TokenDataConfig
+) -> tuple[Any, tuple[str, ...]]:
     """Read the columns beside those that hold the text.
 
     Args:
         example: a canonical example.
+        original: the source's example that it is made of.
         chosen: the format that it was converted from, None for plain text.
         config: the recipe's ``data``.
 
@@ -54,9 +57,10 @@ def read_columns(example: Any, chosen: Format | None, config: TokenDataConfig) -
     if not isinstance(example, Mapping):
         return example, ()
     read = _read_by(example, chosen, config)
-    if read is None or example.keys() <= read:
+    if read is None or (example.keys() <= read and original.keys() <= read):
         return example, ()
-    rest = {name: value for name, value in example.items() if name not in read and not _is_nothing(value)}
+    given = {**original, **example}
+    rest = {name: value for name, value in given.items() if name not in read and not _is_nothing(value)}
     for name, value in rest.items():
         if name in _MEDIA or _is_media(value):
             raise DataError(

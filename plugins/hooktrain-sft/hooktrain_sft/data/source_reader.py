@@ -119,7 +119,8 @@ class Reader:
         columns = dict.fromkeys(str(column) for column in column_names(examples) or first)
         paths = [*options.columns.values(), *options.role_mapping.values()]
         named = {path.partition(".")[0] for path in paths} - set(columns)
-        for example in OpenedSource("", examples, None, None) if named and isinstance(examples, Sized) else ():
+        most = None if isinstance(examples, Sized) else _BATCH
+        for example in itertools.islice(OpenedSource("", examples, None, None), most) if named else ():
             columns |= dict.fromkeys(name for name in named if name in example)
             if named <= columns.keys():
                 break
@@ -136,7 +137,8 @@ class Reader:
         only_ours = len(render.get_hookimpls()) == 1  # another plugin may read any column
         for index, example in enumerate(examples, first):
             try:
-                raw, unused = read_columns(example if convert is None else convert(example), opened.format, config)
+                raw = example if convert is None else convert(example)
+                raw, unused = read_columns(raw, example, opened.format, config)
                 made = render(example=raw, tokenizer=tokenizer, config=config)
                 if made is None:
                     raise DataError(f"no plugin renders examples for {type(config).__name__}; enable one")

@@ -158,6 +158,25 @@ def test_disliked_answers_are_refused(prepare: Prepare, row: dict[str, Any], nam
     assert prepare([{"text": "Hello", name: False}])[1] == [f"columns not used: {name}"]
 
 
+def test_the_first_example_tells_the_format(prepare: Prepare) -> None:
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "b", "messages": None}]
+    assert prepare(rows) == ([prepare(rows[:1])[0][0]] * 2, [])
+    late = [rows[0], {**rows[0], "messages": ASKED, "input_ids": [1]}]
+    assert prepare(late) == (prepare(rows)[0], ["columns not used: messages, input_ids"])
+    renamed = {"q": "a", "a": "b", "sys": "Be brief.", "prompt": "other"}
+    columns = {"prompt": "q", "completion": "a", "system": "sys"}
+    assert prepare([renamed], columns=columns) == (prepare(rows[:1])[0], ["columns not used: system"])
+    with pytest.raises(
+        DataError, match=facts("rows.jsonl, example 1", "columns messages", "'prompt' and 'completion'")
+    ):
+        prepare([rows[0], {"messages": ASKED}], format="prompt_completion")
+
+
+def test_text_is_text(prepare: Prepare) -> None:
+    with pytest.raises(DataError, match=facts("rows.jsonl, example 1", "text is 5 (int)")):
+        prepare([{"text": "Hello"}, {"text": 5}], causal=True)
+
+
 def test_a_column_that_the_recipe_names_may_come_late(prepare: Prepare) -> None:
     rows = [{"question": "a", "answer": "b"}] * 1500 + [{"question": "a", "answer": "b", "sys": "Be brief."}]
     mapping = {"user": "question", "assistant": "answer", "system": "sys"}

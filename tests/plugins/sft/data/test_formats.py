@@ -71,6 +71,7 @@ def test_the_recipe_or_the_source_sets_the_format() -> None:
         assert re.search(facts(name, "recipe"), chosen(example, format=name).why)
     assert chosen(example, SourceOptions(format="text"), format="messages").name == "text"
     assert chosen({"anything": 1}, format="raw").convert({"anything": 1}) == {"anything": 1}
+    assert chosen({"q": 1}, format="raw", columns={"n": "q"}).convert({"q": 1}) == {"n": 1}
 
 
 def test_the_chosen_format_is_rendered() -> None:
