@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from hooktrain import DataError
-from hooktrain_hf.source import HFSourceConfig, files_of, name_and_split
+from hooktrain_hf.local_files import splits_of
+from hooktrain_hf.source import HFSourceConfig, name_and_split
 
 __all__ = ["count_examples"]
 
 _MOST = 4 * 2**30
 """Bytes of a file up to which its lines are counted."""
-_LINES = (".jsonl", ".ndjson", ".txt")
+_LINES = (".jsonl", ".ndjson")
 
 
 def count_examples(config: HFSourceConfig) -> int:
@@ -24,11 +25,11 @@ def count_examples(config: HFSourceConfig) -> int:
     path = Path(name).expanduser()
     if config.streaming:
         raise DataError(f"'{name}' is a stream of unknown length")
-    files = [Path(file) for file in files_of(name, path)]
-    if not files:
-        where = "a folder, which is read when the data are prepared" if path.is_dir() else "not on this machine"
+    splits = splits_of(name, path, config.data_files, config.subset)
+    if not splits:
+        where = "a saved data set, read when the data are prepared" if path.is_dir() else "not on this machine"
         raise DataError(f"'{name}' is {where}")
-    counted = sum(_examples(file) for file in files)
+    counted = sum(_examples(file, config.text_unit or "file") for file in splits.get(split.partition("[")[0], ()))
     if "[" in split or "+" in split:
         raise DataError(f"of the {counted:,} examples of '{name}', a slice is taken when the data are prepared")
     if config.sample_ratio is not None:
@@ -36,13 +37,15 @@ def count_examples(config: HFSourceConfig) -> int:
     return counted if config.sample_count is None else min(counted, config.sample_count)
 
 
-def _examples(file: Path) -> int:
+def _examples(file: Path, text_unit: str) -> int:
     suffix = file.suffix.lower()
+    if suffix == ".txt" and text_unit == "file":
+        return 1
     if suffix == ".parquet":
         import pyarrow.parquet
 
         return int(pyarrow.parquet.read_metadata(file).num_rows)
-    if suffix in _LINES and file.stat().st_size <= _MOST:
+    if (suffix in _LINES or (suffix == ".txt" and text_unit == "line")) and file.stat().st_size <= _MOST:
         return _lines(file)
     raise DataError(f"the examples of '{file.name}' are only known when it is read")
 

@@ -1,40 +1,32 @@
-"""Data source ``huggingface``: local files, saved data sets and the hub, through ``datasets``."""
+"""Data source ``huggingface``: local files, saved data sets and the hub."""
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
-from collections.abc import Mapping
-from glob import glob
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 import attrs
 
-from hooktrain import DataError, World, at_least, between, did_you_mean, field
-from hooktrain_hf.location import first_line, looks_like_path
+from hooktrain import DataError, World, at_least, between, field
+from hooktrain_hf.local_files import EXPECTED, SPLITS, files_of, splits_of
+from hooktrain_hf.location import first_line
 from hooktrain_hf.verbosity import quiet_datasets
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
+    from hooktrain_hf.file_rows import FileRows, RowStream, TableRows
+
 __all__ = ["HFSourceConfig", "files_of", "load_examples", "name_and_split"]
 
-_BUILDERS = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".txt": "text",
-}
+Rows = TypeVar("Rows", "FileRows", "TableRows")
+
+_SPLIT_NAME = re.compile(r"(?<![^+])[^+\[]+")
 _WITH_SPLIT = re.compile(r"(?P<name>.+):(?P<split>[\w.\-]+(\[[^\[\]]*\])?(\+[\w.\-]+(\[[^\[\]]*\])?)*)")
-_EXPECTED = (
-    f"expected a file ({', '.join(_BUILDERS)}), a glob of such files, a folder, or a data set's name on the Hugging"
-    " Face hub such as HuggingFaceH4/ultrachat_200k"
-)
 _SPLITS = {  # sets whose splits are not called train and eval
     "HuggingFaceH4/ultrachat_200k": {"train": "train_sft", "eval": "test_sft"},
     "HuggingFaceH4/ultrafeedback_binarized": {"train": "train_prefs", "eval": "test_prefs"},
@@ -89,6 +81,8 @@ class HFSourceConfig:
     """The column with the turn of each role."""
     content_key: str | None = field(default=None)
     """The field with the text, for entries that ``role_mapping`` finds."""
+    text_unit: Literal["file", "paragraph", "line"] | None = field(default=None)
+    """Part of a text file that is an example; by default ``data.text_unit``, or the file where there is none."""
 
     def __attrs_post_init__(self) -> None:
         if self.streaming:
@@ -105,8 +99,10 @@ def _check_streaming(config: HFSourceConfig) -> None:
         raise ValueError("streaming is given together with a slice, which needs all examples; remove one of them")
 
 
-def load_examples(config: HFSourceConfig, world: World) -> Dataset | IterableDataset:
+def load_examples(config: HFSourceConfig, world: World) -> FileRows | RowStream | TableRows | IterableDataset:
     """Load a source's examples, without the network for anything that looks like a path or a data file.
+
+    Local files are read directly, as they are written. Saved data sets and those on the hub are read with ``datasets``.
 
     Returns:
         The examples as dictionaries, in the order of the source, also after drawing a sample; an iterable of them with
@@ -116,12 +112,17 @@ def load_examples(config: HFSourceConfig, world: World) -> Dataset | IterableDat
         DataError: there is no such source, it cannot be read, or it has no examples.
     """
     name, split = name_and_split(config)
-    # a bar helps during a download only
-    with quiet_datasets(world.is_main and not Path(name).expanduser().exists()):
-        examples = _load(config, name, split)
-    if config.streaming and examples is not None:
-        return examples
-    if examples is None or len(examples) == 0:
+    path = Path(name).expanduser()
+    splits = splits_of(name, path, config.data_files, config.subset)
+    if splits:
+        examples: Any = _of_files(config, splits, split)
+    else:
+        # a bar helps during a download only
+        with quiet_datasets(world.is_main and not path.exists()):
+            examples = _of_datasets(config, name, split)
+    if config.streaming:
+        return cast("RowStream | IterableDataset", examples)
+    if len(examples) == 0:
         raise DataError(
             f"data.sources: given '{config.name_or_path}', whose split '{split}' has no examples; expected at least"
             " one; check the file and the split's slice"
@@ -139,75 +140,86 @@ def name_and_split(config: HFSourceConfig) -> tuple[str, str]:
     return name, re.sub(r"(^|\+)([\w.\-]+)", lambda m: m[1] + mapping.get(m[2], m[2]), split)
 
 
-def _load(config: HFSourceConfig, name: str, split: str) -> Any:
+def _of_files(config: HFSourceConfig, splits: Mapping[str, Sequence[Path]], split: str) -> FileRows | RowStream:
+    """Return the rows of local files that a split with slices selects."""
+    import numpy as np
+
+    from hooktrain_hf.file_rows import FileRows, RowStream, open_file
+
+    opened = {name: [open_file(file, config.text_unit or "file") for file in files] for name, files in splits.items()}
+    split = re.sub(_SPLIT_NAME, lambda m: m[0] if m[0] in opened else SPLITS.get(m[0].lower(), m[0]), split)
+    names = re.findall(_SPLIT_NAME, split)
+    for name in names:
+        if name not in opened:
+            raise DataError(
+                f"data.sources: given '{config.name_or_path}' with the split '{name}', an unknown split; expected"
+                f" {' or '.join(sorted(opened))}, as the names of the files say; write it after the name, as in"
+                f" '{name_and_split(config)[0]}:{min(opened)}'"
+            )
+    if config.streaming:
+        return RowStream([file for name in names for file in opened[name]])
+    if split in opened:
+        return FileRows(opened[split])
+    parts = {name: FileRows(opened[name]) for name in names}
+    lengths = {name: len(part) for name, part in parts.items()}
+    begins = dict(zip(lengths, itertools.accumulate(lengths.values(), initial=0), strict=False))
+    chosen = [np.arange(start, end) + begins[name] for name, start, end in _ranges(config, split, lengths)]
+    return FileRows([file for name in parts for file in opened[name]]).select(np.concatenate(chosen))
+
+
+def _ranges(config: HFSourceConfig, split: str, lengths: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    """Return the splits of which a split with slices is made, each with its first row and the one after its last."""
     import datasets
+
+    try:
+        made = datasets.ReadInstruction.from_spec(split).to_absolute(dict(lengths))
+    except Exception as problem:  # also AssertionError
+        raise DataError(
+            f"data.sources: given '{config.name_or_path}' with the split '{split}', which cannot be used"
+            f" ({first_line(problem)}); expected a split with slices within it, such as train[:100] or train[10%:20%];"
+            " correct it"
+        ) from problem
+    return [(one.splitname, one.from_ or 0, lengths[one.splitname] if one.to is None else one.to) for one in made]
+
+
+def _of_datasets(config: HFSourceConfig, name: str, split: str) -> TableRows | IterableDataset:
+    """Load a saved data set, or one on the hub."""
+    import datasets
+
+    from hooktrain_hf.file_rows import TableRows
 
     path = Path(name).expanduser()
     lazily = {"streaming": True} if config.streaming else {}
     try:
-        if path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
+        if path.is_dir():
             saved = _slice_saved(config, datasets.load_from_disk(str(path)), split)
-            return saved.to_iterable_dataset() if config.streaming else saved
-        files = [] if path.is_dir() else files_of(name, path)
-        if files:
-            builder = _builder(name, files)
-            if not any(Path(file).stat().st_size for file in files):
-                return None  # datasets fails on it in a different way for every kind of file
-            separator = {"sep": "\t"} if Path(files[0]).suffix == ".tsv" else {}
-            examples = datasets.load_dataset(builder, data_files=files, split=split, **lazily, **separator)
-            if config.streaming:
-                return examples
-            examples.data.validate(full=True)  # text that is not UTF-8 would be found later, one example at a time
-            return examples
+            return _stream(saved.to_iterable_dataset()) if config.streaming else TableRows(saved)
         chosen = {"data_files": list(config.data_files)} if config.data_files else {}
-        where = str(path) if path.is_dir() else name
-        return datasets.load_dataset(where, config.subset, split=split, **lazily, **chosen)
+        loaded: Any = datasets.load_dataset(name, config.subset, split=split, **lazily, **chosen)
+        return _stream(loaded) if config.streaming else TableRows(loaded)
     except DataError:
         raise
     except Exception as error:  # Arrow, JSON, the hub and fsspec each raise kinds of their own
         cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" and error.__cause__ else error
-        local = path.exists() or looks_like_path(name) or Path(name).suffix in _BUILDERS
-        if local:
+        if path.is_dir():
             raise DataError(
-                f"data.sources: given '{config.name_or_path}' (split '{split}'), which cannot be read"
-                f" ({first_line(cause)}); expected examples of one form in it, and a split that it has; correct the"
-                " file, the split or the slice"
+                f"data.sources: given '{config.name_or_path}' (split '{split}'), a saved data set that cannot be read"
+                f" ({first_line(cause)}); expected one of save_to_disk, and a split that it has; correct the split or"
+                " the slice, or save it again"
             ) from error
         raise DataError(
             f"data.sources: given '{config.name_or_path}' (split '{split}'), which is no file or folder on this machine"
-            f" and cannot be loaded from the hub ({first_line(cause)}); {_EXPECTED}; check the spelling, the split, the"
+            f" and cannot be loaded from the hub ({first_line(cause)}); {EXPECTED}; check the spelling, the split, the"
             " network and your access to it, or give a local file"
         ) from error
 
 
-def files_of(name: str, path: Path) -> list[str]:
-    """Return the files that match ``name``, sorted; empty when it can only be a hub name."""
-    if path.is_file():
-        return [str(path)]
-    is_glob = any(mark in name for mark in "*?[") and "://" not in name
-    found = sorted(file for file in glob(str(path), recursive=True) if Path(file).is_file()) if is_glob else []
-    if found:
-        return found
-    remote = "://" in name
-    if not remote and (is_glob or looks_like_path(name) or path.suffix in _BUILDERS):
-        near = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() and not is_glob else []
-        what = "matches no file" if is_glob else "does not exist"
-        raise DataError(
-            f"data.sources: given '{name}', which {what}{did_you_mean(path.name, near)}; {_EXPECTED}; correct the path"
-        )
-    return []
+def _stream(examples: Any) -> IterableDataset:
+    """Return a stream whose values are those of :class:`TableRows`."""
+    from hooktrain_hf.arrow_values import example_converter
 
-
-def _builder(name: str, files: list[str]) -> str:
-    """Return the builder of ``datasets`` for files, which must all be of one kind."""
-    suffixes = sorted({Path(file).suffix.lower() for file in files})
-    builders = {_BUILDERS.get(suffix) for suffix in suffixes}
-    if len(builders) != 1 or None in builders:
-        raise DataError(
-            f"data.sources: given '{name}', which matches files ending in {', '.join(suffixes) or 'nothing'};"
-            f" {_EXPECTED}; give one kind of data file per source"
-        )
-    return str(builders.pop())
+    convert = example_converter(examples.features.arrow_schema) if examples.features else None
+    return cast("IterableDataset", examples if convert is None else examples.map(convert))
 
 
 def _slice_saved(config: HFSourceConfig, saved: Any, split: str) -> Dataset:
@@ -215,15 +227,12 @@ def _slice_saved(config: HFSourceConfig, saved: Any, split: str) -> Dataset:
     import datasets
 
     splits = {split.partition("[")[0]: saved} if isinstance(saved, datasets.Dataset) else dict(saved)
-    lengths = {name: len(examples) for name, examples in splits.items()}
-    parts = []
-    for one in datasets.ReadInstruction.from_spec(split).to_absolute(lengths):
-        start, end = one.from_ or 0, lengths[one.splitname] if one.to is None else one.to
-        parts.append(splits[one.splitname].select(range(start, end)))
+    ranges = _ranges(config, split, {name: len(examples) for name, examples in splits.items()})
+    parts = [splits[name].select(range(start, end)) for name, start, end in ranges]
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
 
-def _draw(config: HFSourceConfig, examples: Dataset) -> Dataset:
+def _draw(config: HFSourceConfig, examples: Rows) -> Rows:
     """Draw the recipe's random sample, in the source's order."""
     count = config.sample_count
     if config.sample_ratio is not None:

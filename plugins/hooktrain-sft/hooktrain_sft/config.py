@@ -11,7 +11,15 @@ import attrs
 
 from hooktrain import at_least, did_you_mean, field, part
 
-__all__ = ["ROLES", "CausalDataConfig", "SFTDataConfig", "SourceOptions", "TokenDataConfig", "check_role_mapping"]
+__all__ = [
+    "ROLES",
+    "CausalDataConfig",
+    "SFTDataConfig",
+    "SourceOptions",
+    "TokenDataConfig",
+    "check_role_mapping",
+    "with_text_unit",
+]
 
 Overflow = Literal["error", "drop", "truncate", "split"]
 OnEmpty = Literal["error", "drop"]
@@ -208,7 +216,18 @@ class CausalDataConfig(TokenDataConfig):
     """Handling of examples longer than ``max_length``."""
     text_column: str = field(default="text")
     """The column that holds the text."""
+    text_unit: Literal["file", "paragraph", "line"] = field(default="file")
+    """Part of a text file that is an example; blank lines part paragraphs. Line breaks within it are kept."""
     add_bos: bool = field(default=True)
     """Whether an example begins with the tokenizer's beginning-of-sequence token, where it has one."""
     add_eos: bool = field(default=True)
     """Whether an example ends with the tokenizer's end-of-sequence token, where it has one; it is trained."""
+
+
+def with_text_unit(source: Any, data: TokenDataConfig) -> Any:
+    """Return a source's config with the ``text_unit`` of ``data``, if it has a field of that name without a value."""
+    if isinstance(data, CausalDataConfig) and attrs.has(type(source)):
+        fields: dict[str, Any] = attrs.asdict(source, recurse=False)
+        if "text_unit" in fields and fields["text_unit"] is None:
+            return attrs.evolve(source, text_unit=data.text_unit)
+    return source

@@ -26,7 +26,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 def numbers(name: str, **more: Any) -> list[int]:
     examples = load_examples(HFSourceConfig(name_or_path=name, **more), World())
     assert [examples[i]["n"] for i in range(len(examples))] == [example["n"] for example in examples]
-    return [example["n"] for example in examples]
+    return [int(example["n"]) for example in examples]
 
 
 def write(path: Path, examples: list[dict[str, Any]] = EXAMPLES) -> str:
@@ -108,11 +108,11 @@ def test_count_and_ratio_together_are_a_complaint() -> None:
         ("example.jsonl", r"'examples\.jsonl'"),
         ("/nope/data", "exist"),
         ("data/*.jsonl", "no file"),
-        ("data:train[:3]", r"split 'train\[:3\]'.*read"),
+        ("data:train[:3]", "without data files"),
         ("examples.xyz", r" \.xyz"),
         ("examples.jsonl:test", "(?i)unknown split"),
         ("examples.jsonl:train[20:30]", r"split 'train\[20:30\]'"),
-        ("broken.jsonl", "split 'train'.*read.*JSON"),
+        ("broken.jsonl", "line 2.*read.*JSON"),
         ("empty.jsonl", "split 'train'.*at least one"),
     ],
 )
@@ -124,7 +124,9 @@ def test_an_unreadable_source_is_one_error(tmp_path: Path, name: str, expected_t
     (tmp_path / "data").mkdir()
     with pytest.raises(DataError, match=expected_text) as raised:
         numbers(name)
-    assert re.search(facts("data.sources: ", name + "'"), str(raised.value)) and "\n" not in str(raised.value)
+    assert re.search(facts("data.sources: ", name.partition(":")[0]), str(raised.value)) and "\n" not in str(
+        raised.value
+    )
 
 
 def test_known_splits_have_the_hubs_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,5 +162,5 @@ def test_a_hub_that_cannot_be_reached_is_one_error(monkeypatch: pytest.MonkeyPat
 def test_text_that_is_not_utf_8_is_refused_at_once(tmp_path: Path) -> None:
     path = tmp_path / "latin.jsonl"
     path.write_bytes('{"text": "\xe9t\xe9"}\n'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"data\.sources.*latin\.jsonl'.*(UTF8|utf-8)"):
+    with pytest.raises(DataError, match=r"data\.sources.*latin\.jsonl'.*UTF-8"):
         load_examples(HFSourceConfig(name_or_path=str(path)), World())

@@ -12,6 +12,7 @@ from hooktrain import DataError
 from hooktrain_sft.chat.answer_spans import Conversation
 from hooktrain_sft.chat.message_forms import assert_tools_are_rendered, converse
 from hooktrain_sft.chat.messages import Message
+from hooktrain_sft.chat.other_fields import not_rendered
 from hooktrain_sft.chat.rendered import Rendered
 from hooktrain_sft.chat.template import ChatTemplate, Scope
 from hooktrain_sft.chat.trained_spans import Choice, add_spans, answers_of
@@ -25,9 +26,9 @@ class ConversationRenderer:
     """Renders the conversations of an example with its template, its variables and the recipe's choices."""
 
     def __init__(
-        self, template: ChatTemplate, scope: Scope, tools: Sequence[Any] | None, config: SFTDataConfig
+        self, template: ChatTemplate, scope: Scope, tools: Sequence[Any] | None, documents: Any, config: SFTDataConfig
     ) -> None:
-        self.template, self.scope, self.tools, self.config = template, scope, tools, config
+        self.template, self.scope, self.tools, self.documents, self.config = template, scope, tools, documents, config
 
     def render(
         self, messages: Sequence[Message], untrained: Collection[int], prompt: int = 0, prefill: str = ""
@@ -53,7 +54,7 @@ class ConversationRenderer:
         if prefill:
             choice.cuts.append(_prefilled(chat, prompt, prefill))
             choice.apply_cuts()
-        return choice.rendered(chat.text)
+        return self._rendered(choice, chat, chat.text)
 
     def split(
         self, messages: Sequence[Message], untrained: Collection[int], prompt: int = 0, prefill: str = ""
@@ -71,10 +72,11 @@ class ConversationRenderer:
                 f"messages[{follows}] {messages[follows]['role']}: it follows the last trained answer, and is in no"
                 " sequence (data.reasoning_turns: split)",
             )
-        sequences = tuple(attrs.evolve(one, notes=()) for one in made if one.spans)
-        if len(sequences) == 1:
-            return attrs.evolve(sequences[0], notes=notes)
-        return Rendered(sequences=sequences, notes=notes) if sequences else attrs.evolve(made[-1], notes=notes)
+        unused = tuple(dict.fromkeys(name for one in made for name in one.unused))
+        sequences = tuple(attrs.evolve(one, notes=(), unused=()) for one in made if one.spans)
+        if len(sequences) > 1:
+            return Rendered(sequences=sequences, notes=notes, unused=unused)
+        return attrs.evolve((sequences or made)[-1], notes=notes, unused=unused)
 
     def _answer(self, messages: Sequence[Message], prefill: str) -> Rendered:
         """Render a conversation of which the last message is trained."""
@@ -92,11 +94,14 @@ class ConversationRenderer:
             if messages[part.message]["role"] != "assistant":
                 choice.notes.append(self._dropped(messages, part))
         if not choice.spans or chat.text.startswith(asked.text):
-            return choice.rendered(chat.text)
+            return self._rendered(choice, chat, chat.text)
         # the template writes the turns before an answer in another way once the answer is there
         start = chat.answer(last).start
         choice.move(len(asked.text) - start)
-        return choice.rendered(asked.text + chat.text[start:])
+        return self._rendered(choice, chat, asked.text + chat.text[start:])
+
+    def _rendered(self, choice: Choice, chat: Conversation, text: str) -> Rendered:
+        return attrs.evolve(choice.rendered(text), unused=not_rendered(chat, self.documents))
 
     def _converse(self, messages: Sequence[Message]) -> tuple[Conversation, list[Unrendered]]:
         chat, missing = converse(self.template, messages, self.scope)

@@ -11,6 +11,7 @@ import attrs
 from hooktrain import DataError
 from hooktrain_sft.chat.conversation import ConversationRenderer
 from hooktrain_sft.chat.messages import read_messages, without_reasoning
+from hooktrain_sft.chat.other_fields import with_documents
 from hooktrain_sft.chat.pretokenized import read_ids
 from hooktrain_sft.chat.rendered import Rendered
 from hooktrain_sft.chat.template import ChatTemplate
@@ -54,7 +55,9 @@ def render_text(example: Any, tokenizer: Any, config: CausalDataConfig) -> Rende
     column = config.text_column
     if isinstance(example, Mapping) and "input_ids" in example and column not in example:
         return _from_ids(example, tokenizer, "all")
-    if not isinstance(example, Mapping) or not isinstance(example.get(column), str):
+    if isinstance(example, Mapping) and column in example and not isinstance(example[column], str):
+        raise DataError(f"{column} is {shown(example[column])}, expected text; correct or remove the example")
+    if not isinstance(example, Mapping) or column not in example:
         raise DataError(
             f"given {_columns_of(example)}, expected text in the column '{column}'; name another with"
             " `data.text_column`, or use `type: sft` for examples with messages"
@@ -84,9 +87,10 @@ def render_chat(
         messages = [without_reasoning(message) for message in messages]
     tools = read_tools(example.get("tools"))
     template = ChatTemplate.of(tokenizer, tools)
-    scope = template.scope(tools, _variables(example, config))
+    documents = example.get("documents")
+    scope = with_documents(template, template.scope(tools, _variables(example, config)), documents)
     written = TextTokens(template, messages, config.special_tokens_in_text)
-    renderer = ConversationRenderer(template, scope, tools, config)
+    renderer = ConversationRenderer(template, scope, tools, documents, config)
     if config.reasoning == "split":
         made = renderer.split(written.messages, untrained, prompt, prefill)
     else:
@@ -115,10 +119,15 @@ def _render_completion(example: Mapping[str, Any], tokenizer: Any, config: SFTDa
         inside = untrained and made.spans and _token_across(prompt, completion, tokenizer)
         return attrs.evolve(made, notes=(f"completion: {_INSIDE}",)) if inside else made
     for part, where in ((prompt, "prompt"), (completion, "completion")):
-        if not isinstance(part, list):
+        if not isinstance(part, (str, list)):
             raise DataError(
-                f"{where} is {shown(part)}, expected prompt and completion to be both text or both lists of"
-                " {role, content}; convert the column"
+                f"{where} is {shown(part)}, expected text or a list of {{role, content}}; correct or remove the example"
+            )
+    for part, where, other in ((prompt, "prompt", "completion"), (completion, "completion", "prompt")):
+        if isinstance(part, str):
+            raise DataError(
+                f"{where} is {shown(part)} and {other} a list, expected both to be text or both lists of"
+                " {role, content}; convert one of the columns"
             )
         read_messages(part, where)
     prefill = ""

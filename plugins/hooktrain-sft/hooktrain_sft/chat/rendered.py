@@ -27,8 +27,10 @@ class Rendered:
         ids: the tokens of an example that is tokenized already, shape (tokens,); then ``text``, ``spans``,
             ``before`` and ``after`` are empty.
         mask: the trained ones of ``ids``, shape (tokens,).
+        unused: columns and fields of messages, as ``messages.name``, that are not rendered, for the report.
         plain: the parts of ``text`` in which special tokens are ordinary text, in characters, in order.
-        sequences: where an example makes several sequences, each of them; then only ``notes`` is given beside it.
+        sequences: where an example makes several sequences, each of them; then only ``notes`` and
+            ``unused`` are given beside it.
     """
 
     text: str = ""
@@ -39,5 +41,6 @@ class Rendered:
     notes: tuple[str, ...] = ()
     ids: NDArray[np.int32] | None = None
     mask: NDArray[np.bool_] | None = None
+    unused: tuple[str, ...] = ()
     plain: tuple[Span, ...] = ()
     sequences: tuple[Rendered, ...] = ()

@@ -76,7 +76,7 @@ def find_unrendered(
     try:
         text = template.render(marked.messages, scope, generation_prompt)
     except DataError:
-        # it fails on one of the markers: each by itself; a part on whose marker it fails is one that it reads
+        # it fails on one of the markers, so each is tried alone; a part on whose marker it fails is one that it reads
         lost = []
         for number, part in enumerate(marked.parts):
             alone = _Marked(messages, doubtful, only=number).messages
@@ -157,14 +157,14 @@ class _Marked:
         if content:
             end = end_of_reasoning(content) if message["role"] == "assistant" else 0
 
-            def segment(found: re.Match[str]) -> str:
+            def mark(found: re.Match[str]) -> str:
                 text = found[0]
                 if found["tag"] or not (word := text.strip()):
                     return text
                 kind: Kind = "reasoning" if found.end() <= end else "content"
                 return text.replace(word, str(self._mark(index, kind, "content", word)))
 
-            made["content"] = _TEXT.sub(segment, content)
+            made["content"] = _TEXT.sub(mark, content)
         if message.get("reasoning_content"):
             marked = self._mark(index, "reasoning", "reasoning", message["reasoning_content"])
             made |= {name: marked for name in REASONING if name in message}

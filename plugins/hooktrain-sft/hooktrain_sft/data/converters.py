@@ -7,20 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hooktrain import DataError, PluginError
-from hooktrain_sft.config import SFTDataConfig
+from hooktrain_sft.chat.roles import CALLERS, role_of
+from hooktrain_sft.config import ROLES, SFTDataConfig
 from hooktrain_sft.data.formats import Example, Format
 from hooktrain_sft.data.role_mapping import role_mapping_format
+from hooktrain_sft.data.turns import read_json, read_turns
 from hooktrain_sft.formatting import shown
 
-__all__ = ["SHAREGPT_ROLES", "known_formats", "own_formats"]
-
-SHAREGPT_ROLES = (
-    dict.fromkeys(("human", "user", "prompter"), "user")
-    | dict.fromkeys(("gpt", "assistant", "chatgpt", "bard", "bing", "model", "bot"), "assistant")
-    | dict.fromkeys(("tool", "observation", "function_response", "function", "ipython"), "tool")
-    | {"system": "system", "developer": "developer", "function_call": "assistant"}
-)
-"""Roles by ShareGPT's names for them."""
+__all__ = ["known_formats", "own_formats"]
 
 _COLUMNS = ("messages", "conversations", "conversation")
 
@@ -50,23 +44,32 @@ def own_formats(source: Any, config: SFTDataConfig) -> dict[str, Format]:
         source: the source's config, whose options precede those of ``config``.
         config: the recipe's ``data``.
     """
-    raw = Format("raw", "any, for a plugin's render_example", lambda columns, example: None, _keep, None)
-    ids = Format("input_ids", "'input_ids'", _has("input_ids"), _keep, "input_ids")
+    turns = frozenset(_COLUMNS)
     formats = (
         role_mapping_format(source, config),
-        ids,
-        Format("messages", "'messages' of {role, content}", _conversation("role"), _take_messages, "messages"),
-        Format("sharegpt", "'conversations' of {from, value}", _conversation("from"), _from_sharegpt, "messages"),
+        Format("input_ids", "'input_ids'", _has("input_ids"), _keep, "input_ids", frozenset()),
+        Format("messages", "'messages' of {role, content}", _conversation("role"), _from_messages, "messages", turns),
+        Format(
+            "sharegpt", "'conversations' of {from, value}", _conversation("from"), _from_sharegpt, "messages", turns
+        ),
         Format(
             "prompt_completion",
             "'prompt' and 'completion', both text or both messages",
             _has("prompt", "completion"),
-            _keep,
+            _from_prompt,
             "prompt",
+            frozenset(),
         ),
-        Format("alpaca", "'instruction' and 'output'", _has("instruction", "output"), _from_alpaca, "messages"),
-        Format("text", "'text'", _has("text"), _keep, "text"),
-        raw,
+        Format(
+            "alpaca",
+            "'instruction' and 'output'",
+            _has("instruction", "output"),
+            _from_alpaca,
+            "messages",
+            frozenset({"instruction", "input", "output", "history"}),
+        ),
+        Format("text", "'text'", _has("text"), _keep, "text", frozenset()),
+        Format("raw", "any, for a plugin's render_example", lambda columns, example: None, _keep, None),
     )
     return {made.name: made for made in formats}
 
@@ -102,9 +105,11 @@ def _conversation(field: str) -> Callable[[Sequence[str], Example], str | None]:
 
 
 def _first(value: Any) -> Mapping[str, Any] | None:
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and value and isinstance(value[0], Mapping):
-        return value[0]
-    return None
+    try:
+        turns = read_turns(value, "")
+    except DataError:
+        return None
+    return turns[0] if turns and isinstance(turns[0], Mapping) else None
 
 
 def _column(example: Example, field: str) -> str:
@@ -115,61 +120,94 @@ def _column(example: Example, field: str) -> str:
             f"given columns {', '.join(map(str, example))}, expected the column 'messages' as in the first example;"
             " give examples of one format, or make a source of each format"
         )
+    if len(there) == 1:
+        return there[0]
     return next((name for name in there if field in (_first(example[name]) or ())), there[0])
 
 
-def _take_messages(example: Example) -> Example:
+def _from_messages(example: Example) -> Example:
     name = "messages" if "messages" in example else _column(example, "role")
-    return example if name == "messages" else {**example, "messages": example[name]}
+    messages = _messages(example[name], name)
+    return example if messages is example.get("messages") else {**example, "messages": messages}
 
 
 def _from_sharegpt(example: Example) -> Example:
     name = _column(example, "from")
-    turns = example[name]
-    if not isinstance(turns, Sequence) or isinstance(turns, (str, bytes)):
-        raise DataError(f"{name} is {shown(turns)}, expected a list of {{from, value}}; convert the column")
-    messages = [_sharegpt_turn(turn, f"{name}[{index}]") for index, turn in enumerate(turns)]
+    messages = _messages(example[name], name)
     system = example.get("system")
-    if system and not (messages and messages[0]["role"] == "system"):
-        messages.insert(0, {"role": "system", "content": system})
+    if system and not (messages and isinstance(messages[0], Mapping) and messages[0].get("role") == "system"):
+        messages = [{"role": "system", "content": system}, *messages]
     return {**example, "messages": messages}
 
 
-def _sharegpt_turn(turn: Any, where: str) -> dict[str, Any]:
-    if not isinstance(turn, Mapping) or not isinstance(turn.get("from"), str) or "value" not in turn:
-        raise DataError(f"{where} is {shown(turn)}, expected a mapping with from and value; convert the column")
-    speaker, value = turn["from"], turn["value"]
-    role = SHAREGPT_ROLES.get(speaker)
+def _from_prompt(example: Example) -> Example:
+    """Read prompt and completion where both are messages; text stays as it is."""
+    read: dict[str, Any] = {}
+    for name in ("prompt", "completion"):
+        value = example.get(name)
+        if isinstance(value, str) and "role" not in (_first(value) or ()):
+            return example
+        if not isinstance(value, (str, list, Mapping)):
+            return example
+        read[name] = _messages(value, name)
+    return {**example, **read}
+
+
+def _messages(value: Any, where: str) -> Any:
+    """Return messages with the roles that templates know, ``value`` itself where they have them."""
+    if type(value) is list and all(type(turn) is dict and turn.get("role") in ROLES for turn in value):
+        return value
+    return [_message(turn, f"{where}[{index}]") for index, turn in enumerate(read_turns(value, where))]
+
+
+def _message(turn: Any, where: str) -> Any:
+    if not isinstance(turn, Mapping):
+        return turn  # reading the messages refuses it
+    if "role" not in turn and not (isinstance(turn.get("from"), str) and "value" in turn):
+        if "from" in turn or "value" in turn:
+            raise DataError(f"{where} is {shown(turn)}, expected a mapping with from and value; convert the column")
+        return turn
+    field, content = ("role", "content") if "role" in turn else ("from", "value")
+    speaker = turn[field]
+    role = speaker if field == "role" and speaker in ROLES else role_of(speaker)
+    if field == "from" and role in ("function", "ipython"):
+        role = "tool"
     if role is None:
         raise DataError(
-            f"{where}.from is {shown(speaker)}, expected one of {', '.join(SHAREGPT_ROLES)}; rename it in the data, or"
-            f" write `data.role_mapping: {{user: {where.partition('[')[0]}.from.NAME, ...}}`"
+            f"{where}.{field} is {shown(speaker)}, expected one of {', '.join(ROLES)} or a usual name for one; rename"
+            f" it in the data, or write `data.role_mapping: {{user: {where.partition('[')[0]}.{field}.NAME, ...}}`"
         )
-    rest = {name: field for name, field in turn.items() if name not in ("from", "value")}
-    if speaker != "function_call":
-        return {"role": role, "content": value, **rest}
+    rest = {name: value for name, value in turn.items() if name not in (field, content)}
+    if isinstance(speaker, str) and speaker.strip().lower() in CALLERS:
+        return {"role": role, "tool_calls": _calls(turn.get(content), f"{where}.{content}"), **rest}
+    return {"role": role, **({"content": turn[content]} if content in turn else {}), **rest}
+
+
+def _calls(value: Any, where: str) -> list[Any]:
+    """Return the tool calls of a turn whose text is one, or a list of them."""
     try:
         calls = json.loads(value) if isinstance(value, str) else value
     except ValueError as problem:
         raise DataError(
-            f"{where}.value is a function_call that is not JSON ({problem}), expected {{name, arguments}}; correct it"
+            f"{where} is a function_call that is not JSON ({problem}), expected {{name, arguments}}; correct it"
         ) from None
     calls = calls if isinstance(calls, list) else [calls]
     wrapped = [call if isinstance(call, Mapping) and "function" in call else {"function": call} for call in calls]
-    return {"role": role, "tool_calls": [{"type": "function", **call} for call in wrapped], **rest}
+    return [{"type": "function", **call} for call in wrapped]
 
 
 def _from_alpaca(example: Example) -> Example:
     """Convert instruction and input to one user turn, the input on a line of its own."""
     messages = [{"role": "system", "content": example["system"]}] if example.get("system") else []
     history = example.get("history") or ()
+    history = read_json(history, "history", "a list of pairs") if isinstance(history, str) else history
     for index, pair in enumerate(history):
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
             raise DataError(
                 f"history[{index}] is {shown(pair)}, expected a pair [question, answer]; convert the column"
             )
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    for name in ("instruction", "output"):
+    for name in ("instruction", "output", *(["input"] if example.get("input") else [])):
         if not isinstance(example.get(name), str):
             raise DataError(f"{name} is {shown(example.get(name))}, expected text; correct or remove the example")
     asked = "\n".join([example["instruction"], *([example["input"]] if example.get("input") else [])])

@@ -10,7 +10,7 @@ import torch
 
 from hooktrain import DataEstimate, HooktrainError, Recipe, World
 from hooktrain_sft.compat import head_weight
-from hooktrain_sft.config import SourceOptions, TokenDataConfig
+from hooktrain_sft.config import SourceOptions, TokenDataConfig, with_text_unit
 from hooktrain_sft.data.fingerprint import sequence_fingerprint
 from hooktrain_sft.data.prepare import length_limit, prepare_data
 from hooktrain_sft.data.row_cache import SequenceCache, default_cache_dir
@@ -31,7 +31,7 @@ def data(config: TokenDataConfig, recipe: Recipe, world: World, hooks: Any) -> D
     longest = config.max_length or (None if tokenizer is None else length_limit(tokenizer))
     examples, why = None, "tokens are not known before `hooktrain data` has prepared them"
     try:
-        counts = [hooks.estimate_examples(config=source) for source in config.sources]
+        counts = [hooks.estimate_examples(config=with_text_unit(source, config)) for source in config.sources]
         if all(count is not None for count in counts):
             examples = round(sum(counts) * config.train_eval_split[0])
     except HooktrainError as problem:

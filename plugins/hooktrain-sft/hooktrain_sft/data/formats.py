@@ -35,6 +35,8 @@ class Format:
         convert: from an example to a canonical one; raises a ``DataError`` that names the field.
         makes: the canonical column that ``convert`` returns; the ones that rendering would look at first are removed.
             None keeps all.
+        reads: the columns that ``convert`` reads and that rendering does not; None where they are not known, so that no
+            column is reported as not used.
         why: the reason for the choice, one sentence; filled in by :func:`choose_format`.
     """
 
@@ -43,6 +45,7 @@ class Format:
     recognise: Callable[[Sequence[str], Example], str | None]
     convert: Callable[[Example], Example]
     makes: Literal["input_ids", "messages", "prompt", "text"] | None = "messages"
+    reads: frozenset[str] | None = None
     why: str = ""
 
 
@@ -90,31 +93,46 @@ def choose_format(
             why = f"format {name}, {'set in the recipe' if wanted != 'auto' else f'recognised by {reason}'}"
             if renamed:
                 why += f", with {', '.join(f'{theirs} read as {ours}' for theirs, ours in renamed.items())}"
-            return attrs.evolve(chosen, why=why, convert=_prepared(chosen, names, renamed))
+            reads = None if chosen.reads is None else chosen.reads | renamed.keys()
+            return attrs.evolve(chosen, why=why, reads=reads, convert=_prepared(chosen, renamed))
     raise DataError(
         f"the examples have the columns {', '.join(map(str, columns))}, which fit no known format; expected"
         f" {'; '.join(f'{f.columns} ({f.name})' for f in formats.values() if f.columns)}; rename them with"
         " `data.columns: {ours: theirs}`, or set `data.role_mapping: {user: ..., assistant: ...}` to the columns that"
-        f" hold the turns{_hint(columns)}"
+        f" hold the turns{_hint(example)}"
     )
 
 
-def _hint(columns: Sequence[str]) -> str:
-    if "chosen" in columns:
-        return "; to train on the chosen answers of preferences write `data.columns: {messages: chosen}`"
-    return ""
+def _hint(example: Example) -> str:
+    """Return how to train on the chosen answers of preferences, with their prompts."""
+    chosen = example.get("chosen")
+    if chosen is None:
+        return ""
+    advice = "{text: chosen}"
+    if isinstance(chosen, list) and any(isinstance(turn, Mapping) and turn.get("role") == "user" for turn in chosen):
+        advice = "{messages: chosen}"
+    elif "prompt" in example:
+        advice = "{completion: chosen}"
+    return f"; to train on the chosen answers of preferences write `data.columns: {advice}`"
 
 
-def _prepared(chosen: Format, columns: Sequence[str], renamed: Mapping[str, str]) -> Callable[[Example], Example]:
+def _prepared(chosen: Format, renamed: Mapping[str, str]) -> Callable[[Example], Example]:
     """Return ``convert`` after renaming, without the columns that rendering would look at before its result."""
     place = next((index for index, names in enumerate(CANONICAL) if chosen.makes in names), 0)
-    earlier = {name for names in CANONICAL[:place] for name in names} & set(columns)
+    earlier = {name for names in CANONICAL[:place] for name in names}
     convert = chosen.convert
     if not renamed and not earlier:
         return convert
 
     def prepared(example: Example) -> Example:
-        made = convert(_rename(example, renamed))
+        made = convert(_rename(example, renamed) if renamed else example)
+        if chosen.makes is not None and not all(name in made for name in CANONICAL[place]):
+            raise DataError(
+                f"given columns {', '.join(map(str, example))}, expected {chosen.columns} as in the first example; give"
+                " examples of one format, or make a source of each format"
+            )
+        if earlier.isdisjoint(made):
+            return made
         return {name: value for name, value in made.items() if name not in earlier}
 
     return prepared

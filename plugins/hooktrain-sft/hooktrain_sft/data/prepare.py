@@ -21,7 +21,7 @@ from hooktrain_sft.data.fingerprint import sequence_fingerprint
 from hooktrain_sft.data.mixing import mix, order_by_length
 from hooktrain_sft.data.packed_dataset import PackedDataset
 from hooktrain_sft.data.row_cache import CachedSequences, SequenceCache, default_cache_dir
-from hooktrain_sft.data.source_reader import Reader, label_of, pack
+from hooktrain_sft.data.source_reader import Reader, label_of, pack, unused_columns
 from hooktrain_sft.data.statistics import doubled_bos, duplicates, ends_trained, histogram, shared
 
 __all__ = ["length_limit", "named", "prepare_data"]
@@ -143,8 +143,13 @@ class _Preparation:
                 return self.reader.write(opened, writer, progress)
 
         made: CachedSequences = self.cache.get(fingerprint, prepare)
-        for note, where in made.facts.get("notes", {}).items():
-            self.warnings.append(f"{label}: {note} ({where['count']:,} times, first in {where['first']})")
+        notes: Mapping[str, Any] = made.facts.get("notes", {})
+        unused = unused_columns(notes)
+        for note, where in notes.items():
+            if not unused_columns([note]):
+                self.warnings.append(f"{label}: {note} ({where['count']:,} times, first in {where['first']})")
+        if unused:
+            self.warnings.append(f"{label}: columns not used: {', '.join(unused)}")
         facts = {**made.facts, "use": use, "cached": made.found, "path": made.path and str(made.path)}
         if why_not and self.config.use_data_cache:
             facts["not_cached"] = why_not

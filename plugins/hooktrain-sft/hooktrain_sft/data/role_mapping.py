@@ -11,12 +11,16 @@ from typing import Any
 from hooktrain import DataError
 from hooktrain_sft.config import SFTDataConfig, SourceOptions, check_role_mapping
 from hooktrain_sft.data.formats import Example, Format
+from hooktrain_sft.data.turns import read_turns
 from hooktrain_sft.formatting import shown
 
 __all__ = ["CONTENT_KEYS", "KNOWN_DATA_SETS", "role_mapping_format"]
 
 CONTENT_KEYS = ("content", "text", "message", "value")
 """Fields that may hold the text of an entry when ``content_key`` is not set."""
+
+_PLACES = {"system": 0, "developer": 0, "user": 1, "assistant": 3}
+"""Order of turns from columns of their own, whatever the order of the recipe's keys; others stay between."""
 
 KNOWN_DATA_SETS: Mapping[str, Mapping[str, str]] = {
     "lmsys/lmsys-chat-1m": {"user": "conversation.role.user", "assistant": "conversation.role.assistant"},
@@ -53,13 +57,14 @@ def role_mapping_format(source: Any, config: SFTDataConfig) -> Format:
     def convert(example: Example) -> Example:
         return {**example, "messages": _messages(example, mapping, options.content_key)}
 
-    return Format("role_mapping", "columns that `data.role_mapping` names", recognise, convert, "messages")
+    reads = frozenset(path.partition(".")[0] for path in mapping.values())
+    return Format("role_mapping", "columns that `data.role_mapping` names", recognise, convert, "messages", reads)
 
 
 def _messages(example: Example, mapping: Mapping[str, str], content_key: str | None) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     read: set[str] = set()
-    for role, path in sorted(mapping.items(), key=lambda item: item[0] != "system"):  # stable: the rest as written
+    for role, path in sorted(mapping.items(), key=lambda item: _PLACES.get(item[0], 2)):
         column, _, rest = path.partition(".")
         if not rest:
             if not (role == "system" and not example.get(column)):  # many sets leave the system prompt empty
@@ -74,10 +79,12 @@ def _messages(example: Example, mapping: Mapping[str, str], content_key: str | N
 def _entries(
     entries: Any, column: str, roles: Mapping[tuple[str, ...], str], content_key: str | None
 ) -> list[dict[str, Any]]:
-    if isinstance(entries, (str, bytes, Mapping)) or not isinstance(entries, Sequence):
-        raise DataError(f"{column} is {shown(entries)}, expected a list of turns; correct `data.role_mapping`")
+    try:
+        turns = read_turns(entries, column)
+    except DataError as problem:
+        raise DataError(f"{problem}, or correct `data.role_mapping`") from None
     made = []
-    for index, entry in enumerate(entries):
+    for index, entry in enumerate(turns):
         where = f"{column}[{index}]"
         if not isinstance(entry, Mapping):
             raise DataError(f"{where} is {shown(entry)}, expected a mapping; correct `data.role_mapping`")
@@ -95,13 +102,12 @@ def _entries(
                 f"{where} has the fields {', '.join(map(str, entry))}, expected text in"
                 f" {content_key or ' or '.join(CONTENT_KEYS)}; name the field with `data.content_key`"
             )
-        made.append({"role": role, "content": _text(entry[key], f"{where}.{key}")})
+        rest = {name: field for name, field in entry.items() if name != key and (name, field) not in roles}
+        made.append({**rest, "role": role, "content": _text(entry[key], f"{where}.{key}")})
     return made
 
 
 def _text(value: Any, where: str) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)  # answers that are numbers
-    if not isinstance(value, str):
+    if not isinstance(value, str):  # a number would be written in a way of our own
         raise DataError(f"{where} is {shown(value)}, expected text; correct `data.role_mapping` or the example")
     return value

@@ -11,24 +11,34 @@ import attrs
 
 from hooktrain import DataError, World
 from hooktrain_sft.compat import column_names, is_table
-from hooktrain_sft.config import SFTDataConfig, SourceOptions, TokenDataConfig
+from hooktrain_sft.config import SFTDataConfig, SourceOptions, TokenDataConfig, with_text_unit
 from hooktrain_sft.data.arrow_store import StoreWriter
+from hooktrain_sft.data.columns import read_columns
 from hooktrain_sft.data.converters import known_formats
 from hooktrain_sft.data.documents import Documents
 from hooktrain_sft.data.formats import Format, choose_format
 from hooktrain_sft.data.packing import Bins, check_bins
 from hooktrain_sft.data.tokenize import Encoder
 
-__all__ = ["OpenedSource", "Reader", "label_of", "pack"]
+__all__ = ["OpenedSource", "Reader", "label_of", "pack", "unused_columns"]
 
 _BATCH = 1024
 """Examples that are tokenized together: enough to keep the tokenizer's threads busy."""
+
+
+_NOT_USED = "column not used "
+"""Beginning of a note about a column, before its name."""
 
 
 def label_of(source: Any) -> str:
     """Return the name of a source for messages."""
     options = SourceOptions.of(source)
     return str(options.name_or_path or options.name or type(source).__name__)
+
+
+def unused_columns(notes: Iterable[str]) -> list[str]:
+    """Return the columns that are not used, from the notes about a source's examples."""
+    return [note.removeprefix(_NOT_USED) for note in notes if note.startswith(_NOT_USED)]
 
 
 @attrs.frozen
@@ -77,7 +87,7 @@ class Reader:
             DataError: when no plugin loads it, it has no examples, or their format is not known.
         """
         label = label_of(source)
-        examples = self.hooks.load_source(config=source, world=self.world)
+        examples = self.hooks.load_source(config=with_text_unit(source, self.config), world=self.world)
         if examples is None:
             raise DataError(f"{label}: no plugin loads a {type(source).__name__}; install or enable one that does")
         total = len(examples) if isinstance(examples, Sized) else None
@@ -95,13 +105,26 @@ class Reader:
             raise DataError(
                 f"{label}, example 0: given a {type(first).__name__}, expected a mapping of column names to values"
             )
-        columns = [str(column) for column in column_names(examples) or first]
+        columns = self._columns(SourceOptions.of(source, self.config), examples, first)
         try:
             return choose_format(columns, first, source, self.config, known_formats(source, self.config, self.hooks))
         except DataError as problem:
             if len(self.hooks.render_example.get_hookimpls()) > 1:
                 return None  # another plugin renders examples, and may know the format
             raise DataError(f"{label}: {problem}") from problem
+
+    @staticmethod
+    def _columns(options: SourceOptions, examples: Any, first: Mapping[str, Any]) -> list[str]:
+        """Return the source's columns: of examples that have each their own, at least those that the recipe names."""
+        columns = dict.fromkeys(str(column) for column in column_names(examples) or first)
+        paths = [*options.columns.values(), *options.role_mapping.values()]
+        named = {path.partition(".")[0] for path in paths} - set(columns)
+        most = None if isinstance(examples, Sized) else _BATCH
+        for example in itertools.islice(OpenedSource("", examples, None, None), most) if named else ():
+            columns |= dict.fromkeys(name for name in named if name in example)
+            if named <= columns.keys():
+                break
+        return list(columns)
 
     def render(self, opened: OpenedSource, examples: Iterable[Any], first: int = 0) -> Iterator[Any]:
         """Yield each example as text with spans; examples are numbered from ``first`` on.
@@ -111,14 +134,19 @@ class Reader:
         """
         render, tokenizer, config = self.hooks.render_example, self.tokenizer, self.config
         convert: Callable[[Any], Any] | None = None if opened.format is None else opened.format.convert
+        only_ours = len(render.get_hookimpls()) == 1  # another plugin may read any column
         for index, example in enumerate(examples, first):
             try:
                 raw = example if convert is None else convert(example)
+                raw, unused = read_columns(raw, example, opened.format, config)
                 made = render(example=raw, tokenizer=tokenizer, config=config)
                 if made is None:
                     raise DataError(f"no plugin renders examples for {type(config).__name__}; enable one")
             except DataError as problem:
                 raise DataError(f"{opened.label}, example {index}: {problem}") from problem
+            unused = (*unused, *made.unused)
+            if unused and only_ours:
+                made = attrs.evolve(made, notes=(*made.notes, *(f"column: {_NOT_USED}{name}" for name in unused)))
             yield made
 
     def write(

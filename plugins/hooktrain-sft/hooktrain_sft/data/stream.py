@@ -6,6 +6,7 @@ current block, and the number of the block's sequences that are trained. A resum
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
@@ -16,7 +17,7 @@ import numpy as np
 from hooktrain import Batch, Data, DataError, Recipe, World, padding_batch
 from hooktrain_sft.data.documents import Documents, TokenCount, fit
 from hooktrain_sft.data.packed_dataset import PackedDataset
-from hooktrain_sft.data.source_reader import OpenedSource, Reader, pack
+from hooktrain_sft.data.source_reader import OpenedSource, Reader, pack, unused_columns
 
 __all__ = ["Stream", "StreamLoader"]
 
@@ -55,6 +56,7 @@ class Stream:
         self.shares = None if weights is None else np.array(weights, np.float64) / sum(weights)
         self.length = _UNKNOWN
         self.count = TokenCount()
+        self._told: set[tuple[str, str]] = set()
 
     def __len__(self) -> int:
         return self.length
@@ -96,12 +98,21 @@ class Stream:
                 found = cursors[source].restart()  # it keeps its share until every source has been read once
             index, example = found
             rendered += list(self.reader.render(self.sources[source], [example], index))
+            self._tell(self.sources[source].label, rendered[-1].notes)
             if len(rendered) == 1024:
                 parts.append(self.reader.encoder.flat(rendered))
                 rendered = []
         parts.append(self.reader.encoder.flat(rendered))
         ids, masks, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return Documents.of_flat(ids, masks, lengths)
+
+    def _tell(self, label: str, notes: Sequence[str]) -> None:
+        """Print which columns of a source are not used, each once."""
+        names = unused_columns(note.rpartition(": ")[2] for note in notes) if notes else ()
+        if found := [name for name in names if (label, name) not in self._told]:
+            self._told.update((label, name) for name in found)
+            if self.reader.world.is_main:
+                print(f"hooktrain: {label}: columns not used: {', '.join(found)}", file=sys.stderr, flush=True)
 
     def _finish(
         self, documents: Documents, before: dict[str, Any], number: int, generator: np.random.Generator

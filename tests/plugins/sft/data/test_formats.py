@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 import pytest
 from hooktrain_hf.source import HFSourceConfig
+from hooktrain_sft.chat.messages import read_messages
 from hooktrain_sft.chat.render import Rendered, render_sft
 from hooktrain_sft.config import SFTDataConfig, SourceOptions
 from hooktrain_sft.data.converters import known_formats, own_formats
@@ -69,6 +71,7 @@ def test_the_recipe_or_the_source_sets_the_format() -> None:
         assert re.search(facts(name, "recipe"), chosen(example, format=name).why)
     assert chosen(example, SourceOptions(format="text"), format="messages").name == "text"
     assert chosen({"anything": 1}, format="raw").convert({"anything": 1}) == {"anything": 1}
+    assert chosen({"q": 1}, format="raw", columns={"n": "q"}).convert({"q": 1}) == {"n": 1}
 
 
 def test_the_chosen_format_is_rendered() -> None:
@@ -106,6 +109,48 @@ def test_sharegpt() -> None:
     assert said(own)[0] == ("system", "own")
 
 
+PARTS = {"role": ["user", "assistant"], "content": ["Hello", "yes"], "name": None}
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        {"messages": json.dumps(ASKED)},
+        {"messages": [json.dumps(turn) for turn in ASKED]},
+        {"messages": PARTS},
+        {"conversations": json.dumps(TOLD)},
+        {"conversations": {"from": ["human", "gpt"], "value": ["Hello", "yes"]}},
+        {"conversation": json.dumps(PARTS)},
+        {"messages": [{"role": "human", "content": "Hello"}, {"role": "ai", "content": "yes"}]},
+        {"messages": [{"role": "Human", "content": "Hello"}, {"role": "GPT", "content": "yes"}]},
+        {"messages": [{"role": "User", "content": "Hello"}, {"role": " model ", "content": "yes"}]},
+        {"messages": [ASKED[0], {"from": "bot", "value": "yes"}]},
+        {"conversations": [{"from": "Human", "value": "Hello"}, {"from": "ChatGPT", "value": "yes"}]},
+    ],
+)
+def test_messages_in_other_forms(example: Any) -> None:
+    assert said(example) == [("user", "Hello"), ("assistant", "yes")]
+
+
+def test_prompt_and_completion_in_other_forms() -> None:
+    human = [{"role": "human", "content": "Hello"}]
+    for prompt, completion in ((human, [ASKED[1]]), (json.dumps(human), json.dumps([ASKED[1]]))):
+        made = chosen({"prompt": prompt, "completion": completion}).convert(
+            {"prompt": prompt, "completion": completion}
+        )
+        assert made == {"prompt": [ASKED[0]], "completion": [ASKED[1]]}
+    for text in ('[{"a": 1}]', "[1]", "{", "yes"):
+        example = {"prompt": "Hello", "completion": text}
+        assert chosen(example).convert(example) == example, "JSON that is no message is text"
+
+
+def test_null_in_the_arguments_of_calls_in_json_text_is_kept() -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": None}}}
+    example = {"messages": json.dumps([ASKED[0], {"role": "assistant", "tool_calls": [call]}])}
+    (read,) = read_messages(chosen(example).convert(example)["messages"]).messages[1]["tool_calls"]
+    assert read == call
+
+
 def test_alpaca() -> None:
     assert said({"instruction": "Add.", "input": "1 2", "output": "3"}) == [("user", "Add.\n1 2"), ("assistant", "3")]
     example = {"instruction": "And?", "input": None, "output": "4", "system": "Count.", "history": [["Add.", "3"]]}
@@ -124,10 +169,12 @@ def test_columns_are_renamed() -> None:
 
 
 def test_role_mapping_of_columns() -> None:
-    example = {"answer": 42, "sys": "", "question": "Why?"}
-    mapping = {"user": "question", "assistant": "answer", "system": "sys"}
+    example = {"answer": "42", "sys": "", "question": "Why?"}
+    mapping = {"assistant": "answer", "user": "question", "system": "sys"}
     assert said(example, role_mapping=mapping) == [("user", "Why?"), ("assistant", "42")]
     assert said({**example, "sys": "Be brief."}, role_mapping=mapping)[0] == ("system", "Be brief.")
+    used = {"assistant": "answer", "tool": "sys", "user": "question"}
+    assert [role for role, _ in said(example, role_mapping=used)] == ["user", "tool", "assistant"]
     assert re.search(facts("role_mapping", "recipe"), chosen(example, role_mapping=mapping).why)
 
 
@@ -146,6 +193,7 @@ def test_role_mapping_keeps_the_order_of_the_example() -> None:
     ("example", "mapping", "complaint"),
     [
         ({"q": "a", "a": None}, {"user": "q", "assistant": "a"}, facts("a ", "None (NoneType)", "data.role_mapping")),
+        ({"q": "a", "a": 42.0}, {"user": "q", "assistant": "a"}, facts("a ", "42.0 (float)", "text")),
         ({"t": "x"}, {"user": "t.from.human"}, facts("t ", "'x' (str)", "list", "data.role_mapping")),
         ({"t": ["x"]}, {"user": "t.from.human"}, facts("t[0]", "'x' (str)", "mapping", "data.role_mapping")),
         (
@@ -222,6 +270,10 @@ def test_a_source_takes_a_format_of_its_own() -> None:
             facts("question, answer", "'prompt' and 'completion'", "data.columns", "data.role_mapping"),
         ),
         ({"chosen": ASKED, "rejected": ASKED}, {}, facts("chosen, rejected", "`data.columns: {messages: chosen}`")),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, {}, facts("`data.columns: {completion: chosen}`")),
+        ({"prompt": ASKED[:1], "chosen": ASKED[1:]}, {}, facts("`data.columns: {completion: chosen}`")),
+        ({"prompt": "a", "chosen": ASKED, "rejected": ASKED}, {}, facts("`data.columns: {messages: chosen}`")),
+        ({"chosen": "a b", "rejected": "a c"}, {}, facts("`data.columns: {text: chosen}`")),
         ({"text": "a"}, {"format": "alpca"}, facts("data.format", "'alpca'", "auto", "'alpaca'")),
         (
             {"text": "a"},
@@ -251,13 +303,37 @@ def test_examples_of_no_known_format(example: Any, options: Any, complaint: str)
             {"conversations": [{"from": "function_call", "value": "add"}]},
             facts("conversations[0].value", "function_call", "JSON"),
         ),
+        (
+            {"messages": [{"role": "narrator", "content": "x"}]},
+            facts("messages[0].role", "'narrator'", "data.role_mapping: {user: messages.role.NAME"),
+        ),
+        ({"messages": '[{"role": "user"'}, facts("messages", "JSON")),
+        ({"messages": "Hello"}, facts("messages", "'Hello' (str)", "list")),
+        ({"messages": {"role": ["user", "assistant"], "content": ["x"]}}, facts("messages", "2 role", "1 content")),
         ({"instruction": "a", "output": None}, facts("output", "None")),
+        ({"instruction": "a", "output": "b", "input": 3}, facts("input", "3 (int)")),
         ({"instruction": "a", "output": "b", "history": ["x"]}, facts("history[0]", "'x' (str)")),
     ],
 )
 def test_examples_that_their_format_does_not_fit(example: Any, complaint: str) -> None:
     with pytest.raises(DataError, match=complaint):
         chosen(example).convert(example)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "told"),
+    [
+        ("b", None, facts("completion is None")),
+        (None, "b", facts("prompt is None")),
+        ("b", 3.5, facts("completion is 3.5 (float)")),
+        ("b", [ASKED[1]], facts("prompt is 'b' (str)", "completion a list")),
+        ([ASKED[0]], "b", facts("completion is 'b' (str)", "prompt a list")),
+    ],
+)
+def test_the_field_that_is_wrong_is_named(prompt: Any, completion: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told) as raised:
+        rendered({"prompt": prompt, "completion": completion}, tokenizer_for("chatml", IM))
+    assert str(raised.value).startswith(re.search(r"\w+ is", str(raised.value))[0])  # type: ignore[index]
 
 
 class QuestionAnswer:

@@ -169,3 +169,12 @@ def test_the_model_learns_from_a_stream(run: Callable[..., Recorder], tmp_path: 
     torch.manual_seed(0)
     losses = run([streaming(write(tmp_path / "rows.jsonl", 16))], train_iters=40, optimizer={"lr": 1e-2}).losses
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_columns_that_nobody_reads_are_named_once(
+    run: Callable[..., Recorder], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(write(tmp_path / "rows.jsonl", 12))
+    path.write_text(path.read_text().replace('{"messages"', '{"id": 1, "messages"'))
+    run([streaming(str(path))], train_iters=6)
+    assert capsys.readouterr().err.count("rows.jsonl: columns not used: id") == 1
