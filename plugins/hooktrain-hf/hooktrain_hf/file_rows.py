@@ -277,6 +277,8 @@ class _Json(_Spans):
                 raise json.JSONDecodeError("expected the list to end with the file", text, at)
         except json.JSONDecodeError as problem:
             raise self.error(f"not JSON: {problem.msg}", problem.lineno) from problem
+        except RecursionError as problem:
+            raise self.error(f"JSON that is nested too deeply: {problem}", self.line_at(place)) from problem
         return np.array(starts, np.int64), np.array(ends, np.int64)
 
     def row(self, start: int, end: int) -> Row:
@@ -298,8 +300,8 @@ class _Json(_Spans):
 def _is_json(text: bytes) -> bool:
     try:
         json.loads(text)
-    except ValueError:
-        return False
+    except (ValueError, RecursionError) as problem:
+        return isinstance(problem, RecursionError)
     return True
 
 

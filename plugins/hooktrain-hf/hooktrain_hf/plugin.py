@@ -20,9 +20,11 @@ from hooktrain_hf.source import HFSourceConfig, load_examples
 from hooktrain_hf.tokenizer import HFTokenizerConfig, build_tokenizer
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import IterableDataset
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hooktrain_hf.file_rows import FileRows, RowStream, TableRows
 
 __all__ = ["HFPlugin"]
 
@@ -94,7 +96,7 @@ class HFPlugin:
         return adopt_model(model, config, tokenizer)
 
     @hookimpl
-    def load_source(self, config: Any, world: World) -> Dataset | IterableDataset | None:
+    def load_source(self, config: Any, world: World) -> FileRows | RowStream | TableRows | IterableDataset | None:
         return load_examples(config, world) if isinstance(config, HFSourceConfig) else None
 
     @hookimpl

@@ -101,6 +101,8 @@ def test_text_that_looks_like_something_else_stays_text() -> None:
         ('{"a": 1}\n{"a": "\\ud83d"}\n', ["line 2", "surrogate"]),
         (b'{"a": 1}\n{"a": "\xe9"}\n', ["line 2", "UTF-8"]),
         ('{"a": 1}\n'.encode("utf-16"), ["line 1", "UTF-8"]),
+        ('{"a": 1}\n{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", ["line 2", "recursion"]),
+        ("[" * 100_000 + "]" * 100_000, ["line 1", "recursion"]),
     ],
 )
 def test_json_that_cannot_be_read_is_named_by_line(content: str | bytes, told: list[str]) -> None:

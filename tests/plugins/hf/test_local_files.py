@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hooktrain_hf.example_count import count_examples
-from hooktrain_hf.local_files import files_of
+from hooktrain_hf.local_files import files_of, splits_of
 from hooktrain_hf.source import HFSourceConfig, load_examples
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hooktrain import DataError, World
 from tests.facts import facts
@@ -69,6 +73,31 @@ def test_a_folder_is_all_its_data_files(files: list[str]) -> None:
     make(*files)
     assert sorted(names()) == sorted(files)
     assert sorted(files_of("data", Path("data"))) == sorted(str(Path("data", file)) for file in files)
+
+
+WORD = st.sampled_from(["train", "test", "val", "2024", "a", "cases", "rows", "Dev", "00000-of-00002"])
+NAME = st.builds(
+    lambda folder, words, joint, ending: folder + joint.join(words) + ending,
+    st.sampled_from(["", "", "train/", "test/", "other/"]),
+    st.lists(WORD, min_size=1, max_size=3),
+    st.sampled_from("-_."),
+    st.sampled_from([".jsonl", ".jsonl", ".jsonl", ".JSON", ".csv", ".jsonl.gz"]),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sets(NAME, min_size=1, max_size=4))
+def test_every_data_file_of_a_folder_is_of_one_split_or_named_in_an_error(files: set[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        make(*files, folder=folder)
+        try:
+            splits = splits_of("data", Path(folder))
+        except DataError as problem:
+            assert any(Path(file).name in str(problem) for file in files)
+            return
+        found = [str(file.relative_to(folder)) for of_split in splits.values() for file in of_split]
+        assert sorted(found) == sorted(files)
+        assert len(splits) == 1 or all(re.search("train|test|val|dev", file, re.IGNORECASE) for file in files)
 
 
 def test_files_about_the_data_are_no_data() -> None:
