@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import attrs
 
-from hooktrain import at_least, did_you_mean, field, part
+from hooktrain import at_least, between, did_you_mean, field, part
 
 __all__ = ["ROLES", "CausalDataConfig", "SFTDataConfig", "SourceOptions", "TokenDataConfig", "check_role_mapping"]
 
-Overflow = Literal["error", "drop", "truncate", "split"]
-OnEmpty = Literal["error", "drop"]
+Overflow = Literal["auto", "error", "drop", "truncate", "split"]
+OnEmpty = Literal["auto", "error", "drop"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 """Roles that chat templates know."""
@@ -78,10 +78,15 @@ class TokenDataConfig:
     """Longest sequence in tokens, and the size of a pack; the default is the tokenizer's own limit, or 8192."""
     pack_samples: bool = field(default=False)
     """Whether several documents share a sequence of ``max_length`` tokens; they do not see each other."""
-    overflow: Literal["error", "drop", "truncate", "split"] = field(default="error")
-    """Handling of examples longer than ``max_length``."""
-    on_empty: Literal["error", "drop"] = field(default="error")
-    """Handling of examples in which no token is trained."""
+    overflow: Literal["auto", "error", "drop", "truncate", "split"] = field(default="auto")
+    """Handling of examples longer than ``max_length``; ``auto`` drops them up to ``max_dropped``, and above it the run
+    stops as with ``error``."""
+    on_empty: Literal["auto", "error", "drop"] = field(default="auto")
+    """Handling of examples in which no token is trained; ``auto`` drops them up to ``max_dropped``, and above it the
+    run stops as with ``error``."""
+    max_dropped: float = field(default=0.1, validator=between(0.0, 1.0), affects_training=False)
+    """Largest share of the training examples, and of those of each evaluation set, that ``auto`` drops; a written
+    ``drop`` drops any number."""
     seed: int = field(default=42, inherit="seed")
     """Seed of the split into training and evaluation."""
     shuffle: bool = field(default=True)
@@ -176,8 +181,10 @@ class CausalDataConfig(TokenDataConfig):
 
     pack_samples: bool = field(default=True)
     """Whether several documents share a sequence of ``max_length`` tokens; they do not see each other."""
-    overflow: Literal["error", "drop", "truncate", "split"] = field(default="split")
-    """Handling of examples longer than ``max_length``."""
+    overflow: Literal["auto", "error", "drop", "truncate", "split"] = field(default="split")
+    """Handling of examples longer than ``max_length``; ``auto`` drops them up to ``max_dropped``."""
+    on_empty: Literal["auto", "error", "drop"] = field(default="error")
+    """Handling of examples in which no token is trained; ``auto`` drops them up to ``max_dropped``."""
     text_column: str = field(default="text")
     """The column that holds the text."""
     add_bos: bool = field(default=True)

@@ -70,12 +70,14 @@ def _prepared(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any)
     made = prepare_data(config, tokenizer, world, hooks)
     facts: Mapping[str, Any] = made.report["train"]
     sequences: Any = made.train
+    dropped = facts["rows_in"] - facts["rows_kept"]
+    how = "from the cached sequences" + (f"; {dropped:,} of {facts['rows_in']:,} examples are dropped" if dropped else "")
     return DataEstimate(
         sequences=len(sequences),
         tokens=int(sequences.lengths.sum()),
         supervised=int(facts["tokens_trained"]),
         longest=int(made.report["max_length"]) if config.pack_samples else int(sequences.lengths.max()),
-        how="from the cached sequences",
+        how=how,
     )
 
 

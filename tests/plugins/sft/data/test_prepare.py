@@ -148,11 +148,45 @@ def test_sources_without_examples(hooks: Any, make_tokenizer: Callable[..., Any]
 
 
 def test_lost_tokens_are_a_warning(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
-    examples = [*EXAMPLES, {"messages": [{"role": "user", "content": "Hello"}]}, conversation("What?", "no " * 300)]
-    config = SFTDataConfig(sources=(ListSource("rows", examples),), max_length=128, overflow="drop", on_empty="drop")
+    config = SFTDataConfig(
+        sources=(ListSource("rows", [*EXAMPLES, *BAD]),), max_length=128, overflow="drop", on_empty="drop"
+    )
     data = prepare(hooks, config, make_tokenizer("chatml"))
     (warning,) = data.report["warnings"]
     assert re.search(facts("2 of 42", "dropped", "0 tokens truncated", "1 ", "max_length 128"), warning)
+
+
+BAD = [{"messages": [{"role": "user", "content": "Hello"}]}, conversation("What?", "no " * 300)]
+
+
+def test_what_the_recipe_does_not_decide_is_dropped_and_shown(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    sources = (ListSource("good", EXAMPLES[:20]), ListSource("some bad", [*EXAMPLES[20:], *BAD]))
+    data = prepare(hooks, SFTDataConfig(sources=sources, max_length=128), make_tokenizer("chatml"))
+    (warning,) = data.report["warnings"]
+    assert re.search(facts("2 of 42", "data.max_length: ", "data.overflow:", "some bad, example 20"), warning)
+    assert len(data.train) == data.report["train"]["rows_kept"] == 40
+
+
+def test_above_the_share_the_run_stops(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = make_tokenizer("chatml")
+    few = ListSource("few", [*EXAMPLES[:10], *BAD])
+    config = SFTDataConfig(sources=(few,), max_length=128)
+    said = facts("data.sources", "1 of 12", "data.max_length: ", "1 of 12", "few, example 10", "data.max_dropped")
+    with pytest.raises(DataError, match=said):
+        prepare(hooks, config, tokenizer)
+    for more in ({"max_dropped": 0.2}, {"overflow": "drop", "on_empty": "drop"}):
+        assert len(prepare(hooks, attrs.evolve(config, **more), tokenizer).train) == 10
+
+
+def test_each_evaluation_set_is_judged_by_itself(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    sources, tokenizer = (ListSource("many", EXAMPLES * 3),), make_tokenizer("chatml")
+    held = (ListSource("fine", EXAMPLES[:20]), ListSource("bad", [*EXAMPLES[:5], BAD[0]]))
+    config = SFTDataConfig(sources=sources, eval_sources=held, max_length=128)
+    with pytest.raises(DataError, match=facts("evaluation set 'bad'", "1 of 6", "example 5", "data.on_empty: drop")):
+        prepare(hooks, config, tokenizer)
+    data = prepare(hooks, attrs.evolve(config, max_dropped=0.17), tokenizer)
+    assert len(data.evaluation["bad"]) == 5
+    assert any(re.search(facts("evaluation set 'bad'", "1 of 6"), warning) for warning in data.report["warnings"])
 
 
 def test_a_run_that_never_trains_the_end_of_a_turn_warns(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
