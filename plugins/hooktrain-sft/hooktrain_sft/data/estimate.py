@@ -71,7 +71,9 @@ def _prepared(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any)
     facts: Mapping[str, Any] = made.report["train"]
     sequences: Any = made.train
     dropped = facts["rows_in"] - facts["rows_kept"]
-    how = "from the cached sequences" + (f"; {dropped:,} of {facts['rows_in']:,} examples are dropped" if dropped else "")
+    how = "from the cached sequences" + (
+        f"; {dropped:,} of {facts['rows_in']:,} examples are dropped" if dropped else ""
+    )
     return DataEstimate(
         sequences=len(sequences),
         tokens=int(sequences.lengths.sum()),
