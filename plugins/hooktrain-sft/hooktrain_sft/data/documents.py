@@ -40,10 +40,11 @@ class Documents:
     supervised: Indices
     examples: Indices
     digests: NDArray[np.uint64]
-    _pieces: list[Piece] = attrs.field(init=False, repr=False)
+    _pieces: list[tuple[Store, int]] = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "_pieces", [piece for store in self.stores for piece in store.pieces])
+        pieces = [(store, number) for store in self.stores for number in range(len(store.pieces))]
+        object.__setattr__(self, "_pieces", pieces)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -51,9 +52,14 @@ class Documents:
     def __reduce__(self) -> tuple[Any, ...]:
         return Documents, attrs.astuple(self, recurse=False, filter=lambda field, _: field.init)
 
+    def piece(self, number: int) -> Piece:
+        """Return a piece of the stores with its tokens, verified where it comes from a file."""
+        store, index = self._pieces[number]
+        return store.piece(index)
+
     def tokens(self, document: int) -> tuple[Ids, Mask]:
         """Return ids and mask of a document, each of shape (tokens,); the mask is a copy, the ids are not."""
-        piece = self._pieces[self.pieces[document]]
+        piece = self.piece(self.pieces[document])
         start = int(self.starts[document])
         part = slice(start, start + int(self.lengths[document]))
         trained: Mask = piece.trained[part].copy()
@@ -120,7 +126,7 @@ class Documents:
         pieces = self.pieces[documents]
         for number in np.unique(pieces[changed]):
             some = np.flatnonzero(changed & (pieces == number))
-            counted = np.concatenate([[0], np.cumsum(self._pieces[number].trained, dtype=np.int64)])
+            counted = np.concatenate([[0], np.cumsum(self.piece(number).trained, dtype=np.int64)])
             ends = starts[some] + lengths[some]
             supervised[some] = counted[ends] - counted[np.minimum(starts[some] + 1, ends)]
         return Documents(

@@ -8,12 +8,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from hooktrain import DataEstimate, HooktrainError, Recipe, World
+from hooktrain import DataEstimate, HooktrainError, Recipe, World, default_cache_dir
 from hooktrain_sft.compat import head_weight
 from hooktrain_sft.config import SourceOptions, TokenDataConfig
 from hooktrain_sft.data.fingerprint import sequence_fingerprint
 from hooktrain_sft.data.prepare import length_limit, prepare_data
-from hooktrain_sft.data.row_cache import SequenceCache, default_cache_dir
+from hooktrain_sft.data.row_cache import SequenceCache
 from hooktrain_sft.loss.chunked_linear import automatic_chunk_size
 from hooktrain_sft.loss.model_inspection import innermost
 

@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from hooktrain import Data, DataError, World
+from hooktrain import Data, DataError, World, default_cache_dir
 from hooktrain_sft.compat import model_max_length
 from hooktrain_sft.config import SourceOptions, TokenDataConfig
 from hooktrain_sft.data.collate import collate_flat, collate_stacked
@@ -21,7 +21,7 @@ from hooktrain_sft.data.documents import Documents, fit, require_some
 from hooktrain_sft.data.fingerprint import sequence_fingerprint
 from hooktrain_sft.data.mixing import mix, order_by_length
 from hooktrain_sft.data.packed_dataset import PackedDataset
-from hooktrain_sft.data.row_cache import CachedSequences, SequenceCache, default_cache_dir
+from hooktrain_sft.data.row_cache import CachedSequences, SequenceCache
 from hooktrain_sft.data.source_reader import Reader, label_of, pack
 from hooktrain_sft.data.statistics import doubled_bos, duplicates, ends_trained, histogram, losses, shared
 
@@ -138,21 +138,33 @@ class _Preparation:
         label = label_of(source)
         if SourceOptions.of(source).streaming:
             raise DataError(f"{label}: an evaluation source cannot stream; remove streaming, and give it a slice")
-        fingerprint, why_not = sequence_fingerprint(source, self.config, self.tokenizer, self.world, self.hooks)
+        fingerprint, why_not = None, ""
+        if self.config.use_data_cache:  # otherwise nothing needs it, and large files take a while
+            fingerprint, why_not = self.fingerprint(source)
 
         def prepare(writer: Any) -> Mapping[str, Any]:
             opened = self.reader.open(source)
             with self.progress(label, opened.total) as progress:
-                return self.reader.write(opened, writer, progress)
+                facts = self.reader.write(opened, writer, progress)
+            if fingerprint is not None and self.fingerprint(source)[0] != fingerprint:
+                raise DataError(
+                    f"{label}: has changed while it was read; expected a source that nobody writes to; start again when"
+                    " it is complete"
+                )
+            return facts
 
         made: CachedSequences = self.cache.get(fingerprint, prepare)
         for note, where in made.facts.get("notes", {}).items():
             self.warnings.append(f"{label}: {note} ({where['count']:,} times, first in {where['first']})")
         facts = {**made.facts, "use": use, "cached": made.found, "path": made.path and str(made.path)}
-        if why_not and self.config.use_data_cache:
+        if why_not:
             facts["not_cached"] = why_not
         self.sources.append(facts)
         return Documents.of_store(made.store)
+
+    def fingerprint(self, source: Any) -> tuple[str | None, str]:
+        """Return the fingerprint of a source's sequences, or None with the reason why there is none."""
+        return sequence_fingerprint(source, self.config, self.tokenizer, self.world, self.hooks)
 
     @contextmanager
     def progress(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:

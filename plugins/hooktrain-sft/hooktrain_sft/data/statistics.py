@@ -31,10 +31,9 @@ def doubled_bos(documents: Documents, tokenizer: Any) -> int:
     if bos is None:
         return 0
     count = 0
-    pieces = [piece for store in documents.stores for piece in store.pieces]
     for number in np.unique(documents.pieces):
         some = (documents.pieces == number) & (documents.lengths > 1)
-        ids, starts = pieces[number].input_ids, documents.starts[some]
+        ids, starts = documents.piece(number).input_ids, documents.starts[some]
         count += int(((ids[starts] == bos) & (ids[starts + 1] == bos)).sum())
     return count
 
