@@ -64,6 +64,11 @@ def _shares(instance: Any, attribute: Any, value: tuple[float, float]) -> None:
         )
 
 
+def _processes(instance: Any, attribute: Any, value: int | str) -> None:
+    if value != "auto" and (not isinstance(value, int) or value < 1):
+        raise ValueError(f"given {value}, expected auto or at least 1")
+
+
 @attrs.frozen(kw_only=True)
 class TokenDataConfig:
     """Options that conversations and plain text share."""
@@ -95,6 +100,9 @@ class TokenDataConfig:
     """Whether the sequences of a step have similar lengths; the order of the steps stays random."""
     workers: int = field(default=0, validator=at_least(0), aliases=("dl_num_workers",), affects_training=False)
     """Processes that collate ahead; 0 collates in the training process."""
+    num_proc: int | Literal["auto"] = field(default="auto", validator=_processes, affects_training=False)
+    """Processes that render and tokenize a source that is not streamed; ``auto`` uses several where it has enough
+    examples and there are cores."""
     use_data_cache: bool = field(default=True, affects_training=False)
     """Whether tokenized examples are kept for later runs."""
     cache_dir: Path | None = field(default=None, affects_training=False)

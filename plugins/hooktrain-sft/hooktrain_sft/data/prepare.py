@@ -144,8 +144,8 @@ class _Preparation:
 
         def prepare(writer: Any) -> Mapping[str, Any]:
             opened = self.reader.open(source)
-            with self.progress(label, opened.total) as progress:
-                facts = self.reader.write(opened, writer, progress)
+            shared_by = self.world.world_size if fingerprint is None else 1  # otherwise the others wait for this one
+            facts = self.reader.write(opened, writer, self.progress(label, opened.total), shared_by)
             if fingerprint is not None and self.fingerprint(source)[0] != fingerprint:
                 raise DataError(
                     f"{label}: has changed while it was read; expected a source that nobody writes to; start again when"
