@@ -168,7 +168,7 @@ def _verify_block(path: Path, data: Any, blocks: Sequence[Block], number: int) -
     """
     begin = blocks[number - 1].end if number else 0
     part = memoryview(data)[begin : blocks[number].end]
-    if hashlib.blake2b(part, digest_size=16).hexdigest() != blocks[number].digest:
+    if hashlib.sha256(part).hexdigest() != blocks[number].digest:
         raise DamagedError(f"'{path}' is damaged (block {number + 1} of {len(blocks)} differs from what was written)")
 
 
@@ -231,7 +231,7 @@ class _HashedFile:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
-        self._digest = hashlib.blake2b(digest_size=16)
+        self._digest = hashlib.sha256()
         self.blocks: list[Block] = []
 
     @property
@@ -248,7 +248,7 @@ class _HashedFile:
     def end_block(self) -> None:
         """Begin another block."""
         self.blocks.append(Block(self._file.tell(), self._digest.hexdigest()))
-        self._digest = hashlib.blake2b(digest_size=16)
+        self._digest = hashlib.sha256()
 
     def close(self) -> None:
         self._file.close()
