@@ -69,13 +69,14 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path, file: str, place: float, bit: 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("file", FILES)
-def test_every_flipped_bit_is_noticed(tmp_path: Path, file: str) -> None:
+def test_every_changed_byte_is_noticed(tmp_path: Path, file: str) -> None:
     entry, expected = get(tmp_path), content(get(tmp_path / "another"))
     assert entry.path is not None
-    for place in range((entry.path / file).stat().st_size):
-        for bit in range(8):
-            _flip(entry.path / file, place, bit)
-            noticed(tmp_path, entry.path / file, expected)
+    for place in range(10_000):
+        if place >= (entry.path / file).stat().st_size:  # seconds and times are not always equally long
+            break
+        _flip(entry.path / file, place, place % 8)
+        noticed(tmp_path, entry.path / file, expected)
 
 
 def _flip(path: Path, place: int, bit: int) -> None:
