@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hooktrain.renamed import OldModules, old_import
 
 if TYPE_CHECKING:
+    from hooktrain.cache_folder import default_cache_dir
     from hooktrain.compare import differences, digest
     from hooktrain.config import CheckpointConfig, at_least, between, field, one_of, part, structure, unstructure
     from hooktrain.errors import (
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "cache_folder": "default_cache_dir",
     "compare": "differences digest",
     "config": "CheckpointConfig at_least between field one_of part structure unstructure",
     "errors": "CheckpointError Complaint DataError Failure HooktrainError HooktrainWarning ModelError NonFiniteError"
@@ -128,6 +130,7 @@ __all__ = [
     "World",
     "at_least",
     "between",
+    "default_cache_dir",
     "padding_batch",
     "did_you_mean",
     "differences",

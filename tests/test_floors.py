@@ -16,7 +16,7 @@ CORE = Path(__file__).parents[1] / "hooktrain"
 PLUGINS = CORE.parent / "plugins"
 
 FLOORS = [
-    ["compare", "compat", "errors", "markers", "renamed"],
+    ["cache_folder", "compare", "compat", "errors", "markers", "renamed"],
     ["types"],
     ["config", "protocols"],
     ["hookspecs"],

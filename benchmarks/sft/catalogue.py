@@ -102,6 +102,20 @@ TARGETS: Mapping[str, tuple[TargetLike, ...]] = {
             checks=(("ours", "tokenizing", same_tokens),),
         ),
         Target(
+            name="preparing on one core, to tokenizing on one",
+            variant="ours-one-core",
+            to="tokenizing-one-core",
+            at_most=1.25,
+            checks=(("ours-one-core", "tokenizing-one-core", same_tokens),),
+        ),
+        Target(
+            name="preparing on two cores, to tokenizing on one",
+            variant="ours-two-cores",
+            to="tokenizing-one-core",
+            at_most=0.7,
+            checks=(("ours-two-cores", "ours-one-core", same_tokens),),
+        ),
+        Target(
             name="preparing, to TRL without masks",
             variant="ours",
             to="trl",

@@ -55,7 +55,10 @@ def _prepare(training: Training, folder: Path) -> list[Variant]:
         training.preparing("ours", rows, length=length),
         training.preparing("ours-again", rows, length=length, after="ours"),
         training.preparing("ours-tenth", tenth, length=length),
+        training.preparing("ours-one-core", rows, length=length, cores=1),
+        training.preparing("ours-two-cores", rows, length=length, cores=2),
         training.tokenizing("tokenizing", rows),
+        training.tokenizing("tokenizing-one-core", rows, cores=1),
         training.trl("trl", settings=settings, rows=str(rows), only_prepare=True),
     ]
 

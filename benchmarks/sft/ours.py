@@ -1,13 +1,14 @@
 """Driver of hooktrain, through a recipe.
 
-The specification: ``recipe`` (without ``run_dir``), ``threads``, and ``do``: ``train``; ``pack``, which writes the
-micro-batches of the first epoch to ``packs`` in the order in which they would be trained, so that a hand-written loop
-gets exactly the same; ``prepare``, which stops before the model is loaded; or ``export``, which loads the model and
-saves it as a Hugging Face folder.
+The specification: ``recipe`` (without ``run_dir``), ``threads``, optionally ``cores``, and ``do``: ``train``;
+``pack``, which writes the micro-batches of the first epoch to ``packs`` in the order in which they would be trained, so
+that a hand-written loop gets exactly the same; ``prepare``, which stops before the model is loaded; or ``export``,
+which loads the model and saves it as a Hugging Face folder.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,6 +91,8 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     from hooktrain.training.load import load
 
     torch.set_num_threads(given["threads"])
+    if "cores" in given:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given["cores"]])
     findings: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         recipe = {**given["recipe"], "run_dir": str(Path(folder) / "run"), "console": {"enabled": False}}

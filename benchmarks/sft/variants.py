@@ -95,21 +95,34 @@ class Training:
         return self._variant(name, "benchmarks.peers.arctic", given | {"model": str(self.plan.model_4)}, peer=ARCTIC)
 
     def preparing(
-        self, name: str, rows: Path, *, length: int = 512, after: str | None = None, packs: Path | None = None
+        self,
+        name: str,
+        rows: Path,
+        *,
+        length: int = 512,
+        after: str | None = None,
+        packs: Path | None = None,
+        cores: int | None = None,
     ) -> Variant:
-        """Return hooktrain preparing ``rows`` into packs, which it writes to ``packs`` if that is set."""
-        recipe = self.recipe({"sources": [str(rows)], "max_length": length, "pack_samples": True}, {})
-        given = {"do": "pack" if packs else "prepare", "packs": str(packs), "recipe": recipe}
-        return self._variant(name, "benchmarks.sft.ours", given, after=after)
+        """Return hooktrain preparing ``rows`` into packs, on some of the cores with a process each, or as it chooses.
+
+        The packs are written to ``packs`` if that is set.
+        """
+        data: dict[str, Any] = {"sources": [str(rows)], "max_length": length, "pack_samples": True}
+        given: dict[str, Any] = {"do": "pack" if packs else "prepare", "packs": str(packs)}
+        if cores is not None:
+            data["num_proc"] = given["cores"] = cores
+        return self._variant(name, "benchmarks.sft.ours", given | {"recipe": self.recipe(data, {})}, after=after)
 
     def packing(self, name: str) -> Variant:
         """Return hooktrain packing many lengths."""
         given = {"recipe": self.recipe({"sources": ["none"], "pack_samples": True}, {})}
         return self._variant(name, "benchmarks.sft.pack_lengths", given | {"lengths": self.plan.packed_lengths})
 
-    def tokenizing(self, name: str, rows: Path) -> Variant:
+    def tokenizing(self, name: str, rows: Path, *, cores: int | None = None) -> Variant:
         """Return rendering and tokenizing alone, in hooktrain's environment."""
-        return self._variant(name, "benchmarks.peers.tokenizing", {"model": str(self.plan.model), "rows": str(rows)})
+        given: dict[str, Any] = {"model": str(self.plan.model), "rows": str(rows)}
+        return self._variant(name, "benchmarks.peers.tokenizing", given | ({"cores": cores} if cores else {}))
 
     def long(self, name: str, rows: Path, length: int, packed: bool) -> Variant:
         """Return one step on sequences of ``length`` tokens with activation checkpointing; SGD, which has no state."""
@@ -125,4 +138,6 @@ class Training:
         return {"model": str(self.plan.model), "steps": self.plan.steps, "seed": _SEED, "lr": self.plan.lr}
 
     def _variant(self, name: str, driver: str, given: dict[str, Any], **more: Any) -> Variant:
-        return Variant(name, driver=driver, specification={**given, "threads": self.plan.threads}, **more)
+        return Variant(
+            name, driver=driver, specification={"threads": given.get("cores", self.plan.threads), **given}, **more
+        )

@@ -23,7 +23,7 @@ __all__ = ["Change", "changes", "provenance", "require_same", "versions"]
 _HARMLESS = ("run_evaluate", "save_checkpoint", "load_checkpoint", "make_checkpoint_engine")
 _BATCH = "global_batch_size"
 _BATCH_PARTS = ("micro_batch_size", "gradient_accumulation_steps")
-_ROWS = "data.sources"
+_ROWS = ("data.sources", "data.overflow", "data.on_empty")
 _ELSEWHERE = ("plugins", "settings", "allow_changes")
 _LENGTH = ("epochs", "train_iters")
 

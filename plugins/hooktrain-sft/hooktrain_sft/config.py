@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import attrs
 
-from hooktrain import at_least, did_you_mean, field, part
+from hooktrain import at_least, between, did_you_mean, field, part
 
 __all__ = [
     "ROLES",
@@ -21,8 +21,8 @@ __all__ = [
     "with_text_unit",
 ]
 
-Overflow = Literal["error", "drop", "truncate", "split"]
-OnEmpty = Literal["error", "drop"]
+Overflow = Literal["auto", "error", "drop", "truncate", "split"]
+OnEmpty = Literal["auto", "error", "drop"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 """Roles that chat templates know."""
@@ -72,6 +72,11 @@ def _shares(instance: Any, attribute: Any, value: tuple[float, float]) -> None:
         )
 
 
+def _processes(instance: Any, attribute: Any, value: int | str) -> None:
+    if value != "auto" and (not isinstance(value, int) or value < 1):
+        raise ValueError(f"given {value}, expected auto or at least 1")
+
+
 @attrs.frozen(kw_only=True)
 class TokenDataConfig:
     """Options that conversations and plain text share."""
@@ -86,10 +91,15 @@ class TokenDataConfig:
     """Longest sequence in tokens, and the size of a pack; the default is the tokenizer's own limit, or 8192."""
     pack_samples: bool = field(default=False)
     """Whether several documents share a sequence of ``max_length`` tokens; they do not see each other."""
-    overflow: Literal["error", "drop", "truncate", "split"] = field(default="error")
-    """Handling of examples longer than ``max_length``."""
-    on_empty: Literal["error", "drop"] = field(default="error")
-    """Handling of examples in which no token is trained."""
+    overflow: Literal["auto", "error", "drop", "truncate", "split"] = field(default="auto")
+    """Handling of examples longer than ``max_length``; ``auto`` drops them up to ``max_dropped``, and above it the run
+    stops as with ``error``."""
+    on_empty: Literal["auto", "error", "drop"] = field(default="auto")
+    """Handling of examples in which no token is trained; ``auto`` drops them up to ``max_dropped``, and above it the
+    run stops as with ``error``."""
+    max_dropped: float = field(default=0.1, validator=between(0.0, 1.0), affects_training=False)
+    """Largest share of the training examples, and of those of each evaluation set, that ``auto`` drops; a written
+    ``drop`` drops any number."""
     seed: int = field(default=42, inherit="seed")
     """Seed of the split into training and evaluation."""
     shuffle: bool = field(default=True)
@@ -98,6 +108,9 @@ class TokenDataConfig:
     """Whether the sequences of a step have similar lengths; the order of the steps stays random."""
     workers: int = field(default=0, validator=at_least(0), aliases=("dl_num_workers",), affects_training=False)
     """Processes that collate ahead; 0 collates in the training process."""
+    num_proc: int | Literal["auto"] = field(default="auto", validator=_processes, affects_training=False)
+    """Processes that render and tokenize a source that is not streamed; ``auto`` uses several where it has enough
+    examples and there are cores."""
     use_data_cache: bool = field(default=True, affects_training=False)
     """Whether tokenized examples are kept for later runs."""
     cache_dir: Path | None = field(default=None, affects_training=False)
@@ -212,8 +225,10 @@ class CausalDataConfig(TokenDataConfig):
 
     pack_samples: bool = field(default=True)
     """Whether several documents share a sequence of ``max_length`` tokens; they do not see each other."""
-    overflow: Literal["error", "drop", "truncate", "split"] = field(default="split")
-    """Handling of examples longer than ``max_length``."""
+    overflow: Literal["auto", "error", "drop", "truncate", "split"] = field(default="split")
+    """Handling of examples longer than ``max_length``; ``auto`` drops them up to ``max_dropped``."""
+    on_empty: Literal["auto", "error", "drop"] = field(default="error")
+    """Handling of examples in which no token is trained; ``auto`` drops them up to ``max_dropped``."""
     text_column: str = field(default="text")
     """The column that holds the text."""
     text_unit: Literal["file", "paragraph", "line"] = field(default="file")

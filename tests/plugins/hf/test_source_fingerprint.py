@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
-from hooktrain_hf import source_fingerprint
 from hooktrain_hf.source import HFSourceConfig
 from hooktrain_hf.source_fingerprint import fingerprint
 
@@ -38,12 +38,54 @@ def test_a_file_is_known_by_its_content(examples: Path) -> None:
     assert of(examples) != before, "same size, same time, other content"
 
 
-def test_a_large_file_is_known_by_size_and_time(examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_fingerprint, "_READ_WHOLE", 8)
-    before = of(examples)
-    assert of(examples) == before
-    os.utime(examples, (1, 1))
-    assert of(examples) != before
+def test_a_turned_link_shows_other_content(examples: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    shutil.copy2(examples, tmp_path / "one" / "x.jsonl")
+    (tmp_path / "two" / "x.jsonl").write_text(examples.read_text().replace("example", "Example"))
+    shutil.copystat(examples, tmp_path / "two" / "x.jsonl")
+    link = tmp_path / "now"
+    seen = []
+    for version in ("one", "two", "one"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(tmp_path / version)
+        seen.append((of(link / "x.jsonl"), of(link)))
+    assert seen[0] == seen[2] and not set(seen[0]) & set(seen[1])
+
+
+def test_names_in_a_folder_count_and_the_folder_does_not(tmp_path: Path) -> None:
+    """A split is a file's name, and ``split`` may choose it."""
+    folder = tmp_path / "set"
+    (folder / "train").mkdir(parents=True)
+    for name in ("train.jsonl", "test.jsonl", "train/x.jsonl"):
+        (folder / name).write_text(json.dumps({"text": name}) + "\n")
+    before = of(folder)
+    for old, new in (("train.jsonl", "keep"), ("test.jsonl", "train.jsonl"), ("keep", "test.jsonl")):
+        (folder / old).rename(folder / new)
+    assert of(folder) != before, "renamed"
+    shutil.copytree(folder, tmp_path / "copy")
+    assert of(folder) == of(tmp_path / "copy")
+    (folder / "train").rename(folder / "validation")
+    assert of(folder) != of(tmp_path / "copy")
+
+
+def test_folders_that_links_point_to_are_read(tmp_path: Path) -> None:
+    for name in ("set", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "linked" / "round").symlink_to(tmp_path / "set")
+    before = of(tmp_path / "set")
+    (tmp_path / "elsewhere" / "rows.jsonl").write_text('{"text": "b"}\n')
+    assert before is not None and of(tmp_path / "set") not in (before, None)
+
+
+def test_patterns_of_data_files(examples: Path, tmp_path: Path) -> None:
+    before = of(tmp_path, data_files=("*.jsonl",))
+    (tmp_path / "other.txt").write_text("notes")
+    assert of(tmp_path, data_files=("*.jsonl",)) == before
+    examples.write_text(examples.read_text().replace("3", "X"))
+    assert of(tmp_path, data_files=("*.jsonl",)) != before
 
 
 def test_slices_and_files_count(examples: Path, tmp_path: Path) -> None:

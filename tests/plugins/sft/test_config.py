@@ -23,13 +23,14 @@ def test_defaults() -> None:
     assert not complaints
     assert (config.train_on, config.overflow, config.pack_samples, config.max_length) == (
         "assistant",
-        "error",
+        "auto",
         False,
         None,
     )
     assert config.trained_part == "assistant"
     causal, _ = read(CausalDataConfig, sources=["x"])
-    assert (causal.overflow, causal.pack_samples) == ("split", True)
+    assert (causal.overflow, causal.on_empty, causal.pack_samples) == ("split", "error", True)
+    assert (config.on_empty, config.max_dropped) == ("auto", 0.1)
 
 
 def test_inputs_unmasked() -> None:
@@ -55,6 +56,7 @@ def test_inputs_unmasked() -> None:
             {"sources": ["x"], "train_on": "user"},
             facts("data.train_on", "'user'", "assistant, last_assistant, completion, all"),
         ),
+        ({"sources": ["x"], "max_dropped": 10}, facts("data.max_dropped", "given 10", "from 0.0 to 1.0")),
         ({"sources": ["x"], "max_length": 1}, facts("data.max_length", "given 1", "2")),
         ({"sources": ["x"], "pack_sample": True}, facts("data.pack_sample:", "'pack_samples'")),
     ],

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-__all__ = ["MemoryStore", "Piece", "Store", "StoreWriter", "TokenStore"]
+from hooktrain import DataError
+
+__all__ = ["Block", "DamagedError", "MemoryStore", "Piece", "Store", "StoreWriter", "TokenStore", "verify"]
 
 Ids = NDArray[np.int32]
 Mask = NDArray[np.bool_]
@@ -62,6 +67,22 @@ class Piece(NamedTuple):
         return cls(ids, marked, offsets, np.diff(counted[offsets]), np.frombuffer(digests, np.uint64))
 
 
+class Block(NamedTuple):
+    """Consecutive bytes of a file: those of a record batch, of the schema before the first, or of the end.
+
+    Attributes:
+        end: the place behind its last byte; it begins where the previous block ends.
+        digest: of its bytes.
+    """
+
+    end: int
+    digest: str
+
+
+class DamagedError(OSError):
+    """A file of tokens holds other bytes than were written."""
+
+
 class MemoryStore:
     """A store in memory."""
 
@@ -69,27 +90,86 @@ class MemoryStore:
         self.pieces = tuple(pieces)
         self.digest = _digest(self.pieces)
 
+    def piece(self, number: int) -> Piece:
+        """Return a piece with its tokens."""
+        return self.pieces[number]
+
 
 class TokenStore:
-    """A store in a memory-mapped Arrow file.
+    """A store in a memory-mapped Arrow file, whose blocks are verified when their tokens are first read.
+
+    Attributes:
+        pieces: the pieces; :meth:`piece` returns one of which the tokens may be read.
+        digest: a text that is equal for equal sequences.
 
     Raises:
-        OSError: when the file is missing, damaged or has other columns.
+        DamagedError: when the file holds other bytes than were written.
     """
 
-    def __init__(self, path: Path, digest: str) -> None:
-        self.path, self.digest = path, digest
+    def __init__(self, path: Path, digest: str, blocks: Sequence[Block], verified: bool = False) -> None:
+        """Map the file; ``verified`` tells that its bytes have been compared with ``blocks`` already."""
+        self.path, self.digest, self._blocks = path, digest, blocks
+        self._bytes = pa.memory_map(str(path)).read_buffer()
+        self._verified = np.full(len(blocks), verified)
+        self._verify(len(blocks) - 1)
         try:
-            reader: Any = pa.ipc.open_stream(pa.memory_map(str(path)))
+            reader: Any = pa.ipc.open_stream(self._bytes)
             if not reader.schema.equals(SCHEMA):
-                raise OSError(f"{path}: given the columns {reader.schema.names}, expected {SCHEMA.names}")
+                raise DamagedError(f"{path}: given the columns {reader.schema.names}, expected {SCHEMA.names}")
             self.pieces = tuple(_mapped(batch) for batch in reader)
         except pa.ArrowException as problem:
-            raise OSError(f"{path}: not a complete Arrow file ({problem})") from problem
+            raise DamagedError(f"{path}: not a complete Arrow file ({problem})") from problem
+
+    def piece(self, number: int) -> Piece:
+        """Return a piece with its tokens.
+
+        Raises:
+            DataError: when it is damaged.
+        """
+        if not self._verified[number]:
+            try:
+                self._verify(number)
+            except DamagedError as problem:
+                with contextlib.suppress(OSError):
+                    os.utime(self.path)  # so that the next run verifies the complete file
+                raise DataError(
+                    f"data.cache_dir: {problem}; start the run again, which prepares these examples again, or give"
+                    " another folder if this one is not yours"
+                ) from problem
+        return self.pieces[number]
+
+    def _verify(self, number: int) -> None:
+        if not self._verified[number]:
+            _verify_block(self.path, self._bytes, self._blocks, number)
+            self._verified[number] = True
 
     def __reduce__(self) -> tuple[Any, ...]:
         # a worker process maps the file itself instead of receiving its contents
-        return TokenStore, (self.path, self.digest)
+        return TokenStore, (self.path, self.digest, self._blocks, bool(self._verified.all()))
+
+
+def verify(path: Path, blocks: Sequence[Block]) -> None:
+    """Compare a file with the digests of its blocks.
+
+    Raises:
+        DamagedError: when a byte differs.
+    """
+    data = pa.memory_map(str(path)).read_buffer()
+    with ThreadPoolExecutor() as pool:  # hashing runs outside the interpreter's lock
+        for _ in pool.map(lambda number: _verify_block(path, data, blocks, number), range(len(blocks))):
+            pass
+
+
+def _verify_block(path: Path, data: Any, blocks: Sequence[Block], number: int) -> None:
+    """Compare one block of a file's bytes with its digest.
+
+    Raises:
+        DamagedError: when a byte differs.
+    """
+    begin = blocks[number - 1].end if number else 0
+    part = memoryview(data)[begin : blocks[number].end]
+    if hashlib.sha256(part).hexdigest() != blocks[number].digest:
+        raise DamagedError(f"'{path}' is damaged (block {number + 1} of {len(blocks)} differs from what was written)")
 
 
 Store = MemoryStore | TokenStore
@@ -99,8 +179,8 @@ class StoreWriter:
     """Writer of sequences to an Arrow file that holds at most a record batch of them."""
 
     def __init__(self, path: Path) -> None:
-        self._file = pa.OSFile(str(path), "wb")
-        self._writer = pa.ipc.new_stream(self._file, SCHEMA)  # the format that `datasets` reads
+        self._file = _HashedFile(path)
+        self._writer = pa.ipc.new_stream(pa.PythonFile(self._file, "w"), SCHEMA)  # the format that `datasets` reads
         self._pending: list[Piece] = []
         self._digest = hashlib.blake2b(digest_size=16)
         self.sequences = self.tokens = 0
@@ -115,13 +195,14 @@ class StoreWriter:
         if sum(len(pending.input_ids) for pending in self._pending) >= _PIECE_TOKENS:
             self._write()
 
-    def close(self) -> str:
-        """Finish the file and return the digest of all sequences."""
+    def close(self) -> tuple[str, list[Block]]:
+        """Finish the file and return the digest of all sequences, and the blocks of the file."""
         if self._pending:
             self._write()
         self._writer.close()
+        self._file.end_block()
         self._file.close()
-        return self._digest.hexdigest()
+        return self._digest.hexdigest(), self._file.blocks
 
     def abandon(self) -> None:
         """Close the file without finishing it."""
@@ -141,7 +222,36 @@ class StoreWriter:
         ]
         merged = [pa.concat_arrays(list(column)) for column in zip(*columns, strict=True)]
         self._writer.write_batch(pa.record_batch(merged, schema=SCHEMA))
+        self._file.end_block()
         self._pending = []
+
+
+class _HashedFile:
+    """A file that is written in blocks with a digest each."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._digest = hashlib.sha256()
+        self.blocks: list[Block] = []
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def end_block(self) -> None:
+        """Begin another block."""
+        self.blocks.append(Block(self._file.tell(), self._digest.hexdigest()))
+        self._digest = hashlib.sha256()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _mapped(batch: Any) -> Piece:

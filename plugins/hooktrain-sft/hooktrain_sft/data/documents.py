@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -14,7 +14,7 @@ from hooktrain import DataError
 from hooktrain_sft.config import OnEmpty, Overflow
 from hooktrain_sft.data.arrow_store import Ids, Mask, MemoryStore, Piece, Store
 
-__all__ = ["Documents", "TokenCount", "fit"]
+__all__ = ["Documents", "TokenCount", "fit", "require_some"]
 
 Indices = NDArray[np.int64]
 
@@ -40,10 +40,11 @@ class Documents:
     supervised: Indices
     examples: Indices
     digests: NDArray[np.uint64]
-    _pieces: list[Piece] = attrs.field(init=False, repr=False)
+    _pieces: list[tuple[Store, int]] = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "_pieces", [piece for store in self.stores for piece in store.pieces])
+        pieces = [(store, number) for store in self.stores for number in range(len(store.pieces))]
+        object.__setattr__(self, "_pieces", pieces)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -51,9 +52,14 @@ class Documents:
     def __reduce__(self) -> tuple[Any, ...]:
         return Documents, attrs.astuple(self, recurse=False, filter=lambda field, _: field.init)
 
+    def piece(self, number: int) -> Piece:
+        """Return a piece of the stores with its tokens, verified where it comes from a file."""
+        store, index = self._pieces[number]
+        return store.piece(index)
+
     def tokens(self, document: int) -> tuple[Ids, Mask]:
         """Return ids and mask of a document, each of shape (tokens,); the mask is a copy, the ids are not."""
-        piece = self._pieces[self.pieces[document]]
+        piece = self.piece(self.pieces[document])
         start = int(self.starts[document])
         part = slice(start, start + int(self.lengths[document]))
         trained: Mask = piece.trained[part].copy()
@@ -64,8 +70,13 @@ class Documents:
         return (self.tokens(document) for document in range(len(self)))
 
     @classmethod
-    def of_store(cls, store: Store) -> Documents:
-        """Make a document of each sequence of a store."""
+    def of_store(cls, store: Store, sequences: Sequence[int] | None = None) -> Documents:
+        """Make a document of each sequence of a store.
+
+        Args:
+            store: the store.
+            sequences: number of sequences of each example; one by default.
+        """
         pieces = store.pieces
         sizes = [len(piece.supervised) for piece in pieces]
         return cls(
@@ -74,7 +85,7 @@ class Documents:
             _joined([piece.offsets[:-1] for piece in pieces]),
             _joined([np.diff(piece.offsets) for piece in pieces]),
             _joined([piece.supervised for piece in pieces]),
-            np.arange(sum(sizes)),
+            np.arange(sum(sizes)) if sequences is None else np.repeat(np.arange(len(sequences)), sequences),
             np.concatenate([piece.digests for piece in pieces]) if pieces else np.zeros(0, np.uint64),
         )
 
@@ -120,7 +131,7 @@ class Documents:
         pieces = self.pieces[documents]
         for number in np.unique(pieces[changed]):
             some = np.flatnonzero(changed & (pieces == number))
-            counted = np.concatenate([[0], np.cumsum(self._pieces[number].trained, dtype=np.int64)])
+            counted = np.concatenate([[0], np.cumsum(self.piece(number).trained, dtype=np.int64)])
             ends = starts[some] + lengths[some]
             supervised[some] = counted[ends] - counted[np.minimum(starts[some] + 1, ends)]
         return Documents(
@@ -178,7 +189,16 @@ class TokenCount:
 
 
 def fit(
-    documents: Documents, max_length: int, overflow: Overflow, on_empty: OnEmpty, where: str
+    documents: Documents,
+    max_length: int,
+    overflow: Overflow,
+    on_empty: OnEmpty,
+    where: str,
+    *,
+    max_dropped: float = 0.1,
+    before: TokenCount | None = None,
+    at_least: int = 0,
+    name: Callable[[int], str] = "example {}".format,
 ) -> tuple[Documents, TokenCount]:
     """Apply ``overflow`` and ``on_empty``.
 
@@ -188,22 +208,25 @@ def fit(
         overflow: handling of longer ones.
         on_empty: handling of those in which no token is trained.
         where: name of the set, for errors.
+        max_dropped: largest share of the set's examples that ``auto`` drops.
+        before: counts of earlier documents of the same set, with which that share is judged.
+        at_least: number of examples by which it is judged, where there are fewer so far.
+        name: names an example, for errors.
+
+    Returns:
+        The documents, none where all are dropped, and the counts of this call.
 
     Raises:
-        DataError: when an example is an error by these options, or none is left.
+        DataError: when an example is an error by these options.
     """
     lengths = documents.lengths
     long = lengths > max_length
-    count = TokenCount(rows_in=len(documents), rows_too_long=int(long.sum()), tokens_in=int(lengths.sum()))
+    rows_in, rows_long = (len(np.unique(documents.examples[some])) for some in (slice(None), long))
+    count = TokenCount(rows_in=rows_in, rows_too_long=rows_long, tokens_in=int(lengths.sum()))
     count.longest = int(lengths.max()) if len(lengths) else 0
     if count.rows_too_long and overflow == "error":
-        raise DataError(
-            f"{where}: {count.rows_too_long:,} of {len(documents):,} examples are longer than data.max_length"
-            f" {max_length} (longest: {count.longest} tokens); set `data.max_length: {count.longest}`, or choose"
-            " `data.overflow:` drop, truncate or split"
-        )
-    empty_before = documents.supervised == 0
-    if overflow == "drop":
+        raise DataError(f"{where}: {_too_long(count, max_length)}")
+    if overflow in ("auto", "drop"):
         fitted = documents.select(np.flatnonzero(~long))
         count.tokens_dropped += int(lengths[long].sum())
     elif overflow == "split":
@@ -223,30 +246,55 @@ def fit(
     has_some[fitted.examples[~empty]] = True
     empty_examples = np.unique(fitted.examples[~has_some[fitted.examples]])
     count.rows_empty = len(empty_examples)
-    if len(empty_examples) and on_empty == "error":
-        cut = int((~empty_before[np.isin(documents.examples, empty_examples)]).sum())
-        raise DataError(
-            f"{where}: in {len(empty_examples):,} of {len(documents):,} examples no token is trained, the first is"
-            f" example {int(empty_examples[0])}"
+
+    def no_token_trained(total: TokenCount) -> str:
+        cut = int((documents.supervised[np.isin(documents.examples, empty_examples)] > 0).sum())
+        return (
+            f"in {total.rows_empty:,} of {total.rows_in:,} examples no token is trained"
+            + (f", the first is {name(int(empty_examples[0]))}" if len(empty_examples) else "")
             + (f" ({cut:,} of them because max_length {max_length} cuts off the trained part)" if cut else "")
             + ("; raise `data.max_length`" if cut else "; look at it with `hooktrain data`, correct the example")
             + ", or write `data.on_empty: drop` to drop them"
+        )
+
+    if len(empty_examples) and on_empty == "error":
+        raise DataError(f"{where}: {no_token_trained(count)}")
+    total = count if before is None else before + count
+    dropped = (total.rows_too_long if overflow == "auto" else 0) + (total.rows_empty if on_empty == "auto" else 0)
+    if dropped > max_dropped * max(total.rows_in, at_least) + 1e-9:
+        said = [_too_long(total, max_length)] if overflow == "auto" and total.rows_too_long else []
+        said += [no_token_trained(total)] if on_empty == "auto" and total.rows_empty else []
+        raise DataError(
+            f"{where}: {'; '.join(said)}; without a written `drop`, at most {max_dropped:.4g} of the examples"
+            " (`data.max_dropped`) are dropped"
         )
     count.tokens_dropped += int(fitted.lengths[empty].sum())
     if empty.any():
         # tokens cut off a dropped example stay counted as truncated
         fitted = fitted.select(np.flatnonzero(~empty))
-    if not len(fitted):
-        raise DataError(
-            f"{where}: none of the {len(documents):,} examples is left, {count.rows_too_long:,} were longer than"
-            f" max_length {max_length} and {count.rows_empty:,} had no trained token; change the data or"
-            " `data.max_length`"
-        )
     count.rows_kept = len(np.unique(fitted.examples))
     count.tokens_kept = int(fitted.lengths.sum())
     count.tokens_trained = int(fitted.supervised.sum())
     count.rows_answer_cut = _answers_cut(documents, fitted)
     return fitted, count
+
+
+def require_some(count: TokenCount, max_length: int, where: str) -> None:
+    """Raise a ``DataError`` when no example of a set is left."""
+    if not count.rows_kept:
+        raise DataError(
+            f"{where}: none of the {count.rows_in:,} examples is left, {count.rows_too_long:,} were longer than"
+            f" max_length {max_length} and {count.rows_empty:,} had no trained token; change the data or"
+            " `data.max_length`"
+        )
+
+
+def _too_long(count: TokenCount, max_length: int) -> str:
+    return (
+        f"{count.rows_too_long:,} of {count.rows_in:,} examples are longer than data.max_length {max_length} (longest:"
+        f" {count.longest} tokens); set `data.max_length: {count.longest}`, or choose `data.overflow:` drop, truncate"
+        " or split"
+    )
 
 
 def _answers_cut(before: Documents, after: Documents) -> int:

@@ -8,12 +8,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from hooktrain import DataEstimate, HooktrainError, Recipe, World
+from hooktrain import DataEstimate, HooktrainError, Recipe, World, default_cache_dir
 from hooktrain_sft.compat import head_weight
 from hooktrain_sft.config import SourceOptions, TokenDataConfig, with_text_unit
 from hooktrain_sft.data.fingerprint import sequence_fingerprint
 from hooktrain_sft.data.prepare import length_limit, prepare_data
-from hooktrain_sft.data.row_cache import SequenceCache, default_cache_dir
+from hooktrain_sft.data.row_cache import SequenceCache
 from hooktrain_sft.loss.chunked_linear import automatic_chunk_size
 from hooktrain_sft.loss.model_inspection import innermost
 
@@ -70,12 +70,16 @@ def _prepared(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any)
     made = prepare_data(config, tokenizer, world, hooks)
     facts: Mapping[str, Any] = made.report["train"]
     sequences: Any = made.train
+    dropped = facts["rows_in"] - facts["rows_kept"]
+    how = "from the cached sequences" + (
+        f"; {dropped:,} of {facts['rows_in']:,} examples are dropped" if dropped else ""
+    )
     return DataEstimate(
         sequences=len(sequences),
         tokens=int(sequences.lengths.sum()),
         supervised=int(facts["tokens_trained"]),
         longest=int(made.report["max_length"]) if config.pack_samples else int(sequences.lengths.max()),
-        how="from the cached sequences",
+        how=how,
     )
 
 

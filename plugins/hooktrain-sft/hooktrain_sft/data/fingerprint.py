@@ -23,9 +23,10 @@ __all__ = ["sequence_fingerprint", "tokenizer_fingerprint"]
 _LATER = {  # options that apply to examples after they are tokenized
     *("sources", "eval_sources", "train_eval_split", "max_length", "pack_samples", "overflow", "on_empty", "seed"),
     *("shuffle", "group_by_length", "workers", "num_proc", "use_data_cache", "cache_dir", "stream_buffer"),
+    "max_dropped",
 }
 _LATER_OF_SOURCE = {"name", "weight", "streaming", "built_as"}
-_LIBRARIES = ("transformers", "tokenizers", "jinja2", "datasets")
+_LIBRARIES = ("transformers", "tokenizers", "jinja2", "datasets", "pyarrow")
 
 
 class _Unknown(Exception):
@@ -114,7 +115,7 @@ def _source_digest(module: str) -> str:
         files = sorted(folder.rglob("*.py")) if folder else [Path(str(file))]
         made = hashlib.blake2b(digest_size=16)
         for path in files:
-            made.update(path.name.encode() + path.read_bytes())
+            made.update((path.relative_to(folder).as_posix() if folder else path.name).encode() + path.read_bytes())
     except (TypeError, ImportError, OSError):
         raise _Unknown(f"the plugin {module} is used for rendering and its source cannot be read") from None
     return made.hexdigest()

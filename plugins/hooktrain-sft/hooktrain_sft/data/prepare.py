@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,17 +13,17 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from hooktrain import Data, DataError, World
+from hooktrain import Data, DataError, World, default_cache_dir
 from hooktrain_sft.compat import model_max_length
 from hooktrain_sft.config import SourceOptions, TokenDataConfig
 from hooktrain_sft.data.collate import collate_flat, collate_stacked
-from hooktrain_sft.data.documents import Documents, TokenCount, fit
+from hooktrain_sft.data.documents import Documents, fit, require_some
 from hooktrain_sft.data.fingerprint import sequence_fingerprint
 from hooktrain_sft.data.mixing import mix, order_by_length
 from hooktrain_sft.data.packed_dataset import PackedDataset
-from hooktrain_sft.data.row_cache import CachedSequences, SequenceCache, default_cache_dir
+from hooktrain_sft.data.row_cache import CachedSequences, SequenceCache
 from hooktrain_sft.data.source_reader import Reader, label_of, pack, unused_columns
-from hooktrain_sft.data.statistics import doubled_bos, duplicates, ends_trained, histogram, shared
+from hooktrain_sft.data.statistics import doubled_bos, duplicates, ends_trained, histogram, losses, shared
 
 __all__ = ["length_limit", "named", "prepare_data"]
 
@@ -62,16 +63,18 @@ class _Preparation:
         if any(streams):
             return self.stream(streams)
         parts = [self.read(source, "train") for source in config.sources]
-        bounds = np.cumsum([0, *map(len, parts)])
+        bounds = np.cumsum([0, *(int(part.examples.max(initial=-1)) + 1 for part in parts)])
         train = Documents.join(parts)
         evaluation = {name: self.read(source, name) for name, source in named(config.eval_sources)}
         if config.train_eval_split[1] > 0:
             train, evaluation["eval"] = _split(train, config.train_eval_split[1], config.seed)
-        train_set, train_facts = self.finish(train, "data.sources", bounds)
+        name_example = self.namer(bounds.tolist())
+        train_set, train_facts = self.finish(train, "data.sources", name_example, bounds)
         of_train = "-".join(self.digests)
         evaluation_sets, evaluation_facts = {}, {}
         for name, documents in evaluation.items():
-            evaluation_sets[name], evaluation_facts[name] = self.finish(documents, f"evaluation set '{name}'")
+            named_by = name_example if config.train_eval_split[1] > 0 else "example {}".format
+            evaluation_sets[name], evaluation_facts[name] = self.finish(documents, f"evaluation set '{name}'", named_by)
         self.check(train_set.documents, {name: made.documents for name, made in evaluation_sets.items()})
         summary = [_summary(train_facts, self.max_length)]
         summary += [f"{name}: {facts['rows_kept']:,} examples" for name, facts in evaluation_facts.items()]
@@ -110,7 +113,7 @@ class _Preparation:
         for name, source in named(config.eval_sources):
             documents = self.read(source, name)
             evaluation[name], facts[name] = self.finish(documents, f"evaluation set '{name}'")
-        train = Stream(self.reader, config.sources, self.max_length)
+        train = Stream(self.reader, config.sources, self.max_length, self.warn)
         for opened in train.sources:
             self.sources.append({**self.reader.facts(opened), "use": "train", "streaming": True})
         labels = ", ".join(opened.label for opened in train.sources)
@@ -135,12 +138,20 @@ class _Preparation:
         label = label_of(source)
         if SourceOptions.of(source).streaming:
             raise DataError(f"{label}: an evaluation source cannot stream; remove streaming, and give it a slice")
-        fingerprint, why_not = sequence_fingerprint(source, self.config, self.tokenizer, self.world, self.hooks)
+        fingerprint, why_not = None, ""
+        if self.config.use_data_cache:  # otherwise nothing needs it, and large files take a while
+            fingerprint, why_not = self.fingerprint(source)
 
         def prepare(writer: Any) -> Mapping[str, Any]:
             opened = self.reader.open(source)
-            with self.progress(label, opened.total) as progress:
-                return self.reader.write(opened, writer, progress)
+            shared_by = self.world.world_size if fingerprint is None else 1  # otherwise the others wait for this one
+            facts = self.reader.write(opened, writer, self.progress(label, opened.total), shared_by)
+            if fingerprint is not None and self.fingerprint(source)[0] != fingerprint:
+                raise DataError(
+                    f"{label}: has changed while it was read; expected a source that nobody writes to; start again when"
+                    " it is complete"
+                )
+            return facts
 
         made: CachedSequences = self.cache.get(fingerprint, prepare)
         notes: Mapping[str, Any] = made.facts.get("notes", {})
@@ -151,10 +162,14 @@ class _Preparation:
         if unused:
             self.warnings.append(f"{label}: columns not used: {', '.join(unused)}")
         facts = {**made.facts, "use": use, "cached": made.found, "path": made.path and str(made.path)}
-        if why_not and self.config.use_data_cache:
+        if why_not:
             facts["not_cached"] = why_not
         self.sources.append(facts)
-        return Documents.of_store(made.store)
+        return Documents.of_store(made.store, facts.pop("sequences", None))
+
+    def fingerprint(self, source: Any) -> tuple[str | None, str]:
+        """Return the fingerprint of a source's sequences, or None with the reason why there is none."""
+        return sequence_fingerprint(source, self.config, self.tokenizer, self.world, self.hooks)
 
     @contextmanager
     def progress(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
@@ -176,13 +191,42 @@ class _Preparation:
             task = bar.add_task(label, total=total)
             yield lambda done: bar.update(task, completed=done)
 
+    def namer(self, bounds: Sequence[int]) -> Callable[[int], str]:
+        """Return a function that names a training example by its source and its number in it."""
+        labels = [label_of(source) for source in self.config.sources]
+
+        def name(example: int) -> str:
+            source = bisect.bisect_right(bounds, example) - 1
+            return f"{labels[source]}, example {example - bounds[source]}"
+
+        return name
+
     def finish(
-        self, documents: Documents, where: str, bounds: NDArray[np.int64] | None = None
+        self,
+        documents: Documents,
+        where: str,
+        name: Callable[[int], str] = "example {}".format,
+        bounds: NDArray[np.int64] | None = None,
     ) -> tuple[PackedDataset, dict[str, Any]]:
-        """Fit, mix and pack the documents of a set; return it with facts about it."""
+        """Fit, mix and pack the documents of a set; return it with facts about it.
+
+        Args:
+            documents: one for each example.
+            where: name of the set, for messages.
+            name: names an example, for messages.
+            bounds: number of the first example of each source, where sources may have weights.
+        """
         config = self.config
-        fitted, count = fit(documents, self.max_length, config.overflow, config.on_empty, where)
-        self.warnings += _losses(count, self.max_length, where)
+        fitted, count = fit(
+            *(documents, self.max_length, config.overflow, config.on_empty, where),
+            max_dropped=config.max_dropped,
+            name=name,
+        )
+        require_some(count, self.max_length, where)
+        empty = documents.examples[documents.supervised == 0]
+        self.warnings += losses(
+            count, config.overflow, self.max_length, where, name(int(empty[0])) if len(empty) else ""
+        )
         facts: dict[str, Any] = attrs.asdict(count)
         if bounds is not None and config.weights is not None:
             fitted, mixture = mix(fitted, bounds.tolist(), config.weights, config.seed)
@@ -248,35 +292,18 @@ def named(sources: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _split(documents: Documents, share: float, seed: int) -> tuple[Documents, Documents]:
-    """Draw training and evaluation documents by ``seed``; both keep their order and neither is empty."""
-    if len(documents) < 2:
-        raise DataError(
-            f"data.train_eval_split: given {len(documents)} example, expected at least 2; use eval_sources instead"
-        )
-    held = min(max(round(len(documents) * share), 1), len(documents) - 1)
-    order = np.random.default_rng(seed).permutation(len(documents))
-    return documents.select(np.sort(order[held:])), documents.select(np.sort(order[:held]))
+    """Draw training and evaluation examples by ``seed``; both keep their order and neither is empty."""
+    _, examples = np.unique(documents.examples, return_inverse=True)
+    count = int(examples.max(initial=-1)) + 1
+    if count < 2:
+        raise DataError(f"data.train_eval_split: given {count} example, expected at least 2; use eval_sources instead")
+    held = np.zeros(count, np.bool_)
+    order = np.random.default_rng(seed).permutation(count)
+    held[order[: min(max(round(count * share), 1), count - 1)]] = True
+    return documents.select(np.flatnonzero(~held[examples])), documents.select(np.flatnonzero(held[examples]))
 
 
 def length_limit(tokenizer: Any) -> int:
     """Return the longest sequence that a tokenizer's model takes, or 8192 where it is not known."""
     limit = model_max_length(tokenizer)
     return limit if 2 <= limit < 1_000_000 else 8192
-
-
-def _losses(count: TokenCount, max_length: int, where: str) -> list[str]:
-    """Return warnings about examples that were dropped or cut."""
-    lost = count.tokens_dropped + count.tokens_truncated
-    if not lost:
-        return []
-    warnings = [
-        f"{where}: {lost} of {count.tokens_in} tokens are not used ({count.rows_in - count.rows_kept} of"
-        f" {count.rows_in} examples dropped, {count.tokens_truncated} tokens truncated); {count.rows_too_long} examples"
-        f" were longer than max_length {max_length}, {count.rows_empty} had no trained token"
-    ]
-    if count.rows_answer_cut:
-        warnings.append(
-            f"{where}: {count.rows_answer_cut} examples have lost a part of their answers, so that the model learns to"
-            " stop early; raise `data.max_length`, or write `data.overflow: drop`"
-        )
-    return warnings

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 import time
+import uuid
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,13 +19,15 @@ import attrs
 from filelock import FileLock, Timeout
 
 from hooktrain import DataError
-from hooktrain_sft.data.arrow_store import StoreWriter, TokenStore
+from hooktrain_sft.data.arrow_store import Block, DamagedError, StoreWriter, TokenStore, verify
 
-__all__ = ["CachedSequences", "SequenceCache", "default_cache_dir"]
+__all__ = ["CachedSequences", "SequenceCache"]
 
 _TOKENS, _ENTRY, _LOCK = "tokens.arrow", "entry.json", "lock"
-_LAYOUT = 1
+_LAYOUT = 2
 """Version of the files; increased when earlier ones can no longer be read."""
+_VERIFIED_AT_ONCE = 256 * 2**20
+"""Bytes of tokens up to which a file is verified whenever it is opened, which takes a quarter of a second at most."""
 
 
 @attrs.frozen
@@ -40,14 +45,6 @@ class CachedSequences:
     facts: Mapping[str, Any]
     path: Path | None
     found: bool
-
-
-def default_cache_dir() -> Path:
-    """Return ``HOOKTRAIN_CACHE``, or ``hooktrain`` in the user's cache folder."""
-    own = os.environ.get("HOOKTRAIN_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hooktrain"
 
 
 class SequenceCache:
@@ -79,26 +76,47 @@ class SequenceCache:
         if self._folder is None or fingerprint is None:
             return self._temporary(prepare)
         final = self._folder / fingerprint
-        found = self._open(final)
-        if found is not None:
-            return found
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(str(self._folder / f"{fingerprint}.{_LOCK}"))
-            self._wait(lock)
-        except OSError as problem:
-            self._say(
-                f"data.cache_dir: given '{self._folder.parent}', which cannot be written ({problem.strerror}); examples"
-                " are prepared for this run only"
-            )
-            return self._temporary(prepare)
         try:
             found = self._open(final)
             if found is not None:
                 return found
-            return self._publish(final, prepare)
+            damage = ""
+        except DamagedError as problem:  # or it is being replaced
+            damage = f"'{final}' is damaged ({problem}) and "
+        except OSError as problem:
+            return self._for_this_run(f"'{final}' cannot be read ({_reason(problem)})", prepare)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(str(self._folder / f"{fingerprint}.{_LOCK}"))
+            self._wait(lock)
+        except (OSError, NotImplementedError) as problem:  # the latter where the file system has no locks
+            what = damage or f"given '{self._folder.parent}', which "
+            return self._for_this_run(f"{what}cannot be written ({_reason(problem)})", prepare)
+        try:
+            try:
+                found = self._open(final)
+                if found is not None:
+                    return found
+            except DamagedError as problem:
+                if not _is_ours(final):
+                    return self._for_this_run(f"'{final}' of another user is damaged ({problem})", prepare)
+                self._say(f"data.cache_dir: '{final}' is damaged ({problem}); its examples are prepared again")
+            partial = final.with_name(f"{final.name}.{os.getpid()}.partial")
+            try:
+                for left in self._folder.glob(f"{final.name}.*.partial"):  # of a killed process: its lock is free
+                    if _is_ours(left):
+                        shutil.rmtree(left, ignore_errors=True)
+                partial.mkdir()
+            except OSError as problem:
+                what = f"given '{self._folder.parent}', which cannot be written ({_reason(problem)})"
+                return self._for_this_run(what, prepare)
+            return self._publish(partial, final, prepare)
         finally:
             lock.release()
+
+    def _for_this_run(self, why: str, prepare: Callable[[StoreWriter], Mapping[str, Any]]) -> CachedSequences:
+        self._say(f"data.cache_dir: {why}; examples are prepared for this run only")
+        return self._temporary(prepare)
 
     def _wait(self, lock: FileLock) -> None:
         try:
@@ -107,72 +125,162 @@ class SequenceCache:
             self._say("data: another process is preparing the same examples; waiting for it")
             lock.acquire()
 
-    def _publish(self, final: Path, prepare: Callable[[StoreWriter], Mapping[str, Any]]) -> CachedSequences:
-        for left in final.parent.glob(f"{final.name}.*.partial"):  # of a killed process, since its lock is free
-            shutil.rmtree(left, ignore_errors=True)
-        partial = final.with_name(f"{final.name}.{os.getpid()}.partial")
-        partial.mkdir()
+    def _publish(
+        self, partial: Path, final: Path, prepare: Callable[[StoreWriter], Mapping[str, Any]]
+    ) -> CachedSequences:
         try:
-            self._write(partial, prepare)
-            shutil.rmtree(final, ignore_errors=True)  # it was found damaged
-            os.rename(partial, final)
-            _sync(final.parent)
+            self._write(partial, prepare, final.name)
+            try:
+                if final.is_dir() and not final.is_symlink():
+                    shutil.rmtree(final)  # it was found damaged
+                else:
+                    final.unlink(missing_ok=True)
+                os.rename(partial, final)
+                _sync(final.parent)
+            except OSError as problem:
+                raise DataError(
+                    f"data.cache_dir: '{final}' cannot be replaced ({_reason(problem)}); remove it, or name another"
+                    " folder"
+                ) from problem
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        opened = self._open(final)
+        try:
+            opened = self._open(final)
+        except OSError:
+            opened = None
         if opened is None:
             raise DataError(f"data.cache_dir: the tokens just written to '{final}' cannot be read; check the disk")
         return attrs.evolve(opened, found=False)
 
     def _temporary(self, prepare: Callable[[StoreWriter], Mapping[str, Any]]) -> CachedSequences:
-        folder = Path(tempfile.mkdtemp(prefix="hooktrain-rows-"))
         try:
-            self._write(folder, prepare)
-            entry = json.loads((folder / _ENTRY).read_text(encoding="utf-8"))
-            store = TokenStore(folder / _TOKENS, entry["digest"])
+            folder = Path(tempfile.mkdtemp(prefix="hooktrain-rows-"))
+        except OSError as problem:
+            raise DataError(
+                f"data: tokenized examples need a temporary folder ({_reason(problem)}); set TMPDIR, or data.cache_dir,"
+                " to a folder that can be written"
+            ) from problem
+        try:
+            entry = self._write(folder, prepare, "")
+            store = TokenStore(folder / _TOKENS, entry.digest, entry.blocks)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         weakref.finalize(store, _remove, folder, os.getpid())
-        return CachedSequences(store, entry["facts"], None, found=False)
+        return CachedSequences(store, entry.facts, None, found=False)
 
-    def _write(self, folder: Path, prepare: Callable[[StoreWriter], Mapping[str, Any]]) -> None:
+    def _write(self, folder: Path, prepare: Callable[[StoreWriter], Mapping[str, Any]], fingerprint: str) -> _Entry:
         path = folder / _TOKENS
         try:
             writer = StoreWriter(path)
             try:
                 began = time.perf_counter()
                 facts = {**prepare(writer), "seconds": round(time.perf_counter() - began, 2)}
-                digest = writer.close()
+                digest, blocks = writer.close()
             except BaseException:
                 writer.abandon()
                 raise
             _sync(path)
-            entry = {"layout": _LAYOUT, "bytes": path.stat().st_size, "digest": digest, "facts": facts}
-            (folder / _ENTRY).write_text(json.dumps(entry), encoding="utf-8")
+            entry = _Entry(fingerprint, digest, tuple(blocks), facts, _identity(path))
+            (folder / _ENTRY).write_text(entry.text(), encoding="utf-8")
             _sync(folder / _ENTRY)
         except OSError as problem:
             raise DataError(
                 f"data.cache_dir: the tokenized examples cannot be written to '{folder.parent}'"
-                f" ({problem.strerror or problem}); free some space there, or name another folder"
+                f" ({_reason(problem)}); free some space there, or name another folder"
             ) from problem
+        return entry
 
     def _open(self, folder: Path) -> CachedSequences | None:
-        """Read the entry in ``folder``; None when it is missing or damaged."""
-        if not folder.is_dir():
+        """Open the entry in ``folder``; None when there is none.
+
+        Raises:
+            DamagedError: it is not what was written.
+            OSError: it cannot be read.
+        """
+        if not os.path.lexists(folder):
             return None
+        path, described = folder / _TOKENS, folder / _ENTRY
         try:
-            entry = json.loads((folder / _ENTRY).read_text(encoding="utf-8"))
-            path = folder / _TOKENS
-            if entry["layout"] == _LAYOUT and path.stat().st_size == entry["bytes"]:
-                os.utime(folder / _ENTRY)  # the time of the last use, for cleaning up
-                return CachedSequences(TokenStore(path, entry["digest"]), entry["facts"], folder, found=True)
-            problem: object = "sizes differ"
-        except (OSError, ValueError, KeyError, TypeError) as caught:
-            problem = caught
-        self._say(f"data.cache_dir: '{folder}' is damaged ({problem}); its examples are prepared again")
-        return None
+            entry = _Entry.read(described.read_text(encoding="utf-8"))
+            identity = _identity(path)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as problem:
+            raise DamagedError(f"a file is missing: {problem}") from problem
+        except ValueError as problem:  # no UTF-8, no JSON, or with another digest
+            raise DamagedError(f"{_ENTRY}: {problem}") from problem
+        if entry.fingerprint != folder.name:
+            raise DamagedError(f"{_ENTRY} belongs to {entry.fingerprint}")
+        size = identity[1]
+        if size != entry.blocks[-1].end:
+            raise DamagedError(f"{_TOKENS} has {size:,} bytes instead of {entry.blocks[-1].end:,}")
+        known = identity == entry.identity
+        if size <= _VERIFIED_AT_ONCE or not known:
+            verify(path, entry.blocks)
+        store = TokenStore(path, entry.digest, entry.blocks, size <= _VERIFIED_AT_ONCE or not known)
+        with contextlib.suppress(OSError):  # the cache of another user, or one that cannot be written
+            if not known:
+                replaced = described.with_name(f"{_ENTRY}.{uuid.uuid4().hex}")
+                replaced.write_text(attrs.evolve(entry, identity=identity).text(), encoding="utf-8")
+                os.replace(replaced, described)
+            os.utime(described)  # the time of the last use, for cleaning up
+        return CachedSequences(store, entry.facts, folder, found=True)
+
+
+@attrs.frozen
+class _Entry:
+    """What ``entry.json`` holds.
+
+    Attributes:
+        fingerprint: of the entry, which is its folder's name as well.
+        digest: of the sequences.
+        blocks: blocks of the file with the tokens.
+        facts: facts for the report.
+        identity: identity of that file when its bytes were last verified.
+    """
+
+    fingerprint: str
+    digest: str
+    blocks: tuple[Block, ...]
+    facts: Mapping[str, Any]
+    identity: tuple[int, ...]
+
+    def text(self) -> str:
+        """Return the text of the file, which holds its own digest."""
+        plain = {"layout": _LAYOUT, **attrs.asdict(self, recurse=False)}
+        text = json.dumps(plain, indent=1)
+        return json.dumps({**plain, "check": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}, indent=1)
+
+    @classmethod
+    def read(cls, text: str) -> _Entry:
+        """Read the text of the file.
+
+        Raises:
+            ValueError: it is not what :meth:`text` returned.
+        """
+        try:
+            plain = json.loads(text)
+            blocks = tuple(Block(*block) for block in plain["blocks"])
+            entry = cls(plain["fingerprint"], plain["digest"], blocks, plain["facts"], tuple(plain["identity"]))
+        except (LookupError, TypeError) as problem:
+            raise ValueError(f"not what was written ({problem})") from problem
+        if entry.text() != text:
+            raise ValueError("not what was written")
+        return entry
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Return what changes with each change of a file; the last of the numbers cannot be set by anyone."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _is_ours(path: Path) -> bool:
+    return path.lstat().st_uid == os.geteuid()
+
+
+def _reason(problem: BaseException) -> str:
+    return (problem.strerror if isinstance(problem, OSError) else "") or str(problem)
 
 
 def _remove(folder: Path, owner: int) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import attrs
+import numpy as np
+from numpy.typing import NDArray
 
 from hooktrain import DataError, World
 from hooktrain_sft.compat import column_names, is_table
@@ -19,6 +24,7 @@ from hooktrain_sft.data.documents import Documents
 from hooktrain_sft.data.formats import Format, choose_format
 from hooktrain_sft.data.packing import Bins, check_bins
 from hooktrain_sft.data.tokenize import Encoder
+from hooktrain_sft.data.worker_pool import WorkerPool, number_of_workers
 
 __all__ = ["OpenedSource", "Reader", "label_of", "pack", "unused_columns"]
 
@@ -71,6 +77,24 @@ def _in_blocks(table: Any) -> Iterator[Any]:
         names = list(block)
         for values in zip(*block.values(), strict=True):
             yield dict(zip(names, values, strict=True))
+
+
+class Prepared(NamedTuple):
+    """Consecutive examples, tokenized.
+
+    Attributes:
+        ids: shape (tokens,).
+        mask: the trained ones, shape (tokens,).
+        lengths: tokens of each sequence, shape (sequences,).
+        sequences: number of sequences of each example, shape (examples,).
+        notes: for each kind of note how often, and where first.
+    """
+
+    ids: NDArray[np.int32]
+    mask: NDArray[np.bool_]
+    lengths: NDArray[np.int64]
+    sequences: NDArray[np.int64]
+    notes: Mapping[str, tuple[int, str]]
 
 
 class Reader:
@@ -149,40 +173,76 @@ class Reader:
                 made = attrs.evolve(made, notes=(*made.notes, *(f"column: {_NOT_USED}{name}" for name in unused)))
             yield made
 
+    def prepare(self, opened: OpenedSource, examples: Sequence[Any], first: int) -> Prepared:
+        """Render and tokenize consecutive examples, the first of which has the number ``first``."""
+        return self._tokenize(list(self.render(opened, examples, first)), first)
+
+    def _tokenize(self, rendered: Sequence[Any], first: int) -> Prepared:
+        ids, mask, lengths = self.encoder.flat(rendered)
+        sequences = np.fromiter((len(example.sequences) or 1 for example in rendered), np.int64, len(rendered))
+        return Prepared(ids, mask, lengths, sequences, _notes(rendered, first))
+
     def write(
-        self, opened: OpenedSource, writer: StoreWriter, progress: Callable[[int], None] = lambda done: None
+        self,
+        opened: OpenedSource,
+        writer: StoreWriter,
+        progress: AbstractContextManager[Callable[[int], None]] | None = None,
+        shared_by: int = 1,
     ) -> Mapping[str, Any]:
-        """Write all examples, tokenizing a batch in the background while the next is rendered.
+        """Write all examples, prepared on ``data.num_proc`` processes; what is written is the same for any number.
 
         Args:
             opened: the source.
             writer: writer of the tokens.
-            progress: called with the number of examples read so far.
+            progress: entered when the processes have been started; called with the number of examples done so far.
+            shared_by: ranks that do this at the same time.
 
         Returns:
             Facts for the report.
         """
+        workers = number_of_workers(self.config.num_proc, opened.total, shared_by)
+        notes: dict[str, tuple[int, str]] = {}
+        sequences: list[NDArray[np.int64]] = []
+        with contextlib.ExitStack() as stack:
+            if workers > 1:
+                prepare = functools.partial(self.prepare, opened)
+                pool = stack.enter_context(WorkerPool(workers, prepare, opened.label, opened.total))
+                made = self._on_several_processes(opened, pool)
+            else:
+                made = self._on_one_process(opened)
+            advance = None if progress is None else stack.enter_context(progress)
+            for part in made:
+                writer.add(part.ids, part.mask, part.lengths)
+                notes = _sum((notes, part.notes))
+                sequences.append(part.sequences)
+                if advance is not None:
+                    advance(sum(map(len, sequences)))
+        shown = {what: {"count": count, "first": first} for what, (count, first) in notes.items()}
+        counts = np.concatenate(sequences) if sequences else np.zeros(0, np.int64)
+        facts = self.facts(opened) | {"rows": len(counts), "tokens": writer.tokens, "notes": shown}
+        return facts if (counts == 1).all() else facts | {"sequences": counts.tolist()}
 
-        def finish(batch: Sequence[Any]) -> None:
-            writer.add(*self.encoder.flat(batch))
-
-        done = 0
-        notes: dict[str, dict[str, Any]] = {}
-        pending: Future[None] | None = None
+    def _on_one_process(self, opened: OpenedSource) -> Iterator[Prepared]:
+        """Yield prepared batches; one is tokenized in the background while the next is rendered."""
+        first = 0
+        waiting: Future[Prepared] | None = None
         with ThreadPoolExecutor(1, "hooktrain-tokenize") as background:
             for batch in batches(self.render(opened, opened)):
-                if pending is not None:
-                    pending.result()
-                pending = background.submit(finish, batch)
-                for index, rendered in enumerate(batch, done):
-                    for note in rendered.notes:
-                        where, _, what = note.rpartition(": ")
-                        notes.setdefault(what, {"count": 0, "first": f"example {index}, {where}"})["count"] += 1
-                done += len(batch)
-                progress(done)
-            if pending is not None:
-                pending.result()
-        return self.facts(opened) | {"rows": writer.sequences, "tokens": writer.tokens, "notes": notes}
+                submitted = background.submit(self._tokenize, batch, first)
+                first += len(batch)
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = submitted
+            if waiting is not None:
+                yield waiting.result()
+
+    def _on_several_processes(self, opened: OpenedSource, pool: WorkerPool[Prepared]) -> Iterator[Prepared]:
+        """Yield prepared batches of the same size as on one process."""
+        made = pool.map(iter(opened))
+        while parts := list(itertools.islice(made, _BATCH // pool.unit)):
+            ids, mask, lengths, sequences, notes = zip(*parts, strict=True)
+            join = np.concatenate
+            yield Prepared(join(ids), join(mask), join(lengths), join(sequences), _sum(notes))
 
     def facts(self, opened: OpenedSource) -> dict[str, Any]:
         """Return the facts about a source for the report."""
@@ -191,6 +251,27 @@ class Reader:
             "format": opened.format.name if opened.format else None,
             "why": opened.format.why if opened.format else None,
         }
+
+
+def _notes(rendered: Sequence[Any], first: int) -> dict[str, tuple[int, str]]:
+    """Count the notes of examples, with the place of the first of each kind."""
+    notes: dict[str, tuple[int, str]] = {}
+    for index, example in enumerate(rendered, first):
+        for note in example.notes:
+            where, _, what = note.rpartition(": ")
+            count, place = notes.get(what, (0, f"example {index}, {where}"))
+            notes[what] = count + 1, place
+    return notes
+
+
+def _sum(parts: Iterable[Mapping[str, tuple[int, str]]]) -> dict[str, tuple[int, str]]:
+    """Add the notes of consecutive examples."""
+    notes: dict[str, tuple[int, str]] = {}
+    for part in parts:
+        for what, (count, place) in part.items():
+            before, first = notes.get(what, (0, place))
+            notes[what] = before + count, first
+    return notes
 
 
 def batches(items: Iterator[Any]) -> Iterator[list[Any]]:

@@ -1,4 +1,4 @@
-"""Statistics of prepared documents: missing ends, doubled tokens, duplicates, lengths."""
+"""Statistics of prepared documents: losses, missing ends, doubled tokens, duplicates, lengths."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hooktrain_sft.data.documents import Documents
+from hooktrain_sft.config import Overflow
+from hooktrain_sft.data.documents import Documents, TokenCount
 
-__all__ = ["doubled_bos", "duplicates", "ends_trained", "histogram", "shared"]
+__all__ = ["doubled_bos", "duplicates", "ends_trained", "histogram", "losses", "shared"]
 
 
 def ends_trained(documents: Documents, tokenizer: Any) -> bool:
@@ -30,10 +31,9 @@ def doubled_bos(documents: Documents, tokenizer: Any) -> int:
     if bos is None:
         return 0
     count = 0
-    pieces = [piece for store in documents.stores for piece in store.pieces]
     for number in np.unique(documents.pieces):
         some = (documents.pieces == number) & (documents.lengths > 1)
-        ids, starts = pieces[number].input_ids, documents.starts[some]
+        ids, starts = documents.piece(number).input_ids, documents.starts[some]
         count += int(((ids[starts] == bos) & (ids[starts + 1] == bos)).sum())
     return count
 
@@ -53,6 +53,35 @@ def duplicates(documents: Documents) -> int:
 def shared(documents: Documents, others: Documents) -> int:
     """Count the examples of ``documents`` whose tokens are those of an example of ``others``."""
     return int(np.isin(_per_example(documents), _per_example(others)).sum())
+
+
+def losses(count: TokenCount, overflow: Overflow, max_length: int, where: str, first_empty: str = "") -> list[str]:
+    """Return warnings about examples that were dropped or cut, with what keeps them."""
+    lost = count.tokens_dropped + count.tokens_truncated
+    dropped = count.rows_in - count.rows_kept
+    if not lost and not dropped:
+        return []
+    remedies = []
+    if count.rows_too_long and overflow != "split":
+        others = "split" if overflow == "truncate" else "truncate or split"
+        remedies.append(
+            f"to keep what is too long, set `data.max_length: {count.longest}` or `data.overflow:` {others}"
+        )
+    if count.rows_empty:
+        first = f" (the first is {first_empty})" if first_empty else ""
+        remedies.append(f"look at what is not trained with `hooktrain data --show`{first}")
+    warnings = [
+        f"{where}: {lost:,} of {count.tokens_in:,} tokens are not used ({dropped:,} of {count.rows_in:,} examples"
+        f" dropped, {count.tokens_truncated:,} tokens truncated); {count.rows_too_long:,} examples were longer than"
+        f" max_length {max_length}, {count.rows_empty:,} had no trained token"
+        + "".join(f"; {remedy}" for remedy in remedies)
+    ]
+    if count.rows_answer_cut:
+        warnings.append(
+            f"{where}: {count.rows_answer_cut} examples have lost a part of their answers, so that the model learns to"
+            " stop early; raise `data.max_length`, or write `data.overflow: drop`"
+        )
+    return warnings
 
 
 def histogram(values: NDArray[np.int64], bins: int = 10) -> dict[str, list[int]]:

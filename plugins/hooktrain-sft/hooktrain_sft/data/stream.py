@@ -7,7 +7,7 @@ current block, and the number of the block's sequences that are trained. A resum
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,14 +15,17 @@ import attrs
 import numpy as np
 
 from hooktrain import Batch, Data, DataError, Recipe, World, padding_batch
-from hooktrain_sft.data.documents import Documents, TokenCount, fit
+from hooktrain_sft.data.documents import Documents, TokenCount, fit, require_some
 from hooktrain_sft.data.packed_dataset import PackedDataset
 from hooktrain_sft.data.source_reader import OpenedSource, Reader, pack, unused_columns
+from hooktrain_sft.data.statistics import losses
 
 __all__ = ["Stream", "StreamLoader"]
 
 _UNKNOWN = 1 << 62
 """Length of a stream whose end has not been reached."""
+_JUDGED = 10_000
+"""Examples by which the share of dropped ones is judged, before a stream that has fewer so far has ended."""
 
 
 @attrs.frozen
@@ -33,7 +36,7 @@ class _Block:
         sequences: the documents or packs.
         order: the order in which they are trained.
         before: the place of the sources at the start of the block.
-        count: counts of its tokens.
+        count: counts of its tokens, and of those of earlier blocks of which nothing is left.
     """
 
     sequences: PackedDataset
@@ -49,8 +52,15 @@ class Stream:
         count: counts of the tokens of all blocks so far.
     """
 
-    def __init__(self, reader: Reader, sources: Sequence[Any], max_length: int) -> None:
-        self.reader, self.config, self.max_length = reader, reader.config, max_length
+    def __init__(
+        self,
+        reader: Reader,
+        sources: Sequence[Any],
+        max_length: int,
+        say: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        """Open the sources; ``say`` is called with messages for the user while they are read."""
+        self.reader, self.config, self.max_length, self._say = reader, reader.config, max_length, say
         self.sources: list[OpenedSource] = [reader.open(source) for source in sources]
         weights = self.config.weights
         self.shares = None if weights is None else np.array(weights, np.float64) / sum(weights)
@@ -73,22 +83,49 @@ class Stream:
         ]
         ended = set(state["ended"])
         number = int(state["number"])
+        seen = TokenCount(**state.get("seen", {}))
+        said, pending, first_empty = 0, TokenCount(), ""
         while len(ended) < len(cursors):
             begun = {"number": number, "sources": [c.state() for c in cursors], "ended": sorted(ended)}
+            begun["seen"] = attrs.asdict(seen)
             generator = np.random.default_rng([self.config.seed, epoch, number])
-            encoded = self._read(cursors, ended, generator)
+            encoded, names = self._read(cursors, ended, generator)
             number += 1
-            if len(encoded):
-                yield self._finish(encoded, begun, number - 1, generator)
+            # dropped examples are judged by a share of the stream, which its first few do not tell
+            judged = 0 if len(ended) == len(cursors) else _JUDGED
+            block = self._finish(encoded, names, begun, seen, judged, generator)
+            empty = np.flatnonzero(encoded.supervised == 0)
+            first_empty = first_empty or (names(int(empty[0])) if len(empty) else "")
+            seen, pending = seen + block.count, pending + block.count
+            lost = seen.rows_in - seen.rows_kept + seen.tokens_truncated
+            if lost > 2 * said:
+                said = lost
+                self._report(seen, "the stream so far", first_empty)
+            if len(block.sequences):
+                yield attrs.evolve(block, count=pending)
+                pending = TokenCount()
+        self._report(seen, "the complete stream", first_empty)
+        require_some(seen, self.max_length, "data.sources, the complete stream")
 
-    def _read(self, cursors: Sequence[_Cursor], ended: set[int], generator: np.random.Generator) -> Documents:
-        """Read the next block, from the sources by weight, or from one after the other where they have none."""
+    def _report(self, seen: TokenCount, where: str, first_empty: str) -> None:
+        """Say what of the stream is not used."""
+        for message in losses(seen, self.config.overflow, self.max_length, f"data.sources, {where}", first_empty):
+            self._say(message)
+
+    def _read(
+        self, cursors: Sequence[_Cursor], ended: set[int], generator: np.random.Generator
+    ) -> tuple[Documents, Callable[[int], str]]:
+        """Read the next block, from the sources by weight, or from one after the other where they have none.
+
+        Returns:
+            Its documents, and a function that names the example of each.
+        """
         size = self.config.stream_buffer
         if self.shares is not None:
             chosen = generator.choice(len(cursors), size, p=self.shares).tolist()
         else:
             chosen = [min(set(range(len(cursors))) - ended)] * size
-        parts, rendered = [], []
+        parts, rendered, origins = [], [], []
         for source in chosen:
             found = cursors[source].next()
             if found is None:
@@ -97,14 +134,21 @@ class Stream:
                     break
                 found = cursors[source].restart()  # it keeps its share until every source has been read once
             index, example = found
-            rendered += list(self.reader.render(self.sources[source], [example], index))
-            self._tell(self.sources[source].label, rendered[-1].notes)
-            if len(rendered) == 1024:
+            made = list(self.reader.render(self.sources[source], [example], index))
+            self._tell(self.sources[source].label, made[-1].notes)
+            rendered += made
+            origins += [(source, index)] * sum(len(one.sequences) or 1 for one in made)
+            if len(rendered) >= 1024:
                 parts.append(self.reader.encoder.flat(rendered))
                 rendered = []
         parts.append(self.reader.encoder.flat(rendered))
         ids, masks, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return Documents.of_flat(ids, masks, lengths)
+
+        def name(document: int) -> str:
+            source, index = origins[document]
+            return f"{self.sources[source].label}, example {index}"
+
+        return Documents.of_flat(ids, masks, lengths), name
 
     def _tell(self, label: str, notes: Sequence[str]) -> None:
         """Print which columns of a source are not used, each once."""
@@ -115,13 +159,24 @@ class Stream:
                 print(f"hooktrain: {label}: columns not used: {', '.join(found)}", file=sys.stderr, flush=True)
 
     def _finish(
-        self, documents: Documents, before: dict[str, Any], number: int, generator: np.random.Generator
+        self,
+        documents: Documents,
+        name: Callable[[int], str],
+        before: dict[str, Any],
+        seen: TokenCount,
+        judged: int,
+        generator: np.random.Generator,
     ) -> _Block:
         config = self.config
         fitted, count = fit(
-            documents, self.max_length, config.overflow, config.on_empty, f"block {number} of the stream"
+            *(documents, self.max_length, config.overflow, config.on_empty, "data.sources, the stream so far"),
+            max_dropped=config.max_dropped,
+            before=seen,
+            at_least=judged,
+            name=name,
         )
-        bins = pack(self.reader.hooks, fitted, self.max_length, config) if config.pack_samples else None
+        packs = config.pack_samples and len(fitted) > 0
+        bins = pack(self.reader.hooks, fitted, self.max_length, config) if packs else None
         sequences = PackedDataset(fitted, bins)
         order = generator.permutation(len(sequences)) if config.shuffle else np.arange(len(sequences))
         return _Block(sequences, order.tolist(), before, count)

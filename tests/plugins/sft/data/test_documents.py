@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hooktrain_sft.data.documents import Documents, fit
+from hooktrain_sft.data.documents import Documents, fit, require_some
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,8 +80,49 @@ def test_an_example_without_trained_tokens() -> None:
 
 
 def test_nothing_left() -> None:
+    made, count = fit(documents(".xxx", ".."), 3, "drop", "drop", "set")
+    assert len(made) == 0 and count.tokens_dropped == count.tokens_in
     with pytest.raises(DataError, match=facts("set", "none of the 2", "max_length 3", "data.max_length")):
-        fit(documents(".xxx", ".."), 3, "drop", "drop", "set")
+        require_some(count, 3, "set")
+
+
+@pytest.mark.parametrize(("long", "empty", "stops"), [(1, 0, False), (0, 1, False), (2, 0, True), (1, 1, True)])
+def test_auto_drops_a_share_and_stops_above_it(long: int, empty: int, stops: bool) -> None:
+    examples = documents(*[".xxx"] * long, *[".."] * empty, *[".x"] * (10 - long - empty))
+    if not stops:
+        made, count = fit(examples, 3, "auto", "auto", "set")
+        assert len(made) == count.rows_kept == 9 and count.rows_too_long + count.rows_empty == 1
+    else:
+        said = [f"{long} of 10", "max_length 3", "data.max_length: 4", "data.overflow"]
+        said += ["1 of 10", "data.on_empty: drop"] if empty else []
+        with pytest.raises(DataError, match=facts("set", *said, "0.1", "data.max_dropped")):
+            fit(examples, 3, "auto", "auto", "set")
+    made, count = fit(examples, 3, "drop", "drop", "set")
+    assert count.rows_kept == len(made) == 10 - long - empty, "a written drop has no bound"
+    made, count = fit(examples, 3, "auto", "auto", "set", max_dropped=0.2)
+    assert count.rows_kept == 10 - long - empty
+
+
+def test_only_what_auto_drops_is_judged() -> None:
+    examples = documents(*[".xxx"] * 4, *[".x"] * 5, "..")
+    assert fit(examples, 3, "drop", "auto", "set")[1].rows_kept == 5
+    assert fit(examples, 3, "truncate", "auto", "set")[1].rows_kept == 9
+    with pytest.raises(DataError, match=facts("set", "4 of 10", "data.overflow")):
+        fit(examples, 3, "auto", "drop", "set")
+    with pytest.raises(DataError, match=facts("set", "1 of 10", "the first is rows.jsonl 9", "data.on_empty: drop")):
+        fit(examples, 3, "drop", "error", "set", name="rows.jsonl {}".format)
+
+
+def test_earlier_documents_of_the_set_count_in_the_share() -> None:
+    block, clean = documents(".xxx", *[".x"] * 4), documents(*[".x"] * 5)
+    with pytest.raises(DataError, match=facts("1 of 5")):
+        fit(block, 3, "auto", "auto", "set")
+    before = fit(clean, 3, "auto", "auto", "set")[1]
+    seen = before + fit(block, 3, "auto", "auto", "set", before=before)[1]
+    assert (seen.rows_in, seen.rows_too_long) == (10, 1)
+    with pytest.raises(DataError, match=facts("2 of 15", "longest: 4")):
+        fit(block, 3, "auto", "auto", "set", before=seen)
+    assert fit(block, 3, "auto", "auto", "set", before=seen, at_least=20)[1].rows_kept == 4
 
 
 @given(
@@ -91,13 +132,10 @@ def test_nothing_left() -> None:
 )
 def test_tokens_add_up(masks: list[str], max_length: int, overflow: str) -> None:
     given_documents = documents(*masks)
-    try:
-        made, count = fit(given_documents, max_length, overflow, "drop", "set")  # type: ignore[arg-type]
-    except DataError:
-        return
+    made, count = fit(given_documents, max_length, overflow, "drop", "set")  # type: ignore[arg-type]
     assert count.tokens_in == sum(map(len, masks)) == count.tokens_kept + count.tokens_dropped + count.tokens_truncated
     assert count.tokens_kept == made.lengths.sum() and count.tokens_trained == made.supervised.sum()
-    assert made.lengths.max() <= max_length and (made.supervised > 0).all()
+    assert made.lengths.max(initial=0) <= max_length and (made.supervised > 0).all()
     kept = [token for ids, _ in shown(made) for token in ids]
     assert len(set(kept)) == len(kept), "no token twice"
     offsets = np.cumsum([0, *map(len, masks)])

@@ -148,11 +148,45 @@ def test_sources_without_examples(hooks: Any, make_tokenizer: Callable[..., Any]
 
 
 def test_lost_tokens_are_a_warning(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
-    examples = [*EXAMPLES, {"messages": [{"role": "user", "content": "Hello"}]}, conversation("What?", "no " * 300)]
-    config = SFTDataConfig(sources=(ListSource("rows", examples),), max_length=128, overflow="drop", on_empty="drop")
+    config = SFTDataConfig(
+        sources=(ListSource("rows", [*EXAMPLES, *BAD]),), max_length=128, overflow="drop", on_empty="drop"
+    )
     data = prepare(hooks, config, make_tokenizer("chatml"))
     (warning,) = data.report["warnings"]
     assert re.search(facts("2 of 42", "dropped", "0 tokens truncated", "1 ", "max_length 128"), warning)
+
+
+BAD = [{"messages": [{"role": "user", "content": "Hello"}]}, conversation("What?", "no " * 300)]
+
+
+def test_what_the_recipe_does_not_decide_is_dropped_and_shown(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    sources = (ListSource("good", EXAMPLES[:20]), ListSource("some bad", [*EXAMPLES[20:], *BAD]))
+    data = prepare(hooks, SFTDataConfig(sources=sources, max_length=128), make_tokenizer("chatml"))
+    (warning,) = data.report["warnings"]
+    assert re.search(facts("2 of 42", "data.max_length: ", "data.overflow:", "some bad, example 20"), warning)
+    assert len(data.train) == data.report["train"]["rows_kept"] == 40
+
+
+def test_above_the_share_the_run_stops(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = make_tokenizer("chatml")
+    few = ListSource("few", [*EXAMPLES[:10], *BAD])
+    config = SFTDataConfig(sources=(few,), max_length=128)
+    said = facts("data.sources", "1 of 12", "data.max_length: ", "1 of 12", "few, example 10", "data.max_dropped")
+    with pytest.raises(DataError, match=said):
+        prepare(hooks, config, tokenizer)
+    for more in ({"max_dropped": 0.2}, {"overflow": "drop", "on_empty": "drop"}):
+        assert len(prepare(hooks, attrs.evolve(config, **more), tokenizer).train) == 10
+
+
+def test_each_evaluation_set_is_judged_by_itself(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    sources, tokenizer = (ListSource("many", EXAMPLES * 3),), make_tokenizer("chatml")
+    held = (ListSource("fine", EXAMPLES[:20]), ListSource("bad", [*EXAMPLES[:5], BAD[0]]))
+    config = SFTDataConfig(sources=sources, eval_sources=held, max_length=128)
+    with pytest.raises(DataError, match=facts("evaluation set 'bad'", "1 of 6", "example 5", "data.on_empty: drop")):
+        prepare(hooks, config, tokenizer)
+    data = prepare(hooks, attrs.evolve(config, max_dropped=0.17), tokenizer)
+    assert len(data.evaluation["bad"]) == 5
+    assert any(re.search(facts("evaluation set 'bad'", "1 of 6"), warning) for warning in data.report["warnings"])
 
 
 def test_a_run_that_never_trains_the_end_of_a_turn_warns(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
@@ -210,3 +244,26 @@ def test_a_tokenizer_that_would_truncate(hooks: Any, make_tokenizer: Callable[..
     tokenizer.backend_tokenizer.enable_truncation(5)
     tokenizer.backend_tokenizer.enable_padding(length=50)
     assert prepare(hooks, SFTDataConfig(sources=(ListSource("rows", EXAMPLES),)), tokenizer).fingerprint == expected
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_sequences_of_an_example_stay_together(hooks: Any, make_tokenizer: Callable[..., Any], num_proc: int) -> None:
+    """Several answers of a conversation share its beginning, so that no other set may have one of them."""
+    tokenizer = make_tokenizer("chatml")
+    talks = [{"messages": conversation(f"What is {i}?", "yes")["messages"] * (1 + i % 3)} for i in range(12)]
+    source = ListSource("rows", talks)
+    config = SFTDataConfig(
+        sources=(source,), reasoning_turns="split", train_eval_split=(0.7, 0.3), max_length=128, num_proc=num_proc
+    )
+    data = prepare(hooks, config, tokenizer)
+    sets = [
+        [tokenizer.decode(made[i]["input_ids"]) for i in range(len(made))]
+        for made in (data.train, data.evaluation["eval"])
+    ]
+    assert sum(map(len, sets)) == sum(1 + i % 3 for i in range(12)) == 24
+    asked = [{re.findall(r"What is \d+", text)[0] for text in texts} for texts in sets]
+    assert len(asked[1]) == 4 and not asked[0] & asked[1]
+    assert (data.report["train"]["rows_in"], data.report["evaluation"]["eval"]["rows_in"]) == (8, 4)
+    weighted = attrs.evolve(config, train_eval_split=(1.0, 0.0), sources=(source, ListSource("other", talks)))
+    report = prepare(hooks, weighted, tokenizer).report
+    assert report["train"]["rows_in"] == 24 and report["sources"][0]["rows"] == 12

@@ -139,6 +139,45 @@ def test_a_source_that_holds_other_examples_is_prepared_anew(make_tokenizer: Cal
     assert [cached(prepare(tokenizer, hooks=made.hooks)) for _ in range(2)] == [[False], [True]]
 
 
+def test_a_source_that_changes_while_it_is_read_is_not_kept(make_tokenizer: Callable[..., Any], tmp_path: Path) -> None:
+    """Otherwise the new examples would be found under the fingerprint of the old ones, or the other way round."""
+
+    class Written(SourcePlugin):
+        held = EXAMPLES[:5]
+
+        @hookimpl
+        def load_source(self) -> Any:
+            found, self.held = list(self.held), EXAMPLES
+            return found
+
+        @hookimpl
+        def fingerprint_source(self) -> str | None:
+            return repr(self.held)
+
+    made = PluginHost(discover=False)
+    for plugin in (SFTPlugin(), Written()):
+        made.register(plugin)
+    tokenizer = make_tokenizer("chatml")
+    with pytest.raises(DataError, match=facts("rows", "changed while", "complete")):
+        prepare(tokenizer, hooks=made.hooks, cache_dir=tmp_path)
+    assert not [path for path in (tmp_path / "rows").iterdir() if path.suffix != ".lock"]
+    assert cached(prepare(tokenizer, hooks=made.hooks, cache_dir=tmp_path)) == [False]
+    assert cached(prepare(tokenizer, hooks=made.hooks, cache_dir=tmp_path)) == [True]
+
+
+def test_without_a_cache_nothing_is_fingerprinted(make_tokenizer: Callable[..., Any]) -> None:
+    class Silent(SourcePlugin):
+        @hookimpl
+        def fingerprint_source(self) -> str | None:
+            raise AssertionError("a large file takes a while")
+
+    made = PluginHost(discover=False)
+    for plugin in (SFTPlugin(), Silent()):
+        made.register(plugin)
+    data = prepare(make_tokenizer("chatml"), hooks=made.hooks, use_data_cache=False)
+    assert cached(data) == [False] and "not_cached" not in data.report["sources"][0]
+
+
 def test_another_template_or_tokenizer_is_prepared_anew(make_tokenizer: Callable[..., Any]) -> None:
     prepare(make_tokenizer("chatml"))
     assert cached(prepare(make_tokenizer("chatml"))) == [True]
@@ -154,6 +193,7 @@ def test_another_template_or_tokenizer_is_prepared_anew(make_tokenizer: Callable
         {"max_length": 64},
         {"pack_samples": True},
         {"overflow": "drop"},
+        {"max_dropped": 0.5},
         {"workers": 1},
         {"seed": 7},
         {"shuffle": False},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -178,3 +179,43 @@ def test_columns_that_nobody_reads_are_named_once(
     path.write_text(path.read_text().replace('{"messages"', '{"id": 1, "messages"'))
     run([streaming(str(path))], train_iters=6)
     assert capsys.readouterr().err.count("rows.jsonl: columns not used: id") == 1
+
+
+def write_some_bad(path: Path, rows: int, every: int) -> str:
+    """Write examples, of which one in so many has no answer and another is longer than 64 tokens."""
+    lines = []
+    for number in range(rows):
+        messages = [{"role": "user", "content": f"row {number}."}, {"role": "assistant", "content": "yes"}]
+        if number % every == 0:
+            messages.pop()
+        elif number % every == 1:
+            messages[1]["content"] = "no " * 200
+        lines.append({"messages": messages})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def test_a_stream_drops_a_share_of_all_its_examples(
+    run: Callable[..., Recorder], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first block has two of ten, and the first of three examples nothing to train; the stream is judged."""
+    source = streaming(write_some_bad(tmp_path / "rows.jsonl", 40, 20))
+    recorder = run([source], {"stream_buffer": 2, "shuffle": False}, train_iters=18)
+    assert recorder.questions == [f"row {i}." for i in range(40) if i % 20 > 1]
+    printed = capsys.readouterr().err
+    assert re.search(facts("data.sources", "stream", "2 of 2", "data.max_length", "rows.jsonl, example 0"), printed)
+    assert re.search(facts("complete stream", "4 of 40"), printed)
+
+
+def test_a_stream_above_the_share_stops(run: Callable[..., Recorder], tmp_path: Path) -> None:
+    path = write_some_bad(tmp_path / "rows.jsonl", 36, 18)
+    with pytest.raises(DataError, match=facts("data.sources", "stream", "2 of 36", "2 of 36", "data.max_dropped")):
+        run([streaming(path)], {"stream_buffer": 100})
+    assert len(run([streaming(path)], {"max_dropped": 0.12}, train_iters=16).questions) == 32
+    assert len(run([streaming(path)], {"overflow": "drop", "on_empty": "drop"}, train_iters=16).questions) == 32
+
+
+def test_a_stream_of_which_nothing_is_left_stops(run: Callable[..., Recorder], tmp_path: Path) -> None:
+    path = write_some_bad(tmp_path / "rows.jsonl", 6, 1)
+    with pytest.raises(DataError, match=facts("none of the 6", "data.max_length")):
+        run([streaming(path)], {"on_empty": "drop", "stream_buffer": 2})

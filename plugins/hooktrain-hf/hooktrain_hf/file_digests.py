@@ -1,0 +1,110 @@
+"""Digests of files by their content, remembered for files that have not changed since."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from hooktrain import DataError, default_cache_dir
+
+__all__ = ["file_digests"]
+
+_SETTLED = 2_000_000_000
+"""Nanoseconds after which another change of a file has another time stamp, on any file system."""
+_TRIES = 3
+
+
+class _Identity(NamedTuple):
+    """What changes with every change of a file: its ctime cannot be set back, unlike its mtime."""
+
+    device: int
+    inode: int
+    size: int
+    mtime: int
+    ctime: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> _Identity:
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def file_digests(root: Path, files: Mapping[str, Path]) -> dict[str, str]:
+    """Return the digest of each file's content, of the files that links point to.
+
+    Digests are kept in the cache folder, by ``root``; a file is read again when its identity has changed.
+
+    Args:
+        root: folder of the files.
+        files: the files, by their names relative to it.
+
+    Raises:
+        DataError: a file changes while it is read.
+        OSError: a file cannot be read.
+    """
+    folder = default_cache_dir()
+    path = None if folder is None else folder / "digests" / f"{_digest(os.path.realpath(root).encode())}.json"
+    known = {} if path is None else _recall(path)
+    now = {name: _Identity.of(file.stat()) for name, file in files.items()}
+    found = {name: known[name][1] for name, identity in now.items() if name in known and known[name][0] == identity}
+    unknown = [name for name in files if name not in found]
+    settled: dict[str, tuple[_Identity, str]] = {}
+    with ThreadPoolExecutor() as pool:  # hashing runs outside the interpreter's lock
+        began = time.time_ns()
+        for name, (identity, digest) in zip(unknown, pool.map(_read, map(files.__getitem__, unknown)), strict=True):
+            found[name] = digest
+            # a file that has just been written can be written again without another time stamp
+            if identity.ctime < began - _SETTLED:
+                settled[name] = identity, digest
+    if path is not None and settled:
+        _remember(path, {name: known[name] for name in known if (root / name).exists()} | settled)
+    return {name: found[name] for name in files}
+
+
+def _read(file: Path) -> tuple[_Identity, str]:
+    for _ in range(_TRIES):
+        with file.open("rb") as opened:
+            before = _Identity.of(os.fstat(opened.fileno()))
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()  # processors have instructions for it
+            after = _Identity.of(os.fstat(opened.fileno()))
+        if before == after == _Identity.of(file.stat()):
+            return after, digest
+    raise DataError(
+        f"data.sources: '{file}' changes while it is read; expected a file that nobody writes to; start again when it"
+        " is complete"
+    )
+
+
+def _recall(path: Path) -> dict[str, tuple[_Identity, str]]:
+    """Read remembered digests; nothing where the file is missing, damaged or not readable."""
+    try:
+        check, _, text = path.read_bytes().partition(b"\n")
+        if check.decode() == _digest(text):
+            return {name: (_Identity(*identity), digest) for name, (identity, digest) in json.loads(text).items()}
+    except (OSError, ValueError, TypeError):
+        pass
+    return {}
+
+
+def _remember(path: Path, known: Mapping[str, tuple[_Identity, str]]) -> None:
+    """Write digests for the next run, where the cache folder can be written."""
+    text = json.dumps(known).encode()
+    written = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # several runs may start at the same time
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            written.write_bytes(_digest(text).encode() + b"\n" + text)
+            os.replace(written, path)
+        finally:
+            written.unlink(missing_ok=True)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
