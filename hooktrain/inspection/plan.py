@@ -200,7 +200,7 @@ def _why(record: PluginRecord, host: PluginHost) -> str:
     if record.name in host.config.load:
         return f"named by {host.switches.said(record.name) or 'plugins.load of the recipe'}"
     return (
-        "the engine's own"
+        "built in"
         if record.distribution == "hooktrain"
         else "installed"
         if record.version

@@ -42,7 +42,7 @@ class PluginHost:
 
     Args:
         config: which plugins are active, as the recipe says.
-        builtins: name to plugin object, the engine's own; registered first, so that everyone else comes before them.
+        builtins: name to plugin object, the built-in ones, registered first so that all others are called before them.
         discover: whether to look for installed plugins at all.
         switches: words that change what the recipe says.
     """
@@ -110,7 +110,7 @@ class PluginHost:
             record = record_of(point)
             if name in self.records:  # states, settings and metrics go by name, so that there cannot be two
                 record.name = f"{record.distribution}:{name}"
-                reason = f"its name '{name}' is that of a plugin of the engine's own; its author has to give it another"
+                reason = f"its name '{name}' is that of a built-in plugin; its author has to rename it"
                 self._fail(record, reason, PluginError(reason))
                 continue
             reason = self._why_not(name)

@@ -53,7 +53,7 @@ def settle_loop_hook(host: PluginHost, hook: str) -> None:
 
     Raises:
         PluginError: naming all that implement it and the line to write; or the one chosen does not implement it, and is
-            not the engine's own loop, which runs it when no other plugin does.
+            not the engine's default loop, which runs it when no other plugin does.
     """
     answering = [found for found in host.implementations(hook) if not found.wrapper]
     rivals = [found for found in answering if not host.is_own(found)]

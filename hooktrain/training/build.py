@@ -140,7 +140,7 @@ def build_model_parts(trainer: Trainer) -> ModelParts:
     scheduler = make_part(host, "make_scheduler", recipe.scheduler, optimizer=optimizer, total_steps=horizon)
     model, optimizer, scheduler = strategy.prepare(model, optimizer, scheduler, recipe.gradient_accumulation_steps)
     _warn_of_unused_settings(trainer)
-    _seed(recipe.seed + world.rank)  # ranks draw different dropout
+    _seed(recipe.seed + world.rank)  # dropout differs between ranks
     return ModelParts(model=model, optimizer=optimizer, scheduler=scheduler, last_lr=optimizer.param_groups[0]["lr"])
 
 

@@ -29,7 +29,7 @@ DEFAULT_PLUGINS = {
     "signals": "hooktrain.builtins.signals:Signals",
     "python_parts": "hooktrain.training.python_parts:PythonParts",
 }
-"""The engine's own plugins, in the order in which they are registered."""
+"""The built-in plugins, in the order in which they are registered."""
 PROFILER = "hooktrain.builtins.profiler:profile"
 """What ``profile_hooks`` registers once all plugins are there."""
 
@@ -41,7 +41,7 @@ def make_host(
     python_parts: PythonParts | None = None,
     switches: Switches = Switches(),
 ) -> PluginHost:
-    """Load the engine's own plugins, and those that are installed."""
+    """Load the built-in plugins, and those that are installed."""
     own = {
         name: resolve_name(path)()
         for name, path in DEFAULT_PLUGINS.items()

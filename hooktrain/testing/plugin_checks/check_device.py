@@ -127,7 +127,7 @@ class _Reads:
 
 
 def _may_wait(hook: str) -> bool:
-    return device_rule(hook).startswith(("may", "has just"))
+    return device_rule(hook).startswith("may")
 
 
 def _support_meta() -> None:

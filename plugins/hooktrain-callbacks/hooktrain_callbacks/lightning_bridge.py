@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["LightningBridge"]
 
 _ENGINE_METRICS = frozenset({"step", "epoch", "loss", "lr", "grad_norm", "tokens"})
-"""Metrics of the engine's own, which no callback replaces."""
+"""The engine's metrics, which no callback replaces."""
 
 
 class LightningBridge:

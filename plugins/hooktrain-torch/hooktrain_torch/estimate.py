@@ -36,7 +36,7 @@ def estimate_memory(config: TorchConfig, recipe: Recipe, world: World, model: Mo
     if ranks == 1 and recipe.gradient_accumulation_steps == 1:
         # gradients appear while activations are freed, and are freed after each step
         peak -= min(kept["gradients"], sum(activations.values()))
-        notes.append("gradients and activations are not all there at the same time")
+        notes.append("gradients replace activations during backward: only the larger of the two counts")
     return MemoryEstimate(device={**kept, **activations}, peak=peak, notes=notes)
 
 
