@@ -199,10 +199,4 @@ def _why(record: PluginRecord, host: PluginHost) -> str:
         return record.reason
     if record.name in host.config.load:
         return f"named by {host.switches.said(record.name) or 'plugins.load of the recipe'}"
-    return (
-        "built in"
-        if record.distribution == "hooktrain"
-        else "installed"
-        if record.version
-        else "given in Python"
-    )
+    return "built in" if record.distribution == "hooktrain" else "installed" if record.version else "given in Python"
