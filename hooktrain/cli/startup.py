@@ -82,7 +82,7 @@ class Progress:
 
     def __init__(self, source: Path, raw: Mapping[str, Any], switches: Sequence[str]) -> None:
         self.source = source
-        self.shown = os.environ.get("RANK", "0") == "0" and _has_console(raw, str(source), switches)
+        self.shown = os.environ.get("RANK", "0") == "0" and _has_console(raw, switches)
 
     def say(self, text: str) -> None:
         """Print a line, unless nobody reads what is printed."""
@@ -97,10 +97,10 @@ class Progress:
         self.say(f"loading {', '.join(_parts(recipe))}")
 
 
-def _has_console(raw: Mapping[str, Any], source: str, switches: Sequence[str]) -> bool:
+def _has_console(raw: Mapping[str, Any], switches: Sequence[str]) -> bool:
     from hooktrain.plugin.config import Switches, plugins_config
 
-    config = Switches.given(switches).applied(plugins_config(raw, source))
+    config = Switches.given(switches).applied(plugins_config(raw, []))
     settings = raw.get("console")
     return "console" not in config.block and not (isinstance(settings, Mapping) and settings.get("enabled") is False)
 

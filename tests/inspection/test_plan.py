@@ -196,7 +196,7 @@ def test_the_plan_names_who_runs_a_loop_hook_as_the_run_does(run_tiny, plugins, 
     asked = []
     trainer = run_tiny(A(asked), B(asked), train_iters=1, plugins=plugins)
     assert trainer.global_step == 1
-    host = make_host(plugins_config({"plugins": plugins}))
+    host = make_host(plugins_config({"plugins": plugins}, []))
     for plugin in (TinyPlugin(), A(asked), B(asked)):
         host.register(plugin)
     facts = plan_of(host, Sources(file=None, raw={"type": "tiny"}), estimates=False)
