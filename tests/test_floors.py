@@ -52,7 +52,7 @@ WITHOUT_TORCH = [
     "inspection",
 ]
 WITHOUT_TORCH += ["cli", "builtins/console.py", "builtins/jsonl.py", "builtins/signals.py", "training/load.py"]
-WITH_TORCH = {"cli/launcher.py", "inspection/estimate.py"}
+WITH_TORCH = {"builtins/console.py", "cli/launcher.py", "inspection/estimate.py"}
 """Files of these that import it in a function."""
 
 

@@ -72,9 +72,10 @@ def train(
 
     Works unchanged under torchrun, deepspeed or a scheduler that sets RANK, WORLD_SIZE and LOCAL_RANK.
     """
-    from hooktrain.cli.startup import Progress, collect_rarely
+    from hooktrain.cli.startup import Progress, collect_rarely, sleep_while_waiting
     from hooktrain.recipe.yaml_reader import apply_overrides, read_recipe
 
+    sleep_while_waiting()
     if profile_hooks:
         overrides += ("profile_hooks=true",)
     raw = apply_overrides(read_recipe(recipe), overrides)
@@ -127,7 +128,9 @@ def data(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], sh
 def demo(run_dir: Path, overrides: tuple[str, ...]) -> None:
     """Fine-tune SmolLM2-135M on real conversations."""
     from hooktrain.cli.demo import run_demo
+    from hooktrain.cli.startup import sleep_while_waiting
 
+    sleep_while_waiting()
     run_demo(run_dir, list(overrides))
 
 

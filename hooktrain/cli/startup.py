@@ -23,10 +23,20 @@ if TYPE_CHECKING:
 
 from hooktrain.compat import call_exit_functions, exit_now, origin_of, wait_for_threads
 
-__all__ = ["Progress", "collect_rarely", "end", "leave"]
+__all__ = ["Progress", "collect_rarely", "end", "leave", "sleep_while_waiting"]
 
 _RARELY = (100_000, 50, 100)
 """Thresholds of the collector while libraries are imported and parts are built."""
+
+
+def sleep_while_waiting() -> None:
+    """Have threads of OpenMP sleep while they wait for each other, unless the environment says otherwise.
+
+    They spin by default, and take the time of those that have work where another process uses one of the cores: a step
+    then takes several times as long. OpenMP reads its variables once, when torch is imported.
+    """
+    if not {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @contextlib.contextmanager

@@ -234,12 +234,23 @@ def _warn_of_unused_settings(trainer: Trainer) -> None:
         trainer.host.warn(
             "eval_interval: nothing will be evaluated, as there is no evaluation set; add data.eval_sources"
         )
+    last = min(trainer.training_horizon, recipe.exit_iteration or trainer.training_horizon)
+    end_is_saved = any(config.enabled and config.save_end_of_training for config in recipe.checkpoint)
     for number, config in enumerate(recipe.checkpoint):
-        saves = (config.save_every_n_steps, config.save_every_n_epochs, config.save_end_of_training, config.auto_resume)
-        if config.enabled and not any(saves):
+        if not config.enabled or config.save_end_of_training:
+            continue
+        steps = [n for n in (config.save_every_n_steps, config.save_every_n_epochs * len(trainer.loader)) if n]
+        if not steps and not config.auto_resume:
             trainer.host.warn(
                 f"checkpoint[{number}]: will not save; write save_every_n_steps, save_every_n_epochs or"
                 " save_end_of_training"
+            )
+        elif steps and not end_is_saved and not any(last % n == 0 for n in steps):
+            saved = max(last - last % n for n in steps)
+            trainer.host.warn(
+                f"checkpoint[{number}]: the run ends with step {last}, but"
+                f" {f'the last save is that of step {saved}' if saved else 'no step is saved'}; write"
+                " save_end_of_training: true to save the end too"
             )
 
 
