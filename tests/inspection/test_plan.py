@@ -324,6 +324,18 @@ def test_an_estimate_that_fails_is_unknown_and_the_plan_goes_on(capsys):
     assert facts["steps"]["total"] == 9
 
 
+def test_the_plan_says_what_precision_auto_is(run_tiny):
+    for kind in ("torch", "deepspeed"):
+        notes = tiny_plan(strategy={"type": kind, "device": "cpu"})["memory"]["notes"]
+        (said,) = [note for note in notes if note.startswith("strategy.dtype: auto")]
+        if kind == "torch":
+            chosen = run_tiny(strategy={"device": "cpu", "dtype": "auto"}, train_iters=1).strategy.dtype
+            assert ("bf16" if chosen is torch.bfloat16 else "fp32") in said
+        else:
+            assert "fp32" in said
+    assert not any("auto" in note for note in tiny_plan(strategy={"dtype": "bf16"})["memory"]["notes"])
+
+
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_strategies_shard_what_they_say(ranks):
     whole = tiny_plan(nproc=ranks)["memory"]["device"]
