@@ -17,6 +17,7 @@ PLUGINS = CORE.parent / "plugins"
 
 FLOORS = [
     ["compare", "compat", "errors", "markers", "renamed"],
+    ["exports"],
     ["types"],
     ["config", "protocols"],
     ["hookspecs"],

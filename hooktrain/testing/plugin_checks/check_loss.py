@@ -17,7 +17,7 @@ from hooktrain.types import Batch
 __all__ = ["check_loss"]
 
 _HOOKS = {"compute_loss", "count_batch", "make_loss"}
-_TOLERANCE = 0.02
+_RELATIVE = 0.02
 """Largest relative difference, which leaves room for sums in bf16; a mean differs by a half."""
 
 
@@ -28,7 +28,7 @@ def check_loss(kit: Kit) -> None:
     done = kit.start("loss", f"{__name__}:_measure", spec=kit.spec)
     measured: Mapping[str, Sequence[float]] = kit.need(done, "computing the loss of a micro-batch, and of it twice,")
     for name, (once, twice) in measured.items():
-        if abs(twice - 2 * once) > _TOLERANCE * abs(2 * once):
+        if abs(twice - 2 * once) > _RELATIVE * abs(2 * once):
             raise Broken(
                 f"{name}: {once:g} for a micro-batch, and {twice:g} for one that holds each of its sequences twice,"
                 f" expected {2 * once:g}",
