@@ -45,10 +45,15 @@ if TYPE_CHECKING:
     from hooktrain.plugin.info import PluginInfo as PluginInfo
     from hooktrain.plugin.manager import PluginHost as PluginHost
     from hooktrain.protocols import CheckpointEngine as CheckpointEngine
+    from hooktrain.protocols import CheckpointEngineDefaults as CheckpointEngineDefaults
+    from hooktrain.protocols import ConfigDefaults as ConfigDefaults
     from hooktrain.protocols import Loader as Loader
     from hooktrain.protocols import PlacedLoader as PlacedLoader
     from hooktrain.protocols import Scheduler as Scheduler
+    from hooktrain.protocols import SchedulerDefaults as SchedulerDefaults
     from hooktrain.protocols import Strategy as Strategy
+    from hooktrain.protocols import StrategyDefaults as StrategyDefaults
+    from hooktrain.protocols import member as member
     from hooktrain.recipe.model import Recipe as Recipe
     from hooktrain.recipe.yaml_reader import read_recipe as read_recipe
     from hooktrain.training.dataloader import WindowLoader as WindowLoader

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from hooktrain.compare import differences
 from hooktrain.errors import CheckpointError, DataError, HooktrainError, PluginError, RanksDisagreeError, RecipeError
 from hooktrain.hookspecs import FACTORIES
 from hooktrain.plugin.manager import PluginHost
@@ -247,7 +248,7 @@ def _warn_of_unused_settings(trainer: Trainer) -> None:
             )
         elif steps and not end_is_saved and not any(last % n == 0 for n in steps):
             saved = max(last - last % n for n in steps)
-            trainer.host.warn(
+            trainer.say(
                 f"checkpoint[{number}]: the run ends with step {last}, but"
                 f" {f'the last save is that of step {saved}' if saved else 'no step is saved'}; write"
                 " save_end_of_training: true to save the end too"
@@ -275,27 +276,11 @@ def _agree(strategy: Strategy, mine: Mapping[str, Any]) -> None:
         return
     everyone = [json.loads(text) for text in strategy.gather_objects(json.dumps(mine, default=str))]
     for rank, theirs in enumerate(everyone):
-        found = _difference(everyone[0], theirs, "")
-        if found is not None:
-            path, first, other = found
+        for found in differences(theirs, everyone[0], names=(f"rank {rank}", "rank 0")):
             raise RanksDisagreeError(
-                f"rank {rank} differs from rank 0: {path} is {other} there and {first} on rank 0; install the same"
-                " packages and give the same recipe everywhere"
+                f"rank {rank} and rank 0 differ in {found}; install the same packages and give the same recipe"
+                " everywhere"
             )
-
-
-def _difference(one: Any, other: Any, path: str) -> tuple[str, str, str] | None:
-    """Return the place where two plain values first differ, and both values."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in dict.fromkeys([*one, *other]):
-            if (key in one) != (key in other):
-                here, there = ("present" if key in side else "absent" for side in (one, other))
-                return f"{path}.{key}".lstrip("."), here, there
-            found = _difference(one[key], other[key], f"{path}.{key}".lstrip("."))
-            if found is not None:
-                return found
-        return None
-    return None if one == other else (path, json.dumps(one)[:80], json.dumps(other)[:80])
 
 
 def _write_run_dir(trainer: Trainer) -> None:

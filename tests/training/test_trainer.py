@@ -637,7 +637,13 @@ def test_no_device_sync_between_two_log_lines(run_tiny, clipping):
 )
 def test_an_end_that_is_not_saved_is_said_at_the_start(run_tiny, tmp_path, monkeypatch, saves, named):
     monkeypatch.chdir(tmp_path)
-    trainer = run_tiny(checkpoint=[{"type": "full", **each} for each in saves])
-    assert trainer.global_step == 7
-    found = [text for text in trainer.host.warnings if text.startswith("checkpoint[")]
+
+    class Messages(list):
+        @hookimpl
+        def on_message(self, message):
+            self.append(message)
+
+    said = Messages()
+    assert run_tiny(said, checkpoint=[{"type": "full", **each} for each in saves]).global_step == 7
+    found = [text for text in said if text.startswith("checkpoint[")]
     assert len(found) == bool(named) and all(re.search(facts(*named), text) for text in found)
