@@ -1,4 +1,9 @@
-"""Several ranks on this host: started together, ended together, and the first failure is the one that is told."""
+"""Several ranks on this host: started together, ended together, and the first failure is the one that is reported.
+
+torch's ``elastic_launch`` serves several hosts (``torchrun``). On one host it does not keep what is promised here: its
+agent kills ranks 30 seconds after SIGTERM, in the middle of a long save, and does not pass on SIGUSR1; and it ends the
+others as soon as one fails, so that a rank that hangs is not named with its stack.
+"""
 
 from __future__ import annotations
 

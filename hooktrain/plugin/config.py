@@ -33,7 +33,7 @@ class PluginsConfig:
     """Plugins that are called before all others at every hook, in this order."""
     on_error: Mapping[str, str] = field(factory=dict)
     """For a plugin whose hook raises, whether to ``stop`` the run, ``disable`` the plugin or ``warn`` and continue;
-    only only event hooks, metrics and states may fail; left out, each plugin's own policy counts."""
+    only event hooks, metrics and states may fail; left out, each plugin's own policy counts."""
     lock: Path | None = field(default=None)
     """A file that ``hooktrain plan --lock`` wrote, looked for in the current folder as every path of a recipe is: a run
     with other plugins than it says is refused."""
