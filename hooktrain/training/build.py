@@ -45,8 +45,8 @@ __all__ = [
     "ModelParts",
     "build_data_parts",
     "build_model_parts",
-    "check_data",
     "find_checkpoint",
+    "make_data",
     "make_part",
     "open_strategy",
 ]
@@ -101,9 +101,7 @@ def build_data_parts(trainer: Trainer) -> DataParts:
         for record in host.failed():
             text = record.reason if record.reason.startswith("plugin ") else f"{record}: {record.reason}"
             host.warn(f"{text}; the run continues without it")
-    tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer)
-    data = make_part(host, "make_data", recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks)
-    check_data(data)
+    tokenizer, data = make_data(host, recipe, world)
     if world.is_main:
         _write(run_dir / "data.json", json.dumps(dict(data.report), indent=2, default=str))
     _agree(strategy, {"data": {"rows": len(data.train), "fingerprint": data.fingerprint}})
@@ -255,12 +253,14 @@ def _warn_of_unused_settings(trainer: Trainer) -> None:
             )
 
 
-def check_data(data: Data | None) -> None:
-    """Refuse a run without rows.
+def make_data(host: PluginHost, recipe: Recipe, world: World) -> tuple[Any, Data]:
+    """Build the tokenizer and the data of a recipe.
 
     Raises:
         HooktrainError: when there is no data section, or a set is empty.
     """
+    tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer)
+    data: Data | None = make_part(host, "make_data", recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks)
     if data is None:
         raise HooktrainError("data: the recipe has none, and the trainer type has no default; add a 'data' section")
     if len(data.train) == 0:
@@ -268,6 +268,7 @@ def check_data(data: Data | None) -> None:
     for name, rows in data.evaluation.items():
         if len(rows) == 0:
             raise DataError(f"data: the evaluation set '{name}' is empty; remove it or give it rows")
+    return tokenizer, data
 
 
 def _agree(strategy: Strategy, mine: Mapping[str, Any]) -> None:

@@ -97,10 +97,7 @@ class DeepSpeedStrategy:
         for warning in require_valid(self.settings):
             if world.is_main:
                 warnings.warn(warning, HooktrainWarning, stacklevel=2)
-        self._sequence: SequenceGroup | None = None
-        if config.sequence_parallel > 1:
-            group = self._ranks.neighbours(config.sequence_parallel)
-            self._sequence = SequenceGroup(world, config.sequence_parallel, group)
+        self._sequence = SequenceGroup.of(self._ranks, config.sequence_parallel)
         self._engine: Any = None
         self._zero: ZeroState | None = None
         self._groups: list[list[str]] = []
@@ -160,7 +157,7 @@ class DeepSpeedStrategy:
         return full_numel(parameter)
 
     def divide(self, batch: Batch) -> Batch:
-        return batch if self._sequence is None else divide(batch, self._sequence)
+        return divide(batch, self._sequence)
 
     def backward(self, loss: Tensor, last: bool) -> Tensor:
         self._engine.set_gradient_accumulation_boundary(last)

@@ -80,10 +80,7 @@ class TorchStrategy:
             keep_freed_memory()
         self.data_world = data_world(world, config.sequence_parallel)
         self._ranks = Ranks(world, self.device, timeout=config.timeout, alone=self.shards_weights)
-        self._sequence: SequenceGroup | None = None
-        if config.sequence_parallel > 1:
-            group = self._ranks.neighbours(config.sequence_parallel)
-            self._sequence = SequenceGroup(world, config.sequence_parallel, group)
+        self._sequence = SequenceGroup.of(self._ranks, config.sequence_parallel)
 
     @property
     def usable_when_closed(self) -> bool:
@@ -143,7 +140,7 @@ class TorchStrategy:
         return {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
     def divide(self, batch: Batch) -> Batch:
-        return batch if self._sequence is None else divide(batch, self._sequence)
+        return divide(batch, self._sequence)
 
     def backward(self, loss: Tensor, last: bool) -> Tensor:
         self._reduced = self._parallel is None or not last
