@@ -6,161 +6,82 @@ nothing and ``hooktrain --help`` needs no torch.
 
 from __future__ import annotations
 
-import importlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hooktrain.renamed import OldModules, old_import
+from hooktrain import exports
+from hooktrain.renamed import OldModules
 
 if TYPE_CHECKING:
-    from hooktrain.cache_folder import default_cache_dir
-    from hooktrain.compare import differences, digest
-    from hooktrain.config import CheckpointConfig, at_least, between, field, one_of, part, structure, unstructure
-    from hooktrain.errors import (
-        CheckpointError,
-        Complaint,
-        DataError,
-        Failure,
-        HooktrainError,
-        HooktrainWarning,
-        LoopHookError,
-        ModelError,
-        NonFiniteError,
-        PluginError,
-        RanksDisagreeError,
-        RecipeError,
-        did_you_mean,
-        failure_of,
-    )
-    from hooktrain.markers import hookimpl, hookspec
-    from hooktrain.plugin.config import PluginsConfig
-    from hooktrain.plugin.info import API_VERSION, PluginInfo
-    from hooktrain.plugin.manager import PluginHost
-    from hooktrain.protocols import CheckpointEngine, Loader, PlacedLoader, Scheduler, Strategy
-    from hooktrain.recipe.model import Recipe
-    from hooktrain.recipe.yaml_reader import read_recipe
-    from hooktrain.training.dataloader import WindowLoader, padding_batch
-    from hooktrain.training.load import load
-    from hooktrain.training.resume_check import provenance, require_same
-    from hooktrain.training.trainer import Trainer
-    from hooktrain.types import (
-        Batch,
-        BatchCounts,
-        Data,
-        DataEstimate,
-        Dataset,
-        ExamplePreview,
-        LossSum,
-        MemoryEstimate,
-        ModelEstimate,
-        OptimizerStep,
-        Shard,
-        StepOutput,
-        StoredTensors,
-        TrainedState,
-        TrainerState,
-        TrainerType,
-        World,
-    )
+    from hooktrain.cache_folder import default_cache_dir as default_cache_dir
+    from hooktrain.compare import differences as differences
+    from hooktrain.compare import digest as digest
+    from hooktrain.config import CheckpointConfig as CheckpointConfig
+    from hooktrain.config import at_least as at_least
+    from hooktrain.config import between as between
+    from hooktrain.config import field as field
+    from hooktrain.config import one_of as one_of
+    from hooktrain.config import part as part
+    from hooktrain.config import structure as structure
+    from hooktrain.config import unstructure as unstructure
+    from hooktrain.errors import CheckpointError as CheckpointError
+    from hooktrain.errors import Complaint as Complaint
+    from hooktrain.errors import DataError as DataError
+    from hooktrain.errors import Failure as Failure
+    from hooktrain.errors import HooktrainError as HooktrainError
+    from hooktrain.errors import HooktrainWarning as HooktrainWarning
+    from hooktrain.errors import LoopHookError as LoopHookError
+    from hooktrain.errors import ModelError as ModelError
+    from hooktrain.errors import NonFiniteError as NonFiniteError
+    from hooktrain.errors import PluginError as PluginError
+    from hooktrain.errors import RanksDisagreeError as RanksDisagreeError
+    from hooktrain.errors import RecipeError as RecipeError
+    from hooktrain.errors import did_you_mean as did_you_mean
+    from hooktrain.errors import failure_of as failure_of
+    from hooktrain.exports import lazy_exports as lazy_exports
+    from hooktrain.markers import hookimpl as hookimpl
+    from hooktrain.markers import hookspec as hookspec
+    from hooktrain.plugin.config import PluginsConfig as PluginsConfig
+    from hooktrain.plugin.info import API_VERSION as API_VERSION
+    from hooktrain.plugin.info import PluginInfo as PluginInfo
+    from hooktrain.plugin.manager import PluginHost as PluginHost
+    from hooktrain.protocols import CheckpointEngine as CheckpointEngine
+    from hooktrain.protocols import CheckpointEngineDefaults as CheckpointEngineDefaults
+    from hooktrain.protocols import ConfigDefaults as ConfigDefaults
+    from hooktrain.protocols import Loader as Loader
+    from hooktrain.protocols import PlacedLoader as PlacedLoader
+    from hooktrain.protocols import Scheduler as Scheduler
+    from hooktrain.protocols import SchedulerDefaults as SchedulerDefaults
+    from hooktrain.protocols import Strategy as Strategy
+    from hooktrain.protocols import StrategyDefaults as StrategyDefaults
+    from hooktrain.protocols import member as member
+    from hooktrain.recipe.model import Recipe as Recipe
+    from hooktrain.recipe.yaml_reader import read_recipe as read_recipe
+    from hooktrain.training.dataloader import WindowLoader as WindowLoader
+    from hooktrain.training.dataloader import padding_batch as padding_batch
+    from hooktrain.training.load import load as load
+    from hooktrain.training.resume_check import provenance as provenance
+    from hooktrain.training.resume_check import require_same as require_same
+    from hooktrain.training.trainer import Trainer as Trainer
+    from hooktrain.types import Batch as Batch
+    from hooktrain.types import BatchCounts as BatchCounts
+    from hooktrain.types import Data as Data
+    from hooktrain.types import DataEstimate as DataEstimate
+    from hooktrain.types import Dataset as Dataset
+    from hooktrain.types import ExamplePreview as ExamplePreview
+    from hooktrain.types import LossSum as LossSum
+    from hooktrain.types import MemoryEstimate as MemoryEstimate
+    from hooktrain.types import ModelEstimate as ModelEstimate
+    from hooktrain.types import OptimizerStep as OptimizerStep
+    from hooktrain.types import Shard as Shard
+    from hooktrain.types import StepOutput as StepOutput
+    from hooktrain.types import StoredTensors as StoredTensors
+    from hooktrain.types import TrainedState as TrainedState
+    from hooktrain.types import TrainerState as TrainerState
+    from hooktrain.types import TrainerType as TrainerType
+    from hooktrain.types import World as World
 
-_HOMES = {
-    "cache_folder": "default_cache_dir",
-    "compare": "differences digest",
-    "config": "CheckpointConfig at_least between field one_of part structure unstructure",
-    "errors": "CheckpointError Complaint DataError Failure HooktrainError HooktrainWarning ModelError NonFiniteError"
-    " PluginError RanksDisagreeError RecipeError LoopHookError did_you_mean failure_of",
-    "markers": "hookimpl hookspec",
-    "plugin.config": "PluginsConfig",
-    "plugin.info": "API_VERSION PluginInfo",
-    "plugin.manager": "PluginHost",
-    "protocols": "CheckpointEngine Loader PlacedLoader Scheduler Strategy",
-    "recipe.model": "Recipe",
-    "recipe.yaml_reader": "read_recipe",
-    "training.dataloader": "WindowLoader padding_batch",
-    "training.load": "load",
-    "training.resume_check": "provenance require_same",
-    "training.trainer": "Trainer",
-    "types": "Batch BatchCounts Data DataEstimate Dataset Shard LossSum MemoryEstimate ModelEstimate OptimizerStep"
-    " ExamplePreview StepOutput StoredTensors TrainedState TrainerState TrainerType World",
-}
-_HOME = {name: f"hooktrain.{module}" for module, names in _HOMES.items() for name in names.split()}
-
-__all__ = [
-    "API_VERSION",
-    "Batch",
-    "BatchCounts",
-    "CheckpointConfig",
-    "CheckpointEngine",
-    "CheckpointError",
-    "Complaint",
-    "Data",
-    "DataError",
-    "DataEstimate",
-    "Dataset",
-    "Shard",
-    "Failure",
-    "HooktrainError",
-    "HooktrainWarning",
-    "Loader",
-    "LossSum",
-    "MemoryEstimate",
-    "ModelError",
-    "ModelEstimate",
-    "NonFiniteError",
-    "OptimizerStep",
-    "PlacedLoader",
-    "PluginError",
-    "PluginHost",
-    "PluginInfo",
-    "PluginsConfig",
-    "RanksDisagreeError",
-    "Recipe",
-    "RecipeError",
-    "Scheduler",
-    "LoopHookError",
-    "ExamplePreview",
-    "StepOutput",
-    "StoredTensors",
-    "Strategy",
-    "TrainedState",
-    "Trainer",
-    "TrainerState",
-    "TrainerType",
-    "WindowLoader",
-    "World",
-    "at_least",
-    "between",
-    "default_cache_dir",
-    "padding_batch",
-    "did_you_mean",
-    "differences",
-    "digest",
-    "failure_of",
-    "field",
-    "hookimpl",
-    "hookspec",
-    "load",
-    "one_of",
-    "part",
-    "provenance",
-    "read_recipe",
-    "require_same",
-    "structure",
-    "unstructure",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise old_import("hooktrain", name)
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
+__getattr__, __dir__, __all__ = exports.lazy_exports(__name__, __file__)
 
 if OldModules not in sys.meta_path:
     sys.meta_path.append(OldModules)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})

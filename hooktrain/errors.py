@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = [
     "CheckpointError",
@@ -55,23 +57,34 @@ class HooktrainWarning(UserWarning):
 
 
 def show_warnings() -> None:
-    """Have warnings of hooktrain's own printed as one line each, instead of as Python does it, with a line of code.
+    """Print warnings of hooktrain and its plugins as one line each, whether they are Python's or those of a logger.
 
-    What other libraries warn of, and what the user has told Python to do with warnings, stays as it is.
+    They go through ``logging``, so that a plugin that configures it receives all of them. Warnings of other libraries,
+    and what the user has told Python to do with warnings, stay as they are.
     """
-    before = warnings.formatwarning
+    shown = warnings.showwarning
 
-    def formatted(
-        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-    ) -> str:
-        if not issubclass(category, HooktrainWarning):
-            return before(message, category, filename, lineno, line)
-        rank = os.environ.get("RANK", "0")
-        return f"hooktrain: warning{'' if rank == '0' else f' of rank {rank}'}: {message}\n"
+    def log(message: Warning | str, category: type[Warning], *more: Any) -> None:
+        if issubclass(category, HooktrainWarning):
+            logging.getLogger("hooktrain").warning("%s", message)
+        else:
+            shown(message, category, *more)
 
-    warnings.formatwarning = formatted
+    warnings.showwarning = log  # type: ignore[assignment]
+    logging.lastResort = _Lines(logging.WARNING)
     if not sys.warnoptions:
         warnings.simplefilter("always", HooktrainWarning)
+
+
+class _Lines(logging.Handler):
+    """Prints what a program has configured no handler for, as Python does, with what warns where it is hooktrain."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        rank = os.environ.get("RANK", "0")
+        said = f"hooktrain: warning{'' if rank == '0' else f' of rank {rank}'}: "
+        ours = record.name.partition(".")[0].startswith("hooktrain")
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            print(f"{said if ours else ''}{record.getMessage()}", file=sys.stderr)
 
 
 class RecipeError(HooktrainError):

@@ -784,7 +784,7 @@ def on_log(trainer: Trainer, metrics: Mapping[str, float]) -> None:
     """Called when a line of metrics is ready.
 
     Called: by ``trainer.log``, after ``collect_metrics``.
-    Ranks: every rank, with equal values for the engine's own metrics.
+    Ranks: every rank, with equal values for the engine's metrics.
     Device: may wait for the device: the engine has just read all metrics from it.
 
     Args:
@@ -1075,7 +1075,7 @@ def collect_metrics(trainer: Trainer) -> Mapping[str, Tensor | float] | None:
     Returns:
         Values by name, or None. A name that is taken is an error.
 
-    Default: the engine's own values: ``step``, ``epoch``, ``loss``, ``lr``, ``grad_norm``, ``tokens``,
+    Default: the engine's metrics: ``step``, ``epoch``, ``loss``, ``lr``, ``grad_norm``, ``tokens``,
         ``supervised_tokens``, ``tokens_per_second``, ``step_seconds``.
     """
 

@@ -221,6 +221,10 @@ class StrategyDefaults:
     """This rank's place among those that get sequences of their own, where several ranks share the tokens of one."""
     usable_when_closed = False
     """Whether it can still evaluate and save after :meth:`Strategy.close`."""
+    dtype: torch.dtype | None = None
+    """The type that it computes in, where weights may have another one."""
+    shards_weights = False
+    """Whether a rank holds only its shards of the weights between two calls of :meth:`Strategy.compute`."""
 
     @staticmethod
     def elements(parameter: Tensor) -> int:
@@ -241,6 +245,9 @@ class SchedulerDefaults:
 
     warmup_steps = 0
     """Optimizer steps in which the learning rate rises."""
+    base_lrs: Sequence[float] | None = None
+    """The learning rate of each parameter group that the schedule scales, as torch's keep it. With it a run may resume
+    with another ``optimizer.lr``; without it the rates stay as saved."""
 
 
 class CheckpointEngineDefaults:
@@ -284,6 +291,14 @@ class ConfigDefaults:
     """What to write for logits to be made, where the part makes none."""
     sequence_parallel = 1
     """Ranks that share the tokens of a sequence under a strategy."""
+    dtype = "auto"
+    """The precision of a strategy or model, for estimates: ``auto``, ``fp32``, ``bf16`` or ``fp16``."""
+    device = "auto"
+    """The device of a strategy, for estimates: ``auto`` or as torch names it."""
+    lr: float | None = None
+    """The learning rate of an optimizer, for trackers that show it."""
+    weight_decay = 0.0
+    """The weight decay of an optimizer, likewise."""
 
 
 def member(of: object, defaults: type, name: str) -> Any:

@@ -82,6 +82,23 @@ class World:
             )
         return cls(rank=numbers["RANK"], world_size=numbers["WORLD_SIZE"], local_rank=numbers["LOCAL_RANK"])
 
+    def to_environment(self, port: int) -> dict[str, str]:
+        """Return the variables of this process where all are on one host and meet at a store of their parent.
+
+        Args:
+            port: the store's.
+        """
+        return {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+            "WORLD_SIZE": str(self.world_size),
+            "LOCAL_WORLD_SIZE": str(self.world_size),
+            "RANK": str(self.rank),
+            "LOCAL_RANK": str(self.local_rank),
+        }
+
 
 @attrs.define(kw_only=True)
 class TrainerState:

@@ -319,6 +319,30 @@ class DecidesByLoss:
         return loss
 
 
+# -------------------------------------------------------------------------------------------------------- loss
+
+
+class Means:
+    @hookimpl(wrapper=True)
+    def compute_loss(self, denominator):
+        loss = yield
+        return loss._replace(total=loss.total / denominator)
+
+
+class MeansOfMore:
+    @hookimpl(wrapper=True)
+    def compute_loss(self, denominator):
+        loss = yield
+        return loss._replace(sums={"right": loss.total.detach() / denominator})
+
+
+class Scales:
+    @hookimpl(wrapper=True)
+    def compute_loss(self):
+        loss = yield
+        return loss._replace(total=2 * loss.total)
+
+
 # ---------------------------------------------------------------------------------------------------- teardown
 
 

@@ -17,6 +17,7 @@ PLUGINS = CORE.parent / "plugins"
 
 FLOORS = [
     ["cache_folder", "compare", "compat", "errors", "markers", "renamed"],
+    ["exports"],
     ["types"],
     ["config", "protocols"],
     ["hookspecs"],
@@ -52,7 +53,7 @@ WITHOUT_TORCH = [
     "inspection",
 ]
 WITHOUT_TORCH += ["cli", "builtins/console.py", "builtins/jsonl.py", "builtins/signals.py", "training/load.py"]
-WITH_TORCH = {"cli/launcher.py", "inspection/estimate.py"}
+WITH_TORCH = {"builtins/console.py", "cli/launcher.py", "inspection/estimate.py"}
 """Files of these that import it in a function."""
 
 

@@ -100,14 +100,14 @@ def test_a_resumed_run_repeats_the_undisturbed_one(quick_start, tmp_path):
     }
     saving = {"checkpoint": [{"type": "full", "save_every_n_steps": 4, "auto_resume": True}]}
     whole, first, second = Recorder(), Recorder(), Recorder()
-    straight = run({**recipe, "run_dir": str(tmp_path / "whole"), "checkpoint": []}, whole)
+    uninterrupted = run({**recipe, "run_dir": str(tmp_path / "whole"), "checkpoint": []}, whole)
     run({**recipe, "run_dir": str(tmp_path / "parts"), "exit_iteration": 4, **saving}, first)
     resumed = run({**recipe, "run_dir": str(tmp_path / "parts"), **saving}, second)
     compared = ("step", "loss", "lr", "grad_norm", "tokens", "supervised_tokens")
     assert [[line[name] for name in compared] for line in first.metrics + second.metrics] == [
         [line[name] for name in compared] for line in whole.metrics
     ]
-    for name, value in straight.model.state_dict().items():
+    for name, value in uninterrupted.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name])
     lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 11))

@@ -83,77 +83,34 @@ In Python: ``run_suites(suites, Settings(quick=True))`` returns the lines.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hooktrain.renamed import old_import
+from hooktrain.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from hooktrain.bench.bootstrap import Interval
-    from hooktrain.bench.environments import EnvironmentFailed, Peer
-    from hooktrain.bench.errors import BenchError
-    from hooktrain.bench.model import (
-        CPU_SECONDS,
-        DEVICE_MEMORY,
-        DEVICE_SECONDS,
-        PEAK_MEMORY,
-        SECONDS,
-        Case,
-        Comparison,
-        Context,
-        Findings,
-        Measured,
-        Metric,
-        Skip,
-        Suite,
-        TargetLike,
-        Variant,
-    )
-    from hooktrain.bench.runner import Settings, run_suites
-    from hooktrain.bench.verdicts import Check, Target
+    from hooktrain.bench.bootstrap import Interval as Interval
+    from hooktrain.bench.environments import EnvironmentFailed as EnvironmentFailed
+    from hooktrain.bench.environments import Peer as Peer
+    from hooktrain.bench.errors import BenchError as BenchError
+    from hooktrain.bench.model import CPU_SECONDS as CPU_SECONDS
+    from hooktrain.bench.model import DEVICE_MEMORY as DEVICE_MEMORY
+    from hooktrain.bench.model import DEVICE_SECONDS as DEVICE_SECONDS
+    from hooktrain.bench.model import PEAK_MEMORY as PEAK_MEMORY
+    from hooktrain.bench.model import SECONDS as SECONDS
+    from hooktrain.bench.model import Case as Case
+    from hooktrain.bench.model import Comparison as Comparison
+    from hooktrain.bench.model import Context as Context
+    from hooktrain.bench.model import Findings as Findings
+    from hooktrain.bench.model import Measured as Measured
+    from hooktrain.bench.model import Metric as Metric
+    from hooktrain.bench.model import Skip as Skip
+    from hooktrain.bench.model import Suite as Suite
+    from hooktrain.bench.model import TargetLike as TargetLike
+    from hooktrain.bench.model import Variant as Variant
+    from hooktrain.bench.runner import Settings as Settings
+    from hooktrain.bench.runner import run_suites as run_suites
+    from hooktrain.bench.verdicts import Check as Check
+    from hooktrain.bench.verdicts import Target as Target
 
-_HOMES = {
-    "environments": "EnvironmentFailed Peer",
-    "bootstrap": "Interval",
-    "errors": "BenchError",
-    "model": "CPU_SECONDS Case Comparison Context DEVICE_MEMORY DEVICE_SECONDS Findings Measured Metric PEAK_MEMORY"
-    " SECONDS Skip Suite TargetLike Variant",
-    "runner": "Settings run_suites",
-    "verdicts": "Check Target",
-}
-_HOME = {name: f"hooktrain.bench.{module}" for module, names in _HOMES.items() for name in names.split()}
-
-__all__ = [
-    "BenchError",
-    "CPU_SECONDS",
-    "Case",
-    "Check",
-    "Comparison",
-    "Context",
-    "DEVICE_MEMORY",
-    "DEVICE_SECONDS",
-    "EnvironmentFailed",
-    "Findings",
-    "Interval",
-    "TargetLike",
-    "Measured",
-    "Metric",
-    "PEAK_MEMORY",
-    "Peer",
-    "SECONDS",
-    "Settings",
-    "Variant",
-    "Skip",
-    "Suite",
-    "Target",
-    "run_suites",
-]
-
-
-def __getattr__(name: str) -> Any:
-    # loaded on first use: drivers import this package in peers' environments, which have no attrs
-    if name not in _HOME:
-        raise old_import("hooktrain.bench", name)
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+# drivers import this package in peers' environments, which have no attrs
+__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

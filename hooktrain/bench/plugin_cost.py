@@ -102,7 +102,7 @@ def measure_plugin(
         given = {**specification, "switches": [*switches, *more], "count": count}
         return Variant(which, driver="hooktrain.bench.plugin_driver", specification=given, environment=_caches())
 
-    loaded = {*switches, *Switches.given(()).environment, *plugins_config(plain).load}
+    loaded = {*switches, *Switches.given(()).environment, *plugins_config(plain, []).load}
     removable = bool(record.distribution and record.version) or name in loaded
     variants = {"without": (f"no:{name}",) if removable else (), "with": (name,)}
     syncs: dict[str, Findings] = {}

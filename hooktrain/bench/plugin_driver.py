@@ -61,7 +61,7 @@ def _counting(findings: dict[str, Any]) -> object:
     from hooktrain.markers import hookimpl
 
     class Counting:
-        """Counts the device syncs of the training."""
+        """Counts the device syncs of the training on a GPU."""
 
         steps = count = 0
 
@@ -70,7 +70,7 @@ def _counting(findings: dict[str, Any]) -> object:
             self.syncs = DeviceSyncs(self.add, trainer.device)
             self.syncs.begin()
 
-        def add(self, what: str) -> None:
+        def add(self) -> None:
             self.count += 1
 
         @hookimpl
@@ -80,7 +80,8 @@ def _counting(findings: dict[str, Any]) -> object:
         @hookimpl(trylast=True)
         def on_train_end(self) -> None:
             self.syncs.end()
-            findings["device_syncs"] = self.count / max(1, self.steps)
+            if self.syncs.counted:
+                findings["device_syncs"] = self.count / max(1, self.steps)
 
     return Counting()
 

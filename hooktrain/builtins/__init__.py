@@ -1,1 +1,1 @@
-"""The engine's own plugins."""
+"""Built-in plugins."""

@@ -21,6 +21,7 @@ from hooktrain.plugin.info import PluginInfo
 from hooktrain.protocols import Strategy, StrategyDefaults, member
 
 if TYPE_CHECKING:
+    import torch
     from torch.nn import Module
 
     from hooktrain.training.trainer import Trainer
@@ -85,7 +86,7 @@ class Console:
         share = "" if trained == parameters else f", {_count(trained)} of them trained"
         self._facts(
             {
-                "model": f"{_count(parameters)} parameters{share} on {trainer.device}",
+                "model": f"{_count(parameters)} parameters{share} on {_place(trainer.device)}",
                 "data": str(trainer.data.report.get("summary") or f"{len(trainer.data.train):,} rows"),
                 "run": f"{trainer.training_horizon:,} steps of {trainer.recipe.micro_batch_size}"
                 f" x {trainer.recipe.gradient_accumulation_steps} x {trainer.world.world_size} rows"
@@ -167,6 +168,14 @@ def _sizes(model: Module, strategy: Strategy) -> tuple[int, int]:
     elements = member(strategy, StrategyDefaults, "elements")
     sizes = [(elements(p), p.requires_grad) for p in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+
+
+def _place(device: torch.device) -> str:
+    """Return a device, with the threads of a CPU."""
+    import torch  # which listings of plugins do without
+
+    threads = torch.get_num_threads()
+    return f"{device} ({threads} thread{'s' if threads != 1 else ''})" if device.type == "cpu" else str(device)
 
 
 def _count(number: int) -> str:

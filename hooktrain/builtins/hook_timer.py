@@ -21,7 +21,6 @@ import torch
 from pluggy import HookImpl
 
 from hooktrain.builtins.device_sync import DeviceSyncs
-from hooktrain.plugin.validation import device_rule
 
 __all__ = ["Cost", "HookTimer", "hide_frames"]
 
@@ -38,8 +37,7 @@ class Cost:
         calls: how often it was called.
         nanoseconds: time on the host's clock. Work that it has given to a device runs while others are called, and is
             waited for by whoever reads its result.
-        device_syncs: how often it made the host wait for the device, as
-            :class:`hooktrain.builtins.device_sync.DeviceSyncs` counts.
+        device_syncs: how often it made the host wait for a CUDA device.
         memory: bytes by which the peak of memory grew while it ran: of what torch has allocated on the CUDA device
             where there is one, and of the process elsewhere. All of them together are the growth of that peak.
     """
@@ -84,6 +82,11 @@ class HookTimer:
     def seconds(self) -> float:
         """Since the first call."""
         return (_clock() - self._began) / 1e9 if self._began else 0.0
+
+    @property
+    def counts_syncs(self) -> bool:
+        """Whether waits for the device are counted."""
+        return self._syncs is not None and self._syncs.counted
 
     @property
     def of_device(self) -> bool:
@@ -148,9 +151,9 @@ class HookTimer:
             self._peak = peak
             cost.memory += max(0, peak - before)  # a plugin may have reset the device's peak
 
-    def _waited(self, what: str) -> None:
+    def _waited(self) -> None:
         calls = self._open.calls
-        if calls and not device_rule(calls[-1].hook).startswith("must not touch"):  # those see the host's tensors only
+        if calls:
             calls[-1].device_syncs += 1
 
     def charged(self, cost: Cost, function: Callable[..., Any]) -> Callable[..., Any]:

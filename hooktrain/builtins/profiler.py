@@ -97,7 +97,7 @@ def facts(timer: HookTimer, rank: int = 0, world_size: int = 1) -> dict[str, Any
     Returns:
         ``rank``, ``world_size``, ``seconds`` of the run, ``profiling_seconds`` that measuring took of them, ``memory``
         (what the peak is of: ``device`` or ``process``), and ``hooks``, the costliest first: ``plugin``, ``hook``,
-        ``calls``, ``ms``, ``share`` of the run, ``device_syncs`` and ``mib``.
+        ``calls``, ``ms``, ``share`` of the run, ``device_syncs`` (null without a GPU) and ``mib``.
         See :class:`hooktrain.builtins.hook_timer.Cost`.
     """
     seconds = timer.seconds
@@ -108,18 +108,20 @@ def facts(timer: HookTimer, rank: int = 0, world_size: int = 1) -> dict[str, Any
         "seconds": round(seconds, 6),
         "profiling_seconds": round(timer.overhead() * sum(cost.calls for cost in called), 6),
         "memory": "device" if timer.of_device else "process",
-        "hooks": [_entry(cost, seconds) for cost in sorted(called, key=lambda cost: -cost.nanoseconds)],
+        "hooks": [
+            _entry(cost, seconds, timer.counts_syncs) for cost in sorted(called, key=lambda cost: -cost.nanoseconds)
+        ],
     }
 
 
-def _entry(cost: Cost, seconds: float) -> dict[str, Any]:
+def _entry(cost: Cost, seconds: float, counts_syncs: bool) -> dict[str, Any]:
     return {
         "plugin": cost.plugin,
         "hook": cost.hook,
         "calls": cost.calls,
         "ms": round(cost.nanoseconds / 1e6, 4),
         "share": round(cost.nanoseconds / 1e9 / seconds, 6) if seconds else 0.0,
-        "device_syncs": cost.device_syncs,
+        "device_syncs": cost.device_syncs if counts_syncs else None,
         "mib": round(cost.memory / 2**20, 3),
     }
 
@@ -148,7 +150,7 @@ def table(found: Mapping[str, Any], path: Path | None = None) -> str:
         f"{_time(outside)} passed outside of hooks; measuring took about {_time(measuring)}"
         f" ({_share(measuring / whole if whole else 0.0)})"
     )
-    lines.append("syncs: waits for the device; on a processor, reads of values that would wait")
+    lines.append("syncs: waits for the device, counted on a GPU")
     lines.append(f"MiB: growth of the peak of the {found['memory']}'s memory meanwhile")
     if path is not None:
         lines.append(f"all of it: {path}")
@@ -160,7 +162,9 @@ def _tail(text: str, width: int) -> str:
     return text if len(text) <= width else f"…{text[1 - width :]}"
 
 
-def _count(number: int) -> str:
+def _count(number: int | None) -> str:
+    if number is None:
+        return "-"
     return str(number) if number < 100_000 else f"{number / 1e6:.1f}M"
 
 

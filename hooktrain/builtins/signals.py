@@ -50,7 +50,7 @@ class Signals:
                 self._interrupted_at = now if self._interrupted_at is None else self._interrupted_at
             reason = f"{name}, received by rank {trainer.world.rank}"
             trainer.request_stop(reason, urgent=True, exit_status=128 + number)
-            again = "; once more ends at once" if number == signal.SIGINT else ""
+            again = "; a second one ends immediately" if number == signal.SIGINT else ""
             print(f"hooktrain: {name}: will save and end after this step{again}", file=sys.stderr, flush=True)
 
         def save(number: int, frame: FrameType | None) -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 from hooktrain.inspection.terminal import console, is_terminal, show
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.recipe.model import Recipe
-from hooktrain.training.build import check_data, make_part
+from hooktrain.training.build import make_data
 from hooktrain.types import ExamplePreview, World
 
 __all__ = ["data_of", "print_data"]
@@ -30,9 +30,7 @@ def data_of(recipe: Recipe, host: PluginHost, show: int = 0) -> dict[str, Any]:
         HooktrainError: whatever is wrong with the data.
     """
     world = World.from_environment()
-    tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer)
-    data = make_part(host, "make_data", recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks)
-    check_data(data)
+    tokenizer, data = make_data(host, recipe, world)
     facts = {**data.report, "fingerprint": data.fingerprint}
     if show:
         rows = host.hooks.preview_examples(

@@ -1,4 +1,9 @@
-"""Several ranks on this host: started together, ended together, and the first failure is the one that is told."""
+"""Several ranks on this host: started together, ended together, and the first failure is the one that is reported.
+
+torch's ``elastic_launch`` serves several hosts (``torchrun``). On one host it does not keep what is promised here: its
+agent kills ranks 30 seconds after SIGTERM, in the middle of a long save, and does not pass on SIGUSR1; and it ends the
+others as soon as one fails, so that a rank that hangs is not named with its stack.
+"""
 
 from __future__ import annotations
 
@@ -91,28 +96,21 @@ def launch(words: Sequence[str], ranks: int) -> int:
     Returns:
         The status to end with: 0, or that of the rank that failed first, 128 plus its number for a signal.
     """
+    from hooktrain.types import World
+
     server = socket.create_server(("127.0.0.1", 0))  # so that no port is guessed
     reader, writer = os.pipe()
     processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="hooktrain-") as folder, _passing_on(processes):
-        common = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(server.getsockname()[1]),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "TORCHELASTIC_RESTART_COUNT": "0",
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            _NOTES: folder,
-            _PIPE: str(reader),
-        }
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+        common = {_NOTES: folder, _PIPE: str(reader), "OMP_NUM_THREADS": threads}
         for rank in range(ranks):
-            mine = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": threads}
+            world = World(rank=rank, world_size=ranks, local_rank=rank)
             _running(Path(folder), rank).touch()
             processes.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "hooktrain", *words],
-                    env={**os.environ, **common, **mine},
+                    env={**os.environ, **common, **world.to_environment(server.getsockname()[1])},
                     pass_fds=[reader],
                     start_new_session=True,  # what a terminal sends comes here, and is passed on once
                 )

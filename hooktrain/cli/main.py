@@ -72,9 +72,10 @@ def train(
 
     Works unchanged under torchrun, deepspeed or a scheduler that sets RANK, WORLD_SIZE and LOCAL_RANK.
     """
-    from hooktrain.cli.startup import Progress, collect_rarely
+    from hooktrain.cli.startup import Progress, collect_rarely, sleep_while_waiting
     from hooktrain.recipe.yaml_reader import apply_overrides, read_recipe
 
+    sleep_while_waiting()
     if profile_hooks:
         overrides += ("profile_hooks=true",)
     raw = apply_overrides(read_recipe(recipe), overrides)
@@ -127,7 +128,9 @@ def data(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], sh
 def demo(run_dir: Path, overrides: tuple[str, ...]) -> None:
     """Fine-tune SmolLM2-135M on real conversations."""
     from hooktrain.cli.demo import run_demo
+    from hooktrain.cli.startup import sleep_while_waiting
 
+    sleep_while_waiting()
     run_demo(run_dir, list(overrides))
 
 
@@ -173,17 +176,30 @@ def _status() -> int:
         failure = failure_of(problem)  # before the first step the message says where
         return _failed(f"{problem}" + (f" [{failure.where}]" if failure.step else ""), problem, trace=False)
     except (KeyboardInterrupt, click.Abort) as problem:
-        told = problem.__cause__ or problem.__context__ or problem
-        where, saved = failure_of(told).where, failure_of(told).saved
-        so_far = f"the last save is {saved}" if saved else "this run has saved nothing"
-        # outside of the run, as when it has ended and said so, nothing is known of what it has saved
-        click.echo(f"hooktrain: interrupted{f' at {where}; {so_far}' if where else ''}", err=True)
-        return 130
+        return _interrupted(problem.__cause__ or problem.__context__ or problem)
     except Exception as problem:
+        if _follows_interrupt(problem):
+            return _interrupted(problem)
         where = failure_of(problem).where
         if not where:
             raise
         return _failed(f"failed in {where}: {type(problem).__name__}: {problem}", problem, trace=True)
+
+
+def _follows_interrupt(problem: BaseException | None) -> bool:
+    """Whether an error was raised while an interrupt left a library's code, which often hides it."""
+    while problem is not None and not isinstance(problem, KeyboardInterrupt):
+        problem = problem.__cause__ or problem.__context__
+    return problem is not None
+
+
+def _interrupted(problem: BaseException) -> int:
+    """Say where the user has ended the run and what it has saved; returns the status."""
+    where, saved = failure_of(problem).where, failure_of(problem).saved
+    so_far = f"the last save is {saved}" if saved else "this run has saved nothing"
+    # outside of the run, as when it has ended and said so, nothing is known of what it has saved
+    click.echo(f"hooktrain: interrupted{f' at {where}; {so_far}' if where else ''}", err=True)
+    return 130
 
 
 def _quit(asked: SystemExit) -> int:

@@ -23,10 +23,20 @@ if TYPE_CHECKING:
 
 from hooktrain.compat import call_exit_functions, exit_now, origin_of, wait_for_threads
 
-__all__ = ["Progress", "collect_rarely", "end", "leave"]
+__all__ = ["Progress", "collect_rarely", "end", "leave", "sleep_while_waiting"]
 
 _RARELY = (100_000, 50, 100)
 """Thresholds of the collector while libraries are imported and parts are built."""
+
+
+def sleep_while_waiting() -> None:
+    """Have threads of OpenMP sleep while they wait for each other, unless the environment says otherwise.
+
+    They spin by default, and take the time of those that have work where another process uses one of the cores: a step
+    then takes several times as long. OpenMP reads its variables once, when torch is imported.
+    """
+    if not {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @contextlib.contextmanager
@@ -82,7 +92,7 @@ class Progress:
 
     def __init__(self, source: Path, raw: Mapping[str, Any], switches: Sequence[str]) -> None:
         self.source = source
-        self.shown = os.environ.get("RANK", "0") == "0" and _has_console(raw, str(source), switches)
+        self.shown = os.environ.get("RANK", "0") == "0" and _has_console(raw, switches)
 
     def say(self, text: str) -> None:
         """Print a line, unless nobody reads what is printed."""
@@ -97,10 +107,10 @@ class Progress:
         self.say(f"loading {', '.join(_parts(recipe))}")
 
 
-def _has_console(raw: Mapping[str, Any], source: str, switches: Sequence[str]) -> bool:
+def _has_console(raw: Mapping[str, Any], switches: Sequence[str]) -> bool:
     from hooktrain.plugin.config import Switches, plugins_config
 
-    config = Switches.given(switches).applied(plugins_config(raw, source))
+    config = Switches.given(switches).applied(plugins_config(raw, []))
     settings = raw.get("console")
     return "console" not in config.block and not (isinstance(settings, Mapping) and settings.get("enabled") is False)
 

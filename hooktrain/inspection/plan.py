@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from hooktrain.errors import Complaint, HooktrainError, RecipeError
+from hooktrain.errors import Complaint, PluginError, RecipeError
 from hooktrain.hookspecs import FACTORIES
 from hooktrain.inspection.hooks import implementations_of
 from hooktrain.inspection.value_origins import Sources, origins_of
 from hooktrain.plugin.config import Switches, plugins_config
 from hooktrain.plugin.dependencies import logit_complaints
 from hooktrain.plugin.manager import PluginHost
-from hooktrain.plugin.ordering import conflicts
+from hooktrain.plugin.ordering import complaint_of, conflicts
 from hooktrain.plugin.records import PluginRecord
 from hooktrain.recipe.model import Recipe
 from hooktrain.recipe.resolver import resolve
@@ -50,7 +49,7 @@ def read_phases(
 ) -> Iterator[dict[str, Any]]:
     """The plan of a recipe file as it grows, see :func:`phases_of`; arguments and errors are those of `read_plan`."""
     raw = apply_overrides(read_recipe(path), overrides)
-    host = make_host(plugins_config(raw, str(path)), switches=Switches.given(switches))
+    host = make_host(plugins_config(raw, []), switches=Switches.given(switches), problems=[])
     sources = Sources(file=path, raw=raw, overrides=tuple(overrides), switches=tuple(switches))
     yield from phases_of(host, sources, World(world_size=nproc), estimates)
 
@@ -80,7 +79,7 @@ def phases_of(
         The resolved recipe with origins, parts, hooks and plugins; the same with all complaints, those of the plugins'
         ``check_recipe`` included; and, for which torch is imported, the same with the estimates.
     """
-    complaints = [_of_plugins(text) for text in conflicts(host)]
+    complaints = [complaint_of(problem) for problem in conflicts(host)]
     recipe = _resolved(host, sources, complaints)
     facts: dict[str, Any] = {
         "recipe": dict(sources.raw),
@@ -131,15 +130,9 @@ def _resolved(host: PluginHost, sources: Sources, complaints: list[Complaint]) -
             if not wrong or "type" in wrong:
                 return None
             raw = {key: value for key, value in raw.items() if key not in wrong}
-        except HooktrainError as problem:
-            complaints.append(_of_plugins(str(problem)))
+        except PluginError as problem:
+            complaints.append(complaint_of(problem))
             return None
-
-
-def _of_plugins(text: str) -> Complaint:
-    """Return a host's complaints, with the path in the recipe that the text begins with, if any."""
-    path, colon, rest = text.partition(": ")
-    return Complaint(path, rest) if colon and re.fullmatch(r"plugins(\.\w+)*", path) else Complaint("plugins", text)
 
 
 def _objections(host: PluginHost, recipe: Recipe, world: World) -> list[Complaint]:
@@ -199,10 +192,4 @@ def _why(record: PluginRecord, host: PluginHost) -> str:
         return record.reason
     if record.name in host.config.load:
         return f"named by {host.switches.said(record.name) or 'plugins.load of the recipe'}"
-    return (
-        "the engine's own"
-        if record.distribution == "hooktrain"
-        else "installed"
-        if record.version
-        else "given in Python"
-    )
+    return "built in" if record.distribution == "hooktrain" else "installed" if record.version else "given in Python"

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from hooktrain.config import field, structure
-from hooktrain.errors import Complaint, RecipeError
+from hooktrain.errors import Complaint
 
 __all__ = ["PluginsConfig", "Switches", "plugins_config"]
 
@@ -33,10 +33,15 @@ class PluginsConfig:
     """Plugins that are called before all others at every hook, in this order."""
     on_error: Mapping[str, str] = field(factory=dict)
     """For a plugin whose hook raises, whether to ``stop`` the run, ``disable`` the plugin or ``warn`` and continue;
-    only only event hooks, metrics and states may fail; left out, each plugin's own policy counts."""
+    only event hooks, metrics and states may fail; left out, each plugin's own policy counts."""
     lock: Path | None = field(default=None)
     """A file that ``hooktrain plan --lock`` wrote, looked for in the current folder as every path of a recipe is: a run
     with other plugins than it says is refused."""
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """Plugins that are blocked, allowed or loaded by name."""
+        return (*self.block, *(self.only or ()), *self.load)
 
     @property
     def named(self) -> set[str]:
@@ -93,15 +98,22 @@ def _with(names: tuple[str, ...], name: str) -> tuple[str, ...]:
     return names if name in names else (*names, name)
 
 
-def plugins_config(raw: Mapping[str, Any], source: str = "recipe") -> PluginsConfig:
-    """The recipe's ``plugins`` section, which is needed before any plugin can be loaded."""
-    complaints: list[Complaint] = []
+def plugins_config(raw: Mapping[str, Any], complaints: list[Complaint]) -> PluginsConfig:
+    """The recipe's ``plugins`` section, which is needed before any plugin can be loaded.
+
+    Args:
+        raw: the recipe.
+        complaints: what is wrong is appended here; the result has the keys that are right.
+    """
     given = raw.get("plugins") or {}
     if not isinstance(given, Mapping):
-        raise RecipeError(
-            [Complaint("plugins", f"given {given!r}, expected a mapping with block, only, load, ...")], source
-        )
-    config = structure(PluginsConfig, given, "plugins", complaints)
+        complaints.append(Complaint("plugins", f"given {given!r}, expected a mapping with block, only, load, ..."))
+        return PluginsConfig()
+    found: list[Complaint] = []
+    config = structure(PluginsConfig, given, "plugins", found)
     if config is None:
-        raise RecipeError(complaints, source)
-    return config
+        wrong = tuple(complaint.where for complaint in found)
+        right = {key: value for key, value in given.items() if not any(w.startswith(f"plugins.{key}") for w in wrong)}
+        config = structure(PluginsConfig, right, "plugins", [])
+    complaints += found
+    return config or PluginsConfig()

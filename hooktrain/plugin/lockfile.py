@@ -74,7 +74,7 @@ def lock_differences(locked: Sequence[Mapping[str, Any]], now: Sequence[Mapping[
         elif _who(before) != _who(record):
             lines.append(f"{_who(record)} is active, and the lock has {_who(before)}")
         elif before["digest"] != record["digest"] and (record["distribution"], record["digest"]) not in told:
-            told.add((record["distribution"], record["digest"]))  # once of the engine's own, which share their files
+            told.add((record["distribution"], record["digest"]))  # once for the built-in ones, which share their files
             lines.append(f"{_who(record)} has other files than the lock says, in the same version")
     # the last registered is called first, and a recipe's order is that of the calls
     orders = [[name for name in reversed(side) if name in were and name in are] for side in (were, are)]

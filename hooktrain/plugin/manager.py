@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -42,9 +42,10 @@ class PluginHost:
 
     Args:
         config: which plugins are active, as the recipe says.
-        builtins: name to plugin object, the engine's own; registered first, so that everyone else comes before them.
+        builtins: name to plugin object, the built-in ones, registered first so that all others are called before them.
         discover: whether to look for installed plugins at all.
         switches: words that change what the recipe says.
+        problems: errors about the plugins that the run names are collected here; None raises the first.
     """
 
     def __init__(
@@ -53,15 +54,17 @@ class PluginHost:
         builtins: Mapping[str, object] | None = None,
         discover: bool = True,
         switches: Switches = Switches(),
+        problems: list[PluginError] | None = None,
     ) -> None:
         self.config = switches.applied(config)
         self.switches = switches
-        for name in (*self.config.block, *(self.config.only or ()), *self.config.load):
-            if set(name) & set("*?["):
-                raise PluginError(
-                    f"plugins: given '{name}', and names are no patterns; name each plugin in full; only -p 'no:*' is"
-                    " understood, and leaves out all that are installed, as plugins: {autoload: false} does in a recipe"
-                )
+        self.problems = problems
+        patterns = {name for name in self.config.listed if set(name) & set("*?[")}
+        for name in sorted(patterns):
+            self._refuse(
+                f"plugins: given '{name}', and names are no patterns; name each plugin in full; only -p 'no:*' is"
+                " understood, and leaves out all that are installed, as plugins: {autoload: false} does in a recipe"
+            )
         self._handed: set[str] = set()
         self.records: dict[str, PluginRecord] = {}
         self.parts: dict[str, dict[str, RegisteredPart]] = {}
@@ -78,14 +81,15 @@ class PluginHost:
             if name not in self.config.block:
                 self._add(record, plugin)
             elif name == "loop":
-                raise PluginError("plugins: 'loop' is the engine's default loop, and cannot be left out")
+                self._refuse("plugins: 'loop' is the engine's default loop, and cannot be left out")
+                self._add(record, plugin)
             else:
                 record.state, record.reason = "blocked", self._why_not(name)
                 self.records[name] = record
         if discover:
-            self._discover(config)
+            self._discover(config, patterns)
         for name in self.config.load:
-            if name not in self.records:
+            if name not in self.records and name not in patterns:
                 self._load_module(name)
 
     if not TYPE_CHECKING:
@@ -95,14 +99,14 @@ class PluginHost:
 
     # ------------------------------------------------------------------------------------------- finding
 
-    def _discover(self, recipe: PluginsConfig) -> None:
+    def _discover(self, recipe: PluginsConfig, patterns: Collection[str]) -> None:
         found, twins = installed()
         # a module that is named by one and left out by a later one takes no part, and there is nothing to block
         unloaded = {*recipe.load, *self.switches.environment, *self.switches.line} - {*found, *self.records}
         self.config = attrs.evolve(self.config, block=tuple(name for name in self.config.block if name not in unloaded))
         for wanted in (*self.config.block, *(self.config.only or ())):
-            if wanted not in found and wanted not in self.config.load and wanted not in self.records:
-                raise PluginError(
+            if not {wanted} & {*found, *self.config.load, *self.records, *patterns}:
+                self._refuse(
                     f"plugins: '{wanted}' is not installed{did_you_mean(wanted, found)}; installed are"
                     f" {', '.join(found) or 'none'}"
                 )
@@ -110,7 +114,7 @@ class PluginHost:
             record = record_of(point)
             if name in self.records:  # states, settings and metrics go by name, so that there cannot be two
                 record.name = f"{record.distribution}:{name}"
-                reason = f"its name '{name}' is that of a plugin of the engine's own; its author has to give it another"
+                reason = f"its name '{name}' is that of a plugin built into the engine; its author has to rename it"
                 self._fail(record, reason, PluginError(reason))
                 continue
             reason = self._why_not(name)
@@ -143,7 +147,12 @@ class PluginHost:
     def _load_module(self, name: str) -> None:
         record = PluginRecord(name=name, distribution=name.partition(":")[0].partition(".")[0], version="")
         known = [known for known, other in self.records.items() if other.distribution != "hooktrain"]
-        self._try(record, import_named(name, known))
+        try:
+            plugin = import_named(name, known)
+        except PluginError as problem:
+            self._refuse(problem)
+        else:
+            self._try(record, plugin)
 
     def _try(self, record: PluginRecord, plugin: Any) -> None:
         try:
@@ -157,10 +166,17 @@ class PluginHost:
         record.state, record.reason, record.clashes = "failed", reason, isinstance(cause, NameTakenError)
         self.records[record.name] = record
         text = reason if reason.startswith("plugin ") else f"{record}: {reason}"
-        problem = PluginError(f"{text}; {self._advice(record)}")
-        problem.__cause__ = cause
         if record.name in self.config.named or record.name in self._handed:
+            problem = PluginError(f"{text}; {self._advice(record)}")
+            problem.__cause__ = cause
+            self._refuse(problem)
+
+    def _refuse(self, problem: PluginError | str) -> None:
+        """Raise an error about a plugin that the run names, or collect it."""
+        problem = PluginError(problem) if isinstance(problem, str) else problem
+        if self.problems is None:
             raise problem
+        self.problems.append(problem)
 
     def _advice(self, record: PluginRecord) -> str:
         if record.name in self._handed:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pluggy import HookImpl
 
 from hooktrain.compat import reorder_hook
-from hooktrain.errors import PluginError, did_you_mean
+from hooktrain.errors import Complaint, PluginError, did_you_mean
 from hooktrain.hookspecs import LOOP_HOOKS
 
 if TYPE_CHECKING:
     from hooktrain.plugin.manager import PluginHost
 
-__all__ = ["conflicts", "is_declined", "put_in_order", "settle_loop_hook"]
+__all__ = ["complaint_of", "conflicts", "is_declined", "put_in_order", "settle_loop_hook"]
 
 
 def put_in_order(host: PluginHost) -> None:
@@ -53,7 +54,7 @@ def settle_loop_hook(host: PluginHost, hook: str) -> None:
 
     Raises:
         PluginError: naming all that implement it and the line to write; or the one chosen does not implement it, and is
-            not the engine's own loop, which runs it when no other plugin does.
+            not the engine's default loop, which runs it when no other plugin does.
     """
     answering = [found for found in host.implementations(hook) if not found.wrapper]
     rivals = [found for found in answering if not host.is_own(found)]
@@ -84,15 +85,22 @@ def settle_loop_hook(host: PluginHost, hook: str) -> None:
         )
 
 
-def conflicts(host: PluginHost) -> list[str]:
-    """Everything about which the plugins disagree; :meth:`PluginHost.check` raises the first."""
+def conflicts(host: PluginHost) -> list[PluginError]:
+    """Everything that is wrong with the plugins, collected problems first; :meth:`PluginHost.check` raises one."""
     found = []
     for check in (host.check, *(lambda name=name: settle_loop_hook(host, name) for name in LOOP_HOOKS)):
         try:
             check()
         except PluginError as problem:
-            found.append(str(problem))
-    return list(dict.fromkeys(found))
+            found.append(problem)
+    return list({str(problem): problem for problem in (*(host.problems or ()), *found)}.values())
+
+
+def complaint_of(problem: PluginError) -> Complaint:
+    """Return an error about plugins with the path in the recipe that its text begins with, if any."""
+    path, colon, rest = str(problem).partition(": ")
+    is_path = colon and re.fullmatch(r"plugins(\.\w+)*", path)
+    return Complaint(path, rest) if is_path else Complaint("plugins", str(problem))
 
 
 def is_declined(implementation: HookImpl) -> bool:

@@ -19,7 +19,7 @@ class PluginRecord:
 
     Attributes:
         name: its entry-point or module name.
-        distribution: what was pip-installed to bring it, or ``hooktrain`` for the engine's own.
+        distribution: what was pip-installed to bring it, or ``hooktrain`` for built-in plugins.
         version: version of the distribution.
         state: ``active``, ``blocked``, ``failed``, or ``disabled`` during the run.
         reason: why it is not active.

@@ -95,7 +95,7 @@ class _Resolver:
             elif key in own and own[key].metadata.get("kind"):
                 continue
             elif key == "plugins":
-                given[key] = Built(plugins_config(self.raw, source))
+                given[key] = Built(plugins_config(self.raw, self.complaints))
             elif key in own or any(key in item.metadata.get("aliases", ()) for item in own.values()):
                 given[key] = value
             else:

@@ -6,67 +6,32 @@ Names are loaded when they are first used, as every pytest of an environment wit
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hooktrain.renamed import old_import
+from hooktrain.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from hooktrain.testing.fixtures import run_tiny, tiny_recipe
-    from hooktrain.testing.in_process import host_of, train
-    from hooktrain.testing.plugin_checks import conformance
-    from hooktrain.testing.recorders import LoopHookRecorder, Recorder
-    from hooktrain.testing.subprocess_runs import Run
-    from hooktrain.testing.tiny_llama import make_llama, make_tokenizer, sample_rows, save_llama, write_rows
-    from hooktrain.testing.tiny_plugin import (
-        TinyDataConfig,
-        TinyLossConfig,
-        TinyModel,
-        TinyModelConfig,
-        TinyPlugin,
-        TinyRows,
-    )
+    from hooktrain.testing.fixtures import run_tiny as run_tiny
+    from hooktrain.testing.fixtures import tiny_recipe as tiny_recipe
+    from hooktrain.testing.in_process import host_of as host_of
+    from hooktrain.testing.in_process import train as train
+    from hooktrain.testing.plugin_checks import conformance as conformance
+    from hooktrain.testing.recorders import LoopHookRecorder as LoopHookRecorder
+    from hooktrain.testing.recorders import Recorder as Recorder
+    from hooktrain.testing.subprocess_runs import Run as Run
+    from hooktrain.testing.tiny_llama import make_llama as make_llama
+    from hooktrain.testing.tiny_llama import make_tokenizer as make_tokenizer
+    from hooktrain.testing.tiny_llama import sample_rows as sample_rows
+    from hooktrain.testing.tiny_llama import save_llama as save_llama
+    from hooktrain.testing.tiny_llama import write_rows as write_rows
+    from hooktrain.testing.tiny_plugin import TinyDataConfig as TinyDataConfig
+    from hooktrain.testing.tiny_plugin import TinyLossConfig as TinyLossConfig
+    from hooktrain.testing.tiny_plugin import TinyModel as TinyModel
+    from hooktrain.testing.tiny_plugin import TinyModelConfig as TinyModelConfig
+    from hooktrain.testing.tiny_plugin import TinyPlugin as TinyPlugin
+    from hooktrain.testing.tiny_plugin import TinyRows as TinyRows
 
-_HOMES = {
-    "plugin_checks": "conformance",
-    "fixtures": "run_tiny tiny_recipe",
-    "tiny_llama": "make_llama make_tokenizer sample_rows save_llama write_rows",
-    "subprocess_runs": "Run",
-    "recorders": "Recorder LoopHookRecorder",
-    "in_process": "host_of train",
-    "tiny_plugin": "TinyDataConfig TinyLossConfig TinyModel TinyModelConfig TinyPlugin TinyRows",
-}
-_HOME = {name: f"hooktrain.testing.{module}" for module, names in _HOMES.items() for name in names.split()}
-
-__all__ = [
-    "Recorder",
-    "Run",
-    "LoopHookRecorder",
-    "TinyDataConfig",
-    "TinyLossConfig",
-    "TinyModel",
-    "TinyModelConfig",
-    "TinyPlugin",
-    "TinyRows",
-    "conformance",
-    "host_of",
-    "make_llama",
-    "make_tokenizer",
-    "run_tiny",
-    "sample_rows",
-    "save_llama",
-    "tiny_recipe",
-    "train",
-    "write_rows",
-]
+__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)
 
 pytest_plugins = ("hooktrain.testing.fixtures",)
 """For a pytest without entry points, where ``pytest_plugins = ["hooktrain.testing"]`` brings the fixtures."""
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise old_import("hooktrain.testing", name)
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value

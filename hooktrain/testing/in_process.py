@@ -25,7 +25,7 @@ def train(
 
 
 def host_of(*plugins: object) -> PluginHost:
-    """Return a host with the engine's own plugins, ``tiny`` and others, without the installed ones."""
+    """Return a host with the built-in plugins, ``tiny`` and others, without the installed ones."""
     host = make_host(discover=False)
     for plugin in (TinyPlugin(), *plugins):
         host.register(plugin)

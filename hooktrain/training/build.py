@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from hooktrain.compare import differences
 from hooktrain.errors import CheckpointError, DataError, HooktrainError, PluginError, RanksDisagreeError, RecipeError
 from hooktrain.hookspecs import FACTORIES
 from hooktrain.plugin.manager import PluginHost
@@ -44,8 +45,8 @@ __all__ = [
     "ModelParts",
     "build_data_parts",
     "build_model_parts",
-    "check_data",
     "find_checkpoint",
+    "make_data",
     "make_part",
     "open_strategy",
 ]
@@ -100,9 +101,7 @@ def build_data_parts(trainer: Trainer) -> DataParts:
         for record in host.failed():
             text = record.reason if record.reason.startswith("plugin ") else f"{record}: {record.reason}"
             host.warn(f"{text}; the run continues without it")
-    tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer)
-    data = make_part(host, "make_data", recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks)
-    check_data(data)
+    tokenizer, data = make_data(host, recipe, world)
     if world.is_main:
         _write(run_dir / "data.json", json.dumps(dict(data.report), indent=2, default=str))
     _agree(strategy, {"data": {"rows": len(data.train), "fingerprint": data.fingerprint}})
@@ -140,7 +139,7 @@ def build_model_parts(trainer: Trainer) -> ModelParts:
     scheduler = make_part(host, "make_scheduler", recipe.scheduler, optimizer=optimizer, total_steps=horizon)
     model, optimizer, scheduler = strategy.prepare(model, optimizer, scheduler, recipe.gradient_accumulation_steps)
     _warn_of_unused_settings(trainer)
-    _seed(recipe.seed + world.rank)  # ranks draw different dropout
+    _seed(recipe.seed + world.rank)  # dropout differs between ranks
     return ModelParts(model=model, optimizer=optimizer, scheduler=scheduler, last_lr=optimizer.param_groups[0]["lr"])
 
 
@@ -234,21 +233,34 @@ def _warn_of_unused_settings(trainer: Trainer) -> None:
         trainer.host.warn(
             "eval_interval: nothing will be evaluated, as there is no evaluation set; add data.eval_sources"
         )
+    last = min(trainer.training_horizon, recipe.exit_iteration or trainer.training_horizon)
+    end_is_saved = any(config.enabled and config.save_end_of_training for config in recipe.checkpoint)
     for number, config in enumerate(recipe.checkpoint):
-        saves = (config.save_every_n_steps, config.save_every_n_epochs, config.save_end_of_training, config.auto_resume)
-        if config.enabled and not any(saves):
+        if not config.enabled or config.save_end_of_training:
+            continue
+        steps = [n for n in (config.save_every_n_steps, config.save_every_n_epochs * len(trainer.loader)) if n]
+        if not steps and not config.auto_resume:
             trainer.host.warn(
                 f"checkpoint[{number}]: will not save; write save_every_n_steps, save_every_n_epochs or"
                 " save_end_of_training"
             )
+        elif steps and not end_is_saved and not any(last % n == 0 for n in steps):
+            saved = max(last - last % n for n in steps)
+            trainer.say(
+                f"checkpoint[{number}]: the run ends with step {last}, but"
+                f" {f'the last save is that of step {saved}' if saved else 'no step is saved'}; write"
+                " save_end_of_training: true to save the end too"
+            )
 
 
-def check_data(data: Data | None) -> None:
-    """Refuse a run without rows.
+def make_data(host: PluginHost, recipe: Recipe, world: World) -> tuple[Any, Data]:
+    """Build the tokenizer and the data of a recipe.
 
     Raises:
         HooktrainError: when there is no data section, or a set is empty.
     """
+    tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer)
+    data: Data | None = make_part(host, "make_data", recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks)
     if data is None:
         raise HooktrainError("data: the recipe has none, and the trainer type has no default; add a 'data' section")
     if len(data.train) == 0:
@@ -256,6 +268,7 @@ def check_data(data: Data | None) -> None:
     for name, rows in data.evaluation.items():
         if len(rows) == 0:
             raise DataError(f"data: the evaluation set '{name}' is empty; remove it or give it rows")
+    return tokenizer, data
 
 
 def _agree(strategy: Strategy, mine: Mapping[str, Any]) -> None:
@@ -264,27 +277,11 @@ def _agree(strategy: Strategy, mine: Mapping[str, Any]) -> None:
         return
     everyone = [json.loads(text) for text in strategy.gather_objects(json.dumps(mine, default=str))]
     for rank, theirs in enumerate(everyone):
-        found = _difference(everyone[0], theirs, "")
-        if found is not None:
-            path, first, other = found
+        for found in differences(theirs, everyone[0], names=(f"rank {rank}", "rank 0")):
             raise RanksDisagreeError(
-                f"rank {rank} differs from rank 0: {path} is {other} there and {first} on rank 0; install the same"
-                " packages and give the same recipe everywhere"
+                f"rank {rank} and rank 0 differ in {found}; install the same packages and give the same recipe"
+                " everywhere"
             )
-
-
-def _difference(one: Any, other: Any, path: str) -> tuple[str, str, str] | None:
-    """Return the place where two plain values first differ, and both values."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in dict.fromkeys([*one, *other]):
-            if (key in one) != (key in other):
-                here, there = ("present" if key in side else "absent" for side in (one, other))
-                return f"{path}.{key}".lstrip("."), here, there
-            found = _difference(one[key], other[key], f"{path}.{key}".lstrip("."))
-            if found is not None:
-                return found
-        return None
-    return None if one == other else (path, json.dumps(one)[:80], json.dumps(other)[:80])
 
 
 def _write_run_dir(trainer: Trainer) -> None:

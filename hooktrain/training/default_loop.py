@@ -1,4 +1,4 @@
-"""The default loop: the engine's own loop hooks. Each can be replaced or wrapped by a plugin.
+"""The default loop: the engine's implementations of the loop hooks. Each can be replaced or wrapped by a plugin.
 
 The events around these loop hooks (``on_step_start``, ``on_step_end``, ...) are emitted by the trainer, so that
 replacing a loop hook silences nobody.

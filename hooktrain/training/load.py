@@ -7,10 +7,11 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from hooktrain.errors import RecipeError
+from hooktrain.errors import PluginError, RecipeError
 from hooktrain.plugin.config import PluginsConfig, Switches, plugins_config
 from hooktrain.plugin.dependencies import logit_complaints
 from hooktrain.plugin.manager import PluginHost
+from hooktrain.plugin.ordering import complaint_of, conflicts
 from hooktrain.recipe.model import Recipe
 from hooktrain.recipe.resolver import resolve
 from hooktrain.recipe.yaml_reader import apply_overrides, read_recipe
@@ -29,7 +30,7 @@ DEFAULT_PLUGINS = {
     "signals": "hooktrain.builtins.signals:Signals",
     "python_parts": "hooktrain.training.python_parts:PythonParts",
 }
-"""The engine's own plugins, in the order in which they are registered."""
+"""The built-in plugins, in the order in which they are registered."""
 PROFILER = "hooktrain.builtins.profiler:profile"
 """What ``profile_hooks`` registers once all plugins are there."""
 
@@ -40,8 +41,9 @@ def make_host(
     discover: bool = True,
     python_parts: PythonParts | None = None,
     switches: Switches = Switches(),
+    problems: list[PluginError] | None = None,
 ) -> PluginHost:
-    """Load the engine's own plugins, and those that are installed."""
+    """Load the built-in plugins, and those that are installed; arguments are those of :class:`PluginHost`."""
     own = {
         name: resolve_name(path)()
         for name, path in DEFAULT_PLUGINS.items()
@@ -49,7 +51,7 @@ def make_host(
     }
     if python_parts is not None:
         own["python_parts"] = python_parts
-    return PluginHost(config, own, discover=discover, switches=switches)
+    return PluginHost(config, own, discover=discover, switches=switches, problems=problems)
 
 
 def load(
@@ -76,18 +78,27 @@ def load(
         name: the recipe's name, likewise.
 
     Raises:
-        RecipeError: with everything that is wrong in the recipe.
-        PluginError: when a plugin that the run names cannot be loaded, or plugins clash.
+        RecipeError: with everything that is wrong in the recipe and its plugins.
+        PluginError: when a plugin that the run names cannot be loaded, or plugins clash, and nothing else is wrong.
     """
     if isinstance(recipe, Path):
         source, name = str(recipe), recipe.stem
     raw = apply_overrides(read_recipe(recipe) if isinstance(recipe, Path) else dict(recipe), overrides or [])
     words = Switches.given(switches or ())
-    host = make_host(plugins_config(raw, source), discover=discover, python_parts=python_parts, switches=words)
+    host = make_host(plugins_config(raw, []), discover=discover, python_parts=python_parts, switches=words, problems=[])
     for plugin in plugins or []:
         host.register(plugin)
-    host.check()
-    made = resolve(raw, host, source=source, name=name)
+    problems = conflicts(host)
+    try:
+        made = resolve(raw, host, source=source, name=name)
+    except RecipeError as problem:
+        problem.complaints[:0] = map(complaint_of, problems)
+        problem.rename(source)
+        raise
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise RecipeError(map(complaint_of, problems), source)
     host.recipe_source = source
     host.remove_unused_hooks(made)
     if made.profile_hooks:

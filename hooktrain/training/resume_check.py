@@ -110,8 +110,8 @@ def changes(before: Mapping[str, Any], trainer: Trainer) -> Iterator[Change]:
     yield from _in_settings(before["recipe"], trainer)
     yield from _in_batch(before["batch"], now["batch"])
     if before["world_size"] != now["world_size"]:
-        ranks = f"was {before['world_size']} ranks, is {now['world_size']}"
-        yield Change("world_size", f"{ranks}: dropout draws other numbers", False)
+        ranks = f"was {_ranks(before['world_size'])}, is {_ranks(now['world_size'])}"
+        yield Change("world_size", f"{ranks}: the random numbers of dropout differ", False)
     if before["data"] != now["data"]:
         rows = [f"{side['data']['rows']:,}" for side in (before, now)]
         yield Change("data", f"other rows to train on ({rows[0]} then, {rows[1]} now)", True)
@@ -119,6 +119,10 @@ def changes(before: Mapping[str, Any], trainer: Trainer) -> Iterator[Change]:
     for name, version in now["versions"].items():
         if before["versions"].get(name) != version:
             yield Change(f"versions.{name}", f"was {before['versions'].get(name)}, is {version}", False)
+
+
+def _ranks(count: int) -> str:
+    return "1 rank" if count == 1 else f"{count} ranks"
 
 
 def _in_config(config: Any, before: Mapping[str, Any], types: Mapping[Any, str], where: str, affects: bool) -> Any:

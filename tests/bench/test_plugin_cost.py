@@ -57,8 +57,7 @@ def test_what_a_plugin_costs_and_changes(tmp_path, monkeypatch, on_terminal, cha
     assert "compute_loss, on_step_end" in shown.stdout
     (line,) = read(tmp_path / "o")
     assert max(map(len, on_terminal(80, lambda: print_report(line, console())))) <= 80
-    reads = {variant: found["values"]["device_syncs"][0] for variant, found in line["variants"].items()}
-    assert reads["with"] == reads["without"] + 2
+    assert not any("device_syncs" in found["values"] for found in line["variants"].values()), "it needs a GPU"
     assert line["runs"]["with"][0]["seconds"] == [0.25, 0.25, 0.25], "its own time belongs to each step"
     assert len(line["runs"]["without"][0]["seconds"]) == 3 and min(line["runs"]["without"][0]["seconds"]) > 0
     assert all(found["values"]["start_seconds"] for found in line["variants"].values())

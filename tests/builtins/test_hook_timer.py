@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hooktrain import PluginError, PluginInfo, failure_of, hookimpl
-from hooktrain.builtins.device_sync import DEVICE_SYNCS, DeviceSyncs
+from hooktrain.builtins.device_sync import DeviceSyncs
 from hooktrain.builtins.hook_timer import Cost, HookTimer
 from hooktrain.builtins.profiler import facts, table
 from hooktrain.plugin.lockfile import write_lock
@@ -65,22 +65,6 @@ class Slow:
         return loss
 
 
-class Reads:
-    """DeviceSyncs for the device in every step; what is on the host it may read."""
-
-    hooktrain_plugin = PluginInfo(name="reads")
-
-    @hookimpl
-    def on_step_end(self, output):
-        float(output.total)
-        output.total.cpu().tolist()
-
-    @hookimpl(wrapper=True)
-    def count_batch(self, batch):
-        batch["labels"].sum().item()
-        return (yield)
-
-
 class Outer:
     """Asks for a hook within a hook."""
 
@@ -112,7 +96,6 @@ def test_each_plugin_is_charged_with_what_it_does_itself(run_tiny, tmp_path, clo
     recorder = Recorder()
     run_tiny(
         Slow(clock),
-        Reads(),
         Outer(),
         Inner(clock),
         recorder,
@@ -129,10 +112,7 @@ def test_each_plugin_is_charged_with_what_it_does_itself(run_tiny, tmp_path, clo
     assert rows["outer", "on_optimizer_step_start"]["ms"] == 0, "what it calls is not charged to it"
     for hook in ("run_step", "run_epoch", "run_train"):
         assert rows["loop", hook]["ms"] == 0, f"{hook}: what it calls is not charged to it"
-    # float() and cpu() of a tensor on the device, and tolist() of the copy, which on a processor looks the same
-    assert rows["reads", "on_step_end"]["device_syncs"] == 15
-    assert rows["reads", "count_batch"]["device_syncs"] == 0
-    assert rows["loop", "run_optimizer_step"]["device_syncs"] == 0, "what torch counts on the host"
+    assert all(row["device_syncs"] is None for row in rows.values()), "which is counted on a GPU"
     assert rows["TinyPlugin", "make_model"]["calls"] == 1, "factories count"
     assert found["seconds"] == pytest.approx(5 * 12e-3)
     assert sum(row["share"] for row in found["hooks"]) == pytest.approx(1)
@@ -197,14 +177,13 @@ def test_a_plugin_that_fails_is_named_as_ever_and_the_costs_are_kept(run_tiny, t
     assert not [name for name in files if name.endswith("/timer.py")], "nothing of ours in between"
     _, rows = costs(tmp_path)
     assert rows["fails", "on_microbatch_end"]["calls"] == rows["slow", "compute_loss"]["calls"] == 3
-    assert "item" not in vars(torch.Tensor), "torch is as it was"
 
 
 def test_a_failure_on_the_command_line_shows_the_table_and_no_line_of_ours(run_cli, tiny_recipe):
     source = """
     @hookimpl
     def on_step_end(trainer, output):
-        output.total.item()
+        sum(range(500_000))  # or it would be too quick for the table
         if trainer.global_step == 3:
             raise KeyError("out of luck")
     """
@@ -356,64 +335,13 @@ def test_memory_of_a_device_is_the_growth_of_its_peak(monkeypatch):
 # ------------------------------------------------------------------------------------------------------------ waits
 
 
-READS = {
-    "item": lambda x: x.item(),
-    "tolist": lambda x: x.tolist(),
-    "if": lambda x: 1 if x else 0,
-    "float": float,
-    "int": int,
-    "index": lambda x: [0, 1][x.long()],
-    "format": lambda x: f"{x:.3f}",
-    "equal": lambda x: torch.equal(x, x),
-    "equal, method": lambda x: x.equal(x),
-    "allclose": lambda x: torch.allclose(x, x),
-    "nonzero": lambda x: x.nonzero(),
-    "unique": lambda x: torch.unique(x),
-    "cpu": lambda x: x.cpu(),
-    "numpy": lambda x: x.numpy(),
-}
-NO_READS = {
-    "arithmetic": lambda x: x + 1,
-    "shape": lambda x: x.shape,
-    "to its device": lambda x: x.to("cpu"),
-    "a copy": lambda x: torch.empty_like(x).copy_(x),
-}
-
-
-@pytest.mark.parametrize(
-    ("call", "count"),
-    [*((call, 1) for call in READS.values()), *((call, 0) for call in NO_READS.values())],
-    ids=[*READS, *NO_READS],
-)
-def test_reads_are_counted(call, count):
-    seen, x = [], torch.ones(())
-    syncs, other = DeviceSyncs(seen.append), DeviceSyncs(seen.append, "meta")
+def test_on_a_processor_nothing_is_counted_and_nothing_of_torch_replaced():
+    names = dict(vars(torch.Tensor)), dict(vars(torch))
+    syncs = DeviceSyncs(lambda: None, torch.device("cpu"))
     syncs.begin()
-    other.begin()
-    try:
-        call(x)
-    finally:
-        syncs.end()
-        other.end()
-    assert len(seen) == count
-    assert set(seen) <= set(DEVICE_SYNCS.values())
-    call(x)
-    assert len(seen) == count, "no more afterwards"
-    assert not {"item", "__bool__", "copy_", "equal"} & set(vars(torch.Tensor))
-
-
-def test_copies_of_another_device_wait_where_they_end_on_the_host():
-    seen = []
-    syncs = DeviceSyncs(seen.append, "meta")
-    syncs.begin()
-    try:
-        with pytest.raises((NotImplementedError, RuntimeError)):
-            torch.ones((), device="meta").item()
-        torch.ones(()).item()
-        torch.ones(()).to("meta").to("meta")
-    finally:
-        syncs.end()
-    assert seen == [DEVICE_SYNCS["item"]]
+    assert (dict(vars(torch.Tensor)), dict(vars(torch))) == names
+    syncs.end()
+    assert not syncs.counted
 
 
 def test_on_a_gpu_torch_reports_device_syncs(monkeypatch, recwarn):
@@ -421,7 +349,7 @@ def test_on_a_gpu_torch_reports_device_syncs(monkeypatch, recwarn):
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     with warnings.catch_warnings():
         shown = warnings.showwarning
-        syncs = DeviceSyncs(seen.append, "cuda")
+        syncs = DeviceSyncs(lambda: seen.append("device"), torch.device("cuda"))
         syncs.begin()
         for _ in range(2):  # from one place, which Python would tell once
             warnings.warn("called a synchronizing CUDA operation (Triggered internally at ...)", stacklevel=1)
@@ -429,7 +357,7 @@ def test_on_a_gpu_torch_reports_device_syncs(monkeypatch, recwarn):
         warnings.warn("something else", stacklevel=1)
         syncs.end()
         assert warnings.showwarning is shown
-    assert len(seen) == 2 and all("device" in what for what in seen)
+    assert len(seen) == 2
     assert modes == ["warn", "default"]
     assert [str(each.message) for each in recwarn] == ["something else"]
 

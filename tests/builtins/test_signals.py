@@ -324,6 +324,52 @@ def test_what_is_said_of_saves_when_a_run_is_interrupted(run_ranks):
     assert run.output.splitlines()[-1] == "hooktrain: interrupted", "the run had ended, and has said what it saved"
 
 
+WRITING = """
+import signal
+from hooktrain_torch import files
+
+write = files._SyncedStream.write
+
+def interrupted(stream, data):
+    if stream.bytes:  # within the archive that torch has begun
+        os.kill(os.getpid(), signal.SIGINT)
+    return write(stream, data)
+
+@hookimpl
+def on_checkpoint_start(trainer):
+    if trainer.world.is_main:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        files._SyncedStream.write = interrupted
+
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.thorough)])
+def test_an_interrupt_in_the_middle_of_a_save_is_one(run_ranks, ranks):
+    """torch ends its archive when a write fails, and that failure hides the interrupt."""
+    saves = {"type": "full", "save_every_n_steps": 1}
+    run = run_ranks(ranks, WRITING, checkpoint=saves)
+    assert run.status == 130, run.output
+    assert "Traceback" not in run.output
+    (said,) = [line for line in run.output.splitlines() if line.startswith("hooktrain: interrupted")]
+    assert re.search(facts("step 1", "saved nothing"), said)
+
+
+def test_an_interrupt_that_a_library_hides_is_one(run_ranks):
+    """As one that waits for processes of its own does, and reports that they have ended."""
+    hides = """
+@hookimpl
+def on_step_start(trainer):
+    try:
+        raise KeyboardInterrupt
+    finally:
+        raise RuntimeError("DataLoader worker exited")
+"""
+    run = run_ranks(1, hides)
+    assert run.status == 130, run.output
+    assert "Traceback" not in run.output
+
+
 def test_what_is_saved_at_the_end_anyway_is_saved_once(run_tiny, tmp_path):
     """Whoever stops a run from outside waits a limited time for it, and an export of the same weights takes as long again."""
     saves = []

@@ -63,11 +63,17 @@ class Hosts:
             text=True,
         )
 
-    def torchrun(self, host: int) -> subprocess.Popen[str]:
+    def torchrun(self, host: int, *more: str) -> subprocess.Popen[str]:
         words = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "tests"]
         words += ["--rdzv-endpoint", f"{self.address(0)}:29500", "--rdzv-conf", f"is_host={1 - host}"]
-        words += ["--local-addr", self.address(host), "-m", "hooktrain", "train", "recipe.yaml"]
+        words += ["--local-addr", self.address(host), *more, "-m", "hooktrain", "train", "recipe.yaml"]
         return self.start(host, str(BIN / "torchrun"), *words)
+
+    def torchrun_by_number(self, host: int) -> subprocess.Popen[str]:
+        """The way without a rendezvous service: each host has its number, and all know the first one's address."""
+        words = ["--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(host)]
+        words += ["--master-addr", self.address(0), "--master-port", "29500"]
+        return self.start(host, str(BIN / "torchrun"), *words, "-m", "hooktrain", "train", "recipe.yaml")
 
     def deepspeed(self, host: int) -> subprocess.Popen[str]:
         lines = [f"{self.address(each)} slots=1\n" for each in (0, 1)]
@@ -141,7 +147,7 @@ def test_each_host_has_a_local_rank_0(run_tiny, tmp_path):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+@pytest.mark.parametrize("launcher", ["torchrun", "torchrun_by_number", "deepspeed"])
 def test_two_hosts_are_one_global_batch(hosts, run_tiny, tmp_path, launcher):
     zero = {"type": "deepspeed", "zero_stage": 2, "dtype": "fp32", "device": "cpu"}
     write(tmp_path, **({"strategy": zero} if launcher == "deepspeed" else {}))
@@ -173,6 +179,30 @@ def test_a_host_that_is_lost_ends_the_other(hosts, tmp_path):
     assert code != 0, output
     assert time.monotonic() - began < 80
     ended(runs[1])
+
+
+FAILS = """
+import os
+from hooktrain import hookimpl
+
+@hookimpl
+def on_step_start(trainer):
+    if trainer.world.rank == 1 and trainer.global_step == 2 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        raise RuntimeError("out of luck")
+"""
+
+
+@pytest.mark.thorough
+def test_torchrun_restarts_a_run_that_resumes(hosts, run_tiny, tmp_path):
+    """``--max-restarts`` starts all ranks of both hosts again when one has failed."""
+    (tmp_path / "fails.py").write_text(FAILS)
+    saves = {"type": "full", "save_every_n_steps": 1, "auto_resume": True}
+    write(tmp_path, plugins={"load": ["hooktrain.testing:TinyPlugin", "fails"]}, checkpoint=saves)
+    runs = [hosts.torchrun(host, "--max-restarts", "1") for host in (0, 1)]
+    outputs = [ended(run) for run in runs]
+    assert [code for code, _ in outputs] == [0, 0], outputs
+    assert "out of luck" in outputs[1][1] + outputs[0][1]
+    assert_is_the_run_of_one_process(tmp_path, run_tiny)
 
 
 @pytest.mark.thorough

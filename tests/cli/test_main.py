@@ -207,3 +207,32 @@ def test_an_error_of_the_engines_own_plugins_names_plugin_and_hook(recipe, tmp_p
     assert ended.returncode == 1
     named = ("plugin 'console'", "on_train_start", "step 0", "rank 0", "OSError: [Errno 28]")
     assert any(re.search(facts(*named), line) for line in ended.stderr.splitlines()), ended.stderr
+
+
+def test_warnings_and_loggers_are_one_channel(run_cli, tiny_recipe):
+    source = """
+import logging, warnings
+from hooktrain import HooktrainWarning
+
+@hookimpl
+def on_train_start(trainer):
+    logging.getLogger("hooktrain_mine").warning("mine is %s", "logged")
+    logging.getLogger("theirs").warning("theirs")
+    logging.getLogger("hooktrain_mine").info("not shown")
+    trainer.host.warn("of the host")
+
+@hookimpl
+def on_train_end(trainer):
+    logging.basicConfig(format="configured %(name)s: %(message)s")
+    logging.getLogger("hooktrain_mine").warning("again")
+    warnings.warn("once more", HooktrainWarning)
+"""
+    run = run_cli("train", tiny_recipe, "-p", "extra", source=source)
+    said = [line for line in run.stderr.splitlines() if line]
+    assert said == [
+        "hooktrain: warning: mine is logged",
+        "theirs",
+        "hooktrain: warning: of the host",
+        "configured hooktrain_mine: again",
+        "configured hooktrain: once more",
+    ], run.output

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hooktrain.cli.startup import collect_rarely
+from hooktrain.cli.startup import collect_rarely, sleep_while_waiting
 from hooktrain.testing.subprocess_runs import run_cli
 
 pytestmark = pytest.mark.usefixtures("real_starts")
@@ -292,3 +294,15 @@ def test_thresholds_come_back_after_an_error():
         assert gc.get_threshold() != before
         raise ZeroDivisionError
     assert gc.get_threshold() == before
+
+
+def test_threads_sleep_while_they_wait_and_are_counted(run_cli, tiny_recipe, monkeypatch):
+    source = "@hookimpl\ndef on_train_start(): print('waits', os.environ.get('OMP_WAIT_POLICY'))\n"
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    recipe = {**tiny_recipe, "console": {"enabled": True}}
+    run = run_cli("train", recipe, "-p", "extra", source=source)
+    assert "waits PASSIVE" in run.stdout, run.output
+    assert re.search(r"model .* on cpu \(\d+ threads?\)", run.stdout)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    sleep_while_waiting()
+    assert "OMP_WAIT_POLICY" not in os.environ, "the user has chosen"

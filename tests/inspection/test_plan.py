@@ -196,7 +196,7 @@ def test_the_plan_names_who_runs_a_loop_hook_as_the_run_does(run_tiny, plugins, 
     asked = []
     trainer = run_tiny(A(asked), B(asked), train_iters=1, plugins=plugins)
     assert trainer.global_step == 1
-    host = make_host(plugins_config({"plugins": plugins}))
+    host = make_host(plugins_config({"plugins": plugins}, []))
     for plugin in (TinyPlugin(), A(asked), B(asked)):
         host.register(plugin)
     facts = plan_of(host, Sources(file=None, raw={"type": "tiny"}), estimates=False)
@@ -322,6 +322,18 @@ def test_an_estimate_that_fails_is_unknown_and_the_plan_goes_on(capsys):
     assert facts["model"] == {"unknown": "the model is on the moon"}
     assert "ZeroDivisionError: a bug" in facts["data"]["unknown"]
     assert facts["steps"]["total"] == 9
+
+
+def test_the_plan_says_what_precision_auto_is(run_tiny):
+    for kind in ("torch", "deepspeed"):
+        notes = tiny_plan(strategy={"type": kind, "device": "cpu"})["memory"]["notes"]
+        (said,) = [note for note in notes if note.startswith("strategy.dtype: auto")]
+        if kind == "torch":
+            chosen = run_tiny(strategy={"device": "cpu", "dtype": "auto"}, train_iters=1).strategy.dtype
+            assert ("bf16" if chosen is torch.bfloat16 else "fp32") in said
+        else:
+            assert "fp32" in said
+    assert not any("auto" in note for note in tiny_plan(strategy={"dtype": "bf16"})["memory"]["notes"])
 
 
 @pytest.mark.parametrize("ranks", [1, 4])

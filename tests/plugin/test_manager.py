@@ -21,6 +21,7 @@ from hooktrain import (
     hookimpl,
     hookspec,
 )
+from hooktrain.inspection.plan import read_plan
 from hooktrain.testing import Recorder, TinyPlugin, host_of
 from hooktrain.training.load import load, make_host
 from tests.facts import facts
@@ -210,7 +211,7 @@ def test_the_last_word_about_a_module_wins(tmp_path, monkeypatch):
         made, host = load(raw, plugins=[TinyPlugin()], switches=[*switches, "no:lacks"])
         assert "lacks" not in host.records
         assert (made.plugins.load, made.plugins.block) == ((), ()), "what is kept can be read again"
-    with pytest.raises(PluginError, match=facts("plugins: ", "'lakcs'", "torch")):
+    with pytest.raises(RecipeError, match=facts("plugins: ", "'lakcs'", "torch", "'lacks'", "'nonesuch'")):
         load(named, plugins=[TinyPlugin()], switches=["no:lakcs"])
 
 
@@ -244,6 +245,34 @@ def test_unknown_names_are_refused():
         make_host(PluginsConfig(block=("torhc",)))
     with pytest.raises(PluginError, match=facts("'no_such_module'", "plugin", "module")):
         make_host(PluginsConfig(load=("no_such_module",)))
+
+
+WRONG = {
+    "type": "tiny",
+    "plugins": {"blok": ["x"], "block": ["torhc"], "load": ["no_such_module"], "loop_hooks": {"run_stp": "loop"}},
+    "optimizer": {"lr": "fast"},
+    "epohcs": 2,
+}
+
+
+def test_mistakes_about_plugins_hide_none_of_the_rest(tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        load(WRONG, plugins=[TinyPlugin()])
+    expected = {
+        "plugins.blok": "'block'",
+        "plugins": "'torhc'|'no_such_module'",
+        "plugins.loop_hooks": "'run_stp'",
+        "optimizer.lr": "'fast'",
+        "epohcs": "'epochs'",
+    }
+    found = caught.value.complaints
+    assert {where for where, _ in found} == set(expected) and len(found) == 6
+    assert all(re.search(expected[where], message) for where, message in found)
+    path = tmp_path / "recipe.yaml"
+    recipe = {**WRONG, "plugins": {**WRONG["plugins"], "load": ["hooktrain.testing:TinyPlugin", "no_such_module"]}}
+    path.write_text(yaml.safe_dump(recipe))
+    planned = [(each["where"], each["message"]) for each in read_plan(path, estimates=False)["complaints"]]
+    assert sorted(where for where, _ in planned) == sorted(where for where, _ in found)
 
 
 def test_a_module_can_be_named(installed):

@@ -165,7 +165,7 @@ def test_no_value_anywhere_crashes_the_reader(value, key):
     """Whatever stands in a recipe, it is taken or refused with a sentence."""
     host = host_of(Parts())
     try:
-        plugins_config({key: value})
+        plugins_config({key: value}, [])
         made = resolve({"type": "tiny", key: value}, host)
     except RecipeError as refused:
         assert refused.complaints

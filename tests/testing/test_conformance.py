@@ -48,6 +48,12 @@ def test_a_state_that_is_changed_in_place_and_saved_at_every_step(check):
     check("state resume", bad_plugins.Averages)
 
 
+def test_a_loss_that_is_a_sum(check):
+    assert re.search(facts("total", "denominator"), check("loss", bad_plugins.Scales).notes["loss"])
+    with pytest.raises(NotApplicable, match=facts("compute_loss", "count_batch", "make_loss")):
+        check("loss", bad_plugins.Averages)
+
+
 def test_metrics_that_are_meant_to_change(tmp_path):
     kit = Kit(reference_to(bad_plugins.Averages), Options(), tmp_path)
     with pytest.raises(Broken, match=facts("eval/held_out/loss", "ignore=")):
@@ -91,6 +97,8 @@ BROKEN = [
     ("device", "ListsLoss", ["on_microbatch_end, bad_plugins.py:", "self.loss = loss.total.reshape(1).tolist()"]),
     ("device", "CopiesLoss", ["collect_metrics, bad_plugins.py:", "to the host", 'return {"weight": ']),
     ("device", "DecidesByLoss", ["compute_loss, bad_plugins.py:", "reads a value", "if loss.total > 3:"]),
+    ("loss", "Means", ["total: ", "twice", "expected"]),
+    ("loss", "MeansOfMore", ["right: ", "twice", "expected"]),
     (
         "teardown",
         "TearsDownWhatIsNotThere",

@@ -623,3 +623,27 @@ def test_no_device_sync_between_two_log_lines(run_tiny, clipping):
         )
     assert counts.steps == 4
     assert "read" in [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+
+
+@pytest.mark.parametrize(
+    ("saves", "named"),
+    [
+        ([{"save_every_n_steps": 3}], ["checkpoint[0]", "step 7", "step 6", "save_end_of_training: true"]),
+        ([{"save_every_n_steps": 100}], ["checkpoint[0]", "step 7", "no step"]),
+        ([{"save_every_n_steps": 7}], []),
+        ([{"save_every_n_steps": 3, "save_every_n_epochs": 1}], []),
+        ([{"save_every_n_steps": 3, "output_dir": "a"}, {"save_end_of_training": True, "output_dir": "b"}], []),
+    ],
+)
+def test_an_end_that_is_not_saved_is_said_at_the_start(run_tiny, tmp_path, monkeypatch, saves, named):
+    monkeypatch.chdir(tmp_path)
+
+    class Messages(list):
+        @hookimpl
+        def on_message(self, message):
+            self.append(message)
+
+    said = Messages()
+    assert run_tiny(said, checkpoint=[{"type": "full", **each} for each in saves]).global_step == 7
+    found = [text for text in said if text.startswith("checkpoint[")]
+    assert len(found) == bool(named) and all(re.search(facts(*named), text) for text in found)

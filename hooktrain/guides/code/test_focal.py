@@ -4,11 +4,15 @@ from collections.abc import Callable
 
 import pytest
 from hooktrain import Trainer
-from hooktrain.testing import Recorder
+from hooktrain.testing import Recorder, conformance
 
 import focal
 
 Run = Callable[..., Trainer]
+
+test_conformance = conformance(
+    focal, recipe="chat", settings={"loss": "whole_focal"}, checks=["loss"]
+)
 
 
 def losses(run_chat: Run, **loss: object) -> list[float]:

@@ -36,6 +36,7 @@ CHECKS = {
     "resume": "check_resume:check_resume",
     "observes": "check_observes:check_observes",
     "ranks": "check_observes:check_ranks",
+    "loss": "check_loss:check_loss",
     "device": "check_device:check_device",
     "teardown": "check_teardown:check_teardown",
     "cost": "check_cost:check_cost",
@@ -79,6 +80,7 @@ def conformance(
     - ``resume``: a run that stops half-way and resumes ends as one without a stop, bit by bit;
     - ``observes``: losses, weights and random numbers are those of a run without the plugin;
     - ``ranks``: one rank and two ranks with the same global batch log the same losses;
+    - ``loss``: a micro-batch that holds each sequence twice has twice the loss: it is a sum, and not a mean;
     - ``device``: no hook waits for the device where it must not;
     - ``teardown``: ``on_teardown`` runs once whatever hook failed, and may run early or twice;
     - ``cost``: a step makes at most ``calls`` and ``allocations``, and its time stays within the ``budget``.

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooktrain.builtins.device_sync import DEVICE_SYNCS
 from hooktrain.compat import TorchDispatchMode, caller_frame, tree_flatten, tree_map
 from hooktrain.errors import HooktrainError
 from hooktrain.plugin.validation import device_rule
@@ -26,6 +25,14 @@ from hooktrain.testing.plugin_checks.plugin_reference import Spec, prepared
 from hooktrain.training.trainer import Trainer
 
 __all__ = ["check_device"]
+
+_SYNCS: Mapping[str, str] = {
+    "_local_scalar_dense": "reads a value",
+    **{name: f"compares values ({name})" for name in ("equal", "is_nonzero")},
+    **dict.fromkeys(("nonzero", "masked_select", "_unique2", "unique_dim"), "asks how many values there are"),
+    **dict.fromkeys(("_to_copy", "copy_"), "copies a tensor to the host"),
+}
+"""Operations of ATen that wait for the device, and what each does."""
 
 
 def check_device(kit: Kit) -> None:
@@ -66,7 +73,7 @@ class _Values(TorchDispatchMode):
         name = str(func).removeprefix("aten.").partition(".")[0]
         if not away:
             return func(*args, **kwargs)
-        what = DEVICE_SYNCS.get(name, "")
+        what = _SYNCS.get(name, "")
         if name == "_local_scalar_dense":
             self.reads.add(what)
             return True if away[0].dtype == torch.bool else 1.0 if away[0].dtype.is_floating_point else 1
@@ -127,7 +134,7 @@ class _Reads:
 
 
 def _may_wait(hook: str) -> bool:
-    return device_rule(hook).startswith(("may", "has just"))
+    return device_rule(hook).startswith("may")
 
 
 def _support_meta() -> None:
@@ -172,7 +179,7 @@ def _find_reads(spec: Spec) -> dict[str, Any]:
     file = Path(module.__file__ or "")
     package = str(file.parent) if file.name == "__init__.py" or module.__package__ else str(file)
     reads, failed = _Reads(codes, package), ""
-    vars(torch.cuda)["synchronize"] = lambda *_: reads.add(DEVICE_SYNCS["synchronize"])  # raises without a GPU
+    vars(torch.cuda)["synchronize"] = lambda *_: reads.add("waits for the device (synchronize)")  # raises without a GPU
     _support_meta()
     trainer = Trainer(made.recipe, made.host)
     with _Values(reads):

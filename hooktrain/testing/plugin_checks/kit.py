@@ -14,6 +14,7 @@ from hooktrain.testing.jobs import Done, Job, run_jobs
 from hooktrain.testing.plugin_checks.plugin_reference import Reference, Spec
 from hooktrain.testing.plugin_checks.strategies import STRATEGIES
 from hooktrain.testing.tiny_llama import PRELOAD
+from hooktrain.types import World
 
 __all__ = ["HEAVY", "LIGHT", "Broken", "Kit", "NotApplicable", "Options", "Training"]
 
@@ -272,15 +273,8 @@ def _rendezvous(ranks: int) -> Iterator[list[dict[str, str]]]:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    common = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
-    }
-    yield [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    worlds = [World(rank=rank, world_size=ranks, local_rank=rank) for rank in range(ranks)]
+    yield [world.to_environment(store.port) for world in worlds]
 
 
 def _end(text: str) -> str:

@@ -178,7 +178,7 @@ class Spec:
 
 
 def _engine_keys() -> set[str]:
-    """Return the keys that are the engine's own and select no part."""
+    """Return the keys of the engine that select no part."""
     from hooktrain.recipe.model import Recipe
 
     return {item.name for item in attrs.fields(Recipe)} - {*PARTS, "settings"}

@@ -5,20 +5,13 @@ A recipe names them under ``callbacks``; in Python, ``Callbacks(callback, ...)``
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hooktrain import lazy_exports
 
 if TYPE_CHECKING:
-    from hooktrain_callbacks.callback_handler import UnmappedError
-    from hooktrain_callbacks.config import CallbacksConfig
-    from hooktrain_callbacks.plugin import Callbacks
+    from hooktrain_callbacks.callback_handler import UnmappedError as UnmappedError
+    from hooktrain_callbacks.config import CallbacksConfig as CallbacksConfig
+    from hooktrain_callbacks.plugin import Callbacks as Callbacks
 
-__all__ = ["Callbacks", "CallbacksConfig", "UnmappedError"]
-
-_MODULES = {"Callbacks": "plugin", "CallbacksConfig": "config", "UnmappedError": "callback_handler"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -6,10 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
-from hooktrain import did_you_mean
-from hooktrain_callbacks.compat import arguments_class, dtype_of
+from hooktrain import ConfigDefaults, StrategyDefaults, did_you_mean, member
+from hooktrain_callbacks.compat import arguments_class
 
 if TYPE_CHECKING:
     from hooktrain import Trainer
@@ -77,14 +75,15 @@ def training_arguments(trainer: Trainer, arguments: Mapping[str, Any]) -> Any:
     saves = [engine.config for engine in trainer.checkpoint_engines if engine.config.enabled]
     by_step = [config.save_every_n_steps for config in saves if config.save_every_n_steps]
     by_epoch = any(config.save_every_n_epochs for config in saves)
-    dtype, optimizer = dtype_of(trainer.strategy), attrs.asdict(recipe.optimizer, recurse=False)
+    dtype, optimizer = member(trainer.strategy, StrategyDefaults, "dtype"), recipe.optimizer
+    lr = member(optimizer, ConfigDefaults, "lr")
     values = {
         "output_dir": str(trainer.run_dir),
         "per_device_train_batch_size": recipe.micro_batch_size,
         "per_device_eval_batch_size": recipe.eval_micro_batch_size or recipe.micro_batch_size,
         "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
-        "learning_rate": optimizer.get("lr", trainer.optimizer.param_groups[0]["lr"]),
-        "weight_decay": optimizer.get("weight_decay", 0.0),
+        "learning_rate": trainer.optimizer.param_groups[0]["lr"] if lr is None else lr,
+        "weight_decay": member(optimizer, ConfigDefaults, "weight_decay"),
         "max_grad_norm": recipe.gradient_clipping,
         "num_train_epochs": trainer.epochs.stop,
         "max_steps": recipe.train_iters or -1,
@@ -95,8 +94,8 @@ def training_arguments(trainer: Trainer, arguments: Mapping[str, Any]) -> Any:
         "save_strategy": "steps" if by_step else "epoch" if by_epoch else "no",
         "save_steps": min(by_step, default=500),
         "seed": recipe.seed,
-        "bf16": dtype.endswith("bfloat16"),
-        "fp16": dtype.endswith("float16") and not dtype.endswith("bfloat16"),
+        "bf16": str(dtype) == "torch.bfloat16",
+        "fp16": str(dtype) == "torch.float16",
         "use_cpu": trainer.device.type == "cpu",
         "metric_for_best_model": "loss" if len(sets) == 1 else None,
         "run_name": trainer.run_dir.name,

@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from torch.nn import Module
 
-    from hooktrain import Strategy, Trainer, World
+    from hooktrain import Trainer, World
 
 __all__ = [
     "arguments_class",
     "close_writer",
-    "dtype_of",
-    "is_sharded",
     "monitored_metric",
     "supports_step_hooks",
 ]
@@ -87,11 +84,6 @@ def monitored_metric(callback: Any) -> str:
     return str(getattr(callback, "monitor", "eval"))
 
 
-def dtype_of(strategy: Strategy) -> str:
-    """Return the type that a strategy computes in, such as ``torch.bfloat16``; empty where it has none."""
-    return str(getattr(strategy, "dtype", ""))
-
-
 def supports_step_hooks(trainer: Trainer) -> bool:
     """Return whether the optimizer itself can call events: after clipping, and before gradients are cleared."""
     import torch
@@ -102,8 +94,3 @@ def supports_step_hooks(trainer: Trainer) -> bool:
     # one that has parameters of its own, as under ZeRO, is stepped for each group of them
     own = {id(parameter) for parameter in trainer.strategy.unwrap(trainer.model).parameters()}
     return all(id(one) in own for group in optimizer.param_groups for one in group["params"])
-
-
-def is_sharded(module: Module) -> bool:
-    """Return whether ranks hold parts of the weights, as under ZeRO-3 (``ds_id``) and FSDP (``full_tensor``)."""
-    return any(hasattr(one, "ds_id") or hasattr(one, "full_tensor") for one in module.parameters())

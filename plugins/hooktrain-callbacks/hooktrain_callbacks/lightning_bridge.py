@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hooktrain import HooktrainError
+from hooktrain import HooktrainError, StrategyDefaults, member
 from hooktrain_callbacks.callback_handler import CallbackHandler, LoadedCallback
-from hooktrain_callbacks.compat import dtype_of, is_sharded, supports_step_hooks
+from hooktrain_callbacks.compat import supports_step_hooks
 from hooktrain_callbacks.dataloaders import eval_sizes
 from hooktrain_callbacks.lightning_classes import accelerator_of, derived_classes, precision_of
 from hooktrain_callbacks.lightning_state import LightningState
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["LightningBridge"]
 
 _ENGINE_METRICS = frozenset({"step", "epoch", "loss", "lr", "grad_norm", "tokens"})
-"""Metrics of the engine's own, which no callback replaces."""
+"""The engine's metrics, which no callback replaces."""
 
 
 class LightningBridge:
@@ -59,11 +59,10 @@ class LightningBridge:
         import_module("lightning_utilities.core.rank_zero").rank_zero_only.rank = trainer.world.rank
         self.trainer = self.handler.trainer = trainer
         model, classes = trainer.strategy.unwrap(trainer.model), derived_classes(self.package)
-        self._refuse_sharded(model)
+        self._refuse_sharded(trainer)
         self.stages = states.RunningStage
         self.pl = pl = LightningTrainer(self.handler, trainer)
         self.module = classes.module(model, pl, trainer.device)
-        dtype = dtype_of(trainer.strategy)
         assign(
             pl,
             state=states.TrainerState(
@@ -71,7 +70,9 @@ class LightningBridge:
             ),
             lightning_module=self.module,
             accelerator=accelerator_of(self.package, trainer.device),
-            precision_plugin=precision_of(self.package, dtype, trainer.device),
+            precision_plugin=precision_of(
+                self.package, member(trainer.strategy, StrategyDefaults, "dtype"), trainer.device
+            ),
             callbacks=[loaded.callback for loaded in self.handler.callbacks],
             loggers=[*(loaded.callback for loaded in self.loggers), classes.logger(pl)],
         )
@@ -90,9 +91,10 @@ class LightningBridge:
         self._call("on_fit_start")
         self._call("on_train_start")
 
-    def _refuse_sharded(self, model: torch.nn.Module) -> None:
+    def _refuse_sharded(self, trainer: Trainer) -> None:
+        shards = member(trainer.strategy, StrategyDefaults, "shards_weights")
         for loaded in self.handler.callbacks:
-            if _derives_from(loaded.callback, "WeightAveraging") and is_sharded(model):
+            if shards and _derives_from(loaded.callback, "WeightAveraging"):
                 raise HooktrainError(
                     f"{loaded} averages complete weights, but this strategy shards them over the ranks; use one that"
                     " does not, such as strategy: {type: torch, data_parallel: ddp}, or remove the callback"

@@ -120,8 +120,8 @@ def accelerator_of(package: str, device: torch.device) -> Any:
     return accelerators.CUDAAccelerator() if device.type == "cuda" else accelerators.CPUAccelerator()
 
 
-def precision_of(package: str, dtype: str, device: torch.device) -> Any:
+def precision_of(package: str, dtype: torch.dtype | None, device: torch.device) -> Any:
     """Return Lightning's precision plugin for the type that the strategy computes in."""
     plugins = import_module(f"{package}.plugins.precision")
-    name = {"torch.bfloat16": "bf16-mixed", "torch.float16": "16-mixed"}.get(dtype)
+    name = {"torch.bfloat16": "bf16-mixed", "torch.float16": "16-mixed"}.get(str(dtype))
     return plugins.Precision() if name is None else plugins.MixedPrecision(name, device.type)

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hooktrain_callbacks.proxy import Proxy, assign
+from hooktrain_callbacks.proxy import RunProxy
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from hooktrain import Trainer
-    from hooktrain_callbacks.callback_handler import CallbackHandler
 
 __all__ = ["LightningStrategy"]
 
 
-class LightningStrategy(Proxy):
+class LightningStrategy(RunProxy):
     """Devices and collectives of the run's own strategy; as in Lightning, all ranks must call a collective."""
 
     path = "trainer.strategy"
     launcher = None
     handles_gradient_accumulation = False
     zero_stage_3 = False
-    run: Any = None
-
-    def __init__(self, handler: CallbackHandler, run: Trainer) -> None:
-        super().__init__(handler)
-        assign(self, run=run)
 
     @property
     def root_device(self) -> torch.device:
@@ -41,22 +34,6 @@ class LightningStrategy(Proxy):
     @property
     def optimizers(self) -> list[Any]:
         return [self.run.optimizer]
-
-    @property
-    def is_global_zero(self) -> bool:
-        return bool(self.run.world.is_main)
-
-    @property
-    def global_rank(self) -> int:
-        return int(self.run.world.rank)
-
-    @property
-    def local_rank(self) -> int:
-        return int(self.run.world.local_rank)
-
-    @property
-    def world_size(self) -> int:
-        return int(self.run.world.world_size)
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
         """Return whether the decision is true on all ranks, or on any of them. Collective."""

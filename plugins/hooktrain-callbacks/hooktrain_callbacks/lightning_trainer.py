@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hooktrain_callbacks.dataloaders import EvalBatches, TrainBatches, eval_sizes, micro_batches_of_epoch
 from hooktrain_callbacks.lightning_strategy import LightningStrategy
-from hooktrain_callbacks.proxy import Proxy, assign, unmapped
+from hooktrain_callbacks.proxy import Proxy, RunProxy, assign, unmapped
 
 if TYPE_CHECKING:
     from hooktrain import Trainer
@@ -102,7 +102,7 @@ class _LoggerConnector(Proxy):
         self.trainer.log_soon(metrics)
 
 
-class LightningTrainer(Proxy):
+class LightningTrainer(RunProxy):
     """The argument ``trainer`` of Lightning's callbacks."""
 
     settable: ClassVar[frozenset[str]] = frozenset({"should_stop"})
@@ -130,7 +130,6 @@ class LightningTrainer(Proxy):
     stop_requested: bool = False
     _logger_connector: Any = None
     _evaluation_loop: Any = None
-    run: Any = None
     evaluation_count: Any = None
     # features that a run of hooktrain does not have
     sanity_checking = testing = predicting = fast_dev_run = barebones = received_sigterm = interrupted = False
@@ -141,7 +140,7 @@ class LightningTrainer(Proxy):
     limit_train_batches = limit_val_batches = 1.0
 
     def __init__(self, handler: CallbackHandler, run: Trainer) -> None:
-        super().__init__(handler)
+        super().__init__(handler, run)
         total, evaluated = _Count(handler), _Count(handler)
         loop, evaluation = _EpochLoop(handler), _EvaluationLoop(handler)
         progress, evaluation_progress = _Progress(handler), _Progress(handler)
@@ -152,7 +151,7 @@ class LightningTrainer(Proxy):
         fit, connector = _FitLoop(handler), _LoggerConnector(handler)
         assign(fit, epoch_loop=loop, trainer=self)
         assign(connector, trainer=self)
-        assign(self, run=run, fit_loop=fit, _logger_connector=connector, _evaluation_loop=evaluation)
+        assign(self, fit_loop=fit, _logger_connector=connector, _evaluation_loop=evaluation)
         assign(self, strategy=LightningStrategy(handler, run), evaluation_count=evaluated, lr_scheduler_configs=[])
         assign(self, callback_metrics={}, logged_metrics={}, progress_bar_metrics={}, pending={})
 
@@ -301,21 +300,3 @@ class LightningTrainer(Proxy):
     @property
     def ckpt_path(self) -> str | None:
         return None if self.run.resume_from is None else str(self.run.resume_from)
-
-    # -------------------------------------------------------------------------------------------------------- ranks
-
-    @property
-    def is_global_zero(self) -> bool:
-        return bool(self.run.world.is_main)
-
-    @property
-    def global_rank(self) -> int:
-        return int(self.run.world.rank)
-
-    @property
-    def local_rank(self) -> int:
-        return int(self.run.world.local_rank)
-
-    @property
-    def world_size(self) -> int:
-        return int(self.run.world.world_size)

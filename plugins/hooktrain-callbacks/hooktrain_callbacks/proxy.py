@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hooktrain_callbacks.callback_handler import UnmappedError
 
 if TYPE_CHECKING:
+    from hooktrain import Trainer
     from hooktrain_callbacks.callback_handler import CallbackHandler
 
-__all__ = ["Proxy", "assign", "unmapped"]
+__all__ = ["Proxy", "RunProxy", "assign", "unmapped"]
 
 
 def unmapped(handler: CallbackHandler, what: str, verb: str = "reads") -> UnmappedError:
@@ -54,3 +55,29 @@ class Proxy:
         if name not in self.settable:
             raise unmapped(self.handler, f"{self.path}.{name}", "sets")
         super().__setattr__(name, value)
+
+
+class RunProxy(Proxy):
+    """A proxy of the run and its ranks."""
+
+    run: Any = None
+
+    def __init__(self, handler: CallbackHandler, run: Trainer) -> None:
+        super().__init__(handler)
+        assign(self, run=run)
+
+    @property
+    def is_global_zero(self) -> bool:
+        return bool(self.run.world.is_main)
+
+    @property
+    def global_rank(self) -> int:
+        return int(self.run.world.rank)
+
+    @property
+    def local_rank(self) -> int:
+        return int(self.run.world.local_rank)
+
+    @property
+    def world_size(self) -> int:
+        return int(self.run.world.world_size)

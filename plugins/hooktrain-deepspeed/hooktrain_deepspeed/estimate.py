@@ -26,7 +26,8 @@ def estimate_memory(config: DeepSpeedConfig, recipe: Recipe, world: World, model
     settings = assemble(config, recipe, world, dtype)
     zero: dict[str, Any] = settings["zero_optimization"]
     stage, ranks, size = int(zero["stage"]), world.world_size, 4 if dtype == "fp32" else 2
-    notes = ["the optimizer's state is not known and not counted"] if model.state_numbers is None else []
+    notes = [f"strategy.dtype: auto computes in {dtype} on this machine"] if config.dtype == "auto" else []
+    notes += ["the optimizer's state is not known and not counted"] if model.state_numbers is None else []
     device, host = {}, {}
     if stage == 0:
         device = {

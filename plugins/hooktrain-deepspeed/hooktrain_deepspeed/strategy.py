@@ -78,11 +78,13 @@ class DeepSpeedStrategy:
     def __init__(self, config: DeepSpeedConfig, world: World, recipe: Recipe) -> None:
         self.config, self.world = config, world
         self.device = device_of(config.device, world)
-        self._dtype = config.dtype
-        if self._dtype == "auto":
-            self._dtype = "bf16" if self.device.type == "cuda" and native_bf16(self.device) else "fp32"
-        self.settings = assemble(config, recipe, world, self._dtype)
+        name = config.dtype
+        if name == "auto":
+            name = "bf16" if self.device.type == "cuda" and native_bf16(self.device) else "fp32"
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        self.settings = assemble(config, recipe, world, name)
         self.stage: int = self.settings["zero_optimization"]["stage"]
+        self.shards_weights = self.stage == 3
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         self.data_world = data_world(world, config.sequence_parallel)
@@ -95,10 +97,7 @@ class DeepSpeedStrategy:
         for warning in require_valid(self.settings):
             if world.is_main:
                 warnings.warn(warning, HooktrainWarning, stacklevel=2)
-        self._sequence: SequenceGroup | None = None
-        if config.sequence_parallel > 1:
-            group = self._ranks.neighbours(config.sequence_parallel)
-            self._sequence = SequenceGroup(world, config.sequence_parallel, group)
+        self._sequence = SequenceGroup.of(self._ranks, config.sequence_parallel)
         self._engine: Any = None
         self._zero: ZeroState | None = None
         self._groups: list[list[str]] = []
@@ -158,7 +157,7 @@ class DeepSpeedStrategy:
         return full_numel(parameter)
 
     def divide(self, batch: Batch) -> Batch:
-        return batch if self._sequence is None else divide(batch, self._sequence)
+        return divide(batch, self._sequence)
 
     def backward(self, loss: Tensor, last: bool) -> Tensor:
         self._engine.set_gradient_accumulation_boundary(last)
@@ -180,7 +179,7 @@ class DeepSpeedStrategy:
         stepped = engine.was_step_applied()
         if self.stage > 0:
             norm = engine.get_global_grad_norm()
-            if not stepped and self._dtype != "fp16" and not skip_non_finite:
+            if not stepped and self.dtype is not torch.float16 and not skip_non_finite:
                 raise NonFiniteError(
                     "strategy: the gradients are not finite; lower optimizer.lr, check the data, or skip such"
                     " steps with on_nan: skip"
@@ -256,7 +255,7 @@ class DeepSpeedStrategy:
         if scaler is not None:
             return {"scaler": scaler.state_dict()}
         loss_scaler = loss_scaler_of(self._engine)
-        if self._dtype != "fp16" or loss_scaler is None:
+        if self.dtype is not torch.float16 or loss_scaler is None:
             return {}
         plain = (bool, int, float, str, type(None))
         return {"loss_scaler": {key: value for key, value in vars(loss_scaler).items() if isinstance(value, plain)}}
@@ -264,7 +263,7 @@ class DeepSpeedStrategy:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if "scaler" in state and self._engine.torch_autocast_z0_gradscaler is not None:
             self._engine.torch_autocast_z0_gradscaler.load_state_dict(state["scaler"])
-        elif "loss_scaler" in state and self._dtype == "fp16":
+        elif "loss_scaler" in state and self.dtype is torch.float16:
             vars(self._engine.optimizer.loss_scaler).update(state["loss_scaler"])
 
     def close(self) -> None:

@@ -5,51 +5,22 @@ Other packages import from here only. Names are loaded when they are first used:
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hooktrain import lazy_exports
 
 if TYPE_CHECKING:
-    from hooktrain_hf.atomic_folder import replace_folder, temporary_folder
-    from hooktrain_hf.attention import install_document_attention
-    from hooktrain_hf.export import write_model
-    from hooktrain_hf.location import Location, first_line, resolve_location
-    from hooktrain_hf.model import HFModelConfig, build_model, torch_dtype
-    from hooktrain_hf.source import HFSourceConfig
-    from hooktrain_hf.verbosity import quiet_transformers
+    from hooktrain_hf.atomic_folder import replace_folder as replace_folder
+    from hooktrain_hf.atomic_folder import temporary_folder as temporary_folder
+    from hooktrain_hf.attention import install_document_attention as install_document_attention
+    from hooktrain_hf.export import write_model as write_model
+    from hooktrain_hf.location import Location as Location
+    from hooktrain_hf.location import first_line as first_line
+    from hooktrain_hf.location import resolve_location as resolve_location
+    from hooktrain_hf.model import HFModelConfig as HFModelConfig
+    from hooktrain_hf.model import build_model as build_model
+    from hooktrain_hf.model import torch_dtype as torch_dtype
+    from hooktrain_hf.source import HFSourceConfig as HFSourceConfig
+    from hooktrain_hf.verbosity import quiet_transformers as quiet_transformers
 
-_HOMES = {
-    "atomic_folder": "replace_folder temporary_folder",
-    "attention": "install_document_attention",
-    "export": "write_model",
-    "location": "Location first_line resolve_location",
-    "model": "HFModelConfig build_model torch_dtype",
-    "source": "HFSourceConfig",
-    "verbosity": "quiet_transformers",
-}
-_HOME = {name: f"{__name__}.{module}" for module, names in _HOMES.items() for name in names.split()}
-
-__all__ = [
-    "HFModelConfig",
-    "HFSourceConfig",
-    "Location",
-    "build_model",
-    "first_line",
-    "install_document_attention",
-    "quiet_transformers",
-    "replace_folder",
-    "resolve_location",
-    "temporary_folder",
-    "torch_dtype",
-    "write_model",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    globals()[name] = value = getattr(importlib.import_module(_HOME[name]), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hooktrain import ModelError
+from hooktrain import ConfigDefaults, ModelError, member
 from hooktrain_hf.compat import (
     decoder_of,
     enable_activation_checkpointing,
@@ -80,12 +80,10 @@ def estimate_activations(recipe: Recipe, model: Any, sequences: int, tokens: int
     from transformers import AttentionInterface
 
     AttentionInterface.register(_ATTENTION, _attend)
-    settings = recipe.as_dict()
-    strategy = settings.get("strategy", {})
-    name = settings["model"]["dtype"]
-    name = strategy.get("dtype", "auto") if name == "auto" else name
+    name = member(recipe.model, ConfigDefaults, "dtype")
+    name = member(recipe.strategy, ConfigDefaults, "dtype") if name == "auto" else name
     if name == "auto":
-        device = str(strategy.get("device", "auto"))
+        device = str(member(recipe.strategy, ConfigDefaults, "device"))
         cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
         name = "bf16" if cuda or native_bf16() else "fp32"
     dtype = torch.float16 if name == "fp16" else torch.bfloat16

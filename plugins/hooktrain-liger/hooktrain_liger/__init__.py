@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hooktrain import lazy_exports
 
 if TYPE_CHECKING:
-    from hooktrain_liger.config import LigerModelConfig
-    from hooktrain_liger.head_loss import CrossEntropy, FusedLinearCrossEntropy
-    from hooktrain_liger.kernels import apply_kernels
+    from hooktrain_liger.config import LigerModelConfig as LigerModelConfig
+    from hooktrain_liger.head_loss import CrossEntropy as CrossEntropy
+    from hooktrain_liger.head_loss import FusedLinearCrossEntropy as FusedLinearCrossEntropy
+    from hooktrain_liger.kernels import apply_kernels as apply_kernels
 
-__all__ = ["CrossEntropy", "FusedLinearCrossEntropy", "LigerModelConfig", "apply_kernels"]
-
-_MODULES = {
-    "CrossEntropy": "head_loss",
-    "FusedLinearCrossEntropy": "head_loss",
-    "LigerModelConfig": "config",
-    "apply_kernels": "kernels",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

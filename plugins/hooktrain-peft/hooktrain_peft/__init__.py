@@ -5,30 +5,14 @@ Other packages import from here only. Names are loaded when they are first used:
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hooktrain import lazy_exports
 
 if TYPE_CHECKING:
-    from hooktrain_peft.adapter import add_adapter, load_adapter
-    from hooktrain_peft.config import PeftSettings
-    from hooktrain_peft.weight_merge import merge_adapter
+    from hooktrain_peft.adapter import add_adapter as add_adapter
+    from hooktrain_peft.adapter import load_adapter as load_adapter
+    from hooktrain_peft.config import PeftSettings as PeftSettings
+    from hooktrain_peft.weight_merge import merge_adapter as merge_adapter
 
-_HOME = {
-    "PeftSettings": "hooktrain_peft.config",
-    "add_adapter": "hooktrain_peft.adapter",
-    "load_adapter": "hooktrain_peft.adapter",
-    "merge_adapter": "hooktrain_peft.weight_merge",
-}
-
-__all__ = ["PeftSettings", "add_adapter", "load_adapter", "merge_adapter"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    globals()[name] = value = getattr(importlib.import_module(_HOME[name]), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -5,61 +5,27 @@ Other packages import from here only. Names are loaded when they are first used,
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hooktrain import lazy_exports
 
 if TYPE_CHECKING:
-    from hooktrain_sft.chat.rendered import Rendered
-    from hooktrain_sft.config import CausalDataConfig, SFTDataConfig, SourceOptions, TokenDataConfig
-    from hooktrain_sft.data.collate import collate_flat, collate_stacked, document_keys
-    from hooktrain_sft.data.formats import Format
-    from hooktrain_sft.data.packing import Bins
-    from hooktrain_sft.loss.config import CrossEntropyConfig, DFTLossConfig, SFTLossConfig
-    from hooktrain_sft.loss.lm_head import HeadedForward, HeadLoss
-    from hooktrain_sft.loss.logit_transform import LogitTransform
-    from hooktrain_sft.loss.selective_loss import per_token
+    from hooktrain_sft.chat.rendered import Rendered as Rendered
+    from hooktrain_sft.config import CausalDataConfig as CausalDataConfig
+    from hooktrain_sft.config import SFTDataConfig as SFTDataConfig
+    from hooktrain_sft.config import SourceOptions as SourceOptions
+    from hooktrain_sft.config import TokenDataConfig as TokenDataConfig
+    from hooktrain_sft.data.collate import collate_flat as collate_flat
+    from hooktrain_sft.data.collate import collate_stacked as collate_stacked
+    from hooktrain_sft.data.collate import document_keys as document_keys
+    from hooktrain_sft.data.formats import Format as Format
+    from hooktrain_sft.data.packing import Bins as Bins
+    from hooktrain_sft.loss.config import CrossEntropyConfig as CrossEntropyConfig
+    from hooktrain_sft.loss.config import DFTLossConfig as DFTLossConfig
+    from hooktrain_sft.loss.config import SFTLossConfig as SFTLossConfig
+    from hooktrain_sft.loss.lm_head import HeadedForward as HeadedForward
+    from hooktrain_sft.loss.lm_head import HeadLoss as HeadLoss
+    from hooktrain_sft.loss.logit_transform import LogitTransform as LogitTransform
+    from hooktrain_sft.loss.selective_loss import per_token as per_token
 
-_HOMES = {
-    "chat.rendered": "Rendered",
-    "config": "CausalDataConfig SFTDataConfig SourceOptions TokenDataConfig",
-    "data.collate": "collate_flat collate_stacked document_keys",
-    "data.formats": "Format",
-    "data.packing": "Bins",
-    "loss.config": "CrossEntropyConfig DFTLossConfig SFTLossConfig",
-    "loss.lm_head": "HeadLoss HeadedForward",
-    "loss.logit_transform": "LogitTransform",
-    "loss.selective_loss": "per_token",
-}
-_HOME = {name: f"hooktrain_sft.{module}" for module, names in _HOMES.items() for name in names.split()}
-
-__all__ = [
-    "Bins",
-    "CausalDataConfig",
-    "CrossEntropyConfig",
-    "DFTLossConfig",
-    "Format",
-    "HeadLoss",
-    "HeadedForward",
-    "LogitTransform",
-    "Rendered",
-    "SFTDataConfig",
-    "SFTLossConfig",
-    "SourceOptions",
-    "TokenDataConfig",
-    "collate_flat",
-    "collate_stacked",
-    "document_keys",
-    "per_token",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'hooktrain_sft' has no attribute '{name}'")
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

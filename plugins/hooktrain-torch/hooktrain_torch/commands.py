@@ -19,7 +19,7 @@ __all__ = ["verify_resume"]
 @click.command("verify-resume")
 @click.option("-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all.")
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value, such as optimizer.lr=1e-4.")
-@click.option("--steps", type=click.IntRange(2), default=4, show_default=True, help="Steps of the straight run.")
+@click.option("--steps", type=click.IntRange(2), default=4, show_default=True, help="Steps of the uninterrupted run.")
 @click.option("--nproc", type=click.IntRange(1), default=1, show_default=True, help="Processes of each run.")
 @click.option("--keep", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep the three runs' files here.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -33,7 +33,7 @@ def verify_resume(
     keep: Path | None,
     as_json: bool,
 ) -> None:
-    """Run a recipe straight and through a checkpoint half-way, and compare.
+    """Run a recipe without interruption and through a checkpoint half-way, and compare.
 
     Batches, logged numbers, weights, optimizer, schedule, random states, counters and the states of plugins must be
     equal bit by bit. The status is 1 when they are not: then some plugin keeps a state that it does not save.
@@ -56,7 +56,7 @@ def verify_resume(
     else:
         console = Console(highlight=False, soft_wrap=True)
         half = steps // 2
-        console.print(f"{steps} steps straight, and {half} + {steps - half} through a checkpoint:")
+        console.print(f"{steps} steps without interruption, and {half} + {steps - half} through a checkpoint:")
         for finding in findings:
             result = f"[red]differ: {escape(finding.differs)}[/]" if finding.differs else f"equal ({finding.count:,})"
             console.print(f"  {finding.what:<33}{result}")

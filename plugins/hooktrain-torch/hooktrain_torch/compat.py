@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["base_rates", "cpu_has_bf16", "exchange_group_timeouts", "full_shape"]
-
-
-def base_rates(scheduler: Any) -> list[float] | None:
-    """Return the initial learning rate of each parameter group, or None where a scheduler does not keep them."""
-    rates = getattr(scheduler, "base_lrs", None)
-    return None if rates is None else [float(rate) for rate in rates]
+__all__ = ["cpu_has_bf16", "exchange_group_timeouts", "full_shape"]
 
 
 def cpu_has_bf16() -> bool:

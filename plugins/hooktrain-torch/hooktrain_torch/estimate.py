@@ -8,6 +8,7 @@ import torch
 
 from hooktrain import MemoryEstimate, ModelEstimate, World
 from hooktrain_torch.fsdp import blocks
+from hooktrain_torch.ranks import native_bf16
 
 if TYPE_CHECKING:
     from hooktrain import Recipe
@@ -25,9 +26,11 @@ def estimate_memory(config: TorchConfig, recipe: Recipe, world: World, model: Mo
         "optimizer": (model.state_bytes or 0) // shards,
         "gradients": model.trainable_bytes // shards,
     }
-    notes = ["the optimizer's state is not known and not counted"] if model.state_bytes is None else []
+    dtype = _planned_dtype(config)
+    notes = [f"strategy.dtype: auto computes in {dtype} on this machine"] if config.dtype == "auto" else []
+    notes += ["the optimizer's state is not known and not counted"] if model.state_bytes is None else []
     if shards > 1:
-        kept["gathered weights"] = _gathered(config, model)
+        kept["gathered weights"] = _gathered(model, 4 if dtype == "fp32" else 2)
         notes.append("gathered: what lies in no block, and two blocks at a time")
     activations = dict(model.activation_bytes or {})
     if model.activation_bytes is None:
@@ -36,14 +39,20 @@ def estimate_memory(config: TorchConfig, recipe: Recipe, world: World, model: Mo
     if ranks == 1 and recipe.gradient_accumulation_steps == 1:
         # gradients appear while activations are freed, and are freed after each step
         peak -= min(kept["gradients"], sum(activations.values()))
-        notes.append("gradients and activations are not all there at the same time")
+        notes.append("gradients replace activations during backward: only the larger of the two counts")
     return MemoryEstimate(device={**kept, **activations}, peak=peak, notes=notes)
 
 
-def _gathered(config: TorchConfig, model: ModelEstimate) -> int:
+def _planned_dtype(config: TorchConfig) -> str:
+    """Return the precision of the computation, which the strategy chooses in the same way for the device it has."""
+    if config.dtype != "auto":
+        return config.dtype
+    on_gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    return "bf16" if on_gpu or native_bf16(torch.device("cpu")) else "fp32"
+
+
+def _gathered(model: ModelEstimate, size: int) -> int:
     """Return the bytes of gathered weights: the root's, one block that computes and one that is fetched."""
-    narrow = config.dtype in ("bf16", "fp16") or (config.dtype == "auto" and torch.cuda.is_available())
-    size = 2 if narrow else 4
     found = blocks(model.module)
     inside = {id(weight) for block in found for weight in block.parameters()}
     root = sum(weight.numel() for weight in model.module.parameters() if id(weight) not in inside)

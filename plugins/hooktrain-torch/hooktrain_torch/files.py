@@ -159,7 +159,8 @@ def write_object(value: Any, path: Path) -> dict[str, Any]:
         try:
             torch.save(value, stream)  # type: ignore[arg-type]
         except RuntimeError as problem:  # after a failed write torch ends its archive, whose failure hides the first
-            raise problem.__context__ if isinstance(problem.__context__, OSError) else problem from None
+            first = problem.__context__
+            raise first if isinstance(first, (OSError, KeyboardInterrupt)) else problem from None
         return stream.end()
 
 

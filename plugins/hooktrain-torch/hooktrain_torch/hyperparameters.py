@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from hooktrain_torch.compat import base_rates
+from hooktrain import SchedulerDefaults, member
 from hooktrain_torch.schedules import Schedule
 
 __all__ = ["as_built", "take_changed"]
@@ -30,7 +30,8 @@ def as_built(optimizer: Optimizer, scheduler: Any) -> dict[str, Any]:
         {key: value for key, value in group.items() if key not in ("params", "lr") and type(value) in _PLAIN}
         for group in optimizer.param_groups
     ]
-    return {"groups": groups, "base_lrs": base_rates(scheduler)}
+    rates = member(scheduler, SchedulerDefaults, "base_lrs")
+    return {"groups": groups, "base_lrs": None if rates is None else [float(rate) for rate in rates]}
 
 
 def take_changed(optimizer: Optimizer, scheduler: Any, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""Comparison of a straight run with one that was saved and resumed, for ``hooktrain verify-resume``.
+"""Comparison of an uninterrupted run with one that was saved and resumed, for ``hooktrain verify-resume``.
 
-It makes three runs: all steps straight, half of them, and the rest from the checkpoint of the half. Each has a process
+It makes three runs: all steps, half of them, and the rest from the checkpoint of the half. Each has a process
 of its own, since what is kept in a module would survive within one.
 """
 
@@ -60,11 +60,11 @@ def compare_resumed_run(
     folder: Path | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> list[Finding]:
-    """Run a recipe straight and through a checkpoint, and compare.
+    """Run a recipe without interruption and through a checkpoint, and compare.
 
     Args:
         words: the recipe and the options of ``hooktrain train``.
-        steps: of the straight run; the checkpoint is made half-way.
+        steps: of the uninterrupted run; the checkpoint is made half-way.
         ranks: processes of each run.
         folder: where the runs' files are kept; None uses a temporary one.
         say: called with messages about progress.
@@ -78,7 +78,7 @@ def compare_resumed_run(
     half = steps // 2
     for number, (name, what, last, resume) in enumerate(
         (
-            ("straight", f"steps 1 to {steps}", steps, None),
+            ("uninterrupted", f"steps 1 to {steps}", steps, None),
             ("half", f"steps 1 to {half}", half, None),
             (
                 "resumed",
@@ -91,7 +91,7 @@ def compare_resumed_run(
     ):
         say(f"run {number} of 3: {what}")
         _run(words, folder / name, last, ranks, resume)
-    return list(_compare(folder / "straight", folder / "resumed", half, steps, ranks))
+    return list(_compare(folder / "uninterrupted", folder / "resumed", half, steps, ranks))
 
 
 def _name(step: int) -> str:
@@ -121,14 +121,14 @@ def _run(words: Sequence[str], run_dir: Path, steps: int, ranks: int, resume: Pa
         )
 
 
-def _compare(straight: Path, resumed: Path, half: int, steps: int, ranks: int) -> Iterator[Finding]:
-    one, two = (folder / "checkpoints" / _name(steps) for folder in (straight, resumed))
+def _compare(uninterrupted: Path, resumed: Path, half: int, steps: int, ranks: int) -> Iterator[Finding]:
+    one, two = (folder / "checkpoints" / _name(steps) for folder in (uninterrupted, resumed))
     batches = [
-        [_lines(folder / f"batches-{rank}.jsonl", half) for rank in range(ranks)] for folder in (straight, resumed)
+        [_lines(folder / f"batches-{rank}.jsonl", half) for rank in range(ranks)] for folder in (uninterrupted, resumed)
     ]
     yield _finding("batches of each step", *batches)
     metrics = []
-    for folder in (straight, resumed):
+    for folder in (uninterrupted, resumed):
         lines = _lines(folder / "metrics.jsonl", half)
         metrics.append({f"step {n}": {k: v for k, v in line.items() if k not in _TIMES} for n, line in lines.items()})
     yield _finding("logged numbers", *metrics)
@@ -163,7 +163,7 @@ def _lines(path: Path, after: int) -> dict[int, Any]:
 
 
 def _finding(what: str, one: Any, two: Any) -> Finding:
-    found = list(differences(one, two, names=("the straight run", "the resumed run")))
+    found = list(differences(one, two, names=("the uninterrupted run", "the resumed run")))
     more = f", and {len(found) - 1} more" if len(found) > 1 else ""
     return Finding(what, _count(one), found[0] + more if found else "")
 

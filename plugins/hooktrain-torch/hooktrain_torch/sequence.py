@@ -7,13 +7,16 @@ gets the complete sequence for a part of the heads, and returns the result.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from hooktrain import Batch, HooktrainError, World
+
+if TYPE_CHECKING:
+    from hooktrain_torch.ranks import Ranks
 
 __all__ = ["SequenceGroup", "data_world", "divide"]
 
@@ -51,6 +54,11 @@ class SequenceGroup:
 
     def __init__(self, world: World, size: int, group: Any) -> None:
         self.size, self.rank, self.group = size, world.rank % size, group
+
+    @classmethod
+    def of(cls, ranks: Ranks, size: int) -> SequenceGroup | None:
+        """Make the group of this rank, or None where each rank has sequences of its own. Collective."""
+        return None if size == 1 else cls(ranks.world, size, ranks.neighbours(size))
 
     def to_heads(self, states: Tensor) -> Tensor:
         """Exchange this rank's tokens of all heads for all tokens of its heads.
@@ -95,7 +103,7 @@ def _exchanged(states: Tensor, split: int, gathered: int, ranks: SequenceGroup) 
     return torch.cat(theirs.unbind(), gathered)
 
 
-def divide(batch: Batch, ranks: SequenceGroup) -> Batch:
+def divide(batch: Batch, ranks: SequenceGroup | None) -> Batch:
     """Return a rank's shard of each sequence.
 
     Labels are shifted before they are split, since the label of a shard's last token lies in the next shard. Sequences
@@ -104,7 +112,7 @@ def divide(batch: Batch, ranks: SequenceGroup) -> Batch:
     Args:
         batch: ``input_ids``, ``labels`` and ``position_ids``, shape (sequences, tokens); ``document_lengths`` of the
             flattened (sequences * tokens) positions.
-        ranks: those that share the sequences.
+        ranks: those that share the sequences; None returns the batch.
 
     Returns:
         The shards, shape (sequences, tokens / size), with ``shift_labels`` in the place of ``labels``; the documents
@@ -113,6 +121,8 @@ def divide(batch: Batch, ranks: SequenceGroup) -> Batch:
     Raises:
         HooktrainError: when the batch cannot be split.
     """
+    if ranks is None:
+        return batch
     missing = [name for name in ("input_ids", "labels", "position_ids", "document_lengths") if name not in batch]
     if missing or "attention_mask" in batch:
         raise HooktrainError(

@@ -68,6 +68,7 @@ class TorchStrategy:
             name = "bf16" if native_bf16(self.device) else "fp32"
         self.dtype = _DTYPES[name]
         self.scaler = torch.amp.GradScaler(self.device.type) if name == "fp16" else None
+        self.shards_weights = config.data_parallel == "fsdp2"
         self._parameters: list[torch.nn.Parameter] = []
         self._parallel: DistributedDataParallel | None = None
         self._sharded: Any = None
@@ -78,21 +79,18 @@ class TorchStrategy:
         elif self._on_host:
             keep_freed_memory()
         self.data_world = data_world(world, config.sequence_parallel)
-        self._ranks = Ranks(world, self.device, timeout=config.timeout, alone=config.data_parallel == "fsdp2")
-        self._sequence: SequenceGroup | None = None
-        if config.sequence_parallel > 1:
-            group = self._ranks.neighbours(config.sequence_parallel)
-            self._sequence = SequenceGroup(world, config.sequence_parallel, group)
+        self._ranks = Ranks(world, self.device, timeout=config.timeout, alone=self.shards_weights)
+        self._sequence = SequenceGroup.of(self._ranks, config.sequence_parallel)
 
     @property
     def usable_when_closed(self) -> bool:
-        return self.world.world_size == 1 and self.config.data_parallel == "ddp"
+        return self.world.world_size == 1 and not self.shards_weights
 
     def model_context(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def prepare_model(self, model: Module) -> Module:
-        if self.config.data_parallel == "fsdp2":
+        if self.shards_weights:
             self._sharded = shard_model(_Caller(model), self.device, self.dtype, self.config.find_unused_parameters)
             return model
         return model.to(self.device)
@@ -142,7 +140,7 @@ class TorchStrategy:
         return {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
     def divide(self, batch: Batch) -> Batch:
-        return batch if self._sequence is None else divide(batch, self._sequence)
+        return divide(batch, self._sequence)
 
     def backward(self, loss: Tensor, last: bool) -> Tensor:
         self._reduced = self._parallel is None or not last

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from hooktrain import HooktrainError, HooktrainWarning, RecipeError, Trainer, hookimpl, load
+from hooktrain import HooktrainError, HooktrainWarning, RecipeError, StrategyDefaults, Trainer, hookimpl, load, member
 from hooktrain.inspection.plan import plan_of
 from hooktrain.inspection.value_origins import Sources
 from hooktrain.testing import Recorder, TinyPlugin
@@ -104,6 +104,15 @@ def test_bf16_follows_fp32(run_tiny, tmp_path, stage):
     run_tiny(recorder, strategy=zero(stage, dtype="bf16"), checkpoint=SAVE, **more)
     assert losses(recorder) != losses(reference)[3:]
     assert losses(recorder) == pytest.approx(losses(reference)[3:], rel=0.02)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_what_others_read_of_a_strategy(run_tiny, stage):
+    """Callbacks and samples ask which precision it computes in, and whether a rank holds only shards of the weights."""
+    strategy = run_tiny(strategy=zero(stage, dtype="bf16"), train_iters=1).strategy
+    assert member(strategy, StrategyDefaults, "dtype") is torch.bfloat16
+    assert member(strategy, StrategyDefaults, "shards_weights") == (stage == 3)
+    assert member(object(), StrategyDefaults, "shards_weights") is False, "a strategy need not say it"
 
 
 # ------------------------------------------------------------------------------------------------- resuming

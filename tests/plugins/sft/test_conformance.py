@@ -8,7 +8,7 @@ NOISE = {"neftune": {"noise_alpha": 5.0}}
 OTHERS = {"peft": {"type": "lora", "r": 2}, "samples": {"prompts": ["What?"], "every_evaluation": True}}
 
 test_sft = conformance(
-    "sft", recipe="chat", checks=["hooks", "import", "declines", "state", "resume", "ranks", "device"]
+    "sft", recipe="chat", checks=["hooks", "import", "declines", "state", "resume", "ranks", "loss", "device"]
 )
 test_sft_unused = conformance("sft", checks=["observes", "cost"], calls=0, allocations=0)
 test_sft_teardown = pytest.mark.thorough(conformance("sft", recipe="chat", checks=["teardown"]))

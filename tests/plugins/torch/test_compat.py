@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 import torch
 from hooktrain_torch import compat, full_shape
+from hooktrain_torch.hyperparameters import as_built
 from hooktrain_torch.schedules import ConstantConfig, make_schedule
 from torch import distributed as dist
 from torch import nn
@@ -15,9 +16,10 @@ from torch.distributed import distributed_c10d
 
 def test_base_rates():
     optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (0.5, 0.25)])
-    assert compat.base_rates(make_schedule(ConstantConfig(), optimizer, 1)) == [0.5, 0.25]
-    assert compat.base_rates(torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)) == [0.5, 0.25]
-    assert compat.base_rates(object()) is None
+    ours = make_schedule(ConstantConfig(), optimizer, 1)
+    torchs = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    assert [as_built(optimizer, each)["base_lrs"] for each in (ours, torchs)] == [[0.5, 0.25]] * 2
+    assert as_built(optimizer, object())["base_lrs"] is None
 
 
 def test_bf16_of_the_processor():

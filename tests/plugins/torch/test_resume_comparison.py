@@ -102,4 +102,4 @@ def test_two_ranks(verify):
 def test_more_steps_than_there_are(verify):
     done = verify("--steps", "40")
     assert done.returncode == 1
-    assert re.search(facts("--steps 40", "'straight'"), done.stderr)
+    assert re.search(facts("--steps 40", "'uninterrupted'"), done.stderr)
