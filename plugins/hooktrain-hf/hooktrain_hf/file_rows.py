@@ -63,6 +63,10 @@ class RowFile(abc.ABC):
     def rows(self, start: int = 0) -> Iterator[Row]:
         """Yield the rows from a number on, without counting them all."""
 
+    def place_of(self, index: int) -> str:
+        """Return where a row is, for errors."""
+        return self.path.name
+
     def columns(self) -> list[str] | None:
         """Return the names of the columns; None where each row has its own."""
         return None
@@ -207,6 +211,9 @@ class _Spans(_Mapped):
 
     def __len__(self) -> int:
         return len(self.spans[0])
+
+    def place_of(self, index: int) -> str:
+        return f"{self.path.name}, line {self.line_at(int(self.spans[0][index])):,}"
 
     def take(self, indices: Sequence[int]) -> list[Row]:
         starts, ends = self.spans
@@ -549,6 +556,12 @@ class FileRows:
         for part, of in zip(np.split(indices, edges), np.split(numbers, edges), strict=True):
             rows += self._files[int(of[0])].take((part - self._bounds[of[0]]).tolist())
         return rows
+
+    def place_of(self, index: int) -> str:
+        """Return the file of a row and, where it has lines, the line on which the row begins."""
+        number = int(index if self._chosen is None else self._chosen[index])
+        file = int(np.searchsorted(self._bounds, number, "right")) - 1
+        return self._files[file].place_of(number - int(self._bounds[file]))
 
     def select(self, indices: Sequence[int] | Indices) -> FileRows:
         """Return some of the rows."""

@@ -300,6 +300,16 @@ def test_nothing_is_written_below_home(tmp_path: Path, monkeypatch: pytest.Monke
     assert not list(home.iterdir())
 
 
+def test_a_row_is_found_by_file_and_line() -> None:
+    Path("a.csv").write_text('q,a\nx,"two\nlines"\n\ny,z\n')
+    Path("b.csv").write_text("q,a\nx,y\n")
+    examples: Any = load_examples(HFSourceConfig(name_or_path="*.csv"), World())
+    assert [examples.place_of(n) for n in range(3)] == ["a.csv, line 2", "a.csv, line 5", "b.csv, line 2"]
+    assert examples.select([2]).place_of(0) == "b.csv, line 2"
+    pa.parquet.write_table(pa.table({"a": ["x"]}), "x.parquet")
+    assert load_examples(HFSourceConfig(name_or_path="x.parquet"), World()).place_of(0) == "x.parquet"
+
+
 def test_rows_can_be_sent_to_another_process() -> None:
     Path("x.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
     Path("x.txt").write_text("a\nb\n")

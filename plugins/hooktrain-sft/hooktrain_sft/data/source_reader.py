@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
@@ -143,7 +143,9 @@ class Reader:
                 if made is None:
                     raise DataError(f"no plugin renders examples for {type(config).__name__}; enable one")
             except DataError as problem:
-                raise DataError(f"{opened.label}, example {index}: {problem}") from problem
+                raise DataError(
+                    f"{opened.label}, example {index}{_place(opened.examples, index)}: {problem}"
+                ) from problem
             unused = (*unused, *made.unused)
             if unused and only_ours:
                 made = attrs.evolve(made, notes=(*made.notes, *(f"column: {_NOT_USED}{name}" for name in unused)))
@@ -191,6 +193,17 @@ class Reader:
             "format": opened.format.name if opened.format else None,
             "why": opened.format.why if opened.format else None,
         }
+
+
+@runtime_checkable
+class _Located(Protocol):
+    """Examples of files that know where each of them is."""
+
+    def place_of(self, index: int) -> str: ...
+
+
+def _place(examples: Any, index: int) -> str:
+    return f" ({examples.place_of(index)})" if isinstance(examples, _Located) else ""
 
 
 def batches(items: Iterator[Any]) -> Iterator[list[Any]]:
