@@ -18,7 +18,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from hooktrain_hf import file_rows
+from hooktrain_hf import mapped_files, text_files
 from hooktrain_hf.source import HFSourceConfig, load_examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -111,7 +111,7 @@ def test_json_that_cannot_be_read_is_named_by_line(content: str | bytes, told: l
 
 
 def test_lines_longer_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_rows, "_CHUNK", 7)
+    monkeypatch.setattr(mapped_files, "_CHUNK", 7)
     content = [{"text": "é" * n} for n in range(12)]
     assert rows("x.jsonl", "\n".join(json.dumps(row, ensure_ascii=False) for row in content)) == content
 
@@ -183,7 +183,7 @@ def test_text_is_a_file_or_paragraphs_or_lines(monkeypatch: pytest.MonkeyPatch) 
     assert [row["text"] for row in rows("book.txt", text_unit="line")] == lines
     Path("blank.txt").write_text(" \n\n")
     with monkeypatch.context() as patched, pytest.raises(DataError, match=facts("book.txt", "text_unit: paragraph")):
-        patched.setattr(file_rows, "_LONGEST_TEXT", 8)
+        patched.setattr(text_files, "_LONGEST_TEXT", 8)
         rows("book.txt")
     for unit in ("file", "paragraph", "line"):
         with pytest.raises(DataError, match=facts("latin.txt", "line 2", "UTF-8")):
@@ -298,6 +298,16 @@ def test_nothing_is_written_below_home(tmp_path: Path, monkeypatch: pytest.Monke
     rows("x.jsonl", '{"a": 1}\n{"a": 2}\n')
     assert len(load_examples(HFSourceConfig(name_or_path="x.jsonl:train[:1]"), World())) == 1
     assert not list(home.iterdir())
+
+
+def test_a_row_is_found_by_file_and_line() -> None:
+    Path("a.csv").write_text('q,a\nx,"two\nlines"\n\ny,z\n')
+    Path("b.csv").write_text("q,a\nx,y\n")
+    examples: Any = load_examples(HFSourceConfig(name_or_path="*.csv"), World())
+    assert [examples.place_of(n) for n in range(3)] == ["a.csv, line 2", "a.csv, line 5", "b.csv, line 2"]
+    assert examples.select([2]).place_of(0) == "b.csv, line 2"
+    pa.parquet.write_table(pa.table({"a": ["x"]}), "x.parquet")
+    assert load_examples(HFSourceConfig(name_or_path="x.parquet"), World()).place_of(0) == "x.parquet"
 
 
 def test_rows_can_be_sent_to_another_process() -> None:

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import attrs
 import numpy as np
@@ -167,7 +167,9 @@ class Reader:
                 if made is None:
                     raise DataError(f"no plugin renders examples for {type(config).__name__}; enable one")
             except DataError as problem:
-                raise DataError(f"{opened.label}, example {index}: {problem}") from problem
+                raise DataError(
+                    f"{opened.label}, example {index}{_place(opened.examples, index)}: {problem}"
+                ) from problem
             unused = (*unused, *made.unused)
             if unused and only_ours:
                 made = attrs.evolve(made, notes=(*made.notes, *(f"column: {_NOT_USED}{name}" for name in unused)))
@@ -272,6 +274,17 @@ def _sum(parts: Iterable[Mapping[str, tuple[int, str]]]) -> dict[str, tuple[int,
             before, first = notes.get(what, (0, place))
             notes[what] = before + count, first
     return notes
+
+
+@runtime_checkable
+class _Located(Protocol):
+    """Examples of files that know where each of them is."""
+
+    def place_of(self, index: int) -> str: ...
+
+
+def _place(examples: Any, index: int) -> str:
+    return f" ({examples.place_of(index)})" if isinstance(examples, _Located) else ""
 
 
 def batches(items: Iterator[Any]) -> Iterator[list[Any]]:

@@ -173,7 +173,7 @@ def test_the_first_example_tells_the_format(prepare: Prepare) -> None:
 
 
 def test_text_is_text(prepare: Prepare) -> None:
-    with pytest.raises(DataError, match=facts("rows.jsonl, example 1", "text is 5 (int)")):
+    with pytest.raises(DataError, match=facts("rows.jsonl, example 1 (rows.jsonl, line 2): text is 5 (int)")):
         prepare([{"text": "Hello"}, {"text": 5}], causal=True)
 
 
