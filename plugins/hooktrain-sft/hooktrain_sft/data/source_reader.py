@@ -181,8 +181,8 @@ class Reader:
                 except OSError as problem:  # a limit of memory or of processes
                     if self.config.num_proc != "auto":
                         raise DataError(
-                            f"data.num_proc: given {workers}, but these processes cannot be started ({problem.strerror});"
-                            " write `data.num_proc: 1`"
+                            f"data.num_proc: given {workers}, but these processes cannot be started"
+                            f" ({problem.strerror}); write `data.num_proc: 1`"
                         ) from problem
             advance = None if progress is None else stack.enter_context(progress)
             for part in made:

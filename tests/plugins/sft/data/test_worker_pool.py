@@ -148,7 +148,12 @@ def test_the_same_errors(tokenizer: Any, tmp_path: Path, examples: Any, stop: An
 
 
 def test_processes_that_cannot_be_started(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, left = os.fork, [1]
+
     def no_more() -> int:
+        if left:
+            left.pop()
+            return fork()
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", no_more)
@@ -157,6 +162,8 @@ def test_processes_that_cannot_be_started(tokenizer: Any, tmp_path: Path, monkey
     assert len(prepare(tokenizer, tmp_path, "auto").train) == 90
     with pytest.raises(DataError, match=facts("data.num_proc", "3", "unavailable", "data.num_proc: 1")):
         prepare(tokenizer, tmp_path / "another", 3)
+    for process in multiprocessing.active_children():
+        process.join()
 
 
 def test_auto_uses_several_processes(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
