@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 
 from hooktrain import DataError
 
-__all__ = ["Block", "DamagedError", "MemoryStore", "Piece", "Store", "StoreWriter", "TokenStore", "verify"]
+__all__ = [
+    "Block",
+    "DamagedError",
+    "MemoryStore",
+    "Piece",
+    "Store",
+    "StoreWriter",
+    "TokenStore",
+    "UnwritableError",
+    "verify",
+]
 
 Ids = NDArray[np.int32]
 Mask = NDArray[np.bool_]
@@ -81,6 +91,10 @@ class Block(NamedTuple):
 
 class DamagedError(OSError):
     """A file of tokens holds other bytes than were written."""
+
+
+class UnwritableError(OSError):
+    """A file of tokens cannot be written, as opposed to a source that cannot be read."""
 
 
 class MemoryStore:
@@ -240,7 +254,10 @@ class _HashedFile:
 
     def write(self, data: Any) -> int:
         self._digest.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as problem:
+            raise UnwritableError(problem.errno, problem.strerror) from problem
 
     def flush(self) -> None:
         self._file.flush()

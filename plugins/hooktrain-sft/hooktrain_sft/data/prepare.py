@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hooktrain import Data, DataError, World, default_cache_dir
 from hooktrain_sft.compat import model_max_length
 from hooktrain_sft.config import SourceOptions, TokenDataConfig
+from hooktrain_sft.data.arrow_store import UnwritableError
 from hooktrain_sft.data.collate import collate_flat, collate_stacked
 from hooktrain_sft.data.documents import Documents, fit, require_some
 from hooktrain_sft.data.fingerprint import sequence_fingerprint
@@ -143,9 +144,16 @@ class _Preparation:
             fingerprint, why_not = self.fingerprint(source)
 
         def prepare(writer: Any) -> Mapping[str, Any]:
-            opened = self.reader.open(source)
             shared_by = self.world.world_size if fingerprint is None else 1  # otherwise the others wait for this one
-            facts = self.reader.write(opened, writer, self.progress(label, opened.total), shared_by)
+            try:
+                opened = self.reader.open(source)
+                facts = self.reader.write(opened, writer, self.progress(label, opened.total), shared_by)
+            except UnwritableError:
+                raise
+            except OSError as problem:
+                raise DataError(
+                    f"{label}: cannot be read ({problem}); check the files, the disk and the permissions"
+                ) from problem
             if fingerprint is not None and self.fingerprint(source)[0] != fingerprint:
                 raise DataError(
                     f"{label}: has changed while it was read; expected a source that nobody writes to; start again when"

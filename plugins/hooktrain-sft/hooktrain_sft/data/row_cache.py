@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import attrs
 from filelock import FileLock, Timeout
 
 from hooktrain import DataError
-from hooktrain_sft.data.arrow_store import Block, DamagedError, StoreWriter, TokenStore, verify
+from hooktrain_sft.data.arrow_store import Block, DamagedError, StoreWriter, TokenStore, UnwritableError, verify
 
 __all__ = ["CachedSequences", "SequenceCache"]
 
@@ -173,19 +173,23 @@ class SequenceCache:
     def _write(self, folder: Path, prepare: Callable[[StoreWriter], Mapping[str, Any]], fingerprint: str) -> _Entry:
         path = folder / _TOKENS
         try:
-            writer = StoreWriter(path)
+            with _writing():
+                writer = StoreWriter(path)
             try:
                 began = time.perf_counter()
                 facts = {**prepare(writer), "seconds": round(time.perf_counter() - began, 2)}
-                digest, blocks = writer.close()
+                with _writing():
+                    digest, blocks = writer.close()
             except BaseException:
-                writer.abandon()
+                with contextlib.suppress(OSError):
+                    writer.abandon()
                 raise
-            _sync(path)
-            entry = _Entry(fingerprint, digest, tuple(blocks), facts, _identity(path))
-            (folder / _ENTRY).write_text(entry.text(), encoding="utf-8")
-            _sync(folder / _ENTRY)
-        except OSError as problem:
+            with _writing():
+                _sync(path)
+                entry = _Entry(fingerprint, digest, tuple(blocks), facts, _identity(path))
+                (folder / _ENTRY).write_text(entry.text(), encoding="utf-8")
+                _sync(folder / _ENTRY)
+        except UnwritableError as problem:
             raise DataError(
                 f"data.cache_dir: the tokenized examples cannot be written to '{folder.parent}'"
                 f" ({_reason(problem)}); free some space there, or name another folder"
@@ -267,6 +271,14 @@ class _Entry:
         if entry.text() != text:
             raise ValueError("not what was written")
         return entry
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        raise UnwritableError(problem.errno, problem.strerror) from problem
 
 
 def _identity(path: Path) -> tuple[int, ...]:

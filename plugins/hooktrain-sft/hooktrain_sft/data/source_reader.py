@@ -206,12 +206,18 @@ class Reader:
         notes: dict[str, tuple[int, str]] = {}
         sequences: list[NDArray[np.int64]] = []
         with contextlib.ExitStack() as stack:
+            made = self._on_one_process(opened)
             if workers > 1:
                 prepare = functools.partial(self.prepare, opened)
-                pool = stack.enter_context(WorkerPool(workers, prepare, opened.label, opened.total))
-                made = self._on_several_processes(opened, pool)
-            else:
-                made = self._on_one_process(opened)
+                try:
+                    pool = stack.enter_context(WorkerPool(workers, prepare, opened.label, opened.total))
+                    made = self._on_several_processes(opened, pool)
+                except OSError as problem:  # a limit of memory or of processes
+                    if self.config.num_proc != "auto":
+                        raise DataError(
+                            f"data.num_proc: given {workers}, but these processes cannot be started"
+                            f" ({problem.strerror}); write `data.num_proc: 1`"
+                        ) from problem
             advance = None if progress is None else stack.enter_context(progress)
             for part in made:
                 writer.add(part.ids, part.mask, part.lengths)

@@ -82,14 +82,24 @@ class WorkerPool(Generic[T]):
             prepare: what they do; it is also called here for examples that cannot be sent, or with which it fails.
             label: name of the source, for errors.
             examples: of the source, where the number is known.
+
+        Raises:
+            OSError: when they cannot be started.
         """
         self._workers, self._prepare, self._label = workers, prepare, label
         some = _UNIT if examples is None else max(1, min(_UNIT, examples // (4 * workers)))
         self.unit = 1 << (some.bit_length() - 1)
         fork = multiprocessing.get_context("fork")
         self._pool = ProcessPoolExecutor(workers, fork, initializer=_begin, initargs=(prepare,))
-        with _tokenizers_without_threads():
-            self._pool.submit(int).result()  # starts all processes, before there are threads
+        others = multiprocessing.active_children()
+        try:
+            with _tokenizers_without_threads():
+                self._pool.submit(int).result()  # starts all processes, before there are threads
+        except OSError:
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.kill()
+            raise
 
     def __enter__(self) -> WorkerPool[T]:
         return self

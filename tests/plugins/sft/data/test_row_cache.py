@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hooktrain_sft.chat.render import Rendered
 from hooktrain_sft.config import SFTDataConfig
+from hooktrain_sft.data import arrow_store
 from hooktrain_sft.data.arrow_store import StoreWriter
 from hooktrain_sft.data.documents import Documents
 from hooktrain_sft.data.fingerprint import sequence_fingerprint
@@ -290,6 +291,28 @@ def test_a_failed_preparation_leaves_nothing(tmp_path: Path) -> None:
         SequenceCache(tmp_path).get("abc", fail)
     assert not [path for path in (tmp_path / "rows").iterdir() if path.suffix != ".lock"]
     assert not SequenceCache(tmp_path).get("abc", write).found
+
+
+def test_a_full_disk_is_not_taken_for_a_source_that_cannot_be_read(
+    make_tokenizer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrow_store, "_PIECE_TOKENS", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("hooktrain_sft.data.row_cache.StoreWriter", lambda path: StoreWriter(Path("/dev/full")))
+        with pytest.raises(DataError, match=facts("data.cache_dir", str(tmp_path), "No space", "free some space")):
+            prepare(make_tokenizer("chatml"), cache_dir=tmp_path)
+
+    class Broken(SourcePlugin):
+        @hookimpl
+        def load_source(self) -> Any:
+            raise OSError(5, "Input/output error")
+
+    made = PluginHost(discover=False)
+    for plugin in (SFTPlugin(), Broken()):
+        made.register(plugin)
+    with pytest.raises(DataError, match=facts("rows", "cannot be read", "Input/output error", "disk")):
+        prepare(make_tokenizer("chatml"), hooks=made.hooks, cache_dir=tmp_path)
+    assert not [path for path in (tmp_path / "rows").iterdir() if path.suffix != ".lock"]
 
 
 PREPARES = """

@@ -147,6 +147,32 @@ def test_the_same_errors(tokenizer: Any, tmp_path: Path, examples: Any, stop: An
     assert seen[0] == seen[1]
 
 
+def test_processes_that_cannot_be_started(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, left = os.fork, [1]
+
+    def no_more() -> int:
+        if left:
+            left.pop()
+            return fork()
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", no_more)
+    monkeypatch.setattr(worker_pool, "_PAYS", 10)
+    monkeypatch.setattr(worker_pool, "_cores", lambda: 4)
+    assert len(prepare(tokenizer, tmp_path, "auto").train) == 90
+    with pytest.raises(DataError, match=facts("data.num_proc", "3", "unavailable", "data.num_proc: 1")):
+        prepare(tokenizer, tmp_path / "another", 3)
+    for process in multiprocessing.active_children():
+        process.join()
+
+
+def test_auto_uses_several_processes(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_pool, "_PAYS", 10)
+    monkeypatch.setattr(worker_pool, "_cores", lambda: 2)
+    data = prepare(tokenizer, tmp_path, "auto", [{"plain": True}] * 40, Marked())
+    assert str(os.getpid()) not in "".join(tokenizer.decode(data.train[i]["input_ids"]) for i in range(40))
+
+
 def killed(main: int) -> None:
     if os.getpid() != main:
         os.kill(os.getpid(), signal.SIGKILL)
