@@ -32,6 +32,7 @@ from hooktrain_hf.compat import (
     supports_attention_interface,
     works_without_masks,
 )
+from hooktrain_hf.counted_positions import count_own_positions, in_documents
 from hooktrain_hf.document_attention import Documents, Scores, Visible, attend
 from hooktrain_hf.location import first_line
 
@@ -73,8 +74,9 @@ def install_document_attention(model: Any, implementation: str) -> None:
             decoder.set_attn_implementation(_register(attention_implementation(decoder)))
     parameters = _parameters(decoder)
     if parameters is None or "use_cache" in parameters:
-        decoder.register_forward_pre_hook(_disable_cache, with_kwargs=True)
-    decoder.register_forward_pre_hook(_KeepDocuments(parameters, reason), with_kwargs=True)
+        decoder.register_forward_pre_hook(_DisableCache(decoder), with_kwargs=True)
+    counted = count_own_positions(decoder)
+    decoder.register_forward_pre_hook(_KeepDocuments(parameters, reason, counted), with_kwargs=True)
     decoder.register_forward_hook(_forget_documents, always_call=True)
 
 
@@ -168,17 +170,27 @@ _visible: Any = WeakTensorKeyDictionary()
 
 def _forget_documents(*args: Any) -> None:
     _documents.set(None)
+    in_documents.set(False)
 
 
-def _disable_cache(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+class _DisableCache:
     """A forward pre-hook that disables the cache of keys and values where a caller does not set ``use_cache``.
 
     transformers enables it by default, and then does not look for documents that share a sequence: a loss that calls
     the model with ids and positions alone would let them see each other. Generation always sets ``use_cache``.
     """
-    if kwargs.get("use_cache") is None and kwargs.get("past_key_values") is None:
+
+    def __init__(self, decoder: Any) -> None:
+        self.names = list(inspect.signature(decoder.forward).parameters)
+
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        if given.get("use_cache") is not None or given.get("past_key_values") is not None:
+            return None
+        if "use_cache" in self.names[: len(args)]:  # some models pass everything on by position
+            at = self.names.index("use_cache")
+            return (*args[:at], False, *args[at + 1 :]), kwargs
         return args, {**kwargs, "use_cache": False}
-    return None
 
 
 class _KeepDocuments:
@@ -187,8 +199,8 @@ class _KeepDocuments:
     It is registered on the decoder, since adapters call the ``forward`` of the model around it directly.
     """
 
-    def __init__(self, parameters: frozenset[str] | None, obstacle: str) -> None:
-        self.parameters, self.obstacle = parameters, obstacle
+    def __init__(self, parameters: frozenset[str] | None, obstacle: str, counted: bool) -> None:
+        self.parameters, self.obstacle, self.counted = parameters, obstacle, counted
 
     def __call__(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -200,6 +212,12 @@ class _KeepDocuments:
         ranks = kwargs.get("sequence_parallel")
         kwargs = {name: value for name, value in kwargs.items() if name not in _KEYS}
         implementation = attention_implementation(module)
+        in_documents.set(True)
+        if ranks is not None and self.counted:
+            raise ModelError(
+                f"strategy.sequence_parallel: given {ranks.size}, but {type(module).__name__} counts its positions over"
+                " complete sequences, which no rank has; remove sequence_parallel"
+            )
         if ranks is not None and (not implementation.startswith(NAME) or torch.compiler.is_compiling()):
             why = self.obstacle or f"{type(module).__name__} computes its attention by '{implementation}'"
             raise ModelError(

@@ -6,6 +6,7 @@ Seen to work with transformers 5.23, torch 2.13, PEFT 0.21, DeepSpeed 0.19, acce
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ __all__ = [
     "attention_implementation",
     "chat_template",
     "complete_shape",
+    "counts_positions",
     "decoder_of",
     "devices_of",
     "eager_attention",
@@ -65,6 +67,13 @@ def layer_types(decoder: Any) -> Sequence[str]:
 def is_stateful(decoder: Any) -> bool:
     """Return whether a model declares that it carries a state from token to token."""
     return bool(getattr(type(decoder), "_is_stateful", False))
+
+
+def counts_positions(module: nn.Module) -> bool:
+    """Return whether a module embeds positions that it counts itself where it is given none, past its padding token."""
+    counts = callable(getattr(module, "create_position_ids_from_input_ids", None))
+    forward = inspect.signature(module.forward).parameters if counts else {}
+    return "position_ids" in forward and isinstance(getattr(module, "padding_idx", None), int)
 
 
 def vocabulary_size(model: Any) -> int | None:
