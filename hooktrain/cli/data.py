@@ -31,7 +31,7 @@ def data_of(recipe: Recipe, host: PluginHost, show: int = 0) -> dict[str, Any]:
     """
     world = World.from_environment()
     tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer)
-    data = make_part(host, "make_data", recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks)
+    data = make_part(host, "make_data", recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks, recipe=recipe)
     check_data(data)
     facts = {**data.report, "fingerprint": data.fingerprint}
     if show:

@@ -101,7 +101,7 @@ def build_data_parts(trainer: Trainer) -> DataParts:
             text = record.reason if record.reason.startswith("plugin ") else f"{record}: {record.reason}"
             host.warn(f"{text}; the run continues without it")
     tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer)
-    data = make_part(host, "make_data", recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks)
+    data = make_part(host, "make_data", recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks, recipe=recipe)
     check_data(data)
     if world.is_main:
         _write(run_dir / "data.json", json.dumps(dict(data.report), indent=2, default=str))

@@ -61,9 +61,6 @@ def install_document_attention(model: Any, implementation: str) -> None:
         ModelError: ``implementation`` is ``documents``, and the model does not support it.
     """
     decoder, name = decoder_of(model), type(model).__name__
-    if kind := _recurrent_kind(decoder):
-        for module in {model, decoder}:
-            module.register_forward_pre_hook(_RefuseDocuments(name, kind), with_kwargs=True)
     reason = ""
     if implementation in ("auto", NAME):
         if why := obstacle(decoder):
@@ -75,8 +72,8 @@ def install_document_attention(model: Any, implementation: str) -> None:
     parameters = _parameters(decoder)
     if parameters is None or "use_cache" in parameters:
         decoder.register_forward_pre_hook(_DisableCache(decoder), with_kwargs=True)
-    counted = count_own_positions(decoder)
-    decoder.register_forward_pre_hook(_KeepDocuments(parameters, reason, counted), with_kwargs=True)
+    keep = _KeepDocuments(parameters, reason, count_own_positions(decoder), _is_recurrent(decoder))
+    decoder.register_forward_pre_hook(keep, with_kwargs=True)
     decoder.register_forward_hook(_forget_documents, always_call=True)
 
 
@@ -125,15 +122,12 @@ def obstacle(decoder: Any) -> str:
     return ""
 
 
-def _recurrent_kind(decoder: Any) -> str:
-    """Return the kind of layer that carries a state from one document into the next; an empty text without one."""
+def _is_recurrent(decoder: Any) -> bool:
+    """Return whether layers carry a state from token to token, which kernels begin anew where documents do."""
     kinds = layer_types(decoder)
-    found = next((kind for kind in kinds if _RECURRENT.search(kind)), "")
-    if not found and not kinds and is_stateful(decoder):
-        found = "recurrent"
-    if not found and any(isinstance(m, nn.Conv1d) and m.kernel_size[0] > 1 for m in decoder.modules()):
-        found = "convolution"
-    return found
+    if any(map(_RECURRENT.search, kinds)) or (not kinds and is_stateful(decoder)):
+        return True
+    return any(isinstance(m, nn.Conv1d) and m.kernel_size[0] > 1 for m in decoder.modules())
 
 
 def _parameters(decoder: Any) -> frozenset[str] | None:
@@ -142,23 +136,6 @@ def _parameters(decoder: Any) -> frozenset[str] | None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None
     return frozenset(parameters)
-
-
-class _RefuseDocuments:
-    """A forward pre-hook for models in which documents of a sequence would see each other."""
-
-    def __init__(self, model: str, kind: str) -> None:
-        self.model, self.kind = model, kind
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        lengths, inputs = kwargs.get("document_lengths"), _inputs(args, kwargs)
-        if lengths is not None and inputs is not None and len(lengths) > len(inputs):
-            raise ModelError(
-                f"batch: given {len(lengths)} documents in {len(inputs)} sequence(s), but layers of kind '{self.kind}'"
-                f" of {self.model} carry a state from one document into the next; expected one document in each"
-                " sequence; set data.pack_samples: false and micro_batch_size: 1, and raise"
-                " gradient_accumulation_steps instead"
-            )
 
 
 _documents: ContextVar[Documents | None] = ContextVar("documents", default=None)
@@ -199,8 +176,10 @@ class _KeepDocuments:
     It is registered on the decoder, since adapters call the ``forward`` of the model around it directly.
     """
 
-    def __init__(self, parameters: frozenset[str] | None, obstacle: str, counted: bool) -> None:
-        self.parameters, self.obstacle, self.counted = parameters, obstacle, counted
+    def __init__(
+        self, parameters: frozenset[str] | None, obstacle: str, counted: bool = False, recurrent: bool = False
+    ) -> None:
+        self.parameters, self.obstacle, self.counted, self.recurrent = parameters, obstacle, counted, recurrent
 
     def __call__(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -213,10 +192,11 @@ class _KeepDocuments:
         kwargs = {name: value for name, value in kwargs.items() if name not in _KEYS}
         implementation = attention_implementation(module)
         in_documents.set(True)
-        if ranks is not None and self.counted:
+        if ranks is not None and (self.counted or self.recurrent):
+            what = "counts its positions" if self.counted else "carries a state from token to token"
             raise ModelError(
-                f"strategy.sequence_parallel: given {ranks.size}, but {type(module).__name__} counts its positions over"
-                " complete sequences, which no rank has; remove sequence_parallel"
+                f"strategy.sequence_parallel: given {ranks.size}, but {type(module).__name__} {what} over complete"
+                " sequences, which no rank has; remove sequence_parallel"
             )
         if ranks is not None and (not implementation.startswith(NAME) or torch.compiler.is_compiling()):
             why = self.obstacle or f"{type(module).__name__} computes its attention by '{implementation}'"
@@ -225,9 +205,13 @@ class _KeepDocuments:
                 f" of a sequence; write model.attn_implementation: {NAME} if the model supports it, or remove"
                 " sequence_parallel"
             )
+        inputs = _inputs(args, kwargs)
+        if self.recurrent and inputs is not None and len(lengths) > len(inputs) == 1:
+            # for kernels that begin their state anew; torch's own forms ignore these
+            number, _ = Documents(tuple(lengths)).numbers(1, inputs.device)
+            kwargs |= self._accepted({**taken, "seq_idx": number.int()})
         if "flash" in implementation:
             return args, {**kwargs, **self._accepted(taken)}
-        inputs = _inputs(args, kwargs)
         if self.obstacle and inputs is not None and len(lengths) > len(inputs):
             _warn_once(self.obstacle)
         if not implementation.startswith(NAME) or torch.compiler.is_compiling():
@@ -384,7 +368,7 @@ def _one_by_one(
 _KNOWN_ARGUMENTS = {
     *("dropout", "scaling", "softcap", "s_aux", "sliding_window", "is_causal", "position_ids", "cache_position"),
     *("use_cache", "output_attentions", "output_hidden_states", "output_router_logits", "return_dict"),
-    *("document_lengths", "position_embeddings", "logits_to_keep"),
+    *("document_lengths", "position_embeddings", "logits_to_keep", "seq_idx", *_KERNEL_KEYS),
 }
 """Arguments that are used here, or that do not change scores; models that support sdpa need no others."""
 

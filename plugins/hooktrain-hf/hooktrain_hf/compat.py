@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "attention_implementation",
+    "causal_class",
     "chat_template",
     "complete_shape",
     "counts_positions",
@@ -31,6 +32,7 @@ __all__ = [
     "layer_types",
     "names_not_saved",
     "native_bf16",
+    "position_limit",
     "set_attention_implementation",
     "softmax_backward",
     "supports_attention_interface",
@@ -69,11 +71,31 @@ def is_stateful(decoder: Any) -> bool:
     return bool(getattr(type(decoder), "_is_stateful", False))
 
 
-def counts_positions(module: nn.Module) -> bool:
-    """Return whether a module embeds positions that it counts itself where it is given none, past its padding token."""
+def counts_positions(module: Any) -> bool:
+    """Return whether a module, or a class of modules, embeds positions and counts those that it is not given.
+
+    They count past their padding token, as RoBERTa does.
+    """
     counts = callable(getattr(module, "create_position_ids_from_input_ids", None))
-    forward = inspect.signature(module.forward).parameters if counts else {}
-    return "position_ids" in forward and isinstance(getattr(module, "padding_idx", None), int)
+    return counts and "position_ids" in inspect.signature(module.forward).parameters
+
+
+def position_limit(config: Any) -> int | None:
+    """Return the size of the table of positions of a transformers config; None for one with rotary embeddings."""
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "rope_parameters", None):
+        return None
+    names = ("max_position_embeddings", "max_target_positions", "max_seq_len")  # Whisper and MPT have the last two
+    found = next((size for name in names if isinstance(size := getattr(text, name, None), int)), 0)
+    return found if found > 0 else None
+
+
+def causal_class(config: Any) -> type | None:
+    """Return the class of causal language models of a transformers config; None for a model of others."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind: type | None = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return kind
 
 
 def vocabulary_size(model: Any) -> int | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hooktrain_hf.compat import counts_positions
 
-__all__ = ["count_own_positions", "in_documents", "positions_skipped"]
+__all__ = ["count_own_positions", "in_documents"]
 
 in_documents: ContextVar[bool] = ContextVar("in_documents", default=False)
 """Whether the decoder call that is running has position ids that begin at 0 in each document."""
@@ -27,11 +27,6 @@ def count_own_positions(decoder: nn.Module) -> bool:
     for module in found:
         module.register_forward_pre_hook(_Count(module), with_kwargs=True)
     return bool(found)
-
-
-def positions_skipped(decoder: nn.Module) -> int:
-    """Return how many rows of a model's position embedding come before the first token's."""
-    return max((module.padding_idx + 1 for module in decoder.modules() if counts_positions(module)), default=0)
 
 
 class _Count:

@@ -68,6 +68,12 @@ class HFPlugin:
         return build_model(config, tokenizer, world) if isinstance(config, HFModelConfig) else None
 
     @hookimpl
+    def count_positions(self, config: Any) -> int | None:
+        from hooktrain_hf.position_count import count_positions
+
+        return count_positions(config)
+
+    @hookimpl
     def make_meta_model(self, config: Any) -> PreTrainedModel | None:
         from hooktrain_hf.meta_model import make_meta_model
 

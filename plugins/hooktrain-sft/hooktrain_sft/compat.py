@@ -18,10 +18,13 @@ __all__ = [
     "GENERATION_BLOCK",
     "attention_implementation",
     "auxiliary_loss",
+    "bidirectional_settings",
     "chat_template_environment",
     "column_names",
     "decoder_and_head",
+    "decoder_of",
     "forward_hooks",
+    "has_adapter",
     "head_weight",
     "input_embeddings",
     "is_deepspeed_function",
@@ -120,6 +123,20 @@ def is_encoder_decoder(model: Any) -> bool:
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
+def has_adapter(model: Any) -> bool:
+    """Return whether PEFT has wrapped a model."""
+    return callable(getattr(model, "get_base_model", None))
+
+
+def bidirectional_settings(model: Any) -> dict[str, str]:
+    """Return the settings of a transformers config that let tokens see later ones, each with the value to write."""
+    causal = {"is_decoder": True, "is_causal": True, "use_bidirectional_attention": False}
+    text = _text_config(model)
+    found = {name: getattr(text, name, None) for name in causal}
+    wrong = {name for name, value in found.items() if value is not None and bool(value) is not causal[name]}
+    return {name: str(causal[name]).lower() for name in causal if name in wrong}
+
+
 def input_embeddings(model: Any) -> Module | None:
     """Return the token embedding of a transformers model; None for other models."""
     get: Callable[[], Module | None] | None = getattr(model, "get_input_embeddings", None)
@@ -130,6 +147,17 @@ def decoder_and_head(model: Any) -> tuple[Module | None, Module | None] | None:
     """Return the decoder and the LM head of a transformers model; None for models without these methods."""
     decoder, head = getattr(model, "get_decoder", None), getattr(model, "get_output_embeddings", None)
     return (decoder(), head()) if callable(decoder) and callable(head) else None
+
+
+def decoder_of(model: Any) -> Module:
+    """Return the part of a model that its LM head follows; the model itself where none can be told apart."""
+    get = getattr(model, "get_decoder", None)
+    found = get() if callable(get) else None
+    if not hasattr(found, "config"):  # a model's own ``decoder`` may also be a layer of its head
+        found = getattr(model, "base_model", None)
+    from torch import nn
+
+    return found if isinstance(found, nn.Module) else model  # type: ignore[no-any-return]
 
 
 def head_weight(model: Any) -> Tensor | None:

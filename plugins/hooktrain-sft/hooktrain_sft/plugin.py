@@ -58,12 +58,12 @@ class SFTPlugin:
     # imports that need torch or transformers are inside the hooks, because listings load this module too
 
     @hookimpl
-    def make_data(self, config: Any, tokenizer: Any, world: World, hooks: Any) -> Data | None:
+    def make_data(self, config: Any, tokenizer: Any, world: World, hooks: Any, recipe: Recipe) -> Data | None:
         if not isinstance(config, TokenDataConfig):
             return None
         from hooktrain_sft.data.prepare import prepare_data
 
-        return prepare_data(config, tokenizer, world, hooks)
+        return prepare_data(config, tokenizer, world, hooks, hooks.count_positions(config=recipe.model))
 
     @hookimpl
     def collect_state(self, trainer: Trainer) -> Mapping[str, Any] | None:
@@ -112,9 +112,9 @@ class SFTPlugin:
     @hookimpl
     def on_train_start(self, trainer: Trainer) -> None:
         if isinstance(trainer.recipe.data, TokenDataConfig):
-            from hooktrain_sft.isolation_check import check_isolation
+            from hooktrain_sft.model_check import check_model
 
-            check_isolation(trainer)
+            check_model(trainer)
 
     @hookimpl(trylast=True)
     def register_formats(self, source: Any, config: Any) -> Mapping[str, Format]:

@@ -178,7 +178,12 @@ class TokenCount:
 
 
 def fit(
-    documents: Documents, max_length: int, overflow: Overflow, on_empty: OnEmpty, where: str
+    documents: Documents,
+    max_length: int,
+    overflow: Overflow,
+    on_empty: OnEmpty,
+    where: str,
+    positions: int | None = None,
 ) -> tuple[Documents, TokenCount]:
     """Apply ``overflow`` and ``on_empty``.
 
@@ -188,6 +193,7 @@ def fit(
         overflow: handling of longer ones.
         on_empty: handling of those in which no token is trained.
         where: name of the set, for errors.
+        positions: tokens for which the model has positions, where that limits them.
 
     Raises:
         DataError: when an example is an error by these options, or none is left.
@@ -196,6 +202,12 @@ def fit(
     long = lengths > max_length
     count = TokenCount(rows_in=len(documents), rows_too_long=int(long.sum()), tokens_in=int(lengths.sum()))
     count.longest = int(lengths.max()) if len(lengths) else 0
+    if count.rows_too_long and overflow == "error" and positions == max_length:
+        raise DataError(
+            f"{where}: {count.rows_too_long:,} of {len(documents):,} examples are longer than the {positions} tokens"
+            f" for which the model has positions (longest: {count.longest} tokens); choose `data.overflow:` drop,"
+            " truncate or split, or another model"
+        )
     if count.rows_too_long and overflow == "error":
         raise DataError(
             f"{where}: {count.rows_too_long:,} of {len(documents):,} examples are longer than data.max_length"

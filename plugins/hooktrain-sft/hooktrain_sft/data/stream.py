@@ -48,8 +48,8 @@ class Stream:
         count: counts of the tokens of all blocks so far.
     """
 
-    def __init__(self, reader: Reader, sources: Sequence[Any], max_length: int) -> None:
-        self.reader, self.config, self.max_length = reader, reader.config, max_length
+    def __init__(self, reader: Reader, sources: Sequence[Any], max_length: int, positions: int | None = None) -> None:
+        self.reader, self.config, self.max_length, self.positions = reader, reader.config, max_length, positions
         self.sources: list[OpenedSource] = [reader.open(source) for source in sources]
         weights = self.config.weights
         self.shares = None if weights is None else np.array(weights, np.float64) / sum(weights)
@@ -108,7 +108,12 @@ class Stream:
     ) -> _Block:
         config = self.config
         fitted, count = fit(
-            documents, self.max_length, config.overflow, config.on_empty, f"block {number} of the stream"
+            documents,
+            self.max_length,
+            config.overflow,
+            config.on_empty,
+            f"block {number} of the stream",
+            self.positions,
         )
         bins = pack(self.reader.hooks, fitted, self.max_length, config) if config.pack_samples else None
         sequences = PackedDataset(fitted, bins)

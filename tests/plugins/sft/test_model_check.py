@@ -1,0 +1,124 @@
+"""The check before the first step: models are trained on what they compute themselves, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hooktrain import ModelError, hookimpl
+from tests.facts import facts
+from tests.plugins.sft.architectures import BIASED, HYBRIDS, SMALL, Observer, losses, make
+
+BERT = {name: value for name, value in SMALL.items() if name != "num_key_value_heads"} | {"max_position_embeddings": 64}
+
+
+def assert_padded(family: str, config: dict[str, Any], run_dir: Path, packed: bool) -> None:
+    loss, own, observer = losses(make(family, config), run_dir, packed=packed)
+    assert loss == pytest.approx(own, rel=1e-5)
+    (message,) = [said for said in observer.messages if "padded" in said]
+    assert family in message and ("data.pack_samples: false" in message) == packed
+
+
+@pytest.mark.parametrize("family", ["Mamba", "Bloom"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_documents_that_cannot_share_a_sequence_are_padded(family: str, packed: bool, tmp_path: Path) -> None:
+    assert_padded(family, {**HYBRIDS, **BIASED}[family], tmp_path, packed)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("family", [*HYBRIDS, *BIASED])
+def test_one_model_of_each_family_gives_its_own_loss(family: str, tmp_path: Path) -> None:
+    loss, own, _ = losses(make(family, {**HYBRIDS, **BIASED}[family]), tmp_path)
+    assert loss == pytest.approx(own, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["Roberta", "Data2VecText"])
+def test_positions_are_those_that_the_model_counts(family: str, tmp_path: Path) -> None:
+    """Past the padding token, which is a token of the text here and is not counted."""
+    model = make(family, {**BERT, "is_decoder": True, "pad_token_id": 201, "max_position_embeddings": 300})
+    for packed in (False, True):
+        loss, own, observer = losses(model, tmp_path / str(packed), packed=packed)
+        assert loss == pytest.approx(own, rel=1e-5)
+        assert (observer.batch["input_ids"] == 201).any(), "or this test shows less"
+
+
+@pytest.mark.parametrize("family", ["Electra", "RemBert"])
+def test_a_head_of_another_width(family: str, tmp_path: Path) -> None:
+    sizes = {"embedding_size": 16, "input_embedding_size": 16, "output_embedding_size": 24, "is_decoder": True}
+    loss, own, _ = losses(make(family, {**BERT, **sizes}), tmp_path)
+    assert loss == pytest.approx(own, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "remedy"),
+    [
+        ("Bert", BERT, "model.hf_config_kwargs.is_decoder: true"),
+        (
+            "Gemma3Text",
+            {**SMALL, "head_dim": 8, "use_bidirectional_attention": True},
+            "model.hf_config_kwargs.use_bidirectional_attention: false",
+        ),
+    ],
+)
+def test_a_model_that_sees_later_tokens_is_refused(
+    family: str, config: dict[str, Any], remedy: str, tmp_path: Path
+) -> None:
+    observer = Observer()
+    with pytest.raises(ModelError, match=facts("sees later tokens", remedy)):
+        losses(make(family, config), tmp_path, observer)
+    assert not observer.steps
+
+
+class OtherPositions:
+    """A model that computes something else where it is given positions."""
+
+    @hookimpl
+    def on_train_start(self, trainer: Any) -> None: ...
+
+    @hookimpl(wrapper=True)
+    def make_model(self) -> Any:
+        model = yield
+
+        def shift(module: Any, args: Any, kwargs: Any) -> Any:
+            if kwargs.get("position_ids") is None:
+                return None
+            return args, {**kwargs, "position_ids": kwargs["position_ids"] * 2}
+
+        model.get_decoder().register_forward_pre_hook(shift, with_kwargs=True, prepend=True)
+        return model
+
+
+@pytest.mark.parametrize(("size", "said"), [(1, "loss.all_logits: true"), (3, "data.pack_samples: false")])
+def test_a_model_that_differs_is_refused(size: int, said: str, tmp_path: Path) -> None:
+    observer = Observer()
+    with pytest.raises(ModelError, match=facts("LlamaForCausalLM", "own forward pass", said)):
+        losses(make("Llama", SMALL), tmp_path, OtherPositions(), observer, size=size)
+    assert not observer.steps
+
+
+def test_a_difference_too_small_for_the_loss_is_found_in_gradients(tmp_path: Path) -> None:
+    """New models predict all tokens alike, whatever their positions are."""
+    with pytest.raises(ModelError, match=facts("gradients differ", "own forward pass")):
+        losses(make("Llama", SMALL, std=0.05), tmp_path, OtherPositions())
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    """Neither gradients nor modes nor random numbers."""
+
+    class Before:
+        @hookimpl(tryfirst=True)
+        def on_train_start(self, trainer: Any) -> None:
+            trainer.model.get_decoder().layers[0].eval()
+            self.random = torch.get_rng_state()
+            self.modes = [module.training for module in trainer.model.modules()]
+
+        @hookimpl
+        def on_epoch_start(self, trainer: Any) -> None:
+            assert torch.equal(torch.get_rng_state(), self.random)
+            assert [module.training for module in trainer.model.modules()] == self.modes
+            assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+    losses(make("Llama", SMALL), tmp_path, Before())
