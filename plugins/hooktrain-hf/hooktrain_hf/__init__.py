@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hooktrain_hf.atomic_folder import replace_folder, temporary_folder
     from hooktrain_hf.attention import install_document_attention
+    from hooktrain_hf.embeddings import new_token_ids
     from hooktrain_hf.export import write_model
     from hooktrain_hf.location import Location, first_line, resolve_location
     from hooktrain_hf.model import HFModelConfig, build_model, torch_dtype
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "atomic_folder": "replace_folder temporary_folder",
     "attention": "install_document_attention",
+    "embeddings": "new_token_ids",
     "export": "write_model",
     "location": "Location first_line resolve_location",
     "model": "HFModelConfig build_model torch_dtype",
@@ -35,6 +37,7 @@ __all__ = [
     "build_model",
     "first_line",
     "install_document_attention",
+    "new_token_ids",
     "quiet_transformers",
     "replace_folder",
     "resolve_location",

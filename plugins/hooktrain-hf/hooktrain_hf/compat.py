@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ __all__ = [
     "causal_class",
     "chat_template",
     "complete_shape",
+    "complete_weights",
     "counts_positions",
     "decoder_of",
     "devices_of",
@@ -203,3 +205,15 @@ def is_sharded(model: nn.Module) -> bool:
 def complete_shape(parameter: Tensor) -> tuple[int, ...]:
     """Return the shape of a weight, also where this rank holds a shard of it under ZeRO-3."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+@contextmanager
+def complete_weights(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Gather weights inside the block where ZeRO-3 shards them; what the main rank changes reaches all ranks."""
+    if not any(hasattr(weight, "ds_id") for weight in weights):
+        yield
+        return
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters(list(weights), modifier_rank=0):
+        yield

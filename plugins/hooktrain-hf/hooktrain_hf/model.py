@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = [
     "HFModelConfig",
     "build_model",
-    "check_vocabulary",
     "load_config",
     "random_model",
     "torch_dtype",
@@ -75,13 +74,12 @@ def build_model(
 
     Args:
         config: the recipe's ``model``.
-        tokenizer: None, or the tokenizer whose ids the model must be able to embed.
+        tokenizer: None, or the tokenizer whose tokens the model gets embeddings for that it does not have.
         world: this process; only the main rank may print.
         accept: called with the model's config before any weights are read; raises an error for one that it refuses.
 
     Raises:
-        ModelError: the model cannot be loaded, lacks weights, cannot be trained, or embeds fewer tokens than the
-            tokenizer has.
+        ModelError: the model cannot be loaded, lacks weights, or cannot be trained.
     """
     location = resolve_location(config.name_or_path, config.gguf_file, _KEY)
     with quiet_transformers(world.is_main), gguf_read_once(location):
@@ -96,7 +94,9 @@ def build_model(
     forget_gguf_quantization(model)
     _check_trainable(model, config)
     if tokenizer is not None:
-        check_vocabulary(model, tokenizer)
+        from hooktrain_hf.embeddings import fit_vocabulary
+
+        fit_vocabulary(model, tokenizer)
     if config.activation_checkpointing:
         enable_activation_checkpointing(model)
     return model  # type: ignore[no-any-return]
@@ -199,19 +199,3 @@ def _check_trainable(model: Any, config: HFModelConfig) -> None:
                 f"{_KEY}: given '{config.name_or_path}', whose weight {name} is stored as {parameter.dtype} and cannot"
                 f" be trained; expected dense weights in {expected}; give the unquantized model"
             )
-
-
-def check_vocabulary(model: Any, tokenizer: Any) -> None:
-    """Raise ModelError where a tokenizer has more tokens than the model embeds.
-
-    Training would end in an index error deep in the model, on a GPU without a place.
-    """
-    from hooktrain_hf.compat import vocabulary_size
-
-    embedded = vocabulary_size(model)
-    if embedded is not None and len(tokenizer) > embedded:
-        raise ModelError(
-            f"model: given a model that embeds {embedded} tokens, but the tokenizer has {len(tokenizer)}; expected the"
-            " model's own tokenizer; correct tokenizer.name_or_path, or with model.from_config set"
-            f" model.hf_config_kwargs.vocab_size: {len(tokenizer)}"
-        )

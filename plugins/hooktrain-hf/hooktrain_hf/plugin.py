@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hooktrain import Trainer
+
 __all__ = ["HFPlugin"]
 
 
@@ -98,6 +100,20 @@ class HFPlugin:
         from hooktrain_hf.python_model import adopt_model
 
         return adopt_model(model, config, tokenizer)
+
+    @hookimpl
+    def on_train_start(self, trainer: Trainer) -> None:
+        from hooktrain_hf.compat import unwrap_adapters
+        from hooktrain_hf.embeddings import new_token_ids
+
+        model: Any = unwrap_adapters(trainer.strategy.unwrap(trainer.model))
+        if ids := new_token_ids(model):
+            tokens = ", ".join(map(repr, trainer.tokenizer.convert_ids_to_tokens(list(ids[:5]))))
+            more = ", ..." if len(ids) > 5 else ""
+            trainer.say(
+                f"model: {len(ids):,} tokens of the tokenizer are new to the {type(model).__name__} ({tokens}{more});"
+                " their embeddings begin as the mean of the others"
+            )
 
     @hookimpl
     def load_source(self, config: Any, world: World) -> Dataset | IterableDataset | None:

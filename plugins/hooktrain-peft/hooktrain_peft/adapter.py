@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooktrain_hf import HFModelConfig, first_line
+from hooktrain_hf import HFModelConfig, first_line, new_token_ids
 
 from hooktrain import ModelError
 from hooktrain_peft.compat import adapted_layers, has_tied_head, method_name, method_settings
@@ -70,6 +70,7 @@ def add_adapter(model: Module, settings: PeftSettings, base: Any) -> PeftModel:
     if settings.adapter is not None:
         return load_adapter(model, Path(settings.adapter).expanduser(), reference, settings.type)
     config = make_config(settings)
+    _train_new_tokens(model, config)
     _keep_ties(model, config, settings)
     return _wrap(model, config, reference, "peft")
 
@@ -205,6 +206,28 @@ def _check_separate(model: PeftModel, where: str) -> None:
         raise ModelError(
             f"{where}: with ensure_weight_tying the adapters of embedding and head would share memory and be updated"
             " twice in each step; remove it, or train both modules completely with peft.modules_to_save"
+        )
+
+
+def _train_new_tokens(model: Any, config: PeftConfig) -> None:
+    """Train the embeddings of tokens that are new to the model, which the frozen base would keep as they are."""
+    ids = list(new_token_ids(model))
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [name for name, module in model.named_modules() if module in modules] if ids else []
+    known = method_settings(config)
+    complete = {str(name).rpartition(".")[2] for name in known.get("modules_to_save") or ()}
+    rest = [name for name in names if name.rpartition(".")[2] not in complete]
+    if not rest or known.get("trainable_token_indices") or (rest != names and has_tied_head(model)):
+        return  # they are trained already
+    untyped: Any = config
+    if "trainable_token_indices" in known:
+        untyped.trainable_token_indices = {name: ids for name in rest}
+    elif "modules_to_save" in known:
+        untyped.modules_to_save = [*(known["modules_to_save"] or ()), *(name.rpartition(".")[2] for name in rest)]
+    else:
+        raise ModelError(
+            f"peft: the tokenizer has {len(ids)} tokens that are new to the {type(model).__name__}, and"
+            f" {method_name(config).lower()} cannot train their embeddings; choose another method, such as lora"
         )
 
 
