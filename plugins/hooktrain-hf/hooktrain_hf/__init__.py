@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hooktrain_hf.model import HFModelConfig, build_model, torch_dtype
     from hooktrain_hf.source import HFSourceConfig
     from hooktrain_hf.verbosity import quiet_transformers
+    from hooktrain_hf.vision import parts_without_text
 
 _HOMES = {
     "atomic_folder": "replace_folder temporary_folder",
@@ -27,6 +28,7 @@ _HOMES = {
     "model": "HFModelConfig build_model torch_dtype",
     "source": "HFSourceConfig",
     "verbosity": "quiet_transformers",
+    "vision": "parts_without_text",
 }
 _HOME = {name: f"{__name__}.{module}" for module, names in _HOMES.items() for name in names.split()}
 
@@ -38,6 +40,7 @@ __all__ = [
     "first_line",
     "install_document_attention",
     "new_token_ids",
+    "parts_without_text",
     "quiet_transformers",
     "replace_folder",
     "resolve_location",

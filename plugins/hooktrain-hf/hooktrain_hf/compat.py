@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "attention_implementation",
-    "causal_class",
+    "auto_class",
     "chat_template",
     "complete_shape",
     "complete_weights",
@@ -29,14 +29,17 @@ __all__ = [
     "forget_gguf_quantization",
     "forward_pre_hooks",
     "gguf_load_options",
+    "has_vision",
     "is_sharded",
     "is_stateful",
     "layer_types",
+    "model_class",
     "names_not_saved",
     "native_bf16",
     "position_limit",
     "set_attention_implementation",
     "softmax_backward",
+    "stored_file",
     "supports_attention_interface",
     "unwrap_adapters",
     "vocabulary_size",
@@ -92,12 +95,45 @@ def position_limit(config: Any) -> int | None:
     return found if found > 0 else None
 
 
-def causal_class(config: Any) -> type | None:
-    """Return the class of causal language models of a transformers config; None for a model of others."""
+def has_vision(config: Any) -> bool:
+    """Return whether a transformers config is that of a model of images and text."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
+def auto_class(config: Any) -> Any:
+    """Return the factory of transformers that makes a complete model of a config; None where it has none for text."""
+    import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    kind: type | None = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if has_vision(config):
+        return transformers.AutoModelForImageTextToText
+    own = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    return transformers.AutoModelForCausalLM if own or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else None
+
+
+def model_class(config: Any) -> type | None:
+    """Return the class of transformers that a config's model has; None for a model of others."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
+
+    mapping: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if has_vision(config) else MODEL_FOR_CAUSAL_LM_MAPPING
+    kind: type | None = mapping.get(type(config), None)
     return kind
+
+
+def stored_file(name_or_path: str, name: str) -> str | None:
+    """Return the path of a model's file on this machine; None where it has no such file."""
+    from transformers.utils import cached_file
+
+    try:
+        found: str | None = cached_file(name_or_path, name, local_files_only=True)
+    except OSError:
+        return None
+    return found
 
 
 def vocabulary_size(model: Any) -> int | None:

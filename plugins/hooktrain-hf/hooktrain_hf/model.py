@@ -29,7 +29,7 @@ _KEY = "model.name_or_path"
 
 @attrs.frozen(kw_only=True)
 class HFModelConfig:
-    """A causal language model that ``AutoModelForCausalLM`` loads."""
+    """A language model that ``AutoModelForCausalLM`` loads, or one of images and text that is trained on text."""
 
     shorthand: ClassVar[str] = "name_or_path"
 
@@ -51,6 +51,9 @@ class HFModelConfig:
     """Whether to start from random weights; only the config is read then."""
     hf_config_kwargs: Mapping[str, Any] = field(factory=dict)
     """Values that replace those of the model's config, such as ``{attention_dropout: 0.1}``."""
+    train_vision: bool = field(default=False)
+    """Whether the parts of a vision-language model that text does not reach, such as its vision tower, are trained
+    too; otherwise they are frozen, and get no adapters."""
     trust_remote_code: bool = field(default=False, affects_training=False)
     """Whether Python code that comes with the model may run."""
 
@@ -87,12 +90,15 @@ def build_model(
         accept(hf_config)
         model: Any = random_model(config, hf_config) if config.from_config else _load(config, hf_config, location)
         from hooktrain_hf.attention import install_document_attention
-        from hooktrain_hf.compat import enable_activation_checkpointing, forget_gguf_quantization
+        from hooktrain_hf.compat import enable_activation_checkpointing, forget_gguf_quantization, has_vision
+        from hooktrain_hf.vision import freeze_vision
 
         install_document_attention(model, config.attn_implementation)
     forget_gguf()
     forget_gguf_quantization(model)
     _check_trainable(model, config)
+    if has_vision(hf_config) and not config.train_vision:
+        freeze_vision(model)
     if tokenizer is not None:
         from hooktrain_hf.embeddings import fit_vocabulary
 
@@ -139,9 +145,7 @@ def random_model(config: HFModelConfig, hf_config: PreTrainedConfig) -> PreTrain
     Raises:
         ModelError: transformers does not support the model.
     """
-    import transformers
-
-    factory: Any = transformers.AutoModelForCausalLM
+    factory = _factory(config, hf_config)
     try:
         return factory.from_config(  # type: ignore[no-any-return]
             hf_config,
@@ -155,12 +159,10 @@ def random_model(config: HFModelConfig, hf_config: PreTrainedConfig) -> PreTrain
 
 def _load(config: HFModelConfig, hf_config: PreTrainedConfig, location: Location) -> PreTrainedModel:
     """Load a model with pretrained weights, all of them."""
-    import transformers
-
     from hooktrain_hf.compat import gguf_load_options
 
     gguf = {"gguf_file": location.gguf_file, **gguf_load_options()} if location.gguf_file else {}
-    factory: Any = transformers.AutoModelForCausalLM
+    factory = _factory(config, hf_config)
     try:
         model, report = factory.from_pretrained(
             location.name,
@@ -182,6 +184,24 @@ def _load(config: HFModelConfig, hf_config: PreTrainedConfig, location: Location
             " model.from_config: true to train from random weights"
         )
     return model  # type: ignore[no-any-return]
+
+
+def _factory(config: HFModelConfig, hf_config: PreTrainedConfig) -> Any:
+    """Return what makes the complete model of a config in transformers.
+
+    Raises:
+        ModelError: it is neither a causal language model nor one of images and text.
+    """
+    from hooktrain_hf.compat import auto_class
+
+    factory = auto_class(hf_config)
+    if factory is None:
+        raise ModelError(
+            f"{_KEY}: given '{config.name_or_path}', a model of type {hf_config.model_type}, which transformers has"
+            " neither as a causal language model nor as one of images and text; expected one of these; give another"
+            " model"
+        )
+    return factory
 
 
 def _requested_attention(config: HFModelConfig) -> str | None:

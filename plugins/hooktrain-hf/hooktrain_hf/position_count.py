@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from hooktrain import ModelError
-from hooktrain_hf.compat import causal_class, counts_positions, position_limit, unwrap_adapters
+from hooktrain_hf.compat import counts_positions, model_class, position_limit, unwrap_adapters
 from hooktrain_hf.gguf_cache import gguf_read_once
 from hooktrain_hf.location import resolve_location
 from hooktrain_hf.model import HFModelConfig, load_config
@@ -42,7 +42,7 @@ def positions_of(hf_config: Any) -> int | None:
     limit = position_limit(hf_config)
     if limit is None:
         return None
-    kind = causal_class(hf_config)
+    kind = model_class(hf_config)
     own = vars(sys.modules[kind.__module__]).values() if kind is not None else ()
     if any(isinstance(each, type) and counts_positions(each) for each in own):
         limit -= hf_config.pad_token_id + 1  # the first token's position

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooktrain_hf import HFModelConfig, first_line, new_token_ids
+from hooktrain_hf import HFModelConfig, first_line, new_token_ids, parts_without_text
 
 from hooktrain import ModelError
 from hooktrain_peft.compat import adapted_layers, has_tied_head, method_name, method_settings
@@ -71,12 +72,13 @@ def add_adapter(model: Module, settings: PeftSettings, base: Any) -> PeftModel:
         return load_adapter(model, Path(settings.adapter).expanduser(), reference, settings.type)
     config = make_config(settings)
     _train_new_tokens(model, config)
+    _adapt_text_only(model, config, base)
     _keep_ties(model, config, settings)
     return _wrap(model, config, reference, "peft")
 
 
-def adapt_meta_model(model: Module, settings: PeftSettings) -> Module:
-    """Put the adapter on a meta model, so that trained weights can be counted.
+def adapt_meta_model(model: Module, settings: PeftSettings, base: Any) -> Module:
+    """Put the adapter on a meta model, so that trained weights can be counted; ``base`` is the recipe's ``model``.
 
     Raises:
         ModelError: the method does not fit the model, or ``peft.adapter`` does not exist.
@@ -92,6 +94,7 @@ def adapt_meta_model(model: Module, settings: PeftSettings) -> Module:
         config.inference_mode = False
     else:
         config = make_config(settings)
+        _adapt_text_only(model, config, base)
         _keep_ties(model, config, settings)
     untyped: Any = config
     if "init_lora_weights" in method_settings(config):
@@ -229,6 +232,20 @@ def _train_new_tokens(model: Any, config: PeftConfig) -> None:
             f"peft: the tokenizer has {len(ids)} tokens that are new to the {type(model).__name__}, and"
             f" {method_name(config).lower()} cannot train their embeddings; choose another method, such as lora"
         )
+
+
+def _adapt_text_only(model: Any, config: PeftConfig, base: Any) -> None:
+    """Exclude the parts of a vision-language model that text does not reach, unless the recipe trains them."""
+    known = method_settings(config)
+    parts = parts_without_text(model)
+    if not parts or "exclude_modules" not in known or (isinstance(base, HFModelConfig) and base.train_vision):
+        return
+    given = known["exclude_modules"]
+    patterns = [given] if isinstance(given, str) else [rf"(?:.*\.)?{re.escape(name)}" for name in given or ()]
+    untyped: Any = config
+    untyped.exclude_modules = "|".join(
+        f"(?:{one})" for one in [*patterns, *(rf"{re.escape(p)}(?:\..*)?" for p in parts)]
+    )
 
 
 def _keep_ties(model: Any, config: PeftConfig, settings: PeftSettings) -> None:

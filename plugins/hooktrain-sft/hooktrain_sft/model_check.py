@@ -193,6 +193,8 @@ class _Probe:
         leaves: list[Tensor] = []
 
         def cut(module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():
+                return embedded  # the loss inspects the model in its first call
             leaves.append(embedded.detach().requires_grad_())
             return leaves[-1].clone()  # some models scale it in place
 
