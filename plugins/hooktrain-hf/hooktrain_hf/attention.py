@@ -13,6 +13,7 @@ import inspect
 import logging
 import re
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -26,7 +27,6 @@ from hooktrain_hf.compat import (
     attention_implementation,
     decoder_of,
     eager_attention,
-    forward_pre_hooks,
     is_stateful,
     layer_types,
     supports_attention_interface,
@@ -36,7 +36,7 @@ from hooktrain_hf.counted_positions import count_own_positions, in_documents
 from hooktrain_hf.document_attention import Documents, Scores, Visible, attend
 from hooktrain_hf.location import first_line
 
-__all__ = ["NAME", "install_document_attention", "obstacle", "set_attention"]
+__all__ = ["NAME", "install_document_attention", "obstacle", "restore_attention", "set_attention"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def install_document_attention(model: Any, implementation: str) -> None:
         ModelError: ``implementation`` is ``documents``, and the model does not support it.
     """
     decoder, name = decoder_of(model), type(model).__name__
-    reason = ""
+    own, reason = attention_implementation(decoder), ""
     if implementation in ("auto", NAME):
         if why := obstacle(decoder):
             reason = f"{name} {why}"
@@ -70,8 +70,8 @@ def install_document_attention(model: Any, implementation: str) -> None:
         else:
             decoder.set_attn_implementation(_register(attention_implementation(decoder)))
     parameters = _parameters(decoder)
-    if parameters is None or "use_cache" in parameters:
-        decoder.register_forward_pre_hook(_DisableCache(decoder), with_kwargs=True)
+    _installed[decoder] = _Installed(own, attention_implementation(decoder))
+    _installed[decoder].activate(decoder)
     keep = _KeepDocuments(parameters, reason, count_own_positions(decoder), _is_recurrent(decoder))
     decoder.register_forward_pre_hook(keep, with_kwargs=True)
     decoder.register_forward_hook(_forget_documents, always_call=True)
@@ -88,8 +88,10 @@ def set_attention(model: Any, implementation: str) -> None:
         ModelError: the model does not support it.
     """
     decoder = decoder_of(model)
-    installed = any(isinstance(hook, _KeepDocuments) for hook in forward_pre_hooks(decoder))
-    if installed and implementation in ("auto", attention_implementation(decoder)):
+    installed = _installed.get(decoder)
+    if installed is not None:
+        installed.activate(decoder)
+    if installed is not None and implementation in ("auto", attention_implementation(decoder)):
         return
     if implementation not in ("auto", NAME):
         try:
@@ -99,8 +101,40 @@ def set_attention(model: Any, implementation: str) -> None:
                 f"model.attn_implementation: given '{implementation}', which {type(model).__name__} does not"
                 f" support ({first_line(error)}); write auto, sdpa or eager"
             ) from error
-    if not installed:
+    if installed is None:
         install_document_attention(model, implementation)
+
+
+def restore_attention(model: Any) -> None:
+    """Give a model the attention and the cache of keys and values back that it had; lengths of documents still work."""
+    decoder = decoder_of(model)
+    if decoder in _installed:
+        _installed[decoder].restore(decoder)
+
+
+class _Installed:
+    """What of a decoder differs while it is trained: its attention, and that it keeps no cache unless asked."""
+
+    def __init__(self, own: str, used: str) -> None:
+        self.own, self.used = own, used
+        self._cache: Any = None
+
+    def activate(self, decoder: Any) -> None:
+        if attention_implementation(decoder) != self.used and self._cache is None:
+            decoder.set_attn_implementation(self.used)
+        parameters = _parameters(decoder)
+        if self._cache is None and (parameters is None or "use_cache" in parameters):
+            self._cache = decoder.register_forward_pre_hook(_DisableCache(decoder), prepend=True, with_kwargs=True)
+
+    def restore(self, decoder: Any) -> None:
+        if self._cache is not None:
+            self._cache.remove()
+            self._cache = None
+        if attention_implementation(decoder) != self.own:
+            decoder.set_attn_implementation(self.own)
+
+
+_installed: weakref.WeakKeyDictionary[Any, _Installed] = weakref.WeakKeyDictionary()
 
 
 def obstacle(decoder: Any) -> str:

@@ -6,6 +6,7 @@ Seen to work with transformers 5.23, torch 2.13, PEFT 0.21, DeepSpeed 0.19, acce
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +28,6 @@ __all__ = [
     "eager_attention",
     "enable_activation_checkpointing",
     "forget_gguf_quantization",
-    "forward_pre_hooks",
     "gguf_load_options",
     "has_vision",
     "is_sharded",
@@ -127,7 +127,7 @@ def model_class(config: Any) -> type | None:
 
 def stored_file(name_or_path: str, name: str) -> str | None:
     """Return the path of a model's file on this machine; None where it has no such file."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     try:
         found: str | None = cached_file(name_or_path, name, local_files_only=True)
@@ -150,11 +150,6 @@ def devices_of(model: Any) -> set[Any]:
 def names_not_saved(model: Any) -> Iterable[str]:
     """Return the names of weights that a model does not save."""
     return getattr(model, "_keys_to_ignore_on_save", None) or ()
-
-
-def forward_pre_hooks(module: nn.Module) -> list[Any]:
-    """Return the hooks that run before a module's forward."""
-    return list(module._forward_pre_hooks.values())
 
 
 def enable_activation_checkpointing(model: Any) -> None:
@@ -249,7 +244,6 @@ def complete_weights(weights: Sequence[nn.Parameter]) -> Iterator[None]:
     if not any(hasattr(weight, "ds_id") for weight in weights):
         yield
         return
-    from deepspeed.zero import GatheredParameters
-
-    with GatheredParameters(list(weights), modifier_rank=0):
+    zero = importlib.import_module("deepspeed.zero")
+    with zero.GatheredParameters(list(weights), modifier_rank=0):
         yield

@@ -166,7 +166,7 @@ def write_model(
     _save_model(module, weights, generation_config_for(module, tokenizer), folder, dtype)
     if has_vision(module.config):
         for name in _PROCESSOR_FILES:
-            if path := stored_file(module.name_or_path, name):
+            if path := stored_file(str(module.name_or_path), name):
                 shutil.copyfile(path, folder / name)
     return weights
 

@@ -32,6 +32,9 @@ __all__ = ["HFPlugin"]
 class HFPlugin:
     """Registers ``huggingface`` for the kinds tokenizer, model, source and checkpoint."""
 
+    def __init__(self) -> None:
+        self._adopted: PreTrainedModel | None = None
+
     @hookimpl
     def register_hookspecs(self, pluginmanager: pluggy.PluginManager) -> None:
         pluginmanager.add_hookspecs(hookspecs)
@@ -99,7 +102,16 @@ class HFPlugin:
     def adopt_model(self, model: Any, config: Any, tokenizer: Any) -> PreTrainedModel | None:
         from hooktrain_hf.python_model import adopt_model
 
-        return adopt_model(model, config, tokenizer)
+        self._adopted = adopt_model(model, config, tokenizer)
+        return self._adopted
+
+    @hookimpl
+    def on_teardown(self) -> None:
+        if self._adopted is not None:
+            from hooktrain_hf.python_model import release_model
+
+            release_model(self._adopted)
+            self._adopted = None
 
     @hookimpl
     def on_train_start(self, trainer: Trainer) -> None:

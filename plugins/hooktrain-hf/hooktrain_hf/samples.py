@@ -16,7 +16,6 @@ import attrs
 from hooktrain import ModelError, at_least, field, hookimpl
 from hooktrain_hf.export import generation_config_for
 from hooktrain_hf.location import first_line
-from hooktrain_hf.position_count import positions_of
 from hooktrain_hf.verbosity import quiet_transformers
 
 if TYPE_CHECKING:
@@ -137,6 +136,7 @@ def answer(
     import torch
 
     from hooktrain_hf.compat import unwrap_adapters
+    from hooktrain_hf.position_count import positions_of
 
     ids = torch.tensor([_prompt_ids(tokenizer, prompt, system)], device=next(module.parameters()).device)  # (1, tokens)
     own = generation_config_for(module, tokenizer)
@@ -170,6 +170,7 @@ def answer(
 def _check_lengths(trainer: Trainer, config: SamplesConfig) -> None:
     """Raise ModelError before the first step where the model has no position for the answer to a prompt."""
     from hooktrain_hf.compat import unwrap_adapters
+    from hooktrain_hf.position_count import positions_of
 
     module: Any = unwrap_adapters(trainer.strategy.unwrap(trainer.model))
     limit = positions_of(module.config)

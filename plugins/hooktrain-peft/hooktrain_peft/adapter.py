@@ -77,8 +77,13 @@ def add_adapter(model: Module, settings: PeftSettings, base: Any) -> PeftModel:
     return _wrap(model, config, reference, "peft")
 
 
-def adapt_meta_model(model: Module, settings: PeftSettings, base: Any) -> Module:
-    """Put the adapter on a meta model, so that trained weights can be counted; ``base`` is the recipe's ``model``.
+def adapt_meta_model(model: Module, settings: PeftSettings, model_config: Any) -> Module:
+    """Put the adapter on a meta model, so that trained weights can be counted.
+
+    Args:
+        model: the meta model.
+        settings: the recipe's ``peft``, checked and active.
+        model_config: the recipe's ``model``.
 
     Raises:
         ModelError: the method does not fit the model, or ``peft.adapter`` does not exist.
@@ -94,7 +99,7 @@ def adapt_meta_model(model: Module, settings: PeftSettings, base: Any) -> Module
         config.inference_mode = False
     else:
         config = make_config(settings)
-        _adapt_text_only(model, config, base)
+        _adapt_text_only(model, config, model_config)
         _keep_ties(model, config, settings)
     untyped: Any = config
     if "init_lora_weights" in method_settings(config):

@@ -25,6 +25,7 @@ __all__ = [
     "decoder_of",
     "forward_hooks",
     "has_adapter",
+    "has_dropout",
     "head_weight",
     "input_embeddings",
     "is_deepspeed_function",
@@ -35,6 +36,7 @@ __all__ = [
     "keeps_graph",
     "logit_settings",
     "model_max_length",
+    "noise_settings",
     "output_logits",
     "output_size",
     "router_loss_coefficient",
@@ -128,6 +130,22 @@ def has_adapter(model: Any) -> bool:
     return callable(getattr(model, "get_base_model", None))
 
 
+def has_dropout(model: Module) -> bool:
+    """Return whether a model drops anything while it is trained, by its modules or by its config."""
+    from torch import nn
+
+    config = vars(_text_config(model) or object) if hasattr(model, "config") else {}
+    values = [value for name, value in config.items() if "drop" in name]
+    values += [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+    return any(isinstance(value, float) and value > 0 for value in values)
+
+
+def noise_settings(model: Any) -> list[str]:
+    """Return the settings of a transformers config that make a router's choice random in training."""
+    config = vars(_text_config(model))
+    return [name for name, value in config.items() if name.endswith("jitter_noise") and value]
+
+
 def bidirectional_settings(model: Any) -> dict[str, str]:
     """Return the settings of a transformers config that let tokens see later ones, each with the value to write."""
     causal = {"is_decoder": True, "is_causal": True, "use_bidirectional_attention": False}
@@ -157,7 +175,7 @@ def decoder_of(model: Any) -> Module:
         found = getattr(model, "base_model", None)
     from torch import nn
 
-    return found if isinstance(found, nn.Module) else model  # type: ignore[no-any-return]
+    return found if isinstance(found, nn.Module) else model
 
 
 def head_weight(model: Any) -> Tensor | None:

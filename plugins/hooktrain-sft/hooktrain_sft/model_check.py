@@ -6,7 +6,7 @@ sequence of its own. Loss and gradients have to be the same, and no earlier logi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,11 @@ from hooktrain_sft.compat import (
     attention_implementation,
     bidirectional_settings,
     has_adapter,
+    has_dropout,
     input_embeddings,
     is_encoder_decoder,
     is_zero3_parameter,
+    noise_settings,
     router_loss_coefficient,
     special_token_ids,
     vocabulary_size,
@@ -53,7 +55,7 @@ class _Limits:
 
     @classmethod
     def of(cls, dtype: torch.dtype) -> _Limits:
-        return cls(1e-4, 5e-3, 1e-4) if dtype in _EXACT else cls(2e-2, 0.2, 5e-2)
+        return cls(2e-5, 1e-3, 1e-4) if dtype in _EXACT else cls(2e-2, 0.2, 5e-2)
 
 
 @attrs.frozen
@@ -105,6 +107,7 @@ class _Probe:
         self.several = self.packs or most > 1
         dtype = _computes_in(trainer)
         self.exact, self.limits = dtype in _EXACT, _Limits.of(dtype)
+        self.same = 1e-5 if self.exact else 1e-3  # of two losses by the same kernels
         self.documents = _documents(trainer, 2 if self.several else 1)
         trained = [p for p in trainer.model.parameters() if p.requires_grad] if has_adapter(trainer.model) else []
         self.adapters = [] if any(isinstance(p, DTensor) or is_zero3_parameter(p) for p in trained) else trained
@@ -120,6 +123,7 @@ class _Probe:
                 self.say_padded(why)
         if problem:
             raise ModelError(self.refusal(problem))
+        self.check_training_mode()
 
     def say_padded(self, why: str) -> None:
         self.trainer.say(
@@ -187,7 +191,7 @@ class _Probe:
             return [{name: np.concatenate([one[name] for one in documents]) for name in documents[0]}]
         return documents
 
-    def result(self, model: Any, batch: Mapping[str, Any], gradients: bool = True) -> _Result | None:
+    def result(self, model: Any, batch: dict[str, Any], gradients: bool = True) -> _Result | None:
         trainer = self.trainer
         denominator = int((batch["labels"][:, 1:] != -100).sum())
         leaves: list[Tensor] = []
@@ -233,10 +237,29 @@ class _Probe:
             found = self.result(self.trainer.model, self.trainer.on_device(batch), gradients=False)
             losses += [] if found is None or not np.isfinite(found.loss) else [found.loss]
         # experts may add in another order; attention to another document changes the loss far more
-        if len(losses) < 2 or abs(losses[0] - losses[1]) <= (1e-5 if self.exact else 1e-3) * abs(losses[0]):
+        if len(losses) < 2 or abs(losses[0] - losses[1]) <= self.same * abs(losses[0]):
             return ""
         after = f"the loss of one is {losses[0]:.6g} after one and {losses[1]:.6g} after another"
         return f"documents see each other ({after})"
+
+    def check_training_mode(self) -> None:
+        """Raise ModelError where a model without dropout computes something else in training than in evaluation."""
+        if not self.compared or has_dropout(self.trainer.model):
+            return
+        losses = []
+        for training in (False, True):
+            self.trainer.model.train(training)
+            batch = self.trainer.on_device(self.trainer.data.collate(self.sequences(self.documents)))
+            found = self.result(self.trainer.model, batch, gradients=False)
+            losses += [] if found is None else [found.loss]
+        self.trainer.model.eval()
+        if len(losses) == 2 and not abs(losses[1] - losses[0]) <= self.same * abs(losses[0]):
+            noise = " and ".join(f"model.hf_config_kwargs.{name}: 0" for name in noise_settings(self.model))
+            raise ModelError(
+                f"model: {self.name} has no dropout, but its loss is {losses[1]:.6g} in training and {losses[0]:.6g} in"
+                " evaluation, as where a router draws experts at random; expected the same;"
+                f" {f'write {noise}, or ' if noise else ''}give another model.name_or_path"
+            )
 
     def refusal(self, problem: str) -> str:
         """Return the error for a model that trains on something else than it computes itself."""
@@ -268,7 +291,7 @@ class _Probe:
 
 
 class _OwnLogits(nn.Module):
-    """The model's own logits, each sequence by itself, from ids alone; and how earlier ones change with the last token.
+    """The model's own logits from ids alone, and whether earlier ones change with the last token.
 
     Attributes:
         later: the largest change, as a share of the largest logit; None before the first call.

@@ -102,7 +102,15 @@ def test_a_model_that_differs_is_refused(size: int, said: str, tmp_path: Path) -
 def test_a_difference_too_small_for_the_loss_is_found_in_gradients(tmp_path: Path) -> None:
     """New models predict all tokens alike, whatever their positions are."""
     with pytest.raises(ModelError, match=facts("gradients differ", "own forward pass")):
-        losses(make("Llama", SMALL, std=0.05), tmp_path, OtherPositions())
+        losses(make("Llama", SMALL, std=0.03), tmp_path, OtherPositions())
+
+
+def test_a_router_that_draws_experts_is_refused_with_the_setting(tmp_path: Path) -> None:
+    config = {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2, "router_jitter_noise": 0.5}
+    with pytest.raises(ModelError, match=facts("PhimoeForCausalLM", "model.hf_config_kwargs.router_jitter_noise: 0")):
+        losses(make("Phimoe", config), tmp_path / "noise")
+    loss, own, _ = losses(make("Phimoe", {**config, "router_jitter_noise": 0.0}), tmp_path / "none")
+    assert loss == pytest.approx(own, rel=1e-5)
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
