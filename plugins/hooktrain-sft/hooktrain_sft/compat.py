@@ -21,6 +21,7 @@ __all__ = [
     "bidirectional_settings",
     "chat_template_environment",
     "column_names",
+    "config_values",
     "decoder_and_head",
     "decoder_of",
     "forward_hooks",
@@ -130,6 +131,13 @@ def has_adapter(model: Any) -> bool:
     return callable(getattr(model, "get_base_model", None))
 
 
+def config_values(model: Any) -> dict[str, Any]:
+    """Return the values of a transformers model's config but for where it comes from; nothing for other models."""
+    config = getattr(model, "config", None)
+    values: dict[str, Any] = config.to_dict() if hasattr(config, "to_dict") else {}
+    return {name: value for name, value in values.items() if name not in ("_name_or_path", "transformers_version")}
+
+
 def has_dropout(model: Module) -> bool:
     """Return whether a model drops anything while it is trained, by its modules or by its config."""
     from torch import nn
@@ -148,7 +156,7 @@ def noise_settings(model: Any) -> list[str]:
 
 def bidirectional_settings(model: Any) -> dict[str, str]:
     """Return the settings of a transformers config that let tokens see later ones, each with the value to write."""
-    causal = {"is_decoder": True, "is_causal": True, "use_bidirectional_attention": False}
+    causal = {"is_decoder": True, "is_causal": True, "causal": True, "use_bidirectional_attention": False}
     text = _text_config(model)
     found = {name: getattr(text, name, None) for name in causal}
     wrong = {name for name, value in found.items() if value is not None and bool(value) is not causal[name]}

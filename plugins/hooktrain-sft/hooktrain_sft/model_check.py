@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from hooktrain import HooktrainError, LossSum, ModelError
+from hooktrain_sft.check_cache import read_result, result_file, write_result
 from hooktrain_sft.compat import (
     attention_implementation,
     bidirectional_settings,
@@ -84,14 +85,23 @@ def check_model(trainer: Trainer) -> None:
     first step.
 
     Args:
-        trainer: with all parts built; its data are of this plugin.
+        trainer: with all parts built; its data are of this plugin. A result that an earlier run has kept is used.
 
     Raises:
         ModelError: the model sees later tokens or other documents, or its loss is not that of its own forward pass.
     """
     probe = _Probe(trainer)
+    path = result_file(trainer, probe.model, [probe.packs, probe.several, str(probe.dtype)])
+    known = trainer.strategy.gather_objects(read_result(path) if trainer.world.is_main else None)[0]
+    if known is not None:
+        if known["padded"]:
+            pad_documents(probe.model)
+            probe.say_padded(known["padded"])
+        return
     with probe.undisturbed():
-        probe.run()
+        padded = probe.run()
+    if trainer.world.is_main:
+        write_result(path, {"padded": padded})
 
 
 class _Probe:
@@ -105,25 +115,27 @@ class _Probe:
         self.packs = bool(trainer.recipe.data.pack_samples)
         most = max(trainer.recipe.micro_batch_size, trainer.recipe.eval_micro_batch_size or 0)
         self.several = self.packs or most > 1
-        dtype = _computes_in(trainer)
-        self.exact, self.limits = dtype in _EXACT, _Limits.of(dtype)
+        self.dtype = _computes_in(trainer)
+        self.exact, self.limits = self.dtype in _EXACT, _Limits.of(self.dtype)
         self.same = 1e-5 if self.exact else 1e-3  # of two losses by the same kernels
         self.documents = _documents(trainer, 2 if self.several else 1)
         trained = [p for p in trainer.model.parameters() if p.requires_grad] if has_adapter(trainer.model) else []
         self.adapters = [] if any(isinstance(p, DTensor) or is_zero3_parameter(p) for p in trained) else trained
         self.compared = False
 
-    def run(self) -> None:
-        own = self.own()
+    def run(self) -> str:
+        """Check the model; return why documents are padded from now on, an empty text where they are not."""
+        own, why = self.own(), ""
         problem = self.difference(own)
         if problem and self.several and not are_padded(self.model):
             pad_documents(self.model)
             why, problem = problem, self.difference(own)
-            if not problem:
-                self.say_padded(why)
         if problem:
             raise ModelError(self.refusal(problem))
         self.check_training_mode()
+        if why:
+            self.say_padded(why)
+        return why
 
     def say_padded(self, why: str) -> None:
         self.trainer.say(

@@ -13,7 +13,7 @@ from torch.nn import functional
 from hooktrain import Trainer, hookimpl
 from hooktrain.testing import make_tokenizer
 
-__all__ = ["BIASED", "HYBRIDS", "ROWS", "Observer", "losses", "make"]
+__all__ = ["BIASED", "HYBRIDS", "ROWS", "SMALL", "TOKENIZER", "Observer", "losses", "make"]
 
 TOKENIZER = make_tokenizer()
 SMALL: dict[str, Any] = {

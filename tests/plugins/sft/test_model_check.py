@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hooktrain_sft import model_check
 
-from hooktrain import ModelError, hookimpl
+from hooktrain import ModelError, Trainer, hookimpl
 from tests.facts import facts
-from tests.plugins.sft.architectures import BIASED, HYBRIDS, SMALL, Observer, losses, make
+from tests.plugins.sft.architectures import BIASED, HYBRIDS, ROWS, SMALL, TOKENIZER, Observer, losses, make
 
 BERT = {name: value for name, value in SMALL.items() if name != "num_key_value_heads"} | {"max_position_embeddings": 64}
 
@@ -111,6 +113,45 @@ def test_a_router_that_draws_experts_is_refused_with_the_setting(tmp_path: Path)
         losses(make("Phimoe", config), tmp_path / "noise")
     loss, own, _ = losses(make("Phimoe", {**config, "router_jitter_noise": 0.0}), tmp_path / "none")
     assert loss == pytest.approx(own, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mamba"])
+def test_a_result_is_kept_for_the_same_model_and_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    base, cache = tmp_path / "base", tmp_path / "cache"
+    make(family, {**SMALL, "state_size": 4} if family == "Mamba" else SMALL).save_pretrained(base)
+    TOKENIZER.save_pretrained(base)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    calls: list[str] = []
+    own = model_check._Probe.own
+    monkeypatch.setattr(model_check._Probe, "own", lambda self: (calls.append(self.name), own(self))[1])
+    data = {"sources": [str(tmp_path / "rows.jsonl")], "max_length": 64, "cache_dir": str(cache)}
+
+    def run(*plugins: object, **more: Any) -> float:
+        recipe = {
+            **{
+                "model": str(base),
+                "data": data,
+                "micro_batch_size": 3,
+                "train_iters": 1,
+                "strategy": {"dtype": "fp32"},
+            },
+            **{"console": {"enabled": False}, "run_dir": str(tmp_path / "run"), **more},
+        }
+        trainer = Trainer(recipe, plugins=list(plugins))
+        trainer.run()
+        return trainer.history[0]["loss"]
+
+    assert run() == run() and len(calls) == 1
+    (kept,) = (cache / "checks").iterdir()
+    kept.write_text("broken")
+    run()
+    assert len(calls) == 2
+    run(loss={"type": "dft"})
+    run(data={**data, "use_data_cache": False})
+    run(Observer())  # a plugin from Python has no version
+    assert len(calls) == 5
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
