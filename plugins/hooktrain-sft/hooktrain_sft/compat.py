@@ -133,7 +133,7 @@ def has_adapter(model: Any) -> bool:
 
 def config_values(model: Any) -> dict[str, Any]:
     """Return the values of a transformers model's config but for where it comes from; nothing for other models."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     values: dict[str, Any] = config.to_dict() if hasattr(config, "to_dict") else {}
     return {name: value for name, value in values.items() if name not in ("_name_or_path", "transformers_version")}
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers.modeling_outputs import CausalLMOutput
 
 from hooktrain import HooktrainError, LossSum, ModelError
 from hooktrain_sft.check_cache import read_result, result_file, write_result
@@ -164,7 +165,7 @@ class _Probe:
         except HooktrainError:
             raise
         except Exception as problem:  # losses and models of others may need more than logits and ids
-            if own.later is None and own.failed:
+            if own.problem is problem:
                 raise ModelError(
                     f"model: {self.name} cannot be called with input_ids alone ({_first_line(problem)}), expected a"
                     " causal language model of text; give another model.name_or_path"
@@ -307,7 +308,7 @@ class _OwnLogits(nn.Module):
 
     Attributes:
         later: the largest change, as a share of the largest logit; None before the first call.
-        failed: whether the model could not be called.
+        problem: what the model raised.
     """
 
     def __init__(self, model: Any, bare: Any, other: int) -> None:
@@ -317,18 +318,23 @@ class _OwnLogits(nn.Module):
         )
         self._other = other
         self.later: float | None = None
-        self.failed = True
+        self.problem: Exception | None = None
 
-    def forward(self, input_ids: Tensor) -> Tensor:  # (sequences, tokens) -> (sequences, tokens, vocabulary)
+    def forward(self, input_ids: Tensor, **others: Any) -> CausalLMOutput:
+        """Return logits of shape (sequences, tokens, vocabulary) as a transformers model does."""
         changed = input_ids[:1].clone()
         changed[:, -1] = self._other
-        logits = self._call(torch.cat([input_ids, changed]))
-        self.failed = False
+        try:
+            logits = self._call(torch.cat([input_ids, changed]))
+        except Exception as problem:
+            self.problem = problem
+            raise
         own = logits[:-1]
         with torch.no_grad():
             change = (logits[-1, :-1] - own[0, :-1]).abs().max() / own.abs().max().clamp(min=1e-12)
             self.later = float(change)
-        return own
+        made: Any = own
+        return CausalLMOutput(logits=made)
 
 
 def _documents(trainer: Trainer, count: int) -> list[TokenSequence]:
