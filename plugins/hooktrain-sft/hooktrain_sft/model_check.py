@@ -37,7 +37,7 @@ from hooktrain_sft.loss.model_inspection import accepted, innermost, logits_of
 from hooktrain_sft.loss.padded_documents import are_padded, pad_documents
 
 if TYPE_CHECKING:
-    from hooktrain import Trainer
+    from hooktrain import Batch, Trainer
     from hooktrain_sft.data.packed_dataset import TokenSequence
 
 __all__ = ["check_model"]
@@ -69,6 +69,8 @@ class _Result:
 
     def difference(self, other: _Result, limits: _Limits) -> str:
         """Return how this result differs from the model's own; an empty text where it does not."""
+        if not np.isfinite(other.loss):
+            return ""  # which training itself reports
         if not abs(self.loss - other.loss) <= limits.loss * max(abs(other.loss), 1e-6):
             return f"its loss is {self.loss:.6g}, and {other.loss:.6g} by the model's own forward pass"
         for ours, own in zip(self.gradients, other.gradients, strict=False):
@@ -154,14 +156,11 @@ class _Probe:
         """
         if is_encoder_decoder(self.model):
             return None  # the loss says what is wrong with it
-        ids = np.stack([one["input_ids"] for one in self.documents])
-        own = _OwnLogits(self.trainer.model, self.model, int(_documents(self.trainer, 3)[2]["input_ids"][0]))
-        batch = {
-            "input_ids": torch.from_numpy(ids),
-            "labels": torch.from_numpy(np.stack([one["labels"] for one in self.documents])),
-        }
+        ids = np.stack([one["input_ids"] for one in [*self.documents, self.documents[0]]])
+        ids[-1, -1] = next((id_ for id_ in ids.flat if id_ != ids[-1, -1]), 0)
+        own = _OwnLogits(self.trainer.model, self.model, torch.from_numpy(ids).to(self.trainer.device))
         try:
-            result = self.result(own, {name: value.to(self.trainer.device) for name, value in batch.items()})
+            result = self.result(own, self.batch(self.documents))
         except HooktrainError:
             raise
         except Exception as problem:  # losses and models of others may need more than logits and ids
@@ -185,26 +184,25 @@ class _Probe:
         """Return how the run's own computation differs from the model's; an empty text where it does not."""
         self.compared = own is not None
         try:
-            ours = self.ours(self.documents) if own is not None else None
+            ours = self.result(self.trainer.model, self.batch(self.documents))
             problem = (ours.difference(own, self.limits) if ours and own else "") or self.seen()
         except HooktrainError:
             raise
         except Exception as failure:  # models have errors of all kinds for positions and masks that they do not know
+            if own is None:
+                raise
             problem = f"it fails with {type(failure).__name__} ({_first_line(failure)})"
         # ranks that decide differently would wait for each other
         return next((text for text in self.trainer.strategy.gather_objects(problem) if text), "")
 
-    def ours(self, documents: list[TokenSequence]) -> _Result | None:
-        """Return what the run computes for documents; None where a loss has no total."""
-        batch = self.trainer.data.collate(self.sequences(documents))
-        return self.result(self.trainer.model, self.trainer.on_device(batch))
-
-    def sequences(self, documents: list[TokenSequence]) -> list[TokenSequence]:
+    def batch(self, documents: list[TokenSequence]) -> Batch:
+        """Return a micro-batch of documents as the run makes it."""
         if self.packs:
-            return [{name: np.concatenate([one[name] for one in documents]) for name in documents[0]}]
-        return documents
+            documents = [{name: np.concatenate([one[name] for one in documents]) for name in documents[0]}]
+        return self.trainer.on_device(self.trainer.data.collate(documents))
 
-    def result(self, model: Any, batch: dict[str, Any], gradients: bool = True) -> _Result | None:
+    def result(self, model: Any, batch: Batch, gradients: bool = True) -> _Result | None:
+        """Return the loss of a model and its gradients; None where a loss has no total."""
         trainer = self.trainer
         denominator = int((batch["labels"][:, 1:] != -100).sum())
         leaves: list[Tensor] = []
@@ -244,10 +242,10 @@ class _Probe:
         one, last, other = _documents(self.trainer, 3)
         losses = []
         for first in (one, other):
-            batch = self.trainer.data.collate(self.sequences([_unlabelled(first), last]))
+            batch = self.batch([_unlabelled(first), last])
             if len(batch["labels"]) > 1:
                 return ""
-            found = self.result(self.trainer.model, self.trainer.on_device(batch), gradients=False)
+            found = self.result(self.trainer.model, batch, gradients=False)
             losses += [] if found is None or not np.isfinite(found.loss) else [found.loss]
         # experts may add in another order; attention to another document changes the loss far more
         if len(losses) < 2 or abs(losses[0] - losses[1]) <= self.same * abs(losses[0]):
@@ -262,11 +260,10 @@ class _Probe:
         losses = []
         for training in (False, True):
             self.trainer.model.train(training)
-            batch = self.trainer.on_device(self.trainer.data.collate(self.sequences(self.documents)))
-            found = self.result(self.trainer.model, batch, gradients=False)
+            found = self.result(self.trainer.model, self.batch(self.documents), gradients=False)
             losses += [] if found is None else [found.loss]
         self.trainer.model.eval()
-        if len(losses) == 2 and not abs(losses[1] - losses[0]) <= self.same * abs(losses[0]):
+        if len(losses) == 2 and abs(losses[1] - losses[0]) > self.same * abs(losses[0]):
             noise = " and ".join(f"model.hf_config_kwargs.{name}: 0" for name in noise_settings(self.model))
             raise ModelError(
                 f"model: {self.name} has no dropout, but its loss is {losses[1]:.6g} in training and {losses[0]:.6g} in"
@@ -304,36 +301,33 @@ class _Probe:
 
 
 class _OwnLogits(nn.Module):
-    """The model's own logits from ids alone, and whether earlier ones change with the last token.
+    """The model's own logits of documents, from ids alone, for any batch that contains them.
 
     Attributes:
-        later: the largest change, as a share of the largest logit; None before the first call.
+        later: the largest change of the first document's logits with its last token, as a share of the largest logit;
+            None before the first call.
         problem: what the model raised.
     """
 
-    def __init__(self, model: Any, bare: Any, other: int) -> None:
+    def __init__(self, model: Any, bare: Any, ids: Tensor) -> None:
+        """Keep the ids of the documents and of the first with another last token, shape (documents + 1, tokens)."""
         super().__init__()
-        self._call: Callable[[Tensor], Tensor] = lambda ids: logits_of(
-            model(**accepted(bare.forward, {"input_ids": ids}))
-        )
-        self._other = other
+        inputs = accepted(bare.forward, {"input_ids": ids})
+        self._call: Callable[[], Tensor] = lambda: logits_of(model(**inputs))
         self.later: float | None = None
         self.problem: Exception | None = None
 
     def forward(self, input_ids: Tensor, **others: Any) -> CausalLMOutput:
         """Return logits of shape (sequences, tokens, vocabulary) as a transformers model does."""
-        changed = input_ids[:1].clone()
-        changed[:, -1] = self._other
         try:
-            logits = self._call(torch.cat([input_ids, changed]))
+            logits = self._call()
         except Exception as problem:
             self.problem = problem
             raise
-        own = logits[:-1]
+        own, changed = logits[:-1], logits[-1]
         with torch.no_grad():
-            change = (logits[-1, :-1] - own[0, :-1]).abs().max() / own.abs().max().clamp(min=1e-12)
-            self.later = float(change)
-        made: Any = own
+            self.later = float((changed[:-1] - own[0, :-1]).abs().max() / own.abs().max().clamp(min=1e-12))
+        made: Any = own.reshape(*input_ids.shape, -1)
         return CausalLMOutput(logits=made)
 
 
