@@ -262,7 +262,7 @@ def make_tokenizer(config: Any) -> Any:
 
 
 @_factory("data", UNTOUCHED)
-def make_data(config: Any, tokenizer: Any, world: World, hooks: Any) -> Data | None:
+def make_data(config: Any, tokenizer: Any, world: World, hooks: Any, recipe: Recipe) -> Data | None:
     """Prepare the data to train and evaluate on.
 
     Called: by ``trainer.prepare``, after ``make_tokenizer`` and before ``make_loader``.
@@ -274,6 +274,7 @@ def make_data(config: Any, tokenizer: Any, world: World, hooks: Any) -> Data | N
         tokenizer: what ``make_tokenizer`` returned.
         world: rank and world size of this process.
         hooks: calls hooks, as in ``hooks.load_source(config=source, world=world)``.
+        recipe: the structured recipe.
 
     Returns:
         The data. None leaves it to the next plugin.
@@ -1161,6 +1162,25 @@ def estimate_activations(recipe: Recipe, model: Module, sequences: int, tokens: 
         Bytes by purpose, such as ``{"activations": 10**9}``; the figures of all plugins are added. None adds nothing.
 
     Default: none; ``hooktrain-hf`` estimates ``huggingface``, and ``hooktrain-sft`` adds the logits of its losses.
+    """
+
+
+@_question(UNTOUCHED)
+def count_positions(config: Any) -> int | None:
+    """Count the tokens for which a model has positions, before it is built.
+
+    Called: inside ``make_data`` and ``estimate_data``, for the model of the recipe.
+    Ranks: every rank; each must return the same.
+    Device: must not touch a device, nor read weights.
+
+    Args:
+        config: the ``model`` section of the recipe, as an instance of its config class; or a model passed from Python.
+
+    Returns:
+        The number for a model that cannot compute a longer sequence. None leaves it to the next plugin. Where no
+        plugin answers, nothing limits the sequences.
+
+    Default: none; ``hooktrain-hf`` reads the config of ``huggingface`` and of transformers' models.
     """
 
 

@@ -42,7 +42,7 @@ _MOVED = {
         "importing=check_import kit observing=check_observes resume=check_resume "
         "rules=check_hooks runs=child_run subject=plugin_reference teardown=check_teardown"
     ),
-    ("hooktrain_sft", "hooktrain_sft"): "probe=isolation_check shown=formatting",
+    ("hooktrain_sft", "hooktrain_sft"): "probe=model_check shown=formatting",
     ("hooktrain_sft", "hooktrain_sft.chat"): (
         "answers=answer_spans header=generation_prompt messages render spans=trained_spans "
         "template token_rows=pretokenized tool_rendering=message_forms toolcalls=tool_calls "

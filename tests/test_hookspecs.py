@@ -22,7 +22,7 @@ VERBS = {
     "event": ("on_",),
     "loop hook": ("run_", "compute_", "save_", "load_checkpoint", "count_", "make_loader"),
     "collected": ("register_", "check_", "collect_", "restore_", "unused_", "estimate_activations"),
-    "question": ("fingerprint_", "preview_", "adopt_", "make_meta_model", "estimate_"),
+    "question": ("fingerprint_", "preview_", "adopt_", "make_meta_model", "estimate_", "count_positions"),
 }
 """What names of a kind begin with."""
 COMMANDS = ("register_benchmarks", "preview_examples", "estimate_examples")

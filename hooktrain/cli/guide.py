@@ -23,6 +23,7 @@ GROUPS = {
         (
             "recipes",
             "data-and-masks",
+            "models",
             "configuration",
             "python",
             "several-devices-and-hosts",

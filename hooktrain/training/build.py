@@ -260,7 +260,8 @@ def make_data(host: PluginHost, recipe: Recipe, world: World) -> tuple[Any, Data
         HooktrainError: when there is no data section, or a set is empty.
     """
     tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer)
-    data: Data | None = make_part(host, "make_data", recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks)
+    given = {"tokenizer": tokenizer, "world": world, "hooks": host.hooks, "recipe": recipe}
+    data: Data | None = make_part(host, "make_data", recipe.data, **given)
     if data is None:
         raise HooktrainError("data: the recipe has none, and the trainer type has no default; add a 'data' section")
     if len(data.train) == 0:

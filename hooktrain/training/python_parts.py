@@ -197,6 +197,13 @@ class PythonParts:
         return model
 
     @hookimpl
+    def count_positions(self, config: Any) -> int | None:
+        if not isinstance(config, PythonModelConfig):
+            return None
+        found: int | None = self._hooks.count_positions(config=self._take("model"))
+        return found
+
+    @hookimpl
     def make_meta_model(self, config: Any) -> Module | None:
         return _without_weights(self._take("model")) if isinstance(config, PythonModelConfig) else None
 

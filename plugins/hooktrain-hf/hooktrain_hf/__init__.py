@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hooktrain_hf.atomic_folder import replace_folder as replace_folder
     from hooktrain_hf.atomic_folder import temporary_folder as temporary_folder
     from hooktrain_hf.attention import install_document_attention as install_document_attention
+    from hooktrain_hf.embeddings import new_token_ids as new_token_ids
     from hooktrain_hf.export import write_model as write_model
     from hooktrain_hf.location import Location as Location
     from hooktrain_hf.location import first_line as first_line
@@ -22,5 +23,6 @@ if TYPE_CHECKING:
     from hooktrain_hf.model import torch_dtype as torch_dtype
     from hooktrain_hf.source import HFSourceConfig as HFSourceConfig
     from hooktrain_hf.verbosity import quiet_transformers as quiet_transformers
+    from hooktrain_hf.vision import parts_without_text as parts_without_text
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

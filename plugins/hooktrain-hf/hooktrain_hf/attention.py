@@ -13,6 +13,7 @@ import inspect
 import logging
 import re
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -26,16 +27,16 @@ from hooktrain_hf.compat import (
     attention_implementation,
     decoder_of,
     eager_attention,
-    forward_pre_hooks,
     is_stateful,
     layer_types,
     supports_attention_interface,
     works_without_masks,
 )
+from hooktrain_hf.counted_positions import count_own_positions, in_documents
 from hooktrain_hf.document_attention import Documents, Scores, Visible, attend
 from hooktrain_hf.location import first_line
 
-__all__ = ["NAME", "install_document_attention", "obstacle", "set_attention"]
+__all__ = ["NAME", "install_document_attention", "obstacle", "restore_attention", "set_attention"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +61,7 @@ def install_document_attention(model: Any, implementation: str) -> None:
         ModelError: ``implementation`` is ``documents``, and the model does not support it.
     """
     decoder, name = decoder_of(model), type(model).__name__
-    if kind := _recurrent_kind(decoder):
-        for module in {model, decoder}:
-            module.register_forward_pre_hook(_RefuseDocuments(name, kind), with_kwargs=True)
-    reason = ""
+    own, reason = attention_implementation(decoder), ""
     if implementation in ("auto", NAME):
         if why := obstacle(decoder):
             reason = f"{name} {why}"
@@ -72,9 +70,10 @@ def install_document_attention(model: Any, implementation: str) -> None:
         else:
             decoder.set_attn_implementation(_register(attention_implementation(decoder)))
     parameters = _parameters(decoder)
-    if parameters is None or "use_cache" in parameters:
-        decoder.register_forward_pre_hook(_disable_cache, with_kwargs=True)
-    decoder.register_forward_pre_hook(_KeepDocuments(parameters, reason), with_kwargs=True)
+    _installed[decoder] = _Installed(own, attention_implementation(decoder))
+    _installed[decoder].activate(decoder)
+    keep = _KeepDocuments(parameters, reason, count_own_positions(decoder), _is_recurrent(decoder))
+    decoder.register_forward_pre_hook(keep, with_kwargs=True)
     decoder.register_forward_hook(_forget_documents, always_call=True)
 
 
@@ -89,8 +88,10 @@ def set_attention(model: Any, implementation: str) -> None:
         ModelError: the model does not support it.
     """
     decoder = decoder_of(model)
-    installed = any(isinstance(hook, _KeepDocuments) for hook in forward_pre_hooks(decoder))
-    if installed and implementation in ("auto", attention_implementation(decoder)):
+    installed = _installed.get(decoder)
+    if installed is not None:
+        installed.activate(decoder)
+    if installed is not None and implementation in ("auto", attention_implementation(decoder)):
         return
     if implementation not in ("auto", NAME):
         try:
@@ -100,8 +101,40 @@ def set_attention(model: Any, implementation: str) -> None:
                 f"model.attn_implementation: given '{implementation}', which {type(model).__name__} does not"
                 f" support ({first_line(error)}); write auto, sdpa or eager"
             ) from error
-    if not installed:
+    if installed is None:
         install_document_attention(model, implementation)
+
+
+def restore_attention(model: Any) -> None:
+    """Give a model the attention and the cache of keys and values back that it had; lengths of documents still work."""
+    decoder = decoder_of(model)
+    if decoder in _installed:
+        _installed[decoder].restore(decoder)
+
+
+class _Installed:
+    """What of a decoder differs while it is trained: its attention, and that it keeps no cache unless asked."""
+
+    def __init__(self, own: str, used: str) -> None:
+        self.own, self.used = own, used
+        self._cache: Any = None
+
+    def activate(self, decoder: Any) -> None:
+        if attention_implementation(decoder) != self.used and self._cache is None:
+            decoder.set_attn_implementation(self.used)
+        parameters = _parameters(decoder)
+        if self._cache is None and (parameters is None or "use_cache" in parameters):
+            self._cache = decoder.register_forward_pre_hook(_DisableCache(decoder), prepend=True, with_kwargs=True)
+
+    def restore(self, decoder: Any) -> None:
+        if self._cache is not None:
+            self._cache.remove()
+            self._cache = None
+        if attention_implementation(decoder) != self.own:
+            decoder.set_attn_implementation(self.own)
+
+
+_installed: weakref.WeakKeyDictionary[Any, _Installed] = weakref.WeakKeyDictionary()
 
 
 def obstacle(decoder: Any) -> str:
@@ -123,15 +156,12 @@ def obstacle(decoder: Any) -> str:
     return ""
 
 
-def _recurrent_kind(decoder: Any) -> str:
-    """Return the kind of layer that carries a state from one document into the next; an empty text without one."""
+def _is_recurrent(decoder: Any) -> bool:
+    """Return whether layers carry a state from token to token, which kernels begin anew where documents do."""
     kinds = layer_types(decoder)
-    found = next((kind for kind in kinds if _RECURRENT.search(kind)), "")
-    if not found and not kinds and is_stateful(decoder):
-        found = "recurrent"
-    if not found and any(isinstance(m, nn.Conv1d) and m.kernel_size[0] > 1 for m in decoder.modules()):
-        found = "convolution"
-    return found
+    if any(map(_RECURRENT.search, kinds)) or (not kinds and is_stateful(decoder)):
+        return True
+    return any(isinstance(m, nn.Conv1d) and m.kernel_size[0] > 1 for m in decoder.modules())
 
 
 def _parameters(decoder: Any) -> frozenset[str] | None:
@@ -140,23 +170,6 @@ def _parameters(decoder: Any) -> frozenset[str] | None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None
     return frozenset(parameters)
-
-
-class _RefuseDocuments:
-    """A forward pre-hook for models in which documents of a sequence would see each other."""
-
-    def __init__(self, model: str, kind: str) -> None:
-        self.model, self.kind = model, kind
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        lengths, inputs = kwargs.get("document_lengths"), _inputs(args, kwargs)
-        if lengths is not None and inputs is not None and len(lengths) > len(inputs):
-            raise ModelError(
-                f"batch: given {len(lengths)} documents in {len(inputs)} sequence(s), but layers of kind '{self.kind}'"
-                f" of {self.model} carry a state from one document into the next; expected one document in each"
-                " sequence; set data.pack_samples: false and micro_batch_size: 1, and raise"
-                " gradient_accumulation_steps instead"
-            )
 
 
 _documents: ContextVar[Documents | None] = ContextVar("documents", default=None)
@@ -168,17 +181,27 @@ _visible: Any = WeakTensorKeyDictionary()
 
 def _forget_documents(*args: Any) -> None:
     _documents.set(None)
+    in_documents.set(False)
 
 
-def _disable_cache(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+class _DisableCache:
     """A forward pre-hook that disables the cache of keys and values where a caller does not set ``use_cache``.
 
     transformers enables it by default, and then does not look for documents that share a sequence: a loss that calls
     the model with ids and positions alone would let them see each other. Generation always sets ``use_cache``.
     """
-    if kwargs.get("use_cache") is None and kwargs.get("past_key_values") is None:
+
+    def __init__(self, decoder: Any) -> None:
+        self.names = list(inspect.signature(decoder.forward).parameters)
+
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        if given.get("use_cache") is not None or given.get("past_key_values") is not None:
+            return None
+        if "use_cache" in self.names[: len(args)]:  # some models pass everything on by position
+            at = self.names.index("use_cache")
+            return (*args[:at], False, *args[at + 1 :]), kwargs
         return args, {**kwargs, "use_cache": False}
-    return None
 
 
 class _KeepDocuments:
@@ -187,8 +210,10 @@ class _KeepDocuments:
     It is registered on the decoder, since adapters call the ``forward`` of the model around it directly.
     """
 
-    def __init__(self, parameters: frozenset[str] | None, obstacle: str) -> None:
-        self.parameters, self.obstacle = parameters, obstacle
+    def __init__(
+        self, parameters: frozenset[str] | None, obstacle: str, counted: bool = False, recurrent: bool = False
+    ) -> None:
+        self.parameters, self.obstacle, self.counted, self.recurrent = parameters, obstacle, counted, recurrent
 
     def __call__(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -200,6 +225,13 @@ class _KeepDocuments:
         ranks = kwargs.get("sequence_parallel")
         kwargs = {name: value for name, value in kwargs.items() if name not in _KEYS}
         implementation = attention_implementation(module)
+        in_documents.set(True)
+        if ranks is not None and (self.counted or self.recurrent):
+            what = "counts its positions" if self.counted else "carries a state from token to token"
+            raise ModelError(
+                f"strategy.sequence_parallel: given {ranks.size}, but {type(module).__name__} {what} over complete"
+                " sequences, which no rank has; remove sequence_parallel"
+            )
         if ranks is not None and (not implementation.startswith(NAME) or torch.compiler.is_compiling()):
             why = self.obstacle or f"{type(module).__name__} computes its attention by '{implementation}'"
             raise ModelError(
@@ -207,9 +239,13 @@ class _KeepDocuments:
                 f" of a sequence; write model.attn_implementation: {NAME} if the model supports it, or remove"
                 " sequence_parallel"
             )
+        inputs = _inputs(args, kwargs)
+        if self.recurrent and inputs is not None and len(lengths) > len(inputs) == 1:
+            # for kernels that begin their state anew; torch's own forms ignore these
+            number, _ = Documents(tuple(lengths)).numbers(1, inputs.device)
+            kwargs |= self._accepted({**taken, "seq_idx": number.int()})
         if "flash" in implementation:
             return args, {**kwargs, **self._accepted(taken)}
-        inputs = _inputs(args, kwargs)
         if self.obstacle and inputs is not None and len(lengths) > len(inputs):
             _warn_once(self.obstacle)
         if not implementation.startswith(NAME) or torch.compiler.is_compiling():
@@ -366,7 +402,7 @@ def _one_by_one(
 _KNOWN_ARGUMENTS = {
     *("dropout", "scaling", "softcap", "s_aux", "sliding_window", "is_causal", "position_ids", "cache_position"),
     *("use_cache", "output_attentions", "output_hidden_states", "output_router_logits", "return_dict"),
-    *("document_lengths", "position_embeddings", "logits_to_keep"),
+    *("document_lengths", "position_embeddings", "logits_to_keep", "seq_idx", *_KERNEL_KEYS),
 }
 """Arguments that are used here, or that do not change scores; models that support sdpa need no others."""
 

@@ -6,8 +6,11 @@ Seen to work with transformers 5.23, torch 2.13, PEFT 0.21, DeepSpeed 0.19, acce
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,22 +18,28 @@ from torch import Tensor, nn
 
 __all__ = [
     "attention_implementation",
+    "auto_class",
     "chat_template",
     "complete_shape",
+    "complete_weights",
+    "counts_positions",
     "decoder_of",
     "devices_of",
     "eager_attention",
     "enable_activation_checkpointing",
     "forget_gguf_quantization",
-    "forward_pre_hooks",
     "gguf_load_options",
+    "has_vision",
     "is_sharded",
     "is_stateful",
     "layer_types",
+    "model_class",
     "names_not_saved",
     "native_bf16",
+    "position_limit",
     "set_attention_implementation",
     "softmax_backward",
+    "stored_file",
     "supports_attention_interface",
     "unwrap_adapters",
     "vocabulary_size",
@@ -67,6 +76,66 @@ def is_stateful(decoder: Any) -> bool:
     return bool(getattr(type(decoder), "_is_stateful", False))
 
 
+def counts_positions(module: Any) -> bool:
+    """Return whether a module, or a class of modules, embeds positions and counts those that it is not given.
+
+    They count past their padding token, as RoBERTa does.
+    """
+    counts = callable(getattr(module, "create_position_ids_from_input_ids", None))
+    return counts and "position_ids" in inspect.signature(module.forward).parameters
+
+
+def position_limit(config: Any) -> int | None:
+    """Return the size of the table of positions of a transformers config; None for one with rotary embeddings."""
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "rope_parameters", None):
+        return None
+    names = ("max_position_embeddings", "max_target_positions", "max_seq_len")  # Whisper and MPT have the last two
+    found = next((size for name in names if isinstance(size := getattr(text, name, None), int)), 0)
+    return found if found > 0 else None
+
+
+def has_vision(config: Any) -> bool:
+    """Return whether a transformers config is that of a model of images and text."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
+def auto_class(config: Any) -> Any:
+    """Return the factory of transformers that makes a complete model of a config; None where it has none for text."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if has_vision(config):
+        return transformers.AutoModelForImageTextToText
+    own = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    return transformers.AutoModelForCausalLM if own or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else None
+
+
+def model_class(config: Any) -> type | None:
+    """Return the class of transformers that a config's model has; None for a model of others."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
+
+    mapping: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if has_vision(config) else MODEL_FOR_CAUSAL_LM_MAPPING
+    kind: type | None = mapping.get(type(config), None)
+    return kind
+
+
+def stored_file(name_or_path: str, name: str) -> str | None:
+    """Return the path of a model's file on this machine; None where it has no such file."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        found: str | None = cached_file(name_or_path, name, local_files_only=True)
+    except OSError:
+        return None
+    return found
+
+
 def vocabulary_size(model: Any) -> int | None:
     """Return how many tokens a model embeds; None where its config does not say."""
     size: int | None = getattr(model.config.get_text_config(), "vocab_size", None)
@@ -81,11 +150,6 @@ def devices_of(model: Any) -> set[Any]:
 def names_not_saved(model: Any) -> Iterable[str]:
     """Return the names of weights that a model does not save."""
     return getattr(model, "_keys_to_ignore_on_save", None) or ()
-
-
-def forward_pre_hooks(module: nn.Module) -> list[Any]:
-    """Return the hooks that run before a module's forward."""
-    return list(module._forward_pre_hooks.values())
 
 
 def enable_activation_checkpointing(model: Any) -> None:
@@ -172,3 +236,14 @@ def is_sharded(model: nn.Module) -> bool:
 def complete_shape(parameter: Tensor) -> tuple[int, ...]:
     """Return the shape of a weight, also where this rank holds a shard of it under ZeRO-3."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+@contextmanager
+def complete_weights(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Gather weights inside the block where ZeRO-3 shards them; what the main rank changes reaches all ranks."""
+    if not any(hasattr(weight, "ds_id") for weight in weights):
+        yield
+        return
+    zero = importlib.import_module("deepspeed.zero")
+    with zero.GatheredParameters(list(weights), modifier_rank=0):
+        yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["HFCheckpointConfig", "HFCheckpointEngine", "generation_config_for", "write_model"]
 
 _WHERE = "checkpoint (type: huggingface)"
+_PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+"""Files of a vision-language model that say how its images are prepared, which no training changes."""
 
 
 @attrs.frozen(kw_only=True)
@@ -153,7 +156,7 @@ def write_model(
     Raises:
         CheckpointError: ``weights`` are not those of the model.
     """
-    from hooktrain_hf.compat import names_not_saved
+    from hooktrain_hf.compat import has_vision, names_not_saved, stored_file
 
     weights = _with_ties(module, weights)
     if dtype is not None:
@@ -161,6 +164,10 @@ def write_model(
     for name in names_not_saved(module):
         weights.pop(name, None)
     _save_model(module, weights, generation_config_for(module, tokenizer), folder, dtype)
+    if has_vision(module.config):
+        for name in _PROCESSOR_FILES:
+            if path := stored_file(str(module.name_or_path), name):
+                shutil.copyfile(path, folder / name)
     return weights
 
 

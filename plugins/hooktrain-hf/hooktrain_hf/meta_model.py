@@ -12,6 +12,7 @@ from hooktrain import ConfigDefaults, ModelError, member
 from hooktrain_hf.compat import (
     decoder_of,
     enable_activation_checkpointing,
+    has_vision,
     native_bf16,
     set_attention_implementation,
     unwrap_adapters,
@@ -19,6 +20,7 @@ from hooktrain_hf.compat import (
 from hooktrain_hf.location import resolve_location
 from hooktrain_hf.model import HFModelConfig, load_config, random_model
 from hooktrain_hf.verbosity import quiet_transformers
+from hooktrain_hf.vision import freeze_vision
 
 if TYPE_CHECKING:
     from hooktrain import Recipe
@@ -46,6 +48,8 @@ def make_meta_model(config: HFModelConfig) -> Any:
                 f"'{config.name_or_path}' is not downloaded, and a plan does not use the network"
             ) from problem
         model = random_model(config, hf_config)
+    if has_vision(hf_config) and not config.train_vision:
+        freeze_vision(model)
     if config.activation_checkpointing:
         enable_activation_checkpointing(model)
     return model

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = [
     "HFModelConfig",
     "build_model",
-    "check_vocabulary",
     "load_config",
     "random_model",
     "torch_dtype",
@@ -30,7 +29,7 @@ _KEY = "model.name_or_path"
 
 @attrs.frozen(kw_only=True)
 class HFModelConfig:
-    """A causal language model that ``AutoModelForCausalLM`` loads."""
+    """A language model that ``AutoModelForCausalLM`` loads, or one of images and text that is trained on text."""
 
     shorthand: ClassVar[str] = "name_or_path"
 
@@ -52,6 +51,9 @@ class HFModelConfig:
     """Whether to start from random weights; only the config is read then."""
     hf_config_kwargs: Mapping[str, Any] = field(factory=dict)
     """Values that replace those of the model's config, such as ``{attention_dropout: 0.1}``."""
+    train_vision: bool = field(default=False)
+    """Whether the parts of a vision-language model that text does not reach, such as its vision tower, are trained
+    too; otherwise they are frozen, and get no adapters."""
     trust_remote_code: bool = field(default=False, affects_training=False)
     """Whether Python code that comes with the model may run."""
 
@@ -75,13 +77,12 @@ def build_model(
 
     Args:
         config: the recipe's ``model``.
-        tokenizer: None, or the tokenizer whose ids the model must be able to embed.
+        tokenizer: None, or the tokenizer whose tokens the model gets embeddings for that it does not have.
         world: this process; only the main rank may print.
         accept: called with the model's config before any weights are read; raises an error for one that it refuses.
 
     Raises:
-        ModelError: the model cannot be loaded, lacks weights, cannot be trained, or embeds fewer tokens than the
-            tokenizer has.
+        ModelError: the model cannot be loaded, lacks weights, or cannot be trained.
     """
     location = resolve_location(config.name_or_path, config.gguf_file, _KEY)
     with quiet_transformers(world.is_main), gguf_read_once(location):
@@ -89,14 +90,19 @@ def build_model(
         accept(hf_config)
         model: Any = random_model(config, hf_config) if config.from_config else _load(config, hf_config, location)
         from hooktrain_hf.attention import install_document_attention
-        from hooktrain_hf.compat import enable_activation_checkpointing, forget_gguf_quantization
+        from hooktrain_hf.compat import enable_activation_checkpointing, forget_gguf_quantization, has_vision
+        from hooktrain_hf.vision import freeze_vision
 
         install_document_attention(model, config.attn_implementation)
     forget_gguf()
     forget_gguf_quantization(model)
     _check_trainable(model, config)
+    if has_vision(hf_config) and not config.train_vision:
+        freeze_vision(model)
     if tokenizer is not None:
-        check_vocabulary(model, tokenizer)
+        from hooktrain_hf.embeddings import fit_vocabulary
+
+        fit_vocabulary(model, tokenizer)
     if config.activation_checkpointing:
         enable_activation_checkpointing(model)
     return model  # type: ignore[no-any-return]
@@ -139,9 +145,7 @@ def random_model(config: HFModelConfig, hf_config: PreTrainedConfig) -> PreTrain
     Raises:
         ModelError: transformers does not support the model.
     """
-    import transformers
-
-    factory: Any = transformers.AutoModelForCausalLM
+    factory = _factory(config, hf_config)
     try:
         return factory.from_config(  # type: ignore[no-any-return]
             hf_config,
@@ -155,12 +159,10 @@ def random_model(config: HFModelConfig, hf_config: PreTrainedConfig) -> PreTrain
 
 def _load(config: HFModelConfig, hf_config: PreTrainedConfig, location: Location) -> PreTrainedModel:
     """Load a model with pretrained weights, all of them."""
-    import transformers
-
     from hooktrain_hf.compat import gguf_load_options
 
     gguf = {"gguf_file": location.gguf_file, **gguf_load_options()} if location.gguf_file else {}
-    factory: Any = transformers.AutoModelForCausalLM
+    factory = _factory(config, hf_config)
     try:
         model, report = factory.from_pretrained(
             location.name,
@@ -184,6 +186,24 @@ def _load(config: HFModelConfig, hf_config: PreTrainedConfig, location: Location
     return model  # type: ignore[no-any-return]
 
 
+def _factory(config: HFModelConfig, hf_config: PreTrainedConfig) -> Any:
+    """Return what makes the complete model of a config in transformers.
+
+    Raises:
+        ModelError: it is neither a causal language model nor one of images and text.
+    """
+    from hooktrain_hf.compat import auto_class
+
+    factory = auto_class(hf_config)
+    if factory is None:
+        raise ModelError(
+            f"{_KEY}: given '{config.name_or_path}', a model of type {hf_config.model_type}, which transformers has"
+            " neither as a causal language model nor as one of images and text; expected one of these; give another"
+            " model"
+        )
+    return factory
+
+
 def _requested_attention(config: HFModelConfig) -> str | None:
     """Return the attention that transformers loads the model with; None leaves the choice to it."""
     return None if config.attn_implementation in ("auto", "documents") else config.attn_implementation
@@ -199,19 +219,3 @@ def _check_trainable(model: Any, config: HFModelConfig) -> None:
                 f"{_KEY}: given '{config.name_or_path}', whose weight {name} is stored as {parameter.dtype} and cannot"
                 f" be trained; expected dense weights in {expected}; give the unquantized model"
             )
-
-
-def check_vocabulary(model: Any, tokenizer: Any) -> None:
-    """Raise ModelError where a tokenizer has more tokens than the model embeds.
-
-    Training would end in an index error deep in the model, on a GPU without a place.
-    """
-    from hooktrain_hf.compat import vocabulary_size
-
-    embedded = vocabulary_size(model)
-    if embedded is not None and len(tokenizer) > embedded:
-        raise ModelError(
-            f"model: given a model that embeds {embedded} tokens, but the tokenizer has {len(tokenizer)}; expected the"
-            " model's own tokenizer; correct tokenizer.name_or_path, or with model.from_config set"
-            f" model.hf_config_kwargs.vocab_size: {len(tokenizer)}"
-        )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hooktrain import Trainer
     from hooktrain_hf.file_rows import FileRows, RowStream, TableRows
 
 __all__ = ["HFPlugin"]
@@ -31,6 +32,9 @@ __all__ = ["HFPlugin"]
 
 class HFPlugin:
     """Registers ``huggingface`` for the kinds tokenizer, model, source and checkpoint."""
+
+    def __init__(self) -> None:
+        self._adopted: PreTrainedModel | None = None
 
     @hookimpl
     def register_hookspecs(self, pluginmanager: pluggy.PluginManager) -> None:
@@ -70,6 +74,12 @@ class HFPlugin:
         return build_model(config, tokenizer, world) if isinstance(config, HFModelConfig) else None
 
     @hookimpl
+    def count_positions(self, config: Any) -> int | None:
+        from hooktrain_hf.position_count import count_positions
+
+        return count_positions(config)
+
+    @hookimpl
     def make_meta_model(self, config: Any) -> PreTrainedModel | None:
         from hooktrain_hf.meta_model import make_meta_model
 
@@ -93,7 +103,30 @@ class HFPlugin:
     def adopt_model(self, model: Any, config: Any, tokenizer: Any) -> PreTrainedModel | None:
         from hooktrain_hf.python_model import adopt_model
 
-        return adopt_model(model, config, tokenizer)
+        self._adopted = adopt_model(model, config, tokenizer)
+        return self._adopted
+
+    @hookimpl
+    def on_teardown(self) -> None:
+        if self._adopted is not None:
+            from hooktrain_hf.python_model import release_model
+
+            release_model(self._adopted)
+            self._adopted = None
+
+    @hookimpl
+    def on_train_start(self, trainer: Trainer) -> None:
+        from hooktrain_hf.compat import unwrap_adapters
+        from hooktrain_hf.embeddings import new_token_ids
+
+        model: Any = unwrap_adapters(trainer.strategy.unwrap(trainer.model))
+        if ids := new_token_ids(model):
+            tokens = ", ".join(map(repr, trainer.tokenizer.convert_ids_to_tokens(list(ids[:5]))))
+            more = ", ..." if len(ids) > 5 else ""
+            trainer.say(
+                f"model: {len(ids):,} tokens of the tokenizer are new to the {type(model).__name__} ({tokens}{more});"
+                " their embeddings begin as the mean of the others"
+            )
 
     @hookimpl
     def load_source(self, config: Any, world: World) -> FileRows | RowStream | TableRows | IterableDataset | None:

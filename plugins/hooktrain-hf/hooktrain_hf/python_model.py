@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from hooktrain import ModelError
-from hooktrain_hf.attention import set_attention
+from hooktrain_hf.attention import restore_attention, set_attention
 from hooktrain_hf.compat import devices_of, enable_activation_checkpointing, unwrap_adapters
-from hooktrain_hf.model import check_vocabulary
+from hooktrain_hf.embeddings import check_vocabulary, fit_vocabulary
+from hooktrain_hf.tokenizer import added_tokens
 
-__all__ = ["adopt_model"]
+__all__ = ["adopt_model", "release_model"]
 
 
 def adopt_model(model: Any, config: Any, tokenizer: Any) -> Any | None:
@@ -18,7 +19,8 @@ def adopt_model(model: Any, config: Any, tokenizer: Any) -> Any | None:
     Args:
         model: any module.
         config: the recipe's ``model``, of type ``python``.
-        tokenizer: None, or the tokenizer whose ids the model must be able to embed.
+        tokenizer: None, or the tokenizer whose ids the model must be able to embed. Its embedding grows only for
+            tokens that the recipe adds.
 
     Returns:
         The model; None when it is no transformers model.
@@ -38,9 +40,16 @@ def adopt_model(model: Any, config: Any, tokenizer: Any) -> Any | None:
             f"model: given a {type(inner).__name__} on the devices {', '.join(sorted(map(str, devices)))}, expected one"
             " on a single device; load it without device_map, and let the strategy divide it"
         )
-    if tokenizer is not None:
+    if tokenizer is not None and added_tokens(tokenizer):
+        fit_vocabulary(inner, tokenizer)
+    elif tokenizer is not None:
         check_vocabulary(inner, tokenizer)
     set_attention(inner, config.attn_implementation)
     if config.activation_checkpointing:
         enable_activation_checkpointing(inner)
     return model
+
+
+def release_model(model: Any) -> None:
+    """Undo what :func:`adopt_model` changed without being asked: the attention that the model's config names."""
+    restore_attention(unwrap_adapters(model))

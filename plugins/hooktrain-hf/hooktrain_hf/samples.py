@@ -56,6 +56,8 @@ class SamplesPlugin:
     @hookimpl
     def on_train_start(self, trainer: Trainer) -> None:
         config = _config(trainer)
+        if config.prompts and (config.at_start or config.at_end or config.every_evaluation):
+            _check_lengths(trainer, config)
         if config.at_start:
             self._show(trainer, config)
 
@@ -125,7 +127,7 @@ def answer(
         tokenizer: with a chat template the prompt is a user's turn, without one the beginning of a text.
         prompt: the user's message.
         system: a system message before it.
-        max_new_tokens: longest answer, in tokens.
+        max_new_tokens: longest answer, in tokens; shorter where the model has no more positions.
         sharded: whether weights are sharded over ranks, all of which call this; none ends before the others.
 
     Raises:
@@ -134,9 +136,13 @@ def answer(
     import torch
 
     from hooktrain_hf.compat import unwrap_adapters
+    from hooktrain_hf.position_count import positions_of
 
     ids = torch.tensor([_prompt_ids(tokenizer, prompt, system)], device=next(module.parameters()).device)  # (1, tokens)
     own = generation_config_for(module, tokenizer)
+    limit = positions_of(unwrap_adapters(module).config)
+    if limit is not None:
+        max_new_tokens = max(1, min(max_new_tokens, limit - ids.shape[1]))
     greedy = type(own)(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -159,6 +165,22 @@ def answer(
         module.generation_config = published
         module.train(training)
     return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+
+
+def _check_lengths(trainer: Trainer, config: SamplesConfig) -> None:
+    """Raise ModelError before the first step where the model has no position for the answer to a prompt."""
+    from hooktrain_hf.compat import unwrap_adapters
+    from hooktrain_hf.position_count import positions_of
+
+    module: Any = unwrap_adapters(trainer.strategy.unwrap(trainer.model))
+    limit = positions_of(module.config)
+    for number, prompt in enumerate(config.prompts if limit is not None else ()):
+        tokens = len(_prompt_ids(trainer.tokenizer, prompt, config.system))
+        if limit is not None and tokens >= limit:
+            raise ModelError(
+                f"samples.prompts[{number}]: given a prompt of {tokens} tokens, but the model has positions for {limit}"
+                " tokens, prompt and answer together; give a shorter prompt"
+            )
 
 
 def _prompt_ids(tokenizer: Any, prompt: str, system: str | None) -> list[int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
-from hooktrain import ModelError, field
+from hooktrain import ModelError, did_you_mean, field
 from hooktrain_hf.gguf_cache import gguf_read_once
 from hooktrain_hf.location import cannot_load, resolve_location
 from hooktrain_hf.verbosity import quiet_transformers
@@ -15,9 +17,26 @@ from hooktrain_hf.verbosity import quiet_transformers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["HFTokenizerConfig", "build_tokenizer", "end_of_turn_id"]
+__all__ = ["HFTokenizerConfig", "added_tokens", "build_tokenizer", "end_of_turn_id"]
 
 _KEY = "tokenizer.name_or_path (by default model.name_or_path)"
+_LIST = "extra_special_tokens"
+_ROLES = (*(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")), _LIST)
+"""Names that tokenizers of transformers have for special tokens, the last one for any others."""
+
+_added: weakref.WeakKeyDictionary[Any, frozenset[int]] = weakref.WeakKeyDictionary()
+
+
+def _known_roles(instance: Any, attribute: Any, value: Mapping[str, Any]) -> None:
+    for name, token in value.items():
+        if name not in _ROLES:
+            hint = did_you_mean(name, _ROLES)
+            raise ValueError(f"given '{name}'{hint}, expected one of {', '.join(_ROLES)}")
+        if name == _LIST:
+            if not isinstance(token, (list, tuple)) or not all(isinstance(one, str) and one for one in token):
+                raise ValueError(f"given {token!r} for {name}, expected a list of tokens")
+        elif not isinstance(token, str) or not token:
+            raise ValueError(f"given {token!r} for {name}, expected one token")
 
 
 @attrs.frozen(kw_only=True)
@@ -32,6 +51,11 @@ class HFTokenizerConfig:
     """Name of a GGUF file in that folder or repository; the model's by default."""
     chat_template: str | None = field(default=None)
     """A Jinja chat template, or the path of a file that holds one; the tokenizer's own by default."""
+    add_tokens: tuple[str, ...] = field(default=())
+    """Tokens to add where the tokenizer does not have them; the model's embedding grows, and they are trained."""
+    special_tokens: Mapping[str, Any] = field(factory=dict, validator=_known_roles)
+    """Special tokens by name, such as ``{eos_token: <|im_end|>, extra_special_tokens: [<|im_start|>]}``; those that the
+    tokenizer does not have are added likewise."""
     trust_remote_code: bool = field(default=False)
     """Whether Python code that comes with the tokenizer may run."""
 
@@ -57,7 +81,25 @@ def build_tokenizer(config: HFTokenizerConfig) -> PreTrainedTokenizerBase:
         raise cannot_load(location, _KEY, "tokenizer", error) from error
     if template is not None:
         tokenizer.chat_template = template
+    _add_tokens(tokenizer, config)
     return tokenizer  # type: ignore[no-any-return]
+
+
+def added_tokens(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of the tokens that the recipe has added to a tokenizer."""
+    return _added.get(tokenizer, frozenset())
+
+
+def _add_tokens(tokenizer: Any, config: HFTokenizerConfig) -> None:
+    """Add the recipe's tokens, and keep the ids of those that are new."""
+    from transformers import AddedToken
+
+    before = len(tokenizer)
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in config.add_tokens])
+    if config.special_tokens:
+        values = {name: list(token) if name == _LIST else token for name, token in config.special_tokens.items()}
+        tokenizer.add_special_tokens(values, replace_extra_special_tokens=False)
+    _added[tokenizer] = frozenset(range(before, len(tokenizer)))
 
 
 def _read_template(text_or_path: str) -> str:

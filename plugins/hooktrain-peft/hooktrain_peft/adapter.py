@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooktrain_hf import HFModelConfig, first_line
+from hooktrain_hf import HFModelConfig, first_line, new_token_ids, parts_without_text
 
 from hooktrain import ModelError
 from hooktrain_peft.compat import adapted_layers, has_tied_head, method_name, method_settings
@@ -70,12 +71,19 @@ def add_adapter(model: Module, settings: PeftSettings, base: Any) -> PeftModel:
     if settings.adapter is not None:
         return load_adapter(model, Path(settings.adapter).expanduser(), reference, settings.type)
     config = make_config(settings)
+    _train_new_tokens(model, config)
+    _adapt_text_only(model, config, base)
     _keep_ties(model, config, settings)
     return _wrap(model, config, reference, "peft")
 
 
-def adapt_meta_model(model: Module, settings: PeftSettings) -> Module:
+def adapt_meta_model(model: Module, settings: PeftSettings, model_config: Any) -> Module:
     """Put the adapter on a meta model, so that trained weights can be counted.
+
+    Args:
+        model: the meta model.
+        settings: the recipe's ``peft``, checked and active.
+        model_config: the recipe's ``model``.
 
     Raises:
         ModelError: the method does not fit the model, or ``peft.adapter`` does not exist.
@@ -91,6 +99,7 @@ def adapt_meta_model(model: Module, settings: PeftSettings) -> Module:
         config.inference_mode = False
     else:
         config = make_config(settings)
+        _adapt_text_only(model, config, model_config)
         _keep_ties(model, config, settings)
     untyped: Any = config
     if "init_lora_weights" in method_settings(config):
@@ -206,6 +215,42 @@ def _check_separate(model: PeftModel, where: str) -> None:
             f"{where}: with ensure_weight_tying the adapters of embedding and head would share memory and be updated"
             " twice in each step; remove it, or train both modules completely with peft.modules_to_save"
         )
+
+
+def _train_new_tokens(model: Any, config: PeftConfig) -> None:
+    """Train the embeddings of tokens that are new to the model, which the frozen base would keep as they are."""
+    ids = list(new_token_ids(model))
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [name for name, module in model.named_modules() if module in modules] if ids else []
+    known = method_settings(config)
+    complete = {str(name).rpartition(".")[2] for name in known.get("modules_to_save") or ()}
+    rest = [name for name in names if name.rpartition(".")[2] not in complete]
+    if not rest or known.get("trainable_token_indices") or (rest != names and has_tied_head(model)):
+        return  # they are trained already
+    untyped: Any = config
+    if "trainable_token_indices" in known:
+        untyped.trainable_token_indices = {name: ids for name in rest}
+    elif "modules_to_save" in known:
+        untyped.modules_to_save = [*(known["modules_to_save"] or ()), *(name.rpartition(".")[2] for name in rest)]
+    else:
+        raise ModelError(
+            f"peft: the tokenizer has {len(ids)} tokens that are new to the {type(model).__name__}, and"
+            f" {method_name(config).lower()} cannot train their embeddings; choose another method, such as lora"
+        )
+
+
+def _adapt_text_only(model: Any, config: PeftConfig, base: Any) -> None:
+    """Exclude the parts of a vision-language model that text does not reach, unless the recipe trains them."""
+    known = method_settings(config)
+    parts = parts_without_text(model)
+    if not parts or "exclude_modules" not in known or (isinstance(base, HFModelConfig) and base.train_vision):
+        return
+    given = known["exclude_modules"]
+    patterns = [given] if isinstance(given, str) else [rf"(?:.*\.)?{re.escape(name)}" for name in given or ()]
+    untyped: Any = config
+    untyped.exclude_modules = "|".join(
+        f"(?:{one})" for one in [*patterns, *(rf"{re.escape(p)}(?:\..*)?" for p in parts)]
+    )
 
 
 def _keep_ties(model: Any, config: PeftConfig, settings: PeftSettings) -> None:

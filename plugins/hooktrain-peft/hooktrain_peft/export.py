@@ -36,7 +36,7 @@ def write_adapter(model: PeftModel, weights: Mapping[str, Tensor], folder: Path,
     from safetensors.torch import save_file
 
     with quiet_peft():
-        # the base's embeddings are never resized here, and stay with the base
+        # embeddings of new tokens are part of the adapter, all others stay with the base
         found = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
     written: dict[str, Tensor] = {}
     places: set[int] = set()

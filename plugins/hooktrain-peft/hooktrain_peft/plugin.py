@@ -58,7 +58,7 @@ class PeftPlugin:
             return model
         from hooktrain_peft.adapter import adapt_meta_model
 
-        return adapt_meta_model(model, settings)
+        return adapt_meta_model(model, settings, recipe.model)
 
     @hookimpl
     def on_train_start(self, trainer: Trainer) -> None:

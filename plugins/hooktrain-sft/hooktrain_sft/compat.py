@@ -18,10 +18,15 @@ __all__ = [
     "GENERATION_BLOCK",
     "attention_implementation",
     "auxiliary_loss",
+    "bidirectional_settings",
     "chat_template_environment",
     "column_names",
+    "config_values",
     "decoder_and_head",
+    "decoder_of",
     "forward_hooks",
+    "has_adapter",
+    "has_dropout",
     "head_weight",
     "input_embeddings",
     "is_deepspeed_function",
@@ -32,6 +37,7 @@ __all__ = [
     "keeps_graph",
     "logit_settings",
     "model_max_length",
+    "noise_settings",
     "output_logits",
     "output_size",
     "router_loss_coefficient",
@@ -120,6 +126,43 @@ def is_encoder_decoder(model: Any) -> bool:
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
+def has_adapter(model: Any) -> bool:
+    """Return whether PEFT has wrapped a model."""
+    return callable(getattr(model, "get_base_model", None))
+
+
+def config_values(model: Any) -> dict[str, Any]:
+    """Return the values of a transformers model's config but for where it comes from; nothing for other models."""
+    config: Any = getattr(model, "config", None)
+    values: dict[str, Any] = config.to_dict() if hasattr(config, "to_dict") else {}
+    return {name: value for name, value in values.items() if name not in ("_name_or_path", "transformers_version")}
+
+
+def has_dropout(model: Module) -> bool:
+    """Return whether a model drops anything while it is trained, by its modules or by its config."""
+    from torch import nn
+
+    config = vars(_text_config(model) or object) if hasattr(model, "config") else {}
+    values = [value for name, value in config.items() if "drop" in name]
+    values += [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+    return any(isinstance(value, float) and value > 0 for value in values)
+
+
+def noise_settings(model: Any) -> list[str]:
+    """Return the settings of a transformers config that make a router's choice random in training."""
+    config = vars(_text_config(model))
+    return [name for name, value in config.items() if name.endswith("jitter_noise") and value]
+
+
+def bidirectional_settings(model: Any) -> dict[str, str]:
+    """Return the settings of a transformers config that let tokens see later ones, each with the value to write."""
+    causal = {"is_decoder": True, "is_causal": True, "causal": True, "use_bidirectional_attention": False}
+    text = _text_config(model)
+    found = {name: getattr(text, name, None) for name in causal}
+    wrong = {name for name, value in found.items() if value is not None and bool(value) is not causal[name]}
+    return {name: str(causal[name]).lower() for name in causal if name in wrong}
+
+
 def input_embeddings(model: Any) -> Module | None:
     """Return the token embedding of a transformers model; None for other models."""
     get: Callable[[], Module | None] | None = getattr(model, "get_input_embeddings", None)
@@ -130,6 +173,17 @@ def decoder_and_head(model: Any) -> tuple[Module | None, Module | None] | None:
     """Return the decoder and the LM head of a transformers model; None for models without these methods."""
     decoder, head = getattr(model, "get_decoder", None), getattr(model, "get_output_embeddings", None)
     return (decoder(), head()) if callable(decoder) and callable(head) else None
+
+
+def decoder_of(model: Any) -> Module:
+    """Return the part of a model that its LM head follows; the model itself where none can be told apart."""
+    get = getattr(model, "get_decoder", None)
+    found = get() if callable(get) else None
+    if not hasattr(found, "config"):  # a model's own ``decoder`` may also be a layer of its head
+        found = getattr(model, "base_model", None)
+    from torch import nn
+
+    return found if isinstance(found, nn.Module) else model
 
 
 def head_weight(model: Any) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,17 @@ if TYPE_CHECKING:
     from hooktrain import Trainer
     from hooktrain_sft.data.formats import Format
     from hooktrain_sft.data.packing import Bins
+    from hooktrain_sft.unreached_weights import UnreachedWeights
 
 __all__ = ["SFTPlugin"]
 
 
 class SFTPlugin:
     """Chat rendering, label masks, packing, batches and the losses of supervised fine-tuning."""
+
+    def __init__(self) -> None:
+        self._unreached: UnreachedWeights | None = None
+        self._checked: Callable[[], object] = lambda: None
 
     @hookimpl
     def register_hookspecs(self, pluginmanager: pluggy.PluginManager) -> None:
@@ -58,12 +64,12 @@ class SFTPlugin:
     # imports that need torch or transformers are inside the hooks, because listings load this module too
 
     @hookimpl
-    def make_data(self, config: Any, tokenizer: Any, world: World, hooks: Any) -> Data | None:
+    def make_data(self, config: Any, tokenizer: Any, world: World, hooks: Any, recipe: Recipe) -> Data | None:
         if not isinstance(config, TokenDataConfig):
             return None
         from hooktrain_sft.data.prepare import prepare_data
 
-        return prepare_data(config, tokenizer, world, hooks)
+        return prepare_data(config, tokenizer, world, hooks, hooks.count_positions(config=recipe.model))
 
     @hookimpl
     def collect_state(self, trainer: Trainer) -> Mapping[str, Any] | None:
@@ -112,9 +118,28 @@ class SFTPlugin:
     @hookimpl
     def on_train_start(self, trainer: Trainer) -> None:
         if isinstance(trainer.recipe.data, TokenDataConfig):
-            from hooktrain_sft.isolation_check import check_isolation
+            from hooktrain_sft.unreached_weights import UnreachedWeights
 
-            check_isolation(trainer)
+            self._check(trainer)
+            self._unreached = UnreachedWeights(trainer)
+
+    @hookimpl
+    def on_evaluate_start(self, trainer: Trainer) -> None:
+        if isinstance(trainer.recipe.data, TokenDataConfig):
+            self._check(trainer)
+
+    def _check(self, trainer: Trainer) -> None:
+        from hooktrain_sft.model_check import check_model
+
+        if self._checked() is not trainer.model:
+            check_model(trainer)
+            self._checked = weakref.ref(trainer.model)
+
+    @hookimpl
+    def on_optimizer_step_start(self, trainer: Trainer) -> None:
+        if self._unreached is not None and trainer.denominator:
+            self._unreached.report(trainer)
+            self._unreached = None
 
     @hookimpl(trylast=True)
     def register_formats(self, source: Any, config: Any) -> Mapping[str, Format]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 import torch
 import transformers
 from hooktrain_hf import compat
-from hooktrain_hf.attention import install_document_attention
 
 from tests.plugins.hf.attention.families import FAMILIES, HYBRIDS, make
 
@@ -54,10 +54,38 @@ def test_the_attention_of_a_model(family: str, name: str, interface: bool, eager
     assert compat.attention_implementation(torch.nn.Linear(1, 1)) == ""
 
 
-def test_forward_pre_hooks(model: Any) -> None:
-    before = compat.forward_pre_hooks(model.model)
-    install_document_attention(model, "auto")
-    assert len(compat.forward_pre_hooks(model.model)) == len(before) + 2
+def test_the_classes_of_configs() -> None:
+    llama, llava = transformers.LlamaConfig(), transformers.LlavaConfig()
+    assert compat.auto_class(llama) is transformers.AutoModelForCausalLM
+    assert compat.auto_class(llava) is transformers.AutoModelForImageTextToText
+    assert compat.auto_class(transformers.T5Config()) is None
+    assert compat.has_vision(llava) and not compat.has_vision(llama)
+    assert compat.model_class(llava) is transformers.LlavaForConditionalGeneration
+    assert compat.model_class(llama) is transformers.LlamaForCausalLM
+
+
+def test_the_positions_of_configs(tmp_path: Path) -> None:
+    assert compat.position_limit(transformers.LlamaConfig()) is None
+    assert compat.position_limit(transformers.GPT2Config(n_positions=64)) == 64
+    assert compat.position_limit(transformers.MptConfig(max_seq_len=32)) == 32
+    assert compat.position_limit(transformers.BloomConfig()) is None
+    roberta = transformers.RobertaForCausalLM(
+        transformers.RobertaConfig(
+            vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+        )
+    )
+    assert sum(map(compat.counts_positions, roberta.modules())) == 1
+    assert not any(map(compat.counts_positions, make("Llama", FAMILIES["Llama"][1]).modules()))
+    (tmp_path / "there.json").write_text("{}")
+    assert compat.stored_file(str(tmp_path), "there.json") == str(tmp_path / "there.json")
+    assert compat.stored_file(str(tmp_path), "absent.json") is None
+
+
+def test_weights_that_are_complete_are_not_gathered() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    with torch.no_grad(), compat.complete_weights([weight]):
+        weight += 1
+    assert weight.tolist() == [1, 1]
 
 
 def test_activation_checkpointing(model: Any) -> None:

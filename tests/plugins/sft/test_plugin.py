@@ -24,7 +24,7 @@ def test_trainer_types_name_what_is_registered() -> None:
 
 def test_parts_of_other_plugins_give_none() -> None:
     plugin = SFTPlugin()
-    assert plugin.make_data(object(), None, World(), None) is None
+    assert plugin.make_data(object(), None, World(), None, None) is None
     assert plugin.make_loss(object()) is None
     assert plugin.render_example({}, None, object()) is None
 

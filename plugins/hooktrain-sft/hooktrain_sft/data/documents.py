@@ -199,6 +199,7 @@ def fit(
     before: TokenCount | None = None,
     at_least: int = 0,
     name: Callable[[int], str] = "example {}".format,
+    positions: int | None = None,
 ) -> tuple[Documents, TokenCount]:
     """Apply ``overflow`` and ``on_empty``.
 
@@ -212,6 +213,7 @@ def fit(
         before: counts of earlier documents of the same set, with which that share is judged.
         at_least: number of examples by which it is judged, where there are fewer so far.
         name: names an example, for errors.
+        positions: tokens for which the model has positions, where that limits them.
 
     Returns:
         The documents, none where all are dropped, and the counts of this call.
@@ -225,7 +227,7 @@ def fit(
     count = TokenCount(rows_in=rows_in, rows_too_long=rows_long, tokens_in=int(lengths.sum()))
     count.longest = int(lengths.max()) if len(lengths) else 0
     if count.rows_too_long and overflow == "error":
-        raise DataError(f"{where}: {_too_long(count, max_length)}")
+        raise DataError(f"{where}: {_too_long(count, max_length, positions)}")
     if overflow in ("auto", "drop"):
         fitted = documents.select(np.flatnonzero(~long))
         count.tokens_dropped += int(lengths[long].sum())
@@ -262,7 +264,7 @@ def fit(
     total = count if before is None else before + count
     dropped = (total.rows_too_long if overflow == "auto" else 0) + (total.rows_empty if on_empty == "auto" else 0)
     if dropped > max_dropped * max(total.rows_in, at_least) + 1e-9:
-        said = [_too_long(total, max_length)] if overflow == "auto" and total.rows_too_long else []
+        said = [_too_long(total, max_length, positions)] if overflow == "auto" and total.rows_too_long else []
         said += [no_token_trained(total)] if on_empty == "auto" and total.rows_empty else []
         raise DataError(
             f"{where}: {'; '.join(said)}; without a written `drop`, at most {max_dropped:.4g} of the examples"
@@ -289,7 +291,13 @@ def require_some(count: TokenCount, max_length: int, where: str) -> None:
         )
 
 
-def _too_long(count: TokenCount, max_length: int) -> str:
+def _too_long(count: TokenCount, max_length: int, positions: int | None) -> str:
+    if positions == max_length:
+        return (
+            f"{count.rows_too_long:,} of {count.rows_in:,} examples are longer than the {positions} tokens for which"
+            f" the model has positions (longest: {count.longest} tokens); choose `data.overflow:` drop, truncate or split,"
+            " or another model"
+        )
     return (
         f"{count.rows_too_long:,} of {count.rows_in:,} examples are longer than data.max_length {max_length} (longest:"
         f" {count.longest} tokens); set `data.max_length: {count.longest}`, or choose `data.overflow:` drop, truncate"

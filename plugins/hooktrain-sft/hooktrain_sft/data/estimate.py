@@ -26,9 +26,10 @@ def data(config: TokenDataConfig, recipe: Recipe, world: World, hooks: Any) -> D
     names = [_name(config) for config in (recipe.tokenizer, *config.sources, *config.eval_sources)]
     if all(map(_is_here, names)):  # otherwise it might be downloaded
         tokenizer = hooks.make_tokenizer(config=recipe.tokenizer)
+    positions = hooks.count_positions(config=recipe.model)
     if tokenizer is not None and _is_cached(config, tokenizer, world, hooks):
-        return _prepared(config, tokenizer, world, hooks)
-    longest = config.max_length or (None if tokenizer is None else length_limit(tokenizer))
+        return _prepared(config, tokenizer, world, hooks, positions)
+    longest = config.max_length if tokenizer is None else length_limit(tokenizer, config, positions)
     examples, why = None, "tokens are not known before `hooktrain data` has prepared them"
     try:
         counts = [hooks.estimate_examples(config=with_text_unit(source, config)) for source in config.sources]
@@ -66,8 +67,8 @@ def _is_cached(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any
     return True
 
 
-def _prepared(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any) -> DataEstimate:
-    made = prepare_data(config, tokenizer, world, hooks)
+def _prepared(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any, positions: int | None) -> DataEstimate:
+    made = prepare_data(config, tokenizer, world, hooks, positions)
     facts: Mapping[str, Any] = made.report["train"]
     sequences: Any = made.train
     dropped = facts["rows_in"] - facts["rows_kept"]

@@ -29,26 +29,36 @@ from hooktrain_sft.data.statistics import doubled_bos, duplicates, ends_trained,
 __all__ = ["length_limit", "named", "prepare_data"]
 
 
-def prepare_data(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any) -> Data:
-    """Build the data sets of a recipe.
+def prepare_data(
+    config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any, positions: int | None = None
+) -> Data:
+    """Build the data sets of a recipe; ``positions`` is the most tokens that its model takes, if it has a limit.
 
     Raises:
         DataError: when an example cannot be used and the recipe does not drop it.
     """
-    return _Preparation(config, tokenizer, world, hooks).run()
+    return _Preparation(config, tokenizer, world, hooks, positions).run()
 
 
 class _Preparation:
     """One call of ``prepare_data``."""
 
-    def __init__(self, config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any) -> None:
+    def __init__(
+        self, config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any, positions: int | None
+    ) -> None:
         self.config, self.tokenizer, self.world, self.hooks = config, tokenizer, world, hooks
         self.reader = Reader(config, tokenizer, world, hooks)
         self.cache = SequenceCache(
             (config.cache_dir or default_cache_dir()) if config.use_data_cache else None, self.warn
         )
-        self.max_length = config.max_length or length_limit(tokenizer)
+        self.max_length = length_limit(tokenizer, config, positions)
+        self.positions = positions
         self.warnings: list[str] = []
+        if positions is not None and config.max_length is not None and config.max_length > positions:
+            self.warn(
+                f"data.max_length: given {config.max_length}, but the model has positions for {positions} tokens;"
+                f" {positions} is used"
+            )
         self.sources: list[dict[str, Any]] = []
         self.digests: list[str] = []
 
@@ -114,7 +124,7 @@ class _Preparation:
         for name, source in named(config.eval_sources):
             documents = self.read(source, name)
             evaluation[name], facts[name] = self.finish(documents, f"evaluation set '{name}'")
-        train = Stream(self.reader, config.sources, self.max_length, self.warn)
+        train = Stream(self.reader, config.sources, self.max_length, self.positions, self.warn)
         for opened in train.sources:
             self.sources.append({**self.reader.facts(opened), "use": "train", "streaming": True})
         labels = ", ".join(opened.label for opened in train.sources)
@@ -229,6 +239,7 @@ class _Preparation:
             *(documents, self.max_length, config.overflow, config.on_empty, where),
             max_dropped=config.max_dropped,
             name=name,
+            positions=self.positions,
         )
         require_some(count, self.max_length, where)
         empty = documents.examples[documents.supervised == 0]
@@ -311,7 +322,14 @@ def _split(documents: Documents, share: float, seed: int) -> tuple[Documents, Do
     return documents.select(np.flatnonzero(~held[examples])), documents.select(np.flatnonzero(held[examples]))
 
 
-def length_limit(tokenizer: Any) -> int:
-    """Return the longest sequence that a tokenizer's model takes, or 8192 where it is not known."""
+def length_limit(tokenizer: Any, config: TokenDataConfig, positions: int | None = None) -> int:
+    """Return the size of the longest sequence: ``data.max_length``, or the tokenizer's own limit, or 8192.
+
+    Args:
+        tokenizer: the run's.
+        config: the recipe's ``data``.
+        positions: tokens for which the model has positions; None where it does not limit them.
+    """
     limit = model_max_length(tokenizer)
-    return limit if 2 <= limit < 1_000_000 else 8192
+    longest = config.max_length or (limit if 2 <= limit < 1_000_000 else 8192)
+    return longest if positions is None else min(longest, positions)

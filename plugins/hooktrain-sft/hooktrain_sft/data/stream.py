@@ -57,10 +57,12 @@ class Stream:
         reader: Reader,
         sources: Sequence[Any],
         max_length: int,
+        positions: int | None = None,
         say: Callable[[str], None] = lambda message: None,
     ) -> None:
         """Open the sources; ``say`` is called with messages for the user while they are read."""
-        self.reader, self.config, self.max_length, self._say = reader, reader.config, max_length, say
+        self.reader, self.config, self._say = reader, reader.config, say
+        self.max_length, self.positions = max_length, positions
         self.sources: list[OpenedSource] = [reader.open(source) for source in sources]
         weights = self.config.weights
         self.shares = None if weights is None else np.array(weights, np.float64) / sum(weights)
@@ -174,6 +176,7 @@ class Stream:
             before=seen,
             at_least=judged,
             name=name,
+            positions=self.positions,
         )
         packs = config.pack_samples and len(fitted) > 0
         bins = pack(self.reader.hooks, fitted, self.max_length, config) if packs else None

@@ -67,8 +67,8 @@ def logit_transform(model: Any, batch: Mapping[str, Any]) -> LogitTransform | No
     else:
         try:
             own, raw = _compared(model, decoder, head, batch)
-        except (AttributeError, TypeError) as problem:
-            reason = f"it cannot be called without its LM head ({problem})"
+        except (AttributeError, LookupError, TypeError, RuntimeError, ValueError) as problem:
+            reason = f"it cannot be called without its LM head ({str(problem).splitlines()[0] if str(problem) else ''})"
         else:
             if raw is not None and raw.shape == own.shape:
                 relative = 1e-3 if raw.dtype in (torch.float32, torch.float64) else 2e-2

@@ -14,6 +14,7 @@ from hooktrain_sft.loss.config import CrossEntropyConfig
 from hooktrain_sft.loss.lm_head import HeadedForward, HeadLoss
 from hooktrain_sft.loss.logit_transform import LogitTransform
 from hooktrain_sft.loss.model_inspection import accepted, innermost, logit_transform, logits_of
+from hooktrain_sft.loss.padded_documents import documents_given
 from hooktrain_sft.loss.router_loss import RouterLoss
 from hooktrain_sft.loss.supervised_positions import supervised
 from hooktrain_sft.loss.token_loss import CrossEntropy, Differentiated, TokenLoss
@@ -93,7 +94,8 @@ class SelectiveLoss:
         bare = innermost(model)
         if bare not in self._runners:
             self._runners[bare] = self._runner(bare, batch)
-        total, sums = self._runners[bare](model, batch, int(denominator))
+        with documents_given(batch):
+            total, sums = self._runners[bare](model, batch, int(denominator))
         return LossSum(total, denominator, sums)
 
     def _runner(self, bare: nn.Module, batch: Mapping[str, Any]) -> Runner:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -58,7 +59,8 @@ EXAMPLES = [conversation(f"What is {i}?", "yes " * (i % 7 + 1)) for i in range(4
 
 
 def prepare(hooks: Any, config: Any, tokenizer: Any) -> Any:
-    return hooks.make_data(config=config, tokenizer=tokenizer, world=World(), hooks=hooks)
+    recipe = SimpleNamespace(model=None)
+    return hooks.make_data(config=config, tokenizer=tokenizer, world=World(), hooks=hooks, recipe=recipe)
 
 
 def text_of(data: Any, tokenizer: Any) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -63,7 +64,8 @@ def prepare(tokenizer: Any, hooks: Any = None, **settings: Any) -> Any:
     hooks = hooks or host()
     settings.setdefault("sources", (Source(examples=EXAMPLES),))
     config = SFTDataConfig(max_length=settings.pop("max_length", 128), **settings)
-    return hooks.make_data(config=config, tokenizer=tokenizer, world=World(), hooks=hooks)
+    recipe = SimpleNamespace(model=None)
+    return hooks.make_data(config=config, tokenizer=tokenizer, world=World(), hooks=hooks, recipe=recipe)
 
 
 def cached(data: Any) -> list[bool]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hooktrain import HooktrainError, ModelError, RecipeError, Trainer, hookimpl
+from hooktrain import ModelError, RecipeError, Trainer, hookimpl
 from hooktrain.testing import Recorder
 from tests.facts import facts
 
@@ -140,69 +140,6 @@ def test_a_head_that_a_plugin_refuses_stops_the_run_before_its_first_step(run: C
 # ------------------------------------------------------------------------------------------- the probe at the start
 
 
-class Blind:
-    """A model that ignores where documents begin."""
-
-    @hookimpl(wrapper=True)
-    def make_model(self) -> Any:
-        model = yield
-
-        def forget(module: Any, args: Any, kwargs: Any) -> Any:
-            names = {
-                "position_ids",
-                "cu_seq_lens_q",
-                "cu_seq_lens_k",
-                "max_length_q",
-                "max_length_k",
-                "document_lengths",
-            }
-            return args, {name: value for name, value in kwargs.items() if name not in names}
-
-        model.get_decoder().register_forward_pre_hook(forget, with_kwargs=True)
-        return model
-
-
-@pytest.mark.parametrize(
-    ("size", "packed", "refused"), [(1, True, True), (2, False, True), (4, True, True), (1, False, False)]
-)
-def test_documents_that_see_each_other_stop_the_run(
-    run: Callable[..., Trainer], recipe: dict[str, Any], size: int, packed: bool, refused: bool
-) -> None:
-    recorder, given = Recorder(), {"micro_batch_size": size, "data": {**recipe["data"], "pack_samples": packed}}
-    given["model"] = {**recipe["model"], "attn_implementation": "sdpa"}
-    if not refused:
-        run(Blind(), recorder, **given)
-        return
-    seen = [
-        "model.attn_implementation",
-        "'sdpa'",
-        "LlamaForCausalLM",
-        "data.pack_samples: false",
-        "micro_batch_size: 1",
-    ]
-    with pytest.raises(ModelError, match=facts(*seen)):
-        run(Blind(), recorder, **given)
-    assert "on_step_start" not in recorder.hooks
-
-
-def test_a_recurrent_model_is_found_out(run: Callable[..., Trainer], tmp_path: Path) -> None:
-    """Its state flows from document to document with any attention."""
-    from transformers import MambaConfig, MambaForCausalLM
-
-    from hooktrain.testing import make_tokenizer
-
-    tokenizer = make_tokenizer()
-    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, state_size=4, use_cache=False)
-    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
-    tokenizer.save_pretrained(tmp_path / "mamba")
-    recorder = Recorder()
-    with pytest.raises(
-        HooktrainError, match=facts("2 documents", "'linear_attention'", "MambaForCausalLM", "pack_samples")
-    ):
-        run(recorder, model={"name_or_path": str(tmp_path / "mamba")})
-    assert "on_step_start" not in recorder.hooks
-
-
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("packed", [True, False])
 def test_attention_that_keeps_documents_apart(
@@ -235,6 +172,6 @@ def test_the_isolation_check_leaves_no_trace(run: Callable[..., Trainer], monkey
     run(Frozen(), recorder, train_iters=1)
     assert recorder.hooks.count("on_microbatch_start") == 1
     with_probe = recorder.metrics[0]["loss"]
-    monkeypatch.setattr("hooktrain_sft.isolation_check.check_isolation", lambda trainer: None)
+    monkeypatch.setattr("hooktrain_sft.model_check.check_model", lambda trainer: None)
     run(Frozen(), without := Recorder(), train_iters=1)
     assert without.metrics[0]["loss"] == with_probe
