@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from glob import glob
 from pathlib import Path
 
 from hooktrain_hf.file_digests import file_digests
-from hooktrain_hf.source import HFSourceConfig, files_of, name_and_split
+from hooktrain_hf.local_files import splits_of
+from hooktrain_hf.source import HFSourceConfig, name_and_split
 
 __all__ = ["fingerprint"]
 
@@ -25,29 +25,21 @@ def fingerprint(config: HFSourceConfig) -> str | None:
         DataError: there is no such file, or it changes while it is read.
     """
     name, split = name_and_split(config)
-    root, files = _files(config, Path(name).expanduser(), name)
+    path = Path(name).expanduser()
+    splits = splits_of(name, path, config.data_files, config.subset)
+    if not splits and path.is_dir():
+        splits = {"": _below(path)}  # a saved data set
+    files = [Path(os.path.abspath(file)) for found in splits.values() for file in found]
     if not files:
         return _hub_revision(name, split)
-    relative = {os.path.relpath(file, root): file for file in files}
+    root = path.absolute() if path.is_dir() else Path(os.path.commonpath([file.parent for file in files]))
+    names = {one: [os.path.relpath(file, root) for file in found] for one, found in splits.items()}
     try:
-        digests = file_digests(root, relative)
+        digests = file_digests(root, {os.path.relpath(file, root): file for file in files})
     except OSError:
         return None
-    made = hashlib.blake2b(json.dumps(list(digests.items())).encode(), digest_size=16)
+    made = hashlib.blake2b(json.dumps([names, list(digests.items())]).encode(), digest_size=16)
     return f"{made.hexdigest()} {split}"
-
-
-def _files(config: HFSourceConfig, path: Path, name: str) -> tuple[Path, list[Path]]:
-    """Return the folder of a source and its files, in order; none for a data set on the hub."""
-    if not path.is_dir():
-        found = [Path(os.path.abspath(file)) for file in files_of(name, path)]
-        return Path(os.path.commonpath([file.parent for file in found])) if found else path, found
-    if not config.data_files:
-        return path, _below(path)
-    found = []
-    for pattern in config.data_files:
-        found += [Path(file) for file in sorted(glob(str(path / pattern), recursive=True))] or [path / pattern]
-    return path, found
 
 
 def _below(folder: Path) -> list[Path]:

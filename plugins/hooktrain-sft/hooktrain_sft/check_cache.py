@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hooktrain import default_cache_dir
 from hooktrain_sft.compat import attention_implementation, config_values
 
 if TYPE_CHECKING:
-    from hooktrain import Trainer, default_cache_dir
+    from hooktrain import Trainer
 
 __all__ = ["read_result", "result_file", "write_result"]
 
@@ -60,7 +61,8 @@ def result_file(trainer: Trainer, model: Any, facts: object) -> Path | None:
     }
     text = json.dumps(key, sort_keys=True, default=str)
     digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-    return (data.cache_dir or default_cache_dir()).expanduser() / "checks" / f"{digest}.json"
+    folder = data.cache_dir or default_cache_dir()
+    return None if folder is None else folder.expanduser() / "checks" / f"{digest}.json"
 
 
 def read_result(path: Path | None) -> dict[str, Any] | None:

@@ -295,8 +295,8 @@ def _too_long(count: TokenCount, max_length: int, positions: int | None) -> str:
     if positions == max_length:
         return (
             f"{count.rows_too_long:,} of {count.rows_in:,} examples are longer than the {positions} tokens for which"
-            f" the model has positions (longest: {count.longest} tokens); choose `data.overflow:` drop, truncate or split,"
-            " or another model"
+            f" the model has positions (longest: {count.longest} tokens); choose `data.overflow:` drop, truncate or"
+            " split, or another model"
         )
     return (
         f"{count.rows_too_long:,} of {count.rows_in:,} examples are longer than data.max_length {max_length} (longest:"

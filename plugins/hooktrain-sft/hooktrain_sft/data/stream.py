@@ -137,7 +137,8 @@ class Stream:
                 found = cursors[source].restart()  # it keeps its share until every source has been read once
             index, example = found
             made = list(self.reader.render(self.sources[source], [example], index))
-            self._tell(self.sources[source].label, made[-1].notes)
+            for one in made:
+                self._tell(self.sources[source].label, one.notes)
             rendered += made
             origins += [(source, index)] * sum(len(one.sequences) or 1 for one in made)
             if len(rendered) >= 1024:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +35,9 @@ def prepare(tmp_path: Path, make_tokenizer: Callable[..., Any]) -> Callable[...,
         data_config = made(sources=(HFSourceConfig(name_or_path=str(path)),), use_data_cache=False, **options)
         tokenizer = make_tokenizer(template)
         hooks = host_of(HFPlugin(), SFTPlugin()).hooks
-        data = hooks.make_data(config=data_config, tokenizer=tokenizer, world=World(), hooks=hooks)
+        data = hooks.make_data(
+            config=data_config, tokenizer=tokenizer, world=World(), hooks=hooks, recipe=SimpleNamespace(model=None)
+        )
         texts = [tokenizer.decode(data.train[index]["input_ids"]) for index in range(len(data.train))]
         return texts, [w.partition("rows.jsonl: ")[2] for w in data.report["warnings"] if "rows.jsonl" in w]
 
@@ -196,7 +199,9 @@ def test_the_unit_of_text(tmp_path: Path, make_tokenizer: Callable[..., Any], un
             sources=(HFSourceConfig(name_or_path=str(path), **source),), text_unit=default, use_data_cache=False
         )
         tokenizer = make_tokenizer(None)
-        data = hooks.make_data(config=config, tokenizer=tokenizer, world=World(), hooks=hooks)
+        data = hooks.make_data(
+            config=config, tokenizer=tokenizer, world=World(), hooks=hooks, recipe=SimpleNamespace(model=None)
+        )
         text = "".join(tokenizer.decode(data.train[index]["input_ids"]) for index in range(len(data.train)))
         assert text.count("<s>") == data.report["train"]["rows_kept"] == documents
         assert ("two\nthree" in text) == (unit != "line") and ("one\n\ntwo" in text) == (unit == "file")

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -55,7 +56,9 @@ def prepare(tokenizer: Any, folder: Path, num_proc: Any, examples: Any = EXAMPLE
     for plugin in (SFTPlugin(), SourcePlugin(), *plugins):
         host.register(plugin)
     config = SFTDataConfig(sources=(Source(examples),), max_length=128, num_proc=num_proc, cache_dir=folder)
-    return host.hooks.make_data(config=config, tokenizer=tokenizer, world=World(), hooks=host.hooks)
+    return host.hooks.make_data(
+        config=config, tokenizer=tokenizer, world=World(), hooks=host.hooks, recipe=SimpleNamespace(model=None)
+    )
 
 
 @pytest.fixture
