@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
@@ -127,10 +128,11 @@ class Differentiated:
             each = self.function(leaf, targets.clamp(min=0))
             if not isinstance(each, Tensor) or each.shape != targets.shape:
                 returned = f"shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
-                name = (self.function if inspect.isroutine(self.function) else type(self.function)).__name__
+                given = self.function.func if isinstance(self.function, functools.partial) else self.function
+                named = given if inspect.isroutine(given) else type(given)
                 raise ModelError(
-                    f"loss: the function {name} returned {returned}, expected the loss of each token, shape"
-                    f" {tuple(targets.shape)}; remove the sum or mean"
+                    f"loss: the function {named.__module__}.{named.__qualname__} returned {returned}, expected the loss"
+                    f" of each token, shape {tuple(targets.shape)}; remove the sum or mean"
                 )
             total = torch.where(supervised, each, 0.0).sum()
             (gradient,) = torch.autograd.grad(total, leaf)

@@ -117,7 +117,7 @@ def test_qwen3_reasoning_between_tool_calls_is_removed_from_earlier_turns() -> N
         "<|im_start|>user\n<tool_response>\n2\n</tool_response><|im_end|>\n<|im_start|>assistant\n«two<|im_end|>»\n"
         "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n«<think>\nhem\n</think>\n\nyes<|im_end|>»\n",
     )
-    assert rendered.rules[1] == "messages[3] assistant: template's loop"
+    assert rendered.rules[1] == "messages[3] assistant: after its header"
 
 
 def test_a_prompt_that_opens_reasoning() -> None:
@@ -148,7 +148,7 @@ def test_deepseek_r1_is_prompted_with_what_it_never_writes_of_history() -> None:
         "<｜begin▁of▁sentence｜>Be brief.<｜User｜>Hello<｜Assistant｜>«yes<｜end▁of▁sentence｜>»"
         "<｜User｜>What?<｜Assistant｜>«<no<｜end▁of▁sentence｜>»",
     )
-    assert set(rendered.rules) == {"messages[2] assistant: template's loop", "messages[4] assistant: template's loop"}
+    assert set(rendered.rules) == {"messages[2] assistant: after its header", "messages[4] assistant: after its header"}
 
 
 @pytest.mark.usefixtures("first_of_may")

@@ -92,7 +92,7 @@ def test_mistral_moves_system_and_tools_to_the_last_question() -> None:
         f"[AVAILABLE_TOOLS] {json.dumps([TOOL])}[/AVAILABLE_TOOLS][INST] Be brief.\n\n2[/INST]« 2</s>»",
     )
     kinds = [rule.split(": ")[1] for rule in rendered.rules]
-    assert kinds == ["template's loop"] * 3
+    assert kinds == ["after its header"] * 3
 
 
 def test_deepseek_takes_arguments_as_text() -> None:
