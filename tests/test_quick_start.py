@@ -118,14 +118,19 @@ def test_a_resumed_run_repeats_the_undisturbed_one(quick_start, tmp_path):
     [
         ([{"question": "x"}], {}, DataError, ["rows.jsonl", "columns question,", "'messages'", "data.columns"]),
         ([], {}, DataError, ["data.sources", "rows.jsonl'", "split 'train'", "at least one"]),
-        ([{"messages": []}], {}, DataError, ["rows.jsonl", " 0: messages", "empty list"]),
+        ([{"messages": []}], {}, DataError, ["rows.jsonl", "example 0 ", "line 1): messages", "empty list"]),
         (
             [{"messages": [{"role": "user", "content": "x"}]}],
             {},
             DataError,
             ["data.sources", "1 of 1 ", " 0;", "data.on_empty"],
         ),
-        ([{"messages": [{"role": "user"}]}], {}, DataError, ["rows.jsonl", " 0: messages[0]", "content"]),
+        (
+            [{"messages": [{"role": "user"}]}],
+            {},
+            DataError,
+            ["rows.jsonl", "example 0 ", "line 1): messages[0]", "content"],
+        ),
         (
             EXAMPLES,
             {"data": {"max_length": 8}},
@@ -165,7 +170,9 @@ def test_tools_that_the_template_drops_are_an_error(quick_start, tmp_path, write
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     turns = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     write_rows([{"messages": turns}])
-    with pytest.raises(DataError, match=facts("rows.jsonl", " 0: messages[1].tool_calls", "template")):
+    with pytest.raises(
+        DataError, match=facts("rows.jsonl", "example 0 ", "line 1): messages[1].tool_calls", "template")
+    ):
         run({**quick_start, "run_dir": str(tmp_path / "run")})
 
 

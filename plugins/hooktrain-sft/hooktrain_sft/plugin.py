@@ -116,17 +116,20 @@ class SFTPlugin:
         return SelectiveLoss.of(config, self._hooks.make_head_loss)
 
     @hookimpl
-    def on_train_start(self, trainer: Trainer) -> None:
-        if isinstance(trainer.recipe.data, TokenDataConfig):
-            from hooktrain_sft.unreached_weights import UnreachedWeights
+    def unused_hooks(self, recipe: Recipe) -> Sequence[str]:
+        used = isinstance(recipe.data, TokenDataConfig)
+        return [] if used else ["on_train_start", "on_optimizer_step_start", "on_evaluate_start"]
 
-            self._check(trainer)
-            self._unreached = UnreachedWeights(trainer)
+    @hookimpl
+    def on_train_start(self, trainer: Trainer) -> None:
+        from hooktrain_sft.unreached_weights import UnreachedWeights
+
+        self._check(trainer)
+        self._unreached = UnreachedWeights(trainer)
 
     @hookimpl
     def on_evaluate_start(self, trainer: Trainer) -> None:
-        if isinstance(trainer.recipe.data, TokenDataConfig):
-            self._check(trainer)
+        self._check(trainer)
 
     def _check(self, trainer: Trainer) -> None:
         from hooktrain_sft.model_check import check_model

@@ -252,7 +252,9 @@ def test_a_function_of_logits_is_differentiated(transform: LogitTransform, chunk
 
 
 def test_a_function_that_sums_is_an_error() -> None:
-    with pytest.raises(ModelError, match=facts("loss", "torch.nn.functional.cross_entropy", "shape ()", f"({len(TARGETS)},)")):
+    with pytest.raises(
+        ModelError, match=facts("loss", "torch.nn.functional.cross_entropy", "shape ()", f"({len(TARGETS)},)")
+    ):
         linear_loss(*inputs(), TARGETS, Differentiated(functional.cross_entropy))
 
 
