@@ -116,8 +116,10 @@ def _render_completion(example: Mapping[str, Any], tokenizer: Any, config: SFTDa
     if isinstance(prompt, str) and isinstance(completion, str):
         untrained = 0 if config.trained_part == "all" else len(prompt)
         made = _with_special(prompt + completion, tokenizer, untrained, "completion")
-        inside = untrained and made.spans and _token_across(prompt, completion, tokenizer)
-        return attrs.evolve(made, notes=(f"completion: {_INSIDE}",)) if inside else made
+        notes = made.notes
+        if untrained and made.spans and _token_across(prompt, completion, tokenizer):
+            notes += (f"completion: {_INSIDE}",)
+        return attrs.evolve(made, notes=notes)
     for part, where in ((prompt, "prompt"), (completion, "completion")):
         if not isinstance(part, (str, list)):
             raise DataError(

@@ -68,13 +68,18 @@ def read_columns(
             )
     if not rest or not ("messages" in read or "prompt" in read):
         return example, tuple(rest)
-    _assert_liked(rest)
+    _assert_liked(rest, example)
     used = {name for name in _DISLIKED if _is_flag(rest.get(name))}
     changed = dict(example)
     if "messages" in read or not isinstance(example["prompt"], str):
         if chosen is not None and chosen.name != "role_mapping":
             used |= _take_system(changed, rest)
         used |= _take_tools(changed, rest)
+    elif rest.get("tools"):
+        raise DataError(
+            "tools are given with a prompt and a completion of text, which no chat template renders; write"
+            " `data.role_mapping` with the columns of the turns, such as {user: prompt, assistant: completion}"
+        )
     return changed, tuple(name for name in rest if name not in used)
 
 
@@ -108,10 +113,12 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false"))
 
 
-def _assert_liked(columns: Example) -> None:
+def _assert_liked(columns: Example, example: Example) -> None:
     for name in _DISLIKED:
         value = columns.get(name)
-        if _is_flag(value) and str(value).strip().lower() == "false":
+        # of a prompt and its completion, also 0 says so
+        unliked = type(value) in (int, float) and value == 0 and "completion" in example
+        if unliked or (_is_flag(value) and str(value).strip().lower() == "false"):
             raise DataError(
                 f"{name} is {shown(value)}, so that the answer is one to avoid, as in data for KTO; keep the examples"
                 f" whose {name} is true, or remove the column if it has another meaning"

@@ -55,7 +55,7 @@ def own_formats(source: Any, config: SFTDataConfig) -> dict[str, Format]:
         Format(
             "prompt_completion",
             "'prompt' and 'completion', both text or both messages",
-            _has("prompt", "completion"),
+            _prompt_and_completion,
             _from_prompt,
             "prompt",
             frozenset(),
@@ -82,6 +82,12 @@ def _has(*names: str) -> Callable[[Sequence[str], Example], str | None]:
     listed = " and ".join(f"'{name}'" for name in names)
     reason = f"the column{'s' if len(names) > 1 else ''} {listed}"
     return lambda columns, example: reason if all(name in columns for name in names) else None
+
+
+def _prompt_and_completion(columns: Sequence[str], example: Example) -> str | None:
+    reason = _has("prompt", "completion")(columns, example)
+    text = isinstance(example.get("prompt"), str) and isinstance(example.get("completion"), str)
+    return f"{reason}, text that is not put into the chat template" if reason and text else reason
 
 
 # ------------------------------------------------------------------------------------------ conversations

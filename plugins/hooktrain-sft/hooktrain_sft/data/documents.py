@@ -255,8 +255,13 @@ def fit(
             f"in {total.rows_empty:,} of {total.rows_in:,} examples no token is trained"
             + (f", the first is {name(int(empty_examples[0]))}" if len(empty_examples) else "")
             + (f" ({cut:,} of them because max_length {max_length} cuts off the trained part)" if cut else "")
-            + ("; raise `data.max_length`" if cut else "; look at it with `hooktrain data`, correct the example")
-            + ", or write `data.on_empty: drop` to drop them"
+            + ("; raise `data.max_length`" if cut else "; look at it with `hooktrain data --show`, correct the example")
+            + (
+                ", or write `data.on_empty: drop` to drop them"
+                if total.rows_empty < total.rows_in
+                else "; `data.on_empty: drop` would leave none; name the answers with `data.columns` or"
+                " `data.role_mapping`"
+            )
         )
 
     if len(empty_examples) and on_empty == "error":

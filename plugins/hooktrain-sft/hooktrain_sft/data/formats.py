@@ -108,12 +108,20 @@ def _hint(example: Example) -> str:
     chosen = example.get("chosen")
     if chosen is None:
         return ""
-    advice = "{text: chosen}"
     if isinstance(chosen, list) and any(isinstance(turn, Mapping) and turn.get("role") == "user" for turn in chosen):
-        advice = "{messages: chosen}"
+        advice = "columns: {messages: chosen}"
     elif "prompt" in example:
-        advice = "{completion: chosen}"
-    return f"; to train on the chosen answers of preferences write `data.columns: {advice}`"
+        advice = "columns: {completion: chosen}"
+    elif question := next((name for name in _QUESTIONS if name in example), None):
+        system = next((f"system: {name}, " for name in ("system", "system_prompt") if name in example), "")
+        advice = f"role_mapping: {{{system}user: {question}, assistant: chosen}}"
+    else:
+        advice = "columns: {text: chosen}"
+    return f"; to train on the chosen answers of preferences write `data.{advice}`"
+
+
+_QUESTIONS = ("question", "input", "instruction", "query", "problem")
+"""Names of columns that hold what the chosen answer answers."""
 
 
 def _prepared(chosen: Format, renamed: Mapping[str, str]) -> Callable[[Example], Example]:

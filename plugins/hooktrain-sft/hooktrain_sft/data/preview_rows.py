@@ -36,7 +36,7 @@ def preview_examples(
             note = f"{len(ids):,} tokens, {int(trained[1:].sum()):,} of them trained"
             if opened.format is not None:
                 note += f"; {opened.format.why}"
-            note = "; ".join([note, *notes])
+            note = "; ".join([note, *(one for one in notes if not one.startswith("column: "))])
             shown.append(ExamplePreview(f"{opened.label}, example {where}", pieces, note))
     return shown
 

@@ -72,8 +72,12 @@ def test_a_system_turn_precedes_a_system_column(prepare: Prepare) -> None:
 
 
 def test_text_has_no_system_turn(prepare: Prepare) -> None:
-    (text,), warnings = prepare([{"prompt": "Hello ", "completion": "yes", "system": "Be a pirate.", "tools": [1]}])
-    assert text.startswith("Hello yes") and warnings == ["columns not used: system, tools"]
+    (text,), warnings = prepare([{"prompt": "Hello ", "completion": "yes", "system": "Be a pirate."}])
+    assert text.startswith("Hello yes") and warnings == ["columns not used: system"]
+    with pytest.raises(DataError, match=facts("tools", "completion", "data.role_mapping")):
+        prepare([{"prompt": "Hello ", "completion": "yes", "tools": [WEATHER]}])
+    with pytest.raises(DataError, match=facts("label is 0", "KTO")):
+        prepare([{"prompt": "Hello ", "completion": "yes", "label": 0}])
     with pytest.raises(DataError, match=facts("rows.jsonl, example 0", "system is 3 (int)", "expected text")):
         prepare([{"messages": ASKED, "system": 3}])
 

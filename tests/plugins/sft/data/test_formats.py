@@ -366,3 +366,24 @@ def test_a_plugin_brings_a_format() -> None:
     host.register(QuestionAnswer(), "qa-again")
     with pytest.raises(PluginError, match=facts("register_formats", "'qa'", "plugins.block")):
         choose_format(list(example), example, HERE, config(), known_formats(HERE, config(), host.hooks))
+
+
+@pytest.mark.parametrize(
+    ("row", "advice"),
+    [
+        (
+            {"system": "s", "question": "q", "chosen": "a", "rejected": "b"},
+            {"role_mapping": {"system": "system", "user": "question", "assistant": "chosen"}},
+        ),
+        ({"input": "q", "chosen": "a", "rejected": "b"}, {"role_mapping": {"user": "input", "assistant": "chosen"}}),
+    ],
+)
+def test_advice_for_preferences_trains_the_answer_after_its_question(row: Any, advice: Any) -> None:
+    """Following it literally: every turn is there, and in its role."""
+    with pytest.raises(DataError) as caught:
+        chosen(row)
+    roles = advice["role_mapping"]
+    written = ", ".join(f"{role}: {column}" for role, column in roles.items())
+    assert f"`data.role_mapping: {{{written}}}`" in str(caught.value)
+    messages = chosen(row, **advice).convert(row)["messages"]
+    assert [(turn["role"], turn["content"]) for turn in messages] == [(role, row[name]) for role, name in roles.items()]
