@@ -95,7 +95,9 @@ def check_model(trainer: Trainer) -> None:
     """
     probe = _Probe(trainer)
     if any(parameter.is_meta for parameter in probe.model.parameters()):
-        return  # shapes alone, of which nothing can be compared
+        with probe.undisturbed():  # shapes alone, of which nothing can be compared; the loss inspects the model
+            probe.result(trainer.model, probe.batch(probe.documents), gradients=False)
+        return
     path = result_file(trainer, probe.model, [probe.packs, probe.several, str(probe.dtype)])
     known = trainer.strategy.gather_objects(read_result(path) if trainer.world.is_main else None)[0]
     if known is not None:
