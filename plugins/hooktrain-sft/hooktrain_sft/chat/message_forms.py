@@ -131,7 +131,7 @@ _WRITTEN_PARTS = re.compile(r"""\{["']type["']: ?["'](?:text|thinking)["']""")
 
 
 def assert_tools_are_rendered(chat: Conversation, tools: Sequence[Mapping[str, Any]]) -> None:
-    """Raise where the text does not hold each of the tools."""
+    """Raise where the text is the same without the tools."""
     if "tools" in chat.template.reads:
         try:
             if chat.template.render(chat.messages, {**chat.scope, "tools": None}) != chat.text:

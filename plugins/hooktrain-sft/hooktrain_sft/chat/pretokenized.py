@@ -77,7 +77,7 @@ def _starts(example: Mapping[str, Any], tokens: int, first: int, last: int) -> l
                 f" tokens of documents, together {last - first}; correct the example"
             )
         starts = np.cumsum([0, *lengths[:-1]]) + (first if int(lengths.sum()) == last - first else 0)
-        return [int(start) for start in starts if first <= start < last] or [first]
+        return [first, *(int(start) for start in starts if first < start < last)]
     if example.get("position_ids") is None:
         return [first]
     positions = _numbers(example["position_ids"], "position_ids")

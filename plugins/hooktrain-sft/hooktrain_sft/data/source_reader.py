@@ -266,7 +266,7 @@ def _notes(rendered: Sequence[Any], first: int) -> dict[str, tuple[int, str]]:
     notes: dict[str, tuple[int, str]] = {}
     for index, example in enumerate(rendered, first):
         for note in example.notes:
-            where, _, what = note.rpartition(": ")
+            where, _, what = note.partition(": ")  # what follows may write `key: value`
             count, place = notes.get(what, (0, f"example {index}, {where}"))
             notes[what] = count + 1, place
     return notes

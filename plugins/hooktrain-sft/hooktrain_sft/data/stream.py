@@ -155,7 +155,7 @@ class Stream:
 
     def _tell(self, label: str, notes: Sequence[str]) -> None:
         """Print which columns of a source are not used, each once."""
-        names = unused_columns(note.rpartition(": ")[2] for note in notes) if notes else ()
+        names = unused_columns(note.partition(": ")[2] for note in notes) if notes else ()
         if found := [name for name in names if (label, name) not in self._told]:
             self._told.update((label, name) for name in found)
             if self.reader.world.is_main:

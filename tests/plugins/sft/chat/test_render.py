@@ -318,6 +318,7 @@ def test_a_completion_that_begins_inside_a_token_is_counted(make_tokenizer: Call
     "columns",
     [
         {"seq_lengths": [2, 3]},
+        {"input_ids": [1, 5, 6, 7, 8, 9], "attention_mask": [0, 1, 1, 1, 1, 1], "seq_lengths": [3, 3]},
         {"position_ids": [0, 1, 0, 1, 2]},
         {"position_ids": [2, 3, 2, 3, 4]},
         {"input_ids": [1, 5, 6, 7, 8, 9, 1], "attention_mask": [0, 1, 1, 1, 1, 1, 0], "seq_lengths": [2, 3]},

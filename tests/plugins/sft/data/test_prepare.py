@@ -269,3 +269,13 @@ def test_sequences_of_an_example_stay_together(hooks: Any, make_tokenizer: Calla
     weighted = attrs.evolve(config, train_eval_split=(1.0, 0.0), sources=(source, ListSource("other", talks)))
     report = prepare(hooks, weighted, tokenizer).report
     assert report["train"]["rows_in"] == 24 and report["sources"][0]["rows"] == 12
+
+
+def test_a_warning_about_a_dropped_part_keeps_its_remedy_whole(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = make_tokenizer("chatml")
+    examples = [conversation("What is </s>?", "yes")]
+    data = prepare(hooks, SFTDataConfig(sources=(ListSource("rows", examples),), max_length=128), tokenizer)
+    (warning,) = data.report["warnings"]
+    assert warning.startswith("rows: its text holds special tokens such as </s>")
+    assert "`data.special_tokens_in_text: plain`" in warning
+    assert warning.endswith("(1 times, first in example 0, messages[0] user)")
