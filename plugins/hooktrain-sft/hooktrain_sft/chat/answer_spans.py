@@ -106,6 +106,9 @@ class Conversation:
                 return None
             if trace.text[:end] != self.text[:end]:
                 return None
+            if self.text[end:] and not trace.text.startswith(self.text[end:], end) and self.text[end:].strip():
+                opened = self.template.opening_token(self.text, end)  # a header that is always written follows
+                return None if opened is None else (self.text[end : self.text.index(opened, end)], opened, True)
             # some templates write the end of a turn only if another follows
             ended = self.template.end_of_turn(trace.text, end, trace.regions.get(index, (end, end))[1])
             if ended is not None:

@@ -188,11 +188,9 @@ class ConversationRenderer:
 
     def _dropped(self, messages: Sequence[Message], part: Unrendered) -> str:
         role = messages[part.message]["role"]
-        other = "; rename the role to system" if role == "developer" else ""
         return (
             f"messages[{part.message}] {role}: {'it' if part.whole else 'a part of it'} is not rendered by the chat"
-            " template, in training and at inference"
-            + (other or "; give a tokenizer.chat_template that renders it, or remove it")
+            " template, in training and at inference; give a tokenizer.chat_template that renders it, or remove it"
         )
 
     def _lost_at_the_end(self, chat: Conversation, index: int) -> set[str]:

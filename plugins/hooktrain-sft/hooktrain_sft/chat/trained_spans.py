@@ -137,7 +137,7 @@ def _add_answer(chat: Conversation, choice: Choice, index: int, train_stop: str)
         )
         return
     gap, token, is_in_text = opening
-    if not is_in_text:
+    if not is_in_text and not chat.text.startswith(gap + token, end):  # a header may follow already
         choice.appended = gap + token
     choice.add(start, end + len(gap) + len(token), f"{rule}, next header's token")
     if train_stop == "auto":

@@ -111,8 +111,6 @@ CONVERSATIONS: dict[str, Callable[[Words], list[Any]]] = {
 
 def faults(name: str, turns: str) -> Iterator[str]:
     """What is wrong with one of the conversations in a template."""
-    template = tokenizer_for("chatml", "<|im_end|>").chat_template  # for the file's name to be checked once
-    assert template
     special = dict.fromkeys(SPECIAL.findall(_source(name)))
     end = next(
         (token for token in ("<|return|>", "<|im_end|>", "<turn|>", "<|END_OF_TURN_TOKEN|>") if token in special),

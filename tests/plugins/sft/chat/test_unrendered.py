@@ -333,6 +333,13 @@ def test_where_turns_have_no_end_the_next_header_s_token_is_trained(stop: str, n
     assert re.match(facts("messages[1] assistant: ", "no end-of-turn token"), none.notes[0])
 
 
+def test_a_header_that_is_always_appended_is_the_stop_of_turns_without_an_end() -> None:
+    template = NO_END.replace(ASK, "{{ '<|im_start|>assistant\n' }}")
+    assert marked(render(template, turns("Hello", "yes"))) == (
+        "<|im_start|>user\nHello<|im_start|>assistant\n«yes<|im_start|>»assistant\n"
+    )
+
+
 def test_each_answer_without_a_stop_is_counted() -> None:
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ '<|im_end|>' if loop.last }}\n{% endfor %}" + (
         "{{ 'assistant: ' if add_generation_prompt }}"
