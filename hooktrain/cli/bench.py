@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hooktrain.cli.options import as_json, host_of
+from hooktrain.cli.options import as_json, host_of, plugin_switches
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,9 +44,6 @@ _out = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help=f"Folder for the results.  [default: {RESULTS}/<time>]",
 )
-_switches = click.option(
-    "-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all."
-)
 
 
 @click.command(cls=_Bench)
@@ -74,7 +71,7 @@ _switches = click.option(
     help="Folder of peers' environments.  [default: ~/.cache/hooktrain/benchmarks]",
 )
 @click.option("--timeout", type=float, default=1800, show_default=True, help="Seconds after which a process is killed.")
-@_switches
+@plugin_switches
 def bench(
     suites: tuple[str, ...],
     quick: bool,
@@ -149,7 +146,7 @@ def bench(
 )
 @click.option("--threads", type=click.IntRange(1), help="Cores to use.  [default: all that this process may use]")
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the recipe, in both variants.")
-@_switches
+@plugin_switches
 @_out
 @as_json
 def plugin(
@@ -242,9 +239,10 @@ def _draw(folder: Path) -> None:
 
 def _known(switches: tuple[str, ...]) -> Any:
     from hooktrain.bench.runner import gather
+    from hooktrain.plugin.checking import check_installed
 
     host = host_of(switches)
-    host.check()
+    check_installed(host)
     return gather(host)
 
 

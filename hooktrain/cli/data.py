@@ -37,6 +37,11 @@ def data_of(recipe: Recipe, host: PluginHost, show: int = 0) -> dict[str, Any]:
             config=recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks, count=show
         )
         facts["shown"] = [attrs.asdict(row) for row in rows or ()]
+        if rows is None:
+            kind = recipe.types.get(type(recipe.data), type(recipe.data).__name__)
+            facts["not_shown"] = (
+                f"--show {show}: no plugin shows rows of the data '{kind}'; one does that implements preview_examples"
+            )
     return facts
 
 
@@ -45,6 +50,8 @@ def print_data(facts: Mapping[str, Any]) -> None:
     to = console()
     for row in facts.get("shown", ()):
         _print_row(to, ExamplePreview(**row))
+    if facts.get("not_shown"):
+        to.print(f"[yellow]{escape(facts['not_shown'])}[/]", soft_wrap=True)
     for source in facts.get("sources", ()):
         _print_source(to, source)
     sets = {"train": facts.get("train"), **facts.get("evaluation", {})}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def write_data(found: list[list[dict[str, str]]], folder: Path) -> str:
     return str(held_out[0][0]["content"])
 
 
-def run_demo(run_dir: Path, overrides: list[str]) -> None:
+def run_demo(run_dir: Path, overrides: list[str], switches: Sequence[str] = ()) -> None:
     """Prepare the data, run the recipe and say where everything is.
 
     Raises:
@@ -106,7 +107,7 @@ def run_demo(run_dir: Path, overrides: list[str]) -> None:
     path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     click.echo(f"hooktrain demo: the recipe is {path}; run it again with `hooktrain train {path}`")
 
-    made, host = load(path, overrides=overrides)
+    made, host = load(path, overrides=overrides, switches=list(switches))
     trainer = Trainer(made, host)
     trainer.run()
     metrics = _evaluations(run_dir / "metrics.jsonl")

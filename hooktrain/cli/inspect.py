@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from hooktrain.cli.options import as_json, host_of, print_facts, recipe_options
+from hooktrain.cli.options import as_json, host_of, plugin_switches, print_facts, recipe_options
 
 __all__ = ["hooks", "plan", "plugins", "schema"]
 
@@ -83,7 +83,7 @@ def _lock(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], p
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all.")
+@plugin_switches
 @as_json
 def plugins(name: str | None, switches: tuple[str, ...], as_json: bool) -> None:
     """List plugins, what they register and why one is out; or show one in full."""
@@ -94,7 +94,7 @@ def plugins(name: str | None, switches: tuple[str, ...], as_json: bool) -> None:
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all.")
+@plugin_switches
 @as_json
 def hooks(name: str | None, switches: tuple[str, ...], as_json: bool) -> None:
     """List the hooks, or show one, and who implements it."""
@@ -104,7 +104,7 @@ def hooks(name: str | None, switches: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command()
-@click.option("-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all.")
+@plugin_switches
 def schema(switches: tuple[str, ...]) -> None:
     """Print the JSON Schema of recipes with the installed plugins, for editors."""
     import json

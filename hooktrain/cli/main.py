@@ -15,7 +15,7 @@ from hooktrain.cli.guide import guide
 from hooktrain.cli.inspect import hooks, plan, plugins, schema
 from hooktrain.cli.launcher import follow_launcher, has_launcher, note_end, note_failure, trace_of
 from hooktrain.cli.new_plugin import new_plugin
-from hooktrain.cli.options import as_json, print_facts, recipe_options
+from hooktrain.cli.options import as_json, plugin_switches, print_facts, recipe_options
 from hooktrain.cli.startup import end, leave
 from hooktrain.errors import HooktrainError, did_you_mean, failure_of, show_warnings
 from hooktrain.plugin.commands import plugin_command, plugin_commands
@@ -125,13 +125,14 @@ def data(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], sh
 @cli.command()
 @click.option("--run-dir", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True)
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the demo's recipe.")
-def demo(run_dir: Path, overrides: tuple[str, ...]) -> None:
+@plugin_switches
+def demo(run_dir: Path, overrides: tuple[str, ...], switches: tuple[str, ...]) -> None:
     """Fine-tune SmolLM2-135M on real conversations."""
     from hooktrain.cli.demo import run_demo
     from hooktrain.cli.startup import sleep_while_waiting
 
     sleep_while_waiting()
-    run_demo(run_dir, list(overrides))
+    run_demo(run_dir, list(overrides), list(switches))
 
 
 for _command in (plan, plugins, hooks, bench, schema, new_plugin, guide):

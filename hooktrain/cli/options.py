@@ -12,15 +12,17 @@ import click
 if TYPE_CHECKING:
     from hooktrain.plugin.manager import PluginHost
 
-__all__ = ["as_json", "host_of", "print_facts", "recipe_options"]
+__all__ = ["as_json", "host_of", "plugin_switches", "print_facts", "recipe_options"]
+
+plugin_switches = click.option(
+    "-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all."
+)
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of every command that reads a recipe."""
     for decorate in (
-        click.option(
-            "-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all."
-        ),
+        plugin_switches,
         click.option(
             "-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value, such as optimizer.lr=1e-4."
         ),

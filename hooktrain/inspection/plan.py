@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from hooktrain.errors import Complaint, PluginError, RecipeError
+from hooktrain.errors import Complaint, RecipeError
 from hooktrain.hookspecs import FACTORIES
 from hooktrain.inspection.hooks import implementations_of
 from hooktrain.inspection.value_origins import Sources, origins_of
+from hooktrain.plugin.checking import check_installed, check_used, problems_of
 from hooktrain.plugin.config import Switches, plugins_config
 from hooktrain.plugin.dependencies import logit_complaints
 from hooktrain.plugin.manager import PluginHost
-from hooktrain.plugin.ordering import complaint_of, conflicts
+from hooktrain.plugin.ordering import complaint_of
 from hooktrain.plugin.records import PluginRecord
 from hooktrain.recipe.model import Recipe
 from hooktrain.recipe.resolver import resolve
@@ -79,8 +81,10 @@ def phases_of(
         The resolved recipe with origins, parts, hooks and plugins; the same with all complaints, those of the plugins'
         ``check_recipe`` included; and, for which torch is imported, the same with the estimates.
     """
-    complaints = [complaint_of(problem) for problem in conflicts(host)]
+    found = problems_of([partial(check_installed, host)])
+    complaints = [complaint_of(problem) for problem in (*(host.problems or ()), *found)]
     recipe = _resolved(host, sources, complaints)
+    complaints[:0] = map(complaint_of, check_used(host, recipe))
     facts: dict[str, Any] = {
         "recipe": dict(sources.raw),
         "origins": {},
@@ -99,7 +103,7 @@ def phases_of(
         for hook, caller in vars(host.manager.hook).items()
         if caller.spec is not None and caller.get_hookimpls() and not hook.startswith("register_")
     }
-    facts["plugins"] = [{**attrs.asdict(record), "why": _why(record, host)} for record in host.records.values()]
+    facts["plugins"] = [{**record.as_dict(), "why": _why(record, host)} for record in host.records.values()]
     yield facts
     if recipe is not None:
         complaints += _objections(host, recipe, world)
@@ -121,18 +125,13 @@ def _resolved(host: PluginHost, sources: Sources, complaints: list[Complaint]) -
     source = str(sources.file or "recipe")
     while True:
         try:
-            recipe = resolve(raw, host, source=source, name=sources.file.stem if sources.file else "recipe")
-            host.remove_unused_hooks(recipe)
-            return recipe
+            return resolve(raw, host, source=source, name=sources.file.stem if sources.file else "recipe")
         except RecipeError as problem:
             complaints += problem.complaints
             wrong = {each.where.partition(".")[0].partition("[")[0] for each in problem.complaints} & set(raw)
             if not wrong or "type" in wrong:
                 return None
             raw = {key: value for key, value in raw.items() if key not in wrong}
-        except PluginError as problem:
-            complaints.append(complaint_of(problem))
-            return None
 
 
 def _objections(host: PluginHost, recipe: Recipe, world: World) -> list[Complaint]:
@@ -188,7 +187,7 @@ def _parts(host: PluginHost, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
 
 def _why(record: PluginRecord, host: PluginHost) -> str:
     """Return why a plugin is active, or is not."""
-    if record.state in ("failed", "blocked"):
+    if record.state in ("failed", "blocked", "unused"):
         return record.reason
     if record.name in host.config.load:
         return f"named by {host.switches.said(record.name) or 'plugins.load of the recipe'}"

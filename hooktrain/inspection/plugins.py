@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import attrs
 from rich.console import Console
 from rich.markup import escape
 
@@ -49,7 +48,7 @@ def plugins_of(host: PluginHost, name: str | None = None) -> list[dict[str, Any]
         wraps = [h for h, found in roles.items() for e in found if e["plugin"] == record.name and e["role"] == "wraps"]
         facts.append(
             {
-                **attrs.asdict(record),
+                **record.as_dict(),
                 "wraps": sorted(wraps),
                 "shadowed": shadowed,
                 "commands": sorted(

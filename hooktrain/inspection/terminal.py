@@ -10,7 +10,7 @@ from rich.table import Table
 
 __all__ = ["STATES", "bytes_of", "columns", "console", "count_of", "is_terminal", "show"]
 
-STATES = {"active": "green", "blocked": "yellow", "failed": "red", "disabled": "yellow"}
+STATES = {"active": "green", "unused": "dim", "blocked": "yellow", "failed": "red", "disabled": "yellow"}
 """Colours of what can become of a plugin."""
 _ENDLESS = 10**9
 """Width of a pipe or a file."""

@@ -10,6 +10,7 @@ from packaging.utils import canonicalize_name
 
 from hooktrain.errors import Complaint, PluginError
 from hooktrain.plugin.records import PluginRecord
+from hooktrain.plugin.usage import asks_for
 from hooktrain.protocols import ConfigDefaults, member
 
 if TYPE_CHECKING:
@@ -105,19 +106,5 @@ def _needing(host: PluginHost, recipe: Recipe) -> Iterator[str]:
         if member(config, ConfigDefaults, "needs_logits"):
             yield f"'{path}'"
     for record in _active(host):
-        if record.info.needs_logits and _is_used(host, recipe, record):
+        if record.info.needs_logits and asks_for(host, recipe, record):
             yield str(record)
-
-
-def _is_used(host: PluginHost, recipe: Recipe, record: PluginRecord) -> bool:
-    """Whether a recipe asks for anything that a plugin registers, settings at their defaults being none; one that
-    registers nothing is always active."""
-    own = {offer.config for kinds in host.parts.values() for offer in kinds.values() if offer.plugin is record}
-    return not own or any(type(config) in own and config != _default(type(config)) for _, config in _configs(recipe))
-
-
-def _default(config: type) -> Any:
-    try:
-        return config()
-    except (TypeError, ValueError):  # has keys that must be given
-        return None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+if TYPE_CHECKING:
+    from hooktrain.recipe.model import Recipe
 
 __all__ = ["API_VERSION", "POLICIES", "PluginInfo", "about", "declared_name", "written_for_another"]
 
@@ -40,6 +43,11 @@ def _are_plugins(instance: Any, attribute: Any, value: Iterable[str]) -> None:
 def _is_policy(instance: Any, attribute: Any, value: str) -> None:
     if value not in POLICIES:
         raise ValueError(f"on_error is {value!r}, expected one of {', '.join(POLICIES)}")
+
+
+def _is_function(instance: Any, attribute: Any, value: Any) -> None:
+    if value is not None and not callable(value):
+        raise ValueError(f"active_when is {value!r}, expected a function of the recipe that returns True or False")
 
 
 def _several(value: Any) -> tuple[str, ...]:
@@ -80,6 +88,10 @@ class PluginInfo:
     commands: Mapping[str, str] = attrs.field(factory=dict)
     """Commands that a module without metadata adds to ``hooktrain``: ``{"lowest": "module:command"}``. A distribution
     names them in the entry-point group ``hooktrain.commands`` instead."""
+    active_when: Callable[[Recipe], bool] | None = attrs.field(default=None, validator=_is_function)
+    """A function of the resolved recipe that says whether a run uses the plugin; None for one that every run uses. A
+    plugin that is not used costs nothing, clashes with nothing and ties no checkpoint to itself. One of which the
+    recipe chooses a part or the trainer type is used by that alone."""
     on_error: str = attrs.field(default="stop", validator=_is_policy)
     """What happens when one of its ``on_*`` hooks, ``collect_metrics`` or ``collect_state`` raises: ``stop`` the run,
     ``disable`` the plugin on all ranks, or ``warn`` and continue; a recipe may say otherwise in

@@ -32,16 +32,15 @@ def write_lock(host: PluginHost, path: Path) -> None:
         ) from problem
 
 
-def require_lock(host: PluginHost, path: Path) -> None:
-    """Refuse a run whose plugins are not those of a lock.
-
-    Args:
-        host: the plugins.
-        path: of the lock; a relative one is looked for in the current folder, as every path of a recipe is.
+def require_lock(host: PluginHost) -> None:
+    """Refuse a run whose plugins are not those of the lock that ``plugins.lock`` names, if any.
 
     Raises:
         PluginError: naming every difference; or the file is no lock.
     """
+    if host.config.lock is None:
+        return
+    path = host.config.lock.expanduser()
     looked = "" if path.is_absolute() else f" in the current folder, {Path.cwd()}"
     try:
         locked = json.loads(path.read_text(encoding="utf-8"))["plugins"]

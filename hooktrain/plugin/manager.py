@@ -15,7 +15,7 @@ from hooktrain import hookspecs
 from hooktrain.compat import code_of, remove_from_hook
 from hooktrain.errors import HooktrainWarning, NameTakenError, PluginError, did_you_mean, failure_of
 from hooktrain.hookspecs import LOOP_HOOKS
-from hooktrain.plugin.checking import check_plugins
+from hooktrain.plugin.checking import check_installed, check_used
 from hooktrain.plugin.config import PluginsConfig, Switches
 from hooktrain.plugin.digests import digest_of
 from hooktrain.plugin.discovery import aside, import_named, installed, own_version, record_of
@@ -70,6 +70,7 @@ class PluginHost:
         self.parts: dict[str, dict[str, RegisteredPart]] = {}
         self.trainer_types: dict[str, tuple[TrainerType, PluginRecord]] = {}
         self.warnings: list[str] = []
+        self.passed_over: dict[str, str] = {}  # what is said of it at the start of a run
         self.recipe_source = "recipe"  # what errors call it
         self.manager = pluggy.PluginManager("hooktrain")
         self.manager.add_hookspecs(hookspecs)
@@ -198,6 +199,11 @@ class PluginHost:
         self._fail(record, reason, PluginError(reason))
         self.hooks.refresh()
 
+    def leave_out(self, record: PluginRecord, reason: str) -> None:
+        """Take the hooks of a plugin out of a run that does not use it; what it registers stays known."""
+        self.manager.unregister(name=record.name)
+        record.state, record.reason = "unused", reason
+
     def _forget(self, record: PluginRecord, plugin: object) -> None:
         """Leave nothing of a plugin; another one that has its name, or itself under another, stays."""
         if self.manager.get_plugin(record.name) is plugin:  # pluggy keeps one that failed its validation (pluggy#463)
@@ -309,13 +315,18 @@ class PluginHost:
 
     # --------------------------------------------------------------------------------------------- checking
 
-    def check(self) -> None:
+    def check(self, recipe: Recipe | None = None) -> None:
         """Refuse misspelt hooks, loop hooks that two plugins implement, and names that two plugins register.
+
+        Args:
+            recipe: plugins and hooks that it does not use are left out first; None takes all as used.
 
         Raises:
             PluginError: naming everybody involved and what to write in the recipe.
         """
-        check_plugins(self)
+        check_installed(self)
+        for problem in check_used(self, recipe):
+            raise problem
 
     def is_own(self, implementation: HookImpl) -> bool:
         """Whether an implementation is the engine's."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pluggy import HookImpl
 
 from hooktrain.compat import reorder_hook
 from hooktrain.errors import Complaint, PluginError, did_you_mean
-from hooktrain.hookspecs import LOOP_HOOKS
 
 if TYPE_CHECKING:
     from hooktrain.plugin.manager import PluginHost
 
-__all__ = ["complaint_of", "conflicts", "is_declined", "put_in_order", "settle_loop_hook"]
+__all__ = ["complaint_of", "is_declined", "put_in_order", "settle_loop_hook"]
 
 
 def put_in_order(host: PluginHost) -> None:
@@ -73,27 +72,52 @@ def settle_loop_hook(host: PluginHost, hook: str) -> None:
             raise PluginError(
                 f"plugins.loop_hooks.{hook}: '{chosen}' {why}; those that implement it: {', '.join(candidates)}"
             )
-        for rival in rivals:
-            if rival.plugin_name != chosen and not is_declined(rival):
+        passed = [rival for rival in rivals if rival.plugin_name != chosen]
+        acting = next(found for found in answering if found.plugin_name == chosen)
+        _tell_of_passed_over(host, hook, acting, [rival.plugin_name for rival in passed], "plugins.loop_hooks")
+        for rival in passed:
+            if not is_declined(rival):
                 setattr(rival, "function", _declining(rival.function))  # noqa: B010 - as in guard_loop_hook
         host.hooks.refresh()
     elif len(rivals) > 1 and not set(names) <= set(host.config.order):
-        listed = " and ".join(str(host.records[name]) for name in names)
+        listed = f"{', '.join(str(host.records[name]) for name in names[:-1])} and {host.records[names[-1]]}"
         raise PluginError(
-            f"{listed} all implement the loop hook {hook}; say which one runs it:"
-            f" plugins: {{loop_hooks: {{{hook}: {names[0]}}}}}"
+            f"{listed} implement the loop hook {hook}, expected one plugin; write plugins: {{loop_hooks: {{{hook}:"
+            f" {names[0]}}}}} to have one run it and pass the others over, or plugins: {{order:"
+            f" [{', '.join(names)}]}} to have them tried in that order until one does not return NotImplemented"
         )
+    else:
+        for number, rival in enumerate(rivals[:-1], start=1):
+            _tell_of_passed_over(host, hook, rival, names[number:], "plugins.order")
+        host.hooks.refresh()
 
 
-def conflicts(host: PluginHost) -> list[PluginError]:
-    """Everything that is wrong with the plugins, collected problems first; :meth:`PluginHost.check` raises one."""
-    found = []
-    for check in (host.check, *(lambda name=name: settle_loop_hook(host, name) for name in LOOP_HOOKS)):
-        try:
-            check()
-        except PluginError as problem:
-            found.append(problem)
-    return list({str(problem): problem for problem in (*(host.problems or ()), *found)}.values())
+def _tell_of_passed_over(host: PluginHost, hook: str, acting: HookImpl, passed: Sequence[str], key: str) -> None:
+    """Have the first call that a plugin answers say which plugins were not asked, and note it for the run's start."""
+    if not passed or f"{hook} {acting.plugin_name}" in host.passed_over:
+        return
+    others = ", ".join(f"'{name}'" for name in passed)
+    first = f"'{acting.plugin_name}' runs it"
+    if key == "plugins.order" and not host.passed_over:
+        first += ", unless it returns NotImplemented"
+    host.passed_over[f"{hook} {acting.plugin_name}"] = f"{key}: hook {hook}: {first}, and passes over {others}"
+    function, has_trainer = acting.function, "trainer" in acting.argnames
+    place = acting.argnames.index("trainer") if has_trainer else 0
+    told = False
+
+    def telling(*arguments: Any) -> Any:
+        nonlocal told
+        result = function(*arguments)
+        if not told and result is not None:
+            told = True
+            trainer = arguments[place] if has_trainer else None
+            step = "" if trainer is None else f"step {trainer.global_step + 1}, "
+            text = f"{step}hook {hook}: '{acting.plugin_name}' ran it, so {others} was not called ({key})"
+            host.warn(text) if trainer is None else trainer.say(text)
+        return result
+
+    telling.__wrapped__ = function  # type: ignore[attr-defined]  # listings show the plugin's own file
+    setattr(acting, "function", telling)  # noqa: B010 - as in guard_loop_hook
 
 
 def complaint_of(problem: PluginError) -> Complaint:

@@ -21,7 +21,7 @@ class PluginRecord:
         name: its entry-point or module name.
         distribution: what was pip-installed to bring it, or ``hooktrain`` for built-in plugins.
         version: version of the distribution.
-        state: ``active``, ``blocked``, ``failed``, or ``disabled`` during the run.
+        state: ``active``, ``unused`` by the recipe, ``blocked``, ``failed``, or ``disabled`` during the run.
         reason: why it is not active.
         clashes: whether it failed as it registers a name that another plugin has; a run stops then.
         summary: the distribution's one line about itself.
@@ -42,6 +42,12 @@ class PluginRecord:
     hooks: list[str] = attrs.field(factory=list)
     registers: list[str] = attrs.field(factory=list)
     info: PluginInfo = PluginInfo()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as plain values; of ``info.active_when``, whether there is one."""
+        plain = attrs.asdict(self)
+        plain["info"]["active_when"] = self.info.active_when is not None
+        return plain
 
     if not TYPE_CHECKING:
 

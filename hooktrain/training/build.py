@@ -101,6 +101,8 @@ def build_data_parts(trainer: Trainer) -> DataParts:
         for record in host.failed():
             text = record.reason if record.reason.startswith("plugin ") else f"{record}: {record.reason}"
             host.warn(f"{text}; the run continues without it")
+        for text in host.passed_over.values():
+            trainer.say(text)
     tokenizer, data = make_data(host, recipe, world)
     if world.is_main:
         _write(run_dir / "data.json", json.dumps(dict(data.report), indent=2, default=str))

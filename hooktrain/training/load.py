@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from hooktrain.errors import PluginError, RecipeError
+from hooktrain.plugin.checking import check_installed, check_used, problems_of
 from hooktrain.plugin.config import PluginsConfig, Switches, plugins_config
 from hooktrain.plugin.dependencies import logit_complaints
 from hooktrain.plugin.manager import PluginHost
-from hooktrain.plugin.ordering import complaint_of, conflicts
+from hooktrain.plugin.ordering import complaint_of
 from hooktrain.recipe.model import Recipe
 from hooktrain.recipe.resolver import resolve
 from hooktrain.recipe.yaml_reader import apply_overrides, read_recipe
@@ -88,19 +90,20 @@ def load(
     host = make_host(plugins_config(raw, []), discover=discover, python_parts=python_parts, switches=words, problems=[])
     for plugin in plugins or []:
         host.register(plugin)
-    problems = conflicts(host)
+    found = problems_of([partial(check_installed, host)])
+    problems = [*(host.problems or ()), *found]
     try:
         made = resolve(raw, host, source=source, name=name)
     except RecipeError as problem:
         problem.complaints[:0] = map(complaint_of, problems)
         problem.rename(source)
         raise
+    problems += check_used(host, made)
     if len(problems) == 1:
         raise problems[0]
     if problems:
         raise RecipeError(map(complaint_of, problems), source)
     host.recipe_source = source
-    host.remove_unused_hooks(made)
     if made.profile_hooks:
         resolve_name(PROFILER)(host)
     world = World.from_environment()

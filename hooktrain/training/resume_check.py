@@ -14,6 +14,8 @@ import attrs
 from hooktrain.config import unstructure
 from hooktrain.errors import CheckpointError
 from hooktrain.hookspecs import FACTORIES, LOOP_HOOKS
+from hooktrain.plugin.ordering import is_declined
+from hooktrain.plugin.usage import asks_for
 
 if TYPE_CHECKING:
     from hooktrain.training.trainer import Trainer
@@ -226,15 +228,11 @@ def _of(record: Mapping[str, Any]) -> str:
 def _part_in(trainer: Trainer, name: str) -> list[str]:
     """The hooks through which a plugin has a hand in the training without any word in the recipe."""
     host, record = trainer.host, trainer.host.records[name]
-    if record.distribution == "hooktrain" or record.info.only_observes:
+    if record.distribution == "hooktrain" or record.info.only_observes or not asks_for(host, trainer.recipe, record):
         return []
-    own = [key for key, offer in host.parts.get("settings", {}).items() if offer.plugin is record]
-    settings = [trainer.recipe.settings[key] for key in own if key in trainer.recipe.settings]
-    if settings and all(config == type(config)() for config in settings):
-        return []  # what it registers is not asked for
     found = []
     for hook in (*LOOP_HOOKS, *FACTORIES):
-        implemented = [one for one in host.implementations(hook) if one.plugin_name == name]
+        implemented = [one for one in host.implementations(hook) if one.plugin_name == name and not is_declined(one)]
         if hook not in _HARMLESS and any(one.wrapper or hook in LOOP_HOOKS for one in implemented):
             found.append(hook)
     return [*found, "the gradients"] if record.info.changes_gradients else found

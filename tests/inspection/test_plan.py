@@ -440,12 +440,12 @@ def test_a_plan_starts_no_process_group_and_no_cuda(chat_recipe, tmp_path):
 
 def test_the_difference_of_two_plans(written, tmp_path, capsys):
     text = "type: tiny\noptimizer: {lr: 0.1}\n"
-    facts = read_plan(written(text), ["optimizer.lr=0.2", "data.rows=40"], ["no:samples"])
+    facts = read_plan(written(text), ["optimizer.lr=0.2", "data.rows=40"], ["no:signals"])
     other = written(text, "other.yaml")
     found = compare(other, facts, 1)
     assert found["values"]["optimizer.lr"] == [0.1, 0.2]
     assert found["values"]["data.rows"] == [13, 40]
-    assert found["plugins"] == {"samples": ["hooktrain-hf 0.2.0", "-"]}
+    assert found["plugins"] == {"signals": ["hooktrain 0.2.0", "-"]}
     assert found["estimates"]["steps.total"] == [13, 40]
     assert "on_train_end" in found["order of hooks"]
     saved = tmp_path / "plan.json"

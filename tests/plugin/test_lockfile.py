@@ -82,10 +82,10 @@ def test_a_lock_is_written_required_and_says_every_difference(run_cli, tiny_reci
     required = {**tiny_recipe, "plugins": {"lock": str(lock)}}
     fits = run_cli("train", required, "-p", "extra", source=source)
     assert fits.status == 0, fits.output
-    other = run_cli("train", required, "-p", "extra", "-p", "no:peft", source=source + "# changed\n")
+    other = run_cli("train", required, "-p", "extra", "-p", "no:hf", source=source + "# changed\n")
     assert other.status == 1
     assert "plugins.lock: " in other.stderr and str(lock) in other.stderr
-    assert "'extra' (extra)" in other.stderr and "'peft' (hooktrain-peft" in other.stderr
+    assert "'extra' (extra)" in other.stderr and "'hf' (hooktrain-hf" in other.stderr
     assert "'torch'" not in other.stderr, "which is as the lock has it"
     assert "Traceback" not in other.stderr
     anew = run_cli("plan", required, "-p", "extra", "--lock", str(lock), source=source + "# changed\n")

@@ -333,8 +333,8 @@ class StepB:
 
 
 def test_two_plugins_that_claim_a_loop_hook_stop_the_run_until_the_recipe_settles_it(run_tiny):
-    remedy = "plugins: {loop_hooks: {run_step: StepB}}"
-    with pytest.raises(PluginError, match=facts("'StepB' (tests)", "'StepA' (tests)", remedy)):
+    remedies = "plugins: {loop_hooks: {run_step: StepB}}", "plugins: {order: [StepB, StepA]}"
+    with pytest.raises(PluginError, match=facts("'StepB' (tests)", "'StepA' (tests)", *remedies)):
         run_tiny(StepA(), StepB())
 
 

@@ -15,6 +15,7 @@ from hooktrain import (
     Batch,
     HooktrainError,
     PluginInfo,
+    Recipe,
     StepOutput,
     Trainer,
     at_least,
@@ -23,15 +24,20 @@ from hooktrain import (
 )
 from torch import Tensor
 
-hooktrain_plugin = PluginInfo(changes_gradients=True)
-
 
 @attrs.frozen(kw_only=True)
 class Settings:
     """What a recipe may say under ``sharpness``."""
 
     radius: float = field(default=0.0, validator=at_least(0))
-    """Size of the ball; 0 leaves the step to others."""
+    """Size of the ball; 0 leaves the step as it is."""
+
+
+def _is_used(recipe: Recipe) -> bool:
+    return recipe.settings["sharpness"].radius > 0
+
+
+hooktrain_plugin = PluginInfo(changes_gradients=True, active_when=_is_used)
 
 
 @hookimpl
@@ -42,8 +48,6 @@ def register_configs() -> Mapping[str, Mapping[str, type]]:
 @hookimpl
 def run_step(trainer: Trainer, batches: Sequence[Batch]) -> Any:
     radius = trainer.recipe.settings["sharpness"].radius
-    if radius == 0:
-        return NotImplemented  # leaves it to the next plugin
     total = _gradients(trainer, batches)
     kept = _climb(trainer, radius)
     trainer.begin_step(batches)  # the same micro-batches, once more

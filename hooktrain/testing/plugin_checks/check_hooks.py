@@ -9,7 +9,8 @@ from typing import Any
 
 from hooktrain.compat import function_of
 from hooktrain.errors import HooktrainError
-from hooktrain.hookspecs import COLLECTED, HOOKS
+from hooktrain.hookspecs import COLLECTED, HOOKS, LOOP_HOOKS
+from hooktrain.plugin.records import PluginRecord
 from hooktrain.testing.plugin_checks.kit import Broken, Kit
 from hooktrain.testing.plugin_checks.plugin_reference import Spec, prepared
 
@@ -45,7 +46,7 @@ def facts(spec: Spec) -> dict[str, Any]:
             problems.append(f"the plugin is {state}: {reason}")
         else:
             hooks, changes_gradients = list(record.hooks), record.info.changes_gradients
-            problems += _never_run(made.host, made.name)
+            problems += [*_never_run(made.host, made.name), *_undeclared_use(record)]
     except HooktrainError as problem:
         problems.append(str(problem))
     try:
@@ -69,6 +70,17 @@ def _unmarked(plugin: Any) -> Iterator[str]:
     for name, function in _functions(plugin):
         if name in HOOKS and "hooktrain_impl" not in vars(function):
             yield f"{name}: has the name of a hook, but is not marked with @hookimpl, so it is never called"
+
+
+def _undeclared_use(record: PluginRecord) -> Iterator[str]:
+    """Yield an error where the plugin implements loop hooks and does not say which runs use it."""
+    found = [hook for hook in record.hooks if hook in LOOP_HOOKS]
+    if found and record.info.active_when is None:
+        yield (
+            f"{', '.join(found)}: a plugin that implements loop hooks clashes with others that do, in runs that use"
+            " none of them too; declare PluginInfo(active_when=...), a function of the recipe that says whether a run"
+            " uses the plugin, such as `lambda recipe: recipe.settings['NAME'].enabled`"
+        )
 
 
 def _never_run(host: Any, name: str) -> Iterator[str]:

@@ -165,6 +165,10 @@ class _CallbackHooks:
 class CallbacksPlugin(_CallbackHooks):
     """The callbacks that the recipe names under ``callbacks``."""
 
+    hooktrain_plugin = PluginInfo(
+        only_observes=True, active_when=lambda recipe: recipe.settings["callbacks"] != CallbacksConfig()
+    )
+
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
         return {"settings": {"callbacks": CallbacksConfig}}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from hooktrain import ModelError, at_least, field, hookimpl
+from hooktrain import ModelError, PluginInfo, at_least, field, hookimpl
 from hooktrain_hf.export import generation_config_for
 from hooktrain_hf.location import first_line
 from hooktrain_hf.verbosity import quiet_transformers
@@ -44,6 +44,8 @@ class SamplesConfig:
 
 class SamplesPlugin:
     """Prints answers, and appends them to ``samples.jsonl`` in the run directory."""
+
+    hooktrain_plugin = PluginInfo(active_when=lambda recipe: bool(recipe.settings["samples"].prompts))
 
     def __init__(self) -> None:
         self._first: dict[str, tuple[int, str]] = {}  # prompt -> step and text of its first answer

@@ -6,10 +6,10 @@ Liger and Triton take seconds to import, so they are imported when a model is bu
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hooktrain import World, hookimpl
+from hooktrain import PluginInfo, World, hookimpl
 from hooktrain_liger.compat import device_of
 from hooktrain_liger.config import LigerModelConfig
 
@@ -25,6 +25,8 @@ __all__ = ["LigerPlugin"]
 class LigerPlugin:
     """Registers the model ``liger``, and provides the cross-entropy for it."""
 
+    hooktrain_plugin = PluginInfo(active_when=lambda recipe: False)  # the model alone decides
+
     def __init__(self) -> None:
         self._config: LigerModelConfig | None = None
         self._model: Callable[[], Any] = lambda: None
@@ -34,10 +36,6 @@ class LigerPlugin:
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
         return {"model": {"liger": LigerModelConfig}}
-
-    @hookimpl
-    def unused_hooks(self, recipe: Any) -> Sequence[str]:
-        return [] if isinstance(recipe.model, LigerModelConfig) else ["on_train_start", "on_step_end"]
 
     # before hooktrain-hf, whose factory takes the config for one of its own
     @hookimpl(tryfirst=True)

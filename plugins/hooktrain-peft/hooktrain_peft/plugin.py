@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hooktrain_hf import HFModelConfig
 
-from hooktrain import Complaint, ModelError, hookimpl
+from hooktrain import Complaint, ModelError, PluginInfo, hookimpl
 from hooktrain_peft.config import PeftSettings
 
 if TYPE_CHECKING:
@@ -26,18 +26,19 @@ _LOW_RATE = 5e-5
 class PeftPlugin:
     """Puts an adapter on the model, and exports the adapter in the place of the model."""
 
+    hooktrain_plugin = PluginInfo(
+        active_when=lambda recipe: _settings(recipe) != PeftSettings() or _is_adapter(recipe.model)
+    )
+
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
         return {"settings": {"peft": PeftSettings}}
 
     @hookimpl
     def check_recipe(self, recipe: Recipe) -> Iterator[Complaint]:
-        settings = _settings(recipe)
-        if settings == PeftSettings():
-            return
         from hooktrain_peft.methods import check
 
-        yield from check(settings, recipe.model)
+        yield from check(_settings(recipe), recipe.model)
 
     @hookimpl(wrapper=True)
     def make_model(self, config: Any, recipe: Recipe) -> Generator[None, Module | None, Module | None]:
@@ -95,11 +96,17 @@ def _settings(recipe: Recipe) -> PeftSettings:
     return found if isinstance(found, PeftSettings) else PeftSettings()
 
 
-def _refuse_adapter_as_model(config: Any) -> None:
+def _is_adapter(config: Any) -> bool:
+    """Whether a model's folder contains an adapter and no model."""
     if not isinstance(config, HFModelConfig):
-        return
-    name, folder = config.name_or_path, Path(config.name_or_path).expanduser()
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return False
+    folder = Path(config.name_or_path).expanduser()
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def _refuse_adapter_as_model(config: Any) -> None:
+    if _is_adapter(config):
+        name = config.name_or_path
         raise ModelError(
             f"model.name_or_path: given '{name}', which contains an adapter; expected its base, with peft.adapter set"
             f" to this folder; or merge the two with `hooktrain merge {name} --output FOLDER` and give that folder"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
 import torch
-from hooktrain import PluginInfo, Recipe, Trainer, field, hookimpl
+from hooktrain import PluginInfo, Trainer, field, hookimpl
 from torch import Tensor
 from torch.nn import Module
 
@@ -21,7 +21,9 @@ class Settings:
 
 
 class Confidence:
-    hooktrain_plugin = PluginInfo(api="~=2.0", needs_logits=True)
+    hooktrain_plugin = PluginInfo(
+        api="~=2.0", needs_logits=True, active_when=lambda recipe: recipe.settings["confidence"].enabled
+    )
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None  # of probabilities and of tokens, shape (2,)
@@ -30,10 +32,6 @@ class Confidence:
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
         return {"settings": {"confidence": Settings}}
-
-    @hookimpl
-    def unused_hooks(self, recipe: Recipe) -> Iterable[str]:
-        return () if recipe.settings["confidence"].enabled else ("on_train_start", "collect_metrics", "on_teardown")
 
     @hookimpl
     def on_train_start(self, trainer: Trainer) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from hooktrain import ModelError, at_least, field, hookimpl
+from hooktrain import ModelError, PluginInfo, at_least, field, hookimpl
 from hooktrain_sft.compat import input_embeddings
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from hooktrain import Batch, Recipe, Trainer
+    from hooktrain import Batch, Trainer
 
 __all__ = ["NEFTunePlugin", "NEFTuneSettings", "document_lengths"]
 
@@ -36,6 +36,8 @@ class NEFTunePlugin:
     repeats it, and dropout draws the same numbers with and without it.
     """
 
+    hooktrain_plugin = PluginInfo(active_when=lambda recipe: recipe.settings["neftune"].noise_alpha > 0)
+
     def __init__(self) -> None:
         self._step, self._number = -1, 0
         self._hook: Any = None
@@ -43,11 +45,6 @@ class NEFTunePlugin:
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
         return {"settings": {"neftune": NEFTuneSettings}}
-
-    @hookimpl
-    def unused_hooks(self, recipe: Recipe) -> Sequence[str]:
-        used = recipe.settings["neftune"].noise_alpha
-        return [] if used else ["on_train_start", "on_microbatch_start", "on_microbatch_end"]
 
     @hookimpl
     def on_train_start(self, trainer: Trainer) -> None:

@@ -28,7 +28,12 @@ class EMAPlugin:
     """Averages weights while they are trained."""
 
     # the training stays the same, so that a resumed run may have it or not
-    hooktrain_plugin = PluginInfo(api=">=2.0,<3", excludes=["swa"], only_observes=True)
+    hooktrain_plugin = PluginInfo(
+        api=">=2.0,<3",
+        excludes=["swa"],
+        only_observes=True,
+        active_when=lambda recipe: recipe.settings["ema"].decay > 0,
+    )
 
     def __init__(self) -> None:
         self.average: MovingAverage | None = None
