@@ -51,7 +51,8 @@ def test_plugins_that_do_not_work_are_listed_with_the_reason(crowded, tmp_path):
 )
 def test_a_plan_refuses_conflicts_with_the_line_to_write(crowded, tiny, tmp_path, blocked, loaded, named):
     switches = [word for name in blocked.split() for word in ("-p", f"no:{name}")]
-    said = refused(crowded.hooktrain(tmp_path, "plan", tiny(**STEPS), *switches, *(["-p", loaded] if loaded else [])))
+    recipe = tiny(**STEPS, ema={"decay": 0.9})
+    said = refused(crowded.hooktrain(tmp_path, "plan", recipe, *switches, *(["-p", loaded] if loaded else [])))
     assert re.search(facts(*named), said), said
 
 
@@ -94,4 +95,5 @@ def test_a_lock_names_the_distribution_that_is_missing(good, tiny, tmp_path):
     required = tiny("required", train_iters=1, plugins={"lock": "plugins.lock"})
     written = done(good.hooktrain(tmp_path, "plan", tiny(train_iters=1), "--lock", "plugins.lock"))
     assert "plugins: {lock: plugins.lock}" in written.stdout
-    assert "'ema' (hooktrain-ema 0.9.2)" in refused(good.hooktrain(tmp_path, "train", required, "-p", "no:ema"))
+    blocked = ("-p", "no:transcripts")
+    assert "'transcripts' (hooktrain-transcripts " in refused(good.hooktrain(tmp_path, "train", required, *blocked))
