@@ -161,7 +161,7 @@ def test_plan(recipe, tmp_path):
             "type": "tiny",
             "plugin": "hooktrain.testing:TinyPlugin",
             "distribution": "hooktrain",
-            "wrapped_by": ["wraps", "peft"],
+            "wrapped_by": ["wraps"],  # peft is not in use
         }
     ]
     roles = [(each["plugin"], each["role"]) for each in plan["hooks"]["run_step"]]
@@ -169,7 +169,7 @@ def test_plan(recipe, tmp_path):
     assert not (tmp_path / "run").exists(), "a plan runs nothing"
     text = hooktrain("plan", str(recipe), "-p", "wraps", cwd=tmp_path, PYTHONPATH=str(tmp_path)).stdout
     for named in (
-        ["model ", " tiny ", "hooktrain.testing:TinyPlugin", "wraps, peft"],
+        ["model ", " tiny ", "hooktrain.testing:TinyPlugin", "wraps"],
         ["run_step ", "wraps, loop"],
         ["TinyModel", "289 parameters", "float32"],
         ["7, 7 ", "epoch", " of 2 "],
