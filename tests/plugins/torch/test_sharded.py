@@ -20,7 +20,11 @@ SHARDED = {
 }
 
 
-@pytest.mark.parametrize("strategy", list(SHARDED.values()), ids=list(SHARDED))
+@pytest.mark.parametrize(
+    "strategy",
+    [SHARDED["fsdp2"], pytest.param(SHARDED["zero 3"], marks=pytest.mark.thorough)],
+    ids=list(SHARDED),
+)
 def test_an_adapter_on_a_sharded_base(run: Any, run_ranks: Any, recipe: Any, tmp_path: Path, strategy: Any) -> None:
     """Its answers and losses are those of one rank; it is saved without the base, and resumed."""
     recorder = Recorder()
