@@ -55,6 +55,7 @@ from hooktrain.training.diagnostics import (
 )
 from hooktrain.training.lifecycle import NO_RECIPE, export_config, structured
 from hooktrain.training.metrics import OWN_METRICS, Meter
+from hooktrain.training.random_state import RandomState
 from hooktrain.types import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ class Trainer:
             the accumulation window and all ranks.
         exit_status: the status with which ``hooktrain train`` ends, as whoever requested the stop gave it.
         leaves_epoch: whether the rest of the current epoch is to be skipped.
+        random_state: the random numbers' part of a save: a checkpoint engine keeps ``random_state.to_save()`` of each
+            rank, and hands it to ``random_state.resume(state)`` when it loads.
     """
 
     strategy: Strategy
@@ -189,6 +192,7 @@ class Trainer:
         self._unit = ""
         self._step_tokens = self._step_targets = self._step_sequences = 0
         self.requests, self.saving, self._alone = Requests(), Saving(), self.world.world_size == 1
+        self.random_state = RandomState()
         self._absent_plugins: dict[str, Any] = {}
         self.host.error_policy.bind(self)
 
@@ -390,6 +394,7 @@ class Trainer:
     @property
     def train_batches(self) -> Iterator[list[Batch]]:
         """The windows that are left in the current epoch: lists of this rank's micro-batches, on the host."""
+        self.random_state.start()
         for rows, batches in self.loader.windows(self.state.epoch, self.state.sequences):
             self._step_sequences = rows
             yield [self.divide(batch) for batch in batches]
@@ -455,10 +460,14 @@ class Trainer:
     def run_loop(self) -> TrainerState:
         """Run the training and emit its events; the parts must have been built."""
         self.model.train()
+        if self.resume_from is None:
+            self.random_state.keep_observers_out(self.host)
         self.hooks.on_train_start(trainer=self)
+        self.random_state.go_on()
         at_start = self.recipe.eval_at_start and self.state.global_step == 0
         if (at_start or self.state.evaluation_due) and self.data.evaluation:
-            self.log(self.evaluate())
+            with self.random_state.counted():
+                self.log(self.evaluate())
         self.meter.reset()
         if self.should_stop:
             self.say(f"nothing is left to train: step {self.global_step} of {self.training_horizon} has been finished")
@@ -473,9 +482,12 @@ class Trainer:
     def epoch(self, epoch: int) -> int:
         """Run one epoch, or what is left of it, and emit its events; returns its steps."""
         self.leaves_epoch = False
+        if self.state.sequences == 0:  # in the middle of one, what follows was drawn before the checkpoint
+            self.random_state.start()
         self.hooks.on_epoch_start(trainer=self, epoch=epoch)
         steps: int = self.hooks.run_epoch(trainer=self, epoch=epoch)
-        self.hooks.on_epoch_end(trainer=self, epoch=epoch)
+        with self.random_state.after_save(self.global_step):
+            self.hooks.on_epoch_end(trainer=self, epoch=epoch)
         asked = self._agree()
         if asked.evaluate and self.data.evaluation and self.state.evaluated_at != self.global_step and not asked.urgent:
             self.log(self.evaluate())
@@ -659,12 +671,14 @@ class Trainer:
         with self.meter.pause():
             if self.recipe.on_nan == "stop":
                 require_trainable(self)
-            self.saving.collect(self, wait=True)
-            self.hooks.on_checkpoint_start(trainer=self)
-            saved: Sequence[Path] = self.hooks.save_checkpoint(trainer=self)
-            for path in saved:
-                self.saving.last = path
-                self.hooks.on_checkpoint_end(trainer=self, path=path)
+            with self.random_state.after_save(self.global_step):
+                self.saving.collect(self, wait=True)
+                self.hooks.on_checkpoint_start(trainer=self)
+            with self.random_state.saving(self.global_step):
+                saved: Sequence[Path] = self.hooks.save_checkpoint(trainer=self)
+                for path in saved:
+                    self.saving.last = path
+                    self.hooks.on_checkpoint_end(trainer=self, path=path)
         return saved
 
     def resume(self, path: Path) -> None:
@@ -674,7 +688,9 @@ class Trainer:
         self.state.stop_reason = None
         if self.state.sequences >= len(self.data.train):
             self.state.epoch, self.state.sequences = self.state.epoch + 1, 0
+        self.random_state.resumed(self.global_step)
         self.hooks.on_resume_end(trainer=self, path=path)
+        self.random_state.go_on()
 
     # ----------------------------------------------------------------------------------------- plugins' own state
 

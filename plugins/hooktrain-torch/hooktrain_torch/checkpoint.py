@@ -27,7 +27,6 @@ from hooktrain_torch.files import (
 )
 from hooktrain_torch.frozen_weights import FrozenWeights
 from hooktrain_torch.hyperparameters import as_built, take_changed
-from hooktrain_torch.random_state import restore_random_state
 from hooktrain_torch.retention import Retention
 from hooktrain_torch.save import FROZEN, PROVENANCE, TENSORS, Save
 from hooktrain_torch.stored_tensors import CheckpointTensors
@@ -353,7 +352,7 @@ class FullCheckpoint:
             setattr(trainer.state, name, value)
         trainer.restore_states(parts["plugins"])
         if self.world.rank < ranks:
-            restore_random_state(read_object(path / f"random-{self.world.rank}.pt"))
+            trainer.random_state.resume(read_object(path / f"random-{self.world.rank}.pt"))
         self._current = path
 
     def _not_written(self, trainer: Trainer, path: Path) -> list[str]:

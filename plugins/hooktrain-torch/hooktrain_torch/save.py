@@ -15,7 +15,6 @@ import attrs
 
 from hooktrain import CheckpointError, TrainedState, World, provenance
 from hooktrain_torch.files import commit, require_plain, write_object, write_text
-from hooktrain_torch.random_state import capture_random_state
 from hooktrain_torch.stored_tensors import index_of, tensors_of
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class Save:
             self._tensors[kind], self._places[kind] = tensors_of(
                 shard for shard in shards if kind != "model" or shard.name not in unchanged
             )
-        self._plain[f"random-{self.world.rank}.pt"] = capture_random_state()
+        self._plain[f"random-{self.world.rank}.pt"] = dict(trainer.random_state.to_save())
         if self.world.is_main:
             parts = {**states, "trained": dict(trained.rest)}
             require_plain(parts, "")
