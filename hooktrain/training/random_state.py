@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,32 +59,41 @@ def unchanged_random_state() -> Iterator[None]:
 
 
 class RandomState:
-    """The random states of a run, as far as its saves and a resume decide them."""
+    """The random states of a run, as far as its saves and a resume decide them.
+
+    Attributes:
+        saved_at: the step of the last save, or -1.
+    """
 
     def __init__(self) -> None:
-        self._saved_at = -1
-        self._of_save: Mapping[str, Any] | None = None
+        self.saved_at = -1
+        self._saved: Mapping[str, Any] = {}
+        self._saves = 0
         self._of_resume: Mapping[str, Any] | None = None
 
     # ------------------------------------------------------------------------------------------------- saving
 
     def to_save(self) -> Mapping[str, Any]:
         """Return what a checkpoint engine saves for this rank: the states when the save began."""
-        return capture_random_state() if self._of_save is None else self._of_save
+        return self._saved if self._saves else capture_random_state()
 
     @contextmanager
     def saving(self, step: int) -> Iterator[None]:
-        """A save of a step begins, and ends with the states that it began with; a save inside of it does so too."""
-        outer, self._of_save, self._saved_at = self._of_save, capture_random_state(), step
+        """A save of a step begins; it ends with the states that it began with, as does another save of that step."""
+        if self.saved_at == step:
+            self.after_save()
+        else:
+            self._saved, self.saved_at = capture_random_state(), step
+        self._saves += 1
         try:
             yield
         finally:
-            restore_random_state(self._of_save)
-            self._of_save = outer
+            self._saves -= 1
+            self.after_save()
 
-    def after_save(self, step: int) -> AbstractContextManager[None]:
-        """What is drawn inside does not count where the step was saved already: a resumed run does not repeat it."""
-        return unchanged_random_state() if self._saved_at == step else nullcontext()
+    def after_save(self) -> None:
+        """Put back the states of the last save: a resumed run does not repeat what its step drew afterwards."""
+        restore_random_state(self._saved)
 
     # ----------------------------------------------------------------------------------------------- resuming
 
@@ -99,8 +108,8 @@ class RandomState:
 
     def resumed(self, step: int) -> None:
         """Everything of a checkpoint is loaded; where it holds no state of this rank, the present one is taken."""
-        self._saved_at = step
         self._of_resume = self._of_resume or capture_random_state()
+        self._saved, self.saved_at = self._of_resume, step
 
     def go_on(self) -> None:
         """Put back what a resumed run continues from, unless it has; does nothing in a run that began anew."""

@@ -486,8 +486,7 @@ class Trainer:
             self.random_state.start()
         self.hooks.on_epoch_start(trainer=self, epoch=epoch)
         steps: int = self.hooks.run_epoch(trainer=self, epoch=epoch)
-        with self.random_state.after_save(self.global_step):
-            self.hooks.on_epoch_end(trainer=self, epoch=epoch)
+        self.hooks.on_epoch_end(trainer=self, epoch=epoch)
         asked = self._agree()
         if asked.evaluate and self.data.evaluation and self.state.evaluated_at != self.global_step and not asked.urgent:
             self.log(self.evaluate())
@@ -499,6 +498,8 @@ class Trainer:
             self.checkpoint("epoch")
         if asked.save:
             self.checkpoint("request")
+        if self.random_state.saved_at == self.global_step:
+            self.random_state.after_save()
         return steps
 
     def step(self, batches: Sequence[Batch]) -> StepOutput:
@@ -536,6 +537,8 @@ class Trainer:
             self.log(metrics)
         if self.checkpoint_engines:
             self.checkpoint("request" if asked.save else "step")
+        if self.random_state.saved_at == step:
+            self.random_state.after_save()
         return output
 
     def begin_step(self, batches: Sequence[Batch]) -> None:
@@ -671,9 +674,8 @@ class Trainer:
         with self.meter.pause():
             if self.recipe.on_nan == "stop":
                 require_trainable(self)
-            with self.random_state.after_save(self.global_step):
-                self.saving.collect(self, wait=True)
-                self.hooks.on_checkpoint_start(trainer=self)
+            self.saving.collect(self, wait=True)
+            self.hooks.on_checkpoint_start(trainer=self)
             with self.random_state.saving(self.global_step):
                 saved: Sequence[Path] = self.hooks.save_checkpoint(trainer=self)
                 for path in saved:
