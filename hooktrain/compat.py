@@ -150,6 +150,12 @@ def code_of(function: Any) -> Any:
     return getattr(inspect.unwrap(function), "__code__", None)
 
 
+def inner_tensors(tensor: Any) -> list[Any]:
+    """Return the tensors that a subclass of Tensor wraps, such as a quantized weight's; none of a plain tensor."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    return [] if flatten is None else [getattr(tensor, name) for name in flatten()[0]]
+
+
 def function_of(attribute: Any) -> Any:
     """Return the function of a bound, static or class method, and anything else as it is."""
     return getattr(attribute, "__func__", attribute)

@@ -24,6 +24,7 @@ from hooktrain.errors import HooktrainError, LoopHookError, failure_of
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import (
     CheckpointEngine,
+    ConfigDefaults,
     Loader,
     Scheduler,
     SchedulerDefaults,
@@ -53,9 +54,11 @@ from hooktrain.training.diagnostics import (
     require_trainable,
     wrong_answer,
 )
+from hooktrain.training.finite_weights import FiniteWeights
 from hooktrain.training.lifecycle import NO_RECIPE, export_config, structured
 from hooktrain.training.metrics import OWN_METRICS, Meter
 from hooktrain.training.random_state import RandomState
+from hooktrain.training.skipped_steps import count_skipped, require_updates, untrained
 from hooktrain.types import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
 
 if TYPE_CHECKING:
@@ -192,7 +195,7 @@ class Trainer:
         self._unit = ""
         self._step_tokens = self._step_targets = self._step_sequences = 0
         self.requests, self.saving, self._alone = Requests(), Saving(), self.world.world_size == 1
-        self.random_state = RandomState()
+        self.random_state, self.finite_weights = RandomState(), FiniteWeights()
         self._absent_plugins: dict[str, Any] = {}
         self.host.error_policy.bind(self)
 
@@ -460,6 +463,7 @@ class Trainer:
     def run_loop(self) -> TrainerState:
         """Run the training and emit its events; the parts must have been built."""
         self.model.train()
+        self.finite_weights.note(self)
         if self.resume_from is None:
             self.random_state.keep_observers_out(self.host)
         self.hooks.on_train_start(trainer=self)
@@ -473,8 +477,12 @@ class Trainer:
             self.say(f"nothing is left to train: step {self.global_step} of {self.training_horizon} has been finished")
         else:
             self.hooks.run_train(trainer=self)
-            self.checkpoint("end")
+            if not self.checkpoint("end"):
+                self.finite_weights.require(self)
         self.saving.collect(self, wait=True)
+        failed = untrained(self)
+        if failed is not None:
+            raise failed
         self.hooks.on_train_end(trainer=self)
         self.saving.require_last(self)
         return self.state
@@ -520,9 +528,13 @@ class Trainer:
         state.tokens += self._step_tokens
         state.supervised_tokens += self._step_targets
         if not output.stepped:
-            state.skipped_steps += 1
+            count_skipped(self, self._step_sequences)
+        elif state.consecutive_skipped_steps:
+            state.consecutive_skipped_steps = 0
         self.meter.add(output, self.denominator, self._step_tokens, self._sums)
         hooks.on_step_end(trainer=self, output=output)
+        if not output.stepped:
+            require_updates(self)
 
         asked = self._agree()
         step, interval, metrics = state.global_step, self.recipe.eval_interval, {}
@@ -661,12 +673,15 @@ class Trainer:
         self.history.append(metrics)
         self.meter.reset()
 
-    def checkpoint(self, reason: str) -> None:
-        """Save with the engines that are due for ``reason``: step, epoch, end or request."""
+    def checkpoint(self, reason: str) -> bool:
+        """Save with the engines that are due for ``reason``: step, epoch, end or request; returns whether any is."""
         due = self.saving.due(self.checkpoint_engines, reason, self.state)
+        if reason == "end" and untrained(self) is not None:
+            due = [engine for engine in due if not member(engine.config, ConfigDefaults, "exports")]
         if due:
             self.save_with(due, reason)
             self.saving.done(due, self.state)
+        return bool(due)
 
     def save_with(self, engines: list[CheckpointEngine], reason: str) -> Sequence[Path]:
         """Save with these engines and emit the events of it; returns what each wrote."""
@@ -676,6 +691,7 @@ class Trainer:
                 require_trainable(self)
             self.saving.collect(self, wait=True)
             self.hooks.on_checkpoint_start(trainer=self)
+            self.finite_weights.before_save(self)
             with self.random_state.saving(self.global_step):
                 saved: Sequence[Path] = self.hooks.save_checkpoint(trainer=self)
                 for path in saved:
