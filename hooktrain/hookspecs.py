@@ -709,8 +709,8 @@ def on_evaluate_end(trainer: Trainer, metrics: Mapping[str, float]) -> None:
 def on_checkpoint_start(trainer: Trainer) -> None:
     """Called when at least one checkpoint engine is about to save.
 
-    Called: by the trainer, before ``save_checkpoint``. Afterwards the weights are checked, which must be finite, and the
-        random states are captured: a checkpoint holds them as they are now.
+    Called: by the trainer, before ``save_checkpoint``. Afterwards the weights are checked, which must be finite, and
+        the random states are captured: a checkpoint holds them as they are then.
     Ranks: every rank.
     Device: may wait for the device.
 

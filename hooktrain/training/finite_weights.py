@@ -66,8 +66,10 @@ class FiniteWeights:
         raise problem
 
     def before_save(self, trainer: Trainer) -> None:
-        """:meth:`require`, where a plugin does the work of ``save_checkpoint``: the default does so itself, so that what
-        a wrapper exchanges for the save is looked at too."""
+        """Call :meth:`require` where a plugin does the work of ``save_checkpoint``.
+
+        The default does so itself, so that what a wrapper exchanges for the save is looked at too.
+        """
         found = trainer.host.implementations("save_checkpoint")
         if any(not one.wrapper and not trainer.host.is_own(one) for one in found):
             self.require(trainer)

@@ -66,7 +66,9 @@ def test_they_are_not_saved_and_the_last_good_checkpoint_stays(run_tiny, tmp_pat
     assert saved(tmp_path) == [2]
 
 
-@pytest.mark.parametrize("strategy", [{"data_parallel": "fsdp2"}, {"type": "deepspeed"}, {"type": "deepspeed", "zero_stage": 1}])
+@pytest.mark.parametrize(
+    "strategy", [{"data_parallel": "fsdp2"}, {"type": "deepspeed"}, {"type": "deepspeed", "zero_stage": 1}]
+)
 def test_other_strategies_look_too(run_tiny, tmp_path, strategy):
     class Everywhere:
         @hookimpl
@@ -76,7 +78,9 @@ def test_other_strategies_look_too(run_tiny, tmp_path, strategy):
                     group["lr"] = math.inf
 
     with pytest.raises(NonFiniteError, match=facts("step 3", "weight", "expected finite", "step-00000002")):
-        run_tiny(Everywhere(), checkpoint=EACH, log_interval=100, strategy={"dtype": "fp32", "device": "cpu", **strategy})
+        run_tiny(
+            Everywhere(), checkpoint=EACH, log_interval=100, strategy={"dtype": "fp32", "device": "cpu", **strategy}
+        )
     assert saved(tmp_path) == [2]
 
 
@@ -94,7 +98,11 @@ def on_step_end(trainer):
 
 def test_a_shard_of_another_rank_is_looked_at_and_all_ranks_end(run_ranks):
     run = run_ranks(
-        2, RANK_1, checkpoint=EACH, strategy={"data_parallel": "fsdp2", "dtype": "fp32", "device": "cpu"}, log_interval=9
+        2,
+        RANK_1,
+        checkpoint=EACH,
+        strategy={"data_parallel": "fsdp2", "dtype": "fp32", "device": "cpu"},
+        log_interval=9,
     )
     assert run.status == 1
     assert "the weight head.weight holds NaN" in run.stderr and "rank 1" in run.stderr, run.stderr
@@ -201,7 +209,9 @@ class Fails:
 @pytest.mark.parametrize("strategy", [{}, {"dtype": "fp16"}, {"type": "deepspeed", "zero_stage": 2}])
 def test_too_many_skipped_steps_end_the_run_and_the_first_is_named(run_tiny, tmp_path, strategy):
     settings = {"strategy": {"dtype": "fp32", "device": "cpu", **strategy}, "on_nan": "skip", "max_skipped_steps": 3}
-    with pytest.raises(NonFiniteError, match=facts("step 5", "3 steps", "max_skipped_steps", "step 3", "row ")) as caught:
+    with pytest.raises(
+        NonFiniteError, match=facts("step 5", "3 steps", "max_skipped_steps", "step 3", "row ")
+    ) as caught:
         run_tiny(Fails(range(3, 99)), checkpoint=EACH, data={"shuffle": False}, **settings)
     assert "row 4; row 5" in str(caught.value), "the third window of two"
     assert saved(tmp_path) == [2, 3, 4], "nothing is rotated away meanwhile"
@@ -240,4 +250,3 @@ def test_a_run_that_hardly_ever_stepped_is_no_success(run_tiny, tmp_path):
     with pytest.raises(NonFiniteError, match="13 of 14 steps"):  # nor is one that finds nothing left to do
         run_tiny(epochs=2, trainer={"resume_from": tmp_path / "run/checkpoints/step-00000014"}, **settings)
     run_tiny(Fails(range(2, 6)), **settings, run_dir=str(tmp_path / "half"))
-

@@ -62,8 +62,19 @@ class Keeps:
         draw()
 
 
-EVENTS = """on_train_start on_resume_start on_resume_end on_checkpoint_start on_checkpoint_end on_epoch_start
- on_epoch_end on_message on_evaluate_start on_evaluate_end on_log""".split()
+EVENTS = [
+    "on_train_start",
+    "on_resume_start",
+    "on_resume_end",
+    "on_checkpoint_start",
+    "on_checkpoint_end",
+    "on_epoch_start",
+    "on_epoch_end",
+    "on_message",
+    "on_evaluate_start",
+    "on_evaluate_end",
+    "on_log",
+]
 WRAPPED = ["run_train", "run_epoch", "save_checkpoint", "load_checkpoint", "on_train_start", "on_checkpoint_end"]
 CASES = {
     **{name: lambda name=name: drawing(name) for name in EVENTS},
