@@ -119,6 +119,10 @@ class RandomState:
     def start(self) -> None:
         """The training continues now: put back what it continues from, and let everything from here on count."""
         self.go_on()
+        self.started()
+
+    def started(self) -> None:
+        """The training has continued; nothing is put back any more."""
         self._of_resume = None
 
     @contextmanager

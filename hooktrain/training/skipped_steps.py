@@ -49,9 +49,13 @@ def require_updates(trainer: Trainer) -> None:
 
 
 def untrained(trainer: Trainer) -> NonFiniteError | None:
-    """Return the error for a run in which nearly no step updated the weights; None for any other."""
+    """Return the error for a run in which nearly no step updated the weights; None for any other.
+
+    A run that a signal has ended is no success anyway, and is resumed.
+    """
     state = trainer.state
-    if not state.global_step or state.skipped_steps < _NEARLY_ALL * state.global_step:
+    trains = not state.global_step or state.skipped_steps < _NEARLY_ALL * state.global_step
+    if trains or trainer.exit_status:
         return None
     return NonFiniteError(
         f"step {state.global_step}: {state.skipped_steps} of {state.global_step} steps updated no weight, expected few,"

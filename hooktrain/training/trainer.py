@@ -494,6 +494,7 @@ class Trainer:
             self.random_state.start()
         self.hooks.on_epoch_start(trainer=self, epoch=epoch)
         steps: int = self.hooks.run_epoch(trainer=self, epoch=epoch)
+        self.random_state.started()
         self.hooks.on_epoch_end(trainer=self, epoch=epoch)
         asked = self._agree()
         if asked.evaluate and self.data.evaluation and self.state.evaluated_at != self.global_step and not asked.urgent:
