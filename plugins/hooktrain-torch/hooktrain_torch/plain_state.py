@@ -81,7 +81,7 @@ class _Walk:
                 own = plain(key, f"a key of {where}", tensors=False)
                 made[own] = self.visit(item, f"{where}.{key}".removeprefix("."), depth)
             if kind is OrderedDict:  # a module's state_dict has versions as an attribute
-                vars(made).update(self.visit(vars(value), f"an attribute of {where}: ", depth))
+                vars(made).update(self.visit(vars(value), f"{where}.__dict__", depth))
             return made
         if kind in (list, tuple):
             return kind([self.visit(item, f"{where}[{index}]", depth) for index, item in enumerate(value)])
@@ -107,7 +107,7 @@ class _Walk:
             return value
         made = value.detach().clone() if is_part else value.detach()
         made = Parameter(made, value.requires_grad) if kind is Parameter else made.requires_grad_(value.requires_grad)
-        vars(made).update(self.visit(attributes, f"an attribute of {where}: ", depth))
+        vars(made).update(self.visit(attributes, f"{where}.__dict__", depth))
         return made
 
 
