@@ -144,22 +144,22 @@ def test_a_run_that_saves_nothing_does_not_end_well_with_them(run_tiny):
     assert "on_train_end" not in recorder.hooks
 
 
-MORE = {
-    "bf16": nn.Parameter(torch.zeros(3, dtype=torch.bfloat16)),
-    "complex": nn.Parameter(torch.zeros(3, dtype=torch.complex64)),
-    "double": nn.Parameter(torch.full((3,), 1e300, dtype=torch.float64)),
-    "frozen": nn.Parameter(torch.zeros(3), requires_grad=False),
-    "eighth": torch.zeros(3).to(torch.float8_e4m3fn),
-    "buffer": torch.zeros(3),
-}
+def weights_of_many_types() -> dict[str, torch.Tensor]:
+    return {
+        "bf16": nn.Parameter(torch.zeros(3, dtype=torch.bfloat16)),
+        "complex64": nn.Parameter(torch.zeros(3, dtype=torch.complex64)),
+        "float64": nn.Parameter(torch.full((3,), 1e300, dtype=torch.float64)),
+        "frozen": nn.Parameter(torch.zeros(3), requires_grad=False),
+        "float8": torch.zeros(3).to(torch.float8_e4m3fn),
+        "buffer": torch.zeros(3),
+    }
 
 
-@pytest.mark.parametrize("name", MORE)
+@pytest.mark.parametrize("name", weights_of_many_types())
 def test_weights_and_buffers_of_any_type_are_looked_at(run_tiny, tmp_path, name):
-    value = torch.tensor(math.nan).to(MORE[name].dtype)
-    more = {name: value.clone() if not isinstance(value, nn.Parameter) else value for name, value in MORE.items()}
+    more = weights_of_many_types()
     with pytest.raises(NonFiniteError, match=facts("step 3", f"weight {name}")):
-        run_tiny(Adds(**more), Poison(value, name), checkpoint=EACH)
+        run_tiny(Adds(**more), Poison(torch.tensor(math.nan).to(more[name].dtype), name), checkpoint=EACH)
     assert saved(tmp_path) == [2]
 
 
@@ -248,5 +248,5 @@ def test_a_run_that_hardly_ever_stepped_is_no_success(run_tiny, tmp_path):
     assert saved(tmp_path) == [14], "its state is there, for whoever looks for the cause"
     assert "on_train_end" not in recorder.hooks
     with pytest.raises(NonFiniteError, match="13 of 14 steps"):  # nor is one that finds nothing left to do
-        run_tiny(epochs=2, trainer={"resume_from": tmp_path / "run/checkpoints/step-00000014"}, **settings)
+        run_tiny(Fails([]), epochs=2, trainer={"resume_from": tmp_path / "run/checkpoints/step-00000014"}, **settings)
     run_tiny(Fails(range(2, 6)), **settings, run_dir=str(tmp_path / "half"))
