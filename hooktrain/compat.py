@@ -37,6 +37,7 @@ __all__ = [
     "fork_exec",
     "function_of",
     "has_entries",
+    "inner_tensors",
     "is_data_frame",
     "is_table",
     "module_name_of",

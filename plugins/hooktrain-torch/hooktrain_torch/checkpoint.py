@@ -247,7 +247,8 @@ class FullCheckpoint:
 
     def _on_all_ranks(self, trainer: Trainer, work: Callable[[], Any], saving: Save) -> list[Any]:
         """Do this rank's part and return the results of all ranks; raise on all of them when any has failed."""
-        problem, cause, made = "", None, None
+        problem, made = "", None
+        cause: Exception | None = None
         try:
             made = work()
         except OSError as raised:

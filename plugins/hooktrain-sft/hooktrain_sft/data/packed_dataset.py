@@ -59,7 +59,8 @@ class PackedDataset:
 
     def _members(self, index: int) -> list[int]:
         """Return the documents of a sequence."""
-        return [index] if self.bins is None else self.bins[index].tolist()
+        members: list[int] = [index] if self.bins is None else self.bins[index].tolist()
+        return members
 
     @property
     def lengths(self) -> NDArray[np.int64]:
