@@ -48,7 +48,9 @@ if TYPE_CHECKING:
     from hooktrain.protocols import CheckpointEngine as CheckpointEngine
     from hooktrain.protocols import CheckpointEngineDefaults as CheckpointEngineDefaults
     from hooktrain.protocols import ConfigDefaults as ConfigDefaults
+    from hooktrain.protocols import DatasetDefaults as DatasetDefaults
     from hooktrain.protocols import Loader as Loader
+    from hooktrain.protocols import LoaderDefaults as LoaderDefaults
     from hooktrain.protocols import PlacedLoader as PlacedLoader
     from hooktrain.protocols import Scheduler as Scheduler
     from hooktrain.protocols import SchedulerDefaults as SchedulerDefaults

@@ -37,6 +37,7 @@ __all__ = [
     "fork_exec",
     "function_of",
     "has_entries",
+    "inner_tensors",
     "is_data_frame",
     "is_table",
     "module_name_of",
@@ -148,6 +149,12 @@ def caller_frame(depth: int) -> FrameType:
 def code_of(function: Any) -> Any:
     """Return the code object of a function, unwrapped; None for another callable."""
     return getattr(inspect.unwrap(function), "__code__", None)
+
+
+def inner_tensors(tensor: Any) -> list[Any]:
+    """Return the tensors that a subclass of Tensor wraps, such as a quantized weight's; none of a plain tensor."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    return [] if flatten is None else [getattr(tensor, name) for name in flatten()[0]]
 
 
 def function_of(attribute: Any) -> Any:

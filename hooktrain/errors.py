@@ -154,7 +154,7 @@ class CheckpointError(HooktrainError):
 
 
 class NonFiniteError(HooktrainError):
-    """The loss or the gradients are not finite, and the recipe says to stop."""
+    """The loss, the gradients or the weights are not finite, or too many steps were skipped for that."""
 
 
 class RanksDisagreeError(HooktrainError):

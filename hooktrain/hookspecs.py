@@ -482,7 +482,8 @@ def on_train_start(trainer: Trainer) -> None:
     """Called when the run begins.
 
     Called: by ``trainer.run``, once, when all parts are built and a checkpoint, if any, has been loaded; before
-        ``run_train``.
+        ``run_train``. The random states are put back after each plugin, except after one that declares
+        ``changes_gradients`` in a run that does not resume.
     Ranks: every rank.
     Device: may wait for the device.
 
@@ -708,7 +709,8 @@ def on_evaluate_end(trainer: Trainer, metrics: Mapping[str, float]) -> None:
 def on_checkpoint_start(trainer: Trainer) -> None:
     """Called when at least one checkpoint engine is about to save.
 
-    Called: by the trainer, before ``save_checkpoint``.
+    Called: by the trainer, before ``save_checkpoint``. Afterwards the weights are checked, which must be finite, and
+        the random states are captured: a checkpoint holds them as they are then.
     Ranks: every rank.
     Device: may wait for the device.
 
@@ -727,7 +729,8 @@ def on_checkpoint_end(trainer: Trainer, path: Path) -> None:
     """Called when a checkpoint engine has saved.
 
     Called: by the trainer, once for each path that ``save_checkpoint`` returned, after it; and once for each
-        asynchronous save, some steps after the one that it holds.
+        asynchronous save, some steps after the one that it holds. The random states are put back afterwards, so random
+        numbers drawn here do not change the training.
     Ranks: every rank.
     Device: may wait for the device.
 
@@ -765,7 +768,8 @@ def on_resume_start(trainer: Trainer, path: Path) -> None:
 def on_resume_end(trainer: Trainer, path: Path) -> None:
     """Called when a checkpoint has been loaded.
 
-    Called: by ``trainer.run``, after ``load_checkpoint`` and before ``on_train_start``.
+    Called: by ``trainer.run``, after ``load_checkpoint`` and before ``on_train_start``. The random states of the
+        checkpoint are put back afterwards.
     Ranks: every rank.
     Device: may wait for the device.
 
@@ -1026,7 +1030,7 @@ def save_checkpoint(trainer: Trainer) -> Sequence[Path]:  # type: ignore[empty-b
     """Save with every checkpoint engine that is due.
 
     Called: by the trainer, after ``on_checkpoint_start`` and before ``on_checkpoint_end``: after a step, an epoch or
-        the run, and in ``trainer.save``.
+        the run, and in ``trainer.save``. Weights that are not finite end the run before anything is saved.
     Ranks: every rank.
     Device: may wait for the device.
 
@@ -1093,7 +1097,8 @@ def collect_state(trainer: Trainer) -> Mapping[str, Any] | None:
         trainer: the trainer.
 
     Returns:
-        A mapping of JSON values and tensors, kept under the plugin's name. None keeps nothing.
+        A mapping of JSON values and tensors, kept under the plugin's name. Numpy's numbers become Python's; any other
+        value is an error of the save, which names the plugin and the key. None keeps nothing.
 
     Default: none.
     """

@@ -23,7 +23,9 @@ __all__ = [
     "CheckpointEngine",
     "CheckpointEngineDefaults",
     "ConfigDefaults",
+    "DatasetDefaults",
     "Loader",
+    "LoaderDefaults",
     "PlacedLoader",
     "Scheduler",
     "SchedulerDefaults",
@@ -164,7 +166,10 @@ class Strategy(Protocol):
 
 
 class Loader(Protocol):
-    """Each epoch's accumulation windows of micro-batches, as ``make_loader`` returns it."""
+    """Each epoch's accumulation windows of micro-batches, as ``make_loader`` returns it.
+
+    Optional members are those of :class:`LoaderDefaults`.
+    """
 
     def __len__(self) -> int:
         """Return the accumulation windows of an epoch, which are its optimizer steps."""
@@ -248,6 +253,27 @@ class SchedulerDefaults:
     base_lrs: Sequence[float] | None = None
     """The learning rate of each parameter group that the schedule scales, as torch's keep it. With it a run may resume
     with another ``optimizer.lr``; without it the rates stay as saved."""
+
+
+class LoaderDefaults:
+    """Optional members of a loader, with their defaults."""
+
+    @staticmethod
+    def rows_of(epoch: int, start: int, count: int) -> Sequence[int]:
+        """Return the numbers of ``count`` rows of an epoch from ``start`` on, over all ranks; none if they have none.
+
+        Messages name them with :meth:`DatasetDefaults.row_name`.
+        """
+        return ()
+
+
+class DatasetDefaults:
+    """Optional members of a data set, with their defaults."""
+
+    @staticmethod
+    def row_name(row: int) -> str:
+        """Return what messages call a row: the examples of which it was made, and where they stand."""
+        return f"row {row}"
 
 
 class CheckpointEngineDefaults:

@@ -111,6 +111,8 @@ class TrainerState:
         tokens: tokens trained on so far over all ranks, padding excluded.
         supervised_tokens: those of them that carried a loss.
         skipped_steps: windows that did not step the optimizer (no supervised token, or non-finite gradients).
+        consecutive_skipped_steps: those of them since the optimizer last stepped.
+        first_skipped: the first of these, in words: its step, why it was skipped, and its examples.
         stop_reason: why the run was asked to end before its horizon, or None.
         evaluated_at: step of the newest evaluation, or -1.
         evaluation_due: whether an evaluation was left out as the run had to end, and is to be made up for.
@@ -123,6 +125,8 @@ class TrainerState:
     tokens: int = 0
     supervised_tokens: int = 0
     skipped_steps: int = 0
+    consecutive_skipped_steps: int = 0
+    first_skipped: str = ""
     stop_reason: str | None = None
     evaluated_at: int = -1
     evaluation_due: bool = False
@@ -270,7 +274,7 @@ class StoredTensors(Protocol):
 
 
 class Dataset(Protocol):
-    """A map-style data set."""
+    """A map-style data set. Optional members are those of :class:`DatasetDefaults`."""
 
     def __len__(self) -> int: ...
 

@@ -49,6 +49,12 @@ def test_tensors_share_a_storage():
     assert compat.storage_id(one) == compat.storage_id(one.view(2, 2)) != compat.storage_id(one.clone())
 
 
+def test_a_subclass_of_tensor_says_what_it_wraps():
+    ragged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+    assert any(torch.equal(inner, torch.ones(5)) for inner in compat.inner_tensors(ragged))
+    assert compat.inner_tensors(torch.ones(2)) == []
+
+
 def test_operations_are_seen():
     class Operations(compat.TorchDispatchMode):
         names: list[str] = []

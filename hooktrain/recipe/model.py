@@ -53,6 +53,8 @@ class Recipe:
     """Largest norm of all gradients together; 0 does not clip."""
     on_nan: str = field(default="stop", validator=one_of("stop", "skip"), affects_training=False)
     """What happens when loss or gradients are not finite: end the run, or leave the step out and count it."""
+    max_skipped_steps: int = field(default=20, validator=at_least(0), affects_training=False)
+    """Steps in a row without an update that end the run with an error, which names the first of them; 0 never does."""
     seed: int = field(default=42, validator=between(0, 2**32 - 1))
     """Seed of weights, dropout and the order of rows."""
     skip_validation: bool = field(default=False, affects_training=False)

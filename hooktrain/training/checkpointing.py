@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hooktrain.protocols import CheckpointEngine, CheckpointEngineDefaults, member
+from hooktrain.training.random_state import unchanged_random_state
 from hooktrain.types import TrainerState
 
 if TYPE_CHECKING:
@@ -48,10 +49,11 @@ class Saving:
             wait: for those that are still being written.
         """
         for engine in trainer.checkpoint_engines:
-            path = member(engine, CheckpointEngineDefaults, "finish")(trainer, wait)
-            if path is not None:
-                self.last = path
-                trainer.hooks.on_checkpoint_end(trainer=trainer, path=path)
+            with unchanged_random_state():  # a resumed run does not call them, or not at this step
+                path = member(engine, CheckpointEngineDefaults, "finish")(trainer, wait)
+                if path is not None:
+                    self.last = path
+                    trainer.hooks.on_checkpoint_end(trainer=trainer, path=path)
 
     def require_last(self, trainer: Trainer) -> None:
         """Refuse to call a run well whose last state was to be saved in the background and could not be.

@@ -58,6 +58,11 @@ class WindowLoader:
             return self.data.order(generator, self.window)
         return torch.randperm(len(self.dataset), generator=generator)
 
+    def rows_of(self, epoch: int, start: int, count: int) -> list[int]:
+        """The numbers of ``count`` rows of an epoch from ``start`` on, as :class:`hooktrain.LoaderDefaults` says."""
+        rows: list[int] = self.order(epoch)[start : start + count].tolist()
+        return rows
+
     def windows(self, epoch: int, start: int = 0) -> Iterator[tuple[int, list[Batch]]]:
         """This rank's share of each window.
 

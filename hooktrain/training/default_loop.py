@@ -125,6 +125,7 @@ class Loop:
 
     @hookimpl(trylast=True)
     def save_checkpoint(self, trainer: Trainer) -> Sequence[Path]:
+        trainer.finite_weights.require(trainer)  # here, as a wrapper may have exchanged them
         saved = [engine.save(trainer) for engine in trainer.due_checkpoint_engines]
         return [path for path in saved if path is not None]
 

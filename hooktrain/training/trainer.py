@@ -24,6 +24,7 @@ from hooktrain.errors import HooktrainError, LoopHookError, failure_of
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import (
     CheckpointEngine,
+    ConfigDefaults,
     Loader,
     Scheduler,
     SchedulerDefaults,
@@ -53,8 +54,11 @@ from hooktrain.training.diagnostics import (
     require_trainable,
     wrong_answer,
 )
+from hooktrain.training.finite_weights import FiniteWeights
 from hooktrain.training.lifecycle import NO_RECIPE, export_config, structured
 from hooktrain.training.metrics import OWN_METRICS, Meter
+from hooktrain.training.random_state import RandomState
+from hooktrain.training.skipped_steps import count_skipped, require_updates, untrained
 from hooktrain.types import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
 
 if TYPE_CHECKING:
@@ -86,6 +90,8 @@ class Trainer:
             the accumulation window and all ranks.
         exit_status: the status with which ``hooktrain train`` ends, as whoever requested the stop gave it.
         leaves_epoch: whether the rest of the current epoch is to be skipped.
+        random_state: the random numbers' part of a save: a checkpoint engine keeps ``random_state.to_save()`` of each
+            rank, and hands it to ``random_state.resume(state)`` when it loads.
     """
 
     strategy: Strategy
@@ -189,6 +195,7 @@ class Trainer:
         self._unit = ""
         self._step_tokens = self._step_targets = self._step_sequences = 0
         self.requests, self.saving, self._alone = Requests(), Saving(), self.world.world_size == 1
+        self.random_state, self.finite_weights = RandomState(), FiniteWeights()
         self._absent_plugins: dict[str, Any] = {}
         self.host.error_policy.bind(self)
 
@@ -390,6 +397,7 @@ class Trainer:
     @property
     def train_batches(self) -> Iterator[list[Batch]]:
         """The windows that are left in the current epoch: lists of this rank's micro-batches, on the host."""
+        self.random_state.start()
         for rows, batches in self.loader.windows(self.state.epoch, self.state.sequences):
             self._step_sequences = rows
             yield [self.divide(batch) for batch in batches]
@@ -455,17 +463,26 @@ class Trainer:
     def run_loop(self) -> TrainerState:
         """Run the training and emit its events; the parts must have been built."""
         self.model.train()
+        self.finite_weights.note(self)
+        if self.resume_from is None:
+            self.random_state.keep_observers_out(self.host)
         self.hooks.on_train_start(trainer=self)
+        self.random_state.go_on()
         at_start = self.recipe.eval_at_start and self.state.global_step == 0
         if (at_start or self.state.evaluation_due) and self.data.evaluation:
-            self.log(self.evaluate())
+            with self.random_state.counted():
+                self.log(self.evaluate())
         self.meter.reset()
         if self.should_stop:
             self.say(f"nothing is left to train: step {self.global_step} of {self.training_horizon} has been finished")
         else:
             self.hooks.run_train(trainer=self)
-            self.checkpoint("end")
+            if not self.checkpoint("end"):
+                self.finite_weights.require(self)
         self.saving.collect(self, wait=True)
+        failed = untrained(self)
+        if failed is not None:
+            raise failed
         self.hooks.on_train_end(trainer=self)
         self.saving.require_last(self)
         return self.state
@@ -473,8 +490,11 @@ class Trainer:
     def epoch(self, epoch: int) -> int:
         """Run one epoch, or what is left of it, and emit its events; returns its steps."""
         self.leaves_epoch = False
+        if self.state.sequences == 0:  # in the middle of one, what follows was drawn before the checkpoint
+            self.random_state.start()
         self.hooks.on_epoch_start(trainer=self, epoch=epoch)
         steps: int = self.hooks.run_epoch(trainer=self, epoch=epoch)
+        self.random_state.started()
         self.hooks.on_epoch_end(trainer=self, epoch=epoch)
         asked = self._agree()
         if asked.evaluate and self.data.evaluation and self.state.evaluated_at != self.global_step and not asked.urgent:
@@ -487,6 +507,8 @@ class Trainer:
             self.checkpoint("epoch")
         if asked.save:
             self.checkpoint("request")
+        if self.random_state.saved_at == self.global_step:
+            self.random_state.after_save()
         return steps
 
     def step(self, batches: Sequence[Batch]) -> StepOutput:
@@ -507,9 +529,13 @@ class Trainer:
         state.tokens += self._step_tokens
         state.supervised_tokens += self._step_targets
         if not output.stepped:
-            state.skipped_steps += 1
+            count_skipped(self, self._step_sequences)
+        elif state.consecutive_skipped_steps:
+            state.consecutive_skipped_steps = 0
         self.meter.add(output, self.denominator, self._step_tokens, self._sums)
         hooks.on_step_end(trainer=self, output=output)
+        if not output.stepped:
+            require_updates(self)
 
         asked = self._agree()
         step, interval, metrics = state.global_step, self.recipe.eval_interval, {}
@@ -524,6 +550,8 @@ class Trainer:
             self.log(metrics)
         if self.checkpoint_engines:
             self.checkpoint("request" if asked.save else "step")
+        if self.random_state.saved_at == step:
+            self.random_state.after_save()
         return output
 
     def begin_step(self, batches: Sequence[Batch]) -> None:
@@ -646,12 +674,15 @@ class Trainer:
         self.history.append(metrics)
         self.meter.reset()
 
-    def checkpoint(self, reason: str) -> None:
-        """Save with the engines that are due for ``reason``: step, epoch, end or request."""
+    def checkpoint(self, reason: str) -> bool:
+        """Save with the engines that are due for ``reason``: step, epoch, end or request; returns whether any is."""
         due = self.saving.due(self.checkpoint_engines, reason, self.state)
+        if reason == "end" and untrained(self) is not None:
+            due = [engine for engine in due if not member(engine.config, ConfigDefaults, "exports")]
         if due:
             self.save_with(due, reason)
             self.saving.done(due, self.state)
+        return bool(due)
 
     def save_with(self, engines: list[CheckpointEngine], reason: str) -> Sequence[Path]:
         """Save with these engines and emit the events of it; returns what each wrote."""
@@ -661,10 +692,12 @@ class Trainer:
                 require_trainable(self)
             self.saving.collect(self, wait=True)
             self.hooks.on_checkpoint_start(trainer=self)
-            saved: Sequence[Path] = self.hooks.save_checkpoint(trainer=self)
-            for path in saved:
-                self.saving.last = path
-                self.hooks.on_checkpoint_end(trainer=self, path=path)
+            self.finite_weights.before_save(self)
+            with self.random_state.saving(self.global_step):
+                saved: Sequence[Path] = self.hooks.save_checkpoint(trainer=self)
+                for path in saved:
+                    self.saving.last = path
+                    self.hooks.on_checkpoint_end(trainer=self, path=path)
         return saved
 
     def resume(self, path: Path) -> None:
@@ -674,7 +707,9 @@ class Trainer:
         self.state.stop_reason = None
         if self.state.sequences >= len(self.data.train):
             self.state.epoch, self.state.sequences = self.state.epoch + 1, 0
+        self.random_state.resumed(self.global_step)
         self.hooks.on_resume_end(trainer=self, path=path)
+        self.random_state.go_on()
 
     # ----------------------------------------------------------------------------------------- plugins' own state
 

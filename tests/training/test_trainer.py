@@ -546,7 +546,10 @@ def test_a_window_with_nothing_supervised_never_moves_the_weights(run_tiny):
             data.train.rows = [(ids, torch.full_like(labels, -100)) for ids, labels in data.train.rows]
             return data
 
-    trainer = run_tiny(Nothing(), data={"eval_rows": 0})
+    recorder = Recorder()
+    with pytest.raises(NonFiniteError, match=facts("7 of 7 steps", "step 1", "nothing was supervised", "not trained")):
+        run_tiny(Nothing(), recorder, data={"eval_rows": 0})
+    trainer = recorder.calls[-1][1]["trainer"]
     torch.manual_seed(42)
     fresh = TinyModel(type(trainer.recipe.model)())
     for name, value in fresh.state_dict().items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -134,7 +134,7 @@ class HFCheckpointEngine:
                 )
             if trainer.tokenizer is not None:
                 trainer.tokenizer.save_pretrained(folder)
-            _verify(folder, written)
+            _verify(folder, written, _allowed(trainer, weights))
             replace_folder(folder, target)
 
 
@@ -256,8 +256,17 @@ def generation_config_for(module: PreTrainedModel, tokenizer: Any) -> Generation
     return config
 
 
-def _verify(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Read the written files back and compare names, shapes and values with the model's weights."""
+def _allowed(trainer: Trainer, weights: Collection[str]) -> Callable[[str], bool]:
+    """Return whether a stored weight may hold what is not finite: one that did as it was built."""
+    before = trainer.finite_weights.as_built or {}
+    return lambda name: name in before or (bool(before) and name not in weights)  # an export may rename them
+
+
+def _verify(folder: Path, weights: Mapping[str, Tensor], allowed: Callable[[str], bool]) -> None:
+    """Read the written files back and compare names, shapes and values with the model's weights.
+
+    The weights were finite, but the ones that are written may have another precision, or be merged.
+    """
     import torch
     from safetensors import safe_open
 
@@ -269,6 +278,12 @@ def _verify(folder: Path, weights: Mapping[str, Tensor]) -> None:
                 tensor = file.get_tensor(name)
                 stored.add(name)
                 numbers += tensor.numel()
+                if not allowed(name) and not _is_finite(tensor, torch):
+                    raise CheckpointError(
+                        f"{_WHERE}: {name} holds NaN or an infinity in {str(tensor.dtype).removeprefix('torch.')},"
+                        " expected finite numbers; the export was discarded; write save_dtype: bf16, whose range is"
+                        " that of fp32, or resume from an earlier checkpoint"
+                    )
                 # some architectures are stored under other names, with their tensors split or joined
                 if name in weights and not _equal(tensor, weights[name], torch):
                     raise CheckpointError(
@@ -282,6 +297,13 @@ def _verify(folder: Path, weights: Mapping[str, Tensor]) -> None:
             f"{_WHERE}: {numbers} numbers were written, expected {sum(t.numel() for t in unique.values())}; missing:"
             f" {lost}; the export was discarded; use 'type: full' and report the model's architecture"
         )
+
+
+def _is_finite(tensor: Tensor, torch: Any) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    extremes = torch.aminmax(tensor.float() if tensor.element_size() == 1 else tensor)  # NaN where one element is
+    return bool(torch.stack(tuple(extremes)).isfinite().all())
 
 
 def _equal(left: Tensor, right: Tensor, torch: Any) -> bool:

@@ -18,7 +18,6 @@ from hooktrain_torch.checkpoint_config import FullConfig
 from hooktrain_torch.files import (
     MANIFEST,
     UNKNOWN,
-    NotPlainError,
     number_of,
     problem_of,
     read_object,
@@ -27,9 +26,9 @@ from hooktrain_torch.files import (
 )
 from hooktrain_torch.frozen_weights import FrozenWeights
 from hooktrain_torch.hyperparameters import as_built, take_changed
-from hooktrain_torch.random_state import restore_random_state
+from hooktrain_torch.plain_state import NotPlainError
 from hooktrain_torch.retention import Retention
-from hooktrain_torch.save import FROZEN, PROVENANCE, TENSORS, Save
+from hooktrain_torch.save import FROZEN, PARTS, PROVENANCE, TENSORS, Save
 from hooktrain_torch.stored_tensors import CheckpointTensors
 
 if TYPE_CHECKING:
@@ -225,9 +224,9 @@ class FullCheckpoint:
             temporary.mkdir(parents=True)
 
     def _end(self, trainer: Trainer, saving: Save) -> Path:
-        """Note a new checkpoint, and remove those that it makes superfluous."""
+        """Note a new checkpoint, and remove those that it makes superfluous, but none while steps are skipped."""
         self._current, self.unsaved = saving.target, None
-        if self.world.is_main:
+        if self.world.is_main and not (saving.skips or trainer.state.consecutive_skipped_steps):
             self._retention.apply(trainer, self._found())
         return saving.target
 
@@ -248,14 +247,17 @@ class FullCheckpoint:
 
     def _on_all_ranks(self, trainer: Trainer, work: Callable[[], Any], saving: Save) -> list[Any]:
         """Do this rank's part and return the results of all ranks; raise on all of them when any has failed."""
-        problem, cause, made = "", None, None
+        problem, made = "", None
+        cause: Exception | None = None
         try:
             made = work()
         except OSError as raised:
             advice = "make room, or give" if raised.errno in _FULL else "give"
             problem, cause = f"{raised.strerror or raised}; {advice} another output_dir", raised
         except (NotPlainError, CheckpointError) as raised:
-            problem = str(raised)
+            problem, cause = str(raised), raised
+        except Exception as raised:  # other ranks wait for this one
+            problem, cause = f"{type(raised).__name__}: {raised}", raised
         results = trainer.strategy.gather_objects([problem, made])
         for rank, (text, _) in enumerate(results):
             if text:
@@ -329,7 +331,7 @@ class FullCheckpoint:
             return CheckpointTensors(path, kind, tensors[kind])
 
         try:
-            parts = read_object(path / "parts.pt")
+            parts = read_object(path / PARTS)
             tensors = json.loads((path / TENSORS).read_text(encoding="utf-8"))
             left_out = self._not_written(trainer, path)
             strategy.load_trained_state(
@@ -353,7 +355,7 @@ class FullCheckpoint:
             setattr(trainer.state, name, value)
         trainer.restore_states(parts["plugins"])
         if self.world.rank < ranks:
-            restore_random_state(read_object(path / f"random-{self.world.rank}.pt"))
+            trainer.random_state.resume(read_object(path / f"random-{self.world.rank}.pt"))
         self._current = path
 
     def _not_written(self, trainer: Trainer, path: Path) -> list[str]:

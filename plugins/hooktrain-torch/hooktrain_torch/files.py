@@ -7,27 +7,23 @@ import errno
 import hashlib
 import json
 import os
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from hooktrain import CheckpointError
 
 __all__ = [
     "MANIFEST",
     "UNKNOWN",
-    "NotPlainError",
     "Problem",
     "commit",
     "number_of",
     "problem_of",
     "read_object",
-    "require_plain",
     "require_writable",
     "sync_folder",
     "write_object",
@@ -43,11 +39,6 @@ _LARGE = 1 << 20
 """Bytes from which on hashing them is worth a thread of its own while they are written."""
 _SYNC_EVERY = 16 << 20
 """Bytes after which what has been written is synced to the disk."""
-_PLAIN = {type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device}
-
-
-class NotPlainError(Exception):
-    """A state holds a value that a checkpoint cannot hold."""
 
 
 class Problem(NamedTuple):
@@ -60,28 +51,6 @@ class Problem(NamedTuple):
 
     text: str
     other_format: bool = False
-
-
-def require_plain(value: Any, where: str) -> None:
-    """Refuse a value that ``torch.load`` with ``weights_only=True`` would refuse when it is too late.
-
-    Raises:
-        NotPlainError: naming the path to the value.
-    """
-    if isinstance(value, Tensor) or type(value) in _PLAIN:
-        return
-    if type(value) in (dict, OrderedDict):
-        for key, item in value.items():
-            require_plain(key, f"a key of {where}")
-            require_plain(item, f"{where}.{key}".removeprefix("."))
-    elif type(value) in (list, tuple):
-        for index, item in enumerate(value):
-            require_plain(item, f"{where}[{index}]")
-    else:
-        raise NotPlainError(
-            f"{where} is a {type(value).__module__}.{type(value).__qualname__}, expected numbers, text, lists, mappings"
-            " and tensors; convert it in state_dict or collect_state"
-        )
 
 
 def require_writable(folder: Path) -> None:
@@ -154,19 +123,37 @@ def _synced(path: Path) -> Iterator[_SyncedStream]:
 
 
 def write_object(value: Any, path: Path) -> dict[str, Any]:
-    """Write tensors and plain values, synced to the disk, and return the file's size and digest."""
+    """Write tensors and plain values, synced to the disk, and return the file's size and digest.
+
+    The file is read back, as far as that takes no time: names, types and shapes, and the numbers of no tensor.
+
+    Raises:
+        CheckpointError: when it can be written, but not read.
+        OSError: when it cannot be written.
+    """
     with _synced(path) as stream:
         try:
             torch.save(value, stream)  # type: ignore[arg-type]
         except RuntimeError as problem:  # after a failed write torch ends its archive, whose failure hides the first
             first = problem.__context__
             raise first if isinstance(first, (OSError, KeyboardInterrupt)) else problem from None
-        return stream.end()
+        facts = stream.end()
+    try:
+        read_object(path)
+    except Exception as problem:
+        raise CheckpointError(
+            f"{path.name} was written and cannot be read ({type(problem).__name__}: {_first_line(problem)})"
+        ) from problem
+    return facts
 
 
 def read_object(path: Path) -> Any:
     """Read what :func:`write_object` wrote; tensors are read from the disk when they are used."""
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _first_line(problem: Exception) -> str:
+    return str(problem).strip().partition("\n")[0][:200]
 
 
 def write_text(path: Path, text: str) -> dict[str, Any]:

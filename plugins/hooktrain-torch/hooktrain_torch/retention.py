@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shutil
 import threading
@@ -117,7 +118,8 @@ class Retention:
                 continue
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
             if name in state["metrics"] and state.get("evaluated_at") == state["global_step"]:
-                values.append((sign * state["metrics"][name], path))
+                value = sign * state["metrics"][name]
+                values += [(value, path)] if math.isfinite(value) else []
         if not values and not self._warned:
             self._warned = True
             known = ", ".join(sorted(m for m in trainer.state.metrics if m.startswith("eval/"))) or "none so far"

@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from hooktrain import CheckpointError, TrainedState, World, provenance
-from hooktrain_torch.files import commit, require_plain, write_object, write_text
-from hooktrain_torch.random_state import capture_random_state
-from hooktrain_torch.stored_tensors import index_of, tensors_of
+from hooktrain_torch.files import commit, write_object, write_text
+from hooktrain_torch.plain_state import plain, unreadable_in
+from hooktrain_torch.stored_tensors import index_of, tensors_of, without_hidden
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hooktrain import Trainer
 
-__all__ = ["FROZEN", "PROVENANCE", "TENSORS", "Save"]
+__all__ = ["FROZEN", "PARTS", "PROVENANCE", "TENSORS", "Save"]
 
 FROZEN = "frozen.json"
+PARTS = "parts.pt"
 PROVENANCE = "provenance.json"
 TENSORS = "tensors.json"
 
@@ -40,6 +41,7 @@ class Save:
 
     Attributes:
         temporary: the folder that is written to, next to ``target``.
+        skips: whether the optimizer has skipped the last step.
         began: when the save began, by ``time.perf_counter``.
         stalled: seconds for which training paused, of a save in the background.
         is_committing: whether the background thread commits the checkpoint, after or instead of writing this rank's
@@ -49,7 +51,7 @@ class Save:
     def __init__(self, target: Path, step: int, world: World) -> None:
         self.target, self.step, self.world = target, step, world
         self.temporary = target.with_name(f".saving-{target.name}")
-        self.began, self.stalled, self.is_committing = time.perf_counter(), 0.0, False
+        self.began, self.stalled, self.is_committing, self.skips = time.perf_counter(), 0.0, False, False
         self._tensors: dict[str, dict[str, Tensor]] = {}
         self._places: dict[str, Any] = {}
         self._plain: dict[str, Any] = {}
@@ -74,33 +76,48 @@ class Save:
             NotPlainError: when a state holds a value that a checkpoint cannot hold.
             CheckpointError: when the strategy returned two shards of one tensor.
         """
+        self.skips = trainer.state.consecutive_skipped_steps > 0
         for kind, shards in (("model", trained.model), ("optimizer", trained.optimizer)):
             self._tensors[kind], self._places[kind] = tensors_of(
                 shard for shard in shards if kind != "model" or shard.name not in unchanged
             )
-        self._plain[f"random-{self.world.rank}.pt"] = capture_random_state()
+        self._plain[f"random-{self.world.rank}.pt"] = dict(trainer.random_state.to_save())
         if self.world.is_main:
-            parts = {**states, "trained": dict(trained.rest)}
-            require_plain(parts, "")
-            self._plain["parts.pt"] = parts
+            self._plain[PARTS] = plain({**states, "trained": dict(trained.rest)}, "")
             if unchanged:
                 self._texts[FROZEN] = partial(json.dumps, dict(unchanged), indent=2)
             # values are collected now; their text, which takes longest to make, is made when it is written
             self._texts |= {
-                "state.json": partial(json.dumps, attrs.asdict(trainer.state), indent=2),
+                "state.json": partial(
+                    json.dumps, plain(attrs.asdict(trainer.state), "trainer.state", tensors=False), indent=2
+                ),
                 "recipe.yaml": trainer.recipe.as_yaml,
                 PROVENANCE: partial(json.dumps, provenance(trainer), indent=2, default=str),
             }
 
     def write(self) -> dict[str, Any]:
-        """Write this rank's files, and return their sizes and digests and the places of its shards."""
+        """Write this rank's files and read them back, and return their sizes and digests and the places of its shards.
+
+        Raises:
+            CheckpointError: when one could not be read again, naming whose state it is.
+            OSError: when one cannot be written.
+        """
         files = {}
         for kind, tensors in self._tensors.items():
             if tensors or self.world.is_main:
                 name = f"{kind}-{self.world.rank}.pt"
-                files[name] = write_object(tensors, self.temporary / name)
+                files[name] = write_object(without_hidden(tensors), self.temporary / name)
         for name, value in self._plain.items():
-            files[name] = write_object(value, self.temporary / name)
+            try:
+                files[name] = write_object(value, self.temporary / name)
+            except OSError:
+                raise
+            except Exception as problem:
+                where = unreadable_in(value) if name == PARTS else ""
+                raise CheckpointError(
+                    f"{where or name} cannot be saved so that it can be read again ({problem}); convert it in"
+                    " collect_state, or where else it comes from"
+                ) from problem
         for name, text in self._texts.items():
             files[name] = write_text(self.temporary / name, text())
         return {"files": files, "places": self._places}

@@ -6,6 +6,7 @@ Readers can request any range of a tensor, so another number of ranks, or anothe
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from hooktrain import CheckpointError, Shard
 from hooktrain_torch.files import read_object
+from hooktrain_torch.plain_state import plain_tensor
 
-__all__ = ["CheckpointTensors", "index_of", "tensors_of"]
+__all__ = ["CheckpointTensors", "index_of", "tensors_of", "without_hidden"]
 
 Part = tuple[int, int, int]
 """The rank that wrote a shard, its first element and the one after its last."""
@@ -27,15 +29,36 @@ def tensors_of(shards: Iterable[Shard]) -> tuple[dict[str, Tensor], dict[str, An
 
     Raises:
         CheckpointError: when a rank has two shards of one tensor.
+        NotPlainError: when a shard cannot be written as a plain tensor.
     """
     tensors: dict[str, Tensor] = {}
     places: dict[str, Any] = {}
     for shard in shards:
         if shard.name in tensors:
             raise CheckpointError(f"{shard.name}: the strategy returned two shards of it on one rank, expected one")
-        tensors[shard.name] = shard.values.detach()
+        tensors[shard.name] = plain_tensor(shard.name, shard.values)
         places[shard.name] = [list(shard.shape), shard.start, shard.start + shard.values.numel()]
     return tensors, places
+
+
+def without_hidden(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a file, copied where the memory that they lie in holds much that none of them shows.
+
+    A file holds that memory as a whole, and once for all tensors in it, such as the shards of a flat vector.
+    """
+    shown: Counter[tuple[torch.device, int]] = Counter()
+    strided = {name: value for name, value in tensors.items() if value.layout is torch.strided and not value.is_meta}
+    for value in strided.values():
+        shown[value.device, value.untyped_storage().data_ptr()] += value.numel() * value.element_size()
+
+    def hides(value: Tensor) -> bool:
+        memory = value.untyped_storage()
+        return memory.nbytes() - shown[value.device, memory.data_ptr()] > memory.nbytes() // 8
+
+    return {
+        name: value.to("cpu", copy=True) if name in strided and hides(value) else value
+        for name, value in tensors.items()
+    }
 
 
 def index_of(places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -86,6 +86,7 @@ def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Callable
             checkpoint_reason=reason,
             run_dir=tmp_path / "run",
             recipe=SimpleNamespace(settings=settings or {}),
+            finite_weights=SimpleNamespace(as_built={}),
             device=torch.device("cpu"),
         )
 

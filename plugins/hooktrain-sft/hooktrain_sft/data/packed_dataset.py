@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +15,9 @@ __all__ = ["IGNORE_INDEX", "PackedDataset", "TokenSequence"]
 IGNORE_INDEX = -100
 """Label of a token that carries no loss, as in torch and transformers."""
 
+_NAMED = 4
+"""Examples of a sequence that a message names."""
+
 TokenSequence = dict[str, NDArray[np.int64]]
 """``input_ids``, ``labels`` and ``position_ids``, each of shape (tokens,)."""
 
@@ -20,10 +25,19 @@ TokenSequence = dict[str, NDArray[np.int64]]
 class PackedDataset:
     """Sequences of documents; positions restart at 0 where a document begins, and its first token has no label."""
 
-    def __init__(self, documents: Documents, bins: Bins | None = None) -> None:
-        """Make a sequence of each bin, or without ``bins`` of each document."""
+    def __init__(
+        self, documents: Documents, bins: Bins | None = None, name: Callable[[int], str] = "example {}".format
+    ) -> None:
+        """Make a sequence of each bin, or without ``bins`` of each document.
+
+        Args:
+            documents: all of them.
+            bins: the documents of each sequence.
+            name: names an example, for messages.
+        """
         self.documents = documents
         self.bins = bins
+        self._name = name
 
     def __len__(self) -> int:
         return len(self.documents) if self.bins is None else len(self.bins)
@@ -31,13 +45,22 @@ class PackedDataset:
     def __getitem__(self, index: int) -> TokenSequence:
         if not -len(self) <= index < len(self):
             raise IndexError(f"sequence {index} of {len(self)}")
-        index %= len(self)
-        members = [index] if self.bins is None else self.bins[index].tolist()
-        parts = [self.documents.tokens(member) for member in members]
+        parts = [self.documents.tokens(member) for member in self._members(index % len(self))]
         ids = np.concatenate([ids for ids, _ in parts]).astype(np.int64)
         trained = np.concatenate([mask for _, mask in parts])
         positions = np.concatenate([np.arange(len(ids)) for ids, _ in parts])
         return {"input_ids": ids, "labels": np.where(trained, ids, IGNORE_INDEX), "position_ids": positions}
+
+    def row_name(self, row: int) -> str:
+        """Return the examples of a sequence, as :class:`hooktrain.DatasetDefaults` says."""
+        examples = list(dict.fromkeys(int(self.documents.examples[member]) for member in self._members(row)))
+        more = [f"{len(examples) - _NAMED} more"] if len(examples) > _NAMED else []
+        return ", ".join([*map(self._name, examples[:_NAMED]), *more])
+
+    def _members(self, index: int) -> list[int]:
+        """Return the documents of a sequence."""
+        members: list[int] = [index] if self.bins is None else self.bins[index].tolist()
+        return members
 
     @property
     def lengths(self) -> NDArray[np.int64]:

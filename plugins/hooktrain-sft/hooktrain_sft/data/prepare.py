@@ -6,6 +6,7 @@ import bisect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -211,13 +212,7 @@ class _Preparation:
 
     def namer(self, bounds: Sequence[int]) -> Callable[[int], str]:
         """Return a function that names a training example by its source and its number in it."""
-        labels = [label_of(source) for source in self.config.sources]
-
-        def name(example: int) -> str:
-            source = bisect.bisect_right(bounds, example) - 1
-            return f"{labels[source]}, example {example - bounds[source]}"
-
-        return name
+        return partial(_name, [label_of(source) for source in self.config.sources], bounds)
 
     def finish(
         self,
@@ -263,7 +258,7 @@ class _Preparation:
             self.digests.append(bins.digest())
             tokens = int(fitted.lengths.sum())
             facts |= {"bins": len(bins), "filled": round(tokens / (len(bins) * self.max_length), 4)}
-        made = PackedDataset(fitted, bins)
+        made = PackedDataset(fitted, bins, name)
         facts["histograms"] = {"tokens of a row": histogram(fitted.lengths)}
         if bins is not None:
             facts["histograms"]["tokens of a pack"] = histogram(made.lengths)
@@ -291,6 +286,11 @@ class _Preparation:
                     f"evaluation set '{name}': {seen:,} of {len(documents):,} examples are also trained on, which"
                     " lowers its loss; remove them from one of the two"
                 )
+
+
+def _name(labels: Sequence[str], bounds: Sequence[int], example: int) -> str:
+    source = bisect.bisect_right(bounds, example) - 1
+    return f"{labels[source]}, example {example - bounds[source]}"
 
 
 def _summary(facts: Mapping[str, Any], max_length: int) -> str:
