@@ -27,9 +27,11 @@ __all__ = [
     "RanksDisagreeError",
     "RecipeError",
     "LoopHookError",
+    "described",
     "did_you_mean",
     "failure_of",
     "show_warnings",
+    "text_of",
 ]
 
 
@@ -127,6 +129,20 @@ def failure_of(exception: BaseException) -> Failure:
     """Return what is known about an exception, to read and to add to."""
     found: Failure = vars(exception).setdefault("hooktrain_failure", Failure())
     return found
+
+
+def text_of(exception: BaseException) -> str:
+    """Return the message of an exception, also of one whose message cannot be made."""
+    try:
+        return str(exception)
+    except Exception as problem:
+        return f"<its message cannot be shown: {type(problem).__name__}>"
+
+
+def described(exception: BaseException) -> str:
+    """Return ``Type: message`` of an exception, on one line."""
+    text = " ".join(text_of(exception).split())
+    return f"{type(exception).__name__}: {text}" if text else type(exception).__name__
 
 
 class PluginError(HooktrainError):

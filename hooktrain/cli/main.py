@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -17,14 +18,29 @@ from hooktrain.cli.launcher import follow_launcher, has_launcher, note_end, note
 from hooktrain.cli.new_plugin import new_plugin
 from hooktrain.cli.options import as_json, print_facts, recipe_options
 from hooktrain.cli.startup import end, leave
-from hooktrain.errors import HooktrainError, did_you_mean, failure_of, show_warnings
+from hooktrain.errors import HooktrainError, described, did_you_mean, failure_of, show_warnings, text_of
 from hooktrain.plugin.commands import plugin_command, plugin_commands
 
 __all__ = ["cli", "main"]
 
 
+class _RunError(Exception):
+    """Carries what a run has raised past click, which takes several exceptions for its own.
+
+    BrokenPipeError and click's ``Exit`` would end the command without a word, and EOFError as an interrupt does.
+    """
+
+
 class _Group(click.Group):
     """The engine's commands and, by their metadata alone, those of installed plugins."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BaseException as problem:
+            if failure_of(problem).where:
+                raise _RunError from problem
+            raise
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         found = super().get_command(ctx, cmd_name)
@@ -149,10 +165,10 @@ def main() -> None:
         )
     try:
         status = _status()
-    except Exception as problem:
-        if not several:
+    except BaseException as problem:
+        if not several and isinstance(problem, Exception):
             raise
-        status = _failed(f"failed: {type(problem).__name__}: {problem}", problem, trace=True)
+        status = _failed(f"failed: {described(problem)}", problem, trace=True)
     if several:
         _leave(status)
     end(status)
@@ -163,9 +179,10 @@ def _status() -> int:
     try:
         found = cli.main(prog_name="hooktrain", standalone_mode=False)
         return found if isinstance(found, int) else 0
+    except _RunError as carrier:
+        assert carrier.__cause__ is not None, "it carries something"
+        return _stopped_by(carrier.__cause__)
     except SystemExit as asked:
-        if failure_of(asked).where:
-            return _quit(asked)
         if isinstance(asked.code, str):
             click.echo(asked.code, err=True)
         return asked.code if isinstance(asked.code, int) else int(asked.code is not None)
@@ -173,17 +190,26 @@ def _status() -> int:
         problem.show()
         return problem.exit_code
     except HooktrainError as problem:
-        failure = failure_of(problem)  # before the first step the message says where
-        return _failed(f"{problem}" + (f" [{failure.where}]" if failure.step else ""), problem, trace=False)
+        return _failed(text_of(problem), problem, trace=False)
     except (KeyboardInterrupt, click.Abort) as problem:
         return _interrupted(problem.__cause__ or problem.__context__ or problem)
     except Exception as problem:
         if _follows_interrupt(problem):
             return _interrupted(problem)
-        where = failure_of(problem).where
-        if not where:
-            raise
-        return _failed(f"failed in {where}: {type(problem).__name__}: {problem}", problem, trace=True)
+        raise
+
+
+def _stopped_by(problem: BaseException) -> int:
+    """Say what has stopped a run, and where; returns the status to end with, which is never 0."""
+    failure = failure_of(problem)
+    if isinstance(problem, HooktrainError):  # before the first step the message says where
+        return _failed(text_of(problem) + (f" [{failure.where}]" if failure.step else ""), problem, trace=False)
+    if isinstance(problem, SystemExit):
+        return _quit(problem)
+    if _follows_interrupt(problem):
+        return _interrupted(problem)
+    said = f"{type(problem).__name__}: {text_of(problem)}".removesuffix(": ")
+    return _failed(f"failed in {failure.where}: {said}", problem, trace=True)
 
 
 def _follows_interrupt(problem: BaseException | None) -> bool:
@@ -215,9 +241,10 @@ def _quit(asked: SystemExit) -> int:
 def _failed(message: str, problem: BaseException, *, trace: bool) -> int:
     """Say why the command fails, or have the launcher of several ranks say it; returns the status."""
     if not note_failure(message, problem, trace=trace):
-        if trace:
-            click.echo(trace_of(problem), err=True, nl=False)
-        click.echo(f"hooktrain: {message}", err=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it: the status says that it failed
+            if trace:
+                click.echo(trace_of(problem), err=True, nl=False)
+            click.echo(f"hooktrain: {message}", err=True)
     return 1
 
 

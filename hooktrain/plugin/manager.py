@@ -13,7 +13,7 @@ from pluggy import HookImpl
 
 from hooktrain import hookspecs
 from hooktrain.compat import code_of, remove_from_hook
-from hooktrain.errors import HooktrainWarning, NameTakenError, PluginError, did_you_mean, failure_of
+from hooktrain.errors import HooktrainWarning, NameTakenError, PluginError, described, did_you_mean, failure_of, text_of
 from hooktrain.hookspecs import LOOP_HOOKS
 from hooktrain.plugin.checking import check_plugins
 from hooktrain.plugin.config import PluginsConfig, Switches
@@ -73,8 +73,8 @@ class PluginHost:
         self.recipe_source = "recipe"  # what errors call it
         self.manager = pluggy.PluginManager("hooktrain")
         self.manager.add_hookspecs(hookspecs)
-        self.hooks = Hooks(self.manager)
         self.error_policy = ErrorPolicy(self)
+        self.hooks = Hooks(self.manager, self.error_policy.note_swallowed)
         version = own_version()
         for name, plugin in (builtins or {}).items():
             record = PluginRecord(name=name, distribution="hooktrain", version=version)
@@ -128,8 +128,10 @@ class PluginHost:
             try:
                 with aside():
                     plugin = point.load()
-            except (Exception, SystemExit) as problem:
-                self._fail(record, f"cannot be imported: {type(problem).__name__}: {problem}", problem)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as problem:
+                self._fail(record, f"cannot be imported: {described(problem)}", problem)
                 continue
             self._try(record, plugin)
 
@@ -159,8 +161,10 @@ class PluginHost:
             with aside():
                 made = plugin() if inspect.isclass(plugin) else plugin
             self._add(record, made)
-        except (Exception, SystemExit) as problem:
-            self._fail(record, str(problem) if isinstance(problem, PluginError) else repr(problem), problem)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as problem:
+            self._fail(record, text_of(problem) if isinstance(problem, PluginError) else described(problem), problem)
 
     def _fail(self, record: PluginRecord, reason: str, cause: BaseException) -> None:
         record.state, record.reason, record.clashes = "failed", reason, isinstance(cause, NameTakenError)
@@ -387,7 +391,9 @@ class PluginHost:
         for found in self.implementations(hook):
             try:
                 found.function(*(given[name] for name in found.argnames))
-            except (Exception, SystemExit) as problem:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as problem:
                 problems.append((found.plugin_name, problem))
         return problems
 

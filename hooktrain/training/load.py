@@ -100,16 +100,16 @@ def load(
     if problems:
         raise RecipeError(map(complaint_of, problems), source)
     host.recipe_source = source
-    host.remove_unused_hooks(made)
-    if made.profile_hooks:
-        resolve_name(PROFILER)(host)
     world = World.from_environment()
     try:
+        host.remove_unused_hooks(made)
+        if made.profile_hooks:
+            resolve_name(PROFILER)(host)
         answers = host.hooks.check_recipe(recipe=made, world=world)
-    except SystemExit as asked:
-        explain(host, asked, 0, world.rank)  # or it would look as if all had been done
+        complaints = [*logit_complaints(host, made), *(complaint for answer in answers for complaint in answer)]
+    except BaseException as problem:
+        explain(host, problem, 0, world.rank)  # or a plugin's exit would look as if all had been done
         raise
-    complaints = [*logit_complaints(host, made), *(complaint for answer in answers for complaint in answer)]
     if complaints:
         raise RecipeError(complaints, source)
     return made, host

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from hooktrain.errors import HooktrainError, LoopHookError, failure_of
+from hooktrain.errors import HooktrainError, LoopHookError, described, failure_of
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import (
     CheckpointEngine,
@@ -49,6 +49,8 @@ from hooktrain.training.diagnostics import (
     explain,
     merged,
     other_sums,
+    require_complete_epoch,
+    require_finished,
     require_finite,
     require_trainable,
     wrong_answer,
@@ -268,7 +270,7 @@ class Trainer:
         self._closed = True
         self.requests.forget()
         for plugin, problem in self.host.call_each("on_teardown", trainer=self):
-            self.host.warn(f"plugin '{plugin}', hook on_teardown: {problem!r}")
+            self.host.warn(f"plugin '{plugin}', hook on_teardown: {described(problem)}")
         for line in self.host.error_policy.summary():
             self.host.warn(line)
         if self._opened:
@@ -305,7 +307,7 @@ class Trainer:
         explain(self.host, exception, self.state.global_step, self.world.rank)
         failure_of(exception).saved = self.saving.last
         for plugin, problem in self.host.call_each("on_exception", trainer=self, exception=exception):
-            self.host.warn(f"plugin '{plugin}', hook on_exception: {problem!r}")
+            self.host.warn(f"plugin '{plugin}', hook on_exception: {described(problem)}")
 
     # --------------------------------------------------------------------------------------------------- saving
 
@@ -464,6 +466,9 @@ class Trainer:
             self.say(f"nothing is left to train: step {self.global_step} of {self.training_horizon} has been finished")
         else:
             self.hooks.run_train(trainer=self)
+            if not self.should_stop:
+                self._agree()  # a reason that was given after the last step
+            require_finished(self)
             self.checkpoint("end")
         self.saving.collect(self, wait=True)
         self.hooks.on_train_end(trainer=self)
@@ -482,6 +487,7 @@ class Trainer:
             asked |= self._agree()
         elif asked.log:
             self.log({})
+        require_complete_epoch(self, epoch)
         if self.state.sequences >= len(self.data.train):
             self.state.epoch, self.state.sequences = epoch + 1, 0
             self.checkpoint("epoch")

@@ -136,7 +136,7 @@ class Other:
 """
     run = run_ranks(1, source, plugins={"load": ["hooktrain.testing:TinyPlugin", "extra:Other", "extra"]})
     assert run.status == 0
-    assert "warning: plugin 'extra', hook on_teardown: SystemExit(0)" in run.output
+    assert "warning: plugin 'extra', hook on_teardown: SystemExit: 0" in run.output
     assert rank_notes() == [{"torn_down": True}]
 
 
