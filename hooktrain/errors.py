@@ -111,7 +111,7 @@ class Failure:
     Attributes:
         where: plugin, hook, step and rank, in words; empty outside of a run.
         step: optimizer steps that had been finished.
-        when: seconds since the epoch.
+        when: by the monotonic clock, which the processes of a host share.
         rank: the rank that met the problem, where all of them raise it; None for each its own.
         raised_in: the plugin and the hook, where no frame of it is on the traceback.
         saved: the last checkpoint that the run has saved.

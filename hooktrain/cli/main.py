@@ -14,12 +14,13 @@ import click
 from hooktrain.cli.bench import bench
 from hooktrain.cli.guide import guide
 from hooktrain.cli.inspect import hooks, plan, plugins, schema
-from hooktrain.cli.launcher import follow_launcher, has_launcher, note_end, note_failure, trace_of
+from hooktrain.cli.launcher import follow_launcher
 from hooktrain.cli.new_plugin import new_plugin
 from hooktrain.cli.options import as_json, print_facts, recipe_options
 from hooktrain.cli.startup import end, leave
 from hooktrain.errors import HooktrainError, described, did_you_mean, failure_of, show_warnings, text_of
 from hooktrain.plugin.commands import plugin_command, plugin_commands
+from hooktrain.training.rank_notes import has_launcher, note_end, note_failure, trace_of
 
 __all__ = ["cli", "main"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pluggy import HookImpl
@@ -112,6 +112,23 @@ class ErrorPolicy:
                 where = ", ".join(f"{hook} {times}" for hook, times in hooks.most_common())
                 lines.append(f"{self._host.records[name]}: failed {count} times on this rank ({where})")
         return lines
+
+    def checked_state(
+        self, name: str, state: Mapping[str, Any], check: Callable[[Any, str], object]
+    ) -> Mapping[str, Any] | None:
+        """Return a plugin's state; None where it cannot be saved and the plugin may fail.
+
+        With the policy ``stop`` it is returned as it is: who saves it refuses it, on all ranks.
+        """
+        if self._host.policy_of(self._host.records[name]) == "stop":
+            return state
+        try:
+            check(state, f"plugins.{name}")
+        except Exception as problem:
+            self.uncollected.add(name)
+            self._failed(name, "collect_state", problem)
+            return None
+        return state
 
     def _guard(self, hook: str, implementation: HookImpl) -> None:
         if "hooktrain_guarded" in vars(implementation.function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -12,7 +12,7 @@ import pluggy
 from pluggy import HookImpl
 
 from hooktrain import hookspecs
-from hooktrain.compat import code_of, remove_from_hook
+from hooktrain.compat import code_of, module_name_of, module_of, remove_from_hook
 from hooktrain.errors import HooktrainWarning, NameTakenError, PluginError, described, did_you_mean, failure_of, text_of
 from hooktrain.hookspecs import LOOP_HOOKS
 from hooktrain.plugin.checking import check_plugins
@@ -23,6 +23,7 @@ from hooktrain.plugin.error_policy import ErrorPolicy
 from hooktrain.plugin.hook_caller import Hooks, guard_loop_hook
 from hooktrain.plugin.info import about, declared_name, written_for_another
 from hooktrain.plugin.records import PluginRecord, RegisteredPart
+from hooktrain.plugin.results import guard_result
 from hooktrain.plugin.validation import check_signatures, implemented, parameters, pluggy_silent
 from hooktrain.renamed import RENAMED, new_name, no_attribute, old_names_of
 from hooktrain.types import TrainerType
@@ -70,6 +71,7 @@ class PluginHost:
         self.parts: dict[str, dict[str, RegisteredPart]] = {}
         self.trainer_types: dict[str, tuple[TrainerType, PluginRecord]] = {}
         self.warnings: list[str] = []
+        self.metric_owners: dict[str, str] = {}  # of the current log line, the engine's names among them
         self.recipe_source = "recipe"  # what errors call it
         self.manager = pluggy.PluginManager("hooktrain")
         self.manager.add_hookspecs(hookspecs)
@@ -265,9 +267,10 @@ class PluginHost:
                 raise PluginError(f"{record}{self._wrong_parameter(plugin) or f': {problem}'}") from problem
             raise
         for caller in self.manager.get_hookcallers(plugin) or []:
-            if caller.name in LOOP_HOOKS and record.distribution != "hooktrain":
-                for implementation in caller.get_hookimpls():
-                    if implementation.plugin is plugin and not implementation.wrapper:
+            for implementation in caller.get_hookimpls():
+                if implementation.plugin is plugin and not implementation.wrapper:
+                    guard_result(self, caller.name, implementation)
+                    if caller.name in LOOP_HOOKS and record.distribution != "hooktrain":
                         guard_loop_hook(caller.name, implementation)
         record.hooks = sorted(names)
         self.records[record.name] = record
@@ -381,6 +384,22 @@ class PluginHost:
             step = step.tb_next
         return blamed
 
+    def owner_of(self, module: str) -> str:
+        """Return the plugin that a module belongs to, by its package; nothing where that is none, or the engine's."""
+        package = module.partition(".")[0]
+        for record in self.records.values():
+            plugin = self.manager.get_plugin(record.name)
+            home = (
+                ""
+                if plugin is None
+                else module_name_of(plugin)
+                if inspect.ismodule(plugin)
+                else module_of(type(plugin))
+            )
+            if package and package != "hooktrain" and home.partition(".")[0] == package:
+                return record.name
+        return ""
+
     def call_each(self, hook: str, **given: Any) -> list[tuple[str, BaseException]]:
         """Call a hook plugin by plugin, so that one that raises keeps nobody else from being called.
 
@@ -397,15 +416,23 @@ class PluginHost:
                 problems.append((found.plugin_name, problem))
         return problems
 
-    def collect_states(self, trainer: Any) -> dict[str, Any]:
-        """Return the state of each plugin that has one, by plugin name."""
+    def collect_states(self, trainer: Any, check: Callable[[Any, str], object] | None = None) -> dict[str, Any]:
+        """Return the state of each plugin that has one, by plugin name.
+
+        Args:
+            trainer: passed to the plugins.
+            check: called with a state and its path, for plugins that may fail; raises where it cannot be saved.
+        """
         states = {}
         for found in self.implementations("collect_state"):
-            state = found.function(*([trainer] if found.argnames else []))
+            name = found.plugin_name
+            state = cast(Mapping[str, Any] | None, found.function(*([trainer] if found.argnames else [])))
+            if state is not None and check is not None:
+                state = self.error_policy.checked_state(name, state, check)
             if state is not None:
-                states[found.plugin_name] = dict(cast(Mapping[str, Any], state))
-            elif found.plugin_name in self.error_policy.uncollected:
-                states[found.plugin_name] = dict(_LOST)
+                states[name] = dict(state)
+            elif name in self.error_policy.uncollected:
+                states[name] = dict(_LOST)
         return states
 
     def restore_states(self, trainer: Any, states: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def explain(host: PluginHost, exception: BaseException, step: int, rank: int) ->
     where = f"step {step}, rank {rank if failure.rank is None else failure.rank}"  # all may raise what one has met
     if blamed is not None and blamed[0] != "loop":  # whose hooks wrap everything
         where = f"plugin '{blamed[0]}', hook {blamed[1]}, {where}"
-    failure.where, failure.step, failure.when = where, step, time.time()
+    failure.where, failure.step, failure.when = where, step, time.monotonic()
 
 
 def _who(host: PluginHost, hook: str) -> str:

@@ -635,6 +635,7 @@ class Trainer:
     def log(self, more: Mapping[str, float]) -> None:
         """Read all metrics, waiting for the device once, and emit ``on_log``."""
         state = self.state
+        self.host.metric_owners = dict.fromkeys((*OWN_METRICS, *self.meter.sums, *more), "the engine")
         extra = merged(self.host, self.hooks.collect_metrics(trainer=self), self.meter.sums, OWN_METRICS)
         read = self.meter.read(self.strategy, extra)
         epoch = round(state.epoch + state.sequences / len(self.data.train), 4)
@@ -684,9 +685,14 @@ class Trainer:
 
     # ----------------------------------------------------------------------------------------- plugins' own state
 
-    def collect_states(self) -> dict[str, Any]:
-        """Every plugin's state by its name, that of plugins which are absent from this run included."""
-        return {**self._absent_plugins, **self.host.collect_states(self)}
+    def collect_states(self, check: Callable[[Any, str], object] | None = None) -> dict[str, Any]:
+        """Every plugin's state by its name, that of plugins which are absent from this run included.
+
+        Args:
+            check: raises for a state, given with its path, that cannot be saved; a plugin whose ``on_error`` is not
+                ``stop`` has failed then, and the run continues.
+        """
+        return {**self._absent_plugins, **self.host.collect_states(self, check)}
 
     def restore_states(self, states: Mapping[str, Any]) -> None:
         """Hand each plugin its own state; what belongs to nobody is kept for the next save, with a warning."""

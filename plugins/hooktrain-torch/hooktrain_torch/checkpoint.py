@@ -22,6 +22,7 @@ from hooktrain_torch.files import (
     number_of,
     problem_of,
     read_object,
+    require_plain,
     require_writable,
     sync_folder,
 )
@@ -122,7 +123,7 @@ class FullCheckpoint:
             return None  # it is saved, and its event was emitted
         self._remember_hyperparameters(trainer)  # of a run that is saved before it begins
         states = {
-            "plugins": trainer.collect_states(),
+            "plugins": trainer.collect_states(require_plain),
             "scheduler": trainer.scheduler.state_dict(),
             "strategy": trainer.strategy.state_dict(),
             "built": dict(self._built),
