@@ -6,7 +6,7 @@ breaks one.
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import atexit
 import importlib
 import inspect
@@ -54,6 +54,7 @@ __all__ = [
     "run_module_as_main",
     "signal_handler",
     "storage_id",
+    "thread_frames",
     "tree_flatten",
     "tree_leaves",
     "tree_map",
@@ -141,6 +142,11 @@ def run_exit_functions() -> None:
     """Wait for threads and call what is registered with atexit, as the interpreter does at its end."""
     wait_for_threads()
     call_exit_functions()
+
+
+def thread_frames() -> dict[int, FrameType]:
+    """Return the innermost frame of each thread by its number."""
+    return sys._current_frames()
 
 
 def caller_frame(depth: int) -> FrameType:

@@ -18,6 +18,7 @@ __all__ = [
     "Complaint",
     "DataError",
     "Failure",
+    "HangError",
     "HooktrainError",
     "HooktrainWarning",
     "ModelError",
@@ -171,6 +172,10 @@ class CheckpointError(HooktrainError):
 
 class NonFiniteError(HooktrainError):
     """The loss or the gradients are not finite, and the recipe says to stop."""
+
+
+class HangError(HooktrainError):
+    """A run has made no step for as long as ``hang_timeout`` allows, and ``on_hang`` says to stop."""
 
 
 class RanksDisagreeError(HooktrainError):

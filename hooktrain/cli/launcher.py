@@ -51,6 +51,7 @@ _CONSEQUENCES = (
     "remote process exited",
     "NCCL",
     "Watchdog caught collective operation timeout",
+    "waiting for other ranks",
 )
 """What a rank says when another one has left it."""
 
@@ -277,7 +278,7 @@ def _in_short(failure: _Failure) -> str:
     Libraries say that in many words and by addresses, which differ from rank to rank.
     """
     line = failure.message.strip().splitlines()[0] if failure.message.strip() else ""
-    if not failure.is_consequence:
+    if not failure.is_consequence or line.startswith("hang_timeout"):
         return line[:160]
     timeout = re.search(r"(?:Timed out waiting|wait timeout after) (\d+) ?ms", failure.message)
     what = f"waited {int(timeout[1]) / 1000:g} s (strategy.timeout) for an answer" if timeout else "lost the connection"

@@ -17,7 +17,7 @@ from hooktrain.cli.inspect import hooks, plan, plugins, schema
 from hooktrain.cli.launcher import follow_launcher
 from hooktrain.cli.new_plugin import new_plugin
 from hooktrain.cli.options import as_json, print_facts, recipe_options
-from hooktrain.cli.startup import end, leave
+from hooktrain.cli.startup import end, end_threads, leave, open_streams, provide_home
 from hooktrain.errors import HooktrainError, described, did_you_mean, failure_of, show_warnings, text_of
 from hooktrain.plugin.commands import plugin_command, plugin_commands
 from hooktrain.training.rank_notes import has_launcher, note_end, note_failure, trace_of
@@ -89,7 +89,7 @@ def train(
 
     Works unchanged under torchrun, deepspeed or a scheduler that sets RANK, WORLD_SIZE and LOCAL_RANK.
     """
-    from hooktrain.cli.startup import Progress, collect_rarely, sleep_while_waiting
+    from hooktrain.cli.startup import Progress, collect_rarely, remember_run, sleep_while_waiting
     from hooktrain.recipe.yaml_reader import apply_overrides, read_recipe
 
     sleep_while_waiting()
@@ -117,6 +117,7 @@ def train(
         from hooktrain.training.trainer import Trainer
 
         trainer = Trainer(made, host, resume_from=resume)
+        remember_run(trainer)
         trainer.prepare()
     trainer.run()
     if trainer.exit_status:
@@ -157,6 +158,8 @@ for _command in (plan, plugins, hooks, bench, schema, new_plugin, guide):
 
 def main() -> None:
     """Run the command line; errors of hooktrain's own are one message and no traceback."""
+    open_streams()
+    provide_home()
     several = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     follow_launcher()
     show_warnings()
@@ -255,5 +258,7 @@ def _leave(status: int) -> NoReturn:
     Threads of a process group may outlive it, and one that frees a tensor while Python is shutting down ends the
     process with SIGABRT, so that a run that was well is reported as failed.
     """
+    if status != 1:  # after an error the others wait for this rank's end
+        end_threads(status)
     note_end()
     leave(status)

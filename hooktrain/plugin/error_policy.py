@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pluggy import HookImpl
 
-from hooktrain.errors import PluginError, described, did_you_mean
+from hooktrain.errors import HangError, PluginError, described, did_you_mean
 from hooktrain.hookspecs import EVENTS
 from hooktrain.plugin.info import POLICIES
 
@@ -142,7 +142,7 @@ class ErrorPolicy:
                 self.uncollected.discard(name)
             try:
                 return function(*arguments)
-            except (KeyboardInterrupt, SystemExit):
+            except (KeyboardInterrupt, SystemExit, HangError):
                 raise
             except BaseException as problem:
                 if hook == "collect_state":

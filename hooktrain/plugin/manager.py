@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
+from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -374,15 +375,28 @@ class PluginHost:
         told = failure_of(exception).raised_in
         if told is not None:
             return told
-        codes = {}
-        for name, caller in vars(self.manager.hook).items():
-            for found in caller.get_hookimpls():
-                codes[code_of(found.function)] = (found.plugin_name, name)
+        codes = self._codes()
         blamed, step = None, exception.__traceback__
         while step is not None:
             blamed = codes.get(step.tb_frame.f_code, blamed)
             step = step.tb_next
         return blamed
+
+    def running(self, frame: FrameType | None) -> tuple[str, str] | None:
+        """The plugin and the hook of the innermost implementation on a thread's stack."""
+        codes = self._codes()
+        while frame is not None and frame.f_code not in codes:
+            frame = frame.f_back
+        return None if frame is None else codes[frame.f_code]
+
+    def _codes(self) -> dict[Any, tuple[str, str]]:
+        """The plugin and the hook of each implementation by its code."""
+        hooks = vars(self.manager.hook).items()
+        return {
+            code_of(found.function): (found.plugin_name, name)
+            for name, caller in hooks
+            for found in caller.get_hookimpls()
+        }
 
     def owner_of(self, module: str) -> str:
         """Return the plugin that a module belongs to, by its package; nothing where that is none, or the engine's."""

@@ -53,6 +53,12 @@ class Recipe:
     """Largest norm of all gradients together; 0 does not clip."""
     on_nan: str = field(default="stop", validator=one_of("stop", "skip"), affects_training=False)
     """What happens when loss or gradients are not finite: end the run, or leave the step out and count it."""
+    hang_timeout: float = field(default=3600.0, validator=at_least(0), affects_training=False)
+    """Seconds within which a step must end; an evaluation and a save may each take five times as long. 0 sets no
+    limit."""
+    on_hang: str = field(default="stop", validator=one_of("stop", "warn"), affects_training=False)
+    """What happens when nothing ends within ``hang_timeout``, once the stacks of all threads were printed with the hook
+    that is running: end the run with an error, or warn and continue to wait."""
     seed: int = field(default=42, validator=between(0, 2**32 - 1))
     """Seed of weights, dropout and the order of rows."""
     skip_validation: bool = field(default=False, affects_training=False)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from hooktrain.errors import HooktrainError, LoopHookError, described, failure_of
+from hooktrain.errors import HangError, HooktrainError, LoopHookError, described, failure_of
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import (
     CheckpointEngine,
@@ -57,6 +57,7 @@ from hooktrain.training.diagnostics import (
 )
 from hooktrain.training.lifecycle import NO_RECIPE, export_config, structured
 from hooktrain.training.metrics import OWN_METRICS, Meter
+from hooktrain.training.watchdog import Watchdog
 from hooktrain.types import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ class Trainer:
         self.requests, self.saving, self._alone = Requests(), Saving(), self.world.world_size == 1
         self._absent_plugins: dict[str, Any] = {}
         self.host.error_policy.bind(self)
+        self.watchdog = Watchdog(self)
 
     if not TYPE_CHECKING:
 
@@ -269,7 +271,9 @@ class Trainer:
             return
         self._closed = True
         self.requests.forget()
-        for plugin, problem in self.host.call_each("on_teardown", trainer=self):
+        self.watchdog.enter("end")
+        problems = self.host.call_each("on_teardown", trainer=self)
+        for plugin, problem in problems:
             self.host.warn(f"plugin '{plugin}', hook on_teardown: {described(problem)}")
         for line in self.host.error_policy.summary():
             self.host.warn(line)
@@ -277,6 +281,10 @@ class Trainer:
             self.strategy.close()
         if self._built:
             self.model.eval()
+        self.watchdog.stop()
+        for _, problem in problems:
+            if isinstance(problem, HangError) and self._failure is None:
+                raise problem
 
     def __enter__(self) -> Self:
         self._held = True
@@ -304,6 +312,7 @@ class Trainer:
         if self._closed or self._failure is exception:
             return
         self._failure = exception
+        self.watchdog.enter("end")
         explain(self.host, exception, self.state.global_step, self.world.rank)
         failure_of(exception).saved = self.saving.last
         for plugin, problem in self.host.call_each("on_exception", trainer=self, exception=exception):
@@ -457,6 +466,7 @@ class Trainer:
     def run_loop(self) -> TrainerState:
         """Run the training and emit its events; the parts must have been built."""
         self.model.train()
+        self.watchdog.start()
         self.hooks.on_train_start(trainer=self)
         at_start = self.recipe.eval_at_start and self.state.global_step == 0
         if (at_start or self.state.evaluation_due) and self.data.evaluation:
@@ -470,9 +480,11 @@ class Trainer:
                 self._agree()  # a reason that was given after the last step
             require_finished(self)
             self.checkpoint("end")
-        self.saving.collect(self, wait=True)
+        with self.watchdog.during("save"):
+            self.saving.collect(self, wait=True)
         self.hooks.on_train_end(trainer=self)
         self.saving.require_last(self)
+        self.watchdog.enter("")
         return self.state
 
     def epoch(self, epoch: int) -> int:
@@ -620,7 +632,7 @@ class Trainer:
         """Evaluate and emit the events of it, before, during or after the run; returns its metrics."""
         self.prepare()
         training = self.model.training
-        with self.meter.pause():
+        with self.meter.pause(), self.watchdog.during("evaluation"):
             self.model.eval()
             try:
                 self.hooks.on_evaluate_start(trainer=self)
@@ -663,7 +675,7 @@ class Trainer:
     def save_with(self, engines: list[CheckpointEngine], reason: str) -> Sequence[Path]:
         """Save with these engines and emit the events of it; returns what each wrote."""
         self.due_checkpoint_engines, self.checkpoint_reason = engines, reason
-        with self.meter.pause():
+        with self.meter.pause(), self.watchdog.during("save"):
             if self.recipe.on_nan == "stop":
                 require_trainable(self)
             self.saving.collect(self, wait=True)
