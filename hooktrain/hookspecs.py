@@ -1074,7 +1074,8 @@ def collect_metrics(trainer: Trainer) -> Mapping[str, Tensor | float] | None:
         trainer: the trainer.
 
     Returns:
-        Values by name, or None. A name that is taken is an error.
+        Values by name, or None. Anything else, and a name that is taken, is an error of the plugin, as if it had raised
+        one; its ``on_error`` says what follows.
 
     Default: the engine's metrics: ``step``, ``epoch``, ``loss``, ``lr``, ``grad_norm``, ``tokens``,
         ``supervised_tokens``, ``tokens_per_second``, ``step_seconds``.
@@ -1093,7 +1094,8 @@ def collect_state(trainer: Trainer) -> Mapping[str, Any] | None:
         trainer: the trainer.
 
     Returns:
-        A mapping of JSON values and tensors, kept under the plugin's name. None keeps nothing.
+        A mapping of JSON values and tensors, kept under the plugin's name. None keeps nothing. Anything else is an error
+        of the plugin, as if it had raised one.
 
     Default: none.
     """

@@ -81,9 +81,9 @@ class PluginInfo:
     """Commands that a module without metadata adds to ``hooktrain``: ``{"lowest": "module:command"}``. A distribution
     names them in the entry-point group ``hooktrain.commands`` instead."""
     on_error: str = attrs.field(default="stop", validator=_is_policy)
-    """What happens when one of its ``on_*`` hooks, ``collect_metrics`` or ``collect_state`` raises: ``stop`` the run,
-    ``disable`` the plugin on all ranks, or ``warn`` and continue; a recipe may say otherwise in
-    ``plugins.on_error``."""
+    """What happens when one of its ``on_*`` hooks, ``collect_metrics`` or ``collect_state`` raises, or returns what it
+    must not: ``stop`` the run, ``disable`` the plugin on all ranks, or ``warn`` and continue; a recipe may say
+    otherwise in ``plugins.on_error``."""
 
     @on_error.validator
     def _can_go_on(self, attribute: Any, value: str) -> None:

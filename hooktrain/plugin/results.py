@@ -31,7 +31,8 @@ def guard_result(host: PluginHost, hook: str, implementation: HookImpl) -> None:
         except PluginError:
             raise
         except Exception as problem:  # of a mapping or iterable of the plugin's own
-            raise wrong_result(plugin, hook, f"a {_kind(result)} that raises {described(problem)}") from problem
+            given = f"a {_kind(result)} that cannot be read ({described(problem)})"
+            raise wrong_result(plugin, hook, f"{given}, expected what `hooktrain hooks {hook}` says") from problem
 
     guarded.__wrapped__ = function  # type: ignore[attr-defined]
     setattr(implementation, "function", guarded)  # noqa: B010 - as in guard_loop_hook

@@ -34,6 +34,8 @@ OUR_OWN = (
     "hooktrain/cli/main.py",
     "hooktrain/__main__.py",
     "hooktrain/builtins/hook_timer.py",
+    "hooktrain/plugin/error_policy.py",
+    "hooktrain/plugin/results.py",
 )
 """Files whose frames say nothing about a failure."""
 

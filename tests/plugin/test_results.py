@@ -79,7 +79,9 @@ def test_a_state_that_cannot_be_saved_is_the_plugins_failure(run_tiny, case):
     result, said = STATES[case]
     trainer, warned = trained(run_tiny, Returns("collect_state", result, "warn").plugin)
     assert trainer.global_step == 4 and trainer.saving.last.name == "step-00000004"
-    assert any(re.search(facts("'Returns'", "collect_state", "step 2", "rank 0", said), text) for text in warned), warned
+    assert any(re.search(facts("'Returns'", "collect_state", "step 2", "rank 0", said), text) for text in warned), (
+        warned
+    )
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,9 @@ def test_plugins_are_listed_whatever_the_import_of_one_raises(run_cli, installed
     installed("c-works", "import hooktrain\n@hooktrain.hookimpl\ndef on_log(): pass\n")
     run = run_cli("plugins", env={"PYTHONPATH": ""} | _path())
     assert run.status == 0, run.output
-    assert re.search(facts("a-panics", "PanicException: index out of bounds", "b-cancels", "CancelledError"), run.output)
+    assert re.search(
+        facts("a-panics", "PanicException: index out of bounds", "b-cancels", "CancelledError"), run.output
+    )
     assert re.search(r"c-works.*active", run.output)
 
 

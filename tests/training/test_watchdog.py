@@ -14,20 +14,20 @@ from hooktrain import HangError, PluginInfo, failure_of, hookimpl
 from tests.facts import facts
 
 
-class Hangs:
-    """Waits in a hook at the second step until something ends that."""
+def hangs(hook="on_step_end", wait=lambda: time.sleep(1000)):
+    """A plugin that waits in a hook at the second step until something ends that."""
 
-    hooktrain_plugin = PluginInfo(on_error="warn")  # which does not keep a run that hangs
+    class Hangs:
+        hooktrain_plugin = PluginInfo(on_error="warn")  # which does not keep a run that hangs
+        met = False
 
-    def __init__(self, hook="on_step_end", wait=lambda: time.sleep(1000), step=2):
-        def hooked(self, trainer):
-            if trainer.global_step == step and not self.met:
-                self.met = True
-                self.wait()
+    def hooked(self, trainer):
+        if trainer.global_step == 2 and not self.met:
+            self.met = True
+            wait()
 
-        self.torn_down = self.met = False
-        self.wait = wait
-        self.plugin = type("Hangs", (), {**vars(type(self)), **vars(self), hook: hookimpl(hooked)})()
+    setattr(Hangs, hook, hookimpl(hooked))
+    return Hangs()
 
 
 WAITS = {
@@ -48,8 +48,8 @@ def test_a_hook_that_hangs_is_named_and_the_run_is_torn_down(run_tiny, capfd, ho
 
     before = threading.active_count(), signal.getsignal(signal.SIGURG)
     with pytest.raises(HangError) as caught:
-        run_tiny(Hangs(wait=WAITS[how]).plugin, Other(), hang_timeout=0.4)
-    named = ("hang_timeout", "0.4 s", "plugin 'Hangs'", "on_step_end", "step 2", "rank 0")
+        run_tiny(hangs(wait=WAITS[how]), Other(), hang_timeout=1.0)
+    named = ("hang_timeout", "1 s", "plugin 'Hangs'", "on_step_end", "step 2", "rank 0")
     assert re.search(facts(*named), str(caught.value))
     assert failure_of(caught.value).where == "plugin 'Hangs', hook on_step_end, step 2, rank 0"
     assert torn_down
@@ -70,18 +70,20 @@ def test_with_warn_the_run_continues(run_tiny, capfd):
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer = run_tiny(Releases(), Hangs(wait=go.wait).plugin, hang_timeout=0.4, on_hang="warn")
+        trainer = run_tiny(Releases(), hangs(wait=go.wait), hang_timeout=1.0, on_hang="warn")
     assert trainer.global_step == 7
     (text,) = [str(each.message) for each in caught if "hang_timeout" in str(each.message)]
     assert re.search(facts("plugin 'Hangs'", "on_step_end", "step 2", "on_hang: warn"), text)
     assert "thread MainThread" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("hook", "what"), [("on_evaluate_start", "the evaluation"), ("on_checkpoint_start", "the save")])
+@pytest.mark.parametrize(
+    ("hook", "what"), [("on_evaluate_start", "the evaluation"), ("on_checkpoint_start", "the save")]
+)
 def test_evaluations_and_saves_may_take_five_times_as_long(run_tiny, tmp_path, hook, what):
     saves = {"type": "full", "save_every_n_steps": 2}
-    with pytest.raises(HangError, match=facts(what, "5 x 0.1 s", f"hook {hook}", "step 2")):
-        run_tiny(Hangs(hook).plugin, hang_timeout=0.1, eval_interval=2, checkpoint=saves)
+    with pytest.raises(HangError, match=facts(what, "5 x 0.2 s", f"hook {hook}", "step 2")):
+        run_tiny(hangs(hook), hang_timeout=0.2, eval_interval=2, checkpoint=saves)
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*")), "nothing is saved by half"
 
 
@@ -111,7 +113,7 @@ def test_a_teardown_that_hangs_ends_and_the_others_are_torn_down(run_tiny):
 
     with warnings.catch_warnings(), pytest.raises(HangError, match=facts("'HangsAtTheEnd'", "on_teardown")):
         warnings.simplefilter("ignore")
-        run_tiny(HangsAtTheEnd(), Other(), hang_timeout=0.4)
+        run_tiny(HangsAtTheEnd(), Other(), hang_timeout=1.0)
     assert torn_down
 
 
