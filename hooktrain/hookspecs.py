@@ -1094,8 +1094,8 @@ def collect_state(trainer: Trainer) -> Mapping[str, Any] | None:
         trainer: the trainer.
 
     Returns:
-        A mapping of JSON values and tensors, kept under the plugin's name. None keeps nothing. Anything else is an error
-        of the plugin, as if it had raised one.
+        A mapping of JSON values and tensors, kept under the plugin's name. None keeps nothing. Anything else is an
+        error of the plugin, as if it had raised one.
 
     Default: none.
     """

@@ -80,7 +80,8 @@ def open_streams() -> None:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError):  # of a place in what was a file; it has been set by then
+                stream.reconfigure(errors="backslashreplace")
 
 
 def provide_home() -> None:

@@ -118,17 +118,21 @@ def test_a_teardown_that_hangs_ends_and_the_others_are_torn_down(run_tiny):
 
 
 def test_a_step_does_nothing_for_it(run_tiny):
-    """The watchdog looks at the number of the step: the trainer tells it of evaluations, saves and ends alone."""
-    entered = []
+    """The watchdog looks at the number of the step: the trainer tells it of evaluations, saves and the end alone."""
 
     class Looks:
+        def __init__(self):
+            self.entered = []
+
         @hookimpl
         def on_train_start(self, trainer):
             enter = trainer.watchdog.enter
-            trainer.watchdog.enter = lambda activity: (entered.append(activity), enter(activity))
+            trainer.watchdog.enter = lambda activity: (self.entered.append(activity), enter(activity))
 
-    run_tiny(Looks(), data={"eval_rows": 0})
-    assert "step" not in entered and len(entered) <= 4
+    short, long = Looks(), Looks()
+    run_tiny(short, train_iters=2, data={"eval_rows": 0})
+    run_tiny(long, train_iters=7, data={"eval_rows": 0})
+    assert long.entered == short.entered == ["save", "step", "", "end"]
 
 
 IN_C = {
