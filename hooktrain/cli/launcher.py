@@ -229,7 +229,7 @@ def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float], stop
             stack = folder / f"{rank}.stack"
             failures.append(_hung(rank, status, stack.read_text(encoding="utf-8") if stack.exists() else ""))
     if stopped_by and not any(failure.status > 0 and not failure.is_consequence for failure in failures):
-        print(f"hooktrain: {signal.Signals(stopped_by).name}: ended before the training began", file=sys.stderr)
+        _print(f"hooktrain: {signal.Signals(stopped_by).name}: ended before the training began")
         return 128 + stopped_by
     if not failures:
         return 0
@@ -239,8 +239,7 @@ def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float], stop
     if first.status >= 0 and not has_left(folder, first.rank):
         first = first._replace(message=f"{first.message}{_in_step(others)}, before the run was over")
     if first.message:
-        print(f"hooktrain: rank {first.rank}: {first.message}", file=sys.stderr)
-        print(first.trace, end="", file=sys.stderr)
+        _print("\n".join(filter(None, [f"hooktrain: rank {first.rank}: {first.message}", first.trace.rstrip("\n")])))
     said: dict[str, list[int]] = {}
     for other in others:
         line = _in_short(other)
@@ -248,8 +247,13 @@ def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float], stop
             said.setdefault(line, []).append(other.rank)
     for line, ranks in said.items():
         who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, sorted(ranks)))}"
-        print(f"hooktrain: then {who}: {line}", file=sys.stderr)
+        _print(f"hooktrain: then {who}: {line}")
     return 128 - first.status if first.status < 0 else first.status or 1
+
+
+def _print(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it: the status says that it failed
+        print(text, file=sys.stderr)
 
 
 def _in_step(failures: Iterable[_Failure]) -> str:

@@ -40,9 +40,11 @@ class Watchdog:
     """A thread that looks at the number of the step a few times within ``hang_timeout``; a step does nothing for it.
 
     With ``on_hang: stop`` the run's own thread raises :class:`hooktrain.HangError`, so that plugins are torn down; when
-    it cannot, as it waits in C code, the process ends after a few seconds with status 1. Where C code does not let any
-    thread of Python run, the stacks are printed and the process is ended after twice the time, by a thread of
-    ``faulthandler``. Time in which the process is stopped or suspended does not count, nor a prompt of a debugger.
+    it cannot, as it waits in C code, the process ends after a few seconds with status 1. Time in which the process is
+    stopped (SIGSTOP) or suspended does not count, nor a prompt of a debugger.
+
+    Where C code does not let any thread of Python run, a thread of ``faulthandler`` prints the stacks and ends the
+    process after twice the time, and some seconds. That one counts the time of a process that is stopped.
     """
 
     def __init__(self, trainer: Trainer) -> None:
