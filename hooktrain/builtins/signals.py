@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hooktrain.compat import module_of, name_of, signal_handler
 from hooktrain.errors import described
 from hooktrain.markers import hookimpl
+from hooktrain.plugin.blame import owner_of
 from hooktrain.training.rank_notes import note_training
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class Signals:
         if not does_nothing:
             self._handlers[number] = both
         signal.signal(number, self._handlers[number])
-        owner = "" if does_nothing else trainer.host.owner_of(module_of(theirs))
+        owner = "" if does_nothing else owner_of(trainer.host, module_of(theirs))
         what = (
             "had it ignored" if theirs == signal.SIG_IGN else "put back its default" if does_nothing else f"set {said}"
         )

@@ -24,6 +24,7 @@ import click
 
 from hooktrain.compat import call_exit_functions, exit_now, origin_of, thread_frames, wait_for_threads
 from hooktrain.errors import HooktrainError
+from hooktrain.plugin.blame import owner_of
 from hooktrain.training.rank_notes import note_failure
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _left(trainer: Trainer) -> list[tuple[str, str]]:
             continue
         stack = traceback.StackSummary.extract(traceback.walk_stack(frame))
         modules = [str(each.f_globals.get("__name__")) for each, _ in traceback.walk_stack(frame)]
-        owner = next(filter(None, map(trainer.host.owner_of, modules)), "")
+        owner = next(filter(None, (owner_of(trainer.host, module) for module in modules)), "")
         of = f" of plugin '{owner}'" if owner else ""
         found.append((f"thread '{thread.name}'{of}", "".join(reversed(stack.format()))))
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
-from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -13,9 +12,10 @@ import pluggy
 from pluggy import HookImpl
 
 from hooktrain import hookspecs
-from hooktrain.compat import code_of, module_name_of, module_of, remove_from_hook
-from hooktrain.errors import HooktrainWarning, NameTakenError, PluginError, described, did_you_mean, failure_of, text_of
+from hooktrain.compat import remove_from_hook
+from hooktrain.errors import HooktrainWarning, NameTakenError, PluginError, described, did_you_mean, text_of
 from hooktrain.hookspecs import LOOP_HOOKS
+from hooktrain.plugin.blame import raised_in
 from hooktrain.plugin.checking import check_plugins
 from hooktrain.plugin.config import PluginsConfig, Switches
 from hooktrain.plugin.digests import digest_of
@@ -372,47 +372,7 @@ class PluginHost:
 
     def blame(self, exception: BaseException) -> tuple[str, str] | None:
         """The plugin and the hook in which an exception was raised: the innermost implementation on its traceback."""
-        told = failure_of(exception).raised_in
-        if told is not None:
-            return told
-        codes = self._codes()
-        blamed, step = None, exception.__traceback__
-        while step is not None:
-            blamed = codes.get(step.tb_frame.f_code, blamed)
-            step = step.tb_next
-        return blamed
-
-    def running(self, frame: FrameType | None) -> tuple[str, str] | None:
-        """The plugin and the hook of the innermost implementation on a thread's stack."""
-        codes = self._codes()
-        while frame is not None and frame.f_code not in codes:
-            frame = frame.f_back
-        return None if frame is None else codes[frame.f_code]
-
-    def _codes(self) -> dict[Any, tuple[str, str]]:
-        """The plugin and the hook of each implementation by its code."""
-        hooks = vars(self.manager.hook).items()
-        return {
-            code_of(found.function): (found.plugin_name, name)
-            for name, caller in hooks
-            for found in caller.get_hookimpls()
-        }
-
-    def owner_of(self, module: str) -> str:
-        """Return the plugin that a module belongs to, by its package; nothing where that is none, or the engine's."""
-        package = module.partition(".")[0]
-        for record in self.records.values():
-            plugin = self.manager.get_plugin(record.name)
-            home = (
-                ""
-                if plugin is None
-                else module_name_of(plugin)
-                if inspect.ismodule(plugin)
-                else module_of(type(plugin))
-            )
-            if package and package != "hooktrain" and home.partition(".")[0] == package:
-                return record.name
-        return ""
+        return raised_in(self, exception)
 
     def call_each(self, hook: str, **given: Any) -> list[tuple[str, BaseException]]:
         """Call a hook plugin by plugin, so that one that raises keeps nobody else from being called.

@@ -408,7 +408,8 @@ class Trainer:
     def eval_batches(self, name: str) -> Iterator[Batch]:
         """This rank's micro-batches of an evaluation set, on the host."""
         size = self.recipe.eval_micro_batch_size or self.recipe.micro_batch_size
-        return map(self.divide, evaluation_batches(self.data.evaluation[name], self.data, size, self.data_world))
+        found = evaluation_batches(self.data.evaluation[name], self.data, size, self.data_world)
+        return (self.divide(batch) for batch in found)
 
     @property
     def device(self) -> torch.device:

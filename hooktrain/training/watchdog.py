@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hooktrain.compat import exit_now, thread_frames
 from hooktrain.errors import HangError
+from hooktrain.plugin.blame import running_in
 from hooktrain.training.diagnostics import explain
 from hooktrain.training.rank_notes import note_failure
 
@@ -160,7 +161,7 @@ class Watchdog:
         multiple = MULTIPLES[self._activity]
         limit = f"{multiple} x {self.timeout:g} s" if multiple != 1 else f"{self.timeout:g} s"
         what = doing.get(self._activity, f"the {self._activity} was not finished")
-        running = trainer.host.running(frame)
+        running = running_in(trainer.host, frame)
         where = f"step {trainer.global_step}, rank {trainer.world.rank}"
         if running is not None:
             where = f"plugin '{running[0]}', hook {running[1]}, {where}"
