@@ -24,7 +24,7 @@ _REPORTED = ("run_train", "run_epoch")
 """Loop hooks whose wrappers are reported when they end an error: what is left of the training would be skipped."""
 
 Swallowed = Callable[[str, str, BaseException], None]
-"""Is told of a hook, a plugin whose wrapper has ended an error in it, and the error."""
+"""Receives a hook, the plugin whose wrapper has ended an error in it, and the error."""
 _OWN = ("_manager", "_swallowed")
 """Attributes of :class:`Hooks` that are no hooks."""
 

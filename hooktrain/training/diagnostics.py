@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hooktrain.errors import HooktrainError, LoopHookError, NonFiniteError, failure_of
@@ -71,12 +71,18 @@ def require_complete_epoch(trainer: Trainer, epoch: int) -> None:
         raise _unfinished(trainer, "run_epoch", f"{done} of {rows} sequences of epoch {epoch}", "request_epoch_end()")
 
 
-def require_finished(trainer: Trainer) -> None:
+def require_finished(trainer: Trainer, agree: Callable[[], object]) -> None:
     """Refuse a training that ended before its last step, for no reason that anybody has given.
+
+    Args:
+        trainer: after its loop.
+        agree: takes up requests that were made after the last step.
 
     Raises:
         HooktrainError: as :func:`require_complete_epoch`.
     """
+    if not trainer.should_stop and trainer.epochs:
+        agree()
     if not trainer.should_stop and trainer.epochs:  # epochs may have been cut short, but each has come to its end
         done = f"step {trainer.global_step} of {trainer.training_horizon}"
         raise _unfinished(trainer, "run_train", done, "request_stop(reason)")
@@ -92,7 +98,7 @@ def _unfinished(trainer: Trainer, hook: str, done: str, request: str) -> Hooktra
     where, plugin, problem = swallowed
     made = HooktrainError(
         f"{ended}; the wrapper of plugin '{plugin}' around {where} has ended the error {problem}; have it raise what it"
-        f" cannot put right, or call trainer.{request}"
+        f" cannot fix, or call trainer.{request}"
     )
     failure_of(made).raised_in = plugin, where
     return made

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from hooktrain.errors import HangError, HooktrainError, LoopHookError, described, failure_of
+from hooktrain.errors import HooktrainError, LoopHookError, described, failure_of
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import (
     CheckpointEngine,
@@ -281,10 +281,7 @@ class Trainer:
             self.strategy.close()
         if self._built:
             self.model.eval()
-        self.watchdog.stop()
-        for _, problem in problems:
-            if isinstance(problem, HangError) and self._failure is None:
-                raise problem
+        self.watchdog.stop(problems if self._failure is None else ())
 
     def __enter__(self) -> Self:
         self._held = True
@@ -408,8 +405,7 @@ class Trainer:
     def eval_batches(self, name: str) -> Iterator[Batch]:
         """This rank's micro-batches of an evaluation set, on the host."""
         size = self.recipe.eval_micro_batch_size or self.recipe.micro_batch_size
-        found = evaluation_batches(self.data.evaluation[name], self.data, size, self.data_world)
-        return (self.divide(batch) for batch in found)
+        return map(self.divide, evaluation_batches(self.data.evaluation[name], self.data, size, self.data_world))
 
     @property
     def device(self) -> torch.device:
@@ -477,9 +473,7 @@ class Trainer:
             self.say(f"nothing is left to train: step {self.global_step} of {self.training_horizon} has been finished")
         else:
             self.hooks.run_train(trainer=self)
-            if not self.should_stop:
-                self._agree()  # a reason that was given after the last step
-            require_finished(self)
+            require_finished(self, self._agree)
             self.checkpoint("end")
         with self.watchdog.during("save"):
             self.saving.collect(self, wait=True)
@@ -701,9 +695,7 @@ class Trainer:
     def collect_states(self, check: Callable[[Any, str], object] | None = None) -> dict[str, Any]:
         """Every plugin's state by its name, that of plugins which are absent from this run included.
 
-        Args:
-            check: raises for a state, given with its path, that cannot be saved; a plugin whose ``on_error`` is not
-                ``stop`` has failed then, and the run continues.
+        ``check`` raises for a state, given with its path, that cannot be saved, which is an error of the plugin.
         """
         return {**self._absent_plugins, **self.host.collect_states(self, check)}
 

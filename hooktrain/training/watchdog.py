@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +88,15 @@ class Watchdog:
         finally:
             self.enter(before)
 
-    def stop(self) -> None:
-        """End the watch."""
+    def stop(self, problems: Iterable[tuple[str, BaseException]] = ()) -> None:
+        """End the watch.
+
+        Args:
+            problems: of the teardown, by plugin.
+
+        Raises:
+            HangError: when it is among them.
+        """
         if self._thread is not None:
             self._ended.set()
             self._thread.join()
@@ -97,6 +104,9 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
             if self._before is not None:
                 signal.signal(signal.SIGURG, self._before)
+        for _, problem in problems:
+            if isinstance(problem, HangError):
+                raise problem
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
         error, self._error = self._error, None
@@ -109,23 +119,23 @@ class Watchdog:
 
     def _watch(self) -> None:
         period = min(_LONGEST_PERIOD, self.timeout / 8)
-        seen, idle, reported = (-1, -1), 0.0, -1.0
+        seen, still, reported = (-1, -1), 0.0, -1.0
         looked = time.monotonic()
         while not self._ended.wait(period):
             trainer, now = self._trainer(), time.monotonic()
             if trainer is None:
                 return
-            idle += min(now - looked, 2 * period)  # more has passed where the process was stopped or suspended
+            still += min(now - looked, 2 * period)  # more has passed where the process was stopped or suspended
             looked = now
             place = trainer.global_step, self._changes
             limit = self.timeout * MULTIPLES[self._activity]
             if place != seen:
-                seen, idle, reported, self._error = place, 0.0, -1.0, None
-            self._arm(limit - idle)
-            if reported < 0 and idle >= limit and not self._is_debugged():
-                reported = idle
-                self._report(trainer, idle)
-            elif self._stops and reported >= 0 and idle - reported >= _GRACE:
+                seen, still, reported, self._error = place, 0.0, -1.0, None
+            self._arm(limit - still)
+            if reported < 0 and still >= limit and not self._is_debugged():
+                reported = still
+                self._report(trainer, still)
+            elif self._stops and reported >= 0 and still - reported >= _GRACE:
                 self._end(trainer)
 
     def _arm(self, left: float) -> None:
@@ -137,9 +147,9 @@ class Watchdog:
                 later = max(left, 0.0) + max(self.timeout, _GRACE) + _GRACE
                 faulthandler.dump_traceback_later(later, exit=self._stops, file=sys.__stderr__)
 
-    def _report(self, trainer: Trainer, idle: float) -> None:
+    def _report(self, trainer: Trainer, still: float) -> None:
         frames = thread_frames()
-        made = HangError(self._describe(trainer, idle, frames.get(self._watched)))
+        made = HangError(self._describe(trainer, still, frames.get(self._watched)))
         explain(trainer.host, made, trainer.global_step, trainer.world.rank)
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         lines = [f"hooktrain: {made}; the stacks of all threads, the innermost call last:"]
@@ -155,7 +165,7 @@ class Watchdog:
         if self._before is not None:
             signal.pthread_kill(self._watched, signal.SIGURG)
 
-    def _describe(self, trainer: Trainer, idle: float, frame: FrameType | None) -> str:
+    def _describe(self, trainer: Trainer, still: float, frame: FrameType | None) -> str:
         """Return what has taken too long, and the innermost hook on the stack of the run's thread."""
         doing = {"step": "no step was finished", "end": "the run did not come to its end"}
         multiple = MULTIPLES[self._activity]
@@ -165,8 +175,8 @@ class Watchdog:
         where = f"step {trainer.global_step}, rank {trainer.world.rank}"
         if running is not None:
             where = f"plugin '{running[0]}', hook {running[1]}, {where}"
-        waits = trainer.world.world_size > 1 and (running is None or running[0] == "loop" or _in_collective(frame))
-        others = ", waiting for other ranks" if waits else ""
+        waiting = trainer.world.world_size > 1 and (running is None or running[0] == "loop" or _in_collective(frame))
+        others = ", waiting for other ranks" if waiting else ""
         return f"hang_timeout: {what} within {limit}{others}; it is in {where}"
 
     def _end(self, trainer: Trainer) -> None:

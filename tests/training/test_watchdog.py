@@ -30,14 +30,14 @@ def hangs(hook="on_step_end", wait=lambda: time.sleep(1000)):
     return Hangs()
 
 
-WAITS = {
+HANGS = {
     "sleep": lambda: time.sleep(1000),
     "a lock": lambda: threading.Event().wait(),
     "a loop": lambda: [None for _ in iter(int, 1)],
 }
 
 
-@pytest.mark.parametrize("how", WAITS)
+@pytest.mark.parametrize("how", HANGS)
 def test_a_hook_that_hangs_is_named_and_the_run_is_torn_down(run_tiny, capfd, how):
     torn_down = []
 
@@ -48,7 +48,7 @@ def test_a_hook_that_hangs_is_named_and_the_run_is_torn_down(run_tiny, capfd, ho
 
     before = threading.active_count(), signal.getsignal(signal.SIGURG)
     with pytest.raises(HangError) as caught:
-        run_tiny(hangs(wait=WAITS[how]), Other(), hang_timeout=1.0)
+        run_tiny(hangs(wait=HANGS[how]), Other(), hang_timeout=1.0)
     named = ("hang_timeout", "1 s", "plugin 'Hangs'", "on_step_end", "step 2", "rank 0")
     assert re.search(facts(*named), str(caught.value))
     assert failure_of(caught.value).where == "plugin 'Hangs', hook on_step_end, step 2, rank 0"
