@@ -271,17 +271,16 @@ class Trainer:
             return
         self._closed = True
         self.requests.forget()
-        self.watchdog.enter("end")
-        problems = self.host.call_each("on_teardown", trainer=self)
-        for plugin, problem in problems:
-            self.host.warn(f"plugin '{plugin}', hook on_teardown: {described(problem)}")
-        for line in self.host.error_policy.summary():
-            self.host.warn(line)
-        if self._opened:
-            self.strategy.close()
-        if self._built:
-            self.model.eval()
-        self.watchdog.stop(problems if self._failure is None else ())
+        with self.watchdog.closing(failed=self._failure is not None) as problems:
+            problems += self.host.call_each("on_teardown", trainer=self)
+            for plugin, problem in problems:
+                self.host.warn(f"plugin '{plugin}', hook on_teardown: {described(problem)}")
+            for line in self.host.error_policy.summary():
+                self.host.warn(line)
+            if self._opened:
+                self.strategy.close()
+            if self._built:
+                self.model.eval()
 
     def __enter__(self) -> Self:
         self._held = True

@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -88,15 +88,31 @@ class Watchdog:
         finally:
             self.enter(before)
 
-    def stop(self, problems: Iterable[tuple[str, BaseException]] = ()) -> None:
-        """End the watch.
+    @contextlib.contextmanager
+    def closing(self, *, failed: bool) -> Iterator[list[tuple[str, BaseException]]]:
+        """Watch the teardown inside, and end the watch.
 
         Args:
-            problems: of the teardown, by plugin.
+            failed: whether the run ends with an error anyway.
+
+        Yields:
+            A list for the plugins whose teardown has failed, and with what.
 
         Raises:
-            HangError: when it is among them.
+            HangError: when it is among these, and the run has not failed.
         """
+        problems: list[tuple[str, BaseException]] = []
+        self.enter("end")
+        try:
+            yield problems
+        finally:
+            self.stop()
+        for _, problem in problems:
+            if isinstance(problem, HangError) and not failed:
+                raise problem
+
+    def stop(self) -> None:
+        """End the watch."""
         if self._thread is not None:
             self._ended.set()
             self._thread.join()
@@ -104,9 +120,6 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
             if self._before is not None:
                 signal.signal(signal.SIGURG, self._before)
-        for _, problem in problems:
-            if isinstance(problem, HangError):
-                raise problem
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
         error, self._error = self._error, None

@@ -16,7 +16,7 @@ import yaml
 
 from tests.facts import facts
 
-pytestmark = pytest.mark.usefixtures("real_starts")
+pytestmark = [pytest.mark.usefixtures("real_starts"), pytest.mark.timeout(900)]  # imports take long on a busy machine
 NOBODY = "54321"
 """Number of a user that has no entry in the list of users."""
 AS_NOBODY = (
