@@ -272,7 +272,7 @@ class Trainer:
         self._closed = True
         self.requests.forget()
         with self.watchdog.closing(failed=self._failure is not None) as problems:
-            problems += self.host.call_each("on_teardown", trainer=self)
+            problems.extend(self.host.call_each("on_teardown", trainer=self))
             for plugin, problem in problems:
                 self.host.warn(f"plugin '{plugin}', hook on_teardown: {described(problem)}")
             for line in self.host.error_policy.summary():
