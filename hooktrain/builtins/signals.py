@@ -94,7 +94,8 @@ class Signals:
         now = time.monotonic()
         if now >= self._look_at:
             self._look_at = now + _LOOK_EVERY
-            self._unblock(trainer)
+            if self._handlers:
+                self._unblock(trainer)
             if trainer.world.is_main and _taken(trainer.run_dir / "stop"):
                 trainer.request_stop("the file 'stop' in the run directory", urgent=True)
 
