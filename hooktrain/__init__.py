@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hooktrain.errors import Complaint as Complaint
     from hooktrain.errors import DataError as DataError
     from hooktrain.errors import Failure as Failure
+    from hooktrain.errors import HangError as HangError
     from hooktrain.errors import HooktrainError as HooktrainError
     from hooktrain.errors import HooktrainWarning as HooktrainWarning
     from hooktrain.errors import LoopHookError as LoopHookError

@@ -6,6 +6,7 @@ breaks one.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import atexit
 import importlib
 import inspect
@@ -41,6 +42,7 @@ __all__ = [
     "is_data_frame",
     "is_table",
     "module_name_of",
+    "module_of",
     "name_of",
     "origin_of",
     "own_tensors",
@@ -51,7 +53,9 @@ __all__ = [
     "rules_of",
     "run_exit_functions",
     "run_module_as_main",
+    "signal_handler",
     "storage_id",
+    "thread_frames",
     "tree_flatten",
     "tree_leaves",
     "tree_map",
@@ -102,6 +106,9 @@ def remove_from_hook(caller: Any, plugin: object) -> None:
 exit_now = os._exit
 """Ends the process without cleaning up."""
 
+signal_handler: Callable[[int], Any] = _signal.getsignal
+"""What Python calls at a signal; ``signal.getsignal`` takes 20 times as long, since it looks for an enum's member."""
+
 fork_exec: Callable[..., int] | None = getattr(subprocess, "_fork_exec", None)
 """What ``subprocess.Popen`` starts a process with; None before Python 3.11 and on Windows."""
 
@@ -138,6 +145,11 @@ def run_exit_functions() -> None:
     call_exit_functions()
 
 
+def thread_frames() -> dict[int, FrameType]:
+    """Return the innermost frame of each thread by its number."""
+    return sys._current_frames()
+
+
 def caller_frame(depth: int) -> FrameType:
     """Return the frame of a caller; 1 is the function that called this one."""
     return sys._getframe(depth)
@@ -170,6 +182,11 @@ def name_of(value: Any) -> str:
 def module_name_of(namespace: Any) -> str:
     """Return the name of a module, and that of the class of anything else."""
     return str(getattr(namespace, "__name__", type(namespace).__name__))
+
+
+def module_of(value: Any) -> str:
+    """Return the name of the module in which a function or class was defined, or nothing."""
+    return str(getattr(value, "__module__", None) or "")
 
 
 def files_of(module: Any) -> tuple[list[str], str | None]:

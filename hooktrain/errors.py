@@ -18,6 +18,7 @@ __all__ = [
     "Complaint",
     "DataError",
     "Failure",
+    "HangError",
     "HooktrainError",
     "HooktrainWarning",
     "ModelError",
@@ -27,9 +28,11 @@ __all__ = [
     "RanksDisagreeError",
     "RecipeError",
     "LoopHookError",
+    "described",
     "did_you_mean",
     "failure_of",
     "show_warnings",
+    "text_of",
 ]
 
 
@@ -109,7 +112,7 @@ class Failure:
     Attributes:
         where: plugin, hook, step and rank, in words; empty outside of a run.
         step: optimizer steps that had been finished.
-        when: seconds since the epoch.
+        when: by the monotonic clock, which the processes of a host share.
         rank: the rank that met the problem, where all of them raise it; None for each its own.
         raised_in: the plugin and the hook, where no frame of it is on the traceback.
         saved: the last checkpoint that the run has saved.
@@ -127,6 +130,20 @@ def failure_of(exception: BaseException) -> Failure:
     """Return what is known about an exception, to read and to add to."""
     found: Failure = vars(exception).setdefault("hooktrain_failure", Failure())
     return found
+
+
+def text_of(exception: BaseException) -> str:
+    """Return the message of an exception, also of one whose message cannot be made."""
+    try:
+        return str(exception)
+    except Exception as problem:
+        return f"<its message cannot be shown: {type(problem).__name__}>"
+
+
+def described(exception: BaseException) -> str:
+    """Return ``Type: message`` of an exception, on one line."""
+    text = " ".join(text_of(exception).split())
+    return f"{type(exception).__name__}: {text}" if text else type(exception).__name__
 
 
 class PluginError(HooktrainError):
@@ -155,6 +172,10 @@ class CheckpointError(HooktrainError):
 
 class NonFiniteError(HooktrainError):
     """The loss, the gradients or the weights are not finite, or too many steps were skipped for that."""
+
+
+class HangError(HooktrainError):
+    """A run has made no step for as long as ``hang_timeout`` allows, and ``on_hang`` says to stop."""
 
 
 class RanksDisagreeError(HooktrainError):

@@ -1078,7 +1078,8 @@ def collect_metrics(trainer: Trainer) -> Mapping[str, Tensor | float] | None:
         trainer: the trainer.
 
     Returns:
-        Values by name, or None. A name that is taken is an error.
+        Values by name, or None. Anything else, and a name that is taken, is an error of the plugin, as if it had raised
+        one; its ``on_error`` says what follows.
 
     Default: the engine's metrics: ``step``, ``epoch``, ``loss``, ``lr``, ``grad_norm``, ``tokens``,
         ``supervised_tokens``, ``tokens_per_second``, ``step_seconds``.
@@ -1098,7 +1099,7 @@ def collect_state(trainer: Trainer) -> Mapping[str, Any] | None:
 
     Returns:
         A mapping of JSON values and tensors, kept under the plugin's name. Numpy's numbers become Python's; any other
-        value is an error of the save, which names the plugin and the key. None keeps nothing.
+        value is an error of the plugin, as if it had raised one, and names the key. None keeps nothing.
 
     Default: none.
     """

@@ -70,7 +70,7 @@ def _plugin(given: dict[str, Any], findings: dict[str, Any]) -> object:
 
         @hookimpl(trylast=True)
         def on_step_end(self, trainer: Trainer) -> None:
-            findings["start_seconds"] = time.time() - float(os.environ[BEGAN])
+            findings["start_seconds"] = time.monotonic() - float(os.environ[BEGAN])
             findings["row"] = trainer.state.sequences
             findings["rows_read"] = self.rows.read
             trainer.request_stop("only this step is measured")

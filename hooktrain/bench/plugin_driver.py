@@ -35,7 +35,7 @@ def _timed(findings: dict[str, Any]) -> object:
         @hookimpl(tryfirst=True)
         def on_step_start(self) -> None:
             if self.clock is None:
-                findings["start_seconds"] = time.time() - float(os.environ.get(BEGAN, "nan"))
+                findings["start_seconds"] = time.monotonic() - float(os.environ.get(BEGAN, "nan"))
                 self.clock = StepClock()
             else:
                 self.clock.step()

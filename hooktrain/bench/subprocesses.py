@@ -55,7 +55,7 @@ class Runner:
         environment = self._environment(variant, home, python, str(specification["threads"]))
         before = used_by_children(), busy_seconds()
         began = time.perf_counter()
-        environment[BEGAN] = repr(time.time())
+        environment[BEGAN] = repr(time.monotonic())
         made = _within(self._timeout, words, home, environment)
         findings: Findings = {"error": f"no result after {self._timeout:.0f} s"} if made is None else _parse(made)
         findings["wall_seconds"] = time.perf_counter() - began

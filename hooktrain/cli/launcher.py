@@ -19,32 +19,26 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from hooktrain.errors import failure_of
+from hooktrain.training.rank_notes import NOTES, OUR_OWN, has_begun, has_left, running_file
 
-__all__ = ["follow_launcher", "has_launcher", "launch", "note_end", "note_failure", "trace_of"]
+__all__ = ["follow_launcher", "launch"]
 
-_NOTES, _PIPE = "HOOKTRAIN_FAILURES", "HOOKTRAIN_LAUNCHER"
+_PIPE = "HOOKTRAIN_LAUNCHER"
 _PATIENCE = 10.0
 """Seconds in which ranks may end by themselves when one has failed."""
+_AT_ONCE = 2.0
+"""Seconds in which ranks end that a signal meets before their training."""
 _WHERE = signal.SIGUSR2
 """Asks a rank what it is doing."""
+_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
+"""Signals that are passed on to ranks; all but the last end them."""
 _HUNG = f"hung: it gave the others no answer, nor ended in the {_PATIENCE:.0f} s after they gave up, and was killed"
-_OUR_OWN = (
-    "/click/",
-    "/pluggy/",
-    "<frozen runpy>",
-    "<hook ",
-    "hooktrain/cli/main.py",
-    "hooktrain/__main__.py",
-    "hooktrain/builtins/hook_timer.py",
-)
-"""Files whose frames say nothing about a failure."""
 _CONSEQUENCES = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -57,6 +51,7 @@ _CONSEQUENCES = (
     "remote process exited",
     "NCCL",
     "Watchdog caught collective operation timeout",
+    "waiting for other ranks",
 )
 """What a rank says when another one has left it."""
 
@@ -65,7 +60,7 @@ class _Failure(NamedTuple):
     """The end of a rank.
 
     Attributes:
-        when: seconds since the epoch.
+        when: by the monotonic clock, which the processes of a host share.
         rank: its number.
         status: of the process; negative is a signal.
         message: what it said, or what ended it.
@@ -101,12 +96,15 @@ def launch(words: Sequence[str], ranks: int) -> int:
     server = socket.create_server(("127.0.0.1", 0))  # so that no port is guessed
     reader, writer = os.pipe()
     processes: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryDirectory(prefix="hooktrain-") as folder, _passing_on(processes):
+    stop = _Stop()
+    with tempfile.TemporaryDirectory(prefix="hooktrain-") as folder, _passing_on(processes, Path(folder), stop):
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
-        common = {_NOTES: folder, _PIPE: str(reader), "OMP_NUM_THREADS": threads}
+        common = {NOTES: folder, _PIPE: str(reader), "OMP_NUM_THREADS": threads}
         for rank in range(ranks):
+            if stop.number:
+                break
             world = World(rank=rank, world_size=ranks, local_rank=rank)
-            _running(Path(folder), rank).touch()
+            running_file(Path(folder), rank).touch()
             processes.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "hooktrain", *words],
@@ -118,8 +116,8 @@ def launch(words: Sequence[str], ranks: int) -> int:
         os.close(reader)
         try:
             _store = _serve(server)  # for as long as the ranks run
-            ended = _wait(processes, Path(folder))
-            return _report(Path(folder), [process.returncode for process in processes], ended)
+            ended = _wait(processes, Path(folder), stop)
+            return _report(Path(folder), [process.returncode for process in processes], ended, stop.number)
         finally:
             os.close(writer)
 
@@ -132,16 +130,33 @@ def _serve(server: socket.socket) -> object:
     return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach())
 
 
+@dataclass
+class _Stop:
+    """A signal that has ended the ranks before they trained: its number, and when it came; 0 for none."""
+
+    number: int = 0
+    when: float = 0.0
+
+
 @contextlib.contextmanager
-def _passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Pass signals on to rank 0, which tells the others."""
+def _passing_on(processes: Sequence[subprocess.Popen[bytes]], folder: Path, stop: _Stop) -> Iterator[None]:
+    """Pass signals on to a rank, which tells the others; to all of them, with what they started, before they train.
+
+    A signal that is ignored, as SIGHUP under nohup, is ignored by the ranks as well, which inherit that.
+    """
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        if processes and processes[0].poll() is None:
-            processes[0].send_signal(number)
+        alive = [process for process in processes if process.poll() is None]
+        if number == signal.SIGUSR1 or (processes and all(has_begun(folder, rank) for rank in range(len(processes)))):
+            for process in alive[:1]:
+                process.send_signal(number)
+            return
+        stop.number, stop.when = number, stop.when or time.monotonic()
+        for process in alive:
+            _kill(process, number)
 
-    names = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
-    before = {getattr(signal, name): signal.signal(getattr(signal, name), pass_on) for name in names}
+    numbers = [signal.Signals[name] for name in _SIGNALS if signal.getsignal(signal.Signals[name]) != signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         yield
     finally:
@@ -149,7 +164,13 @@ def _passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> dict[int, float]:
+def _kill(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
+    """Send a signal to a rank and to what it has started, such as workers that read data."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], folder: Path, stop: _Stop) -> dict[int, float]:
     """Wait for all ranks, and end them all when one has failed.
 
     Returns:
@@ -159,16 +180,17 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> dict[in
     while True:
         for rank, process in enumerate(processes):
             if process.poll() is not None and rank not in ended:
-                ended[rank] = time.time()
+                ended[rank] = time.monotonic()
         if len(ended) == len(processes):
             return ended
-        failed = [at for rank, at in ended.items() if processes[rank].returncode or not _has_left(folder, rank)]
-        if failed and time.time() - min(failed) > _PATIENCE:
+        failed = [at for rank, at in ended.items() if processes[rank].returncode or not has_left(folder, rank)]
+        late = bool(failed) and time.monotonic() - min(failed) > _PATIENCE
+        if late or (stop.number and time.monotonic() - stop.when > _AT_ONCE):
             left = [process for rank, process in enumerate(processes) if rank not in ended]
-            _ask_where(left, folder)
+            if not stop.number:
+                _ask_where(left, folder)
             for process in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # and what it has started, as workers that read data
+                _kill(process)
                 process.wait()
             return ended
         time.sleep(0.02)
@@ -184,12 +206,12 @@ def _ask_where(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> No
     time.sleep(0.1)  # for the rest of what is being written
 
 
-def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float]) -> int:
+def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float], stopped_by: int) -> int:
     """Print the first cause and, a line each, what followed; returns the status to end with."""
     failures = []
     for rank, status in enumerate(statuses):
         note = folder / f"{rank}.json"
-        if status == 0 and _has_left(folder, rank):
+        if status == 0 and has_left(folder, rank):
             continue
         if note.exists():
             facts = json.loads(note.read_text(encoding="utf-8"))
@@ -198,7 +220,7 @@ def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float]) -> i
             name = signal.Signals(-status).name
             why = " (the system does so when memory runs out)" if name == "SIGKILL" else ""
             failures.append(_Failure(ended[rank], rank, status, f"was ended by {name}{why}"))
-        elif rank in ended and _has_left(folder, rank):
+        elif rank in ended and has_left(folder, rank):
             # its status says why, as after a signal that it has obeyed, or it has said why itself
             failures.append(_Failure(ended[rank], rank, status, ""))
         elif rank in ended:
@@ -206,16 +228,18 @@ def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float]) -> i
         else:
             stack = folder / f"{rank}.stack"
             failures.append(_hung(rank, status, stack.read_text(encoding="utf-8") if stack.exists() else ""))
+    if stopped_by and not any(failure.status > 0 and not failure.is_consequence for failure in failures):
+        _print(f"hooktrain: {signal.Signals(stopped_by).name}: ended before the training began")
+        return 128 + stopped_by
     if not failures:
         return 0
     if all(failure.is_consequence or failure.hung for failure in failures):
         failures = [failure._replace(message=_HUNG if failure.hung else failure.message) for failure in failures]
     first, *others = sorted(failures, key=lambda failure: (failure.is_consequence, failure.when))
-    if first.status >= 0 and not _has_left(folder, first.rank):
+    if first.status >= 0 and not has_left(folder, first.rank):
         first = first._replace(message=f"{first.message}{_in_step(others)}, before the run was over")
     if first.message:
-        print(f"hooktrain: rank {first.rank}: {first.message}", file=sys.stderr)
-        print(first.trace, end="", file=sys.stderr)
+        _print("\n".join(filter(None, [f"hooktrain: rank {first.rank}: {first.message}", first.trace.rstrip("\n")])))
     said: dict[str, list[int]] = {}
     for other in others:
         line = _in_short(other)
@@ -223,18 +247,13 @@ def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float]) -> i
             said.setdefault(line, []).append(other.rank)
     for line, ranks in said.items():
         who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, sorted(ranks)))}"
-        print(f"hooktrain: then {who}: {line}", file=sys.stderr)
+        _print(f"hooktrain: then {who}: {line}")
     return 128 - first.status if first.status < 0 else first.status or 1
 
 
-def _has_left(folder: Path, rank: int) -> bool:
-    """Whether a rank has ended as ranks do, and not in the midst of something, as by ``os._exit``."""
-    return not _running(folder, rank).exists()
-
-
-def _running(folder: Path, rank: int) -> Path:
-    """A file that a rank removes at its end, since a full disk, which may be why it ends, takes no new one."""
-    return folder / f"{rank}.running"
+def _print(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it: the status says that it failed
+        print(text, file=sys.stderr)
 
 
 def _in_step(failures: Iterable[_Failure]) -> str:
@@ -245,10 +264,10 @@ def _in_step(failures: Iterable[_Failure]) -> str:
 
 def _hung(rank: int, status: int, stack: str) -> _Failure:
     """A rank that neither failed nor ended; ``stack`` is what faulthandler wrote, the innermost frame first."""
-    lines = [line for line in stack.splitlines()[1:] if not any(own in line for own in _OUR_OWN)]
+    lines = [line for line in stack.splitlines()[1:] if not any(own in line for own in OUR_OWN)]
     trace = "\n".join(["It was here, the innermost call first:", *lines[:12], ""]) if lines else ""
     return _Failure(
-        time.time(),
+        time.monotonic(),
         rank,
         status,
         f"did not end within {_PATIENCE:.0f} s of another rank's failure, and was killed",
@@ -263,65 +282,12 @@ def _in_short(failure: _Failure) -> str:
     Libraries say that in many words and by addresses, which differ from rank to rank.
     """
     line = failure.message.strip().splitlines()[0] if failure.message.strip() else ""
-    if not failure.is_consequence:
+    if not failure.is_consequence or line.startswith("hang_timeout"):
         return line[:160]
     timeout = re.search(r"(?:Timed out waiting|wait timeout after) (\d+) ?ms", failure.message)
     what = f"waited {int(timeout[1]) / 1000:g} s (strategy.timeout) for an answer" if timeout else "lost the connection"
     where = re.match(rf"failed in (.*), rank {failure.rank}: ", line)
     return f"{what}, in {where[1]}" if where else what
-
-
-def has_launcher() -> bool:
-    """Whether ``hooktrain train --nproc`` has started this process as one of its ranks."""
-    return _NOTES in os.environ
-
-
-def note_end() -> None:
-    """Tell the launcher, where there is one, that this rank has come to its end, well or not."""
-    folder = os.environ.get(_NOTES)
-    if folder:
-        with contextlib.suppress(OSError):
-            _running(Path(folder), int(os.environ["RANK"])).unlink(missing_ok=True)
-
-
-def note_failure(message: str, problem: BaseException, *, trace: bool) -> bool:
-    """Tell whoever has started this rank why it ends.
-
-    Args:
-        message: in one line or a few.
-        problem: what was raised.
-        trace: whether its traceback is of use.
-
-    Returns:
-        Whether the launcher is this module's, which prints it.
-    """
-    when = failure_of(problem).when or time.time()
-    text = trace_of(problem) if trace else ""
-    folder, file = os.environ.get(_NOTES), os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if folder:
-        with contextlib.suppress(OSError):
-            rank = int(os.environ["RANK"])
-            known = failure_of(problem).rank
-            met = rank if known is None else known  # by which rank, where all of them raise it
-            facts = {"when": when, "rank": met, "message": message, "trace": text}
-            (Path(folder) / f"{rank}.json").write_text(json.dumps(facts), encoding="utf-8")
-            return True
-    elif file and not os.path.exists(file):
-        extra = {"py_callstack": text, "timestamp": str(int(when))}
-        with contextlib.suppress(OSError):
-            Path(file).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}), encoding="utf-8")
-    return False
-
-
-def trace_of(problem: BaseException) -> str:
-    """The traceback without the frames of the command line and of the calling of hooks."""
-    made = traceback.TracebackException.from_exception(problem)
-    found: traceback.TracebackException | None = made
-    while found is not None:
-        frames = [frame for frame in found.stack if not any(own in frame.filename for own in _OUR_OWN)]
-        found.stack = traceback.StackSummary.from_list(frames)
-        found = found.__cause__ or found.__context__
-    return "".join(made.format())
 
 
 def follow_launcher() -> None:
@@ -330,8 +296,9 @@ def follow_launcher() -> None:
     if not pipe:
         return
     # open for as long as the process lives: who has hung can open nothing
-    stack = (Path(os.environ[_NOTES]) / f"{os.environ['RANK']}.stack").open("w", encoding="utf-8")
+    stack = (Path(os.environ[NOTES]) / f"{os.environ['RANK']}.stack").open("w", encoding="utf-8")
     faulthandler.register(_WHERE, file=stack, all_threads=False, chain=False)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the training, where it saves: Python's waits for C code
 
     def watch() -> None:
         with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -13,18 +14,34 @@ import click
 from hooktrain.cli.bench import bench
 from hooktrain.cli.guide import guide
 from hooktrain.cli.inspect import hooks, plan, plugins, schema
-from hooktrain.cli.launcher import follow_launcher, has_launcher, note_end, note_failure, trace_of
+from hooktrain.cli.launcher import follow_launcher
 from hooktrain.cli.new_plugin import new_plugin
 from hooktrain.cli.options import as_json, plugin_switches, print_facts, recipe_options
-from hooktrain.cli.startup import end, leave
-from hooktrain.errors import HooktrainError, did_you_mean, failure_of, show_warnings
+from hooktrain.cli.startup import end, end_threads, leave, open_streams, provide_home
+from hooktrain.errors import HooktrainError, described, did_you_mean, failure_of, show_warnings, text_of
 from hooktrain.plugin.commands import plugin_command, plugin_commands
+from hooktrain.training.rank_notes import has_launcher, note_end, note_failure, trace_of
 
 __all__ = ["cli", "main"]
 
 
+class _RunError(Exception):
+    """Carries what a run has raised past click, which takes several exceptions for its own.
+
+    BrokenPipeError and click's ``Exit`` would end the command without a word, and EOFError as an interrupt does.
+    """
+
+
 class _Group(click.Group):
     """The engine's commands and, by their metadata alone, those of installed plugins."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BaseException as problem:
+            if failure_of(problem).where:
+                raise _RunError from problem
+            raise
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         found = super().get_command(ctx, cmd_name)
@@ -72,7 +89,7 @@ def train(
 
     Works unchanged under torchrun, deepspeed or a scheduler that sets RANK, WORLD_SIZE and LOCAL_RANK.
     """
-    from hooktrain.cli.startup import Progress, collect_rarely, sleep_while_waiting
+    from hooktrain.cli.startup import Progress, collect_rarely, remember_run, sleep_while_waiting
     from hooktrain.recipe.yaml_reader import apply_overrides, read_recipe
 
     sleep_while_waiting()
@@ -100,6 +117,7 @@ def train(
         from hooktrain.training.trainer import Trainer
 
         trainer = Trainer(made, host, resume_from=resume)
+        remember_run(trainer)
         trainer.prepare()
     trainer.run()
     if trainer.exit_status:
@@ -141,6 +159,8 @@ for _command in (plan, plugins, hooks, bench, schema, new_plugin, guide):
 
 def main() -> None:
     """Run the command line; errors of hooktrain's own are one message and no traceback."""
+    open_streams()
+    provide_home()
     several = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     follow_launcher()
     show_warnings()
@@ -150,10 +170,10 @@ def main() -> None:
         )
     try:
         status = _status()
-    except Exception as problem:
-        if not several:
+    except BaseException as problem:
+        if not several and isinstance(problem, Exception):
             raise
-        status = _failed(f"failed: {type(problem).__name__}: {problem}", problem, trace=True)
+        status = _failed(f"failed: {described(problem)}", problem, trace=True)
     if several:
         _leave(status)
     end(status)
@@ -164,9 +184,10 @@ def _status() -> int:
     try:
         found = cli.main(prog_name="hooktrain", standalone_mode=False)
         return found if isinstance(found, int) else 0
+    except _RunError as carrier:
+        assert carrier.__cause__ is not None, "it carries something"
+        return _stopped_by(carrier.__cause__)
     except SystemExit as asked:
-        if failure_of(asked).where:
-            return _quit(asked)
         if isinstance(asked.code, str):
             click.echo(asked.code, err=True)
         return asked.code if isinstance(asked.code, int) else int(asked.code is not None)
@@ -174,17 +195,26 @@ def _status() -> int:
         problem.show()
         return problem.exit_code
     except HooktrainError as problem:
-        failure = failure_of(problem)  # before the first step the message says where
-        return _failed(f"{problem}" + (f" [{failure.where}]" if failure.step else ""), problem, trace=False)
+        return _failed(text_of(problem), problem, trace=False)
     except (KeyboardInterrupt, click.Abort) as problem:
         return _interrupted(problem.__cause__ or problem.__context__ or problem)
     except Exception as problem:
         if _follows_interrupt(problem):
             return _interrupted(problem)
-        where = failure_of(problem).where
-        if not where:
-            raise
-        return _failed(f"failed in {where}: {type(problem).__name__}: {problem}", problem, trace=True)
+        raise
+
+
+def _stopped_by(problem: BaseException) -> int:
+    """Say what has stopped a run, and where; returns the status to end with, which is never 0."""
+    failure = failure_of(problem)
+    if isinstance(problem, HooktrainError):  # before the first step the message says where
+        return _failed(text_of(problem) + (f" [{failure.where}]" if failure.step else ""), problem, trace=False)
+    if isinstance(problem, SystemExit):
+        return _quit(problem)
+    if _follows_interrupt(problem):
+        return _interrupted(problem)
+    said = f"{type(problem).__name__}: {text_of(problem)}".removesuffix(": ")
+    return _failed(f"failed in {failure.where}: {said}", problem, trace=True)
 
 
 def _follows_interrupt(problem: BaseException | None) -> bool:
@@ -216,9 +246,10 @@ def _quit(asked: SystemExit) -> int:
 def _failed(message: str, problem: BaseException, *, trace: bool) -> int:
     """Say why the command fails, or have the launcher of several ranks say it; returns the status."""
     if not note_failure(message, problem, trace=trace):
-        if trace:
-            click.echo(trace_of(problem), err=True, nl=False)
-        click.echo(f"hooktrain: {message}", err=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it: the status says that it failed
+            if trace:
+                click.echo(trace_of(problem), err=True, nl=False)
+            click.echo(f"hooktrain: {message}", err=True)
     return 1
 
 
@@ -228,5 +259,7 @@ def _leave(status: int) -> NoReturn:
     Threads of a process group may outlive it, and one that frees a tensor while Python is shutting down ends the
     process with SIGABRT, so that a run that was well is reported as failed.
     """
+    if status != 1:  # after an error the others wait for this rank's end
+        end_threads(status)
     note_end()
     leave(status)

@@ -9,24 +9,47 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import getpass
+import io
 import os
 import sys
+import tempfile
 import threading
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from hooktrain.compat import call_exit_functions, exit_now, origin_of, thread_frames, wait_for_threads
+from hooktrain.errors import HooktrainError
+from hooktrain.plugin.blame import owner_of
+from hooktrain.training.rank_notes import note_failure
+
 if TYPE_CHECKING:
     from hooktrain.recipe.model import Recipe
+    from hooktrain.training.trainer import Trainer
 
-from hooktrain.compat import call_exit_functions, exit_now, origin_of, wait_for_threads
-
-__all__ = ["Progress", "collect_rarely", "end", "leave", "sleep_while_waiting"]
+__all__ = [
+    "Progress",
+    "collect_rarely",
+    "end",
+    "end_threads",
+    "leave",
+    "open_streams",
+    "provide_home",
+    "remember_run",
+    "sleep_while_waiting",
+]
 
 _RARELY = (100_000, 50, 100)
 """Thresholds of the collector while libraries are imported and parts are built."""
+_THREADS_MAY_TAKE = 30.0
+"""Seconds after a run in which threads that are no daemons may end, if ``hang_timeout`` is not shorter."""
+_MENTION_AFTER = 3.0
+"""Seconds after which the user is told what is waited for."""
+_run: list[Trainer] = []
 
 
 def sleep_while_waiting() -> None:
@@ -37,6 +60,50 @@ def sleep_while_waiting() -> None:
     """
     if not {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def open_streams() -> None:
+    """Open standard streams that whoever started the process has closed, and let them hold every character.
+
+    The next file or socket would be given the number of a closed one, and receive what is printed. Characters that the
+    encoding of a stream does not have are printed as ``\\xe4``.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # which is given the lowest number that is free
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError):  # of a place in what was a file; it has been set by then
+                stream.reconfigure(errors="backslashreplace")
+
+
+def provide_home() -> None:
+    """Give the process a home folder and a user's name where a container has neither, as libraries ask for them.
+
+    Some would write into a folder called ``~`` otherwise, and others end with an error.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        folder = Path(tempfile.gettempdir()) / f"hooktrain-{os.getuid()}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():  # somebody else has made it
+            folder = Path(tempfile.mkdtemp(prefix="hooktrain-"))
+        os.environ["HOME"] = str(folder)
+        click.echo(f"hooktrain: this user has no home folder; caches go to HOME={folder} for now", err=True)
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        os.environ["USER"] = str(os.getuid())
 
 
 @contextlib.contextmanager
@@ -60,8 +127,64 @@ def end(status: int) -> NoReturn:
     watched = sys.gettrace() is not None or sys.getprofile() is not None or sys.flags.inspect
     if watched or "torch" not in sys.modules or threading.current_thread() is not threading.main_thread():
         sys.exit(status)
-    wait_for_threads()
+    end_threads(status)
     leave(status)
+
+
+def remember_run(trainer: Trainer) -> None:
+    """Note the run of this process, whose plugins may leave threads."""
+    _run[:] = [trainer]
+
+
+def end_threads(status: int) -> None:
+    """Wait for threads that are no daemons, as Python does; after a run, for half a minute at most.
+
+    Then the process ends with ``status``, or 1, having said which threads of which plugins still run.
+    """
+    trainer = _run[0] if _run else None
+    limit = 0.0 if trainer is None else min(_THREADS_MAY_TAKE, trainer.recipe.hang_timeout)
+    ended = threading.Event()
+
+    def watch() -> None:
+        assert trainer is not None, "there is no limit without a run"
+        if ended.wait(min(_MENTION_AFTER, limit)):
+            return
+        _say(f"waiting up to {limit:.0f} s for {', '.join(who for who, _ in _left(trainer)) or 'the process to end'}")
+        if ended.wait(limit - min(_MENTION_AFTER, limit)):
+            return
+        left = _left(trainer)
+        text = (
+            f"{', '.join(who for who, _ in left)}: still running {limit:.0f} s after the run, step"
+            f" {trainer.global_step}, rank {trainer.world.rank}; end it in on_teardown, or make it a daemon"
+        )
+        if not note_failure(text, HooktrainError(text), trace=False):
+            _say("\n".join([text, *(stack for _, stack in left)]))
+        exit_now(status or 1)
+
+    if limit:
+        threading.Thread(target=watch, daemon=True).start()
+    wait_for_threads()
+    ended.set()
+
+
+def _left(trainer: Trainer) -> list[tuple[str, str]]:
+    """Return each thread that keeps the process alive, in words, with its stack."""
+    frames, found = thread_frames(), []
+    for thread in threading.enumerate():
+        frame = None if thread.ident is None else frames.get(thread.ident)
+        if thread.daemon or thread is threading.main_thread() or frame is None:
+            continue
+        stack = traceback.StackSummary.extract(traceback.walk_stack(frame))
+        modules = [str(each.f_globals.get("__name__")) for each, _ in traceback.walk_stack(frame)]
+        owner = next(filter(None, (owner_of(trainer.host, module) for module in modules)), "")
+        of = f" of plugin '{owner}'" if owner else ""
+        found.append((f"thread '{thread.name}'{of}", "".join(reversed(stack.format()))))
+    return found
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it
+        click.echo(f"hooktrain: {text}", err=True)
 
 
 def leave(status: int) -> NoReturn:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from hooktrain.compat import FakeTensorMode, own_tensors, tree_leaves
-from hooktrain.errors import HooktrainError
+from hooktrain.errors import HooktrainError, described
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import ConfigDefaults, member
 from hooktrain.recipe.model import Recipe
@@ -53,8 +53,10 @@ def _known(find: Callable[[], Any]) -> Any:
         return find()
     except (_Unknown, HooktrainError) as problem:
         return {"unknown": " ".join(str(problem).split())}
-    except Exception as problem:
-        return {"unknown": f"it cannot be estimated ({type(problem).__name__}: {' '.join(str(problem).split())[:200]})"}
+    except KeyboardInterrupt:
+        raise
+    except BaseException as problem:
+        return {"unknown": f"it cannot be estimated ({described(problem)[:240]})"}
 
 
 # ------------------------------------------------------------------------------------------------------ data

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from hooktrain.errors import Complaint, RecipeError
+from hooktrain.errors import Complaint, RecipeError, described
 from hooktrain.hookspecs import FACTORIES
 from hooktrain.inspection.hooks import implementations_of
 from hooktrain.inspection.value_origins import Sources, origins_of
@@ -144,9 +144,11 @@ def _objections(host: PluginHost, recipe: Recipe, world: World) -> list[Complain
         try:
             answer: Any = found.function(*(given[name] for name in found.argnames))
             made += answer or ()
-        except Exception as problem:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as problem:
             who = host.records[found.plugin_name]
-            made.append(Complaint("", f"{who}, hook check_recipe: {type(problem).__name__}: {problem}"))
+            made.append(Complaint("", f"{who}, hook check_recipe: {described(problem)}"))
     return made
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from hooktrain.errors import PluginError
+from hooktrain.errors import PluginError, described
 from hooktrain.plugin.config import Switches
 from hooktrain.plugin.discovery import import_named, installed
 from hooktrain.plugin.info import about
@@ -63,10 +63,12 @@ def plugin_command(name: str) -> Any:
         return None
     try:
         command = resolve_name(found.path)
-    except Exception as problem:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as problem:
         raise PluginError(
-            f"hooktrain {name}: {found.path} of {found.owner} cannot be imported ({type(problem).__name__}: {problem});"
-            " fix or uninstall it"
+            f"hooktrain {name}: {found.path} of {found.owner} cannot be imported ({described(problem)}); fix or"
+            " uninstall it"
         ) from problem
     if not isinstance(command, click.Command):
         raise PluginError(

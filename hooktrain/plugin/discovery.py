@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from hooktrain.errors import PluginError, did_you_mean
+from hooktrain.errors import PluginError, described, did_you_mean
 from hooktrain.plugin.records import PluginRecord
 
 __all__ = ["GROUP", "aside", "import_named", "installed", "own_version", "record_of"]
@@ -75,11 +75,12 @@ def import_named(name: str, known: Iterable[str]) -> Any:
             plugin: Any = importlib.import_module(module)
         for step in filter(None, attribute.split(".")):
             plugin = getattr(plugin, step)
-    except (Exception, SystemExit) as problem:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as problem:
         if not (isinstance(problem, ModuleNotFoundError) and module.startswith(problem.name or "?")):
             raise PluginError(
-                f"plugins: the module '{name}' cannot be imported ({type(problem).__name__}: {problem}); fix it,"
-                " or remove it"
+                f"plugins: the module '{name}' cannot be imported ({described(problem)}); fix it, or remove it"
             ) from problem
         raise PluginError(
             f"plugins: '{name}' is neither an installed plugin nor a module that can be found"

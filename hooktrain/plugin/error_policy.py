@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pluggy import HookImpl
 
-from hooktrain.errors import PluginError, did_you_mean
+from hooktrain.errors import HangError, PluginError, described, did_you_mean
 from hooktrain.hookspecs import EVENTS
 from hooktrain.plugin.info import POLICIES
 
@@ -37,6 +37,7 @@ class ErrorPolicy:
 
     Attributes:
         uncollected: plugins whose ``collect_state`` failed when it was last called.
+        swallowed: the hook, the plugin whose wrapper has ended an error in it, and the error with its place, in words.
     """
 
     def __init__(self, host: PluginHost) -> None:
@@ -44,6 +45,7 @@ class ErrorPolicy:
         self._failures: dict[str, Counter[str]] = {}
         self._silent: dict[str, str] = {}
         self.uncollected: set[str] = set()
+        self.swallowed: tuple[str, str, str] | None = None
         self._bound: Callable[[], Trainer | None] = lambda: None
 
     def guard(self) -> None:
@@ -94,6 +96,13 @@ class ErrorPolicy:
                     self._host.remove(hook, name)
         self._host.hooks.refresh()
 
+    def note_swallowed(self, hook: str, plugin: str, problem: BaseException) -> None:
+        """Remember that a wrapper has ended an error; as text, since an error holds what its frames do."""
+        trainer, blamed = self._bound(), self._host.blame(problem)
+        step = "" if trainer is None else f"step {trainer.global_step}, rank {trainer.world.rank}"
+        where = step if blamed is None or blamed[0] == "loop" else f"plugin '{blamed[0]}', hook {blamed[1]}, {step}"
+        self.swallowed = hook, plugin, f"{described(problem)} [{where}]"
+
     def summary(self) -> list[str]:
         """A line about each plugin that has failed more often than was told, for the end of the run."""
         lines = []
@@ -103,6 +112,23 @@ class ErrorPolicy:
                 where = ", ".join(f"{hook} {times}" for hook, times in hooks.most_common())
                 lines.append(f"{self._host.records[name]}: failed {count} times on this rank ({where})")
         return lines
+
+    def checked_state(
+        self, name: str, state: Mapping[str, Any], check: Callable[[Any, str], object]
+    ) -> Mapping[str, Any] | None:
+        """Return a plugin's state; None where it cannot be saved and the plugin may fail.
+
+        With the policy ``stop`` it is returned as it is: who saves it refuses it, on all ranks.
+        """
+        if self._host.policy_of(self._host.records[name]) == "stop":
+            return state
+        try:
+            check(state, f"plugins.{name}")
+        except Exception as problem:
+            self.uncollected.add(name)
+            self._failed(name, "collect_state", problem)
+            return None
+        return state
 
     def _guard(self, hook: str, implementation: HookImpl) -> None:
         if "hooktrain_guarded" in vars(implementation.function):
@@ -116,7 +142,9 @@ class ErrorPolicy:
                 self.uncollected.discard(name)
             try:
                 return function(*arguments)
-            except Exception as problem:
+            except (KeyboardInterrupt, SystemExit, HangError):
+                raise
+            except BaseException as problem:
                 if hook == "collect_state":
                     self.uncollected.add(name)
                 self._failed(name, hook, problem)
@@ -126,7 +154,7 @@ class ErrorPolicy:
         guarded.hooktrain_guarded = True  # type: ignore[attr-defined]
         setattr(implementation, "function", guarded)  # noqa: B010 - as in guard_loop_hook
 
-    def _failed(self, name: str, hook: str, problem: Exception) -> None:
+    def _failed(self, name: str, hook: str, problem: BaseException) -> None:
         host, trainer = self._host, self._bound()
         hooks = self._failures.setdefault(name, Counter())
         hooks[hook] += 1
@@ -135,8 +163,7 @@ class ErrorPolicy:
         if hooks[hook] == 1:
             when = "" if trainer is None else f", step {trainer.global_step}, rank {trainer.world.rank}"
             then = "it is disabled from here on" if disables else "the run continues, and further failures are counted"
-            text = " ".join(str(problem).split())
-            host.warn(f"{record}, hook {hook}{when}: {type(problem).__name__}: {text}; {then}")
+            host.warn(f"{record}, hook {hook}{when}: {described(problem)}; {then}")
         if disables and name not in self._silent:
             self._silent[name] = hook
             if trainer is not None:

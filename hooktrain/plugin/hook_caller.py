@@ -20,24 +20,32 @@ __all__ = ["Hooks", "guard_loop_hook"]
 
 _DONE = object()
 """What ``next`` gives for a wrapper that ends without coming to its yield."""
+_REPORTED = ("run_train", "run_epoch")
+"""Loop hooks whose wrappers are reported when they end an error: what is left of the training would be skipped."""
+
+Swallowed = Callable[[str, str, BaseException], None]
+"""Receives a hook, the plugin whose wrapper has ended an error in it, and the error."""
+_OWN = ("_manager", "_swallowed")
+"""Attributes of :class:`Hooks` that are no hooks."""
 
 
 class Hooks:
     """Every hook as a callable attribute that takes keyword arguments; made by ``PluginHost``."""
 
-    def __init__(self, manager: pluggy.PluginManager) -> None:
+    def __init__(self, manager: pluggy.PluginManager, swallowed: Swallowed | None = None) -> None:
         self._manager = manager
+        self._swallowed = swallowed
 
     def refresh(self) -> None:
         """Have the hooks bound anew, each when it is next asked for, after plugins came or went."""
-        for name in [name for name in vars(self) if name != "_manager"]:
+        for name in [name for name in vars(self) if name not in _OWN]:
             delattr(self, name)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:  # only reached for names that are not bound
-        caller = vars(self._manager.hook).get(name) if name != "_manager" else None
+        caller = vars(self._manager.hook).get(name) if name not in _OWN else None
         if caller is None:
             raise AttributeError(f"no hook is named '{name}'; hooks are declared in hooktrain.hookspecs or by a plugin")
-        bound: Any = _bind(name, caller)
+        bound: Any = _bind(name, caller, self._swallowed if name in _REPORTED else None)
         if bound is not caller:
             bound.get_hookimpls = caller.get_hookimpls  # as pluggy's own callers have it
         setattr(self, name, bound)
@@ -47,13 +55,13 @@ class Hooks:
         return [*super().__dir__(), *vars(self._manager.hook)]
 
 
-def _bind(name: str, caller: pluggy.HookCaller) -> Callable[..., Any]:
+def _bind(name: str, caller: pluggy.HookCaller, swallowed: Swallowed | None) -> Callable[..., Any]:
     if caller.spec is None or caller.is_historic():
         return caller
-    return _compiled(name, caller)
+    return _compiled(name, caller, swallowed)
 
 
-def _compiled(name: str, caller: pluggy.HookCaller) -> Callable[..., Any]:
+def _compiled(name: str, caller: pluggy.HookCaller, swallowed: Swallowed | None) -> Callable[..., Any]:
     """A function with the hook's own parameters that calls each implementation with those it names.
 
     Written out as source, since a call through ``**given`` costs three times as much, and the loop makes dozens a step.
@@ -66,7 +74,7 @@ def _compiled(name: str, caller: pluggy.HookCaller) -> Callable[..., Any]:
     asking = _asking(name, caller, [one for one in found if not one.wrapper], scope, wrapped=bool(wrappers))
     head = f"def {name}({'*, ' if parameters else ''}{parameters}):"
     if wrappers:
-        lines = [f"def inside({parameters}):", *asking, head, *_wrapping(name, wrappers, scope, parameters)]
+        lines = [f"def inside({parameters}):", *asking, head, *_wrapping(name, wrappers, scope, parameters, swallowed)]
     else:
         lines = [head, *asking]
     exec(compile("\n".join(lines), f"<hook {name}>", "exec"), scope)
@@ -100,9 +108,11 @@ def _asking(
         yield f"    return {'results' if collects else 'None'}"
 
 
-def _wrapping(name: str, wrappers: Sequence[HookImpl], scope: dict[str, Any], parameters: str) -> Iterator[str]:
+def _wrapping(
+    name: str, wrappers: Sequence[HookImpl], scope: dict[str, Any], parameters: str, swallowed: Swallowed | None
+) -> Iterator[str]:
     """The lines that bring each wrapper to its yield, ask the others, and give each what came of it, inside out."""
-    scope["ended"] = _ending(name, wrappers)
+    scope["ended"] = _ending(name, wrappers, swallowed)
     scope["never"] = lambda number: _misused(name, wrappers[number], "no yield")
     yield "    opened, result, problem = [], None, None"
     yield "    try:"
@@ -123,7 +133,7 @@ def _wrapping(name: str, wrappers: Sequence[HookImpl], scope: dict[str, Any], pa
     yield "    return result"
 
 
-def _ending(name: str, wrappers: Sequence[HookImpl]) -> Callable[..., Any]:
+def _ending(name: str, wrappers: Sequence[HookImpl], swallowed: Swallowed | None) -> Callable[..., Any]:
     def ended(opened: list[Generator[None, Any, Any]], result: Any, problem: BaseException | None) -> Any:
         while opened:
             wrapper = opened.pop()
@@ -135,6 +145,8 @@ def _ending(name: str, wrappers: Sequence[HookImpl]) -> Callable[..., Any]:
                 wrapper.close()
                 problem = _misused(name, wrappers[len(opened)], "a second yield")
             except StopIteration as end:
+                if problem is not None and swallowed is not None:
+                    swallowed(name, wrappers[len(opened)].plugin_name, problem)
                 result, problem = end.value, None
             except RuntimeError as raised:
                 if isinstance(problem, StopIteration) and raised.__cause__ is problem:

@@ -93,9 +93,9 @@ class PluginInfo:
     plugin that is not used costs nothing, clashes with nothing and ties no checkpoint to itself. One of which the
     recipe chooses a part or the trainer type is used by that alone."""
     on_error: str = attrs.field(default="stop", validator=_is_policy)
-    """What happens when one of its ``on_*`` hooks, ``collect_metrics`` or ``collect_state`` raises: ``stop`` the run,
-    ``disable`` the plugin on all ranks, or ``warn`` and continue; a recipe may say otherwise in
-    ``plugins.on_error``."""
+    """What happens when one of its ``on_*`` hooks, ``collect_metrics`` or ``collect_state`` raises, or returns what it
+    must not: ``stop`` the run, ``disable`` the plugin on all ranks, or ``warn`` and continue; a recipe may say
+    otherwise in ``plugins.on_error``."""
 
     @on_error.validator
     def _can_go_on(self, attribute: Any, value: str) -> None:

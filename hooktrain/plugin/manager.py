@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -12,9 +12,10 @@ import pluggy
 from pluggy import HookImpl
 
 from hooktrain import hookspecs
-from hooktrain.compat import code_of, remove_from_hook
-from hooktrain.errors import HooktrainWarning, NameTakenError, PluginError, did_you_mean, failure_of
+from hooktrain.compat import remove_from_hook
+from hooktrain.errors import HooktrainWarning, NameTakenError, PluginError, described, did_you_mean, text_of
 from hooktrain.hookspecs import LOOP_HOOKS
+from hooktrain.plugin.blame import raised_in
 from hooktrain.plugin.checking import check_installed, check_used
 from hooktrain.plugin.config import PluginsConfig, Switches
 from hooktrain.plugin.digests import digest_of
@@ -23,6 +24,7 @@ from hooktrain.plugin.error_policy import ErrorPolicy
 from hooktrain.plugin.hook_caller import Hooks, guard_loop_hook
 from hooktrain.plugin.info import about, declared_name, written_for_another
 from hooktrain.plugin.records import PluginRecord, RegisteredPart
+from hooktrain.plugin.results import guard_result
 from hooktrain.plugin.validation import check_signatures, implemented, parameters, pluggy_silent
 from hooktrain.renamed import RENAMED, new_name, no_attribute, old_names_of
 from hooktrain.types import TrainerType
@@ -71,11 +73,12 @@ class PluginHost:
         self.trainer_types: dict[str, tuple[TrainerType, PluginRecord]] = {}
         self.warnings: list[str] = []
         self.passed_over: dict[str, str] = {}  # what is said of it at the start of a run
+        self.metric_owners: dict[str, str] = {}  # of the current log line, the engine's names among them
         self.recipe_source = "recipe"  # what errors call it
         self.manager = pluggy.PluginManager("hooktrain")
         self.manager.add_hookspecs(hookspecs)
-        self.hooks = Hooks(self.manager)
         self.error_policy = ErrorPolicy(self)
+        self.hooks = Hooks(self.manager, self.error_policy.note_swallowed)
         version = own_version()
         for name, plugin in (builtins or {}).items():
             record = PluginRecord(name=name, distribution="hooktrain", version=version)
@@ -129,8 +132,10 @@ class PluginHost:
             try:
                 with aside():
                     plugin = point.load()
-            except (Exception, SystemExit) as problem:
-                self._fail(record, f"cannot be imported: {type(problem).__name__}: {problem}", problem)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as problem:
+                self._fail(record, f"cannot be imported: {described(problem)}", problem)
                 continue
             self._try(record, plugin)
 
@@ -160,8 +165,10 @@ class PluginHost:
             with aside():
                 made = plugin() if inspect.isclass(plugin) else plugin
             self._add(record, made)
-        except (Exception, SystemExit) as problem:
-            self._fail(record, str(problem) if isinstance(problem, PluginError) else repr(problem), problem)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as problem:
+            self._fail(record, text_of(problem) if isinstance(problem, PluginError) else described(problem), problem)
 
     def _fail(self, record: PluginRecord, reason: str, cause: BaseException) -> None:
         record.state, record.reason, record.clashes = "failed", reason, isinstance(cause, NameTakenError)
@@ -267,9 +274,10 @@ class PluginHost:
                 raise PluginError(f"{record}{self._wrong_parameter(plugin) or f': {problem}'}") from problem
             raise
         for caller in self.manager.get_hookcallers(plugin) or []:
-            if caller.name in LOOP_HOOKS and record.distribution != "hooktrain":
-                for implementation in caller.get_hookimpls():
-                    if implementation.plugin is plugin and not implementation.wrapper:
+            for implementation in caller.get_hookimpls():
+                if implementation.plugin is plugin and not implementation.wrapper:
+                    guard_result(self, caller.name, implementation)
+                    if caller.name in LOOP_HOOKS and record.distribution != "hooktrain":
                         guard_loop_hook(caller.name, implementation)
         record.hooks = sorted(names)
         self.records[record.name] = record
@@ -375,18 +383,7 @@ class PluginHost:
 
     def blame(self, exception: BaseException) -> tuple[str, str] | None:
         """The plugin and the hook in which an exception was raised: the innermost implementation on its traceback."""
-        told = failure_of(exception).raised_in
-        if told is not None:
-            return told
-        codes = {}
-        for name, caller in vars(self.manager.hook).items():
-            for found in caller.get_hookimpls():
-                codes[code_of(found.function)] = (found.plugin_name, name)
-        blamed, step = None, exception.__traceback__
-        while step is not None:
-            blamed = codes.get(step.tb_frame.f_code, blamed)
-            step = step.tb_next
-        return blamed
+        return raised_in(self, exception)
 
     def call_each(self, hook: str, **given: Any) -> list[tuple[str, BaseException]]:
         """Call a hook plugin by plugin, so that one that raises keeps nobody else from being called.
@@ -398,19 +395,29 @@ class PluginHost:
         for found in self.implementations(hook):
             try:
                 found.function(*(given[name] for name in found.argnames))
-            except (Exception, SystemExit) as problem:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as problem:
                 problems.append((found.plugin_name, problem))
         return problems
 
-    def collect_states(self, trainer: Any) -> dict[str, Any]:
-        """Return the state of each plugin that has one, by plugin name."""
+    def collect_states(self, trainer: Any, check: Callable[[Any, str], object] | None = None) -> dict[str, Any]:
+        """Return the state of each plugin that has one, by plugin name.
+
+        Args:
+            trainer: passed to the plugins.
+            check: called with a state and its path, for plugins that may fail; raises where it cannot be saved.
+        """
         states = {}
         for found in self.implementations("collect_state"):
-            state = found.function(*([trainer] if found.argnames else []))
+            name = found.plugin_name
+            state = cast(Mapping[str, Any] | None, found.function(*([trainer] if found.argnames else [])))
+            if state is not None and check is not None:
+                state = self.error_policy.checked_state(name, state, check)
             if state is not None:
-                states[found.plugin_name] = dict(cast(Mapping[str, Any], state))
-            elif found.plugin_name in self.error_policy.uncollected:
-                states[found.plugin_name] = dict(_LOST)
+                states[name] = dict(state)
+            elif name in self.error_policy.uncollected:
+                states[name] = dict(_LOST)
         return states
 
     def restore_states(self, trainer: Any, states: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,12 @@ class Recipe:
     """What happens when loss or gradients are not finite: end the run, or leave the step out and count it."""
     max_skipped_steps: int = field(default=20, validator=at_least(0), affects_training=False)
     """Steps in a row without an update that end the run with an error, which names the first of them; 0 never does."""
+    hang_timeout: float = field(default=3600.0, validator=at_least(0), affects_training=False)
+    """Seconds within which a step must end; an evaluation and a save may each take five times as long. 0 sets no
+    limit."""
+    on_hang: str = field(default="stop", validator=one_of("stop", "warn"), affects_training=False)
+    """What happens when nothing ends within ``hang_timeout``, once the stacks of all threads were printed with the hook
+    that is running: end the run with an error, or warn and continue to wait."""
     seed: int = field(default=42, validator=between(0, 2**32 - 1))
     """Seed of weights, dropout and the order of rows."""
     skip_validation: bool = field(default=False, affects_training=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hooktrain.errors import HooktrainError, LoopHookError, NonFiniteError, failure_of
@@ -13,7 +13,17 @@ from hooktrain.plugin.manager import PluginHost
 if TYPE_CHECKING:
     from hooktrain.training.trainer import Trainer
 
-__all__ = ["explain", "merged", "name_taken", "other_sums", "require_finite", "require_trainable", "wrong_answer"]
+__all__ = [
+    "explain",
+    "merged",
+    "name_taken",
+    "other_sums",
+    "require_complete_epoch",
+    "require_finished",
+    "require_finite",
+    "require_trainable",
+    "wrong_answer",
+]
 
 T = TypeVar("T")
 
@@ -50,13 +60,57 @@ def require_trainable(trainer: Trainer) -> None:
     require_finite({"loss": float(loss), "grad_norm": float(norm or 0.0)}, trainer.state.global_step)
 
 
+def require_complete_epoch(trainer: Trainer, epoch: int) -> None:
+    """Refuse an epoch that ended in the middle, for no reason that anybody has given.
+
+    Raises:
+        HooktrainError: naming the plugins that may have ended it, and the error that one of them has hidden.
+    """
+    done, rows = trainer.state.sequences, len(trainer.data.train)
+    if done < rows and not (trainer.should_stop or trainer.leaves_epoch or trainer.state.epoch != epoch):
+        raise _unfinished(trainer, "run_epoch", f"{done} of {rows} sequences of epoch {epoch}", "request_epoch_end()")
+
+
+def require_finished(trainer: Trainer, agree: Callable[[], object]) -> None:
+    """Refuse a training that ended before its last step, for no reason that anybody has given.
+
+    Args:
+        trainer: after its loop.
+        agree: takes up requests that were made after the last step.
+
+    Raises:
+        HooktrainError: as :func:`require_complete_epoch`.
+    """
+    if not trainer.should_stop and trainer.epochs:
+        agree()
+    if not trainer.should_stop and trainer.epochs:  # epochs may have been cut short, but each has come to its end
+        done = f"step {trainer.global_step} of {trainer.training_horizon}"
+        raise _unfinished(trainer, "run_train", done, "request_stop(reason)")
+
+
+def _unfinished(trainer: Trainer, hook: str, done: str, request: str) -> HooktrainError:
+    host, swallowed = trainer.host, trainer.host.error_policy.swallowed
+    ended = f"hook {hook}: returned after {done}, and nobody has given a reason to stop"
+    if swallowed is None:
+        return HooktrainError(
+            f"{ended} (asked, in this order: {_who(host, hook)}); run what is left, or call trainer.{request}"
+        )
+    where, plugin, problem = swallowed
+    made = HooktrainError(
+        f"{ended}; the wrapper of plugin '{plugin}' around {where} has ended the error {problem}; have it raise what it"
+        f" cannot fix, or call trainer.{request}"
+    )
+    failure_of(made).raised_in = plugin, where
+    return made
+
+
 def explain(host: PluginHost, exception: BaseException, step: int, rank: int) -> None:
     """Note on the exception where it happened, for whoever prints it."""
     failure, blamed = failure_of(exception), host.blame(exception)
     where = f"step {step}, rank {rank if failure.rank is None else failure.rank}"  # all may raise what one has met
     if blamed is not None and blamed[0] != "loop":  # whose hooks wrap everything
         where = f"plugin '{blamed[0]}', hook {blamed[1]}, {where}"
-    failure.where, failure.step, failure.when = where, step, time.time()
+    failure.where, failure.step, failure.when = where, step, time.monotonic()
 
 
 def _who(host: PluginHost, hook: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
@@ -98,21 +99,29 @@ def load(
         problem.complaints[:0] = map(complaint_of, problems)
         problem.rename(source)
         raise
-    problems += check_used(host, made)
+    world = World.from_environment()
+    with _explained(host, world):
+        problems += check_used(host, made)
     if len(problems) == 1:
         raise problems[0]
     if problems:
         raise RecipeError(map(complaint_of, problems), source)
     host.recipe_source = source
-    if made.profile_hooks:
-        resolve_name(PROFILER)(host)
-    world = World.from_environment()
-    try:
+    with _explained(host, world):
+        if made.profile_hooks:
+            resolve_name(PROFILER)(host)
         answers = host.hooks.check_recipe(recipe=made, world=world)
-    except SystemExit as asked:
-        explain(host, asked, 0, world.rank)  # or it would look as if all had been done
-        raise
-    complaints = [*logit_complaints(host, made), *(complaint for answer in answers for complaint in answer)]
+        complaints = [*logit_complaints(host, made), *(complaint for answer in answers for complaint in answer)]
     if complaints:
         raise RecipeError(complaints, source)
     return made, host
+
+
+@contextlib.contextmanager
+def _explained(host: PluginHost, world: World) -> Iterator[None]:
+    """Name the plugin and hook in what is raised: a plugin's exit would look as if all had been done."""
+    try:
+        yield
+    except BaseException as problem:
+        explain(host, problem, 0, world.rank)
+        raise

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from hooktrain.errors import HooktrainError, LoopHookError, failure_of
+from hooktrain.errors import HooktrainError, LoopHookError, described, failure_of
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import (
     CheckpointEngine,
@@ -50,6 +50,8 @@ from hooktrain.training.diagnostics import (
     explain,
     merged,
     other_sums,
+    require_complete_epoch,
+    require_finished,
     require_finite,
     require_trainable,
     wrong_answer,
@@ -59,6 +61,7 @@ from hooktrain.training.lifecycle import NO_RECIPE, export_config, structured
 from hooktrain.training.metrics import OWN_METRICS, Meter
 from hooktrain.training.random_state import RandomState
 from hooktrain.training.skipped_steps import count_skipped, require_updates, untrained
+from hooktrain.training.watchdog import Watchdog
 from hooktrain.types import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
 
 if TYPE_CHECKING:
@@ -198,6 +201,7 @@ class Trainer:
         self.random_state, self.finite_weights = RandomState(), FiniteWeights()
         self._absent_plugins: dict[str, Any] = {}
         self.host.error_policy.bind(self)
+        self.watchdog = Watchdog(self)
 
     if not TYPE_CHECKING:
 
@@ -274,14 +278,16 @@ class Trainer:
             return
         self._closed = True
         self.requests.forget()
-        for plugin, problem in self.host.call_each("on_teardown", trainer=self):
-            self.host.warn(f"plugin '{plugin}', hook on_teardown: {problem!r}")
-        for line in self.host.error_policy.summary():
-            self.host.warn(line)
-        if self._opened:
-            self.strategy.close()
-        if self._built:
-            self.model.eval()
+        with self.watchdog.closing(failed=self._failure is not None) as problems:
+            problems.extend(self.host.call_each("on_teardown", trainer=self))
+            for plugin, problem in problems:
+                self.host.warn(f"plugin '{plugin}', hook on_teardown: {described(problem)}")
+            for line in self.host.error_policy.summary():
+                self.host.warn(line)
+            if self._opened:
+                self.strategy.close()
+            if self._built:
+                self.model.eval()
 
     def __enter__(self) -> Self:
         self._held = True
@@ -309,10 +315,11 @@ class Trainer:
         if self._closed or self._failure is exception:
             return
         self._failure = exception
+        self.watchdog.enter("end")
         explain(self.host, exception, self.state.global_step, self.world.rank)
         failure_of(exception).saved = self.saving.last
         for plugin, problem in self.host.call_each("on_exception", trainer=self, exception=exception):
-            self.host.warn(f"plugin '{plugin}', hook on_exception: {problem!r}")
+            self.host.warn(f"plugin '{plugin}', hook on_exception: {described(problem)}")
 
     # --------------------------------------------------------------------------------------------------- saving
 
@@ -466,6 +473,7 @@ class Trainer:
         self.finite_weights.note(self)
         if self.resume_from is None:
             self.random_state.keep_observers_out(self.host)
+        self.watchdog.start()
         self.hooks.on_train_start(trainer=self)
         self.random_state.go_on()
         at_start = self.recipe.eval_at_start and self.state.global_step == 0
@@ -477,14 +485,17 @@ class Trainer:
             self.say(f"nothing is left to train: step {self.global_step} of {self.training_horizon} has been finished")
         else:
             self.hooks.run_train(trainer=self)
+            require_finished(self, self._agree)
             if not self.checkpoint("end"):
                 self.finite_weights.require(self)
-        self.saving.collect(self, wait=True)
+        with self.watchdog.during("save"):
+            self.saving.collect(self, wait=True)
         failed = untrained(self)
         if failed is not None:
             raise failed
         self.hooks.on_train_end(trainer=self)
         self.saving.require_last(self)
+        self.watchdog.enter("")
         return self.state
 
     def epoch(self, epoch: int) -> int:
@@ -502,6 +513,7 @@ class Trainer:
             asked |= self._agree()
         elif asked.log:
             self.log({})
+        require_complete_epoch(self, epoch)
         if self.state.sequences >= len(self.data.train):
             self.state.epoch, self.state.sequences = epoch + 1, 0
             self.checkpoint("epoch")
@@ -642,7 +654,7 @@ class Trainer:
         """Evaluate and emit the events of it, before, during or after the run; returns its metrics."""
         self.prepare()
         training = self.model.training
-        with self.meter.pause():
+        with self.meter.pause(), self.watchdog.during("evaluation"):
             self.model.eval()
             try:
                 self.hooks.on_evaluate_start(trainer=self)
@@ -657,6 +669,7 @@ class Trainer:
     def log(self, more: Mapping[str, float]) -> None:
         """Read all metrics, waiting for the device once, and emit ``on_log``."""
         state = self.state
+        self.host.metric_owners = dict.fromkeys((*OWN_METRICS, *self.meter.sums, *more), "the engine")
         extra = merged(self.host, self.hooks.collect_metrics(trainer=self), self.meter.sums, OWN_METRICS)
         read = self.meter.read(self.strategy, extra)
         epoch = round(state.epoch + state.sequences / len(self.data.train), 4)
@@ -687,7 +700,7 @@ class Trainer:
     def save_with(self, engines: list[CheckpointEngine], reason: str) -> Sequence[Path]:
         """Save with these engines and emit the events of it; returns what each wrote."""
         self.due_checkpoint_engines, self.checkpoint_reason = engines, reason
-        with self.meter.pause():
+        with self.meter.pause(), self.watchdog.during("save"):
             if self.recipe.on_nan == "stop":
                 require_trainable(self)
             self.saving.collect(self, wait=True)
@@ -713,9 +726,12 @@ class Trainer:
 
     # ----------------------------------------------------------------------------------------- plugins' own state
 
-    def collect_states(self) -> dict[str, Any]:
-        """Every plugin's state by its name, that of plugins which are absent from this run included."""
-        return {**self._absent_plugins, **self.host.collect_states(self)}
+    def collect_states(self, check: Callable[[Any, str], object] | None = None) -> dict[str, Any]:
+        """Every plugin's state by its name, that of plugins which are absent from this run included.
+
+        ``check`` raises for a state, given with its path, that cannot be saved, which is an error of the plugin.
+        """
+        return {**self._absent_plugins, **self.host.collect_states(self, check)}
 
     def restore_states(self, states: Mapping[str, Any]) -> None:
         """Hand each plugin its own state; what belongs to nobody is kept for the next save, with a warning."""

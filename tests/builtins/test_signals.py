@@ -394,3 +394,92 @@ def test_what_is_saved_at_the_end_anyway_is_saved_once(run_tiny, tmp_path):
     ]
     run_tiny(Stop(), checkpoint=folders)
     assert saves == [("request", ["steps"]), ("end", ["end"])]
+
+
+def test_a_hang_up_saves_and_ends_as_sigterm_does(start):
+    run = start("run", hold="step 4")
+    run.send("SIGHUP", at="step 4")
+    code, output = run.end()
+    assert code == 128 + signal.SIGHUP, output
+    assert run.saved == [5]
+
+
+@pytest.mark.usefixtures("real_starts")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_under_nohup_a_hang_up_ends_nothing(start, ranks):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the process and its ranks inherit, as from nohup
+    try:
+        run = start("run", ranks=ranks, hold="step 4")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    run.send("SIGHUP", at="step 4")
+    if ranks > 1:
+        run.process.send_signal(signal.SIGHUP)
+    code, output = run.end()
+    assert (code, run.saved) == (0, [13 if ranks == 1 else 7]), output
+
+
+class TakesOver:
+    """Does with a signal what a plugin or a library does that was written for programs of its own."""
+
+    def __init__(self, number, handler, hook):
+        def take(self, trainer):
+            if not self.done:
+                self.done = True
+                handler(number, trainer)
+
+        self.plugin = type("TakesOver", (), {"done": False, hook: hookimpl(take)})()
+
+
+def own_handler(called):
+    def set_handler(number, trainer):
+        signal.signal(number, lambda *given: called.append(number))
+
+    return set_handler
+
+
+def chained(called):
+    def set_handler(number, trainer):
+        before = signal.signal(number, lambda *given: (called.append(number), before(*given)))
+
+    return set_handler
+
+
+def exits(called):
+    def set_handler(number, trainer):
+        signal.signal(number, lambda *given: (called.append(number), sys.exit(0)))
+
+    return set_handler
+
+
+TAKEN = {
+    "a handler": (own_handler, 1),
+    "one that calls ours": (chained, 1),
+    "one that exits": (exits, 1),
+    "ignored": (lambda called: lambda number, trainer: signal.signal(number, signal.SIG_IGN), 0),
+    "blocked": (lambda called: lambda number, trainer: signal.pthread_sigmask(signal.SIG_BLOCK, {number}), 0),
+}
+
+
+@pytest.mark.filterwarnings("ignore::hooktrain.HooktrainWarning")
+@pytest.mark.parametrize("hook", ["on_train_start", "on_step_start"])
+@pytest.mark.parametrize("how", TAKEN)
+def test_a_plugin_that_takes_sigterm_over_is_named_and_the_run_saves(run_tiny, tmp_path, clock, how, hook):
+    called, (take, calls) = [], TAKEN[how]
+
+    class Send:
+        @hookimpl
+        def on_step_start(self, trainer):
+            clock.now += 1.0  # a mask is looked for ten times a second at most
+            if trainer.global_step == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    plugin = TakesOver(signal.SIGTERM, take(called), hook).plugin
+    trainer = run_tiny(plugin, Send(), checkpoint={"type": "full", "save_every_n_steps": 100})
+    assert trainer.global_step == 3 and trainer.exit_status == 128 + signal.SIGTERM
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
+    assert len(called) == calls
+    (warned,) = [text for text in trainer.host.warnings if text.startswith("SIGTERM") and "before step" in text]
+    assert re.search(facts("rank 0"), warned)
+    if calls:
+        assert "plugin 'TakesOver'" in warned

@@ -136,7 +136,7 @@ class Other:
 """
     run = run_ranks(1, source, plugins={"load": ["hooktrain.testing:TinyPlugin", "extra:Other", "extra"]})
     assert run.status == 0
-    assert "warning: plugin 'extra', hook on_teardown: SystemExit(0)" in run.output
+    assert "warning: plugin 'extra', hook on_teardown: SystemExit: 0" in run.output
     assert rank_notes() == [{"torn_down": True}]
 
 
@@ -187,3 +187,39 @@ def on_microbatch_start(trainer):
         time.sleep(0.05)
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()  # they end as at SIGTERM, and nothing is lost
     assert (saved / "manifest.json").exists()
+
+
+IMPORTS = """
+import os, time
+from pathlib import Path
+
+if os.environ.get("RANK") == "1":
+    Path(os.environ["NOTES"]).with_suffix(".importing").touch()
+    while True:
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.thorough)])
+def test_a_signal_while_ranks_import_ends_them_and_blames_none(tmp_path: Path, name: str):
+    (tmp_path / "extra.py").write_text(IMPORTS + "from hooktrain import hookimpl\n@hookimpl\ndef on_log(): pass\n")
+    (tmp_path / "recipe.yaml").write_text(
+        "type: tiny\nstrategy: {device: cpu, dtype: fp32}\nconsole: {enabled: false}\n"
+        f"run_dir: {tmp_path / 'run'}\nplugins: {{load: ['hooktrain.testing:TinyPlugin', extra]}}\n"
+    )
+    found = {"PYTHONPATH": str(tmp_path), "NOTES": str(tmp_path / "notes"), "OMP_NUM_THREADS": "1"}
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "hooktrain", "train", str(tmp_path / "recipe.yaml"), "--nproc", "2"],
+        env={**os.environ, **found},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    until = time.monotonic() + 90
+    while not (tmp_path / "notes.importing").exists():
+        assert launcher.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
+    launcher.send_signal(getattr(signal, name))
+    output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + getattr(signal, name)
+    assert output.splitlines()[-1].startswith(f"hooktrain: {name}: ") and "rank" not in output, output

@@ -388,7 +388,7 @@ def test_run_train(run_tiny):
             return trainer.state
 
     recorder = Recorder()
-    run_tiny(TwiceTheFirst(), recorder, train_iters=100)
+    run_tiny(TwiceTheFirst(), recorder, train_iters=14)
     assert [given["epoch"] for name, given in recorder.calls if name == "on_epoch_start"] == [0, 0]
     assert recorder.hooks.count("on_step_end") == 14
 

@@ -85,7 +85,7 @@ def test_a_module_that_quits_does_not_end_the_program_as_if_all_were_well(run_cl
 
 def test_a_class_that_quits_is_a_plugin_that_fails(installed):
     installed("a-quits", "class Plugin:\n    def __init__(self): raise SystemExit(0)\n")
-    with pytest.raises(PluginError, match=facts("'mod_a_quits:Plugin' (mod_a_quits)", "SystemExit(0)")):
+    with pytest.raises(PluginError, match=facts("'mod_a_quits:Plugin' (mod_a_quits)", "SystemExit: 0")):
         make_host(PluginsConfig(load=("mod_a_quits:Plugin",), block=("a-quits",)))
 
 

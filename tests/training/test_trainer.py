@@ -342,6 +342,7 @@ def test_a_replaced_epoch_still_evaluates_and_saves(run_tiny):
             for number, batches in enumerate(trainer.train_batches, start=1):
                 trainer.step(batches)
                 if number == 3:
+                    trainer.request_epoch_end()
                     return number
 
     recorder = Recorder()

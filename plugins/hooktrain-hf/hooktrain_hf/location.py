@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -85,8 +86,19 @@ def cannot_load(location: Location, key: str, what: str, error: BaseException) -
     return ModelError(
         f"{key}: given '{location.name}', which is no folder on this machine and whose {what} cannot be loaded from"
         f" the hub ({first_line(error)}); {_EXPECTED}; check the spelling, the network and your access to it, or give"
-        " a local folder"
+        f" a local folder{_cache_advice()}"
     )
+
+
+def _cache_advice() -> str:
+    """Return what to do about a Hugging Face cache that cannot be written, or nothing where it can be."""
+    from huggingface_hub.constants import HF_HOME
+
+    folder = Path(HF_HOME)
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if os.access(existing, os.W_OK | os.X_OK):
+        return ""
+    return f"; the Hugging Face cache '{folder}' cannot be written: set HF_HOME to a folder that can be"
 
 
 def first_line(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from hooktrain_torch.files import (
 )
 from hooktrain_torch.frozen_weights import FrozenWeights
 from hooktrain_torch.hyperparameters import as_built, take_changed
-from hooktrain_torch.plain_state import NotPlainError
+from hooktrain_torch.plain_state import NotPlainError, plain
 from hooktrain_torch.retention import Retention
 from hooktrain_torch.save import FROZEN, PARTS, PROVENANCE, TENSORS, Save
 from hooktrain_torch.stored_tensors import CheckpointTensors
@@ -121,7 +121,7 @@ class FullCheckpoint:
             return None  # it is saved, and its event was emitted
         self._remember_hyperparameters(trainer)  # of a run that is saved before it begins
         states = {
-            "plugins": trainer.collect_states(),
+            "plugins": trainer.collect_states(plain),
             "scheduler": trainer.scheduler.state_dict(),
             "strategy": trainer.strategy.state_dict(),
             "built": dict(self._built),
