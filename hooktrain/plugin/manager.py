@@ -13,6 +13,7 @@ from pluggy import HookImpl
 
 from hooktrain import hookspecs
 from hooktrain.compat import code_of, remove_from_hook
+from hooktrain.config import working_folder
 from hooktrain.errors import HooktrainWarning, NameTakenError, PluginError, did_you_mean, failure_of
 from hooktrain.hookspecs import LOOP_HOOKS
 from hooktrain.plugin.checking import check_plugins
@@ -74,6 +75,7 @@ class PluginHost:
         self.manager = pluggy.PluginManager("hooktrain")
         self.manager.add_hookspecs(hookspecs)
         self.hooks = Hooks(self.manager)
+        self.start_folder = working_folder()  # which a plugin may change when it is imported
         self.error_policy = ErrorPolicy(self)
         version = own_version()
         for name, plugin in (builtins or {}).items():

@@ -31,7 +31,9 @@ from hooktrain.protocols import (
 )
 from hooktrain.recipe.model import Recipe
 from hooktrain.training.resume_check import versions
+from hooktrain.training.run_files import clear_way, write_whole
 from hooktrain.training.run_lock import RunLock
+from hooktrain.training.run_record import KEPT
 from hooktrain.types import Batch, Data, LossSum, World
 
 if TYPE_CHECKING:
@@ -43,12 +45,14 @@ if TYPE_CHECKING:
 __all__ = [
     "DataParts",
     "ModelParts",
+    "at_start",
     "build_data_parts",
     "build_model_parts",
     "find_checkpoint",
     "make_data",
     "make_part",
     "open_strategy",
+    "write_facts",
 ]
 
 
@@ -97,13 +101,11 @@ def build_data_parts(trainer: Trainer) -> DataParts:
     _agree(strategy, {"plugins": plugins, "recipe": {**recipe.as_dict(), "run_dir": ""}, "versions": versions()})
     _agree(strategy, {"order of plugins": list(reversed(plugins))})
     if world.is_main:
-        _write_run_dir(trainer)
+        _open_run_dir(trainer)
         for record in host.failed():
             text = record.reason if record.reason.startswith("plugin ") else f"{record}: {record.reason}"
             host.warn(f"{text}; the run continues without it")
     tokenizer, data = make_data(host, recipe, world)
-    if world.is_main:
-        _write(run_dir / "data.json", json.dumps(dict(data.report), indent=2, default=str))
     _agree(strategy, {"data": {"rows": len(data.train), "fingerprint": data.fingerprint}})
     data_world = member(strategy, StrategyDefaults, "data_world") or world
     return DataParts(
@@ -114,7 +116,7 @@ def build_data_parts(trainer: Trainer) -> DataParts:
         loader=host.hooks.make_loader(dataset=data.train, data=data, recipe=recipe, world=data_world),
         loss=make_part(host, "make_loss", recipe.loss),
         checkpoint_engines=[
-            make_part(host, "make_checkpoint_engine", config, run_dir=run_dir, world=world)
+            make_part(host, "make_checkpoint_engine", at_start(config, host), run_dir=run_dir, world=world)
             for config in recipe.checkpoint
         ],
     )
@@ -151,6 +153,12 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
     if "numpy" in sys.modules:  # torch imports it where it is installed
         sys.modules["numpy"].random.seed(seed % 2**32)
+
+
+def at_start(config: Any, host: PluginHost) -> Any:
+    """Return a checkpoint config whose ``output_dir`` is absolute: a plugin may change the working directory."""
+    folder = config.output_dir
+    return config if folder is None else attrs.evolve(config, output_dir=host.start_folder / folder)
 
 
 def find_checkpoint(trainer: Trainer) -> Path | None:
@@ -285,8 +293,21 @@ def _agree(strategy: Strategy, mine: Mapping[str, Any]) -> None:
             )
 
 
-def _write_run_dir(trainer: Trainer) -> None:
-    """Keep the resolved recipe, the plugins and the environment alongside the metrics."""
+def _open_run_dir(trainer: Trainer) -> None:
+    """Make the run directory and hold it, and begin the record of the run."""
+    folder = trainer.run_dir
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        weakref.finalize(trainer, RunLock(folder, say=trainer.host.warn).release)
+        trainer.run_record.begin(trainer.hooks, trainer.host.warn)
+
+
+def write_facts(trainer: Trainer) -> None:
+    """Keep the resolved recipe, the plugins, the environment and the report on the data alongside the metrics.
+
+    Raises:
+        HooktrainError: the run directory cannot be written.
+    """
     import torch
 
     environment = {
@@ -297,21 +318,12 @@ def _write_run_dir(trainer: Trainer) -> None:
         "command": sys.argv,
     }
     manifest = {"plugins": trainer.host.manifest(), "environment": environment}
-    _make(trainer.run_dir)
+    report = dict(trainer.data.report)
+    texts = (trainer.recipe.as_yaml(), json.dumps(manifest, indent=2), json.dumps(report, indent=2, default=str))
     with _writing(trainer.run_dir):
-        weakref.finalize(trainer, RunLock(trainer.run_dir, say=trainer.host.warn).release)
-    _write(trainer.run_dir / "recipe.yaml", trainer.recipe.as_yaml())
-    _write(trainer.run_dir / "plugins.json", json.dumps(manifest, indent=2))
-
-
-def _make(folder: Path) -> None:
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    with _writing(path.parent):
-        path.write_text(text, encoding="utf-8")
+        for name, text in zip(KEPT, texts, strict=True):
+            clear_way(trainer.run_dir / name, trainer.host.warn)
+            write_whole(trainer.run_dir / name, text)
 
 
 @contextlib.contextmanager

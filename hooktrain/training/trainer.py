@@ -41,6 +41,7 @@ from hooktrain.training.build import (
     find_checkpoint,
     make_part,
     open_strategy,
+    write_facts,
 )
 from hooktrain.training.checkpointing import Saving
 from hooktrain.training.control import Agreed, Requests, require_disableable
@@ -55,6 +56,8 @@ from hooktrain.training.diagnostics import (
 )
 from hooktrain.training.lifecycle import NO_RECIPE, export_config, structured
 from hooktrain.training.metrics import OWN_METRICS, Meter
+from hooktrain.training.output_folders import claim_output_folders
+from hooktrain.training.run_record import RunRecorder, status_of
 from hooktrain.types import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
 
 if TYPE_CHECKING:
@@ -171,8 +174,10 @@ class Trainer:
             self.recipe, self.host = structured(recipe, objects, plugins, switches, overrides)
         self.hooks = self.host.hooks
         self.world = world or World.from_environment()
-        self.run_dir = self.recipe.run_dir or Path("runs") / self.recipe.name
-        self.resume_from = None if resume_from is None else Path(resume_from).expanduser()
+        start = self.host.start_folder  # a plugin may change the working directory
+        self.run_dir = start / (self.recipe.run_dir or Path("runs") / self.recipe.name)
+        self.resume_from = None if resume_from is None else start / Path(resume_from).expanduser()
+        self.run_record = RunRecorder(self.run_dir, self.recipe.name, self.world.world_size)
         self.state = TrainerState()
         self.history: list[Mapping[str, float]] = []
         self._held = self._ran = self._opened = self._owns_run_dir = self._built = self._closed = False
@@ -218,8 +223,16 @@ class Trainer:
                 self._take(build_data_parts(self))
                 self._owns_run_dir = True
                 self.resume_from = find_checkpoint(self)  # before the model: it takes minutes to find out otherwise
+                claim_output_folders(self)
+                if self.world.is_main:
+                    write_facts(self)
                 self._take(build_model_parts(self))
                 self._built = True
+
+    @property
+    def run_id(self) -> str:
+        """The id of this run, which one that resumes it in its folders keeps."""
+        return self.run_record.record.id
 
     @property
     def owns_run_dir(self) -> bool:
@@ -267,6 +280,7 @@ class Trainer:
             return
         self._closed = True
         self.requests.forget()
+        failure, reason = self._failure, self.state.stop_reason or ""
         for plugin, problem in self.host.call_each("on_teardown", trainer=self):
             self.host.warn(f"plugin '{plugin}', hook on_teardown: {problem!r}")
         for line in self.host.error_policy.summary():
@@ -275,6 +289,7 @@ class Trainer:
             self.strategy.close()
         if self._built:
             self.model.eval()
+        self.run_record.end(reason, self.exit_status if failure is None else status_of(failure), failure)
 
     def __enter__(self) -> Self:
         self._held = True
@@ -302,6 +317,7 @@ class Trainer:
         if self._closed or self._failure is exception:
             return
         self._failure = exception
+        self.run_record.at_failure()
         explain(self.host, exception, self.state.global_step, self.world.rank)
         failure_of(exception).saved = self.saving.last
         for plugin, problem in self.host.call_each("on_exception", trainer=self, exception=exception):
@@ -455,6 +471,7 @@ class Trainer:
     def run_loop(self) -> TrainerState:
         """Run the training and emit its events; the parts must have been built."""
         self.model.train()
+        self.run_record.at_train_start(self.global_step, self.training_horizon)
         self.hooks.on_train_start(trainer=self)
         at_start = self.recipe.eval_at_start and self.state.global_step == 0
         if (at_start or self.state.evaluation_due) and self.data.evaluation:
@@ -503,6 +520,7 @@ class Trainer:
                 "StepOutput(total=<loss summed over the window's tokens>, grad_norm, stepped)",
             )
         state.global_step += 1
+        self.run_record.at_step(state.global_step)
         state.sequences += self._step_sequences
         state.tokens += self._step_tokens
         state.supervised_tokens += self._step_targets
