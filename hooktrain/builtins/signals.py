@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hooktrain.markers import hookimpl
+from hooktrain.training.run_files import move_aside
 
 if TYPE_CHECKING:
     from hooktrain.training.trainer import Trainer
@@ -35,6 +38,7 @@ class Signals:
         self._before: dict[int, Any] = {}
         self._interrupted_at: float | None = None
         self._look_at = 0.0
+        self._warned: set[str] = set()
 
     @hookimpl(tryfirst=True)
     def on_train_start(self, trainer: Trainer) -> None:
@@ -66,15 +70,23 @@ class Signals:
         now = time.monotonic()
         if now >= self._look_at:
             self._look_at = now + _LOOK_EVERY
-            if trainer.world.is_main and _taken(trainer.run_dir / "stop"):
+            if trainer.world.is_main and _taken(trainer.run_dir / "stop", self._warn_once(trainer)):
                 trainer.request_stop("the file 'stop' in the run directory", urgent=True)
 
     @hookimpl(trylast=True)
     def on_train_end(self, trainer: Trainer) -> None:
         if trainer.world.is_main:
-            _taken(trainer.run_dir / "stop")  # or it would end the next run, which resumes from this one
+            _taken(trainer.run_dir / "stop", self._warn_once(trainer))  # or it would end the next run, which resumes from this one
         if trainer.state.stop_reason is not None:
             trainer.strategy.barrier()  # a launcher ends all ranks as soon as one has ended with a status
+
+    def _warn_once(self, trainer: Trainer) -> Callable[[str], None]:
+        def warn(text: str) -> None:
+            if text not in self._warned:
+                self._warned.add(text)
+                trainer.host.warn(text)
+
+        return warn
 
     @hookimpl(trylast=True)
     def on_teardown(self) -> None:
@@ -83,9 +95,16 @@ class Signals:
             signal.signal(number, handler)
 
 
-def _taken(file: Path) -> bool:
-    """Whether the file was there; it no longer is."""
-    if not file.exists():
+def _taken(file: Path, warn: Callable[[str], None]) -> bool:
+    """Whether the file was there; it no longer is. A folder of that name is moved aside, and does not end the run."""
+    if not os.path.lexists(file):
         return False
-    file.unlink(missing_ok=True)
+    try:
+        if file.is_dir() and not file.is_symlink():
+            warn(f"{file}: is a folder, and only a file ends the run; it is kept as {move_aside(file).name}")
+            return False
+        file.unlink(missing_ok=True)
+    except OSError as problem:
+        warn(f"{file}: cannot be removed ({problem.strerror}); remove it, or it ends the next run too")
+        return not file.is_dir()
     return True

@@ -16,6 +16,7 @@ from hooktrain.cli.inspect import hooks, plan, plugins, schema
 from hooktrain.cli.launcher import follow_launcher, has_launcher, note_end, note_failure, trace_of
 from hooktrain.cli.new_plugin import new_plugin
 from hooktrain.cli.options import as_json, print_facts, recipe_options
+from hooktrain.cli.runs import runs
 from hooktrain.cli.startup import end, leave
 from hooktrain.errors import HooktrainError, did_you_mean, failure_of, show_warnings
 from hooktrain.plugin.commands import plugin_command, plugin_commands
@@ -134,7 +135,7 @@ def demo(run_dir: Path, overrides: tuple[str, ...]) -> None:
     run_demo(run_dir, list(overrides))
 
 
-for _command in (plan, plugins, hooks, bench, schema, new_plugin, guide):
+for _command in (plan, plugins, hooks, bench, schema, new_plugin, guide, runs):
     cli.add_command(_command)
 
 

@@ -156,13 +156,19 @@ class RunRecorder:
 
     Attributes:
         record: what is known of the run.
-        before: the record of the run that was there before; None for the first, or once this one continues it.
+        before: the record of the run that was there before, until this one is known to continue it or not.
+        continues: whether this run continues another start of it, in the same folders.
+        last: the record of that start; None where there is none.
     """
 
     def __init__(self, folder: Path, name: str, world_size: int) -> None:
         self._folder = folder
         self.record = RunRecord(id=uuid.uuid4().hex[:12], name=name, world_size=world_size)
         self.before: RunRecord | None = None
+        self.continues = False
+        self.last: RunRecord | None = None
+        self._warn: Callable[[str], None] = lambda text: None
+        self._has_warned = False
         self._is_settled = False
         self._inode: tuple[int, int] | None = None
         self._position: MutableSequence[int] = array("q", [-1, 0])
@@ -174,6 +180,7 @@ class RunRecorder:
         Raises:
             OSError: it cannot be written.
         """
+        self._warn = warn
         clear_way(self._folder / FILE, warn)
         record = self.record
         record.started, record.process, record.host = time.time(), os.getpid(), socket.gethostname()
@@ -207,10 +214,12 @@ class RunRecorder:
         """
         record, before = self.record, self.before
         record.id, record.resumed_from = id or record.id, str(resumed_from or "")
+        self.continues = id is not None
         if self._inode is None:
             return
         if before is not None and before.id == record.id:
             record.starts, record.saved, record.checkpoint = before.starts + 1, before.saved, before.checkpoint
+            self.last = before
         elif before is not None:
             path = move_aside(self._folder / FILE)  # for its name: nothing is lost when the process ends here
             write_whole(path, json.dumps(attrs.asdict(before), indent=2))
@@ -243,7 +252,6 @@ class RunRecorder:
 
         Raises:
             HooktrainError: the run directory is gone, or another one.
-            OSError: that cannot be written.
         """
         self.record.saved = [*self.record.saved, *(f"{step} {entry}" for entry in entries)][-_MOST:]
         self.record.checkpoint = str(path)
@@ -258,7 +266,6 @@ class RunRecorder:
 
         Raises:
             HooktrainError: the run directory is gone, or another one.
-            OSError: that cannot be written.
         """
         self.at_step(step)
         self.record.step, self.record.steps = step, steps
@@ -307,9 +314,15 @@ class RunRecorder:
             )
 
     def _update(self) -> None:
-        if self._inode is not None:
-            self.require_folder()
+        if self._inode is None:
+            return
+        self.require_folder()
+        try:
             self._write()
+        except OSError as problem:  # a disk that is full; the run does not depend on its record
+            if not self._has_warned:
+                self._warn(f"{self._folder / FILE}: cannot be written ({problem.strerror}), so it shows what was before")
+            self._has_warned = True
 
     def _write(self) -> None:
         self.record.written, self.record.step = time.time(), max(self.record.step, self._position[1])

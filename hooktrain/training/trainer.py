@@ -475,8 +475,13 @@ class Trainer:
         self.hooks.on_train_start(trainer=self)
         at_start = self.recipe.eval_at_start and self.state.global_step == 0
         if (at_start or self.state.evaluation_due) and self.data.evaluation:
+            self.state.log_due = True
             self.log(self.evaluate())
-        self.meter.reset()
+        elif self.state.log_due:
+            self.log({})
+        self.meter.restart_clock()
+        if self.resume_from is not None:
+            self.saving.make_up(self, self.resume_from)
         if self.should_stop:
             self.say(f"nothing is left to train: step {self.global_step} of {self.training_horizon} has been finished")
         else:
@@ -495,6 +500,7 @@ class Trainer:
         self.hooks.on_epoch_end(trainer=self, epoch=epoch)
         asked = self._agree()
         if asked.evaluate and self.data.evaluation and self.state.evaluated_at != self.global_step and not asked.urgent:
+            self.state.log_due = True
             self.log(self.evaluate())
             asked |= self._agree()
         elif asked.log:
@@ -527,14 +533,18 @@ class Trainer:
         if not output.stepped:
             state.skipped_steps += 1
         self.meter.add(output, self.denominator, self._step_tokens, self._sums)
+        step, interval, metrics, stop = state.global_step, self.recipe.eval_interval, {}, self.should_stop
+        due = interval > 0 and step % interval == 0
+        state.log_due = stop or step % self.recipe.log_interval == 0  # for whoever saves meanwhile
+        state.evaluation_due = (due or stop) and bool(self.data.evaluation)
         hooks.on_step_end(trainer=self, output=output)
 
         asked = self._agree()
-        step, interval, metrics = state.global_step, self.recipe.eval_interval, {}
-        due = asked.evaluate or (interval > 0 and step % interval == 0)
+        due = due or asked.evaluate
         if asked.urgent:
             state.evaluation_due = due and bool(self.data.evaluation)
         elif self.data.evaluation and (due or self.should_stop):
+            state.log_due = True
             metrics = self.evaluate()
             asked |= self._agree()  # what evaluation found may be a reason to save or to stop
         stop = self.should_stop
@@ -651,7 +661,7 @@ class Trainer:
         read = self.meter.read(self.strategy, extra)
         epoch = round(state.epoch + state.sequences / len(self.data.train), 4)
         metrics: dict[str, float] = {"step": state.global_step, "epoch": epoch}
-        if self.meter.steps:
+        if self.meter.steps or self.meter.denominator:
             ahead = {"loss": read.pop("loss", None), "lr": self.last_lr, "grad_norm": read.pop("grad_norm", None)}
             metrics.update({name: value for name, value in ahead.items() if value is not None})
         metrics.update({"tokens": state.tokens, "supervised_tokens": state.supervised_tokens}, **read, **more)
@@ -663,6 +673,7 @@ class Trainer:
         self.hooks.on_log(trainer=self, metrics=metrics)
         self.history.append(metrics)
         self.meter.reset()
+        state.log_due, state.evaluation_due = False, state.evaluation_due and not more
 
     def checkpoint(self, reason: str) -> None:
         """Save with the engines that are due for ``reason``: step, epoch, end or request."""
@@ -678,11 +689,14 @@ class Trainer:
             if self.recipe.on_nan == "stop":
                 require_trainable(self)
             self.saving.collect(self, wait=True)
+            self.run_record.require_folder()
+            self.saving.begin(self, engines, reason)
             self.hooks.on_checkpoint_start(trainer=self)
             saved: Sequence[Path] = self.hooks.save_checkpoint(trainer=self)
             for path in saved:
                 self.saving.last = path
                 self.hooks.on_checkpoint_end(trainer=self, path=path)
+            self.saving.end(self, engines, reason, saved)
         return saved
 
     def resume(self, path: Path) -> None:
@@ -690,8 +704,10 @@ class Trainer:
         self.hooks.on_resume_start(trainer=self, path=path)
         self.hooks.load_checkpoint(trainer=self, path=path)
         self.state.stop_reason = None
+        self.meter.take_up(self.state.unlogged, self.strategy)
         if self.state.sequences >= len(self.data.train):
             self.state.epoch, self.state.sequences = self.state.epoch + 1, 0
+            self.saving.epoch_ended = True
         self.hooks.on_resume_end(trainer=self, path=path)
 
     # ----------------------------------------------------------------------------------------- plugins' own state
