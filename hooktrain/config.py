@@ -135,6 +135,9 @@ class CheckpointConfig:
     """Folder for the checkpoints; ``checkpoints`` in the run directory when omitted."""
     enabled: bool = field(default=True)
     """Whether this engine saves at all."""
+    overwrite: bool = field(default=False)
+    """Whether to begin in an ``output_dir`` with results of another run: exports are replaced, and ``full`` checkpoints
+    kept."""
     auto_resume: bool = field(default=False)
     """Whether a run resumes from the newest checkpoint in ``output_dir``, when there is one."""
     save_every_n_steps: int = field(default=0, validator=at_least(0))

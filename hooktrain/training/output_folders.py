@@ -41,7 +41,7 @@ def claim_output_folders(trainer: Trainer) -> None:
         except HooktrainError as raised:
             problem = str(raised)
         except OSError as raised:
-            problem = f"run_dir: '{trainer.run_dir}' cannot be written ({raised.strerror}); give another folder"
+            problem = f"'{raised.filename}' cannot be written ({raised.strerror}); give another folder"
         id = trainer.run_record.record.id
     problem, id = trainer.strategy.gather_objects([problem, id])[0]
     if problem:
@@ -73,7 +73,8 @@ def _claim(trainer: Trainer) -> None:
         owner = _owner(folder)
         results = member(engine, CheckpointEngineDefaults, "results")()
         continues = engine.config.auto_resume or (resumed is not None and folder.resolve() in resumed.resolve().parents)
-        if results and owner.get("run") != id and not (continues and not owner):
+        is_mine = owner.get("run") == id or (continues and not owner)
+        if results and not is_mine and not member(engine.config, ConfigDefaults, "overwrite"):
             recorder.abandon()
             raise CheckpointError(_refusal(number, engine, folder, owner, results[0], trainer.run_dir))
     recorder.settle(continued, resumed)
@@ -94,13 +95,12 @@ def _refusal(
     whose = f"the run {owner['run']}" if "run" in owner else "another run"
     if "since" in owner:
         whose += f" of {time.strftime('%Y-%m-%d %H:%M', time.localtime(owner['since']))}"
-    resume = ""
-    if not member(engine.config, ConfigDefaults, "exports"):
-        resume = f"write checkpoint[{number}].auto_resume: true to resume it, or "
-    elsewhere = "run_dir: <another folder>" if run_dir in folder.parents else f"{_key(number)}: <another folder>"
+    exports = member(engine.config, ConfigDefaults, "exports")
+    elsewhere = "run_dir" if run_dir in folder.parents else _key(number)
+    remedy = "overwrite: true to replace it" if exports else "auto_resume: true to resume that run"
     return (
-        f"{_key(number)}: '{folder}' holds results of {whose} ({result.name}), which this run would overwrite;"
-        f" {resume}write {elsewhere} to keep both, or move '{folder}' away"
+        f"{_key(number)}: '{folder}' holds results of {whose} ({result.name}), which this run would overwrite; write"
+        f" {elsewhere}: <another folder> to keep both, or checkpoint[{number}].{remedy}"
     )
 
 

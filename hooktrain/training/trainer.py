@@ -54,7 +54,7 @@ from hooktrain.training.diagnostics import (
     require_trainable,
     wrong_answer,
 )
-from hooktrain.training.lifecycle import NO_RECIPE, export_config, structured
+from hooktrain.training.lifecycle import NO_RECIPE, export_config, save_folder, structured
 from hooktrain.training.metrics import OWN_METRICS, Meter
 from hooktrain.training.output_folders import claim_output_folders
 from hooktrain.training.run_record import RunRecorder, status_of
@@ -340,8 +340,9 @@ class Trainer:
             CheckpointError: there is no such engine, or it cannot save.
         """
         config_of = export_config(self.host, type)
+        folder = save_folder(path)
         self.prepare()
-        config = config_of(output_dir=Path(path).expanduser(), save_end_of_training=True)
+        config = config_of(output_dir=folder, save_end_of_training=True)
         engine = make_part(self.host, "make_checkpoint_engine", config, run_dir=self.run_dir, world=self.world)
         (saved,) = self.save_with([engine], "end")
         return saved
