@@ -143,7 +143,7 @@ class TrainerState:
     def evaluated(self, metrics: Mapping[str, float]) -> None:
         """An evaluation has ended; without metrics it was left out half-way, and is still due."""
         self.metrics.update(metrics)
-        self.evaluation_due = not metrics or (self.evaluation_due and self.log_due)  # one that is due until it is logged
+        self.evaluation_due = not metrics or (self.evaluation_due and self.log_due)  # till it is logged
         self.evaluated_at = self.global_step if metrics else self.evaluated_at
 
 

@@ -76,7 +76,9 @@ class Signals:
     @hookimpl(trylast=True)
     def on_train_end(self, trainer: Trainer) -> None:
         if trainer.world.is_main:
-            _taken(trainer.run_dir / "stop", self._warn_once(trainer))  # or it would end the next run, which resumes from this one
+            _taken(
+                trainer.run_dir / "stop", self._warn_once(trainer)
+            )  # or it would end the next run, which resumes from this one
         if trainer.state.stop_reason is not None:
             trainer.strategy.barrier()  # a launcher ends all ranks as soon as one has ended with a status
 

@@ -303,13 +303,15 @@ def _open_run_dir(trainer: Trainer) -> None:
 
 
 def write_facts(trainer: Trainer) -> None:
-    """Keep the resolved recipe, the plugins, the environment and the report on the data alongside the metrics.
+    """Keep recipe, plugins, environment and the report on the data alongside the metrics; on the main rank.
 
     Raises:
         HooktrainError: the run directory cannot be written.
     """
     import torch
 
+    if not trainer.world.is_main:
+        return
     environment = {
         "python": platform.python_version(),
         "torch": torch.__version__,

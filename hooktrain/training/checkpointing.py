@@ -77,13 +77,21 @@ class Saving:
         if paths:
             trainer.run_record.saved(trainer.global_step, [f"{reason} {key}" for key in saved], paths[-1])
 
-    def make_up(self, trainer: Trainer, path: Path) -> None:
-        """Do what was due at the step of a checkpoint, and what the run that saved it did not come to. Collective.
+    def make_up(self, trainer: Trainer) -> None:
+        """Do what is due before the first step, and what was due at the step that the run resumes from. Collective."""
+        state = trainer.state
+        at_start = trainer.recipe.eval_at_start and state.global_step == 0
+        if (at_start or state.evaluation_due) and trainer.data.evaluation:
+            state.log_due = True
+            trainer.log(trainer.evaluate())
+        elif state.log_due:
+            trainer.log({})
+        trainer.meter.restart_clock()
+        if trainer.resume_from is not None:
+            self._make_up_saves(trainer, trainer.resume_from)
 
-        Args:
-            trainer: that has resumed, in the folders of that run.
-            path: the checkpoint.
-        """
+    def _make_up_saves(self, trainer: Trainer, path: Path) -> None:
+        """Save with the engines that the run was killed before, and emit the event of its checkpoint."""
         keys = {_key(trainer, engine): engine for engine in trainer.checkpoint_engines}
         mine = next((key for key, engine in keys.items() if _wrote(engine, [path])), "")
         due = {key: reason for key, reason in trainer.state.saves_due.items() if key in keys and key != mine}

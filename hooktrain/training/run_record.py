@@ -29,7 +29,7 @@ from hooktrain.training.run_files import clear_way, move_aside, write_whole
 if TYPE_CHECKING:
     from hooktrain.plugin.hook_caller import Hooks
 
-__all__ = ["FILE", "KEPT", "RunRecord", "RunRecorder", "read_record", "status_of"]
+__all__ = ["FILE", "KEPT", "RunRecord", "RunRecorder", "read_record"]
 
 FILE = "run.json"
 KEPT = ("recipe.yaml", "plugins.json", "data.json")
@@ -143,7 +143,7 @@ def _add_position(record: RunRecord, path: Path) -> None:
         owner, *names = data[_NUMBERS.size :].decode().split("\n")
         if owner == f"{record.id} {record.process} {record.host}":
             record.step = max(record.step, step)
-            record.hook = names[number] if 0 <= number else ""
+            record.hook = names[number] if number >= 0 else ""
 
 
 class RunRecorder:
@@ -194,8 +194,8 @@ class RunRecorder:
             if last.state == "running":
                 since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(last.started))
                 warn(
-                    f"run_dir: the last run in '{self._folder}' (id {last.id}, started {since}) ended without finishing,"
-                    f" at {last.where()}: its process was killed, or a plugin or library ended it"
+                    f"run_dir: the last run in '{self._folder}' (id {last.id}, started {since}) ended without"
+                    f" finishing, at {last.where()}: its process was killed, or a plugin or library ended it"
                 )
             self.before = earlier or last
         self._map(hooks)
@@ -274,8 +274,9 @@ class RunRecorder:
     def end(self, why: str, status: int, failure: BaseException | None = None) -> None:
         """Note how the run ended; what cannot be written stays ``running``."""
         record = self.record
-        record.state, record.status, record.why = "ended" if failure is None else "failed", status, why
+        record.state, record.status, record.why = "ended", status, why
         if failure is not None:
+            record.state, record.status = "failed", _status_of(failure)
             record.why = " ".join(f"{_named(failure)} [{failure_of(failure).where}]".split())
         else:
             record.hook = ""
@@ -308,8 +309,8 @@ class RunRecorder:
         if found != self._inode:
             what = "is gone" if found is None else "was replaced by another folder"
             raise HooktrainError(
-                f"run_dir: '{self._folder}' {what} while this run used it, so that what it writes would be lost or mixed"
-                " with something else; expected the folder that the run began with; put it back, and resume from the"
+                f"run_dir: '{self._folder}' {what} while this run used it, so that what it writes would be lost"
+                " or mixed with something else; expected the folder that the run began with; put it back, and resume from the"
                 " last checkpoint"
             )
 
@@ -321,7 +322,7 @@ class RunRecorder:
             self._write()
         except OSError as problem:  # a disk that is full; the run does not depend on its record
             if not self._has_warned:
-                self._warn(f"{self._folder / FILE}: cannot be written ({problem.strerror}), so it shows what was before")
+                self._warn(f"{self._folder / FILE}: cannot be written ({problem.strerror}), and shows what was before")
             self._has_warned = True
 
     def _write(self) -> None:
@@ -350,7 +351,7 @@ class RunRecorder:
         hooks.note_position(self._position, names)
 
 
-def status_of(failure: BaseException) -> int:
+def _status_of(failure: BaseException) -> int:
     """Return the exit status of a process that an error ends."""
     if isinstance(failure, KeyboardInterrupt):
         return 130

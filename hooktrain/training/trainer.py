@@ -57,7 +57,7 @@ from hooktrain.training.diagnostics import (
 from hooktrain.training.lifecycle import NO_RECIPE, export_config, save_folder, structured
 from hooktrain.training.metrics import OWN_METRICS, Meter
 from hooktrain.training.output_folders import claim_output_folders
-from hooktrain.training.run_record import RunRecorder, status_of
+from hooktrain.training.run_record import RunRecorder
 from hooktrain.types import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
 
 if TYPE_CHECKING:
@@ -224,8 +224,7 @@ class Trainer:
                 self._owns_run_dir = True
                 self.resume_from = find_checkpoint(self)  # before the model: it takes minutes to find out otherwise
                 claim_output_folders(self)
-                if self.world.is_main:
-                    write_facts(self)
+                write_facts(self)
                 self._take(build_model_parts(self))
                 self._built = True
 
@@ -280,7 +279,6 @@ class Trainer:
             return
         self._closed = True
         self.requests.forget()
-        failure, reason = self._failure, self.state.stop_reason or ""
         for plugin, problem in self.host.call_each("on_teardown", trainer=self):
             self.host.warn(f"plugin '{plugin}', hook on_teardown: {problem!r}")
         for line in self.host.error_policy.summary():
@@ -289,7 +287,7 @@ class Trainer:
             self.strategy.close()
         if self._built:
             self.model.eval()
-        self.run_record.end(reason, self.exit_status if failure is None else status_of(failure), failure)
+        self.run_record.end(self.state.stop_reason or "", self.exit_status, self._failure)
 
     def __enter__(self) -> Self:
         self._held = True
@@ -474,15 +472,7 @@ class Trainer:
         self.model.train()
         self.run_record.at_train_start(self.global_step, self.training_horizon)
         self.hooks.on_train_start(trainer=self)
-        at_start = self.recipe.eval_at_start and self.state.global_step == 0
-        if (at_start or self.state.evaluation_due) and self.data.evaluation:
-            self.state.log_due = True
-            self.log(self.evaluate())
-        elif self.state.log_due:
-            self.log({})
-        self.meter.restart_clock()
-        if self.resume_from is not None:
-            self.saving.make_up(self, self.resume_from)
+        self.saving.make_up(self)
         if self.should_stop:
             self.say(f"nothing is left to train: step {self.global_step} of {self.training_horizon} has been finished")
         else:

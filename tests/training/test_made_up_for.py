@@ -89,7 +89,9 @@ def test_nothing_is_made_again_that_was_done(run_cli, chat_recipe, tmp_path):
     """Killed some steps after a save: its export and its event are not repeated."""
     full = {"type": "full", "save_every_n_steps": 2, "auto_resume": True}
     recipe = {**chat_recipe, "checkpoint": [full, {"type": "huggingface", "save_every_n_steps": 2}]}
-    source = KILLS.format(when="never") + "\n@hookimpl\ndef on_step_end(trainer):\n    kill(f'step {trainer.global_step}')"
+    source = (
+        KILLS.format(when="never") + "\n@hookimpl\ndef on_step_end(trainer):\n    kill(f'step {trainer.global_step}')"
+    )
     assert run_cli("train", recipe, source=source.replace("never", "step 3")).status == -9
     assert run_cli("train", recipe, source=source).status == 0
     assert run_cli("train", recipe, source=source).status == 0, "it is over, and there is nothing to do"

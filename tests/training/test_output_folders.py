@@ -25,7 +25,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_new_run_in_an_old_folder_is_refused_and_told_what_to_write(run_tiny, tmp_path):
     old = run_tiny(checkpoint=full(2, keep_last=2))
     before = contents(tmp_path / "run")
-    say = facts("checkpoint[0].output_dir", "step-00000006", old.run_id, "auto_resume: true", "run_dir: <another folder>")
+    say = facts(
+        "checkpoint[0].output_dir", "step-00000006", old.run_id, "auto_resume: true", "run_dir: <another folder>"
+    )
     with pytest.raises(CheckpointError, match=say):
         run_tiny(checkpoint=full(1, keep_last=1), seed=3)
     after = contents(tmp_path / "run")

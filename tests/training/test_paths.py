@@ -24,7 +24,9 @@ def on_train_start(trainer):
 """
 
 
-@pytest.mark.parametrize("at_import", ["", "os.makedirs('first', exist_ok=True); os.chdir('first')"], ids=["", "import"])
+@pytest.mark.parametrize(
+    "at_import", ["", "os.makedirs('first', exist_ok=True); os.chdir('first')"], ids=["", "import"]
+)
 def test_a_plugin_that_changes_the_working_directory_moves_nothing(run_cli, chat_recipe, tmp_path, at_import):
     saves = [
         {"type": "full", "save_every_n_steps": 1},
