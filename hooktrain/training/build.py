@@ -30,6 +30,7 @@ from hooktrain.protocols import (
     renamed_member,
 )
 from hooktrain.recipe.model import Recipe
+from hooktrain.training.output_folders import claim_output_folders
 from hooktrain.training.resume_check import versions
 from hooktrain.training.run_files import clear_way, write_whole
 from hooktrain.training.run_lock import RunLock
@@ -48,11 +49,10 @@ __all__ = [
     "at_start",
     "build_data_parts",
     "build_model_parts",
-    "find_checkpoint",
     "make_data",
     "make_part",
     "open_strategy",
-    "write_facts",
+    "settle_run",
 ]
 
 
@@ -161,7 +161,24 @@ def at_start(config: Any, host: PluginHost) -> Any:
     return config if folder is None else attrs.evolve(config, output_dir=host.start_folder / folder)
 
 
-def find_checkpoint(trainer: Trainer) -> Path | None:
+def settle_run(trainer: Trainer) -> Path | None:
+    """Find the checkpoint to resume from, take the output folders, and write what is known of the run. Collective.
+
+    Returns:
+        The checkpoint, or None where the run begins anew.
+
+    Raises:
+        CheckpointError: the run cannot resume from it, or another run's results are in the way.
+        HooktrainError: the run directory cannot be written.
+    """
+    path = _find_checkpoint(trainer)
+    claim_output_folders(trainer, path)
+    if trainer.world.is_main:
+        _write_facts(trainer)
+    return path
+
+
+def _find_checkpoint(trainer: Trainer) -> Path | None:
     """Return the checkpoint to resume from, checked by the engine that wrote it; the same on all ranks.
 
     Raises:
@@ -302,16 +319,10 @@ def _open_run_dir(trainer: Trainer) -> None:
         trainer.run_record.begin(trainer.hooks, trainer.host.warn)
 
 
-def write_facts(trainer: Trainer) -> None:
-    """Keep recipe, plugins, environment and the report on the data alongside the metrics; on the main rank.
-
-    Raises:
-        HooktrainError: the run directory cannot be written.
-    """
+def _write_facts(trainer: Trainer) -> None:
+    """Keep recipe, plugins, environment and the report on the data alongside the metrics."""
     import torch
 
-    if not trainer.world.is_main:
-        return
     environment = {
         "python": platform.python_version(),
         "torch": torch.__version__,

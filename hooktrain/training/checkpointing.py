@@ -77,6 +77,18 @@ class Saving:
         if paths:
             trainer.run_record.saved(trainer.global_step, [f"{reason} {key}" for key in saved], paths[-1])
 
+    def resumed(self, trainer: Trainer) -> None:
+        """Go on from the state of a checkpoint: without the request that ended its run, after an epoch in the next one.
+
+        Args:
+            trainer: that has loaded the checkpoint.
+        """
+        state = trainer.state
+        state.stop_reason = None
+        trainer.meter.take_up(state.unlogged, trainer.strategy)
+        if state.sequences >= len(trainer.data.train):
+            state.epoch, state.sequences, self.epoch_ended = state.epoch + 1, 0, True
+
     def make_up(self, trainer: Trainer) -> None:
         """Do what is due before the first step, and what was due at the step that the run resumes from. Collective."""
         state = trainer.state

@@ -25,11 +25,15 @@ if TYPE_CHECKING:
 __all__ = ["claim_output_folders"]
 
 
-def claim_output_folders(trainer: Trainer) -> None:
+def claim_output_folders(trainer: Trainer, resumed: Path | None) -> None:
     """Take the output folders of the run's checkpoint engines, and settle which run this is. Collective.
 
     A run continues the one whose folder it resumes from: with ``auto_resume``, or from a checkpoint in it. Any other
     run with results there is somebody else's.
+
+    Args:
+        trainer: with its checkpoint engines.
+        resumed: the checkpoint that the run resumes from.
 
     Raises:
         CheckpointError: on all ranks, where a folder holds results of another run or is in use.
@@ -37,7 +41,7 @@ def claim_output_folders(trainer: Trainer) -> None:
     problem, id = "", ""
     if trainer.world.is_main:
         try:
-            _claim(trainer)
+            _claim(trainer, resumed)
         except HooktrainError as raised:
             problem = str(raised)
         except OSError as raised:
@@ -51,14 +55,14 @@ def claim_output_folders(trainer: Trainer) -> None:
     trainer.run_record.record.id = id
 
 
-def _claim(trainer: Trainer) -> None:
-    resumed, recorder = trainer.resume_from, trainer.run_record
+def _claim(trainer: Trainer, resumed: Path | None) -> None:
+    recorder = trainer.run_record
     engines = [
         (number, engine, folder)
         for number, engine in enumerate(trainer.checkpoint_engines)
         if engine.config.enabled and (folder := member(engine, CheckpointEngineDefaults, "output_dir")) is not None
     ]
-    for number, engine, folder in engines:
+    for number, _, folder in engines:
         lock = RunLock(
             Path(f"{_beside(folder)}.lock"), say=trainer.host.warn, key=_key(number), shown=folder, patience=None
         )

@@ -310,8 +310,8 @@ class RunRecorder:
             what = "is gone" if found is None else "was replaced by another folder"
             raise HooktrainError(
                 f"run_dir: '{self._folder}' {what} while this run used it, so that what it writes would be lost"
-                " or mixed with something else; expected the folder that the run began with; put it back, and resume from the"
-                " last checkpoint"
+                " or mixed with something else; expected the folder that the run began with; put it back, and resume"
+                " from the last checkpoint"
             )
 
     def _update(self) -> None:

@@ -38,10 +38,9 @@ from hooktrain.training.build import (
     ModelParts,
     build_data_parts,
     build_model_parts,
-    find_checkpoint,
     make_part,
     open_strategy,
-    write_facts,
+    settle_run,
 )
 from hooktrain.training.checkpointing import Saving
 from hooktrain.training.control import Agreed, Requests, require_disableable
@@ -56,7 +55,6 @@ from hooktrain.training.diagnostics import (
 )
 from hooktrain.training.lifecycle import NO_RECIPE, export_config, save_folder, structured
 from hooktrain.training.metrics import OWN_METRICS, Meter
-from hooktrain.training.output_folders import claim_output_folders
 from hooktrain.training.run_record import RunRecorder
 from hooktrain.types import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
 
@@ -222,9 +220,7 @@ class Trainer:
                 self._opened = True
                 self._take(build_data_parts(self))
                 self._owns_run_dir = True
-                self.resume_from = find_checkpoint(self)  # before the model: it takes minutes to find out otherwise
-                claim_output_folders(self)
-                write_facts(self)
+                self.resume_from = settle_run(self)  # before the model: it takes minutes to find out otherwise
                 self._take(build_model_parts(self))
                 self._built = True
 
@@ -694,11 +690,7 @@ class Trainer:
         """Load a checkpoint and emit the events of it."""
         self.hooks.on_resume_start(trainer=self, path=path)
         self.hooks.load_checkpoint(trainer=self, path=path)
-        self.state.stop_reason = None
-        self.meter.take_up(self.state.unlogged, self.strategy)
-        if self.state.sequences >= len(self.data.train):
-            self.state.epoch, self.state.sequences = self.state.epoch + 1, 0
-            self.saving.epoch_ended = True
+        self.saving.resumed(self)
         self.hooks.on_resume_end(trainer=self, path=path)
 
     # ----------------------------------------------------------------------------------------- plugins' own state
