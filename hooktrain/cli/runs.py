@@ -29,7 +29,7 @@ def runs(folders: tuple[Path, ...], as_json: bool) -> None:
 
 def _print(found: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> None:
     from hooktrain.inspection.terminal import columns, console, show
-    from hooktrain.runs.table import started_of
+    from hooktrain.training.run_record import local_time
 
     if not found:
         click.echo(f"no run has left a record in {', '.join(map(str, folders))}")
@@ -42,7 +42,10 @@ def _print(found: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> None:
         why = each["problem"] or each["why"] or (f"status {each['status']}" if each["status"] else "")
         cells = [_plain(text) for text in (each["folder"], each["id"])]
         table.add_row(
-            *cells, f"[{colour}]{_plain(each['state'])}[/]", step, *map(_plain, (each["hook"], started_of(each), why))
+            *cells,
+            f"[{colour}]{_plain(each['state'])}[/]",
+            step,
+            *map(_plain, (each["hook"], local_time(each["started"]), why)),
         )
     show(console(), table)
 

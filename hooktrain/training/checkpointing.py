@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hooktrain.errors import CheckpointError
 from hooktrain.protocols import CheckpointEngine, CheckpointEngineDefaults, member
 from hooktrain.types import TrainerState
 
@@ -72,6 +73,7 @@ class Saving:
         saved = [key for engine in engines if (key := _key(trainer, engine)) and _wrote(engine, paths)]
         for engine in engines:
             trainer.state.saves_due.pop(_key(trainer, engine), None)
+        trainer.state.unlogged = {}
         for key in saved:
             self._in_background.pop(key, None)
         if paths:
@@ -82,10 +84,20 @@ class Saving:
 
         Args:
             trainer: that has loaded the checkpoint.
+
+        Raises:
+            CheckpointError: its state is none.
         """
         state = trainer.state
         state.stop_reason = None
-        trainer.meter.take_up(state.unlogged, trainer.strategy)
+        try:
+            trainer.meter.take_up(state.unlogged, trainer.strategy)
+            state.unlogged = {}  # the meter has it
+            state.saves_due = {str(key): str(reason) for key, reason in state.saves_due.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as problem:
+            raise CheckpointError(
+                f"{trainer.resume_from}: its state is none of a run ({problem}); resume from another checkpoint"
+            ) from problem
         if state.sequences >= len(trainer.data.train):
             state.epoch, state.sequences, self.epoch_ended = state.epoch + 1, 0, True
 
@@ -104,7 +116,7 @@ class Saving:
 
     def _make_up_saves(self, trainer: Trainer, path: Path) -> None:
         """Save with the engines that the run was killed before, and emit the event of its checkpoint."""
-        keys = {_key(trainer, engine): engine for engine in trainer.checkpoint_engines}
+        keys = {_key(trainer, engine): engine for engine in trainer.checkpoint_engines if engine.config.enabled}
         mine = next((key for key, engine in keys.items() if _wrote(engine, [path])), "")
         due = {key: reason for key, reason in trainer.state.saves_due.items() if key in keys and key != mine}
         reasons = ["epoch"] * self.epoch_ended + ["end"] * trainer.should_stop

@@ -18,6 +18,7 @@ from hooktrain.errors import CheckpointError, HooktrainError, failure_of
 from hooktrain.protocols import CheckpointEngine, CheckpointEngineDefaults, ConfigDefaults, member
 from hooktrain.training.run_files import write_whole
 from hooktrain.training.run_lock import RunLock
+from hooktrain.training.run_record import local_time
 
 if TYPE_CHECKING:
     from hooktrain.training.trainer import Trainer
@@ -45,7 +46,9 @@ def claim_output_folders(trainer: Trainer, resumed: Path | None) -> None:
         except HooktrainError as raised:
             problem = str(raised)
         except OSError as raised:
-            problem = f"'{raised.filename}' cannot be written ({raised.strerror}); give another folder"
+            problem = (
+                f"'{raised.filename or trainer.run_dir}' cannot be written ({raised.strerror}); give another folder"
+            )
         id = trainer.run_record.record.id
     problem, id = trainer.strategy.gather_objects([problem, id])[0]
     if problem:
@@ -63,21 +66,16 @@ def _claim(trainer: Trainer, resumed: Path | None) -> None:
         if engine.config.enabled and (folder := member(engine, CheckpointEngineDefaults, "output_dir")) is not None
     ]
     for number, _, folder in engines:
-        lock = RunLock(
-            Path(f"{_beside(folder)}.lock"), say=trainer.host.warn, key=_key(number), shown=folder, patience=None
-        )
+        lock = RunLock(Path(f"{_beside(folder)}.lock"), say=trainer.host.warn, key=_key(number), shown=folder)
         weakref.finalize(trainer, lock.release)
-    continued = None
-    for _, engine, folder in engines:
-        is_own = resumed is not None and folder.resolve() in resumed.resolve().parents
-        if continued is None and (is_own or engine.config.auto_resume):
-            continued = _owner(folder).get("run")
+    above = () if resumed is None else resumed.resolve().parents
+    resumable = [folder for _, engine, folder in engines if engine.config.auto_resume or folder.resolve() in above]
+    continued = next((owner["run"] for folder in resumable if (owner := _owner(folder))), None)
     id = continued or recorder.record.id
     for number, engine, folder in engines:
         owner = _owner(folder)
         results = member(engine, CheckpointEngineDefaults, "results")()
-        continues = engine.config.auto_resume or (resumed is not None and folder.resolve() in resumed.resolve().parents)
-        is_mine = owner.get("run") == id or (continues and not owner)
+        is_mine = owner.get("run") == id or (folder in resumable and not owner)
         if results and not is_mine and not member(engine.config, ConfigDefaults, "overwrite"):
             recorder.abandon()
             raise CheckpointError(_refusal(number, engine, folder, owner, results[0], trainer.run_dir))
@@ -97,8 +95,8 @@ def _refusal(
     number: int, engine: CheckpointEngine, folder: Path, owner: Mapping[str, Any], result: Path, run_dir: Path
 ) -> str:
     whose = f"the run {owner['run']}" if "run" in owner else "another run"
-    if "since" in owner:
-        whose += f" of {time.strftime('%Y-%m-%d %H:%M', time.localtime(owner['since']))}"
+    if since := local_time(owner.get("since", 0)):
+        whose += f" of {since}"
     exports = member(engine.config, ConfigDefaults, "exports")
     elsewhere = "run_dir" if run_dir in folder.parents else _key(number)
     remedy = "overwrite: true to replace it" if exports else "auto_resume: true to resume that run"

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from hooktrain.errors import HooktrainError, failure_of
-from hooktrain.training.run_files import clear_way, move_aside, write_whole
+from hooktrain.training.run_files import clear_way, keep_aside, move_aside, write_whole
 
 if TYPE_CHECKING:
     from hooktrain.plugin.hook_caller import Hooks
 
-__all__ = ["FILE", "KEPT", "RunRecord", "RunRecorder", "read_record"]
+__all__ = ["FILE", "KEPT", "RunRecord", "RunRecorder", "local_time", "read_record"]
 
 FILE = "run.json"
 KEPT = ("recipe.yaml", "plugins.json", "data.json")
@@ -102,6 +102,8 @@ class RunRecord:
         for name, value in found.items():
             if name in fields and (not isinstance(value, kinds[fields[name]]) or isinstance(value, bool)):
                 raise ValueError(f"'{name}' is a {type(value).__name__}")
+        if not all(isinstance(entry, str) for entry in found.get("saved", ())):
+            raise ValueError("'saved' holds something else than text")
         return cls(**{name: value for name, value in found.items() if name in fields})
 
     def where(self) -> str:
@@ -192,9 +194,8 @@ class RunRecorder:
         if found is not None:
             last, earlier = found
             if last.state == "running":
-                since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(last.started))
                 warn(
-                    f"run_dir: the last run in '{self._folder}' (id {last.id}, started {since}) ended without"
+                    f"run_dir: the last run in '{self._folder}' (id {last.id}{_since(last)}) ended without"
                     f" finishing, at {last.where()}: its process was killed, or a plugin or library ended it"
                 )
             self.before = earlier or last
@@ -221,7 +222,7 @@ class RunRecorder:
             record.starts, record.saved, record.checkpoint = before.starts + 1, before.saved, before.checkpoint
             self.last = before
         elif before is not None:
-            path = move_aside(self._folder / FILE)  # for its name: nothing is lost when the process ends here
+            path = keep_aside(self._folder / FILE)  # for its name
             write_whole(path, json.dumps(attrs.asdict(before), indent=2))
             for name in KEPT:
                 if (self._folder / name).exists():
@@ -297,16 +298,19 @@ class RunRecorder:
         names = self._hooks.names if self._hooks is not None else ()
         self.record.hook = names[number] if 0 <= number < len(names) else ""
 
+    @property
+    def has_folder(self) -> bool:
+        """Whether the run directory is still the one that the run began with, as far as this rank knows."""
+        return self._inode is None or _inode_of(self._folder) == self._inode
+
     def require_folder(self) -> None:
         """Refuse to write on where the run directory is not the one that the run began with.
 
         Raises:
             HooktrainError: it was removed or replaced.
         """
-        if self._inode is None:
-            return
-        found = _inode_of(self._folder)
-        if found != self._inode:
+        if not self.has_folder:
+            found = _inode_of(self._folder)
             what = "is gone" if found is None else "was replaced by another folder"
             raise HooktrainError(
                 f"run_dir: '{self._folder}' {what} while this run used it, so that what it writes would be lost"
@@ -349,6 +353,19 @@ class RunRecorder:
                 mapped = mmap.mmap(file.fileno(), _NUMBERS.size)
             self._position = memoryview(mapped).cast("q")  # type: ignore[assignment]
         hooks.note_position(self._position, names)
+
+
+def local_time(seconds: float) -> str:
+    """Return a time as a date in local time; nothing where it is none."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else ""
+    except (OverflowError, ValueError, OSError):
+        return ""
+
+
+def _since(record: RunRecord) -> str:
+    started = local_time(record.started)
+    return f", started {started}" if started else ""
 
 
 def _status_of(failure: BaseException) -> int:

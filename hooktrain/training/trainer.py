@@ -231,8 +231,8 @@ class Trainer:
 
     @property
     def owns_run_dir(self) -> bool:
-        """Whether the run may write into its folder; not where another run holds it."""
-        return self._owns_run_dir
+        """Whether the run may write into its folder; not where another run holds it, or it is another one by now."""
+        return self._owns_run_dir and self.run_record.has_folder
 
     def _take(self, parts: DataParts | ModelParts) -> None:
         """Keep built parts as attributes of their names."""

@@ -81,3 +81,18 @@ def test_what_is_no_url_stays_a_folder(run_tiny, tmp_path):
     assert hooktrain.local_path("C:/runs") == Path("C:/runs")
     assert run_tiny(run_dir=str(tmp_path / "a:b")).run_dir == tmp_path / "a:b"
     assert hooktrain.local_path("~/x") == Path.home() / "x"
+
+
+def test_a_stream_is_read_where_the_run_was_started(run_chat, chat_recipe, tmp_path, monkeypatch):
+    class Moves:
+        @hookimpl
+        def on_train_start(self):
+            (tmp_path / "elsewhere").mkdir()
+            os.chdir(tmp_path / "elsewhere")
+
+    monkeypatch.chdir(tmp_path)
+    name = Path(chat_recipe["data"]["sources"][0]).name
+    assert (tmp_path / name).is_file()
+    source = {"name_or_path": name, "streaming": True}
+    run = run_chat(Moves(), data={"sources": [source], "max_length": 96}, train_iters=20)
+    assert run.global_step == 20, "several epochs"
