@@ -5,37 +5,38 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["clear_way", "keep_aside", "move_aside", "write_whole"]
+__all__ = ["clear_way", "delete_half_written", "keep_aside", "move_aside", "write_whole"]
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that a reader, and a crash at any moment, finds either the old text or the new one.
 
+    A crash may leave ``.<name>.writing``, which :func:`delete_half_written` or the next write takes away.
+
     Raises:
         OSError: it cannot be written; what was there is unchanged.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".writing", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.writing")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        with temporary.open("w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # a temporary file is its owner's alone
-        os.replace(name, path)
+        os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            temporary.unlink()
         raise
 
 
-def _umask() -> int:
-    found = os.umask(0o077)
-    os.umask(found)
-    return found
+def delete_half_written(folder: Path) -> None:
+    """Delete what :func:`write_whole` left in a folder when its process was killed."""
+    for path in folder.glob(".*.writing"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def move_aside(path: Path) -> Path:

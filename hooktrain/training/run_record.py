@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from hooktrain.errors import HooktrainError, failure_of
-from hooktrain.training.run_files import clear_way, keep_aside, move_aside, write_whole
+from hooktrain.training.run_files import clear_way, delete_half_written, keep_aside, move_aside, write_whole
 
 if TYPE_CHECKING:
     from hooktrain.plugin.hook_caller import Hooks
@@ -183,6 +183,7 @@ class RunRecorder:
             OSError: it cannot be written.
         """
         self._warn = warn
+        delete_half_written(self._folder)
         clear_way(self._folder / FILE, warn)
         record = self.record
         record.started, record.process, record.host = time.time(), os.getpid(), socket.gethostname()
