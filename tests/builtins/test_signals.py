@@ -339,15 +339,16 @@ def {hook}(trainer):
 
 
 def test_what_is_said_of_saves_when_a_run_is_interrupted(run_ranks):
-    saves = {"type": "full", "save_every_n_steps": 1}
+    saves: dict[str, Any] = {"type": "full", "save_every_n_steps": 1}
     run = run_ranks(1, LAST.format(hook="on_step_end", how=""), checkpoint=saves)
     assert run.status == 130
     last = run.folder / "checkpoints" / "step-00000002"
     (said,) = [line for line in run.output.splitlines() if line.startswith("hooktrain: interrupted")]
     assert re.search(facts("plugin 'extra'", "on_step_end", "step 3", "rank 0", str(last)), said)
+    saves["output_dir"] = str(run.folder / "second")
     run = run_ranks(1, LAST.format(hook="on_teardown", how="(trylast=True)"), checkpoint=saves, exit_iteration=3)
     assert run.status == 130
-    assert (run.folder / "checkpoints" / "step-00000003").exists()
+    assert (run.folder / "second" / "step-00000003").exists()
     assert run.output.splitlines()[-1] == "hooktrain: interrupted", "the run had ended, and has said what it saved"
 
 
