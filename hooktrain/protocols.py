@@ -295,6 +295,8 @@ class ConfigDefaults:
     """Whether listings, the schema and messages name the part; not where a recipe file cannot hold one."""
     trainer_types: Collection[str] = ()
     """Trainer types that the part is compatible with besides those that name it; ``"*"`` is all of them."""
+    output_dir: Path | None = None
+    """The folder that a checkpoint engine writes to; its own choice when omitted."""
     overwrite = False
     """Whether a checkpoint engine may begin in a folder with results of another run."""
     exports = False

@@ -21,6 +21,7 @@ from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import (
     CheckpointEngine,
     CheckpointEngineDefaults,
+    ConfigDefaults,
     Loader,
     Scheduler,
     Strategy,
@@ -157,7 +158,7 @@ def _seed(seed: int) -> None:
 
 def at_start(config: Any, host: PluginHost) -> Any:
     """Return a checkpoint config whose ``output_dir`` is absolute: a plugin may change the working directory."""
-    folder = config.output_dir
+    folder = member(config, ConfigDefaults, "output_dir")
     return config if folder is None else attrs.evolve(config, output_dir=host.start_folder / folder)
 
 

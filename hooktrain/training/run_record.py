@@ -19,7 +19,7 @@ import uuid
 from array import array
 from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
@@ -352,7 +352,7 @@ class RunRecorder:
                 file.flush()
                 os.fsync(file.fileno())
                 mapped = mmap.mmap(file.fileno(), _NUMBERS.size)
-            self._position = memoryview(mapped).cast("q")  # type: ignore[assignment]
+            self._position = cast("MutableSequence[int]", memoryview(mapped).cast("q"))
         hooks.note_position(self._position, names)
 
 
