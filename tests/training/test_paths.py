@@ -58,7 +58,8 @@ def test_a_relative_checkpoint_to_resume_from(run_tiny, tmp_path, monkeypatch):
     assert run.run_dir == tmp_path / "run"
     monkeypatch.chdir(tmp_path)
     path = Path("run/checkpoints/step-00000004")
-    assert run_tiny(Moves(), run_dir="again", trainer={"resume_from": path}).global_step == 7
+    saves = {"type": "full", "save_every_n_steps": 7}
+    assert run_tiny(Moves(), run_dir="again", checkpoint=saves, trainer={"resume_from": path}).global_step == 7
     assert (tmp_path / "again" / "metrics.jsonl").exists()
 
 
@@ -70,7 +71,7 @@ def test_a_url_where_a_folder_is_expected_is_refused(run_tiny, tiny_recipe, tmp_
     with pytest.raises(RecipeError, match=facts("output_dir", url, "URL")):
         run_tiny(checkpoint={"type": "full", "output_dir": url})
     trainer = run_tiny()
-    with pytest.raises(CheckpointError, match=facts("save", url.replace("//", "/")[:5], "URL")):
+    with pytest.raises(CheckpointError, match=facts("save", url, "URL")):
         trainer.save(url, type="full")
     with pytest.raises(CheckpointError, match=facts("save", "URL")):
         trainer.save(Path(url), type="full")
