@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hooktrain.config import at_least as at_least
     from hooktrain.config import between as between
     from hooktrain.config import field as field
+    from hooktrain.config import local_path as local_path
     from hooktrain.config import one_of as one_of
     from hooktrain.config import part as part
     from hooktrain.config import structure as structure

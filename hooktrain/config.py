@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import math
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +21,23 @@ from cattrs.errors import ClassValidationError, IterableValidationError
 from hooktrain.errors import Complaint, did_you_mean
 from hooktrain.renamed import new_name
 
-__all__ = ["CheckpointConfig", "at_least", "between", "field", "one_of", "part", "structure", "unstructure"]
+__all__ = [
+    "CheckpointConfig",
+    "at_least",
+    "between",
+    "field",
+    "local_path",
+    "one_of",
+    "part",
+    "structure",
+    "unstructure",
+    "working_folder",
+]
 
 T = TypeVar("T")
 _MISSING: Any = object()
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
+"""The beginning of a URL, also once ``pathlib`` has made ``s3:/bucket`` of ``s3://bucket``."""
 
 
 def field(
@@ -121,6 +135,9 @@ class CheckpointConfig:
     """Folder for the checkpoints; ``checkpoints`` in the run directory when omitted."""
     enabled: bool = field(default=True)
     """Whether this engine saves at all."""
+    overwrite: bool = field(default=False)
+    """Whether to begin in an ``output_dir`` with results of another run: exports are replaced, and ``full`` checkpoints
+    kept."""
     auto_resume: bool = field(default=False)
     """Whether a run resumes from the newest checkpoint in ``output_dir``, when there is one."""
     save_every_n_steps: int = field(default=0, validator=at_least(0))
@@ -172,7 +189,29 @@ def _text(value: Any, _: Any) -> str:
 
 
 def _path(value: Any, _: Any) -> Path:
-    return Path(_text(value, None)).expanduser()
+    return local_path(_text(value, None))
+
+
+def local_path(given: Path | str) -> Path:
+    """Return a path on this machine, with ``~`` expanded.
+
+    Raises:
+        ValueError: it is a URL, of which ``pathlib`` would make a local folder ``s3:``.
+    """
+    if _URL.match(str(given)):
+        raise ValueError(
+            f"given '{given}', a URL, expected a path on this machine; mount that place and give the path, or copy the"
+            " files there afterwards"
+        )
+    return Path(given).expanduser()
+
+
+def working_folder() -> Path:
+    """Return the working directory, or a relative path where it has been deleted."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return Path()
 
 
 def _optional(value: Any, target: Any) -> Any:

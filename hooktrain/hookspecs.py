@@ -729,14 +729,16 @@ def on_checkpoint_end(trainer: Trainer, path: Path) -> None:
     """Called when a checkpoint engine has saved.
 
     Called: by the trainer, once for each path that ``save_checkpoint`` returned, after it; and once for each
-        asynchronous save, some steps after the one that it holds. The random states are put back afterwards, so random
-        numbers drawn here do not change the training.
+        asynchronous save, some steps after the one that it holds. At least once for each: a run that was killed between
+        a save and the end of this event calls it again for the same path when it resumes, after ``on_train_start``, so
+        an upload must be one that can be repeated. The random states are put back afterwards, so random numbers drawn
+        here do not change the training.
     Ranks: every rank.
     Device: may wait for the device.
 
     Args:
         trainer: the trainer.
-        path: what was written.
+        path: what was written, an absolute path.
 
     Returns:
         Ignored.
@@ -788,7 +790,8 @@ def on_resume_end(trainer: Trainer, path: Path) -> None:
 def on_log(trainer: Trainer, metrics: Mapping[str, float]) -> None:
     """Called when a line of metrics is ready.
 
-    Called: by ``trainer.log``, after ``collect_metrics``.
+    Called: by ``trainer.log``, after ``collect_metrics``. Twice for one step where an evaluation is asked for, or made
+        up for, after the line of that step; ``metrics.jsonl`` then has both in one line.
     Ranks: every rank, with equal values for the engine's metrics.
     Device: may wait for the device: the engine has just read all metrics from it.
 

@@ -279,9 +279,21 @@ class DatasetDefaults:
 class CheckpointEngineDefaults:
     """Optional members of a checkpoint engine, with their defaults."""
 
+    output_dir: Path | None = None
+    """The folder that it writes to. No other run may use that meanwhile, or overwrite its :meth:`results` later."""
+
     unsaved: tuple[int, Exception] | None = None
     """Step and error of the last background save, where it failed and such a failure does not end the run. The error is
     raised at the end of the run if that was its last state."""
+
+    @staticmethod
+    def results() -> Sequence[Path]:
+        """Return what earlier saves have left in ``output_dir``, the newest first."""
+        return ()
+
+    @staticmethod
+    def clean() -> None:
+        """Delete what an interrupted save has left; called once the run owns ``output_dir``, on the main rank."""
 
     @staticmethod
     def check(trainer: Trainer, path: Path) -> None:
@@ -309,6 +321,10 @@ class ConfigDefaults:
     """Whether listings, the schema and messages name the part; not where a recipe file cannot hold one."""
     trainer_types: Collection[str] = ()
     """Trainer types that the part is compatible with besides those that name it; ``"*"`` is all of them."""
+    output_dir: Path | None = None
+    """The folder that a checkpoint engine writes to; its own choice when omitted."""
+    overwrite = False
+    """Whether a checkpoint engine may begin in a folder with results of another run."""
     exports = False
     """Whether a checkpoint engine writes what other programs load, which ``Trainer.save`` chooses by default."""
     needs_logits = False

@@ -115,7 +115,11 @@ class TrainerState:
         first_skipped: the first of these, in words: its step, why it was skipped, and its examples.
         stop_reason: why the run was asked to end before its horizon, or None.
         evaluated_at: step of the newest evaluation, or -1.
-        evaluation_due: whether an evaluation was left out as the run had to end, and is to be made up for.
+        evaluation_due: whether an evaluation of the newest step is still to be made: it was left out as the run had to
+            end, or has not been logged.
+        log_due: whether the log line of the newest step is still to be written.
+        unlogged: sums since the last log line, as ``Meter.unlogged`` returns them.
+        saves_due: the checkpoint engines that are saving, as ``<number> <type>``, each with the reason.
         metrics: the latest value of every logged metric.
     """
 
@@ -130,6 +134,9 @@ class TrainerState:
     stop_reason: str | None = None
     evaluated_at: int = -1
     evaluation_due: bool = False
+    log_due: bool = False
+    unlogged: dict[str, Any] = attrs.field(factory=dict)
+    saves_due: dict[str, str] = attrs.field(factory=dict)
     metrics: dict[str, float] = attrs.field(factory=dict)
 
     if not TYPE_CHECKING:
@@ -140,7 +147,7 @@ class TrainerState:
     def evaluated(self, metrics: Mapping[str, float]) -> None:
         """An evaluation has ended; without metrics it was left out half-way, and is still due."""
         self.metrics.update(metrics)
-        self.evaluation_due = not metrics
+        self.evaluation_due = not metrics or (self.evaluation_due and self.log_due)  # till it is logged
         self.evaluated_at = self.global_step if metrics else self.evaluated_at
 
 

@@ -148,6 +148,7 @@ def witnessed(recipe: Mapping[str, Any]) -> list[Witness]:
     """Three runs of the tiny recipe: one complete, one resumed, one that fails."""
     recipe = {
         **recipe,
+        "run_dir": str(Path(recipe["run_dir"]) / "seen"),
         "data": {"rows": 8, "eval_rows": 2},
         "gradient_accumulation_steps": 2,
         "eval_interval": 1,

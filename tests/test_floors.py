@@ -26,6 +26,7 @@ FLOORS = [
     ["training"],
     ["builtins"],
     ["inspection"],
+    ["runs"],
     ["testing"],
     ["bench"],
     ["cli"],
@@ -52,7 +53,7 @@ WITHOUT_TORCH = [
     "recipe",
     "inspection",
 ]
-WITHOUT_TORCH += ["cli", "builtins/console.py", "builtins/jsonl.py", "builtins/signals.py", "training/load.py"]
+WITHOUT_TORCH += ["cli", "runs", "builtins/console.py", "builtins/jsonl.py", "builtins/signals.py", "training/load.py"]
 WITH_TORCH = {"builtins/console.py", "cli/launcher.py", "inspection/estimate.py"}
 """Files of these that import it in a function."""
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -15,6 +15,7 @@ import attrs
 from hooktrain.config import field
 from hooktrain.errors import HooktrainError
 from hooktrain.markers import hookimpl
+from hooktrain.training.run_files import keep_aside, move_aside, write_whole
 
 if TYPE_CHECKING:
     from hooktrain.training.trainer import Trainer
@@ -43,11 +44,15 @@ class JsonLines:
 
     A run that begins anew alongside the file of an earlier one keeps that under ``metrics.1.jsonl`` and so on; a run
     that resumes continues with the file, and keeps lines of steps after the checkpoint, which it will write again,
-    likewise.
+    likewise. A line that it cannot read is kept likewise, too, with a warning. A second line for one step, as where an
+    evaluation is made up for, becomes one with the first.
     """
 
     def __init__(self) -> None:
         self.stream: TextIO | None = None
+        self._last: dict[str, Any] = {}
+        self._replaces = False
+        self._require_folder: Callable[[], None] = lambda: None
         self._waiting: list[Mapping[str, float]] = []
         self._written_at = -math.inf
 
@@ -61,8 +66,9 @@ class JsonLines:
         if not (trainer.world.is_main and config.enabled):
             return
         path = trainer.run_dir / config.file
+        self._require_folder = trainer.run_record.require_folder
         try:
-            _make_room(path, trainer.global_step)
+            self._replaces, self._last = False, _make_room(path, trainer.global_step, trainer.host.warn)
             self.stream = path.open("a", encoding="utf-8")
         except OSError as problem:
             raise HooktrainError(
@@ -73,7 +79,11 @@ class JsonLines:
     def on_log(self, metrics: Mapping[str, float]) -> None:
         if self.stream is not None:
             # made into text when it is written: lines in a row take a fifth of what each takes between two steps
-            self._waiting.append(dict(metrics))
+            line = dict(metrics)
+            if line.get("step") == self._last.get("step", -1):
+                line = self._merged(line)
+            self._last = line
+            self._waiting.append(line)
             if time.monotonic() - self._written_at >= _WRITE_EVERY:
                 self._write()
 
@@ -92,11 +102,28 @@ class JsonLines:
             self.stream.close()
             self.stream = None
 
+    def _merged(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Take back the line before, which is of the same step; returns both as one."""
+        if self._waiting:
+            self._waiting.pop()
+        else:
+            self._replaces = True
+        return {**self._last, **line}
+
     def _write(self) -> None:
         waiting, self._waiting = self._waiting, []
         if self.stream is not None and waiting:
-            self.stream.write("".join(map(_line, waiting)))
-            self.stream.flush()
+            self._require_folder()
+            text = "".join(map(_line, waiting))
+            if self._replaces:
+                path, self._replaces = Path(self.stream.name), False
+                self.stream.close()
+                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                write_whole(path, "".join(lines[:-1]) + text)
+                self.stream = path.open("a", encoding="utf-8")
+            else:
+                self.stream.write(text)
+                self.stream.flush()
             self._written_at = time.monotonic()
 
 
@@ -118,16 +145,33 @@ def _plain(value: Any) -> Any:
     return number if math.isfinite(number) else str(number)
 
 
-def _make_room(path: Path, step: int) -> None:
-    """Leave in ``path`` what belongs to this run's past, and move everything else aside."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    keep = [line for line in lines if step > 0 and line.endswith("\n") and json.loads(line)["step"] <= step]
-    if len(keep) == len(lines):
-        return
-    number = 1
-    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-        number += 1
-    os.replace(path, aside)
-    path.write_text("".join(keep), encoding="utf-8")
+def _make_room(path: Path, step: int, warn: Callable[[str], None]) -> dict[str, Any]:
+    """Leave in ``path`` what belongs to this run's past, and keep everything else aside; returns the last line."""
+    if not path.is_file():
+        if os.path.lexists(path):
+            warn(f"{path}: is no file, where this run writes its metrics; it is kept as {move_aside(path).name}")
+        return {}
+    lines = path.read_bytes().splitlines(keepends=True)
+    read = [(line, _metrics(line)) for line in lines]
+    odd = [number for number, (line, found) in enumerate(read, 1) if found is None and line.endswith(b"\n")]
+    keep = [(line, found) for line, found in read if found is not None and 0 < step >= found["step"]]
+    if len(keep) < len(lines):
+        aside = keep_aside(path)
+        if odd:
+            warn(
+                f"{path}: line {odd[0]} is no line of metrics"
+                f"{f', and {len(odd) - 1} more are none' if len(odd) > 1 else ''}; all of it is kept as {aside.name}"
+            )
+        write_whole(path, b"".join(line for line, _ in keep).decode())
+    return keep[-1][1] if keep else {}
+
+
+def _metrics(line: bytes) -> dict[str, Any] | None:
+    """A line's metrics; None where it is not a whole line, or none of a run."""
+    try:
+        found = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    step = found.get("step") if isinstance(found, dict) else None
+    is_number = isinstance(step, (int, float)) and not isinstance(step, bool) and math.isfinite(step)
+    return found if is_number and line.endswith(b"\n") else None

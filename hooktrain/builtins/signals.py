@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from hooktrain.errors import described
 from hooktrain.markers import hookimpl
 from hooktrain.plugin.blame import owner_of
 from hooktrain.training.rank_notes import note_training
+from hooktrain.training.run_files import move_aside
 
 if TYPE_CHECKING:
     from hooktrain.training.trainer import Trainer
@@ -52,6 +54,7 @@ class Signals:
         self._passing_on = False
         self._interrupted_at: float | None = None
         self._look_at = 0.0
+        self._warned: set[str] = set()
 
     @hookimpl(tryfirst=True)
     def on_train_start(self, trainer: Trainer) -> None:
@@ -96,15 +99,25 @@ class Signals:
             self._look_at = now + _LOOK_EVERY
             if self._handlers:
                 self._unblock(trainer)
-            if trainer.world.is_main and _taken(trainer.run_dir / "stop"):
+            if trainer.world.is_main and _taken(trainer.run_dir / "stop", self._warn_once(trainer)):
                 trainer.request_stop("the file 'stop' in the run directory", urgent=True)
 
     @hookimpl(trylast=True)
     def on_train_end(self, trainer: Trainer) -> None:
         if trainer.world.is_main:
-            _taken(trainer.run_dir / "stop")  # or it would end the next run, which resumes from this one
+            _taken(
+                trainer.run_dir / "stop", self._warn_once(trainer)
+            )  # or it would end the next run, which resumes from this one
         if trainer.state.stop_reason is not None:
             trainer.strategy.barrier()  # a launcher ends all ranks as soon as one has ended with a status
+
+    def _warn_once(self, trainer: Trainer) -> Callable[[str], None]:
+        def warn(text: str) -> None:
+            if text not in self._warned:
+                self._warned.add(text)
+                trainer.host.warn(text)
+
+        return warn
 
     @hookimpl(trylast=True)
     def on_teardown(self) -> None:
@@ -165,9 +178,16 @@ class Signals:
             )
 
 
-def _taken(file: Path) -> bool:
-    """Whether the file was there; it no longer is."""
-    if not file.exists():
+def _taken(file: Path, warn: Callable[[str], None]) -> bool:
+    """Whether the file was there; it no longer is. A folder of that name is moved aside, and does not end the run."""
+    if not os.path.lexists(file):
         return False
-    file.unlink(missing_ok=True)
+    try:
+        if file.is_dir() and not file.is_symlink():
+            warn(f"{file}: is a folder, and only a file ends the run; it is kept as {move_aside(file).name}")
+            return False
+        file.unlink(missing_ok=True)
+    except OSError as problem:
+        warn(f"{file}: cannot be removed ({problem.strerror}); remove it, or it ends the next run too")
+        return not file.is_dir()
     return True

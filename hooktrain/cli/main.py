@@ -17,6 +17,7 @@ from hooktrain.cli.inspect import hooks, plan, plugins, schema
 from hooktrain.cli.launcher import follow_launcher
 from hooktrain.cli.new_plugin import new_plugin
 from hooktrain.cli.options import as_json, plugin_switches, print_facts, recipe_options
+from hooktrain.cli.runs import runs
 from hooktrain.cli.startup import end, end_threads, leave, open_streams, provide_home
 from hooktrain.errors import HooktrainError, described, did_you_mean, failure_of, show_warnings, text_of
 from hooktrain.plugin.commands import plugin_command, plugin_commands
@@ -153,7 +154,7 @@ def demo(run_dir: Path, overrides: tuple[str, ...], switches: tuple[str, ...]) -
     run_demo(run_dir, list(overrides), list(switches))
 
 
-for _command in (plan, plugins, hooks, bench, schema, new_plugin, guide):
+for _command in (plan, plugins, hooks, bench, schema, new_plugin, guide, runs):
     cli.add_command(_command)
 
 

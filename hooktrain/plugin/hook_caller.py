@@ -7,7 +7,8 @@ else. The view is rebuilt whenever a plugin comes or goes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Generator, Iterator, MutableSequence, Sequence
 from typing import Any, cast
 
 import pluggy
@@ -25,27 +26,49 @@ _REPORTED = ("run_train", "run_epoch")
 
 Swallowed = Callable[[str, str, BaseException], None]
 """Receives a hook, the plugin whose wrapper has ended an error in it, and the error."""
-_OWN = ("_manager", "_swallowed")
+_OWN = {"_manager", "_position", "_swallowed", "names"}
 """Attributes of :class:`Hooks` that are no hooks."""
 
 
 class Hooks:
-    """Every hook as a callable attribute that takes keyword arguments; made by ``PluginHost``."""
+    """Every hook as a callable attribute that takes keyword arguments; made by ``PluginHost``.
+
+    Attributes:
+        names: the hooks whose number is noted while they run.
+    """
 
     def __init__(self, manager: pluggy.PluginManager, swallowed: Swallowed | None = None) -> None:
         self._manager = manager
         self._swallowed = swallowed
+        self.names: Sequence[str] = ()
+        self._position: MutableSequence[int] = array("q", [-1])
 
     def refresh(self) -> None:
         """Have the hooks bound anew, each when it is next asked for, after plugins came or went."""
-        for name in [name for name in vars(self) if name not in _OWN]:
+        for name in vars(self).keys() - _OWN:
             delattr(self, name)
+
+    def note_position(self, position: MutableSequence[int], names: Sequence[str]) -> None:
+        """From now on keep the number of the innermost hook that is running in ``position[0]``; -1 is none.
+
+        Args:
+            position: numbers in memory that whoever wants to know can read at any time.
+            names: the hooks that are numbered, in this order.
+        """
+        self._position, self.names = position, names
+        self.refresh()
+
+    def all_names(self) -> list[str]:
+        """Return the names of all hooks."""
+        return sorted(name for name in vars(self._manager.hook) if not name.startswith("_"))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:  # only reached for names that are not bound
         caller = vars(self._manager.hook).get(name) if name not in _OWN else None
         if caller is None:
             raise AttributeError(f"no hook is named '{name}'; hooks are declared in hooktrain.hookspecs or by a plugin")
-        bound: Any = _bind(name, caller, self._swallowed if name in _REPORTED else None)
+        number = self.names.index(name) if name in self.names else None
+        swallowed = self._swallowed if name in _REPORTED else None
+        bound: Any = _bind(name, caller, self._position, number, swallowed)
         if bound is not caller:
             bound.get_hookimpls = caller.get_hookimpls  # as pluggy's own callers have it
         setattr(self, name, bound)
@@ -55,13 +78,25 @@ class Hooks:
         return [*super().__dir__(), *vars(self._manager.hook)]
 
 
-def _bind(name: str, caller: pluggy.HookCaller, swallowed: Swallowed | None) -> Callable[..., Any]:
+def _bind(
+    name: str,
+    caller: pluggy.HookCaller,
+    position: MutableSequence[int],
+    number: int | None,
+    swallowed: Swallowed | None,
+) -> Callable[..., Any]:
     if caller.spec is None or caller.is_historic():
         return caller
-    return _compiled(name, caller, swallowed)
+    return _compiled(name, caller, position, number if caller.get_hookimpls() else None, swallowed)
 
 
-def _compiled(name: str, caller: pluggy.HookCaller, swallowed: Swallowed | None) -> Callable[..., Any]:
+def _compiled(
+    name: str,
+    caller: pluggy.HookCaller,
+    position: MutableSequence[int],
+    number: int | None,
+    swallowed: Swallowed | None,
+) -> Callable[..., Any]:
     """A function with the hook's own parameters that calls each implementation with those it names.
 
     Written out as source, since a call through ``**given`` costs three times as much, and the loop makes dozens a step.
@@ -70,16 +105,31 @@ def _compiled(name: str, caller: pluggy.HookCaller, swallowed: Swallowed | None)
     found = list(reversed(caller.get_hookimpls()))
     wrappers = [one for one in found if one.wrapper]
     parameters = ", ".join(caller.spec.argnames)
-    scope: dict[str, Any] = {"unanswered": lambda: _unanswered(name, caller), "DONE": _DONE}
+    scope: dict[str, Any] = {"unanswered": lambda: _unanswered(name, caller), "DONE": _DONE, "position": position}
     asking = _asking(name, caller, [one for one in found if not one.wrapper], scope, wrapped=bool(wrappers))
     head = f"def {name}({'*, ' if parameters else ''}{parameters}):"
     if wrappers:
-        lines = [f"def inside({parameters}):", *asking, head, *_wrapping(name, wrappers, scope, parameters, swallowed)]
+        noted = _noting(number, _wrapping(name, wrappers, scope, parameters, swallowed))
+        lines = [f"def inside({parameters}):", *asking, head, *noted]
     else:
-        lines = [head, *asking]
+        lines = [head, *_noting(number, asking)]
     exec(compile("\n".join(lines), f"<hook {name}>", "exec"), scope)
     compiled: Callable[..., Any] = scope[name]
     return compiled
+
+
+def _noting(number: int | None, lines: Iterator[str]) -> Iterator[str]:
+    """The lines of a hook, which notes its number while it runs, and that of the hook around it when it returns.
+
+    An error leaves the number of the hook that raised it.
+    """
+    if number is None:
+        yield from lines
+        return
+    yield f"    outer, position[0] = position[0], {number}"
+    for line in lines:
+        before, returns, result = line.partition("return ")
+        yield f"{before}position[0] = outer; return {result}" if returns else line
 
 
 def _asking(

@@ -13,6 +13,7 @@ from pluggy import HookImpl
 
 from hooktrain import hookspecs
 from hooktrain.compat import remove_from_hook
+from hooktrain.config import working_folder
 from hooktrain.errors import HooktrainWarning, NameTakenError, PluginError, described, did_you_mean, text_of
 from hooktrain.hookspecs import LOOP_HOOKS
 from hooktrain.plugin.blame import raised_in
@@ -77,6 +78,7 @@ class PluginHost:
         self.recipe_source = "recipe"  # what errors call it
         self.manager = pluggy.PluginManager("hooktrain")
         self.manager.add_hookspecs(hookspecs)
+        self.start_folder = working_folder()  # which a plugin may change when it is imported
         self.error_policy = ErrorPolicy(self)
         self.hooks = Hooks(self.manager, self.error_policy.note_swallowed)
         version = own_version()

@@ -21,6 +21,7 @@ from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import (
     CheckpointEngine,
     CheckpointEngineDefaults,
+    ConfigDefaults,
     Loader,
     Scheduler,
     Strategy,
@@ -30,8 +31,11 @@ from hooktrain.protocols import (
     renamed_member,
 )
 from hooktrain.recipe.model import Recipe
+from hooktrain.training.output_folders import claim_output_folders
 from hooktrain.training.resume_check import versions
+from hooktrain.training.run_files import clear_way, write_whole
 from hooktrain.training.run_lock import RunLock
+from hooktrain.training.run_record import KEPT
 from hooktrain.types import Batch, Data, LossSum, World
 
 if TYPE_CHECKING:
@@ -43,12 +47,13 @@ if TYPE_CHECKING:
 __all__ = [
     "DataParts",
     "ModelParts",
+    "at_start",
     "build_data_parts",
     "build_model_parts",
-    "find_checkpoint",
     "make_data",
     "make_part",
     "open_strategy",
+    "settle_run",
 ]
 
 
@@ -97,15 +102,13 @@ def build_data_parts(trainer: Trainer) -> DataParts:
     _agree(strategy, {"plugins": plugins, "recipe": {**recipe.as_dict(), "run_dir": ""}, "versions": versions()})
     _agree(strategy, {"order of plugins": list(reversed(plugins))})
     if world.is_main:
-        _write_run_dir(trainer)
+        _open_run_dir(trainer)
         for record in host.failed():
             text = record.reason if record.reason.startswith("plugin ") else f"{record}: {record.reason}"
             host.warn(f"{text}; the run continues without it")
         for text in host.passed_over.values():
             trainer.say(text)
     tokenizer, data = make_data(host, recipe, world)
-    if world.is_main:
-        _write(run_dir / "data.json", json.dumps(dict(data.report), indent=2, default=str))
     _agree(strategy, {"data": {"rows": len(data.train), "fingerprint": data.fingerprint}})
     data_world = member(strategy, StrategyDefaults, "data_world") or world
     return DataParts(
@@ -116,7 +119,7 @@ def build_data_parts(trainer: Trainer) -> DataParts:
         loader=host.hooks.make_loader(dataset=data.train, data=data, recipe=recipe, world=data_world),
         loss=make_part(host, "make_loss", recipe.loss),
         checkpoint_engines=[
-            make_part(host, "make_checkpoint_engine", config, run_dir=run_dir, world=world)
+            make_part(host, "make_checkpoint_engine", at_start(config, host), run_dir=run_dir, world=world)
             for config in recipe.checkpoint
         ],
     )
@@ -155,7 +158,30 @@ def _seed(seed: int) -> None:
         sys.modules["numpy"].random.seed(seed % 2**32)
 
 
-def find_checkpoint(trainer: Trainer) -> Path | None:
+def at_start(config: Any, host: PluginHost) -> Any:
+    """Return a checkpoint config whose ``output_dir`` is absolute: a plugin may change the working directory."""
+    folder = member(config, ConfigDefaults, "output_dir")
+    return config if folder is None else attrs.evolve(config, output_dir=host.start_folder / folder)
+
+
+def settle_run(trainer: Trainer) -> Path | None:
+    """Find the checkpoint to resume from, take the output folders, and write what is known of the run. Collective.
+
+    Returns:
+        The checkpoint, or None where the run begins anew.
+
+    Raises:
+        CheckpointError: the run cannot resume from it, or another run's results are in the way.
+        HooktrainError: the run directory cannot be written.
+    """
+    path = _find_checkpoint(trainer)
+    claim_output_folders(trainer, path)
+    if trainer.world.is_main:
+        _write_facts(trainer)
+    return path
+
+
+def _find_checkpoint(trainer: Trainer) -> Path | None:
     """Return the checkpoint to resume from, checked by the engine that wrote it; the same on all ranks.
 
     Raises:
@@ -287,8 +313,17 @@ def _agree(strategy: Strategy, mine: Mapping[str, Any]) -> None:
             )
 
 
-def _write_run_dir(trainer: Trainer) -> None:
-    """Keep the resolved recipe, the plugins and the environment alongside the metrics."""
+def _open_run_dir(trainer: Trainer) -> None:
+    """Make the run directory and hold it, and begin the record of the run."""
+    folder = trainer.run_dir
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        weakref.finalize(trainer, RunLock(folder, say=trainer.host.warn).release)
+        trainer.run_record.begin(trainer.hooks, trainer.host.warn)
+
+
+def _write_facts(trainer: Trainer) -> None:
+    """Keep recipe, plugins, environment and the report on the data alongside the metrics."""
     import torch
 
     environment = {
@@ -299,21 +334,12 @@ def _write_run_dir(trainer: Trainer) -> None:
         "command": sys.argv,
     }
     manifest = {"plugins": trainer.host.manifest(), "environment": environment}
-    _make(trainer.run_dir)
+    report = dict(trainer.data.report)
+    texts = (trainer.recipe.as_yaml(), json.dumps(manifest, indent=2), json.dumps(report, indent=2, default=str))
     with _writing(trainer.run_dir):
-        weakref.finalize(trainer, RunLock(trainer.run_dir, say=trainer.host.warn).release)
-    _write(trainer.run_dir / "recipe.yaml", trainer.recipe.as_yaml())
-    _write(trainer.run_dir / "plugins.json", json.dumps(manifest, indent=2))
-
-
-def _make(folder: Path) -> None:
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    with _writing(path.parent):
-        path.write_text(text, encoding="utf-8")
+        for name, text in zip(KEPT, texts, strict=True):
+            clear_way(trainer.run_dir / name, trainer.host.warn)
+            write_whole(trainer.run_dir / name, text)
 
 
 @contextlib.contextmanager

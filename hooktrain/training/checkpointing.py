@@ -1,4 +1,4 @@
-"""Choice of the checkpoint engines that are due, and the end of background saves."""
+"""Choice of the checkpoint engines that are due, the end of background saves, and saves that a resume makes up for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hooktrain.errors import CheckpointError
 from hooktrain.protocols import CheckpointEngine, CheckpointEngineDefaults, member
 from hooktrain.training.random_state import unchanged_random_state
 from hooktrain.types import TrainerState
@@ -17,15 +18,18 @@ __all__ = ["Saving"]
 
 
 class Saving:
-    """Remembers at which step each engine saved, so that no step is saved twice.
+    """Remembers at which step each engine saved, so that no step is saved twice, and none is forgotten.
 
     Attributes:
         last: what was saved last in this run, and is whole; None before that.
+        epoch_ended: whether the run was resumed from a checkpoint that ends an epoch.
     """
 
     def __init__(self) -> None:
         self.saved_at: dict[int, int] = {}
         self.last: Path | None = None
+        self.epoch_ended = False
+        self._in_background: dict[str, tuple[int, str]] = {}
 
     def due(self, engines: Sequence[CheckpointEngine], reason: str, state: TrainerState) -> list[CheckpointEngine]:
         """The engines that save now.
@@ -51,9 +55,94 @@ class Saving:
         for engine in trainer.checkpoint_engines:
             with unchanged_random_state():  # a resumed run does not call them, or not at this step
                 path = member(engine, CheckpointEngineDefaults, "finish")(trainer, wait)
-                if path is not None:
-                    self.last = path
-                    trainer.hooks.on_checkpoint_end(trainer=trainer, path=path)
+                if path is None:
+                    continue
+                self.last = path
+                trainer.hooks.on_checkpoint_end(trainer=trainer, path=path)
+            step, reason = self._in_background.pop(_key(trainer, engine), (trainer.global_step, "step"))
+            trainer.run_record.saved(step, [f"{reason} {_key(trainer, engine)}"], path)
+
+    def begin(self, trainer: Trainer, engines: Sequence[CheckpointEngine], reason: str) -> None:
+        """Note in the state what is about to be saved, and what has not been logged. Collective."""
+        state = trainer.state
+        state.unlogged = trainer.meter.unlogged(trainer.strategy)
+        for engine in engines:
+            if key := _key(trainer, engine):
+                state.saves_due[key] = reason
+                self._in_background[key] = state.global_step, reason
+
+    def end(self, trainer: Trainer, engines: Sequence[CheckpointEngine], reason: str, paths: Sequence[Path]) -> None:
+        """Note that engines have saved, and that ``on_checkpoint_end`` has been emitted for these paths."""
+        saved = [key for engine in engines if (key := _key(trainer, engine)) and _wrote(engine, paths)]
+        for engine in engines:
+            trainer.state.saves_due.pop(_key(trainer, engine), None)
+        trainer.state.unlogged = {}
+        for key in saved:
+            self._in_background.pop(key, None)
+        if paths:
+            trainer.run_record.saved(trainer.global_step, [f"{reason} {key}" for key in saved], paths[-1])
+
+    def resumed(self, trainer: Trainer) -> None:
+        """Go on from the state of a checkpoint: without the request that ended its run, after an epoch in the next one.
+
+        Args:
+            trainer: that has loaded the checkpoint.
+
+        Raises:
+            CheckpointError: its state is none.
+        """
+        state = trainer.state
+        state.stop_reason = None
+        try:
+            trainer.meter.take_up(state.unlogged, trainer.strategy)
+            state.unlogged = {}  # the meter has it
+            state.saves_due = {str(key): str(reason) for key, reason in state.saves_due.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as problem:
+            raise CheckpointError(
+                f"{trainer.resume_from}: its state is none of a run ({problem}); resume from another checkpoint"
+            ) from problem
+        if state.sequences >= len(trainer.data.train):
+            state.epoch, state.sequences, self.epoch_ended = state.epoch + 1, 0, True
+
+    def make_up(self, trainer: Trainer) -> None:
+        """Do what is due before the first step, and what was due at the step that the run resumes from. Collective."""
+        state = trainer.state
+        at_start = trainer.recipe.eval_at_start and state.global_step == 0
+        if (at_start or state.evaluation_due) and trainer.data.evaluation:
+            state.log_due = True
+            with trainer.random_state.counted():
+                trainer.log(trainer.evaluate())
+        elif state.log_due:
+            trainer.log({})
+        trainer.meter.restart_clock()
+        if trainer.resume_from is not None:
+            self._make_up_saves(trainer, trainer.resume_from)
+
+    def _make_up_saves(self, trainer: Trainer, path: Path) -> None:
+        """Save with the engines that the run was killed before, and emit the event of its checkpoint."""
+        keys = {_key(trainer, engine): engine for engine in trainer.checkpoint_engines if engine.config.enabled}
+        mine = next((key for key, engine in keys.items() if _wrote(engine, [path])), "")
+        due = {key: reason for key, reason in trainer.state.saves_due.items() if key in keys and key != mine}
+        reasons = ["epoch"] * self.epoch_ended + ["end"] * trainer.should_stop
+        for reason in reasons:
+            engines = self.due(trainer.checkpoint_engines, reason, trainer.state)
+            due.update({key: reason for engine in engines if (key := _key(trainer, engine)) != mine})
+        known = trainer.run_record.record.saved
+        step, last = trainer.global_step, trainer.run_record.last
+        is_done = not trainer.run_record.continues or (last is not None and (last.state, last.step) == ("ended", step))
+        announced = any(entry.split(" ", 2)[::2] == [str(step), mine] for entry in known)
+        missing = {key: reason for key, reason in due.items() if f"{step} {reason} {key}" not in known}
+        trainer.state.saves_due.clear()
+        announce, missing = trainer.strategy.gather_objects(
+            [bool(mine) and not announced and not is_done, {} if is_done else missing]
+        )[0]
+        if announce:
+            trainer.hooks.on_checkpoint_end(trainer=trainer, path=path)
+            trainer.run_record.saved(step, [f"step {mine}"], path)
+        for reason in dict.fromkeys(missing.values()):
+            engines = [keys[key] for key, why in missing.items() if why == reason]
+            trainer.save_with(engines, reason)
+            self.done(engines, trainer.state)
 
     def require_last(self, trainer: Trainer) -> None:
         """Refuse to call a run well whose last state was to be saved in the background and could not be.
@@ -80,3 +169,17 @@ class Saving:
         return reason == "request" or bool(
             config.save_every_n_steps and state.global_step % config.save_every_n_steps == 0
         )
+
+
+def _key(trainer: Trainer, engine: CheckpointEngine) -> str:
+    """The number and type of an engine of the recipe; empty for another one, as ``Trainer.save`` makes it."""
+    for number, each in enumerate(trainer.checkpoint_engines):
+        if each is engine:
+            return f"{number} {trainer.recipe.types.get(type(engine.config), type(engine.config).__name__)}"
+    return ""
+
+
+def _wrote(engine: CheckpointEngine, paths: Sequence[Path]) -> bool:
+    """Whether one of the paths is the engine's."""
+    folder = member(engine, CheckpointEngineDefaults, "output_dir")
+    return folder is not None and any(folder.resolve() in (path.resolve(), path.resolve().parent) for path in paths)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
+from hooktrain.config import local_path
 from hooktrain.errors import CheckpointError, RecipeError, did_you_mean
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import ConfigDefaults, member
@@ -16,7 +17,7 @@ from hooktrain.training.load import load
 from hooktrain.training.python_arguments import needs_tokenizer, settle
 from hooktrain.training.python_parts import PythonParts
 
-__all__ = ["NO_RECIPE", "export_config", "structured"]
+__all__ = ["NO_RECIPE", "export_config", "save_folder", "structured"]
 
 NO_RECIPE: Mapping[str, Any] = MappingProxyType({})
 
@@ -37,6 +38,18 @@ def export_config(host: PluginHost, name: str | None) -> type:
         )
         raise CheckpointError(f"save: {given}; expected type= to be one of {', '.join(sorted(engines)) or 'none'}")
     return engines[name].config
+
+
+def save_folder(path: Path | str) -> Path:
+    """Return the absolute path of a folder to save to.
+
+    Raises:
+        CheckpointError: it is a URL.
+    """
+    try:
+        return local_path(path).absolute()
+    except ValueError as problem:
+        raise CheckpointError(f"save: {problem}") from None
 
 
 def structured(

@@ -47,8 +47,40 @@ class Meter:
         self.denominator = 0.0
         self.tokens = self.steps = 0
         self.grad_norm: Tensor | float | None = None
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Time before now is not training time."""
         self.paused = 0.0
         self.started = time.perf_counter()
+
+    def unlogged(self, strategy: Strategy) -> dict[str, Any]:
+        """Return the sums since the last log line as plain values, which waits for the device. Collective.
+
+        They are added up on the way, so that a run that is not disturbed adds in the same order as one that resumes.
+        """
+        if not self.totals:
+            return {}
+        self.totals, self.sums = [_added(self.totals)], {name: [_added(found)] for name, found in self.sums.items()}
+        mine = _stacked([self.totals[0], *(found[0] for found in self.sums.values())], strategy).tolist()
+        norm = self.grad_norm.item() if isinstance(self.grad_norm, Tensor) else self.grad_norm
+        ranks = strategy.gather_objects(mine)
+        return {"names": list(self.sums), "ranks": ranks, "denominator": self.denominator, "grad_norm": norm}
+
+    def take_up(self, unlogged: Mapping[str, Any], strategy: Strategy) -> None:
+        """Go on from what :meth:`unlogged` returned in the run that is resumed, on any number of ranks."""
+        self.reset()
+        if not unlogged:
+            return
+        ranks, world = unlogged["ranks"], strategy.world
+        if len(ranks) == world.world_size:
+            mine = ranks[world.rank]
+        else:
+            mine = [sum(values) if world.is_main else 0.0 for values in zip(*ranks, strict=True)]
+        total, *sums = torch.tensor(mine, device=strategy.device).unbind()
+        self.totals, self.denominator = [total], unlogged["denominator"]
+        self.sums = {name: [value] for name, value in zip(unlogged["names"], sums, strict=True)}
+        self.grad_norm = unlogged["grad_norm"]
 
     @contextmanager
     def pause(self) -> Iterator[None]:

@@ -39,9 +39,9 @@ from hooktrain.training.build import (
     ModelParts,
     build_data_parts,
     build_model_parts,
-    find_checkpoint,
     make_part,
     open_strategy,
+    settle_run,
 )
 from hooktrain.training.checkpointing import Saving
 from hooktrain.training.control import Agreed, Requests, require_disableable
@@ -57,9 +57,10 @@ from hooktrain.training.diagnostics import (
     wrong_answer,
 )
 from hooktrain.training.finite_weights import FiniteWeights
-from hooktrain.training.lifecycle import NO_RECIPE, export_config, structured
+from hooktrain.training.lifecycle import NO_RECIPE, export_config, save_folder, structured
 from hooktrain.training.metrics import OWN_METRICS, Meter
 from hooktrain.training.random_state import RandomState
+from hooktrain.training.run_record import RunRecorder
 from hooktrain.training.skipped_steps import count_skipped, require_updates, untrained
 from hooktrain.training.watchdog import Watchdog
 from hooktrain.types import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
@@ -180,8 +181,10 @@ class Trainer:
             self.recipe, self.host = structured(recipe, objects, plugins, switches, overrides)
         self.hooks = self.host.hooks
         self.world = world or World.from_environment()
-        self.run_dir = self.recipe.run_dir or Path("runs") / self.recipe.name
-        self.resume_from = None if resume_from is None else Path(resume_from).expanduser()
+        start = self.host.start_folder  # a plugin may change the working directory
+        self.run_dir = start / (self.recipe.run_dir or Path("runs") / self.recipe.name)
+        self.resume_from = None if resume_from is None else start / Path(resume_from).expanduser()
+        self.run_record = RunRecorder(self.run_dir, self.recipe.name, self.world.world_size)
         self.state = TrainerState()
         self.history: list[Mapping[str, float]] = []
         self._held = self._ran = self._opened = self._owns_run_dir = self._built = self._closed = False
@@ -228,14 +231,19 @@ class Trainer:
                 self._opened = True
                 self._take(build_data_parts(self))
                 self._owns_run_dir = True
-                self.resume_from = find_checkpoint(self)  # before the model: it takes minutes to find out otherwise
+                self.resume_from = settle_run(self)  # before the model: it takes minutes to find out otherwise
                 self._take(build_model_parts(self))
                 self._built = True
 
     @property
+    def run_id(self) -> str:
+        """The id of this run, which one that resumes it in its folders keeps."""
+        return self.run_record.record.id
+
+    @property
     def owns_run_dir(self) -> bool:
-        """Whether the run may write into its folder; not where another run holds it."""
-        return self._owns_run_dir
+        """Whether the run may write into its folder; not where another run holds it, or it is another one by now."""
+        return self._owns_run_dir and self.run_record.has_folder
 
     def _take(self, parts: DataParts | ModelParts) -> None:
         """Keep built parts as attributes of their names."""
@@ -288,6 +296,7 @@ class Trainer:
                 self.strategy.close()
             if self._built:
                 self.model.eval()
+            self.run_record.end(self.state.stop_reason or "", self.exit_status, self._failure)
 
     def __enter__(self) -> Self:
         self._held = True
@@ -316,6 +325,7 @@ class Trainer:
             return
         self._failure = exception
         self.watchdog.enter("end")
+        self.run_record.at_failure()
         explain(self.host, exception, self.state.global_step, self.world.rank)
         failure_of(exception).saved = self.saving.last
         for plugin, problem in self.host.call_each("on_exception", trainer=self, exception=exception):
@@ -338,8 +348,9 @@ class Trainer:
             CheckpointError: there is no such engine, or it cannot save.
         """
         config_of = export_config(self.host, type)
+        folder = save_folder(path)
         self.prepare()
-        config = config_of(output_dir=Path(path).expanduser(), save_end_of_training=True)
+        config = config_of(output_dir=folder, save_end_of_training=True)
         engine = make_part(self.host, "make_checkpoint_engine", config, run_dir=self.run_dir, world=self.world)
         (saved,) = self.save_with([engine], "end")
         return saved
@@ -474,13 +485,10 @@ class Trainer:
         if self.resume_from is None:
             self.random_state.keep_observers_out(self.host)
         self.watchdog.start()
+        self.run_record.at_train_start(self.global_step, self.training_horizon)
         self.hooks.on_train_start(trainer=self)
         self.random_state.go_on()
-        at_start = self.recipe.eval_at_start and self.state.global_step == 0
-        if (at_start or self.state.evaluation_due) and self.data.evaluation:
-            with self.random_state.counted():
-                self.log(self.evaluate())
-        self.meter.reset()
+        self.saving.make_up(self)
         if self.should_stop:
             self.say(f"nothing is left to train: step {self.global_step} of {self.training_horizon} has been finished")
         else:
@@ -509,6 +517,7 @@ class Trainer:
         self.hooks.on_epoch_end(trainer=self, epoch=epoch)
         asked = self._agree()
         if asked.evaluate and self.data.evaluation and self.state.evaluated_at != self.global_step and not asked.urgent:
+            self.state.log_due = True
             self.log(self.evaluate())
             asked |= self._agree()
         elif asked.log:
@@ -537,6 +546,7 @@ class Trainer:
                 "StepOutput(total=<loss summed over the window's tokens>, grad_norm, stepped)",
             )
         state.global_step += 1
+        self.run_record.at_step(state.global_step)
         state.sequences += self._step_sequences
         state.tokens += self._step_tokens
         state.supervised_tokens += self._step_targets
@@ -545,16 +555,20 @@ class Trainer:
         elif state.consecutive_skipped_steps:
             state.consecutive_skipped_steps = 0
         self.meter.add(output, self.denominator, self._step_tokens, self._sums)
+        step, interval, metrics, stop = state.global_step, self.recipe.eval_interval, {}, self.should_stop
+        due = interval > 0 and step % interval == 0
+        state.log_due = stop or step % self.recipe.log_interval == 0  # for whoever saves meanwhile
+        state.evaluation_due = (due or stop) and bool(self.data.evaluation)
         hooks.on_step_end(trainer=self, output=output)
         if not output.stepped:
             require_updates(self)
 
         asked = self._agree()
-        step, interval, metrics = state.global_step, self.recipe.eval_interval, {}
-        due = asked.evaluate or (interval > 0 and step % interval == 0)
+        due = due or asked.evaluate
         if asked.urgent:
             state.evaluation_due = due and bool(self.data.evaluation)
         elif self.data.evaluation and (due or self.should_stop):
+            state.log_due = True
             metrics = self.evaluate()
             asked |= self._agree()  # what evaluation found may be a reason to save or to stop
         stop = self.should_stop
@@ -674,7 +688,7 @@ class Trainer:
         read = self.meter.read(self.strategy, extra)
         epoch = round(state.epoch + state.sequences / len(self.data.train), 4)
         metrics: dict[str, float] = {"step": state.global_step, "epoch": epoch}
-        if self.meter.steps:
+        if self.meter.steps or self.meter.denominator:
             ahead = {"loss": read.pop("loss", None), "lr": self.last_lr, "grad_norm": read.pop("grad_norm", None)}
             metrics.update({name: value for name, value in ahead.items() if value is not None})
         metrics.update({"tokens": state.tokens, "supervised_tokens": state.supervised_tokens}, **read, **more)
@@ -686,6 +700,7 @@ class Trainer:
         self.hooks.on_log(trainer=self, metrics=metrics)
         self.history.append(metrics)
         self.meter.reset()
+        state.log_due, state.evaluation_due = False, state.evaluation_due and not more
 
     def checkpoint(self, reason: str) -> bool:
         """Save with the engines that are due for ``reason``: step, epoch, end or request; returns whether any is."""
@@ -704,6 +719,8 @@ class Trainer:
             if self.recipe.on_nan == "stop":
                 require_trainable(self)
             self.saving.collect(self, wait=True)
+            self.run_record.require_folder()
+            self.saving.begin(self, engines, reason)
             self.hooks.on_checkpoint_start(trainer=self)
             self.finite_weights.before_save(self)
             with self.random_state.saving(self.global_step):
@@ -711,15 +728,14 @@ class Trainer:
                 for path in saved:
                     self.saving.last = path
                     self.hooks.on_checkpoint_end(trainer=self, path=path)
+            self.saving.end(self, engines, reason, saved)
         return saved
 
     def resume(self, path: Path) -> None:
         """Load a checkpoint and emit the events of it."""
         self.hooks.on_resume_start(trainer=self, path=path)
         self.hooks.load_checkpoint(trainer=self, path=path)
-        self.state.stop_reason = None
-        if self.state.sequences >= len(self.data.train):
-            self.state.epoch, self.state.sequences = self.state.epoch + 1, 0
+        self.saving.resumed(self)
         self.random_state.resumed(self.global_step)
         self.hooks.on_resume_end(trainer=self, path=path)
         self.random_state.go_on()

@@ -10,6 +10,7 @@ import torch
 
 from hooktrain import hookimpl
 from hooktrain.builtins import jsonl
+from tests.facts import facts
 
 
 def lines_of(path):
@@ -91,3 +92,55 @@ def test_a_plugin_that_changes_the_metrics_later_does_not_change_the_line(run_ti
 
     run_tiny(Changes(), train_iters=3)
     assert all(line["loss"] > 0 for line in lines_of(tmp_path / "run" / "metrics.jsonl"))
+
+
+ODD = [
+    b"{not json\n",
+    b"[1, 2]\n",
+    b'{"loss": 1}\n',
+    b'{"step": "two"}\n',
+    b'{"step": NaN}\n',
+    b'{"step": true}\n',
+    b"\xff\xfe\n",
+    b"[" * 100_000 + b"\n",
+    b"\n",
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
+def test_an_odd_line_is_kept_aside_and_blocks_nothing(run_tiny, tmp_path, odd):
+    saves = {"checkpoint": {"type": "full", "save_every_n_steps": 2, "auto_resume": True}}
+    run_tiny(**saves, exit_iteration=4)
+    path = tmp_path / "run" / "metrics.jsonl"
+    whole = path.read_bytes()
+    first, _, rest = whole.partition(b"\n")
+    path.write_bytes(first + b"\n" + odd + rest)
+    with pytest.warns(UserWarning, match=facts(str(path), "line 2", "metrics.1.jsonl")):
+        run_tiny(**saves)
+    assert [line["step"] for line in lines_of(path)] == [1, 2, 3, 4, 5, 6, 7]
+    assert (tmp_path / "run" / "metrics.1.jsonl").read_bytes() == first + b"\n" + odd + rest
+
+
+def test_a_folder_in_the_place_of_the_file_is_moved_aside(run_tiny, tmp_path):
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.mkdir(parents=True)
+    (path / "notes").write_text("mine")
+    with pytest.warns(UserWarning, match=facts(str(path), "metrics.1.jsonl")):
+        run_tiny()
+    assert len(lines_of(path)) == 7
+    assert (tmp_path / "run" / "metrics.1.jsonl" / "notes").read_text() == "mine"
+
+
+def test_two_lines_for_one_step_are_one(run_tiny, tmp_path, monkeypatch):
+    class AtEpochEnd:
+        @hookimpl
+        def on_epoch_end(self, trainer):
+            trainer.request_evaluation()
+
+    for number, seconds in enumerate((0.0, 1e9)):
+        monkeypatch.setattr(jsonl, "_WRITE_EVERY", seconds)
+        trainer = run_tiny(AtEpochEnd(), epochs=2, exit_iteration=10, run_dir=str(tmp_path / f"{number}"))
+        assert [line["step"] for line in trainer.history].count(7) == 2
+        lines = lines_of(tmp_path / f"{number}" / "metrics.jsonl")
+        assert [line["step"] for line in lines] == list(range(1, 11))
+        assert "loss" in lines[6] and "eval/held_out/loss" in lines[6]

@@ -201,7 +201,8 @@ def test_a_signal_during_an_evaluation_leaves_it_out_and_it_is_made_up_for(start
     code, output = rest.end()
     assert code == 0, output
     lines = [json.loads(line) for line in (run.folder / "run/metrics.jsonl").open()]
-    assert "eval/held_out/loss" in next(line for line in lines[3:] if line["step"] == 3)
+    (line,) = (line for line in lines if line["step"] == 3)
+    assert "eval/held_out/loss" in line and "loss" in line
 
 
 def test_sigusr1_saves_and_goes_on(start):
@@ -249,6 +250,32 @@ def test_a_signal_ends_the_run_after_the_step_with_a_save_and_its_own_status(run
     path = tmp_path / "run" / "checkpoints" / "step-00000003"
     again = run_tiny(checkpoint=saves, trainer={"resume_from": path})
     assert (again.global_step, again.state.stop_reason) == (7, None), "what ended that run does not end this one"
+
+
+def test_a_folder_called_stop_is_moved_aside_and_ends_nothing(run_tiny, tmp_path, clock):
+    class Makes:
+        @hookimpl
+        def on_step_start(self, trainer):
+            clock.now += 1
+            if trainer.global_step in (2, 4):
+                (trainer.run_dir / "stop").mkdir()
+
+    with pytest.warns(UserWarning, match=facts(str(tmp_path / "run" / "stop"), "folder", "stop.1")):
+        trainer = run_tiny(Makes())
+    assert (trainer.global_step, trainer.state.stop_reason) == (7, None)
+    assert (tmp_path / "run" / "stop.1").is_dir() and (tmp_path / "run" / "stop.2").is_dir()
+
+
+def test_a_link_called_stop_that_leads_nowhere_is_a_file(run_tiny, tmp_path, clock):
+    class Links:
+        @hookimpl
+        def on_step_start(self, trainer):
+            clock.now += 1
+            if trainer.global_step == 2:
+                (trainer.run_dir / "stop").symlink_to("nowhere")
+
+    assert run_tiny(Links()).global_step == 3
+    assert not (tmp_path / "run" / "stop").is_symlink()
 
 
 def test_a_file_stop_that_comes_too_late_does_not_end_the_next_run(run_tiny, tmp_path):
@@ -312,15 +339,16 @@ def {hook}(trainer):
 
 
 def test_what_is_said_of_saves_when_a_run_is_interrupted(run_ranks):
-    saves = {"type": "full", "save_every_n_steps": 1}
+    saves: dict[str, Any] = {"type": "full", "save_every_n_steps": 1}
     run = run_ranks(1, LAST.format(hook="on_step_end", how=""), checkpoint=saves)
     assert run.status == 130
     last = run.folder / "checkpoints" / "step-00000002"
     (said,) = [line for line in run.output.splitlines() if line.startswith("hooktrain: interrupted")]
     assert re.search(facts("plugin 'extra'", "on_step_end", "step 3", "rank 0", str(last)), said)
+    saves["output_dir"] = str(run.folder / "second")
     run = run_ranks(1, LAST.format(hook="on_teardown", how="(trylast=True)"), checkpoint=saves, exit_iteration=3)
     assert run.status == 130
-    assert (run.folder / "checkpoints" / "step-00000003").exists()
+    assert (run.folder / "second" / "step-00000003").exists()
     assert run.output.splitlines()[-1] == "hooktrain: interrupted", "the run had ended, and has said what it saved"
 
 

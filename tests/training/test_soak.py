@@ -23,6 +23,7 @@ import torch
 from hooktrain_torch import problem_of
 from safetensors.torch import load_file
 
+from benchmarks import soak
 from tests.environments import write_recipe
 from tests.launching import stored_weights
 
@@ -205,3 +206,14 @@ def test_a_few_kills_of_a_run_that_exports_each_step(tmp_path, chat_recipe):
 @pytest.mark.timeout(3600)
 def test_many_kills_of_a_run_that_exports_each_step(tmp_path, chat_recipe):
     Soak(tmp_path / "soak", 1, exporting(chat_recipe, 40), kills=25, at_any_time=True).soak()
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("order", soak.ORDERS)
+@pytest.mark.parametrize("mode", soak.MODES)
+def test_the_long_soak_in_short(tmp_path, mode, order):
+    """What ``python -m benchmarks soak`` does a thousand times: nothing is lost, and nothing is left over."""
+    lines = list(soak.Soak(tmp_path / "soak", mode, order, seed=3).run(3))
+    assert lines[-1]["what"] == "compared" and not lines[-1]["problem"]
+    assert all(line["what"] == "killed" for line in lines[:-1])

@@ -80,6 +80,14 @@ class DeepSpeedCheckpoint:
             os.replace(path, self.output_dir / path.name)
         shutil.rmtree(temporary, ignore_errors=True)
 
+    def results(self) -> list[Path]:
+        folders = [path for path in self.output_dir.glob("global_step*") if path.name[11:].isdigit()]
+        return sorted(folders, key=lambda path: -int(path.name[11:]))
+
+    def clean(self) -> None:
+        for path in self.output_dir.glob(".saving-global_step*"):
+            shutil.rmtree(path, ignore_errors=True)
+
     def latest(self) -> None:
         return None
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from hooktrain import CheckpointError
 
-__all__ = ["check_target", "replace_folder", "temporary_folder"]
+__all__ = ["check_target", "delete_temporary", "exports_in", "replace_folder", "temporary_folder"]
 
 _STEP = re.compile(r"step-\d+")
+_CONFIGS = ("config.json", "adapter_config.json")
 _OF_AN_EXPORT = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
     r"|adapter_config\.json|(adapter_)?model.*\.safetensors(\.index\.json)?|merges\.txt|(tokenizer|spiece)\.model|chat_template\.jinja|additional_chat_templates"
@@ -43,7 +44,7 @@ def check_target(folder: Path, where: str) -> None:
                 f"{where}: given output_dir '{folder}', but this user may not write to '{place}'; expected a writable"
                 " folder; change output_dir or the permissions"
             )
-    if not folder.is_dir() or any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if not folder.is_dir() or any((folder / name).is_file() for name in _CONFIGS):
         return
     strange = sorted(entry.name for entry in folder.iterdir() if not _STEP.fullmatch(entry.name))
     strange = [name for name in strange if not name.startswith(".")]
@@ -53,6 +54,25 @@ def check_target(folder: Path, where: str) -> None:
             f"{where}: given output_dir '{folder}', which contains files that are not an export's ({listed}); expected"
             " a new or empty folder, or an earlier export; change output_dir or move those files"
         )
+
+
+def exports_in(folder: Path) -> list[Path]:
+    """Return the exports in an export's folder: itself, and earlier saves in it, the newest first."""
+    try:
+        steps = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
+    except OSError:
+        return []
+    found = [folder, *sorted(steps, key=lambda path: -int(path.name[5:]))]
+    return [path for path in found if any((path / name).is_file() for name in _CONFIGS)]
+
+
+def delete_temporary(folder: Path) -> None:
+    """Delete what interrupted exports to a folder, and to ``step-N`` in it, have left, and finish their renames."""
+    for parent, name in ((folder.parent, re.escape(folder.name)), (folder, _STEP.pattern)):
+        for path in sorted(parent.iterdir()) if parent.is_dir() else ():
+            if found := re.fullmatch(rf"\.({name})\.(writing|replaced)", path.name):
+                _finish(parent / found[1])
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

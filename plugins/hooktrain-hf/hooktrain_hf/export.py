@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import attrs
 
 from hooktrain import CheckpointConfig, CheckpointError, World, field
-from hooktrain_hf.atomic_folder import check_target, replace_folder, temporary_folder
+from hooktrain_hf.atomic_folder import check_target, delete_temporary, exports_in, replace_folder, temporary_folder
 from hooktrain_hf.location import first_line
 from hooktrain_hf.model import torch_dtype
 from hooktrain_hf.tokenizer import end_of_turn_id
@@ -98,6 +98,14 @@ class HFCheckpointEngine:
         if problem:
             raise CheckpointError(problem)
         return target
+
+    def results(self) -> list[Path]:
+        """Return the exports in ``output_dir``, the newest first."""
+        return exports_in(self.output_dir)
+
+    def clean(self) -> None:
+        """Delete the temporary folders of exports that were interrupted."""
+        delete_temporary(self.output_dir)
 
     def latest(self) -> Path | None:
         """Return None: a run cannot resume from an export."""

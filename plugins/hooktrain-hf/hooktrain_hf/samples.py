@@ -96,7 +96,8 @@ class SamplesPlugin:
             answers = trainer.strategy.compute(make_answers, True) if sharded else make_answers()
         if not trainer.world.is_main:
             return
-        _write(trainer.run_dir / "samples.jsonl", step, answers)
+        if trainer.owns_run_dir:
+            _write(trainer.run_dir / "samples.jsonl", step, answers)
         trainer.say(self._text(step, answers))
 
     def _text(self, step: int, answers: list[tuple[str, str]]) -> str:

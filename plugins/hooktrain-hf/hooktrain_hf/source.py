@@ -146,6 +146,8 @@ def _of_files(config: HFSourceConfig, splits: Mapping[str, Sequence[Path]], spli
 
     from hooktrain_hf.file_rows import FileRows, RowStream, open_file
 
+    if config.streaming:  # they are opened again while training, when a plugin may have changed the working directory
+        splits = {name: [file.absolute() for file in files] for name, files in splits.items()}
     opened = {name: [open_file(file, config.text_unit or "file") for file in files] for name, files in splits.items()}
     split = re.sub(_SPLIT_NAME, lambda m: m[0] if m[0] in opened else SPLITS.get(m[0].lower(), m[0]), split)
     names = re.findall(_SPLIT_NAME, split)

@@ -20,7 +20,7 @@ from hooktrain_hf import (
 )
 from torch import Tensor
 
-from hooktrain import CheckpointError, World
+from hooktrain import CheckpointError, World, local_path
 from hooktrain_peft.adapter import load_adapter
 from hooktrain_peft.merge_source import MergeSource
 from hooktrain_peft.weight_merge import merge_adapter
@@ -59,7 +59,10 @@ def write_merged_folder(source: MergeSource, output: Path) -> MergeResult:
         CheckpointError: the folder cannot be written, or the logits differ.
         ModelError: base or adapter cannot be loaded, or the method cannot be merged.
     """
-    output = output.expanduser().absolute()
+    try:
+        output = local_path(output).absolute()
+    except ValueError as problem:
+        raise CheckpointError(f"merge: --output: {problem}") from None
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"merge: given --output '{output}', which exists; give a new folder, or remove that one")
     base, dtype = source.base, source.base.weights_dtype

@@ -22,6 +22,7 @@ from hooktrain_torch.files import (
     problem_of,
     read_object,
     require_writable,
+    run_of,
     sync_folder,
 )
 from hooktrain_torch.frozen_weights import FrozenWeights
@@ -127,7 +128,7 @@ class FullCheckpoint:
             "built": dict(self._built),
         }
         trained = trainer.strategy.trained_state(trainer.model, trainer.optimizer)
-        saving = Save(target, trainer.global_step, self.world)
+        saving = Save(target, trainer.global_step, self.world, trainer.run_id)
         self._on_all_ranks(trainer, lambda: self._begin(saving.temporary), saving)
         unchanged = self._unchanged(trainer, trained)
         self._on_all_ranks(trainer, lambda: saving.take(trainer, trained, states, unchanged), saving)
@@ -236,10 +237,11 @@ class FullCheckpoint:
             number = max((number for number, _ in self._found() if number < UNKNOWN), default=0) + 1
             saving.commit(written, number)
             if saving.target.exists():  # an earlier run's, or a damaged one
-                problem = problem_of(saving.target)
-                if problem:
-                    kept = self._retention.keep_damaged(saving.target)
-                    _warn(f"{saving.target} is saved anew; what was there ({problem.text}) is kept as {kept.name}")
+                problem, foreign = problem_of(saving.target), run_of(saving.target) != saving.run
+                if problem or foreign:
+                    kept = self._retention.keep(saving.target, "damaged" if problem else "other")
+                    what = problem.text if problem else "another run's"
+                    _warn(f"{saving.target} is saved anew; what was there ({what}) is kept as {kept.name}")
                 else:
                     self._retention.set_aside(saving.target)
             os.replace(saving.temporary, saving.target)
@@ -280,6 +282,12 @@ class FullCheckpoint:
             return []
         folders = [path for path in self.output_dir.iterdir() if re.fullmatch(r"step-\d+", path.name)]
         return sorted(((number_of(path), path) for path in folders), reverse=True)
+
+    def results(self) -> list[Path]:
+        return [path for _, path in self._found()]
+
+    def clean(self) -> None:
+        self._retention.clean()
 
     def latest(self) -> Path | None:
         found = self._found()

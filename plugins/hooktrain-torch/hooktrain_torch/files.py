@@ -25,6 +25,7 @@ __all__ = [
     "problem_of",
     "read_object",
     "require_writable",
+    "run_of",
     "sync_folder",
     "write_object",
     "write_text",
@@ -163,7 +164,7 @@ def write_text(path: Path, text: str) -> dict[str, Any]:
         return stream.end()
 
 
-def commit(folder: Path, files: Mapping[str, Mapping[str, Any]], **facts: int) -> None:
+def commit(folder: Path, files: Mapping[str, Mapping[str, Any]], **facts: Any) -> None:
     """Write the manifest, which makes a folder a checkpoint."""
     made = {"format": _FORMAT, **facts, "files": files}
     write_text(folder / MANIFEST, json.dumps({**made, "sha256": _digest_of(made)}, indent=2))
@@ -185,6 +186,14 @@ def number_of(folder: Path) -> int:
         return int(_manifest(folder)["number"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return UNKNOWN
+
+
+def run_of(folder: Path) -> str | None:
+    """Return the id of the run that saved a checkpoint; None where its manifest does not say."""
+    try:
+        return str(_manifest(folder)["run"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def problem_of(folder: Path, *, digests: bool = True) -> Problem | None:

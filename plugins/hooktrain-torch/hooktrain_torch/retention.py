@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hooktrain_torch.files import UNKNOWN, problem_of
+from hooktrain_torch.files import UNKNOWN, problem_of, run_of
 
 if TYPE_CHECKING:
     from hooktrain import Trainer
@@ -45,21 +45,21 @@ class Retention:
             shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)
 
-    def keep_damaged(self, path: Path) -> Path:
-        """Rename a damaged checkpoint, a part of which may be all that is left of a run.
+    def keep(self, path: Path, prefix: str) -> Path:
+        """Rename a checkpoint whose name is needed, but which is damaged or another run's.
 
         Returns:
             Its new path, which is never taken for a checkpoint, nor removed.
         """
-        kept = self.folder / f"damaged-{path.name}"
+        kept = self.folder / f"{prefix}-{path.name}"
         numbers = itertools.count(2)
         while kept.exists():
-            kept = self.folder / f"damaged-{path.name}-{next(numbers)}"
+            kept = self.folder / f"{prefix}-{path.name}-{next(numbers)}"
         os.replace(path, kept)
         return kept
 
     def apply(self, trainer: Trainer, found: Sequence[tuple[int, Path]]) -> None:
-        """Remove checkpoints that no setting keeps, but none that is damaged.
+        """Remove checkpoints that no setting keeps, but none that is damaged or another run's.
 
         Args:
             trainer: warns, and names the metrics of evaluations.
@@ -67,7 +67,7 @@ class Retention:
         """
         config, kept = self.config, 0
         try:
-            found = found if config.keep_last else []
+            found = [each for each in found if run_of(each[1]) == trainer.run_id] if config.keep_last else []
             best = self._best(trainer, [path for number, path in found if number < UNKNOWN]) if found else None
             for _, path in found:
                 if problem_of(path, digests=False):

@@ -38,6 +38,7 @@ class Save:
         target: the folder that the checkpoint will be.
         step: optimizer steps finished.
         world: this process and how many there are.
+        run: the id of the run.
 
     Attributes:
         temporary: the folder that is written to, next to ``target``.
@@ -48,8 +49,8 @@ class Save:
             files.
     """
 
-    def __init__(self, target: Path, step: int, world: World) -> None:
-        self.target, self.step, self.world = target, step, world
+    def __init__(self, target: Path, step: int, world: World, run: str) -> None:
+        self.target, self.step, self.world, self.run = target, step, world, run
         self.temporary = target.with_name(f".saving-{target.name}")
         self.began, self.stalled, self.is_committing, self.skips = time.perf_counter(), 0.0, False, False
         self._tensors: dict[str, dict[str, Tensor]] = {}
@@ -135,9 +136,8 @@ class Save:
         files = {name: facts for found in written for name, facts in found["files"].items()}
         tensors = {kind: index_of([found["places"][kind] for found in written]) for kind in ("model", "optimizer")}
         files[TENSORS] = write_text(self.temporary / TENSORS, json.dumps(tensors))
-        commit(
-            self.temporary, dict(sorted(files.items())), step=self.step, number=number, world_size=self.world.world_size
-        )
+        facts = {"step": self.step, "number": number, "world_size": self.world.world_size, "run": self.run}
+        commit(self.temporary, dict(sorted(files.items())), **facts)
 
     # ----------------------------------------------------------------------------------------- in the background
 

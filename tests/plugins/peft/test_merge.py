@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from hooktrain_hf import HFModelConfig
 from hooktrain_peft import merged_folder
+from hooktrain_peft.merge_source import MergeSource
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hooktrain import HooktrainError
+from hooktrain import CheckpointError, HooktrainError
 from hooktrain.cli.main import cli
 from tests.facts import facts
 from tests.plugins.peft.conftest import difference, logits
@@ -180,3 +182,11 @@ def test_a_gguf_base_is_found_again(run: Run, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.exception
     assert "134,515,008 weights in bf16" in result.output
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
+
+
+def test_a_url_is_no_folder_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = MergeSource(tmp_path, HFModelConfig(name_or_path="x"))
+    with pytest.raises(CheckpointError, match=facts("--output", "s3:", "URL")):
+        merged_folder.write_merged_folder(source, Path("s3://bucket/merged"))
+    assert not list(tmp_path.iterdir())

@@ -300,9 +300,11 @@ def test_keep_last_does_not_count_what_is_damaged(run_tiny, tmp_path):
 def test_a_new_run_never_passes_off_an_older_runs_checkpoint_as_its_own(run_tiny, tmp_path):
     """Same folder, same steps, other seed: what is there afterwards, and what is resumed from, is the new run's."""
     run_tiny(checkpoint=every(3), epochs=2)
-    new = run_tiny(checkpoint=every(3, keep_last=2), seed=7, train_iters=4)
+    with pytest.warns(UserWarning, match=facts("another run's", "other-step-00000003")):
+        new = run_tiny(checkpoint=every(3, keep_last=1, overwrite=True), seed=7, train_iters=4)
     weights = torch.load(step(tmp_path, 3) / "model-0.pt", weights_only=True)
-    assert saved(tmp_path) == ["step-00000003", "step-00000012"], "the two that were saved last"
+    older = ["other-step-00000003", "step-00000006", "step-00000009", "step-00000012"]
+    assert saved(tmp_path) == sorted(["step-00000003", *older]), "nothing of the older run is removed"
     engine = FullCheckpoint(FullConfig(), tmp_path / "run", World())
     assert engine.latest() == step(tmp_path, 3)
     resumed = run_tiny(checkpoint=every(0, auto_resume=True), seed=7, train_iters=4)
