@@ -158,14 +158,16 @@ def _fuzz(forged: Callable[..., Any], tmp_path: Path, count: int) -> None:
     where = st.lists(st.integers(0, 40), max_size=5).map(tuple)
     names = st.sampled_from(["state.json", "provenance.json", "tensors.json", "parts.pt", "random-0.pt"])
 
-    @settings(max_examples=count, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=count, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
     @given(names, where, JSON)
     def check(name: str, path: tuple[int, ...], new: Any) -> None:
         change = (texts if name.endswith(".json") else objects)(lambda held: _put(held, path, new))
         try:
             forged(name, change)
         except CheckpointError as problem:
-            assert len(str(problem)) < 5000  # noqa: PT017 (it may also be harmless)
+            assert len(str(problem)) < 5000
 
     check()
 
