@@ -26,6 +26,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from hooktrain.errors import failure_of
+from hooktrain.masking import mask_text
 
 __all__ = ["follow_launcher", "has_launcher", "launch", "note_end", "note_failure", "trace_of"]
 
@@ -296,7 +297,7 @@ def note_failure(message: str, problem: BaseException, *, trace: bool) -> bool:
         Whether the launcher is this module's, which prints it.
     """
     when = failure_of(problem).when or time.time()
-    text = trace_of(problem) if trace else ""
+    text, message = trace_of(problem) if trace else "", mask_text(message)
     folder, file = os.environ.get(_NOTES), os.environ.get("TORCHELASTIC_ERROR_FILE")
     if folder:
         with contextlib.suppress(OSError):
@@ -321,7 +322,7 @@ def trace_of(problem: BaseException) -> str:
         frames = [frame for frame in found.stack if not any(own in frame.filename for own in _OUR_OWN)]
         found.stack = traceback.StackSummary.from_list(frames)
         found = found.__cause__ or found.__context__
-    return "".join(made.format())
+    return mask_text("".join(made.format()))
 
 
 def follow_launcher() -> None:

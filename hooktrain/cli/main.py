@@ -18,6 +18,7 @@ from hooktrain.cli.new_plugin import new_plugin
 from hooktrain.cli.options import as_json, print_facts, recipe_options
 from hooktrain.cli.startup import end, leave
 from hooktrain.errors import HooktrainError, did_you_mean, failure_of, show_warnings
+from hooktrain.masking import forbid_others, mask_text
 from hooktrain.plugin.commands import plugin_command, plugin_commands
 
 __all__ = ["cli", "main"]
@@ -140,6 +141,7 @@ for _command in (plan, plugins, hooks, bench, schema, new_plugin, guide):
 
 def main() -> None:
     """Run the command line; errors of hooktrain's own are one message and no traceback."""
+    forbid_others()
     several = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     follow_launcher()
     show_warnings()
@@ -217,7 +219,7 @@ def _failed(message: str, problem: BaseException, *, trace: bool) -> int:
     if not note_failure(message, problem, trace=trace):
         if trace:
             click.echo(trace_of(problem), err=True, nl=False)
-        click.echo(f"hooktrain: {message}", err=True)
+        click.echo(mask_text(f"hooktrain: {message}"), err=True)
     return 1
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hooktrain.recipe.model import Recipe
 
 from hooktrain.compat import call_exit_functions, exit_now, origin_of, wait_for_threads
+from hooktrain.masking import mask_text
 
 __all__ = ["Progress", "collect_rarely", "end", "leave", "sleep_while_waiting"]
 
@@ -98,7 +99,7 @@ class Progress:
         """Print a line, unless nobody reads what is printed."""
         if self.shown:
             try:
-                click.echo(f"{self.source}: {text}")
+                click.echo(mask_text(f"{self.source}: {text}"))
             except OSError:
                 self.shown = False
 

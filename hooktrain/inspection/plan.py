@@ -12,6 +12,7 @@ from hooktrain.errors import Complaint, PluginError, RecipeError
 from hooktrain.hookspecs import FACTORIES
 from hooktrain.inspection.hooks import implementations_of
 from hooktrain.inspection.value_origins import Sources, origins_of
+from hooktrain.masking import mask_text, masked
 from hooktrain.plugin.config import Switches, plugins_config
 from hooktrain.plugin.dependencies import logit_complaints
 from hooktrain.plugin.manager import PluginHost
@@ -82,7 +83,7 @@ def phases_of(
     complaints = [complaint_of(problem) for problem in conflicts(host)]
     recipe = _resolved(host, sources, complaints)
     facts: dict[str, Any] = {
-        "recipe": dict(sources.raw),
+        "recipe": masked(dict(sources.raw)),
         "origins": {},
         "complaints": complaints,
         "world_size": world.world_size,
@@ -90,7 +91,7 @@ def phases_of(
         "compatibility_lifted": False,
     }
     if recipe is not None:
-        facts["recipe"] = recipe.as_dict()
+        facts["recipe"] = masked(recipe.as_dict())
         facts["origins"] = origins_of(recipe, host, sources)
         facts["parts"] = _parts(host, recipe)
         facts["compatibility_lifted"] = recipe.skip_validation
@@ -103,7 +104,8 @@ def phases_of(
     yield facts
     if recipe is not None:
         complaints += _objections(host, recipe, world)
-    facts["complaints"] = [{"where": each.where, "message": each.message} for each in dict.fromkeys(complaints)]
+    told = [(each.where, mask_text(each.message)) for each in dict.fromkeys(complaints)]
+    facts["complaints"] = [{"where": where, "message": message} for where, message in told]
     yield facts
     if recipe is not None and estimates:
         from hooktrain.inspection.estimate import estimate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import yaml
 
 from hooktrain.errors import Complaint, RecipeError
+from hooktrain.masking import MASK, mask_words, remember, still_masked
+from hooktrain.plugin.discovery import UNTRUSTED
 
 __all__ = ["apply_overrides", "read_recipe"]
 
@@ -156,24 +159,24 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise refuse(f"given {type(raw).__name__}, expected keys and values such as 'type: sft'")
     unfilled = [
         Complaint(where, f"given '{text}', a placeholder that nothing was filled in for; write the value")
-        for where, text in _texts(raw, "")
-        if "template" not in where and _PLACEHOLDER.fullmatch(text.strip())
+        for where, text in _values(raw, "")
+        if isinstance(text, str) and "template" not in where and _PLACEHOLDER.fullmatch(text.strip())
     ]
     if unfilled:
         raise RecipeError(unfilled, source=str(path))
     return raw
 
 
-def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
-    """Yield the texts of a recipe with their paths."""
-    if isinstance(value, str):
-        yield where, value
-    elif isinstance(value, dict):
+def _values(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Yield the values of a recipe that are no lists or mappings, with their paths."""
+    if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _texts(inner, f"{where}.{key}".lstrip("."))
+            yield from _values(inner, f"{where}.{key}".lstrip("."))
     elif isinstance(value, list):
         for number, inner in enumerate(value):
-            yield from _texts(inner, f"{where}[{number}]")
+            yield from _values(inner, f"{where}[{number}]")
+    else:
+        yield where, value
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -184,10 +187,10 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
     """
     result = json.loads(json.dumps(raw, default=str))
     complaints = []
-    for word in overrides:
+    for word, shown in zip(overrides, mask_words(overrides), strict=True):
         path, equals, text = word.partition("=")
         if not equals or not path:
-            complaints.append(Complaint("", f"-o {word}: expected key=value, such as -o optimizer.lr=1e-4"))
+            complaints.append(Complaint("", f"-o {shown}: expected key=value, such as -o optimizer.lr=1e-4"))
             continue
         if path.count(".") >= _DEPTH:
             complaints.append(Complaint("", f"-o {path[:40]}...: a path of more than {_DEPTH} keys; correct it"))
@@ -195,11 +198,27 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
         try:
             _set(result, path.split("."), _load(text))
         except (KeyError, IndexError, ValueError, TypeError) as problem:
-            complaints.append(Complaint("", f"-o {word}: {problem.args[0] if problem.args else problem}"))
+            complaints.append(Complaint("", f"-o {shown}: {problem.args[0] if problem.args else problem}"))
         except yaml.YAMLError:
-            complaints.append(Complaint("", f"-o {word}: the value is not YAML; put it in quotes"))
+            complaints.append(Complaint("", f"-o {shown}: the value is not YAML; put it in quotes"))
+    remember(result)
+    if os.environ.get(UNTRUSTED):
+        given = {word.partition("=")[0] for word in overrides}
+        complaints += [
+            Complaint(
+                where, f"runs code that comes with the model, in a recipe that is not yours; -o {where}=true lets it"
+            )
+            for where, value in _values(result, "")
+            if where.endswith("trust_remote_code") and value is True and where not in given
+        ]
+    complaints += [
+        Complaint(
+            where, f"given {MASK}, as the run that kept this recipe masked it; write the value, or -o {where}=..."
+        )
+        for where in still_masked(result)
+    ]
     if complaints:
-        raise RecipeError(complaints, source="command line")
+        raise RecipeError(complaints, source="command line" if overrides else "recipe")
     return dict(result)
 
 

@@ -17,6 +17,7 @@ import attrs
 from hooktrain.compare import differences
 from hooktrain.errors import CheckpointError, DataError, HooktrainError, PluginError, RanksDisagreeError, RecipeError
 from hooktrain.hookspecs import FACTORIES
+from hooktrain.masking import forbid_others, mask_text, mask_words, masked
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import (
     CheckpointEngine,
@@ -77,6 +78,7 @@ class ModelParts:
 
 def open_strategy(host: PluginHost, recipe: Recipe, world: World) -> Strategy:
     """Build the strategy, with which the ranks of a run are connected."""
+    forbid_others()
     _seed(recipe.seed)
     strategy: Strategy = make_part(host, "make_strategy", recipe.strategy, world=world, recipe=recipe)
     return strategy
@@ -94,7 +96,9 @@ def build_data_parts(trainer: Trainer) -> DataParts:
     run_dir = trainer.run_dir
     plugins = {record["name"]: record for record in host.manifest()}
     # plugins first: a plugin that is not there says more than the section of the recipe that names it
-    _agree(strategy, {"plugins": plugins, "recipe": {**recipe.as_dict(), "run_dir": ""}, "versions": versions()})
+    _agree(
+        strategy, {"plugins": plugins, "recipe": masked({**recipe.as_dict(), "run_dir": ""}), "versions": versions()}
+    )
     _agree(strategy, {"order of plugins": list(reversed(plugins))})
     if world.is_main:
         _write_run_dir(trainer)
@@ -294,7 +298,7 @@ def _write_run_dir(trainer: Trainer) -> None:
         "torch": torch.__version__,
         "platform": platform.platform(),
         "world_size": trainer.world.world_size,
-        "command": sys.argv,
+        "command": mask_words(sys.argv),
     }
     manifest = {"plugins": trainer.host.manifest(), "environment": environment}
     _make(trainer.run_dir)
@@ -311,7 +315,7 @@ def _make(folder: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     with _writing(path.parent):
-        path.write_text(text, encoding="utf-8")
+        path.write_text(mask_text(text), encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import attrs
 from hooktrain.config import unstructure
 from hooktrain.errors import CheckpointError
 from hooktrain.hookspecs import FACTORIES, LOOP_HOOKS
+from hooktrain.masking import digests_of, masked, unmasked
 
 if TYPE_CHECKING:
     from hooktrain.training.trainer import Trainer
@@ -61,8 +63,11 @@ def provenance(trainer: Trainer) -> dict[str, Any]:
         trainer: with its data.
     """
     recipe = trainer.recipe
+    plain, salt = recipe.as_dict(), secrets.token_hex(16)
+    digests = digests_of(plain, salt)
     return {
-        "recipe": recipe.as_dict(),
+        "recipe": masked(plain),
+        **({"masked": {"salt": salt, "digests": digests}} if digests else {}),
         "plugins": [{**record, "changes": _part_in(trainer, record["name"])} for record in trainer.host.manifest()],
         "versions": versions(),
         "data": {"rows": len(trainer.data.train), "fingerprint": trainer.data.train_fingerprint},
@@ -101,7 +106,9 @@ def changes(before: Mapping[str, Any], trainer: Trainer) -> Iterator[Change]:
     now = json.loads(json.dumps(provenance(trainer), default=str))
     same_rows = bool(now["data"]["fingerprint"]) and now["data"] == before["data"]
     same_rates = before["steps"][1] == now["steps"][1] or _same_rates(trainer, *before["steps"])
-    for change in _in_config(trainer.recipe, before["recipe"], trainer.recipe.types, "", True):
+    recipe, hidden = before["recipe"], before.get("masked", {"salt": "", "digests": {}})
+    recipe = unmasked(recipe, hidden["digests"], hidden["salt"], trainer.recipe.as_dict())
+    for change in _in_config(trainer.recipe, recipe, trainer.recipe.types, "", True):
         if change.where in _BATCH_PARTS:
             continue
         if change.where in _LENGTH and not same_rates:
@@ -109,7 +116,7 @@ def changes(before: Mapping[str, Any], trainer: Trainer) -> Iterator[Change]:
             change = change._replace(message=more)  # noqa: PLW2901
         harmless = same_rates if change.where in _LENGTH else same_rows and change.where.startswith(_ROWS)
         yield change._replace(matters=change.matters and not harmless)
-    yield from _in_settings(before["recipe"], trainer)
+    yield from _in_settings(recipe, trainer)
     yield from _in_batch(before["batch"], now["batch"])
     if before["world_size"] != now["world_size"]:
         ranks = f"was {_ranks(before['world_size'])}, is {_ranks(now['world_size'])}"
@@ -154,7 +161,9 @@ def _in_value(value: Any, before: Any, types: Mapping[Any, str], where: str, aff
         for number, (one, other) in enumerate(zip(value, before, strict=True)):
             yield from _in_value(one, other, types, f"{where}[{number}]", affects, None)
     else:
-        yield Change(where, f"was {_short(before)}, is {_short(plain)}", affects)
+        texts = [_short(masked(side, where)) for side in (before, plain)]
+        differ = f"was {texts[0]}, is {texts[1]}" if texts[0] != texts[1] else f"is another {texts[1]} than it was"
+        yield Change(where, differ, affects)
 
 
 def _is_list(value: Any) -> bool:

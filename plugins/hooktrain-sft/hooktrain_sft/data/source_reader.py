@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from hooktrain import DataError, World
+from hooktrain import DataError, World, mask_text
 from hooktrain_sft.compat import column_names, is_table
 from hooktrain_sft.config import SFTDataConfig, SourceOptions, TokenDataConfig, with_text_unit
 from hooktrain_sft.data.arrow_store import StoreWriter
@@ -39,7 +39,7 @@ _NOT_USED = "column not used "
 def label_of(source: Any) -> str:
     """Return the name of a source for messages."""
     options = SourceOptions.of(source)
-    return str(options.name_or_path or options.name or type(source).__name__)
+    return mask_text(str(options.name_or_path or options.name or type(source).__name__))
 
 
 def unused_columns(notes: Iterable[str]) -> list[str]:
