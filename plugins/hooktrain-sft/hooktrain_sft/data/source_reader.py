@@ -32,6 +32,7 @@ _BATCH = 1024
 """Examples that are tokenized together: enough to keep the tokenizer's threads busy."""
 
 
+_BEYOND = "is nested more deeply, or holds a larger number, than any example"
 _NOT_USED = "column not used "
 """Beginning of a note about a column, before its name."""
 
@@ -132,6 +133,8 @@ class Reader:
         columns = self._columns(SourceOptions.of(source, self.config), examples, first)
         try:
             return choose_format(columns, first, source, self.config, known_formats(source, self.config, self.hooks))
+        except RecursionError as problem:
+            raise DataError(f"{label}, example 0: {_BEYOND} ({problem}); correct or remove the example") from problem
         except DataError as problem:
             if len(self.hooks.render_example.get_hookimpls()) > 1:
                 return None  # another plugin renders examples, and may know the format
@@ -169,6 +172,11 @@ class Reader:
             except DataError as problem:
                 raise DataError(
                     f"{opened.label}, example {index}{_place(opened.examples, index)}: {problem}"
+                ) from problem
+            except (RecursionError, OverflowError) as problem:
+                raise DataError(
+                    f"{opened.label}, example {index}{_place(opened.examples, index)}: {_BEYOND} ({problem}); correct or"
+                    " remove the example"
                 ) from problem
             unused = (*unused, *made.unused)
             if unused and only_ours:

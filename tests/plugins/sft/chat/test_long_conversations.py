@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hooktrain_sft.chat import answer_spans
 from hooktrain_sft.chat.render import render_chat
-from hooktrain_sft.chat.template import ChatTemplate
 from hooktrain_sft.chat.template_trace import CompiledTemplate
 from hooktrain_sft.chat.trained_spans import Choice
 from hooktrain_sft.config import SFTDataConfig
@@ -50,7 +49,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_work_grows_with_the_turns(make_tokenizer: Callable[..., Any], work: list[int], name: str) -> None:
     tokenizer = make_tokenizer(name)
     spent = []
-    for turns in (1000, 2000):
+    for turns in (600, 1200):
         work[0] = 0
         made = render_chat({"messages": conversation(turns)}, tokenizer, CONFIG)
         assert len(made.spans) == turns // 2
@@ -104,7 +103,6 @@ def test_a_missing_part_is_found_by_its_marker_among_many(make_tokenizer: Callab
     messages: Sequence[dict[str, Any]] = [{"role": "system", "content": "be kind to everybody"}, *conversation(12)]
     made = render_chat({"messages": messages}, dropping, CONFIG)
     assert any("messages[0] system: it is not rendered" in note for note in made.notes)
-    assert ChatTemplate.of(dropping).rendered == set()
 
 
 def test_cuts_take_what_each_of_them_covers() -> None:

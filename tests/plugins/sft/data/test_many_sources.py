@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import cProfile
+import json
 import pstats
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hooktrain_sft.data.prepare import named, prepare_data
 
-from hooktrain import World
+from hooktrain import DataError, World
 from hooktrain.inspection.plan import plan_of
 from hooktrain.inspection.value_origins import Sources
 from hooktrain.training.load import load, make_host
@@ -47,3 +49,22 @@ def test_names_of_evaluation_sets_grow_with_their_number(chat_recipe: dict[str, 
     sources = load(recipe)[0].data.eval_sources
     assert [name for name, _ in named(sources)] == ["rows", *(f"rows-{number}" for number in range(2, 201))]
     assert calls(lambda: list(named(sources))) <= 3 * calls(lambda: list(named(sources[:100])))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "x": "DEEP"}]},
+        {"messages": "DEEP"},
+        {"input_ids": [10**30, 1], "labels": [1, 1]},
+    ],
+    ids=["a field", "messages", "digits"],
+)
+def test_an_example_that_is_nested_deeply_is_named(chat_recipe: dict[str, Any], tmp_path: Path, row: Any) -> None:
+    path = tmp_path / "deep.jsonl"
+    path.write_text(json.dumps(row).replace('"DEEP"', "[" * 900 + "]" * 900) + "\n")
+    made, host = load({**chat_recipe, "data": {"sources": [str(path)], "max_length": 96}})
+    tokenizer = host.hooks.make_tokenizer(config=made.tokenizer)
+    with pytest.raises(DataError, match=r"deep\.jsonl") as refused:
+        prepare_data(made.data, tokenizer, World(), host.hooks)
+    assert len(str(refused.value)) < 1000
