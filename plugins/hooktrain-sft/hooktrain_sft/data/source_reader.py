@@ -175,8 +175,8 @@ class Reader:
                 ) from problem
             except (RecursionError, OverflowError) as problem:
                 raise DataError(
-                    f"{opened.label}, example {index}{_place(opened.examples, index)}: {_BEYOND} ({problem}); correct or"
-                    " remove the example"
+                    f"{opened.label}, example {index}{_place(opened.examples, index)}: {_BEYOND} ({problem}); correct"
+                    " or remove the example"
                 ) from problem
             unused = (*unused, *made.unused)
             if unused and only_ours:
