@@ -65,6 +65,14 @@ def test_the_kept_recipe_says_what_was_masked_and_is_not_run_with_stars(run_tiny
     assert {each.where for each in refused.value.complaints} == {"logger.api_key", "logger.url"}
 
 
+def test_a_kept_recipe_can_be_planned_and_compared(run_tiny, tmp_path):
+    run_tiny(Logger(), logger=LOGGER)
+    raw = read_recipe(tmp_path / "run" / "recipe.yaml")
+    facts = plan_of(host_of(Logger()), Sources(file=None, raw=raw), estimates=False)
+    assert {each["where"] for each in facts["complaints"]} == {"logger.api_key", "logger.url"}
+    assert facts["recipe"]["logger"] == masked(LOGGER) | {"level": 1}
+
+
 def test_a_resume_compares_their_salted_digests(run_tiny, tmp_path):
     saves = {"type": "full", "save_every_n_steps": 3, "auto_resume": True}
     run_tiny(Logger(), logger=LOGGER, checkpoint=saves, train_iters=3)
