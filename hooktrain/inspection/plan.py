@@ -20,7 +20,7 @@ from hooktrain.plugin.ordering import complaint_of, conflicts
 from hooktrain.plugin.records import PluginRecord
 from hooktrain.recipe.model import Recipe
 from hooktrain.recipe.resolver import resolve
-from hooktrain.recipe.yaml_reader import apply_overrides, read_recipe
+from hooktrain.recipe.yaml_reader import apply_overrides, masked_values, read_recipe
 from hooktrain.training.load import make_host
 from hooktrain.types import World
 
@@ -80,7 +80,7 @@ def phases_of(
         The resolved recipe with origins, parts, hooks and plugins; the same with all complaints, those of the plugins'
         ``check_recipe`` included; and, for which torch is imported, the same with the estimates.
     """
-    complaints = [complaint_of(problem) for problem in conflicts(host)]
+    complaints = [*masked_values(sources.raw), *(complaint_of(problem) for problem in conflicts(host))]
     recipe = _resolved(host, sources, complaints)
     facts: dict[str, Any] = {
         "recipe": masked(dict(sources.raw)),

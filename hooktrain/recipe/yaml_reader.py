@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hooktrain.errors import Complaint, RecipeError
 from hooktrain.masking import MASK, mask_words, remember, still_masked
 from hooktrain.plugin.discovery import UNTRUSTED
 
-__all__ = ["apply_overrides", "read_recipe"]
+__all__ = ["apply_overrides", "masked_values", "read_recipe"]
 
 
 _BYTES = 1 << 20
@@ -211,15 +211,15 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
             for where, value in _values(result, "")
             if where.endswith("trust_remote_code") and value is True and where not in given
         ]
-    complaints += [
-        Complaint(
-            where, f"given {MASK}, as the run that kept this recipe masked it; write the value, or -o {where}=..."
-        )
-        for where in still_masked(result)
-    ]
     if complaints:
         raise RecipeError(complaints, source="command line" if overrides else "recipe")
     return dict(result)
+
+
+def masked_values(raw: Mapping[str, Any]) -> list[Complaint]:
+    """Return an error for each secret that a run has masked in the recipe that it kept."""
+    said = f"given {MASK}, as the run that kept this recipe masked it; write the value, or give it with -o"
+    return [Complaint(where, said) for where in dict.fromkeys(still_masked(raw))]
 
 
 def _set(target: Any, path: Sequence[str], value: Any) -> None:
