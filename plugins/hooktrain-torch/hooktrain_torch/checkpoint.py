@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hooktrain import CheckpointError, HooktrainWarning, TrainedState, World, failure_of, require_same
 from hooktrain_torch.checkpoint_config import FullConfig
-from hooktrain_torch.checkpoint_values import read_json, refused, restore_plugins, set_state
+from hooktrain_torch.checkpoint_values import read_json, refused, set_state
 from hooktrain_torch.files import (
     MANIFEST,
     UNKNOWN,
@@ -316,7 +316,9 @@ class FullCheckpoint:
             remedy = "with that version, or from another checkpoint" if other_format else "from another checkpoint"
             raise CheckpointError(f"{path}: {text}; resume {remedy}")
         self._checked = path
-        with refused(path, f"it holds no {PROVENANCE} that hooktrain has written; resume from another checkpoint"):
+        with refused(
+            trainer, path, f"it holds no {PROVENANCE} that hooktrain has written; resume from another checkpoint"
+        ):
             require_same(trainer, read_json(path / PROVENANCE), path)
 
     def load(self, trainer: Trainer, path: Path) -> None:
@@ -328,7 +330,7 @@ class FullCheckpoint:
         def stored(kind: str) -> CheckpointTensors:
             return CheckpointTensors(path, kind, tensors[kind])
 
-        with refused(path, remedy):
+        with refused(trainer, path, remedy):
             ranks = int(read_json(path / MANIFEST)["world_size"])
             parts = read_object(path / "parts.pt")
             tensors = read_json(path / TENSORS)
@@ -341,15 +343,14 @@ class FullCheckpoint:
                 left_out,
             )
         remedy = "resume from another checkpoint"
-        with refused(path, remedy):
+        with refused(trainer, path, remedy):
             trainer.scheduler.load_state_dict(parts["scheduler"])
             strategy.load_state_dict(parts["strategy"])
             if parts.get("built"):
                 take_changed(trainer.optimizer, trainer.scheduler, parts["built"], self._built)
             set_state(trainer.state, read_json(path / "state.json"))
-        restore_plugins(trainer, parts.get("plugins"), path, remedy)
-        if self.world.rank < ranks:
-            with refused(path, remedy):
+            trainer.restore_states(dict(parts["plugins"]))
+            if self.world.rank < ranks:
                 restore_random_state(read_object(path / f"random-{self.world.rank}.pt"))
         self._current = path
 

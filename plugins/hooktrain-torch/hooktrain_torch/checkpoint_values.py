@@ -16,7 +16,7 @@ from hooktrain import CheckpointError
 if TYPE_CHECKING:
     from hooktrain import Trainer, TrainerState
 
-__all__ = ["read_json", "refused", "restore_plugins", "set_state"]
+__all__ = ["read_json", "refused", "set_state"]
 
 _BYTES = 256 << 20
 """Most bytes of a file of JSON; the index of a model of a hundred thousand tensors has a tenth of them."""
@@ -28,8 +28,10 @@ _WRONG = (
 
 
 @contextlib.contextmanager
-def refused(path: Path, remedy: str) -> Iterator[None]:
+def refused(trainer: Trainer, path: Path, remedy: str) -> Iterator[None]:
     """Raise a ``CheckpointError`` about the checkpoint ``path``, which ends with ``remedy``, for values of other form.
+
+    An error in a plugin that is not hooktrain's own stays as it is: its author needs the traceback.
 
     Raises:
         CheckpointError: in one sentence.
@@ -37,6 +39,9 @@ def refused(path: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except _WRONG as problem:
+        plugin, _ = trainer.host.blame(problem) or ("", "")
+        if plugin in trainer.host.records and not trainer.host.records[plugin].distribution.startswith("hooktrain"):
+            raise
         # torch advises at length to load what it refuses without its protection
         is_pickle = isinstance(problem, pickle.PickleError)
         said = "it holds code or objects, which are never loaded" if is_pickle else _first(problem)
@@ -81,25 +86,6 @@ def set_state(state: TrainerState, values: Mapping[str, Any]) -> None:
             raise ValueError("state.json holds metrics that are no numbers")
     for name, value in values.items():
         setattr(state, name, value)
-
-
-def restore_plugins(trainer: Trainer, states: Any, path: Path, remedy: str) -> None:
-    """Hand each plugin its state; hooktrain's own plugins cannot have made one that they do not read.
-
-    Raises:
-        CheckpointError: when there is one.
-    """
-    if not isinstance(states, dict) or not all(isinstance(name, str) for name in states):
-        raise CheckpointError(f"{path}: does not fit this run (its states of plugins are no mapping); {remedy}")
-    try:
-        trainer.restore_states(states)
-    except _WRONG as problem:
-        plugin, hook = trainer.host.blame(problem) or ("", "")
-        record = trainer.host.records.get(plugin)
-        if record is None or not record.distribution.startswith("hooktrain"):
-            raise  # a mistake of its author, who needs the traceback
-        text = f"the state of {record} does not fit its {hook}: {_first(problem)}"
-        raise CheckpointError(f"{path}: {text}; {remedy}") from problem
 
 
 def _first(problem: BaseException) -> str:
