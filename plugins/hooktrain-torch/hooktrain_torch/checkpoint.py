@@ -26,7 +26,7 @@ from hooktrain_torch.files import (
     sync_folder,
 )
 from hooktrain_torch.frozen_weights import FrozenWeights
-from hooktrain_torch.hyperparameters import as_built, take_changed
+from hooktrain_torch.hyperparameters import as_built, require_like, take_changed
 from hooktrain_torch.random_state import restore_random_state
 from hooktrain_torch.retention import Retention
 from hooktrain_torch.save import FROZEN, PROVENANCE, TENSORS, Save
@@ -349,7 +349,8 @@ class FullCheckpoint:
             if parts.get("built"):
                 take_changed(trainer.optimizer, trainer.scheduler, parts["built"], self._built)
             set_state(trainer.state, read_json(path / "state.json"))
-            trainer.restore_states(dict(parts["plugins"]))
+            require_like(trainer.optimizer, self._built)
+            trainer.restore_states({name: dict(state) for name, state in parts["plugins"].items()})
             if self.world.rank < ranks:
                 restore_random_state(read_object(path / f"random-{self.world.rank}.pt"))
         self._current = path

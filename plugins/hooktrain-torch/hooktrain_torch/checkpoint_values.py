@@ -21,7 +21,7 @@ __all__ = ["read_json", "refused", "set_state"]
 _BYTES = 256 << 20
 """Most bytes of a file of JSON; the index of a model of a hundred thousand tensors has a tenth of them."""
 _WRONG = (
-    *(RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError),
+    *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError),
     pickle.PickleError,
 )
 """What Python, torch and libraries raise on values of another form, ``RecursionError`` included."""
@@ -80,7 +80,8 @@ def set_state(state: TrainerState, values: Mapping[str, Any]) -> None:
         now = known[name]
         kind = str if now is None else type(now)
         fits = type(value) is kind or ((now is None or kind is str) and value is None)
-        if not fits or (kind is int and not -1 <= value < 1 << 63):
+        least = -1 if name == "evaluated_at" else 0
+        if not fits or (kind is int and not least <= value < 1 << 62):
             raise ValueError(f"state.json holds {name}: {_short(value)}, expected {kind.__name__}")
         if name == "metrics" and not all(isinstance(number, (int, float)) for number in value.values()):
             raise ValueError("state.json holds metrics that are no numbers")
