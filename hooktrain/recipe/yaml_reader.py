@@ -40,7 +40,7 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Compose a node, counting levels, and what aliases repeat, before any of it is built."""
-        mark = self.peek_event().start_mark
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         is_alias = self.check_event(yaml.AliasEvent)
         before, self._depth = self._count, self._depth + 1
         if self._depth > _DEPTH:
@@ -60,7 +60,7 @@ class _StrictLoader(yaml.SafeLoader):
         """Read ``[`` or ``{``; the scanner looks ahead, with a time that grows with the square of the levels."""
         if self.flow_level >= _DEPTH:
             raise _refused(f"more than {_DEPTH} levels of lists and mappings within each other", self.get_mark())
-        return super().fetch_flow_collection_start(token)  # type: ignore[no-untyped-call]
+        return super().fetch_flow_collection_start(token)
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         """Build a value; one that Python or a recipe cannot hold is an error of its line."""
