@@ -67,7 +67,7 @@ def test_the_kept_recipe_says_what_was_masked_and_is_not_run_with_stars(run_tiny
 
 def test_a_kept_recipe_can_be_planned_and_compared(run_tiny, tmp_path):
     run_tiny(Logger(), logger=LOGGER)
-    raw = read_recipe(tmp_path / "run" / "recipe.yaml")
+    raw = {"type": "tiny", "logger": read_recipe(tmp_path / "run" / "recipe.yaml")["logger"]}
     facts = plan_of(host_of(Logger()), Sources(file=None, raw=raw), estimates=False)
     assert {each["where"] for each in facts["complaints"]} == {"logger.api_key", "logger.url"}
     assert facts["recipe"]["logger"] == masked(LOGGER) | {"level": 1}
