@@ -43,7 +43,10 @@ if TYPE_CHECKING:
     from hooktrain.exports import lazy_exports as lazy_exports
     from hooktrain.markers import hookimpl as hookimpl
     from hooktrain.markers import hookspec as hookspec
+    from hooktrain.masking import mask_text as mask_text
+    from hooktrain.masking import masked as masked
     from hooktrain.plugin.config import PluginsConfig as PluginsConfig
+    from hooktrain.plugin.discovery import require_trusted as require_trusted
     from hooktrain.plugin.info import API_VERSION as API_VERSION
     from hooktrain.plugin.info import PluginInfo as PluginInfo
     from hooktrain.plugin.manager import PluginHost as PluginHost

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hooktrain.masking import mask_text
+
 __all__ = [
     "CheckpointError",
     "Complaint",
@@ -87,7 +89,7 @@ class _Lines(logging.Handler):
         said = f"hooktrain: warning{'' if rank == '0' else f' of rank {rank}'}: "
         ours = record.name.partition(".")[0].startswith("hooktrain")
         with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-            print(f"{said if ours else ''}{record.getMessage()}", file=sys.stderr)
+            print(mask_text(f"{said if ours else ''}{record.getMessage()}"), file=sys.stderr)
 
 
 class RecipeError(HooktrainError):

@@ -16,6 +16,7 @@ CORE = Path(__file__).parents[1] / "hooktrain"
 PLUGINS = CORE.parent / "plugins"
 
 FLOORS = [
+    ["masking"],
     ["cache_folder", "compare", "compat", "errors", "markers", "renamed"],
     ["exports"],
     ["types"],

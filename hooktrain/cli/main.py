@@ -20,6 +20,7 @@ from hooktrain.cli.options import as_json, plugin_switches, print_facts, recipe_
 from hooktrain.cli.runs import runs
 from hooktrain.cli.startup import end, end_threads, leave, open_streams, provide_home
 from hooktrain.errors import HooktrainError, described, did_you_mean, failure_of, show_warnings, text_of
+from hooktrain.masking import forbid_others, mask_text
 from hooktrain.plugin.commands import plugin_command, plugin_commands
 from hooktrain.training.rank_notes import has_launcher, note_end, note_failure, trace_of
 
@@ -162,6 +163,7 @@ def main() -> None:
     """Run the command line; errors of hooktrain's own are one message and no traceback."""
     open_streams()
     provide_home()
+    forbid_others()
     several = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     follow_launcher()
     show_warnings()
@@ -250,7 +252,7 @@ def _failed(message: str, problem: BaseException, *, trace: bool) -> int:
         with contextlib.suppress(OSError, ValueError):  # nobody reads it: the status says that it failed
             if trace:
                 click.echo(trace_of(problem), err=True, nl=False)
-            click.echo(f"hooktrain: {message}", err=True)
+            click.echo(mask_text(f"hooktrain: {message}"), err=True)
     return 1
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from hooktrain.masking import mask_text
+from hooktrain.plugin.discovery import UNTRUSTED
 
 if TYPE_CHECKING:
     from hooktrain.plugin.manager import PluginHost
@@ -21,15 +26,28 @@ plugin_switches = click.option(
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of every command that reads a recipe."""
+
+    @functools.wraps(command)
+    def run(*, untrusted: bool, switches: tuple[str, ...], **given: Any) -> Any:
+        if untrusted:  # in the environment, which ranks have as well
+            os.environ[UNTRUSTED] = ",".join(["1", *switches])
+        return command(switches=switches, **given)
+
+    decorated: Callable[..., Any] = run
     for decorate in (
+        click.option(
+            "--untrusted",
+            is_flag=True,
+            help="The recipe is a stranger's: import installed packages only, and what -p names.",
+        ),
         plugin_switches,
         click.option(
             "-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value, such as optimizer.lr=1e-4."
         ),
         click.argument("recipe", type=click.Path(path_type=Path)),
     ):
-        command = decorate(command)
-    return command
+        decorated = decorate(decorated)
+    return decorated
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -46,6 +64,6 @@ def host_of(switches: Sequence[str]) -> PluginHost:
 def print_facts(facts: Any, as_json: bool, show: Callable[[Any], None]) -> None:
     """Print facts as JSON, or for people."""
     if as_json:
-        click.echo(json.dumps(facts, indent=2, default=str))
+        click.echo(mask_text(json.dumps(facts, indent=2, default=str)))
     else:
         show(facts)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from hooktrain.recipe.model import Recipe
     from hooktrain.training.trainer import Trainer
 
+from hooktrain.masking import mask_text
+
 __all__ = [
     "Progress",
     "collect_rarely",
@@ -221,7 +223,7 @@ class Progress:
         """Print a line, unless nobody reads what is printed."""
         if self.shown:
             try:
-                click.echo(f"{self.source}: {text}")
+                click.echo(mask_text(f"{self.source}: {text}"))
             except OSError:
                 self.shown = False
 

@@ -13,6 +13,7 @@ from hooktrain.errors import Complaint, RecipeError, described
 from hooktrain.hookspecs import FACTORIES
 from hooktrain.inspection.hooks import implementations_of
 from hooktrain.inspection.value_origins import Sources, origins_of
+from hooktrain.masking import mask_text, masked
 from hooktrain.plugin.checking import check_installed, check_used, problems_of
 from hooktrain.plugin.config import Switches, plugins_config
 from hooktrain.plugin.dependencies import logit_complaints
@@ -21,7 +22,7 @@ from hooktrain.plugin.ordering import complaint_of
 from hooktrain.plugin.records import PluginRecord
 from hooktrain.recipe.model import Recipe
 from hooktrain.recipe.resolver import resolve
-from hooktrain.recipe.yaml_reader import apply_overrides, read_recipe
+from hooktrain.recipe.yaml_reader import apply_overrides, masked_values, read_recipe
 from hooktrain.training.load import make_host
 from hooktrain.types import World
 
@@ -82,11 +83,12 @@ def phases_of(
         ``check_recipe`` included; and, for which torch is imported, the same with the estimates.
     """
     found = problems_of([partial(check_installed, host)])
-    complaints = [complaint_of(problem) for problem in (*(host.problems or ()), *found)]
+    problems = [*(host.problems or ()), *found]
+    complaints = [*masked_values(sources.raw), *map(complaint_of, problems)]
     recipe = _resolved(host, sources, complaints)
     complaints[:0] = map(complaint_of, check_used(host, recipe))
     facts: dict[str, Any] = {
-        "recipe": dict(sources.raw),
+        "recipe": masked(dict(sources.raw)),
         "origins": {},
         "complaints": complaints,
         "world_size": world.world_size,
@@ -94,7 +96,7 @@ def phases_of(
         "compatibility_lifted": False,
     }
     if recipe is not None:
-        facts["recipe"] = recipe.as_dict()
+        facts["recipe"] = masked(recipe.as_dict())
         facts["origins"] = origins_of(recipe, host, sources)
         facts["parts"] = _parts(host, recipe)
         facts["compatibility_lifted"] = recipe.skip_validation
@@ -107,7 +109,8 @@ def phases_of(
     yield facts
     if recipe is not None:
         complaints += _objections(host, recipe, world)
-    facts["complaints"] = [{"where": each.where, "message": each.message} for each in dict.fromkeys(complaints)]
+    told = [(each.where, mask_text(each.message)) for each in dict.fromkeys(complaints)]
+    facts["complaints"] = [{"where": where, "message": message} for where, message in told]
     yield facts
     if recipe is not None and estimates:
         from hooktrain.inspection.estimate import estimate

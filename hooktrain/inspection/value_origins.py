@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import yaml
 
+from hooktrain.masking import mask_words
 from hooktrain.plugin.config import PluginsConfig
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import ConfigDefaults, member
@@ -43,7 +44,7 @@ class Sources:
         for word in reversed(self.overrides):
             path = tuple(word.partition("=")[0].split("."))
             if place[: len(path)] == path or path[: len(place)] == place:
-                return f"command line -o {word}"
+                return f"command line -o {mask_words([word])[0]}"
         if self.file is None:
             return "given in Python"
         for length in range(len(place), 0, -1):  # a merged or short form stands where its parent does

@@ -13,10 +13,21 @@ from typing import Any
 from hooktrain.errors import PluginError, described, did_you_mean
 from hooktrain.plugin.records import PluginRecord
 
-__all__ = ["GROUP", "aside", "import_named", "installed", "own_version", "record_of"]
+__all__ = [
+    "GROUP",
+    "UNTRUSTED",
+    "aside",
+    "import_named",
+    "installed",
+    "own_version",
+    "record_of",
+    "require_trusted",
+]
 
 GROUP = "hooktrain"
 """The entry-point group that plugins are found through."""
+UNTRUSTED = "HOOKTRAIN_UNTRUSTED"
+"""Environment variable that ``--untrusted`` sets, so that ranks have it too; with the names that ``-p`` gives."""
 
 
 def installed() -> tuple[dict[str, importlib.metadata.EntryPoint], dict[str, str]]:
@@ -57,17 +68,45 @@ def aside() -> Iterator[None]:
         yield
 
 
-def import_named(name: str, known: Iterable[str]) -> Any:
+def require_trusted(module: str, key: str) -> None:
+    """Refuse a module that a recipe names, where the recipe is not the user's own and the module is not installed.
+
+    Without ``--untrusted`` it does nothing: what is imported runs, and a recipe may name any module.
+
+    Args:
+        module: such as ``package.module``.
+        key: of the recipe, for the message.
+
+    Raises:
+        PluginError: with ``--untrusted``, when no installed distribution has the module, or the current folder does.
+    """
+    untrusted, *named = os.environ.get(UNTRUSTED, "").split(",")
+    if not untrusted or any(f"{module}.".startswith(f"{name.partition(':')[0]}.") for name in named):
+        return
+    top = module.partition(".")[0]
+    here = any(os.path.exists(os.path.join(os.getcwd(), name)) for name in (top, f"{top}.py"))
+    if here or top not in importlib.metadata.packages_distributions():
+        raise PluginError(
+            f"{key}: given '{module}', a module {'of the current folder' if here else 'that no installed package has'},"
+            " in a recipe that is not yours (--untrusted), expected an installed plugin or package; read the module,"
+            f" and load it with -p {module}, or leave --untrusted out"
+        )
+
+
+def import_named(name: str, known: Iterable[str], asked: bool = True) -> Any:
     """Import ``package.module`` or ``package.module:Class``; one in the current folder is found, as under `python -m`.
 
     Args:
         name: what a recipe or ``-p`` says.
         known: installed plugins, one of which may have been meant.
+        asked: whether the user has named it, and not the recipe alone.
 
     Raises:
-        PluginError: it cannot be imported, or is not there.
+        PluginError: it cannot be imported, or is not there, or must not be, see :func:`require_trusted`.
     """
     module, _, attribute = name.partition(":")
+    if not asked:
+        require_trusted(module, "plugins.load")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

@@ -156,7 +156,7 @@ class PluginHost:
         record = PluginRecord(name=name, distribution=name.partition(":")[0].partition(".")[0], version="")
         known = [known for known, other in self.records.items() if other.distribution != "hooktrain"]
         try:
-            plugin = import_named(name, known)
+            plugin = import_named(name, known, asked=bool(self.switches.said(name)))
         except PluginError as problem:
             self._refuse(problem)
         else:

@@ -12,6 +12,7 @@ import attrs
 import yaml
 
 from hooktrain.config import at_least, between, field, one_of, part, unstructure
+from hooktrain.masking import masked, masked_paths
 from hooktrain.plugin.config import PluginsConfig
 
 __all__ = ["Recipe"]
@@ -105,8 +106,11 @@ class Recipe:
         return {item.name: getattr(self, item.name) for item in attrs.fields(Recipe) if item.metadata.get("kind")}
 
     def as_yaml(self) -> str:
-        """The whole recipe as YAML."""
-        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+        """The whole recipe as YAML; passwords and tokens are masked, and a comment at its beginning names them."""
+        plain = self.as_dict()
+        paths = masked_paths(plain)
+        named = f"# masked: {', '.join(paths)}; write them again to run this recipe\n" if paths else ""
+        return named + str(yaml.safe_dump(masked(plain), sort_keys=False, allow_unicode=True))
 
     def digest(self) -> str:
         """Text that is equal for two recipes exactly when they say the same, ``run_dir`` aside."""

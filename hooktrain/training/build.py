@@ -17,6 +17,7 @@ import attrs
 from hooktrain.compare import differences
 from hooktrain.errors import CheckpointError, DataError, HooktrainError, PluginError, RanksDisagreeError, RecipeError
 from hooktrain.hookspecs import FACTORIES
+from hooktrain.masking import forbid_others, mask_text, mask_words, masked
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import (
     CheckpointEngine,
@@ -82,6 +83,7 @@ class ModelParts:
 
 def open_strategy(host: PluginHost, recipe: Recipe, world: World) -> Strategy:
     """Build the strategy, with which the ranks of a run are connected."""
+    forbid_others()
     _seed(recipe.seed)
     strategy: Strategy = make_part(host, "make_strategy", recipe.strategy, world=world, recipe=recipe)
     return strategy
@@ -99,7 +101,9 @@ def build_data_parts(trainer: Trainer) -> DataParts:
     run_dir = trainer.run_dir
     plugins = {record["name"]: record for record in host.manifest()}
     # plugins first: a plugin that is not there says more than the section of the recipe that names it
-    _agree(strategy, {"plugins": plugins, "recipe": {**recipe.as_dict(), "run_dir": ""}, "versions": versions()})
+    _agree(
+        strategy, {"plugins": plugins, "recipe": masked({**recipe.as_dict(), "run_dir": ""}), "versions": versions()}
+    )
     _agree(strategy, {"order of plugins": list(reversed(plugins))})
     if world.is_main:
         _open_run_dir(trainer)
@@ -331,7 +335,7 @@ def _write_facts(trainer: Trainer) -> None:
         "torch": torch.__version__,
         "platform": platform.platform(),
         "world_size": trainer.world.world_size,
-        "command": sys.argv,
+        "command": mask_words(sys.argv),
     }
     manifest = {"plugins": trainer.host.manifest(), "environment": environment}
     report = dict(trainer.data.report)
@@ -339,7 +343,7 @@ def _write_facts(trainer: Trainer) -> None:
     with _writing(trainer.run_dir):
         for name, text in zip(KEPT, texts, strict=True):
             clear_way(trainer.run_dir / name, trainer.host.warn)
-            write_whole(trainer.run_dir / name, text)
+            write_whole(trainer.run_dir / name, mask_text(text))
 
 
 @contextlib.contextmanager

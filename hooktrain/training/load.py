@@ -17,7 +17,7 @@ from hooktrain.plugin.manager import PluginHost
 from hooktrain.plugin.ordering import complaint_of
 from hooktrain.recipe.model import Recipe
 from hooktrain.recipe.resolver import resolve
-from hooktrain.recipe.yaml_reader import apply_overrides, read_recipe
+from hooktrain.recipe.yaml_reader import apply_overrides, masked_values, read_recipe
 from hooktrain.training.diagnostics import explain
 from hooktrain.types import World
 
@@ -87,6 +87,8 @@ def load(
     if isinstance(recipe, Path):
         source, name = str(recipe), recipe.stem
     raw = apply_overrides(read_recipe(recipe) if isinstance(recipe, Path) else dict(recipe), overrides or [])
+    if masked := masked_values(raw):
+        raise RecipeError(masked, source)
     words = Switches.given(switches or ())
     host = make_host(plugins_config(raw, []), discover=discover, python_parts=python_parts, switches=words, problems=[])
     for plugin in plugins or []:

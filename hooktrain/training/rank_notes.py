@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 from hooktrain.errors import failure_of
+from hooktrain.masking import mask_text
 
 __all__ = [
     "NOTES",
@@ -92,7 +93,7 @@ def note_failure(message: str, problem: BaseException, *, trace: bool) -> bool:
         Whether the launcher is this module's, which prints it.
     """
     when = failure_of(problem).when or time.monotonic()
-    text = trace_of(problem) if trace else ""
+    text, message = trace_of(problem) if trace else "", mask_text(message)
     folder, file = os.environ.get(NOTES), os.environ.get("TORCHELASTIC_ERROR_FILE")
     if folder:
         with contextlib.suppress(OSError):
@@ -119,4 +120,4 @@ def trace_of(problem: BaseException) -> str:
         frames = [frame for frame in found.stack if not any(own in frame.filename for own in OUR_OWN)]
         found.stack = traceback.StackSummary.from_list(frames)
         found = found.__cause__ or found.__context__
-    return "".join(made.format())
+    return mask_text("".join(made.format()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import attrs
 from hooktrain.config import unstructure
 from hooktrain.errors import CheckpointError
 from hooktrain.hookspecs import FACTORIES, LOOP_HOOKS
+from hooktrain.masking import digests_of, masked, unmasked
 from hooktrain.plugin.ordering import is_declined
 from hooktrain.plugin.usage import asks_for
 
@@ -28,6 +30,8 @@ _BATCH_PARTS = ("micro_batch_size", "gradient_accumulation_steps")
 _ROWS = ("data.sources", "data.overflow", "data.on_empty")
 _ELSEWHERE = ("plugins", "settings", "allow_changes")
 _LENGTH = ("epochs", "train_iters")
+_COMPARED = 10_000_000
+"""Steps up to which the learning rates of two runs are compared, which takes a minute."""
 
 
 class Change(NamedTuple):
@@ -61,8 +65,11 @@ def provenance(trainer: Trainer) -> dict[str, Any]:
         trainer: with its data.
     """
     recipe = trainer.recipe
+    plain, salt = recipe.as_dict(), secrets.token_hex(16)
+    digests = digests_of(plain, salt)
     return {
-        "recipe": recipe.as_dict(),
+        "recipe": masked(plain),
+        **({"masked": {"salt": salt, "digests": digests}} if digests else {}),
         "plugins": [{**record, "changes": _part_in(trainer, record["name"])} for record in trainer.host.manifest()],
         "versions": versions(),
         "data": {"rows": len(trainer.data.train), "fingerprint": trainer.data.train_fingerprint},
@@ -101,7 +108,9 @@ def changes(before: Mapping[str, Any], trainer: Trainer) -> Iterator[Change]:
     now = json.loads(json.dumps(provenance(trainer), default=str))
     same_rows = bool(now["data"]["fingerprint"]) and now["data"] == before["data"]
     same_rates = before["steps"][1] == now["steps"][1] or _same_rates(trainer, *before["steps"])
-    for change in _in_config(trainer.recipe, before["recipe"], trainer.recipe.types, "", True):
+    recipe, hidden = before["recipe"], before.get("masked", {"salt": "", "digests": {}})
+    recipe = unmasked(recipe, hidden["digests"], hidden["salt"], trainer.recipe.as_dict())
+    for change in _in_config(trainer.recipe, recipe, trainer.recipe.types, "", True):
         if change.where in _BATCH_PARTS:
             continue
         if change.where in _LENGTH and not same_rates:
@@ -109,7 +118,7 @@ def changes(before: Mapping[str, Any], trainer: Trainer) -> Iterator[Change]:
             change = change._replace(message=more)  # noqa: PLW2901
         harmless = same_rates if change.where in _LENGTH else same_rows and change.where.startswith(_ROWS)
         yield change._replace(matters=change.matters and not harmless)
-    yield from _in_settings(before["recipe"], trainer)
+    yield from _in_settings(recipe, trainer)
     yield from _in_batch(before["batch"], now["batch"])
     if before["world_size"] != now["world_size"]:
         ranks = f"was {_ranks(before['world_size'])}, is {_ranks(now['world_size'])}"
@@ -154,7 +163,9 @@ def _in_value(value: Any, before: Any, types: Mapping[Any, str], where: str, aff
         for number, (one, other) in enumerate(zip(value, before, strict=True)):
             yield from _in_value(one, other, types, f"{where}[{number}]", affects, None)
     else:
-        yield Change(where, f"was {_short(before)}, is {_short(plain)}", affects)
+        texts = [_short(masked(side, where)) for side in (before, plain)]
+        differ = f"was {texts[0]}, is {texts[1]}" if texts[0] != texts[1] else f"is another {texts[1]} than it was"
+        yield Change(where, differ, affects)
 
 
 def _is_list(value: Any) -> bool:
@@ -170,6 +181,8 @@ def _same_rates(trainer: Trainer, steps: int, horizon: int) -> bool:
     """Whether the learning rates of the first steps are those of a run that was to be ``horizon`` steps long."""
     if trainer.recipe.scheduler is None:
         return True
+    if steps > _COMPARED:
+        return False
     import torch
 
     rates = []

@@ -21,6 +21,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from hooktrain.errors import HooktrainError, LoopHookError, described, failure_of
+from hooktrain.masking import mask_text
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import (
     CheckpointEngine,
@@ -474,7 +475,7 @@ class Trainer:
     def say(self, message: str) -> None:
         """Tell the user something, through the hook ``on_message``; other ranks than 0 say nothing."""
         if self.world.is_main:
-            self.hooks.on_message(trainer=self, message=message)
+            self.hooks.on_message(trainer=self, message=mask_text(message))
 
     # -------------------------------------------------------------------------------------------------- the run
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hooktrain import ConfigDefaults, StrategyDefaults, did_you_mean, member
+from hooktrain import ConfigDefaults, StrategyDefaults, did_you_mean, masked, member
 from hooktrain_callbacks.compat import arguments_class
 
 if TYPE_CHECKING:
@@ -105,6 +105,6 @@ def training_arguments(trainer: Trainer, arguments: Mapping[str, Any]) -> Any:
     }
     kind: Any = arguments_class()
     made = kind.__new__(kind)
-    made.run_device, made.run_world, made.run_recipe = trainer.device, trainer.world, recipe.as_dict()
+    made.run_device, made.run_world, made.run_recipe = trainer.device, trainer.world, masked(recipe.as_dict())
     made.__init__(**values)
     return made

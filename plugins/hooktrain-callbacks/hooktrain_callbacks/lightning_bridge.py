@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hooktrain import HooktrainError, StrategyDefaults, member
+from hooktrain import HooktrainError, StrategyDefaults, masked, member
 from hooktrain_callbacks.callback_handler import CallbackHandler, LoadedCallback
 from hooktrain_callbacks.compat import supports_step_hooks
 from hooktrain_callbacks.dataloaders import eval_sizes
@@ -235,7 +235,7 @@ class LightningBridge:
 
     def _log_hyperparameters(self) -> None:
         if self.trainer.world.is_main:
-            self._call_loggers("log_hyperparams", self.trainer.recipe.as_dict())
+            self._call_loggers("log_hyperparams", masked(self.trainer.recipe.as_dict()))
 
     def _call_loggers(self, method: str, *arguments: Any, **named: Any) -> None:
         for loaded in self.loggers:

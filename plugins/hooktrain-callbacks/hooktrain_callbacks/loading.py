@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hooktrain import Complaint, did_you_mean
+from hooktrain import Complaint, did_you_mean, require_trusted
 from hooktrain_callbacks.callback_handler import BASES, LoadedCallback, base_of, overridden
 from hooktrain_callbacks.compat import monitored_metric
 from hooktrain_callbacks.config import Entry, entry_of
@@ -114,6 +114,7 @@ def _find(name: str) -> Any:
     steps = name.replace(":", ".").split(".")
     if len(steps) < 2:
         raise ValueError(f"given '{name}', expected a full name such as transformers.{name}")
+    require_trusted(".".join(steps[:-1]), "callbacks")
     found: Any = None
     for number in range(1, len(steps) + 1):
         path, step = ".".join(steps[:number]), steps[number - 1]

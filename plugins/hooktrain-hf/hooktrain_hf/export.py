@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import attrs
 
-from hooktrain import CheckpointConfig, CheckpointError, World, field
+from hooktrain import CheckpointConfig, CheckpointError, World, failure_of, field
 from hooktrain_hf.atomic_folder import check_target, delete_temporary, exports_in, replace_folder, temporary_folder
 from hooktrain_hf.location import first_line
 from hooktrain_hf.model import torch_dtype
@@ -43,6 +43,9 @@ class HFCheckpointConfig(CheckpointConfig):
 
     save_dtype: Literal["fp32", "bf16", "fp16"] | None = field(default=None)
     """Precision of the exported weights; by default the one that they are kept in."""
+    on_failure: Literal["stop", "warn"] = field(default="stop")
+    """What the run does when an export fails, as on a full disk; an earlier one is then unchanged. With ``warn``
+    training continues, and a run whose last export failed is no success."""
 
 
 class HFCheckpointEngine:
@@ -53,12 +56,16 @@ class HFCheckpointEngine:
         run_dir: folder of the run.
         world: this process; only the main rank writes.
 
+    Attributes:
+        unsaved: the step of the last export, where it failed, and the error; None when it did not fail.
+
     Raises:
         CheckpointError: ``output_dir`` cannot be written, or contains files that are not an export's.
     """
 
     def __init__(self, config: HFCheckpointConfig, run_dir: Path, world: World) -> None:
         self.config = config
+        self.unsaved: tuple[int, CheckpointError] | None = None
         self.output_dir = (config.output_dir or run_dir / "export").expanduser().absolute()
         if config.auto_resume:
             raise CheckpointError(
@@ -68,36 +75,48 @@ class HFCheckpointEngine:
         if world.is_main and config.enabled:  # now, and not after hours of training
             check_target(self.output_dir, _WHERE)
 
-    def save(self, trainer: Trainer) -> Path:
+    def save(self, trainer: Trainer) -> Path | None:
         """Export the model. Collective: all ranks gather the weights, the main rank writes them.
 
         Returns:
-            The folder: ``output_dir`` at the end of the run, ``output_dir/step-N`` before.
+            The folder: ``output_dir`` at the end of the run, ``output_dir/step-N`` before; None where it could not be
+            written and ``on_failure`` says ``warn``.
 
         Raises:
             CheckpointError: the model is no transformers model, the folder cannot be written, or the written weights
-                differ from the model's; an earlier export is then unchanged.
+                differ from the model's; on all ranks. An earlier export is then unchanged.
         """
         at_end = trainer.checkpoint_reason == "end"
         target = self.output_dir if at_end else self.output_dir / f"step-{trainer.global_step}"
         module: Any = trainer.strategy.unwrap(trainer.model)
         weights = trainer.strategy.full_state_dict(trainer.model)
-        problem = ""
+        problem, mistake = "", None
         if trainer.world.is_main:
             try:
                 self._write(trainer, target, module, weights)
             except CheckpointError as error:
                 problem = str(error)
-            except (OSError, ValueError, RuntimeError) as error:
+            except Exception as error:  # whatever it is, the other ranks wait to be told
+                mistake = None if _is_of_disk(error) else error
                 problem = (
-                    f"{_WHERE}: '{target}' cannot be written ({first_line(error)}); expected a folder with enough space"
-                    " that this user may write; an earlier export there is unchanged"
+                    f"{_WHERE}: '{target}' cannot be written ({first_line(error)}); make room, or give another"
+                    " output_dir that this user may write; an earlier export there is unchanged"
                 )
         # also the barrier after which every rank may read the folder
         problem = next((text for text in trainer.strategy.gather_objects(problem) if text), "")
-        if problem:
-            raise CheckpointError(problem)
-        return target
+        if mistake is not None:
+            raise mistake
+        if not problem:
+            self.unsaved = None
+            return target
+        failed = CheckpointError(problem)
+        failure_of(failed).rank = 0
+        if self.config.on_failure == "stop":
+            raise failed
+        self.unsaved = (trainer.global_step, failed)
+        if trainer.world.is_main:
+            trainer.host.warn(f"{problem}{'' if at_end else '; the run continues'}")
+        return None
 
     def results(self) -> list[Path]:
         """Return the exports in ``output_dir``, the newest first."""
@@ -144,6 +163,14 @@ class HFCheckpointEngine:
                 trainer.tokenizer.save_pretrained(folder)
             _verify(folder, written, _allowed(trainer, weights))
             replace_folder(folder, target)
+
+
+def _is_of_disk(error: Exception) -> bool:
+    """Return whether an error tells of the disk or of what is written, and not of a mistake in a plugin.
+
+    The libraries of tensors and of tokenizers, which are written in Rust, have errors of their own.
+    """
+    return isinstance(error, (OSError, ValueError, RuntimeError)) or "os error" in str(error)
 
 
 def write_model(

@@ -88,7 +88,7 @@ def _recall(path: Path) -> dict[str, tuple[_Identity, str]]:
         check, _, text = path.read_bytes().partition(b"\n")
         if check.decode() == _digest(text):
             return {name: (_Identity(*identity), digest) for name, (identity, digest) in json.loads(text).items()}
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         pass
     return {}
 

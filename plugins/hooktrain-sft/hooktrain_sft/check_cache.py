@@ -69,7 +69,7 @@ def read_result(path: Path | None) -> dict[str, Any] | None:
     """Return a kept result; None where there is none that can be read."""
     try:
         found = None if path is None else json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

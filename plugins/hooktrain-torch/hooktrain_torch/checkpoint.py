@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hooktrain import CheckpointError, HooktrainWarning, TrainedState, World, failure_of, require_same
 from hooktrain_torch.checkpoint_config import FullConfig
+from hooktrain_torch.checkpoint_values import read_json, refused, set_state
 from hooktrain_torch.files import (
     MANIFEST,
     UNKNOWN,
@@ -26,7 +26,7 @@ from hooktrain_torch.files import (
     sync_folder,
 )
 from hooktrain_torch.frozen_weights import FrozenWeights
-from hooktrain_torch.hyperparameters import as_built, take_changed
+from hooktrain_torch.hyperparameters import as_built, require_like, take_changed
 from hooktrain_torch.plain_state import NotPlainError, plain
 from hooktrain_torch.retention import Retention
 from hooktrain_torch.save import FROZEN, PARTS, PROVENANCE, TENSORS, Save
@@ -326,21 +326,24 @@ class FullCheckpoint:
             remedy = "with that version, or from another checkpoint" if other_format else "from another checkpoint"
             raise CheckpointError(f"{path}: {text}; resume {remedy}")
         self._checked = path
-        require_same(trainer, json.loads((path / PROVENANCE).read_text(encoding="utf-8")), path)
+        with refused(
+            trainer, path, f"it holds no {PROVENANCE} that hooktrain has written; resume from another checkpoint"
+        ):
+            require_same(trainer, read_json(path / PROVENANCE), path)
 
     def load(self, trainer: Trainer, path: Path) -> None:
         if path != self._checked:
             self.check(trainer, path)
         self.remember_built(trainer)
-        ranks = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["world_size"]
-        strategy = trainer.strategy
+        strategy, remedy = trainer.strategy, "write the model and the optimizer of its recipe.yaml in the recipe"
 
         def stored(kind: str) -> CheckpointTensors:
             return CheckpointTensors(path, kind, tensors[kind])
 
-        try:
+        with refused(trainer, path, remedy):
+            ranks = int(read_json(path / MANIFEST)["world_size"])
             parts = read_object(path / PARTS)
-            tensors = json.loads((path / TENSORS).read_text(encoding="utf-8"))
+            tensors = read_json(path / TENSORS)
             left_out = self._not_written(trainer, path)
             strategy.load_trained_state(
                 trainer.model,
@@ -349,26 +352,22 @@ class FullCheckpoint:
                 parts["trained"],
                 left_out,
             )
-        except (RuntimeError, ValueError, KeyError) as problem_:
-            reason = " ".join(str(problem_).split())
-            raise CheckpointError(
-                f"{path}: does not fit this run ({reason[:300]}); write the model and the optimizer of its recipe.yaml"
-                " in the recipe"
-            ) from problem_
-        trainer.scheduler.load_state_dict(parts["scheduler"])
-        strategy.load_state_dict(parts["strategy"])
-        if parts.get("built"):
-            take_changed(trainer.optimizer, trainer.scheduler, parts["built"], self._built)
-        for name, value in json.loads((path / "state.json").read_text(encoding="utf-8")).items():
-            setattr(trainer.state, name, value)
-        trainer.restore_states(parts["plugins"])
-        if self.world.rank < ranks:
-            trainer.random_state.resume(read_object(path / f"random-{self.world.rank}.pt"))
+        remedy = "resume from another checkpoint"
+        with refused(trainer, path, remedy):
+            trainer.scheduler.load_state_dict(parts["scheduler"])
+            strategy.load_state_dict(parts["strategy"])
+            if parts.get("built"):
+                take_changed(trainer.optimizer, trainer.scheduler, parts["built"], self._built)
+            set_state(trainer.state, read_json(path / "state.json"))
+            require_like(trainer.optimizer, self._built)
+            trainer.restore_states({name: dict(state) for name, state in parts["plugins"].items()})
+            if self.world.rank < ranks:
+                trainer.random_state.resume(read_object(path / f"random-{self.world.rank}.pt"))
         self._current = path
 
     def _not_written(self, trainer: Trainer, path: Path) -> list[str]:
         """Return the frozen weights that the checkpoint does not hold, once they are known to be this run's."""
-        frozen = json.loads((path / FROZEN).read_text(encoding="utf-8")) if (path / FROZEN).is_file() else {}
+        frozen = read_json(path / FROZEN) if (path / FROZEN).is_file() else {}
         different: list[str] = []
         if frozen:
             shards = trainer.strategy.trained_state(trainer.model, trainer.optimizer).model

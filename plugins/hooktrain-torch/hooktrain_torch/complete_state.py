@@ -92,6 +92,9 @@ def load_trained_state(
     require_groups(groups, rest["names"])
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = {name: number for number, name in enumerate(name for group in groups for name in group)}
+    for name, values in rest["state"].items():
+        if not isinstance(values.get("step", 0), (Tensor, int, float)):
+            raise ValueError(f"the optimizer's step of {name} is a {type(values['step']).__name__}, expected a number")
     # a copy for each parameter: a step count shared by all would be incremented by each of them
     state: dict[int, dict[str, Any]] = {
         numbers[name]: {k: v.clone() if isinstance(v, Tensor) else v for k, v in values.items()}

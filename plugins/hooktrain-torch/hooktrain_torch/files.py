@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hooktrain import CheckpointError
+from hooktrain_torch.checkpoint_values import read_json
 
 __all__ = [
     "MANIFEST",
@@ -40,6 +41,7 @@ _LARGE = 1 << 20
 """Bytes from which on hashing them is worth a thread of its own while they are written."""
 _SYNC_EVERY = 16 << 20
 """Bytes after which what has been written is synced to the disk."""
+_NO_MANIFEST = (OSError, ValueError, TypeError, AttributeError, OverflowError)
 
 
 class Problem(NamedTuple):
@@ -184,7 +186,7 @@ def number_of(folder: Path) -> int:
     """Return a checkpoint's position in the order of saving."""
     try:
         return int(_manifest(folder)["number"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (*_NO_MANIFEST, KeyError):
         return UNKNOWN
 
 
@@ -192,7 +194,7 @@ def run_of(folder: Path) -> str | None:
     """Return the id of the run that saved a checkpoint; None where its manifest does not say."""
     try:
         return str(_manifest(folder)["run"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (*_NO_MANIFEST, KeyError):
         return None
 
 
@@ -210,6 +212,8 @@ def problem_of(folder: Path, *, digests: bool = True) -> Problem | None:
             reader = "hooktrain 0.1" if found < _FORMAT else "a later version of hooktrain"
             return Problem(f"its format is {found}, which {reader} reads, and this version reads {_FORMAT}", True)
         for name, expected in facts["files"].items():
+            if Path(name).name != name:
+                return Problem(f"its {MANIFEST} names the file '{name[:60]}', which is not in the folder")
             path = folder / name
             if not path.is_file():
                 return Problem(f"{name} is missing")
@@ -219,16 +223,14 @@ def problem_of(folder: Path, *, digests: bool = True) -> Problem | None:
         return Problem(f"it has no {MANIFEST}, so it was never committed")
     except KeyError as problem:
         return Problem(f"its {MANIFEST} is damaged: it has no {problem}")
-    except (OSError, ValueError, TypeError, AttributeError) as problem:
-        return Problem(f"its {MANIFEST} cannot be read ({problem})")
+    except _NO_MANIFEST as problem:
+        return Problem(f"its {MANIFEST} cannot be read ({' '.join(str(problem).split())[:200]})")
     return None
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest and compare it with its own digest."""
-    facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if not isinstance(facts, dict):
-        raise ValueError("it is no mapping")
+    facts = read_json(folder / MANIFEST)
     if facts["format"] == _FORMAT and facts.pop("sha256") != _digest_of(facts):
         raise ValueError("it is damaged")
     return facts

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from hooktrain import SchedulerDefaults, member
 from hooktrain_torch.schedules import Schedule
 
-__all__ = ["as_built", "take_changed"]
+__all__ = ["as_built", "require_like", "take_changed"]
 
 _PLAIN = (type(None), bool, int, float, str, tuple, list)
 
@@ -55,3 +56,26 @@ def take_changed(optimizer: Optimizer, scheduler: Any, then: Mapping[str, Any], 
     for group, old, new in zip(optimizer.param_groups, old_rates, rates, strict=True):
         if old:  # torch's own schedules continue from the rate that they find
             group["lr"] = group["lr"] * (new / old)
+
+
+def require_like(optimizer: Optimizer, built: Mapping[str, Any]) -> None:
+    """Refuse loaded hyperparameters of other types than those that the optimizer was built with.
+
+    Args:
+        optimizer: has loaded a checkpoint.
+        built: what :func:`as_built` returned.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    for group, before in zip(optimizer.param_groups, built["groups"], strict=True):
+        for key, value in (*before.items(), ("lr", 0.0)):
+            found = group.get(key)
+            if found is not None and value is not None and _kind(found) != _kind(value):
+                raise ValueError(f"the optimizer's {key} is {str(found)[:40]!r}, expected {_kind(value)}")
+
+
+def _kind(value: Any) -> str:
+    if type(value) in (int, float) or isinstance(value, Tensor):
+        return "a number"
+    return "a list" if isinstance(value, (list, tuple)) else type(value).__name__

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from hooktrain import HooktrainError, at_least, did_you_mean, field
+from hooktrain import HooktrainError, at_least, did_you_mean, field, require_trusted
 from hooktrain_torch.compat import full_shape
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ def decay_groups(model: Module, decay: float, decay_vectors: bool) -> list[dict[
 def _find(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
     home = None
+    require_trusted(module or "torch.optim", "optimizer.name")
     try:
         home = importlib.import_module(module or "torch.optim")
         return getattr(home, attribute)

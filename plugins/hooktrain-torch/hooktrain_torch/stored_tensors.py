@@ -130,5 +130,5 @@ class CheckpointTensors:
 
     def _of(self, rank: int) -> dict[str, Tensor]:
         if rank not in self._files:
-            self._files[rank] = read_object(self._folder / f"{self._kind}-{rank}.pt")
+            self._files[rank] = read_object(self._folder / f"{self._kind}-{int(rank)}.pt")
         return self._files[rank]

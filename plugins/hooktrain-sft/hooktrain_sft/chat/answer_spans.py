@@ -4,16 +4,20 @@ An answer begins where the prompt for it ends, as the template writes that promp
 ends where the template's loop continues with the next message. Some templates change the text of earlier turns (Qwen 3
 drops their reasoning, Mistral moves tools to the last user turn), so that the text does not begin with an earlier
 prompt. Then an answer begins after the generation prompt with which the template begins its turn.
+
+Each prompt is rendered, which takes a time that grows with the square of the messages. In a conversation with more than
+256 answers this is done for some of each kind; where all of them begin and end alike, so do the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hooktrain import DataError
 from hooktrain_sft.chat.generation_prompt import shared_prefix, start_after_header
-from hooktrain_sft.chat.messages import Message
+from hooktrain_sft.chat.long_conversations import ALL, sample
+from hooktrain_sft.chat.messages import Message, is_empty
 from hooktrain_sft.chat.template import ChatTemplate, Scope
 from hooktrain_sft.chat.template_trace import Span, Trace
 
@@ -28,14 +32,24 @@ class Answer(NamedTuple):
     rule: str
 
 
+class _Form(NamedTuple):
+    """How answers of one kind stand in their passes of the loop: the text before them, whether they have an end."""
+
+    header: str
+    has_end: bool
+    rule: str
+
+
 class Conversation:
     """A rendered conversation."""
 
-    __slots__ = ("messages", "scope", "template", "text", "trace")
+    __slots__ = ("_forms", "_proofs", "messages", "scope", "template", "text", "trace")
 
     def __init__(self, template: ChatTemplate, messages: Sequence[Message], scope: Scope, trace: Trace) -> None:
         self.template, self.messages, self.scope, self.trace = template, messages, scope, trace
         self.text = trace.text
+        self._forms: dict[Any, _Form] | None = None
+        self._proofs = 0
 
     def answer(self, index: int) -> Answer:
         """Return the span of an assistant's message.
@@ -43,6 +57,63 @@ class Conversation:
         Raises:
             DataError: when it cannot be proven.
         """
+        if len(self.messages) <= 2 * ALL:
+            return self._proven(index)
+        if self._forms is None:
+            self._forms = self._sampled_forms()
+        form, region = self._forms.get(self._kind(index)), self.trace.regions.get(index)
+        if form is not None and region is not None and self.text.startswith(form.header, region[0]):
+            start = region[0] + len(form.header)
+            ended = self.template.end_of_turn(self.text, start, region[1])
+            if (ended is not None) == form.has_end:
+                end = region[1] if ended is None else ended
+                if self.text[start:end].strip() in self.template.nothing:
+                    raise self.without_content(index)
+                return Answer(start, end, form.rule)
+        return self._proven(index)
+
+    def _kind(self, index: int) -> Any:
+        """Return what decides how a template begins and ends an answer, as far as messages nearby and fields do."""
+        messages = self.messages
+        before = messages[index - 1] if index else {}
+        after = messages[index + 1]["role"] if index + 1 < len(messages) else ""
+        fields = tuple(sorted(messages[index]))
+        return before.get("role"), "tool_calls" in before, fields, after, index + 1 in self.trace.regions
+
+    def _sampled_forms(self) -> dict[Any, _Form]:
+        kinds: dict[Any, list[int]] = {}
+        for index, message in enumerate(self.messages):
+            if message["role"] == "assistant" and not is_empty(message):
+                kinds.setdefault(self._kind(index), []).append(index)
+        forms = {}
+        for kind, answers in kinds.items():
+            if len(answers) > ALL // 4:  # the others are proven when they are asked for
+                found = {self._form(index) for index in sample(answers, ALL // 4)}
+                form = found.pop()
+                if form is not None and not found:
+                    forms[kind] = form
+        return forms
+
+    def _form(self, index: int) -> _Form | None:
+        region = self.trace.regions.get(index)
+        try:
+            start, end, rule = self._proven(index)
+        except DataError:
+            return None
+        if region is None or start < region[0] or end > region[1]:
+            return None
+        has_end = self.template.end_of_turn(self.text, start, region[1]) is not None
+        return _Form(self.text[region[0] : start], has_end, rule) if has_end or end == region[1] else None
+
+    def _proven(self, index: int) -> Answer:
+        self._proofs += 1
+        if self._proofs > 2 * ALL and len(self.messages) > 2 * ALL:
+            raise DataError(
+                f"messages: {len(self.messages):,} messages, in which the chat template begins or ends answers of one"
+                f" kind differently, so that each has to be proven by rendering all messages before it; expected at"
+                f" most {2 * ALL} messages with this template; split the conversation, or mark the answers with"
+                " {% generation %} in the template"
+            )
         region = self.trace.regions.get(index)
         prompt: str | DataError
         try:

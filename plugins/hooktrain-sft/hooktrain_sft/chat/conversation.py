@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from hooktrain import DataError
 from hooktrain_sft.chat.answer_spans import Conversation
+from hooktrain_sft.chat.long_conversations import ALL, sample
 from hooktrain_sft.chat.message_forms import assert_tools_are_rendered, converse
 from hooktrain_sft.chat.messages import Message
 from hooktrain_sft.chat.other_fields import not_rendered
@@ -20,6 +21,9 @@ from hooktrain_sft.chat.unrendered import Unrendered, find_unrendered
 from hooktrain_sft.config import SFTDataConfig
 
 __all__ = ["ConversationRenderer"]
+
+_MOST_SPLIT = 1_000_000
+"""Messages in all sequences that ``split`` makes of a conversation, which grow with the square of its length."""
 
 
 class ConversationRenderer:
@@ -64,6 +68,12 @@ class ConversationRenderer:
         wanted = [index for index in answers if index not in untrained]
         if not wanted:
             return self.render(messages, untrained, prompt, prefill)
+        if sum(wanted) > _MOST_SPLIT:
+            raise DataError(
+                f"messages: `data.reasoning_turns: split` makes a sequence of each of {len(wanted):,} answers, with all"
+                f" messages before it, {sum(wanted):,} messages in all; expected at most {_MOST_SPLIT:,}; split the"
+                " conversation, or choose another value"
+            )
         made = [self._answer(messages[: index + 1], prefill if index == prompt else "") for index in wanted]
         notes = tuple(note for one in made for note in one.notes)
         if wanted[-1] + 1 < len(messages):
@@ -120,15 +130,23 @@ class ConversationRenderer:
         """
         messages = chat.messages
         stripped = set()
+        at_the_end: dict[Any, set[str]] = {}
+        dropped: dict[int, Container[tuple[Any, ...]] | None] = {}
+        sampled = sample(sorted(answers))
         for index, group in itertools.groupby(missing, key=lambda part: part.message):
             parts = list(group)
             if messages[index]["role"] != "assistant":
-                self._judge_other(chat, parts[0], answers, notes)
+                self._judge_other(chat, parts[0], sampled, dropped, notes)
                 continue
             if parts[0].whole and parts[0].kind == "content" and index in answers:
                 raise chat.without_content(index)
             lost = {part.kind: part for part in reversed(parts)}  # the first of each kind
-            alone = lost if index == len(messages) - 1 else self._lost_at_the_end(chat, index)
+            alone: Collection[str] = lost
+            if index < len(messages) - 1:
+                kind = (tuple(lost), tuple(messages[index])) if len(messages) > 2 * ALL else index
+                if kind not in at_the_end:
+                    at_the_end[kind] = self._lost_at_the_end(chat, index)
+                alone = at_the_end[kind]
             for kind, part in lost.items():
                 notes.append(self._judge_answer(chat, part, kind in alone, index in answers))
                 if index in answers and kind not in alone and self.config.reasoning == "last":
@@ -166,18 +184,26 @@ class ConversationRenderer:
             + " give a tokenizer.chat_template that renders it, or write `data.drop_reasoning: true`"
         )
 
-    def _judge_other(self, chat: Conversation, part: Unrendered, answers: Collection[int], notes: list[str]) -> None:
-        """Note a message that is no answer; raise where the prompt of a trained answer has what the text lacks."""
+    def _judge_other(
+        self,
+        chat: Conversation,
+        part: Unrendered,
+        answers: Sequence[int],
+        dropped: dict[int, Container[tuple[Any, ...]] | None],
+        notes: list[str],
+    ) -> None:
+        """Note a message that is no answer; raise where the prompt of a trained answer has what the text lacks.
+
+        ``dropped`` is filled with the parts that the prompt of an answer lacks, for other messages.
+        """
         messages, index = chat.messages, part.message
-        for answer in sorted(answers):
+        for answer in answers:
             if answer < index:
                 continue
-            try:
-                asked = chat.template.trace(messages[:answer], self.scope, generation_prompt=True)
-            except DataError:
-                continue
-            lost = find_unrendered(chat.template, messages[:answer], self.scope, asked, generation_prompt=True)
-            if all(other[:3] != part[:3] for other in lost):
+            if answer not in dropped:
+                dropped[answer] = self._lost_before(chat, answer)
+            lost = dropped[answer]
+            if lost is not None and part[:3] not in lost:
                 raise DataError(
                     f"messages[{index}] (role {messages[index]['role']}): the chat template renders it in the prompt"
                     f" for messages[{answer}], but not once the answer is there, so that the answer would be trained"
@@ -185,6 +211,16 @@ class ConversationRenderer:
                     " or give a tokenizer.chat_template that renders it"
                 )
         notes.append(self._dropped(messages, part))
+
+    def _lost_before(self, chat: Conversation, answer: int) -> Container[tuple[Any, ...]] | None:
+        """Return the parts that the prompt for an answer lacks; None where the template renders no prompt there."""
+        before = chat.messages[:answer]
+        try:
+            asked = chat.template.trace(before, self.scope, generation_prompt=True)
+        except DataError:
+            return None
+        lost = find_unrendered(chat.template, before, self.scope, asked, generation_prompt=True)
+        return {part[:3] for part in lost}
 
     def _dropped(self, messages: Sequence[Message], part: Unrendered) -> str:
         role = messages[part.message]["role"]

@@ -5,6 +5,7 @@ Tokenized as they stand, they become the tokens, and a part of a text looks like
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -105,7 +106,7 @@ class TextTokens:
         text = "".join([*pieces, rendered.text[at:]])
 
         def moved(place: int) -> int:
-            return place + next(ahead for begin, ahead in reversed(moves) if begin <= place)
+            return place + moves[bisect.bisect_right(moves, place, key=lambda move: move[0]) - 1][1]
 
         spans = tuple((moved(start), moved(end)) for start, end in rendered.spans)
         return attrs.evolve(rendered, text=text, spans=spans, plain=tuple(plain))

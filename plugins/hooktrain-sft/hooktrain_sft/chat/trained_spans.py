@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Collection, Sequence
 
@@ -45,14 +46,23 @@ class Choice:
 
     def apply_cuts(self) -> None:
         """Remove the cuts from the spans."""
-        for low, high in self.cuts:
-            pieces = [
-                ((max(a, start), min(b, end)), rule)
-                for (start, end), rule in zip(self.spans, self.rules, strict=True)
-                for a, b in ((start, low), (high, end))
-            ]
-            kept = [(span, rule) for span, rule in pieces if span[0] < span[1]]
-            self.spans, self.rules = [span for span, _ in kept], [rule for _, rule in kept]
+        cuts: list[Span] = []
+        for low, high in sorted(cut for cut in self.cuts if cut[0] < cut[1]):
+            if cuts and low <= cuts[-1][1]:
+                cuts[-1] = (cuts[-1][0], max(high, cuts[-1][1]))
+            else:
+                cuts.append((low, high))
+        ends = [high for _, high in cuts]
+        kept: list[tuple[Span, str]] = []
+        for (start, end), rule in zip(self.spans, self.rules, strict=True):
+            number, at = bisect.bisect_right(ends, start), start
+            while number < len(cuts) and cuts[number][0] < end:
+                low, high = cuts[number]
+                kept.append(((at, max(at, low)), rule))
+                number, at = number + 1, high
+            kept.append(((at, end), rule))
+        kept = [(span, rule) for span, rule in kept if span[0] < span[1]]
+        self.spans, self.rules = [span for span, _ in kept], [rule for _, rule in kept]
 
 
 def answers_of(messages: Sequence[Message], part: str, prompt: int) -> list[int]:
@@ -104,7 +114,8 @@ def add_spans(
         answers = [i for i in answers_of(chat.messages, part, prompt) if i not in untrained]
         wanted = [i for i in answers if not is_empty(chat.messages[i])]
         if len(wanted) < len(answers):
-            choice.notes += [f"messages[{i}] assistant: empty, not trained" for i in answers if i not in wanted]
+            empty = sorted(set(answers).difference(wanted))
+            choice.notes += [f"messages[{i}] assistant: empty, not trained" for i in empty]
         if chat.template.marks_generation:
             _add_generated(chat, choice, wanted)
         else:
@@ -173,6 +184,7 @@ def _add_completion(chat: Conversation, choice: Choice, begin: int) -> None:
 def _exclude(
     chat: Conversation, choice: Choice, untrained: Collection[int], mask_empty_reasoning: bool, begin: int
 ) -> None:
+    untrained = set(untrained)
     choice.cuts += [chat.region(index) for index in sorted(untrained)]
     if mask_empty_reasoning and choice.spans:
         for index in range(begin, len(chat.messages)):
@@ -194,13 +206,16 @@ def _add_generated(chat: Conversation, choice: Choice, wanted: Sequence[int]) ->
     answers = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
     in_order = answers if len(answers) == len(chat.trace.generated) else None
     with_content = set()
+    regions = sorted((*chat.trace.regions[i], i) for i in answers if i in chat.trace.regions)
+    trained = set(wanted)
     for place, (start, end) in enumerate(chat.trace.generated):
-        index = next((i for i in answers if _within((start, end), chat.trace.regions.get(i))), None)
+        at = bisect.bisect_right(regions, (start, len(chat.text) + 1)) - 1  # the last that begins before it
+        index = regions[at][2] if at >= 0 and end <= regions[at][1] else None
         if index is None and in_order is not None:
             index = in_order[place]
         if index is None and len(wanted) < len(answers):
             index = _after_all(chat, start, answers[-1])
-        if index is None or index in wanted:
+        if index is None or index in trained:
             ended = chat.template.end_of_turn(chat.text, start, end)
             name = "template" if index is None else f"messages[{index}] assistant"
             if ended is None:
@@ -226,7 +241,3 @@ def _after_all(chat: Conversation, start: int, last: int) -> int:
             " `train: false` in the example, or change the template"
         )
     return last
-
-
-def _within(span: Span, region: Span | None) -> bool:
-    return region is not None and region[0] <= span[0] and span[1] <= region[1]

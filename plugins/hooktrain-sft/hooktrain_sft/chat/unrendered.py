@@ -8,6 +8,7 @@ more: where the marker is missing from that text, the template drops the part.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +24,11 @@ Kind = Literal["content", "reasoning", "call"]
 _LONG = 12
 """Characters from which on a text that stands in a turn is taken for the part itself, not for a word of the header."""
 
+_ALONE = 2048
+"""Texts of a conversation up to which each is tried alone, for each of which all messages are rendered."""
+_REMEMBERED = 1 << 18
+"""Places of messages up to which a template keeps what it is known to render."""
+_MARKER = re.compile("zqx[a-j]+xqz")
 _TAG = r"</?[\w|:]{1,40}>|\[/?[A-Z]{1,40}\]"
 _TEXT = re.compile(rf"(?P<tag>{_TAG})|(?:(?!{_TAG})[^\n])+")
 """A tag; or a line, or what lies between two tags in it: templates move tags, and trim white space, but keep this."""
@@ -77,6 +83,12 @@ def find_unrendered(
         text = template.render(marked.messages, scope, generation_prompt)
     except DataError:
         # it fails on one of the markers, so each is tried alone; a part on whose marker it fails is one that it reads
+        if len(marked.parts) > _ALONE:
+            raise DataError(
+                f"messages: {len(marked.parts):,} texts in {len(messages):,} messages, of which the chat template fails"
+                f" on others in their place, so that each has to be tried alone; expected at most {_ALONE:,}; split the"
+                " conversation"
+            ) from None
         lost = []
         for number, part in enumerate(marked.parts):
             alone = _Marked(messages, doubtful, only=number).messages
@@ -87,13 +99,15 @@ def find_unrendered(
             if part.marker not in text:
                 lost.append(part)
     else:
-        lost = [part for part in marked.parts if part.marker not in text]
+        written = set(_MARKER.findall(text))
+        lost = [part for part in marked.parts if part.marker not in written]
     if not lost:
         roles = _roles(messages)
-        template.rendered |= {(index, roles) for index in doubtful if len(messages[index]) == 2}
+        if len(template.rendered) < _REMEMBERED:
+            template.rendered |= {(index, roles) for index in doubtful if len(messages[index]) == 2}
         return []
-    total = {index: sum(part.message == index for part in marked.parts) for index in doubtful}
-    missing = {index: sum(part.message == index for part in lost) for index in doubtful}
+    total = Counter(part.message for part in marked.parts)
+    missing = Counter(part.message for part in lost)
     made = [Unrendered(p.message, p.kind, p.where, missing[p.message] == total[p.message]) for p in lost]
     return list(dict.fromkeys(made))
 

@@ -273,7 +273,12 @@ class _HashedFile:
 
 def _mapped(batch: Any) -> Piece:
     """Return the arrays of a record batch without a copy."""
+    batch.validate(full=True)  # a stranger's offsets may lead anywhere
     ids, trained = batch.column("input_ids"), batch.column("trained")
+    if batch.num_rows and (
+        any(column.null_count for column in batch.columns) or not ids.offsets.equals(trained.offsets)
+    ):
+        raise pa.ArrowInvalid("its columns do not belong together")
     return Piece(
         ids.values.to_numpy(),
         trained.values.to_numpy().view(np.bool_),

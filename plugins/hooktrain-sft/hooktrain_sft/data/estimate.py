@@ -11,7 +11,7 @@ import torch
 from hooktrain import DataEstimate, HooktrainError, Recipe, World, default_cache_dir
 from hooktrain_sft.compat import head_weight
 from hooktrain_sft.config import SourceOptions, TokenDataConfig, with_text_unit
-from hooktrain_sft.data.fingerprint import sequence_fingerprint
+from hooktrain_sft.data.fingerprint import SequenceFingerprints
 from hooktrain_sft.data.prepare import length_limit, prepare_data
 from hooktrain_sft.data.row_cache import SequenceCache
 from hooktrain_sft.loss.chunked_linear import automatic_chunk_size
@@ -60,8 +60,9 @@ def _is_cached(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any
     if not config.use_data_cache or any(SourceOptions.of(source).streaming for source in config.sources):
         return False
     cache = SequenceCache(config.cache_dir or default_cache_dir())
+    fingerprints = SequenceFingerprints(config, tokenizer, world, hooks)
     for source in (*config.sources, *config.eval_sources):
-        fingerprint, _ = sequence_fingerprint(source, config, tokenizer, world, hooks)
+        fingerprint, _ = fingerprints.of(source)
         if fingerprint is None or not cache.has(fingerprint):
             return False
     return True

@@ -18,7 +18,7 @@ from hooktrain import World, unstructure
 from hooktrain_sft.compat import is_fast_tokenizer
 from hooktrain_sft.config import TokenDataConfig
 
-__all__ = ["sequence_fingerprint", "tokenizer_fingerprint"]
+__all__ = ["SequenceFingerprints", "tokenizer_fingerprint"]
 
 _LATER = {  # options that apply to examples after they are tokenized
     *("sources", "eval_sources", "train_eval_split", "max_length", "pack_samples", "overflow", "on_empty", "seed"),
@@ -33,23 +33,32 @@ class _Unknown(Exception):
     """Something that the sequences depend on cannot be compared with another state of it."""
 
 
-def sequence_fingerprint(
-    source: Any, config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any
-) -> tuple[str | None, str]:
-    """Return the fingerprint of a source's tokenized examples.
+class SequenceFingerprints:
+    """Fingerprints of the tokenized examples of sources, of which a recipe may have hundreds.
 
-    Returns:
-        The fingerprint, or None with the reason why there can be none.
+    Settings, tokenizer, code and libraries are the same for all of them and are looked at once, for the first.
     """
-    holds = hooks.fingerprint_source(config=source, world=world)
-    if holds is None:
-        return None, f"no plugin fingerprints a {type(source).__name__} (hook fingerprint_source)"
-    try:
-        parts = {
-            "source": _without(source, _LATER_OF_SOURCE),
-            "holds": holds,
-            "settings": [type(config).__name__, _without(config, _LATER)],
-            "tokenizer": tokenizer_fingerprint(tokenizer),
+
+    def __init__(self, config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any) -> None:
+        self._config, self._tokenizer, self._world, self._hooks = config, tokenizer, world, hooks
+
+    def of(self, source: Any) -> tuple[str | None, str]:
+        """Return the fingerprint of a source's tokenized examples, or None with the reason why there can be none."""
+        holds = self._hooks.fingerprint_source(config=source, world=self._world)
+        if holds is None:
+            return None, f"no plugin fingerprints a {type(source).__name__} (hook fingerprint_source)"
+        try:
+            parts = {"source": _without(source, _LATER_OF_SOURCE), "holds": holds, **self._shared}
+        except _Unknown as problem:
+            return None, str(problem)
+        return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest(), ""
+
+    @functools.cached_property
+    def _shared(self) -> dict[str, Any]:
+        hooks = self._hooks
+        return {
+            "settings": [type(self._config).__name__, _without(self._config, _LATER)],
+            "tokenizer": tokenizer_fingerprint(self._tokenizer),
             "code": [
                 _code(found.plugin)
                 for hook in (hooks.load_source, hooks.render_example, hooks.register_formats)
@@ -57,9 +66,6 @@ def sequence_fingerprint(
             ],
             "libraries": [_version(name) for name in _LIBRARIES],
         }
-    except _Unknown as problem:
-        return None, str(problem)
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest(), ""
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -77,6 +83,9 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def _without(config: Any, names: set[str]) -> Any:
+    if attrs.has(type(config)):  # field by field: a recipe's sources are not looked at for each of them
+        kept = (item.name for item in attrs.fields(type(config)) if item.name not in names)
+        return {name: unstructure(getattr(config, name)) for name in kept}
     plain = unstructure(config)
     if isinstance(plain, dict):
         return {key: value for key, value in plain.items() if key not in names}

@@ -20,7 +20,7 @@ from hooktrain_sft.config import SourceOptions, TokenDataConfig
 from hooktrain_sft.data.arrow_store import UnwritableError
 from hooktrain_sft.data.collate import collate_flat, collate_stacked
 from hooktrain_sft.data.documents import Documents, fit, require_some
-from hooktrain_sft.data.fingerprint import sequence_fingerprint
+from hooktrain_sft.data.fingerprint import SequenceFingerprints
 from hooktrain_sft.data.mixing import mix, order_by_length
 from hooktrain_sft.data.packed_dataset import PackedDataset
 from hooktrain_sft.data.row_cache import CachedSequences, SequenceCache
@@ -49,6 +49,7 @@ class _Preparation:
     ) -> None:
         self.config, self.tokenizer, self.world, self.hooks = config, tokenizer, world, hooks
         self.reader = Reader(config, tokenizer, world, hooks)
+        self.fingerprints = SequenceFingerprints(config, tokenizer, world, hooks)
         self.cache = SequenceCache(
             (config.cache_dir or default_cache_dir()) if config.use_data_cache else None, self.warn
         )
@@ -152,7 +153,7 @@ class _Preparation:
             raise DataError(f"{label}: an evaluation source cannot stream; remove streaming, and give it a slice")
         fingerprint, why_not = None, ""
         if self.config.use_data_cache:  # otherwise nothing needs it, and large files take a while
-            fingerprint, why_not = self.fingerprint(source)
+            fingerprint, why_not = self.fingerprints.of(source)
 
         def prepare(writer: Any) -> Mapping[str, Any]:
             shared_by = self.world.world_size if fingerprint is None else 1  # otherwise the others wait for this one
@@ -165,7 +166,7 @@ class _Preparation:
                 raise DataError(
                     f"{label}: cannot be read ({problem}); check the files, the disk and the permissions"
                 ) from problem
-            if fingerprint is not None and self.fingerprint(source)[0] != fingerprint:
+            if fingerprint is not None and self.fingerprints.of(source)[0] != fingerprint:
                 raise DataError(
                     f"{label}: has changed while it was read; expected a source that nobody writes to; start again when"
                     " it is complete"
@@ -185,10 +186,6 @@ class _Preparation:
             facts["not_cached"] = why_not
         self.sources.append(facts)
         return Documents.of_store(made.store, facts.pop("sequences", None))
-
-    def fingerprint(self, source: Any) -> tuple[str | None, str]:
-        """Return the fingerprint of a source's sequences, or None with the reason why there is none."""
-        return sequence_fingerprint(source, self.config, self.tokenizer, self.world, self.hooks)
 
     @contextmanager
     def progress(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
@@ -303,9 +300,12 @@ def _summary(facts: Mapping[str, Any], max_length: int) -> str:
 def named(sources: Sequence[Any]) -> Iterator[tuple[str, Any]]:
     """Yield each evaluation source with a unique name: its own, or the last part of its ``name_or_path``."""
     taken: set[str] = set()
+    numbers: dict[str, int] = {}
     for source in sources:
-        name = SourceOptions.of(source).name or PurePosixPath(label_of(source)).stem or "eval"
-        unique = next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(sources) + 2))) if n not in taken)
+        unique = name = SourceOptions.of(source).name or PurePosixPath(label_of(source)).stem or "eval"
+        while unique in taken:
+            numbers[name] = numbers.get(name, 1) + 1
+            unique = f"{name}-{numbers[name]}"
         taken.add(unique)
         yield unique, source
 

@@ -26,6 +26,7 @@ __all__ = ["CachedSequences", "SequenceCache"]
 _TOKENS, _ENTRY, _LOCK = "tokens.arrow", "entry.json", "lock"
 _LAYOUT = 2
 """Version of the files; increased when earlier ones can no longer be read."""
+_ENTRY_BYTES = 256 << 20
 _VERIFIED_AT_ONCE = 256 * 2**20
 """Bytes of tokens up to which a file is verified whenever it is opened, which takes a quarter of a second at most."""
 
@@ -207,6 +208,8 @@ class SequenceCache:
             return None
         path, described = folder / _TOKENS, folder / _ENTRY
         try:
+            if described.stat().st_size > _ENTRY_BYTES:
+                raise ValueError(f"larger than {_ENTRY_BYTES >> 20} MiB")
             entry = _Entry.read(described.read_text(encoding="utf-8"))
             identity = _identity(path)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as problem:
@@ -222,6 +225,9 @@ class SequenceCache:
         if size <= _VERIFIED_AT_ONCE or not known:
             verify(path, entry.blocks)
         store = TokenStore(path, entry.digest, entry.blocks, size <= _VERIFIED_AT_ONCE or not known)
+        counts = entry.facts.get("sequences")
+        if counts is not None and sum(counts) != sum(len(piece.supervised) for piece in store.pieces):
+            raise DamagedError(f"{_ENTRY} counts other sequences than {_TOKENS} holds")
         with contextlib.suppress(OSError):  # the cache of another user, or one that cannot be written
             if not known:
                 replaced = described.with_name(f"{_ENTRY}.{uuid.uuid4().hex}")
@@ -264,13 +270,35 @@ class _Entry:
         """
         try:
             plain = json.loads(text)
-            blocks = tuple(Block(*block) for block in plain["blocks"])
+            blocks = tuple(Block(int(end), str(digest)) for end, digest in plain["blocks"])
             entry = cls(plain["fingerprint"], plain["digest"], blocks, plain["facts"], tuple(plain["identity"]))
-        except (LookupError, TypeError) as problem:
-            raise ValueError(f"not what was written ({problem})") from problem
-        if entry.text() != text:
-            raise ValueError("not what was written")
+            same = entry.text() == text
+        except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as problem:
+            raise ValueError(f"not what was written ({type(problem).__name__}: {problem})") from problem
+        if not same:
+            raise ValueError("not what was written, or by another version")
+        entry.require_form()
         return entry
+
+    def require_form(self) -> None:
+        """Raise a ValueError where anything is of another form than a run writes, whoever wrote it."""
+        ends = [block.end for block in self.blocks]
+        facts = self.facts
+        notes = facts.get("notes", {}) if isinstance(facts, Mapping) else None
+        counts = facts.get("sequences") if isinstance(facts, Mapping) else None
+        if (
+            not isinstance(self.fingerprint, str)
+            or not isinstance(self.digest, str)
+            or len(ends) < 2
+            or ends != sorted(ends)
+            or ends[0] < 0
+            or not isinstance(notes, Mapping)
+            or not all(isinstance(note, Mapping) and {"count", "first"} <= note.keys() for note in notes.values())
+            or not all(type(note["count"]) is int for note in notes.values())
+            or not (counts is None or (isinstance(counts, list) and all(type(n) is int and n > 0 for n in counts)))
+            or type(facts.get("rows")) is not int
+        ):
+            raise ValueError("of another form than this version writes")
 
 
 @contextlib.contextmanager

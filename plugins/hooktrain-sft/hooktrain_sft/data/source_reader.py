@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from hooktrain import DataError, World
+from hooktrain import DataError, World, mask_text
 from hooktrain_sft.compat import column_names, is_table
 from hooktrain_sft.config import SFTDataConfig, SourceOptions, TokenDataConfig, with_text_unit
 from hooktrain_sft.data.arrow_store import StoreWriter
@@ -32,6 +32,7 @@ _BATCH = 1024
 """Examples that are tokenized together: enough to keep the tokenizer's threads busy."""
 
 
+_BEYOND = "is nested more deeply, or holds a larger number, than any example"
 _NOT_USED = "column not used "
 """Beginning of a note about a column, before its name."""
 
@@ -39,7 +40,7 @@ _NOT_USED = "column not used "
 def label_of(source: Any) -> str:
     """Return the name of a source for messages."""
     options = SourceOptions.of(source)
-    return str(options.name_or_path or options.name or type(source).__name__)
+    return mask_text(str(options.name_or_path or options.name or type(source).__name__))
 
 
 def unused_columns(notes: Iterable[str]) -> list[str]:
@@ -132,6 +133,8 @@ class Reader:
         columns = self._columns(SourceOptions.of(source, self.config), examples, first)
         try:
             return choose_format(columns, first, source, self.config, known_formats(source, self.config, self.hooks))
+        except RecursionError as problem:
+            raise DataError(f"{label}, example 0: {_BEYOND} ({problem}); correct or remove the example") from problem
         except DataError as problem:
             if len(self.hooks.render_example.get_hookimpls()) > 1:
                 return None  # another plugin renders examples, and may know the format
@@ -169,6 +172,11 @@ class Reader:
             except DataError as problem:
                 raise DataError(
                     f"{opened.label}, example {index}{_place(opened.examples, index)}: {problem}"
+                ) from problem
+            except (RecursionError, OverflowError) as problem:
+                raise DataError(
+                    f"{opened.label}, example {index}{_place(opened.examples, index)}: {_BEYOND} ({problem}); correct"
+                    " or remove the example"
                 ) from problem
             unused = (*unused, *made.unused)
             if unused and only_ours:

@@ -66,11 +66,14 @@ class Surfaces:
         ends: list[int] = []
         base = 0
         for text, data, wanted in zip(texts, encoded, spans, strict=True):
-            ascii_only = len(text) == len(data)
-            for start, end in wanted:
-                if start < end:
-                    starts.append(base + (start if ascii_only else len(text[:start].encode())))
-                    ends.append(base + (end if ascii_only else len(text[:end].encode())))
+            wanted = [span for span in wanted if span[0] < span[1]]  # noqa: PLW2901
+            places = sorted({place for span in wanted for place in span})
+            if len(text) != len(data):
+                lengths = (len(text[a:b].encode()) for a, b in itertools.pairwise([0, *places]))
+                in_bytes = dict(zip(places, itertools.accumulate(lengths), strict=True))
+                wanted = [(in_bytes[start], in_bytes[end]) for start, end in wanted]  # noqa: PLW2901
+            starts += [base + start for start, _ in wanted]
+            ends += [base + end for _, end in wanted]
             base += len(data)
         behind = np.cumsum(self._lengths[ids])  # end of each token
         at = np.concatenate([[0], behind[:-1]]) if len(behind) else behind

@@ -247,6 +247,11 @@ def tokens_in_spans(offsets: NDArray[np.int64], text: str, spans: Sequence[Span]
     """
     trained = np.zeros(len(offsets), np.bool_)
     starts, ends = offsets[:, 0], offsets[:, 1]
+    if len(spans) > 64 and (np.diff(starts) >= 0).all() and (np.diff(ends) >= 0).all():
+        for start, end in spans:  # only the tokens near it
+            low, high = np.searchsorted(ends, start, "left"), np.searchsorted(starts, end, "right")
+            trained[low:high] |= tokens_in_spans(offsets[low:high], text, [(start, end)])
+        return trained
     for start, end in spans:
         # where a tokenizer trims white space off the offsets, a token of white space is empty, at its own end
         begins = (starts >= start) & ((starts < ends) | (starts > start))

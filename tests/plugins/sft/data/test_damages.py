@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hooktrain_sft.data import arrow_store, row_cache
-from hooktrain_sft.data.arrow_store import StoreWriter
+from hooktrain_sft.data.arrow_store import Block, StoreWriter, TokenStore
 from hooktrain_sft.data.documents import Documents
 from hooktrain_sft.data.row_cache import CachedSequences, SequenceCache
 from hypothesis import HealthCheck, given, settings
@@ -243,3 +245,93 @@ def test_a_damaged_entry_of_another_user_is_not_deleted(tmp_path: Path, monkeypa
     assert again.path is None and content(again) == content(get(tmp_path / "another"))
     assert re.search(facts(str(entry.path), "another user", "damaged", "this run only"), said[0])
     assert left.exists() and sorted(path.name for path in entry.path.iterdir()) == sorted(FILES)
+
+
+def _resealed(folder: Path, change: Any) -> None:
+    """Change an entry as someone does who can compute its digest."""
+    plain = json.loads((folder / "entry.json").read_text())
+    plain.pop("check")
+    plain = change(plain)
+    check = hashlib.blake2b(json.dumps(plain, indent=1).encode(), digest_size=16).hexdigest()
+    (folder / "entry.json").write_text(json.dumps({**plain, "check": check}, indent=1))
+
+
+FORGED = {
+    "no blocks": lambda entry: {**entry, "blocks": []},
+    "one block": lambda entry: {**entry, "blocks": entry["blocks"][-1:]},
+    "blocks of text": lambda entry: {**entry, "blocks": ["abc"]},
+    "a block without end": lambda entry: {**entry, "blocks": [[None, "x"], *entry["blocks"]]},
+    "backwards": lambda entry: {**entry, "blocks": [*entry["blocks"], [-1, "x"], entry["blocks"][-1]]},
+    "facts": lambda entry: {**entry, "facts": 3},
+    "notes": lambda entry: {**entry, "facts": {**entry["facts"], "notes": {"a": 1}}},
+    "notes without place": lambda entry: {**entry, "facts": {**entry["facts"], "notes": {"a": {"count": "x"}}}},
+    "sequences": lambda entry: {**entry, "facts": {**entry["facts"], "sequences": [5]}},
+    "no rows": lambda entry: {**entry, "facts": {}},
+    "another layout": lambda entry: {**entry, "layout": 99},
+    "a number for a name": lambda entry: {**entry, "fingerprint": 3},
+}
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_an_entry_of_another_form_is_prepared_again(tmp_path: Path, case: str) -> None:
+    entry = get(tmp_path)
+    assert entry.path is not None
+    _resealed(entry.path, FORGED[case])
+    noticed(tmp_path, entry.path / "entry.json", content(get(tmp_path / "another")))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"blocks": 1e999}', "9" * 5000, "null", '{"blocks": [[1e999, 1]]}'])
+def test_an_entry_that_json_chokes_on_is_prepared_again(tmp_path: Path, text: str) -> None:
+    entry = get(tmp_path)
+    assert entry.path is not None
+    (entry.path / "entry.json").write_text(text)
+    noticed(tmp_path, entry.path / "entry.json", content(get(tmp_path / "another")))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def _fuzz(folder: Path, count: int) -> None:
+    keys = ["blocks", "facts", "identity", "digest", "fingerprint", "layout"]
+
+    @settings(max_examples=count, deadline=None, database=None, derandomize=True)
+    @given(st.sampled_from(keys), JSON, st.booleans())
+    def check(key: str, value: Any, within: bool) -> None:
+        entry = get(folder)
+        assert entry.path is not None
+        whole = content(entry)
+        _resealed(entry.path, lambda plain: {**plain, key: {**plain["facts"], "notes": value} if within else value})
+        again = get(folder)
+        assert content(again)[0] == whole[0], "whatever it says, the tokens are those that were written"
+
+    check()
+
+
+def test_forged_entries(tmp_path: Path) -> None:
+    _fuzz(tmp_path, 30)
+
+
+@pytest.mark.thorough
+def test_many_forged_entries(tmp_path: Path) -> None:
+    _fuzz(tmp_path, 2000)
+
+
+@pytest.mark.parametrize("case", ["other lengths", "a null"])
+def test_forged_columns_are_damage(tmp_path: Path, case: str) -> None:
+    """In a file whose digests are right."""
+    path = tmp_path / "tokens.arrow"
+    columns = [
+        pa.array([[1, 2], [3]], pa.list_(pa.int32())),
+        pa.array([[1], [1, 1]] if case == "other lengths" else [[1, 1], [1]], pa.list_(pa.uint8())),
+        pa.array([1, None] if case == "a null" else [1, 1], pa.int32()),
+        pa.array([1, 2], pa.uint64()),
+    ]
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, arrow_store.SCHEMA) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=arrow_store.SCHEMA))
+    held = path.read_bytes()
+    with pytest.raises(arrow_store.DamagedError):
+        TokenStore(path, "", [Block(len(held), hashlib.sha256(held).hexdigest())])

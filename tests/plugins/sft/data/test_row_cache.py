@@ -19,7 +19,7 @@ from hooktrain_sft.config import SFTDataConfig
 from hooktrain_sft.data import arrow_store
 from hooktrain_sft.data.arrow_store import StoreWriter
 from hooktrain_sft.data.documents import Documents
-from hooktrain_sft.data.fingerprint import sequence_fingerprint
+from hooktrain_sft.data.fingerprint import SequenceFingerprints
 from hooktrain_sft.data.row_cache import SequenceCache
 from hooktrain_sft.plugin import SFTPlugin
 
@@ -220,7 +220,7 @@ def test_a_template_that_writes_the_date_is_rendered_again_tomorrow(
     config, hooks = SFTDataConfig(sources=(Source(examples=EXAMPLES),)), host()
 
     def fingerprint() -> str | None:
-        return sequence_fingerprint(config.sources[0], config, tokenizer, World(), hooks)[0]
+        return SequenceFingerprints(config, tokenizer, World(), hooks).of(config.sources[0])[0]
 
     today = fingerprint()
     assert today == fingerprint()
@@ -238,7 +238,7 @@ def test_a_template_that_writes_the_date_is_rendered_again_tomorrow(
 def test_a_plugin_with_state_that_cannot_be_compared_is_not_cached(make_tokenizer: Callable[..., Any]) -> None:
     tokenizer, hooks = make_tokenizer("chatml"), host(Configured(object()))  # type: ignore[arg-type]
     config = SFTDataConfig(sources=(Source(examples=EXAMPLES),))
-    fingerprint, reason = sequence_fingerprint(config.sources[0], config, tokenizer, World(), hooks)
+    fingerprint, reason = SequenceFingerprints(config, tokenizer, World(), hooks).of(config.sources[0])
     assert fingerprint is None and re.search(facts("plugin", __name__, "state"), reason)
 
 
