@@ -12,7 +12,7 @@ from typing import Any
 from hooktrain import DataError, did_you_mean
 from hooktrain_hf.location import looks_like_path
 
-__all__ = ["COMPRESSED", "EXPECTED", "SPLITS", "files_of", "is_saved_data_set", "kind_of", "splits_of"]
+__all__ = ["COMPRESSED", "EXPECTED", "SPLITS", "files_of", "is_saved_data_set", "kind_of", "not_read", "splits_of"]
 
 _KINDS = {
     ".json": "json",
@@ -109,7 +109,7 @@ def splits_of(
             given = "data_files" if data_files else "subset"
             raise DataError(f"data.sources: given '{name}' with {given}, which is for folders and hub names; remove it")
     for files in splits.values():
-        _check_kinds(name, files)
+        _check_kinds(name, path, files)
     return splits
 
 
@@ -163,11 +163,19 @@ def _of_folder(name: str, folder: Path, data_files: Sequence[str], subset: str |
     if other:
         raise DataError(
             f"data.sources: given '{name}', a folder with {_listed(folder, other)}, which cannot be read;"
-            f" {EXPECTED}; name the files to read with `data_files`, such as `data_files: ['*.jsonl']`"
+            f" {EXPECTED}; {_remedy(folder, found) if found else 'convert them'}"
         )
     if not found:
         raise DataError(f"data.sources: given '{name}', a folder without data files; {EXPECTED}; correct the path")
     return _by_split(name, folder, found)
+
+
+def not_read(folder: Path) -> list[str]:
+    """Return a remark about the files in a folder of data that are not read, as their names say that they hold none."""
+    if not folder.is_dir() or _configs(folder / "README.md"):
+        return []
+    found = [file for file in _walk(folder) if _is_about(file)]
+    return [f"files not read: {_listed(folder, found)}"] if found else []
 
 
 def _chosen(name: str, folder: Path, data_files: Sequence[str]) -> list[Path]:
@@ -212,7 +220,7 @@ def _is_about(file: Path) -> bool:
     return _ending(file) in _WITHOUT_ROWS or file.name.partition(".")[0].lower() in _ABOUT
 
 
-def _check_kinds(name: str, files: Sequence[Path]) -> None:
+def _check_kinds(name: str, path: Path, files: Sequence[Path]) -> None:
     """Raise where files are links to nothing, no data files, or of several kinds."""
     for file in files:
         if not file.is_file():
@@ -229,10 +237,23 @@ def _check_kinds(name: str, files: Sequence[Path]) -> None:
     listed = ", ".join(f"{len(some):,} {ending} such as '{some[0].name}'" for ending, some in kinds.items())
     if known == {None}:
         raise DataError(f"data.sources: given '{name}', which cannot be read ({listed}); {EXPECTED}; convert it")
+    first = next(file for file in files if kind_of(file))
+    folder = path if path.is_dir() else Path(os.path.commonpath([file.parent for file in files]))
+    of_one_kind = [file for file in files if kind_of(file) == kind_of(first)]
+    remedy = _remedy(folder, of_one_kind)
     raise DataError(
-        f"data.sources: given '{name}', whose files are not of one kind ({listed}); {EXPECTED}; name the files of one"
-        " kind, with a glob or with `data_files: ['*.jsonl']`, and make a source of each kind"
+        f"data.sources: given '{name}', whose files are not of one kind ({listed}); {EXPECTED};"
+        f" {remedy if path.is_dir() else f'name those of one kind, such as {first}'}, and make a source of each kind"
     )
+
+
+def _remedy(folder: Path, files: Sequence[Path]) -> str:
+    """Return the advice to name data files of a folder, which works as it is written."""
+    first = files[0]
+    endings = "".join(first.suffixes[-2 if first.suffix.lower() in COMPRESSED else -1 :])
+    patterns = (f"*{glob.escape(endings)}", f"**/*{glob.escape(endings)}", first.relative_to(folder).as_posix())
+    pattern = next(one for one in patterns if first in (found := _below(folder, [one])) and set(found) <= set(files))
+    return f"name the files to read with `data_files`, such as `data_files: ['{pattern}']`"
 
 
 def _listed(folder: Path, files: Sequence[Path], most: int = 5) -> str:

@@ -23,7 +23,7 @@ from hooktrain_sft.data.fingerprint import sequence_fingerprint
 from hooktrain_sft.data.mixing import mix, order_by_length
 from hooktrain_sft.data.packed_dataset import PackedDataset
 from hooktrain_sft.data.row_cache import CachedSequences, SequenceCache
-from hooktrain_sft.data.source_reader import Reader, label_of, pack, unused_columns
+from hooktrain_sft.data.source_reader import Reader, label_of, not_used, pack, unused_columns
 from hooktrain_sft.data.statistics import doubled_bos, duplicates, ends_trained, histogram, losses, shared
 
 __all__ = ["length_limit", "named", "prepare_data"]
@@ -126,7 +126,10 @@ class _Preparation:
             evaluation[name], facts[name] = self.finish(documents, f"evaluation set '{name}'")
         train = Stream(self.reader, config.sources, self.max_length, self.positions, self.warn)
         for opened in train.sources:
-            self.sources.append({**self.reader.facts(opened), "use": "train", "streaming": True})
+            facts_of = self.reader.facts(opened)
+            self.sources.append({**facts_of, "use": "train", "streaming": True})
+            for remark in facts_of["remarks"]:
+                self.warn(f"{opened.label}: {remark}")
         labels = ", ".join(opened.label for opened in train.sources)
         return Data(
             train=train,
@@ -172,13 +175,14 @@ class _Preparation:
             return facts
 
         made: CachedSequences = self.cache.get(fingerprint, prepare)
+        self.warnings += [f"{label}: {remark}" for remark in made.facts.get("remarks", ())]
         notes: Mapping[str, Any] = made.facts.get("notes", {})
         unused = unused_columns(notes)
         for note, where in notes.items():
             if not unused_columns([note]):
                 self.warnings.append(f"{label}: {note} ({where['count']:,} times, first in {where['first']})")
         if unused:
-            self.warnings.append(f"{label}: columns not used: {', '.join(unused)}")
+            self.warnings.append(f"{label}: {not_used(source, self.config, unused, made.facts['format'])}")
         facts = {**made.facts, "use": use, "cached": made.found, "path": made.path and str(made.path)}
         if why_not:
             facts["not_cached"] = why_not

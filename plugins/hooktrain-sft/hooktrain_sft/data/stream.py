@@ -17,7 +17,7 @@ import numpy as np
 from hooktrain import Batch, Data, DataError, Recipe, World, padding_batch
 from hooktrain_sft.data.documents import Documents, TokenCount, fit, require_some
 from hooktrain_sft.data.packed_dataset import PackedDataset
-from hooktrain_sft.data.source_reader import OpenedSource, Reader, pack, unused_columns
+from hooktrain_sft.data.source_reader import OpenedSource, Reader, not_used, pack, unused_columns
 from hooktrain_sft.data.statistics import losses
 
 __all__ = ["Stream", "StreamLoader"]
@@ -68,7 +68,7 @@ class Stream:
         self.shares = None if weights is None else np.array(weights, np.float64) / sum(weights)
         self.length = _UNKNOWN
         self.count = TokenCount()
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[tuple[int, str]] = set()
 
     def __len__(self) -> int:
         return self.length
@@ -138,7 +138,7 @@ class Stream:
             index, example = found
             made = list(self.reader.render(self.sources[source], [example], index))
             for one in made:
-                self._tell(self.sources[source].label, one.notes)
+                self._tell(source, one.notes)
             rendered += made
             origins += [(source, index)] * sum(len(one.sequences) or 1 for one in made)
             if len(rendered) >= 1024:
@@ -153,13 +153,17 @@ class Stream:
 
         return Documents.of_flat(ids, masks, lengths), name
 
-    def _tell(self, label: str, notes: Sequence[str]) -> None:
+    def _tell(self, source: int, notes: Sequence[str]) -> None:
         """Print which columns of a source are not used, each once."""
         names = unused_columns(note.partition(": ")[2] for note in notes) if notes else ()
-        if found := [name for name in names if (label, name) not in self._told]:
-            self._told.update((label, name) for name in found)
+        if found := [name for name in names if (source, name) not in self._told]:
+            self._told.update((source, name) for name in found)
+            opened = self.sources[source]
+            message = not_used(
+                self.config.sources[source], self.config, found, opened.format.name if opened.format else None
+            )
             if self.reader.world.is_main:
-                print(f"hooktrain: {label}: columns not used: {', '.join(found)}", file=sys.stderr, flush=True)
+                print(f"hooktrain: {opened.label}: {message}", file=sys.stderr, flush=True)
 
     def _finish(
         self,
