@@ -18,7 +18,7 @@ from hooktrain_sft.compat import model_max_length
 from hooktrain_sft.config import SourceOptions, TokenDataConfig
 from hooktrain_sft.data.arrow_store import UnwritableError
 from hooktrain_sft.data.collate import collate_flat, collate_stacked
-from hooktrain_sft.data.documents import Documents, fit, require_some
+from hooktrain_sft.data.documents import Documents, Place, fit, require_some
 from hooktrain_sft.data.fingerprint import sequence_fingerprint
 from hooktrain_sft.data.mixing import mix, order_by_length
 from hooktrain_sft.data.packed_dataset import PackedDataset
@@ -84,8 +84,8 @@ class _Preparation:
         of_train = "-".join(self.digests)
         evaluation_sets, evaluation_facts = {}, {}
         for name, documents in evaluation.items():
-            named_by = name_example if config.train_eval_split[1] > 0 else "example {}".format
-            evaluation_sets[name], evaluation_facts[name] = self.finish(documents, f"evaluation set '{name}'", named_by)
+            given = (name_example,) if config.train_eval_split[1] > 0 else ()
+            evaluation_sets[name], evaluation_facts[name] = self.finish(documents, f"evaluation set '{name}'", *given)
         self.check(train_set.documents, {name: made.documents for name, made in evaluation_sets.items()})
         summary = [_summary(train_facts, self.max_length)]
         summary += [f"{name}: {facts['rows_kept']:,} examples" for name, facts in evaluation_facts.items()]
@@ -213,13 +213,13 @@ class _Preparation:
             task = bar.add_task(label, total=total)
             yield lambda done: bar.update(task, completed=done)
 
-    def namer(self, bounds: Sequence[int]) -> Callable[[int], str]:
+    def namer(self, bounds: Sequence[int]) -> Callable[[int], Place]:
         """Return a function that names a training example by its source and its number in it."""
         labels = [label_of(source) for source in self.config.sources]
 
-        def name(example: int) -> str:
+        def name(example: int) -> Place:
             source = bisect.bisect_right(bounds, example) - 1
-            return f"{labels[source]}, example {example - bounds[source]}"
+            return Place(labels[source], example - bounds[source])
 
         return name
 
@@ -227,7 +227,7 @@ class _Preparation:
         self,
         documents: Documents,
         where: str,
-        name: Callable[[int], str] = "example {}".format,
+        name: Callable[[int], Place] = lambda example: Place("", example),
         bounds: NDArray[np.int64] | None = None,
     ) -> tuple[PackedDataset, dict[str, Any]]:
         """Fit, mix and pack the documents of a set; return it with facts about it.
@@ -248,7 +248,7 @@ class _Preparation:
         require_some(count, self.max_length, where)
         empty = documents.examples[documents.supervised == 0]
         self.warnings += losses(
-            count, config.overflow, self.max_length, where, name(int(empty[0])) if len(empty) else ""
+            count, config.overflow, self.max_length, where, name(int(empty[0])) if len(empty) else None
         )
         facts: dict[str, Any] = attrs.asdict(count)
         if bounds is not None and config.weights is not None:
