@@ -146,9 +146,9 @@ def _assert_liked(columns: Example, example: Example) -> None:
         unliked = type(value) in (int, float) and value == 0 and "completion" in example
         if unliked or (_is_flag(value) and str(value).strip().lower() == "false"):
             raise DataError(
-                f"{name} is {shown(value)}, so that the answer is one to avoid, as in data for KTO; read only the others"
-                f" with `only: {{{name}: true}}` at the source, or write `data.columns: {{{name}: null}}`"
-                " if it has another meaning"
+                f"{name} is {shown(value)}, so that the answer is one to avoid, as in data for KTO; read only the"
+                f" others with `only: {{{name}: true}}` at the source, or write `data.columns: {{{name}: null}}` if it"
+                " has another meaning"
             )
 
 

@@ -61,7 +61,7 @@ def _is_cached(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any
         return False
     cache = SequenceCache(config.cache_dir or default_cache_dir())
     for source in (*config.sources, *config.eval_sources):
-        fingerprint, _ = sequence_fingerprint(source, config, tokenizer, world, hooks)
+        fingerprint, _ = sequence_fingerprint(source, config, tokenizer, world, hooks, quick=True)
         if fingerprint is None or not cache.has(fingerprint):
             return False
     return True

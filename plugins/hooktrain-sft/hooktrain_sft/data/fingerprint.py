@@ -18,13 +18,14 @@ from hooktrain import World, unstructure
 from hooktrain_sft.compat import is_fast_tokenizer
 from hooktrain_sft.config import TokenDataConfig
 
-__all__ = ["sequence_fingerprint", "tokenizer_fingerprint"]
+__all__ = ["sequence_fingerprint", "stream_fingerprint", "tokenizer_fingerprint"]
 
 _LATER = {  # options that apply to examples after they are tokenized
     *("sources", "eval_sources", "train_eval_split", "max_length", "pack_samples", "overflow", "on_empty", "seed"),
     *("shuffle", "group_by_length", "workers", "num_proc", "use_data_cache", "cache_dir", "stream_buffer"),
     "max_dropped",
 }
+_BESIDE_A_STREAM = {"sources", "eval_sources", "workers", "num_proc", "use_data_cache", "cache_dir", "max_dropped"}
 _LATER_OF_SOURCE = {"name", "weight", "streaming", "built_as"}
 _LIBRARIES = ("transformers", "tokenizers", "jinja2", "datasets", "pyarrow")
 
@@ -33,15 +34,25 @@ class _Unknown(Exception):
     """Something that the sequences depend on cannot be compared with another state of it."""
 
 
+def stream_fingerprint(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any) -> str:
+    """Return a text that differs where the examples of streaming sources, or the sequences made of them, may differ."""
+    parts = [_without(config, _BESIDE_A_STREAM), tokenizer_fingerprint(tokenizer)]
+    for source in config.sources:
+        holds = hooks.fingerprint_source(config=source, world=world, quick=True)
+        parts += [_without(source, {"name", "name_or_path"} if holds else {"name"}), holds]
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
 def sequence_fingerprint(
-    source: Any, config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any
+    source: Any, config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any, quick: bool = False
 ) -> tuple[str | None, str]:
     """Return the fingerprint of a source's tokenized examples.
 
     Returns:
-        The fingerprint, or None with the reason why there can be none.
+        The fingerprint, or None with the reason why there can be none; also where ``quick`` is true and it would take
+        long.
     """
-    holds = hooks.fingerprint_source(config=source, world=world)
+    holds = hooks.fingerprint_source(config=source, world=world, quick=quick)
     if holds is None:
         return None, f"no plugin fingerprints a {type(source).__name__} (hook fingerprint_source)"
     try:

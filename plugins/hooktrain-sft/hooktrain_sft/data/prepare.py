@@ -19,7 +19,7 @@ from hooktrain_sft.config import SourceOptions, TokenDataConfig
 from hooktrain_sft.data.arrow_store import UnwritableError
 from hooktrain_sft.data.collate import collate_flat, collate_stacked
 from hooktrain_sft.data.documents import Documents, Place, fit, require_some
-from hooktrain_sft.data.fingerprint import sequence_fingerprint
+from hooktrain_sft.data.fingerprint import sequence_fingerprint, stream_fingerprint
 from hooktrain_sft.data.mixing import mix, order_by_length
 from hooktrain_sft.data.packed_dataset import PackedDataset
 from hooktrain_sft.data.row_cache import CachedSequences, SequenceCache
@@ -131,6 +131,7 @@ class _Preparation:
             for remark in facts_of["remarks"]:
                 self.warn(f"{opened.label}: {remark}")
         labels = ", ".join(opened.label for opened in train.sources)
+        of_train = f"stream {stream_fingerprint(config, self.tokenizer, self.world, self.hooks)}"
         return Data(
             train=train,
             evaluation=evaluation,
@@ -143,7 +144,8 @@ class _Preparation:
                 "evaluation": facts,
                 "warnings": self.warnings,
             },
-            fingerprint="-".join(["stream", *self.digests]),
+            fingerprint="-".join([of_train, *self.digests]),
+            train_fingerprint=of_train,
             loader=StreamLoader,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -214,6 +215,15 @@ class Reader:
         """
         workers = number_of_workers(self.config.num_proc, opened.total, shared_by)
         notes: dict[str, tuple[int, str]] = {}
+        remarks: list[str] = []
+        if workers > 1 and (stateful := self._stateful_renderers()):
+            if self.config.num_proc == "auto":
+                workers = 1
+            else:
+                remarks.append(
+                    f"{', '.join(stateful)}: what it changes in its attributes while it renders is lost with the"
+                    " processes that render; write `data.num_proc: 1` if it does"
+                )
         sequences: list[NDArray[np.int64]] = []
         with contextlib.ExitStack() as stack:
             made = self._on_one_process(opened)
@@ -238,7 +248,18 @@ class Reader:
         shown = {what: {"count": count, "first": first} for what, (count, first) in notes.items()}
         counts = np.concatenate(sequences) if sequences else np.zeros(0, np.int64)
         facts = self.facts(opened) | {"rows": len(counts), "tokens": writer.tokens, "notes": shown}
+        facts["remarks"] += remarks
         return facts if (counts == 1).all() else facts | {"sequences": counts.tolist()}
+
+    def _stateful_renderers(self) -> list[str]:
+        """Return the other plugins that render or convert examples and are objects with attributes."""
+        found = [*self.hooks.render_example.get_hookimpls(), *self.hooks.register_formats.get_hookimpls()]
+        others = {type(one.plugin): one.plugin for one in found if not inspect.ismodule(one.plugin)}
+        return [
+            kind.__name__
+            for kind, plugin in others.items()
+            if kind.__module__.partition(".")[0] != __name__.partition(".")[0] and _has_attributes(plugin)
+        ]
 
     def _on_one_process(self, opened: OpenedSource) -> Iterator[Prepared]:
         """Yield prepared batches; one is tokenized in the background while the next is rendered."""
@@ -270,6 +291,13 @@ class Reader:
             "why": opened.format.why if opened.format else None,
             "remarks": list(opened.examples.remarks) if isinstance(opened.examples, _Remarked) else [],
         }
+
+
+def _has_attributes(plugin: Any) -> bool:
+    try:
+        return bool(vars(plugin))
+    except TypeError:  # slots
+        return True
 
 
 def _notes(rendered: Sequence[Any], first: int) -> dict[str, tuple[int, str]]:

@@ -77,8 +77,7 @@ def losses(
         f"{where}: {lost:,} of {count.tokens_in:,} tokens are not used ({dropped:,} of {count.rows_in:,} examples"
         f" dropped, {count.tokens_truncated:,} tokens truncated); {count.rows_too_long + count.rows_split:,} examples"
         f" were longer than max_length {max_length}{' and are split' if count.rows_split else ''},"
-        f" {count.rows_empty:,} had no trained token"
-        + "".join(f"; {remedy}" for remedy in remedies)
+        f" {count.rows_empty:,} had no trained token" + "".join(f"; {remedy}" for remedy in remedies)
     ]
     if count.rows_cut:
         warnings.append(

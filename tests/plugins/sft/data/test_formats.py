@@ -228,6 +228,7 @@ def test_role_mappings_that_fit_nothing() -> None:
 HUB = {
     "nvidia/AceMath-Instruct-Training-Data:train[:10]": {"messages": [ASKED[0]], "answer": "yes"},
     "HuggingFaceH4/ultrachat_200k": {"prompt": "Hello", "messages": ASKED, "prompt_id": "x"},
+    "databricks/databricks-dolly-15k": {"instruction": "Hello", "context": "", "response": "yes", "category": "x"},
     "Open-Orca/OpenOrca": {"id": 1, "system_prompt": "", "question": "Hello", "response": "yes"},
     "THUDM/LongAlign-10k": {"messages": ASKED, "length": 3},
     "Yukang/LongAlpaca-12k": {"instruction": "Hello", "output": "yes", "input": "", "file": ""},
