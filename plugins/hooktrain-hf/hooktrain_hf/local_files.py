@@ -153,6 +153,11 @@ def _of_folder(name: str, folder: Path, data_files: Sequence[str], subset: str |
     if data_files:
         return {"train": _chosen(name, folder, data_files)}
     configured = _of_card(name, folder, subset)
+    if configured is not None and not any(configured.values()):
+        raise DataError(
+            f"data.sources: given '{name}', a folder without the files that its README.md lists; download them, or name"
+            " others with `data_files`"
+        )
     if configured is not None:
         return configured
     if subset is not None:
@@ -336,11 +341,18 @@ def _of_card(name: str, folder: Path, subset: str | None) -> dict[str, list[Path
     if isinstance(listed, Mapping):
         listed = [{"split": split, "path": path} for split, path in listed.items()]
     splits: dict[str, list[Path]] = {}
-    for entry in [listed] if isinstance(listed, str) else listed:
-        split, paths = (str(entry["split"]), entry["path"]) if isinstance(entry, Mapping) else ("train", entry)
-        files = _below(inside, [paths] if isinstance(paths, str) else paths)
+    for entry in listed if isinstance(listed, list) else [listed]:
+        named = entry if isinstance(entry, Mapping) else {"path": entry}
+        paths = named.get("path")
+        paths = paths if isinstance(paths, list) else [paths]
+        if not all(isinstance(path, str) for path in paths):
+            raise DataError(
+                f"data.sources: given '{name}', whose README.md lists the data_files {entry!r}, expected a path or a"
+                " list of paths; correct it, or name the files with `data_files`"
+            )
+        files = _below(inside, paths)
         if files:  # a folder may hold some of the splits only
-            splits.setdefault(split, []).extend(files)
+            splits.setdefault(str(named.get("split", "train")), []).extend(files)
     return splits
 
 

@@ -32,6 +32,21 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> 
     monkeypatch.chdir(tmp_path)
 
 
+def test_equal_names_in_an_object_are_refused() -> None:
+    for content, line in (
+        ('{"text": "a"}\n{"text": "b", "text": "c"}\n', 2),
+        ('[{"text": "a"},\n{"text": {"x": 1, "x": 1}}]', 2),
+    ):
+        with pytest.raises(DataError, match=facts("rows.jsonl", f"line {line}", "two fields are named")):
+            rows("rows.jsonl", content)
+
+
+def test_a_stream_of_some_rows_returns_to_its_place() -> None:
+    content = "".join(json.dumps({"n": n, "kind": "ab"[n % 2]}) + "\n" for n in range(6))
+    assert [row["n"] for row in rows("rows.jsonl", content, only={"kind": "b"})] == [1, 3, 5]
+    assert [row["n"] for row in rows("rows.csv", "n,kind\n1,True\n2,false\n", only={"kind": True})] == ["1"]
+
+
 def write_text(name: str, content: str) -> str:
     Path(name).write_bytes(content.encode())
     return name

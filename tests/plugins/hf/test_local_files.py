@@ -185,6 +185,65 @@ def test_an_existing_path_is_that_path() -> None:
     assert len(names("my[v1]")) == 3
 
 
+def remedy(problem: DataError) -> tuple[str, ...]:
+    """The files that an error tells to name."""
+    found = re.search(r"`data_files: \['(.*)'\]`", str(problem))
+    assert found is not None
+    return (found[1],)
+
+
+@pytest.mark.parametrize(
+    ("files", "read"),
+    [
+        (["a.csv", "b.csv", "raw.zip"], ["a.csv", "b.csv"]),
+        (["sub/a.tsv", "raw.zip"], ["sub/a.tsv"]),
+        (["sub/a.JSON", "b.JSON", "raw.zip"], ["b.JSON", "sub/a.JSON"]),
+        (["a.csv", "sub/b.csv", "n.jsonl"], ["a.csv", "sub/b.csv"]),
+        (["my[1].csv", "dataset_infos.csv", "raw.zip"], ["my[1].csv"]),
+        (["README.jsonl", "a.jsonl", "raw.zip"], ["a.jsonl"]),
+    ],
+)
+def test_the_files_that_an_error_names_can_be_read(files: list[str], read: list[str]) -> None:
+    make(*files)
+    with pytest.raises(DataError, match="data_files") as raised:
+        names()
+    assert sorted(names(data_files=remedy(raised.value))) == sorted(read)
+
+
+def test_a_folder_without_data_files_is_told_to_convert_its_files() -> None:
+    make("raw.zip")
+    with pytest.raises(DataError, match=facts("'raw.zip'", "convert them")) as raised:
+        names()
+    assert "data_files" not in str(raised.value)
+
+
+def test_files_of_several_kinds_that_a_glob_matches() -> None:
+    make("a.csv", "b.jsonl")
+    with pytest.raises(DataError, match=facts("1 .csv", "1 .jsonl", "such as data/a.csv")) as raised:
+        names("data/*")
+    assert "data_files" not in str(raised.value) and names("data/a.csv") == ["a.csv"]
+
+
+def test_files_that_are_not_read_are_named() -> None:
+    make("rows.jsonl", "README.md", "sub/notes.md", *(f"{number}.png" for number in range(5)))
+
+    def remarks(**more: Any) -> list[str]:
+        examples: Any = load_examples(HFSourceConfig(name_or_path="data", **more), World())
+        return list(examples.remarks)
+
+    expected = ["files not read: '0.png', '1.png', '2.png', '3.png', '4.png' and 2 more"]
+    assert remarks() == remarks(streaming=True) == remarks(split="train[:1]") == remarks(sample_count=1) == expected
+    assert remarks(only={"name": "rows.jsonl"}) == remarks(only={"name": "rows.jsonl"}, streaming=True) == expected
+    assert remarks(data_files=("*.jsonl",)) == []
+
+
+def test_types_that_datasets_has_guessed_are_told() -> None:
+    make("rows.csv")
+    examples: Any = load_examples(HFSourceConfig(name_or_path="csv", data_files=("data/rows.csv",)), World())
+    (remark,) = examples.remarks
+    assert re.search(facts("guessed", "csv", "download"), remark)
+
+
 def test_a_link_to_nothing_is_called_that() -> None:
     Path("broken.jsonl").symlink_to("nowhere")
     with pytest.raises(DataError, match=facts("'broken.jsonl'", "symbolic link", "'nowhere'")) as raised:

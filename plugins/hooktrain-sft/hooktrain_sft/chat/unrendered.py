@@ -8,6 +8,7 @@ more: where the marker is missing from that text, the template drops the part.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -92,8 +93,7 @@ def find_unrendered(
         roles = _roles(messages)
         template.rendered |= {(index, roles) for index in doubtful if len(messages[index]) == 2}
         return []
-    total = {index: sum(part.message == index for part in marked.parts) for index in doubtful}
-    missing = {index: sum(part.message == index for part in lost) for index in doubtful}
+    total, missing = (Counter(part.message for part in parts) for parts in (marked.parts, lost))
     made = [Unrendered(p.message, p.kind, p.where, missing[p.message] == total[p.message]) for p in lost]
     return list(dict.fromkeys(made))
 

@@ -123,7 +123,7 @@ def _source_digest(module: str) -> str:
         folder = Path(file).parent if file and Path(file).name == "__init__.py" else None
         if folder is None:
             file = inspect.getsourcefile(importlib.import_module(module))
-        files = sorted(folder.rglob("*.py")) if folder else [Path(str(file))]
+        files = sorted(filter(Path.is_file, folder.rglob("*.py"))) if folder else [Path(str(file))]
         made = hashlib.blake2b(digest_size=16)
         for path in files:
             made.update((path.relative_to(folder).as_posix() if folder else path.name).encode() + path.read_bytes())
