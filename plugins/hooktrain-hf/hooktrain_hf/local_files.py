@@ -257,7 +257,8 @@ def _remedy(folder: Path, files: Sequence[Path]) -> str:
     first = files[0]
     endings = "".join(first.suffixes[-2 if first.suffix.lower() in COMPRESSED else -1 :])
     patterns = (f"*{glob.escape(endings)}", f"**/*{glob.escape(endings)}", first.relative_to(folder).as_posix())
-    pattern = next(one for one in patterns if first in (found := _below(folder, [one])) and set(found) <= set(files))
+    found = {pattern: set(_below(folder, [pattern])) for pattern in patterns}
+    pattern = max((one for one in patterns if found[one] <= set(files)), key=lambda one: len(found[one]))
     return f"name the files to read with `data_files`, such as `data_files: ['{pattern}']`"
 
 

@@ -38,7 +38,7 @@ def register_formats(source: Any, config: Any) -> Mapping[str, Format] | None:
         own, and the first that recognises the columns is used. Two of one name are an error. None registers nothing.
 
     Default: ``hooktrain-sft`` registers ``role_mapping``, ``input_ids``, ``messages``, ``sharegpt``,
-    ``prompt_completion``, ``alpaca``, ``text`` and ``raw``.
+    ``prompt_completion``, ``alpaca``, ``pairs``, ``xlam``, ``text`` and ``raw``.
     """
 
 
