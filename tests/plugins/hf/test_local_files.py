@@ -176,6 +176,30 @@ def test_a_card_lists_the_files_of_a_folder() -> None:
         names()
 
 
+@pytest.mark.parametrize(
+    ("listed", "told"),
+    [
+        ("data_files: [{path: [3]}]", ["README.md", "{'path': [3]}", "data_files"]),
+        ("data_files: 3", ["README.md", "data_files 3"]),
+        ("data_files: [{split: train}]", ["README.md", "{'split': 'train'}"]),
+        ("data_files: gone/*", ["without the files", "README.md", "download"]),
+        ("data_dir: gone", ["without the files", "README.md"]),
+    ],
+)
+def test_a_card_that_lists_nothing_to_read_is_an_error(listed: str, told: list[str]) -> None:
+    make("a.jsonl")
+    Path("data/README.md").write_text(f"---\nconfigs:\n- config_name: default\n  {listed}\n---\n")
+    with pytest.raises(DataError, match=facts("data.sources", "'data'", *told)):
+        names()
+    assert names(data_files=("a.jsonl",)) == ["a.jsonl"]
+
+
+def test_a_card_need_not_name_splits() -> None:
+    make("a.jsonl", "b.jsonl")
+    Path("data/README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: [{path: b.jsonl}]\n---\n")
+    assert names() == ["b.jsonl"]
+
+
 def test_an_existing_path_is_that_path() -> None:
     make("rows[1].jsonl", "rows1.jsonl", "what?.jsonl", folder="my[v1]")
     assert names("my[v1]/rows[1].jsonl") == names("my[v1]/rows[1].jsonl:train[:1]") == ["rows[1].jsonl"]
