@@ -239,6 +239,22 @@ def _write(name: str, table: pa.Table) -> None:
         writer.write_table(table, max_chunksize=2)
 
 
+def test_a_row_of_many_batches_is_taken_alone() -> None:
+    batch = pa.record_batch({"text": ["x" * 10_000] * 100})
+    with pa.ipc.new_file("x.arrow", batch.schema) as writer:
+        for _ in range(10):
+            writer.write_batch(batch)
+    examples: Any = load_examples(HFSourceConfig(name_or_path="x.arrow"), World())
+    default = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(default)
+    pa.set_memory_pool(pool)
+    try:
+        assert len(examples[500]["text"]) == 10_000
+    finally:
+        pa.set_memory_pool(default)
+    assert pool.max_memory() < 2_000_000, "the file has 10 MB"
+
+
 @pytest.mark.parametrize("name", ["x.parquet", "file.arrow", "stream.arrow"])
 def test_tables(name: str) -> None:
     moment = datetime.datetime(2024, 1, 2, 3, 4, 5)
@@ -251,6 +267,7 @@ def test_tables(name: str) -> None:
             "price": pa.array([decimal.Decimal("1.50")] * 5),
             "kind": pa.array(["a"] * 5).dictionary_encode(),
             "map": pa.array([[("k", "v")]] * 5, pa.map_(pa.string(), pa.string())),
+            "times": pa.array([[("k", moment)]] * 5, pa.map_(pa.string(), pa.timestamp("ms"))),
         }
     )
     _write(name, table)
@@ -258,6 +275,7 @@ def test_tables(name: str) -> None:
     assert [row.pop("n") for row in found] == [0, 1, 2, 3, 4]
     assert found[1].pop("day") is None and found[0].pop("day") == "2024-01-02"
     text = "2024-01-02T03:04:05"
+    assert [row.pop("times") for row in found] == [{"k": text}] * 5
     price = decimal.Decimal("1.50")
     assert (
         found[0]
