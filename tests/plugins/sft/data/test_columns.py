@@ -350,7 +350,7 @@ def test_calls_as_json_text_are_tool_calls(prepare: Prepare) -> None:
     assert prepare([row]) == expected
     mapping = {"user": "query", "assistant": "answers"}
     assert prepare([{**row, "tools": json.dumps(tools)}], role_mapping=mapping) == expected
-    texts, (warning,) = prepare([row, {**row, "answers": "[]"}], on_empty="drop")
+    texts, (warning, *_) = prepare([row, {**row, "answers": "[]"}], on_empty="drop")
     assert len(texts) == 1 and "empty, not trained" in warning
     with pytest.raises(DataError, match=facts("example 1", "answers is 'no", "name, arguments")):
         prepare([row, {**row, "answers": "no call"}])
