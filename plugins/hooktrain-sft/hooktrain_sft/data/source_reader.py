@@ -254,7 +254,8 @@ class Reader:
     def _stateful_renderers(self) -> list[str]:
         """Return the other plugins that render or convert examples and are objects with attributes."""
         found = [*self.hooks.render_example.get_hookimpls(), *self.hooks.register_formats.get_hookimpls()]
-        others = {type(one.plugin): one.plugin for one in found if not inspect.ismodule(one.plugin)}
+        objects = [one.plugin for one in found if not (inspect.ismodule(one.plugin) or inspect.isclass(one.plugin))]
+        others = {type(plugin): plugin for plugin in objects}
         return [
             kind.__name__
             for kind, plugin in others.items()

@@ -220,9 +220,10 @@ def test_role_mappings_that_fit_nothing() -> None:
         chosen({"q": 1}, role_mapping={"user": "q"}, format="text")
     with pytest.raises(DataError, match=facts("role_mapping", "'asistant'", "'assistant'")):
         chosen({"q": 1}, SourceOptions(role_mapping={"asistant": "q"}))
-    complaints: list[Complaint] = []
-    assert structure(SFTDataConfig, {"sources": ["x"], "role_mapping": {"user": "a.b"}}, "data", complaints) is None
-    assert re.search(facts("data.role_mapping", "'a.b'", "user", "column.field.value"), str(complaints[0]))
+    for given, told in (("a.b", "a.b"), ([], ""), (["a", "b.c.d"], "b.c.d")):
+        complaints: list[Complaint] = []
+        assert structure(SFTDataConfig, {"sources": ["x"], "role_mapping": {"user": given}}, "data", complaints) is None
+        assert re.search(facts("data.role_mapping", f"'{told}'", "user", "column.field.value"), str(complaints[0]))
 
 
 HUB = {
