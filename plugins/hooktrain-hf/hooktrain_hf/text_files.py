@@ -83,7 +83,7 @@ class JsonFile(SpanFile):
     def row(self, start: int, end: int) -> Row:
         text = self.text(start, end)
         try:
-            found = json.loads(text, object_pairs_hook=_object)
+            found = _DECODER.decode(text)
         except (ValueError, RecursionError) as problem:
             raise self.error(f"not JSON: {problem}", self.line_at(start)) from problem
         if type(found) is not dict:
@@ -103,6 +103,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"two fields are named '{next(name for name in names if names.count(name) > 1)}'")
     return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _is_json(text: bytes) -> bool:

@@ -18,7 +18,7 @@ def loads(text: str) -> Any:
             be lost.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return _DECODER.decode(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -29,6 +29,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"two fields are named '{next(name for name in names if names.count(name) > 1)}'")
     return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def read_json(text: str, where: str, expected: str) -> Any:
