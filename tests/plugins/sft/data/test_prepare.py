@@ -128,7 +128,8 @@ def test_causal_splits_and_packs(hooks: Any, make_tokenizer: Callable[..., Any])
     examples = [{"text": "The answer is yes. " * n} for n in (1, 40, 3)]
     data = prepare(hooks, CausalDataConfig(sources=(ListSource("rows", examples),), max_length=32), tokenizer)
     report = data.report["train"]
-    assert report["rows_kept"] == 3 and report["rows_too_long"] == 1
+    assert report["rows_kept"] == 3 and report["rows_split"] == 1
+    assert report["rows_too_long"] == report["rows_cut"] == 0 and not data.report["warnings"]
     assert report["tokens_in"] == report["tokens_kept"] + report["tokens_dropped"] and report["tokens_dropped"] < 32
     ids = np.concatenate([data.train[i]["input_ids"] for i in range(len(data.train))])
     assert (ids == tokenizer.bos_token_id).sum() == (ids == tokenizer.eos_token_id).sum() == 3
