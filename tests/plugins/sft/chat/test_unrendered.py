@@ -96,7 +96,9 @@ def test_all_trains_it_without_and_says_so() -> None:
     assert "«1<|im_end|>»" in marked(rendered)
     (note,) = rendered.notes
     assert re.match(facts("messages[1] assistant: ", "reasoning", "trained without"), note)
-    assert render(LAST_ONLY, TALK, drop_reasoning=True).notes == ()
+    removed = render(LAST_ONLY, TALK, drop_reasoning=True).notes
+    assert [note.partition(": ")[0] for note in removed] == ["messages[1] assistant", "messages[3] assistant"]
+    assert {note.partition(": ")[2] for note in removed} == {"its reasoning is removed (data.drop_reasoning)"}
 
 
 def test_the_choice_of_answers_comes_first() -> None:
