@@ -284,21 +284,23 @@ def make_data(config: Any, tokenizer: Any, world: World, hooks: Any, recipe: Rec
 
 
 @_question(UNTOUCHED)
-def fingerprint_source(config: Any, world: World) -> str | None:
+def fingerprint_source(config: Any, world: World, quick: bool) -> str | None:
     """Identify the content of a source without loading it, so that prepared data is found again.
 
     Called: inside ``make_data`` or ``estimate_data``, for each source. ``load_source`` is called for it only if the
-        cache does not hold its data.
+        cache does not hold its data. For a stream, only a resume compares the text.
     Ranks: every rank.
     Device: must not touch a device.
 
     Args:
         config: one entry of the sources.
         world: rank and world size of this process.
+        quick: whether to return None instead of reading large files, as for ``hooktrain plan``.
 
     Returns:
-        Text that is equal for two calls only if ``load_source`` returns the same examples in the same order. None
-        leaves it to the next plugin. A source without a fingerprint is prepared in every run.
+        Text that is equal for two calls only if ``load_source`` returns the same examples in the same order; for a
+        stream, as far as that is known without reading it completely. None leaves it to the next plugin. A source
+        without a fingerprint is prepared in every run.
 
     Default: none; ``hooktrain-hf`` identifies ``huggingface``.
     """

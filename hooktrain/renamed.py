@@ -133,6 +133,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
         "results[].sides": "results[].variants",
         "results[].sides[].absent": "results[].variants[].not_installed",
         "results[].sides[].failed": "results[].variants[].error",
+        "train.rows_answer_cut": "train.rows_cut",
     },
     "module": {
         f"{before}.{word.partition('=')[0]}": f"{now}.{word.rpartition('=')[2]}"

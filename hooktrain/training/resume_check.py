@@ -125,7 +125,8 @@ def changes(before: Mapping[str, Any], trainer: Trainer) -> Iterator[Change]:
         yield Change("world_size", f"{ranks}: the random numbers of dropout differ", False)
     if before["data"] != now["data"]:
         rows = [f"{side['data']['rows']:,}" for side in (before, now)]
-        yield Change("data", f"other rows to train on ({rows[0]} then, {rows[1]} now)", True)
+        counts = f" ({rows[0]} then, {rows[1]} now)" if rows[0] != rows[1] else ""
+        yield Change("data", f"other rows to train on{counts}", True)
     yield from _in_plugins(before["plugins"], now["plugins"])
     for name, version in now["versions"].items():
         if before["versions"].get(name) != version:

@@ -71,6 +71,9 @@ def _converter(kind: Any, feature: Any, decoded: bool = False) -> _Convert | Non
         inner = inner.get("feature") if named in ("Sequence", "List", "LargeList") else inner
         one = _converter(kind.value_type, inner, decoded)
         return None if one is None else lambda value: value and [one(entry) for entry in value]
+    if types.is_map(kind):
+        of_items = _converter(kind.item_type, None, decoded)
+        return None if of_items is None else lambda value: value and {key: of_items(v) for key, v in value.items()}
     if types.is_struct(kind):
         return _of_struct(kind, feature, named, decoded)
     return None

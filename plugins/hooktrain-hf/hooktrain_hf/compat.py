@@ -30,7 +30,6 @@ __all__ = [
     "forget_gguf_quantization",
     "gguf_load_options",
     "has_vision",
-    "is_sharded",
     "is_stateful",
     "layer_types",
     "model_class",
@@ -226,11 +225,6 @@ def forget_gguf_quantization(model: Any) -> None:
             setattr(model, name, value)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Return whether ranks hold a model's weights together, as under ZeRO-3 and FSDP2."""
-    return any(hasattr(parameter, "ds_id") or hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
 
 def complete_shape(parameter: Tensor) -> tuple[int, ...]:

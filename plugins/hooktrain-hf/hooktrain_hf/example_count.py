@@ -30,6 +30,8 @@ def count_examples(config: HFSourceConfig) -> int:
         where = "a saved data set, read when the data are prepared" if path.is_dir() else "not on this machine"
         raise DataError(f"'{name}' is {where}")
     counted = sum(_examples(file, config.text_unit or "file") for file in splits.get(split.partition("[")[0], ()))
+    if config.only:
+        raise DataError(f"of the {counted:,} examples of '{name}', some are chosen when the data are prepared")
     if "[" in split or "+" in split:
         raise DataError(f"of the {counted:,} examples of '{name}', a slice is taken when the data are prepared")
     if config.sample_ratio is not None:

@@ -20,6 +20,8 @@ __all__ = ["file_digests"]
 _SETTLED = 2_000_000_000
 """Nanoseconds after which another change of a file has another time stamp, on any file system."""
 _TRIES = 3
+_QUICK = 1 << 26
+"""Bytes that are read in a tenth of a second."""
 
 
 class _Identity(NamedTuple):
@@ -36,7 +38,7 @@ class _Identity(NamedTuple):
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def file_digests(root: Path, files: Mapping[str, Path]) -> dict[str, str]:
+def file_digests(root: Path, files: Mapping[str, Path], quick: bool = False) -> dict[str, str] | None:
     """Return the digest of each file's content, of the files that links point to.
 
     Digests are kept in the cache folder, by ``root``; a file is read again when its identity has changed.
@@ -44,6 +46,7 @@ def file_digests(root: Path, files: Mapping[str, Path]) -> dict[str, str]:
     Args:
         root: folder of the files.
         files: the files, by their names relative to it.
+        quick: whether to return None where more than 64 MiB would have to be read.
 
     Raises:
         DataError: a file changes while it is read.
@@ -55,6 +58,8 @@ def file_digests(root: Path, files: Mapping[str, Path]) -> dict[str, str]:
     now = {name: _Identity.of(file.stat()) for name, file in files.items()}
     found = {name: known[name][1] for name, identity in now.items() if name in known and known[name][0] == identity}
     unknown = [name for name in files if name not in found]
+    if quick and sum(now[name].size for name in unknown) > _QUICK:
+        return None
     settled: dict[str, tuple[_Identity, str]] = {}
     with ThreadPoolExecutor() as pool:  # hashing runs outside the interpreter's lock
         began = time.time_ns()

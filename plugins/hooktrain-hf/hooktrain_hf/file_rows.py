@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,10 @@ def _columns(files: Sequence[RowFile]) -> list[str] | None:
 
 
 class FileRows:
-    """Rows of files, one file after the other, or some of these rows."""
+    """Rows of files, one file after the other, or some of these rows; ``remarks`` are for the report."""
 
     def __init__(self, files: Sequence[RowFile], chosen: Indices | None = None) -> None:
+        self.remarks: Sequence[str] = ()
         self._files = list(files)
         self._bounds = np.cumsum([0, *map(len, self._files)])
         self._chosen = chosen
@@ -83,9 +84,16 @@ class FileRows:
 
 
 class RowStream:
-    """Rows of files that are read in order and not counted; it knows its place and can return to it."""
+    """Rows of files that are read in order and not counted; it knows its place and can return to it.
 
-    def __init__(self, files: Sequence[RowFile]) -> None:
+    Attributes:
+        remarks: for the report.
+        wanted: whether a row is read; None reads all.
+    """
+
+    def __init__(self, files: Sequence[RowFile], wanted: Callable[[Row], bool] | None = None) -> None:
+        self.remarks: Sequence[str] = ()
+        self.wanted = wanted
         self._files = list(files)
         self._begin = self._place = (0, 0)
 
@@ -98,13 +106,20 @@ class RowStream:
         for file in range(number, len(self._files)):
             for index, row in enumerate(self._files[file].rows(start), start + 1):
                 self._place = (file, index)
-                yield row
+                if self.wanted is None or self.wanted(row):
+                    yield row
             start = 0
 
     def shuffle(self, *, seed: int, buffer_size: int) -> RowStream:
         """Return a stream of the files in another order; rows of a file keep theirs."""
         order = np.random.default_rng(seed).permutation(len(self._files))
-        return RowStream([self._files[number] for number in order])
+        return RowStream([self._files[number] for number in order], self.wanted)
+
+    def filter(self, wanted: Callable[[Row], bool]) -> RowStream:
+        """Return a stream of the rows that are wanted."""
+        made = RowStream(self._files, wanted)
+        made.remarks = self.remarks
+        return made
 
     def state_dict(self) -> dict[str, Any]:
         return {"file": self._place[0], "row": self._place[1]}
@@ -114,9 +129,10 @@ class RowStream:
 
 
 class TableRows:
-    """Rows of a ``datasets.Dataset``, with the values that files of the same content have."""
+    """Rows of a ``datasets.Dataset``, with the values that files of the same content have; ``remarks`` on them."""
 
     def __init__(self, dataset: Any) -> None:
+        self.remarks: Sequence[str] = ()
         self._dataset = dataset.with_format("arrow")
         self._convert = row_converter(dataset.features.arrow_schema)
 

@@ -12,7 +12,7 @@ from typing import Any
 from hooktrain import DataError, did_you_mean
 from hooktrain_hf.location import looks_like_path
 
-__all__ = ["COMPRESSED", "EXPECTED", "SPLITS", "files_of", "is_saved_data_set", "kind_of", "splits_of"]
+__all__ = ["COMPRESSED", "EXPECTED", "SPLITS", "files_of", "is_saved_data_set", "kind_of", "not_read", "splits_of"]
 
 _KINDS = {
     ".json": "json",
@@ -109,7 +109,7 @@ def splits_of(
             given = "data_files" if data_files else "subset"
             raise DataError(f"data.sources: given '{name}' with {given}, which is for folders and hub names; remove it")
     for files in splits.values():
-        _check_kinds(name, files)
+        _check_kinds(name, path, files)
     return splits
 
 
@@ -153,6 +153,11 @@ def _of_folder(name: str, folder: Path, data_files: Sequence[str], subset: str |
     if data_files:
         return {"train": _chosen(name, folder, data_files)}
     configured = _of_card(name, folder, subset)
+    if configured is not None and not any(configured.values()):
+        raise DataError(
+            f"data.sources: given '{name}', a folder without the files that its README.md lists; download them, or name"
+            " others with `data_files`"
+        )
     if configured is not None:
         return configured
     if subset is not None:
@@ -163,11 +168,19 @@ def _of_folder(name: str, folder: Path, data_files: Sequence[str], subset: str |
     if other:
         raise DataError(
             f"data.sources: given '{name}', a folder with {_listed(folder, other)}, which cannot be read;"
-            f" {EXPECTED}; name the files to read with `data_files`, such as `data_files: ['*.jsonl']`"
+            f" {EXPECTED}; {_remedy(folder, found) if found else 'convert them'}"
         )
     if not found:
         raise DataError(f"data.sources: given '{name}', a folder without data files; {EXPECTED}; correct the path")
     return _by_split(name, folder, found)
+
+
+def not_read(folder: Path) -> list[str]:
+    """Return a remark about the files in a folder of data that are not read, as their names say that they hold none."""
+    if not folder.is_dir() or _configs(folder / "README.md"):
+        return []
+    found = [file for file in _walk(folder) if _is_about(file)]
+    return [f"files not read: {_listed(folder, found)}"] if found else []
 
 
 def _chosen(name: str, folder: Path, data_files: Sequence[str]) -> list[Path]:
@@ -212,7 +225,7 @@ def _is_about(file: Path) -> bool:
     return _ending(file) in _WITHOUT_ROWS or file.name.partition(".")[0].lower() in _ABOUT
 
 
-def _check_kinds(name: str, files: Sequence[Path]) -> None:
+def _check_kinds(name: str, path: Path, files: Sequence[Path]) -> None:
     """Raise where files are links to nothing, no data files, or of several kinds."""
     for file in files:
         if not file.is_file():
@@ -229,10 +242,24 @@ def _check_kinds(name: str, files: Sequence[Path]) -> None:
     listed = ", ".join(f"{len(some):,} {ending} such as '{some[0].name}'" for ending, some in kinds.items())
     if known == {None}:
         raise DataError(f"data.sources: given '{name}', which cannot be read ({listed}); {EXPECTED}; convert it")
+    first = next(file for file in files if kind_of(file))
+    folder = path if path.is_dir() else Path(os.path.commonpath([file.parent for file in files]))
+    of_one_kind = [file for file in files if kind_of(file) == kind_of(first)]
+    remedy = _remedy(folder, of_one_kind)
     raise DataError(
-        f"data.sources: given '{name}', whose files are not of one kind ({listed}); {EXPECTED}; name the files of one"
-        " kind, with a glob or with `data_files: ['*.jsonl']`, and make a source of each kind"
+        f"data.sources: given '{name}', whose files are not of one kind ({listed}); {EXPECTED};"
+        f" {remedy if path.is_dir() else f'name those of one kind, such as {first}'}, and make a source of each kind"
     )
+
+
+def _remedy(folder: Path, files: Sequence[Path]) -> str:
+    """Return the advice to name data files of a folder, which works as it is written."""
+    first = files[0]
+    endings = "".join(first.suffixes[-2 if first.suffix.lower() in COMPRESSED else -1 :])
+    patterns = (f"*{glob.escape(endings)}", f"**/*{glob.escape(endings)}", first.relative_to(folder).as_posix())
+    found = {pattern: set(_below(folder, [pattern])) for pattern in patterns}
+    pattern = max((one for one in patterns if found[one] <= set(files)), key=lambda one: len(found[one]))
+    return f"name the files to read with `data_files`, such as `data_files: ['{pattern}']`"
 
 
 def _listed(folder: Path, files: Sequence[Path], most: int = 5) -> str:
@@ -315,11 +342,18 @@ def _of_card(name: str, folder: Path, subset: str | None) -> dict[str, list[Path
     if isinstance(listed, Mapping):
         listed = [{"split": split, "path": path} for split, path in listed.items()]
     splits: dict[str, list[Path]] = {}
-    for entry in [listed] if isinstance(listed, str) else listed:
-        split, paths = (str(entry["split"]), entry["path"]) if isinstance(entry, Mapping) else ("train", entry)
-        files = _below(inside, [paths] if isinstance(paths, str) else paths)
+    for entry in listed if isinstance(listed, list) else [listed]:
+        named = entry if isinstance(entry, Mapping) else {"path": entry}
+        paths = named.get("path")
+        paths = paths if isinstance(paths, list) else [paths]
+        if not all(isinstance(path, str) for path in paths):
+            raise DataError(
+                f"data.sources: given '{name}', whose README.md lists the data_files {entry!r}, expected a path or a"
+                " list of paths; correct it, or name the files with `data_files`"
+            )
+        files = _below(inside, paths)
         if files:  # a folder may hold some of the splits only
-            splits.setdefault(split, []).extend(files)
+            splits.setdefault(str(named.get("split", "train")), []).extend(files)
     return splits
 
 

@@ -133,12 +133,10 @@ class HFPlugin:
         return load_examples(config, world) if isinstance(config, HFSourceConfig) else None
 
     @hookimpl
-    def fingerprint_source(self, config: Any) -> str | None:
-        if not isinstance(config, HFSourceConfig) or config.streaming:
-            return None
+    def fingerprint_source(self, config: Any, quick: bool) -> str | None:
         from hooktrain_hf.source_fingerprint import fingerprint
 
-        return fingerprint(config)
+        return fingerprint(config, quick) if isinstance(config, HFSourceConfig) else None
 
     @hookimpl
     def make_checkpoint_engine(self, config: Any, run_dir: Path, world: World) -> HFCheckpointEngine | None:

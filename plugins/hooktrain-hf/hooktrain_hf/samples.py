@@ -79,10 +79,10 @@ class SamplesPlugin:
         """Make answers, print and write them: on the main rank, or on all ranks where they share the weights."""
         import torch
 
-        from hooktrain_hf.compat import is_sharded
+        from hooktrain import StrategyDefaults, member
 
         module: Any = trainer.strategy.unwrap(trainer.model)
-        sharded = is_sharded(module)
+        sharded = bool(member(trainer.strategy, StrategyDefaults, "shards_weights"))
         if not config.prompts or not (trainer.world.is_main or sharded):
             return
         step = trainer.global_step

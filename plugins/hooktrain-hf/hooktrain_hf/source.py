@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 import attrs
 
 from hooktrain import DataError, World, at_least, between, field
-from hooktrain_hf.local_files import EXPECTED, SPLITS, files_of, splits_of
+from hooktrain_hf.local_files import EXPECTED, SPLITS, files_of, not_read, splits_of
 from hooktrain_hf.location import first_line
 from hooktrain_hf.verbosity import quiet_datasets
 
@@ -61,6 +62,8 @@ class HFSourceConfig:
     """Name of the configuration of a hub data set that has several."""
     data_files: tuple[str, ...] = field(default=())
     """Files of a folder or a hub data set to read, instead of all."""
+    only: Mapping[str, Any] = field(factory=dict)
+    """Values of columns that an example must have to be read, such as ``{label: true}`` or ``{lang: [en, de]}``."""
     sample_ratio: float | None = field(default=None, validator=between(0.0, 1.0))
     """Share of the examples to draw at random."""
     sample_count: int | None = field(default=None, validator=[at_least(1), _not_both])
@@ -75,10 +78,10 @@ class HFSourceConfig:
     """The data set's own names for splits, such as ``{train: train_sft}``; known for a few hub data sets."""
     format: str | None = field(default=None)
     """Format of the examples; by default ``data.format``, which has the next three keys too."""
-    columns: Mapping[str, str] = field(factory=dict)
-    """Columns to rename, as ``ours: theirs``."""
-    role_mapping: Mapping[str, str] = field(factory=dict)
-    """The column with the turn of each role."""
+    columns: Mapping[str, str | None] = field(factory=dict)
+    """Columns to rename, as ``ours: theirs``, or to remove, as ``theirs: null``."""
+    role_mapping: Mapping[str, str | tuple[str, ...]] = field(factory=dict)
+    """The column with the turn of each role, or several."""
     content_key: str | None = field(default=None)
     """The field with the text, for entries that ``role_mapping`` finds."""
     text_unit: Literal["file", "paragraph", "line"] | None = field(default=None)
@@ -116,18 +119,21 @@ def load_examples(config: HFSourceConfig, world: World) -> FileRows | RowStream 
     splits = splits_of(name, path, config.data_files, config.subset)
     if splits:
         examples: Any = _of_files(config, splits, split)
+        examples.remarks = [] if config.data_files else not_read(path)
     else:
         # a bar helps during a download only
         with quiet_datasets(world.is_main and not path.exists()):
             examples = _of_datasets(config, name, split)
     if config.streaming:
-        return cast("RowStream | IterableDataset", examples)
+        return cast("RowStream | IterableDataset", examples.filter(_wanted(config.only)) if config.only else examples)
     if len(examples) == 0:
         raise DataError(
             f"data.sources: given '{config.name_or_path}', whose split '{split}' has no examples; expected at least"
             " one; check the file and the split's slice"
         )
-    return _draw(config, examples)
+    drawn: Any = _draw(config, _only(config, examples))
+    drawn.remarks = examples.remarks
+    return cast("FileRows | TableRows", drawn)
 
 
 def name_and_split(config: HFSourceConfig) -> tuple[str, str]:
@@ -198,7 +204,14 @@ def _of_datasets(config: HFSourceConfig, name: str, split: str) -> TableRows | I
             return _stream(saved.to_iterable_dataset()) if config.streaming else TableRows(saved)
         chosen = {"data_files": list(config.data_files)} if config.data_files else {}
         loaded: Any = datasets.load_dataset(name, config.subset, split=split, **lazily, **chosen)
-        return _stream(loaded) if config.streaming else TableRows(loaded)
+        guessed = loaded.info.builder_name
+        rows = _stream(loaded) if config.streaming else TableRows(loaded)
+        if isinstance(rows, TableRows) and guessed in ("csv", "json"):
+            rows.remarks = [
+                f"datasets has guessed the types of its {guessed} files; to read them as they are written, download"
+                " them, and name their folder"
+            ]
+        return rows
     except DataError:
         raise
     except Exception as error:  # Arrow, JSON, the hub and fsspec each raise kinds of their own
@@ -232,6 +245,43 @@ def _slice_saved(config: HFSourceConfig, saved: Any, split: str) -> Dataset:
     ranges = _ranges(config, split, {name: len(examples) for name, examples in splits.items()})
     parts = [splits[name].select(range(start, end)) for name, start, end in ranges]
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+
+
+def _only(config: HFSourceConfig, examples: Rows) -> Rows:
+    """Return the examples with the values that the recipe wants."""
+    if not config.only:
+        return examples
+    wanted, names = _wanted(config.only), set[str]()
+    chosen = []
+    for index, example in enumerate(examples):
+        names |= example.keys()
+        if wanted(example):
+            chosen.append(index)
+    if unknown := config.only.keys() - names:
+        raise DataError(
+            f"data.sources: given '{config.name_or_path}' with only: {', '.join(sorted(unknown))}, expected some of the"
+            f" columns {', '.join(sorted(names))}; correct it"
+        )
+    if not chosen:
+        raise DataError(
+            f"data.sources: given '{config.name_or_path}', none of whose {len(examples):,} examples has the values"
+            f" {dict(config.only)} of `only`; expected at least one; correct it"
+        )
+    return examples.select(chosen)
+
+
+def _wanted(only: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], bool]:
+    """Return whether an example has a value, or one of several, in each of some columns."""
+    choices = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in only.items()}
+
+    def same(value: Any, wanted: Any) -> bool:
+        if isinstance(value, str) and not isinstance(wanted, str):  # a cell of CSV
+            return value.strip().lower() == json.dumps(wanted)
+        return bool(value == wanted)
+
+    return lambda example: all(
+        any(same(example.get(name), wanted) for wanted in values) for name, values in choices.items()
+    )
 
 
 def _draw(config: HFSourceConfig, examples: Rows) -> Rows:

@@ -14,8 +14,16 @@ from hooktrain_hf.source import HFSourceConfig, name_and_split
 __all__ = ["fingerprint"]
 
 
-def fingerprint(config: HFSourceConfig) -> str | None:
+_EDGE = 1 << 16
+"""Bytes at both ends of a file of a stream by which it is known, with its size."""
+
+
+def fingerprint(config: HFSourceConfig, quick: bool = False) -> str | None:
     """Return a text that differs where the examples of a source may differ.
+
+    Args:
+        config: the source. Of the files of a stream only the sizes and both ends are compared.
+        quick: whether to return None where a large file would have to be read.
 
     Returns:
         A digest of the files' contents and of their names relative to the source's folder, or the revision of a hub
@@ -35,11 +43,24 @@ def fingerprint(config: HFSourceConfig) -> str | None:
     root = path.absolute() if path.is_dir() else Path(os.path.commonpath([file.parent for file in files]))
     names = {one: [os.path.relpath(file, root) for file in found] for one, found in splits.items()}
     try:
-        digests = file_digests(root, {os.path.relpath(file, root): file for file in files})
+        by_name = {os.path.relpath(file, root): file for file in files}
+        digests = {n: _edges(f) for n, f in by_name.items()} if config.streaming else file_digests(root, by_name, quick)
     except OSError:
+        return None
+    if digests is None:
         return None
     made = hashlib.blake2b(json.dumps([names, list(digests.items())]).encode(), digest_size=16)
     return f"{made.hexdigest()} {split}"
+
+
+def _edges(file: Path) -> str:
+    """Return a digest of the size of a file, its beginning and its end."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        made = hashlib.blake2b(opened.read(_EDGE), digest_size=16)
+        opened.seek(max(0, size - _EDGE))
+        made.update(opened.read(_EDGE))
+    return f"{made.hexdigest()} {size}"
 
 
 def _below(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,7 +16,35 @@ from hooktrain_hf.mapped_files import BLOCK, Indices, MappedFile, Row
 __all__ = ["ArrowFile", "ParquetFile"]
 
 
-class ParquetFile(MappedFile):
+class _TableFile(MappedFile):
+    """A file of blocks of rows, of which rows are taken without a copy of the others."""
+
+    @functools.cached_property
+    @abc.abstractmethod
+    def _starts(self) -> Indices:
+        """Number of the first row of each block, and of all rows."""
+
+    @functools.cached_property
+    @abc.abstractmethod
+    def _convert(self) -> Callable[[Any], list[Row]]: ...
+
+    @abc.abstractmethod
+    def _block(self, number: int) -> Any: ...
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        wanted = np.asarray(indices, np.int64)
+        blocks = np.searchsorted(self._starts, wanted, "right") - 1
+        rows: list[Row] = []
+        for block in np.unique(blocks).tolist():
+            with self.reading():
+                rows += self._convert(self._block(block).take(wanted[blocks == block] - self._starts[block]))
+        return rows
+
+
+class ParquetFile(_TableFile):
     """A Parquet file; one group of rows is in memory at a time."""
 
     @functools.cached_property
@@ -36,26 +65,14 @@ class ParquetFile(MappedFile):
         metadata = self._file.metadata
         return np.cumsum([0, *(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))])
 
-    def __len__(self) -> int:
-        return int(self._file.metadata.num_rows)
-
     def columns(self) -> list[str]:
         return list(self._file.schema_arrow.names)
 
-    def take(self, indices: Sequence[int]) -> list[Row]:
-        wanted = np.asarray(indices, np.int64)
-        groups = np.searchsorted(self._starts, wanted, "right") - 1
-        rows: list[Row] = []
-        for group in np.unique(groups).tolist():
-            with self.reading():
-                rows += self._convert(self._group(group).take(wanted[groups == group] - self._starts[group]))
-        return rows
-
-    def _group(self, group: int) -> Any:
-        number, table = vars(self).get("_last", (None, None))
-        if number != group:
-            table = self._file.read_row_group(group)
-            self._last = (group, table)
+    def _block(self, number: int) -> Any:
+        last, table = vars(self).get("_last", (None, None))
+        if last != number:
+            table = self._file.read_row_group(number)
+            self._last = (number, table)
         return table
 
     def rows(self, start: int = 0) -> Iterator[Row]:
@@ -68,7 +85,7 @@ class ParquetFile(MappedFile):
                 skipped = max(0, skipped - batch.num_rows)
 
 
-class ArrowFile(MappedFile):
+class ArrowFile(_TableFile):
     """A file of Arrow's IPC format, as a file or as a stream."""
 
     @functools.cached_property
@@ -86,15 +103,19 @@ class ArrowFile(MappedFile):
     def _convert(self) -> Callable[[Any], list[Row]]:
         return row_converter(self._table.schema)
 
-    def __len__(self) -> int:
-        return int(self._table.num_rows)
+    @functools.cached_property
+    def _batches(self) -> list[Any]:
+        return list(self._table.to_batches())
+
+    @functools.cached_property
+    def _starts(self) -> Indices:
+        return np.cumsum([0, *(batch.num_rows for batch in self._batches)])
 
     def columns(self) -> list[str]:
         return list(self._table.column_names)
 
-    def take(self, indices: Sequence[int]) -> list[Row]:
-        with self.reading():
-            return self._convert(self._table.take(np.asarray(indices, np.int64)))
+    def _block(self, number: int) -> Any:
+        return self._batches[number]  # taken from the table, its columns would be joined first
 
     def rows(self, start: int = 0) -> Iterator[Row]:
         with self.reading():

@@ -83,7 +83,7 @@ class JsonFile(SpanFile):
     def row(self, start: int, end: int) -> Row:
         text = self.text(start, end)
         try:
-            found = json.loads(text)
+            found = _DECODER.decode(text)
         except (ValueError, RecursionError) as problem:
             raise self.error(f"not JSON: {problem}", self.line_at(start)) from problem
         if type(found) is not dict:
@@ -94,6 +94,18 @@ class JsonFile(SpanFile):
             except UnicodeEncodeError as problem:
                 raise self.error("half of a surrogate pair, which is no text", self.line_at(start)) from problem
         return found
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; raise where a name is there twice, as one of the values would be lost."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"two fields are named '{next(name for name in names if names.count(name) > 1)}'")
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _is_json(text: bytes) -> bool:

@@ -71,7 +71,7 @@ def read_result(path: Path | None) -> dict[str, Any] | None:
         found = None if path is None else json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and isinstance(found.get("padded"), str) else None
 
 
 def write_result(path: Path | None, result: dict[str, Any]) -> None:
@@ -89,8 +89,9 @@ def write_result(path: Path | None, result: dict[str, Any]) -> None:
 
 def _own_code() -> list[tuple[str, int, int]]:
     """Return size and time of each file of hooktrain and its plugins: a checkout has one version for long."""
-    packages = [module.__file__ for name, module in sys.modules.items() if re.fullmatch(r"hooktrain(_[a-z]+)?", name)]
-    files = sorted(path for file in packages if file for path in Path(file).parent.rglob("*.py"))
+    packages = [module for name, module in sys.modules.items() if re.fullmatch(r"hooktrain(_[a-z]+)?", name)]
+    folders = [Path(file).parent for module in packages if (file := vars(module).get("__file__"))]
+    files = sorted(path for folder in folders for path in folder.rglob("*.py") if path.is_file())
     return [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "SourceOptions",
     "TokenDataConfig",
     "check_role_mapping",
+    "paths_of",
     "with_text_unit",
 ]
 
@@ -26,6 +27,8 @@ OnEmpty = Literal["auto", "error", "drop"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 """Roles that chat templates know."""
+
+RoleMapping = Mapping[str, str | tuple[str, ...]]
 
 
 @attrs.frozen(kw_only=True)
@@ -38,7 +41,7 @@ class SourceOptions:
         weight: share of an epoch, relative to other sources.
         streaming: whether its examples are read while training.
         format: as in :class:`SFTDataConfig`, as are the next three.
-        columns: columns to rename.
+        columns: columns to rename or to remove.
         role_mapping: columns or entries with the turns of each role.
         content_key: field with the text of an entry.
     """
@@ -48,12 +51,12 @@ class SourceOptions:
     weight: float | None = None
     streaming: bool = False
     format: str = ""
-    columns: Mapping[str, str] = attrs.field(factory=dict)
-    role_mapping: Mapping[str, str] = attrs.field(factory=dict)
+    columns: Mapping[str, str | None] = attrs.field(factory=dict)
+    role_mapping: RoleMapping = attrs.field(factory=dict)
     content_key: str | None = None
 
     @classmethod
-    def of(cls, source: Any, data: SFTDataConfig | None = None) -> SourceOptions:
+    def of(cls, source: Any, data: TokenDataConfig | None = None) -> SourceOptions:
         """Read the options of a source; those that it does not set are the recipe's under ``data``."""
         known = {field.name for field in attrs.fields(cls)}
         options: dict[str, Any] = {}
@@ -140,19 +143,27 @@ class TokenDataConfig:
         return [weight for weight in weights if weight is not None] or None
 
 
-def check_role_mapping(mapping: Mapping[str, str]) -> None:
-    """Raise a ``ValueError`` when a role is not known, or a path is neither ``column`` nor ``column.field.value``."""
-    for role, path in mapping.items():
+def check_role_mapping(mapping: RoleMapping) -> None:
+    """Raise a ``ValueError`` for an unknown role, or a path that is no column, list of them, or column.field.value."""
+    for role in mapping:
         if role not in ROLES:
             raise ValueError(f"given the role '{role}', expected one of {', '.join(ROLES)}{did_you_mean(role, ROLES)}")
-        if path.count(".") not in (0, 2) or not all(path.split(".")):
-            raise ValueError(
-                f"given '{path}' for {role}, expected a column, such as question, or column.field.value, such as"
-                " conversations.from.human"
-            )
+        paths = paths_of(mapping, role)
+        for path in paths or ("",):
+            if path.count(".") not in ((0, 2) if len(paths) == 1 else (0,)) or not all(path.split(".")):
+                raise ValueError(
+                    f"given '{path}' for {role}, expected a column, such as question, a list of columns, or"
+                    " column.field.value, such as conversations.from.human"
+                )
 
 
-def _role_paths(instance: Any, attribute: Any, value: Mapping[str, str]) -> None:
+def paths_of(mapping: RoleMapping, *roles: str) -> tuple[str, ...]:
+    """Return the columns, or entries of columns, that a mapping names for roles; for all by default."""
+    named = [mapping[role] for role in roles or mapping if role in mapping]
+    return tuple(path for paths in named for path in ((paths,) if isinstance(paths, str) else paths))
+
+
+def _role_paths(instance: Any, attribute: Any, value: RoleMapping) -> None:
     check_role_mapping(value)
 
 
@@ -166,11 +177,13 @@ class SFTDataConfig(TokenDataConfig):
 
     format: str = field(default="auto")
     """Format of the examples; ``auto`` recognises it by the columns. A source may have its own ``format``."""
-    columns: Mapping[str, str] = field(factory=dict)
-    """Columns to rename, as ``ours: theirs``, such as ``{prompt: question, completion: answer}``."""
-    role_mapping: Mapping[str, str] = field(factory=dict, validator=_role_paths)
-    """Column with the turn of each role, such as ``{user: question, assistant: response}``; or the entries of a column
-    of turns, such as ``conversations.from.human``. Entries keep their order."""
+    columns: Mapping[str, str | None] = field(factory=dict)
+    """Columns to rename, as ``ours: theirs``, such as ``{prompt: question, completion: answer}``; ``{label: null}``
+    removes one."""
+    role_mapping: Mapping[str, str | tuple[str, ...]] = field(factory=dict, validator=_role_paths)
+    """Column with the turn of each role, such as ``{user: question, assistant: response}``, or a list of columns whose
+    texts make the turn, one below the other; or the entries of a column of turns, such as ``conversations.from.human``.
+    Entries keep their order."""
     content_key: str | None = field(default=None)
     """Field with the text, of entries that ``role_mapping`` names; by default content, text, message or value."""
     chat_template_kwargs: Mapping[str, Any] = field(factory=dict)

@@ -38,7 +38,7 @@ def register_formats(source: Any, config: Any) -> Mapping[str, Format] | None:
         own, and the first that recognises the columns is used. Two of one name are an error. None registers nothing.
 
     Default: ``hooktrain-sft`` registers ``role_mapping``, ``input_ids``, ``messages``, ``sharegpt``,
-    ``prompt_completion``, ``alpaca``, ``text`` and ``raw``.
+    ``prompt_completion``, ``alpaca``, ``pairs``, ``xlam``, ``text`` and ``raw``.
     """
 
 
@@ -49,7 +49,8 @@ def render_example(example: Any, tokenizer: Any, config: Any) -> Rendered | None
     Called: by ``make_data`` of ``hooktrain-sft``, once for each example of each source; the texts are tokenized in
         batches afterwards.
     Ranks: every rank; each must return the same. With ``data.num_proc``, several forked processes of a rank: what it
-        returns may depend on its arguments alone, and what it changes is lost with the process.
+        returns may depend on its arguments alone, and what it changes is lost with the process. A plugin that is an
+        object with attributes renders in one process, unless the recipe writes a number of them.
     Device: must not touch a device.
 
     Args:

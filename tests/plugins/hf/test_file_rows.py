@@ -32,6 +32,21 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> 
     monkeypatch.chdir(tmp_path)
 
 
+def test_equal_names_in_an_object_are_refused() -> None:
+    for content, line in (
+        ('{"text": "a"}\n{"text": "b", "text": "c"}\n', 2),
+        ('[{"text": "a"},\n{"text": {"x": 1, "x": 1}}]', 2),
+    ):
+        with pytest.raises(DataError, match=facts("rows.jsonl", f"line {line}", "two fields are named")):
+            rows("rows.jsonl", content)
+
+
+def test_a_stream_of_some_rows_returns_to_its_place() -> None:
+    content = "".join(json.dumps({"n": n, "kind": "ab"[n % 2]}) + "\n" for n in range(6))
+    assert [row["n"] for row in rows("rows.jsonl", content, only={"kind": "b"})] == [1, 3, 5]
+    assert [row["n"] for row in rows("rows.csv", "n,kind\n1,True\n2,false\n", only={"kind": True})] == ["1"]
+
+
 def write_text(name: str, content: str) -> str:
     Path(name).write_bytes(content.encode())
     return name
@@ -224,6 +239,22 @@ def _write(name: str, table: pa.Table) -> None:
         writer.write_table(table, max_chunksize=2)
 
 
+def test_a_row_of_many_batches_is_taken_alone() -> None:
+    batch = pa.record_batch({"text": ["x" * 10_000] * 100})
+    with pa.ipc.new_file("x.arrow", batch.schema) as writer:
+        for _ in range(10):
+            writer.write_batch(batch)
+    examples: Any = load_examples(HFSourceConfig(name_or_path="x.arrow"), World())
+    default = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(default)
+    pa.set_memory_pool(pool)
+    try:
+        assert len(examples[500]["text"]) == 10_000
+    finally:
+        pa.set_memory_pool(default)
+    assert pool.max_memory() < 2_000_000, "the file has 10 MB"
+
+
 @pytest.mark.parametrize("name", ["x.parquet", "file.arrow", "stream.arrow"])
 def test_tables(name: str) -> None:
     moment = datetime.datetime(2024, 1, 2, 3, 4, 5)
@@ -236,6 +267,7 @@ def test_tables(name: str) -> None:
             "price": pa.array([decimal.Decimal("1.50")] * 5),
             "kind": pa.array(["a"] * 5).dictionary_encode(),
             "map": pa.array([[("k", "v")]] * 5, pa.map_(pa.string(), pa.string())),
+            "times": pa.array([[("k", moment)]] * 5, pa.map_(pa.string(), pa.timestamp("ms"))),
         }
     )
     _write(name, table)
@@ -243,6 +275,7 @@ def test_tables(name: str) -> None:
     assert [row.pop("n") for row in found] == [0, 1, 2, 3, 4]
     assert found[1].pop("day") is None and found[0].pop("day") == "2024-01-02"
     text = "2024-01-02T03:04:05"
+    assert [row.pop("times") for row in found] == [{"k": text}] * 5
     price = decimal.Decimal("1.50")
     assert (
         found[0]

@@ -176,6 +176,30 @@ def test_a_card_lists_the_files_of_a_folder() -> None:
         names()
 
 
+@pytest.mark.parametrize(
+    ("listed", "told"),
+    [
+        ("data_files: [{path: [3]}]", ["README.md", "{'path': [3]}", "data_files"]),
+        ("data_files: 3", ["README.md", "data_files 3"]),
+        ("data_files: [{split: train}]", ["README.md", "{'split': 'train'}"]),
+        ("data_files: gone/*", ["without the files", "README.md", "download"]),
+        ("data_dir: gone", ["without the files", "README.md"]),
+    ],
+)
+def test_a_card_that_lists_nothing_to_read_is_an_error(listed: str, told: list[str]) -> None:
+    make("a.jsonl")
+    Path("data/README.md").write_text(f"---\nconfigs:\n- config_name: default\n  {listed}\n---\n")
+    with pytest.raises(DataError, match=facts("data.sources", "'data'", *told)):
+        names()
+    assert names(data_files=("a.jsonl",)) == ["a.jsonl"]
+
+
+def test_a_card_need_not_name_splits() -> None:
+    make("a.jsonl", "b.jsonl")
+    Path("data/README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: [{path: b.jsonl}]\n---\n")
+    assert names() == ["b.jsonl"]
+
+
 def test_an_existing_path_is_that_path() -> None:
     make("rows[1].jsonl", "rows1.jsonl", "what?.jsonl", folder="my[v1]")
     assert names("my[v1]/rows[1].jsonl") == names("my[v1]/rows[1].jsonl:train[:1]") == ["rows[1].jsonl"]
@@ -183,6 +207,65 @@ def test_an_existing_path_is_that_path() -> None:
     assert names("my[v1]/what?.jsonl") == ["what?.jsonl"]
     assert names("my[v1]", data_files=("rows[1].jsonl",)) == ["rows[1].jsonl"]
     assert len(names("my[v1]")) == 3
+
+
+def remedy(problem: DataError) -> tuple[str, ...]:
+    """The files that an error tells to name."""
+    found = re.search(r"`data_files: \['(.*)'\]`", str(problem))
+    assert found is not None
+    return (found[1],)
+
+
+@pytest.mark.parametrize(
+    ("files", "read"),
+    [
+        (["a.csv", "b.csv", "raw.zip"], ["a.csv", "b.csv"]),
+        (["sub/a.tsv", "raw.zip"], ["sub/a.tsv"]),
+        (["sub/a.JSON", "b.JSON", "raw.zip"], ["b.JSON", "sub/a.JSON"]),
+        (["a.csv", "sub/b.csv", "n.jsonl"], ["a.csv", "sub/b.csv"]),
+        (["my[1].csv", "dataset_infos.csv", "raw.zip"], ["my[1].csv"]),
+        (["README.jsonl", "a.jsonl", "raw.zip"], ["a.jsonl"]),
+    ],
+)
+def test_the_files_that_an_error_names_can_be_read(files: list[str], read: list[str]) -> None:
+    make(*files)
+    with pytest.raises(DataError, match="data_files") as raised:
+        names()
+    assert sorted(names(data_files=remedy(raised.value))) == sorted(read)
+
+
+def test_a_folder_without_data_files_is_told_to_convert_its_files() -> None:
+    make("raw.zip")
+    with pytest.raises(DataError, match=facts("'raw.zip'", "convert them")) as raised:
+        names()
+    assert "data_files" not in str(raised.value)
+
+
+def test_files_of_several_kinds_that_a_glob_matches() -> None:
+    make("a.csv", "b.jsonl")
+    with pytest.raises(DataError, match=facts("1 .csv", "1 .jsonl", "such as data/a.csv")) as raised:
+        names("data/*")
+    assert "data_files" not in str(raised.value) and names("data/a.csv") == ["a.csv"]
+
+
+def test_files_that_are_not_read_are_named() -> None:
+    make("rows.jsonl", "README.md", "sub/notes.md", *(f"{number}.png" for number in range(5)))
+
+    def remarks(**more: Any) -> list[str]:
+        examples: Any = load_examples(HFSourceConfig(name_or_path="data", **more), World())
+        return list(examples.remarks)
+
+    expected = ["files not read: '0.png', '1.png', '2.png', '3.png', '4.png' and 2 more"]
+    assert remarks() == remarks(streaming=True) == remarks(split="train[:1]") == remarks(sample_count=1) == expected
+    assert remarks(only={"name": "rows.jsonl"}) == remarks(only={"name": "rows.jsonl"}, streaming=True) == expected
+    assert remarks(data_files=("*.jsonl",)) == []
+
+
+def test_types_that_datasets_has_guessed_are_told() -> None:
+    make("rows.csv")
+    examples: Any = load_examples(HFSourceConfig(name_or_path="csv", data_files=("data/rows.csv",)), World())
+    (remark,) = examples.remarks
+    assert re.search(facts("guessed", "csv", "download"), remark)
 
 
 def test_a_link_to_nothing_is_called_that() -> None:

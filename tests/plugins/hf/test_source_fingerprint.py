@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import pytest
+from hooktrain_hf import file_digests, source_fingerprint
 from hooktrain_hf.source import HFSourceConfig
 from hooktrain_hf.source_fingerprint import fingerprint
 
@@ -108,6 +109,31 @@ def test_a_saved_data_set(examples: Path, tmp_path: Path) -> None:
     before = of(tmp_path / "saved")
     datasets.Dataset.from_list([{"text": "b"}]).save_to_disk(tmp_path / "saved")
     assert of(tmp_path / "saved") not in (before, None)
+
+
+def test_large_files_are_not_read_quickly(examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = HFSourceConfig(name_or_path=str(examples))
+    known = fingerprint(config, quick=True)
+    assert known is not None
+    monkeypatch.setattr(file_digests, "_QUICK", 10)
+    examples.write_text(examples.read_text() + "{}\n")
+    assert fingerprint(config, quick=True) is None and fingerprint(config) not in (known, None)
+
+
+def test_a_stream_is_known_by_the_sizes_and_the_ends_of_its_files(
+    examples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_fingerprint, "_EDGE", 20)
+    text = examples.read_text()
+    seen = []
+    for content in (text, text.replace("example 0", "Example 0"), text.replace("example 9", "Example 9"), text + "\n"):
+        examples.write_text(content)
+        seen.append(of(examples, streaming=True))
+    assert None not in seen and len(set(seen)) == 4
+    examples.write_text(text)
+    assert of(examples, streaming=True) == seen[0]
+    (examples.parent / "empty.jsonl").touch()
+    assert of(examples.parent, streaming=True) is not None
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

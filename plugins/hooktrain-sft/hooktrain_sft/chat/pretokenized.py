@@ -109,10 +109,13 @@ def _unpadded(example: Mapping[str, Any], tokens: int) -> tuple[int, int]:
     """Return where the tokens that are no padding begin and end."""
     if example.get("attention_mask") is None:
         return 0, tokens
-    there = np.flatnonzero(_numbers(example["attention_mask"], "attention_mask"))
-    if len(there) and (there[-1] >= tokens or there[-1] - there[0] + 1 != len(there)):
+    mask = _numbers(example["attention_mask"], "attention_mask")
+    if len(mask) != tokens:
+        raise DataError(f"attention_mask has {len(mask)} entries, expected {tokens}, as many as input_ids")
+    there = np.flatnonzero(mask)
+    if len(there) and there[-1] - there[0] + 1 != len(there):
         raise DataError(
-            "attention_mask has gaps or more entries than input_ids, expected padding at the ends only; part documents"
-            " that share a sequence by seq_lengths, or by position_ids that begin again"
+            "attention_mask has gaps within the input_ids, expected padding at the ends only; part documents that share"
+            " a sequence by seq_lengths, or by position_ids that begin again"
         )
     return (int(there[0]), int(there[-1]) + 1) if len(there) else (0, 0)

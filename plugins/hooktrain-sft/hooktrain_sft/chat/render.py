@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from hooktrain import DataError
 from hooktrain_sft.chat.conversation import ConversationRenderer
-from hooktrain_sft.chat.messages import read_messages, without_reasoning
+from hooktrain_sft.chat.messages import Message, read_messages, without_reasoning
 from hooktrain_sft.chat.other_fields import with_documents
 from hooktrain_sft.chat.pretokenized import read_ids
 from hooktrain_sft.chat.rendered import Rendered
 from hooktrain_sft.chat.template import ChatTemplate
 from hooktrain_sft.chat.text_tokens import TextTokens
-from hooktrain_sft.chat.tool_calls import plain, read_tools
+from hooktrain_sft.chat.tool_calls import calls_in, plain, read_tools
 from hooktrain_sft.config import CausalDataConfig, SFTDataConfig
 from hooktrain_sft.formatting import shown
 
@@ -82,9 +82,8 @@ def render_chat(
         DataError: when it is no conversation, the template cannot render it or drops a part of it that is trained, or
             its trained spans are not proven.
     """
-    messages, untrained, _ = read_messages(example["messages"])
-    if config.drop_reasoning:
-        messages = [without_reasoning(message) for message in messages]
+    given, untrained, _ = read_messages(example["messages"])
+    messages = [without_reasoning(message) for message in given] if config.drop_reasoning else given
     tools = read_tools(example.get("tools"))
     template = ChatTemplate.of(tokenizer, tools)
     documents = example.get("documents")
@@ -95,7 +94,48 @@ def render_chat(
         made = renderer.split(written.messages, untrained, prompt, prefill)
     else:
         made = renderer.render(written.messages, untrained, prompt, prefill)
-    return written.restore(made)
+    made = written.restore(made)
+    if notes := (*_removed(given, messages), *_unusual(messages, tools)):
+        made = attrs.evolve(made, notes=made.notes + notes)
+    return made
+
+
+def _removed(given: Sequence[Message], messages: Sequence[Message]) -> Iterator[str]:
+    for index, (before, after) in enumerate(zip(given, messages, strict=True)):
+        if after is not before:
+            yield f"messages[{index}] {after['role']}: its reasoning is removed (data.drop_reasoning)"
+
+
+def _unusual(messages: Sequence[Message], tools: Sequence[Any] | None) -> Iterator[str]:
+    """Yield notes about turns that a prompt has once, and those that are there twice or as text."""
+    systems = [index for index, message in enumerate(messages) if message["role"] in _SYSTEM]
+    for index in systems[1:]:
+        yield (
+            f"messages[{index}] {messages[index]['role']}: a second system turn, where prompts usually have one; join"
+            " them, or remove one"
+        )
+    names = [str(tool.get("function", tool).get("name", "")) for tool in tools or ()] if _are_functions(tools) else []
+    for index in systems if any(names) else ():
+        text = messages[index].get("content") or ""
+        if all(f'"{name}"' in text or f"'{name}'" in text for name in names):
+            yield (
+                f"messages[{index}] {messages[index]['role']}: its text describes the tools that the chat template"
+                " renders too, so that the prompt has them twice; `data.columns: {tools: null}` leaves those of the"
+                " text"
+            )
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant" and tools and calls_in(message.get("content")) is not None:
+            yield (
+                f"messages[{index}] assistant: its text is a tool call, which is trained as text; give it as"
+                " `tool_calls` to have the chat template render it"
+            )
+
+
+def _are_functions(tools: Sequence[Any] | None) -> bool:
+    return all(isinstance(tool.get("function", tool), Mapping) for tool in tools or ())
+
+
+_SYSTEM = ("system", "developer")
 
 
 def _variables(example: Mapping[str, Any], config: SFTDataConfig) -> Mapping[str, Any] | None:

@@ -25,6 +25,7 @@ Handling = Literal["keep", "plain", "error"]
 _OPEN, _CLOSE = "\ue000", "\ue001"
 """Private-use characters around the number of a token, while the conversation is rendered."""
 _PLACE = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+_ESCAPED = "\\ue000"
 
 
 class TextTokens:
@@ -44,10 +45,16 @@ class TextTokens:
         self._found: dict[int, str] = {}
         self._template, self._handling = template, handling
         search = (template.special or _PLACE).search
-        suspects = [i for i, m in enumerate(messages) if len(m) > 2 or search(m.get("content", ""))]
+        suspects = [i for i, m in enumerate(messages) if len(m) > 2 or "content" not in m or search(m["content"])]
         self.messages = list(messages) if suspects else messages
         for index in suspects:
             self.messages[index] = self._read(index, messages[index])
+        for index in range(len(messages)) if self._tokens else ():
+            if any(_OPEN in text for text in _texts_of(messages[index])):
+                raise DataError(
+                    f"messages[{index}]: its text holds the private-use character U+E000, so that special tokens in the"
+                    " conversation cannot be kept text; remove the character"
+                )
 
     def restore(self, rendered: Rendered) -> Rendered:
         """Return the rendered example with its tokens as text where they were replaced, and a note for each message."""
@@ -64,9 +71,9 @@ class TextTokens:
 
     def _read(self, index: int, message: Message) -> Message:
         pattern = self._template.special
-        if not pattern or not any(map(pattern.search, _texts(message))):
+        token = pattern and next((found[0] for text in _texts_of(message) if (found := pattern.search(text))), None)
+        if not pattern or not token:
             return message
-        token = next(found[0] for text in _texts(message) if (found := pattern.search(text)))
         self._found[index] = token
         if self._handling == "error":
             raise DataError(
@@ -75,11 +82,6 @@ class TextTokens:
             )
         if self._handling == "keep":
             return message
-        if any(_OPEN in text for text in _texts(message)):
-            raise DataError(
-                f"messages[{index}]: its text holds the private-use character U+E000 beside the special token"
-                f" {token!r}, so that the token cannot be kept text; remove the character"
-            )
         made = _with_texts(message, lambda text: pattern.sub(self._replace, text))
         assert isinstance(made, dict)
         return {**made, "role": message["role"]}
@@ -104,20 +106,30 @@ class TextTokens:
             at = found.end()
             moves.append((at, length - at))
         text = "".join([*pieces, rendered.text[at:]])
+        if _ESCAPED in text:
+            raise DataError(
+                "the chat template escapes characters of a text that holds special tokens, so that"
+                " `data.special_tokens_in_text: plain` is not possible with it; use keep or error"
+            )
+        begins = [begin for begin, _ in moves]
 
         def moved(place: int) -> int:
-            return place + moves[bisect.bisect_right(moves, place, key=lambda move: move[0]) - 1][1]
+            return place + moves[bisect.bisect_right(begins, place) - 1][1]
 
         spans = tuple((moved(start), moved(end)) for start, end in rendered.spans)
         return attrs.evolve(rendered, text=text, spans=spans, plain=tuple(plain))
 
 
+def _texts_of(message: Message) -> Sequence[str]:
+    """Return the texts of a message: contents, reasoning, names and values of calls; not its role."""
+    return _texts({name: value for name, value in message.items() if name != "role"})
+
+
 def _texts(value: Any) -> Sequence[str]:
-    """Return the texts of a message: contents, reasoning, values of calls; not its role."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):
-        return [text for name, item in value.items() if name != "role" for text in _texts(item)]
+        return [text for item in value.items() for part in item for text in _texts(part)]
     if isinstance(value, list):
         return [text for item in value for text in _texts(item)]
     return []
@@ -127,5 +139,5 @@ def _with_texts(value: Any, convert: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return convert(value)
     if isinstance(value, Mapping):
-        return {name: _with_texts(item, convert) for name, item in value.items()}
+        return {convert(name): _with_texts(item, convert) for name, item in value.items()}
     return [_with_texts(item, convert) for item in value] if isinstance(value, list) else value

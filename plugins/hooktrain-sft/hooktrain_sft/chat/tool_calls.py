@@ -13,8 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from hooktrain import DataError
 from hooktrain_sft.formatting import shown
+from hooktrain_sft.json_text import loads, read_json
 
-__all__ = ["arguments_as_text", "plain", "read_tool_calls", "read_tools"]
+__all__ = ["arguments_as_text", "as_calls", "calls_in", "plain", "read_tool_calls", "read_tools"]
 
 
 def read_tools(tools: Any) -> list[Any] | None:
@@ -26,14 +27,14 @@ def read_tools(tools: Any) -> list[Any] | None:
     if not tools:
         return None
     if isinstance(tools, str):
-        tools = _from_json(tools, "tools", "a list of JSON schemas") if tools.strip() else None
+        tools = read_json(tools, "tools", "a list of JSON schemas") if tools.strip() else None
         if not tools:
             return None
     else:
         tools = _without_none(tools)
     if not isinstance(tools, list):
         raise DataError(f"tools is {shown(tools)}, expected a list of JSON schemas; convert the column")
-    read = [_from_json(t, f"tools[{i}]", "a JSON schema") if isinstance(t, str) else t for i, t in enumerate(tools)]
+    read = [read_json(t, f"tools[{i}]", "a JSON schema") if isinstance(t, str) else t for i, t in enumerate(tools)]
     for index, tool in enumerate(read):
         if not isinstance(tool, dict):
             raise DataError(f"tools[{index}] is {shown(tool)}, expected a JSON schema; convert the column")
@@ -48,10 +49,37 @@ def read_tool_calls(calls: Any, where: str) -> list[Any]:
     """
     from_json = isinstance(calls, str)
     if isinstance(calls, str):
-        calls = _from_json(calls, where, "a list of tool calls")
+        calls = read_json(calls, where, "a list of tool calls")
     if isinstance(calls, (str, Mapping)) or not isinstance(calls, Sequence):
         raise DataError(f"{where} is {shown(calls)}, expected a list of tool calls; convert the column")
     return [_read_call(call, f"{where}[{index}]", from_json) for index, call in enumerate(calls)]
+
+
+def calls_in(value: Any) -> Any:
+    """Return the tool calls of a value that is a list of them, one, or JSON text of these; None for anything else."""
+    calls = value
+    if isinstance(value, str):
+        if not value.lstrip().startswith(("[", "{")):
+            return None
+        try:
+            calls = loads(value)
+        except ValueError:
+            return None
+    calls = [calls] if isinstance(calls, Mapping) else calls
+    if not calls or not isinstance(calls, list) or not all(map(_is_call, calls)):
+        return None
+    return json.dumps(as_calls(calls)) if isinstance(value, str) else as_calls(calls)  # in text, null is a value
+
+
+def _is_call(call: Any) -> bool:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    return isinstance(function, Mapping) and isinstance(function.get("name"), str) and "arguments" in function
+
+
+def as_calls(calls: Sequence[Any]) -> list[Any]:
+    """Return calls in the form of ``tool_calls``, for those that are a name with arguments."""
+    wrapped = [call if isinstance(call, Mapping) and "function" in call else {"function": call} for call in calls]
+    return [{"type": "function", **call} for call in wrapped]
 
 
 def _read_call(call: Any, where: str, from_json: bool) -> dict[str, Any]:
@@ -69,7 +97,7 @@ def _read_call(call: Any, where: str, from_json: bool) -> dict[str, Any]:
     arguments = function.get("arguments")
     if arguments is not None:
         if isinstance(arguments, str):
-            arguments = _from_json(arguments or "{}", f"{path}.arguments", "the arguments as JSON")
+            arguments = read_json(arguments or "{}", f"{path}.arguments", "the arguments as JSON")
         elif not from_json:
             arguments = _without_none(arguments)
         if not isinstance(arguments, dict):
@@ -125,12 +153,3 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_none(item) for item in value]
     return plain(value)
-
-
-def _from_json(text: str, where: str, expected: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as problem:
-        raise DataError(
-            f"{where} is text that is not JSON ({problem}), expected {expected}; correct the example"
-        ) from None

@@ -106,8 +106,7 @@ def find_unrendered(
         if len(template.rendered) < _REMEMBERED:
             template.rendered |= {(index, roles) for index in doubtful if len(messages[index]) == 2}
         return []
-    total = Counter(part.message for part in marked.parts)
-    missing = Counter(part.message for part in lost)
+    total, missing = (Counter(part.message for part in parts) for parts in (marked.parts, lost))
     made = [Unrendered(p.message, p.kind, p.where, missing[p.message] == total[p.message]) for p in lost]
     return list(dict.fromkeys(made))
 

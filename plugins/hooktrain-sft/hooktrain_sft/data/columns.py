@@ -6,18 +6,20 @@ disliked are refused. What is left is read by nobody.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from hooktrain import DataError
-from hooktrain_sft.config import CausalDataConfig, TokenDataConfig
+from hooktrain_sft.config import CausalDataConfig, RoleMapping, TokenDataConfig, paths_of
 from hooktrain_sft.data.formats import CANONICAL, Example, Format
 from hooktrain_sft.formatting import shown
+from hooktrain_sft.json_text import loads
 
-__all__ = ["read_columns"]
+__all__ = ["CONTEXTS", "how_to_use", "read_columns", "tools_in"]
 
 _SYSTEM = ("system", "system_prompt")
+CONTEXTS = ("context", "passage", "background", "document")
+"""Columns with a text that a question is about."""
 _TOOLS = ("tool_defs", "functions")
 _WITH_CHAT = frozenset({"tools", "chat_template_kwargs", "documents"})
 _WITH_IDS = frozenset(
@@ -56,7 +58,7 @@ def read_columns(
     """
     if not isinstance(example, Mapping):
         return example, ()
-    read = _read_by(example, chosen, config)
+    kind, read = _read_by(example, chosen, config)
     if read is None or (example.keys() <= read and original.keys() <= read):
         return example, ()
     given = {**original, **example}
@@ -64,38 +66,62 @@ def read_columns(
     for name, value in rest.items():
         if name in _MEDIA or _is_media(value):
             raise DataError(
-                f"{name} is {shown(value)}, but only text is trained; remove the column, or the examples that have one"
+                f"{name} is {shown(value)}, but only text is trained; remove the column with `data.columns:"
+                f" {{{name}: null}}`, or the examples that have one"
             )
-    if not rest or not ("messages" in read or "prompt" in read):
+    if not rest or kind not in ("messages", "prompt"):
         return example, tuple(rest)
     _assert_liked(rest, example)
     used = {name for name in _DISLIKED if _is_flag(rest.get(name))}
     changed = dict(example)
-    if "messages" in read or not isinstance(example["prompt"], str):
-        if chosen is not None and chosen.name != "role_mapping":
-            used |= _take_system(changed, rest)
+    if kind == "messages" or not isinstance(example["prompt"], str):
+        used |= _take_system(changed, rest)
         used |= _take_tools(changed, rest)
     elif rest.get("tools"):
         raise DataError(
             "tools are given with a prompt and a completion of text, which no chat template renders; write"
-            " `data.role_mapping` with the columns of the turns, such as {user: prompt, assistant: completion}"
+            " `data.role_mapping: {user: prompt, assistant: completion}`, or remove them with `data.columns: {tools:"
+            " null}`"
         )
     return changed, tuple(name for name in rest if name not in used)
 
 
-def _read_by(example: Example, chosen: Format | None, config: TokenDataConfig) -> Set[str] | None:
-    """Return the columns that conversion and rendering read; None where they are not known."""
+def _read_by(example: Example, chosen: Format | None, config: TokenDataConfig) -> tuple[str, Set[str] | None]:
+    """Return the first column that is rendered, and all that conversion and rendering read, None if not known."""
     if isinstance(config, CausalDataConfig):
-        return {config.text_column} if config.text_column in example else {"input_ids", *_WITH_IDS}
+        own = {config.text_column} if config.text_column in example else {"input_ids", *_WITH_IDS}
+        return "text", own | (chosen.reads or set() if chosen else set())
     if chosen is None or chosen.reads is None:
-        return None
+        return "", None
     names = next((names for names in CANONICAL if all(name in example for name in names)), None)
     if names is None:
-        return None
+        return "", None
     if names == ("input_ids",):
-        return chosen.reads | {"input_ids"} | _WITH_IDS
+        return "input_ids", chosen.reads | {"input_ids"} | _WITH_IDS
     is_chat = names == ("messages",) or (names[0] == "prompt" and not isinstance(example["prompt"], str))
-    return chosen.reads | set(names) | (_WITH_CHAT if is_chat else set())
+    return names[0], chosen.reads | set(names) | (_WITH_CHAT if is_chat else set())
+
+
+def how_to_use(unused: Sequence[str], format_name: str | None, mapping: RoleMapping) -> str:
+    """Return what a recipe writes to use columns that it does not, for those that usually hold a part of the prompt."""
+    system = next((name for name in _SYSTEM if name in unused), None)
+    context = next((name for name in CONTEXTS if name in unused), None)
+    if format_name == "alpaca" and context:
+        return f"; to render {context} too, add `input: {context}` to `data.columns`"
+    if format_name == "prompt_completion" and (system or context):
+        mapping = {"user": "prompt", "assistant": "completion"}
+    asked = paths_of(mapping, "user")
+    if not asked or any("." in path for path in paths_of(mapping)):
+        return ""
+    roles = {
+        **({"system": system} if system and "system" not in mapping else {}),
+        **{role: ", ".join(paths_of(mapping, role)) for role in mapping},
+        **({"user": f"[{', '.join((context, *asked))}]"} if context else {}),
+    }
+    if roles.keys() == mapping.keys() and not context:
+        return ""
+    listed = ", ".join(f"{role}: {columns}" for role, columns in roles.items())
+    return f"; to render {' and '.join(filter(None, (system, context)))} too, write `data.role_mapping: {{{listed}}}`"
 
 
 def _is_nothing(value: Any) -> bool:
@@ -120,8 +146,9 @@ def _assert_liked(columns: Example, example: Example) -> None:
         unliked = type(value) in (int, float) and value == 0 and "completion" in example
         if unliked or (_is_flag(value) and str(value).strip().lower() == "false"):
             raise DataError(
-                f"{name} is {shown(value)}, so that the answer is one to avoid, as in data for KTO; keep the examples"
-                f" whose {name} is true, or remove the column if it has another meaning"
+                f"{name} is {shown(value)}, so that the answer is one to avoid, as in data for KTO; read only the"
+                f" others with `only: {{{name}: true}}` at the source, or write `data.columns: {{{name}: null}}` if it"
+                " has another meaning"
             )
 
 
@@ -149,22 +176,32 @@ def _take_tools(example: dict[str, Any], columns: Example) -> set[str]:
     """Read tools under other names, unless the example has ``tools``; return the column that they are from."""
     used = set()
     for name in _TOOLS:
-        tools = _tools(columns.get(name))
+        tools = tools_in(columns.get(name))
         if tools and (_is_nothing(example.get("tools")) or example["tools"] == tools):
             example["tools"] = tools
             used.add(name)
     return used
 
 
-def _tools(value: Any) -> list[Any] | None:
+def tools_in(value: Any) -> list[Any] | None:
     """Return JSON schemas of tools as templates expect them; None where a value is something else."""
     try:
-        value = json.loads(value) if isinstance(value, str) else value
+        value = loads(value) if isinstance(value, str) else value
         if not isinstance(value, Sequence):
             return None
-        tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in value]
+        tools = [loads(tool) if isinstance(tool, str) else tool for tool in value]
     except ValueError:
         return None
     if not all(isinstance(tool, Mapping) and ("name" in tool or "function" in tool) for tool in tools):
         return None
-    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    return [tool if "function" in tool else {"type": "function", "function": _schema(tool)} for tool in tools]
+
+
+def _schema(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a function whose parameters are a JSON schema, also where they are given as a mapping of their own."""
+    parameters = function.get("parameters")
+    if not isinstance(parameters, Mapping) or isinstance(parameters.get("type"), str) or "properties" in parameters:
+        return function
+    if not all(isinstance(parameter, Mapping) for parameter in parameters.values()):
+        return function
+    return {**function, "parameters": {"type": "object", "properties": dict(parameters)}}

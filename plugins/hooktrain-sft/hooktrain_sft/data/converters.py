@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hooktrain import DataError, PluginError
 from hooktrain_sft.chat.roles import CALLERS, role_of
+from hooktrain_sft.chat.tool_calls import as_calls, calls_in
 from hooktrain_sft.config import ROLES, SFTDataConfig
+from hooktrain_sft.data.columns import tools_in
 from hooktrain_sft.data.formats import Example, Format
 from hooktrain_sft.data.role_mapping import role_mapping_format
-from hooktrain_sft.data.turns import read_json, read_turns
+from hooktrain_sft.data.turns import read_turns
 from hooktrain_sft.formatting import shown
+from hooktrain_sft.json_text import loads, read_json
 
 __all__ = ["known_formats", "own_formats"]
 
@@ -67,6 +69,15 @@ def own_formats(source: Any, config: SFTDataConfig) -> dict[str, Format]:
             _from_alpaca,
             "messages",
             frozenset({"instruction", "input", "output", "history"}),
+        ),
+        Format("pairs", "'conversation' of {input, output}", _pairs, _from_pairs, "messages", turns),
+        Format(
+            "xlam",
+            "'query', 'tools' and 'answers', a list of calls",
+            _calls_of_query,
+            _from_xlam,
+            "messages",
+            frozenset({"query", "answers"}),
         ),
         Format("text", "'text'", _has("text"), _keep, "text", frozenset()),
         Format("raw", "any, for a plugin's render_example", lambda columns, example: None, _keep, None),
@@ -192,14 +203,76 @@ def _message(turn: Any, where: str) -> Any:
 def _calls(value: Any, where: str) -> list[Any]:
     """Return the tool calls of a turn whose text is one, or a list of them."""
     try:
-        calls = json.loads(value) if isinstance(value, str) else value
+        calls = loads(value) if isinstance(value, str) else value
     except ValueError as problem:
         raise DataError(
             f"{where} is a function_call that is not JSON ({problem}), expected {{name, arguments}}; correct it"
         ) from None
-    calls = calls if isinstance(calls, list) else [calls]
-    wrapped = [call if isinstance(call, Mapping) and "function" in call else {"function": call} for call in calls]
-    return [{"type": "function", **call} for call in wrapped]
+    return as_calls(calls if isinstance(calls, list) else [calls])
+
+
+# ------------------------------------------------------------------------------------- questions and answers
+
+
+def _pairs(columns: Sequence[str], example: Example) -> str | None:
+    for name in _COLUMNS:
+        if name in columns and (fields := _pair_of(_first(example.get(name)))):
+            return f"the column '{name}', whose entries have '{fields[0]}' and '{fields[1]}'"
+    return None
+
+
+def _pair_of(entry: Any) -> tuple[str, str] | None:
+    """Return the fields of an entry that hold a question and its answer."""
+    return next((pair for pair in _PAIRS if isinstance(entry, Mapping) and all(name in entry for name in pair)), None)
+
+
+def _from_pairs(example: Example) -> Example:
+    """Convert entries of a question with its answer to two turns each."""
+    name = next((name for name in _COLUMNS if _pair_of(_first(example.get(name)))), "conversation")
+    messages: list[dict[str, Any]] = []
+    for index, entry in enumerate(read_turns(example.get(name), name)):
+        where = f"{name}[{index}]"
+        pair = _pair_of(entry)
+        if pair is None:
+            raise DataError(f"{where} is {shown(entry)}, expected a mapping with input and output; convert the column")
+        for field in pair:
+            if not isinstance(entry[field], str):
+                raise DataError(f"{where}.{field} is {shown(entry[field])}, expected text; correct or remove it")
+        if entry.get("system"):
+            messages.append({"role": "system", "content": entry["system"]})
+        rest = {field: value for field, value in entry.items() if field not in (*pair, "system")}
+        messages.append({"role": "user", "content": entry[pair[0]]})
+        messages.append({"role": "assistant", "content": entry[pair[1]], **rest})
+    return {**example, "messages": messages}
+
+
+_PAIRS = (
+    *(("instruction", "output"), ("instruction", "response"), ("input", "output"), ("question", "answer")),
+    *(("question", "response"), ("query", "answer"), ("query", "response"), ("prompt", "completion")),
+    *(("prompt", "response"), ("user", "assistant"), ("human", "assistant"), ("human", "gpt")),
+)
+"""Fields of entries that are a question with its answer."""
+
+
+def _calls_of_query(columns: Sequence[str], example: Example) -> str | None:
+    if not all(name in columns for name in ("query", "answers", "tools")) or calls_in(example.get("answers")) is None:
+        return None
+    return "the columns 'query', 'tools' and 'answers', which are calls of these"
+
+
+def _from_xlam(example: Example) -> Example:
+    """Convert a query with the calls that answer it; without any, the answer is empty."""
+    for name in ("query", "answers"):
+        if example.get(name) is None or (name == "query" and not isinstance(example[name], str)):
+            raise DataError(f"{name} is {shown(example.get(name))}, expected text; correct or remove the example")
+    answers = example["answers"]
+    calls = calls_in(answers)
+    if calls is None and answers not in ([], "[]", ""):
+        raise DataError(f"answers is {shown(answers)}, expected a list of {{name, arguments}}; correct the example")
+    answer = {"role": "assistant", **({"content": ""} if calls is None else {"tool_calls": calls})}
+    tools = tools_in(example.get("tools"))
+    messages = [{"role": "user", "content": example["query"]}, answer]
+    return {**example, "messages": messages, **({} if tools is None else {"tools": tools})}
 
 
 def _from_alpaca(example: Example) -> Example:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
@@ -14,7 +14,7 @@ from hooktrain import DataError
 from hooktrain_sft.config import OnEmpty, Overflow
 from hooktrain_sft.data.arrow_store import Ids, Mask, MemoryStore, Piece, Store
 
-__all__ = ["Documents", "TokenCount", "fit", "require_some"]
+__all__ = ["Documents", "Place", "TokenCount", "fit", "require_some"]
 
 Indices = NDArray[np.int64]
 
@@ -152,6 +152,21 @@ def _joined(arrays: Sequence[Indices]) -> Indices:
     return np.concatenate(arrays).astype(np.int64) if len(arrays) else np.zeros(0, np.int64)
 
 
+class Place(NamedTuple):
+    """An example of a source."""
+
+    label: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.label}, example {self.number}" if self.label else f"example {self.number}"
+
+    @property
+    def command(self) -> str:
+        """The command that shows it."""
+        return f"`hooktrain data RECIPE --show {self.number + 1}`"
+
+
 @attrs.define
 class TokenCount:
     """Counts of a set's examples and tokens: ``tokens_in`` is the sum of kept, dropped and truncated ones.
@@ -159,9 +174,10 @@ class TokenCount:
     Attributes:
         rows_in: examples of the sources.
         rows_kept: examples of which some tokens are kept.
-        rows_too_long: examples longer than ``max_length``.
+        rows_too_long: examples longer than ``max_length``, where these are not split.
+        rows_split: longer examples that are split into several sequences.
         rows_empty: examples in which no token is trained.
-        rows_answer_cut: kept examples that have lost trained tokens.
+        rows_cut: kept examples that have lost trained tokens at their end.
         longest: tokens of the longest example, before anything was cut.
         tokens_in: tokens of all examples.
         tokens_kept: tokens of the set after dropping and truncating.
@@ -173,8 +189,9 @@ class TokenCount:
     rows_in: int = 0
     rows_kept: int = 0
     rows_too_long: int = 0
+    rows_split: int = 0
     rows_empty: int = 0
-    rows_answer_cut: int = 0
+    rows_cut: int = 0
     longest: int = 0
     tokens_in: int = 0
     tokens_kept: int = 0
@@ -198,7 +215,7 @@ def fit(
     max_dropped: float = 0.1,
     before: TokenCount | None = None,
     at_least: int = 0,
-    name: Callable[[int], str] = "example {}".format,
+    name: Callable[[int], Place] = lambda example: Place("", example),
     positions: int | None = None,
 ) -> tuple[Documents, TokenCount]:
     """Apply ``overflow`` and ``on_empty``.
@@ -224,7 +241,8 @@ def fit(
     lengths = documents.lengths
     long = lengths > max_length
     rows_in, rows_long = (len(np.unique(documents.examples[some])) for some in (slice(None), long))
-    count = TokenCount(rows_in=rows_in, rows_too_long=rows_long, tokens_in=int(lengths.sum()))
+    counted_as = {"rows_split" if overflow == "split" else "rows_too_long": rows_long}
+    count = TokenCount(rows_in=rows_in, tokens_in=int(lengths.sum()), **counted_as)
     count.longest = int(lengths.max()) if len(lengths) else 0
     if count.rows_too_long and overflow == "error":
         raise DataError(f"{where}: {_too_long(count, max_length, positions)}")
@@ -251,11 +269,12 @@ def fit(
 
     def no_token_trained(total: TokenCount) -> str:
         cut = int((documents.supervised[np.isin(documents.examples, empty_examples)] > 0).sum())
+        first = name(int(empty_examples[0])) if len(empty_examples) else Place("", 2)
         return (
             f"in {total.rows_empty:,} of {total.rows_in:,} examples no token is trained"
-            + (f", the first is {name(int(empty_examples[0]))}" if len(empty_examples) else "")
+            + (f", the first is {first}" if len(empty_examples) else "")
             + (f" ({cut:,} of them because max_length {max_length} cuts off the trained part)" if cut else "")
-            + ("; raise `data.max_length`" if cut else "; look at it with `hooktrain data --show`, correct the example")
+            + ("; raise `data.max_length`" if cut else f"; look at it with {first.command}, correct the example")
             + (
                 ", or write `data.on_empty: drop` to drop them"
                 if total.rows_empty < total.rows_in
@@ -282,7 +301,8 @@ def fit(
     count.rows_kept = len(np.unique(fitted.examples))
     count.tokens_kept = int(fitted.lengths.sum())
     count.tokens_trained = int(fitted.supervised.sum())
-    count.rows_answer_cut = _answers_cut(documents, fitted)
+    if overflow == "truncate":
+        count.rows_cut = _cut(documents, fitted)
     return fitted, count
 
 
@@ -290,8 +310,8 @@ def require_some(count: TokenCount, max_length: int, where: str) -> None:
     """Raise a ``DataError`` when no example of a set is left."""
     if not count.rows_kept:
         raise DataError(
-            f"{where}: none of the {count.rows_in:,} examples is left, {count.rows_too_long:,} were longer than"
-            f" max_length {max_length} and {count.rows_empty:,} had no trained token; change the data or"
+            f"{where}: none of the {count.rows_in:,} examples is left, {count.rows_too_long + count.rows_split:,} were"
+            f" longer than max_length {max_length} and {count.rows_empty:,} had no trained token; change the data or"
             " `data.max_length`"
         )
 
@@ -310,7 +330,7 @@ def _too_long(count: TokenCount, max_length: int, positions: int | None) -> str:
     )
 
 
-def _answers_cut(before: Documents, after: Documents) -> int:
+def _cut(before: Documents, after: Documents) -> int:
     """Count the examples of ``after`` that have fewer trained tokens than in ``before``."""
     size = int(before.examples.max(initial=-1)) + 1
     had = np.bincount(before.examples, before.supervised, size)

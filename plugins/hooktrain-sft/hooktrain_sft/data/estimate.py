@@ -62,7 +62,7 @@ def _is_cached(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any
     cache = SequenceCache(config.cache_dir or default_cache_dir())
     fingerprints = SequenceFingerprints(config, tokenizer, world, hooks)
     for source in (*config.sources, *config.eval_sources):
-        fingerprint, _ = fingerprints.of(source)
+        fingerprint, _ = fingerprints.of(source, quick=True)
         if fingerprint is None or not cache.has(fingerprint):
             return False
     return True

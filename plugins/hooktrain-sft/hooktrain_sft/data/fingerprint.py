@@ -18,19 +18,29 @@ from hooktrain import World, unstructure
 from hooktrain_sft.compat import is_fast_tokenizer
 from hooktrain_sft.config import TokenDataConfig
 
-__all__ = ["SequenceFingerprints", "tokenizer_fingerprint"]
+__all__ = ["SequenceFingerprints", "stream_fingerprint", "tokenizer_fingerprint"]
 
 _LATER = {  # options that apply to examples after they are tokenized
     *("sources", "eval_sources", "train_eval_split", "max_length", "pack_samples", "overflow", "on_empty", "seed"),
     *("shuffle", "group_by_length", "workers", "num_proc", "use_data_cache", "cache_dir", "stream_buffer"),
     "max_dropped",
 }
+_BESIDE_A_STREAM = {"sources", "eval_sources", "workers", "num_proc", "use_data_cache", "cache_dir", "max_dropped"}
 _LATER_OF_SOURCE = {"name", "weight", "streaming", "built_as"}
 _LIBRARIES = ("transformers", "tokenizers", "jinja2", "datasets", "pyarrow")
 
 
 class _Unknown(Exception):
     """Something that the sequences depend on cannot be compared with another state of it."""
+
+
+def stream_fingerprint(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any) -> str:
+    """Return a text that differs where the examples of streaming sources, or the sequences made of them, may differ."""
+    parts = [_without(config, _BESIDE_A_STREAM), tokenizer_fingerprint(tokenizer)]
+    for source in config.sources:
+        holds = hooks.fingerprint_source(config=source, world=world, quick=True)
+        parts += [_without(source, {"name", "name_or_path"} if holds else {"name"}), holds]
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
 class SequenceFingerprints:
@@ -42,9 +52,14 @@ class SequenceFingerprints:
     def __init__(self, config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any) -> None:
         self._config, self._tokenizer, self._world, self._hooks = config, tokenizer, world, hooks
 
-    def of(self, source: Any) -> tuple[str | None, str]:
-        """Return the fingerprint of a source's tokenized examples, or None with the reason why there can be none."""
-        holds = self._hooks.fingerprint_source(config=source, world=self._world)
+    def of(self, source: Any, quick: bool = False) -> tuple[str | None, str]:
+        """Return the fingerprint of a source's tokenized examples.
+
+        Returns:
+            The fingerprint, or None with the reason why there can be none; also where ``quick`` is true and it would
+            take long.
+        """
+        holds = self._hooks.fingerprint_source(config=source, world=self._world, quick=quick)
         if holds is None:
             return None, f"no plugin fingerprints a {type(source).__name__} (hook fingerprint_source)"
         try:
@@ -121,7 +136,7 @@ def _source_digest(module: str) -> str:
         folder = Path(file).parent if file and Path(file).name == "__init__.py" else None
         if folder is None:
             file = inspect.getsourcefile(importlib.import_module(module))
-        files = sorted(folder.rglob("*.py")) if folder else [Path(str(file))]
+        files = sorted(filter(Path.is_file, folder.rglob("*.py"))) if folder else [Path(str(file))]
         made = hashlib.blake2b(digest_size=16)
         for path in files:
             made.update((path.relative_to(folder).as_posix() if folder else path.name).encode() + path.read_bytes())

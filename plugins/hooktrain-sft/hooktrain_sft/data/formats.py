@@ -15,7 +15,7 @@ import attrs
 from hooktrain import DataError, did_you_mean
 from hooktrain_sft.config import SFTDataConfig, SourceOptions
 
-__all__ = ["CANONICAL", "Example", "Format", "choose_format"]
+__all__ = ["CANONICAL", "Example", "Format", "choose_format", "renamed_format"]
 
 Example = Mapping[str, Any]
 
@@ -69,7 +69,7 @@ def choose_format(
     """
     options = SourceOptions.of(source, config)
     renamed = _renames(columns, options.columns)
-    names = [renamed.get(column, column) for column in columns]
+    names = [name for name in (renamed.get(column, column) for column in columns) if name is not None]
     example = _rename(first, renamed) if renamed else first
     wanted = options.format
     if wanted != "auto" and wanted not in formats:
@@ -92,7 +92,7 @@ def choose_format(
         if reason is not None or wanted != "auto":
             why = f"format {name}, {'set in the recipe' if wanted != 'auto' else f'recognised by {reason}'}"
             if renamed:
-                why += f", with {', '.join(f'{theirs} read as {ours}' for theirs, ours in renamed.items())}"
+                why += f", with {_described(renamed)}"
             reads = None if chosen.reads is None else chosen.reads | renamed.keys()
             return attrs.evolve(chosen, why=why, reads=reads, convert=_prepared(chosen, renamed))
     raise DataError(
@@ -103,11 +103,26 @@ def choose_format(
     )
 
 
+def renamed_format(columns: Sequence[str], wanted: Mapping[str, str | None]) -> Format:
+    """Return the format of plain text or ids with columns renamed or removed."""
+    renamed = _renames(columns, wanted)
+
+    def convert(example: Example) -> Example:
+        return _rename(example, renamed)
+
+    why = f"format text, with {_described(renamed)}"
+    return Format("text", "", lambda columns, example: None, convert, "text", frozenset(renamed), why)
+
+
+def _described(renamed: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{theirs} read as {ours}" if ours else f"{theirs} removed" for theirs, ours in renamed.items())
+
+
 def _hint(example: Example) -> str:
-    """Return how to train on the chosen answers of preferences, with their prompts."""
+    """Return a recipe for the columns of an example, as far as their names are usual ones."""
     chosen = example.get("chosen")
     if chosen is None:
-        return ""
+        return _fields(example) or _mapping(example)
     if isinstance(chosen, list) and any(isinstance(turn, Mapping) and turn.get("role") == "user" for turn in chosen):
         advice = "columns: {messages: chosen}"
     elif "prompt" in example:
@@ -120,11 +135,33 @@ def _hint(example: Example) -> str:
     return f"; to train on the chosen answers of preferences write `data.{advice}`"
 
 
-_QUESTIONS = ("question", "input", "instruction", "query", "problem")
-"""Names of columns that hold what the chosen answer answers."""
+_QUESTIONS = ("question", "input", "instruction", "query", "problem", "prompt")
+"""Names of columns that hold what an answer answers."""
+_ANSWERS = ("response", "answer", "output", "completion", "solution")
 
 
-def _prepared(chosen: Format, renamed: Mapping[str, str]) -> Callable[[Example], Example]:
+def _mapping(example: Example) -> str:
+    """Return the mapping of columns with usual names for a question and its answer."""
+    question, answer, system, context = (
+        next((name for name in names if isinstance(example.get(name), str)), None)
+        for names in (_QUESTIONS, _ANSWERS, ("system", "system_prompt"), ("context",))
+    )
+    if not question or not answer:
+        return ""
+    roles = (f"system: {system}, " if system else "") + f"user: {f'[{context}, {question}]' if context else question}"
+    return f"; these look like `data.role_mapping: {{{roles}, assistant: {answer}}}`"
+
+
+def _fields(example: Example) -> str:
+    """Return the fields of the entries of a column that is named as one of conversations are."""
+    for name in ("messages", "conversations", "conversation"):
+        value = example.get(name)
+        if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
+            return f"; the entries of '{name}' have the fields {', '.join(map(str, value[0]))}"
+    return ""
+
+
+def _prepared(chosen: Format, renamed: Mapping[str, str | None]) -> Callable[[Example], Example]:
     """Return ``convert`` after renaming, without the columns that rendering would look at before its result."""
     place = next((index for index, names in enumerate(CANONICAL) if chosen.makes in names), 0)
     earlier = {name for names in CANONICAL[:place] for name in names}
@@ -146,18 +183,23 @@ def _prepared(chosen: Format, renamed: Mapping[str, str]) -> Callable[[Example],
     return prepared
 
 
-def _renames(columns: Sequence[str], wanted: Mapping[str, str]) -> dict[str, str]:
-    """Return the canonical names by the source's names."""
-    for ours, theirs in wanted.items():
+def _renames(columns: Sequence[str], wanted: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return the canonical names by the source's names, None for a column that is removed."""
+    made: dict[str, str | None] = {}
+    for ours, given in wanted.items():
+        theirs = ours if given is None else given
         if theirs not in columns:
             raise DataError(
                 f"data.columns.{ours}: given '{theirs}', expected one of the columns {', '.join(map(str, columns))}"
                 f"{did_you_mean(theirs, columns)}; write the data set's own name"
             )
-    return {theirs: ours for ours, theirs in wanted.items()}
+        if theirs in made:
+            raise DataError(f"data.columns.{ours}: given '{theirs}' a second time; remove one of the two")
+        made[theirs] = None if given is None else ours
+    return made
 
 
-def _rename(example: Example, renamed: Mapping[str, str]) -> Example:
+def _rename(example: Example, renamed: Mapping[str, str | None]) -> Example:
     taken = set(renamed.values())
     kept = {name: value for name, value in example.items() if name not in renamed and name not in taken}
-    return kept | {ours: example.get(theirs) for theirs, ours in renamed.items()}
+    return kept | {ours: example.get(theirs) for theirs, ours in renamed.items() if ours is not None}

@@ -19,12 +19,12 @@ from hooktrain_sft.compat import model_max_length
 from hooktrain_sft.config import SourceOptions, TokenDataConfig
 from hooktrain_sft.data.arrow_store import UnwritableError
 from hooktrain_sft.data.collate import collate_flat, collate_stacked
-from hooktrain_sft.data.documents import Documents, fit, require_some
-from hooktrain_sft.data.fingerprint import SequenceFingerprints
+from hooktrain_sft.data.documents import Documents, Place, fit, require_some
+from hooktrain_sft.data.fingerprint import SequenceFingerprints, stream_fingerprint
 from hooktrain_sft.data.mixing import mix, order_by_length
 from hooktrain_sft.data.packed_dataset import PackedDataset
 from hooktrain_sft.data.row_cache import CachedSequences, SequenceCache
-from hooktrain_sft.data.source_reader import Reader, label_of, pack, unused_columns
+from hooktrain_sft.data.source_reader import Reader, label_of, not_used, pack, unused_columns
 from hooktrain_sft.data.statistics import doubled_bos, duplicates, ends_trained, histogram, losses, shared
 
 __all__ = ["length_limit", "named", "prepare_data"]
@@ -86,8 +86,8 @@ class _Preparation:
         of_train = "-".join(self.digests)
         evaluation_sets, evaluation_facts = {}, {}
         for name, documents in evaluation.items():
-            named_by = name_example if config.train_eval_split[1] > 0 else "example {}".format
-            evaluation_sets[name], evaluation_facts[name] = self.finish(documents, f"evaluation set '{name}'", named_by)
+            given = (name_example,) if config.train_eval_split[1] > 0 else ()
+            evaluation_sets[name], evaluation_facts[name] = self.finish(documents, f"evaluation set '{name}'", *given)
         self.check(train_set.documents, {name: made.documents for name, made in evaluation_sets.items()})
         summary = [_summary(train_facts, self.max_length)]
         summary += [f"{name}: {facts['rows_kept']:,} examples" for name, facts in evaluation_facts.items()]
@@ -128,8 +128,12 @@ class _Preparation:
             evaluation[name], facts[name] = self.finish(documents, f"evaluation set '{name}'")
         train = Stream(self.reader, config.sources, self.max_length, self.positions, self.warn)
         for opened in train.sources:
-            self.sources.append({**self.reader.facts(opened), "use": "train", "streaming": True})
+            facts_of = self.reader.facts(opened)
+            self.sources.append({**facts_of, "use": "train", "streaming": True})
+            for remark in facts_of["remarks"]:
+                self.warn(f"{opened.label}: {remark}")
         labels = ", ".join(opened.label for opened in train.sources)
+        of_train = f"stream {stream_fingerprint(config, self.tokenizer, self.world, self.hooks)}"
         return Data(
             train=train,
             evaluation=evaluation,
@@ -142,7 +146,8 @@ class _Preparation:
                 "evaluation": facts,
                 "warnings": self.warnings,
             },
-            fingerprint="-".join(["stream", *self.digests]),
+            fingerprint="-".join([of_train, *self.digests]),
+            train_fingerprint=of_train,
             loader=StreamLoader,
         )
 
@@ -174,13 +179,14 @@ class _Preparation:
             return facts
 
         made: CachedSequences = self.cache.get(fingerprint, prepare)
+        self.warnings += [f"{label}: {remark}" for remark in made.facts.get("remarks", ())]
         notes: Mapping[str, Any] = made.facts.get("notes", {})
         unused = unused_columns(notes)
         for note, where in notes.items():
             if not unused_columns([note]):
                 self.warnings.append(f"{label}: {note} ({where['count']:,} times, first in {where['first']})")
         if unused:
-            self.warnings.append(f"{label}: columns not used: {', '.join(unused)}")
+            self.warnings.append(f"{label}: {not_used(source, self.config, unused, made.facts['format'])}")
         facts = {**made.facts, "use": use, "cached": made.found, "path": made.path and str(made.path)}
         if why_not:
             facts["not_cached"] = why_not
@@ -207,7 +213,7 @@ class _Preparation:
             task = bar.add_task(label, total=total)
             yield lambda done: bar.update(task, completed=done)
 
-    def namer(self, bounds: Sequence[int]) -> Callable[[int], str]:
+    def namer(self, bounds: Sequence[int]) -> Callable[[int], Place]:
         """Return a function that names a training example by its source and its number in it."""
         return partial(_name, [label_of(source) for source in self.config.sources], bounds)
 
@@ -215,7 +221,7 @@ class _Preparation:
         self,
         documents: Documents,
         where: str,
-        name: Callable[[int], str] = "example {}".format,
+        name: Callable[[int], Place] = lambda example: Place("", example),
         bounds: NDArray[np.int64] | None = None,
     ) -> tuple[PackedDataset, dict[str, Any]]:
         """Fit, mix and pack the documents of a set; return it with facts about it.
@@ -236,7 +242,7 @@ class _Preparation:
         require_some(count, self.max_length, where)
         empty = documents.examples[documents.supervised == 0]
         self.warnings += losses(
-            count, config.overflow, self.max_length, where, name(int(empty[0])) if len(empty) else ""
+            count, config.overflow, self.max_length, where, name(int(empty[0])) if len(empty) else None
         )
         facts: dict[str, Any] = attrs.asdict(count)
         if bounds is not None and config.weights is not None:
@@ -285,9 +291,9 @@ class _Preparation:
                 )
 
 
-def _name(labels: Sequence[str], bounds: Sequence[int], example: int) -> str:
+def _name(labels: Sequence[str], bounds: Sequence[int], example: int) -> Place:
     source = bisect.bisect_right(bounds, example) - 1
-    return f"{labels[source]}, example {example - bounds[source]}"
+    return Place(labels[source], example - bounds[source])
 
 
 def _summary(facts: Mapping[str, Any], max_length: int) -> str:

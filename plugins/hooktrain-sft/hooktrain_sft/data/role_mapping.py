@@ -9,12 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hooktrain import DataError
-from hooktrain_sft.config import SFTDataConfig, SourceOptions, check_role_mapping
+from hooktrain_sft.chat.tool_calls import calls_in
+from hooktrain_sft.config import RoleMapping, SFTDataConfig, SourceOptions, check_role_mapping, paths_of
 from hooktrain_sft.data.formats import Example, Format
 from hooktrain_sft.data.turns import read_turns
 from hooktrain_sft.formatting import shown
 
-__all__ = ["CONTENT_KEYS", "KNOWN_DATA_SETS", "role_mapping_format"]
+__all__ = ["CONTENT_KEYS", "KNOWN_DATA_SETS", "TOOLS", "role_mapping_format"]
+
+TOOLS = ("tools", "tool_defs", "functions")
+"""Columns with the tools of a conversation."""
 
 CONTENT_KEYS = ("content", "text", "message", "value")
 """Fields that may hold the text of an entry when ``content_key`` is not set."""
@@ -22,7 +26,8 @@ CONTENT_KEYS = ("content", "text", "message", "value")
 _PLACES = {"system": 0, "developer": 0, "user": 1, "assistant": 3}
 """Order of turns from columns of their own, whatever the order of the recipe's keys; others stay between."""
 
-KNOWN_DATA_SETS: Mapping[str, Mapping[str, str]] = {
+KNOWN_DATA_SETS: Mapping[str, RoleMapping] = {
+    "databricks/databricks-dolly-15k": {"user": ("context", "instruction"), "assistant": "response"},
     "lmsys/lmsys-chat-1m": {"user": "conversation.role.user", "assistant": "conversation.role.assistant"},
     "ise-uiuc/Magicoder-OSS-Instruct-75K": {"user": "problem", "assistant": "solution"},
     "meta-math/MetaMathQA": {"user": "query", "assistant": "response"},
@@ -43,10 +48,12 @@ def role_mapping_format(source: Any, config: SFTDataConfig) -> Format:
     except ValueError as problem:
         raise DataError(f"role_mapping: {problem}; correct it") from None
 
+    reads = frozenset(path.partition(".")[0] for path in paths_of(mapping))
+
     def recognise(columns: Sequence[str], example: Example) -> str | None:
         if not mapping:
             return None
-        missing = {path.partition(".")[0] for path in mapping.values()} - set(columns)
+        missing = reads - set(columns)
         if missing and options.role_mapping:
             raise DataError(
                 f"data.role_mapping: given {', '.join(sorted(missing))}, which the examples do not have; expected"
@@ -57,23 +64,35 @@ def role_mapping_format(source: Any, config: SFTDataConfig) -> Format:
     def convert(example: Example) -> Example:
         return {**example, "messages": _messages(example, mapping, options.content_key)}
 
-    reads = frozenset(path.partition(".")[0] for path in mapping.values())
     return Format("role_mapping", "columns that `data.role_mapping` names", recognise, convert, "messages", reads)
 
 
-def _messages(example: Example, mapping: Mapping[str, str], content_key: str | None) -> list[dict[str, Any]]:
+def _messages(example: Example, mapping: RoleMapping, content_key: str | None) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     read: set[str] = set()
-    for role, path in sorted(mapping.items(), key=lambda item: _PLACES.get(item[0], 2)):
-        column, _, rest = path.partition(".")
+    for role in sorted(mapping, key=lambda role: _PLACES.get(role, 2)):
+        paths = paths_of(mapping, role)
+        column, _, rest = paths[0].partition(".")
         if not rest:
-            if not (role == "system" and not example.get(column)):  # many sets leave the system prompt empty
-                messages.append({"role": role, "content": _text(example.get(column), column)})
+            there = [path for path in paths if example.get(path) not in (None, "")]
+            if role == "system" and not there:  # many sets leave it empty
+                continue
+            calls = calls_in(example.get(column)) if role == "assistant" and _has_tools(example) else None
+            if calls is not None and len(paths) == 1:
+                messages.append({"role": role, "tool_calls": calls})
+                continue
+            texts = [_text(example.get(path), path) for path in there or paths[:1]]
+            messages.append({"role": role, "content": "\n".join(texts)})
         elif column not in read:
             read.add(column)
-            roles = {tuple(p.split(".")[1:]): r for r, p in mapping.items() if p.startswith(f"{column}.")}
+            entries = {role: paths_of(mapping, role)[0].split(".") for role in mapping}
+            roles = {tuple(path[1:]): role for role, path in entries.items() if path[0] == column and path[1:]}
             messages += _entries(example.get(column), column, roles, content_key)
     return messages
+
+
+def _has_tools(example: Example) -> bool:
+    return any(example.get(name) for name in TOOLS)
 
 
 def _entries(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,17 +17,17 @@ from numpy.typing import NDArray
 
 from hooktrain import DataError, World, mask_text
 from hooktrain_sft.compat import column_names, is_table
-from hooktrain_sft.config import SFTDataConfig, SourceOptions, TokenDataConfig, with_text_unit
+from hooktrain_sft.config import SFTDataConfig, SourceOptions, TokenDataConfig, paths_of, with_text_unit
 from hooktrain_sft.data.arrow_store import StoreWriter
-from hooktrain_sft.data.columns import read_columns
+from hooktrain_sft.data.columns import how_to_use, read_columns
 from hooktrain_sft.data.converters import known_formats
 from hooktrain_sft.data.documents import Documents
-from hooktrain_sft.data.formats import Format, choose_format
+from hooktrain_sft.data.formats import Format, choose_format, renamed_format
 from hooktrain_sft.data.packing import Bins, check_bins
 from hooktrain_sft.data.tokenize import Encoder
 from hooktrain_sft.data.worker_pool import WorkerPool, number_of_workers
 
-__all__ = ["OpenedSource", "Reader", "label_of", "pack", "unused_columns"]
+__all__ = ["OpenedSource", "Reader", "label_of", "not_used", "pack", "unused_columns"]
 
 _BATCH = 1024
 """Examples that are tokenized together: enough to keep the tokenizer's threads busy."""
@@ -46,6 +47,12 @@ def label_of(source: Any) -> str:
 def unused_columns(notes: Iterable[str]) -> list[str]:
     """Return the columns that are not used, from the notes about a source's examples."""
     return [note.removeprefix(_NOT_USED) for note in notes if note.startswith(_NOT_USED)]
+
+
+def not_used(source: Any, config: TokenDataConfig, columns: Sequence[str], format_name: str | None) -> str:
+    """Return the message about columns that are not used, with what uses them where that is usual."""
+    mapping = SourceOptions.of(source, config).role_mapping
+    return f"columns not used: {', '.join(columns)}{how_to_use(columns, format_name, mapping)}"
 
 
 @attrs.frozen
@@ -124,14 +131,17 @@ class Reader:
         return OpenedSource(label, examples, self._format(source, examples, first, label), total)
 
     def _format(self, source: Any, examples: Any, first: Any, label: str) -> Format | None:
-        if not isinstance(self.config, SFTDataConfig):
+        options = SourceOptions.of(source, self.config)
+        if not isinstance(self.config, SFTDataConfig) and not options.columns:
             return None
         if not isinstance(first, Mapping):
             raise DataError(
                 f"{label}, example 0: given a {type(first).__name__}, expected a mapping of column names to values"
             )
-        columns = self._columns(SourceOptions.of(source, self.config), examples, first)
+        columns = self._columns(options, examples, first)
         try:
+            if not isinstance(self.config, SFTDataConfig):
+                return renamed_format(columns, options.columns)
             return choose_format(columns, first, source, self.config, known_formats(source, self.config, self.hooks))
         except RecursionError as problem:
             raise DataError(f"{label}, example 0: {_BEYOND} ({problem}); correct or remove the example") from problem
@@ -144,7 +154,8 @@ class Reader:
     def _columns(options: SourceOptions, examples: Any, first: Mapping[str, Any]) -> list[str]:
         """Return the source's columns: of examples that have each their own, at least those that the recipe names."""
         columns = dict.fromkeys(str(column) for column in column_names(examples) or first)
-        paths = [*options.columns.values(), *options.role_mapping.values()]
+        renamed = [ours if theirs is None else theirs for ours, theirs in options.columns.items()]
+        paths = [*renamed, *paths_of(options.role_mapping)]
         named = {path.partition(".")[0] for path in paths} - set(columns)
         most = None if isinstance(examples, Sized) else _BATCH
         for example in itertools.islice(OpenedSource("", examples, None, None), most) if named else ():
@@ -212,6 +223,15 @@ class Reader:
         """
         workers = number_of_workers(self.config.num_proc, opened.total, shared_by)
         notes: dict[str, tuple[int, str]] = {}
+        remarks: list[str] = []
+        if workers > 1 and (stateful := self._stateful_renderers()):
+            if self.config.num_proc == "auto":
+                workers = 1
+            else:
+                remarks.append(
+                    f"{', '.join(stateful)}: what it changes in its attributes while it renders is lost with the"
+                    " processes that render; write `data.num_proc: 1` if it does"
+                )
         sequences: list[NDArray[np.int64]] = []
         with contextlib.ExitStack() as stack:
             made = self._on_one_process(opened)
@@ -236,7 +256,19 @@ class Reader:
         shown = {what: {"count": count, "first": first} for what, (count, first) in notes.items()}
         counts = np.concatenate(sequences) if sequences else np.zeros(0, np.int64)
         facts = self.facts(opened) | {"rows": len(counts), "tokens": writer.tokens, "notes": shown}
+        facts["remarks"] += remarks
         return facts if (counts == 1).all() else facts | {"sequences": counts.tolist()}
+
+    def _stateful_renderers(self) -> list[str]:
+        """Return the other plugins that render or convert examples and are objects with attributes."""
+        found = [*self.hooks.render_example.get_hookimpls(), *self.hooks.register_formats.get_hookimpls()]
+        objects = [one.plugin for one in found if not (inspect.ismodule(one.plugin) or inspect.isclass(one.plugin))]
+        others = {type(plugin): plugin for plugin in objects}
+        return [
+            kind.__name__
+            for kind, plugin in others.items()
+            if kind.__module__.partition(".")[0] != __name__.partition(".")[0] and _has_attributes(plugin)
+        ]
 
     def _on_one_process(self, opened: OpenedSource) -> Iterator[Prepared]:
         """Yield prepared batches; one is tokenized in the background while the next is rendered."""
@@ -266,7 +298,15 @@ class Reader:
             "source": opened.label,
             "format": opened.format.name if opened.format else None,
             "why": opened.format.why if opened.format else None,
+            "remarks": list(opened.examples.remarks) if isinstance(opened.examples, _Remarked) else [],
         }
+
+
+def _has_attributes(plugin: Any) -> bool:
+    try:
+        return bool(vars(plugin))
+    except TypeError:  # slots
+        return True
 
 
 def _notes(rendered: Sequence[Any], first: int) -> dict[str, tuple[int, str]]:
@@ -288,6 +328,13 @@ def _sum(parts: Iterable[Mapping[str, tuple[int, str]]]) -> dict[str, tuple[int,
             before, first = notes.get(what, (0, place))
             notes[what] = before + count, first
     return notes
+
+
+@runtime_checkable
+class _Remarked(Protocol):
+    """Examples about whose reading there is something to report."""
+
+    remarks: Sequence[str]
 
 
 @runtime_checkable

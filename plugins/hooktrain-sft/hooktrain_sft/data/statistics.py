@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hooktrain_sft.config import Overflow
-from hooktrain_sft.data.documents import Documents, TokenCount
+from hooktrain_sft.data.documents import Documents, Place, TokenCount
 
 __all__ = ["doubled_bos", "duplicates", "ends_trained", "histogram", "losses", "shared"]
 
@@ -55,31 +55,34 @@ def shared(documents: Documents, others: Documents) -> int:
     return int(np.isin(_per_example(documents), _per_example(others)).sum())
 
 
-def losses(count: TokenCount, overflow: Overflow, max_length: int, where: str, first_empty: str = "") -> list[str]:
+def losses(
+    count: TokenCount, overflow: Overflow, max_length: int, where: str, first_empty: Place | None = None
+) -> list[str]:
     """Return warnings about examples that were dropped or cut, with what keeps them."""
     lost = count.tokens_dropped + count.tokens_truncated
     dropped = count.rows_in - count.rows_kept
     if not lost and not dropped:
         return []
     remedies = []
-    if count.rows_too_long and overflow != "split":
+    if count.rows_too_long:
         others = "split" if overflow == "truncate" else "truncate or split"
         remedies.append(
             f"to keep what is too long, set `data.max_length: {count.longest}` or `data.overflow:` {others}"
         )
     if count.rows_empty:
+        shown = first_empty or Place("", 2)
         first = f" (the first is {first_empty})" if first_empty else ""
-        remedies.append(f"look at what is not trained with `hooktrain data --show`{first}")
+        remedies.append(f"look at what is not trained with {shown.command}{first}")
     warnings = [
         f"{where}: {lost:,} of {count.tokens_in:,} tokens are not used ({dropped:,} of {count.rows_in:,} examples"
-        f" dropped, {count.tokens_truncated:,} tokens truncated); {count.rows_too_long:,} examples were longer than"
-        f" max_length {max_length}, {count.rows_empty:,} had no trained token"
-        + "".join(f"; {remedy}" for remedy in remedies)
+        f" dropped, {count.tokens_truncated:,} tokens truncated); {count.rows_too_long + count.rows_split:,} examples"
+        f" were longer than max_length {max_length}{' and are split' if count.rows_split else ''},"
+        f" {count.rows_empty:,} had no trained token" + "".join(f"; {remedy}" for remedy in remedies)
     ]
-    if count.rows_answer_cut:
+    if count.rows_cut:
         warnings.append(
-            f"{where}: {count.rows_answer_cut} examples have lost a part of their answers, so that the model learns to"
-            " stop early; raise `data.max_length`, or write `data.overflow: drop`"
+            f"{where}: {count.rows_cut:,} examples have lost the end of what is trained, so that the model does not"
+            " learn from them where to stop; raise `data.max_length`, or write `data.overflow: drop`"
         )
     return warnings
 

@@ -15,9 +15,9 @@ import attrs
 import numpy as np
 
 from hooktrain import Batch, Data, DataError, Recipe, World, padding_batch
-from hooktrain_sft.data.documents import Documents, TokenCount, fit, require_some
+from hooktrain_sft.data.documents import Documents, Place, TokenCount, fit, require_some
 from hooktrain_sft.data.packed_dataset import PackedDataset
-from hooktrain_sft.data.source_reader import OpenedSource, Reader, pack, unused_columns
+from hooktrain_sft.data.source_reader import OpenedSource, Reader, not_used, pack, unused_columns
 from hooktrain_sft.data.statistics import losses
 
 __all__ = ["Stream", "StreamLoader"]
@@ -68,7 +68,7 @@ class Stream:
         self.shares = None if weights is None else np.array(weights, np.float64) / sum(weights)
         self.length = _UNKNOWN
         self.count = TokenCount()
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[tuple[int, str]] = set()
 
     def __len__(self) -> int:
         return self.length
@@ -85,11 +85,12 @@ class Stream:
         ]
         ended = set(state["ended"])
         number = int(state["number"])
-        seen = TokenCount(**state.get("seen", {}))
-        said, pending, first_empty = 0, TokenCount(), ""
+        seen = TokenCount(**state.get("counts", {}))
+        said, pending = 0, TokenCount()
+        first_empty: Place | None = None
         while len(ended) < len(cursors):
             begun = {"number": number, "sources": [c.state() for c in cursors], "ended": sorted(ended)}
-            begun["seen"] = attrs.asdict(seen)
+            begun["counts"] = attrs.asdict(seen)
             generator = np.random.default_rng([self.config.seed, epoch, number])
             encoded, names = self._read(cursors, ended, generator)
             number += 1
@@ -97,7 +98,7 @@ class Stream:
             judged = 0 if len(ended) == len(cursors) else _JUDGED
             block = self._finish(encoded, names, begun, seen, judged, generator)
             empty = np.flatnonzero(encoded.supervised == 0)
-            first_empty = first_empty or (names(int(empty[0])) if len(empty) else "")
+            first_empty = first_empty or (names(int(empty[0])) if len(empty) else None)
             seen, pending = seen + block.count, pending + block.count
             lost = seen.rows_in - seen.rows_kept + seen.tokens_truncated
             if lost > 2 * said:
@@ -109,14 +110,14 @@ class Stream:
         self._report(seen, "the complete stream", first_empty)
         require_some(seen, self.max_length, "data.sources, the complete stream")
 
-    def _report(self, seen: TokenCount, where: str, first_empty: str) -> None:
+    def _report(self, seen: TokenCount, where: str, first_empty: Place | None) -> None:
         """Say what of the stream is not used."""
         for message in losses(seen, self.config.overflow, self.max_length, f"data.sources, {where}", first_empty):
             self._say(message)
 
     def _read(
         self, cursors: Sequence[_Cursor], ended: set[int], generator: np.random.Generator
-    ) -> tuple[Documents, Callable[[int], str]]:
+    ) -> tuple[Documents, Callable[[int], Place]]:
         """Read the next block, from the sources by weight, or from one after the other where they have none.
 
         Returns:
@@ -138,7 +139,7 @@ class Stream:
             index, example = found
             made = list(self.reader.render(self.sources[source], [example], index))
             for one in made:
-                self._tell(self.sources[source].label, one.notes)
+                self._tell(source, one.notes)
             rendered += made
             origins += [(source, index)] * sum(len(one.sequences) or 1 for one in made)
             if len(rendered) >= 1024:
@@ -147,24 +148,28 @@ class Stream:
         parts.append(self.reader.encoder.flat(rendered))
         ids, masks, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
-        def name(document: int) -> str:
+        def name(document: int) -> Place:
             source, index = origins[document]
-            return f"{self.sources[source].label}, example {index}"
+            return Place(self.sources[source].label, index)
 
         return Documents.of_flat(ids, masks, lengths), name
 
-    def _tell(self, label: str, notes: Sequence[str]) -> None:
+    def _tell(self, source: int, notes: Sequence[str]) -> None:
         """Print which columns of a source are not used, each once."""
         names = unused_columns(note.partition(": ")[2] for note in notes) if notes else ()
-        if found := [name for name in names if (label, name) not in self._told]:
-            self._told.update((label, name) for name in found)
+        if found := [name for name in names if (source, name) not in self._told]:
+            self._told.update((source, name) for name in found)
+            opened = self.sources[source]
+            message = not_used(
+                self.config.sources[source], self.config, found, opened.format.name if opened.format else None
+            )
             if self.reader.world.is_main:
-                print(f"hooktrain: {label}: columns not used: {', '.join(found)}", file=sys.stderr, flush=True)
+                print(f"hooktrain: {opened.label}: {message}", file=sys.stderr, flush=True)
 
     def _finish(
         self,
         documents: Documents,
-        name: Callable[[int], str],
+        name: Callable[[int], Place],
         before: dict[str, Any],
         seen: TokenCount,
         judged: int,

@@ -139,9 +139,9 @@ class Encoder:
             "x" * (end - start) if kind else text[start:end] for start, end, kind in _pieces(text, example.plain)
         )
         whole = self._backend.encode(other, add_special_tokens=False)
-        known = {(low, high): number for (low, high), number in zip(offsets, ids, strict=True)}
-        for number, (low, high) in zip(whole.ids, whole.offsets, strict=True):
-            if known.get((low, high), number) != number and not _overlaps((low, high), example.plain):
+        known = _by_place(ids, offsets)
+        for (low, high), numbers in _by_place(whole.ids, whole.offsets).items():
+            if known.get((low, high), numbers) != numbers and not _overlaps((low, high), example.plain):
                 raise DataError(
                     f"the tokenizer writes {text[low:high]!r} in another way where special tokens in the text stay"
                     " text, so that `data.special_tokens_in_text: plain` is not possible with it; use keep or error"
@@ -199,6 +199,14 @@ def _with_others(
         all_masks += [one for _, one in parts]
         made[index] = sum(len(one) for one, _ in parts)
     return np.concatenate(all_ids).astype(np.int32), np.concatenate(all_masks).astype(np.bool_), made
+
+
+def _by_place(ids: Sequence[int], offsets: Sequence[Span]) -> dict[Span, list[int]]:
+    """Return the tokens at each place; a character may be several."""
+    made: dict[Span, list[int]] = {}
+    for number, place in zip(ids, offsets, strict=True):
+        made.setdefault(place, []).append(number)
+    return made
 
 
 def _overlaps(span: Span, others: Sequence[Span]) -> bool:

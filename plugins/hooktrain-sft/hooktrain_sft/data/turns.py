@@ -8,8 +8,9 @@ from typing import Any
 
 from hooktrain import DataError
 from hooktrain_sft.formatting import shown
+from hooktrain_sft.json_text import read_json
 
-__all__ = ["read_json", "read_turns"]
+__all__ = ["read_turns"]
 
 
 def read_turns(value: Any, where: str) -> Sequence[Any]:
@@ -54,15 +55,3 @@ def _with_exact_calls(turn: Any) -> Any:
     if isinstance(turn, Mapping) and isinstance(turn.get("tool_calls"), list):
         return {**turn, "tool_calls": json.dumps(turn["tool_calls"])}
     return turn
-
-
-def read_json(text: str, where: str, expected: str) -> Any:
-    """Read a field that holds JSON text.
-
-    Raises:
-        DataError: when it is none.
-    """
-    try:
-        return json.loads(text)
-    except ValueError as problem:
-        raise DataError(f"{where} is text that is not JSON ({problem}), expected {expected}; correct it") from None

@@ -96,7 +96,9 @@ def test_all_trains_it_without_and_says_so() -> None:
     assert "«1<|im_end|>»" in marked(rendered)
     (note,) = rendered.notes
     assert re.match(facts("messages[1] assistant: ", "reasoning", "trained without"), note)
-    assert render(LAST_ONLY, TALK, drop_reasoning=True).notes == ()
+    removed = render(LAST_ONLY, TALK, drop_reasoning=True).notes
+    assert [note.partition(": ")[0] for note in removed] == ["messages[1] assistant", "messages[3] assistant"]
+    assert {note.partition(": ")[2] for note in removed} == {"its reasoning is removed (data.drop_reasoning)"}
 
 
 def test_the_choice_of_answers_comes_first() -> None:
@@ -392,6 +394,43 @@ def test_special_tokens_in_someones_text() -> None:
     with pytest.raises(DataError, match=facts("messages[0] (role user)", "<|im_end|>", "special_tokens_in_text")):
         render(template, messages, special_tokens_in_text="error")
     assert render(template, turns("a", "b"), special_tokens_in_text="error").notes == ()
+
+
+@pytest.mark.parametrize("arguments", [{"city": QUESTION}, {"role": QUESTION}, {QUESTION: 1}, {"a": [{"b": QUESTION}]}])
+def test_special_tokens_in_calls_without_content(arguments: dict[str, Any]) -> None:
+    template = loop("{{ m.content or '' }}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}")
+    call = {"type": "function", "function": {"name": "look", "arguments": arguments}}
+    messages = [asked("Hello"), {"role": "assistant", "tool_calls": [call]}]
+    kept = render(template, messages)
+    assert [note.split(":")[0] for note in kept.notes] == ["messages[1] assistant"]
+    plain = render(template, messages, special_tokens_in_text="plain")
+    assert plain.text == kept.text and marked(plain) == marked(kept) and len(plain.plain) == 1
+    with pytest.raises(DataError, match=facts("messages[1] (role assistant)", "<|im_end|>")):
+        render(template, messages, special_tokens_in_text="error")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "a", " b", "\n", "é"]), max_size=6), min_size=2)
+)
+def test_plain_text_is_the_text_itself(contents: list[list[str]]) -> None:
+    template = loop("{{ m.content }}")
+    messages = turns(*("x" + "".join(pieces) for pieces in contents[: len(contents) // 2 * 2]))
+    kept, plain = render(template, messages), render(template, messages, special_tokens_in_text="plain")
+    assert (plain.text, plain.spans, plain.rules) == (kept.text, kept.spans, kept.rules)
+    found = [plain.text[start:end] for start, end in plain.plain]
+    assert found == re.findall(r"<\|im_end\|>|<\|im_start\|>", "".join(m["content"] for m in messages))
+    assert ids(plain, template).count("<|im_start|>") == len(messages)
+
+
+def test_text_that_cannot_be_told_from_places_of_tokens() -> None:
+    messages = turns("\ue0007\ue001", QUESTION)
+    with pytest.raises(DataError, match=facts("messages[0]", "U+E000", "remove")):
+        render(loop("{{ m.content }}"), messages, special_tokens_in_text="plain")
+    assert "\ue0007\ue001" in render(loop("{{ m.content }}"), turns("\ue0007\ue001", "yes")).text
+    escaping = loop("{{ m.content | tojson(ensure_ascii=true) }}")
+    with pytest.raises(DataError, match=facts("special_tokens_in_text: plain", "keep or error")):
+        render(escaping, turns(QUESTION, "yes"), special_tokens_in_text="plain")
 
 
 def test_plain_and_other_examples_in_one_batch() -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from hooktrain_hf.plugin import HFPlugin
 from hooktrain_hf.source import HFSourceConfig
 from hooktrain_sft.config import CausalDataConfig, SFTDataConfig
@@ -32,7 +33,8 @@ def prepare(tmp_path: Path, make_tokenizer: Callable[..., Any]) -> Callable[...,
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         made: Any = CausalDataConfig if options.pop("causal", False) else SFTDataConfig
-        data_config = made(sources=(HFSourceConfig(name_or_path=str(path)),), use_data_cache=False, **options)
+        source = HFSourceConfig(name_or_path=str(path), **options.pop("source", {}))
+        data_config = made(sources=(source,), use_data_cache=False, **options)
         tokenizer = make_tokenizer(template)
         hooks = host_of(HFPlugin(), SFTPlugin()).hooks
         data = hooks.make_data(
@@ -73,7 +75,9 @@ def test_a_system_turn_precedes_a_system_column(prepare: Prepare) -> None:
 
 def test_text_has_no_system_turn(prepare: Prepare) -> None:
     (text,), warnings = prepare([{"prompt": "Hello ", "completion": "yes", "system": "Be a pirate."}])
-    assert text.startswith("Hello yes") and warnings == ["columns not used: system"]
+    remedy = "data.role_mapping: {system: system, user: prompt, assistant: completion}"
+    assert text.startswith("Hello yes")
+    assert warnings == [f"columns not used: system; to render system too, write `{remedy}`"]
     with pytest.raises(DataError, match=facts("tools", "completion", "data.role_mapping")):
         prepare([{"prompt": "Hello ", "completion": "yes", "tools": [WEATHER]}])
     with pytest.raises(DataError, match=facts("label is 0", "KTO")):
@@ -116,9 +120,7 @@ def test_every_column_that_nobody_reads_is_named_once(prepare: Prepare) -> None:
     rows = [{"messages": ASKED, "id": 1}, {"messages": ASKED, "id": 2, "lang": "en", "empty": None, "none": []}]
     assert prepare(rows)[1] == ["columns not used: id, lang"]
     assert prepare([{"conversations": TOLD, "source": "x"}])[1] == ["columns not used: source"]
-    assert prepare([{"question": "a", "answer": "b", "system": "x", "n": 0}], **MAPPED)[1] == [
-        "columns not used: system, n"
-    ]
+    assert prepare([{"question": "a", "answer": "b", "system": "x", "n": 0}], **MAPPED)[1] == ["columns not used: n"]
     assert prepare([{"text": "Hello", "url": "x"}])[1] == ["columns not used: url"]
     assert prepare([{"text": "Hello", "url": "x"}], causal=True)[1] == ["columns not used: url"]
     assert prepare([{"input_ids": [1, 2], "labels": [-100, 2], "attention_mask": [1, 1], "url": "x"}])[1] == [
@@ -172,7 +174,8 @@ def test_the_first_example_tells_the_format(prepare: Prepare) -> None:
     assert prepare(late) == (prepare(rows)[0], ["columns not used: messages, input_ids"])
     renamed = {"q": "a", "a": "b", "sys": "Be brief.", "prompt": "other"}
     columns = {"prompt": "q", "completion": "a", "system": "sys"}
-    assert prepare([renamed], columns=columns) == (prepare(rows[:1])[0], ["columns not used: system"])
+    texts, (warning,) = prepare([renamed], columns=columns)
+    assert texts == prepare(rows[:1])[0] and warning.startswith("columns not used: system;")
     with pytest.raises(
         DataError, match=facts("rows.jsonl, example 1", "columns messages", "'prompt' and 'completion'")
     ):
@@ -209,3 +212,178 @@ def test_the_unit_of_text(tmp_path: Path, make_tokenizer: Callable[..., Any], un
         text = "".join(tokenizer.decode(data.train[index]["input_ids"]) for index in range(len(data.train)))
         assert text.count("<s>") == data.report["train"]["rows_kept"] == documents
         assert ("two\nthree" in text) == (unit != "line") and ("one\n\ntwo" in text) == (unit == "file")
+
+
+def text_of(rows: tuple[list[str], list[str]]) -> str:
+    (text,), warnings = rows
+    assert not warnings
+    return text
+
+
+def test_a_system_column_beside_mapped_columns_is_the_system_turn(prepare: Prepare) -> None:
+    """As in OpenOrca, whose mapping names the question and the response."""
+    row = {"system_prompt": "Be brief.", "question": "a", "answer": "b"}
+    for more in ({}, {"system": "system_prompt"}):
+        text = text_of(prepare([row], role_mapping={**MAPPED["role_mapping"], **more}))
+        assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\na<|im_end|>")
+    assert text_of(prepare([row], **MAPPED, columns={"system_prompt": None})).startswith("<|im_start|>user\na")
+
+
+def remedy(warning: str) -> dict[str, Any]:
+    """What a warning tells a recipe to write, under ``data``."""
+    text = warning.partition("write `data.")[2].partition("`")[0]
+    read: dict[str, Any] = yaml.safe_load(text)
+    return {key: structure_mapping(value) for key, value in read.items()}
+
+
+def structure_mapping(mapping: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in mapping.items()}
+
+
+DOLLY = {"instruction": "Who?", "context": "Ann sings.", "response": "Ann", "category": "qa"}
+
+
+def test_a_context_is_put_before_the_question_as_the_warning_says(prepare: Prepare) -> None:
+    mapping = {"user": "instruction", "assistant": "response"}
+    _, (warning,) = prepare([DOLLY], role_mapping=mapping)
+    assert warning.startswith("columns not used: context, category; to render context too, write `data.role_mapping")
+    rows = [DOLLY, {**DOLLY, "context": ""}]
+    texts, (rest,) = prepare(rows, **remedy(warning))
+    assert "user\nAnn sings.\nWho?<" in texts[0] and "user\nWho?<" in texts[1] and rest == "columns not used: category"
+    with pytest.raises(DataError, match=facts("context is 0 (int)", "expected text")):
+        prepare([{**DOLLY, "context": 0}], **remedy(warning))
+    _, (warning,) = prepare([{"prompt": "a", "completion": "b", "context": "c", "system": "d"}])
+    text = text_of(prepare([{"prompt": "a", "completion": "b", "context": "c", "system": "d"}], **remedy(warning)))
+    assert text.startswith("<|im_start|>system\nd<|im_end|>\n<|im_start|>user\nc\na<|im_end|>")
+
+
+@pytest.mark.parametrize(
+    "row", [DOLLY, {"system_prompt": "Be brief.", "question": "Who?", "response": "Ann"}, {"query": "x", "answer": "y"}]
+)
+def test_the_error_about_columns_of_no_format_proposes_a_mapping_that_works(
+    prepare: Prepare, row: dict[str, Any]
+) -> None:
+    with pytest.raises(DataError, match="no known format") as raised:
+        prepare([row])
+    text = "".join(prepare([row], **remedy(str(raised.value).replace("look like `", "write `")))[0])
+    assert all(value in text for name, value in row.items() if name != "category")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_column_can_be_removed(prepare: Prepare, causal: bool) -> None:
+    row = {"text": "Hello"} if causal else {"messages": ASKED}
+    with pytest.raises(DataError, match=facts("image is", "data.columns: {image: null}")):
+        prepare([{**row, "image": "a.png"}], causal=causal)
+    if causal:
+        return  # its sources have the key, see below
+    for name, value in (("image", "a.png"), ("label", False), ("tools", [WEATHER]), ("id", 3)):
+        assert prepare([{**row, name: value}], "chatml", columns={name: None}) == prepare([row], "chatml")
+    late = [row, {**row, "image": "a.png"}]
+    assert prepare(late, columns={"image": None}) == (prepare([row])[0] * 2, [])
+    both = {"messages": ASKED[:1], "prompt": "a", "completion": "b"}
+    assert prepare([both], columns={"messages": None})[0] == prepare([{"prompt": "a", "completion": "b"}])[0]
+    with pytest.raises(DataError, match=facts("data.columns.imag", "'image'")):
+        prepare([{**row, "image": "a.png"}], columns={"imag": None})
+    with pytest.raises(DataError, match=facts("data.columns.text", "'q'", "second time")):
+        prepare([{"q": "a"}], columns={"prompt": "q", "text": "q"})
+
+
+def test_a_source_of_plain_text_removes_and_renames_columns(prepare: Prepare) -> None:
+    row = {"body": "Hello", "image": "a.png", "url": "x"}
+    text, warnings = prepare([row], causal=True, source={"columns": {"text": "body", "image": None}})
+    assert text == prepare([{"text": "Hello"}], causal=True)[0] and warnings == ["columns not used: url"]
+
+
+def test_examples_are_chosen_by_the_values_of_columns(prepare: Prepare) -> None:
+    rows = [
+        {"messages": [ASKED[0], {"role": "assistant", "content": answer}], "label": label, "lang": lang}
+        for answer, label, lang in (("one", True, "en"), ("two", False, "en"), ("three", True, "de"), ("four", 0, "fr"))
+    ]
+
+    def read(**only: Any) -> str:
+        texts, warnings = prepare(rows, source={"only": only})
+        assert warnings == ["columns not used: lang"]
+        return " ".join(text.split("assistant\n")[1].removesuffix("<|im_end|>\n") for text in texts)
+
+    with pytest.raises(DataError, match=facts("example 1", "`only: {label: true}`")):
+        read()
+    assert (read(label=True), read(label=True, lang="de")) == ("one three", "three")
+    assert read(label=True, lang=["fr", "en"]) == "one"
+    for only, told in (({"labl": True}, ["labl", "label"]), ({"lang": "xx"}, ["none of whose 4", "'xx'"])):
+        with pytest.raises(DataError, match=facts("rows.jsonl", *told, "correct it")):
+            read(**only)
+
+
+def test_questions_with_their_answers_are_turns(prepare: Prepare) -> None:
+    """As in Capybara, and with a system prompt as in XTuner."""
+    expected = [*ASKED, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    for question, answer in (("input", "output"), ("question", "answer"), ("human", "assistant")):
+        turns = [{question: "Hello", answer: "yes"}, {question: "a", answer: "b"}]
+        for value in (turns, json.dumps(turns), {question: ["Hello", "a"], answer: ["yes", "b"]}):
+            assert prepare([{"conversation": value, "source": "x"}]) == (
+                prepare([{"messages": expected}])[0],
+                ["columns not used: source"],
+            )
+    system = {"conversation": [{"system": "Be brief.", "input": "Hello", "output": "yes", "weight": 1, "n": 3}]}
+    assert prepare([system]) == (
+        prepare([{"messages": ASKED, "system": "Be brief."}])[0],
+        ["columns not used: messages.n"],
+    )
+    with pytest.raises(DataError, match=facts("conversation[1].output is None", "expected text")):
+        prepare([{"conversation": [{"input": "a", "output": "b"}, {"input": "a", "output": None}]}])
+    with pytest.raises(DataError, match=facts("entries of 'conversation'", "fields said, heard")):
+        prepare([{"conversation": [{"said": "a", "heard": "b"}]}])
+
+
+CALL = {"name": "weather", "arguments": {"place": "Rome", "days": None}}
+
+
+def test_calls_as_json_text_are_tool_calls(prepare: Prepare) -> None:
+    """As in xLAM, whose parameters are no JSON schema."""
+    flat = {**WEATHER, "parameters": {"place": {"type": "str", "description": "where"}}}
+    schema = {**WEATHER, "parameters": {"type": "object", "properties": flat["parameters"]}}
+    call = {"role": "assistant", "tool_calls": json.dumps([{"type": "function", "function": CALL}])}
+    tools = [{"type": "function", "function": schema}]
+    expected = prepare([{"messages": [ASKED[0], call], "tools": tools}])
+    assert "<call>" in expected[0][0] and '"days": null' in expected[0][0]
+    row = {"query": "Hello", "answers": json.dumps([CALL]), "tools": json.dumps([flat])}
+    assert prepare([row]) == expected
+    mapping = {"user": "query", "assistant": "answers"}
+    assert prepare([{**row, "tools": json.dumps(tools)}], role_mapping=mapping) == expected
+    texts, (warning, *_) = prepare([row, {**row, "answers": "[]"}], on_empty="drop")
+    assert len(texts) == 1 and "empty, not trained" in warning
+    with pytest.raises(DataError, match=facts("example 1", "answers is 'no", "name, arguments")):
+        prepare([row, {**row, "answers": "no call"}])
+    told = [ASKED[0], {"role": "assistant", "content": json.dumps([CALL])}]
+    assert "its text is a tool call, which is trained as text" in prepare([{"messages": told, "tools": tools}])[1][0]
+    assert prepare([{"messages": told}])[1] == []
+
+
+def test_system_turns_and_tools_that_are_there_twice_are_noted(prepare: Prepare) -> None:
+    """As in the data for function calling of Hermes, whose system turn describes the tools."""
+    system = {"role": "system", "content": f"You may call: {json.dumps([WEATHER])}"}
+    row = {"messages": [system, *ASKED], "tools": [{"type": "function", "function": WEATHER}]}
+    (warning,) = prepare([row, row])[1]
+    assert warning.startswith("its text describes the tools") and "(2 times, first in example 0, messages[0]" in warning
+    assert prepare([row], columns={"tools": None})[1] == []
+    (warning,) = prepare([{"messages": [system, {"role": "system", "content": "Be brief."}, *ASKED]}])[1]
+    assert warning.startswith("a second system turn") and "messages[1] system" in warning
+
+
+def test_equal_names_in_json_text_are_refused(prepare: Prepare) -> None:
+    messages = json.dumps(ASKED).replace('"content": "yes"', '"content": "no", "content": "yes"')
+    with pytest.raises(DataError, match=facts("example 0", "messages", "two fields are named 'content'")):
+        prepare([{"messages": messages}])
+    call = {"function": {"name": "weather", "arguments": '{"a": 1, "a": 2}'}}
+    with pytest.raises(DataError, match=facts("arguments", "two fields are named 'a'")):
+        prepare([{"messages": [ASKED[0], {"role": "assistant", "tool_calls": [call]}]}])
+    deep = "[" * 20_000 + "]" * 20_000
+    with pytest.raises(DataError, match=facts("messages", "nested too deeply")):
+        prepare([{"messages": ASKED}, {"messages": deep}])
+
+
+def test_removed_reasoning_is_counted(prepare: Prepare) -> None:
+    told = [ASKED[0], {"role": "assistant", "content": "yes", "reasoning_content": "hm"}]
+    inline = [ASKED[0], {"role": "assistant", "content": "<think>hm</think>yes"}]
+    texts, (warning,) = prepare([{"messages": m} for m in (told, inline, ASKED)], "chatml", drop_reasoning=True)
+    assert len(set(texts)) == 1 and warning.startswith("its reasoning is removed") and "2 times" in warning

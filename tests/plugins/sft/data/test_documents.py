@@ -6,7 +6,8 @@ import pickle
 
 import numpy as np
 import pytest
-from hooktrain_sft.data.documents import Documents, fit, require_some
+from hooktrain_sft.data.documents import Documents, Place, fit, require_some
+from hooktrain_sft.data.statistics import losses
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +56,18 @@ def test_overflow_truncate() -> None:
     made, count = fit(documents(".xxxx", ".x"), 3, "truncate", "error", "set")
     assert shown(made) == [([0, 1, 2], ".xx"), ([5, 6], ".x")]
     assert (count.rows_too_long, count.tokens_truncated, count.tokens_dropped) == (1, 2, 0)
+
+
+def test_what_is_split_is_neither_too_long_nor_cut() -> None:
+    _, count = fit(documents("xxxxxx", ".x"), 3, "split", "error", "set")
+    assert (count.rows_too_long, count.rows_split, count.rows_cut) == (0, 1, 0)
+    assert losses(count, "split", 3, "set") == []
+    _, count = fit(documents("....xxx", ".x"), 3, "split", "error", "set")
+    (warning,) = losses(count, "split", 3, "set")
+    assert "1 examples were longer than max_length 3 and are split" in warning and "overflow" not in warning
+    _, count = fit(documents(".xxxx", ".x"), 3, "truncate", "error", "set")
+    assert (count.rows_too_long, count.rows_split, count.rows_cut) == (1, 0, 1)
+    assert "1 examples have lost the end of what is trained" in losses(count, "truncate", 3, "set")[1]
 
 
 def test_overflow_split_drops_pieces_without_trained_tokens() -> None:
@@ -109,8 +122,11 @@ def test_only_what_auto_drops_is_judged() -> None:
     assert fit(examples, 3, "truncate", "auto", "set")[1].rows_kept == 9
     with pytest.raises(DataError, match=facts("set", "4 of 10", "data.overflow")):
         fit(examples, 3, "auto", "drop", "set")
-    with pytest.raises(DataError, match=facts("set", "1 of 10", "the first is rows.jsonl 9", "data.on_empty: drop")):
-        fit(examples, 3, "drop", "error", "set", name="rows.jsonl {}".format)
+    with pytest.raises(
+        DataError,
+        match=facts("set", "1 of 10", "the first is rows.jsonl, example 9", "--show 10", "data.on_empty: drop"),
+    ):
+        fit(examples, 3, "drop", "error", "set", name=lambda example: Place("rows.jsonl", example))
 
 
 def test_earlier_documents_of_the_set_count_in_the_share() -> None:

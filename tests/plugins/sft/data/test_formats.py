@@ -220,14 +220,16 @@ def test_role_mappings_that_fit_nothing() -> None:
         chosen({"q": 1}, role_mapping={"user": "q"}, format="text")
     with pytest.raises(DataError, match=facts("role_mapping", "'asistant'", "'assistant'")):
         chosen({"q": 1}, SourceOptions(role_mapping={"asistant": "q"}))
-    complaints: list[Complaint] = []
-    assert structure(SFTDataConfig, {"sources": ["x"], "role_mapping": {"user": "a.b"}}, "data", complaints) is None
-    assert re.search(facts("data.role_mapping", "'a.b'", "user", "column.field.value"), str(complaints[0]))
+    for given, told in (("a.b", "a.b"), ([], ""), (["a", "b.c.d"], "b.c.d")):
+        complaints: list[Complaint] = []
+        assert structure(SFTDataConfig, {"sources": ["x"], "role_mapping": {"user": given}}, "data", complaints) is None
+        assert re.search(facts("data.role_mapping", f"'{told}'", "user", "column.field.value"), str(complaints[0]))
 
 
 HUB = {
     "nvidia/AceMath-Instruct-Training-Data:train[:10]": {"messages": [ASKED[0]], "answer": "yes"},
     "HuggingFaceH4/ultrachat_200k": {"prompt": "Hello", "messages": ASKED, "prompt_id": "x"},
+    "databricks/databricks-dolly-15k": {"instruction": "Hello", "context": "", "response": "yes", "category": "x"},
     "Open-Orca/OpenOrca": {"id": 1, "system_prompt": "", "question": "Hello", "response": "yes"},
     "THUDM/LongAlign-10k": {"messages": ASKED, "length": 3},
     "Yukang/LongAlpaca-12k": {"instruction": "Hello", "output": "yes", "input": "", "file": ""},

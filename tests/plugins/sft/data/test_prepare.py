@@ -128,7 +128,8 @@ def test_causal_splits_and_packs(hooks: Any, make_tokenizer: Callable[..., Any])
     examples = [{"text": "The answer is yes. " * n} for n in (1, 40, 3)]
     data = prepare(hooks, CausalDataConfig(sources=(ListSource("rows", examples),), max_length=32), tokenizer)
     report = data.report["train"]
-    assert report["rows_kept"] == 3 and report["rows_too_long"] == 1
+    assert report["rows_kept"] == 3 and report["rows_split"] == 1
+    assert report["rows_too_long"] == report["rows_cut"] == 0 and not data.report["warnings"]
     assert report["tokens_in"] == report["tokens_kept"] + report["tokens_dropped"] and report["tokens_dropped"] < 32
     ids = np.concatenate([data.train[i]["input_ids"] for i in range(len(data.train))])
     assert (ids == tokenizer.bos_token_id).sum() == (ids == tokenizer.eos_token_id).sum() == 3
@@ -279,3 +280,24 @@ def test_a_warning_about_a_dropped_part_keeps_its_remedy_whole(hooks: Any, make_
     assert warning.startswith("rows: its text holds special tokens such as </s>")
     assert "`data.special_tokens_in_text: plain`" in warning
     assert warning.endswith("(1 times, first in example 0, messages[0] user)")
+
+
+def test_a_plan_does_not_have_sources_read_to_identify_them(make_tokenizer: Callable[..., Any], tmp_path: Any) -> None:
+    seen = []
+
+    class Plans:
+        @hookimpl
+        def make_tokenizer(self) -> Any:
+            return make_tokenizer("chatml")
+
+        @hookimpl
+        def fingerprint_source(self, quick: bool) -> None:
+            seen.append(quick)
+
+    hooks = make_hooks(Plans())
+    source = ListSource(".", EXAMPLES)
+    config = SFTDataConfig(sources=(source,), cache_dir=tmp_path)
+    recipe: Any = SimpleNamespace(tokenizer=source, model=None)
+    assert hooks.estimate_data(config=config, recipe=recipe, world=World(), hooks=hooks) is not None and seen == [True]
+    hooks.make_data(config=config, tokenizer=make_tokenizer("chatml"), world=World(), hooks=hooks, recipe=recipe)
+    assert seen == [True, False]

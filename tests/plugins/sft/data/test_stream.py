@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from hooktrain import DataError, RecipeError, hookimpl
+from hooktrain import CheckpointError, DataError, RecipeError, hookimpl
 from hooktrain.testing import save_llama, train
 from tests.facts import facts
 
@@ -156,6 +156,20 @@ def test_options_that_a_stream_cannot_have_are_errors(run: Callable[..., Recorde
         run([streaming(path, sample_count=3)])
     with pytest.raises(RecipeError, match=facts("data.sources[0]", "streaming", "slice")):
         run([streaming(f"{path}:train[:3]")])
+
+
+def test_a_stream_whose_sources_have_changed_is_not_resumed(run: Callable[..., Recorder], tmp_path: Path) -> None:
+    source = streaming(write(tmp_path / "rows.jsonl", 20))
+    checkpoint = {"type": "full", "save_every_n_steps": 1, "output_dir": str(tmp_path / "saved"), "auto_resume": True}
+    run([source], train_iters=9, exit_iteration=1, checkpoint=[checkpoint])
+    (tmp_path / "elsewhere").mkdir()
+    moved = (tmp_path / "rows.jsonl").rename(tmp_path / "elsewhere" / "rows.jsonl")
+    resumed = run([streaming(str(moved))], train_iters=9, exit_iteration=2, checkpoint=[checkpoint])
+    assert len(resumed.questions) == 2, "the same content in another place"
+    write(moved, 20, "other")
+    with pytest.raises(CheckpointError, match=facts("other rows to train on")) as raised:
+        run([streaming(str(moved))], train_iters=9, checkpoint=[checkpoint])
+    assert "4,611" not in str(raised.value), "the length of a stream is not known"
 
 
 def test_a_bad_example_is_named(run: Callable[..., Recorder], tmp_path: Path) -> None:

@@ -296,6 +296,7 @@ def test_padding_of_examples_of_ids_is_removed() -> None:
         ({"input_ids": [5, 6], "labels": [5]}, facts("labels", "1", "2", "input_ids")),
         ({"input_ids": [5, 6], "labels": [6, -100]}, facts("labels[0]", "6", "-100", "5")),
         ({"input_ids": [5, 6, 7], "attention_mask": [1, 0, 1]}, facts("attention_mask", "gaps", "input_ids")),
+        ({"input_ids": [5, 6, 7], "attention_mask": [1, 1]}, facts("attention_mask", "2 entries", "3", "input_ids")),
     ],
 )
 def test_examples_of_ids_that_do_not_fit(example: Any, complaint: str) -> None:

@@ -67,16 +67,22 @@ def tokenizer(make_tokenizer: Callable[..., Any]) -> Any:
 
 
 class Marked:
-    """Renders the process that renders, and may be stopped by an example."""
+    """Renders the process that renders."""
 
-    def __init__(self, at: Callable[[int], None] = lambda process: None) -> None:
+    @hookimpl
+    def render_example(self, example: Any) -> Any:
+        return Rendered(f"process {os.getpid()}", ((0, 7),)) if "plain" in example else None
+
+
+class Stopping:
+    """Is stopped by an example."""
+
+    def __init__(self, at: Callable[[int], None]) -> None:
         self.main, self.at = os.getpid(), at
 
     @hookimpl
     def render_example(self, example: Any) -> Any:
-        if example.get("special"):
-            self.at(self.main)
-        return Rendered(f"process {os.getpid()}", ((0, 7),)) if "plain" in example else None
+        return self.at(self.main) if example.get("special") else None
 
 
 def test_the_same_bytes_and_reports(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +147,7 @@ def no_conversation() -> list[Any]:
     ],
 )
 def test_the_same_errors(tokenizer: Any, tmp_path: Path, examples: Any, stop: Any) -> None:
-    plugins = [Marked(stop)] if stop else []
+    plugins = [Stopping(stop)] if stop else []
     seen = []
     for number in (1, 3):
         with pytest.raises(Exception) as caught:
@@ -176,6 +182,30 @@ def test_auto_uses_several_processes(tokenizer: Any, tmp_path: Path, monkeypatch
     assert str(os.getpid()) not in "".join(tokenizer.decode(data.train[i]["input_ids"]) for i in range(40))
 
 
+class Counting:
+    """Counts what it renders."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @hookimpl
+    def render_example(self) -> None:
+        self.count += 1
+
+
+def test_a_plugin_that_keeps_a_state_renders_in_one_process(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_pool, "_PAYS", 10)
+    monkeypatch.setattr(worker_pool, "_cores", lambda: 2)
+    plugin = Counting()
+    data = prepare(tokenizer, tmp_path / "1", "auto", EXAMPLES, plugin)
+    assert plugin.count == 90 and not any("Counting" in warning for warning in data.report["warnings"])
+    written = prepare(tokenizer, tmp_path / "2", 2, EXAMPLES, Counting())
+    assert any(re.search(facts("Counting", "lost", "num_proc: 1"), warning) for warning in written.report["warnings"])
+    assert written.fingerprint == data.fingerprint
+
+
 def killed(main: int) -> None:
     if os.getpid() != main:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -184,10 +214,10 @@ def killed(main: int) -> None:
 def test_a_killed_process_is_an_error_that_says_where(tokenizer: Any, tmp_path: Path) -> None:
     examples = [{**example, "special": number == 80} for number, example in enumerate(EXAMPLES)]
     with pytest.raises(DataError, match=facts("rows, example ", "killed", "data.num_proc: 1")) as caught:
-        prepare(tokenizer, tmp_path, 2, examples, Marked(killed))
+        prepare(tokenizer, tmp_path, 2, examples, Stopping(killed))
     first = re.search(r"example (\d+)", str(caught.value))
     assert first is not None and int(first[1]) <= 80
-    assert len(prepare(tokenizer, tmp_path, 1, examples, Marked(killed)).train) == 90
+    assert len(prepare(tokenizer, tmp_path, 1, examples, Stopping(killed)).train) == 90
 
 
 @pytest.mark.parametrize(

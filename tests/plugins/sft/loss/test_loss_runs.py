@@ -154,7 +154,7 @@ def test_attention_that_keeps_documents_apart(
 
 
 def test_the_isolation_check_leaves_no_trace(run: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither in the random numbers, nor in the modes of modules, nor in the number of sequences that were read."""
+    """Neither in the random numbers, the modes of modules and the gradients, nor in the number of sequences read."""
 
     class Frozen:
         @hookimpl(tryfirst=True)
@@ -167,6 +167,7 @@ def test_the_isolation_check_leaves_no_trace(run: Callable[..., Trainer], monkey
         def on_epoch_start(self, trainer: Any) -> None:
             assert torch.equal(torch.get_rng_state(), self.random)
             assert [module.training for module in trainer.model.modules()] == self.modes
+            assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
     recorder = Recorder()
     run(Frozen(), recorder, train_iters=1)
