@@ -121,7 +121,7 @@ def _owner(folder: Path) -> Mapping[str, Any]:
         found = json.loads(Path(f"{_beside(folder)}.owner.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    kinds = {"run": str, "run_dir": str, "name": str, "since": (int, float)}
+    kinds: dict[str, Any] = {"run": str, "run_dir": str, "name": str, "since": (int, float)}
     if not isinstance(found, Mapping) or not isinstance(found.get("run"), str):
         return {}
     return {name: found[name] for name, kind in kinds.items() if isinstance(found.get(name), kind)}

@@ -32,7 +32,7 @@ def capture_random_state() -> dict[str, Any]:
     if _numpy is not None:
         name, keys, position, has_gauss, cached = _numpy.random.get_state()
         state["numpy"] = [str(name), keys.tolist(), int(position), int(has_gauss), float(cached)]
-    if torch.cuda.is_initialized():  # otherwise nothing has been drawn there, and asking would initialize it
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # otherwise nothing has been drawn there, and asking would initialize it
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 

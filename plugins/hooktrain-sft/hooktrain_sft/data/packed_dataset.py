@@ -26,7 +26,7 @@ class PackedDataset:
     """Sequences of documents; positions restart at 0 where a document begins, and its first token has no label."""
 
     def __init__(
-        self, documents: Documents, bins: Bins | None = None, name: Callable[[int], str] = "example {}".format
+        self, documents: Documents, bins: Bins | None = None, name: Callable[[int], object] = "example {}".format
     ) -> None:
         """Make a sequence of each bin, or without ``bins`` of each document.
 
@@ -55,7 +55,7 @@ class PackedDataset:
         """Return the examples of a sequence, as :class:`hooktrain.DatasetDefaults` says."""
         examples = list(dict.fromkeys(int(self.documents.examples[member]) for member in self._members(row)))
         more = [f"{len(examples) - _NAMED} more"] if len(examples) > _NAMED else []
-        return ", ".join([*map(self._name, examples[:_NAMED]), *more])
+        return ", ".join([*(str(self._name(example)) for example in examples[:_NAMED]), *more])
 
     def _members(self, index: int) -> list[int]:
         """Return the documents of a sequence."""
