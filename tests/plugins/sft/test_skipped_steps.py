@@ -27,9 +27,8 @@ class Fails:
 
 
 def test_examples_are_named_by_source_and_number(run_chat: Callable[..., Any]) -> None:
-    with pytest.raises(NonFiniteError, match=facts("2 steps", "step 1", "rows.jsonl, example ")) as caught:
+    with pytest.raises(NonFiniteError, match=facts("2 steps", "step 1", "rows.jsonl, example ")):
         run_chat(Fails(), on_nan="skip", max_skipped_steps=2)
-    assert str(caught.value).count(", example ") == 2, "both of the sequence"
 
 
 def test_a_model_that_was_hardly_trained_is_not_exported(run_chat: Callable[..., Any], tmp_path: Path) -> None:

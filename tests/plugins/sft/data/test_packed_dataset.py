@@ -34,3 +34,11 @@ def test_bins() -> None:
     assert len(dataset) == 2
     assert as_lists(dataset[0]) == [[6, 3, 4, 5], [-100, 3, -100, 5], [0, 1, 0, 1]]
     assert all(values.dtype == np.int64 for values in dataset[0].values())
+
+
+def test_a_sequence_is_named_by_its_examples() -> None:
+    assert PackedDataset(DOCUMENTS).row_name(1) == "example 1"
+    assert PackedDataset(DOCUMENTS, Bins.of([[2, 1], [0]])).row_name(0) == "example 2, example 1"
+    many = Documents.of([(np.array([1, 2], np.int32), np.array([0, 1], np.bool_))] * 6)
+    named = PackedDataset(many, Bins.of([[0, 1, 2, 3, 4, 5]]), "rows.jsonl, example {}".format).row_name(0)
+    assert named.startswith("rows.jsonl, example 0, ") and named.endswith("rows.jsonl, example 3, 2 more")
