@@ -64,5 +64,3 @@ def _is_running(folder: Path) -> bool:
         return is_held(folder)
     except OSError:  # no locks there: what the record says is all that is known
         return True
-
-
