@@ -56,7 +56,7 @@ def on_microbatch_start(trainer):
 @hookimpl
 def on_checkpoint_end(trainer, path):
     if trainer.world.is_main:
-        with (trainer.run_dir / "announced").open("a") as file:
+        with (trainer.run_dir / "emitted").open("a") as file:
             print(path.relative_to(trainer.run_dir), file=file)
 """
 
@@ -218,7 +218,7 @@ class Soak:
             made[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         made["metrics"] = [{key: value for key, value in line.items() if key not in _TIMED} for line in lines]
-        made["announced"] = sorted(set((run / "announced").read_text().splitlines()))
+        made["emitted"] = sorted(set((run / "emitted").read_text().splitlines()))
         return made
 
     def _moment(self, name: str) -> dict[str, Any]:

@@ -130,13 +130,13 @@ class Saving:
         known = trainer.run_record.record.saved
         step, last = trainer.global_step, trainer.run_record.last
         is_done = not trainer.run_record.continues or (last is not None and (last.state, last.step) == ("ended", step))
-        announced = any(entry.split(" ", 2)[::2] == [str(step), mine] for entry in known)
+        emitted = any(entry.split(" ", 2)[::2] == [str(step), mine] for entry in known)
         missing = {key: reason for key, reason in due.items() if f"{step} {reason} {key}" not in known}
         trainer.state.saves_due.clear()
-        announce, missing = trainer.strategy.gather_objects(
-            [bool(mine) and not announced and not is_done, {} if is_done else missing]
+        emit, missing = trainer.strategy.gather_objects(
+            [bool(mine) and not emitted and not is_done, {} if is_done else missing]
         )[0]
-        if announce:
+        if emit:
             trainer.hooks.on_checkpoint_end(trainer=trainer, path=path)
             trainer.run_record.saved(step, [f"step {mine}"], path)
         for reason in dict.fromkeys(missing.values()):

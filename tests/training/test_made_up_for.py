@@ -24,7 +24,7 @@ def kill(when):
 @hookimpl(tryfirst=True)
 def on_checkpoint_end(trainer, path):
     kill(f"on_checkpoint_end {{path.name}}")
-    with open("announced", "a") as file:
+    with open("emitted", "a") as file:
         print(path, file=file)
 
 @hookimpl(wrapper=True)
@@ -43,8 +43,8 @@ def lines_of(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def announced(folder: Path) -> list[str]:
-    return [Path(line).name for line in (folder / "announced").read_text().splitlines()]
+def emitted(folder: Path) -> list[str]:
+    return [Path(line).name for line in (folder / "emitted").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_an_export_that_a_kill_interrupted_is_made(run_cli, chat_recipe, tmp_pat
     steps = ["step-00000002", "step-00000004"]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == steps
     assert all(problem_of(folder / "checkpoints" / name) is None for name in steps)
-    found = Counter(announced(tmp_path))
+    found = Counter(emitted(tmp_path))
     assert found.keys() == {*steps, "step-2", "step-4", "export"}
     assert all(count <= 2 for count in found.values()), "again at most once"
     assert not list(folder.rglob("*.writing"))
@@ -95,7 +95,7 @@ def test_nothing_is_made_again_that_was_done(run_cli, chat_recipe, tmp_path):
     assert run_cli("train", recipe, source=source.replace("never", "step 3")).status == -9
     assert run_cli("train", recipe, source=source).status == 0
     assert run_cli("train", recipe, source=source).status == 0, "it is over, and there is nothing to do"
-    assert announced(tmp_path) == ["step-00000002", "step-2", "step-00000004", "step-4"]
+    assert emitted(tmp_path) == ["step-00000002", "step-2", "step-00000004", "step-4"]
 
 
 EPOCHS = """
