@@ -41,7 +41,8 @@ class _Identity(NamedTuple):
 def file_digests(root: Path, files: Mapping[str, Path], quick: bool = False) -> dict[str, str] | None:
     """Return the digest of each file's content, of the files that links point to.
 
-    Digests are kept in the cache folder, by ``root``; a file is read again when its identity has changed.
+    Digests are kept in the cache folder, by ``root``, or by the file where there is one; a file is read again when its
+    identity has changed.
 
     Args:
         root: folder of the files.
@@ -53,7 +54,9 @@ def file_digests(root: Path, files: Mapping[str, Path], quick: bool = False) -> 
         OSError: a file cannot be read.
     """
     folder = default_cache_dir()
-    path = None if folder is None else folder / "digests" / f"{_digest(os.path.realpath(root).encode())}.json"
+    # one file has an entry of its own, so that hundreds of them do not each read and write the entries of all
+    key = os.path.join(os.path.realpath(root), next(iter(files)) if len(files) == 1 else "")
+    path = None if folder is None else folder / "digests" / f"{_digest(key.encode())}.json"
     known = {} if path is None else _recall(path)
     now = {name: _Identity.of(file.stat()) for name, file in files.items()}
     found = {name: known[name][1] for name, identity in now.items() if name in known and known[name][0] == identity}

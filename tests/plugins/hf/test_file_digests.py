@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -110,6 +111,16 @@ def test_damaged_memories_are_not_believed(folder: Path, place: float, bit: int,
     data[at] ^= 1 << bit
     memory.write_bytes(data[:at] if cut else data)
     assert of(folder) == expected == of(folder)
+
+
+def test_sources_of_one_file_each_do_not_read_the_entries_of_others(folder: Path, read: list[str]) -> None:
+    """Hundreds of sources in one folder would read and write the digests of all of them, each."""
+    for _ in range(2):
+        for path in sorted(folder.iterdir()):
+            assert file_digests(folder, {path.name: path}) == {path.name: right(folder)[path.name]}
+    assert sorted(read) == ["a", "b", "c"]
+    entries = [path.read_text() for path in (folder.parent / "cache" / "digests").iterdir()]
+    assert sorted(len(json.loads(entry.partition("\n")[2])) for entry in entries) == [1, 1, 1]
 
 
 def test_a_cache_that_cannot_be_written(folder: Path, read: list[str]) -> None:
