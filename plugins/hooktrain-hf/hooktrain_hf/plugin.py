@@ -134,9 +134,11 @@ class HFPlugin:
 
     @hookimpl
     def fingerprint_source(self, config: Any, quick: bool) -> str | None:
+        if not isinstance(config, HFSourceConfig):
+            return None
         from hooktrain_hf.source_fingerprint import fingerprint
 
-        return fingerprint(config, quick) if isinstance(config, HFSourceConfig) else None
+        return fingerprint(config, quick)
 
     @hookimpl
     def make_checkpoint_engine(self, config: Any, run_dir: Path, world: World) -> HFCheckpointEngine | None:

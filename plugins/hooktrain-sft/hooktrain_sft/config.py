@@ -88,6 +88,9 @@ class TokenDataConfig:
     """Sources of the examples to train on."""
     eval_sources: tuple[Any, ...] = part("source", many=True, affects_training=False)
     """Sources of the examples to evaluate on; each is a named set."""
+    columns: Mapping[str, str | None] = field(factory=dict)
+    """Columns to rename, as ``ours: theirs``, such as ``{prompt: question, completion: answer}``; ``{label: null}``
+    removes one."""
     train_eval_split: tuple[float, float] = field(default=(1.0, 0.0), validator=_shares)
     """Shares of the examples of ``sources`` to train and to evaluate on; the latter are the set ``eval``."""
     max_length: int | None = field(default=None, validator=at_least(2))
@@ -177,9 +180,6 @@ class SFTDataConfig(TokenDataConfig):
 
     format: str = field(default="auto")
     """Format of the examples; ``auto`` recognises it by the columns. A source may have its own ``format``."""
-    columns: Mapping[str, str | None] = field(factory=dict)
-    """Columns to rename, as ``ours: theirs``, such as ``{prompt: question, completion: answer}``; ``{label: null}``
-    removes one."""
     role_mapping: Mapping[str, str | tuple[str, ...]] = field(factory=dict, validator=_role_paths)
     """Column with the turn of each role, such as ``{user: question, assistant: response}``, or a list of columns whose
     texts make the turn, one below the other; or the entries of a column of turns, such as ``conversations.from.human``.

@@ -110,17 +110,17 @@ def how_to_use(unused: Sequence[str], format_name: str | None, mapping: RoleMapp
         return f"; to render {context} too, add `input: {context}` to `data.columns`"
     if format_name == "prompt_completion" and (system or context):
         mapping = {"user": "prompt", "assistant": "completion"}
-    asked = paths_of(mapping, "user")
-    if not asked or any("." in path for path in paths_of(mapping)):
+    if "user" not in mapping or any("." in path for path in paths_of(mapping)):
         return ""
-    roles = {
-        **({"system": system} if system and "system" not in mapping else {}),
-        **{role: ", ".join(paths_of(mapping, role)) for role in mapping},
-        **({"user": f"[{', '.join((context, *asked))}]"} if context else {}),
-    }
-    if roles.keys() == mapping.keys() and not context:
+    columns = {role: list(paths_of(mapping, role)) for role in mapping}
+    if system and "system" not in columns:
+        columns = {"system": [system], **columns}
+    if context:
+        columns["user"].insert(0, context)
+    if columns.keys() == mapping.keys() and not context:  # nothing to add
         return ""
-    listed = ", ".join(f"{role}: {columns}" for role, columns in roles.items())
+    roles = (f"{role}: {c[0]}" if len(c) == 1 else f"{role}: [{', '.join(c)}]" for role, c in columns.items())
+    listed = ", ".join(roles)
     return f"; to render {' and '.join(filter(None, (system, context)))} too, write `data.role_mapping: {{{listed}}}`"
 
 
