@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hooktrain.errors import CheckpointError
-from hooktrain.protocols import CheckpointEngine, CheckpointEngineDefaults, member
+from hooktrain.protocols import CheckpointEngine, CheckpointEngineDefaults, ConfigDefaults, member
+from hooktrain.training.diagnostics import require_trainable
 from hooktrain.training.random_state import unchanged_random_state
+from hooktrain.training.skipped_steps import untrained
 from hooktrain.types import TrainerState
 
 if TYPE_CHECKING:
@@ -40,6 +42,34 @@ class Saving:
             state: where the run is.
         """
         return [engine for engine in engines if engine.config.enabled and self._is_due(engine, reason, state)]
+
+    def save_due(self, trainer: Trainer, reason: str) -> bool:
+        """Save with the engines that are due for a reason; returns whether any is. Collective."""
+        due = self.due(trainer.checkpoint_engines, reason, trainer.state)
+        if reason == "end" and untrained(trainer) is not None:
+            due = [engine for engine in due if not member(engine.config, ConfigDefaults, "exports")]
+        if due:
+            trainer.save_with(due, reason)
+            self.done(due, trainer.state)
+        return bool(due)
+
+    def save(self, trainer: Trainer, engines: Sequence[CheckpointEngine], reason: str) -> Sequence[Path]:
+        """Save with these engines and emit the events of it; returns what each wrote. Collective."""
+        with trainer.meter.pause(), trainer.watchdog.during("save"):
+            if trainer.recipe.on_nan == "stop":
+                require_trainable(trainer)
+            self.collect(trainer, wait=True)
+            trainer.run_record.require_folder()
+            self.begin(trainer, engines, reason)
+            trainer.hooks.on_checkpoint_start(trainer=trainer)
+            trainer.finite_weights.before_save(trainer)
+            with trainer.random_state.saving(trainer.global_step):
+                saved: Sequence[Path] = trainer.hooks.save_checkpoint(trainer=trainer)
+                for path in saved:
+                    self.last = path
+                    trainer.hooks.on_checkpoint_end(trainer=trainer, path=path)
+            self.end(trainer, engines, reason, saved)
+        return saved
 
     def done(self, engines: Sequence[CheckpointEngine], state: TrainerState) -> None:
         """The engines have saved."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import random
+import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,11 +17,7 @@ import torch
 
 from hooktrain.plugin.manager import PluginHost
 
-_numpy: Any
-try:
-    import numpy as _numpy
-except ImportError:
-    _numpy = None
+_numpy: Any = sys.modules.get("numpy")  # torch imports it where it is installed
 
 __all__ = ["RandomState", "capture_random_state", "restore_random_state", "unchanged_random_state"]
 
@@ -89,6 +86,11 @@ class RandomState:
             yield
         finally:
             self._saves -= 1
+            self.after_save()
+
+    def end_step(self, step: int) -> None:
+        """A step, or an epoch, has ended: where it saved, the training continues from the states of the save."""
+        if self.saved_at == step:
             self.after_save()
 
     def after_save(self) -> None:

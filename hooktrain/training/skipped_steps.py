@@ -10,7 +10,7 @@ from hooktrain.protocols import DatasetDefaults, LoaderDefaults, member
 if TYPE_CHECKING:
     from hooktrain.training.trainer import Trainer
 
-__all__ = ["count_skipped", "require_updates", "untrained"]
+__all__ = ["count_skipped", "require_trained", "require_updates", "untrained"]
 
 _NEARLY_ALL = 0.9
 """Share of a run's steps without an update from which on it has trained nothing worth the name."""
@@ -18,14 +18,18 @@ _NAMED = 6
 """Rows of a step that an error names."""
 
 
-def count_skipped(trainer: Trainer, sequences: int) -> None:
+def count_skipped(trainer: Trainer, stepped: bool, sequences: int) -> None:
     """Count a step that did not update the weights.
 
     Args:
         trainer: whose counters include the step.
+        stepped: whether the step updated them.
         sequences: those of the step, over all ranks.
     """
     state = trainer.state
+    if stepped:
+        state.consecutive_skipped_steps = 0
+        return
     state.skipped_steps += 1
     state.consecutive_skipped_steps += 1
     if state.consecutive_skipped_steps == 1:
@@ -46,6 +50,17 @@ def require_updates(trainer: Trainer) -> None:
             f" fewer than max_skipped_steps ({limit}) in a row; the first was {state.first_skipped}; look at these,"
             " lower optimizer.lr, or write a larger max_skipped_steps (0 is no limit)"
         )
+
+
+def require_trained(trainer: Trainer) -> None:
+    """Refuse to call a run well in which nearly no step updated the weights.
+
+    Raises:
+        NonFiniteError: saying how many did not, and naming one.
+    """
+    failed = untrained(trainer)
+    if failed is not None:
+        raise failed
 
 
 def untrained(trainer: Trainer) -> NonFiniteError | None:

@@ -25,7 +25,6 @@ from hooktrain.masking import mask_text
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import (
     CheckpointEngine,
-    ConfigDefaults,
     Loader,
     Scheduler,
     SchedulerDefaults,
@@ -49,20 +48,18 @@ from hooktrain.training.control import Agreed, Requests, require_disableable
 from hooktrain.training.dataloader import evaluation_batches
 from hooktrain.training.diagnostics import (
     explain,
-    merged,
     other_sums,
     require_complete_epoch,
     require_finished,
-    require_finite,
-    require_trainable,
     wrong_answer,
 )
 from hooktrain.training.finite_weights import FiniteWeights
 from hooktrain.training.lifecycle import NO_RECIPE, export_config, save_folder, structured
-from hooktrain.training.metrics import OWN_METRICS, Meter
+from hooktrain.training.log_line import read_metrics
+from hooktrain.training.metrics import Meter
 from hooktrain.training.random_state import RandomState
 from hooktrain.training.run_record import RunRecorder
-from hooktrain.training.skipped_steps import count_skipped, require_updates, untrained
+from hooktrain.training.skipped_steps import count_skipped, require_trained, require_updates
 from hooktrain.training.watchdog import Watchdog
 from hooktrain.types import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
 
@@ -499,9 +496,7 @@ class Trainer:
                 self.finite_weights.require(self)
         with self.watchdog.during("save"):
             self.saving.collect(self, wait=True)
-        failed = untrained(self)
-        if failed is not None:
-            raise failed
+        require_trained(self)
         self.hooks.on_train_end(trainer=self)
         self.saving.require_last(self)
         self.watchdog.enter("")
@@ -529,8 +524,7 @@ class Trainer:
             self.checkpoint("epoch")
         if asked.save:
             self.checkpoint("request")
-        if self.random_state.saved_at == self.global_step:
-            self.random_state.after_save()
+        self.random_state.end_step(self.global_step)
         return steps
 
     def step(self, batches: Sequence[Batch]) -> StepOutput:
@@ -540,29 +534,21 @@ class Trainer:
         hooks.on_step_start(trainer=self, batches=batches)
         output: StepOutput = hooks.run_step(trainer=self, batches=batches)
         if type(output) is not StepOutput:
-            raise wrong_answer(
-                self.host,
-                "run_step",
-                output,
-                "StepOutput(total=<loss summed over the window's tokens>, grad_norm, stepped)",
-            )
+            expected = "StepOutput(total=<loss summed over the window's tokens>, grad_norm, stepped)"
+            raise wrong_answer(self.host, "run_step", output, expected)
         state.global_step += 1
         self.run_record.at_step(state.global_step)
         state.sequences += self._step_sequences
         state.tokens += self._step_tokens
         state.supervised_tokens += self._step_targets
-        if not output.stepped:
-            count_skipped(self, self._step_sequences)
-        elif state.consecutive_skipped_steps:
-            state.consecutive_skipped_steps = 0
+        count_skipped(self, output.stepped, self._step_sequences)
         self.meter.add(output, self.denominator, self._step_tokens, self._sums)
         step, interval, metrics, stop = state.global_step, self.recipe.eval_interval, {}, self.should_stop
         due = interval > 0 and step % interval == 0
         state.log_due = stop or step % self.recipe.log_interval == 0  # for whoever saves meanwhile
         state.evaluation_due = (due or stop) and bool(self.data.evaluation)
         hooks.on_step_end(trainer=self, output=output)
-        if not output.stepped:
-            require_updates(self)
+        require_updates(self)
 
         asked = self._agree()
         due = due or asked.evaluate
@@ -577,8 +563,7 @@ class Trainer:
             self.log(metrics)
         if self.checkpoint_engines:
             self.checkpoint("request" if asked.save else "step")
-        if self.random_state.saved_at == step:
-            self.random_state.after_save()
+        self.random_state.end_step(step)
         return output
 
     def begin_step(self, batches: Sequence[Batch]) -> None:
@@ -640,9 +625,8 @@ class Trainer:
             given = f"a denominator of {loss.denominator} {loss.counts}" if isinstance(loss, LossSum) else loss
             unit = "" if counts.counts == "tokens" else f", counts='{counts.counts}'"
             expected = f"LossSum(total=<undivided sum of the loss>, denominator={denominator:g}{unit})"
-            raise wrong_answer(
-                self.host, "compute_loss", given, f"{expected}, the count of the hook count_batch, and never the mean"
-            )
+            expected += ", the count of the hook count_batch, and never the mean"
+            raise wrong_answer(self.host, "compute_loss", given, expected)
         if self._sum_names is None:
             self._sum_names = frozenset(loss.sums)
         elif loss.sums.keys() != self._sum_names:
@@ -683,20 +667,7 @@ class Trainer:
 
     def log(self, more: Mapping[str, float]) -> None:
         """Read all metrics, waiting for the device once, and emit ``on_log``."""
-        state = self.state
-        self.host.metric_owners = dict.fromkeys((*OWN_METRICS, *self.meter.sums, *more), "the engine")
-        extra = merged(self.host, self.hooks.collect_metrics(trainer=self), self.meter.sums, OWN_METRICS)
-        read = self.meter.read(self.strategy, extra)
-        epoch = round(state.epoch + state.sequences / len(self.data.train), 4)
-        metrics: dict[str, float] = {"step": state.global_step, "epoch": epoch}
-        if self.meter.steps or self.meter.denominator:
-            ahead = {"loss": read.pop("loss", None), "lr": self.last_lr, "grad_norm": read.pop("grad_norm", None)}
-            metrics.update({name: value for name, value in ahead.items() if value is not None})
-        metrics.update({"tokens": state.tokens, "supervised_tokens": state.supervised_tokens}, **read, **more)
-        if state.skipped_steps:
-            metrics["skipped_steps"] = state.skipped_steps
-        if self.recipe.on_nan == "stop":
-            require_finite(metrics, state.global_step)
+        state, metrics = self.state, read_metrics(self, more)
         state.metrics.update(metrics)
         self.hooks.on_log(trainer=self, metrics=metrics)
         self.history.append(metrics)
@@ -705,32 +676,12 @@ class Trainer:
 
     def checkpoint(self, reason: str) -> bool:
         """Save with the engines that are due for ``reason``: step, epoch, end or request; returns whether any is."""
-        due = self.saving.due(self.checkpoint_engines, reason, self.state)
-        if reason == "end" and untrained(self) is not None:
-            due = [engine for engine in due if not member(engine.config, ConfigDefaults, "exports")]
-        if due:
-            self.save_with(due, reason)
-            self.saving.done(due, self.state)
-        return bool(due)
+        return self.saving.save_due(self, reason)
 
     def save_with(self, engines: list[CheckpointEngine], reason: str) -> Sequence[Path]:
         """Save with these engines and emit the events of it; returns what each wrote."""
         self.due_checkpoint_engines, self.checkpoint_reason = engines, reason
-        with self.meter.pause(), self.watchdog.during("save"):
-            if self.recipe.on_nan == "stop":
-                require_trainable(self)
-            self.saving.collect(self, wait=True)
-            self.run_record.require_folder()
-            self.saving.begin(self, engines, reason)
-            self.hooks.on_checkpoint_start(trainer=self)
-            self.finite_weights.before_save(self)
-            with self.random_state.saving(self.global_step):
-                saved: Sequence[Path] = self.hooks.save_checkpoint(trainer=self)
-                for path in saved:
-                    self.saving.last = path
-                    self.hooks.on_checkpoint_end(trainer=self, path=path)
-            self.saving.end(self, engines, reason, saved)
-        return saved
+        return self.saving.save(self, engines, reason)
 
     def resume(self, path: Path) -> None:
         """Load a checkpoint and emit the events of it."""
