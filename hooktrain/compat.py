@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ __all__ = [
     "has_entries",
     "is_data_frame",
     "is_table",
+    "local_tensor",
     "module_name_of",
     "name_of",
     "origin_of",
@@ -55,6 +57,7 @@ __all__ = [
     "tree_leaves",
     "tree_map",
     "validators_in",
+    "version_of",
     "wait_for_threads",
 ]
 
@@ -76,6 +79,16 @@ def __getattr__(name: str) -> Any:
 def storage_id(tensor: Tensor) -> int:
     """Return a number that tensors have in common exactly when they share memory, on ``meta`` too."""
     return int(tensor.untyped_storage()._cdata)
+
+
+version_of: Callable[[Tensor], int] = attrgetter("_version")
+"""Reads a tensor's version counter, which grows with every write by torch; inference tensors have none."""
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return the tensor that holds this rank's shard of a DTensor; any other tensor itself."""
+    found: Tensor = getattr(tensor, "_local_tensor", tensor)
+    return found
 
 
 def own_tensors(module: Any) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None]]:

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hooktrain.markers import hookimpl
+from hooktrain.plugin.info import PluginInfo
 
 if TYPE_CHECKING:
     from hooktrain.training.trainer import Trainer
@@ -30,6 +31,8 @@ class Signals:
 
     SIGUSR1 saves and continues. A file ``stop`` in the run directory saves and ends the run; it is removed.
     """
+
+    hooktrain_plugin = PluginInfo(may_change=("signal handlers",))
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}

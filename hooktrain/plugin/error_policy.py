@@ -119,14 +119,15 @@ class ErrorPolicy:
             except Exception as problem:
                 if hook == "collect_state":
                     self.uncollected.add(name)
-                self._failed(name, hook, problem)
+                self.failed(name, hook, problem)
                 return None
 
         guarded.__wrapped__ = function  # type: ignore[attr-defined]
         guarded.hooktrain_guarded = True  # type: ignore[attr-defined]
         setattr(implementation, "function", guarded)  # noqa: B010 - as in guard_loop_hook
 
-    def _failed(self, name: str, hook: str, problem: Exception) -> None:
+    def failed(self, name: str, hook: str, problem: Exception) -> None:
+        """Count a failure of a plugin whose policy is not ``stop``, warn of the first, and disable the plugin where it says so."""
         host, trainer = self._host, self._bound()
         hooks = self._failures.setdefault(name, Counter())
         hooks[hook] += 1

@@ -8,7 +8,7 @@ else. The view is rebuilt whenever a plugin comes or goes.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
 from pluggy import HookImpl
@@ -16,10 +16,16 @@ from pluggy import HookImpl
 from hooktrain.errors import LoopHookError, PluginError, failure_of
 from hooktrain.hookspecs import EVENTS, LOOP_HOOKS
 
+if TYPE_CHECKING:
+    from hooktrain.training.held_effects import HeldEffects
+
 __all__ = ["Hooks", "guard_loop_hook"]
 
 _DONE = object()
 """What ``next`` gives for a wrapper that ends without coming to its yield."""
+
+
+_OWN = ("_manager", "_held")
 
 
 class Hooks:
@@ -27,17 +33,23 @@ class Hooks:
 
     def __init__(self, manager: pluggy.PluginManager) -> None:
         self._manager = manager
+        self._held: HeldEffects | None = None
 
     def refresh(self) -> None:
         """Have the hooks bound anew, each when it is next asked for, after plugins came or went."""
-        for name in [name for name in vars(self) if name != "_manager"]:
+        for name in [name for name in vars(self) if name not in _OWN]:
             delattr(self, name)
 
+    def hold(self, held: HeldEffects) -> None:
+        """Have what implementations of events change compared from now on."""
+        self._held = held
+        self.refresh()
+
     def __getattr__(self, name: str) -> Callable[..., Any]:  # only reached for names that are not bound
-        caller = vars(self._manager.hook).get(name) if name != "_manager" else None
+        caller = vars(self._manager.hook).get(name) if name not in _OWN else None
         if caller is None:
             raise AttributeError(f"no hook is named '{name}'; hooks are declared in hooktrain.hookspecs or by a plugin")
-        bound: Any = _bind(name, caller)
+        bound: Any = _bind(name, caller, self._held)
         if bound is not caller:
             bound.get_hookimpls = caller.get_hookimpls  # as pluggy's own callers have it
         setattr(self, name, bound)
@@ -47,13 +59,13 @@ class Hooks:
         return [*super().__dir__(), *vars(self._manager.hook)]
 
 
-def _bind(name: str, caller: pluggy.HookCaller) -> Callable[..., Any]:
+def _bind(name: str, caller: pluggy.HookCaller, held: HeldEffects | None) -> Callable[..., Any]:
     if caller.spec is None or caller.is_historic():
         return caller
-    return _compiled(name, caller)
+    return _compiled(name, caller, held)
 
 
-def _compiled(name: str, caller: pluggy.HookCaller) -> Callable[..., Any]:
+def _compiled(name: str, caller: pluggy.HookCaller, held: HeldEffects | None) -> Callable[..., Any]:
     """A function with the hook's own parameters that calls each implementation with those it names.
 
     Written out as source, since a call through ``**given`` costs three times as much, and the loop makes dozens a step.
@@ -62,7 +74,7 @@ def _compiled(name: str, caller: pluggy.HookCaller) -> Callable[..., Any]:
     found = list(reversed(caller.get_hookimpls()))
     wrappers = [one for one in found if one.wrapper]
     parameters = ", ".join(caller.spec.argnames)
-    scope: dict[str, Any] = {"unanswered": lambda: _unanswered(name, caller), "DONE": _DONE}
+    scope: dict[str, Any] = {"unanswered": lambda: _unanswered(name, caller), "DONE": _DONE, "held": held}
     asking = _asking(name, caller, [one for one in found if not one.wrapper], scope, wrapped=bool(wrappers))
     head = f"def {name}({'*, ' if parameters else ''}{parameters}):"
     if wrappers:
@@ -83,21 +95,77 @@ def _asking(
     collects = not first_result and (wrapped or name not in EVENTS)  # wrappers get a list as pluggy gives it
     if collects:
         yield "    results = []"
-    for number, found in enumerate(implementations):
-        scope[f"f{number}"] = found.function
-        call = f"f{number}({', '.join(found.argnames)})"
-        if first_result:
-            yield f"    result = {call}"
-            yield "    if result is not None: return result"
-        elif collects:
-            yield f"    result = {call}"
-            yield "    if result is not None: results.append(result)"
-        else:
-            yield f"    {call}"
+    if scope["held"] is not None and not first_result:
+        yield from _held_calls(name, caller, implementations, scope, collects=collects)
+    else:
+        for number, found in enumerate(implementations):
+            yield from _call(number, found, scope, collects=collects, first_result=bool(first_result))
     if name in LOOP_HOOKS and not wrapped:
         yield "    raise unanswered()"
     else:
         yield f"    return {'results' if collects else 'None'}"
+
+
+def _call(
+    number: int, found: HookImpl, scope: dict[str, Any], *, collects: bool, first_result: bool = False
+) -> Iterator[str]:
+    """The lines that call one implementation and do with its result what the hook's kind says."""
+    scope[f"f{number}"] = found.function
+    call = f"f{number}({', '.join(found.argnames)})"
+    if first_result:
+        yield f"    result = {call}"
+        yield "    if result is not None: return result"
+    elif collects:
+        yield f"    result = {call}"
+        yield "    if result is not None: results.append(result)"
+    else:
+        yield f"    {call}"
+
+
+def _held_calls(
+    name: str, caller: pluggy.HookCaller, implementations: Sequence[HookImpl], scope: dict[str, Any], *, collects: bool
+) -> Iterator[str]:
+    """The lines that call all implementations, with a comparison before and after those that are held.
+
+    Where many in a row are held, they are compared one by one only while ``held.each`` says so.
+    """
+    assert caller.spec is not None
+    batches = next((text for key, text in _BATCHES.items() if key in caller.spec.argnames), "()")
+    groups, begins = scope["held"].groups(name, implementations), True
+    row: list[int] = []
+    for number, found in enumerate(implementations):
+        if not groups[number]:
+            yield from _call(number, found, scope, collects=collects)
+            begins = True
+            continue
+        if begins:
+            yield f"    seen = held.before({batches})"
+            begins = False
+        row.append(number)
+        last = number + 1 == len(implementations) or not groups[number + 1] or groups[number + 1][0].starts
+        if not last:
+            continue
+        for each in row:
+            scope.update({f"g{each}_{n}": group for n, group in enumerate(groups[each])})
+        whole = f"    seen = held.after(seen, g{number}_1, {batches})" if len(groups[number]) > 1 else ""
+        indent = "    " if whole else ""
+        if whole:
+            yield "    if held.each:"
+        for each in row:
+            yield from (indent + line for line in _call(each, implementations[each], scope, collects=collects))
+            yield f"{indent}    seen = held.after(seen, g{each}_0, {batches})"
+        if whole:
+            if not groups[number][0].whole:
+                yield f"    {whole}"
+            yield "    else:"
+            for each in row:
+                yield from (indent + line for line in _call(each, implementations[each], scope, collects=collects))
+            yield f"    {whole}"
+        row = []
+
+
+_BATCHES = {"batches": "batches", "batch": "(batch,)"}
+"""Parameters of hooks with micro-batches, and how their batches are written as a sequence."""
 
 
 def _wrapping(name: str, wrappers: Sequence[HookImpl], scope: dict[str, Any], parameters: str) -> Iterator[str]:

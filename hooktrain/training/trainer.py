@@ -53,6 +53,7 @@ from hooktrain.training.diagnostics import (
     require_trainable,
     wrong_answer,
 )
+from hooktrain.training.held_effects import HeldEffects, hold_effects
 from hooktrain.training.lifecycle import NO_RECIPE, export_config, structured
 from hooktrain.training.metrics import OWN_METRICS, Meter
 from hooktrain.types import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
@@ -177,6 +178,7 @@ class Trainer:
         self.history: list[Mapping[str, float]] = []
         self._held = self._ran = self._opened = self._owns_run_dir = self._built = self._closed = False
         self._failure: BaseException | None = None
+        self._effects: HeldEffects | None = None
         self.meter = Meter()
         self.denominator = 0.0
         self.exit_status = 0
@@ -220,6 +222,7 @@ class Trainer:
                 self.resume_from = find_checkpoint(self)  # before the model: it takes minutes to find out otherwise
                 self._take(build_model_parts(self))
                 self._built = True
+                self._effects = hold_effects(self)
 
     @property
     def owns_run_dir(self) -> bool:
@@ -271,6 +274,8 @@ class Trainer:
             self.host.warn(f"plugin '{plugin}', hook on_teardown: {problem!r}")
         for line in self.host.error_policy.summary():
             self.host.warn(line)
+        if self._effects is not None:
+            self._effects.release()
         if self._opened:
             self.strategy.close()
         if self._built:
@@ -467,6 +472,8 @@ class Trainer:
             self.checkpoint("end")
         self.saving.collect(self, wait=True)
         self.hooks.on_train_end(trainer=self)
+        if self._effects is not None:
+            self._effects.require_named()
         self.saving.require_last(self)
         return self.state
 
@@ -493,6 +500,8 @@ class Trainer:
         """Run one optimizer step and emit its events; then evaluate, log and save, in this order, where due."""
         hooks, state = self.hooks, self.state
         self.begin_step(batches)
+        if self._effects is not None:
+            self._effects.begin_step()
         hooks.on_step_start(trainer=self, batches=batches)
         output: StepOutput = hooks.run_step(trainer=self, batches=batches)
         if type(output) is not StepOutput:
@@ -656,6 +665,9 @@ class Trainer:
     def save_with(self, engines: list[CheckpointEngine], reason: str) -> Sequence[Path]:
         """Save with these engines and emit the events of it; returns what each wrote."""
         self.due_checkpoint_engines, self.checkpoint_reason = engines, reason
+        if self._effects is not None:
+            self._effects.require_named()
+            self._effects.check()
         with self.meter.pause():
             if self.recipe.on_nan == "stop":
                 require_trainable(self)
