@@ -15,7 +15,16 @@ from hooktrain.errors import did_you_mean
 if TYPE_CHECKING:
     from hooktrain.recipe.model import Recipe
 
-__all__ = ["API_VERSION", "EFFECTS", "POLICIES", "TRAINING_EFFECTS", "PluginInfo", "about", "declared_name", "written_for_another"]
+__all__ = [
+    "API_VERSION",
+    "EFFECTS",
+    "POLICIES",
+    "TRAINING_EFFECTS",
+    "PluginInfo",
+    "about",
+    "declared_name",
+    "written_for_another",
+]
 
 API_VERSION = "2.0"
 """Version of the hooks and of what ``hooktrain`` exports: the first number changes when a plugin may have to."""
@@ -76,6 +85,11 @@ def _several(value: Any) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
+def _effects(value: Any) -> tuple[str, ...]:
+    found = _several(value)
+    return EFFECTS if "*" in found else found
+
+
 @attrs.frozen(kw_only=True)
 class PluginInfo:
     """Declarations of a plugin: the attribute ``hooktrain_plugin`` of its module or class.
@@ -105,10 +119,10 @@ class PluginInfo:
     """Whether a run trains differently with it, so that one that continues without it is refused."""
     only_observes: bool = False
     """Whether its loop hooks and wrappers leave the training as it is, so that a run may resume without it."""
-    may_change: tuple[str, ...] = attrs.field(default=(), converter=_several, validator=_are_effects)
-    """What its events and metrics change on purpose and that leaves the training as it is, such as ``signal handlers``,
-    or ``parameters`` that another of its events puts back. Whatever else a plugin without ``changes_gradients``
-    changes there stops the run."""
+    may_change: tuple[str, ...] = attrs.field(default=(), converter=_effects, validator=_are_effects)
+    """What its event hooks and ``collect_metrics`` change on purpose, although it does not declare
+    ``changes_gradients``: ``signal handlers``, ``sys.stdout``, or ``parameters`` that another of its events puts back;
+    ``*`` is everything, for one that calls other people's code. Anything else that they change stops the run."""
     in_manifest: bool = True
     """Whether manifests and locks name it; not where the recipe turns it on and it changes nothing."""
     commands: Mapping[str, str] = attrs.field(factory=dict)

@@ -23,7 +23,6 @@ from hooktrain.training.run_snapshots import ProcessSnapshot, TensorSnapshot, Te
 if TYPE_CHECKING:
     from pluggy import HookImpl
 
-    from hooktrain.plugin.manager import PluginHost
     from hooktrain.training.trainer import Trainer
 
 __all__ = ["HeldEffects", "hold_effects"]
@@ -67,9 +66,7 @@ class Seen(NamedTuple):
 def hold_effects(trainer: Trainer) -> HeldEffects | None:
     """Check the events of a trainer whose parts are built from now on; None where no plugin is held."""
     effects = HeldEffects(trainer)
-    held = any(
-        effects.held(found) is not None for hook in HELD_HOOKS for found in trainer.host.implementations(hook)
-    )
+    held = any(effects.held(found) is not None for hook in HELD_HOOKS for found in trainer.host.implementations(hook))
     if not held:
         return None
     trainer.host.hooks.hold(effects)

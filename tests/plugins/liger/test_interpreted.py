@@ -49,5 +49,5 @@ def _tests(file: Path, thorough: bool) -> set[str]:
         function.name
         for function in functions
         if function.name.startswith("test_")
-        and (thorough or ["pytest.mark.thorough"] != [ast.unparse(each) for each in function.decorator_list][:1])
+        and (thorough or [ast.unparse(each) for each in function.decorator_list][:1] != ["pytest.mark.thorough"])
     }
