@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FakeTensorMode",
     "TorchDispatchMode",
+    "VERSION",
     "call_exit_functions",
     "caller_frame",
     "code_of",
@@ -81,7 +82,8 @@ def storage_id(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-version_of: Callable[[Tensor], int] = attrgetter("_version")
+VERSION = "_version"
+version_of: Callable[[Tensor], int] = attrgetter(VERSION)
 """Reads a tensor's version counter, which grows with every write by torch; inference tensors have none."""
 
 

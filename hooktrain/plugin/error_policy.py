@@ -127,7 +127,7 @@ class ErrorPolicy:
         setattr(implementation, "function", guarded)  # noqa: B010 - as in guard_loop_hook
 
     def failed(self, name: str, hook: str, problem: Exception) -> None:
-        """Count a failure of a plugin whose policy is not ``stop``; warn of the first, and disable it where it says so."""
+        """Count a failure of a plugin whose policy is not ``stop``; warn of the first, or disable it."""
         host, trainer = self._host, self._bound()
         hooks = self._failures.setdefault(name, Counter())
         hooks[hook] += 1

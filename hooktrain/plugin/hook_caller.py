@@ -74,7 +74,12 @@ def _compiled(name: str, caller: pluggy.HookCaller, held: HeldEffects | None) ->
     found = list(reversed(caller.get_hookimpls()))
     wrappers = [one for one in found if one.wrapper]
     parameters = ", ".join(caller.spec.argnames)
-    scope: dict[str, Any] = {"unanswered": lambda: _unanswered(name, caller), "DONE": _DONE, "held": held}
+    scope: dict[str, Any] = {
+        "unanswered": lambda: _unanswered(name, caller),
+        "DONE": _DONE,
+        "held": held,
+        "NOTHING": ([], []),
+    }
     asking = _asking(name, caller, [one for one in found if not one.wrapper], scope, wrapped=bool(wrappers))
     head = f"def {name}({'*, ' if parameters else ''}{parameters}):"
     if wrappers:
@@ -125,43 +130,44 @@ def _call(
 def _held_calls(
     name: str, caller: pluggy.HookCaller, implementations: Sequence[HookImpl], scope: dict[str, Any], *, collects: bool
 ) -> Iterator[str]:
-    """The lines that call all implementations, with a comparison before and after those that are held.
-
-    Where many in a row are held, they are compared one by one only while ``held.each`` says so.
-    """
+    """The lines that call all implementations, with a comparison before and after those that are held."""
     assert caller.spec is not None
     batches = next((text for key, text in _BATCHES.items() if key in caller.spec.argnames), "()")
-    groups, begins = scope["held"].groups(name, implementations), True
-    row: list[int] = []
-    for number, found in enumerate(implementations):
-        if not groups[number]:
-            yield from _call(number, found, scope, collects=collects)
-            begins = True
+    scope |= {"batch_snapshot": scope["held"].batch_snapshot, "same_batch": scope["held"].same_batch}
+
+    def calls(first: int, last: int) -> Iterator[str]:
+        for number in range(first, last):
+            yield from ("    " + line for line in _call(number, implementations[number], scope, collects=collects))
+
+    at = 0
+    for row in scope["held"].rows(name, implementations):
+        if row is None:
+            yield from _call(at, implementations[at], scope, collects=collects)
+            at += 1
             continue
-        if begins:
-            yield f"    seen = held.before({batches})"
-            begins = False
-        row.append(number)
-        last = number + 1 == len(implementations) or not groups[number + 1] or groups[number + 1][0].starts
-        if not last:
-            continue
-        for each in row:
-            scope.update({f"g{each}_{n}": group for n, group in enumerate(groups[each])})
-        whole = f"    seen = held.after(seen, g{number}_1, {batches})" if len(groups[number]) > 1 else ""
-        indent = "    " if whole else ""
-        if whole:
-            yield "    if held.each:"
-        for each in row:
-            yield from (indent + line for line in _call(each, implementations[each], scope, collects=collects))
-            yield f"{indent}    seen = held.after(seen, g{each}_0, {batches})"
-        if whole:
-            if not groups[number][0].whole:
-                yield f"    {whole}"
-            yield "    else:"
-            for each in row:
-                yield from (indent + line for line in _call(each, implementations[each], scope, collects=collects))
-            yield f"    {whole}"
-        row = []
+        yield "    if held.each:"
+        yield f"        seen = held.before({batches})"
+        for number, group in enumerate(row.alone, at):
+            scope[f"g{number}"] = group
+            yield from calls(number, number + 1)
+            yield f"        seen = held.after(seen, g{number}, {batches})"
+        if row.all is not None:
+            scope[f"all{at}"] = row.all
+            yield f"        held.after(seen, all{at}, {batches})"
+        yield "    else:"
+        yield from calls(at, at + row.first)
+        if row.together is not None:
+            scope[f"together{at}"] = row.together
+            batch, also = "NOTHING", ""
+            if batches != "()":
+                batch, also = f"batch_snapshot({batches})", f" and same_batch(seen[1], {batches})"
+            yield f"        seen = held.take(), {batch}, None"
+            yield from calls(at + row.first, at + row.last)
+            yield f"        if not (held.same(seen[0]){also}): held.after(seen, together{at}, {batches})"
+        yield from calls(at + row.last, at + len(row.alone))
+        if not row.last and not row.first:
+            yield "        pass"
+        at += len(row.alone)
 
 
 _BATCHES = {"batches": "batches", "batch": "(batch,)"}

@@ -9,16 +9,23 @@ not see as well.
 from __future__ import annotations
 
 import time
-import weakref
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from hooktrain.errors import PluginError, failure_of
 from hooktrain.plugin.error_policy import MAY_FAIL
 from hooktrain.plugin.info import EFFECTS, TRAINING_EFFECTS
-from hooktrain.training.run_snapshots import ProcessSnapshot, TensorSnapshot, TensorWatch, process_snapshot
+from hooktrain.training.run_snapshots import (
+    BatchSnapshot,
+    ProcessSnapshot,
+    TensorWatch,
+    batch_differences,
+    batch_snapshot,
+    process_snapshot,
+    same_batch,
+)
 
 if TYPE_CHECKING:
     from pluggy import HookImpl
@@ -29,8 +36,6 @@ __all__ = ["HeldEffects", "hold_effects"]
 
 HELD_HOOKS = tuple(hook for hook in MAY_FAIL if hook != "collect_state")
 """The hooks around whose implementations snapshots are taken."""
-_ALONE = 3
-"""Plugins in a row that are checked one by one in every step."""
 _ALONE_WHEN_CHECKED = 16
 """Plugins in a row around each of which checked steps look at the process too; around more of them, once."""
 _CHECKED_EVERY = 10.0
@@ -46,21 +51,34 @@ class Group:
         plugins: their plugins, by name.
         allowed: what they may change.
         whole: whether the process is compared in checked steps.
-        starts: whether the implementation is the first of those in a row.
     """
 
     hook: str
     plugins: tuple[str, ...]
     allowed: tuple[str, ...]
     whole: bool = True
-    starts: bool = False
 
 
-class Seen(NamedTuple):
-    """Snapshots before an event, and those of the process where they are taken."""
+@attrs.frozen
+class Row:
+    """Implementations of a hook that are called one after another and are all held.
 
-    tensors: TensorSnapshot
-    process: ProcessSnapshot | None
+    Attributes:
+        alone: each of them, as it is compared in checked steps.
+        together: those from ``first`` up to ``last``, without the engine's own before and after them, as they are
+            compared in other steps; None where all are the engine's own.
+        all: all of them, where they are too many for comparing the process around each; else None.
+    """
+
+    alone: tuple[Group, ...]
+    together: Group | None
+    first: int
+    last: int
+    all: Group | None
+
+
+_Seen = tuple[tuple[Any, ...], BatchSnapshot, ProcessSnapshot | None]
+"""Snapshots before an event: of the tensors, of its batches, and in checked steps of the process."""
 
 
 def hold_effects(trainer: Trainer) -> HeldEffects | None:
@@ -80,15 +98,22 @@ class HeldEffects:
         trainer: with all parts built.
 
     Attributes:
+        take: takes a snapshot of the tensors.
+        same: whether a snapshot of the tensors is the same now.
         each: whether each plugin is checked alone: in checked steps, and once something was changed.
         checked: whether the process is compared too.
     """
 
+    batch_snapshot = staticmethod(batch_snapshot)
+    same_batch = staticmethod(same_batch)
+    take: Callable[[], tuple[Any, ...]]
+    same: Callable[[tuple[Any, ...]], bool]
+
     def __init__(self, trainer: Trainer) -> None:
-        self._trainer = weakref.ref(trainer)  # a trainer that nobody holds lets go of its folder at once
         self._host, self._state, self._rank = trainer.host, trainer.state, trainer.world.rank
         self._device, self._horizon = trainer.device, trainer.training_horizon
         self._watch: TensorWatch | None = TensorWatch(trainer.model, trainer.optimizer)
+        self._refresh()
         saves = (engine.config.save_every_n_steps for engine in trainer.checkpoint_engines if engine.config.enabled)
         self._saves, self._logs = tuple(filter(None, saves)), trainer.recipe.log_interval
         self.each = self.checked = True
@@ -104,30 +129,28 @@ class HeldEffects:
             return None
         return info.may_change
 
-    def groups(self, hook: str, implementations: Sequence[HookImpl]) -> list[list[Group]]:
-        """Return for each implementation of a hook the groups that end with it; none where it is not held.
-
-        The first group of a list is of the implementation alone. A second one is of all those in a row, where they are
-        too many to be checked alone in every step.
-        """
-        if hook not in HELD_HOOKS:
-            return [[] for _ in implementations]
-        made: list[list[Group]] = []
-        start = 0
-        while start < len(implementations):
-            allowed, end = self.held(implementations[start]), start + 1
-            while allowed is not None and end < len(implementations) and self.held(implementations[end]) == allowed:
-                end += 1
-            names = [found.plugin_name for found in implementations[start:end]]
-            if allowed is None:
-                made.append([])
-            else:
-                alone = len(names) <= _ALONE_WHEN_CHECKED
-                made += [[Group(hook, (name,), allowed, alone, n == 0)] for n, name in enumerate(names)]
-                if len(names) > _ALONE:
-                    made[-1].append(Group(hook, tuple(names), allowed))
-            start = end
+    def rows(self, hook: str, implementations: Sequence[HookImpl]) -> list[Row | None]:
+        """Return the rows of a hook's implementations in the order of calls; None for each that is not held."""
+        made: list[Row | None] = []
+        row: list[HookImpl] = []
+        for found in (*implementations, None):
+            if found is not None and hook in HELD_HOOKS and self.held(found) is not None:
+                row.append(found)
+                continue
+            if row:
+                made.append(self._row(hook, row))
+            if found is not None:
+                made.append(None)
+            row = []
         return made
+
+    def _row(self, hook: str, row: Sequence[HookImpl]) -> Row:
+        few = len(row) <= _ALONE_WHEN_CHECKED
+        alone = [Group(hook, (found.plugin_name,), self.held(found) or (), few) for found in row]
+        others = [n for n, found in enumerate(row) if not self._host.is_own(found)]
+        first, last = (others[0], others[-1] + 1) if others else (0, 0)
+        together = _merged(alone[first:last]) if others else None
+        return Row(tuple(alone), together, first, last, None if few else _merged(alone))
 
     # ------------------------------------------------------------------------------------------------- checks
 
@@ -138,15 +161,24 @@ class HeldEffects:
         if not checked and step % self._logs == 0:
             checked = time.monotonic() >= self._next_check
         self._began = True
+        if self._watch is not None and len(self._watch.optimizer.state) != self._watch.entries:
+            self._refresh()
         self.check(checked)
 
     def check(self, checked: bool = True) -> None:
         """Begin or end a checked step."""
         if checked:
             self._next_check = time.monotonic() + _CHECKED_EVERY
-            if not self.checked and self._watch is not None:
+            self._refresh()
+            if self._watch is not None and not self.checked:
                 self._watch.move_sample()
         self.checked, self.each = checked, checked or self._naming is not None
+
+    def _refresh(self) -> None:
+        """Take up the tensors of the optimizer's state, which it makes in its first step and may replace later."""
+        if self._watch is not None:
+            self._watch.refresh()
+            self.take, self.same = self._watch.take, self._watch.same
 
     def require_named(self) -> None:
         """Refuse to save or to end well when somebody changed the training and it is not known who.
@@ -160,38 +192,34 @@ class HeldEffects:
     def release(self) -> None:
         """Let go of the run's tensors; nothing is compared any more."""
         self._watch = None
+        self.take, self.same = tuple, lambda before: True
+        self.each = self.checked = False
 
-    def before(self, batches: Sequence[Mapping[str, Any]]) -> Seen | None:
-        """Take the snapshots before an event."""
-        watch = self._watch
-        if watch is None:
-            return None
-        watch.refresh(self._state.global_step)
-        whole = self.checked or self._naming is not None
-        return Seen(watch.take(batches), process_snapshot(watch, self._device) if whole else None)
+    def before(self, batches: Sequence[Mapping[str, Any]]) -> _Seen:
+        """Take the snapshots before an event, that of the process included."""
+        process = None if self._watch is None else process_snapshot(self._watch, self._device)
+        return self.take(), batch_snapshot(batches), process
 
-    def after(self, seen: Seen | None, group: Group, batches: Sequence[Mapping[str, Any]]) -> Seen | None:
+    def after(self, seen: _Seen, group: Group, batches: Sequence[Mapping[str, Any]]) -> _Seen:
         """Compare with the snapshots before; returns those to compare with after the plugins that follow.
 
         Raises:
             PluginError: a plugin changed what it may not.
         """
         watch = self._watch
-        if seen is None or watch is None:
-            return None
-        now, process = watch.take(batches), seen.process
-        found = [] if now.numbers == seen.tensors.numbers else [*watch.differences(seen.tensors, now)]
+        if watch is None:
+            return seen
+        tensors, batch, process = seen
+        found = [] if watch.same(tensors) else [*watch.differences(tensors)]
+        found += batch_differences(batch, batches)
         if process is not None and (group.whole or self._naming is not None):
-            new = process_snapshot(watch, self._device)
-            if not any(kind == "parameters" for kind, _ in found):
-                found += process.differences(new)
-            else:
-                found += [(kind, text) for kind, text in process.differences(new) if kind != "parameters"]
-            process = new
+            before, process = process, process_snapshot(watch, self._device)
+            known = {kind for kind, _ in found}  # a write shows in the checksum too
+            found += [(kind, text) for kind, text in before.differences(process) if kind not in known]
         found = [(kind, text) for kind, text in found if kind not in group.allowed]
         if found:
             self._report(group, found)
-        return Seen(now, process)
+        return self.take(), batch_snapshot(batches), process
 
     def _report(self, group: Group, found: Sequence[tuple[str, str]]) -> None:
         kinds = [kind for kind, _ in found]
@@ -225,3 +253,8 @@ class HeldEffects:
             fix = "draw from a generator of its own (random.Random, torch.Generator)"
             fix += ", or declare PluginInfo(changes_gradients=True)"
         return f"but the plugin {said}; {fix}"
+
+
+def _merged(groups: Sequence[Group]) -> Group:
+    names = tuple(name for group in groups for name in group.plugins)
+    return Group(groups[0].hook, names, tuple({kind for group in groups for kind in group.allowed}))

@@ -6,13 +6,13 @@ device. It does not see writes through ``parameter.data`` or NumPy, which a chec
 
 from __future__ import annotations
 
+import operator
 import os
 import random
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -20,11 +20,19 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from hooktrain.compat import local_tensor, version_of
+from hooktrain.compat import VERSION, local_tensor, version_of
 
-__all__ = ["ProcessSnapshot", "TensorSnapshot", "TensorWatch", "process_snapshot"]
+__all__ = [
+    "BatchSnapshot",
+    "ProcessSnapshot",
+    "TensorSnapshot",
+    "TensorWatch",
+    "batch_differences",
+    "batch_snapshot",
+    "process_snapshot",
+    "same_batch",
+]
 
-_GRAD = attrgetter("grad")
 _SAMPLED_PARAMETERS = 64
 """Parameters in a sample at most."""
 _SAMPLED_ELEMENTS = 1 << 18
@@ -32,17 +40,61 @@ _SAMPLED_ELEMENTS = 1 << 18
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+_WRITTEN_OUT = 128
+"""Tensors whose version counters are read by a function that names each, which takes half as long as a loop."""
+
+
 class TensorSnapshot(NamedTuple):
     """Version counters around an event.
 
     Attributes:
-        alive: tensors whose ``id`` is compared, kept so that no other can have it.
-        numbers: version counters of parameters and optimizer state, entries of the optimizer's state, ids and version
-            counters of gradients, grad mode, default dtype, and keys, ids and version counters of the batch.
+        versions: those of parameters and of the optimizer's state.
+        entries: the number of entries in the optimizer's state.
+        grad_mode: whether torch records gradients.
+        dtype: torch's default.
+        gradients: the gradients themselves, None where there is none; they are compared by identity.
+        gradient_versions: their version counters.
     """
 
-    alive: Any
-    numbers: tuple[Any, ...]
+    versions: Sequence[int]
+    entries: int
+    grad_mode: bool
+    dtype: torch.dtype
+    gradients: Sequence[Tensor | None]
+    gradient_versions: Sequence[Any]
+
+
+BatchSnapshot = tuple[list[Any], list[int]]
+"""The entries of micro-batches, and their version counters, -1 where they have none."""
+
+
+def batch_snapshot(batches: Sequence[Mapping[str, Any]]) -> BatchSnapshot:
+    """Take a snapshot of micro-batches; the host does not wait for a device."""
+    values = [*batches[0].values()] if len(batches) == 1 else [v for batch in batches for v in batch.values()]
+    try:
+        return values, [version_of(value) if type(value) is Tensor else -1 for value in values]
+    except RuntimeError:  # inference tensors have none
+        return values, [version_of(v) if type(v) is Tensor and not v.is_inference() else -1 for v in values]
+
+
+def same_batch(before: BatchSnapshot, batches: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether no entry was written, replaced, added or removed since."""
+    values, versions = before
+    at, count = 0, len(values)
+    for batch in batches:
+        for value in batch.values():
+            if at == count or value is not values[at] or versions[at] >= 0 and version_of(value) != versions[at]:
+                return False
+            at += 1
+    return at == count
+
+
+def batch_differences(before: BatchSnapshot, batches: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yield what differs now, as one of ``EFFECTS`` and a phrase that says what was done."""
+    if [*map(id, batch_snapshot(batches)[0])] != [*map(id, before[0])]:
+        yield "batch", "replaced, added or removed entries of the batch"
+    elif not same_batch(before, batches):
+        yield "batch", "wrote to tensors of the batch"
 
 
 class TensorWatch:
@@ -51,76 +103,60 @@ class TensorWatch:
     Args:
         model: the model, as the strategy prepared it; with its weights sharded, where it shards them.
         optimizer: the optimizer, as the strategy prepared it.
+
+    Attributes:
+        take: takes a :class:`TensorSnapshot`, as a plain tuple; the host does not wait for a device.
+        same: whether a snapshot is the same now.
     """
+
+    take: Callable[[], tuple[Any, ...]]
+    same: Callable[[tuple[Any, ...]], bool]
 
     def __init__(self, model: Module, optimizer: Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
         found = chain(model.parameters(), *(group["params"] for group in optimizer.param_groups))
         self.parameters = list({id(p): p for p in found}.values())
-        self.trained = [p for p in self.parameters if p.requires_grad]
+        self._trained = [p for p in self.parameters if p.requires_grad]
         self.weights = [*map(local_tensor, self.parameters)]
         names = {id(p): name for name, p in model.named_parameters()}
         self.names = [names.get(id(p), f"number {n} of the optimizer") for n, p in enumerate(self.parameters)]
         self._sharded = any(local is not p for local, p in zip(self.weights, self.parameters, strict=True))
         self._fixed: list[Any] = _counted([*self.parameters, *(self.weights if self._sharded else [])])
-        self._tensors, self._entries, self._step = list(self._fixed), 0, -1
+        self._tensors: list[Any] | None = None
         self._place = 0
+        self.refresh()
 
-    def refresh(self, step: int) -> None:
-        """List the tensors of the optimizer's state anew where they may be others: once a step."""
+    def refresh(self) -> None:
+        """List the tensors of the optimizer's state anew."""
         state = self.optimizer.state
-        if self._step != step or self._entries != len(state):
-            self._step, self._entries = step, len(state)
-            self._tensors = [*self._fixed, *_counted(list(_tensors_in(state.values())))]
+        self.entries = len(state)
+        tensors = [*self._fixed, *_counted(list(_tensors_in(state.values())))]
+        if self._tensors is None or [*map(id, tensors)] != [*map(id, self._tensors)]:
+            self._tensors = tensors
+            self.take, self.same = _readers(tensors, self._trained, self.optimizer, sharded=self._sharded)
 
-    def take(self, batches: Sequence[Mapping[str, Any]]) -> TensorSnapshot:
-        """Read the version counters; the host does not wait for a device."""
-        gradients = [*map(_GRAD, self.trained)]
-        there = [gradient for gradient in gradients if gradient is not None]
-        if self._sharded and there:
-            there += map(local_tensor, there)
-        entries: list[Any] = [value for batch in batches for value in batch.values()] if batches else []
-        return TensorSnapshot(
-            (gradients, entries),
-            (
-                [*map(version_of, self._tensors)],
-                len(self.optimizer.state),
-                [*map(id, gradients)],
-                [*map(version_of, there)],
-                torch.is_grad_enabled(),
-                torch.get_default_dtype(),
-                [(*batch,) for batch in batches] if batches else (),
-                [*map(id, entries)],
-                [version_of(value) for value in entries if isinstance(value, Tensor) and not value.is_inference()],
-            ),
-        )
-
-    def differences(self, before: TensorSnapshot, after: TensorSnapshot) -> Iterator[tuple[str, str]]:
-        """Yield what differs, as one of ``EFFECTS`` and a phrase that says what was done."""
-        one, two = before.numbers, after.numbers
-        changed = [n for n, (a, b) in enumerate(zip(one[0], two[0], strict=True)) if a != b]
-        parameters = {n % len(self.parameters) for n in changed if n < len(self._fixed)}
+    def differences(self, before: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
+        """Yield what differs from a snapshot, as one of ``EFFECTS`` and a phrase that says what was done."""
+        one, two = TensorSnapshot(*before), TensorSnapshot(*self.take())
+        changed = [n for n, (a, b) in enumerate(zip(one.versions, two.versions, strict=True)) if a != b]
+        parameters = sorted({n % len(self.parameters) for n in changed if n < len(self._fixed)})
         if parameters and len(self._fixed) % len(self.parameters) == 0:
-            yield "parameters", f"wrote to {self.named(sorted(parameters))}"
+            yield "parameters", f"wrote to {self.named(parameters)}"
         elif parameters:
-            yield "parameters", f"wrote to {len(parameters)} of the parameters"
+            yield "parameters", f"wrote to {_some(len(parameters), 'parameter')}"
         others = [n for n in changed if n >= len(self._fixed)]
         if others:
             yield "optimizer state", f"wrote to {_some(len(others), 'tensor')} of the optimizer's state"
-        if one[1] != two[1]:
-            yield "optimizer state", f"left {two[1]} entries in the optimizer's state, which had {one[1]}"
-        if one[2] != two[2]:
-            yield "gradients", "replaced or removed gradients"
-        elif one[3] != two[3]:
+        if one.entries != two.entries:
+            yield "optimizer state", f"left {two.entries} entries in the optimizer's state, which had {one.entries}"
+        if [*map(id, one.gradients)] != [*map(id, two.gradients)]:
+            yield "gradients", "made, replaced or removed gradients"
+        elif one.gradient_versions != two.gradient_versions:
             yield "gradients", "wrote to gradients"
-        if one[4] != two[4]:
-            yield "grad mode", f"left the grad mode {'on' if two[4] else 'off'}"
-        if one[5] != two[5]:
-            yield "default dtype", f"left torch's default dtype {two[5]}, which was {one[5]}"
-        if one[6:8] != two[6:8]:
-            yield "batch", "replaced, added or removed entries of the batch"
-        elif one[8] != two[8]:
-            yield "batch", "wrote to tensors of the batch"
+        if one.grad_mode != two.grad_mode:
+            yield "grad mode", f"left the grad mode {'on' if two.grad_mode else 'off'}"
+        if one.dtype != two.dtype:
+            yield "default dtype", f"left torch's default dtype {two.dtype}, which was {one.dtype}"
 
     def named(self, indices: Sequence[int]) -> str:
         """Name some parameters, by their numbers in :attr:`parameters`."""
@@ -147,6 +183,56 @@ class TensorWatch:
         if len(devices) == 1:
             return dict(zip(sums, torch.stack([*sums.values()]).tolist(), strict=True))
         return {n: int(value) for n, value in sums.items()}
+
+
+def _readers(
+    tensors: Sequence[Tensor], trained: Sequence[Tensor], optimizer: Optimizer, *, sharded: bool
+) -> tuple[Callable[[], tuple[Any, ...]], Callable[[tuple[Any, ...]], bool]]:
+    """Return ``take`` and ``same`` of a watch, written out as source where the tensors are few."""
+    if sharded or len(tensors) + len(trained) > _WRITTEN_OUT:
+        return _loops(tensors, trained, optimizer)
+    scope: dict[str, Any] = {"state": optimizer.state, "mode": torch.is_grad_enabled, "dtype": torch.get_default_dtype}
+    scope |= {f"t{n}": tensor for n, tensor in enumerate(tensors)} | {f"p{n}": p for n, p in enumerate(trained)}
+    numbers = range(len(trained))
+    versions = _tuple(f"t{n}.{VERSION}" for n in range(len(tensors)))
+    gradients = _tuple(f"g{n}" for n in numbers)
+    of_gradients = _tuple(f"g{n} is not None and g{n}.{VERSION}" for n in numbers)
+    lines = [
+        "def take():",
+        *(f"    g{n} = p{n}.grad" for n in numbers),
+        f"    return {versions}, len(state), mode(), dtype(), {gradients}, {of_gradients}",
+        "def same(before):",
+        f"    versions, entries, grad_mode, default, {gradients}, of_gradients = before",
+        f"    return ({versions} == versions and len(state) == entries and mode() is grad_mode",
+        "        and dtype() is default",
+        *(f"        and p{n}.grad is g{n}" for n in numbers),
+        f"        and {of_gradients} == of_gradients)",
+    ]
+    exec(compile("\n".join(lines), "<snapshots>", "exec"), scope)
+    return scope["take"], scope["same"]
+
+
+def _tuple(items: Iterable[str]) -> str:
+    return f"({''.join(f'{item}, ' for item in items)})"
+
+
+def _loops(
+    tensors: Sequence[Tensor], trained: Sequence[Tensor], optimizer: Optimizer
+) -> tuple[Callable[[], tuple[Any, ...]], Callable[[tuple[Any, ...]], bool]]:
+    def versions_of(gradients: Sequence[Tensor | None]) -> list[Any]:
+        there = [gradient for gradient in gradients if gradient is not None]
+        return [*map(version_of, there), *(version_of(local_tensor(g)) for g in there)]
+
+    def take() -> tuple[Any, ...]:
+        gradients = [parameter.grad for parameter in trained]
+        modes = torch.is_grad_enabled(), torch.get_default_dtype()
+        return [*map(version_of, tensors)], len(optimizer.state), *modes, gradients, versions_of(gradients)
+
+    def same(before: tuple[Any, ...]) -> bool:
+        now = take()
+        return now[:4] == before[:4] and [*map(id, now[4])] == [*map(id, before[4])] and bool(now[5] == before[5])
+
+    return take, same
 
 
 def _counted(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -239,7 +325,9 @@ def process_snapshot(watch: TensorWatch, device: torch.device) -> ProcessSnapsho
     return ProcessSnapshot(values)
 
 
-_SIGNALS = sorted(signal.valid_signals())
+_NAMES = "HUP INT QUIT ABRT USR1 USR2 PIPE ALRM TERM CHLD CONT TSTP XCPU PROF WINCH BREAK"
+_SIGNALS = [getattr(signal, f"SIG{name}") for name in _NAMES.split() if f"SIG{name}" in signal.Signals.__members__]
+"""Signals that programs handle."""
 
 
 class _Same:
