@@ -1,9 +1,8 @@
 """Held effects: plugins that say that they only observe are checked in every run.
 
-Held are the event hooks and ``collect_metrics`` of each plugin that does not declare ``changes_gradients``, the
-engine's own included, and the wrappers of one that declares ``only_observes``. Version counters are compared around
-each event, once for all plugins in a row. In checked steps each plugin is checked alone, for what version counters do
-not see as well.
+Held are the event hooks and ``collect_metrics`` of each plugin that does not declare ``changes_gradients``. Version
+counters are compared around each event, once for all plugins in a row. In checked steps each plugin is checked alone,
+the engine's own included, for what version counters do not see as well.
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ class HeldEffects:
         self._host, self._state, self._rank = trainer.host, trainer.state, trainer.world.rank
         self._device, self._horizon = trainer.device, trainer.training_horizon
         self._watch: TensorWatch | None = TensorWatch(trainer.model, trainer.optimizer)
-        self._refresh()
+        self._refresh(may_be_others=True)
         saves = (engine.config.save_every_n_steps for engine in trainer.checkpoint_engines if engine.config.enabled)
         self._saves, self._logs = tuple(filter(None, saves)), trainer.recipe.log_interval
         self.each = self.checked = True
@@ -161,27 +160,34 @@ class HeldEffects:
         if not checked and step % self._logs == 0:
             checked = time.monotonic() >= self._next_check
         self._began = True
-        if self._watch is not None and len(self._watch.optimizer.state) != self._watch.entries:
-            self._refresh()
-        self.check(checked)
-
-    def check(self, checked: bool = True) -> None:
-        """Begin or end a checked step."""
+        self._refresh(may_be_others=checked)
         if checked:
             self._next_check = time.monotonic() + _CHECKED_EVERY
-            self._refresh()
-            if self._watch is not None and not self.checked:
+            if self._watch is not None:
                 self._watch.move_sample()
+        self._check(checked)
+
+    def begin_save(self) -> None:
+        """Check the events of a save, which somebody may have requested in a step that is not checked.
+
+        Raises:
+            PluginError: somebody changed the training, and it is not known who.
+        """
+        self.require_named()
+        self._check(True)
+
+    def _check(self, checked: bool) -> None:
         self.checked, self.each = checked, checked or self._naming is not None
 
-    def _refresh(self) -> None:
+    def _refresh(self, *, may_be_others: bool = False) -> None:
         """Take up the tensors of the optimizer's state, which it makes in its first step and may replace later."""
-        if self._watch is not None:
-            self._watch.refresh()
-            self.take, self.same = self._watch.take, self._watch.same
+        watch = self._watch
+        if watch is not None and (may_be_others or len(watch.optimizer.state) != watch.entries):
+            watch.refresh()
+            self.take, self.same = watch.take, watch.same
 
     def require_named(self) -> None:
-        """Refuse to save or to end well when somebody changed the training and it is not known who.
+        """Refuse to end well when somebody changed the training and it is not known who.
 
         Raises:
             PluginError: with the candidates.
@@ -197,6 +203,7 @@ class HeldEffects:
 
     def before(self, batches: Sequence[Mapping[str, Any]]) -> _Seen:
         """Take the snapshots before an event, that of the process included."""
+        self._refresh()
         process = None if self._watch is None else process_snapshot(self._watch, self._device)
         return self.take(), batch_snapshot(batches), process
 

@@ -6,7 +6,6 @@ device. It does not see writes through ``parameter.data`` or NumPy, which a chec
 
 from __future__ import annotations
 
-import operator
 import os
 import random
 import signal
@@ -72,8 +71,8 @@ def batch_snapshot(batches: Sequence[Mapping[str, Any]]) -> BatchSnapshot:
     """Take a snapshot of micro-batches; the host does not wait for a device."""
     values = [*batches[0].values()] if len(batches) == 1 else [v for batch in batches for v in batch.values()]
     try:
-        return values, [version_of(value) if type(value) is Tensor else -1 for value in values]
-    except RuntimeError:  # inference tensors have none
+        return values, [*map(version_of, values)]
+    except (AttributeError, RuntimeError):  # entries that are no tensors, and inference tensors
         return values, [version_of(v) if type(v) is Tensor and not v.is_inference() else -1 for v in values]
 
 
@@ -83,7 +82,7 @@ def same_batch(before: BatchSnapshot, batches: Sequence[Mapping[str, Any]]) -> b
     at, count = 0, len(values)
     for batch in batches:
         for value in batch.values():
-            if at == count or value is not values[at] or versions[at] >= 0 and version_of(value) != versions[at]:
+            if at == count or value is not values[at] or (versions[at] >= 0 and version_of(value) != versions[at]):
                 return False
             at += 1
     return at == count
@@ -138,7 +137,7 @@ class TensorWatch:
     def differences(self, before: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
         """Yield what differs from a snapshot, as one of ``EFFECTS`` and a phrase that says what was done."""
         one, two = TensorSnapshot(*before), TensorSnapshot(*self.take())
-        changed = [n for n, (a, b) in enumerate(zip(one.versions, two.versions, strict=True)) if a != b]
+        changed = [n for n, (a, b) in enumerate(zip(one.versions, two.versions, strict=False)) if a != b]
         parameters = sorted({n % len(self.parameters) for n in changed if n < len(self._fixed)})
         if parameters and len(self._fixed) % len(self.parameters) == 0:
             yield "parameters", f"wrote to {self.named(parameters)}"
@@ -286,7 +285,7 @@ class ProcessSnapshot(NamedTuple):
     def differences(self, after: ProcessSnapshot) -> Iterator[tuple[str, str]]:
         """Yield what differs, as one of ``EFFECTS`` and a phrase that says what was done."""
         for (kind, of), value in self.values.items():
-            now = after.values[kind, of]
+            now = after.values.get((kind, of), value)
             if now != value and value is not None:
                 yield kind, _DONE[kind].format(of=of, before=value, now=now)
 

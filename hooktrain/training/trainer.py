@@ -666,8 +666,7 @@ class Trainer:
         """Save with these engines and emit the events of it; returns what each wrote."""
         self.due_checkpoint_engines, self.checkpoint_reason = engines, reason
         if self._effects is not None:
-            self._effects.require_named()
-            self._effects.check()
+            self._effects.begin_save()
         with self.meter.pause():
             if self.recipe.on_nan == "stop":
                 require_trainable(self)
