@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from operator import attrgetter
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,7 @@ __all__ = [
     "validators_in",
     "version_of",
     "wait_for_threads",
+    "without_modes",
 ]
 
 _TORCH = {
@@ -91,6 +92,13 @@ def local_tensor(tensor: Tensor) -> Tensor:
     """Return the tensor that holds this rank's shard of a DTensor; any other tensor itself."""
     found: Tensor = getattr(tensor, "_local_tensor", tensor)
     return found
+
+
+def without_modes() -> AbstractContextManager[Any]:
+    """Have no TorchDispatchMode of anybody see what torch does inside."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    return _disable_current_modes()
 
 
 def own_tensors(module: Any) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None]]:

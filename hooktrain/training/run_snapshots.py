@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from hooktrain.compat import VERSION, local_tensor, version_of
+from hooktrain.compat import VERSION, local_tensor, version_of, without_modes
 
 __all__ = [
     "BatchSnapshot",
@@ -306,6 +306,11 @@ def process_snapshot(watch: TensorWatch, device: torch.device) -> ProcessSnapsho
 
     Waits for the device once.
     """
+    with without_modes():
+        return ProcessSnapshot(_values(watch, device))
+
+
+def _values(watch: TensorWatch, device: torch.device) -> dict[tuple[str, str], Any]:
     numpy = sys.modules.get("numpy")
     values: dict[tuple[str, str], Any] = {
         ("random states", "Python's random"): random.getstate(),
@@ -321,7 +326,7 @@ def process_snapshot(watch: TensorWatch, device: torch.device) -> ProcessSnapsho
     }
     for number, checksum in watch.checksums().items():
         values["parameters", watch.named([number])] = checksum
-    return ProcessSnapshot(values)
+    return values
 
 
 _NAMES = "HUP INT QUIT ABRT USR1 USR2 PIPE ALRM TERM CHLD CONT TSTP XCPU PROF WINCH BREAK"
