@@ -61,7 +61,7 @@ def check_observes(kit: Kit) -> None:
                 " bit by bit, so that it can be added to any run",
                 "find where it draws random numbers, writes to tensors or reorders them; draw random numbers from a"
                 " torch.Generator or random.Random of its own; if it is meant to change the training, declare"
-                " changes_gradients=True in its hooktrain.PluginInfo, or pass conformance(changes_gradients=True); name"
+                " changes_gradients=True in its hooktrain.PluginInfo; name"
                 " a metric that it is meant to change in conformance(ignore=[...])",
             )
     kit.notes["observes"] = f"{kit.options.steps} steps unchanged bit by bit"
