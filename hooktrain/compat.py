@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from operator import attrgetter
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FakeTensorMode",
     "TorchDispatchMode",
+    "VERSION",
     "call_exit_functions",
     "caller_frame",
     "code_of",
@@ -41,6 +43,7 @@ __all__ = [
     "inner_tensors",
     "is_data_frame",
     "is_table",
+    "local_tensor",
     "module_name_of",
     "module_of",
     "name_of",
@@ -60,7 +63,9 @@ __all__ = [
     "tree_leaves",
     "tree_map",
     "validators_in",
+    "version_of",
     "wait_for_threads",
+    "without_modes",
 ]
 
 _TORCH = {
@@ -81,6 +86,24 @@ def __getattr__(name: str) -> Any:
 def storage_id(tensor: Tensor) -> int:
     """Return a number that tensors have in common exactly when they share memory, on ``meta`` too."""
     return int(tensor.untyped_storage()._cdata)
+
+
+VERSION = "_version"
+version_of: Callable[[Tensor], int] = attrgetter(VERSION)
+"""Reads a tensor's version counter, which grows with every write by torch; inference tensors have none."""
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return the tensor that holds this rank's shard of a DTensor; any other tensor itself."""
+    found: Tensor = getattr(tensor, "_local_tensor", tensor)
+    return found
+
+
+def without_modes() -> AbstractContextManager[Any]:
+    """Have no TorchDispatchMode of anybody see what torch does inside."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    return _disable_current_modes()
 
 
 def own_tensors(module: Any) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None]]:

@@ -254,8 +254,23 @@ class Draws:
         torch.rand(())
 
 
+class DrawsInWrapper:
+    @hookimpl(wrapper=True)
+    def compute_loss(self):
+        torch.rand(())
+        return (yield)
+
+
 class Declares(Draws):
     hooktrain_plugin = PluginInfo(changes_gradients=True)
+
+
+class DeclaresAndDoesNothing:
+    hooktrain_plugin = PluginInfo(changes_gradients=True)
+
+    @hookimpl
+    def on_step_start(self):
+        pass
 
 
 # ------------------------------------------------------------------------------------------------------- ranks

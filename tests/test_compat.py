@@ -55,6 +55,49 @@ def test_a_subclass_of_tensor_says_what_it_wraps():
     assert compat.inner_tensors(torch.ones(2)) == []
 
 
+def test_writes_are_counted():
+    one = torch.zeros(3)
+    before = compat.version_of(one)
+    assert compat.version_of(one.add_(1)) == before + 1
+    assert compat.version_of(one) == compat.version_of(one.view(3, 1))
+    assert compat.local_tensor(one) is one
+
+
+def test_a_shard_is_the_local_tensor_and_a_write_to_it_is_counted():
+    import torch.distributed as dist
+    from torch.distributed.tensor import DTensor, Shard
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+        made = DTensor.from_local(torch.zeros(4), mesh, [Shard(0)])
+        local = compat.local_tensor(made)
+        before = compat.version_of(made), compat.version_of(local)
+        made.to_local().add_(1)
+        assert type(local) is torch.Tensor
+        assert compat.version_of(local) > before[1]
+        made.add_(1)
+        assert compat.version_of(made) > before[0]
+    finally:
+        dist.destroy_process_group()
+
+
+def test_modes_see_nothing_of_what_is_done_without_them():
+    seen = []
+
+    class Mode(compat.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        with compat.without_modes():
+            torch.ones(2)
+        assert not seen
+        torch.zeros(2)
+    assert seen
+
+
 def test_operations_are_seen():
     class Operations(compat.TorchDispatchMode):
         names: list[str] = []

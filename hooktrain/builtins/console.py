@@ -52,7 +52,7 @@ class _Terminal(Terminal):
 class Console:
     """Prints on rank 0; a run continues when it cannot print, as its metrics are written elsewhere too."""
 
-    hooktrain_plugin = PluginInfo(on_error="disable")
+    hooktrain_plugin = PluginInfo(on_error="disable", may_change=("sys.stdout",))  # a progress bar replaces it
 
     def __init__(self) -> None:
         self.terminal: Terminal = _Terminal(highlight=False)

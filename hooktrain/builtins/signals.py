@@ -17,6 +17,7 @@ from hooktrain.compat import module_of, name_of, signal_handler
 from hooktrain.errors import described
 from hooktrain.markers import hookimpl
 from hooktrain.plugin.blame import owner_of
+from hooktrain.plugin.info import PluginInfo
 from hooktrain.training.rank_notes import note_training
 from hooktrain.training.run_files import move_aside
 
@@ -44,6 +45,8 @@ class Signals:
     SIGUSR1 saves and continues. A file ``stop`` in the run directory saves and ends the run; it is removed. A handler
     that a plugin puts in the place of one of these is called after it, and the user is told.
     """
+
+    hooktrain_plugin = PluginInfo(may_change=("signal handlers",))
 
     def __init__(self) -> None:
         hangup = signal.Signals.__members__.get("SIGHUP")

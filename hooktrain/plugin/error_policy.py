@@ -126,7 +126,7 @@ class ErrorPolicy:
             check(state, f"plugins.{name}")
         except Exception as problem:
             self.uncollected.add(name)
-            self._failed(name, "collect_state", problem)
+            self.failed(name, "collect_state", problem)
             return None
         return state
 
@@ -147,14 +147,15 @@ class ErrorPolicy:
             except BaseException as problem:
                 if hook == "collect_state":
                     self.uncollected.add(name)
-                self._failed(name, hook, problem)
+                self.failed(name, hook, problem)
                 return None
 
         guarded.__wrapped__ = function  # type: ignore[attr-defined]
         guarded.hooktrain_guarded = True  # type: ignore[attr-defined]
         setattr(implementation, "function", guarded)  # noqa: B010 - as in guard_loop_hook
 
-    def _failed(self, name: str, hook: str, problem: BaseException) -> None:
+    def failed(self, name: str, hook: str, problem: BaseException) -> None:
+        """Count a failure of a plugin whose policy is not ``stop``; warn of the first, or disable it."""
         host, trainer = self._host, self._bound()
         hooks = self._failures.setdefault(name, Counter())
         hooks[hook] += 1

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Generator, Iterator, MutableSequence, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
 from pluggy import HookImpl
 
 from hooktrain.errors import LoopHookError, PluginError, failure_of
 from hooktrain.hookspecs import EVENTS, LOOP_HOOKS
+
+if TYPE_CHECKING:
+    from hooktrain.training.held_effects import HeldEffects
 
 __all__ = ["Hooks", "guard_loop_hook"]
 
@@ -26,7 +29,7 @@ _REPORTED = ("run_train", "run_epoch")
 
 Swallowed = Callable[[str, str, BaseException], None]
 """Receives a hook, the plugin whose wrapper has ended an error in it, and the error."""
-_OWN = {"_manager", "_position", "_swallowed", "names"}
+_OWN = {"_held", "_manager", "_position", "_swallowed", "names"}
 """Attributes of :class:`Hooks` that are no hooks."""
 
 
@@ -42,6 +45,7 @@ class Hooks:
         self._swallowed = swallowed
         self.names: Sequence[str] = ()
         self._position: MutableSequence[int] = array("q", [-1])
+        self._held: HeldEffects | None = None
 
     def refresh(self) -> None:
         """Have the hooks bound anew, each when it is next asked for, after plugins came or went."""
@@ -62,13 +66,18 @@ class Hooks:
         """Return the names of all hooks."""
         return sorted(name for name in vars(self._manager.hook) if not name.startswith("_"))
 
+    def hold(self, held: HeldEffects) -> None:
+        """Have what implementations of events change compared from now on."""
+        self._held = held
+        self.refresh()
+
     def __getattr__(self, name: str) -> Callable[..., Any]:  # only reached for names that are not bound
         caller = vars(self._manager.hook).get(name) if name not in _OWN else None
         if caller is None:
             raise AttributeError(f"no hook is named '{name}'; hooks are declared in hooktrain.hookspecs or by a plugin")
         number = self.names.index(name) if name in self.names else None
         swallowed = self._swallowed if name in _REPORTED else None
-        bound: Any = _bind(name, caller, self._position, number, swallowed)
+        bound: Any = _bind(name, caller, self._position, number, swallowed, self._held)
         if bound is not caller:
             bound.get_hookimpls = caller.get_hookimpls  # as pluggy's own callers have it
         setattr(self, name, bound)
@@ -84,10 +93,11 @@ def _bind(
     position: MutableSequence[int],
     number: int | None,
     swallowed: Swallowed | None,
+    held: HeldEffects | None,
 ) -> Callable[..., Any]:
     if caller.spec is None or caller.is_historic():
         return caller
-    return _compiled(name, caller, position, number if caller.get_hookimpls() else None, swallowed)
+    return _compiled(name, caller, position, number if caller.get_hookimpls() else None, swallowed, held)
 
 
 def _compiled(
@@ -96,6 +106,7 @@ def _compiled(
     position: MutableSequence[int],
     number: int | None,
     swallowed: Swallowed | None,
+    held: HeldEffects | None,
 ) -> Callable[..., Any]:
     """A function with the hook's own parameters that calls each implementation with those it names.
 
@@ -105,7 +116,13 @@ def _compiled(
     found = list(reversed(caller.get_hookimpls()))
     wrappers = [one for one in found if one.wrapper]
     parameters = ", ".join(caller.spec.argnames)
-    scope: dict[str, Any] = {"unanswered": lambda: _unanswered(name, caller), "DONE": _DONE, "position": position}
+    scope: dict[str, Any] = {
+        "unanswered": lambda: _unanswered(name, caller),
+        "DONE": _DONE,
+        "position": position,
+        "held": held,
+        "NOTHING": ([], []),
+    }
     asking = _asking(name, caller, [one for one in found if not one.wrapper], scope, wrapped=bool(wrappers))
     head = f"def {name}({'*, ' if parameters else ''}{parameters}):"
     if wrappers:
@@ -141,21 +158,78 @@ def _asking(
     collects = not first_result and (wrapped or name not in EVENTS)  # wrappers get a list as pluggy gives it
     if collects:
         yield "    results = []"
-    for number, found in enumerate(implementations):
-        scope[f"f{number}"] = found.function
-        call = f"f{number}({', '.join(found.argnames)})"
-        if first_result:
-            yield f"    result = {call}"
-            yield "    if result is not None: return result"
-        elif collects:
-            yield f"    result = {call}"
-            yield "    if result is not None: results.append(result)"
-        else:
-            yield f"    {call}"
+    if scope["held"] is not None and not first_result:
+        yield from _held_calls(name, caller, implementations, scope, collects=collects)
+    else:
+        for number, found in enumerate(implementations):
+            yield from _call(number, found, scope, collects=collects, first_result=bool(first_result))
     if name in LOOP_HOOKS and not wrapped:
         yield "    raise unanswered()"
     else:
         yield f"    return {'results' if collects else 'None'}"
+
+
+def _call(
+    number: int, found: HookImpl, scope: dict[str, Any], *, collects: bool, first_result: bool = False
+) -> Iterator[str]:
+    """The lines that call one implementation and do with its result what the hook's kind says."""
+    scope[f"f{number}"] = found.function
+    call = f"f{number}({', '.join(found.argnames)})"
+    if first_result:
+        yield f"    result = {call}"
+        yield "    if result is not None: return result"
+    elif collects:
+        yield f"    result = {call}"
+        yield "    if result is not None: results.append(result)"
+    else:
+        yield f"    {call}"
+
+
+def _held_calls(
+    name: str, caller: pluggy.HookCaller, implementations: Sequence[HookImpl], scope: dict[str, Any], *, collects: bool
+) -> Iterator[str]:
+    """The lines that call all implementations, with a comparison before and after those that are held."""
+    assert caller.spec is not None
+    batches = next((text for key, text in _BATCHES.items() if key in caller.spec.argnames), "()")
+    scope |= {"batch_snapshot": scope["held"].batch_snapshot, "same_batch": scope["held"].same_batch}
+
+    def calls(first: int, last: int) -> Iterator[str]:
+        for number in range(first, last):
+            yield from ("    " + line for line in _call(number, implementations[number], scope, collects=collects))
+
+    at = 0
+    for row in scope["held"].rows(name, implementations):
+        if row is None:
+            yield from _call(at, implementations[at], scope, collects=collects)
+            at += 1
+            continue
+        yield "    if held.each:"
+        yield f"        seen = held.before({batches})"
+        for number, group in enumerate(row.alone, at):
+            scope[f"g{number}"] = group
+            yield from calls(number, number + 1)
+            yield f"        seen = held.after(seen, g{number}, {batches})"
+        if row.all is not None:
+            scope[f"all{at}"] = row.all
+            yield f"        held.after(seen, all{at}, {batches})"
+        yield "    else:"
+        yield from calls(at, at + row.first)
+        if row.together is not None:
+            scope[f"together{at}"] = row.together
+            batch, also = "NOTHING", ""
+            if batches != "()":
+                batch, also = f"batch_snapshot({batches})", f" and same_batch(seen[1], {batches})"
+            yield f"        seen = held.take(), {batch}, None"
+            yield from calls(at + row.first, at + row.last)
+            yield f"        if not (held.same(seen[0]){also}): held.after(seen, together{at}, {batches})"
+        yield from calls(at + row.last, at + len(row.alone))
+        if not row.last and not row.first:
+            yield "        pass"
+        at += len(row.alone)
+
+
+_BATCHES = {"batches": "batches", "batch": "(batch,)"}
+"""Parameters of hooks with micro-batches, and how their batches are written as a sequence."""
 
 
 def _wrapping(

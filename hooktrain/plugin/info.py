@@ -10,16 +10,41 @@ import attrs
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
+from hooktrain.errors import did_you_mean
+
 if TYPE_CHECKING:
     from hooktrain.recipe.model import Recipe
 
-__all__ = ["API_VERSION", "POLICIES", "PluginInfo", "about", "declared_name", "written_for_another"]
+__all__ = [
+    "API_VERSION",
+    "EFFECTS",
+    "POLICIES",
+    "TRAINING_EFFECTS",
+    "PluginInfo",
+    "about",
+    "declared_name",
+    "written_for_another",
+]
 
 API_VERSION = "2.0"
 """Version of the hooks and of what ``hooktrain`` exports: the first number changes when a plugin may have to."""
 
 POLICIES = ("stop", "disable", "warn")
 """What may happen when a hook of a plugin raises, as :attr:`PluginInfo.on_error`."""
+
+TRAINING_EFFECTS = (
+    "parameters",
+    "gradients",
+    "optimizer state",
+    "batch",
+    "grad mode",
+    "default dtype",
+    "training mode",
+    "random states",
+)
+"""What changes how a run trains; a plugin that is held and changes it stops the run."""
+EFFECTS = (*TRAINING_EFFECTS, "current directory", "signal handlers", "sys.stdout")
+"""What a plugin is held to leave as it is, as :attr:`PluginInfo.may_change` names it."""
 
 
 def _is_range(instance: Any, attribute: Any, value: str) -> None:
@@ -50,8 +75,19 @@ def _is_function(instance: Any, attribute: Any, value: Any) -> None:
         raise ValueError(f"active_when is {value!r}, expected a function of the recipe that returns True or False")
 
 
+def _are_effects(instance: Any, attribute: Any, value: Iterable[str]) -> None:
+    for each in value:
+        if each not in EFFECTS:
+            raise ValueError(f"may_change holds {each!r}{did_you_mean(each, EFFECTS)}, expected {', '.join(EFFECTS)}")
+
+
 def _several(value: Any) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _effects(value: Any) -> tuple[str, ...]:
+    found = _several(value)
+    return EFFECTS if "*" in found else found
 
 
 @attrs.frozen(kw_only=True)
@@ -83,6 +119,10 @@ class PluginInfo:
     """Whether a run trains differently with it, so that one that continues without it is refused."""
     only_observes: bool = False
     """Whether its loop hooks and wrappers leave the training as it is, so that a run may resume without it."""
+    may_change: tuple[str, ...] = attrs.field(default=(), converter=_effects, validator=_are_effects)
+    """What its event hooks and ``collect_metrics`` change on purpose, although it does not declare
+    ``changes_gradients``: ``signal handlers``, ``sys.stdout``, or ``parameters`` that another of its events puts back;
+    ``*`` is everything, for one that calls other people's code. Anything else that they change stops the run."""
     in_manifest: bool = True
     """Whether manifests and locks name it; not where the recipe turns it on and it changes nothing."""
     commands: Mapping[str, str] = attrs.field(factory=dict)

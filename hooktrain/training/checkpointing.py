@@ -55,6 +55,8 @@ class Saving:
 
     def save(self, trainer: Trainer, engines: Sequence[CheckpointEngine], reason: str) -> Sequence[Path]:
         """Save with these engines and emit the events of it; returns what each wrote. Collective."""
+        if trainer.effects is not None:
+            trainer.effects.begin_save()
         with trainer.meter.pause(), trainer.watchdog.during("save"):
             if trainer.recipe.on_nan == "stop":
                 require_trainable(trainer)

@@ -54,6 +54,7 @@ from hooktrain.training.diagnostics import (
     wrong_answer,
 )
 from hooktrain.training.finite_weights import FiniteWeights
+from hooktrain.training.held_effects import HeldEffects, hold_effects
 from hooktrain.training.lifecycle import NO_RECIPE, export_config, save_folder, structured
 from hooktrain.training.log_line import read_metrics
 from hooktrain.training.metrics import Meter
@@ -187,6 +188,7 @@ class Trainer:
         self.history: list[Mapping[str, float]] = []
         self._held = self._ran = self._opened = self._owns_run_dir = self._built = self._closed = False
         self._failure: BaseException | None = None
+        self.effects: HeldEffects | None = None
         self.meter = Meter()
         self.denominator = 0.0
         self.exit_status = 0
@@ -232,6 +234,7 @@ class Trainer:
                 self.resume_from = settle_run(self)  # before the model: it takes minutes to find out otherwise
                 self._take(build_model_parts(self))
                 self._built = True
+                self.effects = hold_effects(self)
 
     @property
     def run_id(self) -> str:
@@ -290,6 +293,8 @@ class Trainer:
                 self.host.warn(f"plugin '{plugin}', hook on_teardown: {described(problem)}")
             for line in self.host.error_policy.summary():
                 self.host.warn(line)
+            if self.effects is not None:
+                self.effects.release()
             if self._opened:
                 self.strategy.close()
             if self._built:
@@ -498,6 +503,8 @@ class Trainer:
             self.saving.collect(self, wait=True)
         require_trained(self)
         self.hooks.on_train_end(trainer=self)
+        if self.effects is not None:
+            self.effects.require_named()
         self.saving.require_last(self)
         self.watchdog.enter("")
         return self.state
@@ -531,6 +538,8 @@ class Trainer:
         """Run one optimizer step and emit its events; then evaluate, log and save, in this order, where due."""
         hooks, state = self.hooks, self.state
         self.begin_step(batches)
+        if self.effects is not None:
+            self.effects.begin_step()
         hooks.on_step_start(trainer=self, batches=batches)
         output: StepOutput = hooks.run_step(trainer=self, batches=batches)
         if type(output) is not StepOutput:

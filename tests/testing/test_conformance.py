@@ -90,7 +90,9 @@ BROKEN = [
     ("state", "NotPlain", ["collect_state", "state['best']['path']", "pathlib.PosixPath"]),
     ("state", "NotRestored", ["restore_state", "collect_state", "new process", "steps: 4 and 0"]),
     ("resume", "Forgets", ["checkpoint", "step 5, loss: ", "weights: ", "optimizer's tensors: "]),
-    ("observes", "Draws", ["without the plugin", "step 1, loss: "]),
+    ("observes", "Draws", ["status 1", "plugin 'Draws'", "on_step_start", "step 0", "random numbers from torch"]),
+    ("observes", "DrawsInWrapper", ["without the plugin", "step 1, loss: "]),
+    ("observes", "DeclaresAndDoesNothing", ["changes_gradients", "weights", "without it, bit by bit"]),
     ("ranks", "ByRank", ["one rank", "rank 0 of two", "step 1, loss: ", "1e-06"]),
     ("ranks", "OneRankRaises", ["rank 1", "status 1", "'OneRankRaises'", "on_step_end", "step 1", "out of luck"]),
     ("device", "ReadsLoss", ["on_step_end, bad_plugins.py:", "reads a value", "self.loss = output.total.item()"]),
@@ -134,6 +136,11 @@ def test_a_broken_rule(check, name, plugin, named):
     assert all(len(part.split()) > 2 for part in (found, rule, fix)), caught.value
     if plugin == "Forgets":
         assert re.search(facts("collect_state", "restore_state", "`hooktrain verify-resume RECIPE`"), fix), fix
+
+
+def test_an_argument_that_the_plugin_contradicts(check):
+    with pytest.raises(Broken, match=facts("changes_gradients=True", "declares changes_gradients=False")):
+        check("observes", bad_plugins.Draws, changes_gradients=True)
 
 
 def parts_of(error):
@@ -210,8 +217,6 @@ def test_checks_that_do_not_apply(check):
         check("state", bad_plugins.Draws)
     with pytest.raises(NotApplicable, match="changes gradients"):
         check("observes", bad_plugins.Declares)
-    with pytest.raises(NotApplicable, match="changes gradients"):
-        check("observes", bad_plugins.Draws, changes_gradients=True)
     with pytest.raises(NotApplicable, match=facts("recipe", "without the plugin")):
         check("cost", "torch")
     with pytest.raises(NotApplicable, match=facts("1 calls of hooks", "3 new tensors", "--hooktrain-time")):

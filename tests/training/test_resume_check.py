@@ -132,6 +132,8 @@ def test_what_is_allowed_goes_on_and_is_shown(going, allowed):
 class Tunes:
     """Changes a hyperparameter on the way, and notes what each step is made with."""
 
+    hooktrain_plugin = PluginInfo(may_change=["optimizer state"])
+
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
 

@@ -18,6 +18,7 @@ from hooktrain import (
     LossSum,
     NonFiniteError,
     OptimizerStep,
+    PluginInfo,
     StepOutput,
     failure_of,
     field,
@@ -227,6 +228,8 @@ def test_a_finished_run_is_not_trained_further(run_tiny, limit):
 
 def test_weights_that_are_not_finite_are_never_saved(run_tiny, tmp_path):
     class PoisonedGradient:
+        hooktrain_plugin = PluginInfo(may_change=["gradients"])
+
         @hookimpl
         def on_optimizer_step_start(self, trainer):
             if trainer.global_step == 2:

@@ -78,7 +78,8 @@ def conformance(
     - ``declines``: a factory that returns None or a loop hook that returns ``NotImplemented`` does nothing before;
     - ``state``: ``collect_state`` returns plain values, and ``restore_state`` restores them in a new process;
     - ``resume``: a run that stops half-way and resumes ends as one without a stop, bit by bit;
-    - ``observes``: losses, weights and random numbers are those of a run without the plugin;
+    - ``observes``: losses, weights and random numbers are those of a run without the plugin; where it declares
+      ``changes_gradients``, weights are others;
     - ``ranks``: one rank and two ranks with the same global batch log the same losses;
     - ``loss``: a micro-batch that holds each sequence twice has twice the loss: it is a sum, and not a mean;
     - ``device``: no hook waits for the device where it must not;
@@ -103,7 +104,8 @@ def conformance(
         thorough: whether to repeat the checks ``state``, ``resume``, ``observes``, ``ranks`` and ``teardown`` under
             FSDP2 and, where ``hooktrain-deepspeed`` is installed, ZeRO, on two ranks. These are tests of their own
             (``test_conformance[resume-fsdp2]``) with the marker ``thorough``; ``-m "not thorough"`` skips them.
-        changes_gradients: whether the plugin is meant to change the training; by default, what it declares.
+        changes_gradients: whether the plugin is meant to change the training, as it has to declare too; by default,
+            what it declares.
         steps: optimizer steps of a run, at least 2; by default 8, or 4 with ``recipe="chat"``.
         tolerance: largest relative difference between the losses of one rank and two.
         ignore: metrics that differ from run to run, such as times, or that the plugin is meant to change.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import statistics
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Generator
@@ -37,9 +38,11 @@ def check_cost(kit: Kit) -> None:
     """Check the calls of hooks and new tensors of a step, and with ``--hooktrain-time`` its time."""
     require_removable(kit)
     variation = "unused" if changes_gradients(kit) else "unselected"  # work for the training is no overhead
-    _check_counts(kit, variation)
-    if kit.options.time:
+    acts = _check_counts(kit, variation)
+    if kit.options.time and acts:
         _check_time(kit, variation)
+    elif kit.options.time:
+        kit.notes["cost"] += "; a difference in time would not be the plugin's"
     elif kit.options.calls is None and kit.options.allocations is None:
         raise NotApplicable(
             f"{kit.notes['cost']}; --hooktrain-time checks the budget, and conformance(calls=...,"
@@ -50,7 +53,8 @@ def check_cost(kit: Kit) -> None:
 # ---------------------------------------------------------------------------------------------------------- counts
 
 
-def _check_counts(kit: Kit, variation: str) -> None:
+def _check_counts(kit: Kit, variation: str) -> bool:
+    """Check the counts; return whether the plugin does anything in a step."""
     done = kit.start("counts", f"{__name__}:_counted", spec=kit.spec, variation=variation)
     found = kit.need(done, "runs with the plugin and without")
     calls, allocations = found["calls"], found["allocations"]
@@ -71,6 +75,7 @@ def _check_counts(kit: Kit, variation: str) -> None:
                 "the work of a plugin in each step stays within the limits that its author has set",
                 f"{fix}; or allow more with conformance(calls=..., allocations=...)",
             )
+    return bool(calls or +allocations)
 
 
 def _counted(spec: Spec, variation: str) -> dict[str, Counter[str]]:
@@ -91,7 +96,7 @@ def _count(spec: Spec, variation: str) -> tuple[Counter[tuple[str, str]], HookTi
     """Run some steps; return their new tensors by plugin and hook, the timed hooks, and the plugin's name."""
     timer = HookTimer()
     tensors = _NewTensors(timer)
-    made = prepared(spec, variation, tensors, overrides=_overrides(_COUNTED_STEPS))
+    made = prepared(spec, variation, tensors, overrides=_overrides(variation, _COUNTED_STEPS))
     made.host.measure(timer)
     Trainer(made.recipe, made.host).run()
     return tensors.made, timer, made.name
@@ -140,8 +145,9 @@ def _storages(value: Any) -> set[int]:
     return {storage_id(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}
 
 
-def _overrides(steps: int) -> dict[str, Any]:
-    return {"run_dir": "run", "train_iters": steps, "epochs": None, "checkpoint": [], "eval_interval": 0}
+def _overrides(variation: str, steps: int) -> dict[str, Any]:
+    folder = tempfile.mkdtemp(prefix=f"{variation}-", dir=".")  # of its own: a run finds nothing of another one's
+    return {"run_dir": folder, "train_iters": steps, "epochs": None, "checkpoint": [], "eval_interval": 0}
 
 
 # ------------------------------------------------------------------------------------------------------------ time
@@ -242,7 +248,7 @@ def _deviation(values: list[float]) -> float:
 def _steps(spec: Spec, variation: str, clock: Callable[[], float], costs: list[Cost] | None = None) -> float:
     """Return the median time of a step of one run; append the costs of the plugin's hooks to ``costs``."""
     watch = _Stopwatch(clock)
-    made = prepared(spec, variation, watch, overrides=_overrides(_STEPS))
+    made = prepared(spec, variation, watch, overrides=_overrides(variation, _STEPS))
     timer = HookTimer()
     if costs is not None:
         made.host.measure(timer)

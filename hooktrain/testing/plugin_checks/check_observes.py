@@ -25,8 +25,10 @@ def require_removable(kit: Kit) -> None:
 
 def check_observes(kit: Kit) -> None:
     """Check that losses, weights and random numbers are the same with the plugin and without."""
+    _require_same_declaration(kit)
     if changes_gradients(kit):
-        raise NotApplicable("the plugin declares that it changes gradients")
+        _require_change(kit)
+        raise NotApplicable("the plugin declares that it changes gradients, and a run with it trains another way")
     require_removable(kit)
     used = kit.spec.raw("unselected") == kit.spec.raw("with")  # then check_resume makes the same run
     observed, without = kit.runs(
@@ -59,10 +61,40 @@ def check_observes(kit: Kit) -> None:
                 " bit by bit, so that it can be added to any run",
                 "find where it draws random numbers, writes to tensors or reorders them; draw random numbers from a"
                 " torch.Generator or random.Random of its own; if it is meant to change the training, declare"
-                " changes_gradients=True in its hooktrain.PluginInfo, or pass conformance(changes_gradients=True); name"
+                " changes_gradients=True in its hooktrain.PluginInfo; name"
                 " a metric that it is meant to change in conformance(ignore=[...])",
             )
     kit.notes["observes"] = f"{kit.options.steps} steps unchanged bit by bit"
+
+
+def _require_same_declaration(kit: Kit) -> None:
+    """Refuse an argument of the kit that says something else than the plugin does, as runs believe the plugin."""
+    option, declared = kit.options.changes_gradients, bool(kit.facts["changes_gradients"])
+    if option is not None and option != declared:
+        raise Broken(
+            f"conformance(changes_gradients={option}), but the plugin declares changes_gradients={declared}",
+            "runs go by what the plugin declares: its events are held to leave the training alone, or it may not be"
+            " missing when a run resumes",
+            f"declare changes_gradients={option} in its hooktrain.PluginInfo, or remove the argument",
+        )
+
+
+def _require_change(kit: Kit) -> None:
+    """Refuse a plugin that declares that it changes gradients where a run with it is one without it, bit by bit."""
+    require_removable(kit)
+    with_it, without = kit.runs(Training("uninterrupted", "with"), Training("without", "without"))
+    one = kit.need_all(without, "a run without the plugin")[0]
+    two = kit.need_all(with_it, "a run with the plugin")[0]
+    from hooktrain.compare import differences
+
+    if not any([*differences(one[what], two[what])] for what in ("weights", "optimizer's tensors")):
+        raise Broken(
+            f"the plugin declares changes_gradients, and after {kit.options.steps} steps with it the weights are those"
+            " of a run without it, bit by bit",
+            "a plugin that declares changes_gradients ties every checkpoint to itself, and is not held to observe",
+            "pass the settings that use it as conformance(settings=...), or remove changes_gradients from its"
+            " hooktrain.PluginInfo",
+        )
 
 
 def check_ranks(kit: Kit) -> None:

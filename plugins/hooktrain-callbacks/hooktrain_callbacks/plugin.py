@@ -23,8 +23,8 @@ __all__ = ["Callbacks", "CallbacksPlugin"]
 class _CallbackHooks:
     """Passes each hook on to the bridges; hooks that no callback needs are removed before the run."""
 
-    # by its wrappers of loop hooks; callbacks may still change the model
-    hooktrain_plugin = PluginInfo(only_observes=True)
+    # its wrappers of loop hooks only observe; callbacks are other people's code, and may change the model
+    hooktrain_plugin = PluginInfo(only_observes=True, may_change=("*",))
 
     def __init__(self) -> None:
         self.loaded = LoadResult()
@@ -166,7 +166,9 @@ class CallbacksPlugin(_CallbackHooks):
     """The callbacks that the recipe names under ``callbacks``."""
 
     hooktrain_plugin = PluginInfo(
-        only_observes=True, active_when=lambda recipe: recipe.settings["callbacks"] != CallbacksConfig()
+        only_observes=True,
+        may_change=("*",),
+        active_when=lambda recipe: recipe.settings["callbacks"] != CallbacksConfig(),
     )
 
     @hookimpl

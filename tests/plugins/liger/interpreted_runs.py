@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from hooktrain import HooktrainWarning, hookimpl
+from hooktrain import HooktrainWarning, PluginInfo, hookimpl
 from tests.facts import facts
 
 Train = Callable[..., list[dict[str, float]]]
@@ -102,6 +102,8 @@ def test_micro_batches_without_a_supervised_token(fine_tune: Train) -> None:
     """Such a micro-batch still has a backward pass, with gradients of zero: other ranks wait for it."""
 
     class Mask:
+        hooktrain_plugin = PluginInfo(may_change=["batch"])
+
         @hookimpl
         def on_step_start(self, trainer: Any, batches: Any) -> None:
             for batch in batches[: trainer.global_step + 1]:

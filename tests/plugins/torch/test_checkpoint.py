@@ -66,6 +66,8 @@ def assert_same(one, other) -> None:
 class Rows:
     """Notes in a file which examples are read, in worker processes too; and uses every generator of random numbers."""
 
+    hooktrain_plugin = PluginInfo(may_change=["random states"])
+
     def __init__(self, path: Path):
         self.path = path
         self.drawn: list[tuple[float, float, float]] = []

@@ -12,7 +12,7 @@ from hooktrain_torch.frozen_weights import FrozenWeights, checksum
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooktrain import CheckpointError, Shard, hookimpl
+from hooktrain import CheckpointError, PluginInfo, Shard, hookimpl
 from tests.facts import facts
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.bool]
@@ -20,6 +20,8 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uin
 
 class FreezeEmbedding:
     """Freezes the embedding as it is built; ``factor`` makes it another base, ``moves`` is added to it in each step."""
+
+    hooktrain_plugin = PluginInfo(may_change=["parameters", "training mode"])
 
     def __init__(self, factor: float = 1.0, moves: float = 0.0, at: int = 0) -> None:
         self.factor, self.moves, self.at = factor, moves, at

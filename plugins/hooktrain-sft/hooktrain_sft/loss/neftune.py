@@ -36,7 +36,9 @@ class NEFTunePlugin:
     repeats it, and dropout draws the same numbers with and without it.
     """
 
-    hooktrain_plugin = PluginInfo(active_when=lambda recipe: recipe.settings["neftune"].noise_alpha > 0)
+    hooktrain_plugin = PluginInfo(
+        changes_gradients=True, active_when=lambda recipe: recipe.settings["neftune"].noise_alpha > 0
+    )
 
     def __init__(self) -> None:
         self._step, self._number = -1, 0

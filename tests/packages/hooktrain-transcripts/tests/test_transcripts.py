@@ -9,7 +9,6 @@ test_conformance = conformance(
     "transcripts",
     recipe="chat",
     settings={"data": {"sources": [{"type": "transcripts", "collection": "small_talk"}]}},
-    changes_gradients=True,  # other rows
 )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TranscriptsConfig"]
 
-hooktrain_plugin = PluginInfo(api=">=2.0,<3", requires=["sft"])
+hooktrain_plugin = PluginInfo(api=">=2.0,<3", requires=["sft"], changes_gradients=True)  # other examples
 
 
 @attrs.frozen(kw_only=True)
