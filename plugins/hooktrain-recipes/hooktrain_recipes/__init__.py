@@ -1,0 +1,1 @@
+"""Dialects: recipes of other programs that hooktrain reads."""

@@ -1,0 +1,140 @@
+"""Tables of a dialect: one row for each key of the other program, from which translations and guides are made.
+
+A key such as ``data.sources[].split`` stands for the ``split`` of every source.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from hooktrain import Collector
+
+__all__ = ["Row", "apply", "by", "ignored", "keys_of", "moved", "of_kind", "same", "table_of", "unsupported"]
+
+Rule = Callable[[Collector, str], None]
+"""Accounts for one key that the original has."""
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """A key of the other program, and what becomes of it.
+
+    Attributes:
+        key: its path; ``[]`` stands for every entry of a list.
+        ours: keys of the hooktrain recipe as the guide shows them; empty where there are none.
+        about: what a reader should know: how the value is converted, why the key has no effect, what is missing.
+        kind: ``translated``, ``ignored`` or ``unsupported``; what the key usually is.
+        rule: accounts for the key; None where the code of the dialect does that.
+    """
+
+    key: str
+    ours: str = ""
+    about: str = ""
+    kind: str = "translated"
+    rule: Rule | None = None
+
+
+def same(*keys: str, about: str = "") -> Iterator[Row]:
+    """Rows of keys that have the same name and meaning in a hooktrain recipe."""
+    for key in keys:
+        yield moved(key, key, about=about)
+
+
+def moved(key: str, to: str, convert: Callable[[Any], Any] | None = None, about: str = "") -> Row:
+    """The row of a key that is one of ours; ``to`` has ``[]`` where ``key`` has.
+
+    Args:
+        key: its path.
+        to: the path in the hooktrain recipe.
+        convert: makes our value; a ``ValueError`` makes the key an unsupported one, with its message.
+        about: how the value is converted, for the guide.
+    """
+    return Row(
+        key=key, ours=f"`{to}`", about=about, rule=lambda found, path: found.copy(path, _places(to, path), convert)
+    )
+
+
+def ignored(key: str, reason: str) -> Row:
+    """The row of a key without effect here."""
+    return Row(key=key, about=reason, kind="ignored", rule=lambda found, path: found.ignored(path, reason))
+
+
+def unsupported(key: str, reason: str, remedy: str, *, off: Sequence[Any] = (None, False)) -> Row:
+    """The row of a key that a hooktrain recipe cannot say.
+
+    Args:
+        key: its path.
+        reason: what is missing.
+        remedy: what the user can do.
+        off: values that ask for nothing, and so have no effect.
+    """
+
+    def rule(found: Collector, path: str) -> None:
+        value = found.values[path]
+        if any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in off):
+            found.ignored(path, "not used: this value asks for nothing")
+        else:
+            found.unsupported(path, reason, remedy)
+
+    return Row(key=key, about=reason, kind="unsupported", rule=rule)
+
+
+def by(key: str, rule: Rule, ours: str = "", about: str = "", kind: str = "translated") -> Row:
+    """The row of a key with a rule of its own."""
+    return Row(key=key, ours=ours, about=about, kind=kind, rule=rule)
+
+
+def apply(found: Collector, rows: Iterable[Row]) -> None:
+    """Account for every key of the original that a row stands for."""
+    for row in rows:
+        if row.rule is None:
+            continue
+        for path in keys_of(found, row.key):
+            if not found.accounted(path):
+                row.rule(found, path)
+
+
+def keys_of(found: Collector, key: str) -> list[str]:
+    """The paths of the original that a row's key stands for."""
+    if "[]" not in key:
+        return [key] if key in found else []
+    pattern = re.compile(re.escape(key).replace(re.escape("[]"), r"\[\d+\]"))
+    return [path for path in found.values if pattern.fullmatch(path)]
+
+
+def _places(to: str, path: str) -> str:
+    """A target with the places in lists that a path has."""
+    places = iter(re.findall(r"\[\d+\]", path))
+    return re.sub(re.escape("[]"), lambda _: next(places, "[0]"), to)
+
+
+def of_kind(rows: Iterable[Row], kind: str) -> list[Row]:
+    """The rows of a kind."""
+    return [row for row in rows if row.kind == kind]
+
+
+def table_of(rows: Iterable[Row], program: str) -> str:
+    """The guide's tables of a dialect in Markdown."""
+    rows = list(rows)
+    heads: Mapping[str, tuple[str, str, str]] = {
+        "translated": ("What has a counterpart", program, "hooktrain"),
+        "ignored": ("What has no effect here", program, ""),
+        "unsupported": ("What is not supported", program, ""),
+    }
+    parts = []
+    for kind, (title, theirs, ours) in heads.items():
+        chosen = of_kind(rows, kind)
+        if not chosen:
+            continue
+        wide = kind == "translated"
+        lines = [f"## {title}", "", f"| {theirs} | {ours} | |" if wide else f"| {theirs} | |"]
+        lines.append("|---|---|---|" if wide else "|---|---|")
+        for row in chosen:
+            cells = [f"`{row.key}`", *([row.ours] if wide else []), row.about]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
