@@ -106,7 +106,7 @@ class Dialect(Protocol):
     def summary(self) -> str: ...
 
     def recognises(self, raw: Mapping[str, Any]) -> bool:
-        """Whether a recipe is this program's beyond doubt: it has keys that hooktrain does not take and that are its."""
+        """Whether a recipe is this program's beyond doubt: it has keys that are its own and not hooktrain's."""
         ...
 
     def translate(self, raw: Mapping[str, Any], folder: Path) -> Translation:
