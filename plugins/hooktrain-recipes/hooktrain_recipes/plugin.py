@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RecipesPlugin"]
 
-DIALECTS = ("arctic", "trl")
+DIALECTS = ("arctic", "axolotl", "llamafactory", "trl")
 """The modules of the dialects; each has a function ``dialect``."""
 
 
