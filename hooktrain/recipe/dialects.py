@@ -270,12 +270,21 @@ class Collector:
         order = {key: at for at, key in enumerate(self.values)}
         entries = sorted(self._entries.values(), key=lambda entry: order.get(entry.key, len(order)))
         return Translation(
-            recipe=self.recipe,
+            recipe=_type_first(self.recipe),
             translated=[entry for entry in entries if isinstance(entry, Translated)],
             ignored=[entry for entry in entries if isinstance(entry, Ignored)],
             unsupported=[entry for entry in entries if isinstance(entry, Unsupported)],
             notes={path: why for path, why in self.notes.items() if self.has(path)},
         )
+
+
+def _type_first(value: Any) -> Any:
+    """A recipe with the ``type`` of each part before its other keys."""
+    if isinstance(value, list):
+        return [_type_first(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _type_first(value[key]) for key in sorted(value, key=lambda key: key != "type")}
 
 
 def values_of(raw: Any) -> dict[str, Any]:
