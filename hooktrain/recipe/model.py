@@ -97,7 +97,7 @@ class Recipe:
         return plain
 
     def passes(self, steps: int) -> int:
-        """Passes over the training rows by ``epochs`` and ``min_iterations``, with ``steps`` optimizer steps in each."""
+        """Passes over the training rows by ``epochs`` and ``min_iterations``, of ``steps`` optimizer steps each."""
         return (self.epochs or 1) * max(1, -(-self.min_iterations // max(1, steps)))
 
     def parts(self) -> dict[str, Any]:

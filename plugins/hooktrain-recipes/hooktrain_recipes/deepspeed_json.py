@@ -21,7 +21,7 @@ from hooktrain_recipes.reasons import (
 )
 from hooktrain_recipes.tables import Row, linked
 
-__all__ = ["DEEPSPEED_ROWS", "translate_deepspeed", "translate_deepspeed_file"]
+__all__ = ["DEEPSPEED_ROWS", "file_beside", "read_json", "translate_deepspeed", "translate_deepspeed_file"]
 
 Rule = Callable[[Collector, str, str], None]
 """Accounts for one key: the translation, its path in the original, its path in DeepSpeed's configuration."""
@@ -235,10 +235,8 @@ def translate_deepspeed_file(found: Collector, key: str, folder: Path) -> None:
 
 def read_json(found: Collector, key: str, name: str, folder: Path) -> Mapping[str, Any] | None:
     """The mapping in a JSON file that a recipe names, looked for beside the recipe and in the folders above it."""
-    tried = [Path(name).expanduser(), *(place / name for place in (folder, *folder.parents))]
-    path = next((each for each in tried if _is_file(each)), None)
+    path = file_beside(found, key, name, folder)
     if path is None:
-        found.unsupported(key, f"the file '{name}' is not there", "give the path of a file, from the recipe's folder")
         return None
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
@@ -249,6 +247,16 @@ def read_json(found: Collector, key: str, name: str, folder: Path) -> Mapping[st
         found.unsupported(key, f"the file '{name}' holds no mapping", "correct the file")
         return None
     return held
+
+
+def file_beside(found: Collector, key: str, name: Any, folder: Path) -> Path | None:
+    """The file that a recipe names, looked for from here, beside the recipe and in the folders above it."""
+    if isinstance(name, str) and name:
+        for path in (Path(name).expanduser(), *(place / name for place in (folder, *folder.parents))):
+            if _is_file(path):
+                return path
+    found.unsupported(key, f"the file {name!r:.80} is not there", "give the path of a file, from the recipe's folder")
+    return None
 
 
 def _is_file(path: Path) -> bool:
