@@ -115,7 +115,9 @@ def _arguments(found: Collector, keys: ScheduleKeys, name: str) -> None:
         key = f"{keys.arguments}.{argument}"
         if value is None:
             found.ignored(key, "null is the default")
-        elif (name == "cosine_with_min_lr" and argument == "min_lr_rate") or (name == "warmup_stable_decay" and argument == "min_lr_ratio"):
+        elif (name == "cosine_with_min_lr" and argument == "min_lr_rate") or (
+            name == "warmup_stable_decay" and argument == "min_lr_ratio"
+        ):
             found.copy(key, "scheduler.min_lr_ratio", share)
         elif name == "cosine_with_min_lr" and argument == "min_lr":
             found.copy(key, "scheduler.min_lr_ratio", lambda least: _share_of(least, found.get(keys.rate)))
