@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from hooktrain.plugin.manager import PluginHost
 
-__all__ = ["as_json", "host_of", "print_facts", "recipe_options"]
+__all__ = ["as_json", "from_dialect", "host_of", "print_facts", "recipe_options"]
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,6 +29,10 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
         command = decorate(command)
     return command
 
+
+from_dialect = click.option(
+    "--from", "dialect", metavar="NAME", help="The recipe is another program's: arctic, trl, ... (`hooktrain convert`)."
+)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 

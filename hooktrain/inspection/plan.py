@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,26 @@ def read_plan(
 
 
 def read_phases(
-    path: Path, overrides: Sequence[str] = (), switches: Sequence[str] = (), nproc: int = 1, estimates: bool = True
+    path: Path,
+    overrides: Sequence[str] = (),
+    switches: Sequence[str] = (),
+    nproc: int = 1,
+    estimates: bool = True,
+    translated: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The plan of a recipe file as it grows, see :func:`phases_of`; arguments and errors are those of `read_plan`."""
-    raw = apply_overrides(read_recipe(path), overrides)
+    """The plan of a recipe file as it grows, see :func:`phases_of`; arguments and errors are those of `read_plan`.
+
+    ``translated`` is what a file of another program says in hooktrain's keys.
+    """
+    raw = apply_overrides(read_recipe(path) if translated is None else dict(translated), overrides)
     host = make_host(plugins_config(raw, []), switches=Switches.given(switches), problems=[])
-    sources = Sources(file=path, raw=raw, overrides=tuple(overrides), switches=tuple(switches))
+    sources = Sources(
+        file=path,
+        raw=raw,
+        overrides=tuple(overrides),
+        switches=tuple(switches),
+        translated=translated is not None,
+    )
     yield from phases_of(host, sources, World(world_size=nproc), estimates)
 
 

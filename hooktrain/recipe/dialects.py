@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
@@ -23,6 +24,7 @@ __all__ = [
     "dialects_of",
     "recognise",
     "translate",
+    "values_of",
 ]
 
 
@@ -104,7 +106,7 @@ class Dialect(Protocol):
     def summary(self) -> str: ...
 
     def recognises(self, raw: Mapping[str, Any]) -> bool:
-        """Whether a recipe is this program's beyond doubt: it has keys that hooktrain does not take and that are its."""
+        """Whether a recipe is this program's beyond doubt: it has keys that are its own and not hooktrain's."""
         ...
 
     def translate(self, raw: Mapping[str, Any], folder: Path) -> Translation:
@@ -143,26 +145,15 @@ class Collector:
         self.recipe: dict[str, Any] = {}
         self.notes: dict[str, str] = {}
         self.values: dict[str, Any] = {}
-        self.leaves: list[str] = []
         self._parents: dict[str, str] = {}
         self._entries: dict[str, Translated | Ignored | Unsupported] = {}
-        self._walk(raw, "")
-
-    def _walk(self, value: Any, path: str) -> None:
-        if path in self.values:
-            again = "written twice: as a mapping, and as a key with a dot"
-            self.unsupported(path, again, "keep one of them")
-        self.values[path] = value
-        inner: list[tuple[str, Any]] = []
-        if isinstance(value, Mapping):
-            inner = [(f"{path}.{key}" if path else str(key), each) for key, each in value.items()]
-        elif isinstance(value, list) and any(isinstance(each, (Mapping, list)) for each in value):
-            inner = [(f"{path}[{at}]", each) for at, each in enumerate(value)]
-        if not inner and path:
-            self.leaves.append(path)
-        for below, each in inner:
-            self._parents[below] = path
-            self._walk(each, below)
+        for path, value, parent in _walk(raw, ""):
+            if path in self.values:
+                again = "written twice: as a mapping, and as a key with a dot"
+                self.unsupported(path, again, "keep one of them")
+            self.values[path], self._parents[path] = value, parent
+        inner = set(self._parents.values())
+        self.leaves = [path for path in self.values if path not in inner]
 
     # ------------------------------------------------------------------------------------------ the original
 
@@ -181,7 +172,7 @@ class Collector:
         """Set a value of the hooktrain recipe; lists grow by one entry at a time, as in ``data.sources[1].split``."""
         target: Any = self.recipe
         steps = _steps(to)
-        for step, following in zip(steps[:-1], steps[1:], strict=True):
+        for step, following in itertools.pairwise(steps):
             empty: Any = [] if isinstance(following, int) else {}
             if isinstance(step, int) and step == len(target):
                 target.append(empty)
@@ -260,11 +251,15 @@ class Collector:
         """The keys of the original that nothing accounts for yet."""
         return [key for key in self.leaves if not self.accounted(key)]
 
-    def translation(self) -> Translation:
-        """The translation, in the order of the original, with an unsupported entry for what nothing accounts for."""
-        known = {str(key) for key in self.values if not self.accounted(key)}
+    def translation(self, known: Iterable[str] = ()) -> Translation:
+        """The translation, in the order of the original, with an unsupported entry for what nothing accounts for.
+
+        Args:
+            known: keys of the program, one of which an unknown key may have meant.
+        """
+        known = list(known)
         for key in self.unaccounted():
-            close = did_you_mean(key, sorted(known - {key}))
+            close = did_you_mean(key, known)
             self.unsupported(key, f"unknown key of {self.program}{close}", "remove it, or set it in the new recipe")
         for key, value in self.values.items():  # a list that begins with a plain value is told of as a whole as well
             if isinstance(value, list) and value and not isinstance(value[0], (Mapping, list)):
@@ -275,12 +270,41 @@ class Collector:
         order = {key: at for at, key in enumerate(self.values)}
         entries = sorted(self._entries.values(), key=lambda entry: order.get(entry.key, len(order)))
         return Translation(
-            recipe=self.recipe,
+            recipe=_type_first(self.recipe),
             translated=[entry for entry in entries if isinstance(entry, Translated)],
             ignored=[entry for entry in entries if isinstance(entry, Ignored)],
             unsupported=[entry for entry in entries if isinstance(entry, Unsupported)],
             notes={path: why for path, why in self.notes.items() if self.has(path)},
         )
+
+
+def _type_first(value: Any) -> Any:
+    """A recipe with the ``type`` of each part before its other keys."""
+    if isinstance(value, list):
+        return [_type_first(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _type_first(value[key]) for key in sorted(value, key=lambda key: key != "type")}
+
+
+def values_of(raw: Any) -> dict[str, Any]:
+    """Return every value of nested mappings and lists by its path, such as ``datasets[0].type``.
+
+    Entries of a list have paths of their own where one of them is a mapping or a list.
+    """
+    return {path: value for path, value, _ in _walk(raw, "")}
+
+
+def _walk(value: Any, path: str) -> Iterator[tuple[str, Any, str]]:
+    """Yield path, value and the parent's path of everything below a value."""
+    inner: list[tuple[str, Any]] = []
+    if isinstance(value, Mapping):
+        inner = [(f"{path}.{key}" if path else str(key), each) for key, each in value.items()]
+    elif isinstance(value, list) and any(isinstance(each, (Mapping, list)) for each in value):
+        inner = [(f"{path}[{at}]", each) for at, each in enumerate(value)]
+    for below, each in inner:
+        yield below, each, path
+        yield from _walk(each, below)
 
 
 def _steps(path: str) -> list[str | int]:

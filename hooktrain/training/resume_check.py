@@ -25,7 +25,7 @@ _BATCH = "global_batch_size"
 _BATCH_PARTS = ("micro_batch_size", "gradient_accumulation_steps")
 _ROWS = ("data.sources", "data.overflow", "data.on_empty")
 _ELSEWHERE = ("plugins", "settings", "allow_changes")
-_LENGTH = ("epochs", "train_iters")
+_LENGTH = ("epochs", "train_iters", "min_iterations")
 
 
 class Change(NamedTuple):

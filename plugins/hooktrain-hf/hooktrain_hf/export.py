@@ -15,6 +15,7 @@ from hooktrain import CheckpointConfig, CheckpointError, World, field
 from hooktrain_hf.atomic_folder import check_target, replace_folder, temporary_folder
 from hooktrain_hf.location import first_line
 from hooktrain_hf.model import torch_dtype
+from hooktrain_hf.push import push
 from hooktrain_hf.tokenizer import end_of_turn_id
 from hooktrain_hf.verbosity import quiet_transformers
 
@@ -43,6 +44,11 @@ class HFCheckpointConfig(CheckpointConfig):
 
     save_dtype: Literal["fp32", "bf16", "fp16"] | None = field(default=None)
     """Precision of the exported weights; by default the one that they are kept in."""
+    push_to: str | None = field(default=None, affects_training=False)
+    """Repository on the hub that the export at the end of the run is pushed to: ``organisation/name``, or
+    ``organisation/name@branch``. Nothing is pushed with ``HF_HUB_OFFLINE``, and a push that fails is a warning."""
+    push_private: bool | None = field(default=None, affects_training=False)
+    """Whether that repository, where it is new, is private; by default as the organisation has it."""
 
 
 class HFCheckpointEngine:
@@ -97,6 +103,12 @@ class HFCheckpointEngine:
         problem = next((text for text in trainer.strategy.gather_objects(problem) if text), "")
         if problem:
             raise CheckpointError(problem)
+        if at_end and self.config.push_to and trainer.world.is_main:
+            pushed, why = push(target, self.config.push_to, self.config.push_private)
+            if pushed:
+                trainer.say(f"pushed {target} to {pushed}")
+            else:
+                trainer.host.warn(f"{_WHERE}.push_to: '{target}' was not pushed to {self.config.push_to}: {why}")
         return target
 
     def latest(self) -> Path | None:

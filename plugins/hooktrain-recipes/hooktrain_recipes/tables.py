@@ -13,7 +13,20 @@ import attrs
 
 from hooktrain import Collector
 
-__all__ = ["Row", "apply", "by", "ignored", "keys_of", "moved", "of_kind", "same", "table_of", "unsupported"]
+__all__ = [
+    "Row",
+    "apply",
+    "at",
+    "by",
+    "ignored",
+    "keys_of",
+    "linked",
+    "moved",
+    "same",
+    "sections",
+    "table_of",
+    "unsupported",
+]
 
 Rule = Callable[[Collector, str], None]
 """Accounts for one key that the original has."""
@@ -53,9 +66,7 @@ def moved(key: str, to: str, convert: Callable[[Any], Any] | None = None, about:
         convert: makes our value; a ``ValueError`` makes the key an unsupported one, with its message.
         about: how the value is converted, for the guide.
     """
-    return Row(
-        key=key, ours=f"`{to}`", about=about, rule=lambda found, path: found.copy(path, _places(to, path), convert)
-    )
+    return Row(key=key, ours=f"`{to}`", about=about, rule=lambda found, path: found.copy(path, at(to, path), convert))
 
 
 def ignored(key: str, reason: str) -> Row:
@@ -106,15 +117,55 @@ def keys_of(found: Collector, key: str) -> list[str]:
     return [path for path in found.values if pattern.fullmatch(path)]
 
 
-def _places(to: str, path: str) -> str:
-    """A target with the places in lists that a path has."""
+def sections(found: Collector, rows: Iterable[Row]) -> None:
+    """Account for sections of the table, such as ``data``, that the original has without any key in them."""
+    names = {re.split(r"\[\]", key)[0] for row in rows for key in _prefixes(row.key)}
+    for key in found.unaccounted():
+        if key not in names:
+            continue
+        value = found.values[key]
+        if value in (None, "") or value in ({}, []):
+            found.ignored(key, "empty")
+        else:
+            found.unsupported(
+                key, f"given {value!r:.60}, expected keys and values", f"correct it as {found.program} has it"
+            )
+
+
+def _prefixes(key: str) -> Iterator[str]:
+    steps = key.split(".")
+    for count in range(1, len(steps) + (steps[-1].endswith("[]"))):
+        yield ".".join(steps[:count])
+
+
+def linked(found: Collector, key: str, held: Mapping[str, Any], translate: Callable[[Collector, str], None]) -> None:
+    """Account for a key that names a file by what the file holds.
+
+    Args:
+        found: the translation, whose recipe gets what the file says.
+        key: the key that names the file.
+        held: what the file holds.
+        translate: accounts for everything in the file, which it finds under ``key``.
+    """
+    nested: Any = held
+    for step in reversed(key.split(".")):
+        nested = {step: nested}
+    inner = Collector(nested, found.program)
+    inner.recipe, inner.notes = found.recipe, found.notes
+    translate(inner, key)
+    account = inner.translation()
+    found.translated(key, *(to for entry in account.translated for to in entry.to))
+    for entry in account.ignored:
+        if entry.key != key:
+            found.ignored(entry.key, entry.reason)
+    for refused in account.unsupported:
+        found.unsupported(refused.key, refused.reason, refused.remedy)
+
+
+def at(to: str, path: str) -> str:
+    """A target such as ``data.sources[].split`` with the places in lists that a path has."""
     places = iter(re.findall(r"\[\d+\]", path))
     return re.sub(re.escape("[]"), lambda _: next(places, "[0]"), to)
-
-
-def of_kind(rows: Iterable[Row], kind: str) -> list[Row]:
-    """The rows of a kind."""
-    return [row for row in rows if row.kind == kind]
 
 
 def table_of(rows: Iterable[Row], program: str) -> str:
@@ -127,7 +178,7 @@ def table_of(rows: Iterable[Row], program: str) -> str:
     }
     parts = []
     for kind, (title, theirs, ours) in heads.items():
-        chosen = of_kind(rows, kind)
+        chosen = [row for row in rows if row.kind == kind]
         if not chosen:
             continue
         wide = kind == "translated"
