@@ -2,85 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from hooktrain import Collector, did_you_mean
+from hooktrain_recipes.axolotl_prompts import INSTRUCTIONS
 from hooktrain_recipes.reasons import ACCOUNT_SOURCE, CONTRADICTION, OWN_CODE, PREFERENCES, Reason
 from hooktrain_recipes.templates import AXOLOTL
 from hooktrain_recipes.values import flag, flag_of, listed, text, whole
 
-__all__ = ["INSTRUCTIONS", "SOURCE_KEYS", "held_out", "set_data"]
-
-_SYSTEM = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request."
-_PAIRED = _SYSTEM.format(", paired with an input that provides further context")
-_ALONE = _SYSTEM.format("")
-_CHAT_SYSTEM = (
-    "Below is an instruction from a USER that describes a task{}. The ASSISTANT writes a response that {} completes the"
-    " request.\n\n"
-)
-_ASKED = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-_ASKED_ALONE = "### Instruction:\n{instruction}\n\n### Response:\n"
-_USER = "USER: {instruction}\n{input}\nASSISTANT:"
-_USER_ALONE = "USER: {instruction}\nASSISTANT:"
-_IM = "<|im_start|>user\n{instruction}\n{input}<|im_end|>\n<|im_start|>assistant\n"
-_IM_ALONE = "<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n"
-
-_Parts = Mapping[str, str]
-_STYLES: Mapping[str, _Parts] = {
-    "instruct": {"prompt": f"{_PAIRED}\n\n{_ASKED}", "without_input": f"{_ALONE}\n\n{_ASKED_ALONE}"},
-    "chat": {"prompt": f"SYSTEM: {_PAIRED}\n{_USER}", "without_input": f"SYSTEM: {_ALONE}\n{_USER_ALONE}"},
-    "chatml": {
-        "prompt": f"<|im_start|>system\n{_PAIRED}<|im_end|>\n{_IM}",
-        "without_input": f"<|im_start|>system\n{_ALONE}<|im_end|>\n{_IM_ALONE}",
-    },
-    "phi": {
-        "prompt": f"<|system|>\n{_PAIRED}<|end|>\n<|user|>\n{{instruction}}<|end|>{{input}}<|assistant|>",
-        "without_input": f"<|system|>\n{_ALONE}<|end|>\n<|user|>\n{{instruction}}<|end|>\n<|assistant|>\n",
-    },
-}
-_STYLED = {"alpaca": {}, "gpteacher": {"output": "response"}, "jeopardy": {"instruction": "question", "input": "category",
-           "output": "answer"}, "oasst": {"instruction": "INSTRUCTION", "output": "RESPONSE"}}  # fmt: skip
-_CHAT = {
-    "prompt": f"SYSTEM: {_CHAT_SYSTEM.format(', paired with an input that provides further context', 'concisely and appropriately')}\n{_USER}",
-    "without_input": f"SYSTEM: {_CHAT_SYSTEM.format('', 'appropriately and concisely')}\n{_USER_ALONE}",
-}
-_QUESTION = {"prompt": _CHAT["without_input"]}
-_WITH_SYSTEM = {"prompt": _USER, "without_input": _USER_ALONE, "system": "SYSTEM: {system}\n"}
-
-INSTRUCTIONS: dict[str, tuple[_Parts, Mapping[str, str]]] = {
-    **{
-        name if style == "instruct" else f"{name}:{style}": (
-            {**parts, "answer": "what is {output}"} if name == "jeopardy" else parts, columns,
-        )
-        for name, columns in _STYLED.items()
-        for style, parts in _STYLES.items()
-    },
-    "alpaca_chat.load": (_STYLES["chat"], {}),
-    "alpaca_chat.load_concise": (_CHAT, {}),
-    "alpaca_chat.load_qa": (_QUESTION, {"instruction": "question", "output": "answer"}),
-    "alpaca_chat.load_camel_ai": (_QUESTION, {"instruction": "message_1", "output": "message_2"}),
-    "alpaca_chat.load_no_prompt": ({"prompt": _USER, "without_input": _USER_ALONE}, {}),
-    "alpaca_w_system.load": (_WITH_SYSTEM, {}),
-    "alpaca_w_system.load_chat": (_WITH_SYSTEM, {}),
-    "alpaca_w_system.load_instruct": (
-        {"prompt": _ASKED, "without_input": _ASKED_ALONE, "system": "### System:\n{system}\n\n"}, {},
-    ),
-    "alpaca_w_system.load_open_orca": (
-        {"prompt": "### Human:\n{instruction}\n### Assistant:\n", "system": "### System:\n{system}\n"},
-        {"instruction": "question", "output": "response", "system": "system_prompt"},
-    ),
-    "alpaca_w_system.load_open_orca_chatml": (
-        {"prompt": _IM_ALONE, "system": "<|im_start|>system\n{system}<|im_end|>\n"},
-        {"instruction": "question", "output": "response", "system": "system_prompt"},
-    ),
-    "summarizetldr": (
-        {"prompt": "USER: Summarize the following article as a TL;DR.\n{instruction}\nASSISTANT:"},
-        {"instruction": "article", "output": "summary"},
-    ),
-}  # fmt: skip
-"""For each of Axolotl's types of instructions, the texts of its prompts and the columns that it reads."""
-INSTRUCTIONS["alpaca_chat"], INSTRUCTIONS["alpaca_w_system"] = INSTRUCTIONS["alpaca:chat"], (_WITH_SYSTEM, {})
+__all__ = ["SOURCE_KEYS", "held_out", "set_data"]
 
 _PREFERRED = ("bradley_terry", "ebft", "chatml.", "llama3.", "zephyr.", "stepwise", "rwd", "chat_template.argilla")
 _PREFERRED += ("user_defined.", "passthrough", "chat_template.default_dpo", "chatml_", "prompt_pairs")
@@ -142,7 +74,7 @@ def set_data(found: Collector) -> None:
         if not isinstance(sets, list) or not sets:
             found.unsupported(key, "expected a list of sets", "name the data to train on")
     kinds.discard("")
-    causal = bool(kinds) and kinds == {"text"}
+    causal = kinds == {"text"} and len(_columns(found)) == 1
     found.default("type", "causal" if causal else "sft", "Axolotl has no such key: the types of the sets say it")
     _texts(found, causal)
     _templates(found, "chat" in kinds)
@@ -235,6 +167,10 @@ class _Set:
         kind = found.get(key, "pretrain" if streamed else None)
         if isinstance(kind, Mapping):
             return self._own_prompt(kind)
+        if kind is None and (found.get("rl") or found.get("process_reward_model") or found.get("reward_model")):
+            PREFERENCES.refuse(found, key if key in found else self.path)
+            self._accept_rest(("step_separator", "max_completion_length", "train_on_last_step_only"))
+            return ""
         if not isinstance(kind, str):
             found.unsupported(
                 key if key in found else self.path, "a set without a type", "add its type, such as chat_template"
@@ -394,9 +330,12 @@ class _Set:
             found.unsupported(
                 f"{path}.message_field_training", "another name of a message's field", "rename it to train"
             )
-        self._unless_off(
-            "drop_system_message", "messages that are left out", "remove the system messages from the rows"
-        )
+        if flag_of(found.get(f"{path}.drop_system_message")):
+            found.set(f"{to}.format", "without_system")
+            found.translated(f"{path}.drop_system_message", f"{to}.format")
+            found.set(f"{to}.columns", {"messages": messages})
+        else:
+            self._ignore("drop_system_message", "false is the default")
         self._trained()
         return "chat"
 
@@ -459,25 +398,28 @@ def _one_file(value: Any) -> str:
     return files[0]
 
 
+def _columns(found: Collector) -> set[str]:
+    """The columns of text that the sources have."""
+    sources = [each for kind in ("sources", "eval_sources") for each in found.recipe.get("data", {}).get(kind, [])]
+    return {str(source.get("columns", {}).get("text", "text")) for source in sources}
+
+
 def _texts(found: Collector, causal: bool) -> None:
     """Move the column and drop the format, which plain text has for all of its sets."""
     if not causal:
         return
-    columns = set()
+    (column,) = _columns(found)
     for kind in ("sources", "eval_sources"):
-        for at, source in enumerate(found.recipe.get("data", {}).get(kind, [])):
+        for source in found.recipe["data"].get(kind, []):
             source.pop("format", None)
-            columns.add(source.pop("columns", {}).get("text", "text"))
-    for base in ("datasets", "pretraining_dataset", "test_datasets"):
-        for at in range(len(found.get(base) or ())):
-            for name in ("field", "text_column"):
-                key = f"{base}[{at}].{name}"
-                if found.get(key) not in (None, "text"):
-                    if len(columns) > 1:
-                        found.unsupported(key, "sets of text with other columns", "rename the column in the rows")
-                    found.translated(key, "data.text_column")
-    if len(columns) == 1 and columns != {"text"}:
-        found.set("data.text_column", columns.pop())
+            source.pop("columns", None)
+    if column != "text":
+        found.set("data.text_column", column)
+        for base in ("datasets", "pretraining_dataset", "test_datasets"):
+            for at in range(len(found.get(base) or ())):
+                for name in ("field", "text_column"):
+                    if found.get(f"{base}[{at}].{name}") not in (None, "text"):
+                        found.translated(f"{base}[{at}].{name}", "data.text_column")
 
 
 def _templates(found: Collector, used: bool) -> None:
@@ -501,6 +443,27 @@ def _templates(found: Collector, used: bool) -> None:
             _template(found, place, name, jinja)
 
 
+_FAMILIES = {
+    "command_a": "command-?a",
+    "deepseek_v3": "deepseek-?v3",
+    "exaone4": "exaone-?4",
+    "gemma3n": "gemma-?3n",
+    "gemma4": "gemma-?4",
+    "gemma4_unified": "gemma-?4",
+    "jamba": "jamba",
+    "llama3_2_vision": "llama-?3.2.*vision",
+    "llama4": "llama-?4",
+    "llava": "llava",
+    "nemotron_h": "nemotron-?h|nemotron",
+    "phi_4": "phi-?4",
+    "pixtral": "pixtral",
+    "qwen2_vl": "qwen-?2(.5)?-?vl",
+    "qwen3": "qwen-?3",
+    "qwen3_5": "qwen-?3.5",
+}
+"""Templates of Axolotl that are a family's own, and what the names of its models say."""
+
+
 def _template(found: Collector, place: str, name: Any, jinja: Any) -> None:
     key, written = f"{place}chat_template", f"{place}chat_template_jinja"
     if jinja is not None and name in (None, "jinja"):
@@ -514,6 +477,8 @@ def _template(found: Collector, place: str, name: Any, jinja: Any) -> None:
     elif name in AXOLOTL:
         found.set("tokenizer.chat_template", AXOLOTL[name].jinja(marked=False))
         found.translated(key, "tokenizer.chat_template")
+    elif re.search(_FAMILIES.get(str(name), r"(?!)"), str(found.get("base_model")).lower()):
+        found.ignored(key, "it is the template that models of this family bring along")
     else:
         _TEMPLATE.refuse(found, key, str(name))
 

@@ -88,13 +88,17 @@ class PromptsPlugin:
     def unused_hooks(self, recipe: Recipe) -> list[str]:
         given = recipe.settings["prompts"].formats
         self.formats = {name: dict(parts) for name, parts in given.items()}
-        return [] if self.formats else ["register_formats"]
+        return []
 
     @hookimpl(optionalhook=True)
     def register_formats(self, source: Any, config: Any) -> Mapping[str, Format]:
         from hooktrain_sft import Format, SourceOptions
 
         name = SourceOptions.of(source, config).format  # a format of the recipe is never recognised, only named
+        if name == "without_system":
+            return {name: Format(name, "'messages'", _recognise_messages, _without_system)}
+        if name == "alpaca_joined":
+            return {name: Format(name, "'instruction' and 'output'", _recognise, _joined, "messages", _COLUMNS)}
         if name not in self.formats:
             return {}
         columns = "'instruction' and 'output'"
@@ -106,6 +110,39 @@ _COLUMNS = frozenset({"instruction", "input", "system", "output"})
 
 def _recognise(columns: Sequence[str], example: Mapping[str, Any]) -> str | None:
     return "the columns 'instruction' and 'output'" if {"instruction", "output"} <= set(columns) else None
+
+
+def _recognise_messages(columns: Sequence[str], example: Mapping[str, Any]) -> str | None:
+    return "the column 'messages'" if "messages" in columns else None
+
+
+_ROLES = {"human": "user", "gpt": "assistant"}
+
+
+def _without_system(example: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Leave out the messages of the system; those of from and value get role and content."""
+    messages = example.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(turn, Mapping) for turn in messages):
+        raise DataError(f"messages is {messages!r:.80}, expected a list of mappings; correct or remove the example")
+    made = []
+    for turn in messages:
+        role = str(turn.get("role", turn.get("from", "")))
+        if role.lower() != "system":
+            rest = {name: value for name, value in turn.items() if name not in ("role", "from", "value")}
+            made.append({"role": _ROLES.get(role, role), "content": turn.get("content", turn.get("value")), **rest})
+    return {**example, "messages": made}
+
+
+def _joined(example: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Make a conversation of an instruction with its input right behind it."""
+    texts = [example.get(name) or "" for name in ("system", "instruction", "input", "output")]
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(f"given {texts!r:.80}, expected texts; correct or remove the example")
+    system, instruction, more, output = texts
+    turns = [("system", system)] if system else []
+    turns += [("user", instruction + more), ("assistant", output)]
+    rest = {name: value for name, value in example.items() if name not in _COLUMNS}
+    return {**rest, "messages": [{"role": role, "content": content} for role, content in turns]}
 
 
 class _Converter:
