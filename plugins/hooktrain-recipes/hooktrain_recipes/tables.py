@@ -159,7 +159,11 @@ def linked(found: Collector, key: str, held: Mapping[str, Any], translate: Calla
     inner.recipe, inner.notes = found.recipe, found.notes
     translate(inner, key)
     account = inner.translation()
-    found.translated(key, *(to for entry in account.translated for to in entry.to))
+    targets = [to for entry in account.translated for to in entry.to]
+    if targets:
+        found.translated(key, *targets)
+    else:
+        found.ignored(key, "nothing in it has an effect here")
     for entry in account.ignored:
         if entry.key != key:
             found.ignored(entry.key, entry.reason)
