@@ -28,8 +28,8 @@ def commented_yaml(translation: Translation, raw: Mapping[str, Any], heading: st
     if translation.unsupported:
         lines += ["", "Not supported, and so missing here:"]
         lines += [f"- {each.key}: {each.reason}; {each.remedy}" for each in translation.unsupported]
-    head = "".join(f"# {' '.join(line.split())}".rstrip() + "\n" for line in lines)
-    comments = dict(_comments(translation, values_of(raw)))
+    head = "".join(f"# {_shown(line)}".rstrip() + "\n" for line in lines)
+    comments = {path: _shown(text) for path, text in _comments(translation, values_of(raw))}
     for blocks in (True, False):  # text that no block can hold is quoted
         text = "".join(f"{line}\n" for line in _Writer(comments, blocks).mapping(translation.recipe, "", ""))
         if yaml.safe_load(text) == translation.recipe or not blocks:
@@ -61,6 +61,11 @@ def _comments(translation: Translation, original: Mapping[str, Any]) -> Iterator
             plain = not isinstance(given, (Mapping, list)) and len(shown) <= _LONGEST
             same = given == value and isinstance(given, bool) == isinstance(value, bool)
             yield path, f"from {keys[0]}" + (f": {shown}" if plain and not same else "")
+
+
+def _shown(text: str) -> str:
+    """Text on one line, without characters that YAML does not take."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in " ".join(text.split()))
 
 
 class _Writer:

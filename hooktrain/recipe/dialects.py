@@ -208,7 +208,7 @@ class Collector:
         Args:
             key: path in the original.
             to: path in the recipe.
-            convert: makes the recipe's value; a ``ValueError`` becomes an unsupported entry with its message.
+            convert: makes the recipe's value; a ``ValueError`` or ``TypeError`` becomes an unsupported entry.
         """
         if key not in self.values:
             return
@@ -218,7 +218,7 @@ class Collector:
             return
         try:
             made = value if convert is None else convert(value)
-        except ValueError as problem:
+        except (ValueError, TypeError, OverflowError) as problem:
             self.unsupported(key, str(problem), f"correct the value, which {self.program} would not take either")
             return
         self.set(to, made)

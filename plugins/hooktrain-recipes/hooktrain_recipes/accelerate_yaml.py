@@ -31,7 +31,7 @@ def set_fsdp(found: Collector, key: str) -> None:
     """Shard over ranks with FSDP2."""
     found.set("strategy.type", "torch")
     found.set("strategy.data_parallel", "fsdp2")
-    found.translated(key, "strategy.data_parallel")
+    found.translated(key, "strategy.type", "strategy.data_parallel")
 
 
 def translate_accelerate(found: Collector, key: str, folder: Path) -> None:
@@ -40,8 +40,8 @@ def translate_accelerate(found: Collector, key: str, folder: Path) -> None:
     if name is None:
         found.ignored(key, "null is the default")
         return
-    if name in _NAMED:
-        held: Any = _NAMED[str(name)]
+    if isinstance(name, str) and name in _NAMED:
+        held: Any = _NAMED[name]
     else:
         path = file_beside(found, key, name, folder)
         if path is None:

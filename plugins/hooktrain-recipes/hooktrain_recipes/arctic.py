@@ -228,7 +228,7 @@ ROWS: tuple[Row, ...] = (
     # -------------------------------------------------------------------------------------------------- data
     by("data.type", _named_part(("sft", "causal"), "data.type"), "`data.type`"),
     *SOURCE_ROWS,
-    moved("data.train_eval_split", "data.train_eval_split"),
+    moved("data.train_eval_split", "data.train_eval_split", lambda value: [share(each) for each in value]),
     moved("data.max_length", "data.max_length", positive_whole, about="the model's own limit in ArcticTraining"),
     moved("data.num_proc", "data.num_proc", positive_whole),
     moved("data.dl_num_workers", "data.workers", human_whole),
@@ -349,12 +349,16 @@ def _schedule(found: Collector) -> None:
     keys = ScheduleKeys(
         name="scheduler.name",
         arguments="scheduler.scheduler_specific_kwargs",
-        steps="scheduler.num_warmup_steps",
-        ratio="scheduler.warmup_ratio",
+        steps="",
+        ratio="",
         rate="optimizer.learning_rate" if "optimizer.learning_rate" in found else "optimizer.lr",
     )
-    if found.get("scheduler.name", "linear") != "constant":
-        found.default("scheduler.warmup_ratio", 0.1, _DEFAULT) if found.get("scheduler.warmup_ratio") is None else None
+    if found.get(keys.name) == "constant":
+        if "scheduler.warmup_ratio" in found:
+            found.ignored("scheduler.warmup_ratio", "`constant` has no warm-up there")
+    else:
+        found.copy("scheduler.warmup_ratio", "scheduler.warmup_ratio", lambda value: share(human(value)))
+        found.default("scheduler.warmup_ratio", 0.1, _DEFAULT)
     set_schedule(found, keys, "linear", PROGRAM)
 
 

@@ -105,8 +105,13 @@ def apply(found: Collector, rows: Iterable[Row]) -> None:
         if row.rule is None:
             continue
         for path in keys_of(found, row.key):
-            if not found.accounted(path):
+            if found.accounted(path):
+                continue
+            try:
                 row.rule(found, path)
+            except (TypeError, ValueError, AttributeError, KeyError, OverflowError):  # a value of another kind
+                given = f"given {found.values[path]!r:.60}, which {found.program} would not take either"
+                found.unsupported(path, given, "correct the value")
 
 
 def keys_of(found: Collector, key: str) -> list[str]:
@@ -154,7 +159,11 @@ def linked(found: Collector, key: str, held: Mapping[str, Any], translate: Calla
     inner.recipe, inner.notes = found.recipe, found.notes
     translate(inner, key)
     account = inner.translation()
-    found.translated(key, *(to for entry in account.translated for to in entry.to))
+    targets = [to for entry in account.translated for to in entry.to]
+    if targets:
+        found.translated(key, *targets)
+    else:
+        found.ignored(key, "nothing in it has an effect here")
     for entry in account.ignored:
         if entry.key != key:
             found.ignored(entry.key, entry.reason)
@@ -169,23 +178,22 @@ def at(to: str, path: str) -> str:
 
 
 def table_of(rows: Iterable[Row], program: str) -> str:
-    """The guide's tables of a dialect in Markdown."""
+    """Return the tables of a dialect in Markdown, for its guide."""
     rows = list(rows)
-    heads: Mapping[str, tuple[str, str, str]] = {
-        "translated": ("What has a counterpart", program, "hooktrain"),
-        "ignored": ("What has no effect here", program, ""),
-        "unsupported": ("What is not supported", program, ""),
-    }
-    parts = []
-    for kind, (title, theirs, ours) in heads.items():
-        chosen = [row for row in rows if row.kind == kind]
-        if not chosen:
-            continue
-        wide = kind == "translated"
-        lines = [f"## {title}", "", f"| {theirs} | {ours} | |" if wide else f"| {theirs} | |"]
-        lines.append("|---|---|---|" if wide else "|---|---|")
-        for row in chosen:
-            cells = [f"`{row.key}`", *([row.ours] if wide else []), row.about]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+    lines = ["## What has a counterpart", "", f"| {program} | hooktrain | |", "|---|---|---|"]
+    for row in rows:
+        if row.kind == "translated":
+            lines.append(f"| `{row.key}` | {_cell(row.ours)} | {_cell(row.about)} |")
+    for kind, title in (("ignored", "What has no effect here"), ("unsupported", "What is not supported")):
+        reasons: dict[str, list[str]] = {}
+        for row in rows:
+            if row.kind == kind:
+                reasons.setdefault(row.about, []).append(f"`{row.key}`")
+        if reasons:
+            lines += ["", f"## {title}", "", f"| {program} | why |", "|---|---|"]
+            lines += [f"| {', '.join(dict.fromkeys(keys))} | {_cell(why)} |" for why, keys in reasons.items()]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -188,6 +188,9 @@ def _mixer(found: Collector) -> None:
     configs = found.get("dataset_configs")
     for at, name in enumerate(mixer):
         key = f"dataset_mixer.{name}"
+        if isinstance(mixer[name], (Mapping, list)):
+            found.unsupported(key, f"given {mixer[name]!r:.60}, expected a share", "write a number from 0 to 1")
+            continue
         for split in splits:
             section = "eval_sources" if "test" in split else "sources"
             if section == "eval_sources" and not evaluates(found):

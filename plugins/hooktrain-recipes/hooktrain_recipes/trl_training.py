@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def _length(found: Collector) -> None:
     elif "max_steps" in found:
         found.copy("max_steps", "train_iters", positive_whole)
     epochs = found.get("num_train_epochs")
-    if isinstance(epochs, float) and epochs != int(epochs):
+    if isinstance(epochs, float) and math.isfinite(epochs) and epochs != int(epochs):
         LIMITS.refuse(found, "num_train_epochs", "a fraction of an epoch")
     else:
         found.copy("num_train_epochs", "epochs", positive_whole)
