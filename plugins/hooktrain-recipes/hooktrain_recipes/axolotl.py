@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from hooktrain_recipes.axolotl_data import held_out, set_data
 from hooktrain_recipes.axolotl_model import set_adapter, set_model
 from hooktrain_recipes.axolotl_rows import ROWS
 from hooktrain_recipes.axolotl_strategy import set_strategy
+from hooktrain_recipes.explained import explain
+from hooktrain_recipes.kinds import check_kinds, guarded
 from hooktrain_recipes.optimizers import set_optimizer
 from hooktrain_recipes.reasons import CONTRADICTION, EPOCH_FRACTION, GROUPS, PREFERENCES, ROLLOUTS, SCHEDULE, Reason
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
@@ -24,6 +27,16 @@ __all__ = ["ROWS", "dialect"]
 
 _OWN = ("datasets", "pretraining_dataset", "sequence_len", "micro_batch_size", "num_epochs", "adapter", "val_set_size")
 """Keys of Axolotl of which its recipes have some beside ``base_model``."""
+_STRUCTURED = (
+    "special_tokens",
+    "tokens",
+    "overrides_of_model_config",
+    "model_config",
+    "lora_rank_pattern",
+    "deepspeed",
+)
+_STRUCTURED += ("test_datasets", "pretraining_dataset", "chat_template_kwargs", "lr_scheduler_kwargs", "fsdp_config")
+_LISTS = ("plugins", "fsdp", "lora_target_modules", "lora_target_parameters", "lora_modules_to_save")
 
 
 @attrs.frozen
@@ -40,17 +53,12 @@ class _Dialect:
             found.get("datasets") or found.get("pretraining_dataset") or any(key in found for key in _OWN)
         ):
             return Translation(not_a_recipe="no base_model with data and sizes, as Axolotl's training recipes have")
-        set_model(found)
-        set_data(found)
-        set_adapter(found)
-        _lengths(found)
-        _batches(found)
-        _optimizer(found)
-        _evaluation(found)
-        _saves(found)
-        set_strategy(found, folder)
-        _methods(found)
+        check_kinds(found, ROWS, _STRUCTURED, _LISTS)
+        for step in (set_model, set_data, set_adapter, _lengths, _batches, _optimizer, _evaluation, _saves, _methods):
+            guarded(found, partial(step, found), "base_model")
+        guarded(found, partial(set_strategy, found, folder), "deepspeed" if "deepspeed" in found else "base_model")
         apply(found, ROWS)
+        explain(found)
         return found.translation()
 
 
@@ -61,7 +69,7 @@ def dialect() -> _Dialect:
 def _lengths(found: Collector) -> None:
     found.copy("sequence_len", "data.max_length", whole)
     found.default("data.max_length", 512, "the default of Axolotl")
-    causal = found.recipe["type"] == "causal"
+    causal = found.recipe.get("type") == "causal"
     packed = flag_of(found.get("sample_packing"))
     if "sample_packing" in found and found.get("sample_packing") is not None:
         found.copy("sample_packing", "data.pack_samples", flag)
@@ -256,6 +264,13 @@ def _saves(found: Collector) -> None:
     if "save_only_model" in found:
         found.translated("save_only_model", "checkpoint[0].type")
     _save_times(found, f"checkpoint[{place}]")
+    name = found.get("hub_model_id")
+    if isinstance(name, str) and re.fullmatch(r"[\w.\-]+/[\w.\-]+", name):
+        found.copy("hub_model_id", f"checkpoint[{last}].push_to", text)
+        found.set(f"checkpoint[{last}].push_private", True)
+        found.translated("hub_model_id", f"checkpoint[{last}].push_private")
+    elif isinstance(name, str) and name.startswith("<"):
+        found.ignored("hub_model_id", "a place for a name, to be filled in")
     key = "save_total_limit"
     if lone:
         found.ignored(key, "every export is kept") if key in found else None
@@ -322,8 +337,3 @@ def _methods(found: Collector) -> None:
         PREFERENCES.refuse(found, "rl")
     elif "rl" in found:
         found.ignored("rl", "null is the default")
-    for key in ("plugins",):
-        if isinstance(found.get(key), str):
-            Reason("expected a list of plugins", "write it as a list").refuse(found, key)
-    if found.get("hub_model_id") and re.fullmatch(r"[\w.\-]+/[\w.\-]+", text(str(found.get("hub_model_id")))) is None:
-        found.ignored("hub_model_id", "no name of a repository")

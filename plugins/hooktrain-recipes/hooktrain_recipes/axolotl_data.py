@@ -8,9 +8,10 @@ from typing import Any
 
 from hooktrain import Collector, did_you_mean
 from hooktrain_recipes.axolotl_prompts import INSTRUCTIONS
+from hooktrain_recipes.kinds import ERRORS
 from hooktrain_recipes.reasons import ACCOUNT_SOURCE, CONTRADICTION, OWN_CODE, PREFERENCES, Reason
 from hooktrain_recipes.templates import AXOLOTL
-from hooktrain_recipes.values import flag, flag_of, listed, text, whole
+from hooktrain_recipes.values import flag, flag_of, listed, numeric, split_of, text, whole
 
 __all__ = ["SOURCE_KEYS", "held_out", "set_data"]
 
@@ -70,7 +71,10 @@ def set_data(found: Collector) -> None:
                 )
                 continue
             made = _Set(found, path, to)
-            kinds.add(made.translate(streamed=key == "pretraining_dataset"))
+            try:
+                kinds.add(made.translate(streamed=key == "pretraining_dataset"))
+            except ERRORS:
+                found.unsupported(path, f"given {dict(entry)!r:.60}, which Axolotl does not take", "correct the values")
         if not isinstance(sets, list) or not sets:
             found.unsupported(key, "expected a list of sets", "name the data to train on")
     kinds.discard("")
@@ -384,6 +388,12 @@ class _Set:
                 )
 
 
+def _count(found: Collector, key: str) -> int:
+    """How many entries a list of the original has."""
+    value = found.get(key)
+    return len(value) if isinstance(value, list) else 0
+
+
 def _length(found: Collector, to: str) -> int:
     target: Any = found.recipe
     for step in to.split("."):
@@ -416,7 +426,7 @@ def _texts(found: Collector, causal: bool) -> None:
     if column != "text":
         found.set("data.text_column", column)
         for base in ("datasets", "pretraining_dataset", "test_datasets"):
-            for at in range(len(found.get(base) or ())):
+            for at in range(_count(found, base)):
                 for name in ("field", "text_column"):
                     if found.get(f"{base}[{at}].{name}") not in (None, "text"):
                         found.translated(f"{base}[{at}].{name}", "data.text_column")
@@ -424,8 +434,7 @@ def _texts(found: Collector, causal: bool) -> None:
 
 def _templates(found: Collector, used: bool) -> None:
     """Set the chat template; those of sets must be one."""
-    places = ["", *(f"datasets[{at}]." for at in range(len(found.get("datasets") or ())))]
-    places += [f"test_datasets[{at}]." for at in range(len(found.get("test_datasets") or ()))]
+    places = ["", *(f"{key}[{at}]." for key in ("datasets", "test_datasets") for at in range(_count(found, key)))]
     first: tuple[Any, Any] | None = None
     for place in places:
         name, jinja = found.get(f"{place}chat_template"), found.get(f"{place}chat_template_jinja")
@@ -517,15 +526,7 @@ def _share_of_evaluation(found: Collector) -> None:
             found.ignored(key, "nothing is held out")
     elif found.get("test_datasets"):
         CONTRADICTION.refuse(found, key, "test_datasets")
+    elif numeric(value) >= 1:
+        found.copy(key, "data.val_size", whole)
     else:
-        found.copy(key, "data.train_eval_split", _split)
-
-
-def _split(value: Any) -> list[float]:
-    from hooktrain_recipes.values import number
-
-    held = number(value)
-    if not 0 < held < 1:
-        whole(value)
-        raise ValueError("a number of examples held out; give a share below 1, or evaluate on a slice of the set")
-    return [round(1 - held, 10), held]
+        found.copy(key, "data.train_eval_split", split_of)

@@ -167,6 +167,7 @@ ROWS: tuple[Row, ...] = (
             "save_total_limit": ("checkpoint[0].keep_last", ""),
             "save_only_model": ("checkpoint[0].type", "`huggingface`"),
             "auto_resume_from_checkpoints": ("checkpoint[0].auto_resume", ""),
+            "hub_model_id": ("checkpoint[1].push_to", "at the end of the run, into a private repository"),
             "output_dir": ("run_dir checkpoint[1].output_dir", "exports go to its subfolder `model`"),
             "deepspeed": ("strategy.type strategy.config", "the file is read; Axolotl's own are known by name"),
             "fsdp": ("strategy.data_parallel", "FSDP2"),

@@ -88,6 +88,7 @@ def _sizes(found: Collector, deepspeed: bool) -> None:
     if shards not in (None, 0, 1) and not deepspeed:
         found.set("strategy.type", "torch")
         found.copy("dp_shard_size", "strategy.data_parallel", lambda size: "fsdp2" if whole(size) > 1 else "ddp")
+        found.translated("dp_shard_size", "strategy.type")
     elif "dp_shard_size" in found:
         found.ignored("dp_shard_size", "weights are not divided")
     if "dp_replicate_size" in found:

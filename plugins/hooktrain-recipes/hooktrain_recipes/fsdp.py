@@ -45,12 +45,14 @@ def set_fsdp(found: Collector, fsdp: str = "fsdp", config: str = "fsdp_config") 
     on = on and "no_shard" not in listed and sharding not in ("NO_SHARD", "3")
     if fsdp in found:
         if on and listed:
-            found.translated(fsdp, "strategy.data_parallel")
+            found.translated(fsdp, "strategy.data_parallel", "strategy.type")
         else:
             found.ignored(fsdp, "not used")
     if on:
         found.set("strategy.type", "torch")
         found.set("strategy.data_parallel", "fsdp2")
+        if not listed:
+            found.translated(config, "strategy.data_parallel", "strategy.type")
     if given is None:
         found.ignored(config, "null is the default") if config in found else None
         return on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import attrs
 from hooktrain import Collector, Translation
 from hooktrain_recipes.adapters import copy_all, targets, without_adapter
 from hooktrain_recipes.deepspeed_json import translate_deepspeed_file
+from hooktrain_recipes.explained import explain
 from hooktrain_recipes.fsdp import set_fsdp
+from hooktrain_recipes.kinds import check_kinds, guarded
 from hooktrain_recipes.llamafactory_data import quantized_name, set_data
 from hooktrain_recipes.llamafactory_rows import ROWS
 from hooktrain_recipes.llamafactory_v1 import ROWS as ROWS_V1
@@ -31,12 +34,14 @@ from hooktrain_recipes.reasons import (
 )
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
 from hooktrain_recipes.tables import apply
-from hooktrain_recipes.values import flag, flag_of, listed, number, positive, share, text, whole
+from hooktrain_recipes.values import flag, flag_of, listed, number, numeric, positive, share, text, whole
 
 __all__ = ["ROWS", "ROWS_V1", "dialect"]
 
 _OWN = ("stage", "finetuning_type", "cutoff_len", "dataset_dir", "lora_target", "do_train")
 _V1 = ("train_dataset", "model_class", "dist_config", "kernel_config")
+_STRUCTURED = ("lr_scheduler_kwargs", "fsdp_config", "peft_config", "dist_config", "kernel_config", "deepspeed")
+_LISTS = ("dataset", "eval_dataset", "fsdp", "adapter_name_or_path", "lora_target", "oft_target", "additional_target")
 _PROGRAM = "LLaMA-Factory"
 
 
@@ -54,22 +59,28 @@ class _Dialect:
         if isinstance(found.get("model"), str) and any(key in found for key in _V1):
             if not found.get("train_dataset"):
                 return Translation(not_a_recipe="no train_dataset: a model is exported or answers are sampled")
-            set_v1(found, folder)
+            check_kinds(found, ROWS_V1, _STRUCTURED, ())
+            guarded(found, partial(set_v1, found, folder), "model")
             apply(found, ROWS_V1)
+            explain(found)
             return found.translation()
         if why := _not_a_recipe(found):
             return Translation(not_a_recipe=why)
-        _model(found)
-        media = set_data(found, folder)
-        _media(found, media)
-        _stage(found)
-        _adapter(found)
-        _batches(found)
-        _optimizer(found)
-        _evaluation(found)
-        _saves(found)
-        _strategy(found, folder)
+        check_kinds(found, ROWS, _STRUCTURED, _LISTS)
+        for step in (
+            _model,
+            partial(_data, folder=folder),
+            _stage,
+            _adapter,
+            _batches,
+            _optimizer,
+            _evaluation,
+            _saves,
+        ):
+            guarded(found, partial(step, found), "model_name_or_path")
+        guarded(found, partial(_strategy, found, folder), "deepspeed" if "deepspeed" in found else "model_name_or_path")
         apply(found, ROWS)
+        explain(found)
         return found.translation()
 
 
@@ -173,6 +184,10 @@ def _precision(found: Collector) -> None:
                 found.ignored(key, "TF32 is torch's default here" if key == "tf32" else f"the precision is {name}")
 
 
+def _data(found: Collector, folder: Path) -> None:
+    _media(found, set_data(found, folder))
+
+
 def _media(found: Collector, media: bool) -> None:
     """Account for the keys of pictures and sound."""
     names = ("image_max_pixels", "image_min_pixels", "image_do_pan_and_scan", "crop_to_patches", "video_max_pixels")
@@ -209,18 +224,10 @@ def _stage(found: Collector) -> None:
         found.translated("use_dft_loss", "loss.type")
     elif "use_dft_loss" in found:
         found.ignored("use_dft_loss", "false is the default")
-    if number_of(found.get("label_smoothing_factor")):
+    if numeric(found.get("label_smoothing_factor")):
         found.copy("label_smoothing_factor", "loss.label_smoothing", share)
     elif "label_smoothing_factor" in found:
         found.ignored("label_smoothing_factor", "none")
-
-
-def number_of(value: Any) -> float:
-    """A number, 0 for what is none."""
-    try:
-        return number(value)
-    except ValueError:
-        return 0.0
 
 
 _LORA = (
@@ -320,7 +327,7 @@ def _least_one(value: Any) -> int:
 def _batches(found: Collector) -> None:
     found.copy("per_device_train_batch_size", "micro_batch_size", _least_one)
     found.default("micro_batch_size", 8, f"the default of {_PROGRAM}")
-    if number_of(found.get("max_steps")) > 0:
+    if numeric(found.get("max_steps")) > 0:
         found.copy("max_steps", "train_iters", _least_one)
         if "num_train_epochs" in found:
             found.ignored("num_train_epochs", "max_steps precedes it")
@@ -345,7 +352,7 @@ def _optimizer(found: Collector) -> None:
     if kind != "torch":
         found.copy("weight_decay", "optimizer.weight_decay", number)
         found.default("optimizer.weight_decay", 0.0, f"the default of {_PROGRAM}")
-    elif number_of(found.get("weight_decay")):
+    elif numeric(found.get("weight_decay")):
         GROUPS.refuse(found, "weight_decay")
     elif "weight_decay" in found:
         found.ignored("weight_decay", "none")
@@ -376,7 +383,7 @@ def set_betas(found: Collector, kind: str) -> None:
 
 
 def _evaluation(found: Collector) -> None:
-    off = not found.get("eval_dataset") and not number_of(found.get("val_size"))
+    off = not found.get("eval_dataset") and not numeric(found.get("val_size"))
     strategy = str(found.get("eval_strategy", found.get("evaluation_strategy", "no"))).lower()
     for key in ("eval_strategy", "evaluation_strategy", "eval_steps", "do_eval", "eval_on_start", "eval_delay"):
         value = found.get(key)
@@ -423,6 +430,7 @@ def _saves(found: Collector) -> None:
         found.ignored("output_dir", "null is the default")
     if "save_only_model" in found:
         found.translated("save_only_model", "checkpoint[0].type")
+    set_push(found, last)
     strategy = str(found.get("save_strategy", "steps")).lower()
     steps = found.get("save_steps", 500)
     if strategy == "steps" and isinstance(steps, float) and 0 < steps < 1:
@@ -459,6 +467,21 @@ def _saves(found: Collector) -> None:
         )
     elif "resume_from_checkpoint" in found:
         found.ignored("resume_from_checkpoint", "null is the default")
+
+
+def set_push(found: Collector, last: int) -> None:
+    """Push the export to a hub, where ``push_to_hub`` asks for it."""
+    if not flag_of(found.get("push_to_hub")):
+        return
+    name, folder = found.get("hub_model_id"), f"checkpoint[{last}]"
+    if not isinstance(name, str) or name.count("/") != 1:
+        found.unsupported(
+            "push_to_hub", "a repository without its organisation", "write hub_model_id: organisation/name"
+        )
+        return
+    found.copy("hub_model_id", f"{folder}.push_to", text)
+    found.translated("push_to_hub", f"{folder}.push_to")
+    found.copy("hub_private_repo", f"{folder}.push_private", flag)
 
 
 def _strategy(found: Collector, folder: Path) -> None:

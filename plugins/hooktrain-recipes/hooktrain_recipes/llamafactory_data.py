@@ -11,9 +11,9 @@ from hooktrain import Collector, did_you_mean
 from hooktrain_recipes.axolotl_model import quantized_name
 from hooktrain_recipes.reasons import ACCOUNT_SOURCE, CONTRADICTION, IMAGES, OWN_CODE, PREFERENCES, Reason
 from hooktrain_recipes.templates import LLAMA_FACTORY
-from hooktrain_recipes.values import flag, flag_of, listed, number, whole
+from hooktrain_recipes.values import flag, flag_of, listed, number, numeric, split_of, whole
 
-__all__ = ["find_file", "quantized_name", "set_data", "split_of"]
+__all__ = ["find_file", "quantized_name", "set_data"]
 
 _DEMOS = {
     "identity": {},
@@ -152,7 +152,7 @@ def _set(found: Collector, key: str, to: str, name: str, entry: Mapping[str, Any
         found.set(f"{to}.data_files", [str(entry.get("file_name", f"{name}.json"))])
     else:
         found.set(f"{to}.name_or_path", f"{place.rstrip('/')}/{entry.get('file_name', f'{name}.json')}")
-    found.translated(key, f"{to}.name_or_path")
+    found.translated(key, to)
     if "ms_hub_url" in entry and "hf_hub_url" not in entry:
         found.unsupported(key, f"the set '{name}' is on ModelScope", "download it and give the path of the files")
     if "script_url" in entry:
@@ -187,6 +187,7 @@ def _form(
         if found.recipe.get("data", {}).get("text_column", column) != column:
             found.unsupported(key, "sets of text with other columns", "rename the column in the rows")
         found.set("data.text_column", column)
+        found.translated(key, "data.text_column")
         return
     if form == "alpaca":
         found.set(f"{to}.format", "alpaca")
@@ -334,14 +335,6 @@ def _masks(found: Collector, plain: bool) -> None:
         found.ignored("disable_shuffling", "false is the default")
 
 
-def split_of(value: Any) -> list[float]:
-    """Shares of training and evaluation."""
-    held = number(value)
-    if not 0 < held < 1:
-        raise ValueError("a number of examples held out; give a share below 1, or an eval_dataset")
-    return [round(1 - held, 10), held]
-
-
 def _held_out(found: Collector) -> None:
     key, value = "val_size", found.get("val_size")
     if key not in found:
@@ -350,5 +343,7 @@ def _held_out(found: Collector) -> None:
         found.ignored(key, "nothing is held out")
     elif found.get("eval_dataset"):
         CONTRADICTION.refuse(found, key, "eval_dataset")
+    elif numeric(value) >= 1:
+        found.copy(key, "data.val_size", whole)
     else:
         found.copy(key, "data.train_eval_split", split_of)

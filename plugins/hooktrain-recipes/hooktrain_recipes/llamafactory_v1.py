@@ -251,7 +251,7 @@ def _distributed(found: Collector, folder: Path) -> None:
     elif kind in ("fsdp2", "fsdpturbo"):
         found.set("strategy.type", "torch")
         found.set("strategy.data_parallel", "fsdp2")
-        found.translated("dist_config.name", "strategy.data_parallel")
+        found.translated("dist_config.name", "strategy.data_parallel", "strategy.type")
         if found.get("dist_config.ep_size") not in (None, 1):
             MODEL_PARALLEL.refuse(found, "dist_config.ep_size")
             MODEL_PARALLEL.refuse(found, "dist_config.ep_dispatcher") if "dist_config.ep_dispatcher" in found else None
@@ -323,7 +323,7 @@ def _sets(found: Collector, key: str, to: str, folder: Path) -> None:
 
 def _source(found: Collector, key: str, to: str, label: str, entry: Mapping[str, Any]) -> None:
     found.set(f"{to}.name_or_path", str(entry.get("path", label)))
-    found.translated(key, f"{to}.name_or_path")
+    found.translated(key, to)
     form = entry.get("converter")
     if form == "pair":
         PREFERENCES.refuse(found, key)

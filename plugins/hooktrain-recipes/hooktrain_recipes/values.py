@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["flag", "flag_of", "listed", "number", "path", "positive", "share", "text", "whole"]
+__all__ = ["flag", "flag_of", "listed", "number", "numeric", "path", "positive", "share", "split_of", "text", "whole"]
 
 
 def number(value: Any) -> float:
@@ -18,6 +18,22 @@ def number(value: Any) -> float:
         if math.isfinite(made):
             return made
     raise ValueError(f"given {_shown(value)}, expected a number")
+
+
+def numeric(value: Any) -> float:
+    """A number, 0 for what is none; the key's own rule refuses that."""
+    try:
+        return number(value)
+    except ValueError:
+        return 0.0
+
+
+def split_of(value: Any) -> list[float]:
+    """Shares of training and evaluation."""
+    held = number(value)
+    if not 0 < held < 1:
+        raise ValueError(f"given {_shown(value)}, expected a share between 0 and 1, or a number of examples")
+    return [round(1 - held, 10), held]
 
 
 def positive(value: Any) -> float:
