@@ -24,7 +24,7 @@ class RecipeAlias:
     Attributes:
         key: its path, such as ``deepspeed`` or ``data.sources[].type``; ``[]`` is every entry of a list.
         to: the path that it stands for, in the same section where ``key`` is in one.
-        implies: values by path, such as ``{"strategy.type": "deepspeed"}``, that it sets where the recipe does not.
+        implies: values by path, such as a ``type`` at ``strategy.type``, that it sets where the recipe does not.
         values: our value for each of theirs; others are taken as they are.
         negated: whether true stands for false.
     """

@@ -192,10 +192,10 @@ class _Maker:
             for spelled in (item.name, *item.metadata.get("aliases", ())):
                 properties[spelled] = made
             exclusive += _exclusive(item)
-        for alias in self.aliases if offer is not None else ():
+        for alias in self.aliases:
             section, _, key = alias.key.rpartition(".")
             kinds = {"data.sources[]": "source", "data.eval_sources[]": "source"}
-            if kinds.get(section, section) != offer.kind:
+            if offer is None or kinds.get(section, section) != offer.kind:
                 continue
             if alias.key == alias.to:
                 names = [offer.name, *(theirs for theirs, ours in alias.values.items() if ours == offer.name)]
