@@ -16,7 +16,7 @@ from hooktrain_recipes.axolotl_model import set_adapter, set_model
 from hooktrain_recipes.axolotl_rows import ROWS
 from hooktrain_recipes.axolotl_strategy import set_strategy
 from hooktrain_recipes.explained import explain
-from hooktrain_recipes.kinds import check_kinds, guarded
+from hooktrain_recipes.kinds import check_kinds, guarded, refuse_unknown
 from hooktrain_recipes.optimizers import set_optimizer
 from hooktrain_recipes.reasons import CONTRADICTION, EPOCH_FRACTION, GROUPS, PREFERENCES, ROLLOUTS, SCHEDULE, Reason
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
@@ -58,6 +58,7 @@ class _Dialect:
             guarded(found, partial(step, found), "base_model")
         guarded(found, partial(set_strategy, found, folder), "deepspeed" if "deepspeed" in found else "base_model")
         apply(found, ROWS)
+        refuse_unknown(found, ROWS)
         explain(found)
         return found.translation()
 

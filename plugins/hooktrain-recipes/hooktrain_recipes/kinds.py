@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from hooktrain import Collector
+from hooktrain import Collector, did_you_mean
 from hooktrain_recipes.tables import Row
 
-__all__ = ["ERRORS", "check_kinds", "guarded"]
+__all__ = ["ERRORS", "check_kinds", "guarded", "refuse_unknown"]
 
 ERRORS = (TypeError, ValueError, AttributeError, KeyError, IndexError, OverflowError)
 """What reading a value of another kind raises."""
@@ -39,3 +39,10 @@ def guarded(found: Collector, translate: Callable[[], object], key: str) -> None
         translate()
     except ERRORS:
         found.unsupported(key, f"a value of another kind than {found.program} takes", "correct the value")
+
+
+def refuse_unknown(found: Collector, rows: Iterable[Row]) -> None:
+    """Refuse the keys that nothing accounts for, with the known key that each resembles."""
+    known = [row.key for row in rows]
+    for key in found.unaccounted():
+        found.unsupported(key, f"unknown key of {found.program}{did_you_mean(key, known)}", "correct or remove it")

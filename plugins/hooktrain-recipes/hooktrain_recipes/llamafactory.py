@@ -14,9 +14,9 @@ from hooktrain_recipes.adapters import copy_all, targets, without_adapter
 from hooktrain_recipes.deepspeed_json import translate_deepspeed_file
 from hooktrain_recipes.explained import explain
 from hooktrain_recipes.fsdp import set_fsdp
-from hooktrain_recipes.kinds import check_kinds, guarded
+from hooktrain_recipes.kinds import check_kinds, guarded, refuse_unknown
 from hooktrain_recipes.llamafactory_data import quantized_name, set_data
-from hooktrain_recipes.llamafactory_rows import ROWS
+from hooktrain_recipes.llamafactory_rows import ROWS as ROWS_V0
 from hooktrain_recipes.llamafactory_v1 import ROWS as ROWS_V1
 from hooktrain_recipes.llamafactory_v1 import set_v1
 from hooktrain_recipes.optimizers import set_optimizer
@@ -33,10 +33,14 @@ from hooktrain_recipes.reasons import (
     Reason,
 )
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
-from hooktrain_recipes.tables import apply
+from hooktrain_recipes.tables import Row, apply
 from hooktrain_recipes.values import flag, flag_of, listed, number, numeric, positive, share, text, whole
 
-__all__ = ["ROWS", "ROWS_V1", "dialect"]
+__all__ = ["ROWS", "dialect"]
+
+_FIRST = frozenset(row.key for row in ROWS_V0)
+ROWS: tuple[Row, ...] = (*ROWS_V0, *(row for row in ROWS_V1 if row.key not in _FIRST))
+"""The table of both generations' keys."""
 
 _OWN = ("stage", "finetuning_type", "cutoff_len", "dataset_dir", "lora_target", "do_train")
 _V1 = ("train_dataset", "model_class", "dist_config", "kernel_config")
@@ -62,11 +66,12 @@ class _Dialect:
             check_kinds(found, ROWS_V1, _STRUCTURED, ())
             guarded(found, partial(set_v1, found, folder), "model")
             apply(found, ROWS_V1)
+            refuse_unknown(found, ROWS_V1)
             explain(found)
             return found.translation()
         if why := _not_a_recipe(found):
             return Translation(not_a_recipe=why)
-        check_kinds(found, ROWS, _STRUCTURED, _LISTS)
+        check_kinds(found, ROWS_V0, _STRUCTURED, _LISTS)
         for step in (
             _model,
             partial(_data, folder=folder),
@@ -79,7 +84,8 @@ class _Dialect:
         ):
             guarded(found, partial(step, found), "model_name_or_path")
         guarded(found, partial(_strategy, found, folder), "deepspeed" if "deepspeed" in found else "model_name_or_path")
-        apply(found, ROWS)
+        apply(found, ROWS_V0)
+        refuse_unknown(found, ROWS)
         explain(found)
         return found.translation()
 
