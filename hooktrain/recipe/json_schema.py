@@ -193,15 +193,16 @@ class _Maker:
                 properties[spelled] = made
             exclusive += _exclusive(item)
         for alias in self.aliases:
-            section, _, key = alias.key.rpartition(".")
+            section, _, spelled = alias.key.rpartition(".")
             kinds = {"data.sources[]": "source", "data.eval_sources[]": "source"}
             if offer is None or kinds.get(section, section) != offer.kind:
                 continue
             if alias.key == alias.to:
                 names = [offer.name, *(theirs for theirs, ours in alias.values.items() if ours == offer.name)]
-                properties[key] = {"enum": names, "description": properties[key]["description"]}
+                properties[spelled] = {"enum": names, "description": properties[spelled]["description"]}
             else:
-                properties[key] = {"description": f"The same as `{alias.to}`."}
+                properties[spelled] = {"description": f"The same as `{alias.to}`."}
+                exclusive.append({"not": {"required": [spelled, alias.to.rpartition(".")[2]]}})
         definition: Schema = {
             "type": "object",
             "description": _about(config, offer),
