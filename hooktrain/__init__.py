@@ -62,6 +62,13 @@ if TYPE_CHECKING:
     from hooktrain.protocols import Strategy as Strategy
     from hooktrain.protocols import StrategyDefaults as StrategyDefaults
     from hooktrain.protocols import member as member
+    from hooktrain.recipe.aliases import RecipeAlias as RecipeAlias
+    from hooktrain.recipe.dialects import Collector as Collector
+    from hooktrain.recipe.dialects import Dialect as Dialect
+    from hooktrain.recipe.dialects import Ignored as Ignored
+    from hooktrain.recipe.dialects import Translated as Translated
+    from hooktrain.recipe.dialects import Translation as Translation
+    from hooktrain.recipe.dialects import Unsupported as Unsupported
     from hooktrain.recipe.model import Recipe as Recipe
     from hooktrain.recipe.yaml_reader import read_recipe as read_recipe
     from hooktrain.training.dataloader import WindowLoader as WindowLoader

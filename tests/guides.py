@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import inspect
 import io
 import os
@@ -24,6 +25,7 @@ from typing import Any
 
 import attrs
 import click
+from hooktrain_recipes.tables import table_of
 
 from hooktrain import PluginInfo, hookspecs
 from hooktrain.cli.guide import FOLDER, GROUPS, GUIDES, title_of
@@ -63,6 +65,7 @@ def rendered(recipe: Mapping[str, Any], folder: Path) -> dict[Path, str]:
         "renamed": lambda _: renamed([kind for kind in RENAMED if kind != "module"]),
         "moved": lambda _: renamed(["module"]),
         "info": lambda _: plugin_info(),
+        "dialect": dialect,
         "index": lambda _: index(FOLDER),
     }
 
@@ -108,6 +111,12 @@ def plugin_info() -> str:
         default = getattr(item.default, "factory", lambda item=item: item.default)()
         lines.append(f"| `{item.name}` | `{default!r}` | {docs[item.name]} |")
     return "\n".join(lines)
+
+
+def dialect(name: str) -> str:
+    """The keys of another program, and what becomes of them."""
+    module = importlib.import_module(f"hooktrain_recipes.{name}")
+    return str(table_of(module.ROWS, module.dialect().summary))
 
 
 def code(line: str) -> str:

@@ -25,7 +25,7 @@ VERBS = {
     "question": ("fingerprint_", "preview_", "adopt_", "make_meta_model", "estimate_", "count_positions"),
 }
 """What names of a kind begin with."""
-COMMANDS = ("register_benchmarks", "preview_examples", "estimate_examples")
+COMMANDS = ("register_benchmarks", "register_recipe_dialects", "preview_examples", "estimate_examples")
 """Hooks of commands, and of plans whose data is not prepared; no recorded run calls them."""
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import click
 
-from hooktrain.cli.options import as_json, host_of, plugin_switches, print_facts, recipe_options
+from hooktrain.cli.options import as_json, from_dialect, host_of, plugin_switches, print_facts, recipe_options
 
 __all__ = ["hooks", "plan", "plugins", "schema"]
 
 
 @click.command()
 @recipe_options
+@from_dialect
 @click.option("--nproc", type=click.IntRange(1), help="Ranks to plan for; WORLD_SIZE, or 1, when omitted.")
 @click.option(
     "--diff", "other", type=click.Path(path_type=Path), metavar="OTHER",
@@ -36,6 +37,7 @@ def plan(
     recipe: Path,
     overrides: tuple[str, ...],
     switches: tuple[str, ...],
+    dialect: str | None,
     nproc: int | None,
     other: Path | None,
     everything: bool,
@@ -47,18 +49,24 @@ def plan(
 
     Uses no GPU, no weights and no network. Ends with status 1 when there are errors.
     """
+    from hooktrain.cli.convert import read_own_or_translated, refuse_foreign
     from hooktrain.cli.startup import collect_rarely
     from hooktrain.inspection.plan import read_phases
     from hooktrain.inspection.plan_diff import compare, print_difference
     from hooktrain.inspection.plan_text import PHASES
     from hooktrain.types import World
 
+    raw = read_own_or_translated(recipe, dialect, switches)
     if lock is not None:
-        return _lock(recipe, overrides, switches, lock)
+        return _lock(recipe, raw, overrides, switches, lock)
     ranks = nproc or World.from_environment().world_size
     facts: Mapping[str, Any] = {}
     with collect_rarely():
-        for number, facts in enumerate(read_phases(recipe, overrides, switches, ranks, not no_estimates)):
+        translated = raw if dialect else None
+        phases = read_phases(recipe, overrides, switches, ranks, not no_estimates, translated)
+        for number, facts in enumerate(phases):
+            if number == 0 and facts["complaints"] and not dialect:
+                refuse_foreign(raw, recipe, switches)
             if other is None and not as_json:  # each at once: the estimates need torch, and so take seconds
                 PHASES[number](facts, everything)
                 sys.stdout.flush()
@@ -69,12 +77,13 @@ def plan(
     return 1 if facts["complaints"] else 0
 
 
-def _lock(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], path: Path) -> int:
+def _lock(recipe: Path, raw: dict[str, Any], overrides: tuple[str, ...], switches: tuple[str, ...], path: Path) -> int:
     from hooktrain.plugin.lockfile import write_lock
     from hooktrain.training.load import load
 
     # the lock that the recipe requires is the one that is to be written
-    _, host = load(recipe, overrides=[*overrides, "plugins.lock=null"], switches=list(switches))
+    lines = [*overrides, "plugins.lock=null"]
+    _, host = load(raw, overrides=lines, switches=list(switches), source=str(recipe), name=recipe.stem)
     write_lock(host, path)
     count = len(host.manifest())
     click.echo(f"{path}: {count} plugins; a recipe with plugins: {{lock: {path}}} runs with these alone")

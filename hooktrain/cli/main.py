@@ -12,11 +12,12 @@ from typing import Any, NoReturn
 import click
 
 from hooktrain.cli.bench import bench
+from hooktrain.cli.convert import convert, foreign_refused, read_own_or_translated
 from hooktrain.cli.guide import guide
 from hooktrain.cli.inspect import hooks, plan, plugins, schema
 from hooktrain.cli.launcher import follow_launcher
 from hooktrain.cli.new_plugin import new_plugin
-from hooktrain.cli.options import as_json, plugin_switches, print_facts, recipe_options
+from hooktrain.cli.options import as_json, from_dialect, plugin_switches, print_facts, recipe_options
 from hooktrain.cli.runs import runs
 from hooktrain.cli.startup import end, end_threads, leave, open_streams, provide_home
 from hooktrain.errors import HooktrainError, described, did_you_mean, failure_of, show_warnings, text_of
@@ -76,6 +77,7 @@ def cli() -> None:
 
 @cli.command()
 @recipe_options
+@from_dialect
 @click.option("--resume", type=click.Path(path_type=Path), metavar="CHECKPOINT", help="Go on from this checkpoint.")
 @click.option("--nproc", type=click.IntRange(1), default=1, show_default=True, help="Processes to start on this host.")
 @click.option("--profile-hooks", is_flag=True, help="Show time, device waits and memory of each plugin and hook.")
@@ -83,6 +85,7 @@ def train(
     recipe: Path,
     overrides: tuple[str, ...],
     switches: tuple[str, ...],
+    dialect: str | None,
     resume: Path | None,
     nproc: int,
     profile_hooks: bool,
@@ -92,16 +95,16 @@ def train(
     Works unchanged under torchrun, deepspeed or a scheduler that sets RANK, WORLD_SIZE and LOCAL_RANK.
     """
     from hooktrain.cli.startup import Progress, collect_rarely, remember_run, sleep_while_waiting
-    from hooktrain.recipe.yaml_reader import apply_overrides, read_recipe
+    from hooktrain.recipe.yaml_reader import apply_overrides
 
     sleep_while_waiting()
     if profile_hooks:
         overrides += ("profile_hooks=true",)
-    raw = apply_overrides(read_recipe(recipe), overrides)
+    raw = apply_overrides(read_own_or_translated(recipe, dialect, switches), overrides)
     progress = Progress(recipe, raw, switches)
     if not has_launcher():
         progress.say("loading plugins")
-    with collect_rarely():
+    with collect_rarely(), foreign_refused(recipe, dialect, switches):
         from hooktrain.training.load import load
 
         made, host = load(raw, switches=list(switches), source=str(recipe), name=recipe.stem)
@@ -109,7 +112,7 @@ def train(
         from hooktrain.cli.launcher import launch
 
         progress.say(f"starting {nproc} ranks")
-        words = ["train", str(recipe)]
+        words = ["train", str(recipe), *(["--from", dialect] if dialect else [])]
         for flag, values in (("-o", overrides), ("-p", switches), ("--resume", [str(resume)] if resume else [])):
             for value in values:
                 words += [flag, value]
@@ -128,16 +131,23 @@ def train(
 
 @cli.command()
 @recipe_options
+@from_dialect
 @click.option("--show", type=click.IntRange(0), default=0, metavar="N", help="Show the first N rows of each source.")
 @as_json
-def data(recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], show: int, as_json: bool) -> None:
+def data(
+    recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], dialect: str | None, show: int, as_json: bool
+) -> None:
     """Prepare a recipe's data without training; show what became of it and which tokens are trained."""
     from hooktrain.cli.data import data_of, print_data
     from hooktrain.cli.startup import collect_rarely
     from hooktrain.training.load import load
 
+    raw = read_own_or_translated(recipe, dialect, switches)
     with collect_rarely():
-        made, host = load(recipe, overrides=list(overrides), switches=list(switches))
+        with foreign_refused(recipe, dialect, switches):
+            made, host = load(
+                raw, overrides=list(overrides), switches=list(switches), source=str(recipe), name=recipe.stem
+            )
         facts = data_of(made, host, show)
     print_facts(facts, as_json, print_data)
 
@@ -155,7 +165,7 @@ def demo(run_dir: Path, overrides: tuple[str, ...], switches: tuple[str, ...]) -
     run_demo(run_dir, list(overrides), list(switches))
 
 
-for _command in (plan, plugins, hooks, bench, schema, new_plugin, guide, runs):
+for _command in (plan, convert, plugins, hooks, bench, schema, new_plugin, guide, runs):
     cli.add_command(_command)
 
 

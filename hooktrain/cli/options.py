@@ -17,7 +17,7 @@ from hooktrain.plugin.discovery import UNTRUSTED
 if TYPE_CHECKING:
     from hooktrain.plugin.manager import PluginHost
 
-__all__ = ["as_json", "host_of", "plugin_switches", "print_facts", "recipe_options"]
+__all__ = ["as_json", "from_dialect", "host_of", "plugin_switches", "print_facts", "recipe_options"]
 
 plugin_switches = click.option(
     "-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all."
@@ -49,6 +49,10 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
         decorated = decorate(decorated)
     return decorated
 
+
+from_dialect = click.option(
+    "--from", "dialect", metavar="NAME", help="The recipe is another program's: arctic, trl, ... (`hooktrain convert`)."
+)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 

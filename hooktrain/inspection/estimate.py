@@ -98,7 +98,7 @@ def _steps(recipe: Recipe, data: Any, world: World) -> dict[str, Any]:
         facts["per_epoch"] = math.ceil(rows / window)
         limits = [] if recipe.train_iters is None else [recipe.train_iters]
         if recipe.epochs is not None or not limits:
-            limits.append((recipe.epochs or 1) * facts["per_epoch"])
+            limits.append(recipe.passes(facts["per_epoch"]) * facts["per_epoch"])
         facts["total"] = min(limits)
     return facts
 

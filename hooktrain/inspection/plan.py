@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from hooktrain.plugin.dependencies import logit_complaints
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.plugin.ordering import complaint_of
 from hooktrain.plugin.records import PluginRecord
+from hooktrain.recipe.aliases import without_aliases
 from hooktrain.recipe.model import Recipe
 from hooktrain.recipe.resolver import resolve
 from hooktrain.recipe.yaml_reader import apply_overrides, masked_values, read_recipe
@@ -48,12 +49,26 @@ def read_plan(
 
 
 def read_phases(
-    path: Path, overrides: Sequence[str] = (), switches: Sequence[str] = (), nproc: int = 1, estimates: bool = True
+    path: Path,
+    overrides: Sequence[str] = (),
+    switches: Sequence[str] = (),
+    nproc: int = 1,
+    estimates: bool = True,
+    translated: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The plan of a recipe file as it grows, see :func:`phases_of`; arguments and errors are those of `read_plan`."""
-    raw = apply_overrides(read_recipe(path), overrides)
+    """The plan of a recipe file as it grows, see :func:`phases_of`; arguments and errors are those of `read_plan`.
+
+    ``translated`` is what a file of another program says in hooktrain's keys.
+    """
+    raw = apply_overrides(read_recipe(path) if translated is None else dict(translated), overrides)
     host = make_host(plugins_config(raw, []), switches=Switches.given(switches), problems=[])
-    sources = Sources(file=path, raw=raw, overrides=tuple(overrides), switches=tuple(switches))
+    sources = Sources(
+        file=path,
+        raw=without_aliases(raw, host, keep_conflicts=True)[0],
+        overrides=tuple(overrides),
+        switches=tuple(switches),
+        translated=translated is not None,
+    )
     yield from phases_of(host, sources, World(world_size=nproc), estimates)
 
 

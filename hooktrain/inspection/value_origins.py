@@ -32,12 +32,14 @@ class Sources:
         raw: its keys and values, overrides applied.
         overrides: the words of the command line, ``key=value``.
         switches: its words for plugins.
+        translated: whether the file is another program's, so that its lines have other keys.
     """
 
     file: Path | None
     raw: Mapping[str, Any]
     overrides: Sequence[str] = ()
     switches: Sequence[str] = ()
+    translated: bool = False
 
     def origin(self, place: Place, lines: Mapping[Place, int]) -> str:
         """Return who wrote the value at a place of the raw recipe."""
@@ -47,6 +49,8 @@ class Sources:
                 return f"command line -o {mask_words([word])[0]}"
         if self.file is None:
             return "given in Python"
+        if self.translated:
+            return f"{self.file.name}, translated"
         for length in range(len(place), 0, -1):  # a merged or short form stands where its parent does
             if place[:length] in lines:
                 return f"{self.file.name}:{lines[place[:length]]}"
@@ -64,7 +68,7 @@ def origins_of(recipe: Recipe, host: PluginHost, sources: Sources) -> dict[str, 
 class _Walk:
     def __init__(self, recipe: Recipe, host: PluginHost, sources: Sources) -> None:
         self.recipe, self.host, self.sources = recipe, host, sources
-        self.lines = {} if sources.file is None else _lines(sources.file)
+        self.lines = {} if sources.file is None or sources.translated else _lines(sources.file)
         self.owners = {offer.config: offer for kinds in host.parts.values() for offer in kinds.values()}
         self.plain = recipe.as_dict()
 

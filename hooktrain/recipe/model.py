@@ -37,6 +37,10 @@ class Recipe:
     """Optimizer steps; together with ``epochs``, whichever ends first."""
     exit_iteration: int = field(default=0, validator=at_least(0), affects_training=False)
     """Stop after so many optimizer steps without changing the schedule; 0 does not."""
+    exit_iteration_this_run: int = field(default=0, validator=at_least(0), affects_training=False)
+    """The same, with the steps counted from where this run started or resumed; 0 does not."""
+    min_iterations: int = field(default=0, validator=at_least(0))
+    """Repeat the rows of ``epochs`` until an epoch has at least so many optimizer steps; 0 does not."""
     eval_interval: int = field(default=0, validator=at_least(0), affects_training=False)
     """Optimizer steps between evaluations; 0 evaluates only at the end."""
     eval_at_start: bool = field(default=False, affects_training=False)
@@ -100,6 +104,10 @@ class Recipe:
             plain["skip_validation"] = True
         plain.update({name: unstructure(config) for name, config in self.settings.items()})
         return plain
+
+    def passes(self, steps: int) -> int:
+        """Passes over the training rows by ``epochs`` and ``min_iterations``, of ``steps`` optimizer steps each."""
+        return (self.epochs or 1) * max(1, -(-self.min_iterations // max(1, steps)))
 
     def parts(self) -> dict[str, Any]:
         """The configs of the parts by kind; a tuple where there may be several, and None where there is none."""

@@ -29,7 +29,7 @@ _BATCH = "global_batch_size"
 _BATCH_PARTS = ("micro_batch_size", "gradient_accumulation_steps")
 _ROWS = ("data.sources", "data.overflow", "data.on_empty")
 _ELSEWHERE = ("plugins", "settings", "allow_changes")
-_LENGTH = ("epochs", "train_iters")
+_LENGTH = ("epochs", "train_iters", "min_iterations")
 _COMPARED = 10_000_000
 """Steps up to which the learning rates of two runs are compared, which takes a minute."""
 

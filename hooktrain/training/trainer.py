@@ -199,7 +199,7 @@ class Trainer:
         self._sums: list[Mapping[str, Tensor]] = []
         self._sum_names: frozenset[str] | None = None
         self._unit = ""
-        self._step_tokens = self._step_targets = self._step_sequences = 0
+        self._step_tokens = self._step_targets = self._step_sequences = self._first_step = 0
         self.requests, self.saving, self._alone = Requests(), Saving(), self.world.world_size == 1
         self.random_state, self.finite_weights = RandomState(), FiniteWeights()
         self._absent_plugins: dict[str, Any] = {}
@@ -272,6 +272,7 @@ class Trainer:
             self.prepare()
             if self.resume_from is not None:
                 self.resume(self.resume_from)
+            self._first_step = self.state.global_step
             state = self.run_loop()
         if not self._held:
             self.close()
@@ -410,10 +411,9 @@ class Trainer:
     @property
     def epochs(self) -> range:
         """Numbers of the epochs that are still to run, the current one included."""
-        last = self.recipe.epochs or (1 if self.recipe.train_iters is None else None)
-        if last is None:
-            last = math.ceil(self.training_horizon / len(self.loader))
-        return range(self.state.epoch, last)
+        if self.recipe.epochs is None and self.recipe.train_iters is not None:
+            return range(self.state.epoch, math.ceil(self.training_horizon / len(self.loader)))
+        return range(self.state.epoch, self.recipe.passes(len(self.loader)))
 
     @property
     def train_batches(self) -> Iterator[list[Batch]]:
@@ -440,7 +440,7 @@ class Trainer:
         if self.recipe.train_iters is not None:
             limits.append(self.recipe.train_iters)
         if self.recipe.epochs is not None or not limits:
-            limits.append((self.recipe.epochs or 1) * len(self.loader))
+            limits.append(self.recipe.passes(len(self.loader)) * len(self.loader))
         return min(limits)
 
     @property
@@ -451,8 +451,10 @@ class Trainer:
     @property
     def should_stop(self) -> bool:
         """Whether no further step is to be run: the horizon is reached, or a stop was requested."""
-        step, exit_at = self.state.global_step, self.recipe.exit_iteration
-        return step >= self.training_horizon or self.state.stop_reason is not None or (0 < exit_at <= step)
+        step, recipe = self.state.global_step, self.recipe
+        limits = ((step, recipe.exit_iteration), (step - self._first_step, recipe.exit_iteration_this_run))
+        exits = any(0 < limit <= done for done, limit in limits)
+        return exits or step >= self.training_horizon or self.state.stop_reason is not None
 
     @property
     def is_last_microbatch(self) -> bool:

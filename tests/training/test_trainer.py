@@ -80,6 +80,13 @@ def test_same_global_batch_same_gradients(run_tiny, split):
         ({"train_iters": 10}, 10, 2),
         ({"train_iters": 10, "epochs": 1}, 7, 1),
         ({"epochs": 3, "exit_iteration": 4}, 4, 1),
+        ({"min_iterations": 7}, 7, 1),
+        ({"min_iterations": 8}, 14, 2),
+        ({"min_iterations": 15, "epochs": 2}, 42, 6),
+        ({"min_iterations": 20, "train_iters": 16, "epochs": 1}, 16, 3),
+        ({"min_iterations": 8, "exit_iteration": 9}, 9, 2),
+        ({"min_iterations": 8, "train_iters": 5}, 5, 1),
+        ({"epochs": 3, "exit_iteration_this_run": 4}, 4, 1),
     ],
 )
 def test_limits(run_tiny, limits, steps, epochs):
@@ -87,6 +94,14 @@ def test_limits(run_tiny, limits, steps, epochs):
     trainer = run_tiny(recorder, **limits)
     assert trainer.global_step == steps
     assert recorder.hooks.count("on_epoch_start") == recorder.hooks.count("on_epoch_end") == epochs
+
+
+def test_exit_iteration_this_run_counts_from_where_a_run_resumes(run_tiny, tmp_path):
+    saving = {"checkpoint": {"type": "full", "save_end_of_training": True, "output_dir": str(tmp_path / "saved")}}
+    where = tmp_path / "saved" / "step-00000004"
+    first = run_tiny(**saving, epochs=3, exit_iteration_this_run=4)
+    second = run_tiny(**saving, epochs=3, exit_iteration_this_run=2, trainer={"resume_from": where})
+    assert (first.global_step, second.global_step) == (4, 6)
 
 
 def test_properties_are_there_in_every_hook(run_tiny):

@@ -15,6 +15,7 @@ from hooktrain import CheckpointConfig, CheckpointError, World, failure_of, fiel
 from hooktrain_hf.atomic_folder import check_target, delete_temporary, exports_in, replace_folder, temporary_folder
 from hooktrain_hf.location import first_line
 from hooktrain_hf.model import torch_dtype
+from hooktrain_hf.push import push
 from hooktrain_hf.tokenizer import end_of_turn_id
 from hooktrain_hf.verbosity import quiet_transformers
 
@@ -46,6 +47,11 @@ class HFCheckpointConfig(CheckpointConfig):
     on_failure: Literal["stop", "warn"] = field(default="stop")
     """What the run does when an export fails, as on a full disk; an earlier one is then unchanged. With ``warn``
     training continues, and a run whose last export failed is no success."""
+    push_to: str | None = field(default=None, affects_training=False)
+    """Repository on the hub that the export at the end of the run is pushed to: ``organisation/name``, or
+    ``organisation/name@branch``. Nothing is pushed with ``HF_HUB_OFFLINE``, and a push that fails is a warning."""
+    push_private: bool | None = field(default=None, affects_training=False)
+    """Whether that repository, where it is new, is private; by default as the organisation has it."""
 
 
 class HFCheckpointEngine:
@@ -108,6 +114,8 @@ class HFCheckpointEngine:
             raise mistake
         if not problem:
             self.unsaved = None
+            if at_end and self.config.push_to and trainer.world.is_main:
+                self._push(trainer, target)
             return target
         failed = CheckpointError(problem)
         failure_of(failed).rank = 0
@@ -117,6 +125,14 @@ class HFCheckpointEngine:
         if trainer.world.is_main:
             trainer.host.warn(f"{problem}{'' if at_end else '; the run continues'}")
         return None
+
+    def _push(self, trainer: Trainer, folder: Path) -> None:
+        """Push an export to the hub, and say where it is, or why it is not there."""
+        pushed, why = push(folder, self.config.push_to or "", self.config.push_private)
+        if pushed:
+            trainer.say(f"pushed {folder} to {pushed}")
+        else:
+            trainer.host.warn(f"{_WHERE}.push_to: '{folder}' was not pushed to {self.config.push_to}: {why}")
 
     def results(self) -> list[Path]:
         """Return the exports in ``output_dir``, the newest first."""

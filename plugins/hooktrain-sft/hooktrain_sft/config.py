@@ -93,6 +93,8 @@ class TokenDataConfig:
     removes one."""
     train_eval_split: tuple[float, float] = field(default=(1.0, 0.0), validator=_shares)
     """Shares of the examples of ``sources`` to train and to evaluate on; the latter are the set ``eval``."""
+    val_size: int | None = field(default=None, validator=at_least(1))
+    """Number of the examples of ``sources`` to evaluate on, in place of a share; they are the set ``eval``."""
     max_length: int | None = field(default=None, validator=at_least(2))
     """Longest sequence in tokens, and the size of a pack; the default is the tokenizer's own limit, or 8192."""
     pack_samples: bool = field(default=False)
@@ -127,17 +129,21 @@ class TokenDataConfig:
     def __attrs_post_init__(self) -> None:
         if not self.sources:
             raise ValueError("sources is missing or empty, expected at least one; add the data set to train on")
-        if self.eval_sources and self.train_eval_split[1] > 0:
-            raise ValueError(
-                "eval_sources is given together with train_eval_split, which makes an evaluation set of its own;"
-                " keep one"
-            )
+        made = ("train_eval_split" if self.train_eval_split[1] > 0 else "", "val_size" if self.val_size else "")
+        given = [name for name in ("eval_sources" if self.eval_sources else "", *made) if name]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} is given together with {given[1]}, and each makes evaluation sets; keep one")
         weights = [SourceOptions.of(source).weight for source in self.sources]
         if None in weights and any(weights):
             raise ValueError(
                 f"sources[{weights.index(None)}] has no weight, but another source has one; give every source a"
                 " weight, or none"
             )
+
+    @property
+    def held_out(self) -> float | int:
+        """The share of the examples that is evaluated on, or where ``val_size`` is given their number; 0 for none."""
+        return self.val_size or self.train_eval_split[1]
 
     @property
     def weights(self) -> list[float] | None:

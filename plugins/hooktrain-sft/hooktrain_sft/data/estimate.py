@@ -34,7 +34,8 @@ def data(config: TokenDataConfig, recipe: Recipe, world: World, hooks: Any) -> D
     try:
         counts = [hooks.estimate_examples(config=with_text_unit(source, config)) for source in config.sources]
         if all(count is not None for count in counts):
-            examples = round(sum(counts) * config.train_eval_split[0])
+            held = config.held_out
+            examples = max(1, sum(counts) - held) if isinstance(held, int) else round(sum(counts) * (1 - held))
     except HooktrainError as problem:
         why = f"unknown before they are prepared: {problem}"
     if examples is not None and config.pack_samples:

@@ -79,14 +79,14 @@ class _Preparation:
         bounds = np.cumsum([0, *(int(part.examples.max(initial=-1)) + 1 for part in parts)])
         train = Documents.join(parts)
         evaluation = {name: self.read(source, name) for name, source in named(config.eval_sources)}
-        if config.train_eval_split[1] > 0:
-            train, evaluation["eval"] = _split(train, config.train_eval_split[1], config.seed)
+        if config.held_out:
+            train, evaluation["eval"] = _split(train, config.held_out, config.seed)
         name_example = self.namer(bounds.tolist())
         train_set, train_facts = self.finish(train, "data.sources", name_example, bounds)
         of_train = "-".join(self.digests)
         evaluation_sets, evaluation_facts = {}, {}
         for name, documents in evaluation.items():
-            given = (name_example,) if config.train_eval_split[1] > 0 else ()
+            given = (name_example,) if config.held_out else ()
             evaluation_sets[name], evaluation_facts[name] = self.finish(documents, f"evaluation set '{name}'", *given)
         self.check(train_set.documents, {name: made.documents for name, made in evaluation_sets.items()})
         summary = [_summary(train_facts, self.max_length)]
@@ -117,7 +117,7 @@ class _Preparation:
         config = self.config
         for refused, given, advice in (
             (not all(streams), "sources of which only some are streaming", "stream all of them or none"),
-            (config.train_eval_split[1] > 0, "train_eval_split with a stream", "use eval_sources"),
+            (bool(config.held_out), "train_eval_split or val_size with a stream", "use eval_sources"),
             (config.group_by_length, "group_by_length with a stream", "remove one of them"),
         ):
             if refused:
@@ -316,15 +316,22 @@ def named(sources: Sequence[Any]) -> Iterator[tuple[str, Any]]:
         yield unique, source
 
 
-def _split(documents: Documents, share: float, seed: int) -> tuple[Documents, Documents]:
-    """Draw training and evaluation examples by ``seed``; both keep their order and neither is empty."""
+def _split(documents: Documents, wanted: float | int, seed: int) -> tuple[Documents, Documents]:
+    """Draw evaluation examples, a share or a number, by ``seed``; both sets keep their order and neither is empty."""
     _, examples = np.unique(documents.examples, return_inverse=True)
     count = int(examples.max(initial=-1)) + 1
+    if isinstance(wanted, int) and wanted >= count > 1:
+        raise DataError(
+            f"data.val_size: given {wanted:,} of {count:,} examples, expected fewer; some are to be trained"
+        )
     if count < 2:
-        raise DataError(f"data.train_eval_split: given {count} example, expected at least 2; use eval_sources instead")
+        raise DataError(
+            f"data.train_eval_split, data.val_size: given {count} example, expected at least 2; use eval_sources"
+        )
     held = np.zeros(count, np.bool_)
     order = np.random.default_rng(seed).permutation(count)
-    held[order[: min(max(round(count * share), 1), count - 1)]] = True
+    share = wanted if isinstance(wanted, int) else round(count * wanted)
+    held[order[: min(max(share, 1), count - 1)]] = True
     return documents.select(np.flatnonzero(~held[examples])), documents.select(np.flatnonzero(held[examples]))
 
 

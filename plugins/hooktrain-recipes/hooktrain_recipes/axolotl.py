@@ -1,0 +1,335 @@
+"""The dialect ``axolotl``: recipes of Axolotl."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from hooktrain import Collector, Translation
+from hooktrain_recipes.axolotl_data import held_out, set_data
+from hooktrain_recipes.axolotl_model import set_adapter, set_model
+from hooktrain_recipes.axolotl_rows import ROWS
+from hooktrain_recipes.axolotl_strategy import set_strategy
+from hooktrain_recipes.explained import explain
+from hooktrain_recipes.kinds import check_kinds, guarded, refuse_unknown
+from hooktrain_recipes.optimizers import set_optimizer
+from hooktrain_recipes.reasons import CONTRADICTION, EPOCH_FRACTION, GROUPS, PREFERENCES, ROLLOUTS, SCHEDULE
+from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
+from hooktrain_recipes.tables import apply
+from hooktrain_recipes.values import flag, flag_of, number, positive, share, text, whole
+
+__all__ = ["ROWS", "dialect"]
+
+_OWN = ("datasets", "pretraining_dataset", "sequence_len", "micro_batch_size", "num_epochs", "adapter", "val_set_size")
+"""Keys of Axolotl of which its recipes have some beside ``base_model``."""
+_STRUCTURED = (
+    "special_tokens",
+    "tokens",
+    "overrides_of_model_config",
+    "model_config",
+    "lora_rank_pattern",
+    "deepspeed",
+)
+_STRUCTURED += ("test_datasets", "pretraining_dataset", "chat_template_kwargs", "lr_scheduler_kwargs", "fsdp_config")
+_LISTS = ("plugins", "fsdp", "lora_target_modules", "lora_target_parameters", "lora_modules_to_save")
+
+
+@attrs.frozen
+class _Dialect:
+    name: str = "axolotl"
+    summary: str = "Axolotl"
+
+    def recognises(self, raw: Mapping[str, Any]) -> bool:
+        return "base_model" in raw and any(key in raw for key in _OWN)
+
+    def translate(self, raw: Mapping[str, Any], folder: Path) -> Translation:
+        found = Collector(raw, "Axolotl")
+        if found.get("base_model") is None or not (
+            found.get("datasets") or found.get("pretraining_dataset") or any(key in found for key in _OWN)
+        ):
+            return Translation(not_a_recipe="no base_model with data and sizes, as Axolotl's training recipes have")
+        check_kinds(found, ROWS, _STRUCTURED, _LISTS)
+        for step in (set_model, set_data, set_adapter, _lengths, _batches, _optimizer, _evaluation, _saves, _methods):
+            guarded(found, partial(step, found), "base_model")
+        guarded(found, partial(set_strategy, found, folder), "deepspeed" if "deepspeed" in found else "base_model")
+        apply(found, ROWS)
+        refuse_unknown(found, ROWS)
+        explain(found)
+        return found.translation()
+
+
+def dialect() -> _Dialect:
+    return _Dialect()
+
+
+def _lengths(found: Collector) -> None:
+    found.copy("sequence_len", "data.max_length", whole)
+    found.default("data.max_length", 512, "the default of Axolotl")
+    causal = found.recipe.get("type") == "causal"
+    packed = flag_of(found.get("sample_packing"))
+    if "sample_packing" in found and found.get("sample_packing") is not None:
+        found.copy("sample_packing", "data.pack_samples", flag)
+    elif "sample_packing" in found:
+        found.ignored("sample_packing", "null is the default")
+    if causal and not packed:
+        found.default("data.pack_samples", False, "the default of Axolotl")
+    if "eval_sample_packing" in found:
+        found.ignored("eval_sample_packing", "packing changes no loss: documents do not see each other")
+    key, strategy = "excess_length_strategy", found.get("excess_length_strategy")
+    names = {"drop": "drop", "truncate": "truncate", "raise": "error"}
+    if causal:
+        if key in found:
+            found.ignored(key, "texts are split there, as here")
+    elif strategy is None:
+        found.default("data.overflow", "drop", "Axolotl drops what is longer")
+        found.ignored(key, "null is the default") if key in found else None
+    elif strategy in names:
+        found.copy(key, "data.overflow", lambda value: names[value])
+    else:
+        found.unsupported(key, f"given {strategy!r:.40}, expected drop, truncate or raise", "write one of them")
+    longest, length = found.get("eval_sequence_len"), found.get("sequence_len", 512)
+    if longest is None or longest == length:
+        found.ignored("eval_sequence_len", "the length of training") if "eval_sequence_len" in found else None
+    else:
+        found.unsupported("eval_sequence_len", "another length in evaluation", "evaluate with data.max_length")
+
+
+def _batches(found: Collector) -> None:
+    micro, total = found.get("micro_batch_size"), found.get("batch_size")
+    steps = found.get("gradient_accumulation_steps")
+    found.copy("micro_batch_size", "micro_batch_size", _least_one)
+    found.copy("gradient_accumulation_steps", "gradient_accumulation_steps", _least_one)
+    if total is None:
+        found.ignored("batch_size", "null is the default") if "batch_size" in found else None
+    elif steps is not None and micro is not None:
+        CONTRADICTION.refuse(found, "batch_size", "gradient_accumulation_steps")
+    elif micro is not None:
+        found.copy("batch_size", "gradient_accumulation_steps", lambda value: _least_one(_parts(value, micro)))
+    else:
+        found.copy("batch_size", "micro_batch_size", lambda value: _least_one(_parts(value, steps or 1)))
+    if found.get("max_steps") not in (None, -1, 0):
+        found.copy("max_steps", "train_iters", _least_one)
+        if "num_epochs" in found:
+            found.ignored("num_epochs", "max_steps precedes it")
+        return
+    if "max_steps" in found:
+        found.ignored("max_steps", "no limit")
+    found.copy("num_epochs", "epochs", _least_one)
+
+
+def _least_one(value: Any) -> int:
+    made = whole(value)
+    if made < 1:
+        raise ValueError(f"given {value!r:.40}, expected at least 1")
+    return made
+
+
+def _parts(total: Any, size: Any) -> int:
+    whole_total, part = _least_one(total), _least_one(size)
+    if whole_total % part:
+        raise ValueError(f"given {whole_total}, expected a multiple of {part}")
+    return whole_total // part
+
+
+def _optimizer(found: Collector) -> None:
+    name = found.get("optimizer", "adamw_torch_fused")
+    kind = set_optimizer(found, "optimizer", name, "the default of Axolotl")
+    if "optimizer" in found and found.get("optimizer") is None:
+        found.ignored("optimizer", "null is the default")
+    found.copy("learning_rate", "optimizer.lr", positive)
+    if found.get("learning_rate") is None:
+        found.unsupported(
+            "learning_rate" if "learning_rate" in found else "base_model", "no learning_rate", "write one"
+        )
+    decay = found.get("weight_decay", 0.0)
+    if kind != "torch":
+        found.copy("weight_decay", "optimizer.weight_decay", number)
+        found.default("optimizer.weight_decay", 0.0, "the default of Axolotl")
+    elif decay in (0, 0.0, "0.0"):
+        found.ignored("weight_decay", "none") if "weight_decay" in found else None
+    else:
+        GROUPS.refuse(found, "weight_decay")
+    _betas(found, kind)
+    for key in ("adam_epsilon2", "adam_beta3"):
+        if key in found:
+            found.ignored(key, "used by CAME alone")
+    if found.get("optim_args"):
+        found.unsupported("optim_args", "arguments of the optimizer", "write them under optimizer in the new recipe")
+    elif "optim_args" in found:
+        found.ignored("optim_args", "none")
+    keys = ScheduleKeys(name="lr_scheduler")
+    set_schedule(found, keys, "cosine", "Axolotl")
+    if found.recipe.get("scheduler", {}).get("warmup_ratio") == 0.0 and "scheduler.warmup_ratio" in found.notes:
+        found.set("scheduler.warmup_ratio", 0.03)  # where neither is given, three of a hundred steps, at most 100
+    _least_rate(found)
+
+
+def _betas(found: Collector, kind: str) -> None:
+    given = [found.get(key) for key in ("adam_beta1", "adam_beta2")]
+    for key, epsilon in (("adam_beta1", False), ("adam_beta2", False), ("adam_epsilon", True)):
+        if key not in found:
+            continue
+        if found.get(key) is None:
+            found.ignored(key, "null is the default")
+        elif kind not in ("adamw", "adam"):
+            found.ignored(key, "this optimizer has no such number")
+        elif epsilon:
+            found.copy(key, "optimizer.eps", positive)
+        else:
+            try:
+                share(found.get(key))
+                betas = [share(0.9 if given[0] is None else given[0]), share(0.999 if given[1] is None else given[1])]
+            except ValueError as problem:
+                found.unsupported(key, str(problem), "correct the number")
+            else:
+                found.set("optimizer.betas", betas)
+                found.translated(key, "optimizer.betas")
+
+
+def _least_rate(found: Collector) -> None:
+    """Account for the end of a cosine."""
+    for key in ("cosine_min_lr_ratio", "cosine_constant_lr_ratio"):
+        value = found.get(key)
+        if key not in found:
+            continue
+        if value is None or found.recipe.get("scheduler", {}).get("type") != "cosine":
+            found.ignored(key, "of the schedule cosine alone" if value is not None else "null is the default")
+        elif key == "cosine_min_lr_ratio":
+            found.copy(key, "scheduler.min_lr_ratio", share)
+        elif value in (0, 1, False) or not found.get("cosine_min_lr_ratio"):
+            found.ignored(key, "no part at the end is constant")
+        else:
+            SCHEDULE.refuse(found, key)
+
+
+def _evaluation(found: Collector) -> None:
+    """Account for the times of evaluations. Axolotl evaluates before the first step too where it has such times."""
+    keys = ("eval_steps", "evals_per_epoch", "eval_strategy", "evaluation_strategy")
+    given = {key: found.get(key) for key in keys if key in found}
+    off = not held_out(found)
+    strategy = given.get("eval_strategy") or given.get("evaluation_strategy")
+    once = found.recipe.get("epochs", 1) == 1 and not found.has("train_iters")
+    for key, value in given.items():
+        if value in (None, 0, False):
+            found.ignored(key, "none are asked for" if value is not None else "null is the default")
+        elif off:
+            found.ignored(key, "there is nothing to evaluate on")
+        elif key == "eval_steps" and given.get("evals_per_epoch"):
+            CONTRADICTION.refuse(found, key, "evals_per_epoch")
+        elif key == "eval_steps" and isinstance(value, float) and value < 1:
+            EPOCH_FRACTION.refuse(found, key)
+        elif key == "eval_steps":
+            found.copy(key, "eval_interval", whole)
+            found.set("eval_at_start", True)
+            found.translated(key, "eval_at_start")
+        elif (key == "evals_per_epoch" and value == 1 and once) or (
+            strategy == "epoch" and key != "evals_per_epoch" and once
+        ):
+            found.set("eval_at_start", True)
+            found.translated(key, "eval_at_start")
+        elif key == "evals_per_epoch" or value == "epoch":
+            EPOCH_FRACTION.refuse(found, key)
+        elif value in ("no", "steps"):
+            found.ignored(key, "the run evaluates at its end" if value == "no" else "eval_steps says when")
+        else:
+            found.unsupported(key, f"given {value!r:.40}, expected no, steps or epoch", "write one of them")
+
+
+def _saves(found: Collector) -> None:
+    folder = found.get("output_dir", "./model-out")
+    lone = flag_of(found.get("save_only_model"))
+    kind, place = ("huggingface", 0) if lone else ("full", 0)
+    found.set("checkpoint", [{"type": kind}])
+    if not lone:
+        found.set("checkpoint[1].type", "huggingface")
+    last = 0 if lone else 1
+    found.set(f"checkpoint[{last}].save_end_of_training", True)
+    if isinstance(folder, str) and folder:
+        found.set("run_dir", folder)
+        found.set(f"checkpoint[{last}].output_dir", f"{folder.rstrip('/')}/model")
+        found.translated("output_dir", "run_dir", f"checkpoint[{last}].output_dir") if found.get("output_dir") else None
+    else:
+        found.unsupported("output_dir", "expected a folder", "write its path")
+    if "output_dir" in found and found.get("output_dir") is None:
+        found.ignored("output_dir", "null is the default")
+    if "save_only_model" in found:
+        found.translated("save_only_model", "checkpoint[0].type")
+    _save_times(found, f"checkpoint[{place}]")
+    name = found.get("hub_model_id")
+    if isinstance(name, str) and re.fullmatch(r"[\w.\-]+/[\w.\-]+", name):
+        found.copy("hub_model_id", f"checkpoint[{last}].push_to", text)
+        found.set(f"checkpoint[{last}].push_private", True)
+        found.translated("hub_model_id", f"checkpoint[{last}].push_private")
+    elif isinstance(name, str) and name.startswith("<"):
+        found.ignored("hub_model_id", "a place for a name, to be filled in")
+    key = "save_total_limit"
+    if lone:
+        found.ignored(key, "every export is kept") if key in found else None
+    elif found.get(key):
+        found.copy(key, "checkpoint[0].keep_last", whole)
+    else:
+        found.default("checkpoint[0].keep_last", 4, "the default of Axolotl")
+        found.ignored(key, "the default") if key in found else None
+    if flag_of(found.get("auto_resume_from_checkpoints")) and not lone:
+        found.copy("auto_resume_from_checkpoints", "checkpoint[0].auto_resume", flag)
+    elif "auto_resume_from_checkpoints" in found:
+        found.ignored("auto_resume_from_checkpoints", "false is the default" if not lone else "no state is saved")
+    if found.get("resume_from_checkpoint"):
+        found.unsupported(
+            "resume_from_checkpoint",
+            "a checkpoint of another program",
+            "give base_model the path of its exported model",
+        )
+    elif "resume_from_checkpoint" in found:
+        found.ignored("resume_from_checkpoint", "null is the default")
+
+
+def _save_times(found: Collector, to: str) -> None:
+    steps, per_epoch, strategy = (found.get(key) for key in ("save_steps", "saves_per_epoch", "save_strategy"))
+    if steps and per_epoch:
+        CONTRADICTION.refuse(found, "saves_per_epoch", "save_steps")
+    elif steps and isinstance(steps, float) and steps < 1:
+        EPOCH_FRACTION.refuse(found, "save_steps")
+    elif steps:
+        found.copy("save_steps", f"{to}.save_every_n_steps", whole)
+    elif per_epoch == 1 and not isinstance(per_epoch, bool):
+        found.copy("saves_per_epoch", f"{to}.save_every_n_epochs", whole)
+    elif per_epoch:
+        EPOCH_FRACTION.refuse(found, "saves_per_epoch")
+    elif strategy in (None, "epoch"):
+        found.default(f"{to}.save_every_n_epochs", 1, "Axolotl saves at the end of each epoch")
+        if strategy:
+            found.translated("save_strategy", f"{to}.save_every_n_epochs")
+    if strategy == "best" and found.has("eval_interval"):
+        found.set(f"{to}.save_every_n_steps", found.recipe["eval_interval"])
+        found.set(f"{to}.keep_best", "eval/eval/loss")
+        found.translated("save_strategy", f"{to}.save_every_n_steps", f"{to}.keep_best")
+    elif strategy == "best":
+        EPOCH_FRACTION.refuse(found, "save_strategy")
+    elif strategy not in (None, "no", "steps", "epoch"):
+        found.unsupported(
+            "save_strategy", f"given {strategy!r:.40}, expected no, steps, epoch or best", "write one of them"
+        )
+    for key, why in (
+        ("save_steps", "no"),
+        ("saves_per_epoch", "no"),
+        ("save_strategy", "save_steps or the end of the run says when"),
+    ):
+        if key in found:
+            found.ignored(key, why if why != "no" else "none are asked for")
+
+
+def _methods(found: Collector) -> None:
+    """Account for methods other than fine-tuning on answers; their own keys have rows."""
+    kind = found.get("rl")
+    if kind in ("grpo", "gdpo", "ebft"):
+        ROLLOUTS.refuse(found, "rl")
+    elif kind:
+        PREFERENCES.refuse(found, "rl")
+    elif "rl" in found:
+        found.ignored("rl", "null is the default")

@@ -1,0 +1,315 @@
+"""The model, tokenizer, precision and adapter of Axolotl's recipes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from hooktrain import Collector
+from hooktrain_recipes.adapters import copy_all, plain, targets, without_adapter
+from hooktrain_recipes.reasons import (
+    COMPILE,
+    CONTRADICTION,
+    DISTILLATION,
+    GROUPS,
+    IMAGES,
+    MODEL_PARALLEL,
+    OWN_CODE,
+    PREFERENCES,
+    QUANTIZED_BASE,
+    SPIKE_GUARD,
+    TRACKER,
+    Reason,
+    method,
+)
+from hooktrain_recipes.values import flag, flag_of, listed, number, text, whole
+
+__all__ = ["LIGER", "quantized_name", "set_adapter", "set_model"]
+
+_QUANTIZED = re.compile(
+    r"(?i)(^|[-_/.])(awq|gptq|aqlm|nvfp4|mxfp4|fp8|fp4|nf4|bnb|int4|int8|4bit|8bit|w4a16|w8a8|qat)($|[-_/.])"
+)
+
+_ATTENTION = {
+    "xformers_attention": "xformers",
+    "sage_attention": "sage",
+    "flex_attention": "flex_attention",
+    "flash_attention": "flash_attention_2",
+    "sdp_attention": "sdpa",
+    "eager_attention": "eager",
+}
+LIGER = {
+    "liger_rope": ("rope",),
+    "liger_rms_norm": ("rms_norm",),
+    "liger_layer_norm": ("layer_norm",),
+    "liger_glu_activation": ("swiglu", "geglu"),
+    "liger_fused_linear_cross_entropy": ("fused_linear_cross_entropy",),
+    "liger_cross_entropy": ("cross_entropy",),
+}
+"""Axolotl's switches of Liger's kernels, and ours."""
+
+_PLUGINS = {
+    "cut_cross_entropy": "logits are never kept here either",
+    "kernels": "kernels of experts change speed alone",
+    "lm_eval": "evaluate the exported model with lm-eval",
+    "liger": "",
+    "hatchery": OWN_CODE,
+    "kd": DISTILLATION,
+    "expert_parallel": MODEL_PARALLEL,
+    "spectrum": GROUPS,
+    "swanlab": TRACKER,
+    "diffusion": method("diffusion"),
+    "llm_compressor": method("sparsity"),
+    "grokfast": method("Grokfast"),
+    "densemixer": method("DenseMixer"),
+}
+
+
+def quantized_name(name: Any) -> bool:
+    """Whether the name of a model says that its weights are quantized."""
+    return isinstance(name, str) and _QUANTIZED.search(name) is not None
+
+
+def set_model(found: Collector) -> None:
+    """Set ``model`` and ``tokenizer``."""
+    if quantized_name(found.get("base_model")):
+        QUANTIZED_BASE.refuse(found, "base_model")
+    found.copy("base_model", "model.name_or_path", text)
+    if found.get("trust_remote_code"):
+        found.copy("trust_remote_code", "model.trust_remote_code", flag)
+        found.set("tokenizer.trust_remote_code", flag_of(found.get("trust_remote_code")))
+        found.translated("trust_remote_code", "tokenizer.trust_remote_code")
+    elif "trust_remote_code" in found:
+        found.ignored("trust_remote_code", "false is the default")
+    for key in ("base_model_config",):
+        if found.get(key) in (None, found.get("base_model")):
+            found.ignored(key, "the model's own is the default") if key in found else None
+        else:
+            found.unsupported(key, "the config of another model", "copy it into the model's folder")
+    _precision(found)
+    _attention(found)
+    _plugins(found)
+    _checkpointing(found)
+    _classes(found)
+    found.copy("tokenizer_config", "tokenizer.name_or_path", text)
+    for token in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        for section in ("special_tokens", "tokens"):
+            found.copy(f"{section}.{token}", f"tokenizer.special_tokens.{token}", text)
+    found.copy("special_tokens.additional_special_tokens", "tokenizer.special_tokens.extra_special_tokens", listed)
+    if isinstance(found.get("tokens"), list):
+        found.copy("tokens", "tokenizer.add_tokens", listed)
+    for key in ("model_config", "overrides_of_model_config"):
+        if isinstance(found.get(key), dict):
+            found.set("model.hf_config_kwargs", {**found.recipe["model"].get("hf_config_kwargs", {}), **found.get(key)})
+            found.translated(key, "model.hf_config_kwargs")
+    if found.get("rope_scaling"):
+        found.copy("rope_scaling", "model.hf_config_kwargs.rope_scaling", plain)
+
+
+def _precision(found: Collector) -> None:
+    bf16, half = found.get("bf16", "auto"), flag_of(found.get("fp16")) or flag_of(found.get("float16"))
+    full = flag_of(found.get("bfloat16"))
+    sharded = found.get("deepspeed") is not None
+    if bf16 in ("auto", "full") or flag_of(bf16) or full:
+        name = "auto" if bf16 == "auto" and not full else "bf16"
+        key = "bfloat16" if full else "bf16"
+        if half and bf16 != "auto":
+            CONTRADICTION.refuse(found, "fp16" if flag_of(found.get("fp16")) else "float16", key)
+    elif half:
+        name, key = "fp16", "fp16" if flag_of(found.get("fp16")) else "float16"
+    else:
+        name, key = "fp32", "bf16"
+    weights = {"auto": "bf16"}.get(name, name)
+    if found.get(key) is not None:
+        found.set("model.dtype", name)
+        found.translated(key, "model.dtype")
+    else:
+        found.default("model.dtype", name, "the default of Axolotl")
+    if sharded:
+        pass  # DeepSpeed keeps the weights in that precision and updates them in float32
+    elif found.get(key) is not None:
+        found.set("model.weights_dtype", weights)
+        found.translated(key, "model.weights_dtype")
+    else:
+        found.default("model.weights_dtype", weights, "Axolotl loads the weights in the precision of the computation")
+    for other in ("bf16", "fp16", "bfloat16", "float16", "float32"):
+        if other in found and not found.accounted(other):
+            if found.get(other) in (None, False, True, "auto", "full", 0, 1):
+                found.ignored(other, f"the precision is {name}")
+            else:
+                found.unsupported(
+                    other, f"given {found.get(other)!r:.40}, expected true, false or auto", "write one of them"
+                )
+
+
+def _attention(found: Collector) -> None:
+    names = [key for key in _ATTENTION if flag_of(found.get(key))]
+    key = "attn_implementation"
+    wanted = found.get(key) or (_ATTENTION[names[0]] if names else None)
+    if wanted == "fp8":
+        Reason("FP8 training", "remove it; dtype: bf16 is the least precision").refuse(found, key)
+    elif wanted in ("xformers", "sage"):  # other kernels for the same numbers
+        for each in [key, *names]:
+            if each in found:
+                found.ignored(each, "other kernels for the same numbers: attention is computed by sdpa")
+    elif wanted is not None and not isinstance(wanted, str):
+        found.unsupported(key, "expected the name of an implementation", "write sdpa or flash_attention_2")
+    elif wanted is not None:
+        found.set("model.attn_implementation", wanted)
+        found.translated(key if found.get(key) else names[0], "model.attn_implementation")
+    for each in [key, *_ATTENTION]:
+        if each in found:
+            found.ignored(each, "not used")
+
+
+def _plugins(found: Collector) -> None:
+    given = found.get("plugins")
+    named = [str(each) for each in given] if isinstance(given, list) else []
+    liger = False
+    refused: Reason | None = None
+    what = ""
+    for name in named:
+        matched = re.fullmatch(r"axolotl\.integrations\.(\w+)(\.\w+)*", name)
+        known = _PLUGINS.get(matched[1], OWN_CODE) if matched else OWN_CODE
+        liger = liger or known == ""
+        if isinstance(known, Reason) and refused is None:
+            refused, what = known, name if known is OWN_CODE else ""
+    if refused is not None:
+        refused.refuse(found, "plugins", what)
+    elif liger:
+        found.translated("plugins", "model.type")
+    elif "plugins" in found and isinstance(given, (list, type(None))):
+        found.ignored("plugins", "what they do changes no number here" if named else "none")
+    if liger:
+        found.set("model.type", "liger")
+    for key, ours in LIGER.items():
+        if key == "liger_cross_entropy" and key not in found:
+            continue
+        value = flag_of(found.get(key))
+        if not liger:
+            if key in found:
+                found.ignored(key, "used with its plugin alone")
+        elif value and key not in ("liger_fused_linear_cross_entropy", "liger_cross_entropy"):
+            found.translated(key, *(f"model.{name}" for name in ours))  # on where Liger has it: our default
+        else:
+            for name in ours:
+                found.set(f"model.{name}", value)
+                if key not in found:
+                    found.notes[f"model.{name}"] = "Axolotl uses only the kernels that are asked for"
+            if key in found:
+                found.translated(key, *(f"model.{name}" for name in ours))
+    if liger and found.recipe["model"].get("cross_entropy"):
+        found.set("model.fused_linear_cross_entropy", False)
+    if "liger_rms_norm_gated" in found:
+        found.ignored("liger_rms_norm_gated", "computed by the model's own layer")
+    for key in ("liger_use_token_scaling",):
+        if flag_of(found.get(key)):
+            found.unsupported(key, "token scaling", "use loss: {type: dft}, which multiplies by the probability")
+        elif key in found:
+            found.ignored(key, "false is the default")
+
+
+def _checkpointing(found: Collector) -> None:
+    from hooktrain_recipes.reasons import ACTIVATION_OFFLOAD
+
+    key, value = "gradient_checkpointing", found.get("gradient_checkpointing")
+    if isinstance(value, str) and value.startswith(("offload", "unsloth")):
+        ACTIVATION_OFFLOAD.refuse(found, key)
+    else:
+        found.copy(key, "model.activation_checkpointing", flag)
+    if found.get("activation_offloading"):
+        ACTIVATION_OFFLOAD.refuse(found, "activation_offloading")
+    if found.get("torch_compile"):
+        COMPILE.refuse(found, "torch_compile")
+    if found.get("loss_watchdog_threshold") is not None:
+        SPIKE_GUARD.refuse(found, "loss_watchdog_threshold")
+
+
+def _classes(found: Collector) -> None:
+    for key in ("model_type", "type_of_model", "cls_model_config"):
+        name = found.get(key)
+        if name is None:
+            found.ignored(key, "null is the default") if key in found else None
+        elif key == "cls_model_config" or re.search(
+            r"(For(CausalLM|ConditionalGeneration|ImageTextToText)|AutoModel)$", str(name)
+        ):
+            found.ignored(key, "the class is the one of the model's config")
+        elif re.search(r"For(Sequence|Token)Classification$", str(name)):
+            PREFERENCES.refuse(found, key)
+        else:
+            OWN_CODE.refuse(found, key, str(name)[:60])
+    if found.get("processor_type"):
+        IMAGES.refuse(found, "processor_type")
+    elif "processor_type" in found:
+        found.ignored("processor_type", "null is the default")
+    if found.get("tokenizer_use_mistral_common"):
+        found.ignored(
+            "tokenizer_use_mistral_common", "the tokenizer is the one that AutoTokenizer makes of the model's files"
+        )
+
+
+_LORA = (
+    ("lora_r", "peft.r", whole),
+    ("lora_alpha", "peft.alpha", number),
+    ("lora_dropout", "peft.dropout", number),
+    ("lora_modules_to_save", "peft.modules_to_save", listed),
+    ("lora_target_parameters", "peft.config.target_parameters", listed),
+    ("lora_fan_in_fan_out", "peft.config.fan_in_fan_out", flag),
+    ("lora_rank_pattern", "peft.config.rank_pattern", plain),
+    ("lora_alpha_pattern", "peft.config.alpha_pattern", plain),
+    ("peft_layers_to_transform", "peft.config.layers_to_transform", None),
+    ("peft_layers_pattern", "peft.config.layers_pattern", None),
+    ("peft_layer_replication", "peft.config.layer_replication", None),
+    ("peft_trainable_token_indices", "peft.config.trainable_token_indices", None),
+    ("peft_ensure_weight_tying", "peft.config.ensure_weight_tying", flag),
+    ("peft_use_dora", "peft.use_dora", flag),
+    ("peft_use_rslora", "peft.use_rslora", flag),
+    ("peft_init_lora_weights", "peft.init_lora_weights", None),
+)
+_TARGETS = ("lora_target_modules", "lora_target_linear")
+
+
+def set_adapter(found: Collector) -> None:
+    """Set ``peft``."""
+    kind, folder = found.get("adapter"), found.get("lora_model_dir")
+    keys = [key for key, _, _ in _LORA] + [*_TARGETS, "lora_model_dir"]
+    if kind == "qlora":
+        QUANTIZED_BASE.refuse(found, "adapter")
+    elif kind not in (None, "lora", ""):
+        found.unsupported(
+            "adapter", f"an adapter that is not here: {kind!r:.40}", "use peft: {type: lora}, or another method of PEFT"
+        )
+    if kind in (None, ""):
+        found.ignored("adapter", "null: the model itself is trained") if "adapter" in found else None
+        without_adapter(found, keys, "used with an adapter alone")
+        return
+    if folder:
+        found.copy("lora_model_dir", "peft.adapter", text)
+        found.translated("adapter", "peft.adapter")
+        without_adapter(found, keys, "the adapter in lora_model_dir says it")
+        return
+    found.set("peft.type", "lora")
+    found.translated("adapter", "peft.type")
+    found.ignored("lora_model_dir", "null is the default") if "lora_model_dir" in found else None
+    copy_all(found, _LORA)
+    found.default("peft.r", 8, "the default of PEFT")
+    found.default("peft.alpha", 8, "the default of PEFT")
+    if flag_of(found.get("lora_target_linear")):
+        others = found.get("lora_target_modules") or []
+        found.set("peft.target_modules", "all-linear")
+        found.translated("lora_target_linear", "peft.target_modules")
+        if isinstance(others, str) or any("embed" in str(each) or "head" in str(each) for each in others):
+            CONTRADICTION.refuse(found, "lora_target_modules", "lora_target_linear")
+        elif "lora_target_modules" in found:
+            found.ignored("lora_target_modules", "all linear layers are adapted")
+        return
+    if "lora_target_linear" in found:
+        found.ignored("lora_target_linear", "the modules are named")
+    if found.get("lora_target_modules"):
+        found.copy("lora_target_modules", "peft.target_modules", targets)
+    else:
+        found.ignored("lora_target_modules", "null is the default") if "lora_target_modules" in found else None
+        if found.get("lora_target_parameters"):
+            found.default("peft.target_modules", [], "parameters alone are adapted")
+        else:
+            found.unsupported("adapter", "an adapter without modules", "write lora_target_linear: true")

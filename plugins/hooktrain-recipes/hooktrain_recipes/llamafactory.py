@@ -1,0 +1,516 @@
+"""The dialect ``llamafactory``: recipes of LLaMA-Factory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from hooktrain import Collector, Translation
+from hooktrain_recipes.adapters import copy_all, targets, without_adapter
+from hooktrain_recipes.deepspeed_json import translate_deepspeed_file
+from hooktrain_recipes.explained import explain
+from hooktrain_recipes.fsdp import set_fsdp
+from hooktrain_recipes.kinds import check_kinds, guarded, refuse_unknown
+from hooktrain_recipes.llamafactory_data import quantized_name, set_data
+from hooktrain_recipes.llamafactory_rows import ROWS as ROWS_V0
+from hooktrain_recipes.llamafactory_v1 import ROWS as ROWS_V1
+from hooktrain_recipes.llamafactory_v1 import set_v1
+from hooktrain_recipes.optimizers import set_optimizer
+from hooktrain_recipes.reasons import (
+    ACTIVATION_OFFLOAD,
+    CONTRADICTION,
+    EPOCH_FRACTION,
+    GROUPS,
+    IMAGES,
+    PREFERENCES,
+    QUANTIZED_BASE,
+    ROLLOUTS,
+    SMALL_STATES,
+    Reason,
+)
+from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
+from hooktrain_recipes.tables import Row, apply
+from hooktrain_recipes.values import flag, flag_of, listed, number, numeric, positive, share, text, whole
+
+__all__ = ["ROWS", "dialect"]
+
+_FIRST = frozenset(row.key for row in ROWS_V0)
+ROWS: tuple[Row, ...] = (*ROWS_V0, *(row for row in ROWS_V1 if row.key not in _FIRST))
+"""The table of both generations' keys."""
+
+_OWN = ("stage", "finetuning_type", "cutoff_len", "dataset_dir", "lora_target", "do_train")
+_V1 = ("train_dataset", "model_class", "dist_config", "kernel_config")
+_STRUCTURED = ("lr_scheduler_kwargs", "fsdp_config", "peft_config", "dist_config", "kernel_config", "deepspeed")
+_LISTS = ("dataset", "eval_dataset", "fsdp", "adapter_name_or_path", "lora_target", "oft_target", "additional_target")
+_PROGRAM = "LLaMA-Factory"
+
+
+@attrs.frozen
+class _Dialect:
+    name: str = "llamafactory"
+    summary: str = _PROGRAM
+
+    def recognises(self, raw: Mapping[str, Any]) -> bool:
+        classic = "model_name_or_path" in raw and ("stage" in raw or "finetuning_type" in raw)
+        return (classic and "dataset" in raw) or ("model" in raw and "train_dataset" in raw)
+
+    def translate(self, raw: Mapping[str, Any], folder: Path) -> Translation:
+        found = Collector(raw, _PROGRAM)
+        if isinstance(found.get("model"), str) and any(key in found for key in _V1):
+            if not found.get("train_dataset"):
+                return Translation(not_a_recipe="no train_dataset: a model is exported or answers are sampled")
+            check_kinds(found, ROWS_V1, _STRUCTURED, ())
+            guarded(found, partial(set_v1, found, folder), "model")
+            apply(found, ROWS_V1)
+            refuse_unknown(found, ROWS_V1)
+            explain(found)
+            return found.translation()
+        if why := _not_a_recipe(found):
+            return Translation(not_a_recipe=why)
+        check_kinds(found, ROWS_V0, _STRUCTURED, _LISTS)
+        for step in (
+            _model,
+            partial(_data, folder=folder),
+            _stage,
+            _adapter,
+            _batches,
+            _optimizer,
+            _evaluation,
+            _saves,
+        ):
+            guarded(found, partial(step, found), "model_name_or_path")
+        guarded(found, partial(_strategy, found, folder), "deepspeed" if "deepspeed" in found else "model_name_or_path")
+        apply(found, ROWS_V0)
+        refuse_unknown(found, ROWS)
+        explain(found)
+        return found.translation()
+
+
+def dialect() -> _Dialect:
+    return _Dialect()
+
+
+def _not_a_recipe(found: Collector) -> str:
+    if found.get("model_name_or_path") is None:
+        if found.get("peft_config.export_dir") or found.get("export_dir"):
+            return "a model is exported, and nothing trained"
+        return "no model_name_or_path with a stage and data, as LLaMA-Factory's training recipes have"
+    if found.get("export_dir"):
+        return "a model is exported, and nothing trained"
+    if not flag_of(found.get("do_train")):
+        wanted = flag_of(found.get("do_predict")) or flag_of(found.get("do_eval"))
+        if wanted or not any(key in found for key in ("stage", "dataset")):
+            return "do_train is not set: answers are generated, and nothing trained"
+        if "do_train" in found or not found.get("dataset"):
+            return "do_train is not set: nothing is trained"
+    return ""
+
+
+def _model(found: Collector) -> None:
+    if quantized_name(found.get("model_name_or_path")):
+        QUANTIZED_BASE.refuse(found, "model_name_or_path")
+    found.copy("model_name_or_path", "model.name_or_path", text)
+    if flag_of(found.get("trust_remote_code")):
+        found.copy("trust_remote_code", "model.trust_remote_code", flag)
+        found.set("tokenizer.trust_remote_code", True)
+        found.translated("trust_remote_code", "tokenizer.trust_remote_code")
+    elif "trust_remote_code" in found:
+        found.ignored("trust_remote_code", "false is the default")
+    _precision(found)
+    names = {
+        "fa2": "flash_attention_2",
+        "fa3": "flash_attention_3",
+        "sdpa": "sdpa",
+        "disabled": "eager",
+        "eager": "eager",
+    }
+    names |= {"flash_attention_2": "flash_attention_2", "flash_attention_3": "flash_attention_3"}
+    key, wanted = "flash_attn", found.get("flash_attn")
+    if wanted in (None, "auto"):
+        found.ignored(key, "the default") if key in found else None
+    elif isinstance(wanted, str) and wanted in names:
+        found.copy(key, "model.attn_implementation", lambda value: names[value])
+    else:
+        found.unsupported(key, f"given {wanted!r:.40}, expected one of auto, {', '.join(names)}", "write one of them")
+    if flag_of(found.get("enable_liger_kernel")) or flag_of(found.get("use_liger_kernel")):
+        found.set("model.type", "liger")
+    for key in ("enable_liger_kernel", "use_liger_kernel"):
+        if flag_of(found.get(key)):
+            found.translated(key, "model.type")
+        elif key in found:
+            found.ignored(key, "false is the default")
+    if flag_of(found.get("use_unsloth_gc")):
+        ACTIVATION_OFFLOAD.refuse(found, "use_unsloth_gc")
+    off = "disable_gradient_checkpointing"
+    if flag_of(found.get(off)):
+        found.copy(off, "model.activation_checkpointing", lambda value: not flag(value))
+    else:
+        if off in found:
+            found.set("model.activation_checkpointing", True)
+            found.translated(off, "model.activation_checkpointing")
+        found.default("model.activation_checkpointing", True, f"the default of {_PROGRAM}")
+    if "gradient_checkpointing" in found:
+        found.ignored("gradient_checkpointing", "disable_gradient_checkpointing says it there")
+    coefficient = "moe_aux_loss_coef"
+    if found.get(coefficient) is not None:
+        found.copy(coefficient, "model.hf_config_kwargs.router_aux_loss_coef", number)
+        found.set("model.hf_config_kwargs.output_router_logits", True)
+        found.translated(coefficient, "model.hf_config_kwargs.output_router_logits")
+    for key, to in (("add_tokens", "add_tokens"), ("add_special_tokens", "special_tokens.extra_special_tokens")):
+        if found.get(key):
+            found.copy(key, f"tokenizer.{to}", listed)
+        elif key in found:
+            found.ignored(key, "none")
+
+
+def _precision(found: Collector) -> None:
+    bf16, fp16, pure = (flag_of(found.get(key)) for key in ("bf16", "fp16", "pure_bf16"))
+    if (bf16 or pure) and fp16:
+        CONTRADICTION.refuse(found, "fp16", "bf16" if bf16 else "pure_bf16")
+    name = "bf16" if bf16 or pure else "fp16" if fp16 else "fp32"
+    frozen = found.get("finetuning_type", "lora") in ("lora", "oft")
+    weights = name if pure or frozen else "fp32"
+    said = [key for key, on in (("bf16", bf16), ("fp16", fp16), ("pure_bf16", pure)) if on]
+    sharded = found.get("deepspeed") is not None
+    for to, value in (("model.dtype", name), ("model.weights_dtype", weights)):
+        if sharded and to == "model.weights_dtype":
+            continue  # DeepSpeed keeps the weights in that precision and updates them in float32
+        if said:
+            found.set(to, value)
+            found.translated(said[0], to)
+        else:
+            found.default(to, value, f"the default of {_PROGRAM}")
+    for key in ("bf16", "fp16", "pure_bf16", "tf32", "bf16_full_eval", "fp16_full_eval"):
+        if key in found and not found.accounted(key):
+            if key == "tf32" or found.get(key) in (None, False, True):
+                found.ignored(key, "TF32 is torch's default here" if key == "tf32" else f"the precision is {name}")
+
+
+def _data(found: Collector, folder: Path) -> None:
+    _media(found, set_data(found, folder))
+
+
+def _media(found: Collector, media: bool) -> None:
+    """Account for the keys of pictures and sound."""
+    names = ("image_max_pixels", "image_min_pixels", "image_do_pan_and_scan", "crop_to_patches", "video_max_pixels")
+    names += ("video_min_pixels", "video_fps", "video_maxlen", "use_audio_in_video", "audio_sampling_rate", "media_dir")
+    for key in names:
+        if key in found and media:
+            IMAGES.refuse(found, key)
+        elif key in found:
+            found.ignored(key, "the data has no pictures and no sound")
+    for key in ("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model"):
+        if key not in found:
+            continue
+        value = flag_of(found.get(key))
+        if key == "freeze_language_model" and value:
+            GROUPS.refuse(found, key)
+        elif key == "freeze_vision_tower" and not value:
+            found.copy(key, "model.train_vision", lambda given: not flag(given))
+        else:
+            found.ignored(key, "what text does not reach is frozen")
+
+
+def _stage(found: Collector) -> None:
+    stage = found.get("stage", "sft")
+    if stage in ("rm", "dpo", "kto"):
+        PREFERENCES.refuse(found, "stage")
+    elif stage == "ppo":
+        ROLLOUTS.refuse(found, "stage")
+    elif stage not in ("sft", "pt"):
+        found.unsupported("stage", f"given {stage!r:.40}, expected sft or pt", "write one of them")
+    elif "stage" in found and found.get("stage") is None:
+        found.ignored("stage", "sft is the default")
+    if flag_of(found.get("use_dft_loss")):
+        found.set("loss.type", "dft")
+        found.translated("use_dft_loss", "loss.type")
+    elif "use_dft_loss" in found:
+        found.ignored("use_dft_loss", "false is the default")
+    if numeric(found.get("label_smoothing_factor")):
+        found.copy("label_smoothing_factor", "loss.label_smoothing", share)
+    elif "label_smoothing_factor" in found:
+        found.ignored("label_smoothing_factor", "none")
+
+
+_LORA = (
+    ("lora_rank", "peft.r", whole),
+    ("lora_alpha", "peft.alpha", number),
+    ("lora_dropout", "peft.dropout", number),
+    ("lora_target", "peft.target_modules", targets),
+    ("additional_target", "peft.modules_to_save", listed),
+    ("use_rslora", "peft.use_rslora", flag),
+    ("use_dora", "peft.use_dora", flag),
+)
+_OFT = (
+    ("oft_rank", "peft.r", whole),
+    ("oft_block_size", "peft.config.oft_block_size", whole),
+    ("oft_target", "peft.target_modules", targets),
+    ("module_dropout", "peft.config.module_dropout", number),
+    ("additional_target", "peft.modules_to_save", listed),
+)
+
+
+def _adapter(found: Collector) -> None:
+    kind = found.get("finetuning_type", "lora")
+    lora, oft = [key for key, _, _ in _LORA], [key for key, _, _ in _OFT]
+    pissa = ["pissa_init", "pissa_iter", "pissa_convert"]
+    folder, key = found.get("adapter_name_or_path"), "adapter_name_or_path"
+    if kind == "full":
+        found.ignored("finetuning_type", "without an adapter the model itself is trained")
+        without_adapter(found, [*lora, *oft, *pissa, "create_new_adapter"], "used with an adapter alone")
+        if folder:
+            CONTRADICTION.refuse(found, key, "finetuning_type")
+    elif kind == "freeze":
+        GROUPS.refuse(found, "finetuning_type")
+        without_adapter(found, [*lora, *oft, *pissa, "create_new_adapter"], "used with an adapter alone")
+    elif kind not in ("lora", "oft"):
+        found.unsupported(
+            "finetuning_type", f"given {kind!r:.40}, expected lora, oft, freeze or full", "write one of them"
+        )
+    elif folder:
+        _continued(found, folder)
+        without_adapter(found, [*lora, *oft, *pissa], "the adapter in adapter_name_or_path says it")
+    else:
+        _said(found, "finetuning_type", "peft.type", kind)
+        copy_all(found, _LORA if kind == "lora" else _OFT)
+        without_adapter(found, [*lora, *oft], f"used with another adapter than {kind}")
+        if kind == "lora":
+            found.default("peft.r", 8, f"the default of {_PROGRAM}")
+            found.default("peft.alpha", 2 * found.recipe["peft"]["r"], f"the default of {_PROGRAM}")
+        else:
+            found.default("peft.config.oft_block_size", 32, f"the default of {_PROGRAM}")
+        found.default("peft.target_modules", "all-linear", f"the default of {_PROGRAM}")
+        _pissa(found)
+    for each in (key, "create_new_adapter"):
+        if each in found and not found.accounted(each):
+            found.ignored(each, "not used")
+
+
+def _continued(found: Collector, folder: Any) -> None:
+    if isinstance(folder, list) or "," in str(folder) or flag_of(found.get("create_new_adapter")):
+        found.unsupported("adapter_name_or_path", "adapters that are merged first", "merge them with `hooktrain merge`")
+    else:
+        found.copy("adapter_name_or_path", "peft.adapter", text)
+        found.translated("finetuning_type", "peft.adapter") if "finetuning_type" in found else None
+
+
+def _pissa(found: Collector) -> None:
+    if flag_of(found.get("pissa_init")):
+        found.set("peft.init_lora_weights", "pissa")
+        found.translated("pissa_init", "peft.init_lora_weights")
+        if "pissa_iter" in found:
+            found.ignored("pissa_iter", "the decomposition is exact")
+        if "pissa_convert" in found:
+            found.ignored(
+                "pissa_convert", "the export keeps its base's own weights" if found.get("pissa_convert") else "not used"
+            )
+    for key in ("pissa_init", "pissa_iter", "pissa_convert"):
+        if key in found:
+            found.ignored(key, "not used")
+
+
+def _said(found: Collector, key: str, to: str, value: Any) -> None:
+    """Set a value that a key says, or that is the program's default."""
+    if found.get(key) is not None:
+        found.set(to, value)
+        found.translated(key, to)
+    else:
+        found.default(to, value, f"the default of {_PROGRAM}")
+        found.ignored(key, "null is the default") if key in found else None
+
+
+def _least_one(value: Any) -> int:
+    made = whole(value)
+    if made < 1:
+        raise ValueError(f"given {value!r:.40}, expected at least 1")
+    return made
+
+
+def _batches(found: Collector) -> None:
+    found.copy("per_device_train_batch_size", "micro_batch_size", _least_one)
+    found.default("micro_batch_size", 8, f"the default of {_PROGRAM}")
+    if numeric(found.get("max_steps")) > 0:
+        found.copy("max_steps", "train_iters", _least_one)
+        if "num_train_epochs" in found:
+            found.ignored("num_train_epochs", "max_steps precedes it")
+        return
+    if "max_steps" in found:
+        found.ignored("max_steps", "no limit")
+    found.copy("num_train_epochs", "epochs", _least_one)
+    found.default("epochs", 3, f"the default of {_PROGRAM}")
+
+
+def _optimizer(found: Collector) -> None:
+    own = [key for key in ("use_galore", "use_apollo", "use_badam", "use_adam_mini") if flag_of(found.get(key))]
+    for key in own:
+        SMALL_STATES.refuse(found, key)
+    if flag_of(found.get("use_muon")):
+        GROUPS.refuse(found, "use_muon")
+    kind = set_optimizer(found, "optim", found.get("optim", "adamw_torch"), f"the default of {_PROGRAM}")
+    if "optim" in found and found.get("optim") is None:
+        found.ignored("optim", "null is the default")
+    found.copy("learning_rate", "optimizer.lr", positive)
+    found.default("optimizer.lr", 5e-5, f"the default of {_PROGRAM}")
+    if kind != "torch":
+        found.copy("weight_decay", "optimizer.weight_decay", number)
+        found.default("optimizer.weight_decay", 0.0, f"the default of {_PROGRAM}")
+    elif numeric(found.get("weight_decay")):
+        GROUPS.refuse(found, "weight_decay")
+    elif "weight_decay" in found:
+        found.ignored("weight_decay", "none")
+    set_betas(found, kind)
+    set_schedule(found, ScheduleKeys(), "linear", _PROGRAM)
+
+
+def set_betas(found: Collector, kind: str) -> None:
+    """Set the betas and epsilon of Adam."""
+    given = [found.get(key) for key in ("adam_beta1", "adam_beta2")]
+    for key in ("adam_beta1", "adam_beta2", "adam_epsilon"):
+        if key not in found:
+            continue
+        if found.get(key) is None or kind not in ("adamw", "adam"):
+            found.ignored(
+                key, "this optimizer has no such number" if found.get(key) is not None else "null is the default"
+            )
+        elif key == "adam_epsilon":
+            found.copy(key, "optimizer.eps", positive)
+        else:
+            try:
+                betas = [share(0.9 if given[0] is None else given[0]), share(0.999 if given[1] is None else given[1])]
+            except ValueError as problem:
+                found.unsupported(key, str(problem), "correct the number")
+            else:
+                found.set("optimizer.betas", betas)
+                found.translated(key, "optimizer.betas")
+
+
+def _evaluation(found: Collector) -> None:
+    off = not found.get("eval_dataset") and not numeric(found.get("val_size"))
+    strategy = str(found.get("eval_strategy", found.get("evaluation_strategy", "no"))).lower()
+    for key in ("eval_strategy", "evaluation_strategy", "eval_steps", "do_eval", "eval_on_start", "eval_delay"):
+        value = found.get(key)
+        if key not in found:
+            continue
+        if value in (None, False, 0, "no"):
+            found.ignored(key, "the run evaluates at its end alone")
+        elif off:
+            found.ignored(key, "there is nothing to evaluate on")
+        elif key == "eval_steps" and strategy == "steps" and isinstance(value, float) and value < 1:
+            EPOCH_FRACTION.refuse(found, key)
+        elif key == "eval_steps" and strategy == "steps":
+            found.copy(key, "eval_interval", whole)
+        elif key == "eval_on_start":
+            found.copy(key, "eval_at_start", flag)
+        elif key == "eval_delay":
+            found.unsupported(key, "evaluations that begin later", "remove it")
+        elif value == "epoch" and (found.recipe.get("epochs") != 1 or found.has("train_iters")):
+            EPOCH_FRACTION.refuse(found, key)
+        elif key in ("eval_strategy", "evaluation_strategy") and value not in ("steps", "epoch"):
+            found.unsupported(key, f"given {value!r:.40}, expected no, steps or epoch", "write one of them")
+        else:
+            found.ignored(key, "the run evaluates at its end, and where eval_steps says")
+    if strategy == "steps" and not off and not found.has("eval_interval") and found.get("eval_steps") is None:
+        every = found.get("logging_steps", 500)
+        if isinstance(every, int) and every > 0:
+            found.default("eval_interval", every, f"{_PROGRAM} evaluates as often as it logs")
+
+
+def _saves(found: Collector) -> None:
+    lone, folder = flag_of(found.get("save_only_model")), found.get("output_dir")
+    found.set("checkpoint", [{"type": "huggingface" if lone else "full"}])
+    if not lone:
+        found.set("checkpoint[1].type", "huggingface")
+    last = 0 if lone else 1
+    found.set(f"checkpoint[{last}].save_end_of_training", True)
+    if isinstance(folder, str) and folder:
+        found.set("run_dir", folder)
+        found.set(f"checkpoint[{last}].output_dir", f"{folder.rstrip('/')}/model")
+        found.translated("output_dir", "run_dir", f"checkpoint[{last}].output_dir")
+    elif folder is not None:
+        found.unsupported("output_dir", "expected a folder", "write its path")
+    elif "output_dir" in found:
+        found.ignored("output_dir", "null is the default")
+    if "save_only_model" in found:
+        found.translated("save_only_model", "checkpoint[0].type")
+    set_push(found, last)
+    strategy = str(found.get("save_strategy", "steps")).lower()
+    steps = found.get("save_steps", 500)
+    if strategy == "steps" and isinstance(steps, float) and 0 < steps < 1:
+        EPOCH_FRACTION.refuse(found, "save_steps")
+    elif strategy == "steps":
+        found.copy("save_steps", "checkpoint[0].save_every_n_steps", _least_one)
+        found.default("checkpoint[0].save_every_n_steps", 500, f"the default of {_PROGRAM}")
+    elif strategy == "epoch":
+        found.set("checkpoint[0].save_every_n_epochs", 1)
+        found.translated("save_strategy", "checkpoint[0].save_every_n_epochs")
+    elif strategy == "best":
+        Reason("evaluations and saves by fractions of an epoch", "write keep_best in the new recipe").refuse(
+            found, "save_strategy"
+        )
+    elif strategy != "no":
+        found.unsupported(
+            "save_strategy", f"given {strategy!r:.40}, expected no, steps, epoch or best", "write one of them"
+        )
+    for key in ("save_strategy", "save_steps"):
+        if key in found and not found.accounted(key):
+            found.ignored(key, "save_steps says when" if strategy == "steps" else "the end of the run is saved")
+    if found.get("save_total_limit") and not lone:
+        found.copy("save_total_limit", "checkpoint[0].keep_last", whole)
+    elif "save_total_limit" in found:
+        found.ignored("save_total_limit", "every export is kept" if found.get("save_total_limit") else "all are kept")
+    again = found.get("resume_from_checkpoint")
+    if again in (True, "true", "auto") and not lone:
+        found.copy("resume_from_checkpoint", "checkpoint[0].auto_resume", lambda _: True)
+    elif again not in (None, False, ""):
+        found.unsupported(
+            "resume_from_checkpoint",
+            "a checkpoint of another program",
+            "give model_name_or_path the path of its export",
+        )
+    elif "resume_from_checkpoint" in found:
+        found.ignored("resume_from_checkpoint", "null is the default")
+
+
+def set_push(found: Collector, last: int) -> None:
+    """Push the export to a hub, where ``push_to_hub`` asks for it."""
+    if not flag_of(found.get("push_to_hub")):
+        return
+    name, folder = found.get("hub_model_id"), f"checkpoint[{last}]"
+    if not isinstance(name, str) or name.count("/") != 1:
+        found.unsupported(
+            "push_to_hub", "a repository without its organisation", "write hub_model_id: organisation/name"
+        )
+        return
+    found.copy("hub_model_id", f"{folder}.push_to", text)
+    found.translated("push_to_hub", f"{folder}.push_to")
+    found.copy("hub_private_repo", f"{folder}.push_private", flag)
+
+
+def _strategy(found: Collector, folder: Path) -> None:
+    given = found.get("deepspeed")
+    if given not in (None, ""):
+        found.set("strategy.type", "deepspeed")
+        translate_deepspeed_file(found, "deepspeed", folder)
+        found.translated("deepspeed", "strategy.type")
+    elif "deepspeed" in found:
+        found.ignored("deepspeed", "null is the default")
+    sharded = set_fsdp(found)
+    if sharded and given:
+        CONTRADICTION.refuse(found, "deepspeed", "fsdp")
+    if found.get("fsdp_transformer_layer_cls_to_wrap") is not None:
+        found.ignored("fsdp_transformer_layer_cls_to_wrap", "the blocks of the model are found")
+    found.copy("ddp_timeout", "strategy.timeout", number)
+    key = "ddp_find_unused_parameters"
+    if flag_of(found.get(key)) and not sharded and not given:
+        found.copy(key, "strategy.find_unused_parameters", flag)
+    elif key in found:
+        found.ignored(key, "not needed")
+    size = found.get("context_parallel_size")
+    if size not in (None, 0, 1):
+        found.copy("context_parallel_size", "strategy.sequence_parallel", whole)
+    elif "context_parallel_size" in found:
+        found.ignored("context_parallel_size", "sequences are not divided")

@@ -1,0 +1,346 @@
+"""Recipes of LLaMA-Factory's second generation (``v1``): ``model``, ``train_dataset`` and ``..._config`` sections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hooktrain import Collector
+from hooktrain_recipes.adapters import copy_all, targets
+from hooktrain_recipes.deepspeed_json import translate_deepspeed_file
+from hooktrain_recipes.llamafactory_data import find_file
+from hooktrain_recipes.reasons import (
+    GROUPS,
+    IMAGES,
+    MODEL_PARALLEL,
+    PREFERENCES,
+    QUANTIZED_BASE,
+    SCHEDULE,
+    Reason,
+)
+from hooktrain_recipes.tables import Row, by, ignored, moved
+from hooktrain_recipes.values import flag, flag_of, listed, number, positive, text, whole
+
+__all__ = ["ROWS", "set_v1"]
+
+_PROGRAM = "LLaMA-Factory"
+_DEFAULT = f"the default of {_PROGRAM}"
+_KERNELS = "other kernels for the same numbers"
+_SAMPLES = "answers are not sampled in training"
+_FORMATS = {"alpaca": "alpaca_joined", "sharegpt": "sharegpt"}
+
+
+def _refuse(reason: Reason, *off: Any) -> Any:
+    def rule(found: Collector, path: str) -> None:
+        if found.values[path] in (None, False, "", *off):
+            found.ignored(path, "not used")
+        else:
+            reason.refuse(found, path)
+
+    return rule
+
+
+ROWS: tuple[Row, ...] = (
+    *(
+        Row(key=key, ours=f"`{ours}`", about=about)
+        for key, ours, about in (
+            ("model", "model.name_or_path", ""),
+            ("trust_remote_code", "model.trust_remote_code", "and the tokenizer's"),
+            ("train_dataset", "data.sources", "the YAML file is read"),
+            ("eval_dataset", "data.eval_sources", "the YAML file is read"),
+            ("output_dir", "run_dir", "exports go to its subfolder `model`"),
+            ("peft_config", "peft", "`name: lora`"),
+            ("dist_config", "strategy", "`fsdp2` or `deepspeed`"),
+            ("kernel_config", "model.type", "`liger_kernel`; others change speed alone"),
+            ("max_steps", "train_iters", "without `num_train_epochs`"),
+            ("num_train_epochs", "epochs", ""),
+            ("bf16", "model.dtype", ""),
+            ("global_batch_size", "gradient_accumulation_steps", "divided by `micro_batch_size`, for one rank"),
+            ("save_epochs", "checkpoint[0].save_every_n_epochs", "whole ones"),
+            ("batching_strategy", "data.pack_samples", "`padding_free` packs; the others do not"),
+        )
+    ),
+    moved("custom_chat_template", "tokenizer.chat_template", text),
+    moved("micro_batch_size", "micro_batch_size", whole),
+    moved("cutoff_len", "data.max_length", whole),
+    moved("learning_rate", "optimizer.lr", positive),
+    moved("max_grad_norm", "gradient_clipping", number),
+    moved("seed", "seed", whole),
+    moved("logging_steps", "log_interval", whole),
+    moved("cp_size", "strategy.sequence_parallel", whole),
+    moved("dist_timeout", "strategy.timeout", number),
+    moved("enable_activation_checkpointing", "model.activation_checkpointing", flag),
+    moved("save_steps", "checkpoint[0].save_every_n_steps", whole),
+    moved("save_total_limit", "checkpoint[0].keep_last", whole),
+    *(
+        ignored(key, reason)
+        for key, reason in (
+            ("model_class", "the class is the one of the model's config"),
+            ("init_config", "how weights are loaded changes no number"),
+            ("cp_mode", "ranks of a sequence exchange heads"),
+            ("dp_size", "the number of ranks is the launcher's"),
+            ("mp_replicate_size", "weights are divided over all ranks"),
+            ("mp_shard_size", "weights are divided over all ranks"),
+            ("batching_workers", "batches are made in time"),
+            ("full_determinism", "runs repeat on the same devices"),
+            ("save_ckpt_as_hf", "exports are written at the end"),
+            ("sample_backend", _SAMPLES),
+            ("max_new_tokens", _SAMPLES),
+            ("kernel_config", _KERNELS),
+        )
+    ),
+    by("quant_config", _refuse(QUANTIZED_BASE), about=QUANTIZED_BASE.reason, kind="unsupported"),
+    by("lr_scheduler_config", _refuse(SCHEDULE), about=SCHEDULE.reason, kind="unsupported"),
+    *(
+        by(key, _refuse(PREFERENCES, value), about=PREFERENCES.reason, kind="unsupported")
+        for key, value in (
+            ("pref_loss", "sigmoid"), ("pref_beta", 0.1), ("pref_ftx", 0.0), ("simpo_gamma", 0.5),
+            ("dpo_label_smoothing", 0.0), ("ld_alpha", None),
+        )
+    ),
+)  # fmt: skip
+"""The table of the second generation's keys."""
+
+
+def set_v1(found: Collector, folder: Path) -> None:
+    """Translate what needs more than a row."""
+    found.set("type", "sft")
+    found.notes["type"] = "fine-tuning is the default"
+    found.copy("model", "model.name_or_path", text)
+    if flag_of(found.get("trust_remote_code")):
+        found.copy("trust_remote_code", "model.trust_remote_code", flag)
+        found.set("tokenizer.trust_remote_code", True)
+        found.translated("trust_remote_code", "tokenizer.trust_remote_code")
+    elif "trust_remote_code" in found:
+        found.ignored("trust_remote_code", "false is the default")
+    _sections(found, folder)
+    _sets(found, "train_dataset", "data.sources", folder)
+    _sets(found, "eval_dataset", "data.eval_sources", folder)
+    _numbers(found)
+    for key, to, value in (
+        ("cutoff_len", "data.max_length", 2048),
+        ("learning_rate", "optimizer.lr", 1e-4),
+        ("enable_activation_checkpointing", "model.activation_checkpointing", True),
+    ):
+        if found.get(key) is None:
+            found.default(to, value, _DEFAULT)
+    found.default("data.overflow", "truncate", f"{_PROGRAM} cuts what is longer")
+    if not found.has("optimizer.type"):
+        for key, given in (("type", "adamw"), ("weight_decay", 0.01), ("decay_vectors", True)):
+            found.default(f"optimizer.{key}", given, "torch's AdamW, with its own defaults")
+    found.default("scheduler.type", "constant", _DEFAULT)
+    wanted = found.get("flash_attn")
+    if wanted in ("eager", "sdpa", "flash_attention_2"):
+        found.copy("flash_attn", "model.attn_implementation", text)
+    elif "flash_attn" in found:
+        if wanted is None:
+            found.ignored("flash_attn", "null is the default")
+        else:
+            found.unsupported(
+                "flash_attn", f"given {wanted!r:.40}, expected eager, sdpa or flash_attention_2", "write one"
+            )
+    key = "batching_strategy"
+    if found.get(key) in ("padding_free", "dynamic_padding_free"):
+        found.set("data.pack_samples", True)
+        found.translated(key, "data.pack_samples")
+    elif found.get(key) in ("normal", "dynamic_batching", None):
+        found.ignored(key, "padding has no loss") if key in found else None
+    else:
+        found.unsupported(key, f"given {found.get(key)!r:.40}", "write normal or padding_free")
+
+
+def _numbers(found: Collector) -> None:
+    found.set("checkpoint", [{"type": "full"}, {"type": "huggingface", "save_end_of_training": True}])
+    folder = found.get("output_dir")
+    if isinstance(folder, str) and folder:
+        found.set("run_dir", folder)
+        found.set("checkpoint[1].output_dir", f"{folder.rstrip('/')}/model")
+        found.translated("output_dir", "run_dir", "checkpoint[1].output_dir")
+    elif "output_dir" in found:
+        found.unsupported("output_dir", "expected a folder", "write its path")
+    steps = found.get("max_steps")
+    if steps not in (None, 0, -1):
+        found.copy("max_steps", "train_iters", whole)
+        if "num_train_epochs" in found:
+            found.ignored("num_train_epochs", "max_steps precedes it")
+    else:
+        found.ignored("max_steps", "no limit") if "max_steps" in found else None
+        found.copy("num_train_epochs", "epochs", whole)
+        found.default("epochs", 3, _DEFAULT)
+    if "bf16" in found:
+        found.copy("bf16", "model.dtype", lambda value: "bf16" if flag(value) else "fp32")
+    found.default("model.dtype", "bf16", _DEFAULT)
+    if found.get("global_batch_size") is not None:
+        found.copy(
+            "global_batch_size",
+            "gradient_accumulation_steps",
+            lambda total: _parts(total, found.get("micro_batch_size", 1)),
+        )
+    elif "global_batch_size" in found:
+        found.ignored("global_batch_size", "one micro-batch is a step")
+    epochs = found.get("save_epochs")
+    if isinstance(epochs, float) and epochs != int(epochs):
+        Reason("evaluations and saves by fractions of an epoch", "give save_steps").refuse(found, "save_epochs")
+    elif epochs is not None:
+        found.copy("save_epochs", "checkpoint[0].save_every_n_epochs", whole)
+    elif "save_epochs" in found:
+        found.ignored("save_epochs", "null is the default")
+    again = found.get("resume_from_checkpoint")
+    if again == "auto":
+        found.copy("resume_from_checkpoint", "checkpoint[0].auto_resume", lambda _: True)
+    elif again:
+        found.unsupported(
+            "resume_from_checkpoint", "a checkpoint of another program", "give model the path of its export"
+        )
+    elif "resume_from_checkpoint" in found:
+        found.ignored("resume_from_checkpoint", "null is the default")
+
+
+def _parts(total: Any, size: Any) -> int:
+    made, part = whole(total), max(1, whole(size))
+    if made < 1 or made % part:
+        raise ValueError(f"given {total!r:.40}, expected a multiple of {part}")
+    return made // part
+
+
+def _sections(found: Collector, folder: Path) -> None:
+    """Account for peft_config, dist_config, kernel_config and optim_config."""
+    if found.get("optim_config") is not None:
+        GROUPS.refuse(found, "optim_config")  # Muon is the one that there is
+    elif "optim_config" in found:
+        found.ignored("optim_config", "null is the default")
+    kernels = str(found.get("kernel_config.name", found.get("kernel_config") or ""))
+    if "liger_kernel" in kernels:
+        found.set("model.type", "liger")
+        found.translated("kernel_config.name" if "kernel_config.name" in found else "kernel_config", "model.type")
+    kind = found.get("peft_config.name")
+    if found.get("peft_config") is None:
+        found.ignored("peft_config", "null is the default") if "peft_config" in found else None
+    elif kind == "lora":
+        if found.get("peft_config.adapter_name_or_path"):
+            found.copy("peft_config.adapter_name_or_path", "peft.adapter", text)
+            found.translated("peft_config", "peft.adapter")
+        else:
+            found.set("peft.type", "lora")
+            found.translated("peft_config.name", "peft.type")
+            rows = (("r", "r", whole), ("lora_alpha", "alpha", number), ("lora_dropout", "dropout", number))
+            rows += (("target_modules", "target_modules", targets), ("modules_to_save", "modules_to_save", listed))  # type: ignore[assignment]
+            copy_all(found, [(f"peft_config.{key}", f"peft.{to}", convert) for key, to, convert in rows])
+            for key in ("use_rslora", "use_dora"):
+                found.copy(f"peft_config.{key}", f"peft.{key}", flag)
+    elif kind == "freeze":
+        GROUPS.refuse(found, "peft_config")
+    else:
+        found.unsupported("peft_config", f"an adapter that is not here: {kind!r:.40}", "use peft: {type: lora}")
+    _distributed(found, folder)
+
+
+def _distributed(found: Collector, folder: Path) -> None:
+    kind = found.get("dist_config.name")
+    if found.get("dist_config") is None:
+        found.ignored("dist_config", "null is the default") if "dist_config" in found else None
+        return
+    if kind == "deepspeed":
+        found.set("strategy.type", "deepspeed")
+        found.translated("dist_config.name", "strategy.type")
+        if "dist_config.config_file" in found:
+            translate_deepspeed_file(found, "dist_config.config_file", folder)
+    elif kind in ("fsdp2", "fsdpturbo"):
+        found.set("strategy.type", "torch")
+        found.set("strategy.data_parallel", "fsdp2")
+        found.translated("dist_config.name", "strategy.data_parallel", "strategy.type")
+        if found.get("dist_config.ep_size") not in (None, 1):
+            MODEL_PARALLEL.refuse(found, "dist_config.ep_size")
+            MODEL_PARALLEL.refuse(found, "dist_config.ep_dispatcher") if "dist_config.ep_dispatcher" in found else None
+        if found.get("dist_config.dcp_path"):
+            found.unsupported(
+                "dist_config.dcp_path", "a checkpoint of another program", "give model the path of its export"
+            )
+        for key, value in found.values["dist_config"].items() if isinstance(found.get("dist_config"), Mapping) else ():
+            if key in (
+                "dcp_path",
+                "ep_size",
+                "ep_dispatcher",
+                "mixed_precision",
+                "reshard_after_forward",
+                "offload_params",
+            ):
+                found.ignored(
+                    f"dist_config.{key}", "where shards lie changes no number" if value is not None else "null"
+                )
+    else:
+        found.unsupported("dist_config", f"given {kind!r:.40}, expected fsdp2 or deepspeed", "use strategy")
+
+
+def _sets(found: Collector, key: str, to: str, folder: Path) -> None:
+    name = found.get(key)
+    if not isinstance(name, str) or not name:
+        if key in found:
+            found.ignored(key, "null is the default") if name is None else found.unsupported(
+                key, "expected a path", "write it"
+            )
+        return
+    if not name.endswith((".yaml", ".yml")):
+        found.copy(key, f"{to}[0].name_or_path", text)
+        return
+    file = find_file(name, folder)
+    if file is None:
+        what, remedy = f"the file '{name}' is not there", "give the path of a file, from the recipe's folder"
+        if Path(name).name == "v1_sft_demo.yaml":  # the set of the program's examples
+            held: Any = {
+                "identity": {"path": "data/identity.json", "source": "local", "converter": "alpaca"},
+                "alpaca_en_demo": {
+                    "path": "data/alpaca_en_demo.json",
+                    "source": "local",
+                    "converter": "alpaca",
+                    "size": 500,
+                },
+            }
+        elif "multimodal" in name:
+            IMAGES.refuse(found, key)
+            return
+        elif "dpo" in name:
+            PREFERENCES.refuse(found, key)
+            return
+        else:
+            found.unsupported(key, what, remedy)
+            return
+    else:
+        try:
+            held = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as problem:
+            found.unsupported(key, f"the file '{name}' cannot be read: {str(problem)[:80]}", "correct the file")
+            return
+    if not isinstance(held, Mapping) or not all(isinstance(each, Mapping) for each in held.values()):
+        found.unsupported(key, f"the file '{name}' holds no sets", "correct the file")
+        return
+    for at, (label, entry) in enumerate(held.items()):
+        _source(found, key, f"{to}[{at}]", str(label), entry)
+
+
+def _source(found: Collector, key: str, to: str, label: str, entry: Mapping[str, Any]) -> None:
+    found.set(f"{to}.name_or_path", str(entry.get("path", label)))
+    found.translated(key, to)
+    form = entry.get("converter")
+    if form == "pair":
+        PREFERENCES.refuse(found, key)
+    elif "multimodal" in label or "mllm" in label:
+        IMAGES.refuse(found, key)
+    elif form in _FORMATS:
+        found.set(f"{to}.format", _FORMATS[form])
+    elif form is not None:
+        found.unsupported(key, f"a data format that is not here: {form!r:.40}", "convert the rows")
+    for theirs, ours in (
+        ("split", "split"),
+        ("size", "sample_count"),
+        ("weight", "weight"),
+        ("streaming", "streaming"),
+    ):
+        if entry.get(theirs) is not None:
+            found.set(f"{to}.{ours}", entry[theirs])
+    more = set(map(str, entry)) - {"path", "source", "converter", "split", "size", "weight", "streaming"}
+    if more:
+        found.unsupported(key, f"unknown keys of a set: {', '.join(sorted(more))[:80]}", "remove them")

@@ -1,0 +1,85 @@
+"""Why a key cannot be translated: a closed list, with what to do about each."""
+
+from __future__ import annotations
+
+import attrs
+
+from hooktrain import Collector
+from hooktrain_recipes.tables import Row, unsupported
+
+__all__ = [
+    "ACCOUNT_SOURCE",
+    "ACTIVATION_OFFLOAD",
+    "COMPILE",
+    "CONTRADICTION",
+    "DISTILLATION",
+    "EARLY_STOPPING",
+    "EPOCH_FRACTION",
+    "FP8",
+    "GROUPS",
+    "IMAGES",
+    "LIMITS",
+    "MODEL_PARALLEL",
+    "OWN_CODE",
+    "PREFERENCES",
+    "QAT",
+    "QUANTIZED_BASE",
+    "ROLLOUTS",
+    "SCHEDULE",
+    "SMALL_STATES",
+    "SPIKE_GUARD",
+    "Reason",
+    "TRACKER",
+    "method",
+]
+
+
+@attrs.frozen
+class Reason:
+    """A reason and its remedy."""
+
+    reason: str
+    remedy: str
+
+    def row(self, key: str, *, off: tuple[object, ...] = (None, False)) -> Row:
+        """The row of a key that is refused for this reason, unless its value is one of ``off``."""
+        return unsupported(key, self.reason, self.remedy, off=off)
+
+    def refuse(self, found: Collector, key: str, what: str = "") -> None:
+        """Refuse a key for this reason; ``what`` names the value where the key does not."""
+        found.unsupported(key, f"{self.reason}: {what}" if what else self.reason, self.remedy)
+
+
+PREFERENCES = Reason("preferences or reward models", "fine-tune on the chosen answers with type: sft, or stay there")
+DISTILLATION = Reason("distillation", "train on the teacher's answers as data")
+QUANTIZED_BASE = Reason("quantized base", "remove it and train on the model in bf16 (model.weights_dtype: bf16)")
+SMALL_STATES = Reason(
+    "optimizer with small states", "use optimizer: {type: adamw}, or strategy: {type: deepspeed, offload: optimizer}"
+)
+ACTIVATION_OFFLOAD = Reason(
+    "activation offload or tiled MLP", "remove it; model.activation_checkpointing: true saves most of the memory"
+)
+COMPILE = Reason("compile", "remove it; the run computes the same without")
+MODEL_PARALLEL = Reason(
+    "expert, tensor or pipeline parallel",
+    "shard over ranks with strategy: {type: deepspeed, zero_stage: 3} or data_parallel: fsdp2",
+)
+QAT = Reason("QAT", "remove it, and quantize the trained model with other tools")
+FP8 = Reason("FP8 training", "remove it; dtype: bf16 is the least precision")
+IMAGES = Reason("images or audio", "remove them; vision-language models are trained on text alone")
+ROLLOUTS = Reason("rollouts", "generate the answers first and train on them with type: sft")
+OWN_CODE = Reason("code of its own", "write what it does as a hooktrain plugin (`hooktrain guide first-plugin`)")
+ACCOUNT_SOURCE = Reason("a source that needs an account", "export the rows to a file and give its path")
+EPOCH_FRACTION = Reason("evaluations and saves by fractions of an epoch", "give a number of steps")
+LIMITS = Reason("limits", "remove it, or use train_iters and sample_count")
+EARLY_STOPPING = Reason("early stopping", "use callbacks: [{name: transformers.EarlyStoppingCallback}]")
+SPIKE_GUARD = Reason("spike guard", "remove it; on_nan: stop ends a run whose loss is not finite")
+SCHEDULE = Reason("schedules", "use constant, linear, cosine or wsd")
+GROUPS = Reason("groups", "use one learning rate for all weights")
+TRACKER = Reason("trackers", "use callbacks: [transformers.integrations.WandbCallback], or read metrics.jsonl")
+CONTRADICTION = Reason("contradicts another key", "keep one of them")
+
+
+def method(name: str) -> Reason:
+    """A training method that hooktrain does not have."""
+    return Reason(f"training method: {name}", "remove it, and train with type: sft or an adapter of peft")

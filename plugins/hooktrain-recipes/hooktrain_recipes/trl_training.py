@@ -1,0 +1,316 @@
+"""transformers' TrainingArguments in a TRL recipe: optimizer, length, logging, evaluation, saving, strategy."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from hooktrain import Collector
+from hooktrain_recipes.accelerate_yaml import set_fsdp, translate_accelerate, translate_fsdp
+from hooktrain_recipes.deepspeed_json import translate_deepspeed_file
+from hooktrain_recipes.human import positive_whole
+from hooktrain_recipes.optimizers import set_optimizer
+from hooktrain_recipes.reasons import EARLY_STOPPING, EPOCH_FRACTION, LIMITS, SMALL_STATES, TRACKER, Reason
+from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
+from hooktrain_recipes.trl_data import evaluates
+from hooktrain_recipes.values import flag, flag_of, number, text, whole
+
+__all__ = ["translate_training"]
+
+_PROGRAM = "TRL"
+_DEFAULT = f"the default of {_PROGRAM}"
+_TENSORBOARD = "transformers.integrations.TensorBoardCallback"
+_FSDP_OFFLOAD = Reason("offloading under FSDP", "use strategy: {type: deepspeed, zero_stage: 3, offload: all}")
+
+
+def translate_training(found: Collector, folder: Path) -> None:
+    """Account for the keys of TrainingArguments that are not simply copied."""
+    _optimizer(found)
+    _length(found)
+    _logging(found)
+    _evaluation(found)
+    _saving(found)
+    _hub(found)
+    _strategy(found, folder)
+
+
+def _optimizer(found: Collector) -> None:
+    name = "adafactor" if flag_of(found.get("adafactor")) else found.get("optim")
+    if "adafactor" in found:
+        found.ignored("adafactor", "optim says it" if name != "adafactor" else "")
+        if name == "adafactor":
+            found.translated("adafactor", "optimizer.type")
+    kind = set_optimizer(found, "optim", name or "adamw_torch", _DEFAULT) if name else "adamw"
+    if "optim" in found and not found.accounted("optim"):
+        found.ignored("optim", "null is the default")
+    betas = {}
+    for at, key in enumerate(("adam_beta1", "adam_beta2")):
+        if found.get(key) is not None:
+            if kind in ("adamw", "adam", ""):
+                try:
+                    betas[at] = number(found.get(key))
+                    found.translated(key, "optimizer.betas")
+                except ValueError as problem:
+                    found.unsupported(key, str(problem), "write a number below 1")
+            else:
+                found.ignored(key, "the optimizer has none")
+    if betas:
+        found.set("optimizer.betas", [betas.get(0, 0.9), betas.get(1, 0.999)])
+    if kind in ("adamw", "adam", ""):
+        found.copy("adam_epsilon", "optimizer.eps", number)
+    if kind == "torch":
+        found.copy("weight_decay", "optimizer.arguments.weight_decay", number)
+    else:
+        found.copy("weight_decay", "optimizer.weight_decay", number)
+        found.default("optimizer.weight_decay", 0.0, _DEFAULT)
+    for key in ("adam_beta1", "adam_beta2", "adam_epsilon"):
+        if key in found and not found.accounted(key):
+            found.ignored(key, "the optimizer has none" if found.get(key) is not None else "null is the default")
+    if found.get("optim_args"):
+        SMALL_STATES.refuse(found, "optim_args") if kind == "" else _optimizer_arguments(found, kind)
+    elif "optim_args" in found:
+        found.ignored("optim_args", "none")
+    if "optim_target_modules" in found:
+        found.ignored("optim_target_modules", "belongs to optimizers with small states")
+    found.copy("learning_rate", "optimizer.lr", number)
+    found.default("optimizer.lr", 2e-5, _DEFAULT)
+    set_schedule(found, ScheduleKeys(), "linear", _PROGRAM)
+
+
+def _optimizer_arguments(found: Collector, kind: str) -> None:
+    """``name=value, name=value``."""
+    given = found.values["optim_args"]
+    pairs = [pair.partition("=") for pair in str(given).replace(" ", "").split(",") if pair]
+    known = {"betas": "betas", "eps": "eps", "weight_decay": "weight_decay"}
+    for name, _, value in pairs:
+        if kind != "torch" and name not in known:
+            found.unsupported("optim_args", f"the optimizer has no argument {name!r:.40}", "remove it")
+            return
+        to = f"optimizer.arguments.{name}" if kind == "torch" else f"optimizer.{name}"
+        try:
+            found.set(to, number(value))
+        except ValueError as problem:
+            found.unsupported("optim_args", str(problem), "write name=number")
+            return
+        found.translated("optim_args", to)
+
+
+def _length(found: Collector) -> None:
+    steps = found.get("max_steps", -1)
+    limited = not isinstance(steps, bool) and isinstance(steps, (int, float)) and steps > 0
+    if limited:
+        found.copy("max_steps", "train_iters", whole)
+        if "num_train_epochs" in found:
+            found.ignored("num_train_epochs", "max_steps precedes there too")
+        return
+    if "max_steps" in found and isinstance(steps, (int, float)):
+        found.ignored("max_steps", "-1 is none")
+    elif "max_steps" in found:
+        found.copy("max_steps", "train_iters", positive_whole)
+    epochs = found.get("num_train_epochs")
+    if isinstance(epochs, float) and math.isfinite(epochs) and epochs != int(epochs):
+        LIMITS.refuse(found, "num_train_epochs", "a fraction of an epoch")
+    else:
+        found.copy("num_train_epochs", "epochs", positive_whole)
+    found.default("epochs", 3, _DEFAULT)
+
+
+def _logging(found: Collector) -> None:
+    strategy, steps = found.get("logging_strategy", "steps"), found.get("logging_steps", 10)
+    if "logging_strategy" in found:
+        found.ignored("logging_strategy", "lines are logged every log_interval steps")
+    if isinstance(steps, float) and 0 < steps < 1:
+        found.ignored("logging_steps", "a share of the run; log_interval is a number of steps, and lines cost nothing")
+    elif strategy != "steps" and "logging_steps" in found:
+        found.ignored("logging_steps", "belongs to logging_strategy: steps")
+    else:
+        found.copy("logging_steps", "log_interval", positive_whole)
+        found.default("log_interval", 10, _DEFAULT)
+    given = found.get("report_to", [])
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        found.unsupported("report_to", "expected names of trackers", "write a list of names")
+        return
+    others = [each for each in names if each not in ("none", "tensorboard")]
+    if others:
+        TRACKER.refuse(found, "report_to", ", ".join(others))
+    elif "tensorboard" in names:
+        found.set("callbacks.use", [_TENSORBOARD])
+        found.translated("report_to", "callbacks.use")
+    elif "report_to" in found:
+        found.ignored("report_to", "no tracker")
+
+
+def _evaluation(found: Collector) -> None:
+    keys = ("eval_strategy", "evaluation_strategy")
+    key = next((each for each in keys if each in found), "")
+    strategy = str(found.get(key, "no")) if key else "no"
+    strategy = {"False": "no"}.get(strategy, strategy)  # what YAML makes of a plain no
+    steps = found.get("eval_steps")
+    if strategy == "steps":
+        _every(found, "eval_steps" if steps is not None else "", "eval_interval", found.get("logging_steps", 10))
+        found.translated(key, "eval_interval")
+    elif strategy == "epoch" and found.recipe.get("epochs") != 1:
+        EPOCH_FRACTION.refuse(found, key, "after each epoch")
+    elif strategy == "epoch":
+        found.ignored(key, "the one epoch ends with an evaluation")
+    elif strategy == "no":
+        if key:
+            found.ignored(
+                key, "evaluation sets are evaluated at the end" if evaluates(found) else "nothing is evaluated"
+            )
+    else:
+        found.unsupported(key, f"given {strategy!r:.40}, expected no, steps or epoch", "write one of them")
+    for each in (*keys, "eval_steps", "do_eval"):
+        if each in found and not found.accounted(each):
+            found.ignored(each, "evaluation sets are evaluated at the end" if each == "do_eval" else "not used")
+    if found.get("eval_delay"):
+        EPOCH_FRACTION.refuse(found, "eval_delay", "evaluations from a later step on")
+    elif "eval_delay" in found:
+        found.ignored("eval_delay", "0 is none")
+    if evaluates(found):
+        found.copy("per_device_eval_batch_size", "eval_micro_batch_size", positive_whole)
+
+
+def _every(found: Collector, key: str, to: str, otherwise: Any) -> None:
+    """Set a number of steps; a share of the run is not supported."""
+    value = found.get(key, otherwise) if key else otherwise
+    if isinstance(value, float) and 0 < value < 1:
+        EPOCH_FRACTION.refuse(found, key or "logging_steps", "a share of the run")
+    elif key:
+        found.copy(key, to, positive_whole)
+    elif isinstance(value, (int, float)) and value >= 1:
+        found.default(to, int(value), "as often as logging_steps, as in TRL")
+
+
+def _saving(found: Collector) -> None:
+    """An export at the end, as the scripts write one, and checkpoints before."""
+    found.set("checkpoint[0].type", "huggingface")
+    found.notes["checkpoint[0].type"] = "TRL's scripts save the model at the end"
+    found.set("checkpoint[0].save_end_of_training", True)
+    found.notes["checkpoint[0].save_end_of_training"] = "TRL's scripts save the model at the end"
+    found.copy("output_dir", "checkpoint[0].output_dir", text)
+    strategy = str(found.get("save_strategy", "steps"))
+    strategy = {"False": "no"}.get(strategy, strategy)
+    only_model = flag_of(found.get("save_only_model"))
+    if strategy in ("steps", "epoch"):
+        _checkpoints(found, strategy, only_model)
+    elif strategy == "best":
+        EARLY_STOPPING.refuse(found, "save_strategy", "the best model")
+    elif strategy == "no":
+        found.ignored("save_strategy", "nothing is saved before the end") if "save_strategy" in found else None
+    else:
+        found.unsupported("save_strategy", f"given {strategy!r:.40}, expected no, steps or epoch", "write one of them")
+    for key in ("save_strategy", "save_steps", "save_total_limit", "save_only_model"):
+        if key in found and not found.accounted(key):
+            found.ignored(key, "not used")
+    if flag_of(found.get("load_best_model_at_end")):
+        EARLY_STOPPING.refuse(found, "load_best_model_at_end", "the best model at the end")
+    for key in ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"):
+        if key in found and not found.accounted(key):
+            found.ignored(key, "belongs to load_best_model_at_end")
+
+
+def _checkpoints(found: Collector, strategy: str, only_model: bool) -> None:
+    place = "checkpoint[0]" if only_model else "checkpoint[1]"
+    if only_model:
+        found.translated("save_only_model", "checkpoint[0].type")
+    else:
+        found.set("checkpoint[1].type", "full")
+        found.notes["checkpoint[1].type"] = "checkpoints to resume from, in run_dir"
+    if strategy == "epoch":
+        found.set(f"{place}.save_every_n_epochs", 1)
+        found.translated("save_strategy", f"{place}.save_every_n_epochs")
+    else:
+        key = "save_steps" if found.get("save_steps") is not None else ""
+        if key and isinstance(found.get(key), float) and 0 < found.get(key) < 1:
+            EPOCH_FRACTION.refuse(found, key, "a share of the run")
+        elif key:
+            found.copy(key, f"{place}.save_every_n_steps", positive_whole)
+        else:
+            found.default(f"{place}.save_every_n_steps", 500, _DEFAULT)
+        if "save_strategy" in found:
+            found.translated("save_strategy", f"{place}.save_every_n_steps")
+    if not only_model:
+        found.copy("save_total_limit", "checkpoint[1].keep_last", positive_whole)
+    again = found.get("resume_from_checkpoint")
+    if again in (True, "true", "True") and not only_model:
+        found.set("checkpoint[1].auto_resume", True)
+        found.translated("resume_from_checkpoint", "checkpoint[1].auto_resume")
+    elif again not in (None, False) and not isinstance(again, bool):
+        Reason("a checkpoint of another program", "start from its model: give model_name_or_path its folder").refuse(
+            found, "resume_from_checkpoint"
+        )
+    elif "resume_from_checkpoint" in found:
+        found.ignored("resume_from_checkpoint", "not used")
+
+
+def _hub(found: Collector) -> None:
+    keys = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "push_to_hub_model_id",
+            "push_to_hub_organization", "resume_from_checkpoint")  # fmt: skip
+    if flag_of(found.get("push_to_hub")):
+        name = found.get("hub_model_id") or Path(str(found.get("output_dir", "trainer_output"))).name
+        branch = f"@{found.get('hub_revision')}" if found.get("hub_revision") else ""
+        if isinstance(name, str) and name:
+            found.set("checkpoint[0].push_to", f"{name}{branch}")
+            for key in ("push_to_hub", "hub_model_id", "hub_revision"):
+                if found.get(key):
+                    found.translated(key, "checkpoint[0].push_to")
+            found.copy("hub_private_repo", "checkpoint[0].push_private", flag)
+        else:
+            found.unsupported("hub_model_id", f"given {name!r:.40}, expected organisation/name", "correct it")
+    for key in keys:
+        if key in found and not found.accounted(key):
+            found.ignored(key, "not used")
+
+
+def _strategy(found: Collector, folder: Path) -> None:
+    for key in ("use_cpu", "no_cuda"):
+        if flag_of(found.get(key)):
+            found.set("strategy.device", "cpu")
+            found.translated(key, "strategy.device")
+        elif key in found:
+            found.ignored(key, "a GPU is used where there is one")
+    if "use_mps_device" in found:
+        found.ignored("use_mps_device", "a GPU is used where there is one")
+    if found.get("deepspeed") is not None:
+        found.set("strategy.type", "deepspeed")
+        found.translated("deepspeed", "strategy.type") if isinstance(found.get("deepspeed"), str) else None
+        found.notes["strategy.type"] = "there is a configuration of DeepSpeed"
+        translate_deepspeed_file(found, "deepspeed", folder)
+    elif "deepspeed" in found:
+        found.ignored("deepspeed", "null is none")
+    if "accelerate_config" in found:
+        translate_accelerate(found, "accelerate_config", folder)
+    _fsdp(found, folder)
+    if "accelerator_config" in found:
+        found.ignored("accelerator_config", "rows are divided among ranks as they are seeded")
+
+
+def _fsdp(found: Collector, folder: Path) -> None:
+    given = found.get("fsdp")
+    words = (
+        given.split()
+        if isinstance(given, str)
+        else given
+        if isinstance(given, list)
+        else ["full_shard"]
+        if given is True
+        else []
+    )
+    if "offload" in words:
+        _FSDP_OFFLOAD.refuse(found, "fsdp")
+    elif words and words != ["no_shard"]:
+        set_fsdp(found, "fsdp")
+    elif "fsdp" in found:
+        found.ignored("fsdp", "ranks have complete models")
+    for key in ("fsdp_config", "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap"):
+        if key not in found:
+            continue
+        if key == "fsdp_config" and words and isinstance(found.get(key), dict):
+            translate_fsdp(found, key, folder)
+        if not found.accounted(key):
+            found.ignored(key, "FSDP2 wraps each block of the model") if not isinstance(
+                found.get(key), dict
+            ) or not words else None

@@ -1,0 +1,299 @@
+"""Recipes of Axolotl: what they become, with the values written by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.plugins.recipes.translating import dialect, refusals, resolved, translated
+
+BASE = """
+base_model: org/model
+datasets: [{path: org/rows, type: alpaca}]
+micro_batch_size: 2
+gradient_accumulation_steps: 4
+learning_rate: 2e-4
+"""
+
+
+def of(more="", base=BASE):
+    return translated("axolotl", base + more)
+
+
+def recipe(more="", base=BASE):
+    return resolved(of(more, base))
+
+
+def at(value, path):
+    for step in path.replace("[", ".").replace("]", "").split("."):
+        value = value[int(step)] if isinstance(value, list) else value[step]
+    return value
+
+
+def test_a_recipe_for_a_whole_model():
+    made = recipe(
+        """
+sequence_len: 2048
+sample_packing: true
+eval_sample_packing: false
+val_set_size: 0.05
+evals_per_epoch: 1
+num_epochs: 1
+optimizer: adamw_torch_fused
+adam_beta2: 0.95
+lr_scheduler: cosine
+cosine_min_lr_ratio: 0.1
+warmup_ratio: 0.1
+weight_decay: 0.01
+bf16: true
+tf32: false
+gradient_checkpointing: true
+gradient_checkpointing_kwargs: {use_reentrant: false}
+attn_implementation: flash_attention_2
+saves_per_epoch: 1
+save_total_limit: 2
+output_dir: ./out
+logging_steps: 5
+wandb_project:
+special_tokens: {pad_token: <|pad|>, additional_special_tokens: [<|a|>]}
+dataset_prepared_path: prepared
+deepspeed:
+"""
+    )
+    assert (made["micro_batch_size"], made["gradient_accumulation_steps"], made["epochs"]) == (2, 4, 1)
+    assert (made["eval_at_start"], made["eval_interval"], made["log_interval"]) == (True, 0, 5)
+    assert made["gradient_clipping"] == 1.0
+    model = made["model"]
+    assert (model["name_or_path"], model["dtype"], model["weights_dtype"]) == ("org/model", "bf16", "bf16")
+    assert (model["attn_implementation"], model["activation_checkpointing"]) == ("flash_attention_2", True)
+    assert made["tokenizer"]["special_tokens"] == {"pad_token": "<|pad|>", "extra_special_tokens": ["<|a|>"]}
+    data = made["data"]
+    assert (data["max_length"], data["pack_samples"], data["overflow"]) == (2048, True, "drop")
+    assert list(data["train_eval_split"]) == [0.95, 0.05]
+    optimizer, scheduler = made["optimizer"], made["scheduler"]
+    assert (optimizer["type"], optimizer["lr"], optimizer["weight_decay"]) == ("adamw", 2e-4, 0.01)
+    assert list(optimizer["betas"]) == [0.9, 0.95]
+    assert (scheduler["type"], scheduler["warmup_ratio"], scheduler["min_lr_ratio"]) == ("cosine", 0.1, 0.1)
+    full, export = made["checkpoint"]
+    assert (full["type"], full["save_every_n_epochs"], full["keep_last"]) == ("full", 1, 2)
+    assert (export["type"], export["save_end_of_training"]) == ("huggingface", True)
+    assert (str(made["run_dir"]), str(export["output_dir"])) == ("out", "out/model")
+
+
+def test_alpaca_writes_its_prompt_into_the_recipe():
+    made = recipe()
+    (source,) = made["data"]["sources"]
+    assert source["format"] == "alpaca_prompt"
+    parts = made["prompts"]["formats"]["alpaca_prompt"]
+    assert parts["without_input"] == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{instruction}\n\n### Response:\n"
+    )
+    assert parts["prompt"].endswith("### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n")
+
+
+def test_defaults_that_are_not_ours_are_written():
+    made = of()
+    made_recipe = resolved(made)
+    assert (made_recipe["optimizer"]["weight_decay"], made_recipe["scheduler"]["warmup_ratio"]) == (0.0, 0.03)
+    assert (made_recipe["model"]["dtype"], made_recipe["model"]["weights_dtype"]) == ("auto", "bf16")
+    assert made_recipe["data"]["max_length"] == 512
+    assert made_recipe["checkpoint"][0]["keep_last"] == 4
+    assert {"data.max_length", "optimizer.weight_decay", "model.dtype"} <= set(made.notes)
+
+
+def test_an_adapter():
+    made = recipe(
+        """
+adapter: lora
+lora_r: 16
+lora_alpha: 32
+lora_dropout: 0.05
+lora_target_linear: true
+lora_modules_to_save: [embed_tokens, lm_head]
+peft_use_rslora: true
+lora_mlp_kernel: true
+load_in_8bit: false
+"""
+    )["peft"]
+    assert (made["type"], made["r"], made["alpha"], made["dropout"]) == ("lora", 16, 32, 0.05)
+    assert (made["target_modules"], made["use_rslora"]) == ("all-linear", True)
+    assert list(made["modules_to_save"]) == ["embed_tokens", "lm_head"]
+
+
+def test_conversations_with_a_named_template():
+    made = recipe(
+        """
+chat_template: chatml
+datasets:
+  - path: talks.jsonl
+    type: chat_template
+    split: train[:10%]
+    field_messages: talk
+    message_property_mappings: {role: from, content: value}
+    roles_to_train: [assistant]
+    train_on_eos: turn
+  - {path: json, data_files: [more.jsonl], type: chat_template}
+""",
+        BASE.replace("datasets: [{path: org/rows, type: alpaca}]\n", ""),
+    )
+    first, second = made["data"]["sources"]
+    assert (first["name_or_path"], first["split"], first["format"]) == ("talks.jsonl", "train[:10%]", "sharegpt")
+    assert first["columns"] == {"conversations": "talk"}
+    assert (second["name_or_path"], second["format"], second["columns"]) == ("more.jsonl", "messages", {})
+    assert "<|im_start|>assistant" in made["tokenizer"]["chat_template"]
+
+
+def test_text_is_causal():
+    made = recipe(
+        """
+pretraining_dataset: [{path: org/books, name: en, type: pretrain, text_column: body}]
+max_steps: 100
+sample_packing: true
+reinit_weights: true
+streaming_multipack_buffer_size: 500
+""",
+        BASE.replace("datasets: [{path: org/rows, type: alpaca}]\n", ""),
+    )
+    assert (made["type"], made["train_iters"], made["model"]["from_config"]) == ("causal", 100, True)
+    (source,) = made["data"]["sources"]
+    assert (source["name_or_path"], source["subset"], source["streaming"]) == ("org/books", "en", True)
+    assert (made["data"]["text_column"], made["data"]["stream_buffer"]) == ("body", 500)
+
+
+def test_a_prompt_of_its_own():
+    made = recipe(
+        """
+datasets:
+  - path: rows.jsonl
+    type:
+      system_prompt: Be brief.
+      field_instruction: question
+      field_output: answer
+      format: "[INST] {instruction} {input} [/INST]"
+      no_input_format: "[INST] {instruction} [/INST]"
+""",
+        BASE.replace("datasets: [{path: org/rows, type: alpaca}]\n", ""),
+    )
+    (source,) = made["data"]["sources"]
+    assert source["columns"] == {"instruction": "question", "output": "answer"}
+    parts = made["prompts"]["formats"][source["format"]]
+    assert parts["without_input"] == "[INST] {instruction} [/INST]"
+    assert parts["default_system"] == "Be brief."
+
+
+def test_liger_uses_only_the_kernels_that_are_asked_for():
+    model = recipe(
+        """
+plugins: [axolotl.integrations.liger.LigerPlugin, axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin]
+liger_rope: true
+liger_fused_linear_cross_entropy: true
+"""
+    )["model"]
+    assert (model["type"], model["rope"], model["rms_norm"]) == ("liger", None, False)
+    assert (model["swiglu"], model["geglu"], model["fused_linear_cross_entropy"]) == (False, False, True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "strategy"),
+    [
+        ("fsdp_version: 2\nfsdp_config: {offload_params: false, auto_wrap_policy: X}", {"data_parallel": "fsdp2"}),
+        (
+            "fsdp: [full_shard, auto_wrap]\nfsdp_config: {fsdp_sharding_strategy: FULL_SHARD}",
+            {"data_parallel": "fsdp2"},
+        ),
+        ("deepspeed: deepspeed_configs/zero3_bf16.json", {"type": "deepspeed", "dtype": "bf16"}),
+        ("context_parallel_size: 2", {"sequence_parallel": 2}),
+        ("ddp_timeout: 60", {"timeout": 60.0}),
+    ],
+)
+def test_strategies(keys, strategy):
+    made = recipe(keys)["strategy"]
+    assert {name: made[name] for name in strategy} == strategy
+
+
+REFUSED = [
+    ("load_in_4bit: true", "load_in_4bit", "quantized base"),
+    ("adapter: qlora", "adapter", "quantized base"),
+    ("optimizer: adamw_bnb_8bit", "optimizer", "optimizer with small states"),
+    ("optimizer: muon", "optimizer", "groups"),
+    ("rl: dpo", "rl", "preferences or reward models"),
+    ("rl: grpo", "rl", "rollouts"),
+    ("val_set_size: 0.1\nevals_per_epoch: 4", "evals_per_epoch", "evaluations and saves by fractions of an epoch"),
+    ("saves_per_epoch: 2", "saves_per_epoch", "evaluations and saves by fractions of an epoch"),
+    ("processor_type: AutoProcessor", "processor_type", "images or audio"),
+    ("torch_compile: true", "torch_compile", "compile"),
+    ("loss_watchdog_threshold: 5.0", "loss_watchdog_threshold", "spike guard"),
+    ("early_stopping_patience: 3", "early_stopping_patience", "early stopping"),
+    ("wandb_project: mine", "wandb_project", "trackers"),
+    ("lr_scheduler: one_cycle", "lr_scheduler", "schedules"),
+    ("gradient_checkpointing: offload", "gradient_checkpointing", "activation offload or tiled MLP"),
+    ("tensor_parallel_size: 2", "tensor_parallel_size", "expert, tensor or pipeline parallel"),
+    ("qat: {weight_dtype: int8}", "qat", "QAT"),
+    ("fp8: true", "fp8", "FP8 training"),
+    ("trainer_cls: mine.Trainer", "trainer_cls", "code of its own"),
+    ("plugins: [mine.Plugin]", "plugins", "code of its own: mine.Plugin"),
+    ("use_eaft: true", "use_eaft", "training method: EAFT"),
+    ("relora: true", "relora", "training method: ReLoRA"),
+]
+
+
+@pytest.mark.parametrize(("keys", "key", "reason"), REFUSED)
+def test_what_is_refused_says_why(keys, key, reason):
+    assert refusals(of(keys))[key] == reason
+
+
+LIES = [
+    ("batch_size: 8", "batch_size", "contradicts another key: gradient_accumulation_steps"),
+    ("save_steps: 5\nsaves_per_epoch: 1", "saves_per_epoch", "contradicts another key: save_steps"),
+    ("warmup_steps: 5\nwarmup_ratio: 0.1", "warmup_steps", "contradicts another key: warmup_ratio"),
+    ("bf16: true\nfp16: true", "fp16", "contradicts another key: bf16"),
+    ("sequence_lenn: 5", "sequence_lenn", "unknown key of Axolotl (did you mean 'sequence_len'?)"),
+]
+
+
+@pytest.mark.parametrize(("keys", "key", "reason"), LIES)
+def test_recipes_that_lie(keys, key, reason):
+    assert refusals(of(keys))[key] == reason
+
+
+CHANGES = [
+    ("sequence_len", 64, 128),
+    ("micro_batch_size", 2, 3),
+    ("max_grad_norm", 1.0, 0.5),
+    ("seed", 1, 2),
+    ("weight_decay", 0.1, 0.2),
+    ("excess_length_strategy", "truncate", "raise"),
+    ("group_by_length", False, True),
+    ("curriculum_sampling", False, True),
+    ("dataloader_num_workers", 1, 2),
+    ("eval_batch_size", 1, 2),
+    ("neftune_noise_alpha", 5, 10),
+    ("tokenizer_config", "a", "b"),
+    ("sample_packing", True, False),
+    ("save_steps", 5, 6),
+    ("num_epochs", 1, 2),
+    ("max_steps", 1, 2),
+    ("train_on_inputs", True, False),
+    ("val_set_size", 0.1, 0.2),
+    ("val_set_size", 10, 20),
+    ("adam_epsilon", 1e-8, 1e-6),
+    ("lr_scheduler", "linear", "constant_with_warmup"),
+    ("warmup_steps", 3, 4),
+]
+
+
+@pytest.mark.parametrize(("key", "first", "second"), CHANGES)
+def test_a_changed_value_changes_the_recipe_where_the_account_says(key, first, second):
+    base = "\n".join(line for line in BASE.splitlines() if not line.startswith(f"{key}:")) + "\n"
+    one, two = (of(f"{key}: {value}", base) for value in (first, second))
+    (entry,) = [each for each in one.translated if each.key == key]
+    changed = [at(resolved(one), to) != at(resolved(two), to) for to in entry.to]
+    assert all(changed), entry.to
+
+
+def test_only_its_own_recipes_are_recognised():
+    axolotl = dialect("axolotl")
+    assert axolotl.recognises({"base_model": "org/model", "sequence_len": 5})
+    assert not axolotl.recognises({"base_model": "org/model"})
+    assert not axolotl.recognises({"model": {"name_or_path": "org/model"}, "data": {"sources": []}})
+    assert axolotl.translate({"provider": "modal", "gpu": "h100"}, __file__).not_a_recipe

@@ -1,0 +1,274 @@
+"""Flat arguments of TRL's scripts: what they become, with the values written by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.plugins.recipes.translating import dialect, refusals, resolved, translated
+
+SMALL = {"model_name_or_path": "org/model", "dataset_name": "org/rows"}
+MIXTURE = """
+model_name_or_path: org/model
+model_revision: main
+torch_dtype: bfloat16
+attn_implementation: flash_attention_2
+chat_template: "{% for message in messages %}{{ message.content }}\\n{% endfor %}"
+dataset_mixture:
+  datasets:
+    - {id: org/one, config: default, split: train_sft, columns: [messages], weight: 1.0}
+    - {id: org/two, config: extra, split: test_sft, columns: [messages], weight: 0.5}
+  test_split_size: 1000
+  seed: 0
+dataset_num_proc: 12
+bf16: true
+do_eval: true
+eval_strategy: epoch
+gradient_accumulation_steps: 4
+gradient_checkpointing: true
+gradient_checkpointing_kwargs: {use_reentrant: false}
+hub_model_id: org/new
+push_to_hub: true
+learning_rate: 2.0e-04
+log_level: info
+logging_steps: 5
+lr_scheduler_type: cosine
+max_seq_length: 2048
+max_steps: -1
+num_train_epochs: 1
+output_dir: data/out
+per_device_eval_batch_size: 2
+per_device_train_batch_size: 8
+report_to: [tensorboard]
+save_strategy: steps
+save_steps: 100
+save_total_limit: 1
+warmup_ratio: 0.1
+"""
+
+
+def test_a_mixture_of_the_handbook():
+    recipe = resolved(translated("trl", MIXTURE))
+    model = recipe["model"]
+    assert (model["name_or_path"], model["dtype"], model["weights_dtype"]) == ("org/model", "bf16", "bf16")
+    assert (model["attn_implementation"], model["activation_checkpointing"]) == ("flash_attention_2", True)
+    assert recipe["tokenizer"]["chat_template"].startswith("{% for message")
+    data = recipe["data"]
+    one, two = data["sources"]
+    assert (one["name_or_path"], one["subset"], one["split"], one["sample_ratio"]) == (
+        "org/one",
+        None,
+        "train_sft",
+        None,
+    )
+    assert (two["subset"], two["split"], two["sample_ratio"], two["sample_seed"]) == ("extra", "test_sft", 0.5, 0)
+    assert (data["val_size"], data["seed"], data["num_proc"], data["max_length"]) == (1000, 0, 12, 2048)
+    assert (data["train_on"], data["overflow"], data["pack_samples"]) == ("all", "truncate", False)
+    assert (recipe["micro_batch_size"], recipe["gradient_accumulation_steps"], recipe["eval_micro_batch_size"]) == (
+        8,
+        4,
+        2,
+    )
+    assert (recipe["epochs"], recipe["train_iters"], recipe["log_interval"], recipe["eval_interval"]) == (1, None, 5, 0)
+    assert (recipe["optimizer"]["type"], recipe["optimizer"]["lr"], recipe["optimizer"]["weight_decay"]) == (
+        "adamw",
+        2e-4,
+        0.0,
+    )
+    assert (recipe["scheduler"]["type"], recipe["scheduler"]["warmup_ratio"]) == ("cosine", 0.1)
+    export, full = recipe["checkpoint"]
+    assert (export["type"], export["output_dir"], export["push_to"]) == ("huggingface", "data/out", "org/new")
+    assert (full["type"], full["save_every_n_steps"], full["keep_last"]) == ("full", 100, 1)
+    assert recipe["callbacks"]["use"] == ["transformers.integrations.TensorBoardCallback"]
+
+
+def test_the_least_recipe_has_the_other_program_s_defaults():
+    recipe = resolved(translated("trl", SMALL))
+    assert (recipe["micro_batch_size"], recipe["epochs"], recipe["log_interval"]) == (8, 3, 10)
+    assert (recipe["optimizer"]["lr"], recipe["optimizer"]["weight_decay"], recipe["scheduler"]["type"]) == (
+        2e-5,
+        0.0,
+        "linear",
+    )
+    assert (recipe["data"]["max_length"], recipe["data"]["train_on"]) == (1024, "all")
+    assert recipe["checkpoint"][1]["save_every_n_steps"] == 500
+    assert recipe["data"]["eval_sources"] == []
+
+
+def test_one_data_set_with_its_test_split():
+    more = {
+        "dataset_config": "all",
+        "dataset_train_split": "a",
+        "eval_strategy": "steps",
+        "eval_steps": 50,
+        "packing": True,
+    }
+    recipe = resolved(translated("trl", {**SMALL, **more, "assistant_only_loss": True, "max_steps": 20}))
+    (source,), (held,) = recipe["data"]["sources"], recipe["data"]["eval_sources"]
+    assert (source["subset"], source["split"]) == ("all", "a")
+    assert (held["name_or_path"], held["subset"], held["split"]) == ("org/rows", "all", "test")
+    assert (recipe["eval_interval"], recipe["train_iters"], recipe["epochs"]) == (50, 20, None)
+    assert (recipe["data"]["train_on"], recipe["data"]["pack_samples"]) == ("assistant", True)
+
+
+def test_the_old_mixer():
+    mixer = {"dataset_mixer": {"org/a_1.2": 1.0, "org/b": 0.1}, "dataset_splits": ["train", "test"], "do_eval": True}
+    recipe = resolved(translated("trl", {"model_name_or_path": "org/model", **mixer}))
+    assert [(source["name_or_path"], source["sample_ratio"]) for source in recipe["data"]["sources"]] == [
+        ("org/a_1.2", None),
+        ("org/b", 0.1),
+    ]
+    assert [source["split"] for source in recipe["data"]["eval_sources"]] == ["test", "test"]
+
+
+def test_an_adapter_and_what_trl_has_where_it_is_silent():
+    peft = resolved(translated("trl", {**SMALL, "use_peft": True, "lora_r": 8, "lora_target_modules": "all-linear"}))[
+        "peft"
+    ]
+    assert (peft["type"], peft["r"], peft["alpha"], peft["dropout"]) == ("lora", 8, 32.0, 0.05)
+    assert peft["target_modules"] == "all-linear"
+    silent = resolved(translated("trl", {**SMALL, "use_peft": True}))["peft"]
+    assert silent["config"] == {"target_modules": None}, "PEFT chooses by the model"
+    assert resolved(translated("trl", {**SMALL, "lora_r": 8}))["peft"]["type"] is None
+
+
+def test_deepspeed_s_file_is_read(tmp_path):
+    (tmp_path / "ds.json").write_text(
+        json.dumps(
+            {
+                "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}},
+                "bf16": {"enabled": "auto"},
+                "train_batch_size": "auto",
+                "gradient_clipping": "auto",
+                "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": [0.9, 0.95]}},
+            }
+        )
+    )
+    recipe = resolved(translated("trl", {**SMALL, "deepspeed": "ds.json", "max_grad_norm": 0.5}, tmp_path))
+    strategy = recipe["strategy"]
+    assert (strategy["type"], strategy["config"]["zero_optimization"]["stage"]) == ("deepspeed", 3)
+    assert (recipe["gradient_clipping"], recipe["optimizer"]["betas"]) == (0.5, [0.9, 0.95])
+    assert "not there" in refusals(translated("trl", {**SMALL, "deepspeed": "no.json"}, tmp_path))["deepspeed"]
+    (tmp_path / "bad.json").write_text("{")
+    assert "cannot be read" in refusals(translated("trl", {**SMALL, "deepspeed": "bad.json"}, tmp_path))["deepspeed"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("zero3", {"type": "deepspeed", "zero_stage": 3}),
+        ("fsdp2", {"type": "torch", "data_parallel": "fsdp2"}),
+        ("multi_gpu", {"type": "torch", "data_parallel": "ddp"}),
+        ("mine.yaml", {"type": "torch", "data_parallel": "fsdp2"}),
+    ],
+)
+def test_accelerate_s_configurations(tmp_path, given, expected):
+    (tmp_path / "mine.yaml").write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nmixed_precision: bf16\nnum_processes: 8\n"
+        "fsdp_config: {fsdp_activation_checkpointing: true, fsdp_offload_params: false, fsdp_version: 1}\n"
+    )
+    strategy = resolved(translated("trl", {**SMALL, "accelerate_config": given}, tmp_path))["strategy"]
+    assert {key: strategy[key] for key in expected} == expected
+
+
+FULL = {
+    **SMALL, "dataset_config": "all", "dataset_train_split": "a", "dataset_test_split": "b", "torch_dtype": "bfloat16",
+    "attn_implementation": "sdpa", "trust_remote_code": True, "bf16": True, "use_peft": True, "lora_r": 4,
+    "lora_alpha": 8, "lora_dropout": 0.5, "lora_target_modules": ["q_proj"], "lora_modules_to_save": ["lm_head"],
+    "use_rslora": True, "use_dora": True, "max_length": 64, "packing": True, "per_device_train_batch_size": 2,
+    "per_device_eval_batch_size": 3, "gradient_accumulation_steps": 2, "num_train_epochs": 2, "learning_rate": 1e-4,
+    "weight_decay": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-6, "lr_scheduler_type": "cosine",
+    "warmup_ratio": 0.2, "max_grad_norm": 0.5, "label_smoothing_factor": 0.1, "neftune_noise_alpha": 5.0,
+    "gradient_checkpointing": False, "seed": 1, "dataset_num_proc": 2, "dataloader_num_workers": 1,
+    "group_by_length": True, "eval_on_start": True, "eos_token": "<end>", "ddp_timeout": 100, "logging_steps": 3,
+    "ddp_find_unused_parameters": True, "eval_strategy": "steps", "eval_steps": 7, "output_dir": "out",
+    "save_steps": 9, "save_total_limit": 2, "push_to_hub": True, "hub_model_id": "org/new", "hub_private_repo": True,
+    "optim": "adamw_torch", "router_aux_loss_coef": 0.1, "chat_template": "{{ messages }}", "use_liger_kernel": True,
+    "dataset_text_field": "body", "assistant_only_loss": True, "dataset_streaming": False,
+}  # fmt: skip
+OTHER = {
+    "torch_dtype": "float32", "bf16": False, "optim": "sgd", "lr_scheduler_type": "linear", "eval_strategy": "no",
+    "lora_target_modules": ["k_proj"], "lora_modules_to_save": ["embed_tokens"],
+}  # fmt: skip
+KEYS = [entry.key for entry in translated("trl", FULL).translated]
+
+
+def values(recipe):
+    from hooktrain.recipe.dialects import values_of
+
+    return values_of(resolved(recipe))
+
+
+def another(value):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    return value / 2 if isinstance(value, float) else f"{value}2"
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_another_value_changes_what_the_account_says(key):
+    before = translated("trl", FULL)
+    (entry,) = (entry for entry in before.translated if entry.key == key)
+    was = values(before)
+    now = values(translated("trl", {**FULL, key: OTHER.get(key, another(FULL[key]))}))
+    changes = [path for path in {*was, *now} if was.get(path) != now.get(path)]
+    assert any(change.startswith(path) or path.startswith(change) for change in changes for path in entry.to), changes
+
+
+@pytest.mark.parametrize(
+    ("more", "refused"),
+    [
+        ({"beta": 0.1, "max_prompt_length": 9}, {"beta": "preferences", "max_prompt_length": "preferences"}),
+        ({"loss_type": "sigmoid"}, {"loss_type": "preferences"}),
+        ({"num_generations": 8, "reward_funcs": ["x"]}, {"num_generations": "rollouts", "reward_funcs": "rollouts"}),
+        ({"teacher_model_name_or_path": "x"}, {"teacher_model_name_or_path": "distillation"}),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, {"load_in_4bit": "quantized base"}),
+        ({"optim": "paged_adamw_8bit"}, {"optim": "small states"}),
+        ({"torch_compile": True}, {"torch_compile": "compile"}),
+        ({"report_to": ["wandb", "tensorboard"]}, {"report_to": "trackers: wandb"}),
+        ({"eval_strategy": "epoch"}, {"eval_strategy": "fractions of an epoch"}),
+        ({"save_steps": 0.05}, {"save_steps": "fractions of an epoch"}),
+        ({"num_train_epochs": 0.5}, {"num_train_epochs": "limits"}),
+        ({"lr_scheduler_type": "inverse_sqrt"}, {"lr_scheduler_type": "schedules"}),
+        ({"bf16": True, "fp16": True}, {"fp16": "contradicts"}),
+        ({"max_length": 5, "max_seq_length": 6}, {"max_seq_length": "contradicts"}),
+        (
+            {"dataset_mixer": {"a": 1.0}, "dataset_mixture": {"datasets": [{"id": "x"}]}},
+            {"dataset_mixer": "contradicts"},
+        ),
+        ({"learning_rat": 1.0}, {"learning_rat": "did you mean 'learning_rate'"}),
+        ({"learning_rate": "fast"}, {"learning_rate": "expected a number"}),
+        ({"model_revision": "v2"}, {"model_revision": "a revision"}),
+        ({"callbacks": ["mine"]}, {"callbacks": "code of its own"}),
+    ],
+    ids=lambda value: "-".join(value),
+)
+def test_what_is_not_supported_says_why(more, refused):
+    found = refusals(translated("trl", {**SMALL, **more}))
+    assert found.keys() == refused.keys()
+    for key, words in refused.items():
+        assert words in found[key], found[key]
+
+
+def test_a_launcher_s_configuration_is_no_recipe():
+    assert (
+        "accelerate"
+        in translated("trl", {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO"}).not_a_recipe
+    )
+    assert translated("trl", {}).not_a_recipe
+
+
+@pytest.mark.parametrize(
+    ("raw", "known"),
+    [
+        (SMALL, True),
+        ({"model_name_or_path": "x", "dataset": "y", "stage": "sft"}, False),
+        ({"type": "sft", "model": {"name_or_path": "x"}}, False),
+        ({"base_model": "x", "datasets": [{"path": "y"}]}, False),
+    ],
+)
+def test_recognises(raw, known):
+    assert dialect("trl").recognises(raw) is known
