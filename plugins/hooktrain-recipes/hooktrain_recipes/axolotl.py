@@ -18,7 +18,7 @@ from hooktrain_recipes.axolotl_strategy import set_strategy
 from hooktrain_recipes.explained import explain
 from hooktrain_recipes.kinds import check_kinds, guarded, refuse_unknown
 from hooktrain_recipes.optimizers import set_optimizer
-from hooktrain_recipes.reasons import CONTRADICTION, EPOCH_FRACTION, GROUPS, PREFERENCES, ROLLOUTS, SCHEDULE, Reason
+from hooktrain_recipes.reasons import CONTRADICTION, EPOCH_FRACTION, GROUPS, PREFERENCES, ROLLOUTS, SCHEDULE
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
 from hooktrain_recipes.tables import apply
 from hooktrain_recipes.values import flag, flag_of, number, positive, share, text, whole
