@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from hooktrain.protocols import Strategy as Strategy
     from hooktrain.protocols import StrategyDefaults as StrategyDefaults
     from hooktrain.protocols import member as member
+    from hooktrain.recipe.aliases import RecipeAlias as RecipeAlias
     from hooktrain.recipe.dialects import Collector as Collector
     from hooktrain.recipe.dialects import Dialect as Dialect
     from hooktrain.recipe.dialects import Ignored as Ignored

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hooktrain.bench import Suite
     from hooktrain.errors import Complaint
     from hooktrain.protocols import CheckpointEngine, Scheduler, Strategy
+    from hooktrain.recipe.aliases import RecipeAlias
     from hooktrain.recipe.dialects import Dialect
     from hooktrain.recipe.model import Recipe
     from hooktrain.training.trainer import Trainer
@@ -178,6 +179,22 @@ def register_benchmarks() -> Iterable[Suite]:  # type: ignore[empty-body]
         Suites, see ``hooktrain.bench``. None registers nothing. Two plugins that register one name are an error.
 
     Default: none; the project's own suites run with ``python -m benchmarks``.
+    """
+
+
+@_collected(UNTOUCHED)
+def register_recipe_aliases() -> Iterable[RecipeAlias]:  # type: ignore[empty-body]
+    """Register aliases: keys of other programs that mean the same as keys of this plugin's parts.
+
+    Called: before a recipe is structured, each time.
+    Ranks: every rank, independently.
+    Device: must not touch a device, and must not import torch.
+
+    Returns:
+        Aliases, see ``hooktrain.RecipeAlias``. A recipe may have an alias in place of its target; both together are an
+        error. None registers nothing.
+
+    Default: none; ``hooktrain-deepspeed`` registers ``deepspeed``, ``hooktrain-torch`` ``scheduler.name``.
     """
 
 

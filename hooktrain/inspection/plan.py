@@ -17,6 +17,7 @@ from hooktrain.plugin.dependencies import logit_complaints
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.plugin.ordering import complaint_of, conflicts
 from hooktrain.plugin.records import PluginRecord
+from hooktrain.recipe.aliases import without_aliases
 from hooktrain.recipe.model import Recipe
 from hooktrain.recipe.resolver import resolve
 from hooktrain.recipe.yaml_reader import apply_overrides, read_recipe
@@ -60,7 +61,7 @@ def read_phases(
     host = make_host(plugins_config(raw, []), switches=Switches.given(switches), problems=[])
     sources = Sources(
         file=path,
-        raw=raw,
+        raw=without_aliases(raw, host, keep_conflicts=True)[0],
         overrides=tuple(overrides),
         switches=tuple(switches),
         translated=translated is not None,

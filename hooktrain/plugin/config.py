@@ -26,7 +26,8 @@ class PluginsConfig:
     autoload: bool = field(default=True)
     """Whether installed plugins are loaded without being named."""
     load: tuple[str, ...] = field(default=())
-    """Plugins to load by name: installed ones, or modules (``package.module`` or ``package.module:Class``)."""
+    """Plugins to load by name: installed ones, modules (``package.module`` or ``package.module:Class``), or files
+    (``mine.py``). The recipe's ``code: mine.py`` is short for one."""
     loop_hooks: Mapping[str, str] = field(factory=dict)
     """For a loop hook that several plugins implement, the plugin that runs it."""
     order: tuple[str, ...] = field(default=())
@@ -116,4 +117,10 @@ def plugins_config(raw: Mapping[str, Any], complaints: list[Complaint]) -> Plugi
         right = {key: value for key, value in given.items() if not any(w.startswith(f"plugins.{key}") for w in wrong)}
         config = structure(PluginsConfig, right, "plugins", [])
     complaints += found
-    return config or PluginsConfig()
+    config = config or PluginsConfig()
+    code = raw.get("code")
+    if code is not None and (not isinstance(code, str) or not code.endswith(".py")):
+        complaints.append(Complaint("code", f"given {code!r}, expected a Python file with plugins, such as mine.py"))
+    elif code is not None:
+        config = attrs.evolve(config, load=_with(config.load, code))
+    return config

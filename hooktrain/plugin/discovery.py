@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from hooktrain.errors import PluginError, did_you_mean
@@ -58,7 +59,9 @@ def aside() -> Iterator[None]:
 
 
 def import_named(name: str, known: Iterable[str]) -> Any:
-    """Import ``package.module`` or ``package.module:Class``; one in the current folder is found, as under `python -m`.
+    """Import ``package.module``, ``package.module:Class`` or ``folder/file.py``.
+
+    A module in the current folder is found, as under `python -m`.
 
     Args:
         name: what a recipe or ``-p`` says.
@@ -72,7 +75,7 @@ def import_named(name: str, known: Iterable[str]) -> Any:
         sys.path.append(os.getcwd())
     try:
         with aside():
-            plugin: Any = importlib.import_module(module)
+            plugin: Any = _of_file(module) if module.endswith(".py") else importlib.import_module(module)
         for step in filter(None, attribute.split(".")):
             plugin = getattr(plugin, step)
     except (Exception, SystemExit) as problem:
@@ -87,6 +90,20 @@ def import_named(name: str, known: Iterable[str]) -> Any:
             " for in the current folder and on PYTHONPATH"
         ) from problem
     return plugin
+
+
+def _of_file(name: str) -> Any:
+    """Import a file by its path, under its own name, so that other processes can import it as well."""
+    path = Path(name).expanduser().absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no such file as {path}")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    module = importlib.import_module(path.stem)
+    found = Path(str(module.__file__)).absolute()
+    if found.resolve() != path.resolve():
+        raise ImportError(f"the name {path.stem} is that of another module, {found}; rename the file")
+    return module
 
 
 def own_version() -> str:

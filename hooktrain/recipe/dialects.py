@@ -261,7 +261,7 @@ class Collector:
         for key in self.unaccounted():
             close = did_you_mean(key, known)
             self.unsupported(key, f"unknown key of {self.program}{close}", "remove it, or set it in the new recipe")
-        for key, value in self.values.items():  # a list that begins with a plain value is told of as a whole as well
+        for key, value in self.values.items():  # a list that begins with a plain value has an entry as a whole as well
             if isinstance(value, list) and value and not isinstance(value[0], (Mapping, list)):
                 inside = [entry for path, entry in self._entries.items() if path.startswith(f"{key}[")]
                 targets = [to for entry in inside if isinstance(entry, Translated) for to in entry.to]

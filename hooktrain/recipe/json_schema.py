@@ -21,6 +21,7 @@ from hooktrain.plugin.config import PluginsConfig
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.plugin.records import RegisteredPart
 from hooktrain.protocols import ConfigDefaults, member
+from hooktrain.recipe.aliases import aliases_of
 from hooktrain.recipe.model import Recipe
 from hooktrain.recipe.resolver import default_types
 
@@ -54,6 +55,7 @@ class _Maker:
         }
         self.trainer_type = ""
         self.lifted = False
+        self.aliases = aliases_of(host)
 
     def recipe(self) -> Schema:
         docs = field_docs(Recipe)
@@ -69,6 +71,13 @@ class _Maker:
             for key in (item.name, *item.metadata.get("aliases", ())):
                 properties[key] = made
             exclusive += _exclusive(item)
+        properties["code"] = {
+            "type": "string",
+            "description": "A Python file with plugins, one more of `plugins.load`.",
+        }
+        for alias in self.aliases:
+            if "." not in alias.key:
+                properties[alias.key] = {"description": f"The same as `{alias.to}`."}
         summaries = [f"{name}: {found.summary}" for name, found in self.type_names.items()]
         properties["type"] = {**properties["type"], "enum": list(self.type_names)} if self.type_names else {}
         properties["type"]["description"] = "; ".join([docs["type"], *summaries])
@@ -183,6 +192,17 @@ class _Maker:
             for spelled in (item.name, *item.metadata.get("aliases", ())):
                 properties[spelled] = made
             exclusive += _exclusive(item)
+        for alias in self.aliases:
+            section, _, spelled = alias.key.rpartition(".")
+            kinds = {"data.sources[]": "source", "data.eval_sources[]": "source"}
+            if offer is None or kinds.get(section, section) != offer.kind:
+                continue
+            if alias.key == alias.to:
+                names = [offer.name, *(theirs for theirs, ours in alias.values.items() if ours == offer.name)]
+                properties[spelled] = {"enum": names, "description": properties[spelled]["description"]}
+            else:
+                properties[spelled] = {"description": f"The same as `{alias.to}`."}
+                exclusive.append({"not": {"required": [spelled, alias.to.rpartition(".")[2]]}})
         definition: Schema = {
             "type": "object",
             "description": _about(config, offer),

@@ -13,6 +13,7 @@ from hooktrain.plugin.config import plugins_config
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.plugin.records import RegisteredPart
 from hooktrain.protocols import ConfigDefaults, member
+from hooktrain.recipe.aliases import without_aliases
 from hooktrain.recipe.model import Recipe
 from hooktrain.renamed import new_name
 from hooktrain.types import TrainerType
@@ -35,7 +36,8 @@ def resolve(raw: Mapping[str, Any], host: PluginHost, *, source: str = "recipe",
     Raises:
         RecipeError: with every complaint there is.
     """
-    return _Resolver(raw, host).recipe(source, name)
+    ours, complaints = without_aliases(raw, host)
+    return _Resolver(ours, host, complaints).recipe(source, name)
 
 
 def default_types(host: PluginHost) -> list[str]:
@@ -44,10 +46,10 @@ def default_types(host: PluginHost) -> list[str]:
 
 
 class _Resolver:
-    def __init__(self, raw: Mapping[str, Any], host: PluginHost) -> None:
+    def __init__(self, raw: Mapping[str, Any], host: PluginHost, complaints: list[Complaint]) -> None:
         self.raw = raw
         self.host = host
-        self.complaints: list[Complaint] = []
+        self.complaints = complaints
         self.types = {offer.config: offer.name for kinds in host.parts.values() for offer in kinds.values()}
         self.built: dict[str, Any] = {}
         self.lifted: list[str] = []
@@ -94,8 +96,9 @@ class _Resolver:
                 self.complaints.append(Complaint(str(key), "unknown key; a plugin's settings are top-level keys"))
             elif key in own and own[key].metadata.get("kind"):
                 continue
-            elif key == "plugins":
-                given[key] = Built(plugins_config(self.raw, self.complaints))
+            elif key in ("plugins", "code"):
+                if "plugins" not in given:
+                    given["plugins"] = Built(plugins_config(self.raw, self.complaints))
             elif key in own or any(key in item.metadata.get("aliases", ()) for item in own.values()):
                 given[key] = value
             else:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hooktrain import Complaint, MemoryEstimate, ModelEstimate, Recipe, Strategy, World, hookimpl
+from hooktrain import Complaint, MemoryEstimate, ModelEstimate, Recipe, RecipeAlias, Strategy, World, hookimpl
 
 __all__ = ["DeepSpeedPlugin"]
 
@@ -34,6 +34,10 @@ class DeepSpeedPlugin:
             "optimizer": {"cpu_adam": CPUAdamConfig, "fused_adam": FusedAdamConfig},
             "checkpoint": {"deepspeed": DeepSpeedCheckpointConfig},
         }
+
+    @hookimpl
+    def register_recipe_aliases(self) -> list[RecipeAlias]:
+        return [RecipeAlias(key="deepspeed", to="strategy.config", implies={"strategy.type": "deepspeed"})]
 
     @hookimpl
     def check_recipe(self, recipe: Recipe, world: World) -> Iterable[Complaint]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from hooktrain import Complaint, World, hookimpl
+from hooktrain import Complaint, RecipeAlias, World, hookimpl
 from hooktrain_hf import hookspecs
 from hooktrain_hf.export import HFCheckpointConfig, HFCheckpointEngine, write_model
 from hooktrain_hf.model import HFModelConfig, build_model
@@ -48,6 +48,15 @@ class HFPlugin:
             "source": {"huggingface": HFSourceConfig},
             "checkpoint": {"huggingface": HFCheckpointConfig},
         }
+
+    @hookimpl
+    def register_recipe_aliases(self) -> list[RecipeAlias]:
+        theirs = dict.fromkeys(("huggingface_instruct", "huggingface_causal"), "huggingface")
+        types = [f"data.{section}[].type" for section in ("sources", "eval_sources")]
+        recomputed = RecipeAlias(
+            key="model.disable_activation_checkpoint", to="model.activation_checkpointing", negated=True
+        )
+        return [recomputed, *(RecipeAlias(key=key, to=key, values=theirs) for key in types)]
 
     @hookimpl
     def check_recipe(self, recipe: Any) -> Iterator[Complaint]:

@@ -279,15 +279,24 @@ ROWS: tuple[Row, ...] = (
         "data.dpo_prompt_truncation_mode", "data.max_prompt_length")),
 )  # fmt: skip
 
-_OURS = frozenset(
+_OURS = frozenset(row.key for row in ROWS if row.ours == f"`{row.key}`")
+"""Keys that have the same name in a hooktrain recipe."""
+_NATIVE = frozenset(
+    {
+        *("data.dl_num_workers", "loss_log_interval", "train_log_iter_interval", "optimizer.learning_rate"),
+        *("sequence_parallel_size", "scheduler.name", "model.disable_activation_checkpoint", "optimizer.lr"),
+        *("optimizer.type", "model.type", "tokenizer.type", "scheduler.type", "scheduler.warmup_ratio", "data.type"),
+    }
+)
+"""Keys that hooktrain takes under ArcticTraining's name."""
+_MARKS = frozenset(
     row.key
     for row in ROWS
-    if row.ours == f"`{row.key}`" and not row.key.startswith(("exit_iteration_this_run", "min_iterations"))
+    if "[]" not in row.key
+    and (row.about != PREFERENCES.reason or row.key == "ref_model")
+    and not row.key.startswith(("deepspeed", "type", "code", *_OURS, *_NATIVE))
 )
-"""Keys that have the same name in a hooktrain recipe."""
-_NATIVE = frozenset({"data.dl_num_workers", "loss_log_interval", "train_log_iter_interval", "optimizer.learning_rate"})
-"""Keys that hooktrain takes under ArcticTraining's name."""
-_MARKS = frozenset(row.key for row in ROWS) - _OURS - _NATIVE
+"""Keys that are ArcticTraining's alone."""
 
 
 @attrs.frozen
@@ -304,9 +313,7 @@ class _Dialect:
             return False
         found = Collector(raw, PROGRAM)
         types = [found.get(key) for key in found.values if key.startswith("data.") and key.endswith("].type")]
-        return any(kind in ("huggingface_instruct", "huggingface_causal", "snowflake") for kind in types) or any(
-            key in found for key in _MARKS if "[]" not in key and key not in ("type", "model.type", "optimizer.type")
-        )
+        return "snowflake" in types or any(key in found for key in _MARKS)
 
     def translate(self, raw: Mapping[str, Any], folder: Path) -> Translation:
         """Translate a recipe; what it names as code is looked at by nobody."""

@@ -227,8 +227,13 @@ def _evaluation(found: Collector) -> None:
             found.copy(key, "eval_interval", whole)
             found.set("eval_at_start", True)
             found.translated(key, "eval_at_start")
-        elif (key == "evals_per_epoch" and value == 1 and once) or (
-            strategy == "epoch" and key != "evals_per_epoch" and once
+        elif (
+            (key == "evals_per_epoch"
+            and value == 1
+            and once)
+            or (strategy == "epoch"
+            and key != "evals_per_epoch"
+            and once)
         ):
             found.set("eval_at_start", True)
             found.translated(key, "eval_at_start")

@@ -183,6 +183,7 @@ _KEYS: tuple[tuple[str, str, str, Rule], ...] = (
     ("compression_training", "", _COMPRESSION.reason, _refuse(_COMPRESSION)),
     ("sparse_attention", "", _COMPRESSION.reason, _refuse(_COMPRESSION)),
 )  # fmt: skip
+_REFUSED = {each.reason for each in (TRACKER, ACTIVATION_OFFLOAD, MODEL_PARALLEL, FP8, _DATA, _COMPRESSION)}
 _OFF = ("activation_checkpointing", "tensorboard", "wandb", "fp8", "data_efficiency", "curriculum_learning")
 """Sections whose keys count only where they ask for something."""
 
@@ -191,9 +192,9 @@ DEEPSPEED_ROWS: tuple[Row, ...] = tuple(
         key=f"deepspeed.{name}",
         ours=ours,
         about=about,
-        kind="translated" if ours else "unsupported" if getattr(rule, "__name__", "") == "rule" else "ignored",
+        kind="translated" if ours else "unsupported" if about in _REFUSED else "ignored",
     )
-    for name, ours, about, rule in _KEYS
+    for name, ours, about, _ in _KEYS
 )
 
 

@@ -24,8 +24,8 @@ PROGRAM = "TRL"
 _DEFAULT = f"the default of {PROGRAM}"
 _DTYPES = {"bfloat16": "bf16", "bf16": "bf16", "float16": "fp16", "fp16": "fp16", "float32": "fp32", "fp32": "fp32"}
 _REVISION = Reason("a revision of a model", "give the folder of `hf download NAME --revision REV --local-dir DIR`")
-_LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save", "lora_target_parameters",
-         "use_rslora", "use_dora", "lora_init")  # fmt: skip
+_LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save", "use_rslora",
+         "lora_target_parameters", "use_dora", "lora_init")  # fmt: skip
 _MARKS = ("dataset_name", "dataset_mixture", "dataset_mixer")
 
 ROWS: tuple[Row, ...] = (

@@ -47,8 +47,8 @@ MOVED_ROWS: tuple[Row, ...] = (
 
 _REASONS: dict[str, str] = {
     "TF32 and its like are torch's own choice": "tf32",
-    "set by the strategy": "half_precision_backend fp16_backend fp16_opt_level fp16_full_eval bf16_full_eval local_rank "
-    "ddp_backend ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph mp_parameters use_cache",
+    "set by the strategy": "half_precision_backend fp16_backend fp16_opt_level fp16_full_eval bf16_full_eval "
+    "local_rank ddp_backend ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph mp_parameters use_cache",
     "the way in which activations are recomputed is the same for all models": "gradient_checkpointing_kwargs "
     "activation_checkpointing_kwargs",
     "messages are few, and warnings are always shown": "log_level log_level_replica log_on_each_node "

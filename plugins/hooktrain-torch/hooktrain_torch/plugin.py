@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooktrain import Complaint, MemoryEstimate, ModelEstimate, World, hookimpl
+from hooktrain import Complaint, MemoryEstimate, ModelEstimate, RecipeAlias, World, hookimpl
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -38,6 +38,14 @@ class TorchPlugin:
             "strategy": {"torch": TorchConfig},
             "checkpoint": {"full": FullConfig},
         }
+
+    @hookimpl
+    def register_recipe_aliases(self) -> list[RecipeAlias]:
+        warmed = {"constant_with_warmup": "constant"}
+        return [
+            RecipeAlias(key="sequence_parallel_size", to="strategy.sequence_parallel"),
+            RecipeAlias(key="scheduler.name", to="scheduler.type", values=warmed),
+        ]
 
     @hookimpl
     def make_optimizer(self, config: Any, model: Module) -> Optimizer | None:

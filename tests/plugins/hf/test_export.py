@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hooktrain_hf.export as export_module
+import huggingface_hub
 import pytest
 import torch
 from hooktrain_hf.export import HFCheckpointConfig, HFCheckpointEngine, generation_config_for
@@ -209,3 +214,57 @@ def test_a_plugin_may_write_the_model_in_its_own_form_which_is_still_verified(
     with pytest.raises(CheckpointError, match=facts(" norm ", "other values", f"'{tmp_path}'")):
         engine(tmp_path / "other").save(trainer)
     assert not (tmp_path / "other").exists()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub that knows nobody."""
+
+    def do_POST(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    yield
+    server.shutdown()
+    server.server_close()
+
+
+def told_by(trainer: Any) -> list[str]:
+    warned: list[str] = []
+    trainer.host = SimpleNamespace(warn=warned.append)
+    return warned
+
+
+@pytest.mark.parametrize("to", ["org/new", "org/new@branch"])
+@pytest.mark.usefixtures("hub")
+def test_a_push_that_fails_is_a_warning(
+    tmp_path: Path, make_llama: Callable[..., Any], make_trainer: Callable[..., Any], to: str
+) -> None:
+    trainer = make_trainer(make_llama())
+    warned = told_by(trainer)
+    path = engine(tmp_path / "out", push_to=to).save(trainer)
+    assert (path / "config.json").is_file()
+    assert len(warned) == 1 and re.search(facts("push_to", to, "hf upload org/new"), warned[0])
+
+
+def test_nothing_is_pushed_offline_or_before_the_end(
+    tmp_path: Path, make_llama: Callable[..., Any], make_trainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    trainer = make_trainer(make_llama())
+    warned = told_by(trainer)
+    engine(tmp_path / "out", push_to="org/new").save(trainer)
+    assert len(warned) == 1 and "HF_HUB_OFFLINE is set" in warned[0]
+    early = make_trainer(make_llama(), reason="step")
+    warned = told_by(early)
+    engine(tmp_path / "more", push_to="org/new").save(early)
+    assert warned == []

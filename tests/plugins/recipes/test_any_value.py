@@ -6,12 +6,12 @@ import importlib
 import re
 
 import pytest
+from hooktrain_recipes.plugin import DIALECTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hooktrain import RecipeError
 from hooktrain.recipe.resolver import resolve
-from hooktrain_recipes.plugin import DIALECTS
 from tests.plugins.recipes.translating import host, translated
 
 SEEDS = {

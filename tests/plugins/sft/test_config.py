@@ -51,6 +51,12 @@ def test_inputs_unmasked() -> None:
             {"sources": ["x"], "eval_sources": ["y"], "train_eval_split": [0.9, 0.1]},
             facts("data", "eval_sources", "train_eval_split"),
         ),
+        ({"sources": ["x"], "eval_sources": ["y"], "val_size": 2}, facts("data", "eval_sources", "val_size")),
+        (
+            {"sources": ["x"], "train_eval_split": [0.9, 0.1], "val_size": 2},
+            facts("data", "train_eval_split", "val_size"),
+        ),
+        ({"sources": ["x"], "val_size": 0}, facts("data.val_size", "given 0", "1")),
         ({"sources": ["x"], "overflow": "trunc"}, facts("data.overflow", "'trunc'", "error, drop, truncate")),
         (
             {"sources": ["x"], "train_on": "user"},

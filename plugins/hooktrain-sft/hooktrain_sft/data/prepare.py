@@ -320,7 +320,7 @@ def _split(documents: Documents, wanted: float | int, seed: int) -> tuple[Docume
         )
     if count < 2:
         raise DataError(
-            f"data.train_eval_split, data.val_size: given {count} example, expected at least 2; use eval_sources instead"
+            f"data.train_eval_split, data.val_size: given {count} example, expected at least 2; use eval_sources"
         )
     held = np.zeros(count, np.bool_)
     order = np.random.default_rng(seed).permutation(count)

@@ -105,12 +105,13 @@ def test_several_sources_and_named_evaluation_sets(hooks: Any, make_tokenizer: C
     assert set(data.report["evaluation"]) == {"held", "held-2"}
 
 
-def test_a_share_is_held_out(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("held_out", [{"train_eval_split": (0.9, 0.1)}, {"val_size": 4}], ids=["share", "number"])
+def test_a_share_is_held_out(hooks: Any, make_tokenizer: Callable[..., Any], held_out: dict[str, Any]) -> None:
     tokenizer = make_tokenizer("chatml")
 
     def divided(seed: int) -> tuple[list[str], list[str]]:
         source = ListSource("rows", [conversation(f"What is {i}?", "yes") for i in range(40)])
-        config = SFTDataConfig(sources=(source,), train_eval_split=(0.9, 0.1), max_length=128, seed=seed)
+        config = SFTDataConfig(sources=(source,), max_length=128, seed=seed, **held_out)
         data = prepare(hooks, config, tokenizer)
         sets = (data.train, data.evaluation["eval"])
         first, second = (
@@ -121,6 +122,12 @@ def test_a_share_is_held_out(hooks: Any, make_tokenizer: Callable[..., Any]) -> 
     train, held = divided(1)
     assert (len(train), len(held)) == (36, 4) and len({*train, *held}) == 40
     assert divided(1) == (train, held) and divided(2)[1] != held
+
+
+def test_more_held_out_than_there_is_is_an_error(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    source = ListSource("rows", [conversation(f"What is {i}?", "yes") for i in range(4)])
+    with pytest.raises(DataError, match=facts("data.val_size", "4 of 4")):
+        prepare(hooks, SFTDataConfig(sources=(source,), val_size=4, max_length=128), make_tokenizer("chatml"))
 
 
 def test_causal_splits_and_packs(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
