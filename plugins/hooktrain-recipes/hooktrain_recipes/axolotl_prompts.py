@@ -7,7 +7,8 @@ from collections.abc import Mapping
 __all__ = ["INSTRUCTIONS"]
 
 _SYSTEM = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request."
-_PAIRED = _SYSTEM.format(", paired with an input that provides further context")
+_WITH_INPUT = ", paired with an input that provides further context"
+_PAIRED = _SYSTEM.format(_WITH_INPUT)
 _ALONE = _SYSTEM.format("")
 _CHAT_SYSTEM = (
     "Below is an instruction from a USER that describes a task{}. The ASSISTANT writes a response that {} completes the"
@@ -33,10 +34,14 @@ _STYLES: Mapping[str, _Parts] = {
         "without_input": f"<|system|>\n{_ALONE}<|end|>\n<|user|>\n{{instruction}}<|end|>\n<|assistant|>\n",
     },
 }
-_STYLED = {"alpaca": {}, "gpteacher": {"output": "response"}, "jeopardy": {"instruction": "question", "input": "category",
-           "output": "answer"}, "oasst": {"instruction": "INSTRUCTION", "output": "RESPONSE"}}  # fmt: skip
+_STYLED: Mapping[str, _Parts] = {
+    "alpaca": {},
+    "gpteacher": {"output": "response"},
+    "jeopardy": {"instruction": "question", "input": "category", "output": "answer"},
+    "oasst": {"instruction": "INSTRUCTION", "output": "RESPONSE"},
+}
 _CHAT = {
-    "prompt": f"SYSTEM: {_CHAT_SYSTEM.format(', paired with an input that provides further context', 'concisely and appropriately')}\n{_USER}",
+    "prompt": f"SYSTEM: {_CHAT_SYSTEM.format(_WITH_INPUT, 'concisely and appropriately')}\n{_USER}",
     "without_input": f"SYSTEM: {_CHAT_SYSTEM.format('', 'appropriately and concisely')}\n{_USER_ALONE}",
 }
 _QUESTION = {"prompt": _CHAT["without_input"]}

@@ -17,24 +17,20 @@ from hooktrain_recipes.fsdp import set_fsdp
 from hooktrain_recipes.kinds import check_kinds, guarded, refuse_unknown
 from hooktrain_recipes.llamafactory_data import quantized_name, set_data
 from hooktrain_recipes.llamafactory_rows import ROWS as ROWS_V0
+from hooktrain_recipes.llamafactory_training import set_evaluation, set_optimizer_of, set_saves
 from hooktrain_recipes.llamafactory_v1 import ROWS as ROWS_V1
 from hooktrain_recipes.llamafactory_v1 import set_v1
-from hooktrain_recipes.optimizers import set_optimizer
 from hooktrain_recipes.reasons import (
     ACTIVATION_OFFLOAD,
     CONTRADICTION,
-    EPOCH_FRACTION,
     GROUPS,
     IMAGES,
     PREFERENCES,
     QUANTIZED_BASE,
     ROLLOUTS,
-    SMALL_STATES,
-    Reason,
 )
-from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
 from hooktrain_recipes.tables import Row, apply
-from hooktrain_recipes.values import flag, flag_of, listed, number, numeric, positive, share, text, whole
+from hooktrain_recipes.values import at_least_one, flag, flag_of, listed, number, numeric, share, text, whole
 
 __all__ = ["ROWS", "dialect"]
 
@@ -78,9 +74,9 @@ class _Dialect:
             _stage,
             _adapter,
             _batches,
-            _optimizer,
-            _evaluation,
-            _saves,
+            set_optimizer_of,
+            set_evaluation,
+            set_saves,
         ):
             guarded(found, partial(step, found), "model_name_or_path")
         guarded(found, partial(_strategy, found, folder), "deepspeed" if "deepspeed" in found else "model_name_or_path")
@@ -185,9 +181,9 @@ def _precision(found: Collector) -> None:
         else:
             found.default(to, value, f"the default of {_PROGRAM}")
     for key in ("bf16", "fp16", "pure_bf16", "tf32", "bf16_full_eval", "fp16_full_eval"):
-        if key in found and not found.accounted(key):
-            if key == "tf32" or found.get(key) in (None, False, True):
-                found.ignored(key, "TF32 is torch's default here" if key == "tf32" else f"the precision is {name}")
+        known = key == "tf32" or found.get(key) in (None, False, True)
+        if key in found and known and not found.accounted(key):
+            found.ignored(key, "TF32 is torch's default here" if key == "tf32" else f"the precision is {name}")
 
 
 def _data(found: Collector, folder: Path) -> None:
@@ -323,171 +319,18 @@ def _said(found: Collector, key: str, to: str, value: Any) -> None:
         found.ignored(key, "null is the default") if key in found else None
 
 
-def _least_one(value: Any) -> int:
-    made = whole(value)
-    if made < 1:
-        raise ValueError(f"given {value!r:.40}, expected at least 1")
-    return made
-
-
 def _batches(found: Collector) -> None:
-    found.copy("per_device_train_batch_size", "micro_batch_size", _least_one)
+    found.copy("per_device_train_batch_size", "micro_batch_size", at_least_one)
     found.default("micro_batch_size", 8, f"the default of {_PROGRAM}")
     if numeric(found.get("max_steps")) > 0:
-        found.copy("max_steps", "train_iters", _least_one)
+        found.copy("max_steps", "train_iters", at_least_one)
         if "num_train_epochs" in found:
             found.ignored("num_train_epochs", "max_steps precedes it")
         return
     if "max_steps" in found:
         found.ignored("max_steps", "no limit")
-    found.copy("num_train_epochs", "epochs", _least_one)
+    found.copy("num_train_epochs", "epochs", at_least_one)
     found.default("epochs", 3, f"the default of {_PROGRAM}")
-
-
-def _optimizer(found: Collector) -> None:
-    own = [key for key in ("use_galore", "use_apollo", "use_badam", "use_adam_mini") if flag_of(found.get(key))]
-    for key in own:
-        SMALL_STATES.refuse(found, key)
-    if flag_of(found.get("use_muon")):
-        GROUPS.refuse(found, "use_muon")
-    kind = set_optimizer(found, "optim", found.get("optim", "adamw_torch"), f"the default of {_PROGRAM}")
-    if "optim" in found and found.get("optim") is None:
-        found.ignored("optim", "null is the default")
-    found.copy("learning_rate", "optimizer.lr", positive)
-    found.default("optimizer.lr", 5e-5, f"the default of {_PROGRAM}")
-    if kind != "torch":
-        found.copy("weight_decay", "optimizer.weight_decay", number)
-        found.default("optimizer.weight_decay", 0.0, f"the default of {_PROGRAM}")
-    elif numeric(found.get("weight_decay")):
-        GROUPS.refuse(found, "weight_decay")
-    elif "weight_decay" in found:
-        found.ignored("weight_decay", "none")
-    set_betas(found, kind)
-    set_schedule(found, ScheduleKeys(), "linear", _PROGRAM)
-
-
-def set_betas(found: Collector, kind: str) -> None:
-    """Set the betas and epsilon of Adam."""
-    given = [found.get(key) for key in ("adam_beta1", "adam_beta2")]
-    for key in ("adam_beta1", "adam_beta2", "adam_epsilon"):
-        if key not in found:
-            continue
-        if found.get(key) is None or kind not in ("adamw", "adam"):
-            found.ignored(
-                key, "this optimizer has no such number" if found.get(key) is not None else "null is the default"
-            )
-        elif key == "adam_epsilon":
-            found.copy(key, "optimizer.eps", positive)
-        else:
-            try:
-                betas = [share(0.9 if given[0] is None else given[0]), share(0.999 if given[1] is None else given[1])]
-            except ValueError as problem:
-                found.unsupported(key, str(problem), "correct the number")
-            else:
-                found.set("optimizer.betas", betas)
-                found.translated(key, "optimizer.betas")
-
-
-def _evaluation(found: Collector) -> None:
-    off = not found.get("eval_dataset") and not numeric(found.get("val_size"))
-    strategy = str(found.get("eval_strategy", found.get("evaluation_strategy", "no"))).lower()
-    for key in ("eval_strategy", "evaluation_strategy", "eval_steps", "do_eval", "eval_on_start", "eval_delay"):
-        value = found.get(key)
-        if key not in found:
-            continue
-        if value in (None, False, 0, "no"):
-            found.ignored(key, "the run evaluates at its end alone")
-        elif off:
-            found.ignored(key, "there is nothing to evaluate on")
-        elif key == "eval_steps" and strategy == "steps" and isinstance(value, float) and value < 1:
-            EPOCH_FRACTION.refuse(found, key)
-        elif key == "eval_steps" and strategy == "steps":
-            found.copy(key, "eval_interval", whole)
-        elif key == "eval_on_start":
-            found.copy(key, "eval_at_start", flag)
-        elif key == "eval_delay":
-            found.unsupported(key, "evaluations that begin later", "remove it")
-        elif value == "epoch" and (found.recipe.get("epochs") != 1 or found.has("train_iters")):
-            EPOCH_FRACTION.refuse(found, key)
-        elif key in ("eval_strategy", "evaluation_strategy") and value not in ("steps", "epoch"):
-            found.unsupported(key, f"given {value!r:.40}, expected no, steps or epoch", "write one of them")
-        else:
-            found.ignored(key, "the run evaluates at its end, and where eval_steps says")
-    if strategy == "steps" and not off and not found.has("eval_interval") and found.get("eval_steps") is None:
-        every = found.get("logging_steps", 500)
-        if isinstance(every, int) and every > 0:
-            found.default("eval_interval", every, f"{_PROGRAM} evaluates as often as it logs")
-
-
-def _saves(found: Collector) -> None:
-    lone, folder = flag_of(found.get("save_only_model")), found.get("output_dir")
-    found.set("checkpoint", [{"type": "huggingface" if lone else "full"}])
-    if not lone:
-        found.set("checkpoint[1].type", "huggingface")
-    last = 0 if lone else 1
-    found.set(f"checkpoint[{last}].save_end_of_training", True)
-    if isinstance(folder, str) and folder:
-        found.set("run_dir", folder)
-        found.set(f"checkpoint[{last}].output_dir", f"{folder.rstrip('/')}/model")
-        found.translated("output_dir", "run_dir", f"checkpoint[{last}].output_dir")
-    elif folder is not None:
-        found.unsupported("output_dir", "expected a folder", "write its path")
-    elif "output_dir" in found:
-        found.ignored("output_dir", "null is the default")
-    if "save_only_model" in found:
-        found.translated("save_only_model", "checkpoint[0].type")
-    set_push(found, last)
-    strategy = str(found.get("save_strategy", "steps")).lower()
-    steps = found.get("save_steps", 500)
-    if strategy == "steps" and isinstance(steps, float) and 0 < steps < 1:
-        EPOCH_FRACTION.refuse(found, "save_steps")
-    elif strategy == "steps":
-        found.copy("save_steps", "checkpoint[0].save_every_n_steps", _least_one)
-        found.default("checkpoint[0].save_every_n_steps", 500, f"the default of {_PROGRAM}")
-    elif strategy == "epoch":
-        found.set("checkpoint[0].save_every_n_epochs", 1)
-        found.translated("save_strategy", "checkpoint[0].save_every_n_epochs")
-    elif strategy == "best":
-        Reason("evaluations and saves by fractions of an epoch", "write keep_best in the new recipe").refuse(
-            found, "save_strategy"
-        )
-    elif strategy != "no":
-        found.unsupported(
-            "save_strategy", f"given {strategy!r:.40}, expected no, steps, epoch or best", "write one of them"
-        )
-    for key in ("save_strategy", "save_steps"):
-        if key in found and not found.accounted(key):
-            found.ignored(key, "save_steps says when" if strategy == "steps" else "the end of the run is saved")
-    if found.get("save_total_limit") and not lone:
-        found.copy("save_total_limit", "checkpoint[0].keep_last", whole)
-    elif "save_total_limit" in found:
-        found.ignored("save_total_limit", "every export is kept" if found.get("save_total_limit") else "all are kept")
-    again = found.get("resume_from_checkpoint")
-    if again in (True, "true", "auto") and not lone:
-        found.copy("resume_from_checkpoint", "checkpoint[0].auto_resume", lambda _: True)
-    elif again not in (None, False, ""):
-        found.unsupported(
-            "resume_from_checkpoint",
-            "a checkpoint of another program",
-            "give model_name_or_path the path of its export",
-        )
-    elif "resume_from_checkpoint" in found:
-        found.ignored("resume_from_checkpoint", "null is the default")
-
-
-def set_push(found: Collector, last: int) -> None:
-    """Push the export to a hub, where ``push_to_hub`` asks for it."""
-    if not flag_of(found.get("push_to_hub")):
-        return
-    name, folder = found.get("hub_model_id"), f"checkpoint[{last}]"
-    if not isinstance(name, str) or name.count("/") != 1:
-        found.unsupported(
-            "push_to_hub", "a repository without its organisation", "write hub_model_id: organisation/name"
-        )
-        return
-    found.copy("hub_model_id", f"{folder}.push_to", text)
-    found.translated("push_to_hub", f"{folder}.push_to")
-    found.copy("hub_private_repo", f"{folder}.push_private", flag)
 
 
 def _strategy(found: Collector, folder: Path) -> None:

@@ -15,7 +15,7 @@ from hooktrain_recipes.values import flag, flag_of, listed, number, numeric, spl
 
 __all__ = ["find_file", "quantized_name", "set_data"]
 
-_DEMOS = {
+_DEMOS: Mapping[str, Mapping[str, Any]] = {
     "identity": {},
     "alpaca_en_demo": {},
     "alpaca_zh_demo": {},
@@ -26,10 +26,10 @@ _DEMOS = {
     "dpo_en_demo": {"ranking": True},
     "dpo_zh_demo": {"ranking": True},
     "kto_en_demo": {"columns": {"kto_tag": "label"}},
-    **dict.fromkeys(
-        ("mllm_demo", "mllm_audio_demo", "mllm_video_demo", "mllm_video_audio_demo", "rlhf_v"),
-        {"columns": {"messages": "messages", "images": "images"}},
-    ),
+    "mllm_demo": {"columns": {"images": "images"}},
+    "mllm_audio_demo": {"columns": {"audios": "audios"}},
+    "mllm_video_demo": {"columns": {"videos": "videos"}},
+    "mllm_video_audio_demo": {"columns": {"videos": "videos"}},
     "alpaca_en": {"hf_hub_url": "llamafactory/alpaca_en"},
     "alpaca_zh": {"hf_hub_url": "llamafactory/alpaca_zh"},
     "llava_1k_en": {"hf_hub_url": "BUAADreamer/llava-en-zh-2k", "subset": "en", "columns": {"images": "images"}},

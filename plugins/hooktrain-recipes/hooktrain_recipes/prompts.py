@@ -66,7 +66,7 @@ class PromptsSettings:
     formats: Mapping[str, Mapping[str, str]] = field(factory=dict, validator=_check_formats)
     """For each, the text ``prompt`` with the places ``{instruction}`` and ``{input}``; ``without_input`` for examples
     with no input; ``system``, which writes a system text before it at ``{system}``; ``default_system``; ``answer``
-    with ``{output}``. The columns are ``instruction``, ``output``, and where there are such ``input`` and ``system``."""
+    with ``{output}``. The columns are ``instruction`` and ``output``, and ``input`` and ``system`` if there are."""
 
 
 class PromptsPlugin:

@@ -173,7 +173,7 @@ AXOLOTL: Mapping[str, ChatTemplate] = {
     "chatml": _CHATML,
     "cohere": attrs.evolve(_COMMAND, trim=True),
     "deepseek_v2": ChatTemplate(
-        user="<｜User｜>{content}", header="<｜Assistant｜>", system="{content}\n\n", prefix="{bos}"
+        user="<\uff5cUser\uff5c>{content}", header="<\uff5cAssistant\uff5c>", system="{content}\n\n", prefix="{bos}"
     ),
     "falcon_h1": _chatml(prefix="{bos}"),
     "gemma": attrs.evolve(_GEMMA, trim=True),
@@ -214,7 +214,7 @@ _GRANITE = ChatTemplate(
 )
 _LLAMA2 = ChatTemplate(user="{bos}[INST] {content} [/INST]", system="<<SYS>>\n{content}\n<</SYS>>\n\n", in_user=True)
 _INST = ChatTemplate(user="[INST]{content}[/INST]", system="{content}\n\n", tool=None, prefix="{bos}", in_user=True)
-_SEEK = ChatTemplate(user="<｜User｜>{content}", header="<｜Assistant｜>", prefix="{bos}")
+_SEEK = ChatTemplate(user="<\uff5cUser\uff5c>{content}", header="<\uff5cAssistant\uff5c>", prefix="{bos}")
 _LLAMA4 = ChatTemplate(
     user="<|header_start|>user<|header_end|>\n\n{content}<|eot|>",
     header="<|header_start|>assistant<|header_end|>\n\n",
@@ -233,8 +233,8 @@ LLAMA_FACTORY: Mapping[str, ChatTemplate] = {
         user="### Instruction:\n{content}\n\n",
         header="### Response:\n",
         answer="{content}{eos}\n\n",
-        default_system="Below is an instruction that describes a task. Write a response that appropriately completes the"
-        " request.\n\n",
+        default_system="Below is an instruction that describes a task. Write a response that appropriately completes"
+        " the request.\n\n",
     ),
     "chatml": _chatml(**_IM_END),
     "cohere": attrs.evolve(_COMMAND, answer="{content}{eos}"),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["flag", "flag_of", "listed", "number", "numeric", "path", "positive", "share", "split_of", "text", "whole"]
+__all__ = [
+    "at_least_one", "flag", "flag_of", "listed", "number", "numeric", "path", "positive", "share", "split_of", "text",
+    "whole",
+]  # fmt: skip
 
 
 def number(value: Any) -> float:
@@ -58,6 +61,14 @@ def whole(value: Any) -> int:
     if made != int(made) or made < 0:
         raise ValueError(f"given {_shown(value)}, expected a whole number that is not negative")
     return int(made)
+
+
+def at_least_one(value: Any) -> int:
+    """A whole number of at least 1."""
+    made = whole(value)
+    if made < 1:
+        raise ValueError(f"given {_shown(value)}, expected at least 1")
+    return made
 
 
 def flag(value: Any) -> bool:
