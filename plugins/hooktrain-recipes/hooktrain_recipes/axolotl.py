@@ -27,7 +27,7 @@ __all__ = ["ROWS", "dialect"]
 
 _OWN = ("datasets", "pretraining_dataset", "sequence_len", "micro_batch_size", "num_epochs", "adapter", "val_set_size")
 """Keys of Axolotl of which its recipes have some beside ``base_model``."""
-_STRUCTURED = (
+_STRUCTURED: tuple[str, ...] = (
     "special_tokens",
     "tokens",
     "overrides_of_model_config",

@@ -13,7 +13,16 @@ from hooktrain_recipes.values import flag_of, listed, text
 
 __all__ = ["SetOfRows"]
 
-_PREFERRED = ("bradley_terry", "ebft", "chatml.", "llama3.", "zephyr.", "stepwise", "rwd", "chat_template.argilla")
+_PREFERRED: tuple[str, ...] = (
+    "bradley_terry",
+    "ebft",
+    "chatml.",
+    "llama3.",
+    "zephyr.",
+    "stepwise",
+    "rwd",
+    "chat_template.argilla",
+)
 _PREFERRED += ("user_defined.", "passthrough", "chat_template.default_dpo", "chatml_", "prompt_pairs")
 _FORMAT = Reason("a data format that is not here", "convert the rows, or write a plugin with register_formats")
 _ROLES = {

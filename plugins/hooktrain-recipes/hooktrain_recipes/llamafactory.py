@@ -192,7 +192,13 @@ def _data(found: Collector, folder: Path) -> None:
 
 def _media(found: Collector, media: bool) -> None:
     """Account for the keys of pictures and sound."""
-    names = ("image_max_pixels", "image_min_pixels", "image_do_pan_and_scan", "crop_to_patches", "video_max_pixels")
+    names: tuple[str, ...] = (
+        "image_max_pixels",
+        "image_min_pixels",
+        "image_do_pan_and_scan",
+        "crop_to_patches",
+        "video_max_pixels",
+    )
     names += ("video_min_pixels", "video_fps", "video_maxlen", "use_audio_in_video", "audio_sampling_rate", "media_dir")
     for key in names:
         if key in found and media:
