@@ -206,6 +206,7 @@ def _mixer(found: Collector) -> None:
                 _share_of(found, key, place, 42)
             if "dataset_splits" in found:
                 found.translated("dataset_splits", f"{place}.split")
+                found.notes[f"{place}.split"] = "from dataset_splits"  # shown where the key is refused as well
             else:
                 found.notes[f"{place}.split"] = "the default of the alignment handbook"
     if "dataset_configs" in found:
