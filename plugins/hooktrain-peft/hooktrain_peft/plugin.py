@@ -27,7 +27,9 @@ class PeftPlugin:
     """Puts an adapter on the model, and exports the adapter in the place of the model."""
 
     hooktrain_plugin = PluginInfo(
-        active_when=lambda recipe: _settings(recipe) != PeftSettings() or _is_adapter(recipe.model)
+        active_when=lambda recipe: (
+            _settings(recipe) != PeftSettings() or _is_adapter(recipe.model) or _may_have_adapter(recipe.model)
+        )
     )
 
     @hookimpl
@@ -94,6 +96,11 @@ class PeftPlugin:
 def _settings(recipe: Recipe) -> PeftSettings:
     found = recipe.settings.get("peft")
     return found if isinstance(found, PeftSettings) else PeftSettings()
+
+
+def _may_have_adapter(config: Any) -> bool:
+    """Whether a model may come with an adapter: one that is passed from Python, where PEFT has been imported."""
+    return "peft" in sys.modules and not isinstance(config, HFModelConfig)
 
 
 def _is_adapter(config: Any) -> bool:
