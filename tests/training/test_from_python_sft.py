@@ -362,7 +362,7 @@ def test_a_run_with_a_model_in_hand_is_gone_on_from(recipe, tmp_path):
     changed = {**saving, "optimizer": {"lr": 1e-3}, "train_iters": 6}
     with pytest.raises(hooktrain.CheckpointError, match=r"optimizer\.lr: .*\b0\.01\b.*\b0\.001\b"):
         run(changed, model=make_llama(tokenizer), tokenizer=tokenizer, train_dataset=ROWS)
-    with pytest.raises(hooktrain.CheckpointError, match=rf"\bdata: .*\b{len(ROWS)}\b.*\b{len(ROWS)}\b"):
+    with pytest.raises(hooktrain.CheckpointError, match=r"\bdata: other rows"):
         run(saving, model=make_llama(tokenizer), tokenizer=tokenizer, train_dataset=ROWS[::-1])
 
 

@@ -28,7 +28,7 @@ class PeftPlugin:
 
     hooktrain_plugin = PluginInfo(
         active_when=lambda recipe: (
-            _settings(recipe) != PeftSettings() or _is_adapter(recipe.model) or _may_have_adapter(recipe.model)
+            _settings(recipe) != PeftSettings() or _is_adapter(recipe.model) or _has_adapter(recipe)
         )
     )
 
@@ -98,9 +98,11 @@ def _settings(recipe: Recipe) -> PeftSettings:
     return found if isinstance(found, PeftSettings) else PeftSettings()
 
 
-def _may_have_adapter(config: Any) -> bool:
-    """Whether a model may come with an adapter: one that is passed from Python, where PEFT has been imported."""
-    return "peft" in sys.modules and not isinstance(config, HFModelConfig)
+def _has_adapter(recipe: Recipe) -> bool:
+    """Whether the model is passed from Python with an adapter of PEFT's on it."""
+    if recipe.model is None or isinstance(recipe.model, HFModelConfig):
+        return False
+    return str(recipe.as_dict()["model"].get("built_as", "")).startswith("Peft")
 
 
 def _is_adapter(config: Any) -> bool:

@@ -79,11 +79,11 @@ def test_other_settings_of_a_recipe(run, launch_recipe, recipe, changes):
     assert_same(recorder, two.metrics)
 
 
-def test_four_ranks_two_and_two(run, launch_recipe, recipe):
+def test_four_ranks_two_and_two(run, launch_recipe, recipe, tmp_path):
     """Two sequences at a time, each shared by two ranks, is one rank with a micro-batch of two; resumed on one rank."""
     undisturbed, rest = Recorder(), Recorder()
     settings = {**COMMON, "checkpoint": [SAVE]}
-    run(undisturbed, micro_batch_size=2, **settings)
+    run(undisturbed, micro_batch_size=2, **{**settings, "run_dir": str(tmp_path / "undisturbed")})
     strategy = {**STRATEGIES["ddp"], "sequence_parallel": 2}
     four = launch_recipe(4, strategy=strategy, **settings)
     assert four.status == 0, four.output
