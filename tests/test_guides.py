@@ -105,7 +105,7 @@ def test_the_commands_for_users_run(tmp_path, chat_recipe, monkeypatch):
     """In a folder with two recipes, as if they were typed one after the other."""
     for key in ("run_dir", "console"):
         chat_recipe.pop(key)
-    chat_recipe["checkpoint"] = [{"type": "full", "save_every_n_steps": 2}]
+    chat_recipe["checkpoint"] = [{"type": "full", "save_every_n_steps": 2, "overwrite": True}]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(chat_recipe))
     (tmp_path / "other.yaml").write_text(yaml.safe_dump({**chat_recipe, "seed": 1}))
     done = 0

@@ -16,7 +16,7 @@ from hooktrain.types import TrainerState
 if TYPE_CHECKING:
     from hooktrain.training.trainer import Trainer
 
-__all__ = ["Saving"]
+__all__ = ["Saving", "no_checkpoint"]
 
 
 class Saving:
@@ -201,6 +201,18 @@ class Saving:
         return reason == "request" or bool(
             config.save_every_n_steps and state.global_step % config.save_every_n_steps == 0
         )
+
+
+def no_checkpoint(path: Path) -> CheckpointError:
+    """Return the error for a path that no checkpoint engine can resume from."""
+    problem = "none of the recipe's checkpoint engines can resume from it" if path.exists() else "is not there"
+    near = path if path.is_dir() else path.parent
+    folders = sorted(one.parent for one in (*near.glob("*/manifest.json"), *near.glob("*/*/manifest.json")))
+    there = f" (there are {', '.join(map(str, folders[-3:]))})" if folders else ""
+    return CheckpointError(
+        f"{path}: {problem}; give the path of a checkpoint that one of them wrote{there}, and keep its engine (such"
+        " as 'type: full') in the recipe"
+    )
 
 
 def _key(trainer: Trainer, engine: CheckpointEngine) -> str:

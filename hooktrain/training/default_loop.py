@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooktrain.errors import CheckpointError, DataError
+from hooktrain.errors import DataError
 from hooktrain.markers import hookimpl
 from hooktrain.recipe.model import Recipe
+from hooktrain.training.checkpointing import no_checkpoint
 from hooktrain.types import (
     Batch,
     BatchCounts,
@@ -135,14 +136,7 @@ class Loop:
             if engine.can_load(path):
                 engine.load(trainer, path)
                 return path
-        problem = "none of the recipe's checkpoint engines can resume from it" if path.exists() else "is not there"
-        near = path if path.is_dir() else path.parent
-        folders = sorted(one.parent for one in (*near.glob("*/manifest.json"), *near.glob("*/*/manifest.json")))
-        there = f" (there are {', '.join(map(str, folders[-3:]))})" if folders else ""
-        raise CheckpointError(
-            f"{path}: {problem}; give the path of a checkpoint that one of them wrote{there}, and keep its engine (such"
-            " as 'type: full') in the recipe"
-        )
+        raise no_checkpoint(path)
 
     @hookimpl(trylast=True)
     def make_loader(self, dataset: Dataset, data: Data, recipe: Recipe, world: World) -> Any:

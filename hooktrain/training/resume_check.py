@@ -6,7 +6,7 @@ import json
 import platform
 import secrets
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -110,7 +110,9 @@ def changes(before: Mapping[str, Any], trainer: Trainer) -> Iterator[Change]:
     same_rates = before["steps"][1] == now["steps"][1] or _same_rates(trainer, *before["steps"])
     recipe, hidden = before["recipe"], before.get("masked", {"salt": "", "digests": {}})
     recipe = unmasked(recipe, hidden["digests"], hidden["salt"], trainer.recipe.as_dict())
+    changed: set[str] = set()
     for change in _in_config(trainer.recipe, recipe, trainer.recipe.types, "", True):
+        changed.add(change.where.partition(".")[0].partition("[")[0])
         if change.where in _BATCH_PARTS:
             continue
         if change.where in _LENGTH and not same_rates:
@@ -118,7 +120,9 @@ def changes(before: Mapping[str, Any], trainer: Trainer) -> Iterator[Change]:
             change = change._replace(message=more)  # noqa: PLW2901
         harmless = same_rates if change.where in _LENGTH else same_rows and change.where.startswith(_ROWS)
         yield change._replace(matters=change.matters and not harmless)
-    yield from _in_settings(recipe, trainer)
+    for change in _in_settings(recipe, trainer):
+        changed.add(change.where.partition(".")[0])
+        yield change
     yield from _in_batch(before["batch"], now["batch"])
     if before["world_size"] != now["world_size"]:
         ranks = f"was {_ranks(before['world_size'])}, is {_ranks(now['world_size'])}"
@@ -127,10 +131,21 @@ def changes(before: Mapping[str, Any], trainer: Trainer) -> Iterator[Change]:
         rows = [f"{side['data']['rows']:,}" for side in (before, now)]
         counts = f" ({rows[0]} then, {rows[1]} now)" if rows[0] != rows[1] else ""
         yield Change("data", f"other rows to train on{counts}", True)
-    yield from _in_plugins(before["plugins"], now["plugins"])
+    for change in _in_plugins(before["plugins"], now["plugins"]):
+        chosen = _is_chosen_by(trainer, change.where.partition(".")[2], changed)  # what the recipe chose has been said
+        yield change._replace(matters=change.matters and not chosen)
     for name, version in now["versions"].items():
         if before["versions"].get(name) != version:
             yield Change(f"versions.{name}", f"was {before['versions'].get(name)}, is {version}", False)
+
+
+def _is_chosen_by(trainer: Trainer, name: str, changed: Set[str]) -> bool:
+    """Whether a plugin takes part, or no longer does, as parts or settings that it registers have changed."""
+    record = trainer.host.records.get(name)
+    if record is None or record.info.active_when is None:
+        return False
+    registered = (each.partition("/") for each in record.registers)
+    return not changed.isdisjoint(part if kind == "settings" else kind for kind, _, part in registered)
 
 
 def _ranks(count: int) -> str:

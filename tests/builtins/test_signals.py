@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import hooktrain.builtins.signals
-from hooktrain import hookimpl
+from hooktrain import PluginInfo, hookimpl
 from hooktrain.testing.subprocess_runs import NOTES
 from tests.facts import facts
 from tests.launching import stored_weights
@@ -354,8 +354,10 @@ def test_what_is_said_of_saves_when_a_run_is_interrupted(run_ranks):
 
 WRITING = """
 import signal
+import hooktrain
 from hooktrain_torch import files
 
+hooktrain_plugin = hooktrain.PluginInfo(may_change=["signal handlers"])
 write = files._SyncedStream.write
 
 def interrupted(stream, data):
@@ -456,7 +458,9 @@ class TakesOver:
                 self.done = True
                 handler(number, trainer)
 
-        self.plugin = type("TakesOver", (), {"done": False, hook: hookimpl(take)})()
+        info = PluginInfo(may_change=["signal handlers"])
+        members = {"done": False, "hooktrain_plugin": info, hook: hookimpl(take)}
+        self.plugin = type("TakesOver", (), members)()
 
 
 def own_handler(called):

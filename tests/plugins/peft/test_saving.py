@@ -132,11 +132,12 @@ def test_a_half_precision_base_is_merged_in_full_and_rounded_once(run: Run, base
 
 def test_a_merged_export_in_the_place_of_an_adapter_leaves_nothing_of_it(run: Run) -> None:
     """A loader that finds an adapter_config.json next to complete weights adds the adapter a second time."""
-    run(checkpoint=[EXPORT])
-    trainer = run(checkpoint=[EXPORT], peft={"type": "lora", "r": 4, "merge_on_export": True})
+    again = {**EXPORT, "overwrite": True}
+    run(checkpoint=[again])
+    trainer = run(checkpoint=[again], peft={"type": "lora", "r": 4, "merge_on_export": True})
     folder = trainer.run_dir / "export"
     assert "model.safetensors" in adapter_files(folder) and not list(folder.glob("adapter*"))
-    trainer = run(checkpoint=[EXPORT])
+    trainer = run(checkpoint=[again])
     assert adapter_files(folder) == {"adapter_config.json", "adapter_model.safetensors"}
 
 
@@ -235,7 +236,7 @@ def test_a_resume_on_another_base_is_refused(run: Run, bases: dict[str, Path], t
 def test_a_killed_run_resumes(run: Run, recipe: dict[str, Any], tmp_path: Path) -> None:
     """Killed while it writes its second checkpoint, it resumes from the first."""
     save = [{**FULL, "save_every_n_steps": 1, "auto_resume": True}]
-    assert killed({**recipe, "checkpoint": save}, 18, tmp_path / "process")
+    assert killed({**recipe, "checkpoint": save}, 38, tmp_path / "process")
     checkpoints = tmp_path / "run/checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == [".saving-step-00000002", "step-00000001"]
     uninterrupted, again = Recorder(), Recorder()

@@ -20,11 +20,9 @@ test_neftune_and_others = conformance(
     settings={**NOISE, **OTHERS},
     plugins=["peft", "samples"],
     changes_gradients=True,
-    checks=["teardown"],
+    checks=["hooks", "teardown"],
 )
-test_neftune_unused = conformance(
-    "neftune", checks=["hooks", "import", "declines", "observes", "cost"], calls=0, allocations=0
-)
+test_neftune_unused = conformance("neftune", checks=["import", "declines", "observes", "cost"], calls=0, allocations=0)
 test_neftune_runs = pytest.mark.thorough(  # and not ranks: each draws a noise of its own
     conformance("neftune", recipe="chat", settings=NOISE, changes_gradients=True, checks=["resume", "teardown"])
 )

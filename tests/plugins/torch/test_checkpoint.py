@@ -232,15 +232,15 @@ def test_contents(run_tiny, tmp_path):
 
 def test_everything_is_on_the_disk_before_a_checkpoint_has_its_name(run_tiny, tmp_path, monkeypatch):
     """After a power loss there is a complete checkpoint or none: the manifest is written last, and then the rename."""
-    calls: list[tuple[str, int, int]] = []  # function, inode, size
+    calls: list[tuple[str, Path, int]] = []  # function, path, size
     sync, replace = os.fsync, os.replace
 
     def noted_sync(handle):
-        calls.append(("fsync", os.fstat(handle).st_ino, os.fstat(handle).st_size))
+        calls.append(("fsync", Path(os.readlink(f"/proc/self/fd/{handle}")), os.fstat(handle).st_size))
         sync(handle)
 
     def noted_replace(source, target):
-        calls.append(("replace", os.stat(source).st_ino, 0))
+        calls.append(("replace", Path(target), 0))
         replace(source, target)
 
     with monkeypatch.context() as patched:
@@ -248,13 +248,16 @@ def test_everything_is_on_the_disk_before_a_checkpoint_has_its_name(run_tiny, tm
         patched.setattr(os, "replace", noted_replace)
         run_tiny(checkpoint=every(7))
     folder = step(tmp_path, 7)
-    there = {path.stat().st_ino: path for path in (*folder.iterdir(), folder, folder.parent)}
-    found = [(function, there[inode].name) for function, inode, _ in calls if inode in there]
-    assert sorted(name for _, name in found[:-4]) == FILES
-    last = [("fsync", "manifest.json"), ("fsync", folder.name), ("replace", folder.name), ("fsync", "checkpoints")]
-    assert found[-4:] == last
-    synced = [(size, there[inode]) for _, inode, size in calls if inode in there]
-    assert all(size == path.stat().st_size for size, path in synced if path.is_file()), "and complete"
+    saving = folder.with_name(f".saving-{folder.name}")
+    found = [call for call in calls if {saving, folder.parent} & {call[1], call[1].parent}]
+    names = [
+        (function, path.name) for function, path, _ in found if not path.name.endswith((".json.new", "owner.json"))
+    ]
+    assert sorted(name for _, name in names[:-4]) == FILES
+    last = [("fsync", "manifest.json"), ("fsync", saving.name), ("replace", folder.name), ("fsync", "checkpoints")]
+    assert names[-4:] == last
+    synced = [(size, folder / path.name) for function, path, size in found if path.parent == saving]
+    assert synced and all(size == path.stat().st_size for size, path in synced), "and complete"
 
 
 def test_a_step_is_written_once(run_tiny, tmp_path):
