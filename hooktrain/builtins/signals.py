@@ -125,6 +125,7 @@ class Signals:
     @hookimpl(trylast=True)
     def on_teardown(self) -> None:
         self._handlers.clear()
+        self._first.clear()
         while self._before:
             number, handler = self._before.popitem()
             signal.signal(number, handler)

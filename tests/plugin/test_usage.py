@@ -71,7 +71,7 @@ def test_unused_plugins_neither_clash_nor_are_called(run_tiny):
 
 
 def test_plugins_without_active_when_clash_only_with_hooks_that_they_use(run_tiny):
-    class Idle:
+    class Unused:
         @hookimpl
         def unused_hooks(self):
             return ["run_step"]
@@ -80,7 +80,7 @@ def test_plugins_without_active_when_clash_only_with_hooks_that_they_use(run_tin
         def run_step(self):
             raise AssertionError("is not called")
 
-    run_tiny(Idle(), plugin_of("two"))
+    run_tiny(Unused(), plugin_of("two"))
 
 
 def test_a_plan_shows_what_is_unused():

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 
-from hooktrain import BatchCounts, LoopHookError, LossSum, hookimpl
+from hooktrain import BatchCounts, LoopHookError, LossSum, NonFiniteError, hookimpl
 from hooktrain.testing import Recorder
 from tests.facts import facts
 
@@ -82,6 +82,12 @@ def test_a_count_that_is_a_number_is_refused(run_tiny):
 
 def test_a_window_whose_denominator_is_zero_moves_nothing(run_tiny):
     class Nothing:
+        skipped = 0
+
+        @hookimpl
+        def on_step_end(self, trainer):
+            self.skipped = trainer.state.skipped_steps
+
         @hookimpl
         def count_batch(self):
             return BatchCounts(0.0, 4, 0)
@@ -90,5 +96,7 @@ def test_a_window_whose_denominator_is_zero_moves_nothing(run_tiny):
         def compute_loss(self, model, batch, denominator):
             return LossSum(model(batch["input_ids"]).sum() * 0, denominator)
 
-    trainer = run_tiny(Nothing(), train_iters=2, data={"eval_rows": 0})
-    assert trainer.state.skipped_steps == 2
+    nothing = Nothing()
+    with pytest.raises(NonFiniteError, match=facts("2 of 2", "nothing was supervised")):
+        run_tiny(nothing, train_iters=2, data={"eval_rows": 0})
+    assert nothing.skipped == 2

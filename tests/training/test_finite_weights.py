@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hooktrain import NonFiniteError, hookimpl
+from hooktrain import NonFiniteError, PluginInfo, hookimpl
 from hooktrain.testing import Recorder
 from tests.facts import facts
 from tests.preload import DEEPSPEED
@@ -30,6 +30,8 @@ def poison(model, name: str, value: float) -> None:
 
 class Poison:
     """Puts a number into a weight after the third step."""
+
+    hooktrain_plugin = PluginInfo(changes_gradients=True)
 
     def __init__(self, value: float = math.nan, name: str = "head.weight") -> None:
         self.value, self.name = value, name
@@ -71,6 +73,8 @@ def test_they_are_not_saved_and_the_last_good_checkpoint_stays(run_tiny, tmp_pat
 )
 def test_other_strategies_look_too(run_tiny, tmp_path, strategy):
     class Everywhere:
+        hooktrain_plugin = PluginInfo(changes_gradients=True)
+
         @hookimpl
         def on_optimizer_step_start(self, trainer):
             if trainer.global_step == 2:
@@ -85,7 +89,9 @@ def test_other_strategies_look_too(run_tiny, tmp_path, strategy):
 
 
 RANK_1 = """
-import torch
+import hooktrain, torch
+
+hooktrain_plugin = hooktrain.PluginInfo(changes_gradients=True)
 
 @hookimpl
 def on_step_end(trainer):
@@ -134,6 +140,8 @@ def test_a_plugin_that_saves_itself_gets_no_such_weights(run_tiny, tmp_path):
 
 def test_a_run_that_saves_nothing_does_not_end_well_with_them(run_tiny):
     class Last:
+        hooktrain_plugin = PluginInfo(changes_gradients=True)
+
         @hookimpl
         def on_epoch_end(self, trainer):
             poison(trainer.model, "head.weight", math.nan)
@@ -175,7 +183,7 @@ def test_what_was_not_finite_as_built_may_stay_so(run_tiny, tmp_path):
     run_tiny(Adds(**odd), checkpoint=EACH)
     assert saved(tmp_path) == [7]
     with pytest.raises(NonFiniteError, match=facts("step 3", "suppressed", "NaN")):
-        run_tiny(Adds(**odd), Poison(math.nan, "suppressed"), checkpoint=EACH)
+        run_tiny(Adds(**odd), Poison(math.nan, "suppressed"), checkpoint={**EACH, "overwrite": True})
 
 
 def test_an_evaluation_that_is_not_a_number_is_never_the_best(run_tiny, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import threading
-import time
 import warnings
 
 import pytest
@@ -14,7 +13,7 @@ from hooktrain import HangError, PluginInfo, failure_of, hookimpl
 from tests.facts import facts
 
 
-def hangs(hook="on_step_end", wait=lambda: time.sleep(1000)):
+def hangs(hook="on_step_end", wait=lambda: threading.Event().wait(1000)):
     """A plugin that waits in a hook at the second step until something ends that."""
 
     class Hangs:
@@ -31,7 +30,7 @@ def hangs(hook="on_step_end", wait=lambda: time.sleep(1000)):
 
 
 HANGS = {
-    "sleep": lambda: time.sleep(1000),
+    "sleep": lambda: threading.Event().wait(1000),
     "a lock": lambda: threading.Event().wait(),
     "a loop": lambda: [None for _ in iter(int, 1)],
 }
@@ -109,7 +108,7 @@ def test_a_teardown_that_hangs_ends_and_the_others_are_torn_down(run_tiny):
     class HangsAtTheEnd:
         @hookimpl(tryfirst=True)
         def on_teardown(self):
-            time.sleep(1000)
+            threading.Event().wait(1000)
 
     with warnings.catch_warnings(), pytest.raises(HangError, match=facts("'HangsAtTheEnd'", "on_teardown")):
         warnings.simplefilter("ignore")
@@ -146,7 +145,7 @@ import ctypes, signal, time
 def swallow():
     while True:
         try:
-            time.sleep(1000)
+            threading.Event().wait(1000)
         except Exception:
             pass
 

@@ -87,6 +87,7 @@ def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Callable
             run_dir=tmp_path / "run",
             recipe=SimpleNamespace(settings=settings or {}),
             finite_weights=SimpleNamespace(as_built={}),
+            owns_run_dir=True,
             device=torch.device("cpu"),
         )
 

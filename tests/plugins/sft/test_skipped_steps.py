@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from hooktrain import CheckpointError, NonFiniteError, hookimpl
+from hooktrain import CheckpointError, NonFiniteError, PluginInfo, hookimpl
 from tests.facts import facts
 
 EXPORT = {"type": "huggingface", "save_end_of_training": True}
@@ -33,7 +33,7 @@ def test_examples_are_named_by_source_and_number(run_chat: Callable[..., Any]) -
 
 def test_a_model_that_was_hardly_trained_is_not_exported(run_chat: Callable[..., Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    export = {**EXPORT, "output_dir": str(out)}
+    export = {**EXPORT, "output_dir": str(out), "overwrite": True}
     run_chat(checkpoint=[export], run_dir=str(tmp_path / "good"))
     good = (out / "model.safetensors").read_bytes()
     with pytest.raises(NonFiniteError, match=facts("4 of 4 steps", "not exported")):
@@ -47,6 +47,8 @@ def test_weights_that_are_not_finite_are_not_exported(
     run_chat: Callable[..., Any], tmp_path: Path, strategy: dict[str, Any]
 ) -> None:
     class Poison:
+        hooktrain_plugin = PluginInfo(changes_gradients=True)
+
         @hookimpl
         def on_checkpoint_start(self, trainer: Any) -> None:
             with torch.no_grad():
@@ -62,6 +64,8 @@ def test_weights_that_the_written_precision_cannot_hold_are_not_exported(
     run_chat: Callable[..., Any], tmp_path: Path
 ) -> None:
     class Grows:
+        hooktrain_plugin = PluginInfo(changes_gradients=True)
+
         @hookimpl
         def on_train_start(self, trainer: Any) -> None:
             with torch.no_grad():
@@ -69,4 +73,4 @@ def test_weights_that_the_written_precision_cannot_hold_are_not_exported(
 
     run_chat(Grows(), checkpoint=[{**EXPORT, "save_dtype": "bf16"}], train_iters=1)
     with pytest.raises(CheckpointError, match=facts("embed_tokens", "float16", "save_dtype: bf16")):
-        run_chat(Grows(), checkpoint=[{**EXPORT, "save_dtype": "fp16"}], train_iters=1)
+        run_chat(Grows(), checkpoint=[{**EXPORT, "save_dtype": "fp16", "overwrite": True}], train_iters=1)
