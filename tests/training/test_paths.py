@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 import hooktrain
-from hooktrain import CheckpointError, RecipeError, hookimpl
+from hooktrain import CheckpointError, PluginInfo, RecipeError, hookimpl
 from tests.facts import facts
 
 ELSEWHERE = """
 import os
-from hooktrain import hookimpl
+from hooktrain import PluginInfo, hookimpl
 
+hooktrain_plugin = PluginInfo(may_change=["current directory"])
 {at_import}
 
 @hookimpl
@@ -86,6 +87,8 @@ def test_what_is_no_url_stays_a_folder(run_tiny, tmp_path):
 
 def test_a_stream_is_read_where_the_run_was_started(run_chat, chat_recipe, tmp_path, monkeypatch):
     class Moves:
+        hooktrain_plugin = PluginInfo(may_change=["current directory"])
+
         @hookimpl
         def on_train_start(self):
             (tmp_path / "elsewhere").mkdir()
