@@ -31,6 +31,9 @@ class Trained:
         numpy.random.set_state(before[2])
 
 
+MAY_DRAW = PluginInfo(may_change=["random states"])
+
+
 def drawing(hook: str, *, changes_gradients: bool = False, wrapper: bool = False):
     """A plugin that draws numbers in a hook, before and after its yield where it wraps it."""
 
@@ -44,7 +47,8 @@ def drawing(hook: str, *, changes_gradients: bool = False, wrapper: bool = False
         draws(self)
         return result
 
-    info = PluginInfo(name="draws", changes_gradients=changes_gradients)
+    may_change = [] if changes_gradients else ["random states"]
+    info = PluginInfo(name="draws", changes_gradients=changes_gradients, may_change=may_change)
     function = hookimpl(wrapper=True)(wraps) if wrapper else hookimpl(draws)
     return type("Draws", (), {hook: function, "hooktrain_plugin": info})()
 
@@ -127,7 +131,7 @@ def test_a_plugin_that_changes_gradients_keeps_what_it_draws_at_the_start(run_ti
     run_tiny(
         observed,
         drawing("on_train_start", changes_gradients=True),
-        type("Watches", (), {"on_train_start": hookimpl(lambda self: draw())})(),
+        type("Watches", (), {"on_train_start": hookimpl(lambda self: draw()), "hooktrain_plugin": MAY_DRAW})(),
     )
     assert alone.drawn[0] != beside.drawn[0]
     assert observed.drawn == beside.drawn
@@ -147,6 +151,8 @@ def test_a_save_from_a_hook_leaves_the_numbers_as_they_are(run_tiny, tmp_path):
 
 def test_the_saved_state_is_that_of_the_beginning_of_the_save(run_tiny, tmp_path):
     class Notes:
+        hooktrain_plugin = MAY_DRAW
+
         @hookimpl(trylast=True)
         def on_checkpoint_start(self):
             draw()
