@@ -74,7 +74,6 @@ EVENTS = [
     "on_checkpoint_end",
     "on_epoch_start",
     "on_epoch_end",
-    "on_message",
     "on_evaluate_start",
     "on_evaluate_end",
     "on_log",
@@ -90,7 +89,7 @@ CASES = {
 }
 
 
-BACKGROUND = {name: make for name, make in CASES.items() if "checkpoint" in name or name in ("on_message", "state")}
+BACKGROUND = {name: make for name, make in CASES.items() if "checkpoint" in name or name == "state"}
 
 
 @pytest.mark.parametrize(
