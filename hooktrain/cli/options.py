@@ -29,9 +29,13 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def run(*, untrusted: bool, switches: tuple[str, ...], **given: Any) -> Any:
-        if untrusted:  # in the environment, which ranks have as well
-            os.environ[UNTRUSTED] = ",".join(["1", *switches])
-        return command(switches=switches, **given)
+        if not untrusted:
+            return command(switches=switches, **given)
+        os.environ[UNTRUSTED] = ",".join(["1", *switches])  # which ranks have as well
+        try:
+            return command(switches=switches, **given)
+        finally:
+            del os.environ[UNTRUSTED]
 
     decorated: Callable[..., Any] = run
     for decorate in (

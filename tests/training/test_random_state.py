@@ -115,7 +115,7 @@ def test_a_resumed_run_draws_what_the_straight_one_does(run_tiny, tmp_path, make
 @pytest.mark.parametrize("hook", ["on_train_start", "on_checkpoint_end"])
 @pytest.mark.parametrize("wrapper", [False, True])
 def test_what_an_observer_draws_around_the_training_does_not_count(run_tiny, hook, wrapper, background):
-    saved = {"type": "full", "save_every_n_steps": 2, "asynchronous": background}
+    saved = {"type": "full", "save_every_n_steps": 2, "asynchronous": background, "overwrite": True}
     alone, beside = Trained(), Trained()
     run_tiny(alone, checkpoint=saved)
     run_tiny(beside, drawing(hook, wrapper=wrapper), checkpoint=saved)
