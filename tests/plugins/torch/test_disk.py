@@ -36,6 +36,7 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
 
 
 READ_ONLY = """
+import os
 import subprocess
 
 @hookimpl
@@ -43,8 +44,10 @@ def on_step_end(trainer):
     saved = Path("{folder}") / "saved" / "step-00000002"
     if trainer.global_step > 2 and saved.exists() and trainer.world.is_main:
         # over itself, as the folder's lock is open for writing and keeps its file system from becoming read-only
-        for options in (["--bind", saved.parent], ["-o", "remount,bind,ro"]):
-            subprocess.run(["mount", *options, saved.parent], check=True)
+        if not os.path.ismount(saved.parent):
+            subprocess.run(["mount", "--bind", saved.parent, saved.parent], check=True)
+        while subprocess.run(["mount", "-o", "remount,bind,ro", saved.parent], capture_output=True).returncode:
+            pass  # a save in the background still writes
     trainer.strategy.barrier()
 """
 FULL_ON_RANK_1 = """
