@@ -32,7 +32,6 @@ from hooktrain.protocols import (
     renamed_member,
 )
 from hooktrain.recipe.model import Recipe
-from hooktrain.training.checkpointing import no_checkpoint
 from hooktrain.training.output_folders import claim_output_folders
 from hooktrain.training.resume_check import versions
 from hooktrain.training.run_files import clear_way, write_whole
@@ -208,6 +207,8 @@ def _find_checkpoint(trainer: Trainer) -> Path | None:
         )
     loads = trainer.host.implementations("load_checkpoint")
     if engine is None and all(one.wrapper or trainer.host.is_own(one) for one in loads):
+        from hooktrain.training.checkpointing import no_checkpoint  # with torch, which listings do without
+
         raise no_checkpoint(path)
     member(engine, CheckpointEngineDefaults, "check")(trainer, path)
     return path

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from hooktrain.errors import DataError
 from hooktrain.markers import hookimpl
 from hooktrain.recipe.model import Recipe
-from hooktrain.training.checkpointing import no_checkpoint
 from hooktrain.types import (
     Batch,
     BatchCounts,
@@ -136,6 +135,8 @@ class Loop:
             if engine.can_load(path):
                 engine.load(trainer, path)
                 return path
+        from hooktrain.training.checkpointing import no_checkpoint  # with torch, which listings do without
+
         raise no_checkpoint(path)
 
     @hookimpl(trylast=True)
