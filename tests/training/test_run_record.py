@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hooktrain.runs.table import runs_in
 
 from hooktrain import HooktrainError, hookimpl
+from hooktrain.runs.table import runs_in
 from hooktrain.training.run_record import RunRecord, read_record
 from tests.facts import facts
 
