@@ -77,7 +77,10 @@ class Hooks:
             raise AttributeError(f"no hook is named '{name}'; hooks are declared in hooktrain.hookspecs or by a plugin")
         number = self.names.index(name) if name in self.names else None
         swallowed = self._swallowed if name in _REPORTED else None
-        bound: Any = _bind(name, caller, self._position, number, swallowed, self._held)
+        bound: Any = caller
+        if caller.spec is not None and not caller.is_historic():
+            number = number if caller.get_hookimpls() else None
+            bound = _compiled(name, caller, self._position, number, swallowed, self._held)
         if bound is not caller:
             bound.get_hookimpls = caller.get_hookimpls  # as pluggy's own callers have it
         setattr(self, name, bound)
@@ -85,19 +88,6 @@ class Hooks:
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *vars(self._manager.hook)]
-
-
-def _bind(
-    name: str,
-    caller: pluggy.HookCaller,
-    position: MutableSequence[int],
-    number: int | None,
-    swallowed: Swallowed | None,
-    held: HeldEffects | None,
-) -> Callable[..., Any]:
-    if caller.spec is None or caller.is_historic():
-        return caller
-    return _compiled(name, caller, position, number if caller.get_hookimpls() else None, swallowed, held)
 
 
 def _compiled(
