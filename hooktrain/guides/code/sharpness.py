@@ -34,7 +34,8 @@ class Settings:
 
 
 def _is_used(recipe: Recipe) -> bool:
-    return recipe.settings["sharpness"].radius > 0
+    settings: Settings = recipe.settings["sharpness"]
+    return settings.radius > 0
 
 
 hooktrain_plugin = PluginInfo(changes_gradients=True, active_when=_is_used)
