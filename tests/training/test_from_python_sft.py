@@ -120,6 +120,7 @@ def test_what_is_in_hand_is_what_the_caller_has_afterwards(recipe, tmp_path):
     made = model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert made.shape == (1, ids.shape[1] + 3)
     assert trainer.evaluate()["eval/more/loss"] == trainer.history[-1]["eval/more/loss"]
+    assert model.config._attn_implementation == "sdpa"
     saved = LlamaForCausalLM.from_pretrained(trainer.save(tmp_path / "saved"))
     assert all(torch.equal(one, two) for one, two in zip(saved.state_dict().values(), model.state_dict().values(), strict=True))  # fmt: skip
     plain = model.save_pretrained(tmp_path / "theirs")  # as users of transformers do

@@ -36,7 +36,7 @@ from hooktrain_hf.counted_positions import count_own_positions, in_documents
 from hooktrain_hf.document_attention import Documents, Scores, Visible, attend
 from hooktrain_hf.location import first_line
 
-__all__ = ["NAME", "install_document_attention", "obstacle", "restore_attention", "set_attention"]
+__all__ = ["NAME", "activate_attention", "install_document_attention", "obstacle", "restore_attention", "set_attention"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +103,13 @@ def set_attention(model: Any, implementation: str) -> None:
             ) from error
     if installed is None:
         install_document_attention(model, implementation)
+
+
+def activate_attention(model: Any) -> None:
+    """Give a model the attention again that :func:`restore_attention` took away."""
+    decoder = decoder_of(model)
+    if decoder in _installed:
+        _installed[decoder].activate(decoder)
 
 
 def restore_attention(model: Any) -> None:

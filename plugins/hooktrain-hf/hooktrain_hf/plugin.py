@@ -35,6 +35,7 @@ class HFPlugin:
 
     def __init__(self) -> None:
         self._adopted: PreTrainedModel | None = None
+        self._released: PreTrainedModel | None = None
 
     @hookimpl
     def register_hookspecs(self, pluginmanager: pluggy.PluginManager) -> None:
@@ -121,7 +122,21 @@ class HFPlugin:
             from hooktrain_hf.python_model import release_model
 
             release_model(self._adopted)
-            self._adopted = None
+            self._adopted, self._released = None, self._adopted
+
+    @hookimpl
+    def on_evaluate_start(self, trainer: Trainer) -> None:
+        if self._released is not None:  # evaluated after its run: as in it
+            from hooktrain_hf.python_model import activate_model
+
+            activate_model(self._released)
+
+    @hookimpl
+    def on_evaluate_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        if self._released is not None:
+            from hooktrain_hf.python_model import release_model
+
+            release_model(self._released)
 
     @hookimpl
     def on_train_start(self, trainer: Trainer) -> None:

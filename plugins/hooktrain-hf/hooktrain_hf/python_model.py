@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from hooktrain import ModelError
-from hooktrain_hf.attention import restore_attention, set_attention
+from hooktrain_hf.attention import activate_attention, restore_attention, set_attention
 from hooktrain_hf.compat import devices_of, enable_activation_checkpointing, unwrap_adapters
 from hooktrain_hf.embeddings import check_vocabulary, fit_vocabulary
 from hooktrain_hf.tokenizer import added_tokens
 
-__all__ = ["adopt_model", "release_model"]
+__all__ = ["activate_model", "adopt_model", "release_model"]
 
 
 def adopt_model(model: Any, config: Any, tokenizer: Any) -> Any | None:
@@ -53,3 +53,8 @@ def adopt_model(model: Any, config: Any, tokenizer: Any) -> Any | None:
 def release_model(model: Any) -> None:
     """Undo what :func:`adopt_model` changed without being asked: the attention that the model's config names."""
     restore_attention(unwrap_adapters(model))
+
+
+def activate_model(model: Any) -> None:
+    """Set the attention again that :func:`release_model` took away."""
+    activate_attention(unwrap_adapters(model))
