@@ -8,6 +8,8 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from email.parser import HeaderParser
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ def installed() -> tuple[dict[str, importlib.metadata.EntryPoint], dict[str, str
     """
     found: dict[str, importlib.metadata.EntryPoint] = {}
     twins: dict[str, str] = {}
-    for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: (p.name, p.value)):
+    for point in _entry_points(tuple(map(_identity, sys.path))):
         twin = found.setdefault(point.name, point)
         if twin is point:
             continue
@@ -48,6 +50,20 @@ def installed() -> tuple[dict[str, importlib.metadata.EntryPoint], dict[str, str
                 f" plugin named '{point.name}'; uninstall one of them"
             )
     return found, twins
+
+
+@lru_cache(maxsize=1)  # reading them takes longer than a small run
+def _entry_points(folders: tuple[tuple[int, ...], ...]) -> tuple[importlib.metadata.EntryPoint, ...]:
+    """The entry points of plugins, read again when a folder of ``sys.path`` has changed, as by an installation."""
+    return tuple(sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: (point.name, point.value)))
+
+
+def _identity(folder: str) -> tuple[int, ...]:
+    try:
+        found = os.stat(folder or ".")
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def record_of(point: importlib.metadata.EntryPoint) -> PluginRecord:
@@ -155,9 +171,14 @@ def own_version() -> str:
 
 
 def _facts(point: importlib.metadata.EntryPoint) -> dict[str, str]:
-    """The fields of a distribution's metadata by their names in small letters; reading them takes a millisecond."""
+    """The fields of a distribution's metadata by their names in small letters."""
     try:
-        metadata: Any = point.dist.metadata if point.dist else {}
-        return {name.lower(): str(text) for name, text in metadata.items()}
+        texts = (point.dist.read_text(name) for name in ("METADATA", "PKG-INFO")) if point.dist else ()
+        return _headers(next(filter(None, texts), ""))
     except Exception:
         return {}
+
+
+@lru_cache(maxsize=256)
+def _headers(text: str) -> dict[str, str]:
+    return {name.lower(): str(value) for name, value in HeaderParser().parsestr(text).items()}

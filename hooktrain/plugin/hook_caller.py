@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Generator, Iterator, MutableSequence, Sequence
+from functools import lru_cache
+from types import CodeType
 from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
@@ -120,9 +122,14 @@ def _compiled(
         lines = [f"def inside({parameters}):", *asking, head, *noted]
     else:
         lines = [head, *_noting(number, asking)]
-    exec(compile("\n".join(lines), f"<hook {name}>", "exec"), scope)
+    exec(_code("\n".join(lines), f"<hook {name}>"), scope)
     compiled: Callable[..., Any] = scope[name]
     return compiled
+
+
+@lru_cache(maxsize=256)  # a process with several runs compiles the same source again and again
+def _code(source: str, name: str) -> CodeType:
+    return compile(source, name, "exec")
 
 
 def _noting(number: int | None, lines: Iterator[str]) -> Iterator[str]:

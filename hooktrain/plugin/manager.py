@@ -26,7 +26,7 @@ from hooktrain.plugin.hook_caller import Hooks, guard_loop_hook
 from hooktrain.plugin.info import about, declared_name, written_for_another
 from hooktrain.plugin.records import PluginRecord, RegisteredPart
 from hooktrain.plugin.results import guard_result
-from hooktrain.plugin.validation import check_signatures, implemented, parameters, pluggy_silent
+from hooktrain.plugin.validation import PluginManager, check_signatures, implemented, parameters, pluggy_silent
 from hooktrain.renamed import RENAMED, new_name, no_attribute, old_names_of
 from hooktrain.types import TrainerType
 
@@ -76,7 +76,7 @@ class PluginHost:
         self.passed_over: dict[str, str] = {}  # what is said of it at the start of a run
         self.metric_owners: dict[str, str] = {}  # of the current log line, the engine's names among them
         self.recipe_source = "recipe"  # what errors call it
-        self.manager = pluggy.PluginManager("hooktrain")
+        self.manager = PluginManager("hooktrain")
         self.manager.add_hookspecs(hookspecs)
         self.start_folder = working_folder()  # which a plugin may change when it is imported
         self.error_policy = ErrorPolicy(self)

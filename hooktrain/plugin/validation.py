@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pluggy
 from pluggy import HookImpl
@@ -15,7 +16,16 @@ from hooktrain.compat import function_of
 from hooktrain.errors import PluginError
 from hooktrain.plugin.records import PluginRecord
 
-__all__ = ["ALONE", "check_signatures", "device_rule", "implemented", "parameters", "pluggy_silent", "retired"]
+__all__ = [
+    "ALONE",
+    "PluginManager",
+    "check_signatures",
+    "device_rule",
+    "implemented",
+    "parameters",
+    "pluggy_silent",
+    "retired",
+]
 
 ALONE = (
     "on_exception",
@@ -31,15 +41,23 @@ ALONE = (
 
 def implemented(plugin: object) -> list[str]:
     """Names of the functions that are marked as hook implementations."""
-    marked = []
-    for name in dir(plugin):
-        try:
-            found = inspect.getattr_static(plugin, name)
-        except AttributeError:
-            continue
-        if inspect.isfunction(function_of(found)) and "hooktrain_impl" in vars(function_of(found)):
-            marked.append(name)
-    return marked
+    kind = plugin if inspect.isclass(plugin) else type(plugin)
+    found: dict[str, Any] = {}
+    for owner in (*reversed(kind.__mro__), plugin):  # nothing is called, as a property would be by getattr
+        found.update(getattr(owner, "__dict__", {}))
+    functions = ((name, function_of(value)) for name, value in found.items())
+    return sorted(name for name, value in functions if inspect.isfunction(value) and "hooktrain_impl" in vars(value))
+
+
+class PluginManager(pluggy.PluginManager):
+    """A plugin manager that looks at marked functions alone: pluggy looks up each name of a module, which takes long."""
+
+    def register(self, plugin: Any, name: str | None = None) -> str | None:
+        self._marked = implemented(plugin)
+        return super().register(plugin, name)
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        return super().parse_hookimpl_opts(plugin, name) if name in self._marked else None
 
 
 def parameters(plugin: object) -> dict[str, list[str]]:

@@ -17,6 +17,9 @@ from hooktrain.plugin.config import PluginsConfig
 
 __all__ = ["Recipe"]
 
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+"""libyaml's where PyYAML has it, which writes the same in a tenth of the time."""
+
 
 @attrs.frozen(kw_only=True)
 class Recipe:
@@ -118,7 +121,7 @@ class Recipe:
         plain = self.as_dict()
         paths = masked_paths(plain)
         named = f"# masked: {', '.join(paths)}; write them again to run this recipe\n" if paths else ""
-        return named + str(yaml.safe_dump(masked(plain), sort_keys=False, allow_unicode=True))
+        return named + str(yaml.dump(masked(plain), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
     def digest(self) -> str:
         """Text that is equal for two recipes exactly when they say the same, ``run_dir`` aside."""
