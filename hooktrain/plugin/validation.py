@@ -50,7 +50,7 @@ def implemented(plugin: object) -> list[str]:
 
 
 class PluginManager(pluggy.PluginManager):
-    """A plugin manager that looks at marked functions alone; pluggy looks up each name of a module, which takes long."""
+    """A plugin manager that looks up marked functions alone, as a module has many names."""
 
     def register(self, plugin: Any, name: str | None = None) -> str | None:
         self._marked = implemented(plugin)
