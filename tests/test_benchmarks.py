@@ -162,7 +162,17 @@ SOME = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.preload(*DEEPSPEED) if name == "strategy" else ()) for name in SUITES]
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=[
+                *([pytest.mark.thorough] if name in ("gpu", "resume", "strategy") else []),
+                *([pytest.mark.preload(*DEEPSPEED)] if name == "strategy" else []),
+            ],
+        )
+        for name in SUITES
+    ],
 )
 def test_a_short_form_of_every_suite_works(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fork_drivers(monkeypatch)

@@ -73,7 +73,14 @@ def test_a_recipe_that_fails_without_the_plugin(tmp_path, monkeypatch):
         assert f"{part}.type" in shown.stdout, "all errors of the recipe"
 
 
-@pytest.mark.parametrize("named", ["line", "environment", "recipe"])
+@pytest.mark.parametrize(
+    "named",
+    [
+        pytest.param("line", marks=pytest.mark.thorough),
+        pytest.param("environment", marks=pytest.mark.thorough),
+        "recipe",
+    ],
+)
 def test_the_variant_without_the_plugin_does_not_load_it(tmp_path, monkeypatch, named):
     (tmp_path / "stops.py").write_text(
         "from hooktrain import hookimpl\n\n@hookimpl\ndef on_step_end(trainer):\n"

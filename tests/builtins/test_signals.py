@@ -435,7 +435,7 @@ def test_a_hang_up_saves_and_ends_as_sigterm_does(start):
 
 
 @pytest.mark.usefixtures("real_starts")
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.thorough)])
 def test_under_nohup_a_hang_up_ends_nothing(start, ranks):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the process and its ranks inherit, as from nohup
     try:

@@ -189,7 +189,9 @@ def test_the_first_line_is_there_before_plugins_are_imported(tmp_path, tiny):
 
 
 @pytest.mark.parametrize(
-    "words", [["-o", "console.enabled=false"], ["-p", "no:console"]], ids=["by the recipe", "by a switch"]
+    "words",
+    [["-o", "console.enabled=false"], pytest.param(["-p", "no:console"], marks=pytest.mark.thorough)],
+    ids=["by the recipe", "by a switch"],
 )
 def test_a_run_without_the_console_says_nothing_of_its_start(tmp_path, tiny, words):
     shown = run_cli(tmp_path, "train", tiny, *words)
@@ -227,7 +229,7 @@ def on_train_end():
 """
 
 
-@pytest.mark.parametrize("profiled", [False, True])
+@pytest.mark.parametrize("profiled", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_threads_are_waited_for_and_everything_is_written(tmp_path, tiny_recipe, profiled):
     """With a profiler the interpreter ends as usual, since its results come after the program."""
     path = tmp_path / "tiny.yaml"

@@ -15,7 +15,8 @@ WATCHED = [
     "transformers.integrations.TensorBoardCallback",
 ]
 
-test_callbacks = conformance(
-    "callbacks", settings={"callbacks": WATCHED, "eval_interval": 2}, skip={"cost": "see unused"}
-)
+SETTINGS = {"callbacks": WATCHED, "eval_interval": 2}
+
+test_callbacks = conformance("callbacks", settings=SETTINGS, skip={"cost": "see unused", "teardown": "is thorough"})
+test_teardown = pytest.mark.thorough(conformance("callbacks", settings=SETTINGS, checks=["teardown"]))
 test_unused = conformance("callbacks", checks=["cost"], calls=0, allocations=0)

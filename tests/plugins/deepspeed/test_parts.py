@@ -107,7 +107,9 @@ def merged(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize(
+    "stage", [pytest.param(1, marks=pytest.mark.thorough), pytest.param(2, marks=pytest.mark.thorough), 3]
+)
 def test_deepspeeds_own_tools_read_what_it_writes(run_ranks, tmp_path, stage):
     saves = [OWN, {"type": "full", "save_end_of_training": True}]
     run = run_ranks(2, strategy=zero(stage), checkpoint=saves, micro_batch_size=1, **COMMON)

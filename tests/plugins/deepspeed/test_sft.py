@@ -15,7 +15,15 @@ from hooktrain.testing import Recorder
 EXPORT = [{"type": "huggingface", "save_end_of_training": True}]
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(0, marks=pytest.mark.thorough),
+        pytest.param(1, marks=pytest.mark.thorough),
+        pytest.param(2, marks=pytest.mark.thorough),
+        3,
+    ],
+)
 @pytest.mark.parametrize("loss", [{"type": "sft"}, {"type": "dft"}])
 def test_packed_conversations(
     run: Callable[..., Any], recipe: dict[str, Any], tmp_path: Path, stage: int, loss: dict[str, Any]
@@ -48,7 +56,9 @@ def test_a_head_that_is_cut_up_computes_its_logits_once(
     run(**{**recipe, "strategy": {"type": "deepspeed", "zero_stage": 3, "dtype": "fp32", "device": "cpu"}})
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize(
+    "stage", [pytest.param(1, marks=pytest.mark.thorough), pytest.param(2, marks=pytest.mark.thorough), 3]
+)
 def test_an_adapter(run: Callable[..., Any], recipe: dict[str, Any], tmp_path: Path, stage: int) -> None:
     """LoRA on the frozen model: losses as with plain PyTorch, and a resume repeats the run bit by bit."""
     saved = [{"type": "huggingface", "save_end_of_training": True}, {"type": "full", "save_every_n_steps": 2}]

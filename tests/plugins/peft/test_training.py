@@ -126,8 +126,10 @@ def test_activation_checkpointing_changes_no_gradient(run: Run, bases: dict[str,
     assert torch.equal(one.model.get_parameter(first), other.model.get_parameter(first))
 
 
-@pytest.mark.parametrize("autocast", ["fp32", "bf16"])
-@pytest.mark.parametrize("saved", [(), ("embed_tokens",), ("norm", "lm_head")])
+@pytest.mark.parametrize("autocast", [pytest.param("fp32", marks=pytest.mark.thorough), "bf16"])
+@pytest.mark.parametrize(
+    "saved", [(), pytest.param(("embed_tokens",), marks=pytest.mark.thorough), ("norm", "lm_head")]
+)
 def test_a_base_in_half_precision_has_an_adapter_in_full(
     run: Run, bases: dict[str, Path], autocast: str, saved: tuple[str, ...]
 ) -> None:
@@ -147,7 +149,10 @@ def test_a_base_in_half_precision_has_an_adapter_in_full(
     assert all(bool(p.grad is None or p.grad.isfinite().all()) for p in trainer.model.parameters())
 
 
-@pytest.mark.parametrize("method", ["ia3", "ln_tuning", "loha", "randlora", "vera"])
+@pytest.mark.parametrize(
+    "method",
+    ["ia3", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("ln_tuning", "loha", "randlora", "vera"))],
+)
 @pytest.mark.parametrize("autocast", ["fp32", "bf16"])
 def test_other_methods_on_a_base_in_half_precision(
     run: Run, bases: dict[str, Path], method: str, autocast: str

@@ -20,7 +20,17 @@ test_neftune_and_others = conformance(
     settings={**NOISE, **OTHERS},
     plugins=["peft", "samples"],
     changes_gradients=True,
-    checks=["hooks", "teardown"],
+    checks=["hooks"],
+)
+test_neftune_and_others_teardown = pytest.mark.thorough(
+    conformance(
+        "neftune",
+        recipe="chat",
+        settings={**NOISE, **OTHERS},
+        plugins=["peft", "samples"],
+        changes_gradients=True,
+        checks=["teardown"],
+    )
 )
 test_neftune_unused = conformance("neftune", checks=["import", "declines", "observes", "cost"], calls=0, allocations=0)
 test_neftune_runs = pytest.mark.thorough(  # and not ranks: each draws a noise of its own

@@ -489,7 +489,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_training(run_tiny, t
     assert "on_train_start" not in recorder.hooks
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("asynchronous", [pytest.param(False, marks=pytest.mark.thorough), True])
 @pytest.mark.parametrize("apart", [5, pytest.param(1, marks=pytest.mark.thorough)])
 def test_killed_at_any_write_a_run_resumes_from_the_last_complete_checkpoint(
     run_tiny, tiny_recipe, tmp_path, asynchronous, apart

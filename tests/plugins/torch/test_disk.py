@@ -70,7 +70,11 @@ def settings(folder: Path, **more: Any) -> dict[str, Any]:
     return {"checkpoint": [{**saves, **more}], "micro_batch_size": 1, "optimizer": {"type": "adamw", "lr": 0.01}}
 
 
-@pytest.mark.parametrize(("ranks", "strategy"), [(1, None), (2, None), (2, ZERO)], ids=["1", "2", "2, ZeRO-3"])
+@pytest.mark.parametrize(
+    ("ranks", "strategy"),
+    [(1, None), (2, None), pytest.param(2, ZERO, marks=pytest.mark.thorough)],
+    ids=["1", "2", "2, ZeRO-3"],
+)
 def test_a_full_disk(run_ranks, mount, ranks, strategy):
     """There is room for one checkpoint and a half; with more of it, the run resumes from the complete one."""
     folder = mount(80 << 10 if ranks == 1 else 112 << 10)
@@ -102,7 +106,7 @@ def test_the_first_save_on_a_full_disk_promises_no_earlier_one(run_ranks, tmp_pa
     ), said
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.thorough), 2])
 @pytest.mark.parametrize("background", [False, True], ids=["", "in the background"])
 def test_a_disk_that_becomes_read_only(run_ranks, mount, ranks, background):
     folder = mount(8 << 20)

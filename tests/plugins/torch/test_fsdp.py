@@ -78,7 +78,13 @@ def test_two_ranks_resume_bit_by_bit(run_ranks, tmp_path):
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("there", [{"dtype": "fp32", "device": "cpu"}, {"type": "deepspeed", "zero_stage": 3}])
+@pytest.mark.parametrize(
+    "there",
+    [
+        {"dtype": "fp32", "device": "cpu"},
+        pytest.param({"type": "deepspeed", "zero_stage": 3}, marks=pytest.mark.thorough),
+    ],
+)
 def test_resumes_from_other_strategies_and_they_from_it(run_ranks, run_tiny, tmp_path, there):
     """One rank of another strategy, then two of FSDP2, then the first one again."""
     there = {"dtype": "fp32", "device": "cpu", **there}
@@ -106,7 +112,7 @@ def on_train_start(trainer):
 
 
 @pytest.mark.parametrize("peft", [None, {"type": "lora", "r": 4}])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_packed_conversations_and_their_export(run_ranks, rank_notes, run, recipe, tmp_path, peft, checkpointing):
     """A tied head, layers that are gathered one by one, activation checkpointing, adapters; the export is the same."""
     from safetensors.torch import load_file

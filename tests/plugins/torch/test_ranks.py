@@ -88,6 +88,7 @@ def test_a_rank_without_sequences(run_ranks, run_tiny):
     assert_equal_runs(run, *alone(run_tiny, micro_batch_size=8, data=data, epochs=3))
 
 
+@pytest.mark.thorough
 def test_four_ranks(run_ranks, run_tiny):
     saved = {"type": "full", "save_end_of_training": True}
     settings = {"optimizer": {"type": "adamw", "lr": 0.01}, "scheduler": {"type": "cosine"}}
@@ -143,7 +144,9 @@ def on_train_start(trainer):
 
 
 @pytest.mark.preload(*DEEPSPEED)
-@pytest.mark.parametrize("strategy", [{"type": "torch"}, {"type": "deepspeed", "zero_stage": 1}])
+@pytest.mark.parametrize(
+    "strategy", [{"type": "torch"}, pytest.param({"type": "deepspeed", "zero_stage": 1}, marks=pytest.mark.thorough)]
+)
 def test_numbers_are_summed_in_float64(run_ranks, rank_notes, strategy):
     run = run_ranks(2, SUMS, strategy={**strategy, "dtype": "fp32", "device": "cpu"}, train_iters=1)
     assert run.status == 0, run.output

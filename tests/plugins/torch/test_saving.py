@@ -354,7 +354,7 @@ def on_checkpoint_end(trainer, path):
 """
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.thorough), 2])
 def test_training_continues_while_a_checkpoint_is_committed(run_ranks, rank_notes, ranks):
     run = run_ranks(ranks, COMMITTED_LATE, epochs=6, checkpoint=full(10, asynchronous=True))
     assert run.status == 0, run.output
@@ -363,7 +363,9 @@ def test_training_continues_while_a_checkpoint_is_committed(run_ranks, rank_note
     assert second["path"] == "step-00000020"
 
 
-@pytest.mark.parametrize("strategy", [{"type": "torch"}, {"type": "deepspeed", "zero_stage": 2}])
+@pytest.mark.parametrize(
+    "strategy", [{"type": "torch"}, pytest.param({"type": "deepspeed", "zero_stage": 2}, marks=pytest.mark.thorough)]
+)
 def test_ranks_of_unequal_speed_end_a_save_at_the_same_step(run_ranks, rank_notes, strategy):
     """Rank 1 is slower, and cannot write step 42, the last one."""
     run = run_ranks(

@@ -47,7 +47,11 @@ def assert_same(one: Any, lines: list[dict[str, float]]) -> None:
             assert mine[name] == pytest.approx(theirs[name], rel=5e-5, abs=5e-6), name
 
 
-@pytest.mark.parametrize("strategy", list(STRATEGIES.values()), ids=list(STRATEGIES))
+@pytest.mark.parametrize(
+    "strategy",
+    [value if name == "ddp" else pytest.param(value, marks=pytest.mark.thorough) for name, value in STRATEGIES.items()],
+    ids=list(STRATEGIES),
+)
 def test_two_ranks_with_half_a_sequence_each(run, launch_recipe, recipe, strategy):
     """Losses, metrics, gradients' norms, counts and evaluation, of packed sequences of an odd number of tokens."""
     settings = {**COMMON, "data": {**recipe["data"], "max_length": 95}, "eval_interval": 2}
@@ -62,8 +66,10 @@ def test_two_ranks_with_half_a_sequence_each(run, launch_recipe, recipe, strateg
     "changes",
     [
         {"data": {"pack_samples": False}, "micro_batch_size": 3},
-        {"gradient_accumulation_steps": 2, "model": {"activation_checkpointing": True}},
-        {"loss": {"type": "dft"}, "micro_batch_size": 2},
+        pytest.param(
+            {"gradient_accumulation_steps": 2, "model": {"activation_checkpointing": True}}, marks=pytest.mark.thorough
+        ),
+        pytest.param({"loss": {"type": "dft"}, "micro_batch_size": 2}, marks=pytest.mark.thorough),
         {"peft": {"type": "lora", "r": 4}},
     ],
     ids=["flat sequences", "accumulation, activation checkpointing", "dft, stacked sequences", "lora"],
@@ -79,6 +85,7 @@ def test_other_settings_of_a_recipe(run, launch_recipe, recipe, changes):
     assert_same(recorder, two.metrics)
 
 
+@pytest.mark.thorough
 def test_four_ranks_two_and_two(run, launch_recipe, recipe, tmp_path):
     """Two sequences at a time, each shared by two ranks, is one rank with a micro-batch of two; resumed on one rank."""
     undisturbed, rest = Recorder(), Recorder()

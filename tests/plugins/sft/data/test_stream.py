@@ -101,8 +101,14 @@ def test_the_last_step_of_an_epoch_is_short(run: Callable[..., Recorder], tmp_pa
     assert len(recorder.questions) == 9 + 2
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("stop", [1, 4, 8])
+@pytest.mark.parametrize(
+    ("packed", "stop"),
+    [
+        (True, 4),
+        (False, 1),
+        *(pytest.param(*case, marks=pytest.mark.thorough) for case in [(True, 1), (True, 8), (False, 4), (False, 8)]),
+    ],
+)
 def test_a_resumed_run_is_the_uninterrupted_one(
     run: Callable[..., Recorder], tmp_path: Path, packed: bool, stop: int
 ) -> None:
