@@ -169,20 +169,16 @@ class Collector:
     # ------------------------------------------------------------------------------------------- the recipe
 
     def set(self, to: str, value: Any) -> None:
-        """Set a value of the hooktrain recipe; lists grow by one entry at a time, as in ``data.sources[1].split``."""
+        """Set a value of the hooktrain recipe; lists such as ``data.sources[1].split`` grow, with null in gaps."""
         target: Any = self.recipe
-        steps = _steps(to)
-        for step, following in itertools.pairwise(steps):
-            empty: Any = [] if isinstance(following, int) else {}
-            if isinstance(step, int) and step == len(target):
-                target.append(empty)
-            elif isinstance(step, str):
-                target.setdefault(step, empty)
+        for step, following in itertools.zip_longest(_steps(to), _steps(to)[1:]):
+            if isinstance(step, int):
+                target.extend([None] * (step + 1 - len(target)))
+            if following is None:
+                target[step] = value
+            elif (target[step] if isinstance(step, int) else target.get(step)) is None:
+                target[step] = [] if isinstance(following, int) else {}
             target = target[step]
-        if isinstance(steps[-1], int) and steps[-1] == len(target):
-            target.append(value)
-        else:
-            target[steps[-1]] = value
 
     def has(self, to: str) -> bool:
         """Whether the hooktrain recipe has a value at a path."""
@@ -213,11 +209,11 @@ class Collector:
         if key not in self.values:
             return
         value = self.values[key]
-        if value is None:
+        if value is None and not key.endswith("]"):  # in a list it takes its place
             self.ignored(key, "null is the default")
             return
         try:
-            made = value if convert is None else convert(value)
+            made = value if convert is None or value is None else convert(value)
         except (ValueError, TypeError, OverflowError) as problem:
             self.unsupported(key, str(problem), f"correct the value, which {self.program} would not take either")
             return

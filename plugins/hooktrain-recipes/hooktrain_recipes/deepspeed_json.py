@@ -212,7 +212,7 @@ def translate_deepspeed(found: Collector, key: str) -> None:
         if found.accounted(path):
             continue
         name = path.removeprefix(f"{key}.")
-        if found.values[path] is None or found.values[path] == {}:
+        if found.values[path] in (None, {}) and not path.endswith("]"):
             found.ignored(path, "null is the default")
             continue
         rule = next((rule for start, _, _, rule in _KEYS if name == start or name.startswith(f"{start}.")), _copy)

@@ -84,7 +84,7 @@ def check(name, changes):
         assert made.unsupported or problem.complaints
 
 
-FEW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+FEW = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 MANY = settings(FEW, max_examples=1500)
 
 
@@ -104,6 +104,14 @@ def test_many_values_are_accounted_for(name):
     MANY(given(changes_of(name))(lambda changes: check(name, changes)))()
 
 
+@pytest.mark.parametrize("value", [[None, {"a": False}], [None, []], [{}, None], [[None], {"a": [None]}]])
+def test_null_keeps_its_place_in_a_list(value):
+    assert translated("arctic", {**SEEDS["arctic"], "deepspeed": {"activation_checkpointing": value}}).recipe[
+        "strategy"
+    ]["config"] == {"activation_checkpointing": value}
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", DIALECTS)
 def test_each_key_alone_with_each_kind_of_value(name):
     for key in sorted({row.key for row in rows_of(name)}):
