@@ -44,7 +44,8 @@ def implemented(plugin: object) -> list[str]:
     kind = plugin if inspect.isclass(plugin) else type(plugin)
     found: dict[str, Any] = {}
     for owner in (*reversed(kind.__mro__), plugin):  # nothing is called, as a property would be by getattr
-        found.update(getattr(owner, "__dict__", {}))
+        with contextlib.suppress(TypeError):  # an object with slots
+            found.update(vars(owner))
     functions = ((name, function_of(value)) for name, value in found.items())
     return sorted(name for name, value in functions if inspect.isfunction(value) and "hooktrain_impl" in vars(value))
 

@@ -15,10 +15,12 @@ from hooktrain.config import at_least, between, field, one_of, part, unstructure
 from hooktrain.masking import masked, masked_paths
 from hooktrain.plugin.config import PluginsConfig
 
-__all__ = ["Recipe"]
+try:
+    from yaml import CSafeDumper as Dumper  # writes the same in a tenth of the time
+except ImportError:  # PyYAML without libyaml
+    from yaml import SafeDumper as Dumper  # type: ignore[assignment]
 
-_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-"""libyaml's where PyYAML has it, which writes the same in a tenth of the time."""
+__all__ = ["Recipe"]
 
 
 @attrs.frozen(kw_only=True)
@@ -121,7 +123,7 @@ class Recipe:
         plain = self.as_dict()
         paths = masked_paths(plain)
         named = f"# masked: {', '.join(paths)}; write them again to run this recipe\n" if paths else ""
-        return named + str(yaml.dump(masked(plain), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+        return named + str(yaml.dump(masked(plain), Dumper=Dumper, sort_keys=False, allow_unicode=True))
 
     def digest(self) -> str:
         """Text that is equal for two recipes exactly when they say the same, ``run_dir`` aside."""
