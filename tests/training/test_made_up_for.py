@@ -51,13 +51,13 @@ def emitted(folder: Path) -> list[str]:
     ("when", "first"),
     [
         ("export .step-2.writing", "full"),
-        ("export .export.writing", "full"),
+        pytest.param("export .export.writing", "full", marks=pytest.mark.thorough),
         ("export .step-2.writing", "huggingface"),
-        ("saved step 2", "full"),
+        pytest.param("saved step 2", "full", marks=pytest.mark.thorough),
         ("saved end 4", "full"),
-        ("on_checkpoint_end step-00000002", "full"),
+        pytest.param("on_checkpoint_end step-00000002", "full", marks=pytest.mark.thorough),
         ("on_checkpoint_end step-2", "full"),
-        ("on_checkpoint_end export", "full"),
+        pytest.param("on_checkpoint_end export", "full", marks=pytest.mark.thorough),
     ],
 )
 def test_an_export_that_a_kill_interrupted_is_made(run_cli, chat_recipe, tmp_path, when, first):
@@ -160,7 +160,15 @@ def {hook}(trainer):
 """
 
 
-@pytest.mark.parametrize("hook", ["on_step_end", "on_evaluate_start", "on_evaluate_end", "on_log"])
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "on_step_end",
+        pytest.param("on_evaluate_start", marks=pytest.mark.thorough),
+        "on_evaluate_end",
+        pytest.param("on_log", marks=pytest.mark.thorough),
+    ],
+)
 def test_an_evaluation_and_its_line_are_made_up_for(run_cli, tiny_recipe, tmp_path, hook):
     """Killed between a save in the middle of a step and the evaluation or log line of that step."""
     saves = {"type": "full", "save_every_n_steps": 3, "auto_resume": True}
