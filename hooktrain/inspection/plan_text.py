@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 
 from hooktrain.inspection.hooks import who
 from hooktrain.inspection.terminal import STATES, bytes_of, columns, console, count_of, show
+from hooktrain.recipe.libyaml import dump_line
 
 __all__ = ["PHASES", "print_plan"]
 
@@ -127,8 +127,7 @@ def _lines(key: str, value: Any, path: str, indent: str, origins: Mapping[str, s
 
 def _scalar(value: Any) -> str:
     """A value on one line, as YAML reads it."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
+    return dump_line(value)
 
 
 # --------------------------------------------------------------------------------------------------- estimates

@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
-
 from hooktrain.recipe.dialects import Translation, values_of
+from hooktrain.recipe.libyaml import dump_line, load
 
 __all__ = ["commented_yaml"]
 
@@ -32,7 +31,7 @@ def commented_yaml(translation: Translation, raw: Mapping[str, Any], heading: st
     comments = {path: _shown(text) for path, text in _comments(translation, values_of(raw))}
     for blocks in (True, False):  # text that no block can hold is quoted
         text = "".join(f"{line}\n" for line in _Writer(comments, blocks).mapping(translation.recipe, "", ""))
-        if yaml.safe_load(text) == translation.recipe or not blocks:
+        if load(text) == translation.recipe or not blocks:
             break
     return f"{head}\n{text}" if translation.recipe else f"{head}{{}}\n"
 
@@ -119,5 +118,4 @@ def _plain(value: Any) -> str:
     """A value on one line."""
     if isinstance(value, str) and "\n" in value:
         return json.dumps(value)
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True, sort_keys=False)
-    return text.removesuffix("\n").removesuffix("\n...")
+    return dump_line(value)

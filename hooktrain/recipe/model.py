@@ -9,16 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import yaml
 
 from hooktrain.config import at_least, between, field, one_of, part, unstructure
 from hooktrain.masking import masked, masked_paths
 from hooktrain.plugin.config import PluginsConfig
-
-try:
-    from yaml import CSafeDumper as Dumper  # writes the same in a tenth of the time
-except ImportError:  # PyYAML without libyaml
-    from yaml import SafeDumper as Dumper  # type: ignore[assignment]
+from hooktrain.recipe.libyaml import dump
 
 __all__ = ["Recipe"]
 
@@ -123,7 +118,7 @@ class Recipe:
         plain = self.as_dict()
         paths = masked_paths(plain)
         named = f"# masked: {', '.join(paths)}; write them again to run this recipe\n" if paths else ""
-        return named + str(yaml.dump(masked(plain), Dumper=Dumper, sort_keys=False, allow_unicode=True))
+        return named + dump(masked(plain))
 
     def digest(self) -> str:
         """Text that is equal for two recipes exactly when they say the same, ``run_dir`` aside."""
