@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from hooktrain.types import MemoryEstimate as MemoryEstimate
     from hooktrain.types import ModelEstimate as ModelEstimate
     from hooktrain.types import OptimizerStep as OptimizerStep
+    from hooktrain.types import PerSecond as PerSecond
     from hooktrain.types import Shard as Shard
     from hooktrain.types import StepOutput as StepOutput
     from hooktrain.types import StoredTensors as StoredTensors

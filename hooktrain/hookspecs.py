@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         MemoryEstimate,
         ModelEstimate,
         OptimizerStep,
+        PerSecond,
         StepOutput,
         TrainerState,
         TrainerType,
@@ -1106,7 +1107,7 @@ def load_checkpoint(trainer: Trainer, path: Path) -> Path:  # type: ignore[empty
 
 
 @_collected(ASYNC)
-def collect_metrics(trainer: Trainer) -> Mapping[str, Tensor | float] | None:
+def collect_metrics(trainer: Trainer) -> Mapping[str, Tensor | float | PerSecond] | None:
     """Add values to a log line.
 
     Called: by ``trainer.log``, every ``log_interval`` steps, after every evaluation and on request, before ``on_log``.
@@ -1117,8 +1118,8 @@ def collect_metrics(trainer: Trainer) -> Mapping[str, Tensor | float] | None:
         trainer: the trainer.
 
     Returns:
-        Values by name, or None. Anything else, and a name that is taken, is an error of the plugin, as if it had raised
-        one; its ``on_error`` says what follows.
+        Values by name, or None; a rate is ``PerSecond(amount since the last line)``. Anything else, and a name that is
+        taken, is an error of the plugin, as if it had raised one; its ``on_error`` says what follows.
 
     Default: the engine's metrics: ``step``, ``epoch``, ``loss``, ``lr``, ``grad_norm``, ``tokens``,
         ``supervised_tokens``, ``tokens_per_second``, ``step_seconds``.

@@ -30,6 +30,7 @@ __all__ = [
     "MemoryEstimate",
     "ModelEstimate",
     "OptimizerStep",
+    "PerSecond",
     "ExamplePreview",
     "StepOutput",
     "StoredTensors",
@@ -190,6 +191,19 @@ class LossSum(NamedTuple):
 
     def __getattr__(self, name: str) -> Any:
         raise no_attribute("LossSum", name)
+
+
+class PerSecond(NamedTuple):
+    """A metric that the engine divides by the seconds of training since the last log line.
+
+    A plugin cannot: on a GPU the time is known once the device has done what was asked of it, which the engine waits
+    for after ``collect_metrics``.
+
+    Attributes:
+        amount: what has been done since the last log line, on this rank.
+    """
+
+    amount: float
 
 
 def _tell_new_names(kind: Any) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pluggy import HookImpl
 
 from hooktrain.errors import Complaint, PluginError, described, failure_of
+from hooktrain.types import PerSecond
 
 if TYPE_CHECKING:
     from hooktrain.plugin.manager import PluginHost
@@ -56,7 +57,7 @@ def _metrics(host: PluginHost, plugin: str, result: Any) -> dict[str, Any]:
                 f"'{name}', expected a name that is free, and {owner} logs this one; give it another name, such as"
                 f" my_plugin/{name}",
             )
-        problem = _no_number(value)
+        problem = _no_number(value.amount if isinstance(value, PerSecond) else value)
         if problem:
             raise wrong_result(
                 plugin,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hooktrain.protocols import Strategy
-from hooktrain.types import StepOutput
+from hooktrain.types import PerSecond, StepOutput
 
 __all__ = ["OWN_METRICS", "Meter"]
 
@@ -121,7 +121,7 @@ class Meter:
 
         Args:
             strategy: sums over ranks.
-            extra: other metrics, numbers or tensors of shape ().
+            extra: other metrics: numbers, tensors of shape () and amounts :class:`~hooktrain.PerSecond`.
 
         Returns:
             ``loss`` and the other means, ``grad_norm``, ``tokens_per_second``, ``step_seconds``
@@ -134,6 +134,8 @@ class Meter:
             means = dict(zip(means, strategy.sum_tensor(_stacked(means.values(), strategy)), strict=True))
         found = {**(means if self.denominator else {}), "grad_norm": self.grad_norm, **extra}
         for name, value in found.items():
+            if isinstance(value, PerSecond):
+                continue
             if isinstance(value, Tensor):
                 if value.is_cpu:
                     numbers[name] = float(value.item())
@@ -145,10 +147,12 @@ class Meter:
             numbers.update(zip(waiting, _stacked(waiting.values(), strategy).tolist(), strict=True))
         for name in means.keys() & numbers.keys():
             numbers[name] /= self.denominator
-        seconds = time.perf_counter() - self.started - self.paused
         if self.steps:
+            seconds = time.perf_counter() - self.started - self.paused
             numbers["tokens_per_second"] = self.tokens / seconds
             numbers["step_seconds"] = seconds / self.steps
+            amounts = {name: value.amount for name, value in extra.items() if isinstance(value, PerSecond)}
+            numbers.update({name: amount / seconds for name, amount in amounts.items()})
         return numbers
 
 

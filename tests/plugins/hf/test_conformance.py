@@ -19,3 +19,9 @@ test_samples = conformance(
 )
 test_samples_unused = conformance("samples", checks=["cost"], calls=0, allocations=0)
 test_samples_runs = pytest.mark.thorough(conformance("samples", recipe="chat", settings=SAMPLES, checks=RUNS))
+
+FLOPS = {"flops": {"enabled": True, "peak_tflops": 1.0}}
+
+test_flops = conformance("flops", recipe="chat", settings=FLOPS, checks=["hooks", "import", "declines", "observes"])
+test_flops_unused = conformance("flops", checks=["cost"], calls=0, allocations=0)
+test_flops_runs = pytest.mark.thorough(conformance("flops", recipe="chat", settings=FLOPS, checks=RUNS))
