@@ -35,9 +35,11 @@ class Meter:
         tokens: tokens of all ranks, padding excluded.
         steps: optimizer steps.
         grad_norm: of the latest step.
+        times: names of metrics that depend on the time that steps took.
     """
 
     def __init__(self) -> None:
+        self.times = {"tokens_per_second", "step_seconds"}
         self.reset()
 
     def reset(self) -> None:
@@ -153,6 +155,7 @@ class Meter:
             numbers["step_seconds"] = seconds / self.steps
             amounts = {name: value.amount for name, value in extra.items() if isinstance(value, PerSecond)}
             numbers.update({name: amount / seconds for name, amount in amounts.items()})
+            self.times.update(amounts)
         return numbers
 
 

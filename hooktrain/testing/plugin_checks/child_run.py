@@ -17,10 +17,7 @@ from hooktrain.testing.plugin_checks.plugin_reference import Spec, prepared
 from hooktrain.training.trainer import Trainer
 from hooktrain.types import Batch
 
-__all__ = ["TIMES", "run", "unplain"]
-
-TIMES = frozenset({"tokens_per_second", "step_seconds"})
-"""Metrics that differ from run to run."""
+__all__ = ["run", "unplain"]
 
 
 class Results:
@@ -38,8 +35,8 @@ class Results:
         self.rows[trainer.global_step + 1] = digest(list(batches))
 
     @hookimpl
-    def on_log(self, metrics: Mapping[str, float]) -> None:
-        line = {name: value for name, value in metrics.items() if name not in TIMES}
+    def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        line = {name: value for name, value in metrics.items() if name not in trainer.meter.times}
         self.metrics.setdefault(int(metrics["step"]), {}).update(line)
 
     @hookimpl

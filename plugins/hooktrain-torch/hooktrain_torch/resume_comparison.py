@@ -25,17 +25,22 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchRecorder", "Finding", "compare_resumed_run"]
 
-_TIMES = ("tokens_per_second", "step_seconds")
+_TIMES = "times.json"
 
 
 class BatchRecorder:
-    """Writes a digest of each step's micro-batches to the run's folder."""
+    """Writes a digest of each step's micro-batches to the run's folder, and which metrics depend on time."""
 
     @hookimpl
     def on_step_start(self, trainer: Trainer, batches: Sequence[Mapping[str, Any]]) -> None:
         line = {"step": trainer.global_step + 1, "batches": digest(list(batches))}
         with (trainer.run_dir / f"batches-{trainer.world.rank}.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
+
+    @hookimpl
+    def on_log(self, trainer: Trainer) -> None:
+        if trainer.world.is_main:
+            (trainer.run_dir / _TIMES).write_text(json.dumps(sorted(trainer.meter.times)), encoding="utf-8")
 
 
 @attrs.frozen
@@ -127,10 +132,11 @@ def _compare(uninterrupted: Path, resumed: Path, half: int, steps: int, ranks: i
         [_lines(folder / f"batches-{rank}.jsonl", half) for rank in range(ranks)] for folder in (uninterrupted, resumed)
     ]
     yield _finding("batches of each step", *batches)
+    times = json.loads((uninterrupted / _TIMES).read_text(encoding="utf-8"))
     metrics = []
     for folder in (uninterrupted, resumed):
         lines = _lines(folder / "metrics.jsonl", half)
-        metrics.append({f"step {n}": {k: v for k, v in line.items() if k not in _TIMES} for n, line in lines.items()})
+        metrics.append({f"step {n}": {k: v for k, v in line.items() if k not in times} for n, line in lines.items()})
     yield _finding("logged numbers", *metrics)
     for kind, what in (("model", "weights"), ("optimizer", "optimizer's tensors")):
         tensors = []
@@ -153,7 +159,7 @@ def _compare(uninterrupted: Path, resumed: Path, half: int, steps: int, ranks: i
     yield _finding("random states", *random)
     states = [json.loads((folder / "state.json").read_text(encoding="utf-8")) for folder in (one, two)]
     for state in states:
-        state["metrics"] = {name: value for name, value in state["metrics"].items() if name not in _TIMES}
+        state["metrics"] = {name: value for name, value in state["metrics"].items() if name not in times}
     yield _finding("counters", *states)
 
 
