@@ -2,18 +2,25 @@
 
 Held are the event hooks and ``collect_metrics`` of each plugin that does not declare ``changes_gradients``. Version
 counters are compared around each event, once for all plugins in a row. In checked steps each plugin is checked alone,
-the engine's own included, for what version counters do not see as well.
+the engine's own included, for what version counters do not see as well; so are the wrappers of a plugin that declares
+``only_observes``, before their yield and after it.
+
+An event may be called within another, as ``on_message`` is by a plugin that speaks, and so may an evaluation and a save.
+What the inner plugins change is theirs: it is compared around them, and excused in the comparison around the outer one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from hooktrain.errors import PluginError, failure_of
+from hooktrain.hookspecs import LOOP_HOOKS
 from hooktrain.plugin.error_policy import MAY_FAIL
 from hooktrain.plugin.info import EFFECTS, TRAINING_EFFECTS
 from hooktrain.training.run_snapshots import (
@@ -35,6 +42,10 @@ __all__ = ["HeldEffects", "hold_effects"]
 
 HELD_HOOKS = tuple(hook for hook in MAY_FAIL if hook != "collect_state")
 """The hooks around whose implementations snapshots are taken."""
+REQUESTED = ("run_evaluate", "save_checkpoint")
+"""Loop hooks that an event may have called, with whatever plugins do in them."""
+_SCOPED = ("grad mode", "default dtype", "training mode", "current directory", "signal handlers", "sys.stdout")
+"""What a wrapper may change before its yield and put back after it."""
 _ALONE_WHEN_CHECKED = 16
 """Plugins in a row around each of which checked steps look at the process too; around more of them, once."""
 _CHECKED_EVERY = 10.0
@@ -76,15 +87,19 @@ class Row:
     all: Group | None
 
 
-_Seen = tuple[tuple[Any, ...], BatchSnapshot, ProcessSnapshot | None]
-"""Snapshots before an event: of the tensors, of its batches, and in checked steps of the process."""
+_Seen = tuple[tuple[Any, ...], BatchSnapshot, ProcessSnapshot | None, int]
+"""Snapshots before an event: of the tensors, of its batches, and in checked steps of the process; and how much has been
+excused until then.
+"""
+_Found = list[tuple[str, str]]
+"""What differs, each as one of ``EFFECTS`` and a phrase that says what was done."""
 
 
 def hold_effects(trainer: Trainer) -> HeldEffects | None:
     """Check the events of a trainer whose parts are built from now on; None where no plugin is held."""
     effects = HeldEffects(trainer)
-    held = any(effects.held(found) is not None for hook in HELD_HOOKS for found in trainer.host.implementations(hook))
-    if not held:
+    found = [(hook, one) for hook in (*HELD_HOOKS, *LOOP_HOOKS) for one in trainer.host.implementations(hook)]
+    if not any(effects.watched(*one) if one[1].wrapper else effects.rows(one[0], [one[1]])[0] for one in found):
         return None
     trainer.host.hooks.hold(effects)
     return effects
@@ -101,6 +116,10 @@ class HeldEffects:
         same: whether a snapshot of the tensors is the same now.
         each: whether each plugin is checked alone: in checked steps, and once something was changed.
         checked: whether the process is compared too.
+        depth: the number of events that are in progress, each within the one before.
+        excused: what was changed within events in progress by plugins whose own events, wrappers or loop hooks these
+            called.
+        thread: the thread of the run, in which alone anything is compared.
     """
 
     batch_snapshot = staticmethod(batch_snapshot)
@@ -118,6 +137,8 @@ class HeldEffects:
         self.each = self.checked = True
         self._began, self._next_check = False, time.monotonic() + _CHECKED_EVERY
         self._naming: str | None = None
+        self._breach: PluginError | None = None
+        self.depth, self.excused, self.thread = 0, list[str](), threading.get_ident()
 
     # -------------------------------------------------------------------------------------------- who is held
 
@@ -127,6 +148,17 @@ class HeldEffects:
         if info.changes_gradients or implementation.wrapper or set(info.may_change) >= set(EFFECTS):
             return None
         return info.may_change
+
+    def watched(self, hook: str, wrapper: HookImpl) -> Group | None:
+        """Return a wrapper as it is compared in checked steps; None unless its plugin declares ``only_observes``."""
+        info = self._host.records[wrapper.plugin_name].info
+        if info.changes_gradients or not info.only_observes or set(info.may_change) >= set(EFFECTS):
+            return None
+        return Group(hook, (wrapper.plugin_name,), info.may_change)
+
+    def is_excused(self, hook: str, implementations: Sequence[HookImpl]) -> bool:
+        """Return whether what a hook changes may be another plugin's doing than that of the event that has it called."""
+        return hook in REQUESTED or hook in HELD_HOOKS and any(self.held(found) is None for found in implementations)
 
     def rows(self, hook: str, implementations: Sequence[HookImpl]) -> list[Row | None]:
         """Return the rows of a hook's implementations in the order of calls; None for each that is not held."""
@@ -154,7 +186,16 @@ class HeldEffects:
     # ------------------------------------------------------------------------------------------------- checks
 
     def begin_step(self) -> None:
-        """Decide whether the step that begins is checked."""
+        """Decide whether the step that begins is checked.
+
+        Raises:
+            PluginError: somebody changed the training, and whoever called its event has ended the error.
+        """
+        if self._breach is not None:
+            raise self._breach
+        if not self.depth:
+            self.excused.clear()
+            self.thread = threading.get_ident()
         step = self._state.global_step + 1
         checked = not self._began or step >= self._horizon or any(step % every == 0 for every in self._saves)
         if not checked and step % self._logs == 0:
@@ -187,11 +228,13 @@ class HeldEffects:
             self.take, self.same = watch.take, watch.same
 
     def require_named(self) -> None:
-        """Refuse to end well when somebody changed the training and it is not known who.
+        """Refuse to end well when somebody changed the training and the run has not stopped for it.
 
         Raises:
-            PluginError: with the candidates.
+            PluginError: with the plugin that did, or with the candidates.
         """
+        if self._breach is not None:
+            raise self._breach
         if self._naming:
             raise PluginError(self._naming)
 
@@ -202,10 +245,10 @@ class HeldEffects:
         self.each = self.checked = False
 
     def before(self, batches: Sequence[Mapping[str, Any]]) -> _Seen:
-        """Take the snapshots before an event, that of the process included."""
+        """Take the snapshots before an event, that of the process included where it is checked."""
         self._refresh()
-        process = None if self._watch is None else process_snapshot(self._watch, self._device)
-        return self.take(), batch_snapshot(batches), process
+        process = process_snapshot(self._watch, self._device) if self._watch is not None and self.each else None
+        return self.take(), batch_snapshot(batches), process, len(self.excused)
 
     def after(self, seen: _Seen, group: Group, batches: Sequence[Mapping[str, Any]]) -> _Seen:
         """Compare with the snapshots before; returns those to compare with after the plugins that follow.
@@ -213,22 +256,77 @@ class HeldEffects:
         Raises:
             PluginError: a plugin changed what it may not.
         """
-        watch = self._watch
-        if watch is None:
+        if self._watch is None:
             return seen
-        tensors, batch, process = seen
+        found, process = self.found(seen, group, batches)
+        if found:
+            self.report(group, found)
+        return self.take(), batch_snapshot(batches), process, len(self.excused)
+
+    def failed(self, seen: _Seen, group: Group, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Compare after an error in an event that is called within another one, which may end the error.
+
+        A change that is none of the outer plugin's stops the run later, unless the error does.
+        """
+        if self.depth:
+            with contextlib.suppress(Exception):  # as of a broken device; the first error is the one to raise
+                self.after(seen, group, batches)
+
+    def requested(
+        self, call: Callable[..., Any], arguments: tuple[Any, ...], batches: Sequence[Mapping[str, Any]]
+    ) -> Any:
+        """Call a hook within an event, and excuse in that event what is changed meanwhile."""
+        if threading.get_ident() != self.thread:
+            return call(*arguments)
+        seen = self.before(batches)
+        try:
+            return call(*arguments)
+        finally:
+            if self._watch is not None:
+                self.excused += [kind for kind, _ in self._differences(seen, batches)[0]]
+
+    def watch(
+        self, wrapper: Generator[None, Any, Any], group: Group, batches: Sequence[Mapping[str, Any]]
+    ) -> WatchedWrapper | Generator[None, Any, Any]:
+        """Compare what a wrapper does before its yield and after it."""
+        if threading.get_ident() != self.thread or self._watch is None:
+            return wrapper
+        return WatchedWrapper(self, wrapper, group, batches)
+
+    def found(
+        self, seen: _Seen, group: Group, batches: Sequence[Mapping[str, Any]]
+    ) -> tuple[_Found, ProcessSnapshot | None]:
+        """Return what plugins changed and may not, and the newest snapshot of the process.
+
+        What the plugins of events within this one changed is not theirs, and what they did is excused in the event
+        around it.
+        """
+        inner = set(self.excused[seen[3] :])
+        found, process = self._differences(seen, batches, whole=group.whole)
+        if self.depth:
+            self.excused += [kind for kind, _ in found]
+        return [(kind, text) for kind, text in found if kind not in inner and kind not in group.allowed], process
+
+    def _differences(
+        self, seen: _Seen, batches: Sequence[Mapping[str, Any]], *, whole: bool = True
+    ) -> tuple[_Found, ProcessSnapshot | None]:
+        """Return what differs from snapshots, and the newest of the process."""
+        watch, (tensors, batch, process, _) = self._watch, seen
+        assert watch is not None, "nothing is compared after the run"
         found = [] if watch.same(tensors) else [*watch.differences(tensors)]
         found += batch_differences(batch, batches)
-        if process is not None and (group.whole or self._naming is not None):
+        if process is not None and (whole or self._naming is not None):
             before, process = process, process_snapshot(watch, self._device)
             known = {kind for kind, _ in found}  # a write shows in the checksum too
             found += [(kind, text) for kind, text in before.differences(process) if kind not in known]
-        found = [(kind, text) for kind, text in found if kind not in group.allowed]
-        if found:
-            self._report(group, found)
-        return self.take(), batch_snapshot(batches), process
+        return found, process
 
-    def _report(self, group: Group, found: Sequence[tuple[str, str]]) -> None:
+    def report(self, group: Group, found: Sequence[tuple[str, str]]) -> None:
+        """Name the plugin that changed what it may not, or where it is one of several, have each be checked alone.
+
+        Raises:
+            PluginError: it changed the training, or its policy is ``stop``.
+        """
         kinds = [kind for kind, _ in found]
         what = ", and ".join(text for _, text in found)
         host, step, rank = self._host, self._state.global_step, self._rank
@@ -240,6 +338,7 @@ class HeldEffects:
             failure_of(problem).raised_in = name, group.hook
             self._naming, self.each = None, self.checked
             if any(kind in TRAINING_EFFECTS for kind in kinds) or host.policy_of(record) == "stop":
+                self._breach = problem  # in case that whoever called the event ends the error
                 raise problem
             host.error_policy.failed(name, group.hook, problem)
             return
@@ -260,6 +359,67 @@ class HeldEffects:
             fix = "draw from a generator of its own (random.Random, torch.Generator)"
             fix += ", or declare PluginInfo(changes_gradients=True)"
         return f"but the plugin {said}; {fix}"
+
+
+class WatchedWrapper:
+    """A wrapper's generator, of which both parts are compared.
+
+    Args:
+        effects: of the run.
+        wrapper: the generator.
+        group: the plugin, and what it may change.
+        batches: of the hook.
+    """
+
+    def __init__(
+        self,
+        effects: HeldEffects,
+        wrapper: Generator[None, Any, Any],
+        group: Group,
+        batches: Sequence[Mapping[str, Any]],
+    ) -> None:
+        self._effects, self._wrapper, self._group, self._batches = effects, wrapper, group, batches
+        self._left: _Found | None = None
+        self.close = wrapper.close
+
+    def __next__(self) -> None:
+        self._compared(self._wrapper.__next__)
+
+    def send(self, result: Any) -> None:
+        """Continue after the yield."""
+        self._compared(self._wrapper.send, result)
+
+    def throw(self, problem: BaseException) -> None:
+        """Continue after the yield with an error."""
+        self._compared(self._wrapper.throw, problem)
+
+    def _compared(self, part: Callable[..., None], *given: Any) -> None:
+        effects = self._effects
+        seen = effects.before(self._batches)
+        effects.depth += 1
+        try:
+            part(*given)
+        except StopIteration:
+            effects.depth -= 1
+            self._compare(seen)
+            raise
+        except BaseException:
+            effects.depth -= 1
+            raise
+        effects.depth -= 1
+        self._compare(seen)
+
+    def _compare(self, seen: _Seen) -> None:
+        found, _ = self._effects.found(seen, self._group, self._batches)
+        scoped = [one for one in found if one[0] in _SCOPED]
+        others = [one for one in found if one[0] not in _SCOPED]
+        if self._left is None:  # this was the part before the yield
+            self._left = scoped
+        else:
+            before, now = ({kind for kind, _ in some} for some in (self._left, scoped))
+            others += [one for one in (*self._left, *scoped) if one[0] not in before & now]
+        if others:
+            self._effects.report(self._group, others)
 
 
 def _merged(groups: Sequence[Group]) -> Group:
