@@ -7,7 +7,6 @@ else. The view is rebuilt whenever a plugin comes or goes.
 
 from __future__ import annotations
 
-import threading
 from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, MutableSequence, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -154,18 +153,11 @@ def _asking(
     collects = not first_result and (wrapped or name not in EVENTS)  # wrappers get a list as pluggy gives it
     if collects:
         yield "    results = []"
-    calls = [
-        line
-        for number, found in enumerate(implementations)
-        for line in _call(number, found, scope, collects=collects, first_result=bool(first_result))
-    ]
-    if scope["held"] is not None and not first_result and any(scope["held"].rows(name, implementations)):
-        yield "    if get_ident() != held.thread:"  # others may write meanwhile
-        yield from ("    " + line for line in calls)
-        yield "    else:"
-        yield from ("    " + line for line in _held_calls(name, caller, implementations, scope, collects=collects))
+    if scope["held"] is not None and not first_result:
+        yield from _held_calls(name, caller, implementations, scope, collects=collects)
     else:
-        yield from calls
+        for number, found in enumerate(implementations):
+            yield from _call(number, found, scope, collects=collects, first_result=bool(first_result))
     if name in LOOP_HOOKS and not wrapped:
         yield "    raise unanswered()"
     else:
@@ -193,7 +185,7 @@ def _held_calls(
 ) -> Iterator[str]:
     """The lines that call all implementations, with a comparison before and after those that are held."""
     held, batches = scope["held"], _batches(caller)
-    scope |= {"get_ident": threading.get_ident, "excused": held.excused, "NOTHING": ([], [])}
+    scope |= {"excused": held.excused, "NOTHING": ([], [])}
     scope |= {"batch_snapshot": held.batch_snapshot, "same_batch": held.same_batch}
 
     def calls(first: int, last: int, indent: str = "    ") -> Iterator[str]:

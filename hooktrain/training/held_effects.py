@@ -138,6 +138,7 @@ class HeldEffects:
         self._began, self._next_check = False, time.monotonic() + _CHECKED_EVERY
         self._naming: str | None = None
         self._breach: PluginError | None = None
+        self._next = 0  # the step before which none is checked
         self.depth, self.excused, self.thread = 0, list[str](), threading.get_ident()
 
     # -------------------------------------------------------------------------------------------- who is held
@@ -191,12 +192,14 @@ class HeldEffects:
         Raises:
             PluginError: somebody changed the training, and whoever called its event has ended the error.
         """
+        step = self._state.global_step + 1
+        if step < self._next and len(self._optimizer_state) == self._entries:
+            return  # the usual case, in as few steps as possible
         if self._breach is not None:
             raise self._breach
         if not self.depth:
             self.excused.clear()
             self.thread = threading.get_ident()
-        step = self._state.global_step + 1
         checked = not self._began or step >= self._horizon or any(step % every == 0 for every in self._saves)
         if not checked and step % self._logs == 0:
             checked = time.monotonic() >= self._next_check
@@ -207,6 +210,8 @@ class HeldEffects:
             if self._watch is not None:
                 self._watch.move_sample()
         self._check(checked)
+        if not checked:
+            self._next = min(self._horizon, *(step + every - step % every for every in (*self._saves, self._logs)))
 
     def begin_save(self) -> None:
         """Check the events of a save, which somebody may have requested in a step that is not checked.
@@ -218,6 +223,7 @@ class HeldEffects:
         self._check(True)
 
     def _check(self, checked: bool) -> None:
+        self._next = 0
         self.checked, self.each = checked, checked or self._naming is not None
 
     def _refresh(self, *, may_be_others: bool = False) -> None:
@@ -226,6 +232,7 @@ class HeldEffects:
         if watch is not None and (may_be_others or len(watch.optimizer.state) != watch.entries):
             watch.refresh()
             self.take, self.same = watch.take, watch.same
+            self._optimizer_state, self._entries = watch.optimizer.state, watch.entries
 
     def require_named(self) -> None:
         """Refuse to end well when somebody changed the training and the run has not stopped for it.
@@ -241,11 +248,19 @@ class HeldEffects:
     def release(self) -> None:
         """Let go of the run's tensors; nothing is compared any more."""
         self._watch = None
+        self._optimizer_state = {}
         self.take, self.same = tuple, lambda before: True
         self.each = self.checked = False
 
+    @property
+    def _compares(self) -> bool:
+        """Whether this is the run's own thread, before its end; others call events while it trains."""
+        return self._watch is not None and threading.get_ident() == self.thread
+
     def before(self, batches: Sequence[Mapping[str, Any]]) -> _Seen:
         """Take the snapshots before an event, that of the process included where it is checked."""
+        if not self._compares:
+            return (), ([], []), None, 0
         self._refresh()
         process = process_snapshot(self._watch, self._device) if self._watch is not None and self.each else None
         return self.take(), batch_snapshot(batches), process, len(self.excused)
@@ -256,7 +271,7 @@ class HeldEffects:
         Raises:
             PluginError: a plugin changed what it may not.
         """
-        if self._watch is None:
+        if not self._compares:
             return seen
         found, process = self.found(seen, group, batches)
         if found:
@@ -276,20 +291,20 @@ class HeldEffects:
         self, call: Callable[..., Any], arguments: tuple[Any, ...], batches: Sequence[Mapping[str, Any]]
     ) -> Any:
         """Call a hook within an event, and excuse in that event what is changed meanwhile."""
-        if threading.get_ident() != self.thread:
+        if not self._compares:
             return call(*arguments)
         seen = self.before(batches)
         try:
             return call(*arguments)
         finally:
-            if self._watch is not None:
+            if self._compares:
                 self.excused += [kind for kind, _ in self._differences(seen, batches)[0]]
 
     def watch(
         self, wrapper: Generator[None, Any, Any], group: Group, batches: Sequence[Mapping[str, Any]]
     ) -> WatchedWrapper | Generator[None, Any, Any]:
         """Compare what a wrapper does before its yield and after it."""
-        if threading.get_ident() != self.thread or self._watch is None:
+        if not self._compares:
             return wrapper
         return WatchedWrapper(self, wrapper, group, batches)
 
@@ -338,7 +353,7 @@ class HeldEffects:
             failure_of(problem).raised_in = name, group.hook
             self._naming, self.each = None, self.checked
             if any(kind in TRAINING_EFFECTS for kind in kinds) or host.policy_of(record) == "stop":
-                self._breach = problem  # in case that whoever called the event ends the error
+                self._breach, self._next = problem, 0  # in case that whoever called the event ends the error
                 raise problem
             host.error_policy.failed(name, group.hook, problem)
             return
