@@ -44,8 +44,8 @@ HELD_HOOKS = tuple(hook for hook in MAY_FAIL if hook != "collect_state")
 """The hooks around whose implementations snapshots are taken."""
 REQUESTED = ("run_evaluate", "save_checkpoint")
 """Loop hooks that an event may have called, with whatever plugins do in them."""
-_SCOPED = ("grad mode", "default dtype", "training mode", "current directory", "signal handlers", "sys.stdout")
-"""What a wrapper may change before its yield and put back after it."""
+_FOR_GOOD = ("random states", "batch")
+"""What no wrapper puts back; it may change anything else before its yield if it does so again after it."""
 _ALONE_WHEN_CHECKED = 16
 """Plugins in a row around each of which checked steps look at the process too; around more of them, once."""
 _CHECKED_EVERY = 10.0
@@ -426,13 +426,13 @@ class WatchedWrapper:
 
     def _compare(self, seen: _Seen) -> None:
         found, _ = self._effects.found(seen, self._group, self._batches)
-        scoped = [one for one in found if one[0] in _SCOPED]
-        others = [one for one in found if one[0] not in _SCOPED]
+        others = [one for one in found if one[0] in _FOR_GOOD]
+        lasting = [one for one in found if one[0] not in _FOR_GOOD]
         if self._left is None:  # this was the part before the yield
-            self._left = scoped
+            self._left = lasting
         else:
-            before, now = ({kind for kind, _ in some} for some in (self._left, scoped))
-            others += [one for one in (*self._left, *scoped) if one[0] not in before & now]
+            before, now = ({kind for kind, _ in some} for some in (self._left, lasting))
+            others += [one for one in (*self._left, *lasting) if one[0] not in before & now]
         if others:
             self._effects.report(self._group, others)
 

@@ -491,6 +491,21 @@ def test_a_wrapper_may_train_unless_it_says_that_it_only_observes(run_tiny):
     assert run_tiny(wraps(writes), **QUIET).global_step == 6
 
 
+def test_a_wrapper_may_evaluate_other_weights_and_put_its_own_back(run_tiny):
+    def halves(trainer):
+        with torch.no_grad():
+            weight(trainer).mul_(0.5)
+
+    def doubles(trainer):
+        with torch.no_grad():
+            weight(trainer).mul_(2)
+
+    averages = wraps(halves, doubles, hook="run_evaluate", only_observes=True)
+    with no_warnings():
+        trainer = run_tiny(averages, plugin_of(lambda trainer: trainer.evaluate(), name="asks"), **QUIET)
+    assert trainer.global_step == 6
+
+
 def test_a_wrapper_may_put_back_what_it_changes_for_the_time_of_a_step(run_tiny):
     printed, before = io.StringIO(), []
 
