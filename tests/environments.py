@@ -57,7 +57,7 @@ class Environment:
         """Run ``hooktrain`` in a folder; ``runs/<recipe>`` is where metrics are read."""
         run = self.run(folder, "-m", "hooktrain", *words)
         recipes = [Path(word).stem for word in words if Path(word).suffix == ".yaml"]
-        return run._replace(folder=folder.joinpath("runs", *recipes[:1]))
+        return run.of(folder.joinpath("runs", *recipes[:1]))
 
     def run(self, folder: Path, *words: str | Path) -> Run:
         """Run its Python."""
