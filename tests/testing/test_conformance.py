@@ -48,6 +48,10 @@ def test_a_state_that_is_changed_in_place_and_saved_at_every_step(check):
     check("state resume", bad_plugins.Averages)
 
 
+def test_a_loop_hook_with_another_one_of_the_same(check):
+    assert "at 1 hooks" in check("together", bad_plugins.DeclinesLate).notes["together"]
+
+
 def test_a_loss_that_is_a_sum(check):
     assert re.search(facts("total", "denominator"), check("loss", bad_plugins.Scales).notes["loss"])
     with pytest.raises(NotApplicable, match=facts("compute_loss", "count_batch", "make_loss")):

@@ -97,7 +97,8 @@ def _run(spec: Spec, plugin: str, hooks: Sequence[str], folder: str) -> dict[str
             if names:
                 changed.append((names, f"{hook}: changes its argument {', '.join(names)}"))
 
-    others = [_plugin(_FIRST, [*hooks], note), _plugin(_LAST, [h for h in hooks if h not in LOOP_HOOKS], compare)]
+    last = [hook for hook in hooks if hook not in LOOP_HOOKS]  # the plugin has done what these do
+    others = [_plugin(_FIRST, hooks, note), _plugin(_LAST, last or ["on_train_end"], compare)]
     order = [
         _FIRST,
         *[each for each in spec.raw("with")["plugins"].get("order", [plugin]) if each != plugin],
