@@ -147,7 +147,7 @@ def _plugins(variants: _Variants, kind: str, counts: tuple[int, ...]) -> Case:
 
 
 def _held(variants: _Variants, count: int) -> Case:
-    """Return a case that compares observing plugins, which are held to leave the training as it is, with unheld ones."""
+    """Return a case that compares observing plugins, around whose events a run looks for changes, with unheld ones."""
     held, unheld = variants.ours("held", 100, "observing", count), variants.ours("unheld", 100, "unheld", count)
     target = Target(
         name="held, an event",

@@ -5,8 +5,8 @@ counters are compared around each event, once for all plugins in a row. In check
 the engine's own included, for what version counters do not see as well; so are the wrappers of a plugin that declares
 ``only_observes``, before their yield and after it.
 
-An event may be called within another, as ``on_message`` is by a plugin that speaks, and so may an evaluation and a save.
-What the inner plugins change is theirs: it is compared around them, and excused in the comparison around the outer one.
+An event may be called within another, as ``on_message`` is by a plugin that speaks; so may an evaluation and a save.
+What the inner plugins change is theirs: it is compared around them, and excused in the comparison around the outer.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from hooktrain.training.run_snapshots import (
 
 if TYPE_CHECKING:
     from pluggy import HookImpl
+    from torch import Tensor
 
     from hooktrain.training.trainer import Trainer
 
@@ -126,6 +127,8 @@ class HeldEffects:
     same_batch = staticmethod(same_batch)
     take: Callable[[], tuple[Any, ...]]
     same: Callable[[tuple[Any, ...]], bool]
+    _optimizer_state: Mapping[Tensor, Any]
+    _entries: int
 
     def __init__(self, trainer: Trainer) -> None:
         self._host, self._state, self._rank = trainer.host, trainer.state, trainer.world.rank
@@ -158,8 +161,8 @@ class HeldEffects:
         return Group(hook, (wrapper.plugin_name,), info.may_change)
 
     def is_excused(self, hook: str, implementations: Sequence[HookImpl]) -> bool:
-        """Return whether what a hook changes may be another plugin's doing than that of the event that has it called."""
-        return hook in REQUESTED or hook in HELD_HOOKS and any(self.held(found) is None for found in implementations)
+        """Return whether an event that has a hook called is excused for what is changed in it."""
+        return hook in REQUESTED or (hook in HELD_HOOKS and any(self.held(found) is None for found in implementations))
 
     def rows(self, hook: str, implementations: Sequence[HookImpl]) -> list[Row | None]:
         """Return the rows of a hook's implementations in the order of calls; None for each that is not held."""

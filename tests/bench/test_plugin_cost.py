@@ -90,7 +90,9 @@ def test_the_variant_with_the_plugin_has_settings_of_its_own(tmp_path, monkeypat
     assert shown.exit_code == 0, shown.output
     said = " ".join(shown.stdout.split())
     assert ("the losses differ from step 1 on" in said) is used
-    assert bool(re.search(facts("did not use it", "active_when returned False", "--settings KEY=VALUE"), said)) is not used
+    assert (
+        bool(re.search(facts("did not use it", "active_when returned False", "--settings KEY=VALUE"), said)) is not used
+    )
 
 
 def test_settings_that_are_none_are_refused_before_anything_is_measured(bench):
