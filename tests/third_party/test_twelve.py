@@ -30,7 +30,7 @@ USED: Mapping[str, Mapping[str, Any]] = {
     "beacon": {"beacon": {"url": "URL"}},
     "beacon-host": {},  # which Beacon calls
     "centralize": {"centralize": {"enabled": True}},
-    "damp": {"damp": {"factor": 1.5}},
+    "damp": {"damp": {"factor": 0.5}},
     "ema": {"ema": {"decay": 0.6}},
     "gradient-noise": {"gradient_noise": {"scale": 0.01}},
     "lion": {"optimizer": {"type": "lion", "lr": 0.001}},
@@ -174,7 +174,7 @@ def test_the_cost_of_each_alone(twelve, recipe_of, tmp_path, serve, package):
         for name, each in value.items():
             word = json.dumps(serve().url if each == "URL" else each)
             words += ["--settings", f"{key}.{name}={word}"]
-    measured = ("bench", "plugin", module_of(package), *words, "--quick", "--steps", "2", "--json")
+    measured = ("bench", "plugin", module_of(package), *words, "--quick", "--steps", "4", "--json")
     line = json.loads(done(twelve.hooktrain(tmp_path, *measured)).stdout)
     assert not line["unused"], line["unused"]
     assert all("error" not in variant for variant in line["variants"].values()), line["variants"]
