@@ -61,7 +61,7 @@ class Environment:
 
     def run(self, folder: Path, *words: str | Path) -> Run:
         """Run its Python."""
-        return finish([str(self.python), *map(str, words)], folder, env=self.variables)
+        return finish([str(self.python), *map(str, words)], folder, env=self.variables, timeout=300.0)
 
 
 def build_wheels(folder: Path, sources: Iterable[Path]) -> Path:

@@ -171,9 +171,11 @@ def test_the_cost_of_each_alone(twelve, recipe_of, tmp_path, serve, package):
     settings: Mapping[str, Any] = USED["beacon"] if package == "beacon-host" else USED[package]
     words: list[str | Path] = [recipe_of("bench", checkpoint=[])] if package in TEXT else []
     for key, value in settings.items():
+        if "type" in value:
+            words += ["--settings", f"{key}={json.dumps(value)}"]
+            continue
         for name, each in value.items():
-            word = json.dumps(serve().url if each == "URL" else each)
-            words += ["--settings", f"{key}.{name}={word}"]
+            words += ["--settings", f"{key}.{name}={json.dumps(serve().url if each == 'URL' else each)}"]
     measured = ("bench", "plugin", module_of(package), *words, "--quick", "--steps", "4", "--json")
     line = json.loads(done(twelve.hooktrain(tmp_path, *measured)).stdout)
     assert not line["unused"], line["unused"]

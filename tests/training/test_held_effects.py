@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -17,7 +18,8 @@ import numpy
 import pytest
 import torch
 
-from hooktrain import HooktrainWarning, PluginError, PluginInfo, hookimpl
+from hooktrain import HooktrainWarning, PluginError, PluginInfo, StepOutput, hookimpl
+from hooktrain.training import run_snapshots
 from tests.facts import facts
 
 QUIET = {"log_interval": 1000, "train_iters": 6}
@@ -165,6 +167,25 @@ def test_what_only_checked_steps_show_is_named_in_the_next_one(run_tiny):
         run_tiny(
             plugin_of(writes_past_the_counter, step=2), **QUIET, checkpoint=[{"type": "full", "save_every_n_steps": 4}]
         )
+
+
+def test_what_the_sample_does_not_hold_is_named_within_a_rotation(run_tiny, monkeypatch):
+    """With one of three parameters in the sample of each checked step, and a save in each step."""
+    monkeypatch.setattr(run_snapshots, "_SAMPLED_PARAMETERS", 1)
+    with pytest.raises(PluginError, match=facts("plugin 'cheats'", "on_step_end", "'head.weight'")) as caught:
+        run_tiny(plugin_of(writes_by_numpy), **QUIET, checkpoint=[{"type": "full", "save_every_n_steps": 1}])
+    assert re.search(r"step [123],", str(caught.value))
+
+
+def test_an_honest_loop_hook_is_nobodys_change(run_tiny):
+    def run_step(self, trainer, batches):
+        total = sum(trainer.microbatch(batch).total for batch in batches)
+        update = trainer.optimizer_step()
+        return StepOutput(total, update.grad_norm, update.stepped)
+
+    with no_warnings():
+        steps = makes("steps", {"run_step": run_step})
+        assert run_tiny(steps, *quiet_plugins(2), train_iters=6, log_interval=1).global_step == 6
 
 
 def test_one_of_many_is_named_when_it_does_it_again(run_tiny):
