@@ -443,3 +443,28 @@ class Allocates:
 
 def hang():
     threading.Event().wait()
+
+
+# ---------------------------------------------------------------------------------------------------- with others
+
+
+class TakesMetrics:
+    @hookimpl
+    def on_log(self, metrics):
+        metrics.pop("grad_norm", None)
+
+
+class DropsMetrics:
+    @hookimpl(wrapper=True)
+    def collect_metrics(self):
+        yield
+        return [{"mine": 1.0}]
+
+
+class IsAlone:
+    hooktrain_plugin = PluginInfo(changes_gradients=True)
+
+    @hookimpl
+    def on_optimizer_step_start(self, trainer):
+        share = len(trainer.host.implementations("on_optimizer_step_start"))
+        trainer.model.head.weight.grad /= share

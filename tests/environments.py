@@ -57,11 +57,11 @@ class Environment:
         """Run ``hooktrain`` in a folder; ``runs/<recipe>`` is where metrics are read."""
         run = self.run(folder, "-m", "hooktrain", *words)
         recipes = [Path(word).stem for word in words if Path(word).suffix == ".yaml"]
-        return run._replace(folder=folder.joinpath("runs", *recipes[:1]))
+        return run.of(folder.joinpath("runs", *recipes[:1]))
 
     def run(self, folder: Path, *words: str | Path) -> Run:
         """Run its Python."""
-        return finish([str(self.python), *map(str, words)], folder, env=self.variables)
+        return finish([str(self.python), *map(str, words)], folder, env=self.variables, timeout=300.0)
 
 
 def build_wheels(folder: Path, sources: Iterable[Path]) -> Path:

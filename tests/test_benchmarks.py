@@ -154,7 +154,7 @@ def test_targets_name_variants_that_their_groups_have(tmp_path: Path) -> None:
 
 SUITES = {suite.name: suite for suite in register_benchmarks()}
 SOME = {
-    "dispatch": frozenset({"call-10", "wrapped-10", "log-1", "observing"}),
+    "dispatch": frozenset({"call-10", "wrapped-10", "log-1", "observing", "held-1"}),
     "gpu": frozenset({"speed"}),
     "sft": frozenset({"fp32", "packing", "prepare"}),
 }

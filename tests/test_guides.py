@@ -11,6 +11,7 @@ import yaml
 
 from hooktrain import HooktrainError, LossSum, hookimpl
 from hooktrain.cli.guide import FOLDER, GROUPS, GUIDES, files_of, text_of, title_of, write_files
+from hooktrain.testing.plugin_checks import CHECKS
 from hooktrain.training.load import load
 from tests import guides
 from tests.environments import Environment, build_wheels, unpack
@@ -63,7 +64,7 @@ def test_the_code_of_the_guides_passes_its_tests(tmp_path):
     passed = int(re.findall(r"(\d+) passed", run.stdout)[0])
     # the kit measures a cost and judges no time, and most plugins compute no loss, which it says by skips
     skipped = re.findall(r"SKIPPED \[(\d+)\] .* (?:cost|loss): ", run.stdout)
-    assert passed + sum(map(int, skipped)) == count + 12, run.stdout
+    assert passed + sum(map(int, skipped)) == count + len(CHECKS) + 1, run.stdout
 
 
 def test_the_package_by_hand_works(tmp_path):
@@ -77,7 +78,7 @@ def test_the_package_by_hand_works(tmp_path):
     (source / "hooktrain_lion.py").unlink()  # what is tested is what the wheel holds
     run = Environment.of(site).run(source, "-m", "pytest", "-v", "-p", "no:cacheprovider", "test_lion.py")
     assert run.status == 0, run.output
-    assert run.stdout.count("test_conformance[") == 11
+    assert run.stdout.count("test_conformance[") == len(CHECKS)
     assert run.stdout.count(" PASSED") + run.stdout.count(" SKIPPED") == 12
     assert "test_lion_moves_the_weights PASSED" in run.stdout
 

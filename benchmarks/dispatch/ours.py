@@ -1,7 +1,7 @@
 """Driver of hooktrain on the same layer, through a recipe, as ``hooktrain train`` runs one.
 
 The specification: ``chunks``, ``threads``, ``log_every`` (null for the default), and ``plugins``: how many there are
-in addition to the installed ones, and whether they are ``silent`` or ``observing``.
+in addition to the installed ones, and whether they are ``silent``, ``observing`` or ``unheld``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import attrs
 import torch
 
 from benchmarks.dispatch.common import LR, ROWS, Chunks, found, layer, make_rows
-from hooktrain import BatchCounts, Data, LossSum, TrainerType, hookimpl
+from hooktrain import BatchCounts, Data, LossSum, PluginInfo, TrainerType, hookimpl
 from hooktrain.bench.driver import drive
 
-__all__ = ["HOOKS", "Observing", "Silent"]
+__all__ = ["HOOKS", "Observing", "Silent", "Unheld"]
 
 HOOKS = 6
 """Hooks that an observing plugin implements: all events of a step without evaluation or saving."""
@@ -50,6 +50,12 @@ class Observing:
 
     @hookimpl
     def on_optimizer_step_end(self, trainer: Any, grad_norm: Any) -> None: ...
+
+
+class Unheld(Observing):
+    """The same, with the declaration under which no run compares what it changes."""
+
+    hooktrain_plugin = PluginInfo(changes_gradients=True)
 
 
 class _Layer:
@@ -103,7 +109,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     }
     if given["log_every"] is not None:
         recipe["log_interval"] = given["log_every"]
-    kind = {"silent": Silent, "observing": Observing}[given["plugins"]["kind"]]
+    kind = {"silent": Silent, "observing": Observing, "unheld": Unheld}[given["plugins"]["kind"]]
     more = [kind() for _ in range(given["plugins"]["count"])]
     made, host = load(recipe, plugins=[_Layer(make_rows(given["chunks"]), clock), *more])
     trainer = Trainer(made, host)

@@ -20,7 +20,10 @@ _NOTHING = 1.01
 """Highest ratio that counts as no cost of silent plugins, because an interval is never a point."""
 _OBSERVING = 1.0
 """Highest cost of an observing plugin, in µs per hook."""
+_HELD = 6.0
+"""Highest cost of comparing what plugins change around an event, in µs."""
 _COUNTS = (0, 10, 100)
+_HELD_COUNTS = (1, 10, 100)
 _PEERS: dict[str, tuple[str, Peer, int]] = {
     "Lightning": ("benchmarks.peers.lightning", LIGHTNING, lightning.HOOKS),
     "transformers": ("benchmarks.peers.transformers", TRL, transformers.HOOKS),
@@ -40,6 +43,8 @@ def cases(context: Context) -> Iterator[Case]:
         yield _logging(variants, own, every)
     for kind in ("silent", "observing"):
         yield _plugins(variants, kind, _COUNTS[::2] if context.quick else _COUNTS)
+    for count in _HELD_COUNTS[:1] if context.quick else _HELD_COUNTS:
+        yield _held(variants, count)
 
 
 class _Variants:
@@ -135,6 +140,33 @@ def _plugins(variants: _Variants, kind: str, counts: tuple[int, ...]) -> Case:
         baseline="hooktrain",
         metrics=(STEP,),
         targets=tuple(targets),
+        warmup_steps=variants.warmup,
+        compare=False,
+        recipe={"type": "one-layer", "micro_batch_size": 8, "optimizer": {"type": "adamw"}, "log_interval": 100},
+    )
+
+
+def _held(variants: _Variants, count: int) -> Case:
+    """Return a case that compares observing plugins, around whose events a run looks for changes, with unheld ones."""
+    held, unheld = variants.ours("held", 100, "observing", count), variants.ours("unheld", 100, "unheld", count)
+    target = Target(
+        name="held, an event",
+        variant="held",
+        to="unheld",
+        kind="difference",
+        per=HOOKS,
+        at_most=_HELD,
+        unit="µs",
+        checks=(("held", "unheld", same_training),),
+    )
+    return Case(
+        name=f"held-{count}",
+        about=f"one layer, with {count} additional observing plugins, whose {HOOKS} events are compared or are not",
+        parameters={"plugins": count},
+        variants=(held, unheld),
+        baseline="unheld",
+        metrics=(STEP,),
+        targets=(target,),
         warmup_steps=variants.warmup,
         compare=False,
         recipe={"type": "one-layer", "micro_batch_size": 8, "optimizer": {"type": "adamw"}, "log_interval": 100},

@@ -19,7 +19,7 @@ from hooktrain.bench.tables import coloured, figure_text, make_table, median_tex
 from hooktrain.errors import did_you_mean
 from hooktrain.plugin.config import PluginsConfig, Switches, plugins_config
 from hooktrain.plugin.records import PluginRecord
-from hooktrain.recipe.yaml_reader import read_recipe
+from hooktrain.recipe.yaml_reader import apply_overrides, read_recipe
 from hooktrain.training.load import make_host
 
 __all__ = ["measure_plugin", "print_report"]
@@ -62,6 +62,7 @@ def measure_plugin(
     *,
     steps: int | None = None,
     overrides: Sequence[str] = (),
+    own: Sequence[str] = (),
     switches: Sequence[str] = (),
     out: Path | None = None,
     say: Callable[[str], None] = lambda message: None,
@@ -74,11 +75,13 @@ def measure_plugin(
         settings: rounds and cores.
         steps: optimizer steps of each run.
         overrides, switches: ``-o`` and ``-p`` of the command line, for both variants.
+        own: overrides for the variant with the plugin alone.
         out: folder for the results.
         say: called with messages about progress.
 
     Returns:
-        A line of results, with the plugin's hooks and parts in ``plugin`` and a sentence on the losses in ``losses``.
+        A line of results, with the plugin's hooks and parts in ``plugin``, a sentence on the losses in ``losses``, and
+        in ``unused`` why the recipe does not use the plugin, where it does not.
 
     Raises:
         BenchError: when there is no such plugin, or it is the loop itself.
@@ -90,6 +93,7 @@ def measure_plugin(
     rows = {"rows": 2 * steps, "eval_rows": 0}
     plain = read_recipe(recipe) if recipe else {**_TINY, "data": rows}
     plain = {**plain, "exit_iteration": steps}
+    apply_overrides(plain, [*overrides, *own])  # refuses what is none before anything is measured
     specification = {
         "recipe": plain,
         "folder": os.getcwd(),
@@ -100,6 +104,8 @@ def measure_plugin(
 
     def variant(which: str, *more: str, count: bool = False) -> Variant:
         given = {**specification, "switches": [*switches, *more], "count": count}
+        if which == "with":
+            given |= {"overrides": [*overrides, *own], "plugin": record.name}
         return Variant(which, driver="hooktrain.bench.plugin_driver", specification=given, environment=_caches())
 
     loaded = {*switches, *Switches.given(()).environment, *plugins_config(plain, []).load}
@@ -136,6 +142,7 @@ def measure_plugin(
         "registers": list(record.registers),
     }
     line["losses"] = _losses(line)
+    line["unused"] = syncs.get("with", {}).get("unused", "")
     if out is not None:
         write(out / FILE, line)
     return line
@@ -190,6 +197,9 @@ def print_report(line: Line, console: Console) -> None:
     if plugin["registers"]:
         console.print(Text(f"registers: {', '.join(plugin['registers'])}", style="dim"))
     console.print(Text(line["about"], style="dim"))
+    if line["unused"]:
+        why = f"the variant with it did not use it, so that this is what its installation costs: {line['unused']}"
+        console.print(Text(f"{why}; pass what uses it as --settings KEY=VALUE", style="yellow"))
     for variant in ("without", "with"):
         if "error" in line["variants"][variant]:
             console.print(Text(f"{variant} it, the recipe fails: {line['variants'][variant]['error']}", style="red"))

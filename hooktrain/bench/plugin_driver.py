@@ -1,8 +1,8 @@
 """Driver that runs a recipe once, and times its steps or counts its device syncs.
 
 The specification: ``recipe`` (the content of a recipe file), ``folder`` to run it from, ``overrides`` and ``switches``
-as on the command line, ``tiny`` (whether the trainer type ``tiny`` is needed) and ``count`` (whether to count device
-syncs, which makes timings worthless).
+as on the command line, ``tiny`` (whether the trainer type ``tiny`` is needed), ``count`` (whether to count device
+syncs, which makes timings worthless) and ``plugin``, the one that is measured, in the variant with it.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     """Run the recipe in a temporary run directory."""
     import torch
 
+    from hooktrain.plugin.usage import asks_for
     from hooktrain.training.load import load
     from hooktrain.training.trainer import Trainer
 
@@ -111,6 +112,9 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         made, host = load(recipe, overrides=given["overrides"], switches=given["switches"], plugins=plugins)
         Trainer(made, host).run()
         findings["plugins"] = [record["name"] for record in host.manifest()]
+        record = host.records.get(given.get("plugin", ""))
+        if record is not None and (record.state != "active" or not asks_for(host, made, record)):
+            findings["unused"] = record.reason or "the recipe chooses none of its parts and sets none of its settings"
     return findings
 
 

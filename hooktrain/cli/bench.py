@@ -146,6 +146,9 @@ def bench(
 )
 @click.option("--threads", type=click.IntRange(1), help="Cores to use.  [default: all that this process may use]")
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the recipe, in both variants.")
+@click.option(
+    "--settings", multiple=True, metavar="KEY=VALUE", help="Change the recipe in the variant with the plugin alone."
+)
 @plugin_switches
 @_out
 @as_json
@@ -157,21 +160,30 @@ def plugin(
     steps: int | None,
     threads: int | None,
     overrides: tuple[str, ...],
+    settings: tuple[str, ...],
     switches: tuple[str, ...],
     out: Path | None,
     as_json: bool,
 ) -> None:
     """Measure what a plugin costs and changes: the same recipe with it and without it.
 
-    Without RECIPE, a tiny recipe runs whose steps take milliseconds.
+    Without RECIPE, a tiny recipe runs whose steps take milliseconds. A plugin that a run uses only with settings of its
+    own gets them by --settings: `hooktrain bench plugin ema --settings ema.decay=0.99`.
     """
     from hooktrain.bench.plugin_cost import measure_plugin, print_report
     from hooktrain.bench.runner import Settings
 
-    settings = Settings(quick=quick, rounds=rounds, threads=threads)
     with _ended_by_a_signal():
         line = measure_plugin(
-            name, recipe, settings, steps=steps, overrides=overrides, switches=switches, out=out, say=_say
+            name,
+            recipe,
+            Settings(quick=quick, rounds=rounds, threads=threads),
+            steps=steps,
+            overrides=overrides,
+            own=settings,
+            switches=switches,
+            out=out,
+            say=_say,
         )
     if as_json:
         click.echo(json.dumps(line, default=str))

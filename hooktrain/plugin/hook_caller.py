@@ -8,7 +8,7 @@ else. The view is rebuilt whenever a plugin comes or goes.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Generator, Iterator, MutableSequence, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, MutableSequence, Sequence
 from functools import lru_cache
 from types import CodeType
 from typing import TYPE_CHECKING, Any, cast
@@ -113,15 +113,20 @@ def _compiled(
         "DONE": _DONE,
         "position": position,
         "held": held,
-        "NOTHING": ([], []),
     }
-    asking = _asking(name, caller, [one for one in found if not one.wrapper], scope, wrapped=bool(wrappers))
+    asking = list(_asking(name, caller, [one for one in found if not one.wrapper], scope, wrapped=bool(wrappers)))
     head = f"def {name}({'*, ' if parameters else ''}{parameters}):"
+    lines = []
     if wrappers:
-        noted = _noting(number, _wrapping(name, wrappers, scope, parameters, swallowed))
-        lines = [f"def inside({parameters}):", *asking, head, *noted]
+        lines = [f"def inside({parameters}):", *asking]
+        asking = list(_wrapping(name, wrappers, scope, parameters, _batches(caller), swallowed))
+    body = list(_noting(number, asking))
+    if held is not None and held.is_excused(name, found):
+        lines += [f"def requested({parameters}):", *body]
+        given = f"({parameters}{',' if parameters else ''})"
+        lines += [head, f"    if held.depth: return held.requested(requested, {given}, {_batches(caller)})", *body]
     else:
-        lines = [head, *_noting(number, asking)]
+        lines += [head, *body]
     exec(_code("\n".join(lines), f"<hook {name}>"), scope)
     compiled: Callable[..., Any] = scope[name]
     return compiled
@@ -132,7 +137,7 @@ def _code(source: str, name: str) -> CodeType:
     return compile(source, name, "exec")
 
 
-def _noting(number: int | None, lines: Iterator[str]) -> Iterator[str]:
+def _noting(number: int | None, lines: Iterable[str]) -> Iterator[str]:
     """The lines of a hook, which notes its number while it runs, and that of the hook around it when it returns.
 
     An error leaves the number of the hook that raised it.
@@ -186,16 +191,16 @@ def _held_calls(
     name: str, caller: pluggy.HookCaller, implementations: Sequence[HookImpl], scope: dict[str, Any], *, collects: bool
 ) -> Iterator[str]:
     """The lines that call all implementations, with a comparison before and after those that are held."""
-    assert caller.spec is not None
-    batches = next((text for key, text in _BATCHES.items() if key in caller.spec.argnames), "()")
-    scope |= {"batch_snapshot": scope["held"].batch_snapshot, "same_batch": scope["held"].same_batch}
+    held, batches = scope["held"], _batches(caller)
+    scope |= {"excused": held.excused, "NOTHING": ([], [])}
+    scope |= {"batch_snapshot": held.batch_snapshot, "same_batch": held.same_batch}
 
-    def calls(first: int, last: int) -> Iterator[str]:
+    def calls(first: int, last: int, indent: str = "    ") -> Iterator[str]:
         for number in range(first, last):
-            yield from ("    " + line for line in _call(number, implementations[number], scope, collects=collects))
+            yield from (indent + line for line in _call(number, implementations[number], scope, collects=collects))
 
     at = 0
-    for row in scope["held"].rows(name, implementations):
+    for row in held.rows(name, implementations):
         if row is None:
             yield from _call(at, implementations[at], scope, collects=collects)
             at += 1
@@ -204,7 +209,7 @@ def _held_calls(
         yield f"        seen = held.before({batches})"
         for number, group in enumerate(row.alone, at):
             scope[f"g{number}"] = group
-            yield from calls(number, number + 1)
+            yield from _compared(f"g{number}", batches, calls(number, number + 1, "        "))
             yield f"        seen = held.after(seen, g{number}, {batches})"
         if row.all is not None:
             scope[f"all{at}"] = row.all
@@ -216,8 +221,8 @@ def _held_calls(
             batch, also = "NOTHING", ""
             if batches != "()":
                 batch, also = f"batch_snapshot({batches})", f" and same_batch(seen[1], {batches})"
-            yield f"        seen = held.take(), {batch}, None"
-            yield from calls(at + row.first, at + row.last)
+            yield f"        seen = held.take(), {batch}, None, len(excused)"
+            yield from _compared(f"together{at}", batches, calls(at + row.first, at + row.last, "        "))
             yield f"        if not (held.same(seen[0]){also}): held.after(seen, together{at}, {batches})"
         yield from calls(at + row.last, at + len(row.alone))
         if not row.last and not row.first:
@@ -225,12 +230,34 @@ def _held_calls(
         at += len(row.alone)
 
 
+def _compared(group: str, batches: str, calls: Iterator[str]) -> Iterator[str]:
+    """The lines that call held implementations as an event in progress."""
+    yield "        held.depth += 1"
+    yield "        try:"
+    yield from calls
+    yield "        except BaseException:"
+    yield "            held.depth -= 1"
+    yield f"            held.failed(seen, {group}, {batches})"
+    yield "            raise"
+    yield "        held.depth -= 1"
+
+
+def _batches(caller: pluggy.HookCaller) -> str:
+    assert caller.spec is not None
+    return next((text for key, text in _BATCHES.items() if key in caller.spec.argnames), "()")
+
+
 _BATCHES = {"batches": "batches", "batch": "(batch,)"}
 """Parameters of hooks with micro-batches, and how their batches are written as a sequence."""
 
 
 def _wrapping(
-    name: str, wrappers: Sequence[HookImpl], scope: dict[str, Any], parameters: str, swallowed: Swallowed | None
+    name: str,
+    wrappers: Sequence[HookImpl],
+    scope: dict[str, Any],
+    parameters: str,
+    batches: str,
+    swallowed: Swallowed | None,
 ) -> Iterator[str]:
     """The lines that bring each wrapper to its yield, ask the others, and give each what came of it, inside out."""
     scope["ended"] = _ending(name, wrappers, swallowed)
@@ -240,6 +267,10 @@ def _wrapping(
     for number, found in enumerate(wrappers):
         scope[f"w{number}"] = found.function
         yield f"        wrapper = w{number}({', '.join(found.argnames)})"
+        watched = None if scope["held"] is None else scope["held"].watched(name, found)
+        if watched is not None:
+            scope[f"gw{number}"] = watched
+            yield f"        if held.each: wrapper = held.watch(wrapper, gw{number}, {batches})"
         yield f"        if next(wrapper, DONE) is DONE: raise never({number})"
         yield "        opened.append(wrapper)"
     yield f"        result = inside({parameters})"

@@ -43,6 +43,7 @@ class Run(NamedTuple):
         stderr: what it printed on the standard error.
         seconds: how long it took.
         folder: the recipe's ``run_dir``, or where the command ran.
+        lines: the text of the folder's ``metrics.jsonl`` when the command had ended; later runs may write to it.
     """
 
     status: int
@@ -50,6 +51,12 @@ class Run(NamedTuple):
     stderr: str
     seconds: float
     folder: Path
+    lines: str | None = None
+
+    def of(self, folder: Path) -> Run:
+        """Return the result with another folder, whose metrics are read now."""
+        path = folder / "metrics.jsonl"
+        return self._replace(folder=folder, lines=path.read_text(encoding="utf-8") if path.is_file() else None)
 
     @property
     def output(self) -> str:
@@ -58,8 +65,12 @@ class Run(NamedTuple):
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """Every line of ``metrics.jsonl``."""
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        """Every line of ``metrics.jsonl``, as it was when the command had ended."""
+        if self.lines is None:
+            raise HooktrainError(
+                f"{self.folder}: the run has written no metrics.jsonl there; it printed:\n{self.output}"
+            )
+        return [json.loads(line) for line in self.lines.splitlines()]
 
 
 def run_cli(
@@ -90,7 +101,7 @@ def run_cli(
             run_dir = Path(recipe.get("run_dir", folder))
             (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
         line.append(str(folder / "recipe.yaml") if isinstance(word, Mapping) else str(word))
-    return finish(line, folder, source=source, env=env, stdin=stdin, timeout=timeout)._replace(folder=run_dir)
+    return finish(line, folder, source=source, env=env, stdin=stdin, timeout=timeout).of(run_dir)
 
 
 def run_ranks(
@@ -129,12 +140,12 @@ def run_ranks(
     }
     if not script:
         found = run_cli(folder, "train", recipe, "--nproc", str(ranks), *words, source=source, timeout=timeout)
-        return found._replace(folder=folder / "ranks")
+        return found.of(folder / "ranks")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(_complete(recipe, source)), encoding="utf-8")
     (folder / "script.py").write_text(textwrap.dedent(script), encoding="utf-8")
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     line += [str(folder / "script.py"), "train", str(folder / "recipe.yaml"), *words]
-    return finish(line, folder, source=source, timeout=timeout)._replace(folder=folder / "ranks")
+    return finish(line, folder, source=source, timeout=timeout).of(folder / "ranks")
 
 
 def rank_notes(folder: Path, rank: int = 0) -> list[dict[str, Any]]:
@@ -186,4 +197,4 @@ def finish(
             f"`{' '.join(line[1:])}`: not finished after {timeout:g} s, and killed; on a slow machine, pass a longer"
             f" --hooktrain-timeout; it had printed:\n{text}"
         ) from None
-    return Run(process.returncode, stdout, stderr, time.monotonic() - began, folder)
+    return Run(process.returncode, stdout, stderr, time.monotonic() - began, folder).of(folder)

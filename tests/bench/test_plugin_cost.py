@@ -63,6 +63,44 @@ def test_what_a_plugin_costs_and_changes(tmp_path, monkeypatch, on_terminal, cha
     assert all(found["values"]["start_seconds"] for found in line["variants"].values())
 
 
+SCALES = """
+import attrs
+from hooktrain import PluginInfo, hookimpl
+
+hooktrain_plugin = PluginInfo(active_when=lambda recipe: recipe.settings["scales"].by != 1)
+Scales = attrs.make_class("Scales", {"by": attrs.field(type=float, default=1.0)}, frozen=True, kw_only=True)
+
+@hookimpl
+def register_configs():
+    return {"settings": {"scales": Scales}}
+
+@hookimpl(wrapper=True)
+def compute_loss(trainer):
+    loss = yield
+    return loss._replace(total=loss.total * trainer.recipe.settings["scales"].by)
+"""
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_the_variant_with_the_plugin_has_settings_of_its_own(tmp_path, monkeypatch, used):
+    (tmp_path / "scales.py").write_text(SCALES)
+    monkeypatch.chdir(tmp_path)
+    words = ["bench", "plugin", "scales", "--quick", "--steps", "3", "-p", "no:*", "-p", "torch"]
+    shown = CliRunner().invoke(cli, [*words, *(["--settings", "scales.by=2"] if used else [])])
+    assert shown.exit_code == 0, shown.output
+    said = " ".join(shown.stdout.split())
+    assert ("the losses differ from step 1 on" in said) is used
+    assert (
+        bool(re.search(facts("did not use it", "active_when returned False", "--settings KEY=VALUE"), said)) is not used
+    )
+
+
+def test_settings_that_are_none_are_refused_before_anything_is_measured(bench):
+    shown = bench("plugin", "jsonl", "--settings", "jsonl")
+    assert shown.exit_code == 1
+    assert re.search(facts("-o jsonl", "key=value"), str(shown.exception))
+
+
 def test_a_recipe_that_fails_without_the_plugin(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["bench", "plugin", "torch", "--quick", "--steps", "3", "-p", "no:*"]

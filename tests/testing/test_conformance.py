@@ -48,6 +48,10 @@ def test_a_state_that_is_changed_in_place_and_saved_at_every_step(check):
     check("state resume", bad_plugins.Averages)
 
 
+def test_a_loop_hook_with_another_one_of_the_same(check):
+    assert "at 1 hooks" in check("together", bad_plugins.DeclinesLate).notes["together"]
+
+
 def test_a_loss_that_is_a_sum(check):
     assert re.search(facts("total", "denominator"), check("loss", bad_plugins.Scales).notes["loss"])
     with pytest.raises(NotApplicable, match=facts("compute_loss", "count_batch", "make_loss")):
@@ -110,6 +114,9 @@ BROKEN = [
     ("teardown", "LeavesThread", ["on_epoch_start", "thread left"]),
     ("teardown", "LeavesVariable", ["on_epoch_start", "environment variable MINE"]),
     ("teardown", "Swallows", ["run_evaluate", "swallowed", "exception"]),
+    ("together", "TakesMetrics", ["on_log", "changes its argument metrics"]),
+    ("together", "DropsMetrics", ["called_before, called_after", "in no log line"]),
+    ("together", "IsAlone", ["differ", "step 1, grad_norm: "]),
     ("cost", "Slow", ["10000.0 microseconds a step", " 1000 ", " 100.0 ", "on_step_end "]),
     ("cost", "Allocates", ["3 new tensors", " 2 ", "on_step_end 2"]),
     ("cost", "Observes", ["3 calls of hooks", " 2 ", "on_step_end 1"]),

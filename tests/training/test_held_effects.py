@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
+import threading
 import warnings
 
 import numpy
 import pytest
 import torch
 
-from hooktrain import HooktrainWarning, PluginError, PluginInfo, hookimpl
+from hooktrain import HooktrainWarning, PluginError, PluginInfo, StepOutput, hookimpl
+from hooktrain.training import run_snapshots
 from tests.facts import facts
 
 QUIET = {"log_interval": 1000, "train_iters": 6}
@@ -164,6 +169,25 @@ def test_what_only_checked_steps_show_is_named_in_the_next_one(run_tiny):
         )
 
 
+def test_what_the_sample_does_not_hold_is_named_within_a_rotation(run_tiny, monkeypatch):
+    """With one of three parameters in the sample of each checked step, and a save in each step."""
+    monkeypatch.setattr(run_snapshots, "_SAMPLED_PARAMETERS", 1)
+    with pytest.raises(PluginError, match=facts("plugin 'cheats'", "on_step_end", "'head.weight'")) as caught:
+        run_tiny(plugin_of(writes_by_numpy), **QUIET, checkpoint=[{"type": "full", "save_every_n_steps": 1}])
+    assert re.search(r"step [123],", str(caught.value))
+
+
+def test_an_honest_loop_hook_is_nobodys_change(run_tiny):
+    def run_step(self, trainer, batches):
+        total = sum(trainer.microbatch(batch).total for batch in batches)
+        update = trainer.optimizer_step()
+        return StepOutput(total, update.grad_norm, update.stepped)
+
+    with no_warnings():
+        steps = makes("steps", {"run_step": run_step})
+        assert run_tiny(steps, *quiet_plugins(2), train_iters=6, log_interval=1).global_step == 6
+
+
 def test_one_of_many_is_named_when_it_does_it_again(run_tiny):
     plugins = [*quiet_plugins(20), plugin_of(writes, step=3)]
     with (
@@ -259,3 +283,260 @@ def test_held_plugins_leave_the_losses_as_they_are(tiny_recipe, run_tiny, tmp_pa
         lines = [json.loads(line) for line in (tmp_path / str(n) / "metrics.jsonl").read_text().splitlines()]
         found.append([(line["step"], line["loss"]) for line in lines])
     assert found[0] == found[1]
+
+
+# ------------------------------------------------------------------------------------------------- events within events
+
+
+def speaks(trainer):
+    trainer.say("a step")
+
+
+def makes(name, body, **declared):
+    """A plugin with the hooks that a function defines."""
+    members = {key: hookimpl(value) for key, value in body.items()}
+    return type(name, (), {**members, "hooktrain_plugin": PluginInfo(name=name, **declared)})()
+
+
+@contextlib.contextmanager
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", HooktrainWarning)
+        yield
+
+
+def test_what_a_plugin_draws_while_another_one_speaks_is_its_own(run_tiny):
+    draws = makes("draws", {"on_message": lambda self: random.random()}, may_change="random states")
+    with no_warnings():
+        assert run_tiny(plugin_of(speaks), draws, **QUIET).global_step == 6
+
+
+@pytest.mark.parametrize("wrapper", [False, True])
+@pytest.mark.parametrize("speaking", ["on_step_end", "collect_metrics"])
+def test_one_that_trains_while_another_one_speaks_is_nobodys_fault(run_tiny, wrapper, speaking):
+    def on_message(self, trainer):
+        writes(trainer)
+
+    def wraps(self, trainer):
+        writes(trainer)
+        return (yield)
+
+    trains = type(
+        "Trains",
+        (),
+        {
+            "on_message": hookimpl(wrapper=True)(wraps) if wrapper else hookimpl(on_message),
+            "hooktrain_plugin": PluginInfo(changes_gradients=True),
+        },
+    )()
+    with no_warnings():
+        trainer = run_tiny(plugin_of(speaks, hook=speaking), *quiet_plugins(2), trains, train_iters=6, log_interval=2)
+    assert trainer.global_step == 6
+
+
+@pytest.mark.parametrize("step", [0, 3], ids=["checked", "not checked"])
+@pytest.mark.parametrize("outer", ["ends the error", "may fail", "stops"])
+def test_one_that_cheats_while_another_one_speaks_is_named(run_tiny, outer, step):
+    def suppresses(trainer):
+        with contextlib.suppress(PluginError):
+            speaks(trainer)
+
+    speaker = plugin_of(
+        suppresses if outer == "ends the error" else speaks,
+        name="speaker",
+        on_error="warn" if outer == "may fail" else "stop",
+    )
+
+    def on_message(self, trainer):
+        if trainer.global_step > step:
+            writes(trainer)
+
+    said = facts("plugin 'cheats'", "hook on_message", f"step {step + 1}", "'head.weight'")
+    with warnings.catch_warnings(), pytest.raises(PluginError, match=said):
+        warnings.simplefilter("ignore", HooktrainWarning)  # that the speaker has failed
+        run_tiny(speaker, makes("cheats", {"on_message": on_message}), **QUIET)
+
+
+def test_one_that_speaks_and_cheats_is_named_whatever_the_other_one_may_change(run_tiny):
+    def both(trainer):
+        speaks(trainer)
+        writes(trainer)
+
+    draws = makes("draws", {"on_message": lambda self: random.random()}, may_change="random states")
+    with pytest.raises(PluginError, match=facts("plugin 'cheats'", "on_step_end", "step 1", "'head.weight'")):
+        run_tiny(plugin_of(both), draws, **QUIET)
+
+
+@pytest.mark.parametrize("declared", [{"may_change": "random states"}, {"changes_gradients": True}])
+def test_what_an_event_drew_before_it_raised_is_its_own(run_tiny, declared):
+    def suppresses(trainer):
+        with contextlib.suppress(ZeroDivisionError):
+            speaks(trainer)
+
+    def on_message(self, message):
+        if message == "a step":  # and not what the console says
+            1 / int(random.random())
+
+    raises = makes("raises", {"on_message": on_message}, **declared)
+    with no_warnings():
+        assert run_tiny(plugin_of(suppresses), raises, **QUIET).global_step == 6
+
+
+def test_one_that_cheats_and_raises_within_another_event_stops_the_run(run_tiny):
+    def suppresses(trainer):
+        with contextlib.suppress(ZeroDivisionError):
+            speaks(trainer)
+
+    def on_message(self, trainer):
+        writes(trainer)
+        raise ZeroDivisionError
+
+    with pytest.raises(PluginError, match=facts("plugin 'cheats'", "on_message", "step 1", "'head.weight'")):
+        run_tiny(plugin_of(suppresses, name="outer"), makes("cheats", {"on_message": on_message}), **QUIET)
+
+
+class Averages:
+    """Evaluates and saves other weights than it trains, as an average of them, and draws numbers for it."""
+
+    hooktrain_plugin = PluginInfo(changes_gradients=True)
+
+    @hookimpl(wrapper=True)
+    def run_evaluate(self, trainer):
+        return (yield from self.swapped(trainer))
+
+    @hookimpl(wrapper=True)
+    def save_checkpoint(self, trainer):
+        return (yield from self.swapped(trainer))
+
+    def swapped(self, trainer):
+        kept = weight(trainer).detach().clone()
+        with torch.no_grad():
+            weight(trainer).mul_(0.5)
+        result = yield
+        with torch.no_grad():
+            weight(trainer).copy_(kept)
+        random.random()
+        return result
+
+
+@pytest.mark.parametrize("step", [0, 3], ids=["checked", "not checked"])
+@pytest.mark.parametrize("requested", ["evaluate", "save"])
+def test_an_evaluation_or_a_save_within_an_event_is_no_change_of_it(run_tiny, tmp_path, requested, step):
+    def requests(trainer):
+        if requested == "evaluate":
+            trainer.evaluate()
+        else:
+            trainer.save(tmp_path / f"own-{trainer.global_step}", type="full")
+
+    with no_warnings():
+        trainer = run_tiny(plugin_of(requests, step=step), Averages(), *quiet_plugins(2), **QUIET)
+    assert trainer.global_step == 6
+
+
+def test_one_that_steps_the_optimizer_in_an_event_is_named(run_tiny):
+    def trains(trainer):
+        trainer.optimizer.step()
+
+    with pytest.raises(PluginError, match=facts("plugin 'cheats'", "on_optimizer_step_start", "step 3")):
+        run_tiny(plugin_of(trains, "on_optimizer_step_start", step=3), **QUIET)
+
+
+def test_an_event_of_another_thread_is_not_compared(run_tiny):
+    """One that a plugin's thread calls lasts while the run trains."""
+
+    class Reports:
+        def __init__(self):
+            self.trained = threading.Event()
+            self.thread, self.errors = None, []
+
+        @hookimpl
+        def on_step_start(self, trainer):
+            self.trained.clear()
+            self.thread = threading.Thread(target=self.report, args=(trainer,))
+            self.thread.start()
+
+        def report(self, trainer):
+            try:
+                speaks(trainer)
+            except PluginError as problem:
+                self.errors.append(problem)
+
+        @hookimpl
+        def on_step_end(self):
+            self.trained.set()
+            self.thread.join()
+
+        @hookimpl
+        def on_message(self):
+            if threading.current_thread() is self.thread:
+                assert self.trained.wait(30)
+
+    reports = Reports()
+    with no_warnings():
+        run_tiny(reports, **QUIET)
+    assert not reports.errors
+
+
+# ------------------------------------------------------------------------------------------------------------- wrappers
+
+
+def wraps(change=lambda trainer: None, after=lambda trainer: None, hook="run_step", **declared):
+    """A wrapper that does something before its yield and after it."""
+
+    def wrapper(self, trainer):
+        change(trainer)
+        result = yield
+        after(trainer)
+        return result
+
+    info = PluginInfo(name="cheats", **declared)
+    return type("Wraps", (), {hook: hookimpl(wrapper=True)(wrapper), "hooktrain_plugin": info})()
+
+
+def moves(trainer):
+    os.chdir(tempfile.gettempdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [(writes, "'head.weight'"), (lambda trainer: random.random(), "Python's random"), (moves, "current directory")],
+)
+@pytest.mark.parametrize("part", ["change", "after"])
+@pytest.mark.parametrize("hook", ["run_step", "on_step_end"])
+def test_a_wrapper_of_one_that_only_observes_is_named(run_tiny, process_state, change, what, part, hook):
+    with pytest.raises(PluginError, match=facts("plugin 'cheats'", f"hook {hook}", "only_observes", what)):
+        run_tiny(wraps(**{part: change}, hook=hook, only_observes=True), **QUIET)
+
+
+def test_a_wrapper_may_train_unless_it_says_that_it_only_observes(run_tiny):
+    assert run_tiny(wraps(writes), **QUIET).global_step == 6
+
+
+def test_a_wrapper_may_evaluate_other_weights_and_put_its_own_back(run_tiny):
+    def halves(trainer):
+        with torch.no_grad():
+            weight(trainer).mul_(0.5)
+
+    def doubles(trainer):
+        with torch.no_grad():
+            weight(trainer).mul_(2)
+
+    averages = wraps(halves, doubles, hook="run_evaluate", only_observes=True)
+    with no_warnings():
+        trainer = run_tiny(averages, plugin_of(lambda trainer: trainer.evaluate(), name="asks"), **QUIET)
+    assert trainer.global_step == 6
+
+
+def test_a_wrapper_may_put_back_what_it_changes_for_the_time_of_a_step(run_tiny):
+    printed, before = io.StringIO(), []
+
+    def redirects(trainer):
+        before.append(sys.stdout)
+        sys.stdout = printed
+
+    def restores(trainer):
+        sys.stdout = before.pop()
+
+    with no_warnings():
+        trainer = run_tiny(wraps(redirects, restores, only_observes=True), *quiet_plugins(2), **QUIET)
+    assert trainer.global_step == 6

@@ -74,6 +74,7 @@ EVENTS = [
     "on_checkpoint_end",
     "on_epoch_start",
     "on_epoch_end",
+    "on_message",
     "on_evaluate_start",
     "on_evaluate_end",
     "on_log",
@@ -89,7 +90,7 @@ CASES = {
 }
 
 
-BACKGROUND = {name: make for name, make in CASES.items() if "checkpoint" in name or name == "state"}
+BACKGROUND = {name: make for name, make in CASES.items() if "checkpoint" in name or name in ("on_message", "state")}
 
 
 @pytest.mark.parametrize(

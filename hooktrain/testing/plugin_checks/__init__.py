@@ -39,6 +39,7 @@ CHECKS = {
     "loss": "check_loss:check_loss",
     "device": "check_device:check_device",
     "teardown": "check_teardown:check_teardown",
+    "together": "check_together:check_together",
     "cost": "check_cost:check_cost",
 }
 """Each check and its function."""
@@ -84,6 +85,8 @@ def conformance(
     - ``loss``: a micro-batch that holds each sequence twice has twice the loss: it is a sum, and not a mean;
     - ``device``: no hook waits for the device where it must not;
     - ``teardown``: ``on_teardown`` runs once whatever hook failed, and may run early or twice;
+    - ``together``: a run is the same with two more plugins that implement the same hooks and do nothing, one called
+      before the plugin and one after it, and both get the same arguments;
     - ``cost``: a step makes at most ``calls`` and ``allocations``, and its time stays within the ``budget``.
 
     A check that does not apply to a plugin, such as ``state`` of one without state, is skipped with the reason. Counts

@@ -34,13 +34,14 @@ def facts(spec: Spec) -> dict[str, Any]:
 
     Returns:
         ``problems`` with its functions; ``hooks`` that it implements, None where it cannot be loaded;
-        ``changes_gradients``, as it declares; ``needed``, why the recipe does not run without it, or nothing.
+        ``name`` in the run; ``changes_gradients``, as it declares; ``needed``, why the recipe does not run without it,
+        or nothing.
     """
     plugin = spec.reference.load()
-    problems, hooks, needed, changes_gradients = list(_unmarked(plugin)), None, "", False
+    problems, hooks, needed, changes_gradients, name = list(_unmarked(plugin)), None, "", False, ""
     try:
         made = prepared(spec, "with")
-        record = made.host.records.get(made.name)
+        name, record = made.name, made.host.records.get(made.name)
         if record is None or record.state != "active":
             state, reason = (record.state, record.reason) if record else ("not loaded", "")
             problems.append(f"the plugin is {state}: {reason}")
@@ -53,7 +54,13 @@ def facts(spec: Spec) -> dict[str, Any]:
         prepared(spec, "without")
     except HooktrainError as problem:
         needed = " ".join(str(problem).split())
-    return {"problems": problems, "hooks": hooks, "changes_gradients": changes_gradients, "needed": needed}
+    return {
+        "problems": problems,
+        "hooks": hooks,
+        "name": name,
+        "changes_gradients": changes_gradients,
+        "needed": needed,
+    }
 
 
 def _functions(plugin: Any) -> Iterator[tuple[str, Any]]:

@@ -76,13 +76,18 @@ class Results:
 
 
 def run(
-    spec: Spec, variation: str, folder: str, overrides: Mapping[str, Any] = {}, resume_from: str | None = None
+    spec: Spec,
+    variation: str,
+    folder: str,
+    overrides: Mapping[str, Any] = {},
+    resume_from: str | None = None,
+    plugins: Sequence[object] = (),
 ) -> dict[str, Any]:
-    """Train in this process, and return the results to compare: plain values and tensors."""
+    """Train in this process with more plugins, and return the results to compare: plain values and tensors."""
     torch.set_num_threads(1)
     values = {"run_dir": folder, "train_iters": spec.steps, "epochs": None, "checkpoint": [], **overrides}
     results = Results()
-    recipe, host, results.name = prepared(spec, variation, results, overrides=values)
+    recipe, host, results.name = prepared(spec, variation, results, *plugins, overrides=values)
     trainer = Trainer(recipe, host, resume_from=Path(resume_from) if resume_from else None)
     trainer.run()
     return {

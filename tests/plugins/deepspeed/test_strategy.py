@@ -160,7 +160,7 @@ def test_two_ranks_resume_bit_by_bit(run_ranks, run_tiny, tmp_path, stage):
     path = undisturbed.folder / "checkpoints" / "step-00000003"
     words = ["--resume", str(path)]
     more = {"micro_batch_size": 1, "model": {"dropout": 0.3}, "run_dir": str(tmp_path / "rest"), **settings}
-    rest = run_ranks(2, words=words, strategy=zero(stage), **more)._replace(folder=tmp_path / "rest")
+    rest = run_ranks(2, words=words, strategy=zero(stage), **more).of(tmp_path / "rest")
     assert rest.status == 0, rest.output
     assert [line["loss"] for line in rest.metrics] == [line["loss"] for line in undisturbed.metrics][3:]
     last = len(undisturbed.metrics)
@@ -176,7 +176,7 @@ def test_any_strategy_resumes_from_any_others_checkpoint(run_ranks, run_tiny, tm
     run_tiny(reference, **settings)
     words = ["--resume", str(tmp_path / "run" / "checkpoints" / "step-00000003")]
     more = {**settings, "micro_batch_size": 2, "run_dir": str(tmp_path / "two")}
-    two = run_ranks(2, words=words, strategy=zero(stage), **more)._replace(folder=tmp_path / "two")
+    two = run_ranks(2, words=words, strategy=zero(stage), **more).of(tmp_path / "two")
     assert two.status == 0, two.output
     assert [line["loss"] for line in two.metrics] == pytest.approx(losses(reference)[3:], abs=2e-6)
     path = tmp_path / "two" / "checkpoints" / "step-00000006"

@@ -94,7 +94,7 @@ def test_resumes_from_other_strategies_and_they_from_it(run_ranks, run_tiny, tmp
     words = ["--resume", str(tmp_path / "run" / "checkpoints" / "step-00000003")]
     two = run_ranks(
         2, words=words, strategy=FSDP, **{**settings, "micro_batch_size": 2, "run_dir": str(tmp_path / "two")}
-    )._replace(folder=tmp_path / "two")
+    ).of(tmp_path / "two")
     assert two.status == 0, two.output
     expected = [line["loss"] for line in reference.metrics]
     assert [line["loss"] for line in two.metrics] == pytest.approx(expected[3:], abs=2e-6)

@@ -273,7 +273,7 @@ def test_a_resume_on_two_ranks_repeats_the_undisturbed_run(run_ranks, run_tiny, 
     assert undisturbed.status == 0, undisturbed.output
     path = undisturbed.folder / "checkpoints" / "step-00000003"
     rest = run_ranks(2, words=["--resume", str(path)], **{**settings, "run_dir": str(tmp_path / "rest")})
-    rest = rest._replace(folder=tmp_path / "rest")
+    rest = rest.of(tmp_path / "rest")
     assert rest.status == 0, rest.output
     assert [line["loss"] for line in rest.metrics] == [line["loss"] for line in undisturbed.metrics][3:]
     for name, value in weights_at(undisturbed, 8).items():
