@@ -5,8 +5,8 @@ name says the kind as well. Factories (``make_*``, ``load_source``) build a part
 the part. Events (``on_*``) call every implementation and ignore the results. Loop hooks (``run_*``, ``compute_loss``,
 ...) are what the loop does between two events: the first plugin that returns a result other than ``NotImplemented``
 does it, and ``@hookimpl(wrapper=True)`` wraps it; None is an error, so that a forgotten ``return`` does not do the
-work twice. What is collected (``register_*``, ``check_*``, ``collect_*``) comes from all plugins. A question is
-answered by the first result that is not None.
+work twice. What is collected (``register_*``, ``check_*``, ``collect_*``, ``make_models``) comes from all plugins. A
+question is answered by the first result that is not None.
 
 An implementation may name any subset of a hook's parameters. The guide ``hooks`` is generated from this file.
 """
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         DataEstimate,
         Dataset,
         ExamplePreview,
+        ExtraModel,
         LossSum,
         MemoryEstimate,
         ModelEstimate,
@@ -468,18 +469,46 @@ def adopt_model(model: Module, config: Any, tokenizer: Any, world: World) -> Mod
     """
 
 
+@_collected(SYNC)
+def make_models(
+    model: Module, recipe: Recipe, tokenizer: Any, world: World, hooks: Any
+) -> Mapping[str, ExtraModel] | None:
+    """Describe further models that the run needs: a reference, a teacher, a reward, a critic.
+
+    Called: by ``trainer.prepare``, after ``make_model``, before the strategy prepares any model and before
+        ``make_optimizer``; and by ``hooktrain plan``, after ``make_meta_model``, to estimate their memory.
+    Ranks: every rank; all must return the same.
+    Device: may wait for the device.
+
+    Args:
+        model: what ``make_model`` returned, to be copied or measured; in a plan what ``make_meta_model`` returned.
+        recipe: the structured recipe.
+        tokenizer: what ``make_tokenizer`` returned; None in a plan.
+        world: rank and world size of this process.
+        hooks: calls hooks, as in ``hooks.make_model(config=recipe.model, tokenizer=tokenizer, world=world,
+            recipe=recipe)``, which builds the run's model once more.
+
+    Returns:
+        ``{name: ExtraModel(build)}``, or None. ``trainer.models[name]`` is the model. Each name may be there once, and
+        not be ``model``. The modules are built when all plugins have returned theirs, and share no weights.
+
+    Default: none.
+    """
+
+
 @_factory("optimizer", SYNC)
 def make_optimizer(config: Any, model: Module) -> Optimizer | None:
     """Build the optimizer.
 
-    Called: by ``trainer.prepare``, after ``make_model``, when the strategy has prepared the model, and before
+    Called: by ``trainer.prepare``, after ``make_models``, when the strategy has prepared the model, and before
         ``make_scheduler``; and by ``hooktrain plan``, with the meta model, to estimate its memory.
     Ranks: every rank.
     Device: may wait for the device.
 
     Args:
         config: the ``optimizer`` section of the recipe, as an instance of its config class.
-        model: the model, on its device and in its final form.
+        model: the model, on its device and in its final form; where ``make_models`` returned trainable models, a module
+            that holds it as ``model`` and these under their names.
 
     Returns:
         A torch optimizer. None leaves it to the next plugin.

@@ -25,6 +25,7 @@ __all__ = [
     "Data",
     "DataEstimate",
     "Dataset",
+    "ExtraModel",
     "Shard",
     "LossSum",
     "MemoryEstimate",
@@ -323,6 +324,53 @@ class Data:
 
 
 @attrs.frozen
+class ExtraModel:
+    """A further model of a run, as ``make_models`` returns it: a reference, a teacher, a reward, a critic.
+
+    A frozen one is in evaluation mode, and is in no optimizer, checkpoint or export.
+
+    Attributes:
+        build: builds the module. It is called with the random state of the recipe's ``seed``, in the context in which
+            the strategy has models built.
+        trainable: whether it is trained with the run's model: it is in what ``make_optimizer`` is given, and in
+            checkpoints.
+        dtype: the type of a frozen model's weights, ``fp32``, ``bf16`` or ``fp16``; as built when omitted, or under
+            ZeRO 1 to 3 the precision of the computation.
+        offload: whether a frozen model's weights are kept in the processor's memory, and are on the device only while
+            they are used.
+        build_meta: builds the module without weights, for ``hooktrain plan``, under ``torch.device("meta")``; ``build``
+            is called when omitted.
+
+    Raises:
+        ValueError: ``dtype`` is unknown; or it or ``offload`` is set for a trainable model, which is kept as the run's
+            own model is.
+    """
+
+    build: Callable[[], Module]
+    trainable: bool = False
+    dtype: str | None = None
+    offload: bool = False
+    build_meta: Callable[[], Module] | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.dtype not in (None, "fp32", "bf16", "fp16"):
+            raise ValueError(f"ExtraModel: dtype is {self.dtype!r}, expected 'fp32', 'bf16', 'fp16' or None")
+        if self.trainable and (self.dtype or self.offload):
+            name = "dtype" if self.dtype else "offload"
+            raise ValueError(
+                f"ExtraModel: {name} is set for a trainable model, expected it for a frozen one only; leave it out, as"
+                " the strategy keeps a trainable model as it keeps the run's own"
+            )
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """``dtype`` as torch has it."""
+        import torch
+
+        return {None: None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]
+
+
+@attrs.frozen
 class ExamplePreview:
     """A row as ``hooktrain data --show`` prints it.
 
@@ -368,6 +416,10 @@ class ModelEstimate:
         state_bytes: the same in bytes.
         activation_bytes: what a micro-batch keeps for the backward pass, by what it is; None when not known.
         dtypes: numbers by type of weight.
+        dtype_is_set: whether the weights of a frozen model stay in the type that they have.
+        offload: whether the weights of a frozen model are kept in the processor's memory.
+        frozen: the frozen models of ``make_models`` by name, sized in the same way. Trainable ones are counted with the
+            model.
     """
 
     module: Module
@@ -379,6 +431,9 @@ class ModelEstimate:
     state_bytes: int | None = None
     activation_bytes: Mapping[str, int] | None = None
     dtypes: Mapping[str, int] = attrs.field(factory=dict)
+    dtype_is_set: bool = False
+    offload: bool = False
+    frozen: Mapping[str, ModelEstimate] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)

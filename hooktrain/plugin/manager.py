@@ -75,6 +75,7 @@ class PluginHost:
         self.warnings: list[str] = []
         self.passed_over: dict[str, str] = {}  # what is said of it at the start of a run
         self.metric_owners: dict[str, str] = {}  # of the current log line, the engine's names among them
+        self.model_owners: dict[str, str] = {}  # of what make_models returned
         self.recipe_source = "recipe"  # what errors call it
         self.manager = pluggy.PluginManager("hooktrain")
         self.manager.add_hookspecs(hookspecs)

@@ -76,6 +76,8 @@ class ModelParts:
     """The model and what moves its weights, as :func:`build_model_parts` returns them."""
 
     model: Module
+    models: Mapping[str, Module]
+    trained: Module
     optimizer: Optimizer
     scheduler: Scheduler
     last_lr: float
@@ -130,7 +132,7 @@ def build_data_parts(trainer: Trainer) -> DataParts:
 
 
 def build_model_parts(trainer: Trainer) -> ModelParts:
-    """Build the model, the optimizer and the scheduler.
+    """Build the model and further ones, the optimizer and the scheduler.
 
     Raises:
         PluginError: when no plugin builds a part that the recipe selects.
@@ -138,18 +140,30 @@ def build_model_parts(trainer: Trainer) -> ModelParts:
     """
     import torch  # which those who only read a recipe do without
 
+    from hooktrain.training.extra_models import build_extra_models
+
     recipe, world, host, strategy = trainer.recipe, trainer.world, trainer.host, trainer.strategy
     torch.manual_seed(recipe.seed)  # weights do not depend on how much randomness the data took
     with strategy.model_context():
         model = make_part(host, "make_model", recipe.model, tokenizer=trainer.tokenizer, world=world, recipe=recipe)
-    model = strategy.prepare_model(model)
-    optimizer = make_part(host, "make_optimizer", recipe.optimizer, model=model)
+    given = {"model": model, "recipe": recipe, "tokenizer": trainer.tokenizer, "world": world}
+    extra = build_extra_models(host, recipe.seed, strategy.model_context, **given)
+    trained = strategy.prepare_model(extra.trained_with(model))
+    optimizer = make_part(host, "make_optimizer", recipe.optimizer, model=trained)
     horizon = trainer.training_horizon
     scheduler = make_part(host, "make_scheduler", recipe.scheduler, optimizer=optimizer, total_steps=horizon)
-    model, optimizer, scheduler = strategy.prepare(model, optimizer, scheduler, recipe.gradient_accumulation_steps)
+    trained, optimizer, scheduler = strategy.prepare(trained, optimizer, scheduler, recipe.gradient_accumulation_steps)
+    model, models = extra.prepared(trained, strategy)
     _warn_of_unused_settings(trainer)
     _seed(recipe.seed + world.rank)  # dropout differs between ranks
-    return ModelParts(model=model, optimizer=optimizer, scheduler=scheduler, last_lr=optimizer.param_groups[0]["lr"])
+    return ModelParts(
+        model=model,
+        models=models,
+        trained=trained,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        last_lr=optimizer.param_groups[0]["lr"],
+    )
 
 
 def _seed(seed: int) -> None:

@@ -88,6 +88,8 @@ class Trainer:
         tokenizer, data, loss, model, optimizer, scheduler, strategy, checkpoint_engines, loader: the parts, once they
             have been built. After the run ``model`` is the trained model in evaluation mode; a strategy that spreads
             the weights over ranks leaves each with its share.
+        models, trained: further models by name, as plugins returned them from ``make_models``; and ``model``, or one
+            module of it and of the trainable ones of these, for ``strategy.trained_state``.
         run_dir: folder of the run's files.
         denominator: what the loss of the current step is divided by: the sum of what its micro-batches contribute, over
             the accumulation window and all ranks.
@@ -102,6 +104,8 @@ class Trainer:
     data: Data
     loss: Callable[[Module, Batch, float], LossSum]
     model: Module
+    models: Mapping[str, Module]
+    trained: Module
     optimizer: Optimizer
     scheduler: Scheduler
     checkpoint_engines: Sequence[CheckpointEngine]
@@ -299,7 +303,7 @@ class Trainer:
             if self._opened:
                 self.strategy.close()
             if self._built:
-                self.model.eval()
+                self.trained.eval()
             self.run_record.end(self.state.stop_reason or "", self.exit_status, self._failure)
 
     def __enter__(self) -> Self:
@@ -485,7 +489,7 @@ class Trainer:
 
     def run_loop(self) -> TrainerState:
         """Run the training and emit its events; the parts must have been built."""
-        self.model.train()
+        self.trained.train()
         self.finite_weights.note(self)
         if self.resume_from is None:
             self.random_state.keep_observers_out(self.host)
@@ -665,13 +669,13 @@ class Trainer:
         self.prepare()
         training = self.model.training
         with self.meter.pause(), self.watchdog.during("evaluation"):
-            self.model.eval()
+            self.trained.eval()
             try:
                 self.hooks.on_evaluate_start(trainer=self)
                 with torch.no_grad():
                     metrics = dict(self.hooks.run_evaluate(trainer=self))
             finally:
-                self.model.train(training)
+                self.trained.train(training)
             self.state.evaluated(metrics)
             self.hooks.on_evaluate_end(trainer=self, metrics=metrics)
         return metrics

@@ -23,6 +23,7 @@ __all__ = [
     "Address",
     "ConfigRefusedError",
     "address_of",
+    "begin_forward",
     "build_folder",
     "clear_global_lists",
     "clear_gradients",
@@ -225,6 +226,14 @@ def clear_gradients(engine: Any) -> None:
     else:
         for number in list(zero.averaged_gradients):
             zero.averaged_gradients[number] = zero.all_grad_tensors[number] = None
+
+
+def begin_forward(engine: Any) -> None:
+    """Begin a new record of the order in which modules are called, as a call of the outermost module does, under ZeRO-3.
+
+    Without it no record is ever complete, and weights are never fetched ahead.
+    """
+    engine.optimizer.parameter_offload.get_param_coordinator().reset_step()
 
 
 def refresh_half_weights(zero: Any) -> None:

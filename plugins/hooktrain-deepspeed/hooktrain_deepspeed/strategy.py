@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import warnings
@@ -22,6 +23,7 @@ from hooktrain_torch import (
     load_trained_state,
     native_bf16,
     parameter_names,
+    place_frozen,
     trained_state,
 )
 from torch import Tensor
@@ -30,6 +32,7 @@ from torch.optim import Optimizer
 
 from hooktrain import (
     Batch,
+    ExtraModel,
     HooktrainError,
     HooktrainWarning,
     NonFiniteError,
@@ -37,11 +40,13 @@ from hooktrain import (
     Recipe,
     Scheduler,
     StoredTensors,
+    TrainedModels,
     TrainedState,
     World,
 )
 from hooktrain_deepspeed.check import require_valid
 from hooktrain_deepspeed.compat import (
+    begin_forward,
     clear_global_lists,
     clear_gradients,
     configure_transformers,
@@ -50,6 +55,7 @@ from hooktrain_deepspeed.compat import (
     end_communication,
     full_numel,
     is_cpu_adam,
+    is_partitioned,
     loss_scaler_of,
     quietly,
     reset_transformers,
@@ -99,6 +105,7 @@ class DeepSpeedStrategy:
                 warnings.warn(warning, HooktrainWarning, stacklevel=2)
         self._sequence = SequenceGroup.of(self._ranks, config.sequence_parallel)
         self._engine: Any = None
+        self._frozen: list[Any] = []
         self._zero: ZeroState | None = None
         self._groups: list[list[str]] = []
         self._hf: Any = None
@@ -114,6 +121,36 @@ class DeepSpeedStrategy:
 
     def prepare_model(self, model: Module) -> Module:
         return model if self.stage == 3 else model.to(self.device)
+
+    def prepare_frozen_model(self, model: Module, extra: ExtraModel) -> Module:
+        dtype = extra.torch_dtype or (None if self.stage == 0 or self.dtype is torch.float32 else self.dtype)
+        if self.stage < 3:
+            return place_frozen(model.to(dtype=dtype), extra, self.device)
+        weights = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
+        if any(map(is_partitioned, model.parameters())):  # as it was loaded, so that it cannot be cast any more
+            if dtype is not None and weights != {dtype}:
+                raise HooktrainError(
+                    f"make_models: given a model whose weights were loaded sharded in {', '.join(map(str, weights))},"
+                    f" expected {dtype}; load them in it, as in from_pretrained(..., dtype={dtype})"
+                )
+        else:
+            model.to(dtype=dtype)
+        with quietly():
+            self._frozen.append(self._deepspeed.initialize(model=model, config=self._frozen_settings(model, extra))[0])
+        return model
+
+    def _frozen_settings(self, model: Module, extra: ExtraModel) -> dict[str, Any]:
+        """Return the configuration of an engine that shards a model and trains nothing."""
+        settings = copy.deepcopy(self.settings)
+        types = {weight.dtype for weight in model.parameters()}
+        for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+            settings[name] = {"enabled": types == {dtype}}
+        zero = settings["zero_optimization"]
+        for name in ("offload_optimizer", "offload_param"):
+            zero.pop(name, None)
+        if extra.offload:
+            zero["offload_param"] = {"device": "cpu"}
+        return settings
 
     def prepare(
         self, model: Module, optimizer: Optimizer, scheduler: Scheduler, accumulation: int
@@ -143,6 +180,8 @@ class DeepSpeedStrategy:
             engine.set_gradient_accumulation_boundary(last)
             if self.stage > 0:
                 engine.optimizer.clear_backward_seen_flag()
+            if self.stage == 3 and isinstance(engine.module, TrainedModels):  # which nobody calls
+                begin_forward(engine)
         if not engine.torch_autocast_enabled():
             return function()
         with torch.autocast(self.device.type, engine.torch_autocast_dtype()):
@@ -268,6 +307,10 @@ class DeepSpeedStrategy:
 
     def close(self) -> None:
         self._sequence = None
+        while self._frozen:
+            engine = self._frozen.pop()
+            engine.destroy()
+            drop_process_groups(engine.module)
         if self._engine is not None:
             model = self._engine.module
             self._engine.destroy()

@@ -100,8 +100,8 @@ class FullCheckpoint:
 
     def _frozen_of(self, trainer: Trainer) -> FrozenWeights:
         strategy = trainer.strategy
-        shards = strategy.trained_state(trainer.model, trainer.optimizer).model
-        return FrozenWeights(strategy.unwrap(trainer.model), shards, strategy.gather_objects)
+        shards = strategy.trained_state(trainer.trained, trainer.optimizer).model
+        return FrozenWeights(strategy.unwrap(trainer.trained), shards, strategy.gather_objects)
 
     # ------------------------------------------------------------------------------------------------- saving
 
@@ -127,7 +127,7 @@ class FullCheckpoint:
             "strategy": trainer.strategy.state_dict(),
             "built": dict(self._built),
         }
-        trained = trainer.strategy.trained_state(trainer.model, trainer.optimizer)
+        trained = trainer.strategy.trained_state(trainer.trained, trainer.optimizer)
         saving = Save(target, trainer.global_step, self.world, trainer.run_id)
         self._on_all_ranks(trainer, lambda: self._begin(saving.temporary), saving)
         unchanged = self._unchanged(trainer, trained)
@@ -217,7 +217,7 @@ class FullCheckpoint:
         if self._frozen is None:
             return {}
         strategy = trainer.strategy
-        return self._frozen.unchanged(strategy.unwrap(trainer.model), trained.model, strategy.gather_objects)
+        return self._frozen.unchanged(strategy.unwrap(trainer.trained), trained.model, strategy.gather_objects)
 
     def _begin(self, temporary: Path) -> None:
         if self.world.is_main:
@@ -346,7 +346,7 @@ class FullCheckpoint:
             tensors = read_json(path / TENSORS)
             left_out = self._not_written(trainer, path)
             strategy.load_trained_state(
-                trainer.model,
+                trainer.trained,
                 trainer.optimizer,
                 (stored("model"), stored("optimizer")),
                 parts["trained"],
@@ -370,7 +370,7 @@ class FullCheckpoint:
         frozen = read_json(path / FROZEN) if (path / FROZEN).is_file() else {}
         different: list[str] = []
         if frozen:
-            shards = trainer.strategy.trained_state(trainer.model, trainer.optimizer).model
+            shards = trainer.strategy.trained_state(trainer.trained, trainer.optimizer).model
             known = self._frozen or self._frozen_of(trainer)
             different = known.different(frozen, shards, trainer.strategy.gather_objects)
         if different:

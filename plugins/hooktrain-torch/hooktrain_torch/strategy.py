@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from hooktrain import (
     Batch,
+    ExtraModel,
     HooktrainError,
     NonFiniteError,
     OptimizerStep,
@@ -25,6 +26,7 @@ from hooktrain import (
     World,
 )
 from hooktrain_torch.complete_state import load_trained_state, trained_state
+from hooktrain_torch.frozen_models import place_frozen, shard_frozen
 from hooktrain_torch.fsdp import shard_model
 from hooktrain_torch.malloc import keep_freed_memory, return_freed_memory
 from hooktrain_torch.ranks import Ranks, device_of, native_bf16
@@ -72,6 +74,7 @@ class TorchStrategy:
         self._parameters: list[torch.nn.Parameter] = []
         self._parallel: DistributedDataParallel | None = None
         self._sharded: Any = None
+        self._frozen: list[Any] = []
         self._reduced = True
         self._on_host = self.device.type == "cpu"
         if self.device.type == "cuda":
@@ -94,6 +97,12 @@ class TorchStrategy:
             self._sharded = shard_model(_Caller(model), self.device, self.dtype, self.config.find_unused_parameters)
             return model
         return model.to(self.device)
+
+    def prepare_frozen_model(self, model: Module, extra: ExtraModel) -> Module:
+        if not self.shards_weights:
+            return place_frozen(model, extra, self.device)
+        self._frozen.append(shard_frozen(model, extra, self.device, self.dtype))
+        return model
 
     def prepare(
         self, model: Module, optimizer: Optimizer, scheduler: Scheduler, accumulation: int
@@ -123,7 +132,11 @@ class TorchStrategy:
             return function()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
             if self._sharded is not None:
+                for frozen in self._frozen:  # what lies in no block: somebody may call a part of the model
+                    frozen.unshard()
                 found: T = self._sharded(function)
+                for frozen in self._frozen:
+                    frozen.reshard()
                 if not torch.is_grad_enabled():
                     self._sharded.reshard()  # with gradients the backward pass does it
                 return found
@@ -250,6 +263,7 @@ class TorchStrategy:
 
     def close(self) -> None:
         self._parallel = self._sharded = self._sequence = None
+        self._frozen.clear()
         self._ranks.close()
         if self._on_host:
             return_freed_memory()

@@ -62,6 +62,15 @@ def test_loss_scaler(run_tiny):
     assert seen.result > 0
 
 
+def test_modules_are_recorded_where_nobody_calls_the_outermost_one(run_tiny):
+    def coordinator(engine):
+        return engine.optimizer.parameter_offload.get_param_coordinator()
+
+    seen = Seen(lambda engine, _: coordinator(engine).is_complete_trace())
+    run_tiny(seen, Models(), strategy=zero(3), train_iters=3)
+    assert seen.result
+
+
 def test_configuration():
     recorded: dict[str, Any] = {"train_batch_size": 1}
     compat.deepspeed_for(torch.device("cpu"))
