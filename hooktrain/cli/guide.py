@@ -45,6 +45,7 @@ GROUPS = {
         (
             "first-plugin",
             "wrap-a-model",
+            "further-models",
             "replace-the-step",
             "register-a-loss",
             "keep-state",

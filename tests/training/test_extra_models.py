@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hooktrain_torch import place_frozen
 from torch import nn
 
 from hooktrain import ExtraModel, HooktrainError, PluginError, hookimpl
@@ -127,6 +128,23 @@ def test_a_frozen_model_has_the_type_that_is_asked_for(run_tiny, name):
     assert not reads.made.requires_grad
 
 
+def test_offloaded_weights_are_on_the_device_only_while_they_are_used():
+    """The device is torch's meta device: what meets there is seen, and nothing is computed."""
+    device = torch.device("meta")
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval().requires_grad_(False)
+    kept = dict(model.named_parameters())
+    assert place_frozen(model, ExtraModel(nn.Module, offload=True, dtype="bf16"), device) is model
+    given = torch.zeros(2, 4, device=device, dtype=torch.bfloat16, requires_grad=True)
+    made = model(given)
+    assert (made.device, made.dtype) == (device, torch.bfloat16)
+    made.sum().backward()  # through the weights as they were on the device
+    assert given.grad.shape == given.shape
+    with pytest.raises(RuntimeError):
+        model(given[:, :3])
+    for name, weight in model.named_parameters():
+        assert weight is kept[name] and weight.device.type == "cpu", "an error keeps none there either"
+
+
 # ------------------------------------------------------------------------------------------------------- errors
 
 
@@ -214,6 +232,16 @@ def test_a_plan_counts_them(tiny_recipe, capsys, strategy):
     printed = " ".join(capsys.readouterr().out.split())
     assert "reference: TinyModel, 289 parameters, frozen; float32" in printed
     assert "critic: TinyModel, trained with it" in printed
+
+
+@pytest.mark.parametrize("strategy", [{}, {"type": "deepspeed", "zero_stage": 2}], ids=["torch", "zero 2"])
+def test_a_plan_counts_an_offloaded_one_on_the_host(tiny_recipe, strategy):
+    host = make_host()
+    host.register(TinyPlugin())
+    host.register(Models(critic=False, offload=True, dtype="fp32"))
+    raw = {**tiny_recipe, "strategy": {**strategy, "device": "cuda", "dtype": "bf16"}}
+    memory = plan_of(host, Sources(file=None, raw=raw))["estimates"]["memory"]
+    assert memory["host"] == {"model reference": 4 * 289} and "model reference" not in memory["device"]
 
 
 def test_a_plan_builds_what_needs_no_weights(tiny_recipe):

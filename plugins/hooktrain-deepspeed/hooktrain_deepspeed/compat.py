@@ -229,7 +229,7 @@ def clear_gradients(engine: Any) -> None:
 
 
 def begin_forward(engine: Any) -> None:
-    """Begin a new record of the order in which modules are called, as a call of the outermost module does, under ZeRO-3.
+    """Begin a new record of the order of modules under ZeRO-3, as a call of the outermost one does.
 
     Without it no record is ever complete, and weights are never fetched ahead.
     """

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hooktrain import hookimpl
 from tests.plugins.deepspeed.zero import zero
+from tests.training.extra_models import Models
 
 
 class Seen:
