@@ -24,8 +24,8 @@ __all__ = ["ExtraModels", "TrainedModels", "build_extra_models", "build_meta_mod
 class TrainedModels(Module):
     """A run's model as ``model``, and the trainable models of ``make_models`` under their names.
 
-    Strategies and optimizers get it in the place of the model, so that they need not know of several. Nobody calls it, but
-    the models in it.
+    Strategies and optimizers get it in the place of the model, so that they need not know of several. Nobody calls it,
+    but the models in it.
     """
 
     def __init__(self, model: Module, others: Mapping[str, Module]) -> None:
