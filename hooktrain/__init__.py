@@ -71,8 +71,9 @@ if TYPE_CHECKING:
     from hooktrain.recipe.dialects import Unsupported as Unsupported
     from hooktrain.recipe.model import Recipe as Recipe
     from hooktrain.recipe.yaml_reader import read_recipe as read_recipe
+    from hooktrain.training.batch_keys import document_keys as document_keys
+    from hooktrain.training.batch_keys import padding_batch as padding_batch
     from hooktrain.training.dataloader import WindowLoader as WindowLoader
-    from hooktrain.training.dataloader import padding_batch as padding_batch
     from hooktrain.training.extra_models import TrainedModels as TrainedModels
     from hooktrain.training.load import load as load
     from hooktrain.training.resume_check import provenance as provenance

@@ -1005,8 +1005,8 @@ def count_batch(trainer: Trainer, batch: Batch) -> BatchCounts:  # type: ignore[
         A ``BatchCounts`` with denominator, tokens and trained tokens. Every micro-batch of a run must be counted in the
         same unit. NotImplemented leaves it to the next plugin, None is an error.
 
-    Default: tokens: labels other than -100 except the first of each sequence; and the batch's own ``tokens``, or the
-        entries of ``attention_mask``, or all of ``input_ids``.
+    Default: the batch's own ``denominator`` and ``counts``, or trained tokens: labels other than -100 except the first
+        of each sequence; and the batch's own ``tokens``, or the entries of ``attention_mask``, or all of ``input_ids``.
     """
 
 
@@ -1026,7 +1026,8 @@ def compute_loss(trainer: Trainer, model: Module, batch: Batch, denominator: flo
         denominator: what it contributes to ``trainer.denominator``, as ``count_batch`` counted it.
 
     Returns:
-        The undivided *sum* of the loss, and its denominator: the engine divides once, by ``trainer.denominator``.
+        The undivided *sum* of the loss, and its denominator: the engine divides once, by ``trainer.denominator``. The
+        loss of a micro-batch that contributes 0 is multiplied by 0.
         Further sums are divided in the same way and logged under their names, and as ``eval/<name>/...`` in evaluation.
         NotImplemented leaves it to the next plugin, None is an error.
 
@@ -1150,7 +1151,8 @@ def collect_metrics(trainer: Trainer) -> Mapping[str, Tensor | float] | None:
         one; its ``on_error`` says what follows.
 
     Default: the engine's metrics: ``step``, ``epoch``, ``loss``, ``lr``, ``grad_norm``, ``tokens``,
-        ``supervised_tokens``, ``tokens_per_second``, ``step_seconds``.
+        ``supervised_tokens``, ``tokens_per_second``, ``step_seconds``; and ``pairs``, or whatever else the loss is
+        divided by, with their number so far.
     """
 
 

@@ -41,7 +41,18 @@ __all__ = [
 ]
 
 Batch = dict[str, Any]
-"""A micro-batch in transformers' terms: names to tensors, the first dimension being rows."""
+"""A micro-batch in transformers' terms: names to tensors, the first dimension being sequences.
+
+These keys have a meaning for the engine or for first-party plugins; a data kind may add others for its loss.
+
+- ``input_ids``, ``labels`` (-100 where nothing is trained) and ``position_ids``, which begin at 0 with each document,
+  of shape (sequences, tokens); ``attention_mask`` where sequences are padded and no document lengths are known.
+- What :func:`hooktrain.document_keys` makes: ``document_lengths``, ``cu_seq_lens_q``, ``cu_seq_lens_k``,
+  ``max_length_q`` and ``max_length_k``. Documents of one sequence then do not see each other.
+- For ``count_batch``, on the host: ``tokens``, the number without padding; ``denominator``, what the micro-batch
+  contributes to the number that the loss is divided by; and ``counts``, its unit, such as ``pairs``. Without the latter
+  two, trained labels are counted.
+"""
 
 
 @attrs.frozen(kw_only=True)
@@ -111,6 +122,7 @@ class TrainerState:
         sequences: sequences of the training set that finished steps of this epoch have consumed, over all ranks.
         tokens: tokens trained on so far over all ranks, padding excluded.
         supervised_tokens: those of them that carried a loss.
+        counted: the sum of all denominators under their unit, such as ``pairs``, where that is not ``tokens``.
         skipped_steps: windows that did not step the optimizer (no supervised token, or non-finite gradients).
         consecutive_skipped_steps: those of them since the optimizer last stepped.
         first_skipped: the first of these, in words: its step, why it was skipped, and its examples.
@@ -129,6 +141,7 @@ class TrainerState:
     sequences: int = 0
     tokens: int = 0
     supervised_tokens: int = 0
+    counted: dict[str, float] = attrs.field(factory=dict)
     skipped_steps: int = 0
     consecutive_skipped_steps: int = 0
     first_skipped: str = ""
@@ -144,6 +157,14 @@ class TrainerState:
 
         def __getattr__(self, name: str) -> Any:
             raise no_attribute("TrainerState", name)
+
+    def count(self, sequences: int, tokens: int, targets: int, counted: Mapping[str, float]) -> None:
+        """A step has ended; ``counted`` is its denominator under its unit."""
+        self.sequences += sequences
+        self.tokens += tokens
+        self.supervised_tokens += targets
+        for unit in counted.keys() - {"tokens", ""}:
+            self.counted[unit] = self.counted.get(unit, 0.0) + counted[unit]
 
     def evaluated(self, metrics: Mapping[str, float]) -> None:
         """An evaluation has ended; without metrics it was left out half-way, and is still due."""
@@ -296,8 +317,7 @@ class Data:
     Attributes:
         train: the rows to train on.
         evaluation: named sets of rows to evaluate on.
-        collate: turns a list of rows into a micro-batch of CPU tensors; it may add ``tokens``, how many they are
-            without padding, a number that stays on the host.
+        collate: turns a list of rows into a micro-batch of CPU tensors, with the keys of :data:`Batch`.
         shuffle: whether the rows of an epoch are drawn in an order of their own.
         workers: processes that read and collate ahead; 0 does it in the training process.
         report: facts about the preparation, kept in the run directory; of its entries ``summary`` is a line to print

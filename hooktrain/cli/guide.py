@@ -48,6 +48,7 @@ GROUPS = {
             "further-models",
             "replace-the-step",
             "register-a-loss",
+            "own-data",
             "keep-state",
             "own-hooks",
             "add-a-command",

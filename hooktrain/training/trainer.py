@@ -34,6 +34,7 @@ from hooktrain.protocols import (
 )
 from hooktrain.recipe.model import Recipe
 from hooktrain.renamed import no_attribute
+from hooktrain.training.batch_keys import HOST_KEYS
 from hooktrain.training.build import (
     DataParts,
     ModelParts,
@@ -60,7 +61,7 @@ from hooktrain.training.log_line import read_metrics
 from hooktrain.training.metrics import Meter
 from hooktrain.training.random_state import RandomState
 from hooktrain.training.run_record import RunRecorder
-from hooktrain.training.skipped_steps import count_skipped, require_trained, require_updates
+from hooktrain.training.skipped_steps import count_skipped, require_trained, require_updates, uncounted
 from hooktrain.training.watchdog import Watchdog
 from hooktrain.types import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
 
@@ -553,9 +554,8 @@ class Trainer:
             raise wrong_answer(self.host, "run_step", output, expected)
         state.global_step += 1
         self.run_record.at_step(state.global_step)
-        state.sequences += self._step_sequences
-        state.tokens += self._step_tokens
-        state.supervised_tokens += self._step_targets
+        counted = {self._unit: self.denominator}
+        state.count(self._step_sequences, self._step_tokens, self._step_targets, counted)
         count_skipped(self, output.stepped, self._step_sequences)
         self.meter.add(output, self.denominator, self._step_tokens, self._sums)
         step, interval, metrics, stop = state.global_step, self.recipe.eval_interval, {}, self.should_stop
@@ -626,8 +626,8 @@ class Trainer:
         return detached
 
     def on_device(self, batch: Batch) -> Batch:
-        """A micro-batch for the model: on the device, without the host's own ``tokens``."""
-        return self.strategy.to_device({name: value for name, value in batch.items() if name != "tokens"})
+        """A micro-batch for the model: on the device, without what only ``count_batch`` reads."""
+        return self.strategy.to_device({name: value for name, value in batch.items() if name not in HOST_KEYS})
 
     def loss_of(self, batch: Batch, counts: BatchCounts) -> LossSum:
         """Compute the loss of a micro-batch on the device, in the strategy's precision, and check its denominator."""
@@ -646,7 +646,7 @@ class Trainer:
             self._sum_names = frozenset(loss.sums)
         elif loss.sums.keys() != self._sum_names:
             raise other_sums(self.host, loss.sums, self._sum_names)
-        return loss
+        return loss if denominator else uncounted(loss)
 
     def optimizer_step(self) -> OptimizerStep:
         """Run the optimizer step and emit its events, then step the scheduler."""
