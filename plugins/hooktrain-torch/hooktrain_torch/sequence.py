@@ -124,7 +124,8 @@ def divide(batch: Batch, ranks: SequenceGroup | None) -> Batch:
     if "denominator" in batch:
         raise HooktrainError(
             "strategy.sequence_parallel: the micro-batch has a denominator that counts"
-            f" {batch.get('counts', 'tokens')}, expected none, since each rank counts the trained tokens of its shard; remove sequence_parallel"
+            f" {batch.get('counts', 'tokens')}, expected none, since each rank counts the"
+            " trained tokens of its shard; remove sequence_parallel"
         )
     missing = [name for name in ("input_ids", "labels", "position_ids", "document_lengths") if name not in batch]
     if missing or "attention_mask" in batch:
