@@ -279,8 +279,8 @@ class TrainedState:
 
     Attributes:
         model: stretches of the weights and buffers, under their names in the bare model; tied weights once.
-        optimizer: stretches of the optimizer's tensors that have the shape of a parameter, named
-            ``<parameter>/<key>``, such as ``head.weight/exp_avg``.
+        optimizer: stretches of the optimizer's tensors, named ``<parameter>/<key>``, such as ``head.weight/exp_avg``;
+            the layout of those that have not their parameter's is in ``rest``.
         rest: everything else, equal on all ranks: numbers, text, lists, mappings and small tensors.
     """
 
