@@ -1161,7 +1161,7 @@ def collect_state(trainer: Trainer) -> Mapping[str, Any] | None:
     """Return what the plugin must get back after a resume.
 
     Called: by ``trainer.collect_states``, inside ``save_checkpoint``.
-    Ranks: every rank; rank 0's state is kept.
+    Ranks: every rank; a state that is equal on all ranks is kept once, and another one for each rank.
     Device: may wait for the device.
 
     Args:
@@ -1176,7 +1176,7 @@ def collect_state(trainer: Trainer) -> Mapping[str, Any] | None:
 
 
 @_collected(SYNC)
-def restore_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
+def restore_state(trainer: Trainer, state: Mapping[str, Any], states: Sequence[Mapping[str, Any] | None]) -> None:
     """Take back what ``collect_state`` returned.
 
     Called: by ``trainer.restore_states``, inside ``load_checkpoint``, for each plugin that has state in the checkpoint.
@@ -1185,7 +1185,10 @@ def restore_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
 
     Args:
         trainer: the trainer.
-        state: what this plugin's ``collect_state`` returned when the checkpoint was saved.
+        state: what this plugin's ``collect_state`` returned on this rank when the checkpoint was saved. With another
+            number of ranks it is rank 0's, and if states differed by rank, a warning says so unless ``states`` is
+            named.
+        states: what it returned on each rank, to be divided anew; a single one where all returned the same.
 
     Returns:
         Ignored.

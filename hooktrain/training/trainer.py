@@ -716,9 +716,9 @@ class Trainer:
         """
         return {**self._absent_plugins, **self.host.collect_states(self, check)}
 
-    def restore_states(self, states: Mapping[str, Any]) -> None:
-        """Hand each plugin its own state; what belongs to nobody is kept for the next save, with a warning."""
-        self._absent_plugins = self.host.restore_states(self, states)
+    def restore_states(self, states: Mapping[str, Any], by_rank: Mapping[str, Sequence[Any]] | None = None) -> None:
+        """Hand each plugin its state, or its own rank's; what belongs to nobody is kept for the next save."""
+        self._absent_plugins = self.host.restore_states(self, states, by_rank or {})
 
     def _agree(self) -> Agreed:
         asked = self.requests.agree(self.strategy)

@@ -158,10 +158,10 @@ class ZeroState:
 
     def _require(self, weights: StoredTensors, rest: Mapping[str, Any], left_out: Collection[str]) -> None:
         require_groups(self._groups, rest["names"])
-        odd = [(f"{name}/{_odd_in(values)}", "shape") for name, values in rest["state"].items() if _odd_in(values)]
+        unlike = [(f"{name}/{_odd_in(values)}", "shape") for name, values in rest["state"].items() if _odd_in(values)]
         for part, what in (("layouts", "layout"), ("dtypes", "type")):
-            odd += [(f"{name}/{key}", what) for name, keys in rest.get(part, {}).items() for key in keys]
-        for name, what in odd:
+            unlike += [(f"{name}/{key}", what) for name, keys in rest.get(part, {}).items() for key in keys]
+        for name, what in unlike:
             raise ValueError(
                 f"the optimizer's {name} has another {what} than its weight, and ZeRO divides both alike; resume with"
                 " zero_stage: 0, or with the strategy torch"

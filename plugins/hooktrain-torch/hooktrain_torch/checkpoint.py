@@ -28,6 +28,7 @@ from hooktrain_torch.files import (
 from hooktrain_torch.frozen_weights import FrozenWeights
 from hooktrain_torch.hyperparameters import as_built, require_like, take_changed
 from hooktrain_torch.plain_state import NotPlainError, plain
+from hooktrain_torch.plugin_states import StatesByRank, that_differ
 from hooktrain_torch.retention import Retention
 from hooktrain_torch.save import FROZEN, PARTS, PROVENANCE, TENSORS, Save
 from hooktrain_torch.stored_tensors import CheckpointTensors
@@ -121,12 +122,14 @@ class FullCheckpoint:
         if trainer.strategy.gather_objects(is_saved)[0]:
             return None  # it is saved, and its event was emitted
         self._remember_hyperparameters(trainer)  # of a run that is saved before it begins
-        states = {
+        states: dict[str, Any] = {
             "plugins": trainer.collect_states(plain),
             "scheduler": trainer.scheduler.state_dict(),
             "strategy": trainer.strategy.state_dict(),
             "built": dict(self._built),
         }
+        several = self.world.world_size > 1
+        states["by_rank"] = that_differ(states["plugins"], trainer.strategy.gather_objects) if several else []
         trained = trainer.strategy.trained_state(trainer.trained, trainer.optimizer)
         saving = Save(target, trainer.global_step, self.world, trainer.run_id)
         self._on_all_ranks(trainer, lambda: self._begin(saving.temporary), saving)
@@ -360,7 +363,8 @@ class FullCheckpoint:
                 take_changed(trainer.optimizer, trainer.scheduler, parts["built"], self._built)
             set_state(trainer.state, read_json(path / "state.json"))
             require_like(trainer.optimizer, self._built)
-            trainer.restore_states({name: dict(state) for name, state in parts["plugins"].items()})
+            states = {name: dict(state) for name, state in parts["plugins"].items()}
+            trainer.restore_states(states, {name: StatesByRank(path, name, ranks) for name in parts.get("by_rank", [])})
             if self.world.rank < ranks:
                 trainer.random_state.resume(read_object(path / f"random-{self.world.rank}.pt"))
         self._current = path
