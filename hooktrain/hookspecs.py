@@ -714,6 +714,46 @@ def on_optimizer_step_start(trainer: Trainer) -> None:
 
 
 @_event(ASYNC)
+def on_optimizer_update_start(trainer: Trainer, grad_norm: Tensor | float | None) -> None:
+    """Called when the gradients are clipped, right before the optimizer changes the weights.
+
+    Called: inside ``run_optimizer_step``, by the strategy, after ``on_optimizer_step_start``; not if the update is
+        skipped. A strategy that cannot call it refuses the run.
+    Ranks: every rank.
+    Device: must not wait for the device.
+
+    Args:
+        trainer: the trainer; ``trainer.model`` holds the gradients that the optimizer gets, except under ZeRO 1 to 3,
+            which keep them elsewhere.
+        grad_norm: norm of all gradients before clipping, shape (), or None if it was not computed.
+
+    Returns:
+        Ignored.
+
+    Default: none.
+    """
+
+
+@_event(ASYNC)
+def on_zero_grad_start(trainer: Trainer) -> None:
+    """Called when the gradients are about to be cleared, after the weights have changed or the update was skipped.
+
+    Called: by ``trainer.optimizer_step``, after ``on_optimizer_step_start`` and before ``on_optimizer_step_end``, by
+        the strategy. A strategy that cannot call it refuses the run.
+    Ranks: every rank.
+    Device: must not wait for the device.
+
+    Args:
+        trainer: the trainer; ``trainer.model`` holds the gradients, except under ZeRO 1 to 3.
+
+    Returns:
+        Ignored.
+
+    Default: none.
+    """
+
+
+@_event(ASYNC)
 def on_optimizer_step_end(trainer: Trainer, grad_norm: Tensor | float | None) -> None:
     """Called when the weights have changed and the gradients are cleared.
 

@@ -234,6 +234,10 @@ class StrategyDefaults:
     """Cast, place and shard a frozen model of ``make_models``, so that it can be called whole in any hook, and in parts
     inside :meth:`Strategy.compute`. Collective. A run with such a model is refused when omitted."""
 
+    watch_updates: Callable[[Callable[[Any], None], Callable[[], None]], None] | None = None
+    """Take two functions: one to call with the gradient norm, or None, after clipping and before the weights change;
+    and one to call before gradients are cleared. A run is refused when omitted and a plugin implements these events."""
+
     @staticmethod
     def elements(parameter: Tensor) -> int:
         """Return how many elements a parameter has over all ranks, where a rank holds a shard of it."""

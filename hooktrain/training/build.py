@@ -37,6 +37,7 @@ from hooktrain.training.resume_check import versions
 from hooktrain.training.run_files import clear_way, write_whole
 from hooktrain.training.run_lock import RunLock
 from hooktrain.training.run_record import KEPT
+from hooktrain.training.update_events import bind_update_events
 from hooktrain.types import Batch, Data, LossSum, World
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def build_model_parts(trainer: Trainer) -> ModelParts:
     scheduler = make_part(host, "make_scheduler", recipe.scheduler, optimizer=optimizer, total_steps=horizon)
     trained, optimizer, scheduler = strategy.prepare(trained, optimizer, scheduler, recipe.gradient_accumulation_steps)
     model, models = extra.prepared(trained, strategy)
+    bind_update_events(trainer, host, strategy)
     _warn_of_unused_settings(trainer)
     _seed(recipe.seed + world.rank)  # dropout differs between ranks
     return ModelParts(

@@ -11,7 +11,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ __all__ = [
     "address_of",
     "begin_forward",
     "build_folder",
+    "call_before_zero_grad",
     "clear_global_lists",
     "clear_gradients",
     "config_models",
@@ -33,6 +34,7 @@ __all__ = [
     "drop_process_groups",
     "end_communication",
     "full_numel",
+    "grad_norm_of",
     "is_cpu_adam",
     "is_fake",
     "is_partitioned",
@@ -210,6 +212,22 @@ def is_cpu_adam(optimizer: Any) -> bool:
 def loss_scaler_of(engine: Any) -> Any:
     """Return the loss scaler of an engine's optimizer, or None."""
     return getattr(engine.optimizer, "loss_scaler", None)
+
+
+def grad_norm_of(engine: Any) -> Any:
+    """Return the norm of all gradients while a ZeRO optimizer updates the weights."""
+    return engine.optimizer._global_grad_norm
+
+
+def call_before_zero_grad(engine: Any, function: Callable[[], None]) -> None:
+    """Have an engine without ZeRO call a function before it clears gradients, also inside its own step."""
+    zero_grad = engine.zero_grad
+
+    def called_before() -> None:
+        function()
+        zero_grad()
+
+    engine.zero_grad = called_before
 
 
 def clear_gradients(engine: Any) -> None:

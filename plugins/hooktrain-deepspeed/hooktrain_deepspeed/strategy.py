@@ -47,6 +47,7 @@ from hooktrain import (
 from hooktrain_deepspeed.check import require_valid
 from hooktrain_deepspeed.compat import (
     begin_forward,
+    call_before_zero_grad,
     clear_global_lists,
     clear_gradients,
     configure_transformers,
@@ -54,6 +55,7 @@ from hooktrain_deepspeed.compat import (
     drop_process_groups,
     end_communication,
     full_numel,
+    grad_norm_of,
     is_cpu_adam,
     is_partitioned,
     loss_scaler_of,
@@ -107,6 +109,9 @@ class DeepSpeedStrategy:
         self._engine: Any = None
         self._frozen: list[Any] = []
         self._zero: ZeroState | None = None
+        self._updates = 0
+        self._grad_norm: Any = None
+        self._on_zero_grad: Callable[[], None] | None = None
         self._groups: list[list[str]] = []
         self._hf: Any = None
 
@@ -161,6 +166,7 @@ class DeepSpeedStrategy:
                 "optimizer.type: given cpu_adam, but the weights are updated on the GPU; write strategy: {offload:"
                 " optimizer}, or fused_adam"
             )
+        self._optimizer = optimizer
         self._groups = [names for names in group_names(optimizer, parameter_names(model)) if names]
         trainable = sum(full_numel(p) for p in model.parameters() if p.requires_grad)
         self.settings["zero_optimization"]["reduce_bucket_size"] = bucket_size(self.settings, trainable)
@@ -171,6 +177,18 @@ class DeepSpeedStrategy:
         if self.stage > 0:
             self._zero = ZeroState(self._engine, model, self._groups, self.world.is_main)
         return model, optimizer, scheduler
+
+    def watch_updates(self, on_update: Callable[[Any], None], on_zero_grad: Callable[[], None]) -> None:
+        def before_step(*_: Any) -> None:
+            self._updates += 1
+            if self._updates == 1:  # ZeRO has the optimizer update one group of weights after another
+                on_update(grad_norm_of(self._engine) if self.stage > 0 else self._grad_norm)
+
+        self._optimizer.register_step_pre_hook(before_step)
+        if self.stage > 0:
+            self._on_zero_grad = on_zero_grad
+        else:
+            call_before_zero_grad(self._engine, on_zero_grad)
 
     # ---------------------------------------------------------------------------------------------- computing
 
@@ -214,8 +232,11 @@ class DeepSpeedStrategy:
             if skip_non_finite and scaler is None and not bool(norm.isfinite()):
                 self.zero_grad()
                 return OptimizerStep(norm, stepped=False)
+        self._updates, self._grad_norm = 0, norm
         engine.step()
         stepped = engine.was_step_applied()
+        if self._on_zero_grad is not None:  # the gradients were never with the weights
+            self._on_zero_grad()
         if self.stage > 0:
             norm = engine.get_global_grad_norm()
             if not stepped and self.dtype is not torch.float16 and not skip_non_finite:
@@ -226,6 +247,8 @@ class DeepSpeedStrategy:
         return OptimizerStep(norm, stepped)
 
     def zero_grad(self) -> None:
+        if self._on_zero_grad is not None:
+            self._on_zero_grad()
         self._engine.zero_grad()
         if self.stage > 0:
             clear_gradients(self._engine)

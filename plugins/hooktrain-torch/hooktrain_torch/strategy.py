@@ -76,6 +76,8 @@ class TorchStrategy:
         self._sharded: Any = None
         self._frozen: list[Any] = []
         self._reduced = True
+        self._grad_norm: Tensor | None = None
+        self._on_zero_grad: Callable[[], None] | None = None
         self._on_host = self.device.type == "cpu"
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -119,6 +121,11 @@ class TorchStrategy:
             # torch reads a hook's annotations and refuses text, so it gets a function without any
             self._parallel.register_comm_hook(None, lambda state, bucket: self._sum_bucket(bucket))
         return model, optimizer, scheduler
+
+    def watch_updates(self, on_update: Callable[[Any], None], on_zero_grad: Callable[[], None]) -> None:
+        # by the optimizer itself, as a gradient scaler decides only then whether there is an update
+        self._optimizer.register_step_pre_hook(lambda *_: on_update(self._grad_norm))
+        self._on_zero_grad = on_zero_grad
 
     def _sum_bucket(self, bucket: Any) -> torch.futures.Future[Tensor]:
         """Sum over ranks, where DistributedDataParallel averages: the loss is divided by all ranks' denominator."""
@@ -182,7 +189,7 @@ class TorchStrategy:
             norm = norm.full_tensor() if is_sharded(norm) else norm
             if max_norm > 0:
                 torch.nn.utils.clip_grads_with_norm_(self._parameters, max_norm, norm)
-        stepped = True
+        stepped, self._grad_norm = True, norm
         if self.scaler is not None:
             before = self.scaler.get_scale()
             self.scaler.step(optimizer)
@@ -201,6 +208,8 @@ class TorchStrategy:
         return OptimizerStep(norm, stepped)
 
     def zero_grad(self) -> None:
+        if self._on_zero_grad is not None:
+            self._on_zero_grad()
         # Optimizer.zero_grad without its profiling, which counts in a small model's step
         for parameter in self._parameters:
             parameter.grad = None
