@@ -204,7 +204,6 @@ def _gradients(calls: list[Seen]) -> str:
         (0, 1): "earlier micro-batches'",
         (1, 2): "up to this one's",
         (2,): "of all micro-batches",
-        (3,): "of all micro-batches, clipped",
     }
     return named[passes]
 
