@@ -278,7 +278,7 @@ def make_strategy(config: Any, world: World, recipe: Recipe) -> Strategy | None:
 
 
 @_factory("tokenizer", UNTOUCHED)
-def make_tokenizer(config: Any) -> Any:
+def make_tokenizer(config: Any, world: World, recipe: Recipe) -> Any:
     """Build the tokenizer.
 
     Called: by ``trainer.prepare``, after ``make_strategy`` and before ``make_data``; and inside ``estimate_data``, to
@@ -288,6 +288,8 @@ def make_tokenizer(config: Any) -> Any:
 
     Args:
         config: the ``tokenizer`` section of the recipe, as an instance of its config class.
+        world: rank and world size of this process.
+        recipe: the structured recipe.
 
     Returns:
         The tokenizer. None leaves it to the next plugin.
@@ -385,7 +387,7 @@ def make_loader(dataset: Dataset, data: Data, recipe: Recipe, world: World) -> A
 
 
 @_factory("loss", UNTOUCHED)
-def make_loss(config: Any) -> Callable[[Module, Batch, float], LossSum] | None:
+def make_loss(config: Any, world: World, recipe: Recipe) -> Callable[[Module, Batch, float], LossSum] | None:
     """Build the loss.
 
     Called: by ``trainer.prepare``, after ``make_loader`` and before ``make_checkpoint_engine``.
@@ -394,6 +396,8 @@ def make_loss(config: Any) -> Callable[[Module, Batch, float], LossSum] | None:
 
     Args:
         config: the ``loss`` section of the recipe, as an instance of its config class.
+        world: rank and world size of this process.
+        recipe: the structured recipe.
 
     Returns:
         ``loss(model, batch, denominator) -> LossSum``, with the batch on the device and the ``denominator`` that
@@ -404,7 +408,7 @@ def make_loss(config: Any) -> Callable[[Module, Batch, float], LossSum] | None:
 
 
 @_factory("checkpoint", UNTOUCHED)
-def make_checkpoint_engine(config: Any, run_dir: Path, world: World) -> CheckpointEngine | None:
+def make_checkpoint_engine(config: Any, run_dir: Path, world: World, recipe: Recipe) -> CheckpointEngine | None:
     """Build one checkpoint engine.
 
     Called: by ``trainer.prepare``, once for each entry of the recipe's ``checkpoint``, after ``make_loss`` and before
@@ -416,6 +420,7 @@ def make_checkpoint_engine(config: Any, run_dir: Path, world: World) -> Checkpoi
         config: one entry of ``checkpoint``, as an instance of its config class.
         run_dir: the folder of the run's files.
         world: rank and world size of this process.
+        recipe: the structured recipe.
 
     Returns:
         An object with the methods of ``hooktrain.CheckpointEngine``. None leaves it to the next plugin.
@@ -497,7 +502,7 @@ def make_models(
 
 
 @_factory("optimizer", SYNC)
-def make_optimizer(config: Any, model: Module) -> Optimizer | None:
+def make_optimizer(config: Any, model: Module, world: World, recipe: Recipe) -> Optimizer | None:
     """Build the optimizer.
 
     Called: by ``trainer.prepare``, after ``make_models``, when the strategy has prepared the model, and before
@@ -509,6 +514,8 @@ def make_optimizer(config: Any, model: Module) -> Optimizer | None:
         config: the ``optimizer`` section of the recipe, as an instance of its config class.
         model: the model, on its device and in its final form; where ``make_models`` returned trainable models, a module
             that holds it as ``model`` and these under their names.
+        world: rank and world size of this process.
+        recipe: the structured recipe.
 
     Returns:
         A torch optimizer. None leaves it to the next plugin.
@@ -518,7 +525,9 @@ def make_optimizer(config: Any, model: Module) -> Optimizer | None:
 
 
 @_factory("scheduler", UNTOUCHED)
-def make_scheduler(config: Any, optimizer: Optimizer, total_steps: int) -> Scheduler | None:
+def make_scheduler(
+    config: Any, optimizer: Optimizer, total_steps: int, world: World, recipe: Recipe
+) -> Scheduler | None:
     """Build the learning-rate schedule.
 
     Called: by ``trainer.prepare``, after ``make_optimizer``. The engine steps the schedule once after each optimizer
@@ -530,6 +539,8 @@ def make_scheduler(config: Any, optimizer: Optimizer, total_steps: int) -> Sched
         config: the ``scheduler`` section of the recipe, as an instance of its config class.
         optimizer: the optimizer whose ``param_groups`` it sets.
         total_steps: the training horizon in optimizer steps.
+        world: rank and world size of this process.
+        recipe: the structured recipe.
 
     Returns:
         An object with ``step()``, ``state_dict()``, ``load_state_dict(state)`` and ``get_last_lr()``, such as a torch
@@ -738,8 +749,8 @@ def on_optimizer_update_start(trainer: Trainer, grad_norm: Tensor | float | None
 def on_zero_grad_start(trainer: Trainer) -> None:
     """Called when the gradients are about to be cleared, after the weights have changed or the update was skipped.
 
-    Called: by ``trainer.optimizer_step``, after ``on_optimizer_step_start`` and before ``on_optimizer_step_end``, by
-        the strategy. A strategy that cannot call it refuses the run.
+    Called: inside ``run_optimizer_step``, by the strategy, after ``on_optimizer_step_start`` and before
+        ``on_optimizer_step_end``. A strategy that cannot call it refuses the run.
     Ranks: every rank.
     Device: must not wait for the device.
 

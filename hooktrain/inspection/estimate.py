@@ -129,7 +129,7 @@ def _model(recipe: Recipe, host: PluginHost, world: World, data: DataEstimate) -
             for name, each in extra.described.items()
             if not each.trainable
         }
-        state = _known(lambda: _optimizer_state(recipe, host, trained))
+        state = _known(lambda: _optimizer_state(recipe, host, world, trained))
         unknown |= {"optimizer": state["unknown"]} if isinstance(state, dict) else {}
         activations = _known(lambda: _activations(recipe, host, module, data))
         unknown |= {"activations": activations.pop("unknown")} if "unknown" in activations else {}
@@ -172,11 +172,11 @@ def _as_if_on_the_processor(module: Module) -> None:
                 tensors[name] = made[id(tensor)][1]
 
 
-def _optimizer_state(recipe: Recipe, host: PluginHost, module: Module) -> tuple[int, int]:
+def _optimizer_state(recipe: Recipe, host: PluginHost, world: World, module: Module) -> tuple[int, int]:
     """Numbers and bytes that the optimizer keeps: it is built over the sketch, steps once, and is looked at."""
     if recipe.optimizer is None:
         raise _Unknown("the recipe has no optimizer")
-    optimizer = host.hooks.make_optimizer(config=recipe.optimizer, model=module)
+    optimizer = host.hooks.make_optimizer(config=recipe.optimizer, model=module, world=world, recipe=recipe)
     if optimizer is None:
         raise _Unknown("no plugin builds it")
     for group in optimizer.param_groups:

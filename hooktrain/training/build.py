@@ -124,9 +124,11 @@ def build_data_parts(trainer: Trainer) -> DataParts:
         data_world=data_world,
         divide=member(strategy, StrategyDefaults, "divide"),
         loader=host.hooks.make_loader(dataset=data.train, data=data, recipe=recipe, world=data_world),
-        loss=make_part(host, "make_loss", recipe.loss),
+        loss=make_part(host, "make_loss", recipe.loss, world=world, recipe=recipe),
         checkpoint_engines=[
-            make_part(host, "make_checkpoint_engine", at_start(config, host), run_dir=run_dir, world=world)
+            make_part(
+                host, "make_checkpoint_engine", at_start(config, host), run_dir=run_dir, world=world, recipe=recipe
+            )
             for config in recipe.checkpoint
         ],
     )
@@ -147,12 +149,13 @@ def build_model_parts(trainer: Trainer) -> ModelParts:
     torch.manual_seed(recipe.seed)  # weights do not depend on how much randomness the data took
     with strategy.model_context():
         model = make_part(host, "make_model", recipe.model, tokenizer=trainer.tokenizer, world=world, recipe=recipe)
-    given = {"model": model, "recipe": recipe, "tokenizer": trainer.tokenizer, "world": world}
-    extra = build_extra_models(host, recipe.seed, strategy.model_context, **given)
+    shared = {"model": model, "recipe": recipe, "tokenizer": trainer.tokenizer, "world": world}
+    extra = build_extra_models(host, recipe.seed, strategy.model_context, **shared)
     trained = strategy.prepare_model(extra.trained_with(model))
-    optimizer = make_part(host, "make_optimizer", recipe.optimizer, model=trained)
+    optimizer = make_part(host, "make_optimizer", recipe.optimizer, model=trained, world=world, recipe=recipe)
     horizon = trainer.training_horizon
-    scheduler = make_part(host, "make_scheduler", recipe.scheduler, optimizer=optimizer, total_steps=horizon)
+    given = {"optimizer": optimizer, "total_steps": horizon, "world": world, "recipe": recipe}
+    scheduler = make_part(host, "make_scheduler", recipe.scheduler, **given)
     trained, optimizer, scheduler = strategy.prepare(trained, optimizer, scheduler, recipe.gradient_accumulation_steps)
     model, models = extra.prepared(trained, strategy)
     bind_update_events(trainer, host, strategy)
@@ -312,7 +315,7 @@ def make_data(host: PluginHost, recipe: Recipe, world: World) -> tuple[Any, Data
     Raises:
         HooktrainError: when there is no data section, or a set is empty.
     """
-    tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer)
+    tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer, world=world, recipe=recipe)
     given = {"tokenizer": tokenizer, "world": world, "hooks": host.hooks, "recipe": recipe}
     data: Data | None = make_part(host, "make_data", recipe.data, **given)
     if data is None:

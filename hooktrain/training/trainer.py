@@ -356,11 +356,11 @@ class Trainer:
         Raises:
             CheckpointError: there is no such engine, or it cannot save.
         """
-        config_of = export_config(self.host, type)
-        folder = save_folder(path)
+        config_of, folder = export_config(self.host, type), save_folder(path)
         self.prepare()
         config = config_of(output_dir=folder, save_end_of_training=True)
-        engine = make_part(self.host, "make_checkpoint_engine", config, run_dir=self.run_dir, world=self.world)
+        shared = {"run_dir": self.run_dir, "world": self.world, "recipe": self.recipe}
+        engine = make_part(self.host, "make_checkpoint_engine", config, **shared)
         (saved,) = self.save_with([engine], "end")
         return saved
 

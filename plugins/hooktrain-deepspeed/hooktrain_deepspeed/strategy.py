@@ -109,7 +109,7 @@ class DeepSpeedStrategy:
         self._engine: Any = None
         self._frozen: list[Any] = []
         self._zero: ZeroState | None = None
-        self._updates = 0
+        self._updates, self._is_updating = 0, False
         self._grad_norm: Any = None
         self._on_zero_grad: Callable[[], None] | None = None
         self._groups: list[list[str]] = []
@@ -187,8 +187,8 @@ class DeepSpeedStrategy:
         self._optimizer.register_step_pre_hook(before_step)
         if self.stage > 0:
             self._on_zero_grad = on_zero_grad
-        else:
-            call_before_zero_grad(self._engine, on_zero_grad)
+        else:  # it is the engine that clears them, in its step
+            call_before_zero_grad(self._engine, lambda: on_zero_grad() if self._is_updating else None)
 
     # ---------------------------------------------------------------------------------------------- computing
 
@@ -224,6 +224,7 @@ class DeepSpeedStrategy:
 
     def optimizer_step(self, max_norm: float, wants_norm: bool, skip_non_finite: bool) -> OptimizerStep:
         engine, norm = self._engine, None
+        self._is_updating = True
         if self.stage == 0 and (max_norm > 0 or wants_norm or skip_non_finite):
             gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
@@ -231,10 +232,11 @@ class DeepSpeedStrategy:
             norm = norm if scaler is None else norm / scaler.get_scale()
             if skip_non_finite and scaler is None and not bool(norm.isfinite()):
                 self.zero_grad()
+                self._is_updating = False
                 return OptimizerStep(norm, stepped=False)
         self._updates, self._grad_norm = 0, norm
         engine.step()
-        stepped = engine.was_step_applied()
+        stepped, self._is_updating = engine.was_step_applied(), False
         if self._on_zero_grad is not None:  # the gradients were never with the weights
             self._on_zero_grad()
         if self.stage > 0:
@@ -247,8 +249,6 @@ class DeepSpeedStrategy:
         return OptimizerStep(norm, stepped)
 
     def zero_grad(self) -> None:
-        if self._on_zero_grad is not None:
-            self._on_zero_grad()
         self._engine.zero_grad()
         if self.stage > 0:
             clear_gradients(self._engine)

@@ -204,12 +204,12 @@ class TorchStrategy:
             stepped = False
         else:
             optimizer.step()
+        if self._on_zero_grad is not None:
+            self._on_zero_grad()
         self.zero_grad()
         return OptimizerStep(norm, stepped)
 
     def zero_grad(self) -> None:
-        if self._on_zero_grad is not None:
-            self._on_zero_grad()
         # Optimizer.zero_grad without its profiling, which counts in a small model's step
         for parameter in self._parameters:
             parameter.grad = None
