@@ -71,8 +71,10 @@ if TYPE_CHECKING:
     from hooktrain.recipe.dialects import Unsupported as Unsupported
     from hooktrain.recipe.model import Recipe as Recipe
     from hooktrain.recipe.yaml_reader import read_recipe as read_recipe
+    from hooktrain.training.batch_keys import document_keys as document_keys
+    from hooktrain.training.batch_keys import padding_batch as padding_batch
     from hooktrain.training.dataloader import WindowLoader as WindowLoader
-    from hooktrain.training.dataloader import padding_batch as padding_batch
+    from hooktrain.training.extra_models import TrainedModels as TrainedModels
     from hooktrain.training.load import load as load
     from hooktrain.training.resume_check import provenance as provenance
     from hooktrain.training.resume_check import require_same as require_same
@@ -83,6 +85,7 @@ if TYPE_CHECKING:
     from hooktrain.types import DataEstimate as DataEstimate
     from hooktrain.types import Dataset as Dataset
     from hooktrain.types import ExamplePreview as ExamplePreview
+    from hooktrain.types import ExtraModel as ExtraModel
     from hooktrain.types import LossSum as LossSum
     from hooktrain.types import MemoryEstimate as MemoryEstimate
     from hooktrain.types import ModelEstimate as ModelEstimate

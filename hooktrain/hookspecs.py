@@ -5,8 +5,8 @@ name says the kind as well. Factories (``make_*``, ``load_source``) build a part
 the part. Events (``on_*``) call every implementation and ignore the results. Loop hooks (``run_*``, ``compute_loss``,
 ...) are what the loop does between two events: the first plugin that returns a result other than ``NotImplemented``
 does it, and ``@hookimpl(wrapper=True)`` wraps it; None is an error, so that a forgotten ``return`` does not do the
-work twice. What is collected (``register_*``, ``check_*``, ``collect_*``) comes from all plugins. A question is
-answered by the first result that is not None.
+work twice. What is collected (``register_*``, ``check_*``, ``collect_*``, ``make_models``) comes from all plugins. A
+question is answered by the first result that is not None.
 
 An implementation may name any subset of a hook's parameters. The guide ``hooks`` is generated from this file.
 """
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         DataEstimate,
         Dataset,
         ExamplePreview,
+        ExtraModel,
         LossSum,
         MemoryEstimate,
         ModelEstimate,
@@ -278,7 +279,7 @@ def make_strategy(config: Any, world: World, recipe: Recipe) -> Strategy | None:
 
 
 @_factory("tokenizer", UNTOUCHED)
-def make_tokenizer(config: Any) -> Any:
+def make_tokenizer(config: Any, world: World, recipe: Recipe) -> Any:
     """Build the tokenizer.
 
     Called: by ``trainer.prepare``, after ``make_strategy`` and before ``make_data``; and inside ``estimate_data``, to
@@ -288,6 +289,8 @@ def make_tokenizer(config: Any) -> Any:
 
     Args:
         config: the ``tokenizer`` section of the recipe, as an instance of its config class.
+        world: rank and world size of this process.
+        recipe: the structured recipe.
 
     Returns:
         The tokenizer. None leaves it to the next plugin.
@@ -385,7 +388,7 @@ def make_loader(dataset: Dataset, data: Data, recipe: Recipe, world: World) -> A
 
 
 @_factory("loss", UNTOUCHED)
-def make_loss(config: Any) -> Callable[[Module, Batch, float], LossSum] | None:
+def make_loss(config: Any, world: World, recipe: Recipe) -> Callable[[Module, Batch, float], LossSum] | None:
     """Build the loss.
 
     Called: by ``trainer.prepare``, after ``make_loader`` and before ``make_checkpoint_engine``.
@@ -394,6 +397,8 @@ def make_loss(config: Any) -> Callable[[Module, Batch, float], LossSum] | None:
 
     Args:
         config: the ``loss`` section of the recipe, as an instance of its config class.
+        world: rank and world size of this process.
+        recipe: the structured recipe.
 
     Returns:
         ``loss(model, batch, denominator) -> LossSum``, with the batch on the device and the ``denominator`` that
@@ -404,7 +409,7 @@ def make_loss(config: Any) -> Callable[[Module, Batch, float], LossSum] | None:
 
 
 @_factory("checkpoint", UNTOUCHED)
-def make_checkpoint_engine(config: Any, run_dir: Path, world: World) -> CheckpointEngine | None:
+def make_checkpoint_engine(config: Any, run_dir: Path, world: World, recipe: Recipe) -> CheckpointEngine | None:
     """Build one checkpoint engine.
 
     Called: by ``trainer.prepare``, once for each entry of the recipe's ``checkpoint``, after ``make_loss`` and before
@@ -416,6 +421,7 @@ def make_checkpoint_engine(config: Any, run_dir: Path, world: World) -> Checkpoi
         config: one entry of ``checkpoint``, as an instance of its config class.
         run_dir: the folder of the run's files.
         world: rank and world size of this process.
+        recipe: the structured recipe.
 
     Returns:
         An object with the methods of ``hooktrain.CheckpointEngine``. None leaves it to the next plugin.
@@ -469,18 +475,48 @@ def adopt_model(model: Module, config: Any, tokenizer: Any, world: World) -> Mod
     """
 
 
+@_collected(SYNC)
+def make_models(
+    model: Module, recipe: Recipe, tokenizer: Any, world: World, hooks: Any
+) -> Mapping[str, ExtraModel] | None:
+    """Describe further models that the run needs: a reference, a teacher, a reward, a critic.
+
+    Called: by ``trainer.prepare``, after ``make_model``, before the strategy prepares any model and before
+        ``make_optimizer``; and by ``hooktrain plan``, after ``make_meta_model``, to estimate their memory.
+    Ranks: every rank; all must return the same.
+    Device: may wait for the device.
+
+    Args:
+        model: what ``make_model`` returned, to be copied or measured; in a plan what ``make_meta_model`` returned.
+        recipe: the structured recipe.
+        tokenizer: what ``make_tokenizer`` returned; None in a plan.
+        world: rank and world size of this process.
+        hooks: calls hooks, as in ``hooks.make_model(config=recipe.model, tokenizer=tokenizer, world=world,
+            recipe=recipe)``, which builds the run's model once more.
+
+    Returns:
+        ``{name: ExtraModel(build)}``, or None. ``trainer.models[name]`` is the model. Each name may be there once, and
+        not be ``model``. The modules are built when all plugins have returned theirs, and share no weights.
+
+    Default: none.
+    """
+
+
 @_factory("optimizer", SYNC)
-def make_optimizer(config: Any, model: Module) -> Optimizer | None:
+def make_optimizer(config: Any, model: Module, world: World, recipe: Recipe) -> Optimizer | None:
     """Build the optimizer.
 
-    Called: by ``trainer.prepare``, after ``make_model``, when the strategy has prepared the model, and before
+    Called: by ``trainer.prepare``, after ``make_models``, when the strategy has prepared the model, and before
         ``make_scheduler``; and by ``hooktrain plan``, with the meta model, to estimate its memory.
     Ranks: every rank.
     Device: may wait for the device.
 
     Args:
         config: the ``optimizer`` section of the recipe, as an instance of its config class.
-        model: the model, on its device and in its final form.
+        model: the model, on its device and in its final form; where ``make_models`` returned trainable models, a module
+            that holds it as ``model`` and these under their names.
+        world: rank and world size of this process.
+        recipe: the structured recipe.
 
     Returns:
         A torch optimizer. None leaves it to the next plugin.
@@ -490,7 +526,9 @@ def make_optimizer(config: Any, model: Module) -> Optimizer | None:
 
 
 @_factory("scheduler", UNTOUCHED)
-def make_scheduler(config: Any, optimizer: Optimizer, total_steps: int) -> Scheduler | None:
+def make_scheduler(
+    config: Any, optimizer: Optimizer, total_steps: int, world: World, recipe: Recipe
+) -> Scheduler | None:
     """Build the learning-rate schedule.
 
     Called: by ``trainer.prepare``, after ``make_optimizer``. The engine steps the schedule once after each optimizer
@@ -502,6 +540,8 @@ def make_scheduler(config: Any, optimizer: Optimizer, total_steps: int) -> Sched
         config: the ``scheduler`` section of the recipe, as an instance of its config class.
         optimizer: the optimizer whose ``param_groups`` it sets.
         total_steps: the training horizon in optimizer steps.
+        world: rank and world size of this process.
+        recipe: the structured recipe.
 
     Returns:
         An object with ``step()``, ``state_dict()``, ``load_state_dict(state)`` and ``get_last_lr()``, such as a torch
@@ -677,6 +717,46 @@ def on_optimizer_step_start(trainer: Trainer) -> None:
 
     Args:
         trainer: the trainer; ``trainer.model`` holds the gradients.
+
+    Returns:
+        Ignored.
+
+    Default: none.
+    """
+
+
+@_event(ASYNC)
+def on_optimizer_update_start(trainer: Trainer, grad_norm: Tensor | float | None) -> None:
+    """Called when the gradients are clipped, right before the optimizer changes the weights.
+
+    Called: inside ``run_optimizer_step``, by the strategy, after ``on_optimizer_step_start``; not if the update is
+        skipped. A strategy that cannot call it refuses the run.
+    Ranks: every rank.
+    Device: must not wait for the device.
+
+    Args:
+        trainer: the trainer; ``trainer.model`` holds the gradients that the optimizer gets, except under ZeRO 1 to 3,
+            which keep them elsewhere.
+        grad_norm: norm of all gradients before clipping, shape (), or None if it was not computed.
+
+    Returns:
+        Ignored.
+
+    Default: none.
+    """
+
+
+@_event(ASYNC)
+def on_zero_grad_start(trainer: Trainer) -> None:
+    """Called when the gradients are about to be cleared, after the weights have changed or the update was skipped.
+
+    Called: inside ``run_optimizer_step``, by the strategy, after ``on_optimizer_step_start`` and before
+        ``on_optimizer_step_end``. A strategy that cannot call it refuses the run.
+    Ranks: every rank.
+    Device: must not wait for the device.
+
+    Args:
+        trainer: the trainer; ``trainer.model`` holds the gradients, except under ZeRO 1 to 3.
 
     Returns:
         Ignored.
@@ -977,8 +1057,8 @@ def count_batch(trainer: Trainer, batch: Batch) -> BatchCounts:  # type: ignore[
         A ``BatchCounts`` with denominator, tokens and trained tokens. Every micro-batch of a run must be counted in the
         same unit. NotImplemented leaves it to the next plugin, None is an error.
 
-    Default: tokens: labels other than -100 except the first of each sequence; and the batch's own ``tokens``, or the
-        entries of ``attention_mask``, or all of ``input_ids``.
+    Default: the batch's own ``denominator`` and ``counts``, or trained tokens: labels other than -100 except the first
+        of each sequence; and the batch's own ``tokens``, or the entries of ``attention_mask``, or all of ``input_ids``.
     """
 
 
@@ -998,7 +1078,8 @@ def compute_loss(trainer: Trainer, model: Module, batch: Batch, denominator: flo
         denominator: what it contributes to ``trainer.denominator``, as ``count_batch`` counted it.
 
     Returns:
-        The undivided *sum* of the loss, and its denominator: the engine divides once, by ``trainer.denominator``.
+        The undivided *sum* of the loss, and its denominator: the engine divides once, by ``trainer.denominator``. The
+        loss of a micro-batch that contributes 0 is multiplied by 0.
         Further sums are divided in the same way and logged under their names, and as ``eval/<name>/...`` in evaluation.
         NotImplemented leaves it to the next plugin, None is an error.
 
@@ -1122,7 +1203,8 @@ def collect_metrics(trainer: Trainer) -> Mapping[str, Tensor | float | PerSecond
         taken, is an error of the plugin, as if it had raised one; its ``on_error`` says what follows.
 
     Default: the engine's metrics: ``step``, ``epoch``, ``loss``, ``lr``, ``grad_norm``, ``tokens``,
-        ``supervised_tokens``, ``tokens_per_second``, ``step_seconds``.
+        ``supervised_tokens``, ``tokens_per_second``, ``step_seconds``; and ``pairs``, or whatever else the loss is
+        divided by, with their number so far.
     """
 
 
@@ -1131,7 +1213,7 @@ def collect_state(trainer: Trainer) -> Mapping[str, Any] | None:
     """Return what the plugin must get back after a resume.
 
     Called: by ``trainer.collect_states``, inside ``save_checkpoint``.
-    Ranks: every rank; rank 0's state is kept.
+    Ranks: every rank; a state that is equal on all ranks is kept once, and another one for each rank.
     Device: may wait for the device.
 
     Args:
@@ -1146,7 +1228,7 @@ def collect_state(trainer: Trainer) -> Mapping[str, Any] | None:
 
 
 @_collected(SYNC)
-def restore_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
+def restore_state(trainer: Trainer, state: Mapping[str, Any], states: Sequence[Mapping[str, Any] | None]) -> None:
     """Take back what ``collect_state`` returned.
 
     Called: by ``trainer.restore_states``, inside ``load_checkpoint``, for each plugin that has state in the checkpoint.
@@ -1155,7 +1237,10 @@ def restore_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
 
     Args:
         trainer: the trainer.
-        state: what this plugin's ``collect_state`` returned when the checkpoint was saved.
+        state: what this plugin's ``collect_state`` returned on this rank when the checkpoint was saved. With another
+            number of ranks it is rank 0's, and if states differed by rank, a warning says so unless ``states`` is
+            named.
+        states: what it returned on each rank, to be divided anew; a single one where all returned the same.
 
     Returns:
         Ignored.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from hooktrain.renamed import RENAMED
-from hooktrain.types import Batch, OptimizerStep, StoredTensors, TrainedState, World
+from hooktrain.types import Batch, ExtraModel, OptimizerStep, StoredTensors, TrainedState, World
 
 if TYPE_CHECKING:
     import torch
@@ -230,6 +230,13 @@ class StrategyDefaults:
     """The type that it computes in, where weights may have another one."""
     shards_weights = False
     """Whether a rank holds only its shards of the weights between two calls of :meth:`Strategy.compute`."""
+    prepare_frozen_model: Callable[[Module, ExtraModel], Module] | None = None
+    """Cast, place and shard a frozen model of ``make_models``, so that it can be called whole in any hook, and in parts
+    inside :meth:`Strategy.compute`. Collective. A run with such a model is refused when omitted."""
+
+    watch_updates: Callable[[Callable[[Any], None], Callable[[], None]], None] | None = None
+    """Take two functions: one to call with the gradient norm, or None, after clipping and before the weights change;
+    and one to call before gradients are cleared. A run is refused when omitted and a plugin implements these events."""
 
     @staticmethod
     def elements(parameter: Tensor) -> int:

@@ -72,6 +72,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
         "hooktrain.bench.Judge": "hooktrain.bench.TargetLike",
         "hooktrain.bench.Side": "hooktrain.bench.Variant",
         "hooktrain.testing.SegmentRecorder": "hooktrain.testing.LoopHookRecorder",
+        "hooktrain_sft.document_keys": "hooktrain.document_keys",
     },
     "hook": {
         "estimate_rows": "estimate_examples",

@@ -25,6 +25,7 @@ __all__ = [
     "Data",
     "DataEstimate",
     "Dataset",
+    "ExtraModel",
     "Shard",
     "LossSum",
     "MemoryEstimate",
@@ -41,7 +42,18 @@ __all__ = [
 ]
 
 Batch = dict[str, Any]
-"""A micro-batch in transformers' terms: names to tensors, the first dimension being rows."""
+"""A micro-batch in transformers' terms: names to tensors, the first dimension being sequences.
+
+These keys have a meaning for the engine or for first-party plugins; a data kind may add others for its loss.
+
+- ``input_ids``, ``labels`` (-100 where nothing is trained) and ``position_ids``, which begin at 0 with each document,
+  of shape (sequences, tokens); ``attention_mask`` where sequences are padded and no document lengths are known.
+- What :func:`hooktrain.document_keys` makes: ``document_lengths``, ``cu_seq_lens_q``, ``cu_seq_lens_k``,
+  ``max_length_q`` and ``max_length_k``. Documents of one sequence then do not see each other.
+- For ``count_batch``, on the host: ``tokens``, the number without padding; ``denominator``, what the micro-batch
+  contributes to the number that the loss is divided by; and ``counts``, its unit, such as ``pairs``. Without the latter
+  two, trained labels are counted.
+"""
 
 
 @attrs.frozen(kw_only=True)
@@ -111,6 +123,7 @@ class TrainerState:
         sequences: sequences of the training set that finished steps of this epoch have consumed, over all ranks.
         tokens: tokens trained on so far over all ranks, padding excluded.
         supervised_tokens: those of them that carried a loss.
+        counted: the sum of all denominators under their unit, such as ``pairs``, where that is not ``tokens``.
         skipped_steps: windows that did not step the optimizer (no supervised token, or non-finite gradients).
         consecutive_skipped_steps: those of them since the optimizer last stepped.
         first_skipped: the first of these, in words: its step, why it was skipped, and its examples.
@@ -129,6 +142,7 @@ class TrainerState:
     sequences: int = 0
     tokens: int = 0
     supervised_tokens: int = 0
+    counted: dict[str, float] = attrs.field(factory=dict)
     skipped_steps: int = 0
     consecutive_skipped_steps: int = 0
     first_skipped: str = ""
@@ -144,6 +158,14 @@ class TrainerState:
 
         def __getattr__(self, name: str) -> Any:
             raise no_attribute("TrainerState", name)
+
+    def count(self, sequences: int, tokens: int, targets: int, counted: Mapping[str, float]) -> None:
+        """A step has ended; ``counted`` is its denominator under its unit."""
+        self.sequences += sequences
+        self.tokens += tokens
+        self.supervised_tokens += targets
+        for unit in counted.keys() - {"tokens", ""}:
+            self.counted[unit] = self.counted.get(unit, 0.0) + counted[unit]
 
     def evaluated(self, metrics: Mapping[str, float]) -> None:
         """An evaluation has ended; without metrics it was left out half-way, and is still due."""
@@ -271,8 +293,8 @@ class TrainedState:
 
     Attributes:
         model: stretches of the weights and buffers, under their names in the bare model; tied weights once.
-        optimizer: stretches of the optimizer's tensors that have the shape of a parameter, named
-            ``<parameter>/<key>``, such as ``head.weight/exp_avg``.
+        optimizer: stretches of the optimizer's tensors, named ``<parameter>/<key>``, such as ``head.weight/exp_avg``;
+            the layout of those that have not their parameter's is in ``rest``.
         rest: everything else, equal on all ranks: numbers, text, lists, mappings and small tensors.
     """
 
@@ -309,8 +331,7 @@ class Data:
     Attributes:
         train: the rows to train on.
         evaluation: named sets of rows to evaluate on.
-        collate: turns a list of rows into a micro-batch of CPU tensors; it may add ``tokens``, how many they are
-            without padding, a number that stays on the host.
+        collate: turns a list of rows into a micro-batch of CPU tensors, with the keys of :data:`Batch`.
         shuffle: whether the rows of an epoch are drawn in an order of their own.
         workers: processes that read and collate ahead; 0 does it in the training process.
         report: facts about the preparation, kept in the run directory; of its entries ``summary`` is a line to print
@@ -334,6 +355,53 @@ class Data:
     train_fingerprint: str = ""
     order: Callable[[torch.Generator, int], Tensor] | None = None
     loader: Callable[[Dataset, Data, Recipe, World], Any] | None = None
+
+
+@attrs.frozen
+class ExtraModel:
+    """A further model of a run, as ``make_models`` returns it: a reference, a teacher, a reward, a critic.
+
+    A frozen one is in evaluation mode, and is in no optimizer, checkpoint or export.
+
+    Attributes:
+        build: builds the module. It is called with the random state of the recipe's ``seed``, in the context in which
+            the strategy has models built.
+        trainable: whether it is trained with the run's model: it is in what ``make_optimizer`` is given, and in
+            checkpoints.
+        dtype: the type of a frozen model's weights, ``fp32``, ``bf16`` or ``fp16``; as built when omitted, or under
+            ZeRO 1 to 3 the precision of the computation.
+        offload: whether a frozen model's weights are kept in the processor's memory, and are on the device only while
+            they are used.
+        build_meta: builds the module without weights, for ``hooktrain plan``, under ``torch.device("meta")``; ``build``
+            is called when omitted.
+
+    Raises:
+        ValueError: ``dtype`` is unknown; or it or ``offload`` is set for a trainable model, which is kept as the run's
+            own model is.
+    """
+
+    build: Callable[[], Module]
+    trainable: bool = False
+    dtype: str | None = None
+    offload: bool = False
+    build_meta: Callable[[], Module] | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.dtype not in (None, "fp32", "bf16", "fp16"):
+            raise ValueError(f"ExtraModel: dtype is {self.dtype!r}, expected 'fp32', 'bf16', 'fp16' or None")
+        if self.trainable and (self.dtype or self.offload):
+            name = "dtype" if self.dtype else "offload"
+            raise ValueError(
+                f"ExtraModel: {name} is set for a trainable model, expected it for a frozen one only; leave it out, as"
+                " the strategy keeps a trainable model as it keeps the run's own"
+            )
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """``dtype`` as torch has it."""
+        import torch
+
+        return {None: None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]
 
 
 @attrs.frozen
@@ -382,6 +450,10 @@ class ModelEstimate:
         state_bytes: the same in bytes.
         activation_bytes: what a micro-batch keeps for the backward pass, by what it is; None when not known.
         dtypes: numbers by type of weight.
+        dtype_is_set: whether the weights of a frozen model stay in the type that they have.
+        offload: whether the weights of a frozen model are kept in the processor's memory.
+        frozen: the frozen models of ``make_models`` by name, sized in the same way. Trainable ones are counted with the
+            model.
     """
 
     module: Module
@@ -393,6 +465,9 @@ class ModelEstimate:
     state_bytes: int | None = None
     activation_bytes: Mapping[str, int] | None = None
     dtypes: Mapping[str, int] = attrs.field(factory=dict)
+    dtype_is_set: bool = False
+    offload: bool = False
+    frozen: Mapping[str, ModelEstimate] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)

@@ -169,6 +169,8 @@ def test_only_plugins_lie_in_plugins():
 
 def test_no_branch_on_the_name_of_a_part():
     for path in CORE.rglob("*.py"):
+        if path.parent == CORE / "guides" / "code":  # plugins, as others write them
+            continue
         for word in ("deepspeed", "huggingface", "transformers", "datasets"):
             code = [line for line in path.read_text(encoding="utf-8").splitlines() if f'"{word}"' in line]
             if path.name == "strategies.py":  # whose thorough form names the strategies that it tries

@@ -256,6 +256,14 @@ class Looks:
         self.found["rates"] = trainer.optimizer.param_groups[0]["lr"]
 
     @hookimpl
+    def on_optimizer_update_start(self, trainer, grad_norm):
+        self.found["clipped"] = trainer.model.head.weight.grad.clone(), grad_norm
+
+    @hookimpl
+    def on_zero_grad_start(self, trainer):
+        self.found["still there"] = trainer.model.head.weight.grad.clone()
+
+    @hookimpl
     def on_optimizer_step_end(self, trainer):
         self.found["changed"] = trainer.model.head.weight - self.before
 
@@ -290,6 +298,9 @@ def test_what_a_hook_can_see(run_tiny):
     assert found["with its graph"].total.requires_grad
     assert torch.equal(found["detached"].total, found["with its graph"].total.detach())
     assert found["rates"] == 0.5
+    assert torch.equal(found["clipped"][0], found["gradients"]), "nothing was clipped"
+    assert found["clipped"][1] == found["logged"]["grad_norm"]
+    assert torch.equal(found["still there"], found["gradients"])
     assert torch.allclose(found["changed"], -0.5 * found["gradients"], atol=1e-6), "as they were when they were used"
     assert found["step"].total == pytest.approx(
         found["logged"]["loss"] * found["logged"]["supervised_tokens"], rel=1e-5

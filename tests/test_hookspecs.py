@@ -21,7 +21,7 @@ VERBS = {
     "factory": ("make_", "load_source"),
     "event": ("on_",),
     "loop hook": ("run_", "compute_", "save_", "load_checkpoint", "count_", "make_loader"),
-    "collected": ("register_", "check_", "collect_", "restore_", "unused_", "estimate_activations"),
+    "collected": ("register_", "check_", "collect_", "restore_", "unused_", "estimate_activations", "make_models"),
     "question": ("fingerprint_", "preview_", "adopt_", "make_meta_model", "estimate_", "count_positions"),
 }
 """What names of a kind begin with."""

@@ -40,7 +40,8 @@ def test_imports(old, new):
     package, _, name = old.rpartition(".")
     with pytest.raises(ImportError, match=facts(name, new)):
         exec(f"from {package} import {name}")
-    assert new.rpartition(".")[2] in importlib.import_module(package).__all__
+    home, _, renamed = new.rpartition(".")
+    assert renamed in importlib.import_module(home).__all__
 
 
 @pytest.mark.parametrize(("old", "new"), rows("module"))

@@ -137,10 +137,11 @@ class Console:
         self._stop()
         state = trainer.state
         why = f", stopped early: {state.stop_reason}" if state.stop_reason else ""
+        counted = [f"{number:,.10g} {unit}" for unit, number in state.counted.items()]
         left_out = f", {state.skipped_steps} of them without an update" if state.skipped_steps else ""
         trainer.say(
             f"trained {state.global_step} steps{left_out}, {state.tokens:,} tokens"
-            f" ({state.supervised_tokens:,} supervised)"
+            f" ({', '.join(counted) or f'{state.supervised_tokens:,} supervised'})"
             f" in {_clock(time.perf_counter() - self.began)}{why}",
         )
 

@@ -45,8 +45,10 @@ GROUPS = {
         (
             "first-plugin",
             "wrap-a-model",
+            "further-models",
             "replace-the-step",
             "register-a-loss",
+            "own-data",
             "keep-state",
             "own-hooks",
             "add-a-command",

@@ -17,6 +17,7 @@ from hooktrain.errors import HooktrainError, described
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import ConfigDefaults, member
 from hooktrain.recipe.model import Recipe
+from hooktrain.training.extra_models import ExtraModels, TrainedModels, build_meta_models
 from hooktrain.types import DataEstimate, MemoryEstimate, ModelEstimate, World
 
 __all__ = ["estimate"]
@@ -114,30 +115,45 @@ def _model(recipe: Recipe, host: PluginHost, world: World, data: DataEstimate) -
         module = host.hooks.make_meta_model(config=recipe.model, world=world, recipe=recipe)
     if module is None:
         raise _Unknown("no plugin sketches a model of this type (hook make_meta_model)")
+    extra = _known(lambda: build_meta_models(host, model=module, recipe=recipe, tokenizer=None, world=world))
+    unknown = {} if isinstance(extra, ExtraModels) else {"further models": extra["unknown"]}
+    extra = extra if isinstance(extra, ExtraModels) else ExtraModels({}, {})
+    trained = extra.trained_with(module)
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a model that nobody will train
-        _as_if_on_the_processor(module)
-        weights = list(dict.fromkeys(module.parameters()))
-        trained = [weight for weight in weights if weight.requires_grad]
-        dtypes: dict[str, int] = {}
-        for weight in weights:
-            name = str(weight.dtype).removeprefix("torch.")
-            dtypes[name] = dtypes.get(name, 0) + weight.numel()
-        sizes = ModelEstimate(
-            module=module,
-            parameters=sum(weight.numel() for weight in weights),
-            trainable=sum(weight.numel() for weight in trained),
-            weight_bytes=_bytes(weights),
-            trainable_bytes=_bytes(trained),
-            dtypes=dtypes,
-        )
-        state = _known(lambda: _optimizer_state(recipe, host, module))
-        unknown = {"optimizer": state["unknown"]} if isinstance(state, dict) else {}
+        for each in (trained, *extra.built.values()):
+            _as_if_on_the_processor(each)
+        sizes = _sizes(trained)
+        frozen = {
+            name: attrs.evolve(_sizes(extra.built[name]), dtype_is_set=each.dtype is not None, offload=each.offload)
+            for name, each in extra.described.items()
+            if not each.trainable
+        }
+        state = _known(lambda: _optimizer_state(recipe, host, world, trained))
+        unknown |= {"optimizer": state["unknown"]} if isinstance(state, dict) else {}
         activations = _known(lambda: _activations(recipe, host, module, data))
         unknown |= {"activations": activations.pop("unknown")} if "unknown" in activations else {}
     numbers, size = (None, None) if "optimizer" in unknown else state
     known = None if "activations" in unknown else activations
-    return attrs.evolve(sizes, state_numbers=numbers, state_bytes=size, activation_bytes=known), unknown
+    found = attrs.evolve(sizes, state_numbers=numbers, state_bytes=size, activation_bytes=known, frozen=frozen)
+    return found, unknown
+
+
+def _sizes(module: Module) -> ModelEstimate:
+    weights = list(dict.fromkeys(module.parameters()))
+    trained = [weight for weight in weights if weight.requires_grad]
+    dtypes: dict[str, int] = {}
+    for weight in weights:
+        name = str(weight.dtype).removeprefix("torch.")
+        dtypes[name] = dtypes.get(name, 0) + weight.numel()
+    return ModelEstimate(
+        module=module,
+        parameters=sum(weight.numel() for weight in weights),
+        trainable=sum(weight.numel() for weight in trained),
+        weight_bytes=_bytes(weights),
+        trainable_bytes=_bytes(trained),
+        dtypes=dtypes,
+    )
 
 
 def _as_if_on_the_processor(module: Module) -> None:
@@ -156,11 +172,11 @@ def _as_if_on_the_processor(module: Module) -> None:
                 tensors[name] = made[id(tensor)][1]
 
 
-def _optimizer_state(recipe: Recipe, host: PluginHost, module: Module) -> tuple[int, int]:
+def _optimizer_state(recipe: Recipe, host: PluginHost, world: World, module: Module) -> tuple[int, int]:
     """Numbers and bytes that the optimizer keeps: it is built over the sketch, steps once, and is looked at."""
     if recipe.optimizer is None:
         raise _Unknown("the recipe has no optimizer")
-    optimizer = host.hooks.make_optimizer(config=recipe.optimizer, model=module)
+    optimizer = host.hooks.make_optimizer(config=recipe.optimizer, model=module, world=world, recipe=recipe)
     if optimizer is None:
         raise _Unknown("no plugin builds it")
     for group in optimizer.param_groups:
@@ -195,8 +211,13 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _model_facts(sizes: ModelEstimate, unknown: Mapping[str, str]) -> dict[str, Any]:
+    models = dict(sizes.module.named_children()) if isinstance(sizes.module, TrainedModels) else {"model": sizes.module}
     return {
-        "class": type(sizes.module).__name__,
+        "class": type(models.pop("model")).__name__,
+        "further_models": {
+            **{name: {"class": type(module).__name__, "trainable": True} for name, module in models.items()},
+            **{name: _frozen_facts(each) for name, each in sizes.frozen.items()},
+        },
         "parameters": sizes.parameters,
         "trainable": sizes.trainable,
         "dtypes": dict(sizes.dtypes),
@@ -204,6 +225,16 @@ def _model_facts(sizes: ModelEstimate, unknown: Mapping[str, str]) -> dict[str, 
         "optimizer_bytes": sizes.state_bytes,
         "activation_bytes": None if sizes.activation_bytes is None else dict(sizes.activation_bytes),
         "not_known": dict(unknown),
+    }
+
+
+def _frozen_facts(sizes: ModelEstimate) -> dict[str, Any]:
+    return {
+        "class": type(sizes.module).__name__,
+        "trainable": False,
+        "parameters": sizes.parameters,
+        "weight_bytes": sizes.weight_bytes,
+        "dtypes": dict(sizes.dtypes),
     }
 
 

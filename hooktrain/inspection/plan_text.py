@@ -156,7 +156,14 @@ def _model(facts: Mapping[str, Any]) -> str:
     )
     types = ", ".join(facts["dtypes"])
     text = f"{facts['class']}, {facts['parameters']:,} parameters ({count_of(facts['parameters'])}), {share}; {types}"
-    return "; ".join([text, *(f"{what} unknown: {why}" for what, why in facts["not_known"].items())])
+    known = "; ".join([text, *(f"{what} unknown: {why}" for what, why in facts["not_known"].items())])
+    return "\n".join([known, *(_further_model(name, each) for name, each in facts["further_models"].items())])
+
+
+def _further_model(name: str, facts: Mapping[str, Any]) -> str:
+    if facts["trainable"]:
+        return f"{name}: {facts['class']}, trained with it and counted above; its activations are not counted"
+    return f"{name}: {facts['class']}, {facts['parameters']:,} parameters, frozen; {', '.join(facts['dtypes'])}"
 
 
 def _data(facts: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -75,6 +75,7 @@ class PluginHost:
         self.warnings: list[str] = []
         self.passed_over: dict[str, str] = {}  # what is said of it at the start of a run
         self.metric_owners: dict[str, str] = {}  # of the current log line, the engine's names among them
+        self.model_owners: dict[str, str] = {}  # of what make_models returned
         self.recipe_source = "recipe"  # what errors call it
         self.manager = PluginManager("hooktrain")
         self.manager.add_hookspecs(hookspecs)
@@ -422,18 +423,35 @@ class PluginHost:
                 states[name] = dict(_LOST)
         return states
 
-    def restore_states(self, trainer: Any, states: Mapping[str, Any]) -> dict[str, Any]:
-        """Give each plugin its own state back; returns what belongs to plugins that are not there."""
-        left = {name: state for name, state in states.items() if state != _LOST}
-        for name in sorted(states.keys() - left.keys()):
+    def restore_states(
+        self, trainer: Any, states: Mapping[str, Any], by_rank: Mapping[str, Sequence[Any]]
+    ) -> dict[str, Any]:
+        """Give each plugin its own state back; returns what belongs to plugins that are not there.
+
+        Args:
+            trainer: passed to the plugins.
+            states: of plugins whose states were equal on all ranks.
+            by_rank: of all others, the state of each rank that saved, or None where it had none.
+        """
+        world, saved = trainer.world, {name: [state] for name, state in states.items()} | dict(by_rank)
+        states = {name: each[world.rank if len(each) == world.world_size else 0] for name, each in saved.items()}
+        left = {name: state for name, state in states.items() if state is not None and state != _LOST}
+        for name in sorted(name for name, state in states.items() if state == _LOST):
             if self.records.get(name) is not None:
                 self.warn(
                     f"checkpoint: it holds no state of the plugin '{name}', whose collect_state failed when it was"
                     " saved; the plugin begins anew"
                 )
         for found in self.implementations("restore_state"):
-            if found.plugin_name in left:
-                given = {"trainer": trainer, "state": left.pop(found.plugin_name)}
+            name = found.plugin_name
+            if name in by_rank and len(by_rank[name]) != world.world_size and "states" not in found.argnames:
+                self.warn(
+                    f"checkpoint: the state of the plugin '{name}' differs by rank and was saved on"
+                    f" {len(by_rank[name])} ranks, and there are {world.world_size} now, which all get that of rank 0;"
+                    " a restore_state with the parameter states gets those of all ranks"
+                )
+            if name in left:
+                given = {"trainer": trainer, "state": left.pop(name), "states": saved[name]}
                 found.function(*(given[name] for name in found.argnames))
         for name in left:
             self.warn(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pluggy import HookImpl
 
 from hooktrain.errors import Complaint, PluginError, described, failure_of
-from hooktrain.types import PerSecond
+from hooktrain.types import ExtraModel, PerSecond
 
 if TYPE_CHECKING:
     from hooktrain.plugin.manager import PluginHost
@@ -89,6 +89,20 @@ def _state(host: PluginHost, plugin: str, result: Any) -> dict[str, Any]:
     return _mapping(plugin, "collect_state", result, "JSON values and tensors by name")
 
 
+def _models(host: PluginHost, plugin: str, result: Any) -> dict[str, Any]:
+    made = _mapping(plugin, "make_models", result, "hooktrain.ExtraModel by name")
+    for name, extra in made.items():
+        if not isinstance(extra, ExtraModel):
+            given = f"a {_kind(extra)} as '{name}'"
+            raise wrong_result(plugin, "make_models", f"{given}, expected hooktrain.ExtraModel(build)")
+        owner = host.model_owners.setdefault(name, plugin)
+        taken = "is the run's own model" if name == "model" else f"{owner} returns one too" if owner != plugin else ""
+        if taken or not name.isidentifier():
+            expected = f"a name that is free, as '{name}' {taken}" if taken else "a name such as reference"
+            raise wrong_result(plugin, "make_models", f"the name '{name}', expected {expected}; give it another name")
+    return made
+
+
 def _mapping(plugin: str, hook: str, result: Any, expected: str) -> dict[str, Any]:
     if not isinstance(result, Mapping):
         raise wrong_result(plugin, hook, f"a {_kind(result)}, expected a mapping of {expected}, or None")
@@ -129,6 +143,7 @@ def _kind(value: Any) -> str:
 _CHECKS: Mapping[str, Callable[[PluginHost, str, Any], Mapping[str, Any] | Iterable[Any]]] = {
     "collect_metrics": _metrics,
     "collect_state": _state,
+    "make_models": _models,
     "check_recipe": _complaints,
     "unused_hooks": _hook_names,
 }

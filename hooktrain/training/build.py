@@ -37,6 +37,7 @@ from hooktrain.training.resume_check import versions
 from hooktrain.training.run_files import clear_way, write_whole
 from hooktrain.training.run_lock import RunLock
 from hooktrain.training.run_record import KEPT
+from hooktrain.training.update_events import bind_update_events
 from hooktrain.types import Batch, Data, LossSum, World
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class ModelParts:
     """The model and what moves its weights, as :func:`build_model_parts` returns them."""
 
     model: Module
+    models: Mapping[str, Module]
+    trained: Module
     optimizer: Optimizer
     scheduler: Scheduler
     last_lr: float
@@ -121,16 +124,18 @@ def build_data_parts(trainer: Trainer) -> DataParts:
         data_world=data_world,
         divide=member(strategy, StrategyDefaults, "divide"),
         loader=host.hooks.make_loader(dataset=data.train, data=data, recipe=recipe, world=data_world),
-        loss=make_part(host, "make_loss", recipe.loss),
+        loss=make_part(host, "make_loss", recipe.loss, world=world, recipe=recipe),
         checkpoint_engines=[
-            make_part(host, "make_checkpoint_engine", at_start(config, host), run_dir=run_dir, world=world)
+            make_part(
+                host, "make_checkpoint_engine", at_start(config, host), run_dir=run_dir, world=world, recipe=recipe
+            )
             for config in recipe.checkpoint
         ],
     )
 
 
 def build_model_parts(trainer: Trainer) -> ModelParts:
-    """Build the model, the optimizer and the scheduler.
+    """Build the model and further ones, the optimizer and the scheduler.
 
     Raises:
         PluginError: when no plugin builds a part that the recipe selects.
@@ -138,18 +143,32 @@ def build_model_parts(trainer: Trainer) -> ModelParts:
     """
     import torch  # which those who only read a recipe do without
 
+    from hooktrain.training.extra_models import build_extra_models
+
     recipe, world, host, strategy = trainer.recipe, trainer.world, trainer.host, trainer.strategy
     torch.manual_seed(recipe.seed)  # weights do not depend on how much randomness the data took
     with strategy.model_context():
         model = make_part(host, "make_model", recipe.model, tokenizer=trainer.tokenizer, world=world, recipe=recipe)
-    model = strategy.prepare_model(model)
-    optimizer = make_part(host, "make_optimizer", recipe.optimizer, model=model)
+    shared = {"model": model, "recipe": recipe, "tokenizer": trainer.tokenizer, "world": world}
+    extra = build_extra_models(host, recipe.seed, strategy.model_context, **shared)
+    trained = strategy.prepare_model(extra.trained_with(model))
+    optimizer = make_part(host, "make_optimizer", recipe.optimizer, model=trained, world=world, recipe=recipe)
     horizon = trainer.training_horizon
-    scheduler = make_part(host, "make_scheduler", recipe.scheduler, optimizer=optimizer, total_steps=horizon)
-    model, optimizer, scheduler = strategy.prepare(model, optimizer, scheduler, recipe.gradient_accumulation_steps)
+    given = {"optimizer": optimizer, "total_steps": horizon, "world": world, "recipe": recipe}
+    scheduler = make_part(host, "make_scheduler", recipe.scheduler, **given)
+    trained, optimizer, scheduler = strategy.prepare(trained, optimizer, scheduler, recipe.gradient_accumulation_steps)
+    model, models = extra.prepared(trained, strategy)
+    bind_update_events(trainer, host, strategy)
     _warn_of_unused_settings(trainer)
     _seed(recipe.seed + world.rank)  # dropout differs between ranks
-    return ModelParts(model=model, optimizer=optimizer, scheduler=scheduler, last_lr=optimizer.param_groups[0]["lr"])
+    return ModelParts(
+        model=model,
+        models=models,
+        trained=trained,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        last_lr=optimizer.param_groups[0]["lr"],
+    )
 
 
 def _seed(seed: int) -> None:
@@ -296,7 +315,7 @@ def make_data(host: PluginHost, recipe: Recipe, world: World) -> tuple[Any, Data
     Raises:
         HooktrainError: when there is no data section, or a set is empty.
     """
-    tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer)
+    tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer, world=world, recipe=recipe)
     given = {"tokenizer": tokenizer, "world": world, "hooks": host.hooks, "recipe": recipe}
     data: Data | None = make_part(host, "make_data", recipe.data, **given)
     if data is None:

@@ -17,16 +17,10 @@ import torch
 from torch import Tensor
 
 from hooktrain.recipe.model import Recipe
+from hooktrain.training.batch_keys import padding_batch
 from hooktrain.types import Batch, Data, Dataset, World
 
-__all__ = ["WindowLoader", "padding_batch", "evaluation_batches"]
-
-
-def padding_batch(batch: Batch) -> Batch:
-    """The micro-batch with nothing supervised: what a rank computes when the rows have run out on it alone."""
-    if "labels" not in batch:
-        return dict(batch)
-    return {**batch, "labels": torch.full_like(batch["labels"], -100), "tokens": 0}
+__all__ = ["WindowLoader", "evaluation_batches"]
 
 
 class WindowLoader:

@@ -71,19 +71,24 @@ class Loop:
         if shifted is not None:
             targets = int((shifted != -100).count_nonzero())
             return BatchCounts(targets, int(batch["tokens"]), targets)
-        if labels is None:
+        if labels is not None:
+            # the first label of a row has no token before it that could predict it
+            targets = int((labels[:, 1:] != -100).count_nonzero()) if labels.dim() > 1 else labels.shape[0]
+        elif "denominator" in batch:
+            targets = 0
+        else:
             raise DataError(
-                f"micro-batch: given {', '.join(batch) or 'nothing'}, expected 'labels' among them; have the"
-                " collate function add labels, or implement the hook count_batch"
+                f"micro-batch: given {', '.join(batch) or 'nothing'}, expected 'labels' or 'denominator' among them;"
+                " have the collate function add one of them, or implement the hook count_batch"
             )
-        # the first label of a row has no token before it that could predict it
-        targets = int((labels[:, 1:] != -100).count_nonzero()) if labels.dim() > 1 else labels.shape[0]
         if "tokens" in batch:
             tokens = int(batch["tokens"])
         elif mask is not None:
             tokens = int(mask.sum())
         else:
             tokens = batch["input_ids"].numel() if "input_ids" in batch else targets
+        if "denominator" in batch:
+            return BatchCounts(float(batch["denominator"]), tokens, targets, batch.get("counts", "tokens"))
         return BatchCounts(targets, tokens, targets)
 
     @hookimpl(trylast=True)
@@ -118,7 +123,7 @@ class Loop:
                 denominator += counts.denominator
             (everywhere,) = trainer.strategy.sum_numbers([denominator])
             if everywhere == 0:
-                raise DataError(f"evaluation set '{name}': no token is supervised, so it has no loss; check its masks")
+                raise DataError(f"evaluation set '{name}': nothing is trained, so it has no loss; check its masks")
             found = trainer.strategy.sum_tensor(torch.stack(list(sums.values()))).tolist()
             metrics |= {f"eval/{name}/{key}": value / everywhere for key, value in zip(sums, found, strict=True)}
         return metrics

@@ -79,14 +79,14 @@ _WORDS = {"nan": "NaN", "inf": "an infinity"}
 
 
 def _bare(trainer: Trainer) -> torch.nn.Module:
-    return trainer.strategy.unwrap(trainer.model)
+    return trainer.strategy.unwrap(trainer.trained)
 
 
 def _not_finite(trainer: Trainer) -> dict[str, tuple[str, int]]:
     """Return the weights and buffers that hold NaN or an infinity, each with which and on which rank. Collective."""
     extremes: dict[tuple[torch.device, torch.dtype], list[tuple[str, Tensor]]] = {}
     with torch.no_grad():
-        for shard in trainer.strategy.trained_state(trainer.model, trainer.optimizer).model:
+        for shard in trainer.strategy.trained_state(trainer.trained, trainer.optimizer).model:
             for values in _numbers(shard.values.detach()):
                 least_and_most = torch.stack(tuple(torch.aminmax(values)))  # both are NaN where one of them is
                 extremes.setdefault((values.device, values.dtype), []).append((shard.name, least_and_most))

@@ -133,7 +133,7 @@ class HeldEffects:
     def __init__(self, trainer: Trainer) -> None:
         self._host, self._state, self._rank = trainer.host, trainer.state, trainer.world.rank
         self._device, self._horizon = trainer.device, trainer.training_horizon
-        self._watch: TensorWatch | None = TensorWatch(trainer.model, trainer.optimizer)
+        self._watch: TensorWatch | None = TensorWatch(trainer.trained, trainer.optimizer)
         self._refresh(may_be_others=True)
         saves = (engine.config.save_every_n_steps for engine in trainer.checkpoint_engines if engine.config.enabled)
         self._saves, self._logs = tuple(filter(None, saves)), trainer.recipe.log_interval

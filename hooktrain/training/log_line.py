@@ -25,15 +25,17 @@ def read_metrics(trainer: Trainer, more: Mapping[str, float]) -> dict[str, float
         NonFiniteError: one is not finite, and ``on_nan`` is ``stop``.
     """
     state, meter, host = trainer.state, trainer.meter, trainer.host
-    host.metric_owners = dict.fromkeys((*OWN_METRICS, *meter.sums, *more), "the engine")
-    extra = merged(host, trainer.hooks.collect_metrics(trainer=trainer), meter.sums, OWN_METRICS)
+    own = (*OWN_METRICS, *state.counted)
+    host.metric_owners = dict.fromkeys((*own, *meter.sums, *more), "the engine")
+    extra = merged(host, trainer.hooks.collect_metrics(trainer=trainer), meter.sums, own)
     read = meter.read(trainer.strategy, extra)
     epoch = round(state.epoch + state.sequences / len(trainer.data.train), 4)
     metrics: dict[str, float] = {"step": state.global_step, "epoch": epoch}
     if meter.steps or meter.denominator:
         ahead = {"loss": read.pop("loss", None), "lr": trainer.last_lr, "grad_norm": read.pop("grad_norm", None)}
         metrics.update({name: value for name, value in ahead.items() if value is not None})
-    metrics.update({"tokens": state.tokens, "supervised_tokens": state.supervised_tokens}, **read, **more)
+    counted = {"tokens": state.tokens, "supervised_tokens": state.supervised_tokens, **state.counted}
+    metrics.update(counted, **read, **more)
     if state.skipped_steps:
         metrics["skipped_steps"] = state.skipped_steps
     if trainer.recipe.on_nan == "stop":

@@ -260,9 +260,10 @@ def _part_in(trainer: Trainer, name: str) -> list[str]:
     if record.distribution == "hooktrain" or record.info.only_observes or not asks_for(host, trainer.recipe, record):
         return []
     found = []
-    for hook in (*LOOP_HOOKS, *FACTORIES):
+    acting = (*LOOP_HOOKS, "make_models")
+    for hook in (*acting, *FACTORIES):
         implemented = [one for one in host.implementations(hook) if one.plugin_name == name and not is_declined(one)]
-        if hook not in _HARMLESS and any(one.wrapper or hook in LOOP_HOOKS for one in implemented):
+        if hook not in _HARMLESS and any(one.wrapper or hook in acting for one in implemented):
             found.append(hook)
     return [*found, "the gradients"] if record.info.changes_gradients else found
 

@@ -9,8 +9,9 @@ from hooktrain.protocols import DatasetDefaults, LoaderDefaults, member
 
 if TYPE_CHECKING:
     from hooktrain.training.trainer import Trainer
+    from hooktrain.types import LossSum
 
-__all__ = ["count_skipped", "require_trained", "require_updates", "untrained"]
+__all__ = ["count_skipped", "require_trained", "require_updates", "uncounted", "untrained"]
 
 _NEARLY_ALL = 0.9
 """Share of a run's steps without an update from which on it has trained nothing worth the name."""
@@ -89,3 +90,8 @@ def _examples(trainer: Trainer, sequences: int) -> str:
     name = member(trainer.data.train, DatasetDefaults, "row_name")
     named = "; ".join(name(row) for row in rows[:_NAMED])
     return named + (f"; and {len(rows) - _NAMED} more" if len(rows) > _NAMED else "")
+
+
+def uncounted(loss: LossSum) -> LossSum:
+    """Return a loss that adds nothing, as that of a padding batch, with the graph that other ranks wait for."""
+    return loss._replace(total=loss.total * 0, sums={name: value * 0 for name, value in loss.sums.items()})

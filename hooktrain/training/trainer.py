@@ -34,6 +34,7 @@ from hooktrain.protocols import (
 )
 from hooktrain.recipe.model import Recipe
 from hooktrain.renamed import no_attribute
+from hooktrain.training.batch_keys import HOST_KEYS
 from hooktrain.training.build import (
     DataParts,
     ModelParts,
@@ -60,7 +61,7 @@ from hooktrain.training.log_line import read_metrics
 from hooktrain.training.metrics import Meter
 from hooktrain.training.random_state import RandomState
 from hooktrain.training.run_record import RunRecorder
-from hooktrain.training.skipped_steps import count_skipped, require_trained, require_updates
+from hooktrain.training.skipped_steps import count_skipped, require_trained, require_updates, uncounted
 from hooktrain.training.watchdog import Watchdog
 from hooktrain.types import Batch, BatchCounts, Data, LossSum, OptimizerStep, StepOutput, TrainerState, World
 
@@ -88,6 +89,8 @@ class Trainer:
         tokenizer, data, loss, model, optimizer, scheduler, strategy, checkpoint_engines, loader: the parts, once they
             have been built. After the run ``model`` is the trained model in evaluation mode; a strategy that spreads
             the weights over ranks leaves each with its share.
+        models, trained: further models by name, as plugins returned them from ``make_models``; and ``model``, or one
+            module of it and of the trainable ones of these, for ``strategy.trained_state``.
         run_dir: folder of the run's files.
         denominator: what the loss of the current step is divided by: the sum of what its micro-batches contribute, over
             the accumulation window and all ranks.
@@ -102,6 +105,8 @@ class Trainer:
     data: Data
     loss: Callable[[Module, Batch, float], LossSum]
     model: Module
+    models: Mapping[str, Module]
+    trained: Module
     optimizer: Optimizer
     scheduler: Scheduler
     checkpoint_engines: Sequence[CheckpointEngine]
@@ -299,7 +304,7 @@ class Trainer:
             if self._opened:
                 self.strategy.close()
             if self._built:
-                self.model.eval()
+                self.trained.eval()
             self.run_record.end(self.state.stop_reason or "", self.exit_status, self._failure)
 
     def __enter__(self) -> Self:
@@ -351,11 +356,11 @@ class Trainer:
         Raises:
             CheckpointError: there is no such engine, or it cannot save.
         """
-        config_of = export_config(self.host, type)
-        folder = save_folder(path)
+        config_of, folder = export_config(self.host, type), save_folder(path)
         self.prepare()
         config = config_of(output_dir=folder, save_end_of_training=True)
-        engine = make_part(self.host, "make_checkpoint_engine", config, run_dir=self.run_dir, world=self.world)
+        shared = {"run_dir": self.run_dir, "world": self.world, "recipe": self.recipe}
+        engine = make_part(self.host, "make_checkpoint_engine", config, **shared)
         (saved,) = self.save_with([engine], "end")
         return saved
 
@@ -485,7 +490,7 @@ class Trainer:
 
     def run_loop(self) -> TrainerState:
         """Run the training and emit its events; the parts must have been built."""
-        self.model.train()
+        self.trained.train()
         self.finite_weights.note(self)
         if self.resume_from is None:
             self.random_state.keep_observers_out(self.host)
@@ -549,9 +554,8 @@ class Trainer:
             raise wrong_answer(self.host, "run_step", output, expected)
         state.global_step += 1
         self.run_record.at_step(state.global_step)
-        state.sequences += self._step_sequences
-        state.tokens += self._step_tokens
-        state.supervised_tokens += self._step_targets
+        counted = {self._unit: self.denominator}
+        state.count(self._step_sequences, self._step_tokens, self._step_targets, counted)
         count_skipped(self, output.stepped, self._step_sequences)
         self.meter.add(output, self.denominator, self._step_tokens, self._sums)
         step, interval, metrics, stop = state.global_step, self.recipe.eval_interval, {}, self.should_stop
@@ -622,8 +626,8 @@ class Trainer:
         return detached
 
     def on_device(self, batch: Batch) -> Batch:
-        """A micro-batch for the model: on the device, without the host's own ``tokens``."""
-        return self.strategy.to_device({name: value for name, value in batch.items() if name != "tokens"})
+        """A micro-batch for the model: on the device, without what only ``count_batch`` reads."""
+        return self.strategy.to_device({name: value for name, value in batch.items() if name not in HOST_KEYS})
 
     def loss_of(self, batch: Batch, counts: BatchCounts) -> LossSum:
         """Compute the loss of a micro-batch on the device, in the strategy's precision, and check its denominator."""
@@ -642,7 +646,7 @@ class Trainer:
             self._sum_names = frozenset(loss.sums)
         elif loss.sums.keys() != self._sum_names:
             raise other_sums(self.host, loss.sums, self._sum_names)
-        return loss
+        return loss if denominator else uncounted(loss)
 
     def optimizer_step(self) -> OptimizerStep:
         """Run the optimizer step and emit its events, then step the scheduler."""
@@ -665,13 +669,13 @@ class Trainer:
         self.prepare()
         training = self.model.training
         with self.meter.pause(), self.watchdog.during("evaluation"):
-            self.model.eval()
+            self.trained.eval()
             try:
                 self.hooks.on_evaluate_start(trainer=self)
                 with torch.no_grad():
                     metrics = dict(self.hooks.run_evaluate(trainer=self))
             finally:
-                self.model.train(training)
+                self.trained.train(training)
             self.state.evaluated(metrics)
             self.hooks.on_evaluate_end(trainer=self, metrics=metrics)
         return metrics
@@ -712,9 +716,9 @@ class Trainer:
         """
         return {**self._absent_plugins, **self.host.collect_states(self, check)}
 
-    def restore_states(self, states: Mapping[str, Any]) -> None:
-        """Hand each plugin its own state; what belongs to nobody is kept for the next save, with a warning."""
-        self._absent_plugins = self.host.restore_states(self, states)
+    def restore_states(self, states: Mapping[str, Any], by_rank: Mapping[str, Sequence[Any]] | None = None) -> None:
+        """Hand each plugin its state, or its own rank's; what belongs to nobody is kept for the next save."""
+        self._absent_plugins = self.host.restore_states(self, states, by_rank or {})
 
     def _agree(self) -> Agreed:
         asked = self.requests.agree(self.strategy)

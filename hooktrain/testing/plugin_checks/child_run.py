@@ -58,7 +58,7 @@ class Results:
         problems = unplain(states.get(self.name), "state")
         if problems:
             self.found["not plain"], states = problems, {}
-        trained = trainer.strategy.trained_state(trainer.model, trainer.optimizer)
+        trained = trainer.strategy.trained_state(trainer.trained, trainer.optimizer)
         weights, tensors = (
             {f"{part.name}[{part.start}]" if part.start else part.name: _copy(part.values) for part in parts}
             for parts in (trained.model, trained.optimizer)

@@ -11,7 +11,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,9 @@ __all__ = [
     "Address",
     "ConfigRefusedError",
     "address_of",
+    "begin_forward",
     "build_folder",
+    "call_before_zero_grad",
     "clear_global_lists",
     "clear_gradients",
     "config_models",
@@ -32,6 +34,7 @@ __all__ = [
     "drop_process_groups",
     "end_communication",
     "full_numel",
+    "grad_norm_of",
     "is_cpu_adam",
     "is_fake",
     "is_partitioned",
@@ -211,6 +214,22 @@ def loss_scaler_of(engine: Any) -> Any:
     return getattr(engine.optimizer, "loss_scaler", None)
 
 
+def grad_norm_of(engine: Any) -> Any:
+    """Return the norm of all gradients while a ZeRO optimizer updates the weights."""
+    return engine.optimizer._global_grad_norm
+
+
+def call_before_zero_grad(engine: Any, function: Callable[[], None]) -> None:
+    """Have an engine without ZeRO call a function before it clears gradients, also inside its own step."""
+    zero_grad = engine.zero_grad
+
+    def called_before() -> None:
+        function()
+        zero_grad()
+
+    engine.zero_grad = called_before
+
+
 def clear_gradients(engine: Any) -> None:
     """Clear the gradients that a ZeRO optimizer keeps, without an update."""
     zero = engine.optimizer
@@ -225,6 +244,14 @@ def clear_gradients(engine: Any) -> None:
     else:
         for number in list(zero.averaged_gradients):
             zero.averaged_gradients[number] = zero.all_grad_tensors[number] = None
+
+
+def begin_forward(engine: Any) -> None:
+    """Begin a new record of the order of modules under ZeRO-3, as a call of the outermost one does.
+
+    Without it no record is ever complete, and weights are never fetched ahead.
+    """
+    engine.optimizer.parameter_offload.get_param_coordinator().reset_step()
 
 
 def refresh_half_weights(zero: Any) -> None:

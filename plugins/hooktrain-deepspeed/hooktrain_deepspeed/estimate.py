@@ -53,6 +53,10 @@ def estimate_memory(config: DeepSpeedConfig, recipe: Recipe, world: World, model
             live = int(_number(zero.get("stage3_max_live_parameters"), _LIVE))
             device["gathered weights"] = min(live, model.parameters) * size
             notes.append("gathered weights are at most stage3_max_live_parameters")
+    for name, frozen in model.frozen.items():
+        as_computed = stage > 0 and size == 2 and not frozen.dtype_is_set
+        kept_bytes = frozen.parameters * size if as_computed else frozen.weight_bytes
+        (host if gpu and frozen.offload else device)[f"model {name}"] = kept_bytes // (ranks if stage == 3 else 1)
     if model.activation_bytes is None:
         notes.append("activations are not known and not counted")
     return MemoryEstimate(device={**device, **(model.activation_bytes or {})}, host=host, notes=notes)

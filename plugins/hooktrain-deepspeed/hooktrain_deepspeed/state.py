@@ -14,7 +14,7 @@ from hooktrain_torch import aliases, full_shape, require_groups
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from hooktrain import Shard, StoredTensors, TrainedState
+from hooktrain import CheckpointError, Shard, StoredTensors, TrainedState
 from hooktrain_deepspeed.compat import address_of, is_partitioned, partition_rank, refresh_half_weights
 
 __all__ = ["ZeroState"]
@@ -104,6 +104,13 @@ class ZeroState:
             found: dict[str, Any] = {}
             for flat in flats:
                 found = {k: v for k, v in self._base.state.get(flat, {}).items() if not _is_like(v, flat)} or found
+            odd = _odd_in(found)
+            if odd:
+                raise CheckpointError(
+                    f"optimizer: its state '{odd}' has the shape {tuple(found[odd].shape)}, expected the shape"
+                    f" {tuple(flats[0].shape)} of what ZeRO has it update; choose zero_stage: 0, the strategy torch, or"
+                    " another optimizer"
+                )
             if found:
                 made.update((name, dict(found)) for name in self._groups[number])
         return made
@@ -151,6 +158,14 @@ class ZeroState:
 
     def _require(self, weights: StoredTensors, rest: Mapping[str, Any], left_out: Collection[str]) -> None:
         require_groups(self._groups, rest["names"])
+        unlike = [(f"{name}/{_odd_in(values)}", "shape") for name, values in rest["state"].items() if _odd_in(values)]
+        for part, what in (("layouts", "layout"), ("dtypes", "type")):
+            unlike += [(f"{name}/{key}", what) for name, keys in rest.get(part, {}).items() for key in keys]
+        for name, what in unlike:
+            raise ValueError(
+                f"the optimizer's {name} has another {what} than its weight, and ZeRO divides both alike; resume with"
+                " zero_stage: 0, or with the strategy torch"
+            )
         expected = {name: full_shape(parameter) for name, parameter in self._model.named_parameters()}
         buffers = {name: tuple(buffer.shape) for name, buffer in self._model.named_buffers()}
         kept = self._model.state_dict().keys()
@@ -224,6 +239,11 @@ class ZeroState:
         for sub, number in self._sub_groups().items():
             made.setdefault(number, []).append(self._zero.fp32_partitioned_groups_flat[sub])
         return made
+
+
+def _odd_in(values: Mapping[str, Any]) -> str:
+    """Return the key of a tensor of several numbers, which cannot be equal for all parameters of a group."""
+    return next((key for key, value in values.items() if isinstance(value, Tensor) and value.numel() > 1), "")
 
 
 def _is_like(value: Any, flat: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import warnings
@@ -22,6 +23,7 @@ from hooktrain_torch import (
     load_trained_state,
     native_bf16,
     parameter_names,
+    place_frozen,
     trained_state,
 )
 from torch import Tensor
@@ -30,6 +32,7 @@ from torch.optim import Optimizer
 
 from hooktrain import (
     Batch,
+    ExtraModel,
     HooktrainError,
     HooktrainWarning,
     NonFiniteError,
@@ -37,11 +40,14 @@ from hooktrain import (
     Recipe,
     Scheduler,
     StoredTensors,
+    TrainedModels,
     TrainedState,
     World,
 )
 from hooktrain_deepspeed.check import require_valid
 from hooktrain_deepspeed.compat import (
+    begin_forward,
+    call_before_zero_grad,
     clear_global_lists,
     clear_gradients,
     configure_transformers,
@@ -49,7 +55,9 @@ from hooktrain_deepspeed.compat import (
     drop_process_groups,
     end_communication,
     full_numel,
+    grad_norm_of,
     is_cpu_adam,
+    is_partitioned,
     loss_scaler_of,
     quietly,
     reset_transformers,
@@ -99,7 +107,11 @@ class DeepSpeedStrategy:
                 warnings.warn(warning, HooktrainWarning, stacklevel=2)
         self._sequence = SequenceGroup.of(self._ranks, config.sequence_parallel)
         self._engine: Any = None
+        self._frozen: list[Any] = []
         self._zero: ZeroState | None = None
+        self._updates, self._is_updating = 0, False
+        self._grad_norm: Any = None
+        self._on_zero_grad: Callable[[], None] | None = None
         self._groups: list[list[str]] = []
         self._hf: Any = None
 
@@ -115,6 +127,36 @@ class DeepSpeedStrategy:
     def prepare_model(self, model: Module) -> Module:
         return model if self.stage == 3 else model.to(self.device)
 
+    def prepare_frozen_model(self, model: Module, extra: ExtraModel) -> Module:
+        dtype = extra.torch_dtype or (None if self.stage == 0 or self.dtype is torch.float32 else self.dtype)
+        if self.stage < 3:
+            return place_frozen(model.to(dtype=dtype), extra, self.device)
+        weights = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
+        if any(map(is_partitioned, model.parameters())):  # as it was loaded, so that it cannot be cast any more
+            if dtype is not None and weights != {dtype}:
+                raise HooktrainError(
+                    f"make_models: given a model whose weights were loaded sharded in {', '.join(map(str, weights))},"
+                    f" expected {dtype}; load them in it, as in from_pretrained(..., dtype={dtype})"
+                )
+        else:
+            model.to(dtype=dtype)
+        with quietly():
+            self._frozen.append(self._deepspeed.initialize(model=model, config=self._frozen_settings(model, extra))[0])
+        return model
+
+    def _frozen_settings(self, model: Module, extra: ExtraModel) -> dict[str, Any]:
+        """Return the configuration of an engine that shards a model and trains nothing."""
+        settings = copy.deepcopy(self.settings)
+        types = {weight.dtype for weight in model.parameters()}
+        for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+            settings[name] = {"enabled": types == {dtype}}
+        zero = settings["zero_optimization"]
+        for name in ("offload_optimizer", "offload_param"):
+            zero.pop(name, None)
+        if extra.offload:
+            zero["offload_param"] = {"device": "cpu"}
+        return settings
+
     def prepare(
         self, model: Module, optimizer: Optimizer, scheduler: Scheduler, accumulation: int
     ) -> tuple[Module, Optimizer, Scheduler]:
@@ -124,6 +166,7 @@ class DeepSpeedStrategy:
                 "optimizer.type: given cpu_adam, but the weights are updated on the GPU; write strategy: {offload:"
                 " optimizer}, or fused_adam"
             )
+        self._optimizer = optimizer
         self._groups = [names for names in group_names(optimizer, parameter_names(model)) if names]
         trainable = sum(full_numel(p) for p in model.parameters() if p.requires_grad)
         self.settings["zero_optimization"]["reduce_bucket_size"] = bucket_size(self.settings, trainable)
@@ -135,6 +178,18 @@ class DeepSpeedStrategy:
             self._zero = ZeroState(self._engine, model, self._groups, self.world.is_main)
         return model, optimizer, scheduler
 
+    def watch_updates(self, on_update: Callable[[Any], None], on_zero_grad: Callable[[], None]) -> None:
+        def before_step(*_: Any) -> None:
+            self._updates += 1
+            if self._updates == 1:  # ZeRO has the optimizer update one group of weights after another
+                on_update(grad_norm_of(self._engine) if self.stage > 0 else self._grad_norm)
+
+        self._optimizer.register_step_pre_hook(before_step)
+        if self.stage > 0:
+            self._on_zero_grad = on_zero_grad
+        else:  # it is the engine that clears them, in its step
+            call_before_zero_grad(self._engine, lambda: on_zero_grad() if self._is_updating else None)
+
     # ---------------------------------------------------------------------------------------------- computing
 
     def compute(self, function: Callable[[], T], last: bool) -> T:
@@ -143,6 +198,8 @@ class DeepSpeedStrategy:
             engine.set_gradient_accumulation_boundary(last)
             if self.stage > 0:
                 engine.optimizer.clear_backward_seen_flag()
+            if self.stage == 3 and isinstance(engine.module, TrainedModels):  # which nobody calls
+                begin_forward(engine)
         if not engine.torch_autocast_enabled():
             return function()
         with torch.autocast(self.device.type, engine.torch_autocast_dtype()):
@@ -167,6 +224,7 @@ class DeepSpeedStrategy:
 
     def optimizer_step(self, max_norm: float, wants_norm: bool, skip_non_finite: bool) -> OptimizerStep:
         engine, norm = self._engine, None
+        self._is_updating = True
         if self.stage == 0 and (max_norm > 0 or wants_norm or skip_non_finite):
             gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
@@ -174,9 +232,13 @@ class DeepSpeedStrategy:
             norm = norm if scaler is None else norm / scaler.get_scale()
             if skip_non_finite and scaler is None and not bool(norm.isfinite()):
                 self.zero_grad()
+                self._is_updating = False
                 return OptimizerStep(norm, stepped=False)
+        self._updates, self._grad_norm = 0, norm
         engine.step()
-        stepped = engine.was_step_applied()
+        stepped, self._is_updating = engine.was_step_applied(), False
+        if self._on_zero_grad is not None:  # the gradients were never with the weights
+            self._on_zero_grad()
         if self.stage > 0:
             norm = engine.get_global_grad_norm()
             if not stepped and self.dtype is not torch.float16 and not skip_non_finite:
@@ -268,6 +330,10 @@ class DeepSpeedStrategy:
 
     def close(self) -> None:
         self._sequence = None
+        while self._frozen:
+            engine = self._frozen.pop()
+            engine.destroy()
+            drop_process_groups(engine.module)
         if self._engine is not None:
             model = self._engine.module
             self._engine.destroy()

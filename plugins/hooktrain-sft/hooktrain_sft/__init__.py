@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from hooktrain_sft.config import TokenDataConfig as TokenDataConfig
     from hooktrain_sft.data.collate import collate_flat as collate_flat
     from hooktrain_sft.data.collate import collate_stacked as collate_stacked
-    from hooktrain_sft.data.collate import document_keys as document_keys
     from hooktrain_sft.data.formats import Format as Format
     from hooktrain_sft.data.packing import Bins as Bins
     from hooktrain_sft.loss.config import CrossEntropyConfig as CrossEntropyConfig

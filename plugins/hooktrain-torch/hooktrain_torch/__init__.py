@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hooktrain_torch.complete_state import require_groups as require_groups
     from hooktrain_torch.complete_state import trained_state as trained_state
     from hooktrain_torch.files import problem_of as problem_of
+    from hooktrain_torch.frozen_models import place_frozen as place_frozen
     from hooktrain_torch.optimizers import decay_groups as decay_groups
     from hooktrain_torch.optimizers import require_betas as require_betas
     from hooktrain_torch.ranks import Ranks as Ranks

@@ -28,6 +28,7 @@ from hooktrain_torch.files import (
 from hooktrain_torch.frozen_weights import FrozenWeights
 from hooktrain_torch.hyperparameters import as_built, require_like, take_changed
 from hooktrain_torch.plain_state import NotPlainError, plain
+from hooktrain_torch.plugin_states import StatesByRank, that_differ
 from hooktrain_torch.retention import Retention
 from hooktrain_torch.save import FROZEN, PARTS, PROVENANCE, TENSORS, Save
 from hooktrain_torch.stored_tensors import CheckpointTensors
@@ -100,8 +101,8 @@ class FullCheckpoint:
 
     def _frozen_of(self, trainer: Trainer) -> FrozenWeights:
         strategy = trainer.strategy
-        shards = strategy.trained_state(trainer.model, trainer.optimizer).model
-        return FrozenWeights(strategy.unwrap(trainer.model), shards, strategy.gather_objects)
+        shards = strategy.trained_state(trainer.trained, trainer.optimizer).model
+        return FrozenWeights(strategy.unwrap(trainer.trained), shards, strategy.gather_objects)
 
     # ------------------------------------------------------------------------------------------------- saving
 
@@ -121,13 +122,15 @@ class FullCheckpoint:
         if trainer.strategy.gather_objects(is_saved)[0]:
             return None  # it is saved, and its event was emitted
         self._remember_hyperparameters(trainer)  # of a run that is saved before it begins
-        states = {
+        states: dict[str, Any] = {
             "plugins": trainer.collect_states(plain),
             "scheduler": trainer.scheduler.state_dict(),
             "strategy": trainer.strategy.state_dict(),
             "built": dict(self._built),
         }
-        trained = trainer.strategy.trained_state(trainer.model, trainer.optimizer)
+        several = self.world.world_size > 1
+        states["by_rank"] = that_differ(states["plugins"], trainer.strategy.gather_objects) if several else []
+        trained = trainer.strategy.trained_state(trainer.trained, trainer.optimizer)
         saving = Save(target, trainer.global_step, self.world, trainer.run_id)
         self._on_all_ranks(trainer, lambda: self._begin(saving.temporary), saving)
         unchanged = self._unchanged(trainer, trained)
@@ -217,7 +220,7 @@ class FullCheckpoint:
         if self._frozen is None:
             return {}
         strategy = trainer.strategy
-        return self._frozen.unchanged(strategy.unwrap(trainer.model), trained.model, strategy.gather_objects)
+        return self._frozen.unchanged(strategy.unwrap(trainer.trained), trained.model, strategy.gather_objects)
 
     def _begin(self, temporary: Path) -> None:
         if self.world.is_main:
@@ -346,7 +349,7 @@ class FullCheckpoint:
             tensors = read_json(path / TENSORS)
             left_out = self._not_written(trainer, path)
             strategy.load_trained_state(
-                trainer.model,
+                trainer.trained,
                 trainer.optimizer,
                 (stored("model"), stored("optimizer")),
                 parts["trained"],
@@ -360,7 +363,8 @@ class FullCheckpoint:
                 take_changed(trainer.optimizer, trainer.scheduler, parts["built"], self._built)
             set_state(trainer.state, read_json(path / "state.json"))
             require_like(trainer.optimizer, self._built)
-            trainer.restore_states({name: dict(state) for name, state in parts["plugins"].items()})
+            states = {name: dict(state) for name, state in parts["plugins"].items()}
+            trainer.restore_states(states, {name: StatesByRank(path, name, ranks) for name in parts.get("by_rank", [])})
             if self.world.rank < ranks:
                 trainer.random_state.resume(read_object(path / f"random-{self.world.rank}.pt"))
         self._current = path
@@ -370,7 +374,7 @@ class FullCheckpoint:
         frozen = read_json(path / FROZEN) if (path / FROZEN).is_file() else {}
         different: list[str] = []
         if frozen:
-            shards = trainer.strategy.trained_state(trainer.model, trainer.optimizer).model
+            shards = trainer.strategy.trained_state(trainer.trained, trainer.optimizer).model
             known = self._frozen or self._frozen_of(trainer)
             different = known.different(frozen, shards, trainer.strategy.gather_objects)
         if different:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +11,8 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from hooktrain import Shard, StoredTensors, TrainedState
+from hooktrain_torch.optimizer_layout import key_of, read_rows, restored, saved, shard_of
 from hooktrain_torch.sharded import is_sharded
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
 
 __all__ = [
     "aliases",
@@ -42,16 +40,25 @@ def trained_state(model: Module, optimizer: Optimizer, *, is_main: bool = True) 
     parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
     tensors: list[Shard] = []
     plain: dict[str, dict[str, Any]] = {}
-    for number, entries in state["state"].items():
-        name = numbers[number]
-        for key, value in entries.items():
-            if isinstance(value, Tensor) and value.shape == parameters[number].shape and key != "step":
-                tensors.append(_shard(f"{name}/{key}", value))
-            else:
+    layouts: dict[str, dict[str, Any]] = {}
+    dtypes: dict[str, dict[str, torch.dtype]] = {}  # of what torch would otherwise cast to the parameter's
+    others = {key: value for key, value in state["state"].items() if key not in numbers}  # of no parameter
+    for number, name in numbers.items():
+        for key, value in state["state"].get(number, {}).items():
+            found = None if key == "step" else saved(f"{name}/{key}", value, parameters[number])
+            if isinstance(value, Tensor) and key != "step" and value.dtype != parameters[number].dtype:
+                dtypes.setdefault(name, {})[key] = value.dtype
+            if found is None:
                 plain.setdefault(name, {})[key] = value
+                continue
+            shard, layout = found
+            tensors += [shard] if shard is not None else []
+            if layout:
+                layouts.setdefault(name, {})[key] = layout
     hyper = [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]]
     rest = {"extra": extra, "groups": hyper, "names": groups, "state": plain}
-    model_tensors = [_shard(name, value) for name, value in weights.items()]
+    rest |= {"layouts": layouts, "dtypes": dtypes, "others": others}
+    model_tensors = [shard_of(name, value) for name, value in weights.items()]
     if not is_main:
         sharded = {name for name, value in weights.items() if is_sharded(value)}
         model_tensors = [shard for shard in model_tensors if shard.name in sharded]
@@ -82,7 +89,7 @@ def load_trained_state(
         raise ValueError(f"missing or unexpected weights: {', '.join(sorted(odd)[:3])}{', ...' if odd[3:] else ''}")
     live = model.state_dict()
     found = {
-        name: rest["extra"][name] if name in rest["extra"] else _read(weights, source, live[name])
+        name: rest["extra"][name] if name in rest["extra"] else read_rows(weights, source, live[name])
         for name, source in there.items()
         if name in rest["extra"] or source in weights.names()
     }
@@ -100,20 +107,47 @@ def load_trained_state(
         numbers[name]: {k: v.clone() if isinstance(v, Tensor) else v for k, v in values.items()}
         for name, values in rest["state"].items()
     }
+    layouts: Mapping[str, Mapping[str, Any]] = rest.get("layouts", {})
+    for name, number in numbers.items():
+        _require_small(name, state.get(number, {}), parameters[number])
     for full in optimized.names():
         name, _, key = full.rpartition("/")
+        key = key_of(key, layouts.get(name, {}))
         if name not in numbers:
             raise ValueError(f"the optimizer's {full} belongs to no parameter of this run")
+        parameter, layout = parameters[numbers[name]], layouts.get(name, {}).get(key, {})
+        if layout:
+            if key not in state.setdefault(numbers[name], {}):
+                state[numbers[name]][key] = restored(optimized, f"{name}/{key}", layout, parameter)
+            continue
         shape = optimized.shape(full)
-        if tuple(parameters[numbers[name]].shape) != shape:
-            raise ValueError(f"{full} has the shape {shape}, expected {tuple(parameters[numbers[name]].shape)}")
-        state.setdefault(numbers[name], {})[key] = _read(optimized, full, parameters[numbers[name]])
+        if tuple(parameter.shape) != shape:
+            raise ValueError(f"{full} has the shape {shape}, expected {tuple(parameter.shape)}")
+        state.setdefault(numbers[name], {})[key] = read_rows(optimized, full, parameter)
     at = 0
     param_groups = []
     for hyper, names in zip(rest["groups"], groups, strict=True):
         param_groups.append({**hyper, "params": list(range(at, at + len(names)))})
         at += len(names)
-    optimizer.load_state_dict({"state": state, "param_groups": param_groups})
+    optimizer.load_state_dict({"state": {**state, **rest.get("others", {})}, "param_groups": param_groups})
+    for name, keys in rest.get("dtypes", {}).items():
+        for key, dtype in keys.items():
+            parameter = parameters[numbers[name]]
+            optimizer.state[parameter][key] = state[numbers[name]][key].to(parameter.device, dtype)
+
+
+def _require_small(name: str, values: Mapping[str, Any], parameter: Tensor) -> None:
+    """Refuse tensors of an optimizer whose parameters were not sharded, where it is not known how to shard them.
+
+    Raises:
+        ValueError: naming one.
+    """
+    for key, value in values.items():
+        if is_sharded(parameter) and isinstance(value, Tensor) and value.numel() > 1:
+            raise ValueError(
+                f"the optimizer's {name}/{key} has the shape {tuple(value.shape)} and was saved without shards, and how"
+                " to shard it is not known; resume without data_parallel: fsdp2"
+            )
 
 
 def parameter_names(model: Module) -> dict[int, str]:
@@ -150,40 +184,6 @@ def require_groups(mine: Sequence[Sequence[str]], stored: Sequence[Sequence[str]
     raise ValueError(
         f"the optimizer's {sum(map(len, stored))} parameters in {len(stored)} groups are not the"
         f" {sum(map(len, mine))} parameters in {len(mine)} groups of this run{named}"
-    )
-
-
-def _local_rows(tensor: DTensor) -> tuple[int, int]:
-    """Return the first row of a tensor that this rank holds, and the one after its last; rows are split evenly."""
-    rows, ranks = tensor.shape[0], tensor.device_mesh.size()
-    each = -(-rows // ranks)
-    start = min(tensor.device_mesh.get_local_rank() * each, rows)
-    return start, min(start + each, rows)
-
-
-def _shard(name: str, tensor: Tensor) -> Shard:
-    if not is_sharded(tensor):
-        return Shard(name, tuple(tensor.shape), 0, tensor)
-    start, _ = _local_rows(tensor)
-    return Shard(name, tuple(tensor.shape), start * tensor.shape[1:].numel(), tensor.to_local())
-
-
-def _read(stored: StoredTensors, name: str, like: Tensor) -> Tensor:
-    """Read a stored tensor, or this rank's rows of it where ``like`` is sharded."""
-    shape = stored.shape(name)
-    if not is_sharded(like):
-        return stored.read(name).view(shape)
-    if shape != tuple(like.shape):
-        raise ValueError(f"{name} has the shape {shape}, expected {tuple(like.shape)}")
-    (start, stop), row = _local_rows(like), like.shape[1:].numel()
-    local = stored.read(name, start * row, stop * row).view(stop - start, *shape[1:])
-    return type(like).from_local(
-        local.to(like.device),
-        like.device_mesh,
-        like.placements,
-        run_check=False,
-        shape=like.shape,
-        stride=like.stride(),
     )
 
 

@@ -29,8 +29,13 @@ def estimate_memory(config: TorchConfig, recipe: Recipe, world: World, model: Mo
     dtype = _planned_dtype(config)
     notes = [f"strategy.dtype: auto computes in {dtype} on this machine"] if config.dtype == "auto" else []
     notes += ["the optimizer's state is not known and not counted"] if model.state_bytes is None else []
+    host: dict[str, int] = {}
+    for name, frozen in model.frozen.items():
+        offloaded = frozen.offload and _planned_device(config).type != "cpu"
+        (host if offloaded else kept)[f"model {name}"] = frozen.weight_bytes // shards
     if shards > 1:
-        kept["gathered weights"] = _gathered(model, 4 if dtype == "fp32" else 2)
+        size = 4 if dtype == "fp32" else 2
+        kept["gathered weights"] = sum(_gathered(each, size) for each in (model, *model.frozen.values()))
         notes.append("gathered: what lies in no block, and two blocks at a time")
     activations = dict(model.activation_bytes or {})
     if model.activation_bytes is None:
@@ -40,15 +45,20 @@ def estimate_memory(config: TorchConfig, recipe: Recipe, world: World, model: Mo
         # gradients appear while activations are freed, and are freed after each step
         peak -= min(kept["gradients"], sum(activations.values()))
         notes.append("gradients replace activations during backward: only the larger of the two counts")
-    return MemoryEstimate(device={**kept, **activations}, peak=peak, notes=notes)
+    return MemoryEstimate(device={**kept, **activations}, host=host, peak=peak, notes=notes)
 
 
 def _planned_dtype(config: TorchConfig) -> str:
     """Return the precision of the computation, which the strategy chooses in the same way for the device it has."""
     if config.dtype != "auto":
         return config.dtype
+    device = _planned_device(config)
+    return "bf16" if device.type != "cpu" or native_bf16(device) else "fp32"
+
+
+def _planned_device(config: TorchConfig) -> torch.device:
     on_gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
-    return "bf16" if on_gpu or native_bf16(torch.device("cpu")) else "fp32"
+    return torch.device("cuda" if on_gpu else "cpu")
 
 
 def _gathered(model: ModelEstimate, size: int) -> int:

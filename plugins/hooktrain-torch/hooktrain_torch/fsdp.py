@@ -12,7 +12,9 @@ from torch.nn import Module, ModuleList
 __all__ = ["blocks", "shard_model"]
 
 
-def shard_model(root: Module, device: torch.device, dtype: torch.dtype, find_unused: bool) -> Any:
+def shard_model(
+    root: Module, device: torch.device, dtype: torch.dtype, find_unused: bool, offload: bool = False
+) -> Any:
     """Shard a module over all ranks, in place.
 
     Args:
@@ -20,20 +22,22 @@ def shard_model(root: Module, device: torch.device, dtype: torch.dtype, find_unu
         device: each rank's own.
         dtype: type of the gathered weights. Kept weights and summed gradients are float32.
         find_unused: whether a rank sends zeros for parameters that have no gradient there.
+        offload: whether the shards are kept in the processor's memory.
 
     Returns:
         ``root``, which has FSDP2's methods now.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy()
     if dtype is not torch.float32:
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    kept = CPUOffloadPolicy() if offload and device.type != "cpu" else OffloadPolicy()
     for block in blocks(root):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=kept)
+    fully_shard(root, mesh=mesh, mp_policy=policy, offload_policy=kept, reshard_after_forward=False)
     for module in root.modules():
         if isinstance(module, FSDPModule):
             # summed, where FSDP2 would average: the loss is divided by the denominator of all ranks

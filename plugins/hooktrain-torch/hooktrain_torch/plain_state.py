@@ -134,7 +134,7 @@ def plain_tensor(name: str, value: Tensor) -> Tensor:
 def unreadable_in(parts: Mapping[str, Any]) -> str:
     """Return which plugin and key, or which other part, cannot be read back once it is saved; empty where each can."""
     for name, state in parts.items():
-        entries = state.items() if name == "plugins" else [("", state)]
+        entries = state.items() if name == "plugins" else [("", state)] if isinstance(state, Mapping) else []
         for plugin, kept in entries:
             for key, value in kept.items():
                 try:

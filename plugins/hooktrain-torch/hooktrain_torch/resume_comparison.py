@@ -18,6 +18,7 @@ import attrs
 
 from hooktrain import HooktrainError, differences, digest, hookimpl
 from hooktrain_torch.files import read_object
+from hooktrain_torch.plugin_states import file_of
 from hooktrain_torch.stored_tensors import CheckpointTensors
 
 if TYPE_CHECKING:
@@ -146,6 +147,9 @@ def _compare(uninterrupted: Path, resumed: Path, half: int, steps: int, ranks: i
             tensors.append({name: found.read(name) for name in found.names()})
         yield _finding(what, *tensors)
     parts = [read_object(folder / "parts.pt") for folder in (one, two)]
+    for folder, part in zip((one, two), parts, strict=True):
+        own = {path.stem: read_object(path) for path in sorted(folder.glob(file_of("*")))}
+        part["plugins"] = {**part["plugins"], **own}
     for key, what in (
         ("trained", "optimizer's settings and counts"),
         ("scheduler", "schedule"),

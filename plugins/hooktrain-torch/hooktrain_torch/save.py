@@ -16,6 +16,7 @@ import attrs
 from hooktrain import CheckpointError, TrainedState, World, provenance
 from hooktrain_torch.files import commit, write_object, write_text
 from hooktrain_torch.plain_state import plain, unreadable_in
+from hooktrain_torch.plugin_states import file_of
 from hooktrain_torch.stored_tensors import index_of, tensors_of, without_hidden
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Save:
         Args:
             trainer: counters, recipe and plugins.
             trained: this rank's shards of weights and optimizer.
-            states: of plugins, scheduler and strategy.
+            states: of plugins, scheduler and strategy; and ``by_rank``, the plugins whose states differ by rank.
             unchanged: checksums of frozen weights that are not written.
 
         Raises:
@@ -83,8 +84,12 @@ class Save:
                 shard for shard in shards if kind != "model" or shard.name not in unchanged
             )
         self._plain[f"random-{self.world.rank}.pt"] = dict(trainer.random_state.to_save())
+        own = {name: state for name, state in states["plugins"].items() if name in states["by_rank"]}
+        if own:
+            self._plain[file_of(self.world.rank)] = plain(own, "plugins")
         if self.world.is_main:
-            self._plain[PARTS] = plain({**states, "trained": dict(trained.rest)}, "")
+            shared = {name: state for name, state in states["plugins"].items() if name not in own}
+            self._plain[PARTS] = plain({**states, "plugins": shared, "trained": dict(trained.rest)}, "")
             if unchanged:
                 self._texts[FROZEN] = partial(json.dumps, dict(unchanged), indent=2)
             # values are collected now; their text, which takes longest to make, is made when it is written

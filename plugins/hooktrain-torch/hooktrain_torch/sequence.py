@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hooktrain import Batch, HooktrainError, World
+from hooktrain import Batch, HooktrainError, World, document_keys
 
 if TYPE_CHECKING:
     from hooktrain_torch.ranks import Ranks
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["SequenceGroup", "data_world", "divide"]
 
 _IGNORE_INDEX = -100
-_OFFSETS = ("cu_seq_lens_q", "cu_seq_lens_k")
-_LONGEST = ("max_length_q", "max_length_k")
 
 
 def data_world(world: World, size: int) -> World:
@@ -123,6 +121,12 @@ def divide(batch: Batch, ranks: SequenceGroup | None) -> Batch:
     """
     if ranks is None:
         return batch
+    if "denominator" in batch:
+        raise HooktrainError(
+            "strategy.sequence_parallel: the micro-batch has a denominator that counts"
+            f" {batch.get('counts', 'tokens')}, expected none, since each rank counts the"
+            " trained tokens of its shard; remove sequence_parallel"
+        )
     missing = [name for name in ("input_ids", "labels", "position_ids", "document_lengths") if name not in batch]
     if missing or "attention_mask" in batch:
         raise HooktrainError(
@@ -142,7 +146,8 @@ def divide(batch: Batch, ranks: SequenceGroup | None) -> Batch:
         is_split = isinstance(value, Tensor) and value.shape[:2] == (sequences, tokens)
         made[name] = _padded(name, value, more)[:, here].contiguous() if is_split else value
     if more:
-        made |= _documents(tuple(_with_padding(batch["document_lengths"], tokens, more)), batch)
+        documents = document_keys(_with_padding(batch["document_lengths"], tokens, more))
+        made |= {name: value for name, value in documents.items() if name in batch}
     # counts are summed over all ranks, so one of those that share the sequences reports for all of them
     made["tokens"] = 0 if ranks.rank else int(batch.get("tokens", sequences * tokens))
     return {**made, "sequence_parallel": ranks}
@@ -168,12 +173,3 @@ def _with_padding(lengths: Sequence[int], tokens: int, more: int) -> Iterator[in
         if at == tokens:
             yield more
             at = 0
-
-
-def _documents(lengths: tuple[int, ...], batch: Batch) -> Batch:
-    """Return the document boundaries of a batch for other lengths."""
-    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-    torch.cumsum(torch.tensor(lengths), 0, dtype=torch.int32, out=offsets[1:])
-    made: Batch = {"document_lengths": lengths}
-    made |= {name: offsets for name in _OFFSETS if name in batch}
-    return made | {name: max(lengths) for name in _LONGEST if name in batch}

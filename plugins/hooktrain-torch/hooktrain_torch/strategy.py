@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from hooktrain import (
     Batch,
+    ExtraModel,
     HooktrainError,
     NonFiniteError,
     OptimizerStep,
@@ -25,6 +26,7 @@ from hooktrain import (
     World,
 )
 from hooktrain_torch.complete_state import load_trained_state, trained_state
+from hooktrain_torch.frozen_models import place_frozen, shard_frozen
 from hooktrain_torch.fsdp import shard_model
 from hooktrain_torch.malloc import keep_freed_memory, return_freed_memory
 from hooktrain_torch.ranks import Ranks, device_of, native_bf16
@@ -72,7 +74,10 @@ class TorchStrategy:
         self._parameters: list[torch.nn.Parameter] = []
         self._parallel: DistributedDataParallel | None = None
         self._sharded: Any = None
+        self._frozen: list[Any] = []
         self._reduced = True
+        self._grad_norm: Tensor | None = None
+        self._on_zero_grad: Callable[[], None] | None = None
         self._on_host = self.device.type == "cpu"
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -95,6 +100,12 @@ class TorchStrategy:
             return model
         return model.to(self.device)
 
+    def prepare_frozen_model(self, model: Module, extra: ExtraModel) -> Module:
+        if not self.shards_weights:
+            return place_frozen(model, extra, self.device)
+        self._frozen.append(shard_frozen(model, extra, self.device, self.dtype))
+        return model
+
     def prepare(
         self, model: Module, optimizer: Optimizer, scheduler: Scheduler, accumulation: int
     ) -> tuple[Module, Optimizer, Scheduler]:
@@ -111,6 +122,11 @@ class TorchStrategy:
             self._parallel.register_comm_hook(None, lambda state, bucket: self._sum_bucket(bucket))
         return model, optimizer, scheduler
 
+    def watch_updates(self, on_update: Callable[[Any], None], on_zero_grad: Callable[[], None]) -> None:
+        # by the optimizer itself, as a gradient scaler decides only then whether there is an update
+        self._optimizer.register_step_pre_hook(lambda *_: on_update(self._grad_norm))
+        self._on_zero_grad = on_zero_grad
+
     def _sum_bucket(self, bucket: Any) -> torch.futures.Future[Tensor]:
         """Sum over ranks, where DistributedDataParallel averages: the loss is divided by all ranks' denominator."""
         self._reduced = bucket.is_last()  # buckets are sent in order, so with the last one all are
@@ -123,7 +139,11 @@ class TorchStrategy:
             return function()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
             if self._sharded is not None:
+                for frozen in self._frozen:  # what lies in no block: somebody may call a part of the model
+                    frozen.unshard()
                 found: T = self._sharded(function)
+                for frozen in self._frozen:
+                    frozen.reshard()
                 if not torch.is_grad_enabled():
                     self._sharded.reshard()  # with gradients the backward pass does it
                 return found
@@ -169,7 +189,7 @@ class TorchStrategy:
             norm = norm.full_tensor() if is_sharded(norm) else norm
             if max_norm > 0:
                 torch.nn.utils.clip_grads_with_norm_(self._parameters, max_norm, norm)
-        stepped = True
+        stepped, self._grad_norm = True, norm
         if self.scaler is not None:
             before = self.scaler.get_scale()
             self.scaler.step(optimizer)
@@ -184,6 +204,8 @@ class TorchStrategy:
             stepped = False
         else:
             optimizer.step()
+        if self._on_zero_grad is not None:
+            self._on_zero_grad()
         self.zero_grad()
         return OptimizerStep(norm, stepped)
 
@@ -250,6 +272,7 @@ class TorchStrategy:
 
     def close(self) -> None:
         self._parallel = self._sharded = self._sequence = None
+        self._frozen.clear()
         self._ranks.close()
         if self._on_host:
             return_freed_memory()

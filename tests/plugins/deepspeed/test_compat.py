@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hooktrain import hookimpl
 from tests.plugins.deepspeed.zero import zero
+from tests.training.extra_models import Models
 
 
 class Seen:
@@ -60,6 +61,15 @@ def test_loss_scaler(run_tiny):
     seen = Seen(lambda engine, _: vars(compat.loss_scaler_of(engine))["cur_scale"])
     run_tiny(seen, strategy=zero(2, dtype="fp16"), train_iters=1)
     assert seen.result > 0
+
+
+def test_modules_are_recorded_where_nobody_calls_the_outermost_one(run_tiny):
+    def coordinator(engine):
+        return engine.optimizer.parameter_offload.get_param_coordinator()
+
+    seen = Seen(lambda engine, _: coordinator(engine).is_complete_trace())
+    run_tiny(seen, Models(), strategy=zero(3), train_iters=3)
+    assert seen.result
 
 
 def test_configuration():

@@ -6,24 +6,24 @@ as host numbers, for attention implementations that use them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from hooktrain import document_keys
 from hooktrain_sft.data.packed_dataset import IGNORE_INDEX, TokenSequence
 
-__all__ = ["collate_flat", "collate_stacked", "document_keys"]
+__all__ = ["collate_flat", "collate_stacked"]
 
 
 def collate_flat(sequences: Sequence[TokenSequence]) -> dict[str, Any]:
     """Concatenate sequences to a single one, without padding.
 
     Returns:
-        Each entry of the sequences with shape (1, tokens), and :func:`document_keys`.
+        Each entry of the sequences with shape (1, tokens), and :func:`hooktrain.document_keys`.
     """
     batch: dict[str, Any] = {
         name: torch.from_numpy(np.concatenate([one[name] for one in sequences]))[None] for name in sequences[0]
@@ -37,7 +37,8 @@ def collate_stacked(sequences: Sequence[TokenSequence]) -> dict[str, Any]:
     The padding has no labels and is a document of its own, whose positions start at 0.
 
     Returns:
-        Each entry with shape (sequences, tokens); ``tokens``, the number without padding; and :func:`document_keys`.
+        Each entry with shape (sequences, tokens); ``tokens``, the number without padding; and
+        :func:`hooktrain.document_keys`.
     """
     shape = len(sequences), max(len(one["input_ids"]) for one in sequences)
     made = {
@@ -58,31 +59,6 @@ def collate_stacked(sequences: Sequence[TokenSequence]) -> dict[str, Any]:
     batch: dict[str, Any] = {name: torch.from_numpy(values) for name, values in made.items()}
     batch["tokens"] = sum(len(one["input_ids"]) for one in sequences)
     return {**batch, **document_keys(lengths)}
-
-
-def document_keys(lengths: Iterable[int]) -> dict[str, Tensor | int | tuple[int, ...]]:
-    """Return the model inputs that describe the documents of a micro-batch.
-
-    Args:
-        lengths: in tokens, in the order of the flattened (sequences * tokens) positions; the padding of a sequence is
-            a document.
-
-    Returns:
-        ``document_lengths``, which stay on the host, and the inputs of transformers' flash attention:
-        ``cu_seq_lens_q`` and ``cu_seq_lens_k``, the start of each document and the end of the last one, int32, shape
-        (documents + 1,), and ``max_length_q`` and ``max_length_k``, the longest.
-    """
-    known = tuple(int(length) for length in lengths)
-    offsets = torch.zeros(len(known) + 1, dtype=torch.int32)
-    torch.cumsum(torch.tensor(known), 0, dtype=torch.int32, out=offsets[1:])
-    longest = max(known)
-    return {
-        "document_lengths": known,
-        "cu_seq_lens_q": offsets,
-        "cu_seq_lens_k": offsets,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }
 
 
 def _lengths(positions: NDArray[np.integer[Any]]) -> Iterator[int]:

@@ -25,7 +25,7 @@ def data(config: TokenDataConfig, recipe: Recipe, world: World, hooks: Any) -> D
     tokenizer = None
     names = [_name(config) for config in (recipe.tokenizer, *config.sources, *config.eval_sources)]
     if all(map(_is_here, names)):  # otherwise it might be downloaded
-        tokenizer = hooks.make_tokenizer(config=recipe.tokenizer)
+        tokenizer = hooks.make_tokenizer(config=recipe.tokenizer, world=world, recipe=recipe)
     positions = hooks.count_positions(config=recipe.model)
     if tokenizer is not None and _is_cached(config, tokenizer, world, hooks):
         return _prepared(config, tokenizer, world, hooks, positions)

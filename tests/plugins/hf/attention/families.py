@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import transformers
 from hooktrain_hf.attention import install_document_attention
-from hooktrain_sft.data.collate import document_keys
+
+from hooktrain import document_keys
 
 __all__ = [
     "FAMILIES",

@@ -7,9 +7,9 @@ import sys
 
 MEMORY = """
 import ctypes, torch, transformers
+from hooktrain import document_keys
 from hooktrain.bench.driver import peak_mib, restart_peak
 from hooktrain_hf.attention import install_document_attention
-from hooktrain_sft.data.collate import document_keys
 ctypes.CDLL(None).mallopt(-3, 1_000_000)  # M_MMAP_THRESHOLD: what is freed goes back, and is not counted
 torch.set_num_threads(1)
 sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=1,

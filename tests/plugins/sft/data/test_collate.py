@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hooktrain_sft.data.collate import collate_flat, collate_stacked, document_keys
+from hooktrain_sft.data.collate import collate_flat, collate_stacked
 from hypothesis import given
 from hypothesis import strategies as st
+
+from hooktrain import document_keys
 
 
 def sequence(*documents: list[int]) -> dict[str, Any]:
