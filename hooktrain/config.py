@@ -36,6 +36,8 @@ __all__ = [
 
 T = TypeVar("T")
 _MISSING: Any = object()
+_ENTRY = "this entry"
+"""What errors call a config inside another one, before its path is known."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
 """The beginning of a URL, also once ``pathlib`` has made ``s3:/bucket`` of ``s3://bucket``."""
 
@@ -282,6 +284,25 @@ def _mapping(value: Any, target: Any) -> Any:
     return {_converter.structure(k, members[0]): _converter.structure(v, members[1]) for k, v in value.items()}
 
 
+def _config(value: Any, target: Any) -> Any:
+    """Config classes inside others."""
+    if isinstance(value, target):
+        return value
+    complaints: list[Complaint] = []
+    made = structure(target, _mapping(value, dict), _ENTRY, complaints)
+    if complaints:
+        raise _NestedError(complaints)
+    return made
+
+
+class _NestedError(ValueError):
+    """Errors in a config inside another one."""
+
+    def __init__(self, complaints: list[Complaint]) -> None:
+        self.complaints = complaints
+        super().__init__("; ".join(complaint.message for complaint in complaints))
+
+
 def _is_union(target: Any) -> bool:
     return get_origin(target) in (Union, types.UnionType)
 
@@ -301,6 +322,7 @@ _converter.register_structure_hook_func(
     lambda t: t is dict or cast(Any, get_origin(t)) in (dict, collections.abc.Mapping), _mapping
 )
 _converter.register_structure_hook_func(lambda t: t is Any, lambda value, _: value)
+_converter.register_structure_hook_func(attrs.has, _config)
 _converter.register_unstructure_hook(Path, str)
 
 
@@ -389,6 +411,9 @@ def _complaints(problem: Exception, path: str) -> Iterator[Complaint]:
     elif isinstance(problem, _ItemsError):
         for index, inner in problem.problems.items():
             yield from _complaints(inner, f"{path}[{index}]")
+    elif isinstance(problem, _NestedError):
+        for each in problem.complaints:
+            yield each._replace(where=path + each.where.removeprefix(_ENTRY))
     else:
         yield Complaint(path, str(problem.args[0] if problem.args else problem))
 

@@ -341,6 +341,8 @@ class ConfigDefaults:
     """The learning rate of an optimizer, for trackers that show it."""
     weight_decay = 0.0
     """The weight decay of an optimizer, likewise."""
+    needs_matrices = False
+    """Whether an optimizer updates weights as matrices, which a strategy that flattens them does not have."""
 
 
 def member(of: object, defaults: type, name: str) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from hooktrain.compat import FakeTensorMode, own_tensors, tree_leaves
-from hooktrain.errors import HooktrainError, described
+from hooktrain.errors import Complaint, HooktrainError, RecipeError, described
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import ConfigDefaults, member
 from hooktrain.recipe.model import Recipe
@@ -26,31 +26,36 @@ class _Unknown(Exception):
     """Something cannot be known, for the reason that it carries."""
 
 
-def estimate(recipe: Recipe, host: PluginHost, world: World) -> dict[str, Any]:
+def estimate(recipe: Recipe, host: PluginHost, world: World, complaints: list[Complaint]) -> dict[str, Any]:
     """Sizes of model, data and memory, and the steps of a run.
 
     Args:
         recipe: of the run.
         host: its plugins.
         world: one of its processes, and how many there are.
+        complaints: what turns out to be wrong with the recipe is appended here.
 
     Returns:
         Plain values under ``model``, ``data``, ``steps`` and ``memory``; what is not known is ``{"unknown": reason}``.
     """
-    data = _known(lambda: _data(recipe, host, world))
-    model = _known(lambda: _model(recipe, host, world, data if isinstance(data, DataEstimate) else DataEstimate()))
+    data = _known(lambda: _data(recipe, host, world), complaints)
+    known = data if isinstance(data, DataEstimate) else DataEstimate()
+    model = _known(lambda: _model(recipe, host, world, known, complaints), complaints)
     facts = {"data": _data_facts(data), "steps": _steps(recipe, data, world), "model": model, "memory": model}
     if isinstance(model, tuple):
-        sizes, unknown = model
-        facts["model"] = _model_facts(sizes, unknown)
-        facts["memory"] = _known(lambda: _memory(recipe, host, world, sizes).as_dict())
+        sizes, unknown, groups = model
+        facts["model"] = {**_model_facts(sizes, unknown), "optimizer_groups": groups}
+        facts["memory"] = _known(lambda: _memory(recipe, host, world, sizes).as_dict(), complaints)
     return facts
 
 
-def _known(find: Callable[[], Any]) -> Any:
+def _known(find: Callable[[], Any], complaints: list[Complaint]) -> Any:
     """Return what ``find`` returns, or why it is not known; a plan is shown whatever happens in a plugin."""
     try:
         return find()
+    except RecipeError as problem:
+        complaints += problem.complaints
+        return {"unknown": "the recipe has errors"}
     except (_Unknown, HooktrainError) as problem:
         return {"unknown": " ".join(str(problem).split())}
     except KeyboardInterrupt:
@@ -106,8 +111,10 @@ def _steps(recipe: Recipe, data: Any, world: World) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------- model
 
 
-def _model(recipe: Recipe, host: PluginHost, world: World, data: DataEstimate) -> tuple[ModelEstimate, dict[str, str]]:
-    """The sizes of the model, and what of them is not known."""
+def _model(
+    recipe: Recipe, host: PluginHost, world: World, data: DataEstimate, complaints: list[Complaint]
+) -> tuple[ModelEstimate, dict[str, str], list[dict[str, Any]]]:
+    """The sizes of the model, what of them is not known, and the groups of its optimizer."""
     if recipe.model is None:
         raise _Unknown("the recipe has no model")
     with torch.device("meta"):
@@ -131,13 +138,14 @@ def _model(recipe: Recipe, host: PluginHost, world: World, data: DataEstimate) -
             trainable_bytes=_bytes(trained),
             dtypes=dtypes,
         )
-        state = _known(lambda: _optimizer_state(recipe, host, module))
+        groups: list[dict[str, Any]] = []
+        state = _known(lambda: _optimizer_state(recipe, host, module, groups), complaints)
         unknown = {"optimizer": state["unknown"]} if isinstance(state, dict) else {}
-        activations = _known(lambda: _activations(recipe, host, module, data))
+        activations = _known(lambda: _activations(recipe, host, module, data), complaints)
         unknown |= {"activations": activations.pop("unknown")} if "unknown" in activations else {}
     numbers, size = (None, None) if "optimizer" in unknown else state
     known = None if "activations" in unknown else activations
-    return attrs.evolve(sizes, state_numbers=numbers, state_bytes=size, activation_bytes=known), unknown
+    return attrs.evolve(sizes, state_numbers=numbers, state_bytes=size, activation_bytes=known), unknown, groups
 
 
 def _as_if_on_the_processor(module: Module) -> None:
@@ -156,14 +164,21 @@ def _as_if_on_the_processor(module: Module) -> None:
                 tensors[name] = made[id(tensor)][1]
 
 
-def _optimizer_state(recipe: Recipe, host: PluginHost, module: Module) -> tuple[int, int]:
-    """Numbers and bytes that the optimizer keeps: it is built over the sketch, steps once, and is looked at."""
+def _optimizer_state(
+    recipe: Recipe, host: PluginHost, module: Module, groups: list[dict[str, Any]]
+) -> tuple[int, int]:
+    """Numbers and bytes that the optimizer keeps: it is built over the sketch, steps once, and is looked at.
+
+    Its parameter groups are appended to ``groups``.
+    """
     if recipe.optimizer is None:
         raise _Unknown("the recipe has no optimizer")
     optimizer = host.hooks.make_optimizer(config=recipe.optimizer, model=module)
     if optimizer is None:
         raise _Unknown("no plugin builds it")
     for group in optimizer.param_groups:
+        plain = {key: group.get(key) for key in ("match", "type", "lr", "weight_decay")}
+        groups.append({**plain, "parameters": sum(weight.numel() for weight in group["params"])})
         for weight in group["params"]:
             weight.grad = torch.empty_like(weight)
     optimizer.step()

@@ -130,7 +130,12 @@ def phases_of(
     if recipe is not None and estimates:
         from hooktrain.inspection.estimate import estimate
 
-        facts["estimates"] = estimate(recipe, host, world)
+        found_late: list[Complaint] = []
+        facts["estimates"] = estimate(recipe, host, world, found_late)
+        told = [(each.where, mask_text(each.message)) for each in dict.fromkeys(found_late)]
+        late = [{"where": where, "message": message} for where, message in told]
+        facts["estimates"]["complaints"] = [each for each in late if each not in facts["complaints"]]
+        facts["complaints"] += facts["estimates"]["complaints"]
         yield facts
 
 

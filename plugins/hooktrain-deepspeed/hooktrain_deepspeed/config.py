@@ -10,7 +10,18 @@ from typing import Any, Literal
 
 import attrs
 
-from hooktrain import Complaint, HooktrainError, Recipe, RecipeError, World, at_least, field, one_of
+from hooktrain import (
+    Complaint,
+    ConfigDefaults,
+    HooktrainError,
+    Recipe,
+    RecipeError,
+    World,
+    at_least,
+    field,
+    member,
+    one_of,
+)
 
 __all__ = ["DeepSpeedConfig", "assemble", "bucket_size", "complaints_about"]
 
@@ -92,7 +103,20 @@ def complaints_about(config: DeepSpeedConfig, recipe: Recipe, world: World) -> l
     if isinstance(config.config, Path):
         return []
     dtype = "bf16" if config.dtype == "auto" else config.dtype
-    return list(_fill(_config_of(config.config), config, recipe, world, dtype, sure=config.dtype != "auto"))
+    made = _config_of(config.config)
+    return [*_fill(made, config, recipe, world, dtype, sure=config.dtype != "auto"), *_require_elements(made, recipe)]
+
+
+def _require_elements(made: Mapping[str, Any], recipe: Recipe) -> Iterator[Complaint]:
+    """Refuse optimizers that ZeRO, which flattens weights and divides them anywhere, cannot have."""
+    zero = made.get("zero_optimization")
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    if stage and member(recipe.optimizer, ConfigDefaults, "needs_matrices"):
+        yield Complaint(
+            "optimizer",
+            f"uses muon, which updates matrices, and ZeRO stage {stage} flattens weights; write zero_stage: 0, or"
+            " strategy: torch, with data_parallel: fsdp2 to shard weights",
+        )
 
 
 def _config_of(config: Mapping[str, Any] | Path | None) -> dict[str, Any]:

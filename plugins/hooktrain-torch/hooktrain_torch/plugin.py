@@ -28,12 +28,12 @@ class TorchPlugin:
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
         from hooktrain_torch.checkpoint_config import FullConfig
-        from hooktrain_torch.optimizers import AdamConfig, AdamWConfig, AnyConfig, SGDConfig
+        from hooktrain_torch.optimizers import TYPES
         from hooktrain_torch.schedules import ConstantConfig, CosineConfig, LinearConfig, WSDConfig
         from hooktrain_torch.strategy_config import TorchConfig
 
         return {
-            "optimizer": {"adamw": AdamWConfig, "adam": AdamConfig, "sgd": SGDConfig, "torch": AnyConfig},
+            "optimizer": TYPES,
             "scheduler": {"constant": ConstantConfig, "linear": LinearConfig, "cosine": CosineConfig, "wsd": WSDConfig},
             "strategy": {"torch": TorchConfig},
             "checkpoint": {"full": FullConfig},
@@ -51,8 +51,8 @@ class TorchPlugin:
     def make_optimizer(self, config: Any, model: Module) -> Optimizer | None:
         from hooktrain_torch import optimizers
 
-        known = (optimizers.AdamWConfig, optimizers.SGDConfig, optimizers.AnyConfig)
-        return optimizers.make_optimizer(config, model) if isinstance(config, known) else None
+        known = isinstance(config, tuple(optimizers.TYPES.values()))
+        return optimizers.make_optimizer(config, model) if known else None
 
     @hookimpl
     def make_scheduler(self, config: Any, optimizer: Optimizer, total_steps: int) -> Scheduler | None:
@@ -96,8 +96,12 @@ class TorchPlugin:
     @hookimpl
     def check_recipe(self, recipe: Recipe) -> Iterable[Complaint]:
         from hooktrain_torch.checkpoint_config import FullConfig
+        from hooktrain_torch.optimizers import TYPES
+        from hooktrain_torch.parameter_groups import group_complaints
         from hooktrain_torch.strategy_config import TorchConfig
 
+        if isinstance(recipe.optimizer, tuple(TYPES.values())):
+            yield from group_complaints(recipe.optimizer, TYPES)
         strategy = recipe.strategy
         if isinstance(strategy, TorchConfig) and strategy.data_parallel == "fsdp2" and strategy.dtype == "fp16":
             yield Complaint(
