@@ -43,10 +43,22 @@ def reference() -> str:
             known = f" It has the keys of `{also[0]}`{', and:' if rest else '.'}" if also else ""
             parts += [f"## {key}: `{part.name}`", _about(part.config, part) + known, _table(rest)]
             shown[part.name] = part.config
+        for name, config in _entries(shown.values()).items():
+            parts += [f"## {kind}.{name}", _about(config), _table(_rows(config))]
     parts += ["## plugins", _about(PluginsConfig), _table(_rows(PluginsConfig))]
     for part in _first_party(host, "settings"):
         parts += [f"## {part.name}", _about(part.config, part), _table(_rows(part.config))]
     return "\n\n".join(filter(None, parts))
+
+
+def _entries(configs: Iterable[type]) -> dict[str, type]:
+    """Return the classes of which the configs have lists, by the key of the list."""
+    return {
+        item.name: get_args(item.type)[0]
+        for config in configs
+        for item in attrs.fields(config)  # type: ignore[arg-type]
+        if get_origin(item.type) is tuple and attrs.has(get_args(item.type)[0])
+    }
 
 
 def _first_party(host: PluginHost, kind: str) -> Iterator[Any]:

@@ -164,9 +164,7 @@ def _as_if_on_the_processor(module: Module) -> None:
                 tensors[name] = made[id(tensor)][1]
 
 
-def _optimizer_state(
-    recipe: Recipe, host: PluginHost, module: Module, groups: list[dict[str, Any]]
-) -> tuple[int, int]:
+def _optimizer_state(recipe: Recipe, host: PluginHost, module: Module, groups: list[dict[str, Any]]) -> tuple[int, int]:
     """Numbers and bytes that the optimizer keeps: it is built over the sketch, steps once, and is looked at.
 
     Its parameter groups are appended to ``groups``.

@@ -25,7 +25,7 @@ class CombinedOptimizer(Optimizer):
         super().__init__([group for each in self.optimizers for group in each.param_groups], {})
         self._share()
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None if closure is None else closure()
         for each in self.optimizers:
             each.step()

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from hooktrain import Complaint, HooktrainError, RecipeError, at_least, between, did_you_mean, field, one_of, require_trusted
+from hooktrain import (
+    Complaint,
+    HooktrainError,
+    RecipeError,
+    at_least,
+    between,
+    did_you_mean,
+    field,
+    one_of,
+    require_trusted,
+)
 from hooktrain_torch.compat import full_shape
 from hooktrain_torch.parameter_groups import (
     GroupConfig,
@@ -33,7 +43,7 @@ class _Grouped:
     @property
     def needs_matrices(self) -> bool:
         """Whether some weights are updated as matrices."""
-        names = [type(self).__name__.removesuffix("Config"), getattr(self, "name", "")]
+        names = [self.name if isinstance(self, AnyConfig) else type(self).__name__.removesuffix("Config")]
         for group in self.groups:  # type: ignore[attr-defined]
             names += [group.type or "", group.name or ""]
         return any(name.rpartition(".")[2].lower() == "muon" for name in names)
@@ -167,7 +177,9 @@ def _groups(config: Any, parameters: Mapping[str, Parameter], own: Mapping[str, 
             if len(full_shape(parameter)) != 2:
                 shape = tuple(full_shape(parameter))
                 advice = f"have a group before this one match it, such as {{match: {_last(name)}, type: adamw}}"
-                raise RecipeError([Complaint(where, f"muon updates matrices, and {name} has the shape {shape}; {advice}")])
+                raise RecipeError(
+                    [Complaint(where, f"muon updates matrices, and {name} has the shape {shape}; {advice}")]
+                )
     if isinstance(config, (AnyConfig, MuonConfig)):
         return [{"params": [*parameters.values()], **own}] if parameters else []
     return decayed([*parameters.values()], config, own)
@@ -175,7 +187,7 @@ def _groups(config: Any, parameters: Mapping[str, Parameter], own: Mapping[str, 
 
 def _last(name: str) -> str:
     """Return the end of a parameter's name that others of its kind share."""
-    return name if "." not in name else rf"{name.split('.')[-2]}\.{name.split('.')[-1]}"
+    return name if "." not in name else rf"{name.split('.')[-2]}\.{name.rsplit('.', maxsplit=1)[-1]}"
 
 
 def _make(config: Any, groups: list[dict[str, Any]]) -> Optimizer:

@@ -126,14 +126,20 @@ def divide_parameters(
         RecipeError: a group would be empty.
     """
     found = trainable(model)
+    if not groups:
+        return found, []
     patterns = [re.compile(group.match) for group in groups]
+    names: dict[Parameter, list[str]] = {}  # tied weights have several
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
     rest: dict[str, Parameter] = {}
     made: list[dict[str, Parameter]] = [{} for _ in groups]
     for name, parameter in found.items():
-        first = next((number for number, pattern in enumerate(patterns) if pattern.search(name)), None)
+        matches = (n for n, pattern in enumerate(patterns) if any(map(pattern.search, names[parameter])))
+        first = next(matches, None)
         (rest if first is None else made[first])[name] = parameter
     complaints = [
-        Complaint(f"optimizer.groups[{number}].match", _why_empty(patterns[number], found, model))
+        Complaint(f"optimizer.groups[{number}].match", _why_empty(patterns[number], names))
         for number, members in enumerate(made)
         if not members
     ]
@@ -142,14 +148,15 @@ def divide_parameters(
     return rest, made
 
 
-def _why_empty(pattern: re.Pattern[str], found: Mapping[str, Parameter], model: Module) -> str:
+def _why_empty(pattern: re.Pattern[str], names: Mapping[Parameter, Sequence[str]]) -> str:
     given = f"given '{pattern.pattern}', which"
-    taken = [name for name in found if pattern.search(name)]
-    if taken:
+    matched = {name: parameter for parameter, each in names.items() for name in each if pattern.search(name)}
+    if taken := [name for name, parameter in matched.items() if parameter.requires_grad]:
         return f"{given} matches {_some(taken)}, all in groups before it; put this group first, or remove it"
-    if frozen := [name for name, _ in model.named_parameters() if pattern.search(name)]:
-        return f"{given} matches only frozen parameters ({_some(frozen)}); remove this group, or train them"
-    return f"{given} matches no parameter, expected a part of names such as {_some([*found])}; correct or remove it"
+    if matched:
+        return f"{given} matches only frozen parameters ({_some([*matched])}); remove this group, or train them"
+    known = [each[0] for parameter, each in names.items() if parameter.requires_grad]
+    return f"{given} matches no parameter, expected a part of names such as {_some(known)}; correct or remove it"
 
 
 def _some(names: Sequence[str]) -> str:
