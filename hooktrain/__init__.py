@@ -94,6 +94,8 @@ if TYPE_CHECKING:
     from hooktrain.types import TrainerState as TrainerState
     from hooktrain.types import TrainerType as TrainerType
     from hooktrain.types import World as World
+    from hooktrain.watched_metric import is_better as is_better
+    from hooktrain.watched_metric import watched_value as watched_value
 
 __getattr__, __dir__, __all__ = exports.lazy_exports(__name__, __file__)
 

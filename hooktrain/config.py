@@ -148,6 +148,11 @@ class CheckpointConfig:
     """Save at the end of every so many epochs; 0 never."""
     save_end_of_training: bool = field(default=False)
     """Whether to save when the run ends."""
+    save_best: str = field(default="")
+    """Save after each evaluation that gives the best value so far of this metric, such as ``eval/held_out/loss``; an
+    export is then in ``best`` in its ``output_dir``."""
+    save_best_mode: str = field(default="min", validator=one_of("min", "max"))
+    """Whether the lowest or the highest value is the best."""
 
 
 # ----------------------------------------------------------------------------------------- values, strictly

@@ -325,6 +325,10 @@ class ConfigDefaults:
     """The folder that a checkpoint engine writes to; its own choice when omitted."""
     overwrite = False
     """Whether a checkpoint engine may begin in a folder with results of another run."""
+    save_best = ""
+    """The metric after whose best values a checkpoint engine saves."""
+    save_best_mode = "min"
+    """Whether the lowest (``min``) or the highest (``max``) value of it is the best."""
     exports = False
     """Whether a checkpoint engine writes what other programs load, which ``Trainer.save`` chooses by default."""
     needs_logits = False

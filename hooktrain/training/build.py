@@ -276,10 +276,11 @@ def _warn_of_unused_settings(trainer: Trainer) -> None:
         if not config.enabled or config.save_end_of_training:
             continue
         steps = [n for n in (config.save_every_n_steps, config.save_every_n_epochs * len(trainer.loader)) if n]
-        if not steps and not config.auto_resume:
+        best = member(config, ConfigDefaults, "save_best")
+        if not steps and not config.auto_resume and not best:
             trainer.host.warn(
-                f"checkpoint[{number}]: will not save; write save_every_n_steps, save_every_n_epochs or"
-                " save_end_of_training"
+                f"checkpoint[{number}]: will not save; write save_every_n_steps, save_every_n_epochs,"
+                " save_best or save_end_of_training"
             )
         elif steps and not end_is_saved and not any(last % n == 0 for n in steps):
             saved = max(last - last % n for n in steps)

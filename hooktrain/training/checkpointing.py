@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from hooktrain.training.diagnostics import require_trainable
 from hooktrain.training.random_state import unchanged_random_state
 from hooktrain.training.skipped_steps import untrained
 from hooktrain.types import TrainerState
+from hooktrain.watched_metric import is_better, watched_value
 
 if TYPE_CHECKING:
     from hooktrain.training.trainer import Trainer
@@ -31,6 +33,7 @@ class Saving:
         self.saved_at: dict[int, int] = {}
         self.last: Path | None = None
         self.epoch_ended = False
+        self._compared_at = -1
         self._in_background: dict[str, tuple[int, str]] = {}
 
     def due(self, engines: Sequence[CheckpointEngine], reason: str, state: TrainerState) -> list[CheckpointEngine]:
@@ -45,13 +48,35 @@ class Saving:
 
     def save_due(self, trainer: Trainer, reason: str) -> bool:
         """Save with the engines that are due for a reason; returns whether any is. Collective."""
+        self._save_best(trainer)
         due = self.due(trainer.checkpoint_engines, reason, trainer.state)
         if reason == "end" and untrained(trainer) is not None:
-            due = [engine for engine in due if not member(engine.config, ConfigDefaults, "exports")]
+            due = [engine for engine in due if not _exports(engine)]
         if due:
             trainer.save_with(due, reason)
             self.done(due, trainer.state)
         return bool(due)
+
+    def _save_best(self, trainer: Trainer) -> None:
+        """Save with the engines whose metric the newest evaluation has improved. Collective."""
+        state, measured = trainer.state, {}
+        if state.evaluated_at != state.global_step or self._compared_at == state.global_step:
+            return
+        self._compared_at = state.global_step
+        due = []
+        for number, engine in enumerate(trainer.checkpoint_engines):
+            name, mode = (member(engine.config, ConfigDefaults, each) for each in ("save_best", "save_best_mode"))
+            if not (name and engine.config.enabled):
+                continue
+            key = f"{mode} {name}"
+            measured[key] = value = watched_value(state.metrics, name, f"checkpoint[{number}].save_best")
+            worst = math.inf if mode == "min" else -math.inf
+            if is_better(value, state.best.get(key, worst), 0.0, mode):
+                due.append((key, engine))
+        state.best.update({key: measured[key] for key, _ in due})
+        if due:
+            trainer.save_with([engine for _, engine in due], "best")
+            self.done([engine for _, engine in due if not _exports(engine)], state)
 
     def save(self, trainer: Trainer, engines: Sequence[CheckpointEngine], reason: str) -> Sequence[Path]:
         """Save with these engines and emit the events of it; returns what each wrote. Collective."""
@@ -221,6 +246,10 @@ def _key(trainer: Trainer, engine: CheckpointEngine) -> str:
         if each is engine:
             return f"{number} {trainer.recipe.types.get(type(engine.config), type(engine.config).__name__)}"
     return ""
+
+
+def _exports(engine: CheckpointEngine) -> bool:
+    return bool(member(engine.config, ConfigDefaults, "exports"))
 
 
 def _wrote(engine: CheckpointEngine, paths: Sequence[Path]) -> bool:

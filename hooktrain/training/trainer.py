@@ -93,6 +93,7 @@ class Trainer:
             the accumulation window and all ranks.
         exit_status: the status with which ``hooktrain train`` ends, as whoever requested the stop gave it.
         leaves_epoch: whether the rest of the current epoch is to be skipped.
+        skip_reason: why this step is not to update the weights; a hook before the update sets it, on all ranks alike.
         random_state: the random numbers' part of a save: a checkpoint engine keeps ``random_state.to_save()`` of each
             rank, and hands it to ``random_state.resume(state)`` when it loads.
     """
@@ -191,7 +192,7 @@ class Trainer:
         self.effects: HeldEffects | None = None
         self.meter = Meter()
         self.denominator = 0.0
-        self.exit_status = 0
+        self.exit_status, self.skip_reason = 0, ""
         self.leaves_epoch = False
         self.due_checkpoint_engines: list[CheckpointEngine] = []
         self.checkpoint_reason = ""
@@ -579,7 +580,7 @@ class Trainer:
 
     def begin_step(self, batches: Sequence[Batch]) -> None:
         """Count the micro-batches of a step; a ``run_step`` that changes them calls this with the new ones."""
-        self._counts, self._sums = {}, []
+        self._counts, self._sums, self.skip_reason = {}, [], ""
         denominator, tokens, targets = 0.0, 0.0, 0.0
         for batch in batches:
             self._counts[id(batch)] = found = self.count(batch)
@@ -648,11 +649,11 @@ class Trainer:
         """Run the optimizer step and emit its events, then step the scheduler."""
         hooks = self.hooks
         hooks.on_optimizer_step_start(trainer=self)
-        if self.denominator:
+        if self.denominator and not self.skip_reason:
             update: OptimizerStep = hooks.run_optimizer_step(trainer=self)
             if type(update) is not OptimizerStep:
                 raise wrong_answer(self.host, "run_optimizer_step", update, "OptimizerStep(grad_norm, stepped)")
-        else:  # nothing was supervised: an optimizer with momentum or weight decay would move weights nevertheless
+        else:  # without gradients an optimizer with momentum or weight decay would move weights nevertheless
             self.strategy.zero_grad()
             update = OptimizerStep(None, stepped=False)
         self.last_lr = self.optimizer.param_groups[0]["lr"]

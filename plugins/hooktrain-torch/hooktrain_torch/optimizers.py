@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,9 @@ from hooktrain import (
     did_you_mean,
     field,
     one_of,
-    require_trusted,
 )
 from hooktrain_torch.compat import full_shape
+from hooktrain_torch.lookup import find_class
 from hooktrain_torch.parameter_groups import (
     GroupConfig,
     decayed,
@@ -218,7 +217,7 @@ def _make(config: Any, groups: list[dict[str, Any]]) -> Optimizer:
 def _any(config: AnyConfig, groups: list[dict[str, Any]]) -> Optimizer:
     from torch.optim import Optimizer
 
-    kind = _find(config.name)
+    kind = find_class(config.name, "torch.optim", "optimizer.name")
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
         raise HooktrainError(
             f"optimizer.name: given '{config.name}', which is no torch optimizer; give a class that is one"
@@ -248,17 +247,3 @@ def _require_known(config: AnyConfig, made: Optimizer) -> None:
                 f"optimizer.groups: the group '{group.get('match')}' sets '{name}', which {config.name} does not"
                 f" have{hint}; it has {', '.join(made.defaults)}"
             )
-
-
-def _find(name: str) -> Any:
-    module, _, attribute = name.rpartition(".")
-    home = None
-    require_trusted(module or "torch.optim", "optimizer.name")
-    try:
-        home = importlib.import_module(module or "torch.optim")
-        return getattr(home, attribute)
-    except (ImportError, AttributeError) as problem:
-        hint = "" if home is None else did_you_mean(attribute, [n for n in dir(home) if n[0].isupper()])
-        raise HooktrainError(
-            f"optimizer.name: '{name}' cannot be found ({problem}){hint}; give a class of torch.optim or a dotted path"
-        ) from problem
