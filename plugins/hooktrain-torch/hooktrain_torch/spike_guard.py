@@ -115,7 +115,7 @@ class SpikeGuardPlugin:
         self._in_a_row, self._count = self._in_a_row + 1, self._count + 1
         trainer.skip_reason = f"whose loss was {loss:.4g} after a mean of {mean:.4g}"
 
-    @hookimpl
+    @hookimpl(tryfirst=True)
     def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
         config = _settings(trainer.recipe)
         if self._spike is None:
@@ -137,9 +137,7 @@ class SpikeGuardPlugin:
         examples = _examples(trainer, self._start)
         step, mean = trainer.global_step, sum(self._losses) / len(self._losses)
         back = f", and the weights are those of step {self._copies[0].step} again" if self._copies else ""
-        trainer.say(
-            f"spike_guard: step {step} is skipped, {trainer.skip_reason}{back}; {FILE} has its {len(examples)} examples"
-        )
+        trainer.say(f"spike_guard: step {step} is skipped, {trainer.skip_reason}{back}; {FILE} names its examples")
         if trainer.world.is_main and trainer.owns_run_dir:
             line = {"step": step, "loss": loss, "mean": mean, "action": config.action, "examples": examples}
             with (trainer.run_dir / FILE).open("a", encoding="utf-8") as stream:
