@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from hooktrain.compare import differences as differences
     from hooktrain.compare import digest as digest
     from hooktrain.config import CheckpointConfig as CheckpointConfig
+    from hooktrain.config import Seconds as Seconds
+    from hooktrain.config import above as above
     from hooktrain.config import at_least as at_least
     from hooktrain.config import between as between
     from hooktrain.config import field as field
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from hooktrain.recipe.yaml_reader import read_recipe as read_recipe
     from hooktrain.training.dataloader import WindowLoader as WindowLoader
     from hooktrain.training.dataloader import padding_batch as padding_batch
+    from hooktrain.training.intervals import evaluation_steps as evaluation_steps
     from hooktrain.training.load import load as load
     from hooktrain.training.resume_check import provenance as provenance
     from hooktrain.training.resume_check import require_same as require_same

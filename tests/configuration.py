@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import attrs
 
-from hooktrain.config import CheckpointConfig, unstructure
+from hooktrain.config import CheckpointConfig, Seconds, unstructure
 from hooktrain.plugin.config import PluginsConfig
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.recipe.json_schema import field_docs
@@ -23,7 +23,16 @@ NOT_KEYS = ("settings", "types", "name")
 """Fields of a recipe that are not its keys."""
 PARTS = tuple(kind for kind in KINDS if kind != "source")
 """Keys whose description are the tables of their kind."""
-WORDS = {str: "text", Path: "path", bool: "bool", int: "int", float: "number", type(None): "null", Any: "any"}
+WORDS = {
+    str: "text",
+    Path: "path",
+    bool: "bool",
+    int: "int",
+    float: "number",
+    Seconds: "seconds",
+    type(None): "null",
+    Any: "any",
+}
 
 
 def reference() -> str:

@@ -101,10 +101,7 @@ def _steps(recipe: Recipe, data: Any, world: World) -> dict[str, Any]:
     rows = data.sequences if isinstance(data, DataEstimate) else None
     if rows is not None:
         facts["per_epoch"] = math.ceil(rows / window)
-        limits = [] if recipe.train_iters is None else [recipe.train_iters]
-        if recipe.epochs is not None or not limits:
-            limits.append(recipe.passes(facts["per_epoch"]) * facts["per_epoch"])
-        facts["total"] = min(limits)
+        facts["total"] = recipe.total_steps(facts["per_epoch"])
     return facts
 
 

@@ -32,6 +32,7 @@ from hooktrain.protocols import (
     renamed_member,
 )
 from hooktrain.recipe.model import Recipe
+from hooktrain.training.intervals import require_countable
 from hooktrain.training.output_folders import claim_output_folders
 from hooktrain.training.resume_check import versions
 from hooktrain.training.run_files import clear_way, write_whole
@@ -147,6 +148,7 @@ def build_model_parts(trainer: Trainer) -> ModelParts:
     horizon = trainer.training_horizon
     scheduler = make_part(host, "make_scheduler", recipe.scheduler, optimizer=optimizer, total_steps=horizon)
     model, optimizer, scheduler = strategy.prepare(model, optimizer, scheduler, recipe.gradient_accumulation_steps)
+    require_countable(trainer)
     _warn_of_unused_settings(trainer)
     _seed(recipe.seed + world.rank)  # dropout differs between ranks
     return ModelParts(model=model, optimizer=optimizer, scheduler=scheduler, last_lr=optimizer.param_groups[0]["lr"])
@@ -275,7 +277,8 @@ def _warn_of_unused_settings(trainer: Trainer) -> None:
     for number, config in enumerate(recipe.checkpoint):
         if not config.enabled or config.save_end_of_training:
             continue
-        steps = [n for n in (config.save_every_n_steps, config.save_every_n_epochs * len(trainer.loader)) if n]
+        by_epoch = round(config.save_every_n_epochs * len(trainer.loader))
+        steps = [n for n in (config.save_every_n_steps, by_epoch) if n]
         best = member(config, ConfigDefaults, "save_best")
         if not steps and not config.auto_resume and not best:
             trainer.host.warn(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hooktrain.errors import CheckpointError
 from hooktrain.protocols import CheckpointEngine, CheckpointEngineDefaults, ConfigDefaults, member
 from hooktrain.training.diagnostics import require_trainable
+from hooktrain.training.intervals import ends_share
 from hooktrain.training.random_state import unchanged_random_state
 from hooktrain.training.skipped_steps import untrained
 from hooktrain.types import TrainerState
@@ -36,20 +37,20 @@ class Saving:
         self._compared_at = -1
         self._in_background: dict[str, tuple[int, str]] = {}
 
-    def due(self, engines: Sequence[CheckpointEngine], reason: str, state: TrainerState) -> list[CheckpointEngine]:
+    def due(self, trainer: Trainer, reason: str) -> list[CheckpointEngine]:
         """The engines that save now.
 
         Args:
-            engines: all of the run's.
+            trainer: whose engines.
             reason: ``step``, ``epoch``, ``end`` or ``request``.
-            state: where the run is.
         """
-        return [engine for engine in engines if engine.config.enabled and self._is_due(engine, reason, state)]
+        enabled = (engine for engine in trainer.checkpoint_engines if engine.config.enabled)
+        return [engine for engine in enabled if self._is_due(trainer, engine, reason)]
 
     def save_due(self, trainer: Trainer, reason: str) -> bool:
         """Save with the engines that are due for a reason; returns whether any is. Collective."""
         self._save_best(trainer)
-        due = self.due(trainer.checkpoint_engines, reason, trainer.state)
+        due = self.due(trainer, reason)
         if reason == "end" and untrained(trainer) is not None:
             due = [engine for engine in due if not _exports(engine)]
         if due:
@@ -182,7 +183,7 @@ class Saving:
         due = {key: reason for key, reason in trainer.state.saves_due.items() if key in keys and key != mine}
         reasons = ["epoch"] * self.epoch_ended + ["end"] * trainer.should_stop
         for reason in reasons:
-            engines = self.due(trainer.checkpoint_engines, reason, trainer.state)
+            engines = self.due(trainer, reason)
             due.update({key: reason for engine in engines if (key := _key(trainer, engine)) != mine})
         known = trainer.run_record.record.saved
         step, last = trainer.global_step, trainer.run_record.last
@@ -212,17 +213,20 @@ class Saving:
             if problem is not None and step == trainer.global_step:
                 raise problem
 
-    def _is_due(self, engine: CheckpointEngine, reason: str, state: TrainerState) -> bool:
-        config = engine.config
+    def _is_due(self, trainer: Trainer, engine: CheckpointEngine, reason: str) -> bool:
+        config, state = engine.config, trainer.state
+        epochs = config.save_every_n_epochs
         if reason == "end":
             # an export puts its last result elsewhere than the ones along the way; others skip what they have
             return bool(config.save_end_of_training)
         if self.saved_at.get(id(engine)) == state.global_step:
             return False
         if reason == "epoch":
-            return bool(config.save_every_n_epochs and state.epoch % config.save_every_n_epochs == 0)
+            return bool(epochs and not epochs % 1 and state.epoch % epochs == 0)
         if reason == "request" and state.stop_reason is not None and config.save_end_of_training:
             return False  # the end is next, and whoever waits for it would wait twice as long
+        if reason == "step" and epochs % 1 and ends_share(epochs, state.global_step, len(trainer.loader)):
+            return True
         return reason == "request" or bool(
             config.save_every_n_steps and state.global_step % config.save_every_n_steps == 0
         )

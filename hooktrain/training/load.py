@@ -31,6 +31,7 @@ DEFAULT_PLUGINS = {
     "console": "hooktrain.builtins.console:Console",
     "jsonl": "hooktrain.builtins.jsonl:JsonLines",
     "signals": "hooktrain.builtins.signals:Signals",
+    "time_limit": "hooktrain.builtins.time_limit:TimeLimit",
     "python_parts": "hooktrain.training.python_parts:PythonParts",
 }
 """The built-in plugins, in the order in which they are registered."""

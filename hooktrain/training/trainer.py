@@ -55,6 +55,7 @@ from hooktrain.training.diagnostics import (
 )
 from hooktrain.training.finite_weights import FiniteWeights
 from hooktrain.training.held_effects import HeldEffects, hold_effects
+from hooktrain.training.intervals import evaluation_due
 from hooktrain.training.lifecycle import NO_RECIPE, export_config, save_folder, structured
 from hooktrain.training.log_line import read_metrics
 from hooktrain.training.metrics import Meter
@@ -412,9 +413,7 @@ class Trainer:
     @property
     def epochs(self) -> range:
         """Numbers of the epochs that are still to run, the current one included."""
-        if self.recipe.epochs is None and self.recipe.train_iters is not None:
-            return range(self.state.epoch, math.ceil(self.training_horizon / len(self.loader)))
-        return range(self.state.epoch, self.recipe.passes(len(self.loader)))
+        return range(self.state.epoch, math.ceil(self.training_horizon / len(self.loader)))
 
     @property
     def train_batches(self) -> Iterator[list[Batch]]:
@@ -437,12 +436,7 @@ class Trainer:
     @cached_property
     def training_horizon(self) -> int:
         """Optimizer steps of the whole run, as the schedule sees it."""
-        limits = []
-        if self.recipe.train_iters is not None:
-            limits.append(self.recipe.train_iters)
-        if self.recipe.epochs is not None or not limits:
-            limits.append(self.recipe.passes(len(self.loader)) * len(self.loader))
-        return min(limits)
+        return self.recipe.total_steps(len(self.loader))
 
     @property
     def warmup_steps(self) -> int:
@@ -453,7 +447,11 @@ class Trainer:
     def should_stop(self) -> bool:
         """Whether no further step is to be run: the horizon is reached, or a stop was requested."""
         step, recipe = self.state.global_step, self.recipe
-        limits = ((step, recipe.exit_iteration), (step - self._first_step, recipe.exit_iteration_this_run))
+        limits = (
+            (step, recipe.exit_iteration),
+            (step - self._first_step, recipe.exit_iteration_this_run),
+            (self.state.tokens, recipe.max_tokens),
+        )
         exits = any(0 < limit <= done for done, limit in limits)
         return exits or step >= self.training_horizon or self.state.stop_reason is not None
 
@@ -522,7 +520,8 @@ class Trainer:
         self.random_state.started()
         self.hooks.on_epoch_end(trainer=self, epoch=epoch)
         asked = self._agree()
-        if asked.evaluate and self.data.evaluation and self.state.evaluated_at != self.global_step and not asked.urgent:
+        evaluates = asked.evaluate or (self.recipe.eval_interval == "epoch" and evaluation_due(self, self.global_step))
+        if evaluates and self.data.evaluation and self.state.evaluated_at != self.global_step and not asked.urgent:
             self.state.log_due = True
             self.log(self.evaluate())
             asked |= self._agree()
@@ -555,8 +554,8 @@ class Trainer:
         state.supervised_tokens += self._step_targets
         count_skipped(self, output.stepped, self._step_sequences)
         self.meter.add(output, self.denominator, self._step_tokens, self._sums)
-        step, interval, metrics, stop = state.global_step, self.recipe.eval_interval, {}, self.should_stop
-        due = interval > 0 and step % interval == 0
+        step, metrics, stop = state.global_step, {}, self.should_stop
+        due = evaluation_due(self, step)
         state.log_due = stop or step % self.recipe.log_interval == 0  # for whoever saves meanwhile
         state.evaluation_due = (due or stop) and bool(self.data.evaluation)
         hooks.on_step_end(trainer=self, output=output)

@@ -16,6 +16,7 @@ from hooktrain import (
     HooktrainError,
     Recipe,
     RecipeError,
+    Seconds,
     World,
     at_least,
     field,
@@ -64,7 +65,7 @@ class DeepSpeedConfig:
     sequence_parallel: int = field(default=1, validator=at_least(1))
     """How many ranks share the tokens of each sequence, each computing a part of it and some of the attention's heads;
     for sequences that are too long for one rank."""
-    timeout: float = field(default=1800.0, validator=at_least(1))
+    timeout: Seconds = field(default=1800.0, validator=at_least(1))
     """Seconds that a rank waits for the others before the run ends. Set more than the longest work that one rank does
     alone takes."""
 
