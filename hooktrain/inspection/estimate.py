@@ -95,11 +95,15 @@ def _shared(recipe: Recipe) -> int:
 
 def _steps(recipe: Recipe, data: Any, world: World) -> dict[str, Any]:
     """As ``Trainer.training_horizon`` and ``WindowLoader`` have it."""
+    from hooktrain.training.data_limits import limited_rows
+
     ranks = max(1, world.world_size // _shared(recipe))
     window = recipe.micro_batch_size * recipe.gradient_accumulation_steps * ranks
     facts: dict[str, Any] = {"rows_per_step": window, "total": recipe.train_iters}
     rows = data.sequences if isinstance(data, DataEstimate) else None
     if rows is not None:
+        if recipe.limit_train_batches is not None:
+            rows = limited_rows(recipe.limit_train_batches, rows, recipe.micro_batch_size, recipe, world)
         facts["per_epoch"] = math.ceil(rows / window)
         facts["total"] = recipe.total_steps(facts["per_epoch"])
     return facts

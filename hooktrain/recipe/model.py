@@ -24,6 +24,11 @@ def _interval(instance: Any, attribute: Any, value: Any) -> None:
         raise ValueError(f"given {value}, expected a number of steps, a fraction of an epoch from 0 to 1, or epoch")
 
 
+def _limit(instance: Any, attribute: Any, value: Any) -> None:
+    if value is not None and (value <= 0 or (value > 1 and value % 1)):
+        raise ValueError(f"given {value}, expected a number of micro-batches, or a share from 0 to 1")
+
+
 @attrs.frozen(kw_only=True)
 class Recipe:
     """Everything that determines a run."""
@@ -63,6 +68,11 @@ class Recipe:
     """Whether to evaluate before the first step as well."""
     eval_micro_batch_size: int | None = field(default=None, validator=at_least(1), affects_training=False)
     """Rows of an evaluation micro-batch; ``micro_batch_size`` when omitted."""
+    limit_train_batches: int | float | None = field(default=None, validator=_limit)
+    """Train on so many micro-batches of each rank only, the same in each epoch; a fraction such as ``0.1`` is
+    a share of the data."""
+    limit_eval_batches: int | float | None = field(default=None, validator=_limit, affects_training=False)
+    """Evaluate on so many micro-batches of each rank and set only; a fraction is a share of the set."""
     log_interval: int = field(
         default=1,
         validator=at_least(1),

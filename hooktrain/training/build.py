@@ -32,6 +32,7 @@ from hooktrain.protocols import (
     renamed_member,
 )
 from hooktrain.recipe.model import Recipe
+from hooktrain.training.data_limits import limited
 from hooktrain.training.intervals import require_countable
 from hooktrain.training.output_folders import claim_output_folders
 from hooktrain.training.resume_check import versions
@@ -310,7 +311,7 @@ def make_data(host: PluginHost, recipe: Recipe, world: World) -> tuple[Any, Data
     for name, rows in data.evaluation.items():
         if len(rows) == 0:
             raise DataError(f"data: the evaluation set '{name}' is empty; remove it or give it rows")
-    return tokenizer, data
+    return tokenizer, limited(data, recipe, world)
 
 
 def _agree(strategy: Strategy, mine: Mapping[str, Any]) -> None:
