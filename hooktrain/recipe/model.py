@@ -13,8 +13,11 @@ import attrs
 import yaml
 
 from hooktrain.config import Seconds, above, at_least, between, field, one_of, part, unstructure
+from hooktrain.errors import Complaint, RecipeError
 from hooktrain.masking import masked, masked_paths
 from hooktrain.plugin.config import PluginsConfig
+from hooktrain.protocols import ConfigDefaults, member
+from hooktrain.types import World
 
 __all__ = ["Recipe"]
 
@@ -22,6 +25,11 @@ __all__ = ["Recipe"]
 def _interval(instance: Any, attribute: Any, value: Any) -> None:
     if value != "epoch" and (value < 0 or (value > 1 and value % 1)):
         raise ValueError(f"given {value}, expected a number of steps, a fraction of an epoch from 0 to 1, or epoch")
+
+
+def _no_base(instance: Any, attribute: Any, value: Any) -> None:
+    if value is not None:  # the reader of files has taken it
+        raise ValueError(f"given '{value}' from Python or with -o, expected in the recipe's file; write it there")
 
 
 def _limit(instance: Any, attribute: Any, value: Any) -> None:
@@ -36,12 +44,18 @@ class Recipe:
     type: str = field()
     """Trainer type: which kinds of parts the run has, and their defaults. When omitted, it is the installed
     plugins'."""
+    base: str | None = field(default=None, validator=_no_base, affects_training=False)
+    """Another recipe's file, seen from this one's, whose values hold where this file has none. Sections are merged, key
+    by key, unless they name another ``type``; lists are replaced."""
     run_dir: Path | None = field(default=None, affects_training=False)
     """Folder for metrics, the resolved recipe and checkpoints; ``runs/<name of the recipe>`` when omitted."""
     micro_batch_size: int = field(default=1, validator=at_least(1))
     """Rows that go through the model at once, on each rank."""
     gradient_accumulation_steps: int = field(default=1, validator=at_least(1))
-    """Micro-batches in one optimizer step, on each rank."""
+    """Micro-batches in one optimizer step, on each rank; where ``global_batch_size`` is written, it follows from it."""
+    global_batch_size: int | None = field(default=None, validator=at_least(1))
+    """Rows of one optimizer step over all ranks, in place of ``gradient_accumulation_steps``; a multiple of
+    ``micro_batch_size`` times the ranks that get rows of their own."""
     epochs: int | float | None = field(default=None, validator=above(0))
     """Passes over the training rows, which may be a fraction such as ``0.5``; 1 when neither this nor ``train_iters``
     is given."""
@@ -120,7 +134,8 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """The whole recipe, defaults included, as plain values; reading it again gives the same recipe."""
-        hidden = {"settings", "types", "name", "skip_validation"}
+        hidden = {"settings", "types", "name", "skip_validation", "base"}
+        hidden |= {"global_batch_size"} if self.global_batch_size is None else {"gradient_accumulation_steps"}
         made = {item.name: unstructure(getattr(self, item.name), self.types) for item in attrs.fields(Recipe)}
         absent = {"run_dir", *self.parts()}
         plain = {
@@ -130,6 +145,27 @@ class Recipe:
             plain["skip_validation"] = True
         plain.update({name: unstructure(config) for name, config in self.settings.items()})
         return plain
+
+    def for_ranks(self, world: World) -> Recipe:
+        """The recipe with the ``gradient_accumulation_steps`` that ``global_batch_size`` means on so many ranks.
+
+        Raises:
+            RecipeError: the sizes do not divide.
+        """
+        if self.global_batch_size is None:
+            return self
+        ranks = max(1, world.world_size // int(member(self.strategy, ConfigDefaults, "sequence_parallel")))
+        at_once = self.micro_batch_size * ranks
+        steps, rest = divmod(self.global_batch_size, at_once)
+        if rest:
+            near = [size for size in (steps * at_once, (steps + 1) * at_once) if size]
+            text = (
+                f"given {self.global_batch_size}, which {at_once} rows at once (micro_batch_size"
+                f" {self.micro_batch_size} on {ranks} rank{'s' * (ranks > 1)}) do not divide; write {' or '.join(map(str, near))}, or another"
+                " micro_batch_size"
+            )
+            raise RecipeError([Complaint("global_batch_size", text)])
+        return attrs.evolve(self, gradient_accumulation_steps=steps)
 
     def total_steps(self, per_epoch: int) -> int:
         """Optimizer steps of a run whose epochs have ``per_epoch`` steps each, by ``epochs`` and ``train_iters``."""

@@ -41,8 +41,8 @@ class Selection:
 def limited(data: Data, recipe: Recipe, world: World) -> Data:
     """Return the data with ``limit_train_batches`` and ``limit_eval_batches`` applied.
 
-    The training sequences are the first ones of the first epoch, and the same ones in each epoch; those of an evaluation
-    set are its first ones.
+    The training sequences are drawn by the seed where the data are shuffled, and are the same in each epoch; those of
+    an evaluation set are its first ones.
 
     Raises:
         DataError: the training sequences are a stream's, which have no numbers.

@@ -97,12 +97,12 @@ def load(
     found = problems_of([partial(check_installed, host)])
     problems = [*(host.problems or ()), *found]
     try:
-        made = resolve(raw, host, source=source, name=name)
+        world = World.from_environment()
+        made = resolve(raw, host, source=source, name=name).for_ranks(world)
     except RecipeError as problem:
         problem.complaints[:0] = map(complaint_of, problems)
         problem.rename(source)
         raise
-    world = World.from_environment()
     with _explained(host, world):
         problems += check_used(host, made)
     if len(problems) == 1:

@@ -182,6 +182,7 @@ class Trainer:
             self.recipe, self.host = structured(recipe, objects, plugins, switches, overrides)
         self.hooks = self.host.hooks
         self.world = world or World.from_environment()
+        self.recipe = self.recipe.for_ranks(self.world)
         start = self.host.start_folder  # a plugin may change the working directory
         self.run_dir = start / (self.recipe.run_dir or Path("runs") / self.recipe.name)
         self.resume_from = None if resume_from is None else start / Path(resume_from).expanduser()
