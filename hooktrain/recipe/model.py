@@ -158,11 +158,10 @@ class Recipe:
         at_once = self.micro_batch_size * ranks
         steps, rest = divmod(self.global_batch_size, at_once)
         if rest:
-            near = [size for size in (steps * at_once, (steps + 1) * at_once) if size]
+            near = " or ".join(str(size) for size in (steps * at_once, (steps + 1) * at_once) if size)
             text = (
-                f"given {self.global_batch_size}, which {at_once} rows at once (micro_batch_size"
-                f" {self.micro_batch_size} on {ranks} rank{'s' * (ranks > 1)}) do not divide; write {' or '.join(map(str, near))}, or another"
-                " micro_batch_size"
+                f"given {self.global_batch_size}, expected a multiple of the {at_once} rows at once (micro_batch_size"
+                f" {self.micro_batch_size} on {ranks} rank{'s' * (ranks > 1)}); write {near}, or another size at once"
             )
             raise RecipeError([Complaint("global_batch_size", text)])
         return attrs.evolve(self, gradient_accumulation_steps=steps)

@@ -170,9 +170,8 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     for key, value in above.items():
         old = made.get(key)
         made[key] = value
-        if isinstance(value, Mapping) and isinstance(old, Mapping):
-            if value.get("type", old.get("type")) == old.get("type"):
-                made[key] = _merged(old, value)
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and value.get("type") in (None, old.get("type")):
+            made[key] = _merged(old, value)
     return made
 
 

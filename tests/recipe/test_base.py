@@ -114,8 +114,8 @@ def test_a_plan_divides_by_the_ranks(top, nproc, steps):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["micro_batch_size=3", "global_batch_size=8"], "micro_batch_size 3 on 1 rank) do not divide; write 6 or 9"),
-        (["micro_batch_size=3", "global_batch_size=2"], "do not divide; write 3, or"),
+        (["micro_batch_size=3", "global_batch_size=8"], "micro_batch_size 3 on 1 rank); write 6 or 9"),
+        (["micro_batch_size=3", "global_batch_size=2"], "on 1 rank); write 3, or"),
         (["gradient_accumulation_steps=2", "global_batch_size=2"], "given together with global_batch_size"),
     ],
 )

@@ -330,13 +330,15 @@ def _share(step: int, begin: int, end: int) -> float:
 
 
 def _any(config: AnyScheduleConfig, optimizer: Optimizer, total_steps: int) -> Scheduler:
+    from torch.optim.lr_scheduler import LRScheduler
+
     from hooktrain_torch.lookup import find_class
 
     kind = find_class(config.class_path, "torch.optim.lr_scheduler", "scheduler.class_path")
-    if not (isinstance(kind, type) and hasattr(kind, "step") and hasattr(kind, "get_last_lr")):
+    if not (isinstance(kind, type) and issubclass(kind, LRScheduler)):
         raise HooktrainError(
-            f"scheduler.class_path: given '{config.class_path}', which is no scheduler; give a class with the methods"
-            " of torch's LRScheduler"
+            f"scheduler.class_path: given '{config.class_path}', which is no scheduler; give a subclass of torch's"
+            " LRScheduler"
         )
     if "metrics" in inspect.signature(kind.step).parameters:
         raise HooktrainError(

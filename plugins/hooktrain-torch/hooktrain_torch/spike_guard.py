@@ -196,7 +196,9 @@ class _Copy:
 
 
 def _cloned(value: Any) -> Any:
-    return value.clone() if hasattr(value, "clone") else value
+    from torch import Tensor
+
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _examples(trainer: Trainer, start: int) -> list[str]:
