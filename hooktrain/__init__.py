@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from hooktrain.compare import differences as differences
     from hooktrain.compare import digest as digest
     from hooktrain.config import CheckpointConfig as CheckpointConfig
+    from hooktrain.config import Seconds as Seconds
+    from hooktrain.config import above as above
     from hooktrain.config import at_least as at_least
     from hooktrain.config import between as between
     from hooktrain.config import field as field
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
     from hooktrain.training.batch_keys import padding_batch as padding_batch
     from hooktrain.training.dataloader import WindowLoader as WindowLoader
     from hooktrain.training.extra_models import TrainedModels as TrainedModels
+    from hooktrain.training.intervals import evaluation_steps as evaluation_steps
     from hooktrain.training.load import load as load
     from hooktrain.training.resume_check import provenance as provenance
     from hooktrain.training.resume_check import require_same as require_same
@@ -98,6 +101,8 @@ if TYPE_CHECKING:
     from hooktrain.types import TrainerState as TrainerState
     from hooktrain.types import TrainerType as TrainerType
     from hooktrain.types import World as World
+    from hooktrain.watched_metric import is_better as is_better
+    from hooktrain.watched_metric import watched_value as watched_value
 
 __getattr__, __dir__, __all__ = exports.lazy_exports(__name__, __file__)
 

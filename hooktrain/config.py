@@ -6,13 +6,12 @@ All complaints of a recipe are collected; none stops the search for the next.
 from __future__ import annotations
 
 import collections.abc
-import contextlib
 import math
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, Literal, NewType, TypeVar, Union, cast, get_args, get_origin
 
 import attrs
 import cattrs
@@ -22,7 +21,10 @@ from hooktrain.errors import Complaint, did_you_mean
 from hooktrain.renamed import new_name
 
 __all__ = [
+    "NUMBER",
     "CheckpointConfig",
+    "Seconds",
+    "above",
     "at_least",
     "between",
     "field",
@@ -35,7 +37,15 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+Seconds = NewType("Seconds", float)
+"""A time in seconds, which a recipe may write as ``90s``, ``30m``, ``2h`` or ``1d``."""
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+"""Numbers as text; YAML 1.1 reads 1e-4, which has no point, so."""
+_UNITS = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9}
+_TIMES = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _MISSING: Any = object()
+_ENTRY = "this entry"
+"""What errors call a config inside another one, before its path is known."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
 """The beginning of a URL, also once ``pathlib`` has made ``s3:/bucket`` of ``s3://bucket``."""
 
@@ -109,6 +119,16 @@ def between(least: float, most: float) -> Callable[[Any, Any, Any], None]:
     return _described(validate, {"minimum": least, "maximum": most})
 
 
+def above(least: float) -> Callable[[Any, Any, Any], None]:
+    """A validator: the value, if there is one, is a number above ``least``."""
+
+    def validate(instance: Any, attribute: Any, value: Any) -> None:
+        if value is not None and value <= least:
+            raise ValueError(f"given {value}, expected more than {least}")
+
+    return _described(validate, {"exclusiveMinimum": least})
+
+
 def one_of(*choices: str) -> Callable[[Any, Any, Any], None]:
     """A validator: the value is one of ``choices``."""
 
@@ -142,10 +162,15 @@ class CheckpointConfig:
     """Whether a run resumes from the newest checkpoint in ``output_dir``, when there is one."""
     save_every_n_steps: int = field(default=0, validator=at_least(0))
     """Save every so many optimizer steps; 0 never."""
-    save_every_n_epochs: int = field(default=0, validator=at_least(0))
-    """Save at the end of every so many epochs; 0 never."""
+    save_every_n_epochs: int | float = field(default=0, validator=at_least(0))
+    """Save at the end of every so many epochs, or of a fraction such as ``0.5``; 0 never."""
     save_end_of_training: bool = field(default=False)
     """Whether to save when the run ends."""
+    save_best: str = field(default="")
+    """Save after each evaluation that gives the best value so far of this metric, such as ``eval/held_out/loss``; an
+    export is then in ``best`` in its ``output_dir``."""
+    save_best_mode: str = field(default="min", validator=one_of("min", "max"))
+    """Whether the lowest or the highest value is the best."""
 
 
 # ----------------------------------------------------------------------------------------- values, strictly
@@ -159,21 +184,38 @@ def _describe(value: Any) -> str:
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({kind or type(value).__name__})"
 
 
-def _number(value: Any, _: Any) -> float:
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4, which has no point, as text
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"given {_describe(value)}, expected a number")
-    if not math.isfinite(value):
+def _read(value: Any, units: Mapping[str, float]) -> Any:
+    """Return the number that a text is, with one of the units or without; other values as they are."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    unit = text[-1:] if text[-1:] in units else ""
+    if not NUMBER.fullmatch(text.removesuffix(unit).rstrip()):
+        return value
+    number = float(text.removesuffix(unit))
+    return number / 100 if unit == "%" else number * units.get(unit, 1.0)
+
+
+def _number(value: Any, _: Any, units: Mapping[str, float] = {**_UNITS, "%": 0.01}, expected: str = "") -> float:
+    found = _read(value, units)
+    if isinstance(found, bool) or not isinstance(found, (int, float)):
+        raise ValueError(f"given {_describe(value)}, expected {expected or 'a number'}")
+    if not math.isfinite(found):
         raise ValueError(f"given {value}, expected a finite number")
-    return float(value)
+    return float(found)
+
+
+def _seconds(value: Any, _: Any) -> float:
+    return _number(value, None, _TIMES, "seconds, or a time such as 90s, 30m, 2h or 1d")
 
 
 def _whole(value: Any, _: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    found = _read(value, _UNITS)
+    if isinstance(value, str) and isinstance(found, float) and found.is_integer():  # 1k, 2.5M
+        found = int(found)
+    if isinstance(found, bool) or not isinstance(found, int):
         raise ValueError(f"given {_describe(value)}, expected a whole number")
-    return value
+    return found
 
 
 def _flag(value: Any, _: Any) -> bool:
@@ -282,6 +324,25 @@ def _mapping(value: Any, target: Any) -> Any:
     return {_converter.structure(k, members[0]): _converter.structure(v, members[1]) for k, v in value.items()}
 
 
+def _config(value: Any, target: Any) -> Any:
+    """Config classes inside others."""
+    if isinstance(value, target):
+        return value
+    complaints: list[Complaint] = []
+    made = structure(target, _mapping(value, dict), _ENTRY, complaints)
+    if complaints:
+        raise _NestedError(complaints)
+    return made
+
+
+class _NestedError(ValueError):
+    """Errors in a config inside another one."""
+
+    def __init__(self, complaints: list[Complaint]) -> None:
+        self.complaints = complaints
+        super().__init__("; ".join(complaint.message for complaint in complaints))
+
+
 def _is_union(target: Any) -> bool:
     return get_origin(target) in (Union, types.UnionType)
 
@@ -301,6 +362,8 @@ _converter.register_structure_hook_func(
     lambda t: t is dict or cast(Any, get_origin(t)) in (dict, collections.abc.Mapping), _mapping
 )
 _converter.register_structure_hook_func(lambda t: t is Any, lambda value, _: value)
+_converter.register_structure_hook_func(attrs.has, _config)
+_converter.register_structure_hook_func(lambda t: t is Seconds, _seconds)
 _converter.register_unstructure_hook(Path, str)
 
 
@@ -389,6 +452,9 @@ def _complaints(problem: Exception, path: str) -> Iterator[Complaint]:
     elif isinstance(problem, _ItemsError):
         for index, inner in problem.problems.items():
             yield from _complaints(inner, f"{path}[{index}]")
+    elif isinstance(problem, _NestedError):
+        for each in problem.complaints:
+            yield each._replace(where=path + each.where.removeprefix(_ENTRY))
     else:
         yield Complaint(path, str(problem.args[0] if problem.args else problem))
 

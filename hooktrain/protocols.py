@@ -332,6 +332,10 @@ class ConfigDefaults:
     """The folder that a checkpoint engine writes to; its own choice when omitted."""
     overwrite = False
     """Whether a checkpoint engine may begin in a folder with results of another run."""
+    save_best = ""
+    """The metric after whose best values a checkpoint engine saves."""
+    save_best_mode = "min"
+    """Whether the lowest (``min``) or the highest (``max``) value of it is the best."""
     exports = False
     """Whether a checkpoint engine writes what other programs load, which ``Trainer.save`` chooses by default."""
     needs_logits = False
@@ -348,6 +352,8 @@ class ConfigDefaults:
     """The learning rate of an optimizer, for trackers that show it."""
     weight_decay = 0.0
     """The weight decay of an optimizer, likewise."""
+    needs_matrices = False
+    """Whether an optimizer updates weights as matrices, which a strategy that flattens them does not have."""
 
 
 def member(of: object, defaults: type, name: str) -> Any:

@@ -135,6 +135,7 @@ class TrainerState:
         unlogged: sums since the last log line, as ``Meter.unlogged`` returns them.
         saves_due: the checkpoint engines that are saving, as ``<number> <type>``, each with the reason.
         metrics: the latest value of every logged metric.
+        best: the best value so far of each metric by which checkpoints are saved, as ``<min or max> <metric>``.
     """
 
     global_step: int = 0
@@ -153,6 +154,7 @@ class TrainerState:
     unlogged: dict[str, Any] = attrs.field(factory=dict)
     saves_due: dict[str, str] = attrs.field(factory=dict)
     metrics: dict[str, float] = attrs.field(factory=dict)
+    best: dict[str, float] = attrs.field(factory=dict)
 
     if not TYPE_CHECKING:
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import attrs
 
-from hooktrain.config import CheckpointConfig, unstructure
+from hooktrain.config import CheckpointConfig, Seconds, unstructure
 from hooktrain.plugin.config import PluginsConfig
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.recipe.json_schema import field_docs
@@ -23,7 +23,16 @@ NOT_KEYS = ("settings", "types", "name")
 """Fields of a recipe that are not its keys."""
 PARTS = tuple(kind for kind in KINDS if kind != "source")
 """Keys whose description are the tables of their kind."""
-WORDS = {str: "text", Path: "path", bool: "bool", int: "int", float: "number", type(None): "null", Any: "any"}
+WORDS = {
+    str: "text",
+    Path: "path",
+    bool: "bool",
+    int: "int",
+    float: "number",
+    Seconds: "seconds",
+    type(None): "null",
+    Any: "any",
+}
 
 
 def reference() -> str:
@@ -43,10 +52,22 @@ def reference() -> str:
             known = f" It has the keys of `{also[0]}`{', and:' if rest else '.'}" if also else ""
             parts += [f"## {key}: `{part.name}`", _about(part.config, part) + known, _table(rest)]
             shown[part.name] = part.config
+        for name, config in _entries(shown.values()).items():
+            parts += [f"## {kind}.{name}", _about(config), _table(_rows(config))]
     parts += ["## plugins", _about(PluginsConfig), _table(_rows(PluginsConfig))]
     for part in _first_party(host, "settings"):
         parts += [f"## {part.name}", _about(part.config, part), _table(_rows(part.config))]
     return "\n\n".join(filter(None, parts))
+
+
+def _entries(configs: Iterable[type]) -> dict[str, type]:
+    """Return the classes of which the configs have lists, by the key of the list."""
+    return {
+        item.name: get_args(item.type)[0]
+        for config in configs
+        for item in attrs.fields(config)  # type: ignore[arg-type]
+        if get_origin(item.type) is tuple and attrs.has(get_args(item.type)[0])
+    }
 
 
 def _first_party(host: PluginHost, kind: str) -> Iterator[Any]:

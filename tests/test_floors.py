@@ -19,7 +19,7 @@ FLOORS = [
     ["masking"],
     ["cache_folder", "compare", "compat", "errors", "markers", "renamed"],
     ["exports"],
-    ["types"],
+    ["types", "watched_metric"],
     ["config", "protocols"],
     ["hookspecs"],
     ["plugin"],

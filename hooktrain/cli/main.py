@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from hooktrain.cli import trial as trial_runs
 from hooktrain.cli.bench import bench
 from hooktrain.cli.convert import convert, foreign_refused, read_own_or_translated
 from hooktrain.cli.guide import guide
@@ -81,6 +82,21 @@ def cli() -> None:
 @click.option("--resume", type=click.Path(path_type=Path), metavar="CHECKPOINT", help="Go on from this checkpoint.")
 @click.option("--nproc", type=click.IntRange(1), default=1, show_default=True, help="Processes to start on this host.")
 @click.option("--profile-hooks", is_flag=True, help="Show time, device waits and memory of each plugin and hook.")
+@click.option(
+    "--overfit",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Train on N micro-batches only; say if their loss gets to zero.",
+)
+@click.option(
+    "--fast-dev-run",
+    "trial",
+    type=click.IntRange(1),
+    is_flag=False,
+    flag_value=2,
+    metavar="[N]",
+    help="Train, evaluate, save, resume and export with N steps (2) each; keep nothing.",
+)
 def train(
     recipe: Path,
     overrides: tuple[str, ...],
@@ -89,6 +105,8 @@ def train(
     resume: Path | None,
     nproc: int,
     profile_hooks: bool,
+    overfit: int | None,
+    trial: int | None,
 ) -> None:
     """Run a recipe.
 
@@ -101,6 +119,10 @@ def train(
     if profile_hooks:
         overrides += ("profile_hooks=true",)
     raw = apply_overrides(read_own_or_translated(recipe, dialect, switches), overrides)
+    if trial and (overfit or resume):
+        raise click.UsageError("--fast-dev-run goes with neither --overfit nor --resume")
+    if overfit:
+        raw = trial_runs.overfit_recipe(raw, overfit, recipe.stem)
     progress = Progress(recipe, raw, switches)
     if not has_launcher():
         progress.say("loading plugins")
@@ -113,10 +135,14 @@ def train(
 
         progress.say(f"starting {nproc} ranks")
         words = ["train", str(recipe), *(["--from", dialect] if dialect else [])]
-        for flag, values in (("-o", overrides), ("-p", switches), ("--resume", [str(resume)] if resume else [])):
+        single = {"--resume": resume, "--overfit": overfit, "--fast-dev-run": trial}
+        given = {flag: [str(value)] for flag, value in single.items() if value}
+        for flag, values in {"-o": overrides, "-p": switches, **given}.items():
             for value in values:
                 words += [flag, value]
         sys.exit(launch(words, nproc))
+    if trial:
+        return trial_runs.fast_dev_run(raw, trial, recipe, switches)
     progress.say_parts(made)
     with collect_rarely():
         from hooktrain.training.trainer import Trainer
@@ -125,6 +151,8 @@ def train(
         remember_run(trainer)
         trainer.prepare()
     trainer.run()
+    if overfit and trainer.world.is_main:
+        click.echo(trial_runs.overfit_result(trainer))
     if trainer.exit_status:
         sys.exit(trainer.exit_status)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from hooktrain.compat import FakeTensorMode, own_tensors, tree_leaves
-from hooktrain.errors import HooktrainError, described
+from hooktrain.errors import Complaint, HooktrainError, RecipeError, described
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import ConfigDefaults, member
 from hooktrain.recipe.model import Recipe
@@ -27,31 +27,36 @@ class _Unknown(Exception):
     """Something cannot be known, for the reason that it carries."""
 
 
-def estimate(recipe: Recipe, host: PluginHost, world: World) -> dict[str, Any]:
+def estimate(recipe: Recipe, host: PluginHost, world: World, complaints: list[Complaint]) -> dict[str, Any]:
     """Sizes of model, data and memory, and the steps of a run.
 
     Args:
         recipe: of the run.
         host: its plugins.
         world: one of its processes, and how many there are.
+        complaints: what turns out to be wrong with the recipe is appended here.
 
     Returns:
         Plain values under ``model``, ``data``, ``steps`` and ``memory``; what is not known is ``{"unknown": reason}``.
     """
-    data = _known(lambda: _data(recipe, host, world))
-    model = _known(lambda: _model(recipe, host, world, data if isinstance(data, DataEstimate) else DataEstimate()))
+    data = _known(lambda: _data(recipe, host, world), complaints)
+    known = data if isinstance(data, DataEstimate) else DataEstimate()
+    model = _known(lambda: _model(recipe, host, world, known, complaints), complaints)
     facts = {"data": _data_facts(data), "steps": _steps(recipe, data, world), "model": model, "memory": model}
     if isinstance(model, tuple):
-        sizes, unknown = model
-        facts["model"] = _model_facts(sizes, unknown)
-        facts["memory"] = _known(lambda: _memory(recipe, host, world, sizes).as_dict())
+        sizes, unknown, groups = model
+        facts["model"] = {**_model_facts(sizes, unknown), "optimizer_groups": groups}
+        facts["memory"] = _known(lambda: _memory(recipe, host, world, sizes).as_dict(), complaints)
     return facts
 
 
-def _known(find: Callable[[], Any]) -> Any:
+def _known(find: Callable[[], Any], complaints: list[Complaint]) -> Any:
     """Return what ``find`` returns, or why it is not known; a plan is shown whatever happens in a plugin."""
     try:
         return find()
+    except RecipeError as problem:
+        complaints += problem.complaints
+        return {"unknown": "the recipe has errors"}
     except (_Unknown, HooktrainError) as problem:
         return {"unknown": " ".join(str(problem).split())}
     except KeyboardInterrupt:
@@ -91,31 +96,35 @@ def _shared(recipe: Recipe) -> int:
 
 def _steps(recipe: Recipe, data: Any, world: World) -> dict[str, Any]:
     """As ``Trainer.training_horizon`` and ``WindowLoader`` have it."""
+    from hooktrain.training.data_limits import limited_rows
+
     ranks = max(1, world.world_size // _shared(recipe))
     window = recipe.micro_batch_size * recipe.gradient_accumulation_steps * ranks
     facts: dict[str, Any] = {"rows_per_step": window, "total": recipe.train_iters}
     rows = data.sequences if isinstance(data, DataEstimate) else None
     if rows is not None:
+        if recipe.limit_train_batches is not None:
+            rows = limited_rows(recipe.limit_train_batches, rows, recipe.micro_batch_size, recipe, world)
         facts["per_epoch"] = math.ceil(rows / window)
-        limits = [] if recipe.train_iters is None else [recipe.train_iters]
-        if recipe.epochs is not None or not limits:
-            limits.append(recipe.passes(facts["per_epoch"]) * facts["per_epoch"])
-        facts["total"] = min(limits)
+        facts["total"] = recipe.total_steps(facts["per_epoch"])
     return facts
 
 
 # ----------------------------------------------------------------------------------------------------- model
 
 
-def _model(recipe: Recipe, host: PluginHost, world: World, data: DataEstimate) -> tuple[ModelEstimate, dict[str, str]]:
-    """The sizes of the model, and what of them is not known."""
+def _model(
+    recipe: Recipe, host: PluginHost, world: World, data: DataEstimate, complaints: list[Complaint]
+) -> tuple[ModelEstimate, dict[str, str], list[dict[str, Any]]]:
+    """The sizes of the model, what of them is not known, and the groups of its optimizer."""
     if recipe.model is None:
         raise _Unknown("the recipe has no model")
     with torch.device("meta"):
         module = host.hooks.make_meta_model(config=recipe.model, world=world, recipe=recipe)
     if module is None:
         raise _Unknown("no plugin sketches a model of this type (hook make_meta_model)")
-    extra = _known(lambda: build_meta_models(host, model=module, recipe=recipe, tokenizer=None, world=world))
+    given = {"model": module, "recipe": recipe, "tokenizer": None, "world": world}
+    extra = _known(lambda: build_meta_models(host, **given), complaints)
     unknown = {} if isinstance(extra, ExtraModels) else {"further models": extra["unknown"]}
     extra = extra if isinstance(extra, ExtraModels) else ExtraModels({}, {})
     trained = extra.trained_with(module)
@@ -129,14 +138,15 @@ def _model(recipe: Recipe, host: PluginHost, world: World, data: DataEstimate) -
             for name, each in extra.described.items()
             if not each.trainable
         }
-        state = _known(lambda: _optimizer_state(recipe, host, world, trained))
+        groups: list[dict[str, Any]] = []
+        state = _known(lambda: _optimizer_state(recipe, host, world, trained, groups), complaints)
         unknown |= {"optimizer": state["unknown"]} if isinstance(state, dict) else {}
-        activations = _known(lambda: _activations(recipe, host, module, data))
+        activations = _known(lambda: _activations(recipe, host, module, data), complaints)
         unknown |= {"activations": activations.pop("unknown")} if "unknown" in activations else {}
     numbers, size = (None, None) if "optimizer" in unknown else state
     known = None if "activations" in unknown else activations
     found = attrs.evolve(sizes, state_numbers=numbers, state_bytes=size, activation_bytes=known, frozen=frozen)
-    return found, unknown
+    return found, unknown, groups
 
 
 def _sizes(module: Module) -> ModelEstimate:
@@ -172,14 +182,21 @@ def _as_if_on_the_processor(module: Module) -> None:
                 tensors[name] = made[id(tensor)][1]
 
 
-def _optimizer_state(recipe: Recipe, host: PluginHost, world: World, module: Module) -> tuple[int, int]:
-    """Numbers and bytes that the optimizer keeps: it is built over the sketch, steps once, and is looked at."""
+def _optimizer_state(
+    recipe: Recipe, host: PluginHost, world: World, module: Module, groups: list[dict[str, Any]]
+) -> tuple[int, int]:
+    """Numbers and bytes that the optimizer keeps: it is built over the sketch, steps once, and is looked at.
+
+    Its parameter groups are appended to ``groups``.
+    """
     if recipe.optimizer is None:
         raise _Unknown("the recipe has no optimizer")
     optimizer = host.hooks.make_optimizer(config=recipe.optimizer, model=module, world=world, recipe=recipe)
     if optimizer is None:
         raise _Unknown("no plugin builds it")
     for group in optimizer.param_groups:
+        plain = {key: group.get(key) for key in ("match", "type", "lr", "weight_decay")}
+        groups.append({**plain, "parameters": sum(weight.numel() for weight in group["params"])})
         for weight in group["params"]:
             weight.grad = torch.empty_like(weight)
     optimizer.step()

@@ -100,7 +100,7 @@ def phases_of(
     found = problems_of([partial(check_installed, host)])
     problems = [*(host.problems or ()), *found]
     complaints = [*masked_values(sources.raw), *map(complaint_of, problems)]
-    recipe = _resolved(host, sources, complaints)
+    recipe = _resolved(host, sources, complaints, world)
     complaints[:0] = map(complaint_of, check_used(host, recipe))
     facts: dict[str, Any] = {
         "recipe": masked(dict(sources.raw)),
@@ -130,20 +130,26 @@ def phases_of(
     if recipe is not None and estimates:
         from hooktrain.inspection.estimate import estimate
 
-        facts["estimates"] = estimate(recipe, host, world)
+        found_late: list[Complaint] = []
+        facts["estimates"] = estimate(recipe, host, world, found_late)
+        told = [(each.where, mask_text(each.message)) for each in dict.fromkeys(found_late)]
+        late = [{"where": where, "message": message} for where, message in told]
+        facts["estimates"]["complaints"] = [each for each in late if each not in facts["complaints"]]
+        facts["complaints"] += facts["estimates"]["complaints"]
         yield facts
 
 
 # ------------------------------------------------------------------------------------------------- complaints
 
 
-def _resolved(host: PluginHost, sources: Sources, complaints: list[Complaint]) -> Recipe | None:
+def _resolved(host: PluginHost, sources: Sources, complaints: list[Complaint], world: World) -> Recipe | None:
     """The recipe; where it is wrong, without the keys that are, so that there is something to show."""
     raw = dict(sources.raw)
     source = str(sources.file or "recipe")
     while True:
         try:
-            return resolve(raw, host, source=source, name=sources.file.stem if sources.file else "recipe")
+            made = resolve(raw, host, source=source, name=sources.file.stem if sources.file else "recipe")
+            return made.for_ranks(world)
         except RecipeError as problem:
             complaints += problem.complaints
             wrong = {each.where.partition(".")[0].partition("[")[0] for each in problem.complaints} & set(raw)

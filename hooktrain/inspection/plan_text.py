@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -56,7 +56,7 @@ def _print_resolved(facts: Mapping[str, Any], everything: bool) -> None:
     show(to, table)
 
 
-def _print_complaints(facts: Mapping[str, Any], everything: bool) -> None:
+def _print_complaints(facts: Mapping[str, Any], everything: bool = False) -> None:
     to = console()
     if facts["complaints"]:
         to.print("\n[bold red]errors[/]")
@@ -71,6 +71,7 @@ def _print_sizes(facts: Mapping[str, Any], everything: bool) -> None:
         ranks = facts["world_size"]
         to.print(f"\n[bold]what it takes[/] on {ranks} rank{'s' * (ranks > 1)}, estimated")
         _print_estimates(to, facts["estimates"])
+        _print_complaints(facts["estimates"])
 
 
 PHASES = (_print_resolved, _print_complaints, _print_sizes)
@@ -157,13 +158,25 @@ def _model(facts: Mapping[str, Any]) -> str:
     types = ", ".join(facts["dtypes"])
     text = f"{facts['class']}, {facts['parameters']:,} parameters ({count_of(facts['parameters'])}), {share}; {types}"
     known = "; ".join([text, *(f"{what} unknown: {why}" for what, why in facts["not_known"].items())])
-    return "\n".join([known, *(_further_model(name, each) for name, each in facts["further_models"].items())])
+    further = (_further_model(name, each) for name, each in facts["further_models"].items())
+    return "\n".join([known, *further, *_groups(facts["optimizer_groups"])])
 
 
 def _further_model(name: str, facts: Mapping[str, Any]) -> str:
     if facts["trainable"]:
         return f"{name}: {facts['class']}, trained with it and counted above; its activations are not counted"
     return f"{name}: {facts['class']}, {facts['parameters']:,} parameters, frozen; {', '.join(facts['dtypes'])}"
+
+
+def _groups(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Lines about the groups of an optimizer, where the recipe names some."""
+    if not any(group["match"] for group in groups):
+        return
+    for group in groups:
+        which = f"'{group['match']}'" if group["match"] else "all others"
+        kind = f", {group['type']}" if group["type"] else ""
+        decay = f", weight_decay {group['weight_decay']:g}" if group["weight_decay"] is not None else ""
+        yield f"optimizer group {which}{kind}: {group['parameters']:,} parameters, lr {group['lr']:g}{decay}"
 
 
 def _data(facts: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from hooktrain.plugin.config import PluginsConfig
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import ConfigDefaults, member
 from hooktrain.recipe.model import Recipe
+from hooktrain.recipe.yaml_reader import recipe_files
 
 __all__ = ["Sources", "origins_of"]
 
@@ -41,7 +42,7 @@ class Sources:
     switches: Sequence[str] = ()
     translated: bool = False
 
-    def origin(self, place: Place, lines: Mapping[Place, int]) -> str:
+    def origin(self, place: Place, lines: Mapping[Place, str]) -> str:
         """Return who wrote the value at a place of the raw recipe."""
         for word in reversed(self.overrides):
             path = tuple(word.partition("=")[0].split("."))
@@ -53,7 +54,7 @@ class Sources:
             return f"{self.file.name}, translated"
         for length in range(len(place), 0, -1):  # a merged or short form stands where its parent does
             if place[:length] in lines:
-                return f"{self.file.name}:{lines[place[:length]]}"
+                return lines[place[:length]]
         return self.file.name
 
 
@@ -68,7 +69,10 @@ def origins_of(recipe: Recipe, host: PluginHost, sources: Sources) -> dict[str, 
 class _Walk:
     def __init__(self, recipe: Recipe, host: PluginHost, sources: Sources) -> None:
         self.recipe, self.host, self.sources = recipe, host, sources
-        self.lines = {} if sources.file is None or sources.translated else _lines(sources.file)
+        self.lines: dict[Place, str] = {}
+        if sources.file is not None and not sources.translated:
+            for file in reversed(recipe_files(sources.file)):  # what is written on top wins
+                self.lines |= {place: f"{file.name}:{line}" for place, line in _lines(file).items()}
         self.owners = {offer.config: offer for kinds in host.parts.values() for offer in kinds.values()}
         self.plain = recipe.as_dict()
 

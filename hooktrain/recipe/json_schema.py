@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import attrs
 
 from hooktrain.compat import factory_of, rules_of, validators_in
-from hooktrain.config import unstructure
+from hooktrain.config import NUMBER, Seconds, unstructure
 from hooktrain.plugin.config import PluginsConfig
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.plugin.records import RegisteredPart
@@ -30,8 +30,8 @@ __all__ = ["field_docs", "schema_of"]
 Schema = dict[str, Any]
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_NUMBER = r"^\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*$"
-"""Numbers that YAML 1.1 reads as text, such as 1e-4."""
+_TEXTS = {int: "[kKMB]", float: "[kKMB%]", Seconds: "[smhd]"}
+"""Units that numbers may have as text; without one, YAML 1.1 reads 1e-4 as text."""
 _NOT_KEYS = ("settings", "types", "name")
 
 
@@ -239,8 +239,7 @@ class _Maker:
             str: {"type": "string"},
             Path: {"type": "string"},
             bool: {"type": "boolean"},
-            int: {"type": "integer"},
-            float: {"anyOf": [{"type": "number"}, {"type": "string", "pattern": _NUMBER}]},
+            **{kind: _number(kind) for kind in _TEXTS},
             type(None): {"type": "null"},
         }
         if target in plain:
@@ -264,6 +263,11 @@ class _Maker:
 
 
 # ------------------------------------------------------------------------------------------------------ looking
+
+
+def _number(kind: Any) -> Schema:
+    pattern = rf"^\s*{NUMBER.pattern}\s*{_TEXTS[kind]}?\s*$"
+    return {"anyOf": [{"type": "integer" if kind is int else "number"}, {"type": "string", "pattern": pattern}]}
 
 
 def _required(config: Any) -> list[str]:

@@ -106,6 +106,13 @@ class _Resolver:
         for name_, offer in settings.items():
             if name_ not in chosen and not any(item.default is attrs.NOTHING for item in attrs.fields(offer.config)):
                 chosen[name_] = offer.config()
+        if self.raw.get("global_batch_size") is not None and self.raw.get("gradient_accumulation_steps") is not None:
+            self.complaints.append(
+                Complaint(
+                    "gradient_accumulation_steps",
+                    "given together with global_batch_size, from which it follows; keep one",
+                )
+            )
         for item in own.values():
             if item.metadata.get("kind"):
                 given[item.name] = Built(self._field(item, self.raw.get(item.name), item.name))

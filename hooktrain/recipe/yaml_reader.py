@@ -15,7 +15,7 @@ from hooktrain.errors import Complaint, RecipeError
 from hooktrain.masking import MASK, mask_words, remember, still_masked
 from hooktrain.plugin.discovery import UNTRUSTED
 
-__all__ = ["apply_overrides", "masked_values", "read_recipe"]
+__all__ = ["apply_overrides", "masked_values", "read_recipe", "recipe_files"]
 
 
 _BYTES = 1 << 20
@@ -126,12 +126,57 @@ def _load(text: str) -> Any:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a recipe file.
+    """Read a recipe file, on top of the one that its ``base`` names.
 
     Raises:
-        RecipeError: when the file is missing, not YAML, has a key twice, is no mapping, or is larger or nested deeper
-            than any recipe.
+        RecipeError: when a file is missing, not YAML, has a key twice, is no mapping, is larger or nested deeper than
+            any recipe, or is its own base.
     """
+    made: dict[str, Any] = {}
+    for file in reversed(recipe_files(path)):
+        made = _merged(made, _read_file(file))
+    made.pop("base", None)
+    return made
+
+
+def recipe_files(path: Path) -> list[Path]:
+    """Return the file of a recipe, its base, the base of that, and so on.
+
+    Raises:
+        RecipeError: one of them cannot be read, is its own base, or is not in the folder of a stranger's recipe.
+    """
+    found = [path]
+    while (base := _read_file(found[-1]).get("base")) is not None:
+
+        def refuse(expected: str, given: Any = base) -> RecipeError:
+            return RecipeError([Complaint("base", f"given {given!r}, expected {expected}")], source=str(found[-1]))
+
+        if not isinstance(base, str):
+            raise refuse("the path of another recipe")
+        file = found[-1].parent / Path(base).expanduser()
+        if file.resolve() in [each.resolve() for each in found]:
+            raise refuse("another recipe than one that is built on it")
+        if os.environ.get(UNTRUSTED) and not file.resolve().is_relative_to(path.resolve().parent):
+            raise refuse("a file in the folder of the recipe, which is not yours")
+        if not file.is_file():
+            raise refuse(f"a file, and there is no {file}")
+        found.append(file)
+    return found
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Put one mapping on top of another: mappings are merged, unless their ``type`` differs; all else is replaced."""
+    made = dict(below)
+    for key, value in above.items():
+        old = made.get(key)
+        made[key] = value
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and value.get("type") in (None, old.get("type")):
+            made[key] = _merged(old, value)
+    return made
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """Read one file of a recipe."""
 
     def refuse(message: str) -> RecipeError:
         return RecipeError([Complaint("", message)], source=str(path))

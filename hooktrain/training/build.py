@@ -32,6 +32,8 @@ from hooktrain.protocols import (
     renamed_member,
 )
 from hooktrain.recipe.model import Recipe
+from hooktrain.training.data_limits import limited
+from hooktrain.training.intervals import require_countable
 from hooktrain.training.output_folders import claim_output_folders
 from hooktrain.training.resume_check import versions
 from hooktrain.training.run_files import clear_way, write_whole
@@ -159,6 +161,7 @@ def build_model_parts(trainer: Trainer) -> ModelParts:
     trained, optimizer, scheduler = strategy.prepare(trained, optimizer, scheduler, recipe.gradient_accumulation_steps)
     model, models = extra.prepared(trained, strategy)
     bind_update_events(trainer, host, strategy)
+    require_countable(trainer)
     _warn_of_unused_settings(trainer)
     _seed(recipe.seed + world.rank)  # dropout differs between ranks
     return ModelParts(
@@ -294,11 +297,13 @@ def _warn_of_unused_settings(trainer: Trainer) -> None:
     for number, config in enumerate(recipe.checkpoint):
         if not config.enabled or config.save_end_of_training:
             continue
-        steps = [n for n in (config.save_every_n_steps, config.save_every_n_epochs * len(trainer.loader)) if n]
-        if not steps and not config.auto_resume:
+        by_epoch = round(config.save_every_n_epochs * len(trainer.loader))
+        steps = [n for n in (config.save_every_n_steps, by_epoch) if n]
+        best = member(config, ConfigDefaults, "save_best")
+        if not steps and not config.auto_resume and not best:
             trainer.host.warn(
-                f"checkpoint[{number}]: will not save; write save_every_n_steps, save_every_n_epochs or"
-                " save_end_of_training"
+                f"checkpoint[{number}]: will not save; write save_every_n_steps, save_every_n_epochs,"
+                " save_best or save_end_of_training"
             )
         elif steps and not end_is_saved and not any(last % n == 0 for n in steps):
             saved = max(last - last % n for n in steps)
@@ -325,7 +330,7 @@ def make_data(host: PluginHost, recipe: Recipe, world: World) -> tuple[Any, Data
     for name, rows in data.evaluation.items():
         if len(rows) == 0:
             raise DataError(f"data: the evaluation set '{name}' is empty; remove it or give it rows")
-    return tokenizer, data
+    return tokenizer, limited(data, recipe, world)
 
 
 def _agree(strategy: Strategy, mine: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING
 from hooktrain.errors import CheckpointError
 from hooktrain.protocols import CheckpointEngine, CheckpointEngineDefaults, ConfigDefaults, member
 from hooktrain.training.diagnostics import require_trainable
+from hooktrain.training.intervals import ends_share
 from hooktrain.training.random_state import unchanged_random_state
 from hooktrain.training.skipped_steps import untrained
 from hooktrain.types import TrainerState
+from hooktrain.watched_metric import is_better, watched_value
 
 if TYPE_CHECKING:
     from hooktrain.training.trainer import Trainer
@@ -31,27 +34,50 @@ class Saving:
         self.saved_at: dict[int, int] = {}
         self.last: Path | None = None
         self.epoch_ended = False
+        self._compared_at = -1
         self._in_background: dict[str, tuple[int, str]] = {}
 
-    def due(self, engines: Sequence[CheckpointEngine], reason: str, state: TrainerState) -> list[CheckpointEngine]:
+    def due(self, trainer: Trainer, reason: str) -> list[CheckpointEngine]:
         """The engines that save now.
 
         Args:
-            engines: all of the run's.
+            trainer: whose engines.
             reason: ``step``, ``epoch``, ``end`` or ``request``.
-            state: where the run is.
         """
-        return [engine for engine in engines if engine.config.enabled and self._is_due(engine, reason, state)]
+        enabled = (engine for engine in trainer.checkpoint_engines if engine.config.enabled)
+        return [engine for engine in enabled if self._is_due(trainer, engine, reason)]
 
     def save_due(self, trainer: Trainer, reason: str) -> bool:
         """Save with the engines that are due for a reason; returns whether any is. Collective."""
-        due = self.due(trainer.checkpoint_engines, reason, trainer.state)
+        self._save_best(trainer)
+        due = self.due(trainer, reason)
         if reason == "end" and untrained(trainer) is not None:
-            due = [engine for engine in due if not member(engine.config, ConfigDefaults, "exports")]
+            due = [engine for engine in due if not _exports(engine)]
         if due:
             trainer.save_with(due, reason)
             self.done(due, trainer.state)
         return bool(due)
+
+    def _save_best(self, trainer: Trainer) -> None:
+        """Save with the engines whose metric the newest evaluation has improved. Collective."""
+        state, measured = trainer.state, {}
+        if state.evaluated_at != state.global_step or self._compared_at == state.global_step:
+            return
+        self._compared_at = state.global_step
+        due = []
+        for number, engine in enumerate(trainer.checkpoint_engines):
+            name, mode = (member(engine.config, ConfigDefaults, each) for each in ("save_best", "save_best_mode"))
+            if not (name and engine.config.enabled):
+                continue
+            key = f"{mode} {name}"
+            measured[key] = value = watched_value(state.metrics, name, f"checkpoint[{number}].save_best")
+            worst = math.inf if mode == "min" else -math.inf
+            if is_better(value, state.best.get(key, worst), 0.0, mode):
+                due.append((key, engine))
+        state.best.update({key: measured[key] for key, _ in due})
+        if due:
+            trainer.save_with([engine for _, engine in due], "best")
+            self.done([engine for _, engine in due if not _exports(engine)], state)
 
     def save(self, trainer: Trainer, engines: Sequence[CheckpointEngine], reason: str) -> Sequence[Path]:
         """Save with these engines and emit the events of it; returns what each wrote. Collective."""
@@ -157,7 +183,7 @@ class Saving:
         due = {key: reason for key, reason in trainer.state.saves_due.items() if key in keys and key != mine}
         reasons = ["epoch"] * self.epoch_ended + ["end"] * trainer.should_stop
         for reason in reasons:
-            engines = self.due(trainer.checkpoint_engines, reason, trainer.state)
+            engines = self.due(trainer, reason)
             due.update({key: reason for engine in engines if (key := _key(trainer, engine)) != mine})
         known = trainer.run_record.record.saved
         step, last = trainer.global_step, trainer.run_record.last
@@ -187,17 +213,20 @@ class Saving:
             if problem is not None and step == trainer.global_step:
                 raise problem
 
-    def _is_due(self, engine: CheckpointEngine, reason: str, state: TrainerState) -> bool:
-        config = engine.config
+    def _is_due(self, trainer: Trainer, engine: CheckpointEngine, reason: str) -> bool:
+        config, state = engine.config, trainer.state
+        epochs = config.save_every_n_epochs
         if reason == "end":
             # an export puts its last result elsewhere than the ones along the way; others skip what they have
             return bool(config.save_end_of_training)
         if self.saved_at.get(id(engine)) == state.global_step:
             return False
         if reason == "epoch":
-            return bool(config.save_every_n_epochs and state.epoch % config.save_every_n_epochs == 0)
+            return bool(epochs and not epochs % 1 and state.epoch % epochs == 0)
         if reason == "request" and state.stop_reason is not None and config.save_end_of_training:
             return False  # the end is next, and whoever waits for it would wait twice as long
+        if reason == "step" and epochs % 1 and ends_share(epochs, state.global_step, len(trainer.loader)):
+            return True
         return reason == "request" or bool(
             config.save_every_n_steps and state.global_step % config.save_every_n_steps == 0
         )
@@ -221,6 +250,10 @@ def _key(trainer: Trainer, engine: CheckpointEngine) -> str:
         if each is engine:
             return f"{number} {trainer.recipe.types.get(type(engine.config), type(engine.config).__name__)}"
     return ""
+
+
+def _exports(engine: CheckpointEngine) -> bool:
+    return bool(member(engine.config, ConfigDefaults, "exports"))
 
 
 def _wrote(engine: CheckpointEngine, paths: Sequence[Path]) -> bool:

@@ -31,6 +31,7 @@ DEFAULT_PLUGINS = {
     "console": "hooktrain.builtins.console:Console",
     "jsonl": "hooktrain.builtins.jsonl:JsonLines",
     "signals": "hooktrain.builtins.signals:Signals",
+    "time_limit": "hooktrain.builtins.time_limit:TimeLimit",
     "python_parts": "hooktrain.training.python_parts:PythonParts",
 }
 """The built-in plugins, in the order in which they are registered."""
@@ -96,12 +97,12 @@ def load(
     found = problems_of([partial(check_installed, host)])
     problems = [*(host.problems or ()), *found]
     try:
-        made = resolve(raw, host, source=source, name=name)
+        world = World.from_environment()
+        made = resolve(raw, host, source=source, name=name).for_ranks(world)
     except RecipeError as problem:
         problem.complaints[:0] = map(complaint_of, problems)
         problem.rename(source)
         raise
-    world = World.from_environment()
     with _explained(host, world):
         problems += check_used(host, made)
     if len(problems) == 1:

@@ -35,6 +35,7 @@ def count_skipped(trainer: Trainer, stepped: bool, sequences: int) -> None:
     state.consecutive_skipped_steps += 1
     if state.consecutive_skipped_steps == 1:
         why = "whose gradients were not finite" if trainer.denominator else "in which nothing was supervised"
+        why = trainer.skip_reason or why
         state.first_skipped = f"step {state.global_step}, {why}, with {_examples(trainer, sequences)}"
 
 

@@ -56,6 +56,7 @@ from hooktrain.training.diagnostics import (
 )
 from hooktrain.training.finite_weights import FiniteWeights
 from hooktrain.training.held_effects import HeldEffects, hold_effects
+from hooktrain.training.intervals import evaluation_due
 from hooktrain.training.lifecycle import NO_RECIPE, export_config, save_folder, structured
 from hooktrain.training.log_line import read_metrics
 from hooktrain.training.metrics import Meter
@@ -96,6 +97,7 @@ class Trainer:
             the accumulation window and all ranks.
         exit_status: the status with which ``hooktrain train`` ends, as whoever requested the stop gave it.
         leaves_epoch: whether the rest of the current epoch is to be skipped.
+        skip_reason: why this step is not to update the weights; a hook before the update sets it, on all ranks alike.
         random_state: the random numbers' part of a save: a checkpoint engine keeps ``random_state.to_save()`` of each
             rank, and hands it to ``random_state.resume(state)`` when it loads.
     """
@@ -185,6 +187,7 @@ class Trainer:
             self.recipe, self.host = structured(recipe, objects, plugins, switches, overrides)
         self.hooks = self.host.hooks
         self.world = world or World.from_environment()
+        self.recipe = self.recipe.for_ranks(self.world)
         start = self.host.start_folder  # a plugin may change the working directory
         self.run_dir = start / (self.recipe.run_dir or Path("runs") / self.recipe.name)
         self.resume_from = None if resume_from is None else start / Path(resume_from).expanduser()
@@ -196,7 +199,7 @@ class Trainer:
         self.effects: HeldEffects | None = None
         self.meter = Meter()
         self.denominator = 0.0
-        self.exit_status = 0
+        self.exit_status, self.skip_reason = 0, ""
         self.leaves_epoch = False
         self.due_checkpoint_engines: list[CheckpointEngine] = []
         self.checkpoint_reason = ""
@@ -416,9 +419,7 @@ class Trainer:
     @property
     def epochs(self) -> range:
         """Numbers of the epochs that are still to run, the current one included."""
-        if self.recipe.epochs is None and self.recipe.train_iters is not None:
-            return range(self.state.epoch, math.ceil(self.training_horizon / len(self.loader)))
-        return range(self.state.epoch, self.recipe.passes(len(self.loader)))
+        return range(self.state.epoch, math.ceil(self.training_horizon / len(self.loader)))
 
     @property
     def train_batches(self) -> Iterator[list[Batch]]:
@@ -441,12 +442,7 @@ class Trainer:
     @cached_property
     def training_horizon(self) -> int:
         """Optimizer steps of the whole run, as the schedule sees it."""
-        limits = []
-        if self.recipe.train_iters is not None:
-            limits.append(self.recipe.train_iters)
-        if self.recipe.epochs is not None or not limits:
-            limits.append(self.recipe.passes(len(self.loader)) * len(self.loader))
-        return min(limits)
+        return self.recipe.total_steps(len(self.loader))
 
     @property
     def warmup_steps(self) -> int:
@@ -457,7 +453,11 @@ class Trainer:
     def should_stop(self) -> bool:
         """Whether no further step is to be run: the horizon is reached, or a stop was requested."""
         step, recipe = self.state.global_step, self.recipe
-        limits = ((step, recipe.exit_iteration), (step - self._first_step, recipe.exit_iteration_this_run))
+        limits = (
+            (step, recipe.exit_iteration),
+            (step - self._first_step, recipe.exit_iteration_this_run),
+            (self.state.tokens, recipe.max_tokens),
+        )
         exits = any(0 < limit <= done for done, limit in limits)
         return exits or step >= self.training_horizon or self.state.stop_reason is not None
 
@@ -526,7 +526,8 @@ class Trainer:
         self.random_state.started()
         self.hooks.on_epoch_end(trainer=self, epoch=epoch)
         asked = self._agree()
-        if asked.evaluate and self.data.evaluation and self.state.evaluated_at != self.global_step and not asked.urgent:
+        evaluates = asked.evaluate or (self.recipe.eval_interval == "epoch" and evaluation_due(self, self.global_step))
+        if evaluates and self.data.evaluation and self.state.evaluated_at != self.global_step and not asked.urgent:
             self.state.log_due = True
             self.log(self.evaluate())
             asked |= self._agree()
@@ -558,8 +559,8 @@ class Trainer:
         state.count(self._step_sequences, self._step_tokens, self._step_targets, counted)
         count_skipped(self, output.stepped, self._step_sequences)
         self.meter.add(output, self.denominator, self._step_tokens, self._sums)
-        step, interval, metrics, stop = state.global_step, self.recipe.eval_interval, {}, self.should_stop
-        due = interval > 0 and step % interval == 0
+        step, metrics, stop = state.global_step, {}, self.should_stop
+        due = evaluation_due(self, step)
         state.log_due = stop or step % self.recipe.log_interval == 0  # for whoever saves meanwhile
         state.evaluation_due = (due or stop) and bool(self.data.evaluation)
         hooks.on_step_end(trainer=self, output=output)
@@ -583,7 +584,7 @@ class Trainer:
 
     def begin_step(self, batches: Sequence[Batch]) -> None:
         """Count the micro-batches of a step; a ``run_step`` that changes them calls this with the new ones."""
-        self._counts, self._sums = {}, []
+        self._counts, self._sums, self.skip_reason = {}, [], ""
         denominator, tokens, targets = 0.0, 0.0, 0.0
         for batch in batches:
             self._counts[id(batch)] = found = self.count(batch)
@@ -652,11 +653,11 @@ class Trainer:
         """Run the optimizer step and emit its events, then step the scheduler."""
         hooks = self.hooks
         hooks.on_optimizer_step_start(trainer=self)
-        if self.denominator:
+        if self.denominator and not self.skip_reason:
             update: OptimizerStep = hooks.run_optimizer_step(trainer=self)
             if type(update) is not OptimizerStep:
                 raise wrong_answer(self.host, "run_optimizer_step", update, "OptimizerStep(grad_norm, stepped)")
-        else:  # nothing was supervised: an optimizer with momentum or weight decay would move weights nevertheless
+        else:  # without gradients an optimizer with momentum or weight decay would move weights nevertheless
             self.strategy.zero_grad()
             update = OptimizerStep(None, stepped=False)
         self.last_lr = self.optimizer.param_groups[0]["lr"]

@@ -70,7 +70,7 @@ def test_a_pipe_has_no_width(columns, monkeypatch, capsys):
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 1 + len(host.records)
     (line,) = [line for line in table if line.startswith("torch ")]
-    assert "optimizer adamw, adam, sgd, torch" in line
+    assert "optimizer adamw, adam, sgd, muon, torch" in line
     assert "command verify-resume" in line
     print_hooks(hooks_of(host))
     hooks = capsys.readouterr().out.splitlines()

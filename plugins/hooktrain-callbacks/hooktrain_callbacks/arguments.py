@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hooktrain import ConfigDefaults, StrategyDefaults, did_you_mean, masked, member
+from hooktrain import ConfigDefaults, StrategyDefaults, did_you_mean, evaluation_steps, masked, member
 from hooktrain_callbacks.compat import arguments_class
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def training_arguments(trainer: Trainer, arguments: Mapping[str, Any]) -> Any:
         "logging_strategy": "steps",
         "logging_steps": recipe.log_interval,
         "eval_strategy": "steps" if sets else "no",
-        "eval_steps": recipe.eval_interval or trainer.training_horizon,
+        "eval_steps": evaluation_steps(trainer) or trainer.training_horizon,
         "save_strategy": "steps" if by_step else "epoch" if by_epoch else "no",
         "save_steps": min(by_step, default=500),
         "seed": recipe.seed,

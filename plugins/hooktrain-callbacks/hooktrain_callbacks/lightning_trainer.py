@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hooktrain import evaluation_steps
 from hooktrain_callbacks.dataloaders import EvalBatches, TrainBatches, eval_sizes, micro_batches_of_epoch
 from hooktrain_callbacks.lightning_strategy import LightningStrategy
 from hooktrain_callbacks.proxy import Proxy, RunProxy, assign, unmapped
@@ -223,7 +224,7 @@ class LightningTrainer(RunProxy):
     @property
     def val_check_interval(self) -> float:
         """Return the steps between evaluations; 1.0 where there are none: callbacks then act at the end of epochs."""
-        return (self.run.recipe.eval_interval or self.max_steps) if self.enable_validation else 1.0
+        return (evaluation_steps(self.run) or self.max_steps) if self.enable_validation else 1.0
 
     @property
     def check_val_every_n_epoch(self) -> int | None:

@@ -96,7 +96,7 @@ def add(result: LoadResult, callback: Any, where: str, name: str = "", policy: s
 
 def stops_too_late(callbacks: Iterable[LoadedCallback], trainer: Trainer) -> Iterator[str]:
     """Yield warnings about early stopping in a run that is evaluated only at its end."""
-    if trainer.data.evaluation and trainer.recipe.eval_interval > 0:
+    if trainer.data.evaluation and trainer.recipe.eval_interval:
         return
     fix = "set eval_interval to a number of steps" if trainer.data.evaluation else "give data for an evaluation"
     for loaded in callbacks:

@@ -113,11 +113,11 @@ class TransformersBridge:
 
     def on_step_end(self) -> None:
         trainer, recipe = self.trainer, self.trainer.recipe
-        step, interval, last = trainer.global_step, recipe.eval_interval, trainer.should_stop
+        step, last = trainer.global_step, trainer.should_stop
         self._fire(
             "on_step_end",
             should_log=last or step % recipe.log_interval == 0,
-            should_evaluate=bool(trainer.data.evaluation) and (last or (interval > 0 and step % interval == 0)),
+            should_evaluate=trainer.state.evaluation_due,
             should_save=_saves_step(trainer),
             should_training_stop=last,
         )
@@ -296,4 +296,5 @@ def _saves_step(trainer: Trainer) -> bool:
 
 def _saves_epoch(trainer: Trainer) -> bool:
     configs = (engine.config for engine in trainer.checkpoint_engines if engine.config.enabled)
-    return any(c.save_every_n_epochs and (trainer.state.epoch + 1) % c.save_every_n_epochs == 0 for c in configs)
+    whole = (c for c in configs if c.save_every_n_epochs and not c.save_every_n_epochs % 1)
+    return any((trainer.state.epoch + 1) % c.save_every_n_epochs == 0 for c in whole)

@@ -10,7 +10,19 @@ from typing import Any, Literal
 
 import attrs
 
-from hooktrain import Complaint, HooktrainError, Recipe, RecipeError, World, at_least, field, one_of
+from hooktrain import (
+    Complaint,
+    ConfigDefaults,
+    HooktrainError,
+    Recipe,
+    RecipeError,
+    Seconds,
+    World,
+    at_least,
+    field,
+    member,
+    one_of,
+)
 
 __all__ = ["DeepSpeedConfig", "assemble", "bucket_size", "complaints_about"]
 
@@ -53,7 +65,7 @@ class DeepSpeedConfig:
     sequence_parallel: int = field(default=1, validator=at_least(1))
     """How many ranks share the tokens of each sequence, each computing a part of it and some of the attention's heads;
     for sequences that are too long for one rank."""
-    timeout: float = field(default=1800.0, validator=at_least(1))
+    timeout: Seconds = field(default=1800.0, validator=at_least(1))
     """Seconds that a rank waits for the others before the run ends. Set more than the longest work that one rank does
     alone takes."""
 
@@ -92,7 +104,20 @@ def complaints_about(config: DeepSpeedConfig, recipe: Recipe, world: World) -> l
     if isinstance(config.config, Path):
         return []
     dtype = "bf16" if config.dtype == "auto" else config.dtype
-    return list(_fill(_config_of(config.config), config, recipe, world, dtype, sure=config.dtype != "auto"))
+    made = _config_of(config.config)
+    return [*_fill(made, config, recipe, world, dtype, sure=config.dtype != "auto"), *_require_elements(made, recipe)]
+
+
+def _require_elements(made: Mapping[str, Any], recipe: Recipe) -> Iterator[Complaint]:
+    """Refuse optimizers that ZeRO, which flattens weights and divides them anywhere, cannot have."""
+    zero = made.get("zero_optimization")
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    if stage and member(recipe.optimizer, ConfigDefaults, "needs_matrices"):
+        yield Complaint(
+            "optimizer",
+            f"uses muon, which updates matrices, and ZeRO stage {stage} flattens weights; write zero_stage: 0, or"
+            " strategy: torch, with data_parallel: fsdp2 to shard weights",
+        )
 
 
 def _config_of(config: Mapping[str, Any] | Path | None) -> dict[str, Any]:

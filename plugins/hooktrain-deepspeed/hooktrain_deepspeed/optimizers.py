@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from hooktrain_torch import decay_groups, require_betas
+from hooktrain_torch import GroupConfig, parameter_groups, require_betas
 
 from hooktrain import HooktrainError, at_least, field
 
@@ -38,6 +38,8 @@ class FusedAdamConfig:
     """Whether to decay biases, norms and other vectors as well."""
     decoupled: bool = field(default=True)
     """Whether the decay is separate from the gradient (AdamW), or added to it (Adam)."""
+    groups: tuple[GroupConfig, ...] = field(factory=tuple)
+    """Parameters with hyperparameters of their own."""
 
 
 @attrs.frozen(kw_only=True)
@@ -55,7 +57,7 @@ def make_optimizer(config: FusedAdamConfig, model: Module) -> Optimizer:
 
     from hooktrain_deepspeed.compat import deepspeed_for, is_fake, quietly
 
-    groups = decay_groups(model, config.weight_decay, config.decay_vectors)
+    groups = parameter_groups(config, model)
     if is_fake(groups[0]["params"][0]):  # a plan counts the state, which is the same for every AdamW
         return torch.optim.AdamW(groups, lr=config.lr)
     gpu = torch.cuda.is_available()

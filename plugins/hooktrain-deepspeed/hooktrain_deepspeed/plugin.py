@@ -43,10 +43,16 @@ class DeepSpeedPlugin:
     def check_recipe(self, recipe: Recipe, world: World) -> Iterable[Complaint]:
         from hooktrain_deepspeed.checkpoint import DeepSpeedCheckpointConfig
         from hooktrain_deepspeed.config import DeepSpeedConfig, complaints_about
+        from hooktrain_deepspeed.optimizers import FusedAdamConfig
 
+        made: list[Complaint] = []
+        if isinstance(recipe.optimizer, FusedAdamConfig):
+            from hooktrain_torch import group_complaints
+
+            made += group_complaints(recipe.optimizer, {})
         if isinstance(recipe.strategy, DeepSpeedConfig):
-            return complaints_about(recipe.strategy, recipe, world)
-        return [
+            return made + complaints_about(recipe.strategy, recipe, world)
+        return made + [
             Complaint(
                 f"checkpoint[{number}].type", "given deepspeed, which only its own strategy can write; write full"
             )

@@ -14,7 +14,7 @@ from hooktrain import CheckpointError
 
 __all__ = ["check_target", "delete_temporary", "exports_in", "replace_folder", "temporary_folder"]
 
-_STEP = re.compile(r"step-\d+")
+_STEP = re.compile(r"best|step-\d+")
 _CONFIGS = ("config.json", "adapter_config.json")
 _OF_AN_EXPORT = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
@@ -62,12 +62,12 @@ def exports_in(folder: Path) -> list[Path]:
         steps = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
     except OSError:
         return []
-    found = [folder, *sorted(steps, key=lambda path: -int(path.name[5:]))]
+    found = [folder, *sorted(steps, key=lambda path: -int(path.name[5:] or 0))]
     return [path for path in found if any((path / name).is_file() for name in _CONFIGS)]
 
 
 def delete_temporary(folder: Path) -> None:
-    """Delete what interrupted exports to a folder, and to ``step-N`` in it, have left, and finish their renames."""
+    """Delete what interrupted exports to a folder and to those in it have left, and finish their renames."""
     for parent, name in ((folder.parent, re.escape(folder.name)), (folder, _STEP.pattern)):
         for path in sorted(parent.iterdir()) if parent.is_dir() else ():
             if found := re.fullmatch(rf"\.({name})\.(writing|replaced)", path.name):

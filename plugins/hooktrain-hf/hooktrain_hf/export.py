@@ -36,8 +36,8 @@ _PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json"
 class HFCheckpointConfig(CheckpointConfig):
     """Model, tokenizer and generation config for other programs to load; a run cannot resume from it.
 
-    The end of the run is written to ``output_dir`` itself (by default ``export`` in the run directory), earlier saves
-    to ``output_dir/step-N``.
+    The end of the run is written to ``output_dir`` itself (by default ``export`` in the run directory), the best
+    evaluation so far (``save_best``) to ``output_dir/best``, and other saves on the way to ``output_dir/step-N``.
     """
 
     exports: ClassVar[bool] = True
@@ -85,15 +85,16 @@ class HFCheckpointEngine:
         """Export the model. Collective: all ranks gather the weights, the main rank writes them.
 
         Returns:
-            The folder: ``output_dir`` at the end of the run, ``output_dir/step-N`` before; None where it could not be
-            written and ``on_failure`` says ``warn``.
+            The folder: ``output_dir`` at the end of the run, ``output_dir/best`` or ``output_dir/step-N`` before; None
+            where it could not be written and ``on_failure`` says ``warn``.
 
         Raises:
             CheckpointError: the model is no transformers model, the folder cannot be written, or the written weights
                 differ from the model's; on all ranks. An earlier export is then unchanged.
         """
         at_end = trainer.checkpoint_reason == "end"
-        target = self.output_dir if at_end else self.output_dir / f"step-{trainer.global_step}"
+        name = "best" if trainer.checkpoint_reason == "best" else f"step-{trainer.global_step}"
+        target = self.output_dir if at_end else self.output_dir / name
         module: Any = trainer.strategy.unwrap(trainer.model)
         weights = trainer.strategy.full_state_dict(trainer.model)
         problem, mistake = "", None

@@ -17,6 +17,7 @@ from hooktrain_hf.compat import (
     set_attention_implementation,
     unwrap_adapters,
 )
+from hooktrain_hf.freeze import freeze
 from hooktrain_hf.location import resolve_location
 from hooktrain_hf.model import HFModelConfig, load_config, random_model
 from hooktrain_hf.verbosity import quiet_transformers
@@ -50,6 +51,7 @@ def make_meta_model(config: HFModelConfig) -> Any:
         model = random_model(config, hf_config)
     if has_vision(hf_config) and not config.train_vision:
         freeze_vision(model)
+    freeze(model, config.freeze)
     if config.activation_checkpointing:
         enable_activation_checkpointing(model)
     return model

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import attrs
 
 from hooktrain import ModelError, World, did_you_mean, field
+from hooktrain_hf.freeze import freeze, require_patterns
 from hooktrain_hf.gguf_cache import forget_gguf, gguf_read_once
 from hooktrain_hf.location import Location, cannot_load, resolve_location
 from hooktrain_hf.verbosity import quiet_transformers
@@ -51,6 +52,9 @@ class HFModelConfig:
     """Whether to start from random weights; only the config is read then."""
     hf_config_kwargs: Mapping[str, Any] = field(factory=dict)
     """Values that replace those of the model's config, such as ``{attention_dropout: 0.1}``."""
+    freeze: tuple[str, ...] = field(factory=tuple, validator=require_patterns)
+    """Regular expressions, such as ``layers\\.[0-3]\\.`` or ``embed_tokens``: weights in whose names one is found are
+    not trained."""
     train_vision: bool = field(default=False)
     """Whether the parts of a vision-language model that text does not reach, such as its vision tower, are trained
     too; otherwise they are frozen, and get no adapters."""
@@ -103,6 +107,7 @@ def build_model(
         from hooktrain_hf.embeddings import fit_vocabulary
 
         fit_vocabulary(model, tokenizer)
+    freeze(model, config.freeze)
     if config.activation_checkpointing:
         enable_activation_checkpointing(model)
     return model  # type: ignore[no-any-return]

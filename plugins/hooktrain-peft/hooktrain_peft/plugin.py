@@ -41,6 +41,12 @@ class PeftPlugin:
         from hooktrain_peft.methods import check
 
         yield from check(_settings(recipe), recipe.model)
+        if _settings(recipe).active and isinstance(recipe.model, HFModelConfig) and recipe.model.freeze:
+            yield Complaint(
+                "model.freeze",
+                "has no effect with an adapter, which freezes the complete base; remove it, and choose the layers that"
+                " get adapters with peft.layers_to_transform",
+            )
 
     @hookimpl(wrapper=True)
     def make_model(self, config: Any, recipe: Recipe) -> Generator[None, Module | None, Module | None]:

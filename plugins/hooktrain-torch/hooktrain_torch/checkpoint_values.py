@@ -83,7 +83,8 @@ def set_state(state: TrainerState, values: Mapping[str, Any]) -> None:
         least = -1 if name == "evaluated_at" else 0
         if not fits or (kind is int and not least <= value < 1 << 62):
             raise ValueError(f"state.json holds {name}: {_short(value)}, expected {kind.__name__}")
-        if name in ("metrics", "counted") and not all(isinstance(number, (int, float)) for number in value.values()):
+        numbers = name in ("metrics", "best", "counted")
+        if numbers and not all(isinstance(number, (int, float)) for number in value.values()):
             raise ValueError(f"state.json holds {name} that are no numbers")
     for name, value in values.items():
         setattr(state, name, value)

@@ -1,32 +1,55 @@
-"""Optimizers of ``torch.optim``, with weight decay where it belongs."""
+"""Optimizers of ``torch.optim``, with weight decay where it belongs, and several of them behind one."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from hooktrain import HooktrainError, at_least, did_you_mean, field, require_trusted
+from hooktrain import (
+    Complaint,
+    HooktrainError,
+    RecipeError,
+    at_least,
+    between,
+    did_you_mean,
+    field,
+    one_of,
+)
 from hooktrain_torch.compat import full_shape
+from hooktrain_torch.lookup import find_class
+from hooktrain_torch.parameter_groups import (
+    GroupConfig,
+    decayed,
+    divide_parameters,
+    group_complaints,
+    hyperparameters,
+    require_betas,
+)
 
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
     from torch.optim import Optimizer
 
-__all__ = ["AdamConfig", "AdamWConfig", "AnyConfig", "SGDConfig", "decay_groups", "make_optimizer", "require_betas"]
+__all__ = ["TYPES", "AdamConfig", "AdamWConfig", "AnyConfig", "MuonConfig", "SGDConfig", "make_optimizer"]
 
 
-def require_betas(instance: Any, attribute: Any, value: tuple[float, float]) -> None:
-    """Refuse decay rates of Adam that are not from 0 to below 1; a validator of attrs."""
-    if not all(0 <= beta < 1 for beta in value):
-        raise ValueError(f"given {list(value)}, expected two numbers from 0 to below 1")
+class _Grouped:
+    """What the config classes here have in common."""
+
+    @property
+    def needs_matrices(self) -> bool:
+        """Whether some weights are updated as matrices."""
+        names = [self.name if isinstance(self, AnyConfig) else type(self).__name__.removesuffix("Config")]
+        for group in self.groups:  # type: ignore[attr-defined]
+            names += [group.type or "", group.name or ""]
+        return any(name.rpartition(".")[2].lower() == "muon" for name in names)
 
 
 @attrs.frozen(kw_only=True)
-class AdamWConfig:
+class AdamWConfig(_Grouped):
     """Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
 
     lr: float = field(default=2e-5, validator=at_least(0), aliases=("learning_rate",))
@@ -39,6 +62,10 @@ class AdamWConfig:
     """Added to the denominator."""
     decay_vectors: bool = field(default=False)
     """Whether to decay biases, norms and other vectors as well."""
+    fused: bool | None = field(default=None)
+    """Whether one kernel updates all parameters; where it can when omitted."""
+    groups: tuple[GroupConfig, ...] = field(factory=tuple)
+    """Parameters with hyperparameters, or an optimizer, of their own."""
 
 
 @attrs.frozen(kw_only=True)
@@ -50,7 +77,7 @@ class AdamConfig(AdamWConfig):
 
 
 @attrs.frozen(kw_only=True)
-class SGDConfig:
+class SGDConfig(_Grouped):
     """Stochastic gradient descent."""
 
     lr: float = field(default=1e-2, validator=at_least(0), aliases=("learning_rate",))
@@ -61,10 +88,35 @@ class SGDConfig:
     """Decay of matrices; biases, norms and other vectors are not decayed."""
     decay_vectors: bool = field(default=False)
     """Whether to decay biases, norms and other vectors as well."""
+    fused: bool = field(default=False)
+    """Whether one kernel updates all parameters."""
+    groups: tuple[GroupConfig, ...] = field(factory=tuple)
+    """Parameters with hyperparameters, or an optimizer, of their own."""
 
 
 @attrs.frozen(kw_only=True)
-class AnyConfig:
+class MuonConfig(_Grouped):
+    """Momentum whose updates are orthogonalized (Jordan et al., 2024), for matrices only.
+
+    Vectors, and usually embeddings and the head, are for groups of another type.
+    """
+
+    lr: float = field(default=2e-2, validator=at_least(0), aliases=("learning_rate",))
+    """Learning rate."""
+    weight_decay: float = field(default=0.1, validator=at_least(0))
+    """Decay, separate from the gradient."""
+    momentum: float = field(default=0.95, validator=between(0, 1))
+    """Share of the running mean of the gradient that is kept."""
+    nesterov: bool = field(default=True)
+    """Whether the update looks one step ahead."""
+    adjust_lr: str = field(default="original", validator=one_of("original", "match_rms_adamw"))
+    """How the rate depends on a matrix's shape; with ``match_rms_adamw`` rates and decay of AdamW fit."""
+    groups: tuple[GroupConfig, ...] = field(factory=tuple)
+    """Parameters with hyperparameters, or an optimizer, of their own."""
+
+
+@attrs.frozen(kw_only=True)
+class AnyConfig(_Grouped):
     """Any optimizer class, by its name in ``torch.optim`` or its dotted path."""
 
     name: str = field()
@@ -73,32 +125,99 @@ class AnyConfig:
     """Learning rate."""
     arguments: Mapping[str, Any] = field(factory=dict)
     """Further keyword arguments of the class."""
+    groups: tuple[GroupConfig, ...] = field(factory=tuple)
+    """Parameters with hyperparameters, or an optimizer, of their own."""
+
+
+TYPES: Mapping[str, type] = {
+    "adamw": AdamWConfig,
+    "adam": AdamConfig,
+    "sgd": SGDConfig,
+    "muon": MuonConfig,
+    "torch": AnyConfig,
+}
+"""Config classes of this module, by the name under which a recipe selects them."""
 
 
 def make_optimizer(config: Any, model: Module) -> Optimizer:
     """Make the optimizer of a config, over the model's trainable parameters.
 
+    Groups with a ``type`` are optimizers of their own behind the one that is returned. The parameters that no group
+    matches come first, so that the learning rate in the log is theirs.
+
     Raises:
         HooktrainError: when nothing can be trained, or a class cannot be found or made.
+        RecipeError: a group matches nothing, or parameters that its optimizer cannot update.
     """
+    if complaints := list(group_complaints(config, TYPES)):
+        raise RecipeError(complaints)
+    rest, members = divide_parameters(model, config.groups)
+    parts = [(config, _groups(config, rest, {}, "optimizer.type"))]
+    for number, (group, parameters) in enumerate(zip(config.groups, members, strict=True)):
+        own, marks, where = hyperparameters(group), {"match": group.match}, f"optimizer.groups[{number}].match"
+        if group.type is None:
+            own = {**own, **own.pop("arguments", {})}
+            parts[0][1].extend(_groups(config, parameters, own | marks, where))
+        else:
+            other = TYPES[group.type](**own)
+            parts.append((other, _groups(other, parameters, marks | {"type": group.type}, where)))
+    made = [_make(each, groups) for each, groups in parts if groups]
+    if len(made) == 1:
+        return made[0]
+    from hooktrain_torch.combined_optimizer import CombinedOptimizer
+
+    return CombinedOptimizer(made)
+
+
+def _groups(config: Any, parameters: Mapping[str, Parameter], own: Mapping[str, Any], where: str) -> list[Any]:
+    """Return torch's parameter groups for parameters with some hyperparameters of their own."""
+    if isinstance(config, MuonConfig):
+        for name, parameter in parameters.items():
+            if len(full_shape(parameter)) != 2:
+                shape = tuple(full_shape(parameter))
+                advice = f"have a group before this one match it, such as {{match: {_last(name)}, type: adamw}}"
+                raise RecipeError(
+                    [Complaint(where, f"muon updates matrices, and {name} has the shape {shape}; {advice}")]
+                )
+    if isinstance(config, (AnyConfig, MuonConfig)):
+        return [{"params": [*parameters.values()], **own}] if parameters else []
+    return decayed([*parameters.values()], config, own)
+
+
+def _last(name: str) -> str:
+    """Return the end of a parameter's name that others of its kind share."""
+    return name if "." not in name else rf"{name.split('.')[-2]}\.{name.rsplit('.', maxsplit=1)[-1]}"
+
+
+def _make(config: Any, groups: list[dict[str, Any]]) -> Optimizer:
+    """Make one optimizer of torch over its groups."""
     import torch  # which a recipe is read without
 
-    trained = _trained(model)
+    parameters = [parameter for group in groups for parameter in group["params"]]
     if isinstance(config, AnyConfig):
-        return _any(config, trained)
-    groups = decay_groups(model, config.weight_decay, config.decay_vectors)
+        return _any(config, groups)
     if isinstance(config, SGDConfig):
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=config.fused or None)
+    if isinstance(config, MuonConfig):
+        return torch.optim.Muon(
+            groups,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            adjust_lr_fn=config.adjust_lr,
+        )
     kind = torch.optim.Adam if isinstance(config, AdamConfig) else torch.optim.AdamW
     # one kernel for all parameters: on a GPU and on a CPU alike the quickest of torch's implementations
-    fused = all(parameter.is_floating_point() and not parameter.is_meta for parameter in trained)
+    can = all(parameter.is_floating_point() and not parameter.is_meta for parameter in parameters)
+    fused = can if config.fused is None else config.fused
     return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
-def _any(config: AnyConfig, trained: list[Parameter]) -> Optimizer:
+def _any(config: AnyConfig, groups: list[dict[str, Any]]) -> Optimizer:
     from torch.optim import Optimizer
 
-    kind = _find(config.name)
+    kind = find_class(config.name, "torch.optim", "optimizer.name")
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
         raise HooktrainError(
             f"optimizer.name: given '{config.name}', which is no torch optimizer; give a class that is one"
@@ -109,49 +228,22 @@ def _any(config: AnyConfig, trained: list[Parameter]) -> Optimizer:
             " another one"
         )
     try:
-        return kind(trained, lr=config.lr, **config.arguments)  # type: ignore[call-arg]
+        made = kind(groups, lr=config.lr, **config.arguments)  # type: ignore[call-arg]
     except (TypeError, ValueError) as problem:
         raise HooktrainError(
             f"optimizer: {config.name} refuses its arguments ({problem}); correct optimizer.arguments"
         ) from problem
+    _require_known(config, made)
+    return made
 
 
-def _trained(model: Module) -> list[Parameter]:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        raise HooktrainError("optimizer: no parameter of the model takes gradients; unfreeze some, or add an adapter")
-    return trained
-
-
-def decay_groups(model: Module, decay: float, decay_vectors: bool) -> list[dict[str, Any]]:
-    """Return the groups of trainable parameters: matrices with decay, and vectors without.
-
-    Args:
-        model: has the parameters.
-        decay: ``weight_decay`` of the first group.
-        decay_vectors: whether vectors are in it as well.
-
-    Raises:
-        HooktrainError: when nothing can be trained.
-    """
-    matrices: list[Parameter] = []
-    vectors: list[Parameter] = []
-    for parameter in _trained(model):
-        dimensions = len(full_shape(parameter))
-        (matrices if dimensions >= 2 or decay_vectors else vectors).append(parameter)
-    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
-def _find(name: str) -> Any:
-    module, _, attribute = name.rpartition(".")
-    home = None
-    require_trusted(module or "torch.optim", "optimizer.name")
-    try:
-        home = importlib.import_module(module or "torch.optim")
-        return getattr(home, attribute)
-    except (ImportError, AttributeError) as problem:
-        hint = "" if home is None else did_you_mean(attribute, [n for n in dir(home) if n[0].isupper()])
-        raise HooktrainError(
-            f"optimizer.name: '{name}' cannot be found ({problem}){hint}; give a class of torch.optim or a dotted path"
-        ) from problem
+def _require_known(config: AnyConfig, made: Optimizer) -> None:
+    """Refuse hyperparameters of groups that an optimizer does not have, which torch would ignore."""
+    known = {"params", "lr", "match", "type", *made.defaults}
+    for group in made.param_groups:
+        for name in group.keys() - known:
+            hint = did_you_mean(name, made.defaults)
+            raise HooktrainError(
+                f"optimizer.groups: the group '{group.get('match')}' sets '{name}', which {config.name} does not"
+                f" have{hint}; it has {', '.join(made.defaults)}"
+            )

@@ -28,38 +28,45 @@ class TorchPlugin:
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
         from hooktrain_torch.checkpoint_config import FullConfig
-        from hooktrain_torch.optimizers import AdamConfig, AdamWConfig, AnyConfig, SGDConfig
-        from hooktrain_torch.schedules import ConstantConfig, CosineConfig, LinearConfig, WSDConfig
+        from hooktrain_torch.optimizers import TYPES
+        from hooktrain_torch.schedules import TYPES as SCHEDULES
         from hooktrain_torch.strategy_config import TorchConfig
 
         return {
-            "optimizer": {"adamw": AdamWConfig, "adam": AdamConfig, "sgd": SGDConfig, "torch": AnyConfig},
-            "scheduler": {"constant": ConstantConfig, "linear": LinearConfig, "cosine": CosineConfig, "wsd": WSDConfig},
+            "optimizer": TYPES,
+            "scheduler": SCHEDULES,
             "strategy": {"torch": TorchConfig},
             "checkpoint": {"full": FullConfig},
         }
 
     @hookimpl
     def register_recipe_aliases(self) -> list[RecipeAlias]:
-        warmed = {"constant_with_warmup": "constant"}
+        theirs = {
+            "constant_with_warmup": "constant",
+            "cosine_warmup_with_min_lr": "cosine_with_min_lr",
+            "reduce_lr_on_plateau": "plateau",
+            "warmup_stable_decay": "wsd",
+        }
         return [
             RecipeAlias(key="sequence_parallel_size", to="strategy.sequence_parallel"),
-            RecipeAlias(key="scheduler.name", to="scheduler.type", values=warmed),
+            RecipeAlias(key="scheduler", to="scheduler", values=theirs),
+            RecipeAlias(key="scheduler.type", to="scheduler.type", values=theirs),
+            RecipeAlias(key="scheduler.name", to="scheduler.type", values=theirs),
         ]
 
     @hookimpl
     def make_optimizer(self, config: Any, model: Module) -> Optimizer | None:
         from hooktrain_torch import optimizers
 
-        known = (optimizers.AdamWConfig, optimizers.SGDConfig, optimizers.AnyConfig)
-        return optimizers.make_optimizer(config, model) if isinstance(config, known) else None
+        known = isinstance(config, tuple(optimizers.TYPES.values()))
+        return optimizers.make_optimizer(config, model) if known else None
 
     @hookimpl
     def make_scheduler(self, config: Any, optimizer: Optimizer, total_steps: int) -> Scheduler | None:
         from hooktrain_torch import schedules
 
-        known = (schedules.ConstantConfig, schedules.LinearConfig, schedules.CosineConfig, schedules.WSDConfig)
-        return schedules.make_schedule(config, optimizer, total_steps) if isinstance(config, known) else None
+        known = isinstance(config, tuple(schedules.TYPES.values()))
+        return schedules.make_schedule(config, optimizer, total_steps) if known else None
 
     @hookimpl
     def make_strategy(self, config: Any, world: World) -> Strategy | None:
@@ -96,8 +103,12 @@ class TorchPlugin:
     @hookimpl
     def check_recipe(self, recipe: Recipe) -> Iterable[Complaint]:
         from hooktrain_torch.checkpoint_config import FullConfig
+        from hooktrain_torch.optimizers import TYPES
+        from hooktrain_torch.parameter_groups import group_complaints
         from hooktrain_torch.strategy_config import TorchConfig
 
+        if isinstance(recipe.optimizer, tuple(TYPES.values())):
+            yield from group_complaints(recipe.optimizer, TYPES)
         strategy = recipe.strategy
         if isinstance(strategy, TorchConfig) and strategy.data_parallel == "fsdp2" and strategy.dtype == "fp16":
             yield Complaint(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from hooktrain import at_least, field, one_of
+from hooktrain import Seconds, at_least, field, one_of
 
 __all__ = ["TorchConfig"]
 
@@ -29,6 +29,6 @@ class TorchConfig:
     sequence_parallel: int = field(default=1, validator=at_least(1))
     """How many ranks share the tokens of each sequence, each computing a part of it and some of the attention's heads;
     for sequences that are too long for one rank."""
-    timeout: float = field(default=1800.0, validator=at_least(1))
+    timeout: Seconds = field(default=1800.0, validator=at_least(1))
     """Seconds that a rank waits for the others before the run ends. Set more than the longest work that one rank does
     alone takes."""

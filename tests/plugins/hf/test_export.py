@@ -268,3 +268,29 @@ def test_nothing_is_pushed_offline_or_before_the_end(
     warned = told_by(early)
     engine(tmp_path / "more", push_to="org/new").save(early)
     assert warned == []
+
+
+def test_the_best_export_is_that_of_the_best_evaluation(
+    run_chat: Callable[..., Any], chat_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """Evaluations of 3, 1, 2 and 0.5, larger being better: the first one stays, and the end is exported too."""
+    weights: list[torch.Tensor] = []
+
+    class Evaluations:
+        @hookimpl(wrapper=True)
+        def run_evaluate(self, trainer: Any) -> Any:
+            yield
+            weights.append(trainer.model.model.norm.weight.detach().clone())
+            return {"eval/eval/score": (3.0, 1.0, 2.0, 0.5)[trainer.global_step - 1]}
+
+    best = {"type": "huggingface", "save_best": "eval/eval/score", "save_best_mode": "max"}
+    rows = chat_recipe["data"]["sources"]
+    recipe = {**chat_recipe, "data": {**chat_recipe["data"], "eval_sources": rows}, "optimizer": {"lr": 0.1}}
+    folder = (
+        run_chat(Evaluations(), **recipe, eval_interval=1, checkpoint=[{**best, "save_end_of_training": True}]).run_dir
+        / "export"
+    )
+    for path, expected in ((folder / "best", weights[0]), (folder, weights[-1])):
+        found = AutoModelForCausalLM.from_pretrained(path).model.norm.weight
+        assert torch.equal(found, expected)
+    assert not torch.equal(weights[0], weights[-1])

@@ -12,7 +12,7 @@ import torch
 from hooktrain_hf.model import HFModelConfig, build_model
 from safetensors.torch import load_file, save_file
 
-from hooktrain import ModelError, World
+from hooktrain import ModelError, RecipeError, World
 from tests.facts import facts
 
 WORLD = World()
@@ -113,3 +113,42 @@ def test_activation_checkpointing_gives_the_same_gradients(folder: Path) -> None
 def test_nothing_is_printed_off_a_terminal(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     build_model(HFModelConfig(name_or_path=str(folder)), None, WORLD)
     assert capfd.readouterr() == ("", "")
+
+
+def test_weights_are_frozen_by_name(folder: Path) -> None:
+    patterns = (r"layers\.0\.", "lm_head")  # the head is tied to the embedding
+    model = build_model(HFModelConfig(name_or_path=str(folder), freeze=patterns), None, WORLD)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert "model.embed_tokens.weight" in frozen and "model.layers.1.mlp.up_proj.weight" not in frozen
+    assert frozen - {"model.embed_tokens.weight"} == {n for n, _ in model.named_parameters() if ".layers.0." in n}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (("embed_token", "layer9"), ["model.freeze[1]", "'layer9'", "no weight's name", "embed_tokens"]),
+        (("weight",), ["model.freeze", "freezes all", "weights"]),
+    ],
+)
+def test_a_pattern_that_freezes_nothing_or_everything_is_refused(
+    folder: Path, patterns: tuple[str, ...], message: list[str]
+) -> None:
+    with pytest.raises(RecipeError, match=facts(*message)):
+        build_model(HFModelConfig(name_or_path=str(folder), freeze=patterns), None, WORLD)
+
+
+def test_frozen_weights_stay_and_are_not_in_a_checkpoint(
+    run_chat: Any, chat_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """A run resumes from a checkpoint without them, and groups refuse to name them."""
+    checkpoint = {"type": "full", "save_every_n_steps": 2, "save_end_of_training": True}
+    settings = {**chat_recipe, "model": {**chat_recipe["model"], "freeze": ["embed_tokens"]}, "checkpoint": checkpoint}
+    one = run_chat(**settings)
+    (path,) = (tmp_path / "run" / "checkpoints").glob("step-00000002")
+    assert "model.embed_tokens.weight" in json.loads((path / "frozen.json").read_text())
+    before = load_file(next(Path(chat_recipe["model"]["name_or_path"]).glob("*.safetensors")))
+    assert torch.equal(one.model.model.embed_tokens.weight, before["model.embed_tokens.weight"])
+    two = run_chat(trainer={"resume_from": path}, **{**settings, "run_dir": str(tmp_path / "rest")})
+    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True))
+    with pytest.raises(RecipeError, match=facts("optimizer.groups[0].match", "frozen", "embed_tokens")):
+        run_chat(**{**settings, "run_dir": str(tmp_path / "third"), "optimizer": {"groups": [{"match": "embed"}]}})

@@ -110,6 +110,29 @@ def test_keep_best(run_tiny, tmp_path, mode, best):
     assert losses.values == []
 
 
+@pytest.mark.parametrize(("mode", "steps"), [("min", [2, 4, 7]), ("max", [2, 6])])
+def test_save_best_saves_after_each_better_evaluation(run_tiny, tmp_path, mode, steps):
+    best = {"save_best": "eval/held_out/loss", "save_best_mode": mode}
+    trainer = run_tiny(
+        Losses(4.0, 3.0, 5.0, 2.5), eval_interval=2, checkpoint=full(0, **best)
+    )  # at steps 2, 4, 6 and 7
+    assert saved(tmp_path) == steps
+    assert trainer.state.best == {f"{mode} eval/held_out/loss": 2.5 if mode == "min" else 5.0}
+
+
+def test_a_resumed_run_knows_the_best_before_it(run_tiny, tmp_path):
+    settings = {"eval_interval": 1, "checkpoint": full(0, save_best="eval/held_out/loss")}
+    run_tiny(Losses(4.0, 3.0), train_iters=5, exit_iteration=2, **settings)
+    path = tmp_path / "run" / "checkpoints" / "step-00000002"
+    run_tiny(Losses(3.5, 2.0, 3.0), train_iters=5, trainer={"resume_from": path}, **settings)
+    assert saved(tmp_path) == [1, 2, 4]
+
+
+def test_a_best_of_what_no_evaluation_gives_is_an_error(run_tiny):
+    with pytest.raises(Exception, match=facts("checkpoint[0].save_best", "'eval/held/loss'", "eval/held_out/loss")):
+        run_tiny(eval_interval=1, checkpoint=full(0, save_best="eval/held/loss"))
+
+
 def test_the_best_is_one_that_was_measured(run_tiny, tmp_path):
     """Step 5 still has the metrics of step 4, but they are not its own."""
     run_tiny(

@@ -9,9 +9,17 @@ from typing import Any
 import pytest
 import torch
 from hooktrain_torch.schedules import (
+    TYPES,
+    AnyScheduleConfig,
     ConstantConfig,
     CosineConfig,
+    CosineMinConfig,
+    InverseSqrtConfig,
     LinearConfig,
+    PlateauConfig,
+    PlateauSchedule,
+    PolynomialConfig,
+    RestartsConfig,
     Schedule,
     WSDConfig,
     make_schedule,
@@ -19,7 +27,7 @@ from hooktrain_torch.schedules import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooktrain import RecipeError
+from hooktrain import HooktrainError, RecipeError
 from hooktrain.testing import Recorder
 from tests.facts import facts
 
@@ -235,3 +243,128 @@ def test_what_is_wrong_in_a_recipe_is_said(run_tiny, given, message):
     with pytest.raises(RecipeError) as caught:
         run_tiny(scheduler=given)
     assert re.search(facts(*message), str(caught.value))
+
+
+# --------------------------------------------------------------------------------------- transformers' schedules
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "arguments"),
+    [
+        (LinearConfig(warmup_steps=3), "linear", {}),
+        (CosineConfig(warmup_steps=3), "cosine", {}),
+        (CosineMinConfig(warmup_steps=3, min_lr_ratio=0.1), "cosine_with_min_lr", {"min_lr_rate": 0.1}),
+        (RestartsConfig(warmup_steps=3, num_cycles=3), "cosine_with_restarts", {"num_cycles": 3}),
+        (PolynomialConfig(warmup_steps=3, power=2.0), "polynomial", {"power": 2.0, "lr_end": 0.0}),
+        (PolynomialConfig(warmup_steps=3, min_lr_ratio=0.2), "polynomial", {"lr_end": 0.1}),
+        (InverseSqrtConfig(warmup_steps=3), "inverse_sqrt", {}),
+        (InverseSqrtConfig(warmup_steps=0, timescale=7), "inverse_sqrt", {"timescale": 7}),
+        (InverseSqrtConfig(warmup_steps=0), "inverse_sqrt", {}),
+        (ConstantConfig(warmup_steps=3), "constant_with_warmup", {}),
+        (
+            WSDConfig(warmup_steps=3, decay_steps=6, decay_shape="cosine", min_lr_ratio=0.1),
+            "warmup_stable_decay",
+            {"num_decay_steps": 6, "min_lr_ratio": 0.1},
+        ),
+    ],
+    ids=str,
+)
+def test_equal_to_transformers_after_the_warmup(config, name, arguments):
+    """Theirs begins the warm-up at a rate of 0, which trains nothing."""
+    transformers = pytest.importorskip("transformers")
+
+    def make(optimizer: torch.optim.Optimizer) -> Any:
+        optimizer.defaults["lr"] = BASE
+        return transformers.get_scheduler(name, optimizer, config.warmup_steps, 20, scheduler_specific_kwargs=arguments)
+
+    warmup = config.warmup_steps
+    assert rates(config, 20, 21)[warmup:] == pytest.approx(torch_rates(make, 21)[warmup:], rel=1e-12, abs=1e-15)
+
+
+def test_every_name_of_transformers_is_a_schedule_here(run_tiny):
+    """But for ``greedy``, which lowers the rate by the loss of each step."""
+    transformers = pytest.importorskip("transformers")
+    names = {each.value for each in transformers.SchedulerType} - {"greedy", *TYPES}
+    assert names == {
+        "constant_with_warmup",
+        "cosine_warmup_with_min_lr",
+        "reduce_lr_on_plateau",
+        "warmup_stable_decay",
+    }
+    made = run_tiny(scheduler="warmup_stable_decay", train_iters=1).recipe.scheduler
+    assert isinstance(made, WSDConfig)
+    given = {"type": "cosine_warmup_with_min_lr", "min_lr_rate": 0.5}
+    assert run_tiny(scheduler=given, train_iters=1).recipe.scheduler == CosineMinConfig(min_lr_ratio=0.5)
+
+
+# ------------------------------------------------------------------------------------------------------- plateau
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_plateau_is_that_of_torch(mode):
+    optimizer, theirs = optimizer_of(BASE), optimizer_of(BASE)
+    settings: dict[str, Any] = {"mode": mode, "factor": 0.5, "patience": 1, "threshold": 0.01, "cooldown": 2}
+    schedule = make_schedule(PlateauConfig(**settings), optimizer, 20)
+    assert isinstance(schedule, PlateauSchedule)
+    reference = lrs.ReduceLROnPlateau(theirs, **settings)
+    values = [1.0, 0.9, 0.895, 0.899, 0.95, 0.95, 0.95, 0.95, 0.5, 0.499, 0.6, float("nan"), 0.6, 0.4, 0.7, 0.7, 0.7]
+    for value in values if mode == "min" else [2.0 - value for value in values]:
+        schedule.evaluated(value)
+        schedule.step()
+        reference.step(value)
+        assert schedule.get_last_lr() == pytest.approx([theirs.param_groups[0]["lr"]])
+    assert schedule.get_last_lr()[0] <= BASE / 8, "it has been reduced several times"
+
+
+def test_a_run_reduces_its_rate_on_a_plateau_and_resumes_there(run_tiny, tmp_path):
+    settings: dict[str, Any] = {
+        "train_iters": 8,
+        "eval_interval": 1,
+        "optimizer": {"type": "sgd", "lr": 1e-6},  # too low for an improvement
+        "scheduler": {"type": "plateau", "patience": 1, "factor": 0.5, "metric": "eval/held_out/loss"},
+        "checkpoint": {"type": "full", "save_every_n_steps": 3},
+    }
+
+    one, two = Recorder(), Recorder()
+    first = run_tiny(one, **settings)
+    path = tmp_path / "run" / "checkpoints" / "step-00000003"
+    second = run_tiny(two, trainer={"resume_from": path}, run_dir=str(tmp_path / "rest"), **settings)
+    assert second.scheduler.state_dict() == first.scheduler.state_dict()
+    assert [line["lr"] for line in one.metrics] == [1e-6] * 3 + [5e-7] * 2 + [2.5e-7] * 2 + [1.25e-7]
+    assert [line["lr"] for line in two.metrics] == [line["lr"] for line in one.metrics][3:]
+
+
+@pytest.mark.parametrize(
+    ("given", "more", "message"),
+    [
+        ({"type": "plateau"}, {}, ["scheduler.type", "plateau", "before the end", "eval_interval"]),
+        ({"type": "cosine_with_min_lr"}, {}, ["scheduler.min_lr_ratio", "missing"]),
+        ({"type": "plateau", "metric": "eval/heldout/loss"}, {"eval_interval": 1}, ["metric", "eval/held_out/loss"]),
+        ({"type": "torch"}, {}, ["scheduler.class_path", "missing"]),
+        ({"type": "torch", "class_path": "OneCycle"}, {}, ["scheduler.class_path", "'OneCycleLR'"]),
+        ({"type": "torch", "class_path": "os.path.join"}, {}, ["'os.path.join'", "no scheduler"]),
+        ({"type": "torch", "class_path": "ReduceLROnPlateau"}, {}, ["needs a metric", "type: plateau"]),
+        ({"type": "torch", "class_path": "StepLR"}, {}, ["StepLR refuses", "step_size", "scheduler.arguments"]),
+    ],
+)
+def test_a_schedule_that_cannot_be_made_is_explained(run_tiny, given, more, message):
+    with pytest.raises(HooktrainError) as caught:
+        run_tiny(scheduler=given, **more)
+    assert re.search(facts(*message), str(caught.value))
+
+
+def test_any_class_of_torch_by_its_name_resumes(run_tiny, tmp_path):
+    arguments = {"max_lr": 1.0, "total_steps": "total_steps", "cycle_momentum": False}
+    settings: dict[str, Any] = {
+        "train_iters": 6,
+        "scheduler": {"type": "torch", "class_path": "OneCycleLR", "arguments": arguments},
+        "checkpoint": {"type": "full", "save_every_n_steps": 3},
+    }
+    recorder, rest = Recorder(), Recorder()
+    run_tiny(recorder, **settings)
+    theirs = torch_rates(lambda o: lrs.OneCycleLR(o, max_lr=1.0, total_steps=6, cycle_momentum=False), 5)
+    assert [line["lr"] for line in recorder.metrics][:5] == pytest.approx(theirs)
+    path = tmp_path / "run" / "checkpoints" / "step-00000003"
+    run_tiny(rest, trainer={"resume_from": path}, run_dir=str(tmp_path / "rest"), **settings)
+    assert [line["lr"] for line in rest.metrics] == [line["lr"] for line in recorder.metrics][3:]
+    assert AnyScheduleConfig in TYPES.values()
