@@ -555,8 +555,7 @@ class Trainer:
             raise wrong_answer(self.host, "run_step", output, expected)
         state.global_step += 1
         self.run_record.at_step(state.global_step)
-        counted = {self._unit: self.denominator}
-        state.count(self._step_sequences, self._step_tokens, self._step_targets, counted)
+        state.count(self._step_sequences, self._step_tokens, self._step_targets, {self._unit: self.denominator})
         count_skipped(self, output.stepped, self._step_sequences)
         self.meter.add(output, self.denominator, self._step_tokens, self._sums)
         step, metrics, stop = state.global_step, {}, self.should_stop
