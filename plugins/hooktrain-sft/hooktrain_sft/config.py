@@ -95,6 +95,9 @@ class TokenDataConfig:
     """Shares of the examples of ``sources`` to train and to evaluate on; the latter are the set ``eval``."""
     val_size: int | None = field(default=None, validator=at_least(1))
     """Number of the examples of ``sources`` to evaluate on, in place of a share; they are the set ``eval``."""
+    exact_deduplication: bool = field(default=False)
+    """Whether examples are removed whose tokens are those of an earlier one, or of evaluation sets those of a training
+    example; this happens before ``train_eval_split`` and ``val_size``, and the report counts them."""
     max_length: int | None = field(default=None, validator=at_least(2))
     """Longest sequence in tokens, and the size of a pack; the default is the tokenizer's own limit, or 8192."""
     pack_samples: bool = field(default=False)
