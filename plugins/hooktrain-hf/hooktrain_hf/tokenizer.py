@@ -48,7 +48,10 @@ class HFTokenizerConfig:
     name_or_path: str = field(inherit="model.name_or_path")
     """A folder, a ``.gguf`` file, or a name on the hub; the model's by default."""
     gguf_file: str | None = field(default=None, inherit="model.gguf_file")
-    """Name of a GGUF file in that folder or repository; the model's by default."""
+    """Name of a GGUF file in that folder or repository; the model's by default, where ``name_or_path`` is too."""
+    revision: str | None = field(default=None, inherit="model.revision")
+    """Branch, tag or commit of the repository on the hub; by default the model's, and its main branch where
+    ``name_or_path`` is another than the model's."""
     chat_template: str | None = field(default=None)
     """A Jinja chat template, or the path of a file that holds one; the tokenizer's own by default."""
     add_tokens: tuple[str, ...] = field(default=())
@@ -67,7 +70,7 @@ def build_tokenizer(config: HFTokenizerConfig) -> PreTrainedTokenizerBase:
         ModelError: it cannot be loaded, or the chat template's file cannot be read.
     """
     template = None if config.chat_template is None else _read_template(config.chat_template)
-    location = resolve_location(config.name_or_path, config.gguf_file, _KEY)
+    location = resolve_location(config.name_or_path, config.gguf_file, _KEY, config.revision)
     import transformers
 
     try:
@@ -75,7 +78,7 @@ def build_tokenizer(config: HFTokenizerConfig) -> PreTrainedTokenizerBase:
             tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
                 location.name,
                 trust_remote_code=config.trust_remote_code,
-                **({"gguf_file": location.gguf_file} if location.gguf_file else {}),
+                **location.options,
             )
     except Exception as error:  # transformers, the hub and the tokenizers library each raise kinds of their own
         raise cannot_load(location, _KEY, "tokenizer", error) from error

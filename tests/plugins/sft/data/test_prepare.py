@@ -136,7 +136,9 @@ def test_exact_duplicates_are_removed_and_counted(hooks: Any, make_tokenizer: Ca
     train = ListSource("train", [*EXAMPLES[:8], EXAMPLES[3], *EXAMPLES[8:], EXAMPLES[0]])
     config = SFTDataConfig(
         sources=(train, ListSource("more", [EXAMPLES[1], conversation("New?", "yes")])),
-        eval_sources=(ListSource("seen", [EXAMPLES[5], conversation("Unseen?", "yes"), conversation("Unseen?", "yes")]),),
+        eval_sources=(
+            ListSource("seen", [EXAMPLES[5], conversation("Unseen?", "yes"), conversation("Unseen?", "yes")]),
+        ),
         exact_deduplication=True,
         max_length=128,
     )
