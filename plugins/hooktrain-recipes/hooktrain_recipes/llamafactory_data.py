@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from hooktrain import Collector, did_you_mean
-from hooktrain_recipes.axolotl_model import quantized_name
 from hooktrain_recipes.reasons import ACCOUNT_SOURCE, CONTRADICTION, IMAGES, OWN_CODE, PREFERENCES, Reason
 from hooktrain_recipes.templates import LLAMA_FACTORY
-from hooktrain_recipes.values import flag, flag_of, listed, number, numeric, split_of, whole
+from hooktrain_recipes.training_arguments import set_held_out
+from hooktrain_recipes.values import flag, flag_of, listed, number, whole
 
-__all__ = ["find_file", "quantized_name", "set_data"]
+__all__ = ["find_file", "set_data"]
 
 _DEMOS: Mapping[str, Mapping[str, Any]] = {
     "identity": {},
@@ -83,7 +83,7 @@ def set_data(found: Collector, folder: Path) -> bool:
         if plain and key in found:
             found.ignored(key, "texts have no chat template")
     _masks(found, plain)
-    _held_out(found)
+    set_held_out(found, "val_size", "eval_dataset")
     return media
 
 
@@ -333,17 +333,3 @@ def _masks(found: Collector, plain: bool) -> None:
         found.copy("disable_shuffling", "data.shuffle", lambda value: not flag(value))
     elif "disable_shuffling" in found:
         found.ignored("disable_shuffling", "false is the default")
-
-
-def _held_out(found: Collector) -> None:
-    key, value = "val_size", found.get("val_size")
-    if key not in found:
-        return
-    if value in (None, 0, 0.0, "0", "0.0"):
-        found.ignored(key, "nothing is held out")
-    elif found.get("eval_dataset"):
-        CONTRADICTION.refuse(found, key, "eval_dataset")
-    elif numeric(value) >= 1:
-        found.copy(key, "data.val_size", whole)
-    else:
-        found.copy(key, "data.train_eval_split", split_of)

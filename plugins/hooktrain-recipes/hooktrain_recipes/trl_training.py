@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ from hooktrain_recipes.accelerate_yaml import set_fsdp, translate_accelerate, tr
 from hooktrain_recipes.deepspeed_json import translate_deepspeed_file
 from hooktrain_recipes.human import positive_whole
 from hooktrain_recipes.optimizers import set_optimizer
-from hooktrain_recipes.reasons import EARLY_STOPPING, EPOCH_FRACTION, LIMITS, SMALL_STATES, TRACKER, Reason
+from hooktrain_recipes.reasons import EARLY_STOPPING, EPOCH_FRACTION, SMALL_STATES, TRACKER, Reason
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
+from hooktrain_recipes.training_arguments import set_betas, set_decay, set_length, set_resume
 from hooktrain_recipes.trl_data import evaluates
-from hooktrain_recipes.values import flag, flag_of, number, text, whole
+from hooktrain_recipes.values import flag, flag_of, number, text
 
 __all__ = ["translate_training"]
 
@@ -27,7 +27,7 @@ _FSDP_OFFLOAD = Reason("offloading under FSDP", "use strategy: {type: deepspeed,
 def translate_training(found: Collector, folder: Path) -> None:
     """Account for the keys of TrainingArguments that are not simply copied."""
     _optimizer(found)
-    _length(found)
+    set_length(found, "num_train_epochs", 3)
     _logging(found)
     _evaluation(found)
     _saving(found)
@@ -44,29 +44,8 @@ def _optimizer(found: Collector) -> None:
     kind = set_optimizer(found, "optim", name or "adamw_torch", _DEFAULT) if name else "adamw"
     if "optim" in found and not found.accounted("optim"):
         found.ignored("optim", "null is the default")
-    betas = {}
-    for at, key in enumerate(("adam_beta1", "adam_beta2")):
-        if found.get(key) is not None:
-            if kind in ("adamw", "adam", ""):
-                try:
-                    betas[at] = number(found.get(key))
-                    found.translated(key, "optimizer.betas")
-                except ValueError as problem:
-                    found.unsupported(key, str(problem), "write a number below 1")
-            else:
-                found.ignored(key, "the optimizer has none")
-    if betas:
-        found.set("optimizer.betas", [betas.get(0, 0.9), betas.get(1, 0.999)])
-    if kind in ("adamw", "adam", ""):
-        found.copy("adam_epsilon", "optimizer.eps", number)
-    if kind == "torch":
-        found.copy("weight_decay", "optimizer.arguments.weight_decay", number)
-    else:
-        found.copy("weight_decay", "optimizer.weight_decay", number)
-        found.default("optimizer.weight_decay", 0.0, _DEFAULT)
-    for key in ("adam_beta1", "adam_beta2", "adam_epsilon"):
-        if key in found and not found.accounted(key):
-            found.ignored(key, "the optimizer has none" if found.get(key) is not None else "null is the default")
+    set_decay(found, kind)
+    set_betas(found, kind)
     if found.get("optim_args"):
         SMALL_STATES.refuse(found, "optim_args") if kind == "" else _optimizer_arguments(found, kind)
     elif "optim_args" in found:
@@ -94,26 +73,6 @@ def _optimizer_arguments(found: Collector, kind: str) -> None:
             found.unsupported("optim_args", str(problem), "write name=number")
             return
         found.translated("optim_args", to)
-
-
-def _length(found: Collector) -> None:
-    steps = found.get("max_steps", -1)
-    limited = not isinstance(steps, bool) and isinstance(steps, (int, float)) and steps > 0
-    if limited:
-        found.copy("max_steps", "train_iters", whole)
-        if "num_train_epochs" in found:
-            found.ignored("num_train_epochs", "max_steps precedes there too")
-        return
-    if "max_steps" in found and isinstance(steps, (int, float)):
-        found.ignored("max_steps", "-1 is none")
-    elif "max_steps" in found:
-        found.copy("max_steps", "train_iters", positive_whole)
-    epochs = found.get("num_train_epochs")
-    if isinstance(epochs, float) and math.isfinite(epochs) and epochs != int(epochs):
-        LIMITS.refuse(found, "num_train_epochs", "a fraction of an epoch")
-    else:
-        found.copy("num_train_epochs", "epochs", positive_whole)
-    found.default("epochs", 3, _DEFAULT)
 
 
 def _logging(found: Collector) -> None:
@@ -234,16 +193,7 @@ def _checkpoints(found: Collector, strategy: str, only_model: bool) -> None:
             found.translated("save_strategy", f"{place}.save_every_n_steps")
     if not only_model:
         found.copy("save_total_limit", "checkpoint[1].keep_last", positive_whole)
-    again = found.get("resume_from_checkpoint")
-    if again in (True, "true", "True") and not only_model:
-        found.set("checkpoint[1].auto_resume", True)
-        found.translated("resume_from_checkpoint", "checkpoint[1].auto_resume")
-    elif again not in (None, False) and not isinstance(again, bool):
-        Reason("a checkpoint of another program", "start from its model: give model_name_or_path its folder").refuse(
-            found, "resume_from_checkpoint"
-        )
-    elif "resume_from_checkpoint" in found:
-        found.ignored("resume_from_checkpoint", "not used")
+    set_resume(found, "" if only_model else "checkpoint[1]", (True, "true", "True"))
 
 
 def _hub(found: Collector) -> None:

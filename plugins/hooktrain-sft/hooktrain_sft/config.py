@@ -213,6 +213,9 @@ class SFTDataConfig(TokenDataConfig):
     train_stop: Literal["auto", "none", "next_header"] = field(default="auto")
     """Last trained token of an answer where the chat template writes no end-of-turn token: the token that opens the
     next turn, which ``auto`` reports and ``next_header`` does not, or ``none``."""
+    eot_tokens: tuple[str, ...] = field(default=())
+    """Tokens that end a turn where the chat template writes one that is no special token of the tokenizer; each must be
+    a single token, and the first that ends an answer is trained."""
     special_tokens_in_text: Literal["keep", "plain", "error"] = field(default="keep")
     """Handling of special tokens within the text of messages: ``keep`` makes tokens of them and counts them, ``plain``
     tokenizes them as text."""

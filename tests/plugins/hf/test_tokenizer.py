@@ -46,6 +46,18 @@ def test_the_revision_is_the_models_where_the_repository_is(tokenizer: Any, revi
     assert resolve(recipe, make_host()).tokenizer.revision == revision
 
 
+def test_a_template_of_another_tokenizer(hub: str, folder: Path, no_network: None) -> None:
+    own = build_tokenizer(HFTokenizerConfig(name_or_path=str(folder))).chat_template
+    (folder / "chat_template.jinja").write_text("{{ 1 }}")
+    for name, expected in ((str(folder), "{{ 1 }}"), (hub, own)):
+        assert build_tokenizer(HFTokenizerConfig(name_or_path=hub, chat_template=name)).chat_template == expected
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match=facts("tokenizer.chat_template", f"'{folder}'", "without a chat template")):
+        build_tokenizer(HFTokenizerConfig(name_or_path=hub, chat_template=str(folder)))
+    with pytest.raises(ModelError, match=facts("tokenizer.chat_template", "'org/none'", "hub")):
+        build_tokenizer(HFTokenizerConfig(name_or_path=hub, chat_template="org/none"))
+
+
 def test_a_template_file_that_does_not_exist_is_named(folder: Path) -> None:
     with pytest.raises(ModelError, match=facts("tokenizer.chat_template", "'./no.jinja'", "Jinja")):
         build_tokenizer(HFTokenizerConfig(name_or_path=str(folder), chat_template="./no.jinja"))

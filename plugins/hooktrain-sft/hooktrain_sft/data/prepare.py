@@ -293,7 +293,7 @@ class _Preparation:
 
     def check(self, train: Documents, evaluation: Mapping[str, Documents]) -> None:
         """Warn about common mistakes in the data or the template."""
-        if not ends_trained(train, self.tokenizer):
+        if not ends_trained(train, self.tokenizer, getattr(self.config, "eot_tokens", ())):
             self.warnings.append(
                 "no end-of-turn or end-of-sequence token is trained, so that the model will not learn to stop; check"
                 " the chat template and, if it has {% generation %}, that the block includes the end of the turn"
@@ -305,8 +305,8 @@ class _Preparation:
             )
         if again := duplicates(train):
             self.warnings.append(
-                f"data.sources: {again:,} examples are the same as an earlier one; data.exact_deduplication: true removes"
-                " them"
+                f"data.sources: {again:,} examples are the same as an earlier one; set data.exact_deduplication: true to"
+                " remove them"
             )
         for name, documents in evaluation.items():
             if seen := shared(documents, train):

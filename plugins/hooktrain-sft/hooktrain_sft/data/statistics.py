@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 """Multiplier of digests by their place in an example; odd, so that none of their bits is lost."""
 
 
-def ends_trained(documents: Documents, tokenizer: Any) -> bool:
-    """Return whether any run of trained tokens ends with the end-of-sequence or another special token."""
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+def ends_trained(documents: Documents, tokenizer: Any, eot_tokens: Sequence[str] = ()) -> bool:
+    """Return whether any run of trained tokens ends with the end-of-sequence, another special token, or a given one."""
+    special = {tokenizer.convert_tokens_to_ids(token) for token in eot_tokens}
+    special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= {tokenizer.eos_token_id} - {None}
     ends = np.array(sorted(special), np.int64)
     for ids, trained in documents:
