@@ -11,7 +11,7 @@ from hooktrain_recipes.axolotl_sets import SetOfRows
 from hooktrain_recipes.kinds import ERRORS
 from hooktrain_recipes.templates import AXOLOTL, AXOLOTL_HUB
 from hooktrain_recipes.training_arguments import set_held_out
-from hooktrain_recipes.values import flag, flag_of, text
+from hooktrain_recipes.values import flag, flag_of, listed, text
 
 __all__ = ["SOURCE_KEYS", "held_out", "set_data"]
 
@@ -159,10 +159,11 @@ def _template(found: Collector, place: str, name: Any, jinja: Any) -> None:
         found.ignored(key, "the tokenizer's own template is the default")
     elif name in AXOLOTL:
         system = found.get("default_system_message")
+        system = None if system is None else text(system)
         found.set("tokenizer.chat_template", AXOLOTL[name].jinja(marked=False, default_system=system))
         found.translated(key, "tokenizer.chat_template")
         if system is not None:
-            found.copy("default_system_message", "tokenizer.chat_template", lambda system: text(system) and found.recipe["tokenizer"]["chat_template"])
+            found.translated("default_system_message", "tokenizer.chat_template")
     elif re.search(_FAMILIES.get(str(name), r"(?!)"), str(found.get("base_model")).lower()):
         found.ignored(key, "it is the template that models of this family bring along")
     elif name in AXOLOTL_HUB:
@@ -196,5 +197,7 @@ def _masks(found: Collector, kinds: set[str]) -> None:
             found.ignored("chat_template_kwargs", "none is the default")
     if "default_system_message" in found:
         found.ignored("default_system_message", "used by the named chat templates alone")
-    if "eot_tokens" in found:
-        found.ignored("eot_tokens", "the end of a turn is found in the rendered text, and trained")
+    if found.get("eot_tokens") and "chat" in kinds:
+        found.copy("eot_tokens", "data.eot_tokens", listed)
+    elif "eot_tokens" in found:
+        found.ignored("eot_tokens", "used with chat templates alone")

@@ -10,6 +10,7 @@ from hooktrain_recipes.reasons import (
     COMPILE,
     CONTRADICTION,
     DISTILLATION,
+    FP8,
     GROUPS,
     IMAGES,
     MODEL_PARALLEL,
@@ -147,7 +148,7 @@ def _attention(found: Collector) -> None:
     key = "attn_implementation"
     wanted = found.get(key) or (_ATTENTION[names[0]] if names else None)
     if wanted == "fp8":
-        Reason("FP8 training", "remove it; dtype: bf16 is the least precision").refuse(found, key)
+        FP8.refuse(found, key)
     elif wanted in ("xformers", "sage"):  # other kernels for the same numbers
         for each in [key, *names]:
             if each in found:

@@ -56,6 +56,7 @@ ROWS: tuple[Row, ...] = (
             "tokens": ("tokenizer.add_tokens", ""),
             "added_tokens_overrides": ("tokenizer.add_tokens", "tokens get rows of their own in the embedding"),
             "default_system_message": ("tokenizer.chat_template", ""),
+            "eot_tokens": ("data.eot_tokens", "the tokenizer's special tokens always end a turn"),
             "model_kwargs": ("model.hf_config_kwargs", ""),
             "overrides_of_model_kwargs": ("model.hf_config_kwargs", ""),
             "overrides_of_model_config": ("model.hf_config_kwargs", ""),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hooktrain import Collector
 from hooktrain_recipes.optimizers import set_optimizer
-from hooktrain_recipes.reasons import EPOCH_FRACTION, GROUPS, SMALL_STATES, Reason
+from hooktrain_recipes.reasons import EARLY_STOPPING, EPOCH_FRACTION, GROUPS, SMALL_STATES
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
 from hooktrain_recipes.training_arguments import set_betas, set_checkpoints, set_decay, set_resume
 from hooktrain_recipes.values import at_least_one, flag, flag_of, numeric, positive, text, whole
@@ -48,7 +48,7 @@ def set_evaluation(found: Collector) -> None:
         elif key == "eval_on_start":
             found.copy(key, "eval_at_start", flag)
         elif key == "eval_delay":
-            found.unsupported(key, "evaluations that begin later", "remove it")
+            EPOCH_FRACTION.refuse(found, key, "evaluations from a later step on")
         elif value == "epoch" and (found.recipe.get("epochs") != 1 or found.has("train_iters")):
             EPOCH_FRACTION.refuse(found, key)
         elif key in ("eval_strategy", "evaluation_strategy") and value not in ("steps", "epoch"):
@@ -76,9 +76,7 @@ def set_saves(found: Collector) -> None:
         found.set("checkpoint[0].save_every_n_epochs", 1)
         found.translated("save_strategy", "checkpoint[0].save_every_n_epochs")
     elif strategy == "best":
-        Reason("evaluations and saves by fractions of an epoch", "write keep_best in the new recipe").refuse(
-            found, "save_strategy"
-        )
+        EARLY_STOPPING.refuse(found, "save_strategy", "the best model")
     elif strategy != "no":
         found.unsupported(
             "save_strategy", f"given {strategy!r:.40}, expected no, steps, epoch or best", "write one of them"

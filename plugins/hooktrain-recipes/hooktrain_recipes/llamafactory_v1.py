@@ -13,6 +13,7 @@ from hooktrain_recipes.adapters import copy_all, targets
 from hooktrain_recipes.deepspeed_json import translate_deepspeed_file
 from hooktrain_recipes.llamafactory_data import find_file
 from hooktrain_recipes.reasons import (
+    EPOCH_FRACTION,
     GROUPS,
     IMAGES,
     MODEL_PARALLEL,
@@ -169,7 +170,7 @@ def _numbers(found: Collector) -> None:
         found.ignored("global_batch_size", "one micro-batch is a step")
     epochs = found.get("save_epochs")
     if isinstance(epochs, float) and epochs != int(epochs):
-        Reason("evaluations and saves by fractions of an epoch", "give save_steps").refuse(found, "save_epochs")
+        EPOCH_FRACTION.refuse(found, "save_epochs")
     elif epochs is not None:
         found.copy("save_epochs", "checkpoint[0].save_every_n_epochs", whole)
     elif "save_epochs" in found:

@@ -26,6 +26,7 @@ __all__ = [
     "IMAGES",
     "LIMITS",
     "MODEL_PARALLEL",
+    "NVME",
     "OWN_CHECKPOINT",
     "OWN_CODE",
     "PREFERENCES",
@@ -87,6 +88,7 @@ SPIKE_GUARD = Reason("spike guard", "remove it; on_nan: stop ends a run whose lo
 SCHEDULE = Reason("schedules", "use constant, linear, cosine or wsd")
 GROUPS = Reason("groups", "use one learning rate for all weights")
 TRACKER = Reason("trackers", "use callbacks: [transformers.integrations.WandbCallback], or read metrics.jsonl")
+NVME = Reason("offloading to NVMe", "offload to the host's memory: device: cpu")
 OWN_CHECKPOINT = Reason(
     "a checkpoint of another program", "start from its model: export it, and give model.name_or_path its folder"
 )

@@ -9,7 +9,7 @@ from hooktrain import Collector
 from hooktrain_recipes.reasons import CONTRADICTION, GROUPS, LIMITS, OWN_CHECKPOINT
 from hooktrain_recipes.values import at_least_one, flag_of, number, numeric, positive, share, split_of, whole
 
-__all__ = ["set_betas", "set_checkpoints", "set_decay", "set_held_out", "set_length", "set_resume"]
+__all__ = ["set_betas", "set_checkpoints", "set_decay", "set_held_out", "set_length", "set_resume", "set_text_column"]
 
 
 def set_length(found: Collector, epochs: str, default: int | None = None) -> None:
@@ -124,3 +124,18 @@ def set_resume(found: Collector, to: str, automatic: tuple[Any, ...] = ()) -> No
         found.copy(key, f"{to}.auto_resume", lambda _: True)
     else:
         OWN_CHECKPOINT.refuse(found, key)
+
+
+def set_text_column(found: Collector, key: str, source: str, column: str) -> None:
+    """Set the column of the texts: the first one is that of ``data``, and others are renamed to it.
+
+    Args:
+        found: the translation.
+        key: the key that says it.
+        source: path of the source in the recipe.
+        column: the column of its texts.
+    """
+    first = found.recipe.get("data", {}).get("text_column", column)
+    to = "data.text_column" if column == first else f"{source}.columns.{first}"
+    found.set(to, column)
+    found.translated(key, to)

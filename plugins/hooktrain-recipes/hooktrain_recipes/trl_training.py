@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from hooktrain import Collector
-from hooktrain_recipes.accelerate_yaml import set_fsdp, translate_accelerate, translate_fsdp
-from hooktrain_recipes.deepspeed_json import translate_deepspeed_file
+from hooktrain_recipes.accelerate_yaml import translate_accelerate
+from hooktrain_recipes.deepspeed_json import read_json, translate_deepspeed_file
+from hooktrain_recipes.fsdp import set_fsdp, set_fsdp_keys
 from hooktrain_recipes.human import positive_whole
 from hooktrain_recipes.optimizers import set_optimizer
-from hooktrain_recipes.reasons import EARLY_STOPPING, EPOCH_FRACTION, SMALL_STATES, TRACKER, Reason
+from hooktrain_recipes.reasons import EARLY_STOPPING, EPOCH_FRACTION, SMALL_STATES, TRACKER
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
+from hooktrain_recipes.tables import linked
 from hooktrain_recipes.training_arguments import set_betas, set_decay, set_length, set_resume
 from hooktrain_recipes.trl_data import evaluates
 from hooktrain_recipes.values import flag, flag_of, number, text
@@ -21,7 +23,6 @@ __all__ = ["translate_training"]
 _PROGRAM = "TRL"
 _DEFAULT = f"the default of {_PROGRAM}"
 _TENSORBOARD = "transformers.integrations.TensorBoardCallback"
-_FSDP_OFFLOAD = Reason("offloading under FSDP", "use strategy: {type: deepspeed, zero_stage: 3, offload: all}")
 
 
 def translate_training(found: Collector, folder: Path) -> None:
@@ -233,34 +234,13 @@ def _strategy(found: Collector, folder: Path) -> None:
         found.ignored("deepspeed", "null is none")
     if "accelerate_config" in found:
         translate_accelerate(found, "accelerate_config", folder)
-    _fsdp(found, folder)
+    if isinstance(found.get("fsdp_config"), str):  # a file
+        held = read_json(found, "fsdp_config", found.get("fsdp_config"), folder)
+        linked(found, "fsdp_config", held or {}, lambda inner, key: set_fsdp_keys(inner, key, bool(found.get("fsdp"))))
+        found.values["fsdp_config"] = None
+    set_fsdp(found)
+    for key in ("fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap"):
+        if key in found:
+            found.ignored(key, "FSDP2 wraps each block of the model")
     if "accelerator_config" in found:
         found.ignored("accelerator_config", "rows are divided among ranks as they are seeded")
-
-
-def _fsdp(found: Collector, folder: Path) -> None:
-    given = found.get("fsdp")
-    words = (
-        given.split()
-        if isinstance(given, str)
-        else given
-        if isinstance(given, list)
-        else ["full_shard"]
-        if given is True
-        else []
-    )
-    if "offload" in words:
-        _FSDP_OFFLOAD.refuse(found, "fsdp")
-    elif words and words != ["no_shard"]:
-        set_fsdp(found, "fsdp")
-    elif "fsdp" in found:
-        found.ignored("fsdp", "ranks have complete models")
-    for key in ("fsdp_config", "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap"):
-        if key not in found:
-            continue
-        if key == "fsdp_config" and words and isinstance(found.get(key), dict):
-            translate_fsdp(found, key, folder)
-        if not found.accounted(key):
-            found.ignored(key, "FSDP2 wraps each block of the model") if not isinstance(
-                found.get(key), dict
-            ) or not words else None

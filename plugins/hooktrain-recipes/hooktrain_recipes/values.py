@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 __all__ = [
-    "at_least_one", "flag", "flag_of", "listed", "number", "numeric", "parts_of", "path", "positive", "share", "split_of", "text",
-    "whole",
+    "at_least_one", "flag", "flag_of", "listed", "number", "numeric", "parts_of", "path", "positive", "share",
+    "split_of", "text", "whole",
 ]  # fmt: skip
 
 

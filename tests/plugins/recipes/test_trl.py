@@ -241,7 +241,6 @@ def test_another_value_changes_what_the_account_says(key):
         ),
         ({"learning_rat": 1.0}, {"learning_rat": "did you mean 'learning_rate'"}),
         ({"learning_rate": "fast"}, {"learning_rate": "expected a number"}),
-        ({"model_revision": "v2"}, {"model_revision": "a revision"}),
         ({"callbacks": ["mine"]}, {"callbacks": "code of its own"}),
     ],
     ids=lambda value: "-".join(value),
