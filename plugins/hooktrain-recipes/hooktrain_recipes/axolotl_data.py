@@ -116,6 +116,8 @@ def _templates(found: Collector, used: bool) -> None:
         if name is None and jinja is None:
             for key in keys:
                 found.ignored(key, "null is the default")
+        elif place and name == "jinja" and jinja is None:
+            found.ignored(keys[0], "chat_template_jinja of the recipe")
         elif not used:
             for key in keys:
                 found.ignored(key, "no set is written with a chat template")

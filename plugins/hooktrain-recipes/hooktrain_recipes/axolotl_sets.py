@@ -260,10 +260,12 @@ class SetOfRows:
         for name in ("type", "message_property_mappings", "message_field_role", "message_field_content"):
             if f"{path}.{name}" in found:
                 found.translated(f"{path}.{name}", f"{to}.format")
-        if isinstance(column, str) and column != ours:
-            found.set(f"{to}.columns.{ours}", column)
-        if f"{path}.field_messages" in found:
-            found.copy(f"{path}.field_messages", f"{to}.columns.{ours}", text)
+        if column != ours:
+            found.set(f"{to}.columns.{ours}", text(column))
+            if f"{path}.field_messages" in found:
+                found.translated(f"{path}.field_messages", f"{to}.columns.{ours}")
+        else:
+            self._ignore("field_messages", "the column that the format reads")
         if found.get(f"{path}.field_tools") not in (None, "tools"):
             found.copy(f"{path}.field_tools", f"{to}.columns.tools", text)
         else:
