@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 
 import pytest
 from hooktrain_recipes.plugin import DIALECTS
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from hooktrain import RecipeError
 from hooktrain.recipe.resolver import resolve
+from tests.plugins.recipes.changing import copied, put
 from tests.plugins.recipes.translating import host, translated
 
 SEEDS = {
@@ -47,30 +47,6 @@ VALUES = st.recursive(
 
 def rows_of(name):
     return importlib.import_module(f"hooktrain_recipes.{name}").ROWS
-
-
-def put(raw, key, value):
-    """Set a key such as ``data.sources[].split``, replacing what is in the way."""
-    steps = [step for part in key.split(".") for step in re.findall(r"[^\[\]]+|\[\]", part)]
-    target = raw
-    for step, following in zip(steps, [*steps[1:], None], strict=True):
-        where = 0 if step == "[]" else step
-        if isinstance(target, list):
-            target += [None] * (1 - len(target))
-        if following is None:
-            target[where] = value
-            return
-        wanted = list if following == "[]" else dict
-        inner = target[0] if isinstance(target, list) else target.get(where)
-        if not isinstance(inner, wanted):
-            target[where] = inner = wanted()
-        target = inner
-
-
-def copied(value):
-    if isinstance(value, dict):
-        return {key: copied(each) for key, each in value.items()}
-    return [copied(each) for each in value] if isinstance(value, list) else value
 
 
 def check(name, changes):

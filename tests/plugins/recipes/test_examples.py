@@ -48,5 +48,9 @@ def test_a_recipe_is_what_is_written_by_hand(name: str, tmp_path: Path) -> None:
         (tmp_path / file).write_text(json.dumps(held))
     made = values_of(resolved(translated(dialect, example["theirs"], tmp_path)))
     expected = values_of(resolve(written_out(example["ours"]), host()).as_dict())
-    differences = {path: (made.get(path), expected.get(path)) for path in {*made, *expected} if made.get(path) != expected.get(path)}
+    differences = {
+        path: (made.get(path), expected.get(path))
+        for path in {*made, *expected}
+        if made.get(path) != expected.get(path)
+    }
     assert not differences, "made, and expected"
