@@ -25,8 +25,9 @@ SOURCE_KEYS = {
     "field": "`data.sources[].columns.text`",
     "field_messages": "`data.sources[].columns`",
     "field_tools": "`data.sources[].columns.tools`",
-    "message_property_mappings": "`data.sources[].format`, `data.sources[].content_key`",
-    "roles": "`data.sources[].role_mapping`",
+    "message_property_mappings": "`data.sources[].format`, `prompts.conversations`",
+    "drop_system_message": "`prompts.conversations`",
+    "roles": "`prompts.conversations`",
     "chat_template": "`tokenizer.chat_template`",
 }
 """Keys of a set and their counterparts, for the guide."""

@@ -285,5 +285,6 @@ ROWS: tuple[Row, ...] = (
     *all_ignored("adapters are float32", "peft_autocast_adapter_dtype"),
     *all_ignored("empty", "special_tokens", "tokens", "datasets", "test_datasets", "pretraining_dataset",
                  "rope_scaling",
-                  "overrides_of_model_config", "model_config", "streaming", "type"),
+                  "overrides_of_model_config", "model_config", "type"),
+    *all_ignored("false is the default", "streaming"),
 )  # fmt: skip

@@ -68,7 +68,9 @@ class SetOfRows:
         found.copy(f"{path}.name", f"{self.to}.subset", text)
         if streamed or flag_of(found.get("streaming")):
             found.set(f"{self.to}.streaming", True)
-            if streamed and not found.get("streaming"):
+            if flag_of(found.get("streaming")):
+                found.translated("streaming", f"{self.to}.streaming")
+            else:
                 found.notes[f"{self.to}.streaming"] = "Axolotl streams `pretraining_dataset`"
         self._plain_keys()
         return self._type(streamed)
@@ -257,9 +259,13 @@ class SetOfRows:
         else:
             form, ours = self._conversation(fields, roles, without_system), "messages"
         found.set(f"{to}.format", form)
-        for name in ("type", "message_property_mappings", "message_field_role", "message_field_content"):
+        said = f"prompts.conversations.{form}" if found.has(f"prompts.conversations.{form}") else f"{to}.format"
+        for name in ("message_property_mappings", "message_field_role", "message_field_content"):
             if f"{path}.{name}" in found:
-                found.translated(f"{path}.{name}", f"{to}.format")
+                found.translated(f"{path}.{name}", said)
+        for name in [*roles.values()] if isinstance(found.get(f"{path}.roles"), Mapping) else []:
+            found.translated(f"{path}.roles.{name}", f"{said}.roles")
+        found.translated(key, f"{to}.format")
         if column != ours:
             found.set(f"{to}.columns.{ours}", text(column))
             if f"{path}.field_messages" in found:
@@ -312,9 +318,7 @@ class SetOfRows:
         for ours, theirs in given.items() if isinstance(given, Mapping) else ():
             names = [theirs] if isinstance(theirs, str) else theirs if isinstance(theirs, list) else []
             other = {str(name): str(ours) for name in names if str(name).lower() not in _ROLES.get(str(ours), ())}
-            if other:
-                found.translated(f"{key}.{ours}", f"{self.to}.format")
-            else:
+            if not other:
                 found.ignored(f"{key}.{ours}", "these names of roles are known")
             made |= other
         return made

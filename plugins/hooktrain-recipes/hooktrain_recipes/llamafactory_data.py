@@ -240,6 +240,8 @@ def _sizes(found: Collector, key: str, to: str, count: int) -> None:
         for at in range(count):
             found.copy("streaming", f"{to}[{at}].streaming", flag)
             found.translated("streaming", f"{to}[{at}].streaming")
+    elif "streaming" in found:
+        found.ignored("streaming", "false is the default")
     if str(found.get("mix_strategy", "concat")).startswith("interleave"):
         given = found.get("interleave_probs")
         try:

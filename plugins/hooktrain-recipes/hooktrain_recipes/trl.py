@@ -11,6 +11,7 @@ import attrs
 from hooktrain import Collector, Translation
 from hooktrain_recipes.adapters import targets
 from hooktrain_recipes.human import mapping_of, positive_whole
+from hooktrain_recipes.kinds import refuse_unknown
 from hooktrain_recipes.reasons import CONTRADICTION, PREFERENCES, Reason
 from hooktrain_recipes.tables import Row, apply, sections
 from hooktrain_recipes.trl_data import DATA_ROWS, translate_data
@@ -101,7 +102,8 @@ class _Dialect:
         sections(found, ROWS)
         found.default("micro_batch_size", 8, _DEFAULT)
         found.default("model.activation_checkpointing", True, _DEFAULT)
-        return found.translation([row.key for row in ROWS])
+        refuse_unknown(found, ROWS)
+        return found.translation()
 
 
 def _model(found: Collector) -> None:

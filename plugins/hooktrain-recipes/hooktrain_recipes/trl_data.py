@@ -46,6 +46,9 @@ def translate_data(found: Collector) -> None:
     given = [key for key in ("dataset_mixture", "dataset_mixer", "dataset_name") if found.get(key)]
     if not given:
         found.unsupported("dataset_name", "no data set is named", "name one with dataset_name")
+    for key in ("dataset_mixture", "dataset_mixer", "dataset_name"):
+        if key in found and not found.get(key):
+            found.ignored(key, "none is the default")
     for other in given[1:]:
         if other == "dataset_name":
             found.ignored(other, f"{given[0]} precedes there too")

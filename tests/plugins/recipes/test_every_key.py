@@ -50,19 +50,20 @@ LIGER = {"plugins": ["axolotl.integrations.liger.LigerPlugin"]}
 MIXTURE = {"dataset_name": None, "dataset_mixture": {"datasets": [{"id": "org/rows"}]}}
 STAGES = ({"zero_optimization": {"stage": 2}}, {"zero_optimization": {"stage": 3}})
 PRECISION = ({"enabled": True}, {"enabled": False})
+EXACT = {"model": {"name_or_path": "org/model", "dtype": "fp32"}}
 ADAM = {"type": "AdamW", "params": {"lr": 0.1}}
 WARM = {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 5}}
-DECAY = {"name": "warmup_stable_decay"}
 
 OWN: dict[str, dict[str, tuple[Any, ...]]] = {
     "arctic": {
         "type": ("sft", "causal"),
         "deepspeed": STAGES,
-        "deepspeed.bf16": ({"enabled": True}, {"enabled": False}, {"model": {"name_or_path": "m", "dtype": "bf16"}}),
+        **{f"deepspeed.{each}": (*PRECISION, EXACT) for each in ("bf16", "bfloat16", "fp16")},
         "deepspeed.optimizer": (ADAM, {"type": "SGD", "params": {"lr": 0.1}}),
         "deepspeed.scheduler": (WARM, {"type": "WarmupCosineLR", "params": {"warmup_num_steps": 5}}),
         "model.type": ("liger", "huggingface"),
         "model.dtype": ("bf16", "fp16"),
+        "data.type": ("sft", "causal", {"type": "sft", "skip_validation": True}),
         "data.sources[]": ("org/one", "org/two"),
         "data.sources[].split_mapping": ({"train": "a"}, {"train": "b"}),
         "data.sources[].role_mapping": ({"user": "a"}, {"user": "b"}),
@@ -110,6 +111,7 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
         "datasets[].field_tools": ("a", "b", TALKS),
         "datasets[].message_property_mappings": ({"role": "from", "content": "value"}, {"role": "who"}, TALKS),
         "datasets[].roles": ({"assistant": ["narrator"]}, {"user": ["narrator"]}, TALKS),
+        "datasets[].drop_system_message": (True, False, TALKS),
         "datasets[].chat_template": ("chatml", "llama3", TALKS),
         "datasets[].roles_to_train": (None, ["assistant"], TALKS),
         "test_datasets": ([{"path": "a", "type": "alpaca"}], [{"path": "b", "type": "alpaca"}]),
@@ -254,7 +256,10 @@ def unchanged(name: str, key: str, folder: Path) -> str:
         if any(each.unsupported for each in made):
             continue
         place = key.replace("[]", "[0]")
-        entries = [[entry for entry in each.translated if entry.key.startswith(place)] for each in made]
+        entries = [
+            [entry for entry in each.translated if f"{entry.key}[0]" == place or entry.key.startswith(place)]
+            for each in made
+        ]
         targets = {to for each in entries for entry in each for to in entry.to}
         if not targets:
             continue
