@@ -215,10 +215,11 @@ def translate_deepspeed(found: Collector, key: str) -> None:
         return
     if not found.values[key]:
         found.ignored(key, "empty: DeepSpeed's own defaults")
-    for path in [each for each in found.leaves if each.startswith(f"{key}.")]:
+    for leaf in [each for each in found.leaves if each.startswith(f"{key}.")]:
+        name = leaf.removeprefix(f"{key}.").partition("[")[0]  # a list is one value
+        path = f"{key}.{name}"
         if found.accounted(path):
             continue
-        name = path.removeprefix(f"{key}.")
         if found.values[path] is None or found.values[path] == {}:
             found.ignored(path, "null is the default")
             continue

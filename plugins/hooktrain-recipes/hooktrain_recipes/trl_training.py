@@ -175,7 +175,7 @@ def _saving(found: Collector) -> None:
 def _checkpoints(found: Collector, strategy: str, only_model: bool) -> None:
     place = "checkpoint[0]" if only_model else "checkpoint[1]"
     if only_model:
-        found.translated("save_only_model", f"{place}.save_every_n_{strategy}s".replace("ss", "s"))
+        found.translated("save_only_model", f"{place}.save_every_n_{'epochs' if strategy == 'epoch' else 'steps'}")
     else:
         found.set("checkpoint[1].type", "full")
         found.notes["checkpoint[1].type"] = "checkpoints to resume from, in run_dir"
