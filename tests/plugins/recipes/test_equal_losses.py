@@ -68,9 +68,7 @@ def a_recipe_for_arctic(folder: Path) -> dict[str, Any]:
             "disable_activation_checkpoint": True,
         },
         "data": {
-            "sources": [
-                {"type": "huggingface_instruct", "name_or_path": str(folder / "rows"), "role_mapping": roles}
-            ],
+            "sources": [{"type": "huggingface_instruct", "name_or_path": str(folder / "rows"), "role_mapping": roles}],
             "max_length": 128,
             "cache_dir": str(folder / "cache"),
             "num_proc": 1,
