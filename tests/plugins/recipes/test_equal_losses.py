@@ -55,6 +55,10 @@ def a_recipe_for_trl(folder: Path) -> dict[str, Any]:
 def a_recipe_for_arctic(folder: Path) -> dict[str, Any]:
     """All rows in each step, as its order of rows is another one."""
     datasets.Dataset.from_list(sample_rows(count=6)).save_to_disk(str(folder / "rows"))
+    model = for_transformers_4(save_llama(folder / "five"), folder / "model")
+    settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    (model / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     roles = {role: f"messages.role.{role}" for role in ("user", "assistant")}
     return {
         "type": "sft",
@@ -63,7 +67,7 @@ def a_recipe_for_arctic(folder: Path) -> dict[str, Any]:
         "seed": 1,
         "skip_validation": True,
         "model": {
-            "name_or_path": str(for_transformers_4(save_llama(folder / "five"), folder / "model")),
+            "name_or_path": str(model),
             "dtype": "fp32",
             "disable_activation_checkpoint": True,
         },
