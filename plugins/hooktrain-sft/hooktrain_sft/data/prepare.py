@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hooktrain import Data, DataError, World, default_cache_dir
 from hooktrain_sft.compat import model_max_length
-from hooktrain_sft.config import SourceOptions, TokenDataConfig
+from hooktrain_sft.config import SFTDataConfig, SourceOptions, TokenDataConfig
 from hooktrain_sft.data.arrow_store import UnwritableError
 from hooktrain_sft.data.collate import collate_flat, collate_stacked
 from hooktrain_sft.data.documents import Documents, Place, fit, require_some
@@ -293,7 +293,8 @@ class _Preparation:
 
     def check(self, train: Documents, evaluation: Mapping[str, Documents]) -> None:
         """Warn about common mistakes in the data or the template."""
-        if not ends_trained(train, self.tokenizer, getattr(self.config, "eot_tokens", ())):
+        eot_tokens = self.config.eot_tokens if isinstance(self.config, SFTDataConfig) else ()
+        if not ends_trained(train, self.tokenizer, eot_tokens):
             self.warnings.append(
                 "no end-of-turn or end-of-sequence token is trained, so that the model will not learn to stop; check"
                 " the chat template and, if it has {% generation %}, that the block includes the end of the turn"
@@ -305,8 +306,8 @@ class _Preparation:
             )
         if again := duplicates(train):
             self.warnings.append(
-                f"data.sources: {again:,} examples are the same as an earlier one; set data.exact_deduplication: true to"
-                " remove them"
+                f"data.sources: {again:,} examples are the same as an earlier one; set data.exact_deduplication: true"
+                " to remove them"
             )
         for name, documents in evaluation.items():
             if seen := shared(documents, train):
