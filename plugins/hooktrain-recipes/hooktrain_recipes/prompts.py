@@ -171,7 +171,7 @@ class _Messages:
         for turn in messages:
             named = {name: value for name, value in turn.items() if name not in self.taken}
             named |= {ours: turn[theirs] for theirs, ours in self.ours.items() if theirs in turn}
-            role = named.get("role")
+            role: Any = named.get("role")
             named["role"] = self.roles.get(role, self.roles.get(str(role).lower(), role))
             if not (self.without_system and named["role"] == "system"):
                 made.append(named)

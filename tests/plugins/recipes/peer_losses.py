@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 
@@ -31,22 +30,10 @@ def trl(recipe: str) -> list[float]:
     return losses
 
 
-def arctic(recipe: str) -> list[float]:
-    """What ``arctic_training`` runs on one rank."""
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", DS_ACCELERATOR="cpu")
-    from arctic_training.config.trainer import get_config
-    from arctic_training.registry import get_registered_trainer
-
-    config = get_config(Path(recipe))
-    get_registered_trainer(config.type)(config, mode="train").train()
-    lines = Path(config.train_log_metrics_path).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["loss"] for line in lines]
-
-
 if __name__ == "__main__":
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries print to the standard output
-    made = {"trl": trl, "arctic": arctic}[sys.argv[1]](sys.argv[2])
+    made = {"trl": trl}[sys.argv[1]](sys.argv[2])
     print(json.dumps(made), file=channel, flush=True)
     channel.close()
     os._exit(0)  # process groups take seconds to end
