@@ -67,7 +67,8 @@ def field(
         factory: makes the default.
         validator: an attrs validator; it must touch no file, network or device.
         aliases: other keys that the recipe may use for this field.
-        inherit: path in the recipe, such as ``model.name_or_path``, whose value is taken when this key is not given.
+        inherit: path in the recipe, such as ``model.name_or_path``, whose value is taken when this key is not given. Of
+            several keys that inherit from one part, the later ones do so only where the first has that part's value.
         affects_training: False where a run may resume from a checkpoint with another value, as the training stays the
             same. When omitted, it is what the part says that the config belongs to, and True for the recipe.
     """

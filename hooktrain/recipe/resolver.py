@@ -199,26 +199,31 @@ class _Resolver:
             self.complaints.append(Complaint(where, f"given {value!r}, expected a mapping"))
             return None
         given = dict(value)
+        whole: dict[str, bool] = {}  # of a part that several keys inherit from, the first decides for the others
         for item in attrs.fields(offer.config):
             if item.metadata.get("kind") and (item.name in given or not item.metadata["many"]):
                 given[item.name] = Built(self._field(item, given.get(item.name), f"{where}.{item.name}"))
             inherit = item.metadata.get("inherit")
             spelled = {item.name, *item.metadata.get("aliases", ())}
-            if inherit and not spelled & set(given):
+            if inherit:
                 found, inherited = self._lookup(inherit)
-                if found:
+                own = spelled & set(given)
+                from_part = inherit.rpartition(".")[0]
+                if found and not own and whole.get(from_part, True):
                     given[item.name] = inherited
+                same = not own or (found and given[own.pop()] == inherited.value)
+                whole.setdefault(from_part, same)
         whose = f" ({offer.kind} '{offer.name}' of {offer.plugin})"
         return structure(offer.config, given, where, self.complaints, whose)
 
-    def _lookup(self, path: str) -> tuple[bool, Any]:
+    def _lookup(self, path: str) -> tuple[bool, Built]:
         """The value at a path of the recipe, whose first step is a part that may have to be built first."""
         head, *rest = path.split(".")
         item = getattr(attrs.fields(Recipe), head)
         value = self._field(item, self.raw.get(head), head) if item.metadata.get("kind") else self.raw.get(head)
         for step in rest:
             if not hasattr(value, step):
-                return False, None
+                return False, Built(None)
             value = getattr(value, step)
         return value is not None, Built(value)
 

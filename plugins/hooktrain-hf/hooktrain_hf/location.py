@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hooktrain import ModelError
 
@@ -25,11 +25,19 @@ class Location(NamedTuple):
         name: a local folder or a hub name, as ``from_pretrained`` takes it.
         gguf_file: name of a GGUF file in it, or None.
         local: whether ``name`` is a folder on this machine.
+        revision: branch, tag or commit of a hub repository, or None.
     """
 
     name: str
     gguf_file: str | None
     local: bool
+    revision: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of ``from_pretrained`` that say which of its files are meant."""
+        given = {"gguf_file": self.gguf_file, "revision": self.revision}
+        return {name: value for name, value in given.items() if value}
 
 
 def looks_like_path(name: str) -> bool:
@@ -40,18 +48,25 @@ def looks_like_path(name: str) -> bool:
     return len(parts) > 1 and Path(parts[0]).is_dir()
 
 
-def resolve_location(name_or_path: str, gguf_file: str | None, key: str) -> Location:
+def resolve_location(name_or_path: str, gguf_file: str | None, key: str, revision: str | None = None) -> Location:
     """Find out whether ``name_or_path`` is a folder, a file or a hub name, without the network.
 
     Args:
         name_or_path: a folder, a ``.gguf`` file, or a hub name.
         gguf_file: a GGUF file inside it.
         key: path in the recipe, for errors.
+        revision: branch, tag or commit of a hub repository.
 
     Raises:
-        ModelError: the path does not exist, lacks a file of a model, or is neither a path nor a hub name.
+        ModelError: the path does not exist, lacks a file of a model, or is neither a path nor a hub name; or it is a
+            path, which has no revisions.
     """
     path = Path(name_or_path).expanduser()
+    if revision is not None and path.exists():
+        raise ModelError(
+            f"{key.rpartition('.')[0]}.revision: given '{revision}' with the path '{name_or_path}', expected a name on"
+            " the hub; remove one of them"
+        )
     if path.is_file() and path.suffix == ".gguf" and gguf_file in (None, path.name):
         return Location(str(path.parent), path.name, local=True)
     if path.is_dir():
@@ -72,7 +87,7 @@ def resolve_location(name_or_path: str, gguf_file: str | None, key: str) -> Loca
             f"{key}: given '{name_or_path}', which is neither a folder nor a possible hub name; {_EXPECTED};"
             " correct the name"
         )
-    return Location(name_or_path, gguf_file, local=False)
+    return Location(name_or_path, gguf_file, local=False, revision=revision)
 
 
 def cannot_load(location: Location, key: str, what: str, error: BaseException) -> ModelError:
@@ -83,8 +98,9 @@ def cannot_load(location: Location, key: str, what: str, error: BaseException) -
             f"{key}: given '{location.name}'{file}, whose {what} cannot be loaded ({first_line(error)}); {_EXPECTED};"
             " check that the folder is complete and that this version of transformers supports the model"
         )
+    at = f" at revision '{location.revision}'" if location.revision else ""
     return ModelError(
-        f"{key}: given '{location.name}', which is no folder on this machine and whose {what} cannot be loaded from"
+        f"{key}: given '{location.name}'{at}, which is no folder on this machine and whose {what} cannot be loaded from"
         f" the hub ({first_line(error)}); {_EXPECTED}; check the spelling, the network and your access to it, or give"
         f" a local folder{_cache_advice()}"
     )

@@ -18,8 +18,7 @@ from hooktrain_hf.compat import (
     unwrap_adapters,
 )
 from hooktrain_hf.freeze import freeze
-from hooktrain_hf.location import resolve_location
-from hooktrain_hf.model import HFModelConfig, load_config, random_model
+from hooktrain_hf.model import HFModelConfig, load_config, location_of, random_model
 from hooktrain_hf.verbosity import quiet_transformers
 from hooktrain_hf.vision import freeze_vision
 
@@ -37,7 +36,7 @@ def make_meta_model(config: HFModelConfig) -> Any:
     Raises:
         ModelError: the config is not on this machine, or cannot be used.
     """
-    location = resolve_location(config.name_or_path, config.gguf_file, "model.name_or_path")
+    location = location_of(config)
     with quiet_transformers():
         try:
             with torch.device("cpu"):  # reading a GGUF file's header computes with tensors

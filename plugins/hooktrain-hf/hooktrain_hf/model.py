@@ -21,6 +21,7 @@ __all__ = [
     "HFModelConfig",
     "build_model",
     "load_config",
+    "location_of",
     "random_model",
     "torch_dtype",
 ]
@@ -38,6 +39,8 @@ class HFModelConfig:
     """A folder with a config.json, a ``.gguf`` file, or a name on the hub."""
     gguf_file: str | None = field(default=None)
     """Name of a GGUF file in that folder or repository; its weights are unpacked."""
+    revision: str | None = field(default=None)
+    """Branch, tag or commit of the repository on the hub; its main branch by default."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = field(default="auto")
     """Precision of the forward pass, set up by the strategy; ``auto`` leaves the choice to it."""
     weights_dtype: Literal["fp32", "bf16", "fp16"] = field(default="fp32")
@@ -88,7 +91,7 @@ def build_model(
     Raises:
         ModelError: the model cannot be loaded, lacks weights, or cannot be trained.
     """
-    location = resolve_location(config.name_or_path, config.gguf_file, _KEY)
+    location = location_of(config)
     with quiet_transformers(world.is_main), gguf_read_once(location):
         hf_config = load_config(config, location)
         accept(hf_config)
@@ -113,6 +116,11 @@ def build_model(
     return model  # type: ignore[no-any-return]
 
 
+def location_of(config: HFModelConfig) -> Location:
+    """Return the place of a recipe's model."""
+    return resolve_location(config.name_or_path, config.gguf_file, _KEY, config.revision)
+
+
 def load_config(config: HFModelConfig, location: Location, *, offline: bool = False) -> PreTrainedConfig:
     """Load the model's config and apply the recipe's changes; ``offline`` uses only files on this machine.
 
@@ -121,15 +129,13 @@ def load_config(config: HFModelConfig, location: Location, *, offline: bool = Fa
     """
     import transformers
 
-    gguf: dict[str, Any] = {"gguf_file": location.gguf_file} if location.gguf_file else {}
-    if offline:
-        gguf["local_files_only"] = True
     try:
         hf_config, unused = transformers.AutoConfig.from_pretrained(
             location.name,
             trust_remote_code=config.trust_remote_code,
             return_unused_kwargs=True,
-            **gguf,
+            local_files_only=offline,
+            **location.options,
             **config.hf_config_kwargs,
         )
     except Exception as error:  # the hub, JSON and transformers' own validation each raise kinds of their own
@@ -166,7 +172,6 @@ def _load(config: HFModelConfig, hf_config: PreTrainedConfig, location: Location
     """Load a model with pretrained weights, all of them."""
     from hooktrain_hf.compat import gguf_load_options
 
-    gguf = {"gguf_file": location.gguf_file, **gguf_load_options()} if location.gguf_file else {}
     factory = _factory(config, hf_config)
     try:
         model, report = factory.from_pretrained(
@@ -176,7 +181,8 @@ def _load(config: HFModelConfig, hf_config: PreTrainedConfig, location: Location
             attn_implementation=_requested_attention(config),
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
-            **gguf,
+            **location.options,
+            **(gguf_load_options() if location.gguf_file else {}),
         )
     except Exception as error:  # safetensors, the hub, GGUF and attention back ends each raise kinds of their own
         raise cannot_load(location, _KEY, "weights", error) from error

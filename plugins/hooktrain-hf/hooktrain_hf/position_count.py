@@ -8,8 +8,7 @@ from typing import Any
 from hooktrain import ModelError
 from hooktrain_hf.compat import counts_positions, model_class, position_limit, unwrap_adapters
 from hooktrain_hf.gguf_cache import gguf_read_once
-from hooktrain_hf.location import resolve_location
-from hooktrain_hf.model import HFModelConfig, load_config
+from hooktrain_hf.model import HFModelConfig, load_config, location_of
 from hooktrain_hf.verbosity import quiet_transformers
 
 __all__ = ["count_positions", "positions_of"]
@@ -24,7 +23,7 @@ def count_positions(config: Any) -> int | None:
     """
     if isinstance(config, HFModelConfig):
         try:
-            location = resolve_location(config.name_or_path, config.gguf_file, "model.name_or_path")
+            location = location_of(config)
             with quiet_transformers(), gguf_read_once(location):
                 return positions_of(load_config(config, location, offline=True))
         except ModelError:

@@ -60,6 +60,8 @@ class HFSourceConfig:
     """Name of an evaluation set made of it; by default the last part of ``name_or_path``."""
     subset: str | None = field(default=None)
     """Name of the configuration of a hub data set that has several."""
+    revision: str | None = field(default=None)
+    """Branch, tag or commit of a hub data set; its main branch by default."""
     data_files: tuple[str, ...] = field(default=())
     """Files of a folder or a hub data set to read, instead of all."""
     only: Mapping[str, Any] = field(factory=dict)
@@ -117,6 +119,11 @@ def load_examples(config: HFSourceConfig, world: World) -> FileRows | RowStream 
     name, split = name_and_split(config)
     path = Path(name).expanduser()
     splits = splits_of(name, path, config.data_files, config.subset)
+    if config.revision is not None and (splits or path.exists()):
+        raise DataError(
+            f"data.sources: given '{config.name_or_path}' with the revision '{config.revision}', expected a name on the"
+            " hub; remove one of them"
+        )
     if splits:
         examples: Any = _of_files(config, splits, split)
         examples.remarks = [] if config.data_files else not_read(path)
@@ -202,8 +209,10 @@ def _of_datasets(config: HFSourceConfig, name: str, split: str) -> TableRows | I
         if path.is_dir():
             saved = _slice_saved(config, datasets.load_from_disk(str(path)), split)
             return _stream(saved.to_iterable_dataset()) if config.streaming else TableRows(saved)
-        chosen = {"data_files": list(config.data_files)} if config.data_files else {}
-        loaded: Any = datasets.load_dataset(name, config.subset, split=split, **lazily, **chosen)
+        chosen: dict[str, Any] = {"data_files": list(config.data_files)} if config.data_files else {}
+        loaded: Any = datasets.load_dataset(
+            name, config.subset, split=split, revision=config.revision, **lazily, **chosen
+        )
         guessed = loaded.info.builder_name
         rows = _stream(loaded) if config.streaming else TableRows(loaded)
         if isinstance(rows, TableRows) and guessed in ("csv", "json"):

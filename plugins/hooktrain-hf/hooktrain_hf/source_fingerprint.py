@@ -39,7 +39,7 @@ def fingerprint(config: HFSourceConfig, quick: bool = False) -> str | None:
         splits = {"": _below(path)}  # a saved data set
     files = [Path(os.path.abspath(file)) for found in splits.values() for file in found]
     if not files:
-        return _hub_revision(name, split)
+        return _hub_revision(name, split, config.revision)
     root = path.absolute() if path.is_dir() else Path(os.path.commonpath([file.parent for file in files]))
     names = {one: [os.path.relpath(file, root) for file in found] for one, found in splits.items()}
     try:
@@ -77,14 +77,14 @@ def _below(folder: Path) -> list[Path]:
     return [file for file in found if file.is_file()]
 
 
-def _hub_revision(name: str, split: str) -> str | None:
-    """Return the present commit of a data set on the hub; None where the hub cannot be reached."""
+def _hub_revision(name: str, split: str, at: str | None) -> str | None:
+    """Return the present commit of a data set on the hub, or of a revision; None where it cannot be reached."""
     from huggingface_hub import HfApi
 
     if "://" in name:
         return None
     try:
-        revision = HfApi().dataset_info(name, timeout=5).sha
+        revision = HfApi().dataset_info(name, revision=at, timeout=5).sha
     except Exception:  # offline, unknown, gated: loading raises a better error
         return None
     return f"{name} {revision} {split}" if revision else None

@@ -11,7 +11,7 @@ import attrs
 
 from hooktrain import ModelError, did_you_mean, field
 from hooktrain_hf.gguf_cache import gguf_read_once
-from hooktrain_hf.location import cannot_load, resolve_location
+from hooktrain_hf.location import cannot_load, looks_like_path, resolve_location
 from hooktrain_hf.verbosity import quiet_transformers
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ __all__ = ["HFTokenizerConfig", "added_tokens", "build_tokenizer", "end_of_turn_
 
 _KEY = "tokenizer.name_or_path (by default model.name_or_path)"
 _LIST = "extra_special_tokens"
+_SUFFIXES = (".jinja", ".jinja2", ".j2", ".txt", ".json")
+"""Endings of the names of files that hold a template."""
 _ROLES = (*(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")), _LIST)
 """Names that tokenizers of transformers have for special tokens, the last one for any others."""
 
@@ -48,9 +50,13 @@ class HFTokenizerConfig:
     name_or_path: str = field(inherit="model.name_or_path")
     """A folder, a ``.gguf`` file, or a name on the hub; the model's by default."""
     gguf_file: str | None = field(default=None, inherit="model.gguf_file")
-    """Name of a GGUF file in that folder or repository; the model's by default."""
+    """Name of a GGUF file in that folder or repository; the model's by default, where ``name_or_path`` is too."""
+    revision: str | None = field(default=None, inherit="model.revision")
+    """Branch, tag or commit of the repository on the hub; by default the model's, and its main branch where
+    ``name_or_path`` is another than the model's."""
     chat_template: str | None = field(default=None)
-    """A Jinja chat template, or the path of a file that holds one; the tokenizer's own by default."""
+    """A Jinja chat template, the path of a file that holds one, or the folder or hub name of a tokenizer that has one;
+    the tokenizer's own by default."""
     add_tokens: tuple[str, ...] = field(default=())
     """Tokens to add where the tokenizer does not have them; the model's embedding grows, and they are trained."""
     special_tokens: Mapping[str, Any] = field(factory=dict, validator=_known_roles)
@@ -67,7 +73,7 @@ def build_tokenizer(config: HFTokenizerConfig) -> PreTrainedTokenizerBase:
         ModelError: it cannot be loaded, or the chat template's file cannot be read.
     """
     template = None if config.chat_template is None else _read_template(config.chat_template)
-    location = resolve_location(config.name_or_path, config.gguf_file, _KEY)
+    location = resolve_location(config.name_or_path, config.gguf_file, _KEY, config.revision)
     import transformers
 
     try:
@@ -75,7 +81,7 @@ def build_tokenizer(config: HFTokenizerConfig) -> PreTrainedTokenizerBase:
             tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
                 location.name,
                 trust_remote_code=config.trust_remote_code,
-                **({"gguf_file": location.gguf_file} if location.gguf_file else {}),
+                **location.options,
             )
     except Exception as error:  # transformers, the hub and the tokenizers library each raise kinds of their own
         raise cannot_load(location, _KEY, "tokenizer", error) from error
@@ -102,17 +108,41 @@ def _add_tokens(tokenizer: Any, config: HFTokenizerConfig) -> None:
     _added[tokenizer] = frozenset(range(before, len(tokenizer)))
 
 
-def _read_template(text_or_path: str) -> str:
-    """Return a template's text; Jinja braces distinguish a text from a path."""
-    if "{" in text_or_path:
-        return text_or_path
+def _read_template(given: str) -> str:
+    """Return a template's text; Jinja braces distinguish a text from a path or name."""
+    if "{" in given:
+        return given
+    path = Path(given).expanduser()
+    hub = not (path.exists() or path.suffix in _SUFFIXES or looks_like_path(given)) and given.count("/") == 1
+    if path.is_dir() or hub:
+        return _template_of(given)
     try:
-        return Path(text_or_path).expanduser().read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(
-            f"tokenizer.chat_template: given '{text_or_path}', which cannot be read as a file; expected a path or the"
-            " text of a Jinja template; correct the path"
+            f"tokenizer.chat_template: given '{given}', which cannot be read as a file; expected a path, the text of a"
+            " Jinja template, or the folder or hub name of a tokenizer; correct the path"
         ) from error
+
+
+def _template_of(name: str) -> str:
+    """Return the chat template of another tokenizer."""
+    import transformers
+
+    from hooktrain_hf.compat import chat_template
+
+    location = resolve_location(name, None, "tokenizer.chat_template")
+    try:
+        with quiet_transformers():
+            template: str = chat_template(transformers.AutoTokenizer.from_pretrained(location.name))
+    except Exception as error:  # as in build_tokenizer
+        raise cannot_load(location, "tokenizer.chat_template", "tokenizer", error) from error
+    if not template:
+        raise ModelError(
+            f"tokenizer.chat_template: given '{name}', a tokenizer without a chat template; expected one that has one;"
+            " give another"
+        )
+    return template
 
 
 def end_of_turn_id(tokenizer: Any) -> int | None:

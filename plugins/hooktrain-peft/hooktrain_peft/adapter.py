@@ -71,6 +71,7 @@ def add_adapter(model: Module, settings: PeftSettings, base: Any) -> PeftModel:
     if settings.adapter is not None:
         return load_adapter(model, Path(settings.adapter).expanduser(), reference, settings.type)
     config = make_config(settings)
+    config.revision = base.revision if isinstance(base, HFModelConfig) else None
     _train_new_tokens(model, config)
     _adapt_text_only(model, config, base)
     _keep_ties(model, config, settings)

@@ -59,7 +59,7 @@ def find_merge_source(
     if trust_remote_code:
         model["trust_remote_code"] = True
     try:
-        location = resolve_location(name, model.get("gguf_file"), "base")
+        location = resolve_location(name, model.get("gguf_file"), "base", model.get("revision"))
     except ModelError as problem:
         raise ModelError(f"merge: the base of '{adapter}' cannot be found: {problem}; or give it with --base") from None
     model["weights_dtype"] = dtype or _stored_dtype(location, bool(model.get("trust_remote_code")))
@@ -95,7 +95,7 @@ def _exported(run: Path, recipe: Mapping[str, Any]) -> Path:
 
 def _base_of_run(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a recipe's model that identify the base, whatever the model's type."""
-    names = ("name_or_path", "gguf_file", "hf_config_kwargs", "trust_remote_code")
+    names = ("name_or_path", "gguf_file", "revision", "hf_config_kwargs", "trust_remote_code")
     model = recipe.get("model")
     return {name: model[name] for name in names if model.get(name)} if isinstance(model, dict) else {}
 
@@ -103,10 +103,10 @@ def _base_of_run(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _base_of_adapter(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        name = config.get("base_model_name_or_path")
+        named = {"name_or_path": config.get("base_model_name_or_path"), "revision": config.get("revision")}
     except (OSError, ValueError, AttributeError) as problem:
         raise CheckpointError(f"merge: '{folder / ADAPTER_CONFIG}' cannot be read ({first_line(problem)})") from problem
-    return {"name_or_path": name} if name else {}
+    return {key: value for key, value in named.items() if value} if named["name_or_path"] else {}
 
 
 def _why_not(source: Path) -> str:
@@ -131,7 +131,9 @@ def _stored_dtype(location: Location, trust_remote_code: bool) -> str:
         return "fp32"
     try:
         with quiet_transformers(is_main=False):
-            config = transformers.AutoConfig.from_pretrained(location.name, trust_remote_code=trust_remote_code)
+            config = transformers.AutoConfig.from_pretrained(
+                location.name, trust_remote_code=trust_remote_code, **location.options
+            )
     except Exception:  # building the model fails too, with a better error
         return "fp32"
     known = {str(torch_dtype(name)).removeprefix("torch."): name for name in ("fp32", "bf16", "fp16")}

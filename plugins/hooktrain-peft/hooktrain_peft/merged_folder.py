@@ -79,7 +79,7 @@ def write_merged_folder(source: MergeSource, output: Path) -> MergeResult:
             weights = sum(parameter.numel() for parameter in merged.parameters())
             del model, merged
             gc.collect()  # three models of this size need not be there at once
-            written = attrs.evolve(base, name_or_path=str(folder), gguf_file=None, hf_config_kwargs={})
+            written = attrs.evolve(base, name_or_path=str(folder), gguf_file=None, revision=None, hf_config_kwargs={})
             difference = float((_logits(build_model(written, None, World())) - expected).norm() / expected.norm())
             if not difference <= _LIMITS[dtype]:
                 raise CheckpointError(
@@ -102,8 +102,8 @@ def _tokenizer(source: MergeSource) -> Any:
     import transformers
 
     places: list[tuple[str, dict[str, Any]]] = [(str(source.adapter), {})]
-    location = resolve_location(source.base.name_or_path, source.base.gguf_file, "base")
-    places.append((location.name, {"gguf_file": location.gguf_file} if location.gguf_file else {}))
+    location = resolve_location(source.base.name_or_path, source.base.gguf_file, "base", source.base.revision)
+    places.append((location.name, location.options))
     if not (source.adapter / "tokenizer_config.json").is_file():
         places.pop(0)
     for name, more in places:

@@ -10,11 +10,12 @@ import yaml
 
 from hooktrain import Collector
 from hooktrain_recipes.deepspeed_json import file_beside, translate_deepspeed_file
-from hooktrain_recipes.reasons import FP8, MODEL_PARALLEL, Reason
+from hooktrain_recipes.fsdp import set_fsdp_keys, shard
+from hooktrain_recipes.reasons import FP8, MODEL_PARALLEL, NVME
 from hooktrain_recipes.tables import linked
 from hooktrain_recipes.values import flag_of, number
 
-__all__ = ["set_fsdp", "translate_accelerate", "translate_fsdp"]
+__all__ = ["translate_accelerate"]
 
 _NAMED: Mapping[str, Mapping[str, Any]] = {
     "single_gpu": {"distributed_type": "NO"},
@@ -23,15 +24,7 @@ _NAMED: Mapping[str, Mapping[str, Any]] = {
     **{f"fsdp{n}": {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": n}} for n in (1, 2)},
 }
 """Configurations that come with TRL."""
-_OFFLOAD = Reason("offloading under FSDP", "use strategy: {type: deepspeed, zero_stage: 3, offload: all}")
 _LAUNCH = "ranks are started with --nproc, torchrun or a scheduler"
-
-
-def set_fsdp(found: Collector, key: str) -> None:
-    """Shard over ranks with FSDP2."""
-    found.set("strategy.type", "torch")
-    found.set("strategy.data_parallel", "fsdp2")
-    found.translated(key, "strategy.type", "strategy.data_parallel")
 
 
 def translate_accelerate(found: Collector, key: str, folder: Path) -> None:
@@ -77,7 +70,7 @@ def _accelerate(found: Collector, key: str, folder: Path) -> None:
             found.ignored(path, _LAUNCH)
     for name, wanted, translate in (
         ("deepspeed_config", "DEEPSPEED", _deepspeed),
-        ("fsdp_config", "FSDP", translate_fsdp),
+        ("fsdp_config", "FSDP", lambda found, path, folder: set_fsdp_keys(found, path, True)),
     ):
         path = f"{key}.{name}"
         if path not in found:
@@ -93,7 +86,7 @@ def _kind(found: Collector, path: str, kind: str) -> None:
         found.set("strategy.type", "deepspeed")
         found.translated(path, "strategy.type")
     elif kind == "FSDP":
-        set_fsdp(found, path)
+        shard(found, path)
     elif kind in ("MEGATRON_LM", "TP"):
         MODEL_PARALLEL.refuse(found, path)
     else:
@@ -114,21 +107,8 @@ def _deepspeed(found: Collector, key: str, folder: Path) -> None:
             found.set(f"strategy.config.zero_optimization.{part}.device", "cpu")
             found.translated(path, f"strategy.config.zero_optimization.{part}.device")
         elif name in ("offload_optimizer_device", "offload_param_device"):
-            Reason("offloading to NVMe", "use cpu").refuse(found, path)
+            NVME.refuse(found, path)
         elif name == "gradient_clipping" and value != "auto":
             found.copy(path, "gradient_clipping", number)
         else:
             found.ignored(path, "set by the strategy and the recipe")
-
-
-def translate_fsdp(found: Collector, key: str, folder: Path) -> None:
-    """Account for the keys of an FSDP configuration."""
-    for name, value in found.values[key].items():
-        path = f"{key}.{name}"
-        if name in ("fsdp_offload_params", "offload_params", "cpu_offload") and flag_of(value):
-            _OFFLOAD.refuse(found, path)
-        elif name in ("fsdp_activation_checkpointing", "activation_checkpointing") and flag_of(value):
-            found.set("model.activation_checkpointing", True)
-            found.translated(path, "model.activation_checkpointing")
-        else:
-            found.ignored(path, "FSDP2 wraps each block of the model, and gathers it while it computes")

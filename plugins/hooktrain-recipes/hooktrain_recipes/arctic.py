@@ -12,6 +12,7 @@ from hooktrain import Collector, Translation
 from hooktrain_recipes.arctic_sources import SOURCE_ROWS, translate_sources
 from hooktrain_recipes.deepspeed_json import DEEPSPEED_ROWS, translate_deepspeed
 from hooktrain_recipes.human import human, human_whole, mapping_of, plain_mapping, positive_whole
+from hooktrain_recipes.kinds import refuse_unknown
 from hooktrain_recipes.reasons import (
     ACTIVATION_OFFLOAD,
     CONTRADICTION,
@@ -221,7 +222,8 @@ ROWS: tuple[Row, ...] = (
     by("model.peft_config", _peft, "`peft`", "`lora_alpha` is `alpha`, and so on; unusual keys go under `peft.config`"),
     moved("model.hf_config_kwargs", "model.hf_config_kwargs", plain_mapping),
     # --------------------------------------------------------------------------------------------- tokenizer
-    by("tokenizer.type", _named_part((), "tokenizer.type", "huggingface"), "`tokenizer.type`"),
+    by("tokenizer.type", _named_part((), "tokenizer.type", "huggingface"), about="`huggingface` is the default",
+       kind="ignored"),
     by("tokenizer.name_or_path", lambda found, key: found.copy(key, key, text) if found.values[key] != ""
        else found.ignored(key, "empty is the model's"), "`tokenizer.name_or_path`"),
     by("tokenizer.tokenize_kwargs", _tokenizer_arguments, about="arguments of its call", kind="unsupported"),
@@ -338,7 +340,8 @@ class _Dialect:
             for key in found.unaccounted():
                 reason.refuse(found, key)
         _defaults(found, str(kind))
-        return found.translation([row.key for row in ROWS])
+        refuse_unknown(found, ROWS)
+        return found.translation()
 
 
 def _contradictions(found: Collector) -> None:

@@ -9,6 +9,7 @@ from hooktrain import Collector
 from hooktrain_recipes.human import human, positive_whole
 from hooktrain_recipes.reasons import ACCOUNT_SOURCE, DISTILLATION, OWN_CODE, PREFERENCES
 from hooktrain_recipes.tables import Row
+from hooktrain_recipes.training_arguments import set_text_column
 from hooktrain_recipes.values import text, whole
 
 __all__ = ["SOURCE_ROWS", "translate_sources"]
@@ -120,7 +121,7 @@ def _mapping(found: Collector, key: str, to: str, given: Mapping[str, Any], spli
         elif field in _COPIED:
             _copied(found, path, f"{to}.{field}", field, name)
         elif field == "column":
-            _column(found, path, kind)
+            _column(found, path, to, kind)
         elif field == "process":
             found.ignored(path, "examples with input_ids are recognised by their columns")
         elif field == "kwargs":
@@ -149,14 +150,12 @@ def _names(value: Any) -> dict[str, str]:
     return dict(value)
 
 
-def _column(found: Collector, path: str, kind: str) -> None:
+def _column(found: Collector, path: str, to: str, kind: str) -> None:
     value = found.values[path]
     if kind != "causal":
         found.ignored(path, "columns of text are for type: causal")
-    elif found.has("data.text_column") and found.recipe["data"]["text_column"] != value:
-        found.unsupported(path, "sources with their texts in different columns", "give the sources one column name")
     else:
-        found.copy(path, "data.text_column", text)
+        set_text_column(found, path, to, text(value))
 
 
 def _arguments(found: Collector, key: str, to: str) -> None:

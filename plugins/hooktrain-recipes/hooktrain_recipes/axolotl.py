@@ -18,10 +18,11 @@ from hooktrain_recipes.axolotl_strategy import set_strategy
 from hooktrain_recipes.explained import explain
 from hooktrain_recipes.kinds import check_kinds, guarded, refuse_unknown
 from hooktrain_recipes.optimizers import set_optimizer
-from hooktrain_recipes.reasons import CONTRADICTION, EPOCH_FRACTION, GROUPS, PREFERENCES, ROLLOUTS, SCHEDULE
+from hooktrain_recipes.reasons import CONTRADICTION, EPOCH_FRACTION, PREFERENCES, ROLLOUTS, SCHEDULE
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
 from hooktrain_recipes.tables import apply
-from hooktrain_recipes.values import flag, flag_of, number, positive, share, text, whole
+from hooktrain_recipes.training_arguments import set_betas, set_checkpoints, set_decay, set_length, set_resume
+from hooktrain_recipes.values import at_least_one, flag, flag_of, parts_of, positive, share, text, whole
 
 __all__ = ["ROWS", "dialect"]
 
@@ -35,6 +36,7 @@ _STRUCTURED: tuple[str, ...] = (
     "lora_rank_pattern",
     "deepspeed",
 )
+_STRUCTURED += ("added_tokens_overrides", "model_kwargs", "overrides_of_model_kwargs", "eot_tokens")
 _STRUCTURED += ("test_datasets", "pretraining_dataset", "chat_template_kwargs", "lr_scheduler_kwargs", "fsdp_config")
 _LISTS = ("plugins", "fsdp", "lora_target_modules", "lora_target_parameters", "lora_modules_to_save")
 
@@ -102,38 +104,17 @@ def _lengths(found: Collector) -> None:
 def _batches(found: Collector) -> None:
     micro, total = found.get("micro_batch_size"), found.get("batch_size")
     steps = found.get("gradient_accumulation_steps")
-    found.copy("micro_batch_size", "micro_batch_size", _least_one)
-    found.copy("gradient_accumulation_steps", "gradient_accumulation_steps", _least_one)
+    found.copy("micro_batch_size", "micro_batch_size", at_least_one)
+    found.copy("gradient_accumulation_steps", "gradient_accumulation_steps", at_least_one)
     if total is None:
         found.ignored("batch_size", "null is the default") if "batch_size" in found else None
     elif steps is not None and micro is not None:
         CONTRADICTION.refuse(found, "batch_size", "gradient_accumulation_steps")
     elif micro is not None:
-        found.copy("batch_size", "gradient_accumulation_steps", lambda value: _least_one(_parts(value, micro)))
+        found.copy("batch_size", "gradient_accumulation_steps", lambda value: parts_of(value, micro))
     else:
-        found.copy("batch_size", "micro_batch_size", lambda value: _least_one(_parts(value, steps or 1)))
-    if found.get("max_steps") not in (None, -1, 0):
-        found.copy("max_steps", "train_iters", _least_one)
-        if "num_epochs" in found:
-            found.ignored("num_epochs", "max_steps precedes it")
-        return
-    if "max_steps" in found:
-        found.ignored("max_steps", "no limit")
-    found.copy("num_epochs", "epochs", _least_one)
-
-
-def _least_one(value: Any) -> int:
-    made = whole(value)
-    if made < 1:
-        raise ValueError(f"given {value!r:.40}, expected at least 1")
-    return made
-
-
-def _parts(total: Any, size: Any) -> int:
-    whole_total, part = _least_one(total), _least_one(size)
-    if whole_total % part:
-        raise ValueError(f"given {whole_total}, expected a multiple of {part}")
-    return whole_total // part
+        found.copy("batch_size", "micro_batch_size", lambda value: parts_of(value, steps or 1))
+    set_length(found, "num_epochs")
 
 
 def _optimizer(found: Collector) -> None:
@@ -146,15 +127,8 @@ def _optimizer(found: Collector) -> None:
         found.unsupported(
             "learning_rate" if "learning_rate" in found else "base_model", "no learning_rate", "write one"
         )
-    decay = found.get("weight_decay", 0.0)
-    if kind != "torch":
-        found.copy("weight_decay", "optimizer.weight_decay", number)
-        found.default("optimizer.weight_decay", 0.0, "the default of Axolotl")
-    elif decay in (0, 0.0, "0.0"):
-        found.ignored("weight_decay", "none") if "weight_decay" in found else None
-    else:
-        GROUPS.refuse(found, "weight_decay")
-    _betas(found, kind)
+    set_decay(found, kind)
+    set_betas(found, kind)
     for key in ("adam_epsilon2", "adam_beta3"):
         if key in found:
             found.ignored(key, "used by CAME alone")
@@ -167,28 +141,6 @@ def _optimizer(found: Collector) -> None:
     if found.recipe.get("scheduler", {}).get("warmup_ratio") == 0.0 and "scheduler.warmup_ratio" in found.notes:
         found.set("scheduler.warmup_ratio", 0.03)  # where neither is given, three of a hundred steps, at most 100
     _least_rate(found)
-
-
-def _betas(found: Collector, kind: str) -> None:
-    given = [found.get(key) for key in ("adam_beta1", "adam_beta2")]
-    for key, epsilon in (("adam_beta1", False), ("adam_beta2", False), ("adam_epsilon", True)):
-        if key not in found:
-            continue
-        if found.get(key) is None:
-            found.ignored(key, "null is the default")
-        elif kind not in ("adamw", "adam"):
-            found.ignored(key, "this optimizer has no such number")
-        elif epsilon:
-            found.copy(key, "optimizer.eps", positive)
-        else:
-            try:
-                share(found.get(key))
-                betas = [share(0.9 if given[0] is None else given[0]), share(0.999 if given[1] is None else given[1])]
-            except ValueError as problem:
-                found.unsupported(key, str(problem), "correct the number")
-            else:
-                found.set("optimizer.betas", betas)
-                found.translated(key, "optimizer.betas")
 
 
 def _least_rate(found: Collector) -> None:
@@ -241,31 +193,15 @@ def _evaluation(found: Collector) -> None:
 
 
 def _saves(found: Collector) -> None:
-    folder = found.get("output_dir", "./model-out")
-    lone = flag_of(found.get("save_only_model"))
-    kind, place = ("huggingface", 0) if lone else ("full", 0)
-    found.set("checkpoint", [{"type": kind}])
-    if not lone:
-        found.set("checkpoint[1].type", "huggingface")
-    last = 0 if lone else 1
-    found.set(f"checkpoint[{last}].save_end_of_training", True)
-    if isinstance(folder, str) and folder:
-        found.set("run_dir", folder)
-        found.set(f"checkpoint[{last}].output_dir", f"{folder.rstrip('/')}/model")
-        found.translated("output_dir", "run_dir", f"checkpoint[{last}].output_dir") if found.get("output_dir") else None
-    else:
-        found.unsupported("output_dir", "expected a folder", "write its path")
-    if "output_dir" in found and found.get("output_dir") is None:
-        found.ignored("output_dir", "null is the default")
-    if "save_only_model" in found:
-        found.translated("save_only_model", "checkpoint[0].type")
-    _save_times(found, f"checkpoint[{place}]")
+    last = set_checkpoints(found, "./model-out")
+    lone = last == 0
+    _save_times(found, "checkpoint[0]")
     name = found.get("hub_model_id")
-    if isinstance(name, str) and re.fullmatch(r"[\w.\-]+/[\w.\-]+", name):
+    if isinstance(name, str) and re.fullmatch(r"([\w.\-]+/)?[\w.\-]+", name):
         found.copy("hub_model_id", f"checkpoint[{last}].push_to", text)
         found.set(f"checkpoint[{last}].push_private", True)
         found.translated("hub_model_id", f"checkpoint[{last}].push_private")
-    elif isinstance(name, str) and name.startswith("<"):
+    elif name:
         found.ignored("hub_model_id", "a place for a name, to be filled in")
     key = "save_total_limit"
     if lone:
@@ -279,14 +215,7 @@ def _saves(found: Collector) -> None:
         found.copy("auto_resume_from_checkpoints", "checkpoint[0].auto_resume", flag)
     elif "auto_resume_from_checkpoints" in found:
         found.ignored("auto_resume_from_checkpoints", "false is the default" if not lone else "no state is saved")
-    if found.get("resume_from_checkpoint"):
-        found.unsupported(
-            "resume_from_checkpoint",
-            "a checkpoint of another program",
-            "give base_model the path of its exported model",
-        )
-    elif "resume_from_checkpoint" in found:
-        found.ignored("resume_from_checkpoint", "null is the default")
+    set_resume(found, "")
 
 
 def _save_times(found: Collector, to: str) -> None:

@@ -6,28 +6,28 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from hooktrain import Collector
+from hooktrain import Collector, did_you_mean
 from hooktrain_recipes.axolotl_sets import SetOfRows
 from hooktrain_recipes.kinds import ERRORS
-from hooktrain_recipes.reasons import CONTRADICTION, Reason
-from hooktrain_recipes.templates import AXOLOTL
-from hooktrain_recipes.values import flag, flag_of, numeric, split_of, text, whole
+from hooktrain_recipes.templates import AXOLOTL, AXOLOTL_HUB
+from hooktrain_recipes.training_arguments import set_held_out
+from hooktrain_recipes.values import flag, flag_of, listed, text
 
 __all__ = ["SOURCE_KEYS", "held_out", "set_data"]
-
-_TEMPLATE = Reason("a chat template that is not here", "write it to a file and give tokenizer.chat_template its path")
 
 SOURCE_KEYS = {
     "path": "`data.sources[].name_or_path`",
     "name": "`data.sources[].subset`",
     "split": "`data.sources[].split`",
+    "revision": "`data.sources[].revision`",
     "data_files": "`data.sources[].data_files`",
     "type": "`data.sources[].format`, `prompts.formats`, `type`",
     "field": "`data.sources[].columns.text`",
     "field_messages": "`data.sources[].columns`",
     "field_tools": "`data.sources[].columns.tools`",
-    "message_property_mappings": "`data.sources[].format`, `data.sources[].content_key`",
-    "roles": "`data.sources[].role_mapping`",
+    "message_property_mappings": "`data.sources[].format`, `prompts.conversations`",
+    "drop_system_message": "`prompts.conversations`",
+    "roles": "`prompts.conversations`",
     "chat_template": "`tokenizer.chat_template`",
 }
 """Keys of a set and their counterparts, for the guide."""
@@ -74,7 +74,7 @@ def set_data(found: Collector) -> None:
     _texts(found, causal)
     _templates(found, "chat" in kinds)
     _masks(found, kinds)
-    _share_of_evaluation(found)
+    set_held_out(found, "val_set_size", "test_datasets")
 
 
 def _count(found: Collector, key: str) -> int:
@@ -117,6 +117,8 @@ def _templates(found: Collector, used: bool) -> None:
         if name is None and jinja is None:
             for key in keys:
                 found.ignored(key, "null is the default")
+        elif place and name == "jinja" and jinja is None:
+            found.ignored(keys[0], "chat_template_jinja of the recipe")
         elif not used:
             for key in keys:
                 found.ignored(key, "no set is written with a chat template")
@@ -159,12 +161,19 @@ def _template(found: Collector, place: str, name: Any, jinja: Any) -> None:
     if name == "tokenizer_default":
         found.ignored(key, "the tokenizer's own template is the default")
     elif name in AXOLOTL:
-        found.set("tokenizer.chat_template", AXOLOTL[name].jinja(marked=False))
+        system = found.get("default_system_message")
+        system = None if system is None else text(system)
+        found.set("tokenizer.chat_template", AXOLOTL[name].jinja(marked=False, default_system=system))
         found.translated(key, "tokenizer.chat_template")
+        if system is not None:
+            found.translated("default_system_message", "tokenizer.chat_template")
     elif re.search(_FAMILIES.get(str(name), r"(?!)"), str(found.get("base_model")).lower()):
         found.ignored(key, "it is the template that models of this family bring along")
+    elif name in AXOLOTL_HUB:
+        found.copy(key, "tokenizer.chat_template", lambda name: AXOLOTL_HUB[name])
     else:
-        _TEMPLATE.refuse(found, key, str(name))
+        close = did_you_mean(str(name), [*AXOLOTL, *AXOLOTL_HUB])
+        found.unsupported(key, f"unknown chat template '{name}'{close}", "correct it")
 
 
 def _masks(found: Collector, kinds: set[str]) -> None:
@@ -189,19 +198,9 @@ def _masks(found: Collector, kinds: set[str]) -> None:
             found.unsupported("chat_template_kwargs", "expected a mapping", "write {name: value}")
         else:
             found.ignored("chat_template_kwargs", "none is the default")
-    if "eot_tokens" in found:
-        found.ignored("eot_tokens", "the end of a turn is found in the rendered text, and trained")
-
-
-def _share_of_evaluation(found: Collector) -> None:
-    key = "val_set_size"
-    value = found.get(key)
-    if not held_out(found) or value in (None, 0, False, "0"):
-        if key in found:
-            found.ignored(key, "nothing is held out")
-    elif found.get("test_datasets"):
-        CONTRADICTION.refuse(found, key, "test_datasets")
-    elif numeric(value) >= 1:
-        found.copy(key, "data.val_size", whole)
-    else:
-        found.copy(key, "data.train_eval_split", split_of)
+    if "default_system_message" in found:
+        found.ignored("default_system_message", "used by the named chat templates alone")
+    if found.get("eot_tokens") and "chat" in kinds:
+        found.copy("eot_tokens", "data.eot_tokens", listed)
+    elif "eot_tokens" in found:
+        found.ignored("eot_tokens", "used with chat templates alone")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from hooktrain import Collector
 from hooktrain_recipes.adapters import copy_all, plain, targets, without_adapter
@@ -11,6 +10,7 @@ from hooktrain_recipes.reasons import (
     COMPILE,
     CONTRADICTION,
     DISTILLATION,
+    FP8,
     GROUPS,
     IMAGES,
     MODEL_PARALLEL,
@@ -21,14 +21,11 @@ from hooktrain_recipes.reasons import (
     TRACKER,
     Reason,
     method,
+    quantized_name,
 )
 from hooktrain_recipes.values import flag, flag_of, listed, number, text, whole
 
-__all__ = ["LIGER", "quantized_name", "set_adapter", "set_model"]
-
-_QUANTIZED = re.compile(
-    r"(?i)(^|[-_/.])(awq|gptq|aqlm|nvfp4|mxfp4|fp8|fp4|nf4|bnb|int4|int8|4bit|8bit|w4a16|w8a8|qat)($|[-_/.])"
-)
+__all__ = ["LIGER", "set_adapter", "set_model"]
 
 _ATTENTION = {
     "xformers_attention": "xformers",
@@ -65,11 +62,6 @@ _PLUGINS = {
 }
 
 
-def quantized_name(name: Any) -> bool:
-    """Whether the name of a model says that its weights are quantized."""
-    return isinstance(name, str) and _QUANTIZED.search(name) is not None
-
-
 def set_model(found: Collector) -> None:
     """Set ``model`` and ``tokenizer``."""
     if quantized_name(found.get("base_model")):
@@ -98,10 +90,19 @@ def set_model(found: Collector) -> None:
     found.copy("special_tokens.additional_special_tokens", "tokenizer.special_tokens.extra_special_tokens", listed)
     if isinstance(found.get("tokens"), list):
         found.copy("tokens", "tokenizer.add_tokens", listed)
-    for key in ("model_config", "overrides_of_model_config"):
-        if isinstance(found.get(key), dict):
-            found.set("model.hf_config_kwargs", {**found.recipe["model"].get("hf_config_kwargs", {}), **found.get(key)})
-            found.translated(key, "model.hf_config_kwargs")
+    if found.get("added_tokens_overrides"):
+        found.copy("added_tokens_overrides", "tokenizer.add_tokens", lambda given: listed(list(given.values())))
+    for key in ("model_config", "overrides_of_model_config", "model_kwargs", "overrides_of_model_kwargs"):
+        if not isinstance(found.get(key), dict):
+            continue
+        for name, value in found.get(key).items():
+            if name in ("use_cache", "low_cpu_mem_usage", "device_map"):
+                found.ignored(f"{key}.{name}", "set by the run")
+            elif name == "quantization_config":
+                QUANTIZED_BASE.refuse(found, f"{key}.{name}")
+            else:
+                found.set(f"model.hf_config_kwargs.{name}", value)
+                found.translated(f"{key}.{name}", f"model.hf_config_kwargs.{name}")
     if found.get("rope_scaling"):
         found.copy("rope_scaling", "model.hf_config_kwargs.rope_scaling", plain)
 
@@ -147,7 +148,7 @@ def _attention(found: Collector) -> None:
     key = "attn_implementation"
     wanted = found.get(key) or (_ATTENTION[names[0]] if names else None)
     if wanted == "fp8":
-        Reason("FP8 training", "remove it; dtype: bf16 is the least precision").refuse(found, key)
+        FP8.refuse(found, key)
     elif wanted in ("xformers", "sage"):  # other kernels for the same numbers
         for each in [key, *names]:
             if each in found:

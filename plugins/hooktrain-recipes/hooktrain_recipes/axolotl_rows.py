@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
 from hooktrain import Collector
 from hooktrain_recipes.axolotl_data import SOURCE_KEYS
 from hooktrain_recipes.reasons import (
     ACTIVATION_OFFLOAD,
     COMPILE,
+    DROP_LAST,
     EARLY_STOPPING,
+    FITTING_BATCH,
     FP8,
     GROUPS,
     LIMITS,
@@ -24,53 +23,14 @@ from hooktrain_recipes.reasons import (
     SMALL_STATES,
     SPIKE_GUARD,
     TRACKER,
-    Reason,
+    belongs,
     method,
+    refused,
 )
-from hooktrain_recipes.tables import Row, by, ignored, moved
-from hooktrain_recipes.values import flag, number, whole
+from hooktrain_recipes.tables import Row, all_ignored, by, moved, told
+from hooktrain_recipes.values import flag, number, text, whole
 
-__all__ = ["ROWS", "all_ignored", "belongs", "refused", "told"]
-
-
-def told(rows: Mapping[str, tuple[str, str]]) -> Iterator[Row]:
-    """Rows of keys that code translates."""
-    for key, (ours, about) in rows.items():
-        yield Row(key=key, ours=" ".join(f"`{name}`" for name in ours.split()), about=about)
-
-
-def all_ignored(reason: str, *keys: str) -> Iterator[Row]:
-    for key in keys:
-        yield ignored(key, reason)
-
-
-def refused(reason: Reason, *keys: str) -> Iterator[Row]:
-    for key in keys:
-        yield by(key, _unless_off(reason), about=reason.reason, kind="unsupported")
-
-
-def _unless_off(reason: Reason) -> Any:
-    def rule(found: Collector, path: str) -> None:
-        value = found.values[path]
-        if value is None or value is False or value in (0, "", [], {}):
-            found.ignored(path, "not used: this value asks for nothing")
-        else:
-            reason.refuse(found, path)
-
-    return rule
-
-
-def belongs(reason: Reason, to: str, *keys: str) -> Iterator[Row]:
-    """Rows of keys that belong to a method; without it they ask for nothing."""
-
-    def rule(found: Collector, path: str) -> None:
-        if found.get(to):
-            reason.refuse(found, path)
-        else:
-            found.ignored(path, f"used with {to} alone")
-
-    for key in keys:
-        yield by(key, rule, about=reason.reason, kind="unsupported")
+__all__ = ["ROWS"]
 
 
 def _tracker(found: Collector, path: str) -> None:
@@ -83,17 +43,6 @@ def _tracker(found: Collector, path: str) -> None:
         TRACKER.refuse(found, path)
 
 
-def _answers(found: Collector, path: str) -> None:
-    metrics = found.get("eval_causal_lm_metrics", ["sacrebleu", "comet", "ter", "chrf", "perplexity"])
-    if not found.get("do_causal_lm_eval") or metrics == ["perplexity"]:
-        found.ignored(path, "perplexity is the exponential of the loss that is logged")
-    else:
-        _ANSWERS.refuse(found, path)
-
-
-_ANSWERS = Reason("metrics of generated answers", "evaluate the exported model")
-_HUB = Reason("push to a hub", "upload the exported folder with `hf upload` after the run")
-_FIRST = Reason("a save after the first step", "remove it; `hooktrain verify-resume` checks that saves work")
 _NEFTUNE = ("neftune_noise_alpha", "noisy_embedding_alpha")
 _SET = "data.sources[]"
 
@@ -105,6 +54,11 @@ ROWS: tuple[Row, ...] = (
             "trust_remote_code": ("model.trust_remote_code tokenizer.trust_remote_code", ""),
             "special_tokens": ("tokenizer.special_tokens", "`additional_special_tokens` is `extra_special_tokens`"),
             "tokens": ("tokenizer.add_tokens", ""),
+            "added_tokens_overrides": ("tokenizer.add_tokens", "tokens get rows of their own in the embedding"),
+            "default_system_message": ("tokenizer.chat_template", ""),
+            "eot_tokens": ("data.eot_tokens", "the tokenizer's special tokens always end a turn"),
+            "model_kwargs": ("model.hf_config_kwargs", ""),
+            "overrides_of_model_kwargs": ("model.hf_config_kwargs", ""),
             "overrides_of_model_config": ("model.hf_config_kwargs", ""),
             "model_config": ("model.hf_config_kwargs", ""),
             "bf16": ("model.dtype model.weights_dtype", "the weights are loaded in the precision of the computation"),
@@ -188,6 +142,8 @@ ROWS: tuple[Row, ...] = (
     moved("dataloader_num_workers", "data.workers", whole),
     moved("curriculum_sampling", "data.shuffle", lambda value: not flag(value), "the opposite"),
     moved("reinit_weights", "model.from_config", flag),
+    moved("revision_of_model", "model.revision", text, "and the tokenizer's"),
+    moved("dataset_exact_deduplication", "data.exact_deduplication", flag),
     moved("neftune_noise_alpha", "neftune.noise_alpha", number),
     moved("noisy_embedding_alpha", "neftune.noise_alpha", number),
     moved("streaming_multipack_buffer_size", "data.stream_buffer", whole),
@@ -317,28 +273,18 @@ ROWS: tuple[Row, ...] = (
         )
     ),
     *refused(LIMITS, "min_sample_len"),
-    by("do_causal_lm_eval", _answers, about="perplexity is that of the logged loss", kind="ignored"),
-    by("eval_causal_lm_metrics", _answers, about="perplexity is that of the logged loss", kind="ignored"),
-    *refused(_ANSWERS, "do_bench_eval"),
-    *belongs(_ANSWERS, "do_bench_eval", "bench_dataset", "bench_split"),
-    *refused(_HUB, "hub_model_id", "push_dataset_to_hub"),
-    *belongs(_HUB, "hub_model_id", "hub_strategy", "hub_revision"),
-    *refused(_FIRST, "save_first_step"),
-    *refused(Reason("exact deduplication", "remove repeated rows from the data"), "dataset_exact_deduplication"),
-    *refused(Reason("a last batch that is left out",
-                 "remove it; a short last batch is trained"), "dataloader_drop_last"),
-    *refused(Reason("tokens with new names", "give tokenizer.add_tokens instead"), "added_tokens_overrides"),
-    *refused(Reason("a smaller embedding", "remove it"), "shrink_embeddings"),
-    *refused(Reason("a default system message", "add it to the rows as a system column"), "default_system_message"),
-    *refused(Reason("batches that fit the memory", "give micro_batch_size"), "auto_find_batch_size"),
-    *refused(Reason("arguments of from_pretrained", "write the keys of model that say the same"),
-              "overrides_of_model_kwargs", "model_kwargs"),
-    *refused(Reason("a revision of the model", "download it and give the folder's path"), "revision_of_model"),
-    by("peft_autocast_adapter_dtype", lambda found, path: found.ignored(path, "adapters are float32")
-       if found.values[path] is not False
-       else found.unsupported(path, "an adapter in the precision of the base", "remove it; adapters are float32"),
-       about="adapters are float32", kind="ignored"),
+    *all_ignored("answers are generated and scored after the training, from the exported model", "do_causal_lm_eval",
+                 "eval_causal_lm_metrics", "do_bench_eval", "bench_dataset", "bench_split"),
+    *all_ignored("the export is pushed at the end of the run, to the main branch", "hub_model_id", "hub_strategy",
+                 "hub_revision"),
+    *all_ignored("prepared data stays on this machine", "push_dataset_to_hub"),
+    *all_ignored("`hooktrain verify-resume` checks that saves work", "save_first_step"),
+    *all_ignored(DROP_LAST, "dataloader_drop_last"),
+    *all_ignored("rows of the embedding that no token has stay", "shrink_embeddings"),
+    *all_ignored(FITTING_BATCH, "auto_find_batch_size"),
+    *all_ignored("adapters are float32", "peft_autocast_adapter_dtype"),
     *all_ignored("empty", "special_tokens", "tokens", "datasets", "test_datasets", "pretraining_dataset",
                  "rope_scaling",
-                  "overrides_of_model_config", "model_config", "streaming", "type"),
+                  "overrides_of_model_config", "model_config", "type"),
+    *all_ignored("false is the default", "streaming"),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ _ROLES = {
     "assistant": {"assistant", "gpt", "chatgpt", "ai", "model", "bot", "chatbot"},
     "tool": {"tool", "observation", "function_response", "tool_response", "ipython"},
 }
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 _BUILDERS = ("json", "csv", "parquet", "arrow", "text")
 
 
@@ -55,7 +57,7 @@ class SetOfRows:
             found.unsupported(path, "a set without a path", "add the file, folder or hub name")
             return ""
         elif given in _BUILDERS and found.get(f"{path}.data_files"):
-            found.copy(f"{path}.data_files", f"{self.to}.name_or_path", _one_file)
+            self._files(f"{path}.data_files")
             found.ignored(f"{path}.path", "the files say it")
         else:
             found.copy(f"{path}.path", f"{self.to}.name_or_path", text)
@@ -66,10 +68,28 @@ class SetOfRows:
         found.copy(f"{path}.name", f"{self.to}.subset", text)
         if streamed or flag_of(found.get("streaming")):
             found.set(f"{self.to}.streaming", True)
-            if streamed and not found.get("streaming"):
+            if flag_of(found.get("streaming")):
+                found.translated("streaming", f"{self.to}.streaming")
+            else:
                 found.notes[f"{self.to}.streaming"] = "Axolotl streams `pretraining_dataset`"
         self._plain_keys()
         return self._type(streamed)
+
+    def _files(self, key: str) -> None:
+        """Set the files of a set: one by its path, several below their folder."""
+        found, to = self.found, self.to
+        try:
+            files = listed(found.get(key))
+            folder = os.path.commonpath([os.path.dirname(file) for file in files]) or "."
+        except ValueError:
+            found.unsupported(key, f"given {found.get(key)!r:.60}, expected paths below one folder", "correct them")
+            return
+        if len(files) == 1:
+            found.copy(key, f"{to}.name_or_path", lambda _: files[0])
+        else:
+            found.set(f"{to}.name_or_path", folder)
+            found.set(f"{to}.data_files", [os.path.relpath(file, folder) for file in files])
+            found.translated(key, f"{to}.name_or_path", f"{to}.data_files")
 
     def _plain_keys(self) -> None:
         found, path = self.found, self.path
@@ -95,10 +115,7 @@ class SetOfRows:
             ("input_transform", OWN_CODE.reason, OWN_CODE.remedy),
         ):
             self._unless_off(key, why, remedy)
-        if found.get(f"{path}.revision") in (None, "main"):
-            self._ignore("revision", "the newest is the default")
-        else:
-            found.unsupported(f"{path}.revision", "a revision of a set", "download it and give the folder's path")
+        found.copy(f"{path}.revision", f"{self.to}.revision", text)
         if flag_of(found.get(f"{path}.trust_remote_code")):
             OWN_CODE.refuse(found, f"{path}.trust_remote_code")
         else:
@@ -123,10 +140,11 @@ class SetOfRows:
             PREFERENCES.refuse(found, key if key in found else self.path)
             self._accept_rest(("step_separator", "max_completion_length", "train_on_last_step_only"))
             return ""
+        if kind is None:  # rows of ids
+            self._ignore("type", "rows that are tokenized are recognised by their columns")
+            return "ids"
         if not isinstance(kind, str):
-            found.unsupported(
-                key if key in found else self.path, "a set without a type", "add its type, such as chat_template"
-            )
+            found.unsupported(key, f"given {kind!r:.40}, expected the name of a type", "write one, as chat_template")
             return ""
         if kind.startswith(_PREFERRED):
             PREFERENCES.refuse(found, key)
@@ -229,81 +247,93 @@ class SetOfRows:
 
     def _chat(self, key: str) -> str:
         found, path, to = self.found, self.path, self.to
-        found.translated(key, f"{to}.format")
-        mappings = found.get(f"{path}.message_property_mappings", {})
-        mappings = mappings if isinstance(mappings, Mapping) else {}
-        role = mappings.get("role", found.get(f"{path}.message_field_role", "role"))
-        content = mappings.get("content", found.get(f"{path}.message_field_content", "content"))
-        if found.get(key).startswith("sharegpt") and not mappings and f"{path}.message_field_role" not in found:
-            role, content = "from", "value"
-        pair = (role, content)
-        form = "sharegpt" if pair == ("from", "value") else "messages"
+        legacy = found.get(key).startswith("sharegpt")
+        fields = self._fields(legacy)
+        roles = self._roles()
+        without_system = flag_of(found.get(f"{path}.drop_system_message"))
+        pair = (fields.get("role", "role"), fields.get("content", "content"))
+        column = found.get(f"{path}.field_messages", "conversations" if legacy else "messages")
+        plain = pair in (("from", "value"), ("role", "content")) and len(fields) == 2 * (pair[0] == "from")
+        if plain and not roles and not without_system:
+            form, ours = ("sharegpt", "conversations") if pair[0] == "from" else ("messages", "messages")
+        else:
+            form, ours = self._conversation(fields, roles, without_system), "messages"
+        found.set(f"{to}.format", form)
+        said = f"prompts.conversations.{form}" if found.has(f"prompts.conversations.{form}") else f"{to}.format"
         for name in ("message_property_mappings", "message_field_role", "message_field_content"):
             if f"{path}.{name}" in found:
-                found.translated(f"{path}.{name}", f"{to}.format")
-        for inner, value in mappings.items():
-            if inner not in ("role", "content") and value not in (inner, None):
-                found.unsupported(
-                    f"{path}.message_property_mappings.{inner}",
-                    "another name of a message's field",
-                    "rename it in the rows",
-                )
-        if pair not in (("from", "value"), ("role", "content")):
-            found.unsupported(
-                f"{path}.message_property_mappings",
-                "other names of a message's fields",
-                "rename them in the rows to role and content",
-            )
-        found.set(f"{to}.format", form)
-        column = {"sharegpt": "conversations", "messages": "messages"}[form]
-        messages = found.get(
-            f"{path}.field_messages", "conversations" if found.get(key).startswith("sharegpt") else "messages"
-        )
-        if isinstance(messages, str) and messages != column:
-            found.set(f"{to}.columns.{column}", messages)
-        if f"{path}.field_messages" in found:
-            found.copy(f"{path}.field_messages", f"{to}.columns.{column}", text)
+                found.translated(f"{path}.{name}", said)
+        for name in [*roles.values()] if isinstance(found.get(f"{path}.roles"), Mapping) else []:
+            found.translated(f"{path}.roles.{name}", f"{said}.roles")
+        found.translated(key, f"{to}.format")
+        if column != ours:
+            found.set(f"{to}.columns.{ours}", text(column))
+            if f"{path}.field_messages" in found:
+                found.translated(f"{path}.field_messages", f"{to}.columns.{ours}")
+        else:
+            self._ignore("field_messages", "the column that the format reads")
         if found.get(f"{path}.field_tools") not in (None, "tools"):
             found.copy(f"{path}.field_tools", f"{to}.columns.tools", text)
         else:
             self._ignore("field_tools", "`tools` is the default")
-        self._roles()
-        known = (None, "reasoning_content", "thinking", "reasoning")
-        for name in ("field_thinking", "template_thinking_key"):
-            if found.get(f"{path}.{name}") in known:
-                self._ignore(name, "reasoning is recognised, and given to the template by each of its names")
-            else:
-                found.unsupported(f"{path}.{name}", "another name of the reasoning", "rename it to reasoning_content")
-        if found.get(f"{path}.message_field_training") in (None, "train", "training", "weight"):
-            self._ignore("message_field_training", "messages with train, training or weight are recognised")
-        else:
-            found.unsupported(
-                f"{path}.message_field_training", "another name of a message's field", "rename it to train"
-            )
-        if flag_of(found.get(f"{path}.drop_system_message")):
-            found.set(f"{to}.format", "without_system")
-            found.translated(f"{path}.drop_system_message", f"{to}.format")
-            found.set(f"{to}.columns", {"messages": messages})
+        if without_system:
+            found.translated(f"{path}.drop_system_message", f"prompts.conversations.{form}.without_system")
         else:
             self._ignore("drop_system_message", "false is the default")
         self._trained()
         return "chat"
 
-    def _roles(self) -> None:
-        found, key = self.found, f"{self.path}.roles"
-        roles = found.get(key)
-        if roles is None:
-            self._ignore("roles", "null is the default")
-            return
-        for ours, theirs in roles.items() if isinstance(roles, Mapping) else ((None, roles),):
-            names = {theirs} if isinstance(theirs, str) else set(map(str, theirs)) if isinstance(theirs, list) else {""}
-            where = f"{key}.{ours}" if isinstance(roles, Mapping) else key
-            if {name.lower() for name in names} <= _ROLES.get(str(ours), set()):
-                found.ignored(where, "these names of roles are known")
+    def _fields(self, legacy: bool) -> dict[str, str]:
+        """The fields of a message that have another name than ours, by our names."""
+        found, path = self.found, self.path
+        mappings = found.get(f"{path}.message_property_mappings", {})
+        named = dict(mappings) if isinstance(mappings, Mapping) else {}
+        for ours, key in (("role", "message_field_role"), ("content", "message_field_content")):
+            if ours not in named and found.get(f"{path}.{key}") is not None:
+                named[ours] = found.get(f"{path}.{key}")
+        if legacy and not named:
+            named = {"role": "from", "content": "value"}
+        for ours, key, known, why in (
+            ("train", "message_field_training", ("train", "training", "weight"), "is recognised"),
+            ("reasoning_content", "field_thinking", _REASONING, "is recognised"),
+            ("reasoning_content", "template_thinking_key", None, "the template gets reasoning by each of its names"),
+        ):
+            given = found.get(f"{path}.{key}")
+            if given is None or known is None or given in known:
+                self._ignore(key, why if given is not None else "null is the default")
             else:
-                found.unsupported(
-                    where, "other names of roles", f"write them as role_mapping: {{user: {self.path}.NAME, ...}}"
-                )
+                named[ours] = given
+                found.translated(f"{path}.{key}", f"{self.to}.format")
+        return {str(ours): text(theirs) for ours, theirs in named.items() if theirs not in (None, ours)}
+
+    def _roles(self) -> dict[str, str]:
+        """Names of roles that are not known, with ours."""
+        found, key = self.found, f"{self.path}.roles"
+        given = found.get(key)
+        made: dict[str, str] = {}
+        if given is None:
+            self._ignore("roles", "null is the default")
+        elif not isinstance(given, Mapping):
+            found.unsupported(key, f"given {given!r:.60}, expected names by role", "write {assistant: [gpt, model]}")
+        for ours, theirs in given.items() if isinstance(given, Mapping) else ():
+            names = [theirs] if isinstance(theirs, str) else theirs if isinstance(theirs, list) else []
+            other = {str(name): str(ours) for name in names if str(name).lower() not in _ROLES.get(str(ours), ())}
+            if not other:
+                found.ignored(f"{key}.{ours}", "these names of roles are known")
+            made |= other
+        return made
+
+    def _conversation(self, fields: Mapping[str, str], roles: Mapping[str, str], without_system: bool) -> str:
+        """Write a format of messages into the recipe; returns its name."""
+        parts = {"fields": dict(fields), "roles": dict(roles), "without_system": without_system}
+        made = {name: value for name, value in parts.items() if value}
+        known = self.found.recipe.setdefault("prompts", {}).setdefault("conversations", {})
+        name = "conversation"
+        while known.get(name, made) != made:
+            name += "_"
+        known[name] = made
+        self.found.notes[f"prompts.conversations.{name}"] = "how the messages of a set are written"
+        return name
 
     def _trained(self) -> None:
         """Account for what of a conversation is trained."""
@@ -339,10 +369,3 @@ def _length(found: Collector, to: str) -> int:
     for step in to.split("."):
         target = target.get(step, {}) if isinstance(target, Mapping) else {}
     return len(target)
-
-
-def _one_file(value: Any) -> str:
-    files = listed(value)
-    if len(files) != 1:
-        raise ValueError(f"given {len(files)} files, expected one")
-    return files[0]

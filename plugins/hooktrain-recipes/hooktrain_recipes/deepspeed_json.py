@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from hooktrain import Collector
 from hooktrain_recipes.human import human
 from hooktrain_recipes.reasons import (
     ACTIVATION_OFFLOAD,
+    COMPILE,
     CONTRADICTION,
     FP8,
     MODEL_PARALLEL,
+    NVME,
     SCHEDULE,
     SMALL_STATES,
     TRACKER,
@@ -26,10 +29,14 @@ __all__ = ["DEEPSPEED_ROWS", "file_beside", "read_json", "translate_deepspeed", 
 Rule = Callable[[Collector, str, str], None]
 """Accounts for one key: the translation, its path in the original, its path in DeepSpeed's configuration."""
 
+_SHIPPED = re.compile(
+    r"(?:.*/)?(?:zero|ds_z)(?P<stage>[0-3])(?P<bf16>_bf16)?(?P<offload>_cpuoffload_(?:all|params)|_offload)?"
+    r"(?P<compile>_torch_compile)?(?:_config)?\.json"
+)
+"""The files that Axolotl and LLaMA-Factory bring along, by their names."""
 _TO = "strategy.config"
 _SIZES = "filled in from the recipe's sizes"
 _SHOWN = "shows figures, and changes nothing"
-_NVME = Reason("offloading to NVMe", "use device: cpu")
 _DATA = Reason("data ordered by DeepSpeed", "remove it; data.group_by_length orders sequences by length")
 _COMPRESSION = Reason("training method: sparsity and compression", "remove it")
 _NAMES = {"adamw": "adamw", "adam": "adamw", "fusedadam": "adamw", "cpuadam": "cpu_adam", "sgd": "sgd"}
@@ -66,7 +73,7 @@ def _refuse(why: Reason, *off: Any) -> Rule:
 
 def _offload(found: Collector, key: str, name: str) -> None:
     if found.values[key] == "nvme":
-        _NVME.refuse(found, key)
+        NVME.refuse(found, key)
     else:
         _copy(found, key, name)
 
@@ -208,11 +215,12 @@ def translate_deepspeed(found: Collector, key: str) -> None:
         return
     if not found.values[key]:
         found.ignored(key, "empty: DeepSpeed's own defaults")
-    for path in [each for each in found.leaves if each.startswith(f"{key}.")]:
+    for leaf in [each for each in found.leaves if each.startswith(f"{key}.")]:
+        name = leaf.removeprefix(f"{key}.").partition("[")[0]  # a list is one value
+        path = f"{key}.{name}"
         if found.accounted(path):
             continue
-        name = path.removeprefix(f"{key}.")
-        if found.values[path] in (None, {}) and not path.endswith("]"):
+        if found.values[path] is None or found.values[path] == {}:
             found.ignored(path, "null is the default")
             continue
         rule = next((rule for start, _, _, rule in _KEYS if name == start or name.startswith(f"{start}.")), _copy)
@@ -229,9 +237,26 @@ def translate_deepspeed_file(found: Collector, key: str, folder: Path) -> None:
     if not isinstance(given, str) or not given:
         translate_deepspeed(found, key)
         return
-    held = read_json(found, key, given, folder)
+    known = _SHIPPED.fullmatch(given)
+    if known and known["compile"]:
+        COMPILE.refuse(found, key)
+        return
+    there = any(_is_file(path) for path in _places(given, folder))
+    held = _content(known) if known and not there else read_json(found, key, given, folder)
     if held is not None:
         linked(found, key, held, translate_deepspeed)
+
+
+def _content(shipped: re.Match[str]) -> dict[str, Any]:
+    """What a file says that a program brings along, except for what changes no number."""
+    zero: dict[str, Any] = {"stage": int(shipped["stage"]), "contiguous_gradients": True}
+    offload = shipped["offload"] or ""
+    if offload.endswith(("all", "offload")):
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if offload and zero["stage"] == 3:
+        zero["offload_param"] = {"device": "cpu"}
+    made: dict[str, Any] = {"zero_optimization": zero, "gradient_clipping": "auto"}
+    return {**made, "bf16": {"enabled": True}} if shipped["bf16"] else made
 
 
 def read_json(found: Collector, key: str, name: str, folder: Path) -> Mapping[str, Any] | None:
@@ -253,11 +278,15 @@ def read_json(found: Collector, key: str, name: str, folder: Path) -> Mapping[st
 def file_beside(found: Collector, key: str, name: Any, folder: Path) -> Path | None:
     """The file that a recipe names, looked for from here, beside the recipe and in the folders above it."""
     if isinstance(name, str) and name:
-        for path in (Path(name).expanduser(), *(place / name for place in (folder, *folder.parents))):
+        for path in _places(name, folder):
             if _is_file(path):
                 return path
     found.unsupported(key, f"the file {name!r:.80} is not there", "give the path of a file, from the recipe's folder")
     return None
+
+
+def _places(name: str, folder: Path) -> list[Path]:
+    return [Path(name).expanduser(), *(place / name for place in (folder, *folder.parents))]
 
 
 def _is_file(path: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hooktrain import Collector
 from hooktrain_recipes.values import flag, flag_of
 
-__all__ = ["FSDP_KEYS", "set_fsdp"]
+__all__ = ["FSDP_KEYS", "set_fsdp", "set_fsdp_keys", "shard"]
 
 FSDP_KEYS = {
     "auto_wrap_policy": "the blocks of the model are found",
@@ -19,6 +19,7 @@ FSDP_KEYS = {
     "use_orig_params": "FSDP2 keeps the parameters as they are",
     "limit_all_gathers": "FSDP2 limits them itself",
     "backward_prefetch": "when weights are gathered changes no number",
+    "backward_prefetch_policy": "when weights are gathered changes no number",
     "forward_prefetch": "when weights are gathered changes no number",
     "reshard_after_forward": "when weights are gathered changes no number",
     "cpu_offload_pin_memory": "used with offloading alone",
@@ -37,6 +38,7 @@ def set_fsdp(found: Collector, fsdp: str = "fsdp", config: str = "fsdp_config") 
     """Set ``strategy`` for FSDP and account for its keys; returns whether the original asks for it."""
     words = found.get(fsdp)
     listed = words if isinstance(words, list) else str(words or "").replace(",", " ").split()
+    listed = [] if listed == ["False"] else listed
     sharding = str(found.get(f"{config}.fsdp_sharding_strategy", found.get(f"{config}.sharding_strategy", ""))).upper()
     given = found.get(config)
     on = bool(listed) or (
@@ -44,22 +46,31 @@ def set_fsdp(found: Collector, fsdp: str = "fsdp", config: str = "fsdp_config") 
     )
     on = on and "no_shard" not in listed and sharding not in ("NO_SHARD", "3")
     if fsdp in found:
-        if on and listed:
-            found.translated(fsdp, "strategy.data_parallel", "strategy.type")
-        else:
-            found.ignored(fsdp, "not used")
+        found.ignored(fsdp, "not used") if not (on and listed) else None
     if on:
-        found.set("strategy.type", "torch")
-        found.set("strategy.data_parallel", "fsdp2")
-        if not listed:
-            found.translated(config, "strategy.data_parallel", "strategy.type")
+        shard(found, fsdp if listed else config)
     if given is None:
         found.ignored(config, "null is the default") if config in found else None
         return on
     if not isinstance(given, dict):
         found.unsupported(config, "expected a mapping", "write {name: value}; a file's content goes there")
         return on
-    for key, value in given.items():
+    set_fsdp_keys(found, config, on)
+    if not given:
+        found.ignored(config, "empty")
+    return on
+
+
+def shard(found: Collector, key: str) -> None:
+    """Shard over ranks with FSDP2, as a key asks for."""
+    found.set("strategy.type", "torch")
+    found.set("strategy.data_parallel", "fsdp2")
+    found.translated(key, "strategy.type", "strategy.data_parallel")
+
+
+def set_fsdp_keys(found: Collector, config: str, on: bool) -> None:
+    """Account for the keys of an FSDP configuration, a mapping; ``on`` is whether weights are sharded."""
+    for key, value in found.values[config].items():
         path, name = f"{config}.{key}", str(key).removeprefix("fsdp_")
         if name in ("offload_params", "cpu_offload") and flag_of(value):
             found.ignored(path, _OFFLOAD)
@@ -76,6 +87,3 @@ def set_fsdp(found: Collector, fsdp: str = "fsdp", config: str = "fsdp_config") 
             found.ignored(path, FSDP_KEYS.get(name, "not used"))
         else:
             found.unsupported(path, "unknown key of FSDP", "remove it")
-    if not given:
-        found.ignored(config, "empty")
-    return on

@@ -42,7 +42,17 @@ def guarded(found: Collector, translate: Callable[[], object], key: str) -> None
 
 
 def refuse_unknown(found: Collector, rows: Iterable[Row]) -> None:
-    """Refuse the keys that nothing accounts for, with the known key that each resembles."""
-    known = [row.key for row in rows]
+    """Account for the keys that nothing accounts for yet.
+
+    Those of the table ask for nothing if they are empty, and are refused for their value otherwise. Others are refused
+    with the known key that each resembles.
+    """
+    known = {row.key for row in rows}
     for key in found.unaccounted():
-        found.unsupported(key, f"unknown key of {found.program}{did_you_mean(key, known)}", "correct or remove it")
+        value = found.values[key]
+        if key not in known:
+            found.unsupported(key, f"unknown key of {found.program}{did_you_mean(key, known)}", "correct or remove it")
+        elif value is None or value is False or value in (0, "", [], {}):
+            found.ignored(key, "not used: this value asks for nothing")
+        else:
+            found.unsupported(key, f"given {value!r:.60}, which {found.program} does not use here", "remove it")

@@ -15,7 +15,7 @@ from hooktrain_recipes.deepspeed_json import translate_deepspeed_file
 from hooktrain_recipes.explained import explain
 from hooktrain_recipes.fsdp import set_fsdp
 from hooktrain_recipes.kinds import check_kinds, guarded, refuse_unknown
-from hooktrain_recipes.llamafactory_data import quantized_name, set_data
+from hooktrain_recipes.llamafactory_data import set_data
 from hooktrain_recipes.llamafactory_rows import ROWS as ROWS_V0
 from hooktrain_recipes.llamafactory_training import set_evaluation, set_optimizer_of, set_saves
 from hooktrain_recipes.llamafactory_v1 import ROWS as ROWS_V1
@@ -28,8 +28,10 @@ from hooktrain_recipes.reasons import (
     PREFERENCES,
     QUANTIZED_BASE,
     ROLLOUTS,
+    quantized_name,
 )
 from hooktrain_recipes.tables import Row, apply
+from hooktrain_recipes.training_arguments import set_length
 from hooktrain_recipes.values import at_least_one, flag, flag_of, listed, number, numeric, share, text, whole
 
 __all__ = ["ROWS", "dialect"]
@@ -328,15 +330,7 @@ def _said(found: Collector, key: str, to: str, value: Any) -> None:
 def _batches(found: Collector) -> None:
     found.copy("per_device_train_batch_size", "micro_batch_size", at_least_one)
     found.default("micro_batch_size", 8, f"the default of {_PROGRAM}")
-    if numeric(found.get("max_steps")) > 0:
-        found.copy("max_steps", "train_iters", at_least_one)
-        if "num_train_epochs" in found:
-            found.ignored("num_train_epochs", "max_steps precedes it")
-        return
-    if "max_steps" in found:
-        found.ignored("max_steps", "no limit")
-    found.copy("num_train_epochs", "epochs", at_least_one)
-    found.default("epochs", 3, f"the default of {_PROGRAM}")
+    set_length(found, "num_train_epochs", 3)
 
 
 def _strategy(found: Collector, folder: Path) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from hooktrain import Collector, did_you_mean
-from hooktrain_recipes.axolotl_model import quantized_name
-from hooktrain_recipes.reasons import ACCOUNT_SOURCE, CONTRADICTION, IMAGES, OWN_CODE, PREFERENCES, Reason
-from hooktrain_recipes.templates import LLAMA_FACTORY
-from hooktrain_recipes.values import flag, flag_of, listed, number, numeric, split_of, whole
+from hooktrain_recipes.reasons import ACCOUNT_SOURCE, CONTRADICTION, IMAGES, OWN_CODE, PREFERENCES, method
+from hooktrain_recipes.templates import LLAMA_FACTORY, LLAMA_FACTORY_HUB
+from hooktrain_recipes.training_arguments import set_held_out, set_text_column
+from hooktrain_recipes.values import flag, flag_of, listed, number, whole
 
-__all__ = ["find_file", "quantized_name", "set_data"]
+__all__ = ["find_file", "set_data"]
 
 _DEMOS: Mapping[str, Mapping[str, Any]] = {
     "identity": {},
@@ -49,8 +49,8 @@ _TAGS = {
     "system_tag": "system",
 }
 _MEDIA = ("images", "videos", "audios")
-_TEMPLATE = Reason("a chat template that is not here", "write it to a file and give tokenizer.chat_template its path")
-_MIXING = Reason("sets that are interleaved", "give the sources a weight: an epoch draws from them in proportion")
+_FOR_IMAGES = (*("dots_ocr", "ernie_vl", "granite3_vision", "minicpm_o", "moss_vl", "paligemma", "yi_vl", "youtu_vl"),)
+"""Templates of models for pictures that have no counterpart for text alone."""
 
 
 def find_file(name: str, folder: Path) -> Path | None:
@@ -83,7 +83,7 @@ def set_data(found: Collector, folder: Path) -> bool:
         if plain and key in found:
             found.ignored(key, "texts have no chat template")
     _masks(found, plain)
-    _held_out(found)
+    set_held_out(found, "val_size", "eval_dataset")
     return media
 
 
@@ -184,10 +184,7 @@ def _form(
     renamed = {ours: given[name] for name, ours in _COMMON.items() if name in given and given[name] != ours}
     if plain:
         column = given.get("prompt", "instruction" if columns is None else "text")
-        if found.recipe.get("data", {}).get("text_column", column) != column:
-            found.unsupported(key, "sets of text with other columns", "rename the column in the rows")
-        found.set("data.text_column", column)
-        found.translated(key, "data.text_column")
+        set_text_column(found, key, to, column)
         return
     if form == "alpaca":
         found.set(f"{to}.format", "alpaca")
@@ -243,9 +240,12 @@ def _sizes(found: Collector, key: str, to: str, count: int) -> None:
         for at in range(count):
             found.copy("streaming", f"{to}[{at}].streaming", flag)
             found.translated("streaming", f"{to}[{at}].streaming")
-    if found.get("interleave_probs") and str(found.get("mix_strategy", "")).startswith("interleave"):
+    elif "streaming" in found:
+        found.ignored("streaming", "false is the default")
+    if str(found.get("mix_strategy", "concat")).startswith("interleave"):
+        given = found.get("interleave_probs")
         try:
-            shares = [number(each) for each in listed(str(found.get("interleave_probs")))]
+            shares = [1.0] * count if given is None else [number(each) for each in listed(str(given))]
         except ValueError as problem:
             found.unsupported("interleave_probs", str(problem), "write numbers with commas")
             return
@@ -254,10 +254,11 @@ def _sizes(found: Collector, key: str, to: str, count: int) -> None:
         else:
             for at, each in enumerate(shares):
                 found.set(f"{to}[{at}].weight", each)
-                found.translated("interleave_probs", f"{to}[{at}].weight")
+                found.translated("interleave_probs", f"{to}[{at}].weight") if given is not None else None
                 found.translated("mix_strategy", f"{to}[{at}].weight")
-    elif str(found.get("mix_strategy", "concat")) != "concat":
-        _MIXING.refuse(found, "mix_strategy")
+    elif found.get("mix_strategy", "concat") != "concat":
+        given = f"given {found.get('mix_strategy')!r:.40}"
+        found.unsupported("mix_strategy", f"{given}, expected concat or interleave_under", "correct it")
 
 
 def _length(found: Collector, plain: bool) -> None:
@@ -280,15 +281,24 @@ def _template(found: Collector) -> None:
     if name is None:
         found.ignored(key, "the tokenizer's own template") if key in found else None
         for other in ("default_system", "enable_thinking"):
-            if found.get(other) is not None and not (other == "enable_thinking" and found.get(other) is True):
-                found.unsupported(other, "a template that is made from the tokenizer's", "name a template")
-            elif other in found:
+            if other not in found:
+                continue
+            if found.get(other) in (None, True, ""):
                 found.ignored(other, "the default")
+            elif other == "enable_thinking":
+                found.copy(other, "data.chat_template_kwargs.enable_thinking", flag)
+            else:
+                method("a system message within the tokenizer's own template").refuse(found, other)
         return
     known = LLAMA_FACTORY.get(name) if isinstance(name, str) else None
     system = found.get("default_system")
-    if known is None:
-        _TEMPLATE.refuse(found, key, f"{name!r:.40}")
+    if known is None and name in LLAMA_FACTORY_HUB:
+        found.copy(key, "tokenizer.chat_template", lambda name: LLAMA_FACTORY_HUB[name])
+    elif name in _FOR_IMAGES:
+        IMAGES.refuse(found, key, "a template for them")
+    elif known is None:
+        close = did_you_mean(str(name), [*LLAMA_FACTORY, *LLAMA_FACTORY_HUB])
+        found.unsupported(key, f"unknown template {name!r:.40}{close}", "correct it")
     else:
         thinking = (
             found.get("enable_thinking", True) if "enable_thinking" not in found else found.values["enable_thinking"]
@@ -333,17 +343,3 @@ def _masks(found: Collector, plain: bool) -> None:
         found.copy("disable_shuffling", "data.shuffle", lambda value: not flag(value))
     elif "disable_shuffling" in found:
         found.ignored("disable_shuffling", "false is the default")
-
-
-def _held_out(found: Collector) -> None:
-    key, value = "val_size", found.get("val_size")
-    if key not in found:
-        return
-    if value in (None, 0, 0.0, "0", "0.0"):
-        found.ignored(key, "nothing is held out")
-    elif found.get("eval_dataset"):
-        CONTRADICTION.refuse(found, key, "eval_dataset")
-    elif numeric(value) >= 1:
-        found.copy(key, "data.val_size", whole)
-    else:
-        found.copy(key, "data.train_eval_split", split_of)

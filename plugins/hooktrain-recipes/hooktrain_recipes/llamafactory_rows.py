@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hooktrain import Collector
-from hooktrain_recipes.axolotl_rows import all_ignored, belongs, refused, told
 from hooktrain_recipes.reasons import (
     ACTIVATION_OFFLOAD,
     COMPILE,
+    DROP_LAST,
     EARLY_STOPPING,
+    FITTING_BATCH,
     FP8,
     GROUPS,
     MODEL_PARALLEL,
@@ -19,10 +20,12 @@ from hooktrain_recipes.reasons import (
     SMALL_STATES,
     TRACKER,
     Reason,
+    belongs,
     method,
+    refused,
 )
-from hooktrain_recipes.tables import Row, by, moved
-from hooktrain_recipes.values import flag, number, whole
+from hooktrain_recipes.tables import Row, all_ignored, by, moved, told
+from hooktrain_recipes.values import flag, number, text, whole
 
 __all__ = ["ROWS"]
 
@@ -42,13 +45,6 @@ def _sizes(found: Collector, path: str) -> None:
         MODEL_PARALLEL.refuse(found, path)
 
 
-def _smoothing(found: Collector, path: str) -> None:
-    if found.values[path] in (None, 0, False, "0"):
-        found.ignored(path, "not used")
-    else:
-        _ANSWERS.refuse(found, path)
-
-
 def _frozen(found: Collector, path: str) -> None:
     if found.get("finetuning_type") == "freeze" and found.values[path] is not None:
         GROUPS.refuse(found, path)
@@ -66,17 +62,7 @@ def _of_stage(reason: Reason, *stages: str) -> Callable[[Collector, str], None]:
     return rule
 
 
-def _revision(found: Collector, path: str) -> None:
-    if found.values[path] in (None, "main"):
-        found.ignored(path, "the newest is the default")
-    else:
-        found.unsupported(path, "a revision of the model", "download it and give the folder's path")
-
-
 _preferred, _rolled = _of_stage(PREFERENCES, "rm", "dpo", "kto"), _of_stage(ROLLOUTS, "ppo")
-_ANSWERS = Reason("metrics of generated answers", "evaluate the exported model")
-_HUB = Reason("push to a hub", "upload the exported folder with `hf upload` after the run")
-_ROPE = Reason("scaled positions", "write model.hf_config_kwargs: {rope_parameters: ...}")
 
 
 ROWS: tuple[Row, ...] = (
@@ -166,6 +152,7 @@ ROWS: tuple[Row, ...] = (
     moved("group_by_length", "data.group_by_length", flag),
     moved("buffer_size", "data.stream_buffer", whole),
     moved("train_from_scratch", "model.from_config", flag),
+    moved("model_revision", "model.revision", text, "and the tokenizer's"),
     moved("neftune_noise_alpha", "neftune.noise_alpha", number),
     *all_ignored("the recipe says that it trains", "do_train"),
     *all_ignored("prepared data is cached on its own, and prepared again where it has changed", "overwrite_cache",
@@ -277,17 +264,14 @@ ROWS: tuple[Row, ...] = (
              "profiler_active_steps", "profiler_repeat", "profiler_record_shapes", "profiler_profile_memory",
              "profiler_with_stack"),
     *belongs(TRACKER, "report_to", "project"),
-    *(by(key, _smoothing, about=_ANSWERS.reason, kind="unsupported") for key in ("predict_with_generate",
-                 "do_predict")),
-    *refused(_HUB, "export_hub_model_id"),
+    *all_ignored("answers are generated and scored after the training, from the exported model",
+                 "predict_with_generate", "do_predict"),
+    *all_ignored("used by the command that exports a model", "export_hub_model_id"),
     *all_ignored("the export is pushed at the end of the run, where push_to_hub asks for it", "push_to_hub",
                  "hub_model_id",
                  "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision"),
-    *refused(_ROPE, "rope_scaling"),
-    *refused(Reason("new tokens that begin from a description",
-                 "use tokenizer.add_tokens"), "new_special_tokens_config"),
-    by("model_revision", _revision, about="a revision of the model", kind="unsupported"),
-    *refused(Reason("a last batch that is left out",
-                 "remove it; a short last batch is trained"), "dataloader_drop_last"),
-    *refused(Reason("batches that fit the memory", "give micro_batch_size"), "auto_find_batch_size"),
+    *refused(method("scaled positions"), "rope_scaling"),
+    *refused(method("new tokens that begin from a description"), "new_special_tokens_config"),
+    *all_ignored(DROP_LAST, "dataloader_drop_last"),
+    *all_ignored(FITTING_BATCH, "auto_find_batch_size"),
 )  # fmt: skip

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from hooktrain import Collector
 from hooktrain_recipes.optimizers import set_optimizer
-from hooktrain_recipes.reasons import EPOCH_FRACTION, GROUPS, SMALL_STATES, Reason
+from hooktrain_recipes.reasons import EARLY_STOPPING, EPOCH_FRACTION, GROUPS, SMALL_STATES
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
-from hooktrain_recipes.values import at_least_one, flag, flag_of, number, numeric, positive, share, text, whole
+from hooktrain_recipes.training_arguments import set_betas, set_checkpoints, set_decay, set_resume
+from hooktrain_recipes.values import at_least_one, flag, flag_of, numeric, positive, text, whole
 
 __all__ = ["set_evaluation", "set_optimizer_of", "set_saves"]
 
@@ -24,37 +25,9 @@ def set_optimizer_of(found: Collector) -> None:
         found.ignored("optim", "null is the default")
     found.copy("learning_rate", "optimizer.lr", positive)
     found.default("optimizer.lr", 5e-5, f"the default of {_PROGRAM}")
-    if kind != "torch":
-        found.copy("weight_decay", "optimizer.weight_decay", number)
-        found.default("optimizer.weight_decay", 0.0, f"the default of {_PROGRAM}")
-    elif numeric(found.get("weight_decay")):
-        GROUPS.refuse(found, "weight_decay")
-    elif "weight_decay" in found:
-        found.ignored("weight_decay", "none")
+    set_decay(found, kind)
     set_betas(found, kind)
     set_schedule(found, ScheduleKeys(), "linear", _PROGRAM)
-
-
-def set_betas(found: Collector, kind: str) -> None:
-    """Set the betas and epsilon of Adam."""
-    given = [found.get(key) for key in ("adam_beta1", "adam_beta2")]
-    for key in ("adam_beta1", "adam_beta2", "adam_epsilon"):
-        if key not in found:
-            continue
-        if found.get(key) is None or kind not in ("adamw", "adam"):
-            found.ignored(
-                key, "this optimizer has no such number" if found.get(key) is not None else "null is the default"
-            )
-        elif key == "adam_epsilon":
-            found.copy(key, "optimizer.eps", positive)
-        else:
-            try:
-                betas = [share(0.9 if given[0] is None else given[0]), share(0.999 if given[1] is None else given[1])]
-            except ValueError as problem:
-                found.unsupported(key, str(problem), "correct the number")
-            else:
-                found.set("optimizer.betas", betas)
-                found.translated(key, "optimizer.betas")
 
 
 def set_evaluation(found: Collector) -> None:
@@ -75,7 +48,7 @@ def set_evaluation(found: Collector) -> None:
         elif key == "eval_on_start":
             found.copy(key, "eval_at_start", flag)
         elif key == "eval_delay":
-            found.unsupported(key, "evaluations that begin later", "remove it")
+            EPOCH_FRACTION.refuse(found, key, "evaluations from a later step on")
         elif value == "epoch" and (found.recipe.get("epochs") != 1 or found.has("train_iters")):
             EPOCH_FRACTION.refuse(found, key)
         elif key in ("eval_strategy", "evaluation_strategy") and value not in ("steps", "epoch"):
@@ -89,22 +62,8 @@ def set_evaluation(found: Collector) -> None:
 
 
 def set_saves(found: Collector) -> None:
-    lone, folder = flag_of(found.get("save_only_model")), found.get("output_dir")
-    found.set("checkpoint", [{"type": "huggingface" if lone else "full"}])
-    if not lone:
-        found.set("checkpoint[1].type", "huggingface")
-    last = 0 if lone else 1
-    found.set(f"checkpoint[{last}].save_end_of_training", True)
-    if isinstance(folder, str) and folder:
-        found.set("run_dir", folder)
-        found.set(f"checkpoint[{last}].output_dir", f"{folder.rstrip('/')}/model")
-        found.translated("output_dir", "run_dir", f"checkpoint[{last}].output_dir")
-    elif folder is not None:
-        found.unsupported("output_dir", "expected a folder", "write its path")
-    elif "output_dir" in found:
-        found.ignored("output_dir", "null is the default")
-    if "save_only_model" in found:
-        found.translated("save_only_model", "checkpoint[0].type")
+    last = set_checkpoints(found)
+    lone = last == 0
     set_push(found, last)
     strategy = str(found.get("save_strategy", "steps")).lower()
     steps = found.get("save_steps", 500)
@@ -117,9 +76,7 @@ def set_saves(found: Collector) -> None:
         found.set("checkpoint[0].save_every_n_epochs", 1)
         found.translated("save_strategy", "checkpoint[0].save_every_n_epochs")
     elif strategy == "best":
-        Reason("evaluations and saves by fractions of an epoch", "write keep_best in the new recipe").refuse(
-            found, "save_strategy"
-        )
+        EARLY_STOPPING.refuse(found, "save_strategy", "the best model")
     elif strategy != "no":
         found.unsupported(
             "save_strategy", f"given {strategy!r:.40}, expected no, steps, epoch or best", "write one of them"
@@ -131,17 +88,7 @@ def set_saves(found: Collector) -> None:
         found.copy("save_total_limit", "checkpoint[0].keep_last", whole)
     elif "save_total_limit" in found:
         found.ignored("save_total_limit", "every export is kept" if found.get("save_total_limit") else "all are kept")
-    again = found.get("resume_from_checkpoint")
-    if again in (True, "true", "auto") and not lone:
-        found.copy("resume_from_checkpoint", "checkpoint[0].auto_resume", lambda _: True)
-    elif again not in (None, False, ""):
-        found.unsupported(
-            "resume_from_checkpoint",
-            "a checkpoint of another program",
-            "give model_name_or_path the path of its export",
-        )
-    elif "resume_from_checkpoint" in found:
-        found.ignored("resume_from_checkpoint", "null is the default")
+    set_resume(found, "" if lone else "checkpoint[0]", (True, "true", "auto"))
 
 
 def set_push(found: Collector, last: int) -> None:

@@ -13,6 +13,7 @@ from hooktrain_recipes.adapters import copy_all, targets
 from hooktrain_recipes.deepspeed_json import translate_deepspeed_file
 from hooktrain_recipes.llamafactory_data import find_file
 from hooktrain_recipes.reasons import (
+    EPOCH_FRACTION,
     GROUPS,
     IMAGES,
     MODEL_PARALLEL,
@@ -22,7 +23,8 @@ from hooktrain_recipes.reasons import (
     Reason,
 )
 from hooktrain_recipes.tables import Row, by, ignored, moved
-from hooktrain_recipes.values import flag, flag_of, listed, number, positive, text, whole
+from hooktrain_recipes.training_arguments import set_checkpoints, set_length, set_resume
+from hooktrain_recipes.values import flag, flag_of, listed, number, parts_of, positive, text, whole
 
 __all__ = ["ROWS", "set_v1"]
 
@@ -153,23 +155,8 @@ def set_v1(found: Collector, folder: Path) -> None:
 
 
 def _numbers(found: Collector) -> None:
-    found.set("checkpoint", [{"type": "full"}, {"type": "huggingface", "save_end_of_training": True}])
-    folder = found.get("output_dir")
-    if isinstance(folder, str) and folder:
-        found.set("run_dir", folder)
-        found.set("checkpoint[1].output_dir", f"{folder.rstrip('/')}/model")
-        found.translated("output_dir", "run_dir", "checkpoint[1].output_dir")
-    elif "output_dir" in found:
-        found.unsupported("output_dir", "expected a folder", "write its path")
-    steps = found.get("max_steps")
-    if steps not in (None, 0, -1):
-        found.copy("max_steps", "train_iters", whole)
-        if "num_train_epochs" in found:
-            found.ignored("num_train_epochs", "max_steps precedes it")
-    else:
-        found.ignored("max_steps", "no limit") if "max_steps" in found else None
-        found.copy("num_train_epochs", "epochs", whole)
-        found.default("epochs", 3, _DEFAULT)
+    set_checkpoints(found)
+    set_length(found, "num_train_epochs", 3)
     if "bf16" in found:
         found.copy("bf16", "model.dtype", lambda value: "bf16" if flag(value) else "fp32")
     found.default("model.dtype", "bf16", _DEFAULT)
@@ -177,33 +164,18 @@ def _numbers(found: Collector) -> None:
         found.copy(
             "global_batch_size",
             "gradient_accumulation_steps",
-            lambda total: _parts(total, found.get("micro_batch_size", 1)),
+            lambda total: parts_of(total, found.get("micro_batch_size", 1)),
         )
     elif "global_batch_size" in found:
         found.ignored("global_batch_size", "one micro-batch is a step")
     epochs = found.get("save_epochs")
     if isinstance(epochs, float) and epochs != int(epochs):
-        Reason("evaluations and saves by fractions of an epoch", "give save_steps").refuse(found, "save_epochs")
+        EPOCH_FRACTION.refuse(found, "save_epochs")
     elif epochs is not None:
         found.copy("save_epochs", "checkpoint[0].save_every_n_epochs", whole)
     elif "save_epochs" in found:
         found.ignored("save_epochs", "null is the default")
-    again = found.get("resume_from_checkpoint")
-    if again == "auto":
-        found.copy("resume_from_checkpoint", "checkpoint[0].auto_resume", lambda _: True)
-    elif again:
-        found.unsupported(
-            "resume_from_checkpoint", "a checkpoint of another program", "give model the path of its export"
-        )
-    elif "resume_from_checkpoint" in found:
-        found.ignored("resume_from_checkpoint", "null is the default")
-
-
-def _parts(total: Any, size: Any) -> int:
-    made, part = whole(total), max(1, whole(size))
-    if made < 1 or made % part:
-        raise ValueError(f"given {total!r:.40}, expected a multiple of {part}")
-    return made // part
+    set_resume(found, "checkpoint[0]", ("auto",))
 
 
 def _sections(found: Collector, folder: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hooktrain import Collector, did_you_mean
-from hooktrain_recipes.reasons import GROUPS, SMALL_STATES, Reason
+from hooktrain_recipes.reasons import GROUPS, SCHEDULE, SMALL_STATES
 
 __all__ = ["OPTIMIZERS", "set_optimizer"]
 
@@ -38,6 +38,17 @@ OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
     "sgd": {"type": "sgd"},
     "adagrad": {"type": "torch", "name": "Adagrad"},
     "rmsprop": {"type": "torch", "name": "RMSprop"},
+    **{
+        theirs: {"type": "torch", "name": name, **({"arguments": arguments} if arguments else {})}
+        for names, name, arguments in (
+            ("lion lion_32bit paged_lion_32bit", "bitsandbytes.optim.Lion", {"betas": [0.9, 0.999]}),
+            ("ademamix paged_ademamix_32bit", "bitsandbytes.optim.AdEMAMix", {}),
+            ("rmsprop_bnb rmsprop_32bit", "bitsandbytes.optim.RMSprop", {}),
+            ("grokadamw", "grokadamw.GrokAdamW", {}),
+            ("optimi_adamw", "optimi.AdamW", {}),
+        )
+        for theirs in names.split()
+    },
 }
 """The optimizer here, by its name there. One of ``type: torch`` has neither betas nor decay of matrices alone."""
 
@@ -45,10 +56,7 @@ _SMALL = re.compile(
     r"8bit|4bit|fp8|galore|apollo|lomo|badam|adam_mini|came|flash_(adam|sgd|lion)|sinkgd|stable_adamw|anyprecision"
 )
 _GROUPED = ("muon", "dion", "normuon", "adopt_adamw")
-_OTHERS = (
-    "grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "lion", "lion_32bit",
-    "paged_lion_32bit", "ademamix", "paged_ademamix_32bit", "rmsprop_bnb", "rmsprop_32bit", "optimi_adamw",
-)  # fmt: skip
+_SCHEDULED = ("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd")
 
 
 def set_optimizer(found: Collector, key: str, name: Any, said: str = "") -> str:
@@ -82,10 +90,8 @@ def _refuse(found: Collector, key: str, name: str) -> None:
         SMALL_STATES.refuse(found, key)
     elif name in _GROUPED:  # one optimizer for matrices and another for the rest
         GROUPS.refuse(found, key)
-    elif name in _OTHERS:
-        Reason(
-            "an optimizer that is not here", "use adamw, or optimizer: {type: torch, name: package.module.Class}"
-        ).refuse(found, key, name)
+    elif name in _SCHEDULED:
+        SCHEDULE.refuse(found, key, name)
     else:
-        close = did_you_mean(name, [*OPTIMIZERS, *_OTHERS, *_GROUPED])
+        close = did_you_mean(name, [*OPTIMIZERS, *_SCHEDULED, *_GROUPED])
         found.unsupported(key, f"unknown optimizer '{name}'{close}", f"use one of {', '.join(OPTIMIZERS)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from hooktrain import DataError, field, hookimpl
+from hooktrain import DataError, field, hookimpl, unstructure
 
 if TYPE_CHECKING:
     from hooktrain_sft import Format
@@ -40,6 +40,20 @@ def _check_formats(_: Any, __: Any, value: Mapping[str, Mapping[str, str]]) -> N
             places_of(text, _PARTS[part] if part != "default_system" else None, f"{name}.{part}")
 
 
+def _check_conversations(_: Any, __: Any, value: Mapping[str, Mapping[str, Any]]) -> None:
+    kinds = {"fields": Mapping, "roles": Mapping, "without_system": bool}
+    for name, parts in value.items():
+        if not isinstance(parts, Mapping):
+            raise ValueError(f"given {parts!r} for '{name}', expected a mapping of {', '.join(kinds)}")
+        for part, given in parts.items():
+            if part not in kinds:
+                raise ValueError(f"given '{part}' in '{name}', expected one of {', '.join(kinds)}")
+            texts = [text for pair in given.items() for text in pair] if isinstance(given, Mapping) else []
+            if not isinstance(given, kinds[part]) or not all(isinstance(text, str) for text in texts):
+                wanted = "true or false" if kinds[part] is bool else "names by name"
+                raise ValueError(f"given {given!r} for '{name}.{part}', expected {wanted}")
+
+
 def places_of(text: str, known: tuple[str, ...] | None, where: str) -> set[str]:
     """Return the places of a text, such as ``{instruction}``; any, as plain text, where none are known.
 
@@ -67,18 +81,23 @@ class PromptsSettings:
     """For each, the text ``prompt`` with the places ``{instruction}`` and ``{input}``; ``without_input`` for examples
     with no input; ``system``, which writes a system text before it at ``{system}``; ``default_system``; ``answer``
     with ``{output}``. The columns are ``instruction`` and ``output``, and ``input`` and ``system`` if there are."""
+    conversations: Mapping[str, Mapping[str, Any]] = field(factory=dict, validator=_check_conversations)
+    """For each, how the column ``messages`` is written: ``fields``, names of fields of a message by ours, such as
+    ``{role: speaker, content: said}``; ``roles``, our roles by those of the data, such as ``{narrator: assistant}``;
+    ``without_system: true`` removes the messages of the system."""
 
 
 class PromptsPlugin:
     """Registers the formats of the recipe's section ``prompts``.
 
     Args:
-        formats: the formats by name, for a plugin that is made without a recipe.
+        formats: the formats of instructions by name, for a plugin that is made without a recipe.
     """
 
     def __init__(self, formats: Mapping[str, Mapping[str, str]] | None = None) -> None:
         # plain values, which prepared data is compared by
         self.formats = {name: dict(parts) for name, parts in (formats or {}).items()}
+        self.conversations: dict[str, dict[str, Any]] = {}
 
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
@@ -86,8 +105,9 @@ class PromptsPlugin:
 
     @hookimpl
     def unused_hooks(self, recipe: Recipe) -> list[str]:
-        given = recipe.settings["prompts"].formats
-        self.formats = {name: dict(parts) for name, parts in given.items()}
+        given = recipe.settings["prompts"]
+        self.formats = {name: dict(parts) for name, parts in given.formats.items()}
+        self.conversations = {name: unstructure(parts) for name, parts in given.conversations.items()}
         return []
 
     @hookimpl(optionalhook=True)
@@ -95,8 +115,9 @@ class PromptsPlugin:
         from hooktrain_sft import Format, SourceOptions
 
         name = SourceOptions.of(source, config).format  # a format of the recipe is never recognised, only named
-        if name == "without_system":
-            return {name: Format(name, "'messages'", _recognise_messages, _without_system)}
+        if name in self.conversations:
+            read = _Messages(**self.conversations[name])
+            return {name: Format(name, "'messages'", _recognise_messages, read)}
         if name == "alpaca_joined":
             return {name: Format(name, "'instruction' and 'output'", _recognise, _joined, "messages", _COLUMNS)}
         if name not in self.formats:
@@ -116,21 +137,45 @@ def _recognise_messages(columns: Sequence[str], example: Mapping[str, Any]) -> s
     return "the column 'messages'" if "messages" in columns else None
 
 
-_ROLES = {"human": "user", "gpt": "assistant"}
+_ROLES = {
+    name: ours
+    for ours, names in (
+        ("system", "system sys"),
+        ("user", "user human prompter usr"),
+        ("assistant", "assistant gpt chatgpt ai model bot chatbot"),
+        ("tool", "tool observation function_response tool_response ipython"),
+    )
+    for name in names.split()
+}
+"""Roles by the names that data sets have for them."""
 
 
-def _without_system(example: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Leave out the messages of the system; those of from and value get role and content."""
-    messages = example.get("messages")
-    if not isinstance(messages, list) or not all(isinstance(turn, Mapping) for turn in messages):
-        raise DataError(f"messages is {messages!r:.80}, expected a list of mappings; correct or remove the example")
-    made = []
-    for turn in messages:
-        role = str(turn.get("role", turn.get("from", "")))
-        if role.lower() != "system":
-            rest = {name: value for name, value in turn.items() if name not in ("role", "from", "value")}
-            made.append({"role": _ROLES.get(role, role), "content": turn.get("content", turn.get("value")), **rest})
-    return {**example, "messages": made}
+class _Messages:
+    """Gives messages our names of fields and roles."""
+
+    def __init__(
+        self,
+        fields: Mapping[str, str] | None = None,
+        roles: Mapping[str, str] | None = None,
+        without_system: bool = False,
+    ) -> None:
+        self.ours = {theirs: ours for ours, theirs in (fields or {}).items()}
+        self.taken = {*self.ours, *self.ours.values()}
+        self.roles, self.without_system = {**_ROLES, **(roles or {})}, without_system
+
+    def __call__(self, example: Mapping[str, Any]) -> Mapping[str, Any]:
+        messages = example.get("messages")
+        if not isinstance(messages, list) or not all(isinstance(turn, Mapping) for turn in messages):
+            raise DataError(f"messages is {messages!r:.80}, expected a list of mappings; correct or remove the example")
+        made = []
+        for turn in messages:
+            named = {name: value for name, value in turn.items() if name not in self.taken}
+            named |= {ours: turn[theirs] for theirs, ours in self.ours.items() if theirs in turn}
+            role: Any = named.get("role")
+            named["role"] = self.roles.get(role, self.roles.get(str(role).lower(), role))
+            if not (self.without_system and named["role"] == "system"):
+                made.append(named)
+        return {**example, "messages": made}
 
 
 def _joined(example: Mapping[str, Any]) -> Mapping[str, Any]:

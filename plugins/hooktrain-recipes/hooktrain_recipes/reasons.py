@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from typing import Any
+
 import attrs
 
 from hooktrain import Collector
-from hooktrain_recipes.tables import Row, unsupported
+from hooktrain_recipes.tables import Row, by, unsupported
 
 __all__ = [
     "ACCOUNT_SOURCE",
@@ -13,13 +17,17 @@ __all__ = [
     "COMPILE",
     "CONTRADICTION",
     "DISTILLATION",
+    "DROP_LAST",
     "EARLY_STOPPING",
     "EPOCH_FRACTION",
+    "FITTING_BATCH",
     "FP8",
     "GROUPS",
     "IMAGES",
     "LIMITS",
     "MODEL_PARALLEL",
+    "NVME",
+    "OWN_CHECKPOINT",
     "OWN_CODE",
     "PREFERENCES",
     "QAT",
@@ -28,9 +36,12 @@ __all__ = [
     "SCHEDULE",
     "SMALL_STATES",
     "SPIKE_GUARD",
-    "Reason",
     "TRACKER",
+    "Reason",
+    "belongs",
     "method",
+    "quantized_name",
+    "refused",
 ]
 
 
@@ -77,9 +88,54 @@ SPIKE_GUARD = Reason("spike guard", "remove it; on_nan: stop ends a run whose lo
 SCHEDULE = Reason("schedules", "use constant, linear, cosine or wsd")
 GROUPS = Reason("groups", "use one learning rate for all weights")
 TRACKER = Reason("trackers", "use callbacks: [transformers.integrations.WandbCallback], or read metrics.jsonl")
+NVME = Reason("offloading to NVMe", "offload to the host's memory: device: cpu")
+OWN_CHECKPOINT = Reason(
+    "a checkpoint of another program", "start from its model: export it, and give model.name_or_path its folder"
+)
 CONTRADICTION = Reason("contradicts another key", "keep one of them")
+
+
+DROP_LAST = "the last batch is trained too, and tokens count alike, so that a short one weighs less"
+FITTING_BATCH = "`hooktrain plan` estimates the memory of a batch"
 
 
 def method(name: str) -> Reason:
     """A training method that hooktrain does not have."""
     return Reason(f"training method: {name}", "remove it, and train with type: sft or an adapter of peft")
+
+
+def refused(reason: Reason, *keys: str) -> Iterator[Row]:
+    """Rows of keys that are refused for a reason, unless they ask for nothing."""
+
+    def rule(found: Collector, path: str) -> None:
+        value = found.values[path]
+        if value is None or value is False or value in (0, "", [], {}):
+            found.ignored(path, "not used: this value asks for nothing")
+        else:
+            reason.refuse(found, path)
+
+    for key in keys:
+        yield by(key, rule, about=reason.reason, kind="unsupported")
+
+
+def belongs(reason: Reason, to: str, *keys: str) -> Iterator[Row]:
+    """Rows of keys that belong to a method; without it they ask for nothing."""
+
+    def rule(found: Collector, path: str) -> None:
+        if found.get(to):
+            reason.refuse(found, path)
+        else:
+            found.ignored(path, f"used with {to} alone")
+
+    for key in keys:
+        yield by(key, rule, about=reason.reason, kind="unsupported")
+
+
+_QUANTIZED = re.compile(
+    r"(?i)(^|[-_/.])(awq|gptq|aqlm|nvfp4|mxfp4|fp8|fp4|nf4|bnb|int4|int8|4bit|8bit|w4a16|w8a8|qat)($|[-_/.])"
+)
+
+
+def quantized_name(name: Any) -> bool:
+    """Whether the name of a model says that its weights are quantized."""
+    return isinstance(name, str) and _QUANTIZED.search(name) is not None

@@ -15,6 +15,7 @@ from hooktrain import Collector
 
 __all__ = [
     "Row",
+    "all_ignored",
     "apply",
     "at",
     "by",
@@ -25,6 +26,7 @@ __all__ = [
     "same",
     "sections",
     "table_of",
+    "told",
     "unsupported",
 ]
 
@@ -72,6 +74,18 @@ def moved(key: str, to: str, convert: Callable[[Any], Any] | None = None, about:
 def ignored(key: str, reason: str) -> Row:
     """The row of a key without effect here."""
     return Row(key=key, about=reason, kind="ignored", rule=lambda found, path: found.ignored(path, reason))
+
+
+def all_ignored(reason: str, *keys: str) -> Iterator[Row]:
+    """Rows of keys without effect here, for one reason."""
+    for key in keys:
+        yield ignored(key, reason)
+
+
+def told(rows: Mapping[str, tuple[str, str]]) -> Iterator[Row]:
+    """Rows of keys that code translates, as ``key: (our keys, about)``."""
+    for key, (ours, about) in rows.items():
+        yield Row(key=key, ours=" ".join(f"`{name}`" for name in ours.split()), about=about)
 
 
 def unsupported(key: str, reason: str, remedy: str, *, off: Sequence[Any] = (None, False)) -> Row:

@@ -11,6 +11,7 @@ import attrs
 from hooktrain import Collector, Translation
 from hooktrain_recipes.adapters import targets
 from hooktrain_recipes.human import mapping_of, positive_whole
+from hooktrain_recipes.kinds import refuse_unknown
 from hooktrain_recipes.reasons import CONTRADICTION, PREFERENCES, Reason
 from hooktrain_recipes.tables import Row, apply, sections
 from hooktrain_recipes.trl_data import DATA_ROWS, translate_data
@@ -23,7 +24,6 @@ __all__ = ["ROWS", "dialect"]
 PROGRAM = "TRL"
 _DEFAULT = f"the default of {PROGRAM}"
 _DTYPES = {"bfloat16": "bf16", "bf16": "bf16", "float16": "fp16", "fp16": "fp16", "float32": "fp32", "fp32": "fp32"}
-_REVISION = Reason("a revision of a model", "give the folder of `hf download NAME --revision REV --local-dir DIR`")
 _LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save", "use_rslora",
          "lora_target_parameters", "use_dora", "lora_init")  # fmt: skip
 _MARKS = ("dataset_name", "dataset_mixture", "dataset_mixer")
@@ -35,6 +35,7 @@ ROWS: tuple[Row, ...] = (
         ("torch_dtype", "`model.weights_dtype`", "also as `dtype`; `auto` and null keep fp32"),
         ("bf16", "`model.dtype`", "true in TRL"),
         ("fp16", "`model.dtype`", ""),
+        ("model_revision", "`model.revision`", "and the tokenizer's"),
         ("use_peft", "`peft.type`", "with `lora_r` 16, `lora_alpha` 32 and `lora_dropout` 0.05 where they are silent"),
         ("lora_r", "`peft.r`", ""), ("lora_alpha", "`peft.alpha`", ""), ("lora_dropout", "`peft.dropout`", ""),
         ("lora_target_modules", "`peft.target_modules`", "PEFT's own choice for the model where it is silent"),
@@ -101,18 +102,18 @@ class _Dialect:
         sections(found, ROWS)
         found.default("micro_batch_size", 8, _DEFAULT)
         found.default("model.activation_checkpointing", True, _DEFAULT)
-        return found.translation([row.key for row in ROWS])
+        refuse_unknown(found, ROWS)
+        return found.translation()
 
 
 def _model(found: Collector) -> None:
     if "model_name_or_path" not in found:
         found.unsupported("model_name_or_path", "no model is named", "name one with model_name_or_path")
     for key in ("model_revision", "hub_model_revision"):
-        value = found.get(key, "main")
-        if key in found and (value == "main" or key == "hub_model_revision"):
-            found.ignored(key, "`main` is the default" if value == "main" else "the model is pushed to its main branch")
+        if key == "model_revision":
+            found.copy(key, "model.revision", text)
         elif key in found:
-            _REVISION.refuse(found, key)
+            found.ignored(key, "the model is pushed to its main branch")
     if flag_of(found.get("use_flash_attention_2")) and "attn_implementation" not in found:
         found.set("model.attn_implementation", "flash_attention_2")
         found.translated("use_flash_attention_2", "model.attn_implementation")
@@ -137,9 +138,9 @@ def _model(found: Collector) -> None:
             found.copy(path, "model.weights_dtype", lambda given: _DTYPES[given])
         elif name in ("attn_implementation", "trust_remote_code"):
             found.copy(path, f"model.{name}", text if name.startswith("attn") else flag)
-        elif name == "revision" and value not in (None, "main"):
-            _REVISION.refuse(found, path)
-        elif name in ("use_cache", "revision", "device_map", "torch_dtype", "dtype", "low_cpu_mem_usage"):
+        elif name == "revision":
+            found.copy(path, "model.revision", text)
+        elif name in ("use_cache", "device_map", "torch_dtype", "dtype", "low_cpu_mem_usage"):
             found.ignored(path, "set by the run")
         else:
             found.copy(path, f"model.hf_config_kwargs.{name}")
@@ -274,18 +275,18 @@ def _template(found: Collector, folder: Path) -> None:
     if name is None:
         found.ignored("chat_template_path", "null is the default") if "chat_template_path" in found else None
         return
-    place = folder / str(name)
+    place = next((each for each in (folder / str(name), Path(str(name))) if _exists(each)), None)
+    if "chat_template" in found:
+        CONTRADICTION.refuse(found, "chat_template_path", "chat_template")
+    else:  # a file, or the folder or hub name of a tokenizer
+        found.copy("chat_template_path", "tokenizer.chat_template", lambda path: text(path) and str(place or path))
+
+
+def _exists(path: Path) -> bool:
     try:
-        there = place.is_file() or Path(str(name)).is_file()
+        return path.exists()
     except (OSError, ValueError):
-        there = False
-    if there and isinstance(name, str) and "chat_template" not in found:
-        found.set("tokenizer.chat_template", str(place if place.is_file() else name))
-        found.translated("chat_template_path", "tokenizer.chat_template")
-    else:
-        Reason(
-            "the chat template of another model", "save it to a file, and give tokenizer.chat_template its path"
-        ).refuse(found, "chat_template_path")
+        return False
 
 
 def dialect() -> _Dialect:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from hooktrain import Collector
-from hooktrain_recipes.reasons import CONTRADICTION, PREFERENCES, Reason
+from hooktrain_recipes.reasons import CONTRADICTION, PREFERENCES
 from hooktrain_recipes.tables import Row
-from hooktrain_recipes.values import flag_of, number, share, text, whole
+from hooktrain_recipes.values import flag_of, listed, number, share, text, whole
 
 __all__ = ["DATA_ROWS", "translate_data"]
 
@@ -16,7 +16,6 @@ PROGRAM = "TRL"
 _COLUMNS = "columns are recognised by their names"
 _ENTRY = {"id": "name_or_path", "path": "name_or_path", "split": "split"}
 _NO_EVALUATION = "nothing is evaluated with eval_strategy: no"
-_FILES = Reason("files of a data set by split or folder", "give their paths as sources of their own")
 
 DATA_ROWS: tuple[Row, ...] = (
     Row(key="dataset_name", ours="`data.sources[0].name_or_path`"),
@@ -47,6 +46,9 @@ def translate_data(found: Collector) -> None:
     given = [key for key in ("dataset_mixture", "dataset_mixer", "dataset_name") if found.get(key)]
     if not given:
         found.unsupported("dataset_name", "no data set is named", "name one with dataset_name")
+    for key in ("dataset_mixture", "dataset_mixer", "dataset_name"):
+        if key in found and not found.get(key):
+            found.ignored(key, "none is the default")
     for other in given[1:]:
         if other == "dataset_name":
             found.ignored(other, f"{given[0]} precedes there too")
@@ -150,10 +152,22 @@ def _entry(found: Collector, key: str, entry: Mapping[str, Any], seed: Any) -> N
             found.ignored(path, _COLUMNS)
         elif field == "data_files" and isinstance(entry[field], (str, list)):
             found.copy(path, f"{to}.data_files", lambda files: [files] if isinstance(files, str) else files)
-        elif field in ("data_files", "data_dir") and entry[field] is not None:
-            _FILES.refuse(found, path)
+        elif field == "data_files" and isinstance(entry[field], Mapping):
+            _files_of_split(found, path, to, entry)
+        elif field == "data_dir" and entry[field] is not None:
+            found.copy(path, f"{to}.data_files", lambda folder: [f"{text(folder).rstrip('/')}/**"])
         elif entry[field] is None:
             found.ignored(path, "null is the default")
+
+
+def _files_of_split(found: Collector, path: str, to: str, entry: Mapping[str, Any]) -> None:
+    """Set the files of the split that an entry reads, of files by split."""
+    split = str(entry.get("split") or "train").partition("[")[0]
+    for name in entry["data_files"]:
+        if name == split:
+            found.copy(f"{path}.{name}", f"{to}.data_files", listed)
+        else:
+            found.ignored(f"{path}.{name}", f"the split {split} is read")
 
 
 def _share_of(found: Collector, path: str, to: str, seed: Any) -> None:

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from hooktrain import Collector
-from hooktrain_recipes.accelerate_yaml import set_fsdp, translate_accelerate, translate_fsdp
-from hooktrain_recipes.deepspeed_json import translate_deepspeed_file
+from hooktrain_recipes.accelerate_yaml import translate_accelerate
+from hooktrain_recipes.deepspeed_json import read_json, translate_deepspeed_file
+from hooktrain_recipes.fsdp import set_fsdp, set_fsdp_keys
 from hooktrain_recipes.human import positive_whole
 from hooktrain_recipes.optimizers import set_optimizer
-from hooktrain_recipes.reasons import EARLY_STOPPING, EPOCH_FRACTION, LIMITS, SMALL_STATES, TRACKER, Reason
+from hooktrain_recipes.reasons import EARLY_STOPPING, EPOCH_FRACTION, SMALL_STATES, TRACKER
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
+from hooktrain_recipes.tables import linked
+from hooktrain_recipes.training_arguments import set_betas, set_decay, set_length, set_resume
 from hooktrain_recipes.trl_data import evaluates
-from hooktrain_recipes.values import flag, flag_of, number, text, whole
+from hooktrain_recipes.values import flag, flag_of, number, text
 
 __all__ = ["translate_training"]
 
 _PROGRAM = "TRL"
 _DEFAULT = f"the default of {_PROGRAM}"
 _TENSORBOARD = "transformers.integrations.TensorBoardCallback"
-_FSDP_OFFLOAD = Reason("offloading under FSDP", "use strategy: {type: deepspeed, zero_stage: 3, offload: all}")
 
 
 def translate_training(found: Collector, folder: Path) -> None:
     """Account for the keys of TrainingArguments that are not simply copied."""
     _optimizer(found)
-    _length(found)
+    set_length(found, "num_train_epochs", 3)
     _logging(found)
     _evaluation(found)
     _saving(found)
@@ -44,29 +45,8 @@ def _optimizer(found: Collector) -> None:
     kind = set_optimizer(found, "optim", name or "adamw_torch", _DEFAULT) if name else "adamw"
     if "optim" in found and not found.accounted("optim"):
         found.ignored("optim", "null is the default")
-    betas = {}
-    for at, key in enumerate(("adam_beta1", "adam_beta2")):
-        if found.get(key) is not None:
-            if kind in ("adamw", "adam", ""):
-                try:
-                    betas[at] = number(found.get(key))
-                    found.translated(key, "optimizer.betas")
-                except ValueError as problem:
-                    found.unsupported(key, str(problem), "write a number below 1")
-            else:
-                found.ignored(key, "the optimizer has none")
-    if betas:
-        found.set("optimizer.betas", [betas.get(0, 0.9), betas.get(1, 0.999)])
-    if kind in ("adamw", "adam", ""):
-        found.copy("adam_epsilon", "optimizer.eps", number)
-    if kind == "torch":
-        found.copy("weight_decay", "optimizer.arguments.weight_decay", number)
-    else:
-        found.copy("weight_decay", "optimizer.weight_decay", number)
-        found.default("optimizer.weight_decay", 0.0, _DEFAULT)
-    for key in ("adam_beta1", "adam_beta2", "adam_epsilon"):
-        if key in found and not found.accounted(key):
-            found.ignored(key, "the optimizer has none" if found.get(key) is not None else "null is the default")
+    set_decay(found, kind)
+    set_betas(found, kind)
     if found.get("optim_args"):
         SMALL_STATES.refuse(found, "optim_args") if kind == "" else _optimizer_arguments(found, kind)
     elif "optim_args" in found:
@@ -94,26 +74,6 @@ def _optimizer_arguments(found: Collector, kind: str) -> None:
             found.unsupported("optim_args", str(problem), "write name=number")
             return
         found.translated("optim_args", to)
-
-
-def _length(found: Collector) -> None:
-    steps = found.get("max_steps", -1)
-    limited = not isinstance(steps, bool) and isinstance(steps, (int, float)) and steps > 0
-    if limited:
-        found.copy("max_steps", "train_iters", whole)
-        if "num_train_epochs" in found:
-            found.ignored("num_train_epochs", "max_steps precedes there too")
-        return
-    if "max_steps" in found and isinstance(steps, (int, float)):
-        found.ignored("max_steps", "-1 is none")
-    elif "max_steps" in found:
-        found.copy("max_steps", "train_iters", positive_whole)
-    epochs = found.get("num_train_epochs")
-    if isinstance(epochs, float) and math.isfinite(epochs) and epochs != int(epochs):
-        LIMITS.refuse(found, "num_train_epochs", "a fraction of an epoch")
-    else:
-        found.copy("num_train_epochs", "epochs", positive_whole)
-    found.default("epochs", 3, _DEFAULT)
 
 
 def _logging(found: Collector) -> None:
@@ -215,7 +175,7 @@ def _saving(found: Collector) -> None:
 def _checkpoints(found: Collector, strategy: str, only_model: bool) -> None:
     place = "checkpoint[0]" if only_model else "checkpoint[1]"
     if only_model:
-        found.translated("save_only_model", "checkpoint[0].type")
+        found.translated("save_only_model", f"{place}.save_every_n_{'epochs' if strategy == 'epoch' else 'steps'}")
     else:
         found.set("checkpoint[1].type", "full")
         found.notes["checkpoint[1].type"] = "checkpoints to resume from, in run_dir"
@@ -234,16 +194,7 @@ def _checkpoints(found: Collector, strategy: str, only_model: bool) -> None:
             found.translated("save_strategy", f"{place}.save_every_n_steps")
     if not only_model:
         found.copy("save_total_limit", "checkpoint[1].keep_last", positive_whole)
-    again = found.get("resume_from_checkpoint")
-    if again in (True, "true", "True") and not only_model:
-        found.set("checkpoint[1].auto_resume", True)
-        found.translated("resume_from_checkpoint", "checkpoint[1].auto_resume")
-    elif again not in (None, False) and not isinstance(again, bool):
-        Reason("a checkpoint of another program", "start from its model: give model_name_or_path its folder").refuse(
-            found, "resume_from_checkpoint"
-        )
-    elif "resume_from_checkpoint" in found:
-        found.ignored("resume_from_checkpoint", "not used")
+    set_resume(found, "" if only_model else "checkpoint[1]", (True, "true", "True"))
 
 
 def _hub(found: Collector) -> None:
@@ -283,34 +234,13 @@ def _strategy(found: Collector, folder: Path) -> None:
         found.ignored("deepspeed", "null is none")
     if "accelerate_config" in found:
         translate_accelerate(found, "accelerate_config", folder)
-    _fsdp(found, folder)
+    if isinstance(found.get("fsdp_config"), str):  # a file
+        held = read_json(found, "fsdp_config", found.get("fsdp_config"), folder)
+        linked(found, "fsdp_config", held or {}, lambda inner, key: set_fsdp_keys(inner, key, bool(found.get("fsdp"))))
+        found.values["fsdp_config"] = None
+    set_fsdp(found)
+    for key in ("fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap"):
+        if key in found:
+            found.ignored(key, "FSDP2 wraps each block of the model")
     if "accelerator_config" in found:
         found.ignored("accelerator_config", "rows are divided among ranks as they are seeded")
-
-
-def _fsdp(found: Collector, folder: Path) -> None:
-    given = found.get("fsdp")
-    words = (
-        given.split()
-        if isinstance(given, str)
-        else given
-        if isinstance(given, list)
-        else ["full_shard"]
-        if given is True
-        else []
-    )
-    if "offload" in words:
-        _FSDP_OFFLOAD.refuse(found, "fsdp")
-    elif words and words != ["no_shard"]:
-        set_fsdp(found, "fsdp")
-    elif "fsdp" in found:
-        found.ignored("fsdp", "ranks have complete models")
-    for key in ("fsdp_config", "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap"):
-        if key not in found:
-            continue
-        if key == "fsdp_config" and words and isinstance(found.get(key), dict):
-            translate_fsdp(found, key, folder)
-        if not found.accounted(key):
-            found.ignored(key, "FSDP2 wraps each block of the model") if not isinstance(
-                found.get(key), dict
-            ) or not words else None

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 __all__ = [
-    "at_least_one", "flag", "flag_of", "listed", "number", "numeric", "path", "positive", "share", "split_of", "text",
-    "whole",
+    "at_least_one", "flag", "flag_of", "listed", "number", "numeric", "parts_of", "path", "positive", "share",
+    "split_of", "text", "whole",
 ]  # fmt: skip
 
 
@@ -69,6 +69,14 @@ def at_least_one(value: Any) -> int:
     if made < 1:
         raise ValueError(f"given {_shown(value)}, expected at least 1")
     return made
+
+
+def parts_of(total: Any, size: Any) -> int:
+    """How often a size fits a total, which is a multiple of it."""
+    whole_total, part = at_least_one(total), at_least_one(size)
+    if whole_total % part:
+        raise ValueError(f"given {whole_total}, expected a multiple of {part}")
+    return whole_total // part
 
 
 def flag(value: Any) -> bool:

@@ -95,6 +95,9 @@ class TokenDataConfig:
     """Shares of the examples of ``sources`` to train and to evaluate on; the latter are the set ``eval``."""
     val_size: int | None = field(default=None, validator=at_least(1))
     """Number of the examples of ``sources`` to evaluate on, in place of a share; they are the set ``eval``."""
+    exact_deduplication: bool = field(default=False)
+    """Whether examples are removed whose tokens are those of an earlier one, or of evaluation sets those of a training
+    example; this happens before ``train_eval_split`` and ``val_size``, and the report counts them."""
     max_length: int | None = field(default=None, validator=at_least(2))
     """Longest sequence in tokens, and the size of a pack; the default is the tokenizer's own limit, or 8192."""
     pack_samples: bool = field(default=False)
@@ -210,6 +213,9 @@ class SFTDataConfig(TokenDataConfig):
     train_stop: Literal["auto", "none", "next_header"] = field(default="auto")
     """Last trained token of an answer where the chat template writes no end-of-turn token: the token that opens the
     next turn, which ``auto`` reports and ``next_header`` does not, or ``none``."""
+    eot_tokens: tuple[str, ...] = field(default=())
+    """Tokens that end a turn where the chat template writes one that is no special token of the tokenizer; each must be
+    a single token, and the first that ends an answer is trained."""
     special_tokens_in_text: Literal["keep", "plain", "error"] = field(default="keep")
     """Handling of special tokens within the text of messages: ``keep`` makes tokens of them and counts them, ``plain``
     tokenizes them as text."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,25 @@ def folder(tmp_path: Path, make_llama: Callable[..., LlamaForCausalLM], tokenize
     make_llama().save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture
+def hub(
+    tmp_path: Path, folder: Path, make_llama: Callable[..., LlamaForCausalLM], monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The name of a repository in the hub's cache, without a network; its branch ``wide`` has another model."""
+    repository = tmp_path / "hub" / "models--org--tiny"
+    for branch, commit in (("main", "1" * 40), ("wide", "2" * 40)):
+        snapshot = repository / "snapshots" / commit
+        shutil.copytree(folder, snapshot)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / branch).write_text(commit)
+        if branch == "wide":
+            make_llama(hidden_size=32).save_pretrained(snapshot)
+            (snapshot / "chat_template.jinja").write_text("wide")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return "org/tiny"
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hooktrain_hf.meta_model import make_meta_model
 from hooktrain_hf.model import HFModelConfig, build_model
 from safetensors.torch import load_file, save_file
 
@@ -29,6 +30,17 @@ def test_weights_are_dense_float32_and_tied(folder: Path, make_llama: Callable[.
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert torch.equal(logits(model), logits(make_llama()))
     assert model.config.use_cache and model.config._attn_implementation == "documents"
+
+
+def test_a_revision_of_a_repository(hub: str, folder: Path, no_network: None) -> None:
+    for revision, size in ((None, 16), ("main", 16), ("wide", 32), ("2" * 40, 32)):
+        config = HFModelConfig(name_or_path=hub, revision=revision)
+        assert build_model(config, None, WORLD).config.hidden_size == size
+        assert make_meta_model(config).config.hidden_size == size
+    with pytest.raises(ModelError, match=facts("model.name_or_path", "revision 'gone'")):
+        build_model(HFModelConfig(name_or_path=hub, revision="gone"), None, WORLD)
+    with pytest.raises(ModelError, match=facts("model.revision", "'main'", "remove")):
+        build_model(HFModelConfig(name_or_path=str(folder), revision="main"), None, WORLD)
 
 
 def test_bfloat16_files_are_trained_in_float32_unless_asked_otherwise(

@@ -139,12 +139,19 @@ def test_known_splits_have_the_hubs_own_names(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(datasets, "load_dataset", load)
     numbers("HuggingFaceH4/ultrachat_200k")
     numbers("HuggingFaceH4/ultrachat_200k:eval[:5]")
-    numbers("someone/set", subset="small", split_mapping={"train": "all"})
+    numbers("someone/set", subset="small", split_mapping={"train": "all"}, revision="v2")
     assert calls == [
-        (("HuggingFaceH4/ultrachat_200k", None), {"split": "train_sft"}),
-        (("HuggingFaceH4/ultrachat_200k", None), {"split": "test_sft[:5]"}),
-        (("someone/set", "small"), {"split": "all"}),
+        (("HuggingFaceH4/ultrachat_200k", None), {"split": "train_sft", "revision": None}),
+        (("HuggingFaceH4/ultrachat_200k", None), {"split": "test_sft[:5]", "revision": None}),
+        (("someone/set", "small"), {"split": "all", "revision": "v2"}),
     ]
+
+
+def test_a_file_has_no_revision(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n')
+    with pytest.raises(DataError, match=facts("data.sources", f"'{path}'", "revision 'v2'", "remove")):
+        load_examples(HFSourceConfig(name_or_path=str(path), revision="v2"), World())
 
 
 def test_a_hub_that_cannot_be_reached_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:

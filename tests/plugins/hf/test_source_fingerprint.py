@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -139,6 +140,16 @@ def test_a_stream_is_known_by_the_sizes_and_the_ends_of_its_files(
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=facts("data.sources", "nowhere.jsonl'", "exist")):
         of(tmp_path / "nowhere.jsonl")
+
+
+def test_a_revision_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hub:
+        def dataset_info(self, name: str, *, revision: str | None, timeout: float) -> SimpleNamespace:
+            return SimpleNamespace(sha=f"commit of {revision or 'main'}")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    assert of("some/thing") == "some/thing commit of main train"
+    assert of("some/thing", revision="v2") == "some/thing commit of v2 train"
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ import pytest
 from hooktrain_hf.tokenizer import HFTokenizerConfig, build_tokenizer, end_of_turn_id
 
 from hooktrain import ModelError
+from hooktrain.recipe.resolver import resolve
+from hooktrain.training.load import make_host
 from tests.facts import facts
 
 
@@ -24,6 +26,36 @@ def test_a_template_can_be_text_or_a_file(folder: Path, tmp_path: Path, as_file:
     template_or_path = str(tmp_path / "chat.jinja") if as_file else template
     tokenizer = build_tokenizer(HFTokenizerConfig(name_or_path=str(folder), chat_template=template_or_path))
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi!"
+
+
+def test_a_revision_of_a_repository(hub: str, no_network: None) -> None:
+    made = build_tokenizer(HFTokenizerConfig(name_or_path=hub, revision="wide"))
+    assert made.chat_template == "wide" != build_tokenizer(HFTokenizerConfig(name_or_path=hub)).chat_template
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "revision"), [({}, "wide"), ("org/tiny", "wide"), ("org/other", None), ({"revision": "v2"}, "v2")]
+)
+def test_the_revision_is_the_models_where_the_repository_is(tokenizer: Any, revision: str | None) -> None:
+    recipe = {
+        "type": "causal",
+        "model": {"name_or_path": "org/tiny", "revision": "wide"},
+        "tokenizer": tokenizer,
+        "data": {"sources": ["org/rows"]},
+    }
+    assert resolve(recipe, make_host()).tokenizer.revision == revision
+
+
+def test_a_template_of_another_tokenizer(hub: str, folder: Path, no_network: None) -> None:
+    own = build_tokenizer(HFTokenizerConfig(name_or_path=str(folder))).chat_template
+    (folder / "chat_template.jinja").write_text("{{ 1 }}")
+    for name, expected in ((str(folder), "{{ 1 }}"), (hub, own)):
+        assert build_tokenizer(HFTokenizerConfig(name_or_path=hub, chat_template=name)).chat_template == expected
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match=facts("tokenizer.chat_template", f"'{folder}'", "without a chat template")):
+        build_tokenizer(HFTokenizerConfig(name_or_path=hub, chat_template=str(folder)))
+    with pytest.raises(ModelError, match=facts("tokenizer.chat_template", "'org/none'", "hub")):
+        build_tokenizer(HFTokenizerConfig(name_or_path=hub, chat_template="org/none"))
 
 
 def test_a_template_file_that_does_not_exist_is_named(folder: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from click.testing import CliRunner, Result
 from hooktrain_hf import HFModelConfig
 from hooktrain_peft import merged_folder
-from hooktrain_peft.merge_source import MergeSource
+from hooktrain_peft.merge_source import MergeSource, find_merge_source
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -91,6 +91,26 @@ def test_rounded_once_is_nearer_than_merged_in_half_precision(
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype="auto").state_dict()
     for name, value in exact.items():
         assert torch.equal(ours[name], value.bfloat16()), name
+
+
+def test_the_revision_of_the_base_is_that_of_the_run(
+    run: Run, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base is a branch of a repository in the hub's cache; its main branch is another model."""
+    repository = tmp_path / "hub" / "models--org--tiny"
+    (repository / "refs").mkdir(parents=True)
+    for branch, base, commit in (("main", "untied", "1" * 40), ("old", "tied", "2" * 40)):
+        shutil.copytree(bases[base], repository / "snapshots" / commit)
+        (repository / "refs" / branch).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    trainer = run(checkpoint=[EXPORT], model={"name_or_path": "org/tiny", "revision": "old"}, train_iters=1)
+    folder = trainer.run_dir / "export"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny", "old")
+    for source in (folder, trainer.run_dir):
+        found = find_merge_source(source, None, "fp32").base
+        assert (found.name_or_path, found.revision) == ("org/tiny", "old")
 
 
 def test_an_adapter_that_was_moved_finds_its_base_or_the_error_names_the_option(

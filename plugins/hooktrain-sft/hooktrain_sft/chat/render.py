@@ -85,7 +85,7 @@ def render_chat(
     given, untrained, _ = read_messages(example["messages"])
     messages = [without_reasoning(message) for message in given] if config.drop_reasoning else given
     tools = read_tools(example.get("tools"))
-    template = ChatTemplate.of(tokenizer, tools)
+    template = ChatTemplate.of(tokenizer, tools, config.eot_tokens)
     documents = example.get("documents")
     scope = with_documents(template, template.scope(tools, _variables(example, config)), documents)
     written = TextTokens(template, messages, config.special_tokens_in_text)

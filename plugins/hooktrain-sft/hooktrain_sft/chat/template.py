@@ -40,7 +40,7 @@ class ChatTemplate:
         forms: for the parts that a text lacks, the form of the messages that was found to have the most of them.
     """
 
-    def __init__(self, tokenizer: Any, source: str) -> None:
+    def __init__(self, tokenizer: Any, source: str, eot_tokens: tuple[str, ...] = ()) -> None:
         try:
             self._compiled = CompiledTemplate(source)
         except Exception as problem:  # jinja's own errors, and those of transformers' extensions
@@ -61,7 +61,13 @@ class ChatTemplate:
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         tokens = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
         self.special = re.compile(tokens) if tokens else None
-        self._ends = frozenset(special | ({tokenizer.eos_token} if tokenizer.eos_token else set()))
+        for token in eot_tokens:
+            if (count := len(tokenizer(token, add_special_tokens=False)["input_ids"])) != 1:
+                raise DataError(
+                    f"data.eot_tokens: given '{token}', which the tokenizer makes {count} tokens of, expected one; add"
+                    " it with tokenizer.add_tokens, or remove it"
+                )
+        self._ends = frozenset(special | ({tokenizer.eos_token} if tokenizer.eos_token else set()) | {*eot_tokens})
         self._end_lengths = sorted({len(end) for end in self._ends}, reverse=True)
         self._usual_end: tuple[str, ...] = ()  # the last one found, since most turns end alike
         self.nothing = self._ends | {""}
@@ -74,11 +80,16 @@ class ChatTemplate:
         self._formed: dict[tuple[Form, ...], ChatTemplate] = {(): self}
 
     @classmethod
-    def of(cls, tokenizer: Any, tools: Sequence[Any] | None = None) -> ChatTemplate:
+    def of(cls, tokenizer: Any, tools: Sequence[Any] | None = None, eot_tokens: tuple[str, ...] = ()) -> ChatTemplate:
         """Return the template that ``tokenizer`` uses for a conversation with these ``tools``.
 
+        Args:
+            tokenizer: the tokenizer.
+            tools: those of the conversation.
+            eot_tokens: tokens that end a turn, besides the special ones.
+
         Raises:
-            DataError: when the tokenizer has none.
+            DataError: when the tokenizer has none, or makes several tokens of one that ends a turn.
         """
         source = tokenizer.chat_template
         if not isinstance(source, str):
@@ -89,7 +100,7 @@ class ChatTemplate:
                     "the tokenizer has no chat template, expected one to render 'messages' with; use the tokenizer of"
                     " an instruct model or give it a chat_template"
                 ) from None
-        return _template(tokenizer, source)
+        return _template(tokenizer, source, eot_tokens)
 
     def with_forms(self, forms: tuple[Form, ...]) -> ChatTemplate:
         """Return the template that is given messages in these forms."""
@@ -180,5 +191,5 @@ def _failed(messages: Sequence[Any], problem: Exception) -> DataError:
 
 
 @functools.lru_cache(maxsize=8)
-def _template(tokenizer: Any, source: str) -> ChatTemplate:
-    return ChatTemplate(tokenizer, source)
+def _template(tokenizer: Any, source: str, eot_tokens: tuple[str, ...]) -> ChatTemplate:
+    return ChatTemplate(tokenizer, source, eot_tokens)

@@ -23,7 +23,7 @@ __all__ = ["SequenceFingerprints", "stream_fingerprint", "tokenizer_fingerprint"
 _LATER = {  # options that apply to examples after they are tokenized
     *("sources", "eval_sources", "train_eval_split", "max_length", "pack_samples", "overflow", "on_empty", "seed"),
     *("shuffle", "group_by_length", "workers", "num_proc", "use_data_cache", "cache_dir", "stream_buffer"),
-    *("max_dropped", "val_size"),
+    *("max_dropped", "val_size", "exact_deduplication"),
 }
 _BESIDE_A_STREAM = {"sources", "eval_sources", "workers", "num_proc", "use_data_cache", "cache_dir", "max_dropped"}
 _LATER_OF_SOURCE = {"name", "weight", "streaming", "built_as"}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hooktrain import Data, DataError, World, default_cache_dir
 from hooktrain_sft.compat import model_max_length
-from hooktrain_sft.config import SourceOptions, TokenDataConfig
+from hooktrain_sft.config import SFTDataConfig, SourceOptions, TokenDataConfig
 from hooktrain_sft.data.arrow_store import UnwritableError
 from hooktrain_sft.data.collate import collate_flat, collate_stacked
 from hooktrain_sft.data.documents import Documents, Place, fit, require_some
@@ -25,7 +25,15 @@ from hooktrain_sft.data.mixing import mix, order_by_length
 from hooktrain_sft.data.packed_dataset import PackedDataset
 from hooktrain_sft.data.row_cache import CachedSequences, SequenceCache
 from hooktrain_sft.data.source_reader import Reader, label_of, not_used, pack, unused_columns
-from hooktrain_sft.data.statistics import doubled_bos, duplicates, ends_trained, histogram, losses, shared
+from hooktrain_sft.data.statistics import (
+    doubled_bos,
+    duplicates,
+    ends_trained,
+    histogram,
+    losses,
+    shared,
+    without_duplicates,
+)
 
 __all__ = ["length_limit", "named", "prepare_data"]
 
@@ -79,6 +87,17 @@ class _Preparation:
         bounds = np.cumsum([0, *(int(part.examples.max(initial=-1)) + 1 for part in parts)])
         train = Documents.join(parts)
         evaluation = {name: self.read(source, name) for name, source in named(config.eval_sources)}
+        removed: list[int] = []
+        if config.exact_deduplication:
+            train, *removed = without_duplicates(train)
+            for name, documents in evaluation.items():
+                evaluation[name], count = without_duplicates(documents, train)
+                removed.append(count)
+                if not len(evaluation[name]):
+                    raise DataError(
+                        f"evaluation set '{name}': all {count:,} examples are also trained on, and"
+                        " data.exact_deduplication removes them; give other examples"
+                    )
         if config.held_out:
             train, evaluation["eval"] = _split(train, config.held_out, config.seed)
         name_example = self.namer(bounds.tolist())
@@ -88,9 +107,13 @@ class _Preparation:
         for name, documents in evaluation.items():
             given = (name_example,) if config.held_out else ()
             evaluation_sets[name], evaluation_facts[name] = self.finish(documents, f"evaluation set '{name}'", *given)
+        for facts, count in zip((train_facts, *evaluation_facts.values()), removed, strict=False):
+            facts["rows_duplicate"] = count  # a set that is held out has none of its own
         self.check(train_set.documents, {name: made.documents for name, made in evaluation_sets.items()})
         summary = [_summary(train_facts, self.max_length)]
-        summary += [f"{name}: {facts['rows_kept']:,} examples" for name, facts in evaluation_facts.items()]
+        summary += [
+            f"{name}: {facts['rows_kept']:,} examples{_duplicates(facts)}" for name, facts in evaluation_facts.items()
+        ]
         return Data(
             train=train_set,
             evaluation=evaluation_sets,
@@ -119,6 +142,7 @@ class _Preparation:
             (not all(streams), "sources of which only some are streaming", "stream all of them or none"),
             (bool(config.held_out), "train_eval_split or val_size with a stream", "use eval_sources"),
             (config.group_by_length, "group_by_length with a stream", "remove one of them"),
+            (config.exact_deduplication, "exact_deduplication with a stream", "remove one of them"),
         ):
             if refused:
                 raise DataError(f"data: given {given}, which is not possible; {advice}")
@@ -269,7 +293,8 @@ class _Preparation:
 
     def check(self, train: Documents, evaluation: Mapping[str, Documents]) -> None:
         """Warn about common mistakes in the data or the template."""
-        if not ends_trained(train, self.tokenizer):
+        eot_tokens = self.config.eot_tokens if isinstance(self.config, SFTDataConfig) else ()
+        if not ends_trained(train, self.tokenizer, eot_tokens):
             self.warnings.append(
                 "no end-of-turn or end-of-sequence token is trained, so that the model will not learn to stop; check"
                 " the chat template and, if it has {% generation %}, that the block includes the end of the turn"
@@ -281,13 +306,14 @@ class _Preparation:
             )
         if again := duplicates(train):
             self.warnings.append(
-                f"data.sources: {again:,} examples are the same as an earlier one; remove them if unwanted"
+                f"data.sources: {again:,} examples are the same as an earlier one; set data.exact_deduplication: true"
+                " to remove them"
             )
         for name, documents in evaluation.items():
             if seen := shared(documents, train):
                 self.warnings.append(
                     f"evaluation set '{name}': {seen:,} of {len(documents):,} examples are also trained on, which"
-                    " lowers its loss; remove them from one of the two"
+                    " lowers its loss; remove them from one of the two, or set data.exact_deduplication: true"
                 )
 
 
@@ -300,7 +326,13 @@ def _summary(facts: Mapping[str, Any], max_length: int) -> str:
     """Summarize the facts of a set in one line."""
     share = facts["tokens_trained"] / max(1, facts["tokens_kept"])
     packs = f", {facts['bins']:,} packs of {max_length:,} ({facts['filled']:.1%} full)" if "bins" in facts else ""
-    return f"{facts['rows_kept']:,} examples, {facts['tokens_kept']:,} tokens ({share:.0%} trained){packs}"
+    tokens = f"{facts['tokens_kept']:,} tokens ({share:.0%} trained)"
+    return f"{facts['rows_kept']:,} examples, {tokens}{packs}{_duplicates(facts)}"
+
+
+def _duplicates(facts: Mapping[str, Any]) -> str:
+    """Say how many duplicates were removed, where any were."""
+    return f", {facts['rows_duplicate']:,} duplicates removed" if facts.get("rows_duplicate") else ""
 
 
 def named(sources: Sequence[Any]) -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,16 @@ from numpy.typing import NDArray
 from hooktrain_sft.config import Overflow
 from hooktrain_sft.data.documents import Documents, Place, TokenCount
 
-__all__ = ["doubled_bos", "duplicates", "ends_trained", "histogram", "losses", "shared"]
+__all__ = ["doubled_bos", "duplicates", "ends_trained", "histogram", "losses", "shared", "without_duplicates"]
+
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+"""Multiplier of digests by their place in an example; odd, so that none of their bits is lost."""
 
 
-def ends_trained(documents: Documents, tokenizer: Any) -> bool:
-    """Return whether any run of trained tokens ends with the end-of-sequence or another special token."""
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+def ends_trained(documents: Documents, tokenizer: Any, eot_tokens: Sequence[str] = ()) -> bool:
+    """Return whether any run of trained tokens ends with the end-of-sequence, another special token, or a given one."""
+    special = {tokenizer.convert_tokens_to_ids(token) for token in eot_tokens}
+    special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= {tokenizer.eos_token_id} - {None}
     ends = np.array(sorted(special), np.int64)
     for ids, trained in documents:
@@ -39,9 +44,28 @@ def doubled_bos(documents: Documents, tokenizer: Any) -> int:
 
 
 def _per_example(documents: Documents) -> NDArray[np.uint64]:
-    """Return one digest for each example."""
-    _, first = np.unique(documents.examples, return_index=True)
-    return documents.digests[first]
+    """Return one digest for each example, of all its sequences in their order."""
+    _, first, example = np.unique(documents.examples, return_index=True, return_inverse=True)
+    places = (np.arange(len(example)) - first[example]).astype(np.uint64)
+    digests = np.zeros(len(first), np.uint64)
+    np.add.at(digests, example, documents.digests * np.power(_ODD, places))
+    return digests
+
+
+def without_duplicates(documents: Documents, others: Documents | None = None) -> tuple[Documents, int]:
+    """Remove the examples whose tokens are those of an earlier one, or of an example of ``others``.
+
+    Returns:
+        The other documents, in their order, and the number of the examples that were removed.
+    """
+    digests = _per_example(documents)
+    _, first = np.unique(digests, return_index=True)
+    kept = np.zeros(len(digests), np.bool_)
+    kept[first] = True
+    if others is not None:
+        kept &= ~np.isin(digests, _per_example(others))
+    _, example = np.unique(documents.examples, return_inverse=True)
+    return documents.select(np.flatnonzero(kept[example])), int((~kept).sum())
 
 
 def duplicates(documents: Documents) -> int:

@@ -335,6 +335,19 @@ def test_where_turns_have_no_end_the_next_header_s_token_is_trained(stop: str, n
     assert re.match(facts("messages[1] assistant: ", "no end-of-turn token"), none.notes[0])
 
 
+def test_a_token_that_is_not_special_ends_turns_where_the_recipe_says_so() -> None:
+    template = NO_END.replace("{{ m.content }}", "{{ m.content }}~\n")
+    talk = turns("Hello", "yes", "What?", "no")
+    without = "<|im_start|>user\nHello~\n<|im_start|>assistant\n«yes~\n<|im_start|>»user\nWhat?~\n"
+    assert marked(render(template, talk)).startswith(without)
+    rendered = render(template, talk, eot_tokens=("~",))
+    ends = "<|im_start|>user\nHello~\n<|im_start|>assistant\n«yes~»\n<|im_start|>user\nWhat?~\n<|im_start|>assistant\n«no~»\n"
+    check(rendered, tokenizer(template), ends)
+    assert not rendered.notes
+    with pytest.raises(DataError, match=facts("data.eot_tokens", "'~~no', which", "add_tokens")):
+        render(template, talk, eot_tokens=("~~no",))
+
+
 def test_a_header_that_is_always_appended_is_the_stop_of_turns_without_an_end() -> None:
     template = NO_END.replace(ASK, "{{ '<|im_start|>assistant\n' }}")
     assert marked(render(template, turns("Hello", "yes"))) == (

@@ -14,6 +14,8 @@ import pluggy
 import pytest
 from hooktrain_sft.chat.render import Rendered
 from hooktrain_sft.config import CausalDataConfig, SFTDataConfig
+from hooktrain_sft.data.documents import Documents
+from hooktrain_sft.data.statistics import without_duplicates
 from hooktrain_sft.plugin import SFTPlugin
 
 from hooktrain import DataError, World, hookimpl
@@ -128,6 +130,44 @@ def test_more_held_out_than_there_is_is_an_error(hooks: Any, make_tokenizer: Cal
     source = ListSource("rows", [conversation(f"What is {i}?", "yes") for i in range(4)])
     with pytest.raises(DataError, match=facts("data.val_size", "4 of 4")):
         prepare(hooks, SFTDataConfig(sources=(source,), val_size=4, max_length=128), make_tokenizer("chatml"))
+
+
+def test_exact_duplicates_are_removed_and_counted(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    train = ListSource("train", [*EXAMPLES[:8], EXAMPLES[3], *EXAMPLES[8:], EXAMPLES[0]])
+    config = SFTDataConfig(
+        sources=(train, ListSource("more", [EXAMPLES[1], conversation("New?", "yes")])),
+        eval_sources=(
+            ListSource("seen", [EXAMPLES[5], conversation("Unseen?", "yes"), conversation("Unseen?", "yes")]),
+        ),
+        exact_deduplication=True,
+        max_length=128,
+    )
+    data = prepare(hooks, config, make_tokenizer("chatml"))
+    assert (len(data.train), len(data.evaluation["seen"])) == (41, 1)
+    assert (data.report["train"]["rows_duplicate"], data.report["evaluation"]["seen"]["rows_duplicate"]) == (3, 2)
+    assert "3 duplicates removed" in data.report["summary"]
+    assert not [line for line in data.report["warnings"] if "earlier" in line or "also trained" in line]
+    seen = data.train.documents.examples.tolist()
+    assert seen == [number for number in range(43 + 1) if number not in (8, 41, 42)], "the first of each stays"
+
+
+def test_an_evaluation_set_of_duplicates_alone_is_an_error(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    same = ListSource("same", EXAMPLES[:2])
+    config = SFTDataConfig(sources=(same,), eval_sources=(same,), exact_deduplication=True, max_length=128)
+    with pytest.raises(DataError, match=facts("evaluation set 'same'", "all 2 examples", "exact_deduplication")):
+        prepare(hooks, config, make_tokenizer("chatml"))
+
+
+def test_duplicates_are_examples_with_all_their_sequences() -> None:
+    """Examples of several sequences, as ``reasoning_turns: split`` makes them, are the same only if all are."""
+    first, second, third = (np.array([number, 9]) for number in (1, 2, 3))
+    documents = Documents.of([(ids, np.ones(2, bool)) for ids in (first, second, first, third, second, first, first)])
+    documents = attrs.evolve(documents, examples=np.array([0, 0, 1, 1, 2, 2, 3]))
+    made, removed = without_duplicates(documents)
+    assert (made.examples.tolist(), removed) == ([0, 0, 1, 1, 2, 2, 3], 0)
+    again = attrs.evolve(documents.select(np.array([0, 1, 0, 1])), examples=np.array([0, 0, 1, 1]))
+    made, removed = without_duplicates(again)
+    assert (made.examples.tolist(), removed) == ([0, 0], 1)
 
 
 def test_causal_splits_and_packs(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:

@@ -203,6 +203,7 @@ def test_another_template_or_tokenizer_is_prepared_anew(make_tokenizer: Callable
         {"group_by_length": True},
         {"train_eval_split": (0.5, 0.5)},
         {"val_size": 1},
+        {"exact_deduplication": True},
         {"sources": (Source(examples=EXAMPLES, name="other"),)},
     ],
     ids=lambda change: next(iter(change)),
