@@ -34,6 +34,19 @@ if TYPE_CHECKING:
 __all__ = ["Loop"]
 
 
+def _counts(targets: int, tokens: int, labels: Tensor, weights: Tensor | None) -> BatchCounts:
+    """Count a micro-batch whose labels may have weights; both shifted, shape (sequences, tokens)."""
+    if weights is None:
+        return BatchCounts(targets, tokens, targets)
+    used = weights[labels != -100].double()
+    if not (used.isfinite() & (used >= 0)).all():
+        raise DataError(
+            "micro-batch: token_weights holds negative numbers or some that are not finite, expected 0 or positive"
+            " numbers; correct the collate function"
+        )
+    return BatchCounts(float(used.sum()), tokens, targets, "weighted tokens")
+
+
 class Loop:
     """The default loop hooks."""
 
@@ -70,7 +83,8 @@ class Loop:
         labels, mask, shifted = batch.get("labels"), batch.get("attention_mask"), batch.get("shift_labels")
         if shifted is not None:
             targets = int((shifted != -100).count_nonzero())
-            return BatchCounts(targets, int(batch["tokens"]), targets)
+            weights = batch.get("shift_token_weights")
+            return _counts(targets, int(batch["tokens"]), shifted, weights)
         if labels is None:
             raise DataError(
                 f"micro-batch: given {', '.join(batch) or 'nothing'}, expected 'labels' among them; have the"
@@ -84,7 +98,9 @@ class Loop:
             tokens = int(mask.sum())
         else:
             tokens = batch["input_ids"].numel() if "input_ids" in batch else targets
-        return BatchCounts(targets, tokens, targets)
+        if "token_weights" not in batch:
+            return BatchCounts(targets, tokens, targets)
+        return _counts(targets, tokens, labels[:, 1:], batch["token_weights"][:, 1:])
 
     @hookimpl(trylast=True)
     def compute_loss(self, trainer: Trainer, model: Module, batch: Batch, denominator: float) -> LossSum:
