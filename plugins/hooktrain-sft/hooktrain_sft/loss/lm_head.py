@@ -141,9 +141,8 @@ class HeadedForward:
                 return self._head_loss(*values)
             if len(inspect.signature(self._head_loss).parameters) < 5:
                 raise ModelError(
-                    "loss: the micro-batch has token_weights, which the fused loss from make_head_loss, of"
-                    f" {type(self._head_loss).__module__}, does not take; disable it in the recipe, or remove the"
-                    " weights from the data"
+                    "loss: the micro-batch has token_weights, which the fused loss that a plugin returned from"
+                    " make_head_loss does not take; disable it in the recipe, or remove the weights from the data"
                 )
             return self._head_loss(*values, weights)
         return linear_loss(*values, self._token_loss, self._transform, self._chunk_size, weights)
