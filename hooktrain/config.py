@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import attrs
 import cattrs
-from cattrs.errors import ClassValidationError, IterableValidationError
+from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 
 from hooktrain.errors import Complaint, did_you_mean
 from hooktrain.renamed import new_name
@@ -36,6 +36,7 @@ __all__ = [
 
 T = TypeVar("T")
 _MISSING: Any = object()
+_ABSENT = "missing, and there is no default; add it"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
 """The beginning of a URL, also once ``pathlib`` has made ``s3:/bucket`` of ``s3://bucket``."""
 
@@ -257,7 +258,8 @@ def _items(values: Sequence[Any], target: Any) -> list[Any]:
     made, wrong = [], {}
     for index, value in enumerate(values):
         try:
-            made.append(_converter.structure(value, target))
+            given = _mapping(value, dict) if attrs.has(target) else value  # cattrs would take any object for one
+            made.append(_converter.structure(given, target))
         except Exception as problem:
             wrong[index] = problem
     if wrong:
@@ -357,7 +359,7 @@ def structure(
             complaints.extend(_complaints(problem, path))
     for name, attribute in fields.items():
         if attribute.init and attribute.default is attrs.NOTHING and name not in spelled:
-            complaints.append(Complaint(_join(where, name), "missing, and there is no default; add it"))
+            complaints.append(Complaint(_join(where, name), _ABSENT))
     for name, value in values.items():
         complaints.extend(_refusals(fields[name], value, _join(where, spelled[name])))
     if len(complaints) > before:
@@ -389,6 +391,13 @@ def _complaints(problem: Exception, path: str) -> Iterator[Complaint]:
     elif isinstance(problem, _ItemsError):
         for index, inner in problem.problems.items():
             yield from _complaints(inner, f"{path}[{index}]")
+    elif isinstance(problem, ForbiddenExtraKeysError):
+        expected = [field.name for field in attrs.fields(problem.cl)]
+        for key in sorted(problem.extra_fields):
+            hint = did_you_mean(key, expected)
+            yield Complaint(f"{path}.{key}", f"unknown key{hint}; {path} takes {', '.join(sorted(expected))}")
+    elif isinstance(problem, KeyError):  # from cattrs
+        yield Complaint(_join(path, str(problem.args[0])), _ABSENT)
     else:
         yield Complaint(path, str(problem.args[0] if problem.args else problem))
 

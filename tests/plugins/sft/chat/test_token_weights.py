@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hooktrain import DataError
+from hooktrain.config import structure
 from tests.facts import facts
 from tests.plugins.sft.masks import tokenizer_for
 
@@ -206,6 +208,23 @@ def test_weights_that_are_none(example: Any, complaint: str) -> None:
 def test_rules_that_are_none(rule: Any, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         WeightRule(**rule)
+
+
+@pytest.mark.parametrize(
+    ("rules", "complaints"),
+    [
+        (
+            [{"weigt": 2, "role": "user"}],
+            facts("data.weights[0].weight: missing", "data.weights[0].weigt", "'weight'?"),
+        ),
+        ([{"weight": 1, "match": "x"}, {"weight": "two", "match": "x"}], facts("data.weights[1]", "'two'", "a number")),
+        (["x"], facts("data.weights[0]", "'x'", "a mapping")),
+    ],
+)
+def test_rules_are_read_strictly(rules: Any, complaints: str) -> None:
+    found: list[Any] = []
+    assert structure(SFTDataConfig, {"sources": ["x"], "weights": rules}, "data", found) is None
+    assert re.search(complaints, "\n".join(map(str, found)))
 
 
 def test_a_rule_for_a_role_that_is_not_trained_is_refused() -> None:
