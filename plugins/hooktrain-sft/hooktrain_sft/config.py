@@ -257,7 +257,7 @@ class SFTDataConfig(TokenDataConfig):
     """Last trained token of an answer where the chat template writes no end-of-turn token: the token that opens the
     next turn, which ``auto`` reports and ``next_header`` does not, or ``none``."""
     weights: tuple[WeightRule, ...] = field(default=())
-    """Weights of trained tokens, such as ``[{role: tool, weight: 0.2}, {match: "```.*?```", weight: 2}]``. A token's
+    """Weights of trained tokens, such as ``[{role: tool, weight: 0.2}, {match: "[0-9]+", weight: 2}]``. A token's
     weight is the product of those of all rules that fit it, and of the ``weight`` that its message and its part of the
     content have in the data."""
     special_tokens_in_text: Literal["keep", "plain", "error"] = field(default="keep")
