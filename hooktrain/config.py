@@ -46,6 +46,7 @@ _TIMES = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _MISSING: Any = object()
 _ENTRY = "this entry"
 """What errors call a config inside another one, before its path is known."""
+_ABSENT = "missing, and there is no default; add it"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
 """The beginning of a URL, also once ``pathlib`` has made ``s3:/bucket`` of ``s3://bucket``."""
 
@@ -300,7 +301,8 @@ def _items(values: Sequence[Any], target: Any) -> list[Any]:
     made, wrong = [], {}
     for index, value in enumerate(values):
         try:
-            made.append(_converter.structure(value, target))
+            given = _mapping(value, dict) if attrs.has(target) else value  # cattrs would take any object for one
+            made.append(_converter.structure(given, target))
         except Exception as problem:
             wrong[index] = problem
     if wrong:
@@ -421,7 +423,7 @@ def structure(
             complaints.extend(_complaints(problem, path))
     for name, attribute in fields.items():
         if attribute.init and attribute.default is attrs.NOTHING and name not in spelled:
-            complaints.append(Complaint(_join(where, name), "missing, and there is no default; add it"))
+            complaints.append(Complaint(_join(where, name), _ABSENT))
     for name, value in values.items():
         complaints.extend(_refusals(fields[name], value, _join(where, spelled[name])))
     if len(complaints) > before:

@@ -1055,10 +1055,12 @@ def count_batch(trainer: Trainer, batch: Batch) -> BatchCounts:  # type: ignore[
 
     Returns:
         A ``BatchCounts`` with denominator, tokens and trained tokens. Every micro-batch of a run must be counted in the
-        same unit. NotImplemented leaves it to the next plugin, None is an error.
+        same unit; ``weighted tokens``, a sum of weights, go with ``tokens``. NotImplemented leaves it to the next
+        plugin, None is an error.
 
     Default: the batch's own ``denominator`` and ``counts``, or trained tokens: labels other than -100 except the first
-        of each sequence; and the batch's own ``tokens``, or the entries of ``attention_mask``, or all of ``input_ids``.
+        of each sequence, or the sum of their ``token_weights`` where the batch has these; and the batch's own
+        ``tokens``, or the entries of ``attention_mask``, or all of ``input_ids``.
     """
 
 
@@ -1074,13 +1076,16 @@ def compute_loss(trainer: Trainer, model: Module, batch: Batch, denominator: flo
     Args:
         trainer: the trainer.
         model: the model to call.
-        batch: the micro-batch, on the device.
+        batch: the micro-batch, on the device. It may have ``token_weights``, factors on the losses of ``labels`` of the
+            same shape and not shifted either, as ``shift_token_weights`` where ranks share tokens; then it has
+            ``num_target_tokens`` too, the number of trained tokens.
         denominator: what it contributes to ``trainer.denominator``, as ``count_batch`` counted it.
 
     Returns:
         The undivided *sum* of the loss, and its denominator: the engine divides once, by ``trainer.denominator``. The
         loss of a micro-batch that contributes 0 is multiplied by 0.
         Further sums are divided in the same way and logged under their names, and as ``eval/<name>/...`` in evaluation.
+        With ``token_weights`` it has to multiply each token's loss, and say ``counts="weighted tokens"``.
         NotImplemented leaves it to the next plugin, None is an error.
 
     Default: the recipe's ``loss``.

@@ -247,7 +247,8 @@ class StrategyDefaults:
     def divide(batch: Batch) -> Batch:
         """Return this rank's part of a micro-batch on the host.
 
-        Where ranks share tokens it holds ``shift_labels`` (those of the next token) in the place of ``labels``.
+        Where ranks share tokens it holds ``shift_labels`` (those of the next token) in the place of ``labels``,
+        and ``shift_token_weights`` in that of ``token_weights``, if there are any.
         """
         return batch
 

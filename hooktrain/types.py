@@ -184,7 +184,8 @@ class BatchCounts(NamedTuple):
             ``counts`` says it holds, or the sum of their weights. 0 where nothing is trained.
         tokens: tokens, padding excluded.
         num_target_tokens: trained tokens, that is shifted labels other than -100.
-        counts: the unit of ``denominator``: ``tokens``, ``pairs``, ``sequences``, or a loss's own.
+        counts: the unit of ``denominator``: ``tokens``, ``pairs``, ``sequences``, or a loss's own; where their weights
+            are summed ``weighted tokens`` and so on, which may be added to a number of tokens.
     """
 
     denominator: float

@@ -34,6 +34,19 @@ if TYPE_CHECKING:
 __all__ = ["Loop"]
 
 
+def _counts(targets: int, tokens: int, labels: Tensor, weights: Tensor | None) -> BatchCounts:
+    """Count a micro-batch whose labels may have weights; both shifted, shape (sequences, tokens)."""
+    if weights is None:
+        return BatchCounts(targets, tokens, targets)
+    used = weights[labels != -100].double()
+    if not (used.isfinite() & (used >= 0)).all():
+        raise DataError(
+            "micro-batch: token_weights holds negative numbers or some that are not finite, expected 0 or positive"
+            " numbers; correct the collate function"
+        )
+    return BatchCounts(float(used.sum()), tokens, targets, "weighted tokens")
+
+
 class Loop:
     """The default loop hooks."""
 
@@ -70,7 +83,7 @@ class Loop:
         labels, mask, shifted = batch.get("labels"), batch.get("attention_mask"), batch.get("shift_labels")
         if shifted is not None:
             targets = int((shifted != -100).count_nonzero())
-            return BatchCounts(targets, int(batch["tokens"]), targets)
+            return _counts(targets, int(batch["tokens"]), shifted, batch.get("shift_token_weights"))
         if labels is not None:
             # the first label of a row has no token before it that could predict it
             targets = int((labels[:, 1:] != -100).count_nonzero()) if labels.dim() > 1 else labels.shape[0]
@@ -89,6 +102,8 @@ class Loop:
             tokens = batch["input_ids"].numel() if "input_ids" in batch else targets
         if "denominator" in batch:
             return BatchCounts(float(batch["denominator"]), tokens, targets, batch.get("counts", "tokens"))
+        if labels is not None and "token_weights" in batch:
+            return _counts(targets, tokens, labels[:, 1:], batch["token_weights"][:, 1:])
         return BatchCounts(targets, tokens, targets)
 
     @hookimpl(trylast=True)

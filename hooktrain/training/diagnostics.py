@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hooktrain.errors import HooktrainError, LoopHookError, NonFiniteError, failure_of
 from hooktrain.plugin.manager import PluginHost
+from hooktrain.types import BatchCounts, LossSum
 
 if TYPE_CHECKING:
     from hooktrain.training.trainer import Trainer
@@ -23,6 +24,7 @@ __all__ = [
     "require_finite",
     "require_trainable",
     "wrong_answer",
+    "wrong_loss",
 ]
 
 T = TypeVar("T")
@@ -34,6 +36,18 @@ def wrong_answer(host: PluginHost, hook: str, given: Any, expected: str) -> Loop
     return LoopHookError(
         f"hook {hook}: returned {text}, expected {expected} (asked, in this order: {_who(host, hook)})"
     )
+
+
+def wrong_loss(host: PluginHost, loss: Any, counts: BatchCounts) -> LoopHookError:
+    """Return the error for a loss that is not divided by what ``count_batch`` has counted."""
+    given = f"a denominator of {loss.denominator} {loss.counts}" if isinstance(loss, LossSum) else loss
+    unit = "" if counts.counts == "tokens" else f", counts='{counts.counts}'"
+    what = "loss of each token times its weight" if "weighted" in counts.counts else "loss"
+    expected = (
+        f"LossSum(total=<undivided sum of the {what}>, denominator={counts.denominator:g}{unit}), the count of the hook"
+        " count_batch, and never the mean"
+    )
+    return wrong_answer(host, "compute_loss", given, expected)
 
 
 def name_taken(host: PluginHost, name: str) -> HooktrainError:

@@ -53,6 +53,7 @@ from hooktrain.training.diagnostics import (
     require_complete_epoch,
     require_finished,
     wrong_answer,
+    wrong_loss,
 )
 from hooktrain.training.finite_weights import FiniteWeights
 from hooktrain.training.held_effects import HeldEffects, hold_effects
@@ -600,8 +601,9 @@ class Trainer:
         if type(counts) is not BatchCounts:
             expected = "BatchCounts(denominator, tokens, num_target_tokens)"
             raise wrong_answer(self.host, "count_batch", counts, expected)
-        self._unit = self._unit or counts.counts
-        if counts.counts != self._unit:
+        unit = counts.counts.removeprefix("weighted ")  # what has no weight counts as 1
+        self._unit = self._unit or unit
+        if unit != self._unit:
             expected = f"'{self._unit}', the unit of the micro-batches before"
             raise wrong_answer(self.host, "count_batch", f"denominators that count '{counts.counts}'", expected)
         return counts
@@ -632,16 +634,14 @@ class Trainer:
     def loss_of(self, batch: Batch, counts: BatchCounts) -> LossSum:
         """Compute the loss of a micro-batch on the device, in the strategy's precision, and check its denominator."""
         denominator = counts.denominator
+        if "token_weights" in batch or "shift_token_weights" in batch:
+            batch = {**batch, "num_target_tokens": counts.num_target_tokens}
         loss = self.strategy.compute(
             lambda: self.hooks.compute_loss(trainer=self, model=self.model, batch=batch, denominator=denominator),
             not self._counts,
         )
         if type(loss) is not LossSum or (loss.denominator, loss.counts) != (denominator, counts.counts):
-            given = f"a denominator of {loss.denominator} {loss.counts}" if isinstance(loss, LossSum) else loss
-            unit = "" if counts.counts == "tokens" else f", counts='{counts.counts}'"
-            expected = f"LossSum(total=<undivided sum of the loss>, denominator={denominator:g}{unit})"
-            expected += ", the count of the hook count_batch, and never the mean"
-            raise wrong_answer(self.host, "compute_loss", given, expected)
+            raise wrong_loss(self.host, loss, counts)
         if self._sum_names is None:
             self._sum_names = frozenset(loss.sums)
         elif loss.sums.keys() != self._sum_names:

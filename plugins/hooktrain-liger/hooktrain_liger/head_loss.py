@@ -45,7 +45,9 @@ class FusedLinearCrossEntropy:
             "use_token_scaling": token_scaling,
         }
 
-    def __call__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Sums]:
+    def __call__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, factors: Tensor | None = None
+    ) -> tuple[Tensor, Sums]:
         """Compute the loss of some tokens.
 
         Args:
@@ -53,9 +55,11 @@ class FusedLinearCrossEntropy:
             weight: shape (vocabulary, hidden).
             bias: shape (vocabulary,), or None.
             targets: token ids, or -100 for no loss, shape (tokens,).
+            factors: on the loss of each token, shape (tokens,); with them Liger computes the logits twice.
 
         Returns:
-            The sum of the loss, shape (), in single precision; and the number of tokens that were predicted right.
+            The sum of the loss, shape (), in single precision; and the number of tokens that were predicted right, or
+            the sum of their factors.
         """
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
@@ -69,12 +73,13 @@ class FusedLinearCrossEntropy:
                 matrix,
                 targets,
                 offset,
-                reduction="sum",
+                reduction="sum" if factors is None else "none",
                 accum_dtype=torch.float32,  # in half precision chunks would not add up
                 return_predicted_tokens=True,
                 **self._options,
             )
-        return found.loss, {"token_accuracy": _correct(found.predicted_tokens, targets)}
+        total = found.loss if factors is None else (found.loss * factors).sum()
+        return total, {"token_accuracy": _correct(found.predicted_tokens, targets, factors)}
 
 
 class CrossEntropy:
@@ -97,24 +102,32 @@ class CrossEntropy:
         # soft-capping is Liger's too: torch's tanh would keep the logits, which the kernel overwrites with gradients
         self._options = {"softcap": softcap, "label_smoothing": label_smoothing, "lse_square_scale": z_loss}
 
-    def __call__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Sums]:
+    def __call__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, factors: Tensor | None = None
+    ) -> tuple[Tensor, Sums]:
         """Compute the loss of some tokens, as ``FusedLinearCrossEntropy`` does."""
         inputs, matrix, offset = _prepared(hidden, weight, bias, self._multiplier)
         total = torch.zeros((), device=hidden.device)
-        correct = torch.zeros((), dtype=torch.long, device=hidden.device)
+        correct = torch.zeros((), dtype=torch.long if factors is None else torch.float, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(inputs), self._chunk_size):
                 part = slice(start, start + self._chunk_size)
-                loss, right = checkpoint(self._chunk, inputs[part], matrix, offset, targets[part], use_reentrant=False)
+                mine = None if factors is None else factors[part]
+                values = inputs[part], matrix, offset, targets[part], mine
+                loss, right = checkpoint(self._chunk, *values, use_reentrant=False)
                 total, correct = total + loss, correct + right
         return total, {"token_accuracy": correct}
 
-    def _chunk(self, inputs: Tensor, matrix: Tensor, offset: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _chunk(
+        self, inputs: Tensor, matrix: Tensor, offset: Tensor | None, targets: Tensor, factors: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         from liger_kernel.transformers.functional import liger_cross_entropy
 
         logits = functional.linear(inputs, matrix, offset).float()  # Liger adds up losses in the type of the logits
-        found = liger_cross_entropy(logits, targets, reduction="sum", return_predicted_tokens=True, **self._options)
-        return found.loss, _correct(found.predicted_tokens, targets)
+        reduction = "sum" if factors is None else "none"
+        found = liger_cross_entropy(logits, targets, reduction=reduction, return_predicted_tokens=True, **self._options)
+        total = found.loss if factors is None else (found.loss * factors).sum()
+        return total, _correct(found.predicted_tokens, targets, factors)
 
 
 def _prepared(
@@ -132,5 +145,6 @@ def _prepared(
     return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def _correct(predicted: Tensor, targets: Tensor) -> Tensor:
-    return (predicted == targets).sum()  # where there is no loss, Liger predicts -1
+def _correct(predicted: Tensor, targets: Tensor, factors: Tensor | None) -> Tensor:
+    right = predicted == targets  # where there is no loss, Liger predicts -1
+    return (right if factors is None else right * factors).sum()

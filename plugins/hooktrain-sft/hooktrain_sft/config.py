@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,9 @@ __all__ = [
     "SFTDataConfig",
     "SourceOptions",
     "TokenDataConfig",
+    "WeightRule",
     "check_role_mapping",
+    "is_weight",
     "paths_of",
     "with_text_unit",
 ]
@@ -73,6 +76,49 @@ def _shares(instance: Any, attribute: Any, value: tuple[float, float]) -> None:
             f"given {list(value)}, expected the shares of training and evaluation, not negative, the first above 0 and"
             " together 1; write for example [0.9, 0.1]"
         )
+
+
+_LEAST, _MOST = 2.0**-149, (2 - 2.0**-23) * 2.0**127
+"""The smallest and the largest positive number of float32."""
+
+
+def is_weight(value: Any) -> bool:
+    """Return whether a value is the weight of a token: 0, or a positive number that float32 holds."""
+    return isinstance(value, (int, float)) and (value == 0 or _LEAST <= value <= _MOST)
+
+
+def _weight(instance: Any, attribute: Any, value: float) -> None:
+    if not is_weight(value):
+        raise ValueError(f"given weight {value}, expected 0 or a positive number; write for example 0.5")
+
+
+def _pattern(instance: Any, attribute: Any, value: str | None) -> None:
+    try:
+        re.compile(value or "")
+    except re.error as problem:
+        raise ValueError(f"given match '{value}', expected a regular expression ({problem}); correct it") from None
+
+
+def _role(instance: Any, attribute: Any, value: str | None) -> None:
+    if value is not None and value not in ROLES:
+        raise ValueError(f"given role '{value}', expected one of {', '.join(ROLES)}{did_you_mean(value, ROLES)}")
+
+
+@attrs.frozen(kw_only=True)
+class WeightRule:
+    """A factor on the weights of the trained tokens of some messages, or of parts of their text."""
+
+    weight: float = field(validator=_weight)
+    """The factor: 0 does not train these tokens."""
+    role: str | None = field(default=None, validator=_role)
+    """Role of the messages; by default all, and text that is no message."""
+    match: str | None = field(default=None, validator=_pattern)
+    """Regular expression of Python for the parts of a message's text, as the chat template renders it; ``.`` matches
+    line breaks too. By default the complete message."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.role is None and self.match is None:
+            raise ValueError("given a weight alone, expected role, match or both with it; add one of them")
 
 
 def _processes(instance: Any, attribute: Any, value: int | str) -> None:
@@ -149,7 +195,7 @@ class TokenDataConfig:
         return self.val_size or self.train_eval_split[1]
 
     @property
-    def weights(self) -> list[float] | None:
+    def source_weights(self) -> list[float] | None:
         """Weights of the sources; None where they have none."""
         weights = [SourceOptions.of(source).weight for source in self.sources]
         return [weight for weight in weights if weight is not None] or None
@@ -216,6 +262,10 @@ class SFTDataConfig(TokenDataConfig):
     eot_tokens: tuple[str, ...] = field(default=())
     """Tokens that end a turn where the chat template writes one that is no special token of the tokenizer; each must be
     a single token, and the first that ends an answer is trained."""
+    weights: tuple[WeightRule, ...] = field(default=())
+    """Weights of trained tokens, such as ``[{role: tool, weight: 0.2}, {match: "[0-9]+", weight: 2}]``. A token's
+    weight is the product of those of all rules that fit it, and of the ``weight`` that its message and its part of the
+    content have in the data."""
     special_tokens_in_text: Literal["keep", "plain", "error"] = field(default="keep")
     """Handling of special tokens within the text of messages: ``keep`` makes tokens of them and counts them, ``plain``
     tokenizes them as text."""
@@ -227,6 +277,12 @@ class SFTDataConfig(TokenDataConfig):
                 f"reasoning_turns: {self.reasoning_turns} is given together with drop_reasoning: true, after which"
                 " there is no reasoning; remove one of them"
             )
+        for index, rule in enumerate(self.weights):
+            if rule.role not in (None, "assistant") and self.trained_part not in ("all", "completion"):
+                raise ValueError(
+                    f"weights[{index}].role: given {rule.role}, but `train_on: {self.train_on}` trains only messages of"
+                    " the assistant; remove the rule, or write `train_on: all` or `train_on: completion`"
+                )
         if self.reasoning_turns == "split" and self.trained_part == "all":
             raise ValueError(
                 "reasoning_turns: split, which makes a sequence of each answer, is given together with training on all"

@@ -103,10 +103,11 @@ def make_head_loss(config: Any, transform: LogitTransform, model: Module) -> Hea
 
     Returns:
         A function of the hidden states (tokens, hidden), the weight of the head (vocabulary, hidden), its bias
-        (vocabulary,) or None, and the targets (tokens,), -100 for none. It returns the loss summed over the targets, of
-        shape () with a graph, and a mapping of metrics to log, sums of shape () over the same targets with the same
-        names in every call. It may be called under autocast and under ``torch.no_grad``. It is used for heads that are
-        a plain linear layer whose weight is complete. None leaves it to the next plugin.
+        (vocabulary,) or None, and the targets (tokens,), -100 for none; and, given only with weighted tokens, which are
+        refused where it has no such parameter, of factors (tokens,) on the loss and the metrics of each. It returns the
+        loss summed over the targets, of shape () with a graph, and a mapping of metrics to log, sums of shape () over
+        the same targets with the same names in every call. It may be called under autocast and under ``torch.no_grad``.
+        It is used for heads that are a plain linear layer whose weight is complete. None leaves it to the next plugin.
 
     Default: none; ``hooktrain-sft`` computes a chunk of tokens at a time.
     """

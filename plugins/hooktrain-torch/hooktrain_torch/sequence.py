@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["SequenceGroup", "data_world", "divide"]
 
 _IGNORE_INDEX = -100
+_SHIFTED = {"labels": _IGNORE_INDEX, "token_weights": 0}
+"""What belongs to the next token, and the value for a sequence's last position, which predicts none."""
 
 
 def data_world(world: World, size: int) -> World:
@@ -104,8 +106,8 @@ def _exchanged(states: Tensor, split: int, gathered: int, ranks: SequenceGroup) 
 def divide(batch: Batch, ranks: SequenceGroup | None) -> Batch:
     """Return a rank's shard of each sequence.
 
-    Labels are shifted before they are split, since the label of a shard's last token lies in the next shard. Sequences
-    are padded to a multiple of the ranks by documents without labels.
+    Labels are shifted before they are split, since the label of a shard's last token lies in the next shard; so are the
+    weights of labels, ``token_weights``. Sequences are padded to a multiple of the ranks by documents without labels.
 
     Args:
         batch: ``input_ids``, ``labels`` and ``position_ids``, shape (sequences, tokens); ``document_lengths`` of the
@@ -113,8 +115,9 @@ def divide(batch: Batch, ranks: SequenceGroup | None) -> Batch:
         ranks: those that share the sequences; None returns the batch.
 
     Returns:
-        The shards, shape (sequences, tokens / size), with ``shift_labels`` in the place of ``labels``; the documents
-        of the complete sequences; and ``sequence_parallel``, the ranks.
+        The shards, shape (sequences, tokens / size), with ``shift_labels`` in the place of ``labels``, and
+        ``shift_token_weights`` in that of ``token_weights``; the documents of the complete sequences; and
+        ``sequence_parallel``, the ranks.
 
     Raises:
         HooktrainError: when the batch cannot be split.
@@ -138,9 +141,11 @@ def divide(batch: Batch, ranks: SequenceGroup | None) -> Batch:
     more = -tokens % ranks.size
     each = (tokens + more) // ranks.size
     here = slice(ranks.rank * each, (ranks.rank + 1) * each)
-    labels = torch.full_like(batch["labels"], _IGNORE_INDEX)
-    labels[:, :-1] = batch["labels"][:, 1:]
-    wide = {**{name: value for name, value in batch.items() if name != "labels"}, "shift_labels": labels}
+    wide: Batch = {name: value for name, value in batch.items() if name not in _SHIFTED}
+    for name, last in _SHIFTED.items():
+        if name in batch:
+            wide[f"shift_{name}"] = torch.full_like(batch[name], last)
+            wide[f"shift_{name}"][:, :-1] = batch[name][:, 1:]
     made: Batch = {}
     for name, value in wide.items():
         is_split = isinstance(value, Tensor) and value.shape[:2] == (sequences, tokens)

@@ -39,6 +39,24 @@ def test_weighted_by_probability(smoothing: float) -> None:
     assert_equal(FusedLinearCrossEntropy(**options), make(), **options)
 
 
+@pytest.mark.parametrize(
+    ("make_loss", "options"),
+    [
+        (FusedLinearCrossEntropy, {"label_smoothing": 0.1, "z_loss": 1e-2, "multiplier": 0.3}),
+        (FusedLinearCrossEntropy, {"token_scaling": True}),
+        (lambda **options: CrossEntropy(chunk_size=3, **options), {"label_smoothing": 0.1, "z_loss": 1e-2}),
+    ],
+)
+def test_weighted_tokens(make_loss: Any, options: dict[str, Any]) -> None:
+    inputs = make()
+    factors = torch.rand(len(inputs.targets)) * 3
+    assert_equal(make_loss(**options), inputs, factors=factors, **options)
+    _, sums = make_loss(**options)(*inputs, factors)
+    guesses = (inputs.hidden @ inputs.weight.t() + inputs.bias).argmax(1)
+    expected = ((guesses == inputs.targets) * factors).sum()
+    torch.testing.assert_close(sums["token_accuracy"].float(), expected)
+
+
 @pytest.mark.parametrize("make_loss", [FusedLinearCrossEntropy, lambda: CrossEntropy(chunk_size=3)])
 def test_sum_does_not_depend_on_how_tokens_are_divided(make_loss: Any) -> None:
     """Liger's own forward returns a mean, so that micro-batches would weigh alike whatever their tokens."""

@@ -41,10 +41,12 @@ def exact(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     token_scaling: bool = False,
+    factors: Tensor | None = None,
 ) -> Tensor:
     """The loss as it is defined, token by token, in float64."""
     total = torch.zeros((), dtype=torch.float64, device=inputs.hidden.device)
-    for hidden, target in zip(inputs.hidden.double(), inputs.targets.tolist(), strict=True):
+    weights = [1.0] * len(inputs.targets) if factors is None else factors.tolist()
+    for hidden, target, factor in zip(inputs.hidden.double(), inputs.targets.tolist(), weights, strict=True):
         if target == -100:
             continue
         logits = inputs.weight.double() @ hidden + (0 if inputs.bias is None else inputs.bias.double())
@@ -55,7 +57,7 @@ def exact(
         loss = -(1 - label_smoothing) * logs[target] - label_smoothing * logs.mean()
         if token_scaling:
             loss = loss * logs[target].detach().exp()
-        total = total + loss + z_loss * torch.logsumexp(logits, 0).square()
+        total = total + factor * (loss + z_loss * torch.logsumexp(logits, 0).square())
     return total
 
 
@@ -78,7 +80,8 @@ def assert_close_in_half(loss: Any, inputs: Inputs, dtype: torch.dtype, autocast
 
 
 def assert_equal(loss: Any, inputs: Inputs, tolerance: float = 2e-6, **options: Any) -> None:
-    ours, _ = loss(*inputs)
+    factors = () if options.get("factors") is None else (options["factors"],)
+    ours, _ = loss(*inputs, *factors)
     reference = exact(inputs, **options)
     assert ours.dtype == torch.float32 and ours.shape == ()
     torch.testing.assert_close(ours.double(), reference, rtol=tolerance, atol=tolerance)

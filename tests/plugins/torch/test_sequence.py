@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from hooktrain import HooktrainError, World
 from hooktrain.testing import Recorder
+from hooktrain.training.default_loop import Loop
 from tests.facts import facts
 from tests.preload import DEEPSPEED
 
@@ -71,8 +72,9 @@ def test_two_ranks_with_half_a_sequence_each(run, launch_recipe, recipe, strateg
         ),
         pytest.param({"loss": {"type": "dft"}, "micro_batch_size": 2}, marks=pytest.mark.thorough),
         {"peft": {"type": "lora", "r": 4}},
+        pytest.param({"data": {"weights": [{"match": "answer|it", "weight": 0.3}]}}, marks=pytest.mark.thorough),
     ],
-    ids=["flat sequences", "accumulation, activation checkpointing", "dft, stacked sequences", "lora"],
+    ids=["flat sequences", "accumulation, activation checkpointing", "dft, stacked sequences", "lora", "weights"],
 )
 def test_other_settings_of_a_recipe(run, launch_recipe, recipe, changes):
     settings = {**COMMON, **changes}
@@ -131,7 +133,8 @@ def row(lengths: list[int], first: int) -> dict[str, Any]:
     positions = torch.cat([torch.arange(length) for length in lengths]).numpy()
     labels = ids.copy()
     labels[positions == 0] = -100
-    return {"input_ids": ids, "labels": labels, "position_ids": positions}
+    weights = {"token_weights": (ids / 4).astype("float32")} if first % 200 > 100 else {}
+    return {"input_ids": ids, "labels": labels, "position_ids": positions, **weights}
 
 
 @given(
@@ -150,6 +153,13 @@ def test_the_shards_are_the_sequences(lengths, size, stacked):
     shifted = torch.cat([part["shift_labels"] for part in parts], 1)
     assert torch.equal(shifted[:, : width - 1], batch["labels"][:, 1:])
     assert bool((shifted[:, width - 1 :] == -100).all())
+    if "token_weights" in batch:
+        weights = torch.cat([part["shift_token_weights"] for part in parts], 1)
+        assert torch.equal(weights[:, : width - 1], batch["token_weights"][:, 1:])
+        assert not weights[:, width - 1 :].any()
+        counts = [Loop().count_batch(part) for part in parts]
+        assert sum(each.denominator for each in counts) == Loop().count_batch(batch).denominator
+        assert all("token_weights" not in part for part in parts)
     padded = shifted.shape[1]
     assert padded % size == 0
     assert padded - width < size

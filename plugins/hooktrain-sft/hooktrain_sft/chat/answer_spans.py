@@ -144,7 +144,8 @@ class Conversation:
         if found is None:
             raise DataError(
                 f"messages[{index}]: the chat template's text for it is not known, as the template does not render the"
-                " messages one after the other in a loop; remove `train` from the message, or change the template"
+                " messages one after the other in a loop; remove `train` and weights from the message, or change the"
+                " template"
             )
         return found
 

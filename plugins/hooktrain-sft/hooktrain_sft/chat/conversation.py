@@ -16,6 +16,7 @@ from hooktrain_sft.chat.messages import Message
 from hooktrain_sft.chat.other_fields import not_rendered
 from hooktrain_sft.chat.rendered import Rendered
 from hooktrain_sft.chat.template import ChatTemplate, Scope
+from hooktrain_sft.chat.token_weights import Weighting
 from hooktrain_sft.chat.trained_spans import Choice, add_spans, answers_of
 from hooktrain_sft.chat.unrendered import Unrendered, find_unrendered
 from hooktrain_sft.config import SFTDataConfig
@@ -30,9 +31,16 @@ class ConversationRenderer:
     """Renders the conversations of an example with its template, its variables and the recipe's choices."""
 
     def __init__(
-        self, template: ChatTemplate, scope: Scope, tools: Sequence[Any] | None, documents: Any, config: SFTDataConfig
+        self,
+        template: ChatTemplate,
+        scope: Scope,
+        tools: Sequence[Any] | None,
+        documents: Any,
+        config: SFTDataConfig,
+        weighting: Weighting,
     ) -> None:
         self.template, self.scope, self.tools, self.documents, self.config = template, scope, tools, documents, config
+        self.weighting = weighting
 
     def render(
         self, messages: Sequence[Message], untrained: Collection[int], prompt: int = 0, prefill: str = ""
@@ -58,6 +66,7 @@ class ConversationRenderer:
         if prefill:
             choice.cuts.append(_prefilled(chat, prompt, prefill))
             choice.apply_cuts()
+        self.weighting.add_to(choice, chat)
         return self._rendered(choice, chat, chat.text)
 
     def split(
@@ -98,6 +107,7 @@ class ConversationRenderer:
         if prefill:
             choice.cuts.append(_prefilled(chat, last, prefill))
             choice.apply_cuts()
+        self.weighting.add_to(choice, chat)
         asked = chat.template.trace(messages[:last], self.scope, generation_prompt=True)
         lost = find_unrendered(chat.template, messages[:last], self.scope, asked, generation_prompt=True)
         for part in lost:

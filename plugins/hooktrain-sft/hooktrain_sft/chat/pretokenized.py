@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hooktrain import DataError
+from hooktrain_sft.config import is_weight
 from hooktrain_sft.formatting import shown
 
 __all__ = ["read_ids"]
@@ -18,8 +19,10 @@ _MASKS = ("assistant_masks", "completion_mask")
 
 def read_ids(
     example: Mapping[str, Any], vocabulary: int, part: str
-) -> tuple[list[tuple[NDArray[np.int32], NDArray[np.bool_]]], str]:
+) -> tuple[list[tuple[NDArray[np.int32], NDArray[Any]]], str]:
     """Return ids and mask of each document of an example, each of shape (tokens,), and the columns of the mask.
+
+    With ``token_weights`` a mask holds weights.
 
     An example is one document, or several that ``seq_lengths``, or ``position_ids`` that begin again, part.
 
@@ -37,7 +40,7 @@ def read_ids(
             f"input_ids[{wrong}] is {int(ids[wrong])}, expected an id from 0 to {vocabulary - 1}; use the tokenizer"
             " that the examples were tokenized with"
         )
-    mask = np.ones(len(ids), np.bool_)
+    mask: NDArray[Any] = np.ones(len(ids), np.bool_)
     used = []
     if part != "all":
         for name in (*_MASKS, "labels"):
@@ -58,6 +61,9 @@ def read_ids(
             else:
                 mask &= values != 0
             used.append(name)
+    if example.get("token_weights") is not None:
+        mask = np.where(mask, _weights(example["token_weights"], len(ids)), 0).astype(np.float32)
+        used.append("token_weights")
     first, last = _unpadded(example, len(ids))
     ends = [*_starts(example, len(ids), first, last)[1:], last]
     made = []
@@ -93,6 +99,20 @@ def _starts(example: Mapping[str, Any], tokens: int, first: int, last: int) -> l
             f" {int(positions[first])} where a document begins; correct the example"
         )
     return [first, *(first + int(at) for at in again)]
+
+
+def _weights(value: Any, tokens: int) -> NDArray[np.float32]:
+    listed = value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(listed, (list, tuple)):
+        raise DataError(f"token_weights is {shown(value)}, expected a list of numbers; convert the column")
+    if len(listed) != tokens:
+        raise DataError(f"token_weights has {len(listed)} entries, expected {tokens}, as many as input_ids")
+    for at, weight in enumerate(listed):
+        if not is_weight(weight):
+            raise DataError(
+                f"token_weights[{at}] is {shown(weight)}, expected 0 or a positive number; correct the example"
+            )
+    return np.array(listed, np.float32)
 
 
 def _numbers(value: Any, where: str) -> NDArray[np.int64]:

@@ -10,14 +10,15 @@ import attrs
 
 from hooktrain import DataError
 from hooktrain_sft.chat.conversation import ConversationRenderer
-from hooktrain_sft.chat.messages import Message, read_messages, without_reasoning
+from hooktrain_sft.chat.messages import Message, MessageWeight, read_messages, without_reasoning
 from hooktrain_sft.chat.other_fields import with_documents
 from hooktrain_sft.chat.pretokenized import read_ids
-from hooktrain_sft.chat.rendered import Rendered
+from hooktrain_sft.chat.rendered import Rendered, product_of
 from hooktrain_sft.chat.template import ChatTemplate
 from hooktrain_sft.chat.text_tokens import TextTokens
+from hooktrain_sft.chat.token_weights import Weighting, matches
 from hooktrain_sft.chat.tool_calls import calls_in, plain, read_tools
-from hooktrain_sft.config import CausalDataConfig, SFTDataConfig
+from hooktrain_sft.config import CausalDataConfig, SFTDataConfig, WeightRule
 from hooktrain_sft.formatting import shown
 
 __all__ = ["render_chat", "render_sft", "render_text"]
@@ -31,7 +32,9 @@ def render_sft(example: Any, tokenizer: Any, config: SFTDataConfig) -> Rendered:
     """
     if isinstance(example, Mapping):
         if "input_ids" in example:
-            return _from_ids(example, tokenizer, config.trained_part)
+            made = _from_ids(example, tokenizer, config.trained_part)
+            note = "input_ids: data.weights are of text, and not used for examples of ids; give a column token_weights"
+            return attrs.evolve(made, notes=(note,)) if config.weights else made
         if "messages" in example:
             return render_chat(example, tokenizer, config)
         if "prompt" in example and "completion" in example:
@@ -39,7 +42,7 @@ def render_sft(example: Any, tokenizer: Any, config: SFTDataConfig) -> Rendered:
         if "text" in example:
             if not isinstance(example["text"], str):
                 raise DataError(f"text is {shown(example['text'])}, expected text; correct or remove the example")
-            return _with_special(example["text"], tokenizer, 0, "text")
+            return _with_special(example["text"], tokenizer, 0, "text", config.weights)
     raise DataError(
         f"given {_columns_of(example)}, expected the column 'messages', a list of {{role, content}}, or 'prompt' and"
         " 'completion', 'text' or 'input_ids'; rename or convert the columns"
@@ -82,14 +85,17 @@ def render_chat(
         DataError: when it is no conversation, the template cannot render it or drops a part of it that is trained, or
             its trained spans are not proven.
     """
-    given, untrained, _ = read_messages(example["messages"])
+    given, untrained, _, weights = read_messages(example["messages"])
+    _require_trained(given, weights, config)
     messages = [without_reasoning(message) for message in given] if config.drop_reasoning else given
     tools = read_tools(example.get("tools"))
     template = ChatTemplate.of(tokenizer, tools, config.eot_tokens)
     documents = example.get("documents")
     scope = with_documents(template, template.scope(tools, _variables(example, config)), documents)
     written = TextTokens(template, messages, config.special_tokens_in_text)
-    renderer = ConversationRenderer(template, scope, tools, documents, config)
+    weighting = Weighting(given, weights, config.weights)
+    _require_unchanged(messages, written.messages, weights)
+    renderer = ConversationRenderer(template, scope, tools, documents, config, weighting)
     if config.reasoning == "split":
         made = renderer.split(written.messages, untrained, prompt, prefill)
     else:
@@ -98,6 +104,28 @@ def render_chat(
     if notes := (*_removed(given, messages), *_unusual(messages, tools)):
         made = attrs.evolve(made, notes=made.notes + notes)
     return made
+
+
+def _require_trained(messages: Sequence[Message], weights: Mapping[int, MessageWeight], config: SFTDataConfig) -> None:
+    """Raise where a message has a weight that is not trained by ``data.train_on``."""
+    for index in weights if config.trained_part not in ("all", "completion") else ():
+        if messages[index]["role"] != "assistant":
+            raise DataError(
+                f"messages[{index}] (role {messages[index]['role']}) has a weight, but only an assistant's messages are"
+                " trained; remove it, or write `data.train_on: all`"
+            )
+
+
+def _require_unchanged(
+    given: Sequence[Message], written: Sequence[Message], weights: Mapping[int, MessageWeight]
+) -> None:
+    """Raise where parts with weights hold special tokens that stay text, so that their places are not known."""
+    for index, weight in weights.items():
+        if weight.parts and written[index] is not given[index]:
+            raise DataError(
+                f"messages[{index}].content: its parts have weights and hold special tokens, which is not possible with"
+                " `data.special_tokens_in_text: plain`; use keep or error, or write the weight into the message"
+            )
 
 
 def _removed(given: Sequence[Message], messages: Sequence[Message]) -> Iterator[str]:
@@ -155,7 +183,7 @@ def _render_completion(example: Mapping[str, Any], tokenizer: Any, config: SFTDa
     prompt, completion = example["prompt"], example["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
         untrained = 0 if config.trained_part == "all" else len(prompt)
-        made = _with_special(prompt + completion, tokenizer, untrained, "completion")
+        made = _with_special(prompt + completion, tokenizer, untrained, "completion", config.weights)
         notes = made.notes
         if untrained and made.spans and _token_across(prompt, completion, tokenizer):
             notes += (f"completion: {_INSIDE}",)
@@ -208,11 +236,13 @@ _NEAR = 64
 """Characters on both sides that decide how a tokenizer cuts a text at a place."""
 
 
-def _with_special(text: str, tokenizer: Any, prompt: int, rule: str) -> Rendered:
+def _with_special(text: str, tokenizer: Any, prompt: int, rule: str, weights: Sequence[WeightRule]) -> Rendered:
     """Render text with the tokens that the tokenizer adds; its first ``prompt`` characters are not trained."""
     if not text[prompt:].strip():
         return Rendered(text, notes=(f"{rule}: empty, not trained",))
-    return _between(text, prompt, tokenizer, _adds_bos(tokenizer), True, rule)
+    made = _between(text, prompt, tokenizer, _adds_bos(tokenizer), True, rule)
+    found = product_of(list(matches(text, prompt, len(text), [one for one in weights if one.role is None])))
+    return attrs.evolve(made, weights=found) if found else made
 
 
 def _between(text: str, prompt: int, tokenizer: Any, bos: bool, eos: bool, rule: str) -> Rendered:

@@ -117,7 +117,8 @@ class TextTokens:
             return place + moves[bisect.bisect_right(begins, place) - 1][1]
 
         spans = tuple((moved(start), moved(end)) for start, end in rendered.spans)
-        return attrs.evolve(rendered, text=text, spans=spans, plain=tuple(plain))
+        weights = tuple((moved(start), moved(end), weight) for start, end, weight in rendered.weights)
+        return attrs.evolve(rendered, text=text, spans=spans, plain=tuple(plain), weights=weights)
 
 
 def _texts_of(message: Message) -> Sequence[str]:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from hooktrain import DataError
 from hooktrain_sft.chat.answer_spans import Conversation
 from hooktrain_sft.chat.messages import Message, is_empty
-from hooktrain_sft.chat.rendered import Rendered
+from hooktrain_sft.chat.rendered import Rendered, WeightedSpan, product_of
 from hooktrain_sft.chat.template_trace import Span
 from hooktrain_sft.config import SFTDataConfig
 
@@ -20,9 +20,12 @@ _END_OF_EMPTY_REASONING = re.compile(r"\s*</think>\s*")
 
 
 class Choice:
-    """Trained spans of an example; ``rules`` has one entry for each span."""
+    """Trained spans of an example; ``rules`` has one entry for each span.
 
-    __slots__ = ("appended", "cuts", "notes", "rules", "spans")
+    ``extents`` are the spans before anything is cut out, each with the number of its message where it is of one alone.
+    """
+
+    __slots__ = ("appended", "cuts", "extents", "notes", "rules", "spans", "weights")
 
     def __init__(self) -> None:
         self.appended = ""
@@ -30,19 +33,29 @@ class Choice:
         self.rules: list[str] = []
         self.notes: list[str] = []
         self.cuts: list[Span] = []
+        self.extents: list[tuple[int, int, int | None]] = []
+        self.weights: list[WeightedSpan] = []
 
-    def add(self, start: int, end: int, rule: str) -> None:
+    def add(self, start: int, end: int, rule: str, message: int | None = None) -> None:
         if start < end:
             self.spans.append((start, end))
             self.rules.append(rule)
+            self.extents.append((start, end, message))
 
     def move(self, ahead: int) -> None:
         """Move the spans by a number of characters."""
         self.spans = [(start + ahead, end + ahead) for start, end in self.spans]
+        self.weights = [(start + ahead, end + ahead, weight) for start, end, weight in self.weights]
 
     def rendered(self, text: str) -> Rendered:
         """Return the example with these spans."""
-        return Rendered(text + self.appended, tuple(self.spans), rules=tuple(self.rules), notes=tuple(self.notes))
+        return Rendered(
+            text + self.appended,
+            tuple(self.spans),
+            rules=tuple(self.rules),
+            notes=tuple(self.notes),
+            weights=product_of(self.weights),
+        )
 
     def apply_cuts(self) -> None:
         """Remove the cuts from the spans."""
@@ -137,11 +150,11 @@ def _add_answer(chat: Conversation, choice: Choice, index: int, train_stop: str)
         )
     rule = f"messages[{index}] assistant: {rule}"
     if chat.template.end_of_turn(chat.text, start, end) is not None:
-        choice.add(start, end, rule)
+        choice.add(start, end, rule, index)
         return
     opening = chat.next_opening(index, end) if train_stop != "none" else None
     if opening is None:
-        choice.add(start, end, rule)
+        choice.add(start, end, rule, index)
         choice.notes.append(
             f"messages[{index}] assistant: no end-of-turn token is trained, so that the model does not learn to stop"
             " there; give a tokenizer.chat_template that writes one"
@@ -150,7 +163,7 @@ def _add_answer(chat: Conversation, choice: Choice, index: int, train_stop: str)
     gap, token, is_in_text = opening
     if not is_in_text and not chat.text.startswith(gap + token, end):  # a header may follow already
         choice.appended = gap + token
-    choice.add(start, end + len(gap) + len(token), f"{rule}, next header's token")
+    choice.add(start, end + len(gap) + len(token), f"{rule}, next header's token", index)
     if train_stop == "auto":
         choice.notes.append(
             f"messages[{index}] assistant: the chat template writes no end-of-turn token, so the token that opens the"
@@ -223,7 +236,7 @@ def _add_generated(chat: Conversation, choice: Choice, wanted: Sequence[int]) ->
                     f"{name}: no end-of-turn token is trained, so that the model does not learn to stop there; include"
                     " the end of the turn in the chat template's {% generation %}"
                 )
-            choice.add(start, end if ended is None else ended, f"{name}: {{% generation %}}")
+            choice.add(start, end if ended is None else ended, f"{name}: {{% generation %}}", index)
         if chat.text[start:end].strip() not in chat.template.nothing:
             with_content.add(index)
     if None not in with_content:

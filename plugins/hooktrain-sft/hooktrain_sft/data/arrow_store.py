@@ -30,12 +30,14 @@ __all__ = [
 ]
 
 Ids = NDArray[np.int32]
-Mask = NDArray[np.bool_]
+Mask = NDArray[Any]
+"""The tokens that carry a loss; or, where any of them weighs other than 1, their weights, 0 for those without."""
 
 SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),
         ("trained", pa.list_(pa.uint8())),  # Arrow's own booleans are bits, which numpy cannot read in place
+        ("weights", pa.list_(pa.float32())),  # a record batch has empty lists in this column, or in the one before
         ("supervised", pa.int32()),
         ("digest", pa.uint64()),
     ]
@@ -50,7 +52,7 @@ class Piece(NamedTuple):
 
     Attributes:
         input_ids: shape (tokens,).
-        trained: mask of the tokens that carry a loss, shape (tokens,).
+        trained: mask of the tokens that carry a loss, or their weights, shape (tokens,).
         offsets: start of each sequence, and the end, shape (sequences + 1,).
         supervised: number of trained tokens of each sequence, shape (sequences,).
         digests: a number for each sequence, equal for equal ids, shape (sequences,).
@@ -67,9 +69,9 @@ class Piece(NamedTuple):
         """Make a piece from flat arrays; the first token of a sequence, which nothing predicts, is not trained."""
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
-        marked: Mask = trained.astype(np.bool_, copy=True)
+        marked: Mask = trained.astype(np.float32 if trained.dtype.kind == "f" else np.bool_, copy=True)
         marked[offsets[:-1][lengths > 0]] = False
-        counted = np.concatenate([[0], np.cumsum(marked, dtype=np.int64)])
+        counted = np.concatenate([[0], np.cumsum(marked.astype(np.bool_, copy=False), dtype=np.int64)])
         data, bounds = np.ascontiguousarray(ids, np.int32).view(np.uint8).data, (4 * offsets).tolist()
         digests = b"".join(
             hashlib.blake2b(data[begin:end], digest_size=8).digest() for begin, end in itertools.pairwise(bounds)
@@ -223,11 +225,13 @@ class StoreWriter:
         self._file.close()
 
     def _write(self) -> None:
+        has_weights = any(piece.trained.dtype.kind == "f" for piece in self._pending)
         columns = [
             (
-                pa.ListArray.from_arrays(pa.array(piece.offsets.astype(np.int32)), pa.array(piece.input_ids)),
-                pa.ListArray.from_arrays(
-                    pa.array(piece.offsets.astype(np.int32)), pa.array(piece.trained.view(np.uint8))
+                _lists(piece.offsets, piece.input_ids),
+                _lists(*((piece.offsets, piece.trained.view(np.uint8)) if not has_weights else _none(piece, np.uint8))),
+                _lists(
+                    *((piece.offsets, piece.trained.astype(np.float32)) if has_weights else _none(piece, np.float32))
                 ),
                 pa.array(piece.supervised.astype(np.int32)),
                 pa.array(piece.digests),
@@ -238,6 +242,15 @@ class StoreWriter:
         self._writer.write_batch(pa.record_batch(merged, schema=SCHEMA))
         self._file.end_block()
         self._pending = []
+
+
+def _lists(offsets: NDArray[np.int64], values: NDArray[Any]) -> Any:
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+
+
+def _none(piece: Piece, dtype: Any) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Return offsets and values of empty lists."""
+    return np.zeros_like(piece.offsets), np.zeros(0, dtype)
 
 
 class _HashedFile:
@@ -274,14 +287,19 @@ class _HashedFile:
 def _mapped(batch: Any) -> Piece:
     """Return the arrays of a record batch without a copy."""
     batch.validate(full=True)  # a stranger's offsets may lead anywhere
-    ids, trained = batch.column("input_ids"), batch.column("trained")
+    ids, trained, weights = (batch.column(name) for name in ("input_ids", "trained", "weights"))
+    if len(weights.values):
+        trained, weights = weights, trained
     if batch.num_rows and (
-        any(column.null_count for column in batch.columns) or not ids.offsets.equals(trained.offsets)
+        any(column.null_count for column in batch.columns)
+        or not ids.offsets.equals(trained.offsets)
+        or len(weights.values)
     ):
         raise pa.ArrowInvalid("its columns do not belong together")
+    mask = trained.values.to_numpy()
     return Piece(
         ids.values.to_numpy(),
-        trained.values.to_numpy().view(np.bool_),
+        mask if mask.dtype == np.float32 else mask.view(np.bool_),
         ids.offsets.to_numpy().astype(np.int64),
         batch.column("supervised").to_numpy().astype(np.int64),
         batch.column("digest").to_numpy(),

@@ -25,6 +25,7 @@ def collate_flat(sequences: Sequence[TokenSequence]) -> dict[str, Any]:
     Returns:
         Each entry of the sequences with shape (1, tokens), and :func:`hooktrain.document_keys`.
     """
+    sequences = _weighted(sequences)
     batch: dict[str, Any] = {
         name: torch.from_numpy(np.concatenate([one[name] for one in sequences]))[None] for name in sequences[0]
     }
@@ -40,12 +41,15 @@ def collate_stacked(sequences: Sequence[TokenSequence]) -> dict[str, Any]:
         Each entry with shape (sequences, tokens); ``tokens``, the number without padding; and
         :func:`hooktrain.document_keys`.
     """
+    sequences = _weighted(sequences)
     shape = len(sequences), max(len(one["input_ids"]) for one in sequences)
-    made = {
+    made: dict[str, NDArray[Any]] = {
         "input_ids": np.zeros(shape, np.int64),
         "labels": np.full(shape, IGNORE_INDEX, np.int64),
         "position_ids": np.zeros(shape, np.int64),
     }
+    if "token_weights" in sequences[0]:
+        made["token_weights"] = np.zeros(shape, np.float32)
     lengths: list[int] = []
     for index, one in enumerate(sequences):
         length = len(one["input_ids"])
@@ -59,6 +63,13 @@ def collate_stacked(sequences: Sequence[TokenSequence]) -> dict[str, Any]:
     batch: dict[str, Any] = {name: torch.from_numpy(values) for name, values in made.items()}
     batch["tokens"] = sum(len(one["input_ids"]) for one in sequences)
     return {**batch, **document_keys(lengths)}
+
+
+def _weighted(sequences: Sequence[TokenSequence]) -> Sequence[TokenSequence]:
+    """Return the sequences, all with ``token_weights`` if one has them."""
+    if not any("token_weights" in one for one in sequences):
+        return sequences
+    return [{"token_weights": (one["labels"] != IGNORE_INDEX).astype(np.float32), **one} for one in sequences]
 
 
 def _lengths(positions: NDArray[np.integer[Any]]) -> Iterator[int]:

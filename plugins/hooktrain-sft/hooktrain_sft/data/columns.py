@@ -25,6 +25,7 @@ _WITH_CHAT = frozenset({"tools", "chat_template_kwargs", "documents"})
 _WITH_IDS = frozenset(
     {
         *("labels", "attention_mask", "assistant_masks", "completion_mask", "position_ids", "seq_lengths"),
+        "token_weights",
         *("token_type_ids", "special_tokens_mask", "length"),
     }
 )

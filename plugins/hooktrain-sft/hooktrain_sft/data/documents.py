@@ -131,7 +131,7 @@ class Documents:
         pieces = self.pieces[documents]
         for number in np.unique(pieces[changed]):
             some = np.flatnonzero(changed & (pieces == number))
-            counted = np.concatenate([[0], np.cumsum(self.piece(number).trained, dtype=np.int64)])
+            counted = np.concatenate([[0], np.cumsum(self.piece(number).trained.astype(np.bool_), dtype=np.int64)])
             ends = starts[some] + lengths[some]
             supervised[some] = counted[ends] - counted[np.minimum(starts[some] + 1, ends)]
         return Documents(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,9 @@ IGNORE_INDEX = -100
 _NAMED = 4
 """Examples of a sequence that a message names."""
 
-TokenSequence = dict[str, NDArray[np.int64]]
-"""``input_ids``, ``labels`` and ``position_ids``, each of shape (tokens,)."""
+TokenSequence = dict[str, NDArray[Any]]
+"""``input_ids``, ``labels`` and ``position_ids``, each of shape (tokens,); and ``token_weights``, those of the labels,
+where any is neither 0 nor 1."""
 
 
 class PackedDataset:
@@ -49,7 +51,8 @@ class PackedDataset:
         ids = np.concatenate([ids for ids, _ in parts]).astype(np.int64)
         trained = np.concatenate([mask for _, mask in parts])
         positions = np.concatenate([np.arange(len(ids)) for ids, _ in parts])
-        return {"input_ids": ids, "labels": np.where(trained, ids, IGNORE_INDEX), "position_ids": positions}
+        made = {"input_ids": ids, "labels": np.where(trained, ids, IGNORE_INDEX), "position_ids": positions}
+        return {**made, "token_weights": trained} if trained.dtype == np.float32 else made
 
     def row_name(self, row: int) -> str:
         """Return the examples of a sequence, as :class:`hooktrain.DatasetDefaults` says."""

@@ -269,8 +269,8 @@ class _Preparation:
             count, config.overflow, self.max_length, where, name(int(empty[0])) if len(empty) else None
         )
         facts: dict[str, Any] = attrs.asdict(count)
-        if bounds is not None and config.weights is not None:
-            fitted, mixture = mix(fitted, bounds.tolist(), config.weights, config.seed)
+        if bounds is not None and config.source_weights is not None:
+            fitted, mixture = mix(fitted, bounds.tolist(), config.source_weights, config.seed)
             facts["mixture"] = attrs.asdict(mixture)
             for source, examples in zip(self.sources, mixture.rows, strict=False):
                 source["epoch_rows"] = examples

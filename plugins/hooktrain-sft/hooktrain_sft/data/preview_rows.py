@@ -33,7 +33,9 @@ def preview_examples(
         ]
         for (where, example, notes), (ids, trained) in zip(sequences, reader.encoder(rendered), strict=True):
             pieces = tuple(_pieces(example, ids.tolist(), trained.copy(), tokenizer))
-            note = f"{len(ids):,} tokens, {int(trained[1:].sum()):,} of them trained"
+            note = f"{len(ids):,} tokens, {np.count_nonzero(trained[1:]):,} of them trained"
+            if trained.dtype == np.float32:
+                note += f", whose weights add up to {trained[1:].sum(dtype=np.float64):g}"
             if opened.format is not None:
                 note += f"; {opened.format.why}"
             note = "; ".join([note, *(one for one in notes if not one.startswith("column: "))])
@@ -44,7 +46,7 @@ def preview_examples(
 def _pieces(example: Rendered, ids: Sequence[int], trained: Any, tokenizer: Any) -> Iterator[tuple[str, bool, str]]:
     """Yield runs of trained or other tokens as text; each trained run with the rule of its span."""
     trained[:1] = False
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], trained.astype(np.int8), [0]])))
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], trained.astype(np.bool_).astype(np.int8), [0]])))
     rules = example.rules
     at = 0
     # a span without a complete token has no run; then runs cannot be matched to rules one by one
@@ -52,7 +54,10 @@ def _pieces(example: Rendered, ids: Sequence[int], trained: Any, tokenizer: Any)
     for begin, end, rule in zip(edges[::2].tolist(), edges[1::2].tolist(), matched, strict=True):
         if begin > at:
             yield tokenizer.decode(ids[at:begin]), False, ""
-        yield tokenizer.decode(ids[begin:end]), True, rule
+        changes = np.flatnonzero(np.diff(trained[begin:end].astype(np.float32))) + begin + 1
+        for first, last in itertools.pairwise([begin, *changes.tolist(), end]):
+            weight = float(trained[first])
+            yield tokenizer.decode(ids[first:last]), True, rule if weight == 1 else f"{rule}, weight {weight:g}"
         at = end
     if at < len(ids):
         yield tokenizer.decode(ids[at:]), False, ""

@@ -24,7 +24,7 @@ from hooktrain_sft.data.arrow_store import Block, DamagedError, StoreWriter, Tok
 __all__ = ["CachedSequences", "SequenceCache"]
 
 _TOKENS, _ENTRY, _LOCK = "tokens.arrow", "entry.json", "lock"
-_LAYOUT = 2
+_LAYOUT = 3
 """Version of the files; increased when earlier ones can no longer be read."""
 _ENTRY_BYTES = 256 << 20
 _VERIFIED_AT_ONCE = 256 * 2**20

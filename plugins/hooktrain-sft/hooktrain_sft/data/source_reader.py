@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hooktrain import DataError, World, mask_text
 from hooktrain_sft.compat import column_names, is_table
 from hooktrain_sft.config import SFTDataConfig, SourceOptions, TokenDataConfig, paths_of, with_text_unit
-from hooktrain_sft.data.arrow_store import StoreWriter
+from hooktrain_sft.data.arrow_store import Ids, Mask, StoreWriter
 from hooktrain_sft.data.columns import how_to_use, read_columns
 from hooktrain_sft.data.converters import known_formats
 from hooktrain_sft.data.documents import Documents
@@ -92,14 +92,14 @@ class Prepared(NamedTuple):
 
     Attributes:
         ids: shape (tokens,).
-        mask: the trained ones, shape (tokens,).
+        mask: the trained ones, or their weights, shape (tokens,).
         lengths: tokens of each sequence, shape (sequences,).
         sequences: number of sequences of each example, shape (examples,).
         notes: for each kind of note how often, and where first.
     """
 
-    ids: NDArray[np.int32]
-    mask: NDArray[np.bool_]
+    ids: Ids
+    mask: Mask
     lengths: NDArray[np.int64]
     sequences: NDArray[np.int64]
     notes: Mapping[str, tuple[int, str]]

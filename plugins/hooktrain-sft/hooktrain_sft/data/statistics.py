@@ -23,7 +23,8 @@ def ends_trained(documents: Documents, tokenizer: Any, eot_tokens: Sequence[str]
     special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= {tokenizer.eos_token_id} - {None}
     ends = np.array(sorted(special), np.int64)
-    for ids, trained in documents:
+    for ids, mask in documents:
+        trained = mask.astype(np.bool_)
         last = trained & ~np.append(trained[1:], False)
         if np.isin(ids[last], ends).any():
             return True

@@ -64,7 +64,7 @@ class Stream:
         self.reader, self.config, self._say = reader, reader.config, say
         self.max_length, self.positions = max_length, positions
         self.sources: list[OpenedSource] = [reader.open(source) for source in sources]
-        weights = self.config.weights
+        weights = self.config.source_weights
         self.shares = None if weights is None else np.array(weights, np.float64) / sum(weights)
         self.length = _UNKNOWN
         self.count = TokenCount()

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hooktrain import DataError
-from hooktrain_sft.chat.rendered import Rendered
+from hooktrain_sft.chat.rendered import Rendered, product_of
 from hooktrain_sft.chat.template_trace import Span
 from hooktrain_sft.compat import is_fast_tokenizer
+from hooktrain_sft.data.arrow_store import Ids, Mask
 from hooktrain_sft.data.token_bytes import Surfaces
 
 __all__ = ["Encoder", "tokens_in_spans"]
@@ -36,27 +37,28 @@ class Encoder:
         self._direct: bool | None = None
         self._surfaces: Surfaces | None = None
 
-    def __call__(self, examples: Sequence[Rendered]) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+    def __call__(self, examples: Sequence[Rendered]) -> list[tuple[Ids, Mask]]:
         """Return ids and mask of each sequence of the examples, each of shape (tokens,)."""
         ids, mask, lengths = self.flat(examples)
         ends = np.cumsum(lengths)[:-1]
         return list(zip(np.split(ids, ends), np.split(mask, ends), strict=True)) if len(examples) else []
 
-    def flat(self, examples: Sequence[Rendered]) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.int64]]:
+    def flat(self, examples: Sequence[Rendered]) -> tuple[Ids, Mask, NDArray[np.int64]]:
         """Tokenize examples to flat arrays.
 
         Returns:
             Ids and mask, shape (tokens of all examples,), and the tokens of each sequence, shape (sequences,); an
-            example is one, or as many as it has ``sequences``.
+            example is one, or as many as it has ``sequences``. The mask holds weights where any is neither 0 nor 1.
         """
         if any(example.sequences for example in examples):
             examples = [one for example in examples for one in example.sequences or (example,)]
         texts = [example for example in examples if example.ids is None]
-        listed, mask = self._encode(texts)
+        listed, found = self._encode(texts)
         lengths = np.fromiter(map(len, listed), np.int64, len(listed))
         ids = np.fromiter(itertools.chain.from_iterable(listed), np.int32, int(lengths.sum()))
-        if mask is None:
-            mask = self._mask(texts, ids, listed)
+        mask: Mask = self._mask(texts, ids, listed) if found is None else found
+        if any(example.weights for example in texts):
+            mask = self._weighted(texts, mask, lengths)
         if len(texts) == len(examples) and not any(example.before or example.after for example in examples):
             return ids, mask, lengths
         return _with_others(examples, ids, mask, lengths)
@@ -168,6 +170,25 @@ class Encoder:
             self._surfaces = None
         return np.concatenate(parts)
 
+    def _weighted(self, examples: Sequence[Rendered], mask: Mask, lengths: NDArray[np.int64]) -> Mask:
+        """Return the weights of all texts; their tokens are looked up once more, for their places."""
+        made = mask.astype(np.float32)
+        ends = np.cumsum(lengths).tolist()
+        some = [number for number, example in enumerate(examples) if example.weights]
+        texts = [examples[number].text for number in some]
+        encodings: Any
+        if self._direct is False and not any(example.plain for example in examples):
+            options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+            encodings = self._tokenizer(texts, **options)["offset_mapping"]
+        else:
+            self._reset()
+            encodings = [one.offsets for one in self._backend.encode_batch(texts, add_special_tokens=False)]
+        for number, offsets in zip(some, encodings, strict=True):
+            example = examples[number]
+            places = self._plain(example)[1] if example.plain else np.array(offsets, np.int64).reshape(-1, 2)
+            made[ends[number] - len(places) : ends[number]] *= _factors(places, example)
+        return _narrowed(made)
+
     def _reset(self) -> None:
         """Disable truncation and padding, which a tokenizer.json may enable; not while another thread encodes."""
         if self._backend.truncation is not None:
@@ -177,8 +198,8 @@ class Encoder:
 
 
 def _with_others(
-    examples: Sequence[Rendered], ids: NDArray[np.int32], mask: NDArray[np.bool_], lengths: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.int64]]:
+    examples: Sequence[Rendered], ids: Ids, mask: Mask, lengths: NDArray[np.int64]
+) -> tuple[Ids, Mask, NDArray[np.int64]]:
     """Add the tokens before and after the texts, and the examples that are tokenized already."""
     all_ids: list[Any] = []
     all_masks: list[Any] = []
@@ -198,7 +219,36 @@ def _with_others(
         all_ids += [one for one, _ in parts]
         all_masks += [one for _, one in parts]
         made[index] = sum(len(one) for one, _ in parts)
-    return np.concatenate(all_ids).astype(np.int32), np.concatenate(all_masks).astype(np.bool_), made
+    return np.concatenate(all_ids).astype(np.int32), _narrowed(np.concatenate(all_masks)), made
+
+
+def _narrowed(mask: NDArray[Any]) -> Mask:
+    """Return a mask as booleans, or where there are other weights than 0 and 1 in single precision.
+
+    Raises:
+        DataError: when a plugin has given a weight that is none.
+    """
+    if mask.dtype.kind != "f":
+        return mask.astype(np.bool_)
+    if not (np.isfinite(mask) & (mask >= 0)).all():
+        raise DataError(
+            "render_example returned a mask with weights that are negative or not finite, expected 0 or positive"
+            " numbers; correct the plugin that renders"
+        )
+    return mask.astype(np.float32 if ((mask != 0) & (mask != 1)).any() else np.bool_)
+
+
+def _factors(offsets: NDArray[np.int64], example: Rendered) -> NDArray[np.float64]:
+    """Return the factor of each token: that of the part with its first character that is no white space, if any."""
+    spaces = np.fromiter(map(str.isspace, example.text), np.bool_, len(example.text))
+    # from each place on the next character that is no white space
+    solid = np.append(np.where(spaces, len(spaces), np.arange(len(spaces))), len(spaces))
+    solid = np.minimum.accumulate(solid[::-1])[::-1]
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    at = np.where(solid[starts] < ends, solid[starts], starts)
+    begins, stops, weights = (np.array(column) for column in zip(*product_of(example.weights), strict=True))
+    part = np.searchsorted(begins, at, "right") - 1
+    return np.where((part >= 0) & (at < stops[part]), weights[part], 1.0)
 
 
 def _by_place(ids: Sequence[int], offsets: Sequence[Span]) -> dict[Span, list[int]]:

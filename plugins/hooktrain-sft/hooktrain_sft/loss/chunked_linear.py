@@ -39,6 +39,7 @@ def linear_loss(
     loss: TokenLoss,
     transform: LogitTransform = LogitTransform(),
     chunk_size: int | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Sums]:
     """Return the sum of a loss over the predictions of a linear head.
 
@@ -53,6 +54,7 @@ def linear_loss(
         loss: the loss of a chunk.
         transform: the model's transform of its logits.
         chunk_size: most tokens at a time; None chooses by the size of the vocabulary.
+        weights: factors on the losses of the targets, shape (tokens,), or None.
 
     Returns:
         The total, shape (), and the sums to log.
@@ -62,23 +64,24 @@ def linear_loss(
     size = chunk_size or automatic_chunk_size(len(weight), device)
     enabled = torch.is_grad_enabled()
     apply: Any = _LinearLoss.apply
-    total, *sums = apply(hidden, weight, bias, targets, loss, transform, size, dtype, enabled)
+    total, *sums = apply(hidden, weight, bias, targets, loss, transform, size, dtype, enabled, weights)
     return total, dict(zip(loss.metrics, sums, strict=True))
 
 
-def logits_loss(logits: Tensor, targets: Tensor, loss: TokenLoss) -> tuple[Tensor, Sums]:
+def logits_loss(logits: Tensor, targets: Tensor, loss: TokenLoss, weights: Tensor | None = None) -> tuple[Tensor, Sums]:
     """Return the sum of a loss over logits that exist already.
 
     Args:
         logits: as the model returns them, of any floating type, shape (tokens, vocabulary).
         targets: token ids, or -100 for no loss, shape (tokens,).
         loss: the loss.
+        weights: factors on the losses of the targets, shape (tokens,), or None.
 
     Returns:
         The total, shape (), and the sums to log.
     """
     apply: Any = _LogitsLoss.apply
-    total, *sums = apply(logits, targets, loss)
+    total, *sums = apply(logits, targets, loss, weights)
     return total, dict(zip(loss.metrics, sums, strict=True))
 
 
@@ -95,6 +98,7 @@ class _LinearLoss(Function):
         chunk_size: int,
         dtype: torch.dtype,
         grad_enabled: bool,
+        weights: Tensor | None,
     ) -> tuple[Tensor, ...]:
         wants_hidden, wants_weight, wants_bias = (grad_enabled and wanted for wanted in ctx.needs_input_grad[:3])
         exact = torch.promote_types(dtype, torch.float32)  # the type of losses, gradients and sums
@@ -118,7 +122,8 @@ class _LinearLoss(Function):
                     torch.addmm(shift, inputs, matrix.t(), out=product)
                 if narrow is not None:
                     logits.copy_(product)
-                found = loss(transform.forward_(logits), targets[part], scratch, transform.softcap is not None)
+                mine = None if weights is None else weights[part]
+                found = loss(transform.forward_(logits), targets[part], scratch, transform.softcap is not None, mine)
                 totals += torch.stack([found.total, *(found.sums[name] for name in loss.metrics)])
                 if not (wants_hidden or wants_weight or wants_bias):
                     continue
@@ -144,15 +149,17 @@ class _LinearLoss(Function):
             None if saved is None else _scaled(saved, scale).to(dtype)
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*gradients, None, None, None, None, None, None)
+        return (*gradients, None, None, None, None, None, None, None)
 
 
 class _LogitsLoss(Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, loss: TokenLoss) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, loss: TokenLoss, weights: Tensor | None
+    ) -> tuple[Tensor, ...]:
         exact = torch.promote_types(logits.dtype, torch.float32)
         space = torch.empty(logits.shape, dtype=exact, device=logits.device)
-        found = loss(logits.to(exact), targets, space, logits.dtype == exact)
+        found = loss(logits.to(exact), targets, space, logits.dtype == exact, weights)
         ctx.save_for_backward(found.gradient.mul_(found.scale) if ctx.needs_input_grad[0] else None)
         ctx.dtype = logits.dtype
         results = (found.total, *(found.sums[name].to(exact) for name in loss.metrics))
@@ -161,9 +168,9 @@ class _LogitsLoss(Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, None, None, None]:
         (saved,) = ctx.saved_tensors
-        return None if saved is None else _scaled(saved, scale).to(ctx.dtype), None, None
+        return None if saved is None else _scaled(saved, scale).to(ctx.dtype), None, None, None
 
 
 class _HeadGradient:

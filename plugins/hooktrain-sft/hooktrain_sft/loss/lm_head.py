@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -12,20 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hooktrain import ModelError
 from hooktrain_sft.compat import attention_implementation, output_size
 from hooktrain_sft.loss.chunked_linear import Sums, automatic_chunk_size, linear_loss, logits_loss
 from hooktrain_sft.loss.logit_transform import LogitTransform
 from hooktrain_sft.loss.model_inspection import accepted, is_plain_linear, is_sharded_linear
 from hooktrain_sft.loss.router_loss import RouterLoss
-from hooktrain_sft.loss.supervised_positions import supervised
+from hooktrain_sft.loss.supervised_positions import Targets, supervised
 from hooktrain_sft.loss.token_loss import TokenLoss
 
 __all__ = ["HeadLoss", "HeadedForward"]
 
 logger = logging.getLogger(__name__)
 
-HeadLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Sums]]
-"""A function from hidden states, the head's weight and bias, and targets to the total and the sums to log."""
+HeadLoss = Callable[..., tuple[Tensor, Sums]]
+"""A function from hidden states, the head's weight and bias, and targets to the total and the sums to log; a fifth
+parameter takes the weights of the targets."""
 
 
 class HeadedForward:
@@ -63,9 +66,9 @@ class HeadedForward:
                 type(model).__name__,
             )
 
-    def __call__(self, model: nn.Module, batch: Mapping[str, Any], num_target_tokens: int) -> tuple[Tensor, Sums]:
-        with self._swapped_in():
-            total, sums = model(**batch, num_target_tokens=num_target_tokens)
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any], targets: Targets) -> tuple[Tensor, Sums]:
+        with self._swapped_in(targets):
+            total, sums = model(**batch, num_target_tokens=targets.number)
         return total, sums
 
     @property
@@ -75,15 +78,16 @@ class HeadedForward:
         return head
 
     @contextmanager
-    def _swapped_in(self) -> Iterator[None]:
+    def _swapped_in(self, targets: Targets) -> Iterator[None]:
         model = self._model()
         assert model is not None
-        self._own = model.forward
+        # not arguments of the call: wrappers cast numbers to the type of the computation, in which weights are others
+        self._own, self._weights, self._denominator = model.forward, targets.weights, targets.denominator
         try:
             with _forward_of(model, self._forward):
                 yield
         finally:
-            del self._own
+            del self._own, self._weights, self._denominator
 
     def _forward(
         self,
@@ -99,10 +103,10 @@ class HeadedForward:
             shape = inputs["position_ids"].shape
             inputs = {name: _flattened(value, shape) for name, value in inputs.items()}
         hidden, output = self._hidden(inputs)  # (sequences, tokens, hidden)
-        positions, targets = supervised(labels, num_target_tokens, shift_labels)
+        positions, targets, weights = supervised(labels, num_target_tokens, shift_labels, self._weights)
         hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)  # (num_target_tokens, hidden)
-        total, sums = self._loss(hidden, targets)
-        return (total, sums) if self._router is None else self._router.added(output, total, sums, num_target_tokens)
+        total, sums = self._loss(hidden, targets, weights)
+        return (total, sums) if self._router is None else self._router.added(output, total, sums, self._denominator)
 
     def _hidden(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
         """Return the last hidden state and the output that holds it."""
@@ -122,25 +126,35 @@ class HeadedForward:
             hook.remove()
         return seen[0], output
 
-    def _loss(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Sums]:
+    def _loss(self, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Sums]:
         head: Any = self._head
         if is_plain_linear(head):
-            return self._fused(hidden, head, targets)
+            return self._fused(hidden, head, targets, weights)
         if is_sharded_linear(head):
-            return self._gathered(head, hidden, targets)
-        return self._called(head, hidden, targets)
+            return self._gathered(head, hidden, targets, weights)
+        return self._called(head, hidden, targets, weights)
 
-    def _fused(self, hidden: Tensor, head: Any, targets: Tensor) -> tuple[Tensor, Sums]:
+    def _fused(self, hidden: Tensor, head: Any, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Sums]:
+        values = hidden, head.weight, head.bias, targets
         if self._head_loss is not None:
-            return self._head_loss(hidden, head.weight, head.bias, targets)
-        return linear_loss(hidden, head.weight, head.bias, targets, self._token_loss, self._transform, self._chunk_size)
+            if weights is None:
+                return self._head_loss(*values)
+            if len(inspect.signature(self._head_loss).parameters) < 5:
+                raise ModelError(
+                    "loss: the micro-batch has token_weights, which the fused loss that a plugin returned from"
+                    " make_head_loss does not take; disable it in the recipe, or remove the weights from the data"
+                )
+            return self._head_loss(*values, weights)
+        return linear_loss(*values, self._token_loss, self._transform, self._chunk_size, weights)
 
-    def _gathered(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Sums]:
+    def _gathered(
+        self, head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Sums]:
         """Compute the loss in the call of a head, for one whose weight is gathered for the call only."""
         names: list[str] = []
 
         def forward(hidden: Tensor, targets: Tensor) -> Tensor:
-            total, sums = self._fused(hidden, head, targets)
+            total, sums = self._fused(hidden, head, targets, weights)
             names.extend(sums)
             return torch.stack([total, *(value.to(total.dtype) for value in sums.values())])
 
@@ -148,15 +162,16 @@ class HeadedForward:
             total, *sums = head(hidden, targets).unbind()
         return total, {name: value.detach() for name, value in zip(names, sums, strict=True)}
 
-    def _called(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Sums]:
+    def _called(self, head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Sums]:
         """Compute the loss from the logits of a head that must be called as a module; they are computed twice."""
 
-        def chunk_loss(chunk: Tensor, goal: Tensor) -> Tensor:
-            total, sums = logits_loss(self._transform(head(chunk)), goal, self._token_loss)
+        def chunk_loss(chunk: Tensor, goal: Tensor, factors: Tensor | None = None) -> Tensor:
+            total, sums = logits_loss(self._transform(head(chunk)), goal, self._token_loss, factors)
             return torch.stack([total, *sums.values()])
 
         size = self._chunk_size or automatic_chunk_size(output_size(head, self._model()), hidden.device.type)
-        parts = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+        given = (hidden, targets) if weights is None else (hidden, targets, weights)
+        parts = zip(*(torch.split(value, size) for value in given), strict=True)
         found = torch.stack([checkpoint(chunk_loss, *part, use_reentrant=False) for part in parts]).sum(0)
         total, *sums = found.unbind()
         return total, {name: value.detach() for name, value in zip(self._token_loss.metrics, sums, strict=True)}

@@ -17,8 +17,8 @@ __all__ = ["RouterLoss"]
 class RouterLoss:
     """The model's own ``aux_loss``, which ``output_router_logits: true`` in its config requests.
 
-    It is a property of a complete micro-batch. It is multiplied by the micro-batch's trained tokens, so that the
-    engine's division by those of the step makes it their token-weighted mean.
+    It is a property of a complete micro-batch. It is multiplied by the micro-batch's denominator, so that the engine's
+    division by that of the step makes it a mean over tokens.
 
     Attributes:
         coefficient: factor in the training loss; evaluation does not add the loss.
@@ -33,7 +33,7 @@ class RouterLoss:
         return None if coefficient is None else cls(coefficient)
 
     def added(
-        self, output: Any, total: Tensor, sums: dict[str, Tensor], num_target_tokens: int
+        self, output: Any, total: Tensor, sums: dict[str, Tensor], denominator: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss with this one added, and the sums to log with ``router_loss`` among them.
 
@@ -41,7 +41,7 @@ class RouterLoss:
             output: the model's output.
             total: the loss without it, shape ().
             sums: the sums to log without it.
-            num_target_tokens: trained tokens of the micro-batch.
+            denominator: trained tokens of the micro-batch, or the sum of their weights.
         """
         found = auxiliary_loss(output)
         if not isinstance(found, Tensor):
@@ -49,7 +49,7 @@ class RouterLoss:
                 "loss: the model's config says output_router_logits: true, but its output has no aux_loss; expected a"
                 " model that computes one; remove output_router_logits from model.hf_config_kwargs"
             )
-        found = found.to(total.device, total.dtype) * num_target_tokens
+        found = found.to(total.device, total.dtype) * denominator
         if total.requires_grad:
             total = total + self.coefficient * found
         return total, {**sums, "router_loss": found.detach()}

@@ -16,13 +16,13 @@ from hooktrain_sft.loss.logit_transform import LogitTransform
 from hooktrain_sft.loss.model_inspection import accepted, innermost, logit_transform, logits_of
 from hooktrain_sft.loss.padded_documents import documents_given
 from hooktrain_sft.loss.router_loss import RouterLoss
-from hooktrain_sft.loss.supervised_positions import supervised
+from hooktrain_sft.loss.supervised_positions import Targets, supervised
 from hooktrain_sft.loss.token_loss import CrossEntropy, Differentiated, TokenLoss
 
 __all__ = ["SelectiveLoss", "per_token"]
 
 MakeHeadLoss = Callable[[LogitTransform, nn.Module], HeadLoss | None]
-Runner = Callable[[nn.Module, Mapping[str, Any], int], tuple[Tensor, Sums]]
+Runner = Callable[[nn.Module, Mapping[str, Any], Targets], tuple[Tensor, Sums]]
 
 
 def per_token(function: Callable[[Tensor, Tensor], Tensor], chunk_size: int | None = None) -> SelectiveLoss:
@@ -81,7 +81,8 @@ class SelectiveLoss:
             batch: ``input_ids``, ``labels`` (not shifted, -100 for no loss) and other inputs of the model, shape
                 (sequences, tokens), on the model's device.
             denominator: the number of trained tokens, the first of each sequence excluded; a host number, so that
-                nothing here waits for the device.
+                nothing here waits for the device. With ``token_weights`` in the batch, which are those of the labels
+                and not shifted either, it is the sum of these, and the batch has ``num_target_tokens``.
 
         Returns:
             The sum of the loss, zero with a graph when ``denominator`` is 0; and the sums of ``token_accuracy``,
@@ -91,12 +92,13 @@ class SelectiveLoss:
         Raises:
             ModelError: the model gives no logits, or is an encoder-decoder.
         """
-        bare = innermost(model)
+        bare, inputs = innermost(model), dict(batch)
+        targets = Targets.of(inputs, denominator)
         if bare not in self._runners:
-            self._runners[bare] = self._runner(bare, batch)
-        with documents_given(batch):
-            total, sums = self._runners[bare](model, batch, int(denominator))
-        return LossSum(total, denominator, sums)
+            self._runners[bare] = self._runner(bare, inputs)
+        with documents_given(inputs):
+            total, sums = self._runners[bare](model, inputs, targets)
+        return LossSum(total, denominator, sums, "tokens" if targets.weights is None else "weighted tokens")
 
     def _runner(self, bare: nn.Module, batch: Mapping[str, Any]) -> Runner:
         transform, router = logit_transform(bare, batch), RouterLoss.of(bare)
@@ -117,7 +119,7 @@ class _FromLogits:
     def __init__(self, token_loss: TokenLoss, router: RouterLoss | None) -> None:
         self._token_loss, self._router = token_loss, router
 
-    def __call__(self, model: nn.Module, batch: Mapping[str, Any], num_target_tokens: int) -> tuple[Tensor, Sums]:
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any], targets: Targets) -> tuple[Tensor, Sums]:
         inputs = {name: value for name, value in batch.items() if "labels" not in name}
         taken = accepted(innermost(model).forward, inputs)
         if "sequence_parallel" in inputs.keys() - taken.keys():
@@ -127,7 +129,9 @@ class _FromLogits:
             )
         output = model(**taken)
         logits = logits_of(output)
-        positions, targets = supervised(batch.get("labels"), num_target_tokens, batch.get("shift_labels"))
+        positions, goals, weights = supervised(
+            batch.get("labels"), targets.number, batch.get("shift_labels"), targets.weights
+        )
         selected = logits.reshape(-1, logits.shape[-1]).index_select(0, positions)
-        total, sums = logits_loss(selected, targets, self._token_loss)
-        return (total, sums) if self._router is None else self._router.added(output, total, sums, num_target_tokens)
+        total, sums = logits_loss(selected, goals, self._token_loss, weights)
+        return (total, sums) if self._router is None else self._router.added(output, total, sums, targets.denominator)

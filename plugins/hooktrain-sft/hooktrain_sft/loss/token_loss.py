@@ -46,7 +46,9 @@ class TokenLoss(Protocol):
     @property
     def metrics(self) -> tuple[str, ...]: ...
 
-    def __call__(self, logits: Tensor, targets: Tensor, scratch: Tensor, keep_logits: bool) -> ChunkLoss:
+    def __call__(
+        self, logits: Tensor, targets: Tensor, scratch: Tensor, keep_logits: bool, weights: Tensor | None = None
+    ) -> ChunkLoss:
         """Compute the loss of a chunk and its gradient.
 
         Args:
@@ -54,6 +56,7 @@ class TokenLoss(Protocol):
             targets: token ids, or -100 for no loss, shape (tokens,).
             scratch: tensor like ``logits`` to compute in; becomes the gradient.
             keep_logits: False allows to overwrite ``logits`` as well.
+            weights: factors on each token's loss and metrics, shape (tokens,); None where all are 1.
         """
 
 
@@ -77,25 +80,27 @@ class CrossEntropy:
         plain = self == CrossEntropy()
         return ("token_accuracy", "entropy") if plain else ("token_accuracy", "entropy", "cross_entropy")
 
-    def __call__(self, logits: Tensor, targets: Tensor, scratch: Tensor, keep_logits: bool) -> ChunkLoss:
-        seen = _Softmax(logits, targets, scratch)
+    def __call__(
+        self, logits: Tensor, targets: Tensor, scratch: Tensor, keep_logits: bool, weights: Tensor | None = None
+    ) -> ChunkLoss:
+        seen = _Softmax(logits, targets, scratch, weights)
         surprise = seen.log_denominator - seen.goal_logit  # minus the log of the target's probability, (tokens, 1)
         loss, smoothing = surprise, self.label_smoothing / logits.shape[1]
         if self.label_smoothing:
             loss = seen.log_denominator - (1 - self.label_smoothing) * seen.goal_logit
             loss = loss - smoothing * logits.sum(-1, keepdim=True)
-        weight = seen.supervised.to(logits.dtype)  # (tokens, 1)
+        weight = seen.weight.to(logits.dtype)  # (tokens, 1)
         if self.weighted_by_probability:
             weight = weight * torch.exp(-surprise)
         total = (loss * weight).sum()
         sums = seen.sums(logits, keep_logits)
         if len(self.metrics) > len(sums):
-            sums["cross_entropy"] = (surprise * seen.supervised).sum()
+            sums["cross_entropy"] = (surprise * seen.weight).sum()
         # the gradient is weight * (softmax - smoothed one-hot), and with the z-loss 2 * z * log_denominator * softmax
         gradient, share = seen.probabilities, torch.full_like(surprise, 1 - self.label_smoothing)
         if self.z_loss:
-            total = total + self.z_loss * (seen.log_denominator.square() * seen.supervised).sum()
-            gradient.mul_(weight + 2 * self.z_loss * seen.log_denominator * seen.supervised)
+            total = total + self.z_loss * (seen.log_denominator.square() * seen.weight).sum()
+            gradient.mul_(weight + 2 * self.z_loss * seen.log_denominator * seen.weight)
             gradient.scatter_add_(1, seen.goal, -share * weight)
             if smoothing:
                 gradient.sub_(weight * smoothing)
@@ -121,7 +126,9 @@ class Differentiated:
     def metrics(self) -> tuple[str, ...]:
         return ("token_accuracy", "entropy")
 
-    def __call__(self, logits: Tensor, targets: Tensor, scratch: Tensor, keep_logits: bool) -> ChunkLoss:
+    def __call__(
+        self, logits: Tensor, targets: Tensor, scratch: Tensor, keep_logits: bool, weights: Tensor | None = None
+    ) -> ChunkLoss:
         supervised = targets != IGNORE_INDEX
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
@@ -134,17 +141,19 @@ class Differentiated:
                     f"loss: the function {named.__module__}.{named.__qualname__} returned {returned}, expected the loss"
                     f" of each token, shape {tuple(targets.shape)}; remove the sum or mean"
                 )
+            each = each if weights is None else each * weights
             total = torch.where(supervised, each, 0.0).sum()
             (gradient,) = torch.autograd.grad(total, leaf)
-        sums = _Softmax(logits, targets, scratch).sums(logits, keep_logits)
+        sums = _Softmax(logits, targets, scratch, weights).sums(logits, keep_logits)
         return ChunkLoss(total.detach(), sums, gradient, torch.ones_like(gradient[:, :1]))
 
 
 class _Softmax:
     """The softmax of a chunk, in the scratch space, and values of shape (tokens, 1) that come with it."""
 
-    def __init__(self, logits: Tensor, targets: Tensor, scratch: Tensor) -> None:
-        self.supervised = (targets != IGNORE_INDEX)[:, None]
+    def __init__(self, logits: Tensor, targets: Tensor, scratch: Tensor, weights: Tensor | None) -> None:
+        supervised = targets != IGNORE_INDEX
+        self.weight = (supervised if weights is None else supervised * weights)[:, None]
         self.goal = targets.clamp(min=0)[:, None]
         self.goal_logit = logits.gather(1, self.goal)
         top, self.guess = logits.max(1, keepdim=True)
@@ -156,6 +165,6 @@ class _Softmax:
         """Return the number of right predictions, and the sum of their entropies in nats."""
         expected = torch.mul(self.probabilities, logits, out=None if keep_logits else logits).sum(1, keepdim=True)
         return {
-            "token_accuracy": ((self.guess == self.goal) & self.supervised).sum(),
-            "entropy": ((self.log_denominator - expected) * self.supervised).sum(),
+            "token_accuracy": ((self.guess == self.goal) * self.weight).sum(),
+            "entropy": ((self.log_denominator - expected) * self.weight).sum(),
         }

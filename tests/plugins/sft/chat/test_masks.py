@@ -99,8 +99,8 @@ def test_turns_that_the_data_exclude_from_everything() -> None:
     ("message", "complaint"),
     [
         (
-            {"role": "assistant", "content": "x", "weight": 0.5},
-            facts("messages[0].weight", "0.5", "true", "false", "1", "0"),
+            {"role": "assistant", "content": "x", "weight": -0.5},
+            facts("messages[0].weight", "-0.5", "0 or a positive number"),
         ),
         ({"role": "assistant", "content": "x", "train": "no"}, facts("messages[0].train", "'no'", "true", "false")),
         (

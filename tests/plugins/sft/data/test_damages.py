@@ -320,13 +320,16 @@ def test_many_forged_entries(tmp_path: Path) -> None:
     _fuzz(tmp_path, 2000)
 
 
-@pytest.mark.parametrize("case", ["other lengths", "a null"])
+@pytest.mark.parametrize("case", ["other lengths", "a null", "mask and weights", "weights of other lengths"])
 def test_forged_columns_are_damage(tmp_path: Path, case: str) -> None:
     """In a file whose digests are right."""
     path = tmp_path / "tokens.arrow"
+    masks = {"other lengths": [[1], [1, 1]], "weights of other lengths": [[], []]}
+    weights = {"mask and weights": [[0.5, 1.0], [1.0]], "weights of other lengths": [[0.5], [1.0, 1.0]]}
     columns = [
         pa.array([[1, 2], [3]], pa.list_(pa.int32())),
-        pa.array([[1], [1, 1]] if case == "other lengths" else [[1, 1], [1]], pa.list_(pa.uint8())),
+        pa.array(masks.get(case, [[1, 1], [1]]), pa.list_(pa.uint8())),
+        pa.array(weights.get(case, [[], []]), pa.list_(pa.float32())),
         pa.array([1, None] if case == "a null" else [1, 1], pa.int32()),
         pa.array([1, 2], pa.uint64()),
     ]

@@ -258,7 +258,7 @@ def test_bf16_autocast_is_close(make_llama: Callable[..., Any]) -> None:
 
 def test_positions_beyond_the_count_have_no_target() -> None:
     labels = torch.tensor([[5, 6, -100, 7], [8, -100, -100, 9]])
-    positions, targets = supervised(labels, 5)
+    positions, targets, _ = supervised(labels, 5)
     assert positions.tolist() == [0, 2, 6, 7, 7] and targets.tolist() == [6, 7, 9, -100, -100]
     positions, targets = supervised(torch.full((1, 3), -100), 0)
     assert positions.tolist() == [2] and targets.tolist() == [-100]
