@@ -76,6 +76,7 @@ class PluginHost:
         self.passed_over: dict[str, str] = {}  # what is said of it at the start of a run
         self.metric_owners: dict[str, str] = {}  # of the current log line, the engine's names among them
         self.recipe_source = "recipe"  # what errors call it
+        self.given_recipe: Mapping[str, Any] = {}  # what was written of it, without defaults
         self.manager = PluginManager("hooktrain")
         self.manager.add_hookspecs(hookspecs)
         self.start_folder = working_folder()  # which a plugin may change when it is imported
