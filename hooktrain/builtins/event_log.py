@@ -65,7 +65,14 @@ class EventLog:
         at = round(time.time(), 3)
         lines = []
         for kind, text, more in found:
-            line = {"time": at, "step": step, "run": self._run, "kind": kind, "text": mask_text(text[:_LONGEST]), **more}
+            line = {
+                "time": at,
+                "step": step,
+                "run": self._run,
+                "kind": kind,
+                "text": mask_text(text[:_LONGEST]),
+                **more,
+            }
             lines.append(json.dumps({key: value for key, value in line.items() if value != ""}) + "\n")
         if self._path is None or not lines:
             return

@@ -39,7 +39,7 @@ def _print(found: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> None:
     if not found:
         click.echo(f"no run has left a record in {', '.join(map(str, folders))}")
         return
-    table = columns("run", "id", "state", "step", "hook", "loss", "best", "started", "why")
+    table = columns("run", "id", "state", "step", "hook", "started", "why")
     colours = {"ended": "green", "running": "cyan"}
     for each in found:
         colour = colours.get(each["state"], "red")
@@ -50,17 +50,20 @@ def _print(found: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> None:
             *cells,
             f"[{colour}]{_plain(each['state'])}[/]",
             step,
-            *map(_plain, (each["hook"], _loss(each), _best(each), local_time(each["started"]), why)),
+            *map(_plain, (each["hook"], local_time(each["started"]), why)),
         )
     show(console(), table)
-    if any(each["differs"] for each in found):
-        click.echo()
-        table = columns("run", "values of the recipe that are not the same in all of these")
-        for each in found:
-            values = [f"{path}={_value(value)}" for path, value in each["differs"].items()]
-            more = f", and {len(values) - _MOST} more, which --json lists" if len(values) > _MOST else ""
-            table.add_row(_plain(each["folder"]), _plain(", ".join(values[:_MOST]) + more))
-        show(console(), table)
+    if not any(each["metrics"] or each["differs"] for each in found):
+        return
+    click.echo()
+    differ = any(each["differs"] for each in found)
+    table = columns("run", "loss", "lowest", *(["recipes differ in"] if differ else []))
+    for each in found:
+        values = [f"{path}={_value(value)}" for path, value in each["differs"].items()]
+        more = f", and {len(values) - _MOST} more, which --json lists" if len(values) > _MOST else ""
+        cells = [each["folder"], _loss(each), _best(each), *([", ".join(values[:_MOST]) + more] if differ else [])]
+        table.add_row(*map(_plain, cells))
+    show(console(), table)
 
 
 def _loss(run: Mapping[str, Any]) -> str:

@@ -339,7 +339,11 @@ def _write_facts(trainer: Trainer) -> None:
         "recipe": {"source": trainer.host.recipe_source, "given": masked(dict(trainer.host.given_recipe))},
     }
     report = dict(trainer.data.report)
-    texts = (trainer.recipe.as_yaml(), json.dumps(manifest, indent=2, default=str), json.dumps(report, indent=2, default=str))
+    texts = (
+        trainer.recipe.as_yaml(),
+        json.dumps(manifest, indent=2, default=str),
+        json.dumps(report, indent=2, default=str),
+    )
     with _writing(trainer.run_dir):
         for name, text in zip(KEPT, texts, strict=True):
             clear_way(trainer.run_dir / name, trainer.host.warn)
