@@ -6,8 +6,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hooktrain.masking import mask_text
@@ -39,7 +40,7 @@ class EventLog:
         self._told = 0
         self._began = self._sampled = time.monotonic()
 
-    def add(self, kind: str, step: int, text: str = "", **more: Any) -> None:
+    def add(self, kind: str, step: int, text: str = "", more: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write an event, behind the warnings that came before it; a run does not end because it cannot be written.
 
         Args:
@@ -49,7 +50,7 @@ class EventLog:
             more: other values.
         """
         new, self._told = self._warnings[self._told :], len(self._warnings)
-        found = [*(("warning", text, {}) for text in new), (kind, text, more)]
+        found: list[tuple[str, str, Mapping[str, Any]]] = [*(("warning", text, {}) for text in new), (kind, text, more)]
         self._append([(kind, text, more) for kind, text, more in found if kind], step)
 
     def sample(self, trainer: Trainer) -> None:
@@ -57,11 +58,11 @@ class EventLog:
         now = time.monotonic()
         if now - self._sampled >= max(1.0, (now - self._began) / _SAMPLES):
             self._sampled = now
-            self.add("memory", trainer.global_step, **_memory(trainer))
+            self.add("memory", trainer.global_step, more=_memory(trainer))
         elif self._told < len(self._warnings):
             self.add("", trainer.global_step)
 
-    def _append(self, found: list[tuple[str, str, dict[str, Any]]], step: int) -> None:
+    def _append(self, found: list[tuple[str, str, Mapping[str, Any]]], step: int) -> None:
         at = round(time.time(), 3)
         lines = []
         for kind, text, more in found:

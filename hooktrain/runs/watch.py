@@ -108,7 +108,7 @@ def time_left(snapshot: Snapshot) -> float | None:
     steps, seconds = snapshot.facts["steps"], snapshot.last.get("step_seconds")
     if steps is None or not _is_number(seconds):
         return None
-    return float(max(0, steps - snapshot.facts["step"]) * seconds)  # type: ignore[operator]
+    return float(max(0, steps - snapshot.facts["step"]) * seconds)
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -15,10 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hooktrain import RunFiles
+from hooktrain_report.html import COLOURS
 
-__all__ = ["COLOURS", "EVENTS", "Series", "as_svg", "draw_lines", "draw_timeline", "memory_of", "series_of"]
+__all__ = ["EVENTS", "Series", "as_svg", "draw_lines", "draw_timeline", "memory_of", "series_of"]
 
-COLOURS = ("#1f6feb", "#d9480f", "#1a7f37", "#8250df", "#6b7280", "#b7791f", "#0e7490", "#be185d")
 EVENTS = {
     "checkpoint": ("s", "#1a7f37"),
     "evaluation": ("o", "#0e7490"),
@@ -74,16 +75,19 @@ def memory_of(runs: Sequence[RunFiles], names: Sequence[str]) -> list[Series]:
     return found
 
 
-def draw_lines(series: Sequence[Series], marks: Sequence[tuple[float, str]] = (), by_run: bool = False) -> Figure:
+def draw_lines(
+    series: Sequence[Series], marks: Sequence[tuple[float, str]] = (), by_run: bool = False, scale: str = ""
+) -> Figure:
     """Draw series over steps.
 
     Args:
         series: the lines.
         marks: steps and kinds of events, drawn at the lower edge.
         by_run: whether colours tell runs apart, and not series.
+        scale: ``log`` where values that lie far apart are drawn in logarithmic scale, ``zero`` where it begins at 0.
     """
-    figure = Figure(figsize=_SIZE, layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=_SIZE)
+    axes = figure.add_axes((0.13, 0.19, 0.85, 0.77))
     drawn: dict[int, int] = {}
     for number, each in enumerate(series):
         colour = COLOURS[(each.run if by_run else number) % len(COLOURS)]
@@ -98,49 +102,57 @@ def draw_lines(series: Sequence[Series], marks: Sequence[tuple[float, str]] = ()
                 steps, [0.03] * len(steps), mark, color=colour, markersize=4, transform=at, label=kind, clip_on=False
             )
     values = [value for each in series for _, value in each.points]
-    if values and min(values) > 0 and max(values) / min(values) > 100:
+    if scale == "log" and min(values) > 0 and max(values) / min(values) > 100:
         axes.set_yscale("log")
+    else:
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _short(value)))
+    if scale == "zero":
+        axes.set_ylim(0, max(values) * 1.1 or 1)
     _plain(axes)
     axes.set_xlabel("step", fontsize=8.5)
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _short(value)))
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, fontsize=8)
+        _legend(figure, axes, handles, labels, columns=3 if max(map(len, labels)) <= 12 else 2)
     return figure
 
 
 def draw_timeline(runs: Sequence[RunFiles], names: Sequence[str]) -> Figure | None:
     """Draw the steps of runs over the time since each has begun, with its events; None where there are none."""
-    noted = [(run, name) for run, name in zip(runs, names, strict=True) if len(run.events) > 1]
+    noted = [
+        (run, name, colour)
+        for run, name, colour in zip(runs, names, itertools.cycle(COLOURS), strict=False)
+        if len(run.events) > 1
+    ]
     if not noted:
         return None
-    figure = Figure(figsize=_WIDE, layout="constrained")
-    axes = figure.add_subplot()
-    seconds = max(run.events[-1]["time"] - run.events[0]["time"] for run, _ in noted)
+    figure = Figure(figsize=_WIDE)
+    axes = figure.add_axes((0.075, 0.18, 0.91, 0.79))
+    seconds = max(run.events[-1]["time"] - run.events[0]["time"] for run, *_ in noted)
     unit, size = next(
         (unit, size)
         for unit, size in (("hours", 3600), ("minutes", 60), ("seconds", 1))
         if seconds >= 3 * size or size == 1
     )
-    for run, name in noted:
-        number = runs.index(run)
+    marked: dict[str, list[tuple[float, float]]] = {}
+    for run, name, colour in noted:
         began = run.events[0]["time"]
         points = [((each["time"] - began) / size, each["step"]) for each in run.events]
-        label = name if len(runs) > 1 else "_steps"
-        axes.plot(*zip(*points, strict=True), color=COLOURS[number % len(COLOURS)], linewidth=1.4, label=label)
-        for kind, (mark, colour) in EVENTS.items():
-            own = [point for point, each in zip(points, run.events, strict=True) if each.get("kind") == kind]
-            if own:
-                known = axes.get_legend_handles_labels()[1]
-                label = f"_{kind}" if kind in known else kind
-                axes.plot(*zip(*own, strict=True), mark, color=colour, markersize=5, label=label)
+        axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.4, label=name if len(runs) > 1 else "_steps")
+        for point, each in zip(points, run.events, strict=True):
+            marked.setdefault(each.get("kind", ""), []).append(point)
+    for kind, (mark, colour) in EVENTS.items():
+        if kind in marked:
+            axes.plot(*zip(*marked[kind], strict=True), mark, color=colour, markersize=5, label=kind)
     _plain(axes)
     axes.set_xlabel(f"{unit} since the start", fontsize=8.5)
     axes.set_ylabel("step", fontsize=8.5)
-    axes.yaxis.set_major_locator(ticker.MaxNLocator(4, integer=True))
-    if axes.get_legend_handles_labels()[1]:
-        figure.legend(loc="outside upper left", ncols=6, frameon=False, fontsize=8)
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        _legend(figure, axes, handles, labels, columns=6)
     return figure
 
 
@@ -191,6 +203,25 @@ def _smooth(values: Sequence[float], reach: int) -> list[float]:
     return found
 
 
+def _legend(figure: Figure, axes: Axes, handles: Sequence[Any], labels: Sequence[str], columns: int) -> None:
+    """Put the legend above the axes, which become smaller; a layout engine would take most of a report's time."""
+    left, bottom, width, height = axes.get_position().bounds
+    taken = 0.19 * math.ceil(len(labels) / columns) / figure.get_size_inches()[1]
+    axes.set_position((left, bottom, width, height - taken))
+    figure.legend(
+        handles,
+        labels,
+        loc="upper left",
+        bbox_to_anchor=(left - 0.02, 1.01),
+        ncols=columns,
+        frameon=False,
+        fontsize=8,
+        borderaxespad=0,
+        columnspacing=1.2,
+        handlelength=1.6,
+    )
+
+
 def _plain(axes: Axes) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -206,7 +237,7 @@ def _short(value: float) -> str:
     for size, unit in ((1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1000 if unit == 'k' else size):g}{unit}"
-    return f"{value:g}"
+    return f"{value:.6g}"
 
 
 def _is_finite(value: Any) -> bool:

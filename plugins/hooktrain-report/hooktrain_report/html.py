@@ -7,7 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-__all__ = ["Html", "bytes_text", "details", "document", "duration", "facts", "number", "table", "text"]
+__all__ = ["COLOURS", "Html", "bytes_text", "details", "document", "duration", "facts", "number", "table", "text"]
+
+COLOURS = ("#1f6feb", "#d9480f", "#1a7f37", "#8250df", "#6b7280", "#b7791f", "#0e7490", "#be185d")
+"""Of runs and series."""
 
 
 class Html(str):
@@ -26,10 +29,9 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; overflow-wrap: anywhere; }
 p { margin: .3rem 0; } .note { color: #57606a; font-size: .9rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .4rem 0 .8rem; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { text-align: left; padding: .2rem 1rem .2rem 0; border-bottom: 1px solid #eaeef2; vertical-align: top;
-  overflow-wrap: anywhere; min-width: 5ch; }
-th { font-weight: 600; color: #57606a; overflow-wrap: normal; }
-td.n, th.n { text-align: right; white-space: nowrap; overflow-wrap: normal; } td.differs { background: #fff8c5; }
+th, td { text-align: left; padding: .2rem 1rem .2rem 0; border-bottom: 1px solid #eaeef2; vertical-align: top; }
+th { font-weight: 600; color: #57606a; } td.n, th.n { text-align: right; white-space: nowrap; }
+td.long { overflow-wrap: anywhere; min-width: 17ch; }
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; }
 .ended { color: #1a7f37; } .running { color: #0e7490; } .failed { color: #c62828; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1rem 1.5rem; }
@@ -44,7 +46,7 @@ blockquote { margin: .3rem 0 .8rem; padding: .1rem 0 .1rem .8rem; border-left: 3
 .histogram { display: grid; grid-template-columns: max-content minmax(4rem, 22rem) max-content; gap: 1px .6rem;
   font-size: .85rem; align-items: center; font-variant-numeric: tabular-nums; }
 .histogram i { background: #1f6feb; height: .7rem; border-radius: 2px; }
-.bar, .bar span, .histogram i, .swatch, td.differs { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+.bar, .bar span, .histogram i, .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 .warning { border-left: 3px solid #b7791f; padding-left: .7rem; margin: .4rem 0; overflow-wrap: anywhere; }
 details { margin: .4rem 0; } summary { cursor: pointer; color: #0550ae; }
 @media print {
@@ -82,26 +84,30 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]], numbers: Seque
         rows: values of the cells.
         numbers: columns that are aligned at the right.
     """
-    kinds = [" class='n'" if at in numbers else "" for at in range(len(heads))]
-    head = "".join(f"<th{kind}>{text(name)}</th>" for name, kind in zip(heads, kinds, strict=True))
+    head = "".join(f"<th{_kind(at in numbers)}>{text(name)}</th>" for at, name in enumerate(heads))
+    body = "".join(f"<tr>{''.join(_cell(cell, at in numbers) for at, cell in enumerate(row))}</tr>" for row in rows)
+    return Html(f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>")
+
+
+def facts(heads: Sequence[object], rows: Mapping[str, Sequence[object]]) -> Html:
+    """Return a table with a name at the beginning of each row; a row that has nothing to say is left out."""
+    head = "".join(f"<th>{text(name)}</th>" for name in ("", *heads)) if len(heads) > 1 else ""
     body = "".join(
-        f"<tr>{''.join(f'<td{kind}>{text(cell)}</td>' for cell, kind in zip(row, kinds, strict=True))}</tr>"
-        for row in rows
+        f"<tr><th>{text(name)}</th>{''.join('<td></td>' if cell is None else _cell(cell) for cell in cells)}</tr>"
+        for name, cells in rows.items()
+        if any(cell not in ("", None) for cell in cells)
     )
     return Html(f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>")
 
 
-def facts(heads: Sequence[object], rows: Mapping[str, Sequence[object]], mark_differences: bool = False) -> Html:
-    """Return a table with a name at the beginning of each row; a row that has nothing to say is left out."""
-    head = "".join(f"<th>{text(name)}</th>" for name in ("", *heads)) if len(heads) > 1 else ""
-    body = []
-    for name, cells in rows.items():
-        if any(cell not in ("", None) for cell in cells):
-            differs = mark_differences and any(text(cell) != text(cells[0]) for cell in cells)
-            kind = " class='differs'" if differs else ""
-            made = "".join(f"<td{kind}>{text('' if cell is None else cell)}</td>" for cell in cells)
-            body.append(f"<tr><th>{text(name)}</th>{made}</tr>")
-    return Html(f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>")
+def _cell(value: object, is_number: bool = False) -> str:
+    """Long words, such as paths, are broken; short ones never, as a table scrolls where it is too wide."""
+    made = text(value)
+    return f"<td{_kind(is_number, is_long=len(made) > 24 and not isinstance(value, Html))}>{made}</td>"
+
+
+def _kind(is_number: bool, is_long: bool = False) -> str:
+    return " class='n'" if is_number else " class='long'" if is_long else ""
 
 
 def details(summary: str, inside: str) -> Html:

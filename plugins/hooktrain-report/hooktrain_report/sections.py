@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hooktrain import RunFiles
-from hooktrain_report.html import Html, bytes_text, details, duration, facts, number, table, text
+from hooktrain_report.html import COLOURS, Html, bytes_text, details, duration, facts, number, table, text
 from hooktrain_report.origins import DEFAULT, origins_of
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "warnings",
 ]
 
-_COLOURS = ("#1f6feb", "#d9480f", "#1a7f37", "#8250df", "#6b7280", "#b7791f", "#0e7490", "#be185d")
 _NO_PLOTS = "Curves need matplotlib: pip install 'hooktrain-report[plots]'"
 _COUNTERS = {"step", "epoch", "tokens", "supervised_tokens", "step_seconds", "loss", "lr", "tokens_per_second"}
 _MOST_PLOTS = 24
@@ -47,7 +46,7 @@ def summary(runs: Sequence[RunFiles], names: Sequence[str]) -> Html:
     """How each run stands, what it reached, and where it took place."""
     several = len(runs) > 1
     heads = [
-        Html(f"<span class='swatch' style='background:{_COLOURS[at % len(_COLOURS)]}'></span>{text(name)}")
+        Html(f"<span class='swatch' style='background:{COLOURS[at % len(COLOURS)]}'></span>{text(name)}")
         if several
         else name
         for at, name in enumerate(names)
@@ -95,9 +94,9 @@ def _summary_of(run: RunFiles) -> dict[str, object]:
         "host": f"{found['host']}, {found['world_size']} rank{'s' if found['world_size'] != 1 else ''}",
         "system": env.get("platform", ""),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
-        "commit": env.get("commit", ""),
+        "commit": str(env.get("commit", ""))[:12],
         "command": " ".join(map(str, env.get("command", ()))),
-        "recipe": run.source,
+        "recipe": run.source if run.source != "recipe" else "given in Python",
         "run": found["id"],
         "folder": str(run.folder.resolve()),
     }
@@ -153,7 +152,8 @@ def curves(runs: Sequence[RunFiles], names: Sequence[str]) -> Html:
         return Html(f"<p class='note'>{text(_NO_PLOTS)}</p>")
 
     several = len(runs) > 1
-    marks = [] if several else [(each["step"], each["kind"]) for each in runs[0].events if "kind" in each]
+    drawn_events = plots.EVENTS.keys() - {"evaluation"}  # whose values are drawn
+    marks = [(each["step"], each["kind"]) for each in runs[0].events if each.get("kind") in drawn_events]
     metrics = list(dict.fromkeys(name for run in runs for line in run.metrics for name in line))
     sets = [name for name in metrics if name.startswith("eval/")]
     others = [name for name in metrics if name not in _COUNTERS and name not in sets]
@@ -161,12 +161,12 @@ def curves(runs: Sequence[RunFiles], names: Sequence[str]) -> Html:
     others = [name for name in others if name not in norms]
     figures: list[str] = []
 
-    def add(title: str, series: Sequence[Any], marked: bool = False) -> None:
+    def add(title: str, series: Sequence[Any], scale: str = "", marked: bool = False) -> None:
         if series:
-            drawn = plots.draw_lines(series, marks if marked else (), by_run=several)
+            drawn = plots.draw_lines(series, marks if marked else (), by_run=several, scale=scale)
             figures.append(f"<figure><figcaption>{text(title)}</figcaption>{plots.as_svg(drawn, title)}</figure>")
 
-    add("training loss", plots.series_of(runs, ["loss"] if not several else names, "loss"), marked=True)
+    add("training loss", plots.series_of(runs, names if several else ["loss"], "loss"), "log", marked=not several)
     for measured, members in _by_measure(sets).items():
         if several:
             for name in members:
@@ -174,9 +174,11 @@ def curves(runs: Sequence[RunFiles], names: Sequence[str]) -> Html:
         else:
             found = [each for name in members for each in plots.series_of(runs, [_set_of(name)], name)]
             add(f"evaluation: {measured}" + (f", {_set_of(members[0])}" if len(members) == 1 else ""), found)
-    for title, name in (("learning rate", "lr"), *((each, each) for each in norms), ("tokens per second",) * 2):
-        add(title, plots.series_of(runs, names, name.replace(" ", "_")))
-    add("memory, GiB", plots.memory_of(runs, names))
+    add("learning rate", plots.series_of(runs, names, "lr"))
+    for name in norms:
+        add(name, plots.series_of(runs, names, name), "log")
+    add("tokens per second", plots.series_of(runs, names, "tokens_per_second"), "zero")
+    add("memory, GiB", plots.memory_of(runs, names), "zero")
     for name in others[:_MOST_PLOTS]:
         add(name, plots.series_of(runs, names, name))
     left = others[_MOST_PLOTS:]
