@@ -34,7 +34,7 @@ class EventLog:
 
     def __init__(self, trainer: Trainer) -> None:
         self._path: Path | None = trainer.run_dir / FILE
-        self._run = trainer.run_id
+        self._run, self._run_record = trainer.run_id, trainer.run_record
         self._warnings: list[str] = trainer.host.warnings
         self._warn: Callable[[str], None] = trainer.host.warn
         self._told = 0
@@ -75,7 +75,7 @@ class EventLog:
                 **more,
             }
             lines.append(json.dumps({key: value for key, value in line.items() if value != ""}) + "\n")
-        if self._path is None or not lines:
+        if self._path is None or not lines or not self._run_record.has_folder:  # another one is not ours to write into
             return
         try:
             with self._path.open("a", encoding="utf-8") as file:

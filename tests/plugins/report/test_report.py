@@ -23,6 +23,7 @@ test_report = conformance("report", settings={"report": True}, checks=["import",
 test_all_checks = pytest.mark.thorough(
     conformance("report", settings={"report": True}, skip={"cost": "a run asks for it", "import": "is in the default tier"})
 )
+test_unused = pytest.mark.thorough(conformance("report", checks=["cost"], calls=0, allocations=0))
 
 EVIL = "<script>alert('x')</script><img src=//evil.example/x.png>"
 
@@ -208,7 +209,7 @@ def test_origins_of_values(run_tiny, tmp_path, monkeypatch):
     assert found["checkpoint[0].enabled"] == found["log_interval"] == "default"
 
 
-@pytest.mark.parametrize("value", ["yes please", 3, ["a"]])
-def test_other_values_are_refused(run_tiny, value):
-    with pytest.raises(RecipeError, match=facts("report", "true")):
+@pytest.mark.parametrize(("value", "expected"), [("yes please", "true or false"), ([1], "true or false"), (3, "mapping")])
+def test_other_values_are_refused(run_tiny, value, expected):
+    with pytest.raises(RecipeError, match=facts("report: given", expected)):
         run_tiny(report=value)
