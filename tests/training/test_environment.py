@@ -19,7 +19,9 @@ def loose(git):
 
 def packed(git):
     (git / "HEAD").write_text("ref: refs/heads/main\n")
-    (git / "packed-refs").write_text(f"# pack-refs with: peeled\n{'0' * 40} refs/heads/other\n{COMMIT} refs/heads/main\n")
+    (git / "packed-refs").write_text(
+        f"# pack-refs with: peeled\n{'0' * 40} refs/heads/other\n{COMMIT} refs/heads/main\n"
+    )
 
 
 def detached(git):

@@ -8,20 +8,22 @@ import sys
 import threading
 from html.parser import HTMLParser
 
+import hooktrain_report.page
 import pytest
 from click.testing import CliRunner
-
-import hooktrain_report.page
-from hooktrain import HooktrainError, RecipeError, hookimpl, read_run
-from hooktrain.testing import conformance
 from hooktrain_report import plugin, write_report
 from hooktrain_report.command import report_command
 from hooktrain_report.origins import origins_of
+
+from hooktrain import HooktrainError, RecipeError, hookimpl, read_run
+from hooktrain.testing import conformance
 from tests.facts import facts
 
 test_report = conformance("report", settings={"report": True}, checks=["import", "observes"])
 test_all_checks = pytest.mark.thorough(
-    conformance("report", settings={"report": True}, skip={"cost": "a run asks for it", "import": "is in the default tier"})
+    conformance(
+        "report", settings={"report": True}, skip={"cost": "a run asks for it", "import": "is in the default tier"}
+    )
 )
 test_unused = pytest.mark.thorough(conformance("report", checks=["cost"], calls=0, allocations=0))
 
@@ -209,7 +211,9 @@ def test_origins_of_values(run_tiny, tmp_path, monkeypatch):
     assert found["checkpoint[0].enabled"] == found["log_interval"] == "default"
 
 
-@pytest.mark.parametrize(("value", "expected"), [("yes please", "true or false"), ([1], "true or false"), (3, "mapping")])
+@pytest.mark.parametrize(
+    ("value", "expected"), [("yes please", "true or false"), ([1], "true or false"), (3, "mapping")]
+)
 def test_other_values_are_refused(run_tiny, value, expected):
     with pytest.raises(RecipeError, match=facts("report: given", expected)):
         run_tiny(report=value)
