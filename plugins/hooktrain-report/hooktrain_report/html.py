@@ -30,8 +30,8 @@ p { margin: .3rem 0; } .note { color: #57606a; font-size: .9rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .4rem 0 .8rem; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { text-align: left; padding: .2rem 1rem .2rem 0; border-bottom: 1px solid #eaeef2; vertical-align: top; }
-th { font-weight: 600; color: #57606a; } td.n, th.n { text-align: right; white-space: nowrap; }
-td.long { overflow-wrap: anywhere; min-width: 17ch; }
+th { font-weight: 600; color: #57606a; } td { white-space: nowrap; } td.n, th.n { text-align: right; }
+td.long { overflow-wrap: anywhere; min-width: 20ch; white-space: normal; }
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; }
 .ended { color: #1a7f37; } .running { color: #0e7490; } .failed { color: #c62828; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1rem 1.5rem; }

@@ -21,19 +21,32 @@ def origins_of(run: RunFiles) -> dict[str, str]:
     """
     if not run.given:
         return {}
-    written = set(_paths(run.given, ""))
+    written = _written(run)
     line = set(_overrides(run.environment.get("command", ())))
     source = "given in Python" if run.source in ("", "recipe") else PurePath(run.source).name
     found = {}
     for path in run.recipe:
-        names = {_plain(path), _plain(path).replace(".0", "")}  # a list of one entry may be written as the entry
-        if any(_meet(name, each) for name in names for each in line):
-            found[path] = "command line"
-        elif any(_meet(name, each) for name in names for each in written):
-            found[path] = source
-        else:
-            found[path] = DEFAULT
+        is_of_line = any(_meet(name, each) for name in _names(path) for each in line)
+        found[path] = DEFAULT if path not in written else "command line" if is_of_line else source
     return found
+
+
+def _written(run: RunFiles) -> set[str]:
+    """Return the paths whose values somebody has written, also in a short form such as ``sources: [rows.jsonl]``."""
+    found = set()
+    for given, value in _leaves(run.given, ""):
+        paths = [path for path in run.recipe if any(_meet(name, given) for name in _names(path))]
+        entries = value if isinstance(value, list) else [value]
+        equal = [path for path in paths if run.recipe[path] == value or run.recipe[path] in entries]
+        is_short = all(given not in _names(path) for path in paths)
+        found.update(equal if is_short and equal else paths)
+    return found
+
+
+def _names(path: str) -> set[str]:
+    """Return how a path may be written: a list of one entry may be the entry."""
+    plain = re.sub(r"\[(\d+)\]", r".\1", path)
+    return {plain, plain.replace(".0", "")}
 
 
 def _meet(path: str, written: str) -> bool:
@@ -41,19 +54,15 @@ def _meet(path: str, written: str) -> bool:
     return path == written or path.startswith(f"{written}.") or written.startswith(f"{path}.")
 
 
-def _plain(path: str) -> str:
-    return re.sub(r"\[(\d+)\]", r".\1", path)
-
-
-def _paths(value: Any, path: str) -> Iterator[str]:
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _paths(inner, f"{path}.{key}".lstrip("."))
+            yield from _leaves(inner, f"{path}.{key}".lstrip("."))
     elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
         for number, entry in enumerate(value):
-            yield from _paths(entry, f"{path}.{number}")
+            yield from _leaves(entry, f"{path}.{number}")
     else:
-        yield path
+        yield path, value
 
 
 def _overrides(command: Sequence[str]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from hooktrain_report import plugin, write_report
 from hooktrain_report.command import report_command
 from hooktrain_report.origins import origins_of
 
-from hooktrain import HooktrainError, RecipeError, hookimpl, read_run
+from hooktrain import HooktrainError, RecipeError, RunFiles, hookimpl, read_run
 from hooktrain.testing import conformance
 from tests.facts import facts
 
@@ -204,11 +204,28 @@ def test_an_earlier_run_in_the_folder_is_not_mixed_in(run_tiny, tmp_path):
 
 def test_origins_of_values(run_tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["hooktrain", "train", "recipe.yaml", "-o", "optimizer.lr=0.5", "-oseed=3"])
-    run_tiny(checkpoint={"type": "full", "save_every_n_steps": 3})
+    run_tiny(optimizer={"lr": 0.5}, seed=3, checkpoint={"type": "full", "save_every_n_steps": 3})
     found = origins_of(read_run(tmp_path / "run"))
     assert found["optimizer.lr"] == found["seed"] == "command line"
     assert found["checkpoint[0].save_every_n_steps"] == found["micro_batch_size"] == "given in Python"
     assert found["checkpoint[0].enabled"] == found["log_interval"] == "default"
+
+
+def test_origins_of_values_in_a_short_form(tmp_path):
+    recipe = {
+        "data.sources[0].type": "huggingface",
+        "data.sources[0].name_or_path": "rows.jsonl",
+        "report.enabled": True,
+        "callbacks.use": [{"name": "Mine"}],
+    }
+    given = {"data": {"sources": ["rows.jsonl"]}, "report": True, "callbacks": ["Mine"]}
+    run = RunFiles(folder=tmp_path, facts={}, recipe=recipe, given=given, source="/there/recipe.yaml")
+    assert origins_of(run) == {
+        "data.sources[0].type": "default",
+        "data.sources[0].name_or_path": "recipe.yaml",
+        "report.enabled": "recipe.yaml",
+        "callbacks.use": "recipe.yaml",
+    }
 
 
 @pytest.mark.parametrize(
