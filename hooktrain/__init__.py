@@ -73,6 +73,9 @@ if TYPE_CHECKING:
     from hooktrain.recipe.dialects import Unsupported as Unsupported
     from hooktrain.recipe.model import Recipe as Recipe
     from hooktrain.recipe.yaml_reader import read_recipe as read_recipe
+    from hooktrain.runs.files import RunFiles as RunFiles
+    from hooktrain.runs.files import read_run as read_run
+    from hooktrain.runs.files import recipe_differences as recipe_differences
     from hooktrain.training.batch_keys import document_keys as document_keys
     from hooktrain.training.batch_keys import padding_batch as padding_batch
     from hooktrain.training.dataloader import WindowLoader as WindowLoader

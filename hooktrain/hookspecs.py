@@ -146,8 +146,8 @@ def register_configs() -> Mapping[str, Mapping[str, type]]:  # type: ignore[empt
         ``{kind: {name: attrs class}}``. The kinds are those of the factories (``tokenizer``, ``data``, ``source``,
         ``model``, ``optimizer``, ``scheduler``, ``loss``, ``strategy``, ``checkpoint``) and ``settings``, whose names
         are top-level keys of the recipe with a plugin's own settings. If the class has a class variable ``shorthand``,
-        text or a list in the recipe is the value of the field of that name. None registers nothing. Two plugins that
-        register one name are an error.
+        text, a list, true or false in the recipe is the value of the field of that name. None registers nothing. Two
+        plugins that register one name are an error.
 
     Default: none; the engine registers the settings ``console`` and ``jsonl``.
     """

@@ -324,7 +324,7 @@ class ConfigDefaults:
     """Optional class variables and properties of a part's config class, with their defaults."""
 
     shorthand: str | None = None
-    """The field that text or a list in the recipe stands for."""
+    """The field that text, and in a plugin's own settings a list, true or false, in the recipe stands for."""
     listed = True
     """Whether listings, the schema and messages name the part; not where a recipe file cannot hold one."""
     trainer_types: Collection[str] = ()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from hooktrain.training.trainer import Trainer
 
-__all__ = ["Console", "ConsoleConfig"]
+__all__ = ["Console", "ConsoleConfig", "clock"]
 
 
 @attrs.frozen(kw_only=True)
@@ -122,7 +122,7 @@ class Console:
             every = trainer.recipe.settings["console"].interval or max(1, trainer.training_horizon // 50)
             if step % every == 0 or step >= trainer.training_horizon or trainer.should_stop:
                 left = (trainer.training_horizon - step) * metrics["step_seconds"]
-                line = f"step {step}/{trainer.training_horizon}  {'  '.join(_figures(metrics))}  {_clock(left)} left"
+                line = f"step {step}/{trainer.training_horizon}  {'  '.join(_figures(metrics))}  {clock(left)} left"
                 self.terminal.print(line, soft_wrap=True)
         measured = [f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("eval/")]
         if measured:
@@ -142,7 +142,7 @@ class Console:
         trainer.say(
             f"trained {state.global_step} steps{left_out}, {state.tokens:,} tokens"
             f" ({', '.join(counted) or f'{state.supervised_tokens:,} supervised'})"
-            f" in {_clock(time.perf_counter() - self.began)}{why}",
+            f" in {clock(time.perf_counter() - self.began)}{why}",
         )
 
     @hookimpl
@@ -183,7 +183,8 @@ def _count(number: int) -> str:
     return f"{number / 1e6:,.1f}M" if number >= 100_000 else f"{number:,}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return a time as hours, minutes and seconds: ``1:02:03``, ``0:07``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

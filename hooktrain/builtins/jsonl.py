@@ -1,4 +1,4 @@
-"""``metrics.jsonl`` in the run directory: one line for each log."""
+"""``metrics.jsonl`` in the run directory: one line for each log; and ``events.jsonl`` beside it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import attrs
 
+from hooktrain.builtins.event_log import EventLog
 from hooktrain.config import field
-from hooktrain.errors import HooktrainError
+from hooktrain.errors import HooktrainError, described
 from hooktrain.markers import hookimpl
 from hooktrain.training.run_files import keep_aside, move_aside, write_whole
 
@@ -29,12 +30,12 @@ _ENCODE = json.JSONEncoder(allow_nan=False).encode
 
 @attrs.frozen(kw_only=True)
 class JsonLinesConfig:
-    """Settings of the metrics file; the recipe's ``jsonl``."""
+    """Settings of the files of metrics and events; the recipe's ``jsonl``."""
 
     enabled: bool = field(default=True, affects_training=False)
-    """Whether to write the file."""
+    """Whether to write the files."""
     file: str = field(default="metrics.jsonl", affects_training=False)
-    """Its name in the run directory."""
+    """The name of that of metrics in the run directory; that of events is ``events.jsonl``."""
 
 
 class JsonLines:
@@ -55,6 +56,7 @@ class JsonLines:
         self._require_folder: Callable[[], None] = lambda: None
         self._waiting: list[Mapping[str, float]] = []
         self._written_at = -math.inf
+        self._events: EventLog | None = None
 
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
@@ -74,9 +76,14 @@ class JsonLines:
             raise HooktrainError(
                 f"jsonl.file: '{path}' cannot be written ({problem.strerror}); give another name"
             ) from problem
+        self._events = EventLog(trainer)
+        resumed = trainer.resume_from
+        self._events.add("start" if resumed is None else "resume", trainer.global_step, str(resumed or ""))
 
     @hookimpl
-    def on_log(self, metrics: Mapping[str, float]) -> None:
+    def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        if self._events is not None:
+            self._events.sample(trainer)
         if self.stream is not None:
             # made into text when it is written: lines in a row take a fifth of what each takes between two steps
             line = dict(metrics)
@@ -92,12 +99,30 @@ class JsonLines:
         self._write()
 
     @hookimpl
+    def on_checkpoint_end(self, trainer: Trainer, path: Path) -> None:
+        if self._events is not None:
+            self._events.add("checkpoint", trainer.global_step, str(path))
+
+    @hookimpl
+    def on_evaluate_end(self, trainer: Trainer) -> None:
+        if self._events is not None:
+            self._events.add("evaluation", trainer.global_step)
+
+    @hookimpl
+    def on_exception(self, trainer: Trainer, exception: BaseException) -> None:
+        if self._events is not None:
+            self._events.add("failure", trainer.global_step, described(exception))
+
+    @hookimpl
     def on_train_end(self) -> None:
         self._write()
 
     @hookimpl
-    def on_teardown(self) -> None:
+    def on_teardown(self, trainer: Trainer) -> None:
         self._write()
+        if self._events is not None:
+            self._events.add("end", trainer.global_step, trainer.state.stop_reason or "")
+            self._events = None
         if self.stream is not None:
             self.stream.close()
             self.stream = None

@@ -21,6 +21,7 @@ from hooktrain.cli.new_plugin import new_plugin
 from hooktrain.cli.options import as_json, from_dialect, plugin_switches, print_facts, recipe_options
 from hooktrain.cli.runs import runs
 from hooktrain.cli.startup import end, end_threads, leave, open_streams, provide_home
+from hooktrain.cli.watch import watch
 from hooktrain.errors import HooktrainError, described, did_you_mean, failure_of, show_warnings, text_of
 from hooktrain.masking import forbid_others, mask_text
 from hooktrain.plugin.commands import plugin_command, plugin_commands
@@ -193,7 +194,7 @@ def demo(run_dir: Path, overrides: tuple[str, ...], switches: tuple[str, ...]) -
     run_demo(run_dir, list(overrides), list(switches))
 
 
-for _command in (plan, convert, plugins, hooks, bench, schema, new_plugin, guide, runs):
+for _command in (plan, convert, plugins, hooks, bench, schema, new_plugin, guide, runs, watch):
     cli.add_command(_command)
 
 

@@ -93,7 +93,7 @@ class _Walk:
         for name, config in self.recipe.settings.items():
             given = raw.get(name)
             shorthand = member(type(config), ConfigDefaults, "shorthand")
-            if shorthand and isinstance(given, (list, str)):
+            if shorthand and isinstance(given, (list, str, bool)):
                 yield from self._fields(config, {}, name, (name,), {shorthand: (name,)})
             else:
                 yield from self._fields(config, given if isinstance(given, Mapping) else {}, name, (name,))

@@ -77,6 +77,7 @@ class PluginHost:
         self.metric_owners: dict[str, str] = {}  # of the current log line, the engine's names among them
         self.model_owners: dict[str, str] = {}  # of what make_models returned
         self.recipe_source = "recipe"  # what errors call it
+        self.given_recipe: Mapping[str, Any] = {}  # what was written of it, without defaults
         self.manager = PluginManager("hooktrain")
         self.manager.add_hookspecs(hookspecs)
         self.start_folder = working_folder()  # which a plugin may change when it is imported

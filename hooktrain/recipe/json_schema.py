@@ -166,7 +166,8 @@ class _Maker:
         choices = [reference] if _required(offer.config) else [reference, {"type": "null"}]
         shorthand = member(offer.config, ConfigDefaults, "shorthand")
         if shorthand:
-            choices += [{"type": "array"}, {"type": "string"}]
+            is_switch = attrs.fields_dict(offer.config)[shorthand].type is bool
+            choices += [{"type": "boolean"}] if is_switch else [{"type": "array"}, {"type": "string"}]
         return {"anyOf": choices, "description": _about(offer.config, offer)}
 
     # ---------------------------------------------------------------------------------------------- configs

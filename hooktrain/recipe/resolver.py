@@ -85,7 +85,7 @@ class _Resolver:
             if key in settings:
                 shorthand = member(settings[key].config, ConfigDefaults, "shorthand")
                 before = len(self.complaints)
-                short = bool(shorthand) and isinstance(value, (list, str))
+                short = bool(shorthand) and isinstance(value, (list, str, bool))
                 chosen[key] = self._mapping_part(settings[key], {shorthand: value} if short else value, key)
                 if short:  # with the path that was written
                     found = self.complaints[before:]

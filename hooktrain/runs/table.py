@@ -13,7 +13,7 @@ from hooktrain.errors import HooktrainError
 from hooktrain.training.run_lock import is_held
 from hooktrain.training.run_record import FILE, RunRecord, read_record
 
-__all__ = ["find_runs", "runs_in"]
+__all__ = ["facts_of", "find_runs", "runs_in"]
 
 _SKIPPED = ("step-", "damaged-step-", "other-step-", ".")
 """Beginnings of the names of folders that hold no runs, but many files."""
@@ -44,10 +44,11 @@ def runs_in(folders: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         HooktrainError: one of the folders is none.
     """
-    return [_facts(path) for path in dict.fromkeys(path for folder in folders for path in find_runs(folder))]
+    return [facts_of(path) for path in dict.fromkeys(path for folder in folders for path in find_runs(folder))]
 
 
-def _facts(folder: Path) -> dict[str, Any]:
+def facts_of(folder: Path) -> dict[str, Any]:
+    """Return facts about the run in a folder, see :func:`runs_in`."""
     try:
         record = read_record(folder) or RunRecord(id="", state="unreadable")
         problem = ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import random
 import sys
 import weakref
@@ -17,7 +16,7 @@ import attrs
 from hooktrain.compare import differences
 from hooktrain.errors import CheckpointError, DataError, HooktrainError, PluginError, RanksDisagreeError, RecipeError
 from hooktrain.hookspecs import FACTORIES
-from hooktrain.masking import forbid_others, mask_text, mask_words, masked
+from hooktrain.masking import forbid_others, mask_text, masked
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.protocols import (
     CheckpointEngine,
@@ -33,6 +32,7 @@ from hooktrain.protocols import (
 )
 from hooktrain.recipe.model import Recipe
 from hooktrain.training.data_limits import limited
+from hooktrain.training.environment import environment_of
 from hooktrain.training.intervals import require_countable
 from hooktrain.training.output_folders import claim_output_folders
 from hooktrain.training.resume_check import versions
@@ -356,19 +356,18 @@ def _open_run_dir(trainer: Trainer) -> None:
 
 
 def _write_facts(trainer: Trainer) -> None:
-    """Keep recipe, plugins, environment and the report on the data alongside the metrics."""
-    import torch
-
-    environment = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "world_size": trainer.world.world_size,
-        "command": mask_words(sys.argv),
+    """Keep recipe, what was given of it, plugins, environment and the report on the data alongside the metrics."""
+    manifest = {
+        "plugins": trainer.host.manifest(),
+        "environment": environment_of(trainer.host.start_folder, trainer.world.world_size),
+        "recipe": {"source": trainer.host.recipe_source, "given": masked(dict(trainer.host.given_recipe))},
     }
-    manifest = {"plugins": trainer.host.manifest(), "environment": environment}
     report = dict(trainer.data.report)
-    texts = (trainer.recipe.as_yaml(), json.dumps(manifest, indent=2), json.dumps(report, indent=2, default=str))
+    texts = (
+        trainer.recipe.as_yaml(),
+        json.dumps(manifest, indent=2, default=str),
+        json.dumps(report, indent=2, default=str),
+    )
     with _writing(trainer.run_dir):
         for name, text in zip(KEPT, texts, strict=True):
             clear_way(trainer.run_dir / name, trainer.host.warn)

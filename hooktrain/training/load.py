@@ -109,7 +109,7 @@ def load(
         raise problems[0]
     if problems:
         raise RecipeError(map(complaint_of, problems), source)
-    host.recipe_source = source
+    host.recipe_source, host.given_recipe = source, raw
     with _explained(host, world):
         if made.profile_hooks:
             resolve_name(PROFILER)(host)

@@ -273,16 +273,17 @@ class RunRecorder:
         self.record.step, self.record.steps = step, steps
         self._update()
 
+    def outcome(self, why: str, status: int, failure: BaseException | None = None) -> RunRecord:
+        """Return the record of the run as it will stand where the run ends like this."""
+        step = self._position[1]
+        if failure is None:
+            return attrs.evolve(self.record, state="ended", status=status, why=why, step=step, hook="")
+        said = " ".join(f"{_named(failure)} [{failure_of(failure).where}]".split())
+        return attrs.evolve(self.record, state="failed", status=_status_of(failure), why=said, step=step)
+
     def end(self, why: str, status: int, failure: BaseException | None = None) -> None:
         """Note how the run ended; what cannot be written stays ``running``."""
-        record = self.record
-        record.state, record.status, record.why = "ended", status, why
-        if failure is not None:
-            record.state, record.status = "failed", _status_of(failure)
-            record.why = " ".join(f"{_named(failure)} [{failure_of(failure).where}]".split())
-        else:
-            record.hook = ""
-        record.step = self._position[1]
+        self.record = record = self.outcome(why, status, failure)
         if self._hooks is not None:
             self._hooks.note_position(array("q", [-1, 0]), ())  # or the file would stay mapped
             self._hooks, self._position = None, array("q", [-1, record.step])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import yaml
 
 from hooktrain import HooktrainError, hookimpl
 from hooktrain.runs.table import runs_in
+from hooktrain.runs.watch import snapshots
 from hooktrain.training.run_record import RunRecord, read_record
 from tests.facts import facts
 
@@ -172,9 +174,14 @@ def test_a_killed_run_says_where_it_was(tiny_recipe, tmp_path):
         assert process.stdout is not None
         assert any(line == "waits\n" for line in process.stdout)
         assert runs_in([tmp_path])[0]["state"] == "running", "its process holds the folder"
+        watched = snapshots(tmp_path / "run", lambda: None)
+        assert not next(watched).is_over
         process.send_signal(signal.SIGKILL)
     (found,) = runs_in([tmp_path])
     assert (found["state"], found["step"], found["hook"]) == ("ended without finishing", 1, "run_backward")
+    last = next(watched)
+    assert re.search(facts("ended without finishing", "step 1 of 7", "run_backward", "killed"), last.outcome())
+    assert last.has_failed and not list(watched)
 
 
 def test_a_run_directory_that_goes_away_is_an_error_at_the_next_write(run_tiny, tmp_path):
