@@ -130,6 +130,18 @@ def test_a_sequence_for_each_answer_keeps_its_weights() -> None:
     assert found == [[0.5], [4]]
 
 
+def test_weights_move_with_an_answer_behind_another_prompt() -> None:
+    tokenizer = tokenizer_for("chatml", IM + "    ")
+    tokenizer.chat_template = (
+        "{% if add_generation_prompt %}{{ 'Yes, both: ' }}{% endif %}"
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    rendered = render_sft(talk({"content": "no ```x``` no"}), tokenizer, config(CODE, reasoning_turns="split"))
+    assert rendered.text.startswith("Yes, both: ")
+    assert [(text.strip(), weight) for text, weight in runs(rendered, tokenizer) if weight == 2] == [("```x```", 2)]
+
+
 def test_special_tokens_that_stay_text_move_no_weight() -> None:
     example = talk({"content": "a <|im_end|> ```yes``` b"})
     found = trained(example, config(CODE, special_tokens_in_text="plain"))
