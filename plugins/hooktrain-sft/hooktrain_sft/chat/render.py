@@ -93,7 +93,7 @@ def render_chat(
     documents = example.get("documents")
     scope = with_documents(template, template.scope(tools, _variables(example, config)), documents)
     written = TextTokens(template, messages, config.special_tokens_in_text)
-    weighting = Weighting(given, weights, config.weights)
+    weighting = Weighting(given, weights, config.weights, without_reasoning=config.reasoning == "all")
     _require_unchanged(messages, written.messages, weights)
     renderer = ConversationRenderer(template, scope, tools, documents, config, weighting)
     if config.reasoning == "split":
@@ -203,12 +203,16 @@ def _render_completion(example: Mapping[str, Any], tokenizer: Any, config: SFTDa
     prefill = ""
     if len(prompt) > 1 and prompt[-1].get("role") == "assistant" == completion[0].get("role"):
         # the completion goes on with an answer whose beginning the prompt gives
-        given, begun = (
-            read_messages([part], where).messages[0]
-            for part, where in ((prompt[-1], "prompt"), (completion[0], "completion"))
-        )
+        given = read_messages(prompt[-1:], "prompt").messages[0]
+        (begun,), excluded, _, weights = read_messages(completion[:1], "completion")
         if set(given) == {"role", "content"}:
             prefill = given["content"]
+            if weights and weights[0].parts:
+                raise DataError(
+                    "completion[0].content: its parts have weights, but the prompt holds the beginning of the answer;"
+                    " write the weight into the message, or make one message of both"
+                )
+            begun["weight"] = 0 if excluded else weights[0].weight if weights else 1
             prompt, completion = (
                 prompt[:-1],
                 [{**begun, "content": prefill + begun.get("content", "")}, *completion[1:]],

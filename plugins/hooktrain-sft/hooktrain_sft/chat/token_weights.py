@@ -25,11 +25,13 @@ class Weighting(NamedTuple):
         messages: the conversation, with the roles that the data give.
         given: weights of messages in the data, by number.
         rules: the recipe's.
+        without_reasoning: whether answers are trained whose reasoning the text does not hold.
     """
 
     messages: Sequence[Message]
     given: Mapping[int, MessageWeight]
     rules: Sequence[WeightRule]
+    without_reasoning: bool
 
     def add_to(self, choice: Choice, chat: Conversation) -> None:
         """Add the weights of the chosen spans.
@@ -45,7 +47,7 @@ class Weighting(NamedTuple):
             own = MessageWeight(1.0) if index is None else self.given.get(index, MessageWeight(1.0))
             choice.weights.append((start, end, own.weight))
             if index is not None and own.parts:
-                choice.weights += _parts(text, start, end, index, self.messages[index], own)
+                choice.weights += self._parts(choice, text, start, end, index)
             fitting = [rule for rule in self.rules if rule.role in (None, role)]
             choice.weights += [(start, end, rule.weight) for rule in fitting if rule.match is None]
             choice.weights += matches(text, start, end, fitting)
@@ -70,6 +72,36 @@ class Weighting(NamedTuple):
                 yield at, until, starts[place][2] if within else None
                 at = until
 
+    def _parts(self, choice: Choice, text: str, start: int, end: int, index: int) -> Iterator[WeightedSpan]:
+        """Yield the parts of a message's content in its text, reasoning before the rest."""
+        own, has_calls = self.given[index].parts, "tool_calls" in self.messages[index]
+        at = start
+        for kind, joint in (("reasoning", "\n"), ("content", "")):
+            parts = [(part, weight) for of, part, weight in own if of == kind]
+            whole = joint.join(part for part, _ in parts)
+            shown = whole.strip()
+            if not shown:
+                continue
+            # behind an answer without calls stands its end alone, before it perhaps the same text as reasoning
+            find = text.find if kind == "reasoning" or has_calls else text.rfind
+            found = find(shown, at, end)
+            if found < 0 and all(weight == 1 for _, weight in parts):
+                continue
+            if found < 0 and kind == "reasoning" and self.without_reasoning:
+                choice.notes.append(f"messages[{index}] assistant: its reasoning, which has a weight, is not rendered")
+                continue
+            if found < 0:
+                raise DataError(
+                    f"messages[{index}].content: a part of its {kind} has a weight, but the chat template does not"
+                    " render the text as it stands; give a tokenizer.chat_template that does, or write the weight into"
+                    " the message"
+                )
+            at = found + len(shown)
+            place = found - (len(whole) - len(whole.lstrip()))
+            for part, weight in parts:
+                yield max(place, found), min(place + len(part), at), weight
+                place += len(part) + len(joint)
+
 
 def matches(text: str, start: int, end: int, rules: Sequence[WeightRule]) -> Iterator[WeightedSpan]:
     """Yield the parts of ``text[start:end]`` that rules match, with their weights."""
@@ -77,29 +109,3 @@ def matches(text: str, start: int, end: int, rules: Sequence[WeightRule]) -> Ite
         if rule.match is not None:
             for found in re.finditer(rule.match, text[start:end], re.DOTALL):
                 yield start + found.start(), start + found.end(), rule.weight
-
-
-def _parts(text: str, start: int, end: int, index: int, message: Message, own: MessageWeight) -> Iterator[WeightedSpan]:
-    """Yield the parts of a message's content in its text, reasoning before the rest."""
-    at = start
-    for kind, joint in (("reasoning", "\n"), ("content", "")):
-        parts = [(part, weight) for of, part, weight in own.parts if of == kind]
-        whole = joint.join(part for part, _ in parts)
-        shown = whole.strip()
-        if not shown:
-            continue
-        # behind an answer without calls stands its end alone, before it perhaps the same text as reasoning
-        find = text.find if kind == "reasoning" or "tool_calls" in message else text.rfind
-        found = find(shown, at, end)
-        if found < 0 and all(weight == 1 for _, weight in parts):
-            continue
-        if found < 0:
-            raise DataError(
-                f"messages[{index}].content: a part of its {kind} has a weight, but the chat template does not render"
-                " the text as it stands; give a tokenizer.chat_template that does, or write the weight into the message"
-            )
-        at = found + len(shown)
-        place = found - (len(whole) - len(whole.lstrip()))
-        for part, weight in parts:
-            yield max(place, found), min(place + len(part), at), weight
-            place += len(part) + len(joint)

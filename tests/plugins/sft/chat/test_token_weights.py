@@ -75,6 +75,25 @@ def test_equal_texts_as_reasoning_and_answer_are_told_apart() -> None:
     assert [(text, weight) for text, weight in found if "yes" in text] == [("yes, both", 0.5), ("yes, both", 4)]
 
 
+def test_reasoning_that_is_removed_needs_no_place() -> None:
+    parts = [{"type": "thinking", "thinking": "yes", "weight": 0.5}, {"type": "text", "text": "both", "weight": 4}]
+    example, tokenizer = talk({"content": parts}), tokenizer_for("chatml", IM)
+    rendered = render_sft(example, tokenizer, config(drop_reasoning=True))
+    assert [(text, weight) for text, weight in runs(rendered, tokenizer) if weight > 1] == [("both", 4)]
+    assert any("its reasoning, which has a weight, is not rendered" in note for note in rendered.notes)
+
+
+def test_a_completion_goes_on_with_its_own_weight() -> None:
+    prompt = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "yes, "}]
+    example = {"prompt": prompt, "completion": [{"role": "assistant", "content": "both", "weight": 0.5}]}
+    assert trained(example, config()) == [(" both<|im_end|>", 0.5)]
+    example["completion"][0]["weight"] = 0
+    assert trained(example, config()) == []
+    example["completion"] = [{"role": "assistant", "content": [{"text": "both", "weight": 0.5}]}]
+    with pytest.raises(DataError, match=facts("completion[0].content", "parts have weights")):
+        trained(example, config())
+
+
 def test_a_part_that_the_template_changes_has_no_place() -> None:
     tokenizer = tokenizer_for("chatml", IM + "   ")
     tokenizer.chat_template = (
@@ -128,6 +147,18 @@ def test_a_sequence_for_each_answer_keeps_its_weights() -> None:
     rendered = render_sft({"messages": messages}, tokenizer, config(reasoning_turns="split"))
     found = [[weight for _, weight in runs(rendered, tokenizer, number) if weight] for number in range(2)]
     assert found == [[0.5], [4]]
+
+
+def test_weights_move_with_an_answer_behind_another_prompt() -> None:
+    tokenizer = tokenizer_for("chatml", IM + "    ")
+    tokenizer.chat_template = (
+        "{% if add_generation_prompt %}{{ 'Yes, both: ' }}{% endif %}"
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    rendered = render_sft(talk({"content": "no ```x``` no"}), tokenizer, config(CODE, reasoning_turns="split"))
+    assert rendered.text.startswith("Yes, both: ")
+    assert [(text.strip(), weight) for text, weight in runs(rendered, tokenizer) if weight == 2] == [("```x```", 2)]
 
 
 def test_special_tokens_that_stay_text_move_no_weight() -> None:

@@ -256,11 +256,18 @@ def test_bf16_autocast_is_close(make_llama: Callable[..., Any]) -> None:
     torch.testing.assert_close(result.total, expected, rtol=0.05, atol=0.5)
 
 
+def test_weights_keep_their_place_where_an_adapter_puts_tokens_before_the_text() -> None:
+    labels = torch.tensor([[-100, -100, 5, 6, 7]])
+    positions, targets, weights = supervised(labels, 3, weights=torch.tensor([[2.0, 3.0, 0.0]]))
+    assert weights is not None
+    assert (positions.tolist(), targets.tolist(), weights.tolist()) == ([1, 2, 3], [5, 6, 7], [0, 2, 3])
+
+
 def test_positions_beyond_the_count_have_no_target() -> None:
     labels = torch.tensor([[5, 6, -100, 7], [8, -100, -100, 9]])
     positions, targets, _ = supervised(labels, 5)
     assert positions.tolist() == [0, 2, 6, 7, 7] and targets.tolist() == [6, 7, 9, -100, -100]
-    positions, targets = supervised(torch.full((1, 3), -100), 0)
+    positions, targets, _ = supervised(torch.full((1, 3), -100), 0)
     assert positions.tolist() == [2] and targets.tolist() == [-100]
 
 
