@@ -103,7 +103,7 @@ def _plugins(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         record["name"]: f"{record['distribution']} {record['version']}".strip()
         for record in facts["plugins"]
-        if record["state"] == "active"
+        if record["state"] == "active" and record.get("info", {}).get("in_manifest", True)  # a run's list has no others
     }
 
 
