@@ -341,6 +341,12 @@ class ConfigDefaults:
     """The learning rate of an optimizer, for trackers that show it."""
     weight_decay = 0.0
     """The weight decay of an optimizer, likewise."""
+    plain_states = True
+    """Whether an optimizer's state is made of numbers and tensors of its parameters' shapes, which ranks can divide."""
+    shards_weights = False
+    """Whether under a strategy a rank holds only its shards of the weights."""
+    freezes_model = False
+    """Whether a plugin's settings freeze the model and train weights of their own, as an adapter's do."""
 
 
 def member(of: object, defaults: type, name: str) -> Any:

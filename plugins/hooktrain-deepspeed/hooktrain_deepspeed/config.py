@@ -10,7 +10,18 @@ from typing import Any, Literal
 
 import attrs
 
-from hooktrain import Complaint, HooktrainError, Recipe, RecipeError, World, at_least, field, one_of
+from hooktrain import (
+    Complaint,
+    ConfigDefaults,
+    HooktrainError,
+    Recipe,
+    RecipeError,
+    World,
+    at_least,
+    field,
+    member,
+    one_of,
+)
 
 __all__ = ["DeepSpeedConfig", "assemble", "bucket_size", "complaints_about"]
 
@@ -57,6 +68,12 @@ class DeepSpeedConfig:
     """Seconds that a rank waits for the others before the run ends. Set more than the longest work that one rank does
     alone takes."""
 
+    @property
+    def shards_weights(self) -> bool:
+        """Whether a rank holds only its shards of the weights, as far as the recipe itself tells."""
+        zero = self.config.get("zero_optimization") if isinstance(self.config, Mapping) else None
+        return 3 in (self.zero_stage, zero.get("stage") if isinstance(zero, Mapping) else None)
+
 
 def assemble(config: DeepSpeedConfig, recipe: Recipe, world: World, dtype: str) -> dict[str, Any]:
     """Assemble the configuration for ``deepspeed.initialize``.
@@ -89,10 +106,19 @@ def bucket_size(settings: Mapping[str, Any], trainable: int) -> int:
 
 def complaints_about(config: DeepSpeedConfig, recipe: Recipe, world: World) -> list[Complaint]:
     """Return the complaints about a recipe's ``strategy``, without opening files."""
+    found: list[Complaint] = []
+    if not member(recipe.optimizer, ConfigDefaults, "plain_states") and not config.shards_weights:
+        found.append(
+            Complaint(
+                "optimizer.type",
+                "given an optimizer with small states, whose states ZeRO cannot divide over ranks; write adamw, with"
+                " strategy.offload: optimizer where its states are too large, or strategy.type: torch",
+            )
+        )
     if isinstance(config.config, Path):
-        return []
+        return found
     dtype = "bf16" if config.dtype == "auto" else config.dtype
-    return list(_fill(_config_of(config.config), config, recipe, world, dtype, sure=config.dtype != "auto"))
+    return found + list(_fill(_config_of(config.config), config, recipe, world, dtype, sure=config.dtype != "auto"))
 
 
 def _config_of(config: Mapping[str, Any] | Path | None) -> dict[str, Any]:

@@ -1,18 +1,28 @@
 """Names of torch that are private, and attributes that only some objects have.
 
-Seen to work with torch 2.13.0 and parameters of DeepSpeed 0.19.8.
+Seen to work with torch 2.13.0, parameters of DeepSpeed 0.19.8 and torchao 0.18.0.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
+import warnings
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["cpu_has_bf16", "exchange_group_timeouts", "full_shape"]
+__all__ = [
+    "cpu_has_bf16",
+    "exchange_group_timeouts",
+    "full_shape",
+    "import_quietly",
+    "inner_tensors",
+    "is_fake",
+    "new_state",
+]
 
 
 def cpu_has_bf16() -> bool:
@@ -33,3 +43,34 @@ def exchange_group_timeouts(timeouts: tuple[Any, Any]) -> tuple[timedelta, timed
 def full_shape(parameter: Tensor) -> tuple[int, ...]:
     """Return the shape of a weight, also where ZeRO-3 has sharded it, which leaves a vector."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Return whether a tensor is one of a plan, which has no values."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
+
+
+def import_quietly(name: str) -> Any:
+    """Import torchao or bitsandbytes, which print what their builds for other devices lack."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(name)
+    finally:
+        logging.disable(before)
+
+
+def new_state(optimizer: Any, parameter: Tensor, *, signed: bool) -> Any:
+    """Make a state of torchao's optimizers for a parameter: quantized, or a plain tensor for a small one."""
+    return optimizer._new_buffer(parameter, signed)
+
+
+def inner_tensors(value: Any) -> dict[str, Tensor]:
+    """Return codes and scale of a quantized state of torchao's, by name; empty for any other value."""
+    if not hasattr(value, "__tensor_flatten__") or not hasattr(value, "codes"):
+        return {}
+    return {"codes": value.codes, "scale": value.scale}

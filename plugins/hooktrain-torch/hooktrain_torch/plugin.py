@@ -30,10 +30,12 @@ class TorchPlugin:
         from hooktrain_torch.checkpoint_config import FullConfig
         from hooktrain_torch.optimizers import AdamConfig, AdamWConfig, AnyConfig, SGDConfig
         from hooktrain_torch.schedules import ConstantConfig, CosineConfig, LinearConfig, WSDConfig
+        from hooktrain_torch.small_states import SMALL_STATES
         from hooktrain_torch.strategy_config import TorchConfig
 
+        plain = {"adamw": AdamWConfig, "adam": AdamConfig, "sgd": SGDConfig, "torch": AnyConfig}
         return {
-            "optimizer": {"adamw": AdamWConfig, "adam": AdamConfig, "sgd": SGDConfig, "torch": AnyConfig},
+            "optimizer": {**plain, **SMALL_STATES},
             "scheduler": {"constant": ConstantConfig, "linear": LinearConfig, "cosine": CosineConfig, "wsd": WSDConfig},
             "strategy": {"torch": TorchConfig},
             "checkpoint": {"full": FullConfig},
@@ -49,8 +51,10 @@ class TorchPlugin:
 
     @hookimpl
     def make_optimizer(self, config: Any, model: Module) -> Optimizer | None:
-        from hooktrain_torch import optimizers
+        from hooktrain_torch import optimizers, small_states
 
+        if type(config) in small_states.SMALL_STATES.values():
+            return small_states.make_small_optimizer(config, model)
         known = (optimizers.AdamWConfig, optimizers.SGDConfig, optimizers.AnyConfig)
         return optimizers.make_optimizer(config, model) if isinstance(config, known) else None
 
@@ -95,9 +99,11 @@ class TorchPlugin:
 
     @hookimpl
     def check_recipe(self, recipe: Recipe) -> Iterable[Complaint]:
+        from hooktrain_torch import small_states
         from hooktrain_torch.checkpoint_config import FullConfig
         from hooktrain_torch.strategy_config import TorchConfig
 
+        yield from small_states.check(recipe)
         strategy = recipe.strategy
         if isinstance(strategy, TorchConfig) and strategy.data_parallel == "fsdp2" and strategy.dtype == "fp16":
             yield Complaint(
