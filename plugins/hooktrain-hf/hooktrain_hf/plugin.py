@@ -14,6 +14,7 @@ import pluggy
 
 from hooktrain import Complaint, RecipeAlias, World, hookimpl
 from hooktrain_hf import hookspecs
+from hooktrain_hf.deferred_imports import defer_torchao
 from hooktrain_hf.export import HFCheckpointConfig, HFCheckpointEngine, write_model
 from hooktrain_hf.model import HFModelConfig, build_model
 from hooktrain_hf.source import HFSourceConfig, load_examples
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from hooktrain_hf.file_rows import FileRows, RowStream, TableRows
 
 __all__ = ["HFPlugin"]
+
+defer_torchao()
 
 
 class HFPlugin:

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 from hooktrain_hf import HFModelConfig, first_line, new_token_ids, parts_without_text
 
 from hooktrain import ModelError
-from hooktrain_peft.compat import adapted_layers, has_tied_head, method_name, method_settings
+from hooktrain_peft.compat import (
+    adapted_layers,
+    has_tied_head,
+    method_name,
+    method_settings,
+    without_unused_imports,
+)
 from hooktrain_peft.config import PeftSettings
 from hooktrain_peft.methods import make_config, why_unsupported
 from hooktrain_peft.precision import train_in_float32
@@ -279,8 +285,11 @@ def _reference(model: PreTrainedModel, base: Any) -> str | None:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Hide PEFT's warnings inside the block: this plugin handles their causes, or raises errors of its own."""
-    with warnings.catch_warnings():
+    """Hide PEFT's warnings inside the block: this plugin handles their causes, or raises errors of its own.
+
+    Libraries that it would import for nothing are not imported.
+    """
+    with warnings.catch_warnings(), without_unused_imports():
         warnings.filterwarnings("ignore", module=r"peft(\.|$)")
         warnings.filterwarnings("ignore", message=r".*(tie_word_embeddings|is_gradient_checkpointing)")
         yield

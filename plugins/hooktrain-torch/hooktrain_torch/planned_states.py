@@ -1,4 +1,4 @@
-"""Sizes of small optimizer states, for ``hooktrain plan``, which has neither values nor the libraries that keep them."""
+"""Sizes of small optimizer states for ``hooktrain plan``, which has neither values nor the libraries that keep them."""
 
 from __future__ import annotations
 

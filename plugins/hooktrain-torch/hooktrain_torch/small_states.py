@@ -1,8 +1,8 @@
 """Optimizers whose states take a fraction of AdamW's memory, by torchao, bitsandbytes and torch.
 
 The libraries are extras: they are imported when a recipe names one of their optimizers. AdamW in 8 and 4 bits is
-torchao's, the only one of the two with 4 bits; Lion in 8 bits and paged states are bitsandbytes'. Both run on processors,
-and keep vectors, and matrices of fewer than 4,096 elements, in 32 bits.
+torchao's, the only one of the two with 4 bits; Lion in 8 bits and paged states are bitsandbytes'. Both run on
+processors, and keep vectors, and matrices of fewer than 4,096 elements, in 32 bits.
 """
 
 from __future__ import annotations
