@@ -345,6 +345,8 @@ class ConfigDefaults:
     """Whether an optimizer's state is made of numbers and tensors of its parameters' shapes, which ranks can divide."""
     shards_weights = False
     """Whether under a strategy a rank holds only its shards of the weights."""
+    keeps_packed_weights = True
+    """Whether a strategy leaves frozen weights that a library has packed as they are."""
     freezes_model = False
     """Whether a plugin's settings freeze the model and train weights of their own, as an adapter's do."""
 

@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import attrs
 
@@ -44,6 +44,8 @@ def _stage(instance: Any, attribute: Any, value: int | None) -> None:
 @attrs.frozen(kw_only=True)
 class DeepSpeedConfig:
     """DeepSpeed's engine: weights, gradients and optimizer sharded over ranks by ZeRO."""
+
+    keeps_packed_weights: ClassVar[bool] = False
 
     zero_stage: int | None = field(default=None, validator=_stage)
     """What is sharded over ranks: 0 nothing, 1 the optimizer, 2 gradients too, 3 weights too; 2 when neither this nor

@@ -19,6 +19,8 @@ from hooktrain_hf.compat import (
 )
 from hooktrain_hf.location import resolve_location
 from hooktrain_hf.model import HFModelConfig, load_config, random_model
+from hooktrain_hf.quantization import quantization_of
+from hooktrain_hf.quantized_layers import plan_quantization
 from hooktrain_hf.verbosity import quiet_transformers
 from hooktrain_hf.vision import freeze_vision
 
@@ -48,6 +50,8 @@ def make_meta_model(config: HFModelConfig) -> Any:
                 f"'{config.name_or_path}' is not downloaded, and a plan does not use the network"
             ) from problem
         model = random_model(config, hf_config)
+    if (quantization := quantization_of(config)) is not None:
+        plan_quantization(model, quantization)
     if has_vision(hf_config) and not config.train_vision:
         freeze_vision(model)
     if config.activation_checkpointing:

@@ -22,6 +22,7 @@ __all__ = [
     "inner_tensors",
     "is_fake",
     "new_state",
+    "wrapped_tensors",
 ]
 
 
@@ -74,3 +75,12 @@ def inner_tensors(value: Any) -> dict[str, Tensor]:
     if not hasattr(value, "__tensor_flatten__") or not hasattr(value, "codes"):
         return {}
     return {"codes": value.codes, "scale": value.scale}
+
+
+def wrapped_tensors(value: Any) -> dict[str, Tensor]:
+    """Return the tensors inside a quantized weight of torchao's, by name; empty for any other value."""
+    kind = type(value)
+    if not kind.__module__.startswith("torchao.") or not hasattr(kind, "__tensor_flatten__"):
+        return {}
+    names, _ = value.__tensor_flatten__()
+    return {name: getattr(value, name) for name in names if getattr(value, name) is not None}
