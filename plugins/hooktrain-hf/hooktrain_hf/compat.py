@@ -7,6 +7,7 @@ and torchao 0.18.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import logging
@@ -280,12 +281,14 @@ def has_packed_weight(module: nn.Module) -> bool:
 
 
 def unpacked(weight: Any) -> Tensor:
-    """Return the dense weight that a packed one stands for, in the type that it was quantized from."""
+    """Return the dense weight that a packed one stands for, not rounded to the type that it was quantized from."""
     if isinstance(weight, _classes("bitsandbytes.nn", "Params4bit")):
         functional: Any = importlib.import_module("bitsandbytes.functional")
-        made: Tensor = functional.dequantize_4bit(weight.data, weight.quant_state)
+        state = copy.copy(weight.quant_state)
+        state.dtype = torch.float32
+        made: Tensor = functional.dequantize_4bit(weight.data, state)
         return made
-    dense: Tensor = weight.dequantize()
+    dense: Tensor = weight.qdata.float() * weight.scale.float()
     return dense
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hooktrain_hf.compat import has_packed_weight, import_quietly, mark_as_quantized, use_plain_kernels
+from hooktrain_hf.compat import has_packed_weight, import_quietly, mark_as_quantized, unpacked, use_plain_kernels
 from hooktrain_hf.model import torch_dtype
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bitsandbytes_config",
-    "dense_weight",
     "finish_loading",
     "is_quantized",
     "make_dense",
@@ -111,18 +110,10 @@ def make_dense(model: nn.Module) -> None:
         held: Any = layer
         with torch.device("meta"):
             made = nn.Linear(held.in_features, held.out_features, bias=False)
-        made.weight = nn.Parameter(dense_weight(held), requires_grad=False)
+        made.weight = nn.Parameter(unpacked(held.weight), requires_grad=False)
         if held.bias is not None:
             made.bias = nn.Parameter(held.bias.detach().float(), requires_grad=False)
         model.set_submodule(name, made.train(held.training))
-
-
-def dense_weight(layer: Any) -> Tensor:
-    """Return the weight that a layer in 4 or 8 bits computes with, in float32, of shape (outputs, inputs)."""
-    from hooktrain_hf.compat import unpacked
-
-    made: Tensor = unpacked(layer.weight).detach().float()
-    return made
 
 
 def _linear_layers(model: Any) -> Iterator[tuple[str, nn.Linear]]:

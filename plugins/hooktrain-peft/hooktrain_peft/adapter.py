@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooktrain_hf import HFModelConfig, first_line, new_token_ids, parts_without_text
+from hooktrain_hf import HFModelConfig, first_line, make_dense, new_token_ids, parts_without_text
 
 from hooktrain import ModelError
 from hooktrain_peft.compat import (
@@ -26,6 +27,7 @@ from hooktrain_peft.precision import train_in_float32
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+    from torch import Tensor
     from torch.nn import Module
     from transformers import PreTrainedModel
 
@@ -36,6 +38,7 @@ __all__ = [
     "add_adapter",
     "is_adapter",
     "load_adapter",
+    "on_dense_base",
     "quiet_peft",
 ]
 
@@ -178,6 +181,29 @@ def load_adapter(
         raise ModelError(_misfit(where, folder, f"only one of them has {lost[0]}"))
     if any(not bool(torch.isfinite(value).all()) for value in weights.values() if value.is_floating_point()):
         raise ModelError(f"{where}: given '{folder}', whose weights are not finite; give an earlier adapter")
+    return made
+
+
+def on_dense_base(model: PeftModel, weights: Mapping[str, Tensor]) -> PeftModel:
+    """Return a copy of a model with a quantized base on the host, its base dense and in float32.
+
+    Args:
+        model: base and adapter; it is not changed.
+        weights: its weights, complete, on the host.
+    """
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    config = copy.deepcopy(model.active_peft_config)
+    with quiet_peft():
+        adapter = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
+        base: Any = copy.deepcopy(model).cpu().unload()
+        make_dense(base)
+        base.is_loaded_in_4bit = False
+        untyped: Any = config
+        if "init_lora_weights" in method_settings(config):
+            untyped.init_lora_weights = True  # other values change the base, which has been done
+        made: PeftModel = get_peft_model(base.float(), config)
+        set_peft_model_state_dict(made, adapter)
     return made
 
 
