@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
 __all__ = [
     "cpu_has_bf16",
@@ -21,6 +22,7 @@ __all__ = [
     "import_quietly",
     "inner_tensors",
     "is_fake",
+    "keep_from_ddp",
     "new_state",
     "wrapped_tensors",
 ]
@@ -84,3 +86,16 @@ def wrapped_tensors(value: Any) -> dict[str, Tensor]:
         return {}
     names, _ = value.__tensor_flatten__()
     return {name: getattr(value, name) for name in names if getattr(value, name) is not None}
+
+
+def keep_from_ddp(module: Module) -> None:
+    """Keep frozen weights of torchao's from DistributedDataParallel, which cannot send them; all ranks read the same.
+
+    Args:
+        module: what DistributedDataParallel is about to wrap.
+    """
+    from torch.nn.parallel import DistributedDataParallel
+
+    names = [name for name, weight in module.named_parameters() if wrapped_tensors(weight)]
+    if names:
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)

@@ -24,6 +24,7 @@ from hooktrain import (
     TrainedState,
     World,
 )
+from hooktrain_torch.compat import keep_from_ddp
 from hooktrain_torch.complete_state import load_trained_state, trained_state
 from hooktrain_torch.fsdp import shard_model
 from hooktrain_torch.malloc import keep_freed_memory, return_freed_memory
@@ -101,8 +102,10 @@ class TorchStrategy:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._optimizer = optimizer
         if self.world.world_size > 1 and self._sharded is None:
+            caller = _Caller(model)
+            keep_from_ddp(caller)
             self._parallel = DistributedDataParallel(
-                _Caller(model),
+                caller,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
                 find_unused_parameters=self.config.find_unused_parameters,
                 gradient_as_bucket_view=True,
