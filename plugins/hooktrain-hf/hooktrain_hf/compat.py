@@ -1,7 +1,7 @@
 """Access to what transformers, torch, PEFT and DeepSpeed have without a promise that it stays.
 
-Seen to work with transformers 5.23, torch 2.13, PEFT 0.21, DeepSpeed 0.19, accelerate 1.15, gguf 0.19, bitsandbytes 0.50
-and torchao 0.18.
+Seen to work with transformers 5.23, torch 2.13, PEFT 0.21, DeepSpeed 0.19, accelerate 1.15, gguf 0.19,
+bitsandbytes 0.50 and torchao 0.18.
 ``tests/plugins/hf/test_compat.py`` fails where an upgrade breaks a function of this module.
 """
 

@@ -1,7 +1,7 @@
 """torchao only where it is used: transformers imports it, wherever it is installed, with every model.
 
-That takes seconds and prints what torchao's builds for other devices lack. Here transformers' one module that does so is
-loaded without it, and imports it when it reads or writes weights of torchao's.
+That takes seconds and prints what torchao's builds for other devices lack. Here transformers' one module that does so
+is loaded without it, and imports it when it reads or writes weights of torchao's.
 """
 
 from __future__ import annotations

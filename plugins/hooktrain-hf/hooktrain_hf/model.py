@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import attrs
 
-from hooktrain import ModelError, World, did_you_mean, field
+from hooktrain import ConfigDefaults, ModelError, World, did_you_mean, field, member
 from hooktrain_hf.gguf_cache import forget_gguf, gguf_read_once
 from hooktrain_hf.location import Location, cannot_load, resolve_location
 from hooktrain_hf.quantization import check_setting, objections, quantization_of, stored_quantization
@@ -47,10 +47,10 @@ class HFModelConfig:
     quantization: Literal["nf4", "fp4", "int8"] | Mapping[str, Any] | None = field(
         default=None, validator=check_setting
     )
-    """For an adapter's base: keep its linear layers in 4 bits (``nf4``, ``fp4``; needs bitsandbytes) or 8 (``int8``; needs
-    torchao). Or a mapping with ``type`` and, for 4 bits, ``double`` (quantize the scales too; true), ``compute_dtype``
-    (``auto``, that of a layer's inputs, ``fp32``, ``bf16`` or ``fp16``) and ``block`` (weights that share a scale; 64).
-    The head, embeddings, norms and fused experts stay in ``weights_dtype``."""
+    """For an adapter's base: keep its linear layers in 4 bits (``nf4`` or ``fp4``, with bitsandbytes) or 8 (``int8``,
+    with torchao). Or a mapping with ``type`` and, for 4 bits, ``double`` (whether the scales are quantized too; true),
+    ``compute_dtype`` (``auto``, that of a layer's inputs, ``fp32``, ``bf16`` or ``fp16``) and ``block`` (weights that
+    share a scale; 64). Head, embeddings, norms and fused experts stay in ``weights_dtype``."""
     attn_implementation: str = field(default="auto")
     """How attention is computed: ``auto``, or transformers' sdpa, eager, flash_attention_2, ... ``auto`` computes
     packed and padding-free batches document by document where the model supports it (``documents`` requires it), and
@@ -117,7 +117,8 @@ def build_model(
         if quantization is not None and not is_quantized(model):
             quantize(model, quantization)
         if is_quantized(model):
-            finish_loading(model, quantization)
+            strategy = None if recipe is None else recipe.strategy
+            finish_loading(model, quantization, str(member(strategy, ConfigDefaults, "device")))
     else:
         _check_trainable(model, config)
     if has_vision(hf_config) and not config.train_vision:

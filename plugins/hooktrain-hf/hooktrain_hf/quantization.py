@@ -89,7 +89,9 @@ def check(recipe: Recipe, config: Any) -> Iterator[Complaint]:
             f" `pip install {quantization.package}`",
         )
     if config.from_config:
-        yield Complaint(_KEY, "given with model.from_config, whose random weights have to be trained; remove one of them")
+        yield Complaint(
+            _KEY, "given with model.from_config, whose random weights have to be trained; remove one of them"
+        )
     for reason in objections(recipe, f"{quantization.type}"):
         yield Complaint(_KEY, reason)
 

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hooktrain_hf.compat import has_packed_weight, import_quietly, mark_as_quantized, unpacked, use_plain_kernels
+from hooktrain_hf.compat import (
+    has_packed_weight,
+    import_quietly,
+    mark_as_quantized,
+    native_bf16,
+    unpacked,
+    use_plain_kernels,
+)
 from hooktrain_hf.model import torch_dtype
 
 if TYPE_CHECKING:
@@ -90,14 +97,18 @@ def _in_4_bits(layer: nn.Linear, quantization: Quantization, library: Any) -> nn
     return result
 
 
-def finish_loading(model: Any, quantization: Quantization | None) -> None:
+def finish_loading(model: Any, quantization: Quantization | None, device: str) -> None:
     """Have a quantized model compute as the recipe says and be an ordinary model to whoever saves or moves it.
 
     Args:
         model: with layers in 4 or 8 bits.
         quantization: how the recipe quantizes it; None where its files were quantized already.
+        device: the strategy's, or ``auto``. On a processor without instructions for bf16, ``auto`` is float32.
     """
     name = "auto" if quantization is None else quantization.compute_dtype
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if name == "auto" and not on_gpu and not native_bf16():
+        name = "fp32"
     use_plain_kernels(model, None if name == "auto" else torch_dtype(name))
     mark_as_quantized(model)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "cpu_has_bf16",
+    "cpu_has_fp16",
     "exchange_group_timeouts",
     "full_shape",
     "import_quietly",
@@ -33,6 +34,13 @@ def cpu_has_bf16() -> bool:
     import torch
 
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def cpu_has_fp16() -> bool:
+    """Return whether the processor has instructions that multiply fp16."""
+    import torch
+
+    return bool(torch.cpu._is_amx_fp16_supported())
 
 
 def exchange_group_timeouts(timeouts: tuple[Any, Any]) -> tuple[timedelta, timedelta | None]:
