@@ -282,7 +282,8 @@ def has_packed_weight(module: nn.Module) -> bool:
 
 def unpacked(weight: Any) -> Tensor:
     """Return the dense weight that a packed one stands for, not rounded to the type that it was quantized from."""
-    if isinstance(weight, _classes("bitsandbytes.nn", "Params4bit")):
+    in_4_bits = isinstance(weight, _classes("bitsandbytes.nn", "Params4bit"))
+    if in_4_bits:
         functional: Any = importlib.import_module("bitsandbytes.functional")
         state = copy.copy(weight.quant_state)
         state.dtype = torch.float32

@@ -84,7 +84,8 @@ def build_model(
 ) -> PreTrainedModel:
     """Load the model with trainable weights in ``weights_dtype``, tied where the config ties them.
 
-    The linear layers of a quantized base are packed and frozen. Random weights (``from_config``) come from torch's global seed.
+    The linear layers of a quantized base are packed and frozen. Random weights (``from_config``) come from torch's
+    global seed.
 
     Args:
         config: the recipe's ``model``.

@@ -1,8 +1,9 @@
-"""The recipe's ``model.quantization``: which weights of a frozen base are kept in 4 or 8 bits, and when that is refused.
+"""The recipe's ``model.quantization``: how a frozen base is kept in 4 or 8 bits, and when that is refused.
 
 Two libraries carry it. bitsandbytes has the 4-bit types, whose layers compute with exactly the weights that they
-dequantize to, on processors and GPUs. torchao has ``int8``, of weights alone: bitsandbytes' 8 bits round the inputs of a
-layer too, in float16, so that a loss would depend on how documents share a batch, and a merged model would differ.
+dequantize to, on processors and GPUs; torchao's 4 bits have no adapters in PEFT. torchao has ``int8``, of weights
+alone: bitsandbytes' 8 bits round the inputs of a layer too, in float16, so that a loss would depend on how documents
+share a batch, and a merged model would compute something else.
 """
 
 from __future__ import annotations
@@ -105,8 +106,8 @@ def objections(recipe: Recipe, given: str) -> Iterator[str]:
     """
     if not any(member(settings, ConfigDefaults, "freezes_model") for settings in recipe.settings.values()):
         yield (
-            f"given {given} without an adapter, but quantized weights cannot be trained themselves; add an adapter, such"
-            " as peft: {type: lora}, or train the unquantized model"
+            f"given {given} without an adapter, but quantized weights cannot be trained themselves; add an adapter,"
+            " such as peft: {type: lora}, or train the unquantized model"
         )
     if member(recipe.strategy, ConfigDefaults, "shards_weights"):
         yield (

@@ -153,7 +153,7 @@ class _Planned(torch.autograd.Function):
         return input.new_empty(*input.shape[:-1], size)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient.new_empty(ctx.shape), None
 
 

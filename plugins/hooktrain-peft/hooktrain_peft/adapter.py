@@ -196,9 +196,10 @@ def on_dense_base(model: PeftModel, weights: Mapping[str, Tensor]) -> PeftModel:
     config = copy.deepcopy(model.active_peft_config)
     with quiet_peft():
         adapter = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
-        base: Any = copy.deepcopy(model).cpu().unload()
+        copied: Any = copy.deepcopy(model).cpu()
+        copied.get_base_model().is_loaded_in_4bit = False  # for which some methods refuse to be removed
+        base: Any = copied.unload()
         make_dense(base)
-        base.is_loaded_in_4bit = False
         untyped: Any = config
         if "init_lora_weights" in method_settings(config):
             untyped.init_lora_weights = True  # other values change the base, which has been done

@@ -84,7 +84,8 @@ def write_merged_folder(source: MergeSource, output: Path) -> MergeResult:
             del model, merged
             gc.collect()  # three models of this size need not be there at once
             plain: dict[str, Any] = {"gguf_file": None, "hf_config_kwargs": {}, "quantization": None}
-            written = attrs.evolve(base, name_or_path=str(folder), weights_dtype=dtype, **plain)
+            plain |= {"name_or_path": str(folder), "weights_dtype": dtype}
+            written = attrs.evolve(base, **plain)
             difference = float((_logits(build_model(written, None, World())) - expected).norm() / expected.norm())
             if not difference <= _LIMITS[dtype]:
                 raise CheckpointError(

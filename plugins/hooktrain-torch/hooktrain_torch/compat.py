@@ -106,4 +106,5 @@ def keep_from_ddp(module: Module) -> None:
 
     names = [name for name, weight in module.named_parameters() if wrapped_tensors(weight)]
     if names:
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
+        ddp: Any = DistributedDataParallel
+        ddp._set_params_and_buffers_to_ignore_for_model(module, names)

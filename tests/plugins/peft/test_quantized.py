@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from hooktrain_peft.merge_source import find_merge_source
 from hooktrain_peft.merged_folder import write_merged_folder
 from torch import nn
 
-from hooktrain import CheckpointError, HooktrainError, ModelError, RecipeError, World
+from hooktrain import CheckpointError, ModelError, RecipeError, World
 from hooktrain.testing import Recorder, make_llama, make_tokenizer, train
 from tests.facts import facts
 from tests.plugins.peft.conftest import logits
@@ -198,6 +197,7 @@ def test_a_plan_counts_the_packed_weights(recipe, model, quantization):
         ({"strategy": {"type": "deepspeed"}}, ["model.quantization", "packed weights", "type: torch"]),
         ({"strategy": {"type": "deepspeed", "zero_stage": 3}}, ["model.quantization", "shards weights"]),
         ({"model": {"from_config": True}}, ["model.quantization", "from_config", "random"]),
+        ({"peft": {**LORA, "init_lora_weights": "pissa"}}, ["peft.init_lora_weights", "pissa", "unquantized", "true"]),
         ({"model": {"quantization": "nf5"}}, ["model.quantization", "'nf5'", "nf4, fp4, int8"]),
         ({"model": {"quantization": {"type": "nf4", "blok": 64}}}, ["model.quantization", "blok", "'block'"]),
         ({"model": {"quantization": {"type": "nf4", "block": 48}}}, ["model.quantization", "block", "48", "64"]),
