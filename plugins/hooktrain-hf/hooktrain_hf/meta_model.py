@@ -20,7 +20,7 @@ from hooktrain_hf.compat import (
 from hooktrain_hf.location import resolve_location
 from hooktrain_hf.model import HFModelConfig, load_config, random_model
 from hooktrain_hf.quantization import quantization_of
-from hooktrain_hf.quantized_layers import plan_quantization
+from hooktrain_hf.quantized_layers import plan_quantization, unpacked_numbers
 from hooktrain_hf.verbosity import quiet_transformers
 from hooktrain_hf.vision import freeze_vision
 
@@ -111,4 +111,7 @@ def estimate_activations(recipe: Recipe, model: Any, sequences: int, tokens: int
         torch.autocast("cpu", dtype, enabled=name != "fp32"),
     ):
         decoder(input_ids=ids, attention_mask=None, use_cache=False)
-    return {"activations": sum(size for key, (_, size) in kept.items() if key not in weights)}
+    made = {"activations": sum(size for key, (_, size) in kept.items() if key not in weights)}
+    if unpacked := unpacked_numbers(model):
+        made["unpacked weights"] = unpacked * (4 if name == "fp32" else 2)
+    return made

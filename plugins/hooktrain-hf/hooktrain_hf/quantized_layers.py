@@ -27,6 +27,7 @@ __all__ = [
     "make_dense",
     "plan_quantization",
     "quantize",
+    "unpacked_numbers",
 ]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -155,6 +156,12 @@ class _Planned(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient.new_empty(ctx.shape), None
+
+
+def unpacked_numbers(model: nn.Module) -> int:
+    """Return the weights of the largest quantized layer of a plan, which is unpacked while it computes."""
+    layers = (layer for layer in model.modules() if isinstance(layer, _PlannedLinear))
+    return max((layer.in_features * layer.out_features for layer in layers), default=0)
 
 
 def plan_quantization(model: Any, quantization: Quantization) -> None:
