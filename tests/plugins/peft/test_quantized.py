@@ -301,3 +301,66 @@ def test_a_real_model_takes_half_of_its_bytes_in_bf16(quantization, share):
         HFModelConfig(name_or_path=str(file), quantization=quantization, weights_dtype="bf16"), None, World()
     )
     assert sum(stored_bytes(packed).values()) <= share * 2 * 134_515_008
+
+
+@pytest.mark.thorough
+def test_losses_are_those_of_trl_on_the_same_quantization(run, bases, model, tmp_path):
+    """Ten steps in float32, from the same adapter, on the same examples in the same order."""
+    import datasets
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from trl import SFTConfig, SFTTrainer
+
+    rows = [{"prompt": f"What is {n}?", "completion": f" It is {2 * n}, yes."} for n in range(10)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    base = AutoModelForCausalLM.from_pretrained(bases["tied"], quantization_config=config, dtype=torch.float32)
+    torch.manual_seed(0)
+    adapted: Any = get_peft_model(
+        base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    held = {name: p.detach().clone() for name, p in adapted.named_parameters() if p.requires_grad}
+
+    recorder = Recorder()
+    run(
+        recorder,
+        model={**model, "quantization": "nf4"},
+        peft={"adapter": str(tmp_path / "adapter")},
+        data={"sources": [str(tmp_path / "rows.jsonl")], "max_length": 96, "pack_samples": False, "shuffle": False},
+        train_iters=10,
+        gradient_clipping=0.0,
+    )
+
+    tokenizer = AutoTokenizer.from_pretrained(bases["tied"])
+    tokenizer.pad_token = tokenizer.eos_token
+    theirs = SFTTrainer(
+        model=adapted,
+        args=SFTConfig(
+            output_dir=str(tmp_path / "trl"),
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=1,
+            max_steps=10,
+            learning_rate=1e-2,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            weight_decay=0.0,
+            logging_steps=1,
+            max_length=96,
+            shuffle_dataset=False,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            report_to=[],
+        ),
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    for name, parameter in adapted.named_parameters():
+        if name in held:
+            parameter.data = held[name].clone()  # TRL rounds adapters on quantized bases to bf16
+    theirs._get_train_sampler = lambda *_, **__: torch.utils.data.SequentialSampler(theirs.train_dataset)
+    theirs.train()
+    logged = [line["loss"] for line in theirs.state.log_history if "loss" in line]
+    assert losses(recorder) == pytest.approx(logged, abs=1e-5) and len(logged) == 10
