@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from torch.nn import Module, Parameter
     from torch.optim import Optimizer
 
-__all__ = ["TYPES", "AdamConfig", "AdamWConfig", "AnyConfig", "MuonConfig", "SGDConfig", "make_optimizer"]
+__all__ = ["TYPES", "AdamConfig", "AdamWConfig", "AnyConfig", "Grouped", "MuonConfig", "SGDConfig", "make_optimizer"]
 
 
-class _Grouped:
+class Grouped:
     """What the config classes here have in common."""
 
     @property
@@ -49,7 +49,7 @@ class _Grouped:
 
 
 @attrs.frozen(kw_only=True)
-class AdamWConfig(_Grouped):
+class AdamWConfig(Grouped):
     """Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
 
     lr: float = field(default=2e-5, validator=at_least(0), aliases=("learning_rate",))
@@ -77,7 +77,7 @@ class AdamConfig(AdamWConfig):
 
 
 @attrs.frozen(kw_only=True)
-class SGDConfig(_Grouped):
+class SGDConfig(Grouped):
     """Stochastic gradient descent."""
 
     lr: float = field(default=1e-2, validator=at_least(0), aliases=("learning_rate",))
@@ -95,7 +95,7 @@ class SGDConfig(_Grouped):
 
 
 @attrs.frozen(kw_only=True)
-class MuonConfig(_Grouped):
+class MuonConfig(Grouped):
     """Momentum whose updates are orthogonalized (Jordan et al., 2024), for matrices only.
 
     Vectors, and usually embeddings and the head, are for groups of another type.
@@ -116,7 +116,7 @@ class MuonConfig(_Grouped):
 
 
 @attrs.frozen(kw_only=True)
-class AnyConfig(_Grouped):
+class AnyConfig(Grouped):
     """Any optimizer class, by its name in ``torch.optim`` or its dotted path."""
 
     name: str = field()
@@ -193,6 +193,10 @@ def _make(config: Any, groups: list[dict[str, Any]]) -> Optimizer:
     """Make one optimizer of torch over its groups."""
     import torch  # which a recipe is read without
 
+    from hooktrain_torch.small_states import SMALL_STATES, make_small_optimizer
+
+    if type(config) in SMALL_STATES.values():
+        return make_small_optimizer(config, groups)
     parameters = [parameter for group in groups for parameter in group["params"]]
     if isinstance(config, AnyConfig):
         return _any(config, groups)
