@@ -17,12 +17,34 @@ from hooktrain_recipes.axolotl_rows import ROWS
 from hooktrain_recipes.axolotl_strategy import set_strategy
 from hooktrain_recipes.explained import explain
 from hooktrain_recipes.kinds import check_kinds, guarded, refuse_unknown
-from hooktrain_recipes.optimizers import set_optimizer
-from hooktrain_recipes.reasons import CONTRADICTION, EPOCH_FRACTION, PREFERENCES, ROLLOUTS, SCHEDULE
+from hooktrain_recipes.optimizers import add_group, fit_strategy, set_muon, set_optimizer
+from hooktrain_recipes.reasons import CONTRADICTION, PREFERENCES, ROLLOUTS, SCHEDULE
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
 from hooktrain_recipes.tables import apply
-from hooktrain_recipes.training_arguments import set_betas, set_checkpoints, set_decay, set_length, set_resume
-from hooktrain_recipes.values import at_least_one, flag, flag_of, parts_of, positive, share, text, whole
+from hooktrain_recipes.training_arguments import (
+    is_share,
+    set_best,
+    set_betas,
+    set_checkpoints,
+    set_decay,
+    set_early_stopping,
+    set_interval,
+    set_length,
+    set_resume,
+)
+from hooktrain_recipes.values import (
+    at_least_one,
+    flag,
+    flag_of,
+    listed,
+    number,
+    numeric,
+    parts_of,
+    positive,
+    share,
+    text,
+    whole,
+)
 
 __all__ = ["ROWS", "dialect"]
 
@@ -59,6 +81,7 @@ class _Dialect:
         for step in (set_model, set_data, set_adapter, _lengths, _batches, _optimizer, _evaluation, _saves, _methods):
             guarded(found, partial(step, found), "base_model")
         guarded(found, partial(set_strategy, found, folder), "deepspeed" if "deepspeed" in found else "base_model")
+        fit_strategy(found, "optimizer", ("load_in_4bit", "load_in_8bit"))
         apply(found, ROWS)
         refuse_unknown(found, ROWS)
         explain(found)
@@ -128,6 +151,9 @@ def _optimizer(found: Collector) -> None:
             "learning_rate" if "learning_rate" in found else "base_model", "no learning_rate", "write one"
         )
     set_decay(found, kind)
+    if kind == "muon":
+        set_muon(found, "optimizer", adapter=bool(found.get("adapter")), adjust_lr="original")
+    _groups(found)
     set_betas(found, kind)
     for key in ("adam_epsilon2", "adam_beta3"):
         if key in found:
@@ -141,6 +167,27 @@ def _optimizer(found: Collector) -> None:
     if found.recipe.get("scheduler", {}).get("warmup_ratio") == 0.0 and "scheduler.warmup_ratio" in found.notes:
         found.set("scheduler.warmup_ratio", 0.03)  # where neither is given, three of a hundred steps, at most 100
     _least_rate(found)
+
+
+_EMBEDDINGS = r"embed_tokens|lm_head|modules_to_save\.default\.weight$"
+
+
+def _groups(found: Collector) -> None:
+    """Set rates of their own: of embeddings and head, of modules, of LoRA's second matrices."""
+    rate = numeric(found.get("learning_rate"))
+    scale, own = found.get("embedding_lr_scale"), found.get("embedding_lr")
+    if scale or own:
+        key, lr = ("embedding_lr_scale", rate * number(scale)) if scale else ("embedding_lr", number(own))
+        add_group(found, key, match=_EMBEDDINGS, lr=lr, weight_decay=0.0)
+    for key in ("embedding_lr_scale", "embedding_lr"):
+        if key in found:
+            found.ignored(key, "embedding_lr_scale precedes it" if found.get(key) else "null is the default")
+    groups = found.get("lr_groups")
+    for at, group in enumerate(groups if isinstance(groups, list) else []):
+        modules = listed(group["modules"])
+        add_group(found, f"lr_groups[{at}]", match="|".join(map(re.escape, modules)), lr=number(group["lr"]))
+    if found.get("loraplus_lr_ratio"):
+        add_group(found, "loraplus_lr_ratio", match="lora_B", lr=rate * positive(found.get("loraplus_lr_ratio")))
 
 
 def _least_rate(found: Collector) -> None:
@@ -164,8 +211,6 @@ def _evaluation(found: Collector) -> None:
     keys = ("eval_steps", "evals_per_epoch", "eval_strategy", "evaluation_strategy")
     given = {key: found.get(key) for key in keys if key in found}
     off = not held_out(found)
-    strategy = given.get("eval_strategy") or given.get("evaluation_strategy")
-    once = found.recipe.get("epochs", 1) == 1 and not found.has("train_iters")
     for key, value in given.items():
         if value in (None, 0, False):
             found.ignored(key, "none are asked for" if value is not None else "null is the default")
@@ -173,23 +218,29 @@ def _evaluation(found: Collector) -> None:
             found.ignored(key, "there is nothing to evaluate on")
         elif key == "eval_steps" and given.get("evals_per_epoch"):
             CONTRADICTION.refuse(found, key, "evals_per_epoch")
-        elif key == "eval_steps" and isinstance(value, float) and value < 1:
-            EPOCH_FRACTION.refuse(found, key)
-        elif key == "eval_steps":
-            found.copy(key, "eval_interval", whole)
+        elif key in ("eval_steps", "evals_per_epoch") or value == "epoch":
+            _evaluate(found, key)
             found.set("eval_at_start", True)
             found.translated(key, "eval_at_start")
-        elif (key == "evals_per_epoch" and value == 1 and once) or (
-            strategy == "epoch" and key != "evals_per_epoch" and once
-        ):
-            found.set("eval_at_start", True)
-            found.translated(key, "eval_at_start")
-        elif key == "evals_per_epoch" or value == "epoch":
-            EPOCH_FRACTION.refuse(found, key)
         elif value in ("no", "steps"):
             found.ignored(key, "the run evaluates at its end" if value == "no" else "eval_steps says when")
         else:
             found.unsupported(key, f"given {value!r:.40}, expected no, steps or epoch", "write one of them")
+
+
+def _evaluate(found: Collector, key: str) -> None:
+    value = found.get(key)
+    if key == "eval_steps" and not is_share(value):
+        found.copy(key, "eval_interval", whole)
+    else:
+        _set_times(found, key, "eval_interval", 1 if value == "epoch" else value)
+
+
+def _set_times(found: Collector, key: str, to: str, value: Any) -> None:
+    """Set an interval by a share of the run, or by times in an epoch."""
+    epochs = numeric(found.get("num_epochs", 1)) or 1
+    share_of_run = value if is_share(value) else 1 / positive(value) / epochs
+    set_interval(found, key, to, round(share_of_run * epochs, 10), share_of_run)
 
 
 def _saves(found: Collector) -> None:
@@ -203,6 +254,9 @@ def _saves(found: Collector) -> None:
         found.translated("hub_model_id", f"checkpoint[{last}].push_private")
     elif name:
         found.ignored("hub_model_id", "a place for a name, to be filled in")
+    if flag_of(found.get("load_best_model_at_end")):
+        set_best(found, "load_best_model_at_end", f"checkpoint[{last}]")
+    set_early_stopping(found, "early_stopping_patience")
     key = "save_total_limit"
     if lone:
         found.ignored(key, "every export is kept") if key in found else None
@@ -222,24 +276,18 @@ def _save_times(found: Collector, to: str) -> None:
     steps, per_epoch, strategy = (found.get(key) for key in ("save_steps", "saves_per_epoch", "save_strategy"))
     if steps and per_epoch:
         CONTRADICTION.refuse(found, "saves_per_epoch", "save_steps")
-    elif steps and isinstance(steps, float) and steps < 1:
-        EPOCH_FRACTION.refuse(found, "save_steps")
+    elif is_share(steps):
+        _set_times(found, "save_steps", to, steps)
     elif steps:
         found.copy("save_steps", f"{to}.save_every_n_steps", whole)
-    elif per_epoch == 1 and not isinstance(per_epoch, bool):
-        found.copy("saves_per_epoch", f"{to}.save_every_n_epochs", whole)
-    elif per_epoch:
-        EPOCH_FRACTION.refuse(found, "saves_per_epoch")
+    elif per_epoch and not isinstance(per_epoch, bool):
+        _set_times(found, "saves_per_epoch", to, per_epoch)
     elif strategy in (None, "epoch"):
         found.default(f"{to}.save_every_n_epochs", 1, "Axolotl saves at the end of each epoch")
         if strategy:
             found.translated("save_strategy", f"{to}.save_every_n_epochs")
-    if strategy == "best" and found.has("eval_interval"):
-        found.set(f"{to}.save_every_n_steps", found.recipe["eval_interval"])
-        found.set(f"{to}.keep_best", "eval/eval/loss")
-        found.translated("save_strategy", f"{to}.save_every_n_steps", f"{to}.keep_best")
-    elif strategy == "best":
-        EPOCH_FRACTION.refuse(found, "save_strategy")
+    if strategy == "best":
+        set_best(found, "save_strategy", to)
     elif strategy not in (None, "no", "steps", "epoch"):
         found.unsupported(
             "save_strategy", f"given {strategy!r:.40}, expected no, steps, epoch or best", "write one of them"

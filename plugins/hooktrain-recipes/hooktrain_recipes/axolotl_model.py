@@ -17,13 +17,12 @@ from hooktrain_recipes.reasons import (
     OWN_CODE,
     PREFERENCES,
     QUANTIZED_BASE,
-    SPIKE_GUARD,
     TRACKER,
     Reason,
     method,
-    quantized_name,
 )
-from hooktrain_recipes.values import flag, flag_of, listed, number, text, whole
+from hooktrain_recipes.quantization import set_quantization
+from hooktrain_recipes.values import at_least_one, flag, flag_of, listed, number, positive, text, whole
 
 __all__ = ["LIGER", "set_adapter", "set_model"]
 
@@ -64,8 +63,6 @@ _PLUGINS = {
 
 def set_model(found: Collector) -> None:
     """Set ``model`` and ``tokenizer``."""
-    if quantized_name(found.get("base_model")):
-        QUANTIZED_BASE.refuse(found, "base_model")
     found.copy("base_model", "model.name_or_path", text)
     if found.get("trust_remote_code"):
         found.copy("trust_remote_code", "model.trust_remote_code", flag)
@@ -222,8 +219,13 @@ def _checkpointing(found: Collector) -> None:
         ACTIVATION_OFFLOAD.refuse(found, "activation_offloading")
     if found.get("torch_compile"):
         COMPILE.refuse(found, "torch_compile")
-    if found.get("loss_watchdog_threshold") is not None:
-        SPIKE_GUARD.refuse(found, "loss_watchdog_threshold")
+    key, patience = "loss_watchdog_threshold", "loss_watchdog_patience"
+    if found.get(key):
+        found.copy(key, "spike_guard.max_loss", positive)
+        found.set("spike_guard.action", "keep")
+        found.translated(key, "spike_guard.action")
+        found.copy(patience, "spike_guard.patience", at_least_one)
+        found.default("spike_guard.patience", 3, "the default of Axolotl")
 
 
 def _classes(found: Collector) -> None:
@@ -270,13 +272,55 @@ _LORA = (
 _TARGETS = ("lora_target_modules", "lora_target_linear")
 
 
+def _quantization(found: Collector, kind: Any) -> None:
+    four = [key for key in ("load_in_4bit",) if flag_of(found.get(key))] + ["adapter"] * (kind == "qlora")
+    eight = [key for key in ("load_in_8bit",) if flag_of(found.get(key))]
+    if four and eight:
+        CONTRADICTION.refuse(found, "load_in_8bit", "load_in_4bit")
+    options = {"double": "use_double_quant", "type": "quant_type", "compute_dtype": "compute_dtype"}
+    set_quantization(
+        found,
+        4 if four else 8 if eight else 0,
+        tuple(four or eight),
+        {ours: f"bnb_config_kwargs.bnb_4bit_{theirs}" for ours, theirs in options.items()},
+        adapter=bool(kind),
+        model="base_model",
+        double=True,
+    )
+    for key in found.get("bnb_config_kwargs") if isinstance(found.get("bnb_config_kwargs"), dict) else ():
+        if key in ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_storage"):
+            found.ignored(f"bnb_config_kwargs.{key}", "packed weights are bytes")
+
+
+def _unfrozen(found: Collector, kind: Any) -> None:
+    """Freeze what no pattern of ``unfrozen_parameters`` fits; its dots are dots, and it fits the beginning of a name."""
+    key = "unfrozen_parameters"
+    given = found.get(key)
+    if not given:
+        return
+    if kind:
+        found.ignored(key, "with an adapter nothing else is trained")
+        return
+    patterns = listed(given) if isinstance(given, list) else [text(given)]
+    if any(re.search(r"\[\d*(:\d*)?\]$", pattern) for pattern in patterns):
+        GROUPS.refuse(found, key, "rows of a weight")
+        return
+    try:
+        names = [re.compile(re.sub(r"\.(?!\+)", r"\.", pattern)).pattern for pattern in patterns]
+    except re.error as problem:
+        found.unsupported(key, f"no regular expression ({problem})", "correct it")
+        return
+    found.set("model.freeze", [f"^(?!{'|'.join(names)})"])
+    found.translated(key, "model.freeze")
+
+
 def set_adapter(found: Collector) -> None:
     """Set ``peft``."""
     kind, folder = found.get("adapter"), found.get("lora_model_dir")
     keys = [key for key, _, _ in _LORA] + [*_TARGETS, "lora_model_dir"]
-    if kind == "qlora":
-        QUANTIZED_BASE.refuse(found, "adapter")
-    elif kind not in (None, "lora", ""):
+    _quantization(found, kind)
+    _unfrozen(found, kind)
+    if kind not in (None, "lora", "qlora", ""):
         found.unsupported(
             "adapter", f"an adapter that is not here: {kind!r:.40}", "use peft: {type: lora}, or another method of PEFT"
         )

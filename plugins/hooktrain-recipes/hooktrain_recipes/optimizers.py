@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hooktrain import Collector, did_you_mean
-from hooktrain_recipes.reasons import GROUPS, SCHEDULE, SMALL_STATES
+from hooktrain_recipes.reasons import GROUPS, QUANTIZED_BASE, SCHEDULE, SMALL_STATES
 
-__all__ = ["OPTIMIZERS", "set_optimizer"]
+__all__ = ["OPTIMIZERS", "add_group", "fit_strategy", "set_muon", "set_optimizer"]
 
 _ADAMW: Mapping[str, Any] = {"type": "adamw"}
 _ADAFACTOR: Mapping[str, Any] = {
@@ -28,11 +28,16 @@ OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
             "adamw_torch_xla",
             "adamw_torch_npu_fused",
             "adamw_apex_fused",
-            "paged_adamw",  # with pages of the states in the host's memory, the same numbers
-            "paged_adamw_32bit",
         ),
         _ADAMW,
     ),
+    **dict.fromkeys(("paged_adamw", "paged_adamw_32bit"), {"type": "paged_adamw"}),
+    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "adamw_torch_8bit"), {"type": "adamw_8bit"}),
+    "adamw_torch_4bit": {"type": "adamw_4bit"},
+    "paged_adamw_8bit": {"type": "paged_adamw_8bit"},
+    "lion_8bit": {"type": "lion_8bit"},
+    "paged_lion_8bit": {"type": "paged_lion_8bit"},
+    "muon": {"type": "muon"},
     "adam": {"type": "adam"},
     "adafactor": _ADAFACTOR,
     "sgd": {"type": "sgd"},
@@ -55,7 +60,10 @@ OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
 _SMALL = re.compile(
     r"8bit|4bit|fp8|galore|apollo|lomo|badam|adam_mini|came|flash_(adam|sgd|lion)|sinkgd|stable_adamw|anyprecision"
 )
-_GROUPED = ("muon", "dion", "normuon", "adopt_adamw")
+_GROUPED = ("dion", "normuon", "adopt_adamw")
+_SMALL_HERE = ("adamw_8bit", "adamw_4bit", "lion_8bit", "paged_adamw_8bit", "paged_lion_8bit")
+_NOT_MATRICES = "embed|lm_head|norm|bias"
+"""Names of the weights that programs leave to AdamW beside Muon."""
 _SCHEDULED = ("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd")
 
 
@@ -83,6 +91,57 @@ def set_optimizer(found: Collector, key: str, name: Any, said: str = "") -> str:
     if key in found:
         found.translated(key, *(f"optimizer.{part}" for part in made))
     return str(made["type"])
+
+
+def add_group(found: Collector, *keys: str, **group: Any) -> None:
+    """Add a group of parameters, which keys of the original ask for; some that it does not have are passed over."""
+    place = f"optimizer.groups[{len(found.recipe.get('optimizer', {}).get('groups', []))}]"
+    for name, value in group.items():
+        found.set(f"{place}.{name}", value)
+    for key in keys:
+        if key in found:
+            found.translated(key, *(f"{place}.{name}" for name in group))
+
+
+def set_muon(found: Collector, key: str, *, adapter: bool, **settings: Any) -> None:
+    """Set Muon's settings, and AdamW for the weights that are no matrices of layers.
+
+    Args:
+        found: the translation, whose recipe has rate and decay.
+        key: the key that asks for Muon.
+        adapter: whether an adapter is trained, which has matrices alone.
+        settings: further ones of Muon.
+    """
+    optimizer = found.recipe["optimizer"]
+    for name, value in settings.items():
+        found.default(f"optimizer.{name}", value, f"as Muon is in {found.program}")
+    if not adapter:
+        rate = {name: optimizer[name] for name in ("lr", "weight_decay") if name in optimizer}
+        add_group(found, key, match=_NOT_MATRICES, type="adamw", **rate)
+
+
+def fit_strategy(found: Collector, optimizer: str, base: Iterable[str]) -> None:
+    """Refuse small states and a quantized base where ranks share weights or states; page only where there is a GPU.
+
+    Args:
+        found: the translation, whose recipe is complete.
+        optimizer: the key of the optimizer.
+        base: keys that may have asked for a quantized base.
+    """
+    strategy = found.recipe.get("strategy", {})
+    shared = strategy.get("type") == "deepspeed" or strategy.get("data_parallel") == "fsdp2"
+    kind = str(found.recipe.get("optimizer", {}).get("type", ""))
+    if shared and kind == "paged_adamw":
+        found.set("optimizer.type", "adamw")  # the same numbers
+    elif shared and kind in _SMALL_HERE:
+        SMALL_STATES.refuse(found, optimizer, "while ranks share weights or states")
+    elif strategy.get("type") == "deepspeed" and kind == "muon":
+        GROUPS.refuse(found, optimizer, "Muon with DeepSpeed")
+    elif kind.startswith("paged"):
+        found.default("strategy.device", "cuda", "paged states need a GPU")
+    for key in base if shared else ():
+        if key in found and found.get(key) not in (False, 0):
+            QUANTIZED_BASE.refuse(found, key, "while ranks share weights")
 
 
 def _refuse(found: Collector, key: str, name: str) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from typing import Any
 
 import attrs
 
@@ -35,12 +33,10 @@ __all__ = [
     "ROLLOUTS",
     "SCHEDULE",
     "SMALL_STATES",
-    "SPIKE_GUARD",
     "TRACKER",
     "Reason",
     "belongs",
     "method",
-    "quantized_name",
     "refused",
 ]
 
@@ -63,9 +59,12 @@ class Reason:
 
 PREFERENCES = Reason("preferences or reward models", "fine-tune on the chosen answers with type: sft, or stay there")
 DISTILLATION = Reason("distillation", "train on the teacher's answers as data")
-QUANTIZED_BASE = Reason("quantized base", "remove it, and write model.quantization: nf4 or int8 in the new recipe")
+QUANTIZED_BASE = Reason(
+    "quantized base", "keep the base complete on each rank under an adapter, as model.quantization needs it"
+)
 SMALL_STATES = Reason(
-    "optimizer with small states", "write optimizer: {type: adamw_8bit}, adamw_4bit, lion_8bit, ... in the new recipe"
+    "optimizer with small states",
+    "write adamw, or with complete weights on each rank adamw_8bit, adamw_4bit, lion_8bit",
 )
 ACTIVATION_OFFLOAD = Reason(
     "activation offload or tiled MLP", "remove it; model.activation_checkpointing: true saves most of the memory"
@@ -81,12 +80,11 @@ IMAGES = Reason("images or audio", "remove them; vision-language models are trai
 ROLLOUTS = Reason("rollouts", "generate the answers first and train on them with type: sft")
 OWN_CODE = Reason("code of its own", "write what it does as a hooktrain plugin (`hooktrain guide first-plugin`)")
 ACCOUNT_SOURCE = Reason("a source that needs an account", "export the rows to a file and give its path")
-EPOCH_FRACTION = Reason("evaluations and saves by fractions of an epoch", "give a number of steps")
-LIMITS = Reason("limits", "remove it, or use train_iters and sample_count")
-EARLY_STOPPING = Reason("early stopping", "use callbacks: [{name: transformers.EarlyStoppingCallback}]")
-SPIKE_GUARD = Reason("spike guard", "remove it; on_nan: stop ends a run whose loss is not finite")
-SCHEDULE = Reason("schedules", "use constant, linear, cosine or wsd")
-GROUPS = Reason("groups", "use one learning rate for all weights")
+EPOCH_FRACTION = Reason("evaluations by several epochs", "give a number of steps")
+LIMITS = Reason("limits", "remove it; `hooktrain train --overfit 1` and limit_train_batches limit what is trained on")
+EARLY_STOPPING = Reason("early stopping by another metric", "name one in early_stopping or save_best in the new recipe")
+SCHEDULE = Reason("schedules", "write another type of scheduler, or type: torch with any class of torch's")
+GROUPS = Reason("groups", "write optimizer.groups or model.freeze with the names of the weights")
 TRACKER = Reason("trackers", "use callbacks: [transformers.integrations.WandbCallback], or read metrics.jsonl")
 NVME = Reason("offloading to NVMe", "offload to the host's memory: device: cpu")
 OWN_CHECKPOINT = Reason(
@@ -129,13 +127,3 @@ def belongs(reason: Reason, to: str, *keys: str) -> Iterator[Row]:
 
     for key in keys:
         yield by(key, rule, about=reason.reason, kind="unsupported")
-
-
-_QUANTIZED = re.compile(
-    r"(?i)(^|[-_/.])(awq|gptq|aqlm|nvfp4|mxfp4|fp8|fp4|nf4|bnb|int4|int8|4bit|8bit|w4a16|w8a8|qat)($|[-_/.])"
-)
-
-
-def quantized_name(name: Any) -> bool:
-    """Whether the name of a model says that its weights are quantized."""
-    return isinstance(name, str) and _QUANTIZED.search(name) is not None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
 
 from hooktrain import Collector, did_you_mean
 from hooktrain_recipes.reasons import CONTRADICTION, SCHEDULE
-from hooktrain_recipes.values import number, positive, share, whole
+from hooktrain_recipes.values import at_least_one, number, positive, share, text, whole
 
 __all__ = ["SCHEDULES", "ScheduleKeys", "set_schedule"]
 
@@ -17,16 +17,42 @@ SCHEDULES: Mapping[str, str] = {
     "linear": "linear",
     "cosine": "cosine",
     "cosine_with_min_lr": "cosine",
+    "cosine_warmup_with_min_lr": "cosine",
+    "cosine_with_restarts": "cosine_with_restarts",
+    "polynomial": "polynomial",
+    "inverse_sqrt": "inverse_sqrt",
+    "reduce_lr_on_plateau": "plateau",
     "constant": "constant",
     "constant_with_warmup": "constant",
     "warmup_stable_decay": "wsd",
 }
 """The schedule here, by its name there."""
 
-_OTHERS = (
-    "cosine_with_restarts", "polynomial", "inverse_sqrt", "reduce_lr_on_plateau", "cosine_warmup_with_min_lr",
-    "one_cycle", "rex", "greedy",
-)  # fmt: skip
+_OTHERS = ("one_cycle", "rex", "greedy")
+_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")
+_ARGUMENTS: Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
+    "cosine_with_min_lr": {"min_lr_rate": ("min_lr_ratio", share)},
+    "cosine_warmup_with_min_lr": {"min_lr_rate": ("min_lr_ratio", share)},
+    "cosine_with_restarts": {"num_cycles": ("num_cycles", at_least_one)},
+    "polynomial": {"power": ("power", positive)},
+    "inverse_sqrt": {"timescale": ("timescale", at_least_one)},
+    "warmup_stable_decay": {
+        "min_lr_ratio": ("min_lr_ratio", share),
+        "num_decay_steps": ("decay_steps", whole),
+        "decay_type": ("decay_shape", lambda shape: _shape_of(shape)),
+    },
+    "reduce_lr_on_plateau": {
+        "mode": ("mode", text),
+        "factor": ("factor", share),
+        "patience": ("patience", whole),
+        "threshold": ("threshold", number),
+        "cooldown": ("cooldown", whole),
+    },
+}
+"""Arguments of a schedule there, with our keys."""
+_LEAST = {"polynomial": "lr_end", "reduce_lr_on_plateau": "min_lr"}
+"""The argument with the rate at the end, where it is not ``min_lr`` of a cosine."""
+_SHAPES = {"linear": "linear", "1-sqrt": "sqrt", "cosine": "cosine"}
 
 
 @attrs.frozen(kw_only=True)
@@ -72,10 +98,10 @@ def set_schedule(found: Collector, keys: ScheduleKeys, default: str, program: st
     else:
         found.set("scheduler.type", ours)
         found.translated(keys.name, "scheduler.type")
-    if name == "constant":
+    if name in _WITHOUT_WARMUP:
         for key in (keys.steps, keys.ratio):
             if key in found:
-                found.ignored(key, "`constant` has no warm-up there")
+                found.ignored(key, f"`{name}` has no warm-up there")
     else:
         _warmup(found, keys, program)
     _arguments(found, keys, name)
@@ -104,6 +130,14 @@ def _warmup(found: Collector, keys: ScheduleKeys, program: str) -> None:
 def _arguments(found: Collector, keys: ScheduleKeys, name: str) -> None:
     """Account for the arguments of a schedule."""
     given = found.get(keys.arguments)
+    if name == "polynomial" and not (isinstance(given, Mapping) and "lr_end" in given):
+        try:
+            least = _share_of(1e-7, found.get(keys.rate))
+        except ValueError:  # the rate's own key says so
+            least = 0.0
+        found.default("scheduler.min_lr_ratio", least, "1e-7 of the learning rate, the default of transformers")
+    if name == "warmup_stable_decay" and not (isinstance(given, Mapping) and "decay_type" in given):
+        found.default("scheduler.decay_shape", "cosine", "the default of transformers")
     if given is not None and not isinstance(given, Mapping):
         found.unsupported(keys.arguments, "expected a mapping of the schedule's arguments", "write {name: value}")
         return
@@ -115,22 +149,21 @@ def _arguments(found: Collector, keys: ScheduleKeys, name: str) -> None:
         key = f"{keys.arguments}.{argument}"
         if value is None:
             found.ignored(key, "null is the default")
-        elif (name == "cosine_with_min_lr" and argument == "min_lr_rate") or (
-            name == "warmup_stable_decay" and argument == "min_lr_ratio"
-        ):
-            found.copy(key, "scheduler.min_lr_ratio", share)
-        elif name == "cosine_with_min_lr" and argument == "min_lr":
+        elif argument in _ARGUMENTS.get(name, ()):
+            to, convert = _ARGUMENTS[name][argument]
+            found.copy(key, f"scheduler.{to}", convert)
+        elif argument == _LEAST.get(name, "min_lr" if "min_lr" in name else ""):
             found.copy(key, "scheduler.min_lr_ratio", lambda least: _share_of(least, found.get(keys.rate)))
-        elif name == "warmup_stable_decay" and argument == "num_decay_steps":
-            found.copy(key, "scheduler.decay_steps", whole)
         elif name == "warmup_stable_decay" and argument == "num_stable_steps":
             found.ignored(key, "the rate is stable until the steps of the decay begin")
-        elif name == "warmup_stable_decay" and argument == "decay_type" and value in ("linear", "1-sqrt"):
-            found.copy(key, "scheduler.decay_shape", lambda shape: "linear" if shape == "linear" else "sqrt")
         else:
             SCHEDULE.refuse(found, key)
-    if name == "warmup_stable_decay" and "decay_type" not in given:
-        SCHEDULE.refuse(found, keys.name)  # it falls as a cosine there
+
+
+def _shape_of(shape: Any) -> str:
+    if not isinstance(shape, str) or shape not in _SHAPES:
+        raise ValueError(f"given {shape!r:.40}, expected one of {', '.join(_SHAPES)}")
+    return _SHAPES[shape]
 
 
 def _share_of(least: Any, rate: Any) -> float:

@@ -6,10 +6,22 @@ import math
 from typing import Any
 
 from hooktrain import Collector
-from hooktrain_recipes.reasons import CONTRADICTION, GROUPS, LIMITS, OWN_CHECKPOINT
+from hooktrain_recipes.reasons import CONTRADICTION, EARLY_STOPPING, EPOCH_FRACTION, GROUPS, OWN_CHECKPOINT
 from hooktrain_recipes.values import at_least_one, flag_of, number, numeric, positive, share, split_of, whole
 
-__all__ = ["set_betas", "set_checkpoints", "set_decay", "set_held_out", "set_length", "set_resume", "set_text_column"]
+__all__ = [
+    "is_share",
+    "set_best",
+    "set_betas",
+    "set_checkpoints",
+    "set_early_stopping",
+    "set_interval",
+    "set_decay",
+    "set_held_out",
+    "set_length",
+    "set_resume",
+    "set_text_column",
+]
 
 
 def set_length(found: Collector, epochs: str, default: int | None = None) -> None:
@@ -29,10 +41,7 @@ def set_length(found: Collector, epochs: str, default: int | None = None) -> Non
     if "max_steps" in found:
         found.ignored("max_steps", "no limit")
     value = numeric(found.get(epochs))
-    if value > 0 and value != math.floor(value):
-        LIMITS.refuse(found, epochs, "a fraction of an epoch")
-    else:
-        found.copy(epochs, "epochs", at_least_one)
+    found.copy(epochs, "epochs", positive if value % 1 else at_least_one)
     if default is not None:
         found.default("epochs", default, f"the default of {found.program}")
 
@@ -51,23 +60,94 @@ def set_decay(found: Collector, kind: str) -> None:
 def set_betas(found: Collector, kind: str) -> None:
     """Set the betas and epsilon of Adam."""
     given = [found.get(key) for key in ("adam_beta1", "adam_beta2")]
+    to = "optimizer.groups[0]" if kind == "muon" else "optimizer"  # of the weights that AdamW updates beside Muon
     for key in ("adam_beta1", "adam_beta2", "adam_epsilon"):
         if key not in found:
             continue
         if found.get(key) is None:
             found.ignored(key, "null is the default")
-        elif kind not in ("adamw", "adam", ""):
+        elif key == "adam_epsilon" and "lion" in kind:
+            found.ignored(key, "Lion divides by nothing")
+        elif kind in ("torch", "sgd") or not found.has(to):
             found.ignored(key, "this optimizer has no such number")
         elif key == "adam_epsilon":
-            found.copy(key, "optimizer.eps", positive)
+            found.copy(key, f"{to}.eps", positive)
         else:
             try:
                 betas = [share(0.9 if given[0] is None else given[0]), share(0.999 if given[1] is None else given[1])]
             except ValueError as problem:
                 found.unsupported(key, str(problem), "correct the number")
             else:
-                found.set("optimizer.betas", betas)
-                found.translated(key, "optimizer.betas")
+                found.set(f"{to}.betas", betas)
+                found.translated(key, f"{to}.betas")
+
+
+def is_share(value: Any) -> bool:
+    """Whether a number of steps is a share of the run."""
+    return isinstance(value, float) and 0 < value < 1
+
+
+def set_interval(found: Collector, key: str, to: str, epochs: float, steps: float = 0.0) -> None:
+    """Set how often something is done, by a number of epochs.
+
+    Args:
+        found: the translation, whose recipe has ``epochs`` or ``train_iters``.
+        key: the key that says it.
+        to: ``eval_interval``, or the path of a checkpoint engine.
+        epochs: the number, 1 or a fraction for evaluations.
+        steps: the same as a share of a run whose length is given in steps.
+    """
+    total = found.recipe.get("train_iters")
+    if total is not None and steps:
+        to = to if to == "eval_interval" else f"{to}.save_every_n_steps"
+        found.set(to, max(1, math.ceil(steps * total)))
+    elif to == "eval_interval":
+        if epochs > 1:
+            EPOCH_FRACTION.refuse(found, key, f"every {epochs:g} epochs")
+            return
+        found.set(to, "epoch" if epochs == 1 else epochs)
+    else:
+        to = f"{to}.save_every_n_epochs"
+        found.set(to, epochs if epochs % 1 else int(epochs))
+    found.translated(key, to)
+
+
+def set_early_stopping(found: Collector, key: str) -> None:
+    """Set ``early_stopping`` by the loss of evaluations."""
+    if found.get(key) in (None, 0, False):
+        found.ignored(key, "null is the default" if found.get(key) is None else "none") if key in found else None
+    elif not found.has("eval_interval"):
+        found.ignored(key, "nothing is evaluated before the end")
+    elif metric := _watched(found, key):
+        found.copy(key, "early_stopping.patience", at_least_one)
+        found.set("early_stopping.metric", metric)
+        found.translated(key, "early_stopping.metric")
+
+
+def set_best(found: Collector, key: str, to: str) -> None:
+    """Save with the checkpoint engine at ``to`` after each evaluation with the lowest loss so far."""
+    if metric := _watched(found, key):
+        found.set(f"{to}.save_best", metric)
+        found.translated(key, f"{to}.save_best")
+
+
+def _watched(found: Collector, key: str) -> str:
+    """The loss of the only evaluation set; empty where the key has been refused."""
+    data = found.recipe.get("data", {})
+    sets = data.get("eval_sources", [])
+    wanted = found.get("metric_for_best_model", "loss")
+    if wanted not in ("loss", "eval_loss") or flag_of(found.get("greater_is_better")) or len(sets) > 1:
+        what = (
+            f"{wanted!r:.40}" if wanted not in ("loss", "eval_loss") else "several evaluation sets, or the highest loss"
+        )
+        EARLY_STOPPING.refuse(found, key, what)
+        return ""
+    if sets:
+        found.default("data.eval_sources[0].name", "eval", "the name of its metrics")
+    elif not ("train_eval_split" in data or "val_size" in data):
+        CONTRADICTION.refuse(found, key, "no evaluation set")
+        return ""
+    return "eval/eval/loss"
 
 
 def set_held_out(found: Collector, key: str, sets: str) -> None:

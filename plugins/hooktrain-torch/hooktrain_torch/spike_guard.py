@@ -44,11 +44,14 @@ class SpikeGuardConfig:
     threshold: float = field(default=0.0, validator=at_least(0))
     """How many times the mean loss of the last ``window`` steps the loss of a step may be; 0 does not look. The loss of
     each step is read, which waits for the device."""
+    max_loss: float = field(default=0.0, validator=at_least(0))
+    """Loss above which a step is a spike as well, from the first step on; 0 sets no limit."""
     window: int = field(default=50, validator=at_least(1))
     """Steps of which the mean is taken; nothing is a spike before there are as many."""
-    action: str = field(default="skip", validator=one_of("skip", "roll_back"))
+    action: str = field(default="skip", validator=one_of("skip", "roll_back", "keep"))
     """What becomes of a spike: ``skip`` does not update the weights, and ``roll_back`` also puts weights and optimizer
-    back to a copy that is ``window`` to twice ``window`` steps old. Training continues with the next examples."""
+    back to a copy that is ``window`` to twice ``window`` steps old. Training continues with the next examples. ``keep``
+    updates the weights all the same, and only ``patience`` has an effect."""
     patience: int = field(default=5, validator=at_least(1))
     """Spikes in a row that end the run with an error."""
 
@@ -64,6 +67,7 @@ class SpikeGuardPlugin:
         self._losses: deque[float] = deque()
         self._total: Tensor | None = None
         self._spike: float | None = None
+        self._mean = 0.0
         self._in_a_row = self._count = self._start = 0
         self._copies: deque[_Copy] = deque(maxlen=2)
 
@@ -74,9 +78,11 @@ class SpikeGuardPlugin:
     @hookimpl
     def check_recipe(self, recipe: Recipe) -> Iterator[Complaint]:
         config = _settings(recipe)
-        if not config.threshold:
-            yield Complaint("spike_guard.threshold", "missing or 0, which never looks; write a factor such as 3")
-        elif config.threshold <= 1:
+        if not config.threshold and not config.max_loss:
+            yield Complaint(
+                "spike_guard.threshold", "missing or 0, which never looks; write a factor such as 3, or max_loss"
+            )
+        elif config.threshold and config.threshold <= 1:
             yield Complaint(
                 "spike_guard.threshold", f"given {config.threshold:g}, expected more than 1, the mean of steps"
             )
@@ -105,7 +111,8 @@ class SpikeGuardPlugin:
             return
         loss = float(trainer.strategy.sum_tensor(self._total.float())) / trainer.denominator  # equal on all ranks
         mean = sum(self._losses) / max(1, len(self._losses))
-        if len(self._losses) < config.window or loss <= config.threshold * mean:
+        jumps = config.threshold and len(self._losses) >= config.window and loss > config.threshold * mean
+        if not (jumps or (config.max_loss and loss > config.max_loss)):
             self._in_a_row = 0
             self._losses.append(loss)
             if len(self._losses) > config.window:
@@ -113,7 +120,12 @@ class SpikeGuardPlugin:
             return
         self._spike = loss
         self._in_a_row, self._count = self._in_a_row + 1, self._count + 1
-        trainer.skip_reason = f"whose loss was {loss:.4g} after a mean of {mean:.4g}"
+        self._mean = mean
+        if config.action != "keep":
+            trainer.skip_reason = self._why(loss)
+
+    def _why(self, loss: float) -> str:
+        return f"whose loss was {loss:.4g} after a mean of {self._mean:.4g}"
 
     @hookimpl(tryfirst=True)
     def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
@@ -128,16 +140,17 @@ class SpikeGuardPlugin:
         if self._in_a_row >= config.patience:
             raise HooktrainError(
                 f"step {trainer.global_step}: the loss of {self._in_a_row} steps in a row is more than"
-                f" {config.threshold:g} times the mean before them, expected fewer than spike_guard.patience; look at"
-                f" the examples in {trainer.run_dir / FILE}, lower optimizer.lr, or raise spike_guard.threshold"
+                f" {_limits(config)}, expected fewer than spike_guard.patience; look at the examples in"
+                f" {trainer.run_dir / FILE}, lower optimizer.lr, or raise spike_guard's limits"
             )
 
     def _report(self, trainer: Trainer, config: SpikeGuardConfig, loss: float) -> None:
         """Say what became of a spike, and write down its examples."""
         examples = _examples(trainer, self._start)
-        step, mean = trainer.global_step, sum(self._losses) / len(self._losses)
+        step, mean = trainer.global_step, self._mean
         back = f", and the weights are those of step {self._copies[0].step} again" if self._copies else ""
-        trainer.say(f"spike_guard: step {step} is skipped, {trainer.skip_reason}{back}; {FILE} names its examples")
+        kept = "not skipped" if config.action == "keep" else "skipped"
+        trainer.say(f"spike_guard: step {step} is {kept}, {self._why(loss)}{back}; {FILE} names its examples")
         if trainer.world.is_main and trainer.owns_run_dir:
             line = {"step": step, "loss": loss, "mean": mean, "action": config.action, "examples": examples}
             with (trainer.run_dir / FILE).open("a", encoding="utf-8") as stream:
@@ -193,6 +206,12 @@ class _Copy:
                 del state[parameter]  # it had not been updated yet
             for parameter, values in self._states.items():
                 state[parameter] = {key: _cloned(value) for key, value in values.items()}
+
+
+def _limits(config: SpikeGuardConfig) -> str:
+    mean = f"{config.threshold:g} times the mean before them" if config.threshold else ""
+    limit = f"max_loss, which is {config.max_loss:g}" if config.max_loss else ""
+    return " or ".join(filter(None, (mean, limit)))
 
 
 def _cloned(value: Any) -> Any:
