@@ -59,8 +59,22 @@ _STRUCTURED: tuple[str, ...] = (
     "deepspeed",
 )
 _STRUCTURED += ("added_tokens_overrides", "model_kwargs", "overrides_of_model_kwargs", "eot_tokens")
-_STRUCTURED += ("test_datasets", "pretraining_dataset", "chat_template_kwargs", "lr_scheduler_kwargs", "fsdp_config")
-_LISTS = ("plugins", "fsdp", "lora_target_modules", "lora_target_parameters", "lora_modules_to_save")
+_STRUCTURED += (
+    "test_datasets",
+    "pretraining_dataset",
+    "chat_template_kwargs",
+    "lr_scheduler_kwargs",
+    "fsdp_config",
+    "lr_groups",
+)
+_LISTS = (
+    "plugins",
+    "fsdp",
+    "lora_target_modules",
+    "lora_target_parameters",
+    "lora_modules_to_save",
+    "unfrozen_parameters",
+)
 
 
 @attrs.frozen

@@ -6,6 +6,7 @@ import re
 
 from hooktrain import Collector
 from hooktrain_recipes.adapters import copy_all, plain, targets, without_adapter
+from hooktrain_recipes.quantization import set_quantization
 from hooktrain_recipes.reasons import (
     COMPILE,
     CONTRADICTION,
@@ -21,7 +22,6 @@ from hooktrain_recipes.reasons import (
     Reason,
     method,
 )
-from hooktrain_recipes.quantization import set_quantization
 from hooktrain_recipes.values import at_least_one, flag, flag_of, listed, number, positive, text, whole
 
 __all__ = ["LIGER", "set_adapter", "set_model"]

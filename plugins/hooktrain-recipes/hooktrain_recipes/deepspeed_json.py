@@ -149,7 +149,9 @@ def _scheduler(found: Collector, key: str, name: str) -> None:
         found.copy(key, "scheduler.warmup_steps", human)
     elif setting == "params.warmup_max_lr":
         found.copy(key, "optimizer.lr", human)
-    elif setting in ("params.warmup_min_lr", "params.cos_min_ratio", "params.warmup_min_ratio") and value in (0, 0.0):
+    elif setting == "params.cos_min_ratio":
+        found.copy(key, "scheduler.min_lr_ratio", human)
+    elif setting in ("params.warmup_min_lr", "params.warmup_min_ratio") and value in (0, 0.0):
         found.ignored(key, "0 is where the rate begins")
     elif setting == "params.warmup_type" and value == "linear":
         found.ignored(key, "the warm-up is linear")

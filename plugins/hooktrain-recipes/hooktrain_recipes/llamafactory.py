@@ -20,6 +20,8 @@ from hooktrain_recipes.llamafactory_rows import ROWS as ROWS_V0
 from hooktrain_recipes.llamafactory_training import set_evaluation, set_optimizer_of, set_saves
 from hooktrain_recipes.llamafactory_v1 import ROWS as ROWS_V1
 from hooktrain_recipes.llamafactory_v1 import set_v1
+from hooktrain_recipes.optimizers import fit_strategy
+from hooktrain_recipes.quantization import set_quantization
 from hooktrain_recipes.reasons import (
     ACTIVATION_OFFLOAD,
     CONTRADICTION,
@@ -28,7 +30,6 @@ from hooktrain_recipes.reasons import (
     PREFERENCES,
     QUANTIZED_BASE,
     ROLLOUTS,
-    quantized_name,
 )
 from hooktrain_recipes.tables import Row, apply
 from hooktrain_recipes.training_arguments import set_length
@@ -82,6 +83,7 @@ class _Dialect:
         ):
             guarded(found, partial(step, found), "model_name_or_path")
         guarded(found, partial(_strategy, found, folder), "deepspeed" if "deepspeed" in found else "model_name_or_path")
+        fit_strategy(found, "use_muon" if flag_of(found.get("use_muon")) else "optim", ("quantization_bit",))
         apply(found, ROWS_V0)
         refuse_unknown(found, ROWS)
         explain(found)
@@ -109,8 +111,6 @@ def _not_a_recipe(found: Collector) -> str:
 
 
 def _model(found: Collector) -> None:
-    if quantized_name(found.get("model_name_or_path")):
-        QUANTIZED_BASE.refuse(found, "model_name_or_path")
     found.copy("model_name_or_path", "model.name_or_path", text)
     if flag_of(found.get("trust_remote_code")):
         found.copy("trust_remote_code", "model.trust_remote_code", flag)
@@ -260,6 +260,7 @@ _OFT = (
 
 def _adapter(found: Collector) -> None:
     kind = found.get("finetuning_type", "lora")
+    _quantization(found, kind in ("lora", "oft"))
     lora, oft = [key for key, _, _ in _LORA], [key for key, _, _ in _OFT]
     pissa = ["pissa_init", "pissa_iter", "pissa_convert"]
     folder, key = found.get("adapter_name_or_path"), "adapter_name_or_path"
@@ -292,6 +293,22 @@ def _adapter(found: Collector) -> None:
     for each in (key, "create_new_adapter"):
         if each in found and not found.accounted(each):
             found.ignored(each, "not used")
+
+
+def _quantization(found: Collector, adapter: bool) -> None:
+    key, method = "quantization_bit", str(found.get("quantization_method", "bnb")).lower()
+    bits = numeric(found.get(key))
+    if bits and (bits not in (4, 8) or method not in ("bnb", "bitsandbytes")):
+        QUANTIZED_BASE.refuse(found, key, f"{bits:g} bits by {method:.20}")
+        bits = 0
+    options = {"type": "quantization_type", "double": "double_quantization"}
+    keys = (key,) if bits else ()
+    set_quantization(found, int(bits), keys, options, adapter=adapter, model="model_name_or_path", double=True)
+    for each in (key, "quantization_method", "quantization_device_map"):
+        if each in found:
+            found.ignored(
+                each, "null is the default" if found.get(each) is None else "bitsandbytes and torchao pack it"
+            )
 
 
 def _continued(found: Collector, folder: Any) -> None:

@@ -130,8 +130,8 @@ def _sets(found: Collector, key: str, to: str, info: Mapping[str, Any] | None, p
         entry = {"hf_hub_url": name} if info is None else info.get(name)
         if not isinstance(entry, Mapping):
             close = did_you_mean(name, list(info or ()))
-            found.unsupported(
-                key, f"no set '{name}' in dataset_info.json{close}", "give dataset_dir the folder of that file"
+            found.notes[f"{to}[{at}].name_or_path"] = (
+                f"no set '{name}' in dataset_info.json{close}; expected in this file, as rows of alpaca"
             )
             entry = {}
         media = _set(found, key, f"{to}[{at}]", name, entry, plain) or media

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from hooktrain import Collector
-from hooktrain_recipes.optimizers import set_optimizer
-from hooktrain_recipes.reasons import EARLY_STOPPING, EPOCH_FRACTION, GROUPS, SMALL_STATES
+from hooktrain_recipes.optimizers import add_group, set_muon, set_optimizer
+from hooktrain_recipes.reasons import EPOCH_FRACTION, SMALL_STATES
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
-from hooktrain_recipes.training_arguments import set_betas, set_checkpoints, set_decay, set_resume
+from hooktrain_recipes.training_arguments import (
+    is_share,
+    set_best,
+    set_betas,
+    set_checkpoints,
+    set_decay,
+    set_early_stopping,
+    set_interval,
+    set_resume,
+)
 from hooktrain_recipes.values import at_least_one, flag, flag_of, numeric, positive, text, whole
 
 __all__ = ["set_evaluation", "set_optimizer_of", "set_saves"]
@@ -18,14 +27,25 @@ def set_optimizer_of(found: Collector) -> None:
     own = [key for key in ("use_galore", "use_apollo", "use_badam", "use_adam_mini") if flag_of(found.get(key))]
     for key in own:
         SMALL_STATES.refuse(found, key)
-    if flag_of(found.get("use_muon")):
-        GROUPS.refuse(found, "use_muon")
-    kind = set_optimizer(found, "optim", found.get("optim", "adamw_torch"), f"the default of {_PROGRAM}")
+    muon = flag_of(found.get("use_muon"))
+    key = "use_muon" if muon else "optim"
+    name = "muon" if muon else found.get("optim", "adamw_torch")
+    kind = set_optimizer(found, key, name, f"the default of {_PROGRAM}")
+    if "use_muon" in found:
+        found.ignored("use_muon", "false is the default")
+    if muon and "optim" in found:
+        found.ignored("optim", "use_muon precedes it")
     if "optim" in found and found.get("optim") is None:
         found.ignored("optim", "null is the default")
     found.copy("learning_rate", "optimizer.lr", positive)
     found.default("optimizer.lr", 5e-5, f"the default of {_PROGRAM}")
     set_decay(found, kind)
+    if muon:
+        adapter = found.get("finetuning_type", "lora") != "full"
+        set_muon(found, "use_muon", adapter=adapter, adjust_lr="match_rms_adamw")
+    if found.get("loraplus_lr_ratio"):
+        rate = found.recipe["optimizer"]["lr"] * positive(found.get("loraplus_lr_ratio"))
+        add_group(found, "loraplus_lr_ratio", match="lora_B", lr=rate)
     set_betas(found, kind)
     set_schedule(found, ScheduleKeys(), "linear", _PROGRAM)
 
@@ -41,16 +61,18 @@ def set_evaluation(found: Collector) -> None:
             found.ignored(key, "the run evaluates at its end alone")
         elif off:
             found.ignored(key, "there is nothing to evaluate on")
-        elif key == "eval_steps" and strategy == "steps" and isinstance(value, float) and value < 1:
-            EPOCH_FRACTION.refuse(found, key)
+        elif key == "eval_steps" and strategy == "steps" and is_share(value):
+            _by_share(found, key, "eval_interval")
         elif key == "eval_steps" and strategy == "steps":
             found.copy(key, "eval_interval", whole)
         elif key == "eval_on_start":
             found.copy(key, "eval_at_start", flag)
+        elif key == "eval_delay" and strategy == "steps":
+            found.copy(key, key, whole)
         elif key == "eval_delay":
-            EPOCH_FRACTION.refuse(found, key, "evaluations from a later step on")
-        elif value == "epoch" and (found.recipe.get("epochs") != 1 or found.has("train_iters")):
-            EPOCH_FRACTION.refuse(found, key)
+            EPOCH_FRACTION.refuse(found, key, "a first evaluation after some epochs")
+        elif value == "epoch":
+            set_interval(found, key, "eval_interval", 1)
         elif key in ("eval_strategy", "evaluation_strategy") and value not in ("steps", "epoch"):
             found.unsupported(key, f"given {value!r:.40}, expected no, steps or epoch", "write one of them")
         else:
@@ -61,14 +83,20 @@ def set_evaluation(found: Collector) -> None:
             found.default("eval_interval", every, f"{_PROGRAM} evaluates as often as it logs")
 
 
+def _by_share(found: Collector, key: str, to: str) -> None:
+    """Set an interval by a share of the run."""
+    value = found.values[key]
+    set_interval(found, key, to, round(value * found.recipe.get("epochs", 1), 10), value)
+
+
 def set_saves(found: Collector) -> None:
     last = set_checkpoints(found)
     lone = last == 0
     set_push(found, last)
     strategy = str(found.get("save_strategy", "steps")).lower()
     steps = found.get("save_steps", 500)
-    if strategy == "steps" and isinstance(steps, float) and 0 < steps < 1:
-        EPOCH_FRACTION.refuse(found, "save_steps")
+    if strategy == "steps" and is_share(steps):
+        _by_share(found, "save_steps", "checkpoint[0]")
     elif strategy == "steps":
         found.copy("save_steps", "checkpoint[0].save_every_n_steps", at_least_one)
         found.default("checkpoint[0].save_every_n_steps", 500, f"the default of {_PROGRAM}")
@@ -76,7 +104,7 @@ def set_saves(found: Collector) -> None:
         found.set("checkpoint[0].save_every_n_epochs", 1)
         found.translated("save_strategy", "checkpoint[0].save_every_n_epochs")
     elif strategy == "best":
-        EARLY_STOPPING.refuse(found, "save_strategy", "the best model")
+        set_best(found, "save_strategy", "checkpoint[0]")
     elif strategy != "no":
         found.unsupported(
             "save_strategy", f"given {strategy!r:.40}, expected no, steps, epoch or best", "write one of them"
@@ -84,6 +112,9 @@ def set_saves(found: Collector) -> None:
     for key in ("save_strategy", "save_steps"):
         if key in found and not found.accounted(key):
             found.ignored(key, "save_steps says when" if strategy == "steps" else "the end of the run is saved")
+    if flag_of(found.get("load_best_model_at_end")):
+        set_best(found, "load_best_model_at_end", f"checkpoint[{last}]")
+    set_early_stopping(found, "early_stopping_steps")
     if found.get("save_total_limit") and not lone:
         found.copy("save_total_limit", "checkpoint[0].keep_last", whole)
     elif "save_total_limit" in found:

@@ -12,8 +12,9 @@ from hooktrain import Collector
 from hooktrain_recipes.adapters import copy_all, targets
 from hooktrain_recipes.deepspeed_json import translate_deepspeed_file
 from hooktrain_recipes.llamafactory_data import find_file
+from hooktrain_recipes.optimizers import fit_strategy, set_muon
+from hooktrain_recipes.quantization import set_quantization
 from hooktrain_recipes.reasons import (
-    EPOCH_FRACTION,
     GROUPS,
     IMAGES,
     MODEL_PARALLEL,
@@ -24,7 +25,7 @@ from hooktrain_recipes.reasons import (
 )
 from hooktrain_recipes.tables import Row, by, ignored, moved
 from hooktrain_recipes.training_arguments import set_checkpoints, set_length, set_resume
-from hooktrain_recipes.values import flag, flag_of, listed, number, parts_of, positive, text, whole
+from hooktrain_recipes.values import at_least_one, flag, flag_of, listed, number, numeric, positive, share, text, whole
 
 __all__ = ["ROWS", "set_v1"]
 
@@ -60,8 +61,8 @@ ROWS: tuple[Row, ...] = (
             ("max_steps", "train_iters", "without `num_train_epochs`"),
             ("num_train_epochs", "epochs", ""),
             ("bf16", "model.dtype", ""),
-            ("global_batch_size", "gradient_accumulation_steps", "divided by `micro_batch_size`, for one rank"),
-            ("save_epochs", "checkpoint[0].save_every_n_epochs", "whole ones"),
+            ("global_batch_size", "global_batch_size", ""),
+            ("save_epochs", "checkpoint[0].save_every_n_epochs", ""),
             ("batching_strategy", "data.pack_samples", "`padding_free` packs; the others do not"),
         )
     ),
@@ -94,7 +95,8 @@ ROWS: tuple[Row, ...] = (
             ("kernel_config", _KERNELS),
         )
     ),
-    by("quant_config", _refuse(QUANTIZED_BASE), about=QUANTIZED_BASE.reason, kind="unsupported"),
+    Row(key="quant_config", ours="`model.quantization`", about="`bnb`, under an adapter"),
+    Row(key="optim_config", ours="`optimizer`", about="`muon`"),
     by("lr_scheduler_config", _refuse(SCHEDULE), about=SCHEDULE.reason, kind="unsupported"),
     *(
         by(key, _refuse(PREFERENCES, value), about=PREFERENCES.reason, kind="unsupported")
@@ -161,18 +163,16 @@ def _numbers(found: Collector) -> None:
         found.copy("bf16", "model.dtype", lambda value: "bf16" if flag(value) else "fp32")
     found.default("model.dtype", "bf16", _DEFAULT)
     if found.get("global_batch_size") is not None:
-        found.copy(
-            "global_batch_size",
-            "gradient_accumulation_steps",
-            lambda total: parts_of(total, found.get("micro_batch_size", 1)),
-        )
+        found.copy("global_batch_size", "global_batch_size", at_least_one)
     elif "global_batch_size" in found:
         found.ignored("global_batch_size", "one micro-batch is a step")
     epochs = found.get("save_epochs")
-    if isinstance(epochs, float) and epochs != int(epochs):
-        EPOCH_FRACTION.refuse(found, "save_epochs")
-    elif epochs is not None:
-        found.copy("save_epochs", "checkpoint[0].save_every_n_epochs", whole)
+    if epochs is not None:
+        found.copy(
+            "save_epochs",
+            "checkpoint[0].save_every_n_epochs",
+            lambda given: number(given) if number(given) % 1 else whole(given),
+        )
     elif "save_epochs" in found:
         found.ignored("save_epochs", "null is the default")
     set_resume(found, "checkpoint[0]", ("auto",))
@@ -180,8 +180,10 @@ def _numbers(found: Collector) -> None:
 
 def _sections(found: Collector, folder: Path) -> None:
     """Account for peft_config, dist_config, kernel_config and optim_config."""
-    if found.get("optim_config") is not None:
-        GROUPS.refuse(found, "optim_config")  # Muon is the one that there is
+    if found.get("optim_config.name") == "muon":
+        _muon(found)
+    elif found.get("optim_config") is not None:
+        found.unsupported("optim_config", "an optimizer that is not here", "write {name: muon}, or remove it")
     elif "optim_config" in found:
         found.ignored("optim_config", "null is the default")
     kernels = str(found.get("kernel_config.name", found.get("kernel_config") or ""))
@@ -207,7 +209,47 @@ def _sections(found: Collector, folder: Path) -> None:
         GROUPS.refuse(found, "peft_config")
     else:
         found.unsupported("peft_config", f"an adapter that is not here: {kind!r:.40}", "use peft: {type: lora}")
+    _quantization(found)
     _distributed(found, folder)
+    fit_strategy(found, "optim_config", ("quant_config",))
+
+
+def _muon(found: Collector) -> None:
+    key = "optim_config"
+    found.set("optimizer.type", "muon")
+    found.translated(f"{key}.name", "optimizer.type")
+    found.copy(f"{key}.wd", "optimizer.weight_decay", number)
+    found.copy(f"{key}.momentum", "optimizer.momentum", share)
+    found.copy(f"{key}.nesterov", "optimizer.nesterov", flag)
+    found.default("optimizer.weight_decay", 0.1, _DEFAULT)
+    rate = found.get("learning_rate", 1e-4)
+    found.set("optimizer.lr", positive(rate))
+    set_muon(found, f"{key}.name", adapter=found.get("peft_config") is not None, adjust_lr="match_rms_adamw")
+    if found.has("optimizer.groups"):
+        found.copy(f"{key}.adamw_betas", "optimizer.groups[0].betas", lambda betas: [share(each) for each in betas])
+        found.copy(f"{key}.adamw_eps", "optimizer.groups[0].eps", positive)
+    for name in ("adamw_betas", "adamw_eps"):
+        if f"{key}.{name}" in found:
+            found.ignored(f"{key}.{name}", "an adapter has matrices alone")
+    if f"{key}.ns_steps" in found:
+        if found.get(f"{key}.ns_steps", 5) == 5:
+            found.ignored(f"{key}.ns_steps", "5 is the default")
+        else:
+            found.unsupported(f"{key}.ns_steps", "other iterations of Muon than 5", "write 5")
+
+
+def _quantization(found: Collector) -> None:
+    key = "quant_config"
+    bits, name = numeric(found.get(f"{key}.quantization_bit")), found.get(f"{key}.name")
+    if found.get(key) is None:
+        found.ignored(key, "null is the default") if key in found else None
+    elif bits in (4, 8) and name in ("bnb", "auto"):
+        adapter = found.get("peft_config") is not None
+        set_quantization(
+            found, int(bits), (f"{key}.quantization_bit", f"{key}.name"), {}, adapter=adapter, model="model"
+        )
+    else:
+        QUANTIZED_BASE.refuse(found, key)
 
 
 def _distributed(found: Collector, folder: Path) -> None:

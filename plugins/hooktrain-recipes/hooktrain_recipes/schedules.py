@@ -30,6 +30,15 @@ SCHEDULES: Mapping[str, str] = {
 
 _OTHERS = ("one_cycle", "rex", "greedy")
 _WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")
+_SHAPES = {"linear": "linear", "1-sqrt": "sqrt", "cosine": "cosine"}
+
+
+def _shape_of(shape: Any) -> str:
+    if not isinstance(shape, str) or shape not in _SHAPES:
+        raise ValueError(f"given {shape!r:.40}, expected one of {', '.join(_SHAPES)}")
+    return _SHAPES[shape]
+
+
 _ARGUMENTS: Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "cosine_with_min_lr": {"min_lr_rate": ("min_lr_ratio", share)},
     "cosine_warmup_with_min_lr": {"min_lr_rate": ("min_lr_ratio", share)},
@@ -39,7 +48,7 @@ _ARGUMENTS: Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "warmup_stable_decay": {
         "min_lr_ratio": ("min_lr_ratio", share),
         "num_decay_steps": ("decay_steps", whole),
-        "decay_type": ("decay_shape", lambda shape: _shape_of(shape)),
+        "decay_type": ("decay_shape", _shape_of),
     },
     "reduce_lr_on_plateau": {
         "mode": ("mode", text),
@@ -52,7 +61,6 @@ _ARGUMENTS: Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
 """Arguments of a schedule there, with our keys."""
 _LEAST = {"polynomial": "lr_end", "reduce_lr_on_plateau": "min_lr"}
 """The argument with the rate at the end, where it is not ``min_lr`` of a cosine."""
-_SHAPES = {"linear": "linear", "1-sqrt": "sqrt", "cosine": "cosine"}
 
 
 @attrs.frozen(kw_only=True)
@@ -158,12 +166,6 @@ def _arguments(found: Collector, keys: ScheduleKeys, name: str) -> None:
             found.ignored(key, "the rate is stable until the steps of the decay begin")
         else:
             SCHEDULE.refuse(found, key)
-
-
-def _shape_of(shape: Any) -> str:
-    if not isinstance(shape, str) or shape not in _SHAPES:
-        raise ValueError(f"given {shape!r:.40}, expected one of {', '.join(_SHAPES)}")
-    return _SHAPES[shape]
 
 
 def _share_of(least: Any, rate: Any) -> float:

@@ -12,6 +12,7 @@ from hooktrain import Collector, Translation
 from hooktrain_recipes.adapters import targets
 from hooktrain_recipes.human import mapping_of, positive_whole
 from hooktrain_recipes.kinds import refuse_unknown
+from hooktrain_recipes.quantization import set_quantization
 from hooktrain_recipes.reasons import CONTRADICTION, PREFERENCES, Reason
 from hooktrain_recipes.tables import Row, apply, sections
 from hooktrain_recipes.trl_data import DATA_ROWS, translate_data
@@ -42,7 +43,7 @@ ROWS: tuple[Row, ...] = (
         ("lora_modules_to_save", "`peft.modules_to_save`", ""),
         ("lora_target_parameters", "`peft.config.target_parameters`", ""),
         ("use_rslora", "`peft.use_rslora`", ""), ("use_dora", "`peft.use_dora`", ""),
-        ("num_train_epochs", "`epochs`", "3 in TRL; a fraction of an epoch is not supported"),
+        ("num_train_epochs", "`epochs`", "3 in TRL"),
         ("max_steps", "`train_iters`", "-1 is none"),
         ("max_length", "`data.max_length`", "also as `max_seq_length`; 1024 in TRL"),
         ("assistant_only_loss", "`data.train_on: assistant`", "all of the text is trained in TRL where it is silent"),
@@ -58,8 +59,15 @@ ROWS: tuple[Row, ...] = (
         ("lr_scheduler_kwargs", "`scheduler.min_lr_ratio`, ...", ""),
         ("warmup_ratio", "`scheduler.warmup_ratio`", "0 in TRL"), ("warmup_steps", "`scheduler.warmup_steps`", ""),
         ("logging_steps", "`log_interval`", "10 in TRL"),
-        ("eval_strategy", "`eval_interval`", "`steps`; `epoch` where there is one epoch; `no`"),
-        ("eval_steps", "`eval_interval`", ""),
+        ("load_in_4bit", "`model.quantization.type`", "`nf4` under an adapter"),
+        ("load_in_8bit", "`model.quantization`", "`int8` under an adapter: of the weights alone, inputs are not rounded"),
+        ("bnb_4bit_quant_type", "`model.quantization.type`", ""),
+        ("bnb_4bit_compute_dtype", "`model.quantization.compute_dtype`", ""),
+        ("use_bnb_nested_quant", "`model.quantization.double`", "false in TRL"),
+        ("eval_strategy", "`eval_interval`", ""),
+        ("eval_steps", "`eval_interval`", "a share of the run is a fraction of an epoch"),
+        ("eval_delay", "`eval_delay`", "in steps"),
+        ("load_best_model_at_end", "`checkpoint[0].save_best`", "the best model is the export in `best`"),
         ("output_dir", "`checkpoint[].output_dir`", "of the export at the end"),
         ("save_strategy", "`checkpoint[].save_every_n_steps`, `save_every_n_epochs`", ""),
         ("save_steps", "`checkpoint[].save_every_n_steps`", "500 in TRL"),
@@ -185,6 +193,7 @@ def _dtype(value: Any) -> str:
 
 
 def _adapter(found: Collector) -> None:
+    _quantization(found, flag_of(found.get("use_peft")))
     if not flag_of(found.get("use_peft")):
         for key in ("use_peft", *_LORA):
             if key in found:
@@ -204,6 +213,22 @@ def _adapter(found: Collector) -> None:
         found.default(f"peft.{to}", value, _DEFAULT)
     if not found.has("peft.target_modules") and not found.has("peft.config.target_parameters"):
         found.default("peft.config.target_modules", None, "PEFT's own choice for the model, as in TRL")
+
+
+def _quantization(found: Collector, adapter: bool) -> None:
+    four, eight = (flag_of(found.get(f"load_in_{bits}bit")) for bits in (4, 8))
+    if four and eight:
+        CONTRADICTION.refuse(found, "load_in_8bit", "load_in_4bit")
+    bits = 4 if four else 8 if eight else 0
+    options = {
+        name: f"bnb_4bit_{theirs}" for name, theirs in (("type", "quant_type"), ("compute_dtype", "compute_dtype"))
+    }
+    options["double"] = "use_bnb_nested_quant"
+    keys = (f"load_in_{bits}bit",) if bits else ()
+    set_quantization(found, bits, keys, options, adapter=adapter, model="model_name_or_path")
+    for key in ("load_in_4bit", "load_in_8bit"):
+        if key in found:
+            found.ignored(key, "false is the default")
 
 
 def _names(value: Any) -> list[str]:

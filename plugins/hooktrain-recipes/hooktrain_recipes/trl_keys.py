@@ -11,7 +11,6 @@ from hooktrain_recipes.reasons import (
     MODEL_PARALLEL,
     OWN_CODE,
     PREFERENCES,
-    QUANTIZED_BASE,
     ROLLOUTS,
 )
 from hooktrain_recipes.tables import Row, ignored, moved
@@ -78,7 +77,7 @@ _REASONS: dict[str, str] = {
     "seeds and order are always the same; kernels are not forced to be": "full_determinism",
     "a resume continues with the very next row": "ignore_data_skip restore_callback_states_from_checkpoint past_index "
     "enable_jit_checkpoint",
-    "belongs to load_in_4bit": "bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage bnb_4bit_compute_dtype",
+    "packed weights are bytes": "bnb_4bit_quant_storage",
     "is for benchmarks of the script": "system_prompt",
     "is for other tasks": "lora_task_type",
     "belongs to torch_compile": "torch_compile_backend torch_compile_mode",
@@ -121,8 +120,6 @@ REFUSED_ROWS: tuple[Row, ...] = (
     *(PREFERENCES.row(key, off=(None,)) for key in _PREFERENCES.split()),
     *(ROLLOUTS.row(key, off=(None,)) for key in _ROLLOUTS.split()),
     *(DISTILLATION.row(key, off=(None,)) for key in _DISTILLATION.split()),
-    QUANTIZED_BASE.row("load_in_4bit"),
-    QUANTIZED_BASE.row("load_in_8bit"),
     ACTIVATION_OFFLOAD.row("activation_offloading"),
     COMPILE.row("torch_compile"),
     MODEL_PARALLEL.row("parallelism_config", off=(None, False)),

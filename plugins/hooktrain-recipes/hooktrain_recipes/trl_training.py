@@ -10,13 +10,21 @@ from hooktrain_recipes.accelerate_yaml import translate_accelerate
 from hooktrain_recipes.deepspeed_json import read_json, translate_deepspeed_file
 from hooktrain_recipes.fsdp import set_fsdp, set_fsdp_keys
 from hooktrain_recipes.human import positive_whole
-from hooktrain_recipes.optimizers import set_optimizer
-from hooktrain_recipes.reasons import EARLY_STOPPING, EPOCH_FRACTION, SMALL_STATES, TRACKER
+from hooktrain_recipes.optimizers import fit_strategy, set_optimizer
+from hooktrain_recipes.reasons import EPOCH_FRACTION, SMALL_STATES, TRACKER
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
 from hooktrain_recipes.tables import linked
-from hooktrain_recipes.training_arguments import set_betas, set_decay, set_length, set_resume
+from hooktrain_recipes.training_arguments import (
+    is_share,
+    set_best,
+    set_betas,
+    set_decay,
+    set_interval,
+    set_length,
+    set_resume,
+)
 from hooktrain_recipes.trl_data import evaluates
-from hooktrain_recipes.values import flag, flag_of, number, text
+from hooktrain_recipes.values import flag, flag_of, number, text, whole
 
 __all__ = ["translate_training"]
 
@@ -34,6 +42,7 @@ def translate_training(found: Collector, folder: Path) -> None:
     _saving(found)
     _hub(found)
     _strategy(found, folder)
+    fit_strategy(found, "optim", ("load_in_4bit", "load_in_8bit"))
 
 
 def _optimizer(found: Collector) -> None:
@@ -111,10 +120,8 @@ def _evaluation(found: Collector) -> None:
     if strategy == "steps":
         _every(found, "eval_steps" if steps is not None else "", "eval_interval", found.get("logging_steps", 10))
         found.translated(key, "eval_interval")
-    elif strategy == "epoch" and found.recipe.get("epochs") != 1:
-        EPOCH_FRACTION.refuse(found, key, "after each epoch")
     elif strategy == "epoch":
-        found.ignored(key, "the one epoch ends with an evaluation")
+        set_interval(found, key, "eval_interval", 1)
     elif strategy == "no":
         if key:
             found.ignored(
@@ -125,19 +132,21 @@ def _evaluation(found: Collector) -> None:
     for each in (*keys, "eval_steps", "do_eval"):
         if each in found and not found.accounted(each):
             found.ignored(each, "evaluation sets are evaluated at the end" if each == "do_eval" else "not used")
-    if found.get("eval_delay"):
-        EPOCH_FRACTION.refuse(found, "eval_delay", "evaluations from a later step on")
+    if found.get("eval_delay") and strategy == "epoch":
+        EPOCH_FRACTION.refuse(found, "eval_delay", "a first evaluation after some epochs")
+    elif found.get("eval_delay") and strategy == "steps":
+        found.copy("eval_delay", "eval_delay", whole)
     elif "eval_delay" in found:
-        found.ignored("eval_delay", "0 is none")
+        found.ignored("eval_delay", "0 is none" if strategy != "no" else "nothing is evaluated before the end")
     if evaluates(found):
         found.copy("per_device_eval_batch_size", "eval_micro_batch_size", positive_whole)
 
 
 def _every(found: Collector, key: str, to: str, otherwise: Any) -> None:
-    """Set a number of steps; a share of the run is not supported."""
+    """Set a number of steps, or a share of the run."""
     value = found.get(key, otherwise) if key else otherwise
-    if isinstance(value, float) and 0 < value < 1:
-        EPOCH_FRACTION.refuse(found, key or "logging_steps", "a share of the run")
+    if is_share(value):
+        set_interval(found, key or "logging_steps", to, round(value * found.recipe.get("epochs", 1), 10), value)
     elif key:
         found.copy(key, to, positive_whole)
     elif isinstance(value, (int, float)) and value >= 1:
@@ -157,7 +166,7 @@ def _saving(found: Collector) -> None:
     if strategy in ("steps", "epoch"):
         _checkpoints(found, strategy, only_model)
     elif strategy == "best":
-        EARLY_STOPPING.refuse(found, "save_strategy", "the best model")
+        set_best(found, "save_strategy", "checkpoint[0]")
     elif strategy == "no":
         found.ignored("save_strategy", "nothing is saved before the end") if "save_strategy" in found else None
     else:
@@ -166,7 +175,7 @@ def _saving(found: Collector) -> None:
         if key in found and not found.accounted(key):
             found.ignored(key, "not used")
     if flag_of(found.get("load_best_model_at_end")):
-        EARLY_STOPPING.refuse(found, "load_best_model_at_end", "the best model at the end")
+        set_best(found, "load_best_model_at_end", "checkpoint[0]")
     for key in ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"):
         if key in found and not found.accounted(key):
             found.ignored(key, "belongs to load_best_model_at_end")
@@ -184,14 +193,16 @@ def _checkpoints(found: Collector, strategy: str, only_model: bool) -> None:
         found.translated("save_strategy", f"{place}.save_every_n_epochs")
     else:
         key = "save_steps" if found.get("save_steps") is not None else ""
-        if key and isinstance(found.get(key), float) and 0 < found.get(key) < 1:
-            EPOCH_FRACTION.refuse(found, key, "a share of the run")
+        if key and is_share(found.get(key)):
+            share = found.get(key)
+            set_interval(found, key, place, round(share * found.recipe.get("epochs", 1), 10), share)
         elif key:
             found.copy(key, f"{place}.save_every_n_steps", positive_whole)
         else:
             found.default(f"{place}.save_every_n_steps", 500, _DEFAULT)
         if "save_strategy" in found:
-            found.translated("save_strategy", f"{place}.save_every_n_steps")
+            epochs, steps = f"{place}.save_every_n_epochs", f"{place}.save_every_n_steps"
+            found.translated("save_strategy", epochs if found.has(epochs) else steps)
     if not only_model:
         found.copy("save_total_limit", "checkpoint[1].keep_last", positive_whole)
     set_resume(found, "" if only_model else "checkpoint[1]", (True, "true", "True"))
