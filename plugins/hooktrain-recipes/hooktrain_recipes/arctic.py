@@ -333,6 +333,7 @@ class _Dialect:
         _contradictions(found)
         apply(found, rows)
         translate_sources(found, str(kind))
+        found.default("optimizer.lr", 5e-4, _DEFAULT)
         _schedule(found)
         sections(found, rows)
         if kind not in _TYPES or "code" in raw:  # keys of a trainer type that only its code knows
@@ -377,7 +378,6 @@ def _defaults(found: Collector, kind: str) -> None:
     found.default("model.dtype", "bf16", _DEFAULT)
     found.default("model.attn_implementation", "sdpa", _DEFAULT)
     found.default("model.activation_checkpointing", True, _DEFAULT)
-    found.default("optimizer.lr", 5e-4, _DEFAULT)
     if found.has("train_iters"):
         found.default("epochs", 1, _DEFAULT)
     if found.get("seed", 42) != 42:

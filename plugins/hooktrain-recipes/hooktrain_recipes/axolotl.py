@@ -200,7 +200,7 @@ def _groups(found: Collector) -> None:
     for at, group in enumerate(groups if isinstance(groups, list) else []):
         modules = listed(group["modules"])
         add_group(found, f"lr_groups[{at}]", match="|".join(map(re.escape, modules)), lr=number(group["lr"]))
-    if found.get("loraplus_lr_ratio"):
+    if found.get("loraplus_lr_ratio") and found.get("adapter"):
         add_group(found, "loraplus_lr_ratio", match="lora_B", lr=rate * positive(found.get("loraplus_lr_ratio")))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from hooktrain import Collector
 from hooktrain_recipes.adapters import copy_all, plain, targets, without_adapter
@@ -293,7 +294,7 @@ def _quantization(found: Collector, kind: Any) -> None:
 
 
 def _unfrozen(found: Collector, kind: Any) -> None:
-    """Freeze what no pattern of ``unfrozen_parameters`` fits; its dots are dots, and it fits the beginning of a name."""
+    """Freeze what no pattern of ``unfrozen_parameters`` fits; dots are dots, and beginnings of names are compared."""
     key = "unfrozen_parameters"
     given = found.get(key)
     if not given:

@@ -43,7 +43,8 @@ ROWS: tuple[Row, ...] = (*ROWS_V0, *(row for row in ROWS_V1 if row.key not in _F
 
 _OWN = ("stage", "finetuning_type", "cutoff_len", "dataset_dir", "lora_target", "do_train")
 _V1 = ("train_dataset", "model_class", "dist_config", "kernel_config")
-_STRUCTURED = ("lr_scheduler_kwargs", "fsdp_config", "peft_config", "dist_config", "kernel_config", "deepspeed")
+_STRUCTURED: tuple[str, ...] = ("lr_scheduler_kwargs", "fsdp_config", "peft_config", "dist_config", "kernel_config")
+_STRUCTURED += ("deepspeed", "quant_config", "optim_config")
 _LISTS = ("dataset", "eval_dataset", "fsdp", "adapter_name_or_path", "lora_target", "oft_target", "additional_target")
 _PROGRAM = "LLaMA-Factory"
 

@@ -130,8 +130,10 @@ def _sets(found: Collector, key: str, to: str, info: Mapping[str, Any] | None, p
         entry = {"hf_hub_url": name} if info is None else info.get(name)
         if not isinstance(entry, Mapping):
             close = did_you_mean(name, list(info or ()))
+            if close:
+                found.unsupported(key, f"no set '{name}' in dataset_info.json{close}", "correct it")
             found.notes[f"{to}[{at}].name_or_path"] = (
-                f"no set '{name}' in dataset_info.json{close}; expected in this file, as rows of alpaca"
+                f"no set '{name}' in dataset_info.json: expected in this file, as rows of alpaca"
             )
             entry = {}
         media = _set(found, key, f"{to}[{at}]", name, entry, plain) or media

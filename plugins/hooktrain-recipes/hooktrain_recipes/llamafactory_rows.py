@@ -124,11 +124,11 @@ ROWS: tuple[Row, ...] = (
             "warmup_ratio": ("scheduler.warmup_ratio", ""),
             "warmup_steps": ("scheduler.warmup_steps", "below 1 a share of the run"),
             "eval_strategy": ("eval_interval", "`epoch`"),
-            "eval_steps": ("eval_interval", "with `eval_strategy: steps`; a share of the run is a fraction of an epoch"),
+            "eval_steps": ("eval_interval", "with `eval_strategy: steps`; a share of the run is one of an epoch"),
             "eval_delay": ("eval_delay", "in steps"),
             "early_stopping_steps": ("early_stopping.patience early_stopping.metric", "by the loss of evaluations"),
             "load_best_model_at_end": ("checkpoint[1].save_best", "the best model is the export in `best`"),
-            "quantization_bit": ("model.quantization", "4 is `nf4`, 8 is `int8` of the weights alone, under an adapter"),
+            "quantization_bit": ("model.quantization", "4 is `nf4`, 8 `int8` of weights alone"),
             "quantization_type": ("model.quantization.type", ""),
             "double_quantization": ("model.quantization.double", "true is the default"),
             "use_muon": ("optimizer.type optimizer.groups", "`muon`, with AdamW for what is no matrix of a layer"),
@@ -228,7 +228,7 @@ ROWS: tuple[Row, ...] = (
     *refused(COMPILE, "torch_compile"),
     *belongs(COMPILE, "torch_compile", "torch_compile_backend", "torch_compile_mode"),
     *refused(ACTIVATION_OFFLOAD, "use_unsloth_gc"),
-    *all_ignored("null is the default", "load_best_model_at_end", "loraplus_lr_ratio"),
+    *all_ignored("null is the default", "load_best_model_at_end"),
     *all_ignored("the loss of the evaluation is watched", "metric_for_best_model", "greater_is_better"),
     *refused(SMALL_STATES, "use_galore", "use_apollo", "use_badam", "use_adam_mini"),
     *belongs(SMALL_STATES, "use_galore", "galore_target", "galore_rank", "galore_update_interval", "galore_scale",
@@ -238,6 +238,7 @@ ROWS: tuple[Row, ...] = (
     *belongs(SMALL_STATES, "use_badam", "badam_mode", "badam_start_block", "badam_switch_mode", "badam_switch_interval",
              "badam_update_ratio", "badam_mask_mode", "badam_verbose"),
     *all_ignored("embeddings get no adapter that LoRA+ has a rate for", "loraplus_lr_embedding"),
+    *all_ignored("used with LoRA alone", "loraplus_lr_ratio"),
     *(
         by(key, _frozen, about=GROUPS.reason, kind="unsupported")
         for key in ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules")

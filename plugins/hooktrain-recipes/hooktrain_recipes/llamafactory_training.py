@@ -43,7 +43,7 @@ def set_optimizer_of(found: Collector) -> None:
     if muon:
         adapter = found.get("finetuning_type", "lora") != "full"
         set_muon(found, "use_muon", adapter=adapter, adjust_lr="match_rms_adamw")
-    if found.get("loraplus_lr_ratio"):
+    if found.get("loraplus_lr_ratio") and found.get("finetuning_type", "lora") == "lora":
         rate = found.recipe["optimizer"]["lr"] * positive(found.get("loraplus_lr_ratio"))
         add_group(found, "loraplus_lr_ratio", match="lora_B", lr=rate)
     set_betas(found, kind)

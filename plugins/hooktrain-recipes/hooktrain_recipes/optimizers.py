@@ -31,8 +31,8 @@ OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
         ),
         _ADAMW,
     ),
-    **dict.fromkeys(("paged_adamw", "paged_adamw_32bit"), {"type": "paged_adamw"}),
-    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "adamw_torch_8bit"), {"type": "adamw_8bit"}),
+    **{name: {"type": "paged_adamw"} for name in ("paged_adamw", "paged_adamw_32bit")},
+    **{name: {"type": "adamw_8bit"} for name in ("adamw_8bit", "adamw_bnb_8bit", "adamw_torch_8bit")},
     "adamw_torch_4bit": {"type": "adamw_4bit"},
     "paged_adamw_8bit": {"type": "paged_adamw_8bit"},
     "lion_8bit": {"type": "lion_8bit"},
@@ -140,8 +140,11 @@ def fit_strategy(found: Collector, optimizer: str, base: Iterable[str]) -> None:
     elif kind.startswith("paged"):
         found.default("strategy.device", "cuda", "paged states need a GPU")
     for key in base if shared else ():
-        if key in found and found.get(key) not in (False, 0):
+        if key in found and found.get(key) not in (None, False, 0):
             QUANTIZED_BASE.refuse(found, key, "while ranks share weights")
+    for part in ("optimizer.type", "model.quantization", "model.quantization.type"):
+        if shared and found.has(part):
+            found.notes.setdefault(part, "not supported while ranks share weights or states")
 
 
 def _refuse(found: Collector, key: str, name: str) -> None:

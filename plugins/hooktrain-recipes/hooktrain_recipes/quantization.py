@@ -41,7 +41,7 @@ def set_quantization(
         model: the key of the model's name.
         double: the program's default of ``double``.
     """
-    known = [options[name] for name in _FOR_4_BITS if options.get(name) in found]
+    known = [options[name] for name in _FOR_4_BITS if name in options and options[name] in found]
     stored = quantized_name(found.get(model))
     if stored and _OTHER.search(str(found.get(model))):
         QUANTIZED_BASE.refuse(found, model, "of a format that PEFT has no adapters for")

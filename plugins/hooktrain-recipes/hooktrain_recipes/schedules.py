@@ -140,7 +140,7 @@ def _arguments(found: Collector, keys: ScheduleKeys, name: str) -> None:
     given = found.get(keys.arguments)
     if name == "polynomial" and not (isinstance(given, Mapping) and "lr_end" in given):
         try:
-            least = _share_of(1e-7, found.get(keys.rate))
+            least = _share_of(1e-7, _rate(found, keys))
         except ValueError:  # the rate's own key says so
             least = 0.0
         found.default("scheduler.min_lr_ratio", least, "1e-7 of the learning rate, the default of transformers")
@@ -161,11 +161,15 @@ def _arguments(found: Collector, keys: ScheduleKeys, name: str) -> None:
             to, convert = _ARGUMENTS[name][argument]
             found.copy(key, f"scheduler.{to}", convert)
         elif argument == _LEAST.get(name, "min_lr" if "min_lr" in name else ""):
-            found.copy(key, "scheduler.min_lr_ratio", lambda least: _share_of(least, found.get(keys.rate)))
+            found.copy(key, "scheduler.min_lr_ratio", lambda least: _share_of(least, _rate(found, keys)))
         elif name == "warmup_stable_decay" and argument == "num_stable_steps":
             found.ignored(key, "the rate is stable until the steps of the decay begin")
         else:
             SCHEDULE.refuse(found, key)
+
+
+def _rate(found: Collector, keys: ScheduleKeys) -> Any:
+    return found.recipe.get("optimizer", {}).get("lr", found.get(keys.rate))
 
 
 def _share_of(least: Any, rate: Any) -> float:

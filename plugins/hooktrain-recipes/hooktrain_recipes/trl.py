@@ -60,7 +60,7 @@ ROWS: tuple[Row, ...] = (
         ("warmup_ratio", "`scheduler.warmup_ratio`", "0 in TRL"), ("warmup_steps", "`scheduler.warmup_steps`", ""),
         ("logging_steps", "`log_interval`", "10 in TRL"),
         ("load_in_4bit", "`model.quantization.type`", "`nf4` under an adapter"),
-        ("load_in_8bit", "`model.quantization`", "`int8` under an adapter: of the weights alone, inputs are not rounded"),
+        ("load_in_8bit", "`model.quantization`", "`int8` of weights alone, under an adapter"),
         ("bnb_4bit_quant_type", "`model.quantization.type`", ""),
         ("bnb_4bit_compute_dtype", "`model.quantization.compute_dtype`", ""),
         ("use_bnb_nested_quant", "`model.quantization.double`", "false in TRL"),

@@ -143,7 +143,7 @@ def test_known_data_sets_are_left_to_hooktrain():
         (changed(tiled_mlp_compute=True), {"tiled_mlp_compute": "tiled MLP"}),
         (changed(expert_parallel_size=8, arctic_moe=True), {"expert_parallel_size": "expert", "arctic_moe": "expert"}),
         (changed(wandb={"enable": True}), {"wandb": "trackers"}),
-        (changed(scheduler={"name": "inverse_sqrt"}), {"scheduler.name": "schedules"}),
+        (changed(scheduler={"name": "greedy"}), {"scheduler.name": "schedules"}),
         (changed(deepspeed={"bf16": {"enabled": True, "bf16_optimizer_states": True}}), {"deepspeed.bf16.bf16_optimizer_states": "small states"}),
         (changed(deepspeed={"zero_optimization": {"offload_param": {"device": "nvme"}}}), {"deepspeed.zero_optimization.offload_param.device": "NVMe"}),
         (changed(data={"pack_samples": True, "fuse_positions_prob": 0.1}), {"data.fuse_positions_prob": "training method"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from hooktrain.recipe.dialects import values_of
 from tests.plugins.recipes.translating import dialect, refusals, resolved, translated
 
 BASE = """
@@ -54,7 +55,7 @@ deepspeed:
 """
     )
     assert (made["micro_batch_size"], made["gradient_accumulation_steps"], made["epochs"]) == (2, 4, 1)
-    assert (made["eval_at_start"], made["eval_interval"], made["log_interval"]) == (True, 0, 5)
+    assert (made["eval_at_start"], made["eval_interval"], made["log_interval"]) == (True, "epoch", 5)
     assert made["gradient_clipping"] == 1.0
     model = made["model"]
     assert (model["name_or_path"], model["dtype"], model["weights_dtype"]) == ("org/model", "bf16", "bf16")
@@ -205,19 +206,88 @@ def test_strategies(keys, strategy):
     assert {name: made[name] for name in strategy} == strategy
 
 
+QLORA = "adapter: qlora\nlora_target_linear: true\nload_in_4bit: true\n"
+HELD = "val_set_size: 0.1\nnum_epochs: 2\n"
+TRANSLATED = [
+    ("num_epochs: 0.5", "epochs", 0.5),
+    (HELD + "evals_per_epoch: 4", "eval_interval", 0.25),
+    (HELD + "evals_per_epoch: 1", "eval_interval", "epoch"),
+    (HELD + "eval_steps: 0.1", "eval_interval", 0.2),
+    (HELD + "eval_steps: 0.1\nmax_steps: 95", "eval_interval", 10),
+    (HELD + "evals_per_epoch: 4\nmax_steps: 100", "eval_interval", 13),
+    (HELD + "eval_strategy: epoch", "eval_interval", "epoch"),
+    ("saves_per_epoch: 2", "checkpoint[0].save_every_n_epochs", 0.5),
+    ("save_steps: 0.25\nnum_epochs: 2", "checkpoint[0].save_every_n_epochs", 0.5),
+    (HELD + "eval_steps: 5\nsave_strategy: best", "checkpoint[0].save_best", "eval/eval/loss"),
+    (HELD + "eval_steps: 5\nload_best_model_at_end: true", "checkpoint[1].save_best", "eval/eval/loss"),
+    (HELD + "eval_steps: 5\nearly_stopping_patience: 3", "early_stopping.patience", 3),
+    ("loss_watchdog_threshold: 5.0", "spike_guard", {"max_loss": 5.0, "action": "keep", "patience": 3}),
+    (QLORA, "model.quantization", {"type": "nf4", "double": True}),
+    (QLORA + "bnb_config_kwargs: {bnb_4bit_quant_type: fp4}", "model.quantization.type", "fp4"),
+    (QLORA.replace("load_in_4bit", "load_in_8bit").replace("qlora", "lora"), "model.quantization", "int8"),
+    (QLORA + "base_model: org/model-bnb-4bit", "model.quantization", None),
+    ("optimizer: adamw_bnb_8bit", "optimizer.type", "adamw_8bit"),
+    ("optimizer: adamw_torch_4bit", "optimizer.type", "adamw_4bit"),
+    ("optimizer: paged_adamw_8bit", "strategy.device", "cuda"),
+    ("optimizer: paged_adamw_32bit\ndeepspeed: {}", "optimizer.type", "adamw"),
+    ("optimizer: lion_8bit\nadam_beta2: 0.99", "optimizer.betas", [0.9, 0.99]),
+    (
+        "optimizer: muon\nadam_beta2: 0.95",
+        "optimizer.groups",
+        [
+            {
+                "match": "embed|lm_head|norm|bias",
+                "type": "adamw",
+                "lr": 2e-4,
+                "weight_decay": 0.0,
+                "betas": [0.9, 0.95],
+            }
+        ],
+    ),
+    (
+        "embedding_lr_scale: 0.5\nlr_groups: [{name: a, modules: [o_proj, q.proj], lr: 1e-5}]",
+        "optimizer.groups",
+        [
+            {"match": r"embed_tokens|lm_head|modules_to_save\.default\.weight$", "lr": 1e-4, "weight_decay": 0.0},
+            {"match": r"o_proj|q\.proj", "lr": 1e-5},
+        ],
+    ),
+    (QLORA + "loraplus_lr_ratio: 10", "optimizer.groups", [{"match": "lora_B", "lr": 2e-3}]),
+    ("unfrozen_parameters: [^lm_head.weight$, 'model.layers.4[4-9]+.moe']", "model.freeze",
+     [r"^(?!^lm_head\.weight$|model\.layers\.4[4-9]+\.moe)"]),
+    ("lr_scheduler: cosine_with_restarts\nlr_scheduler_kwargs: {num_cycles: 3}", "scheduler.num_cycles", 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keys", "to", "value"), TRANSLATED)
+def test_what_hooktrain_has_is_translated(keys, to, value):
+    made = of(keys)
+    resolved(made)
+    assert values_of(made.recipe).get(to) == value
+
+
 REFUSED = [
-    ("load_in_4bit: true", "load_in_4bit", "quantized base"),
-    ("adapter: qlora", "adapter", "quantized base"),
-    ("optimizer: adamw_bnb_8bit", "optimizer", "optimizer with small states"),
-    ("optimizer: muon", "optimizer", "groups"),
+    ("load_in_4bit: true", "load_in_4bit", "quantized base: without an adapter"),
+    ("base_model: org/model-GPTQ", "base_model", "quantized base: without an adapter"),
+    (QLORA + "fsdp: [full_shard]", "load_in_4bit", "quantized base: while ranks share weights"),
+    (QLORA + "quantize_moe_experts: true", "quantize_moe_experts", "quantized base"),
+    (
+        "optimizer: adamw_bnb_8bit\ndeepspeed: {zero_optimization: {stage: 2}}",
+        "optimizer",
+        "optimizer with small states: while ranks share weights or states",
+    ),
+    ("optimizer: came_pytorch", "optimizer", "optimizer with small states"),
+    ("optimizer: muon\ndeepspeed: {}", "optimizer", "groups: Muon with DeepSpeed"),
+    ("unfrozen_parameters: ['^embed.weight$[:32000]']", "unfrozen_parameters", "groups: rows of a weight"),
     ("rl: dpo", "rl", "preferences or reward models"),
     ("rl: grpo", "rl", "rollouts"),
-    ("val_set_size: 0.1\nevals_per_epoch: 4", "evals_per_epoch", "evaluations and saves by fractions of an epoch"),
-    ("saves_per_epoch: 2", "saves_per_epoch", "evaluations and saves by fractions of an epoch"),
     ("processor_type: AutoProcessor", "processor_type", "images or audio"),
     ("torch_compile: true", "torch_compile", "compile"),
-    ("loss_watchdog_threshold: 5.0", "loss_watchdog_threshold", "spike guard"),
-    ("early_stopping_patience: 3", "early_stopping_patience", "early stopping"),
+    (
+        "val_set_size: 0.1\neval_steps: 5\nearly_stopping_patience: 3\nmetric_for_best_model: bleu",
+        "early_stopping_patience",
+        "early stopping by another metric: 'bleu'",
+    ),
     ("wandb_project: mine", "wandb_project", "trackers"),
     ("lr_scheduler: one_cycle", "lr_scheduler", "schedules"),
     ("gradient_checkpointing: offload", "gradient_checkpointing", "activation offload or tiled MLP"),

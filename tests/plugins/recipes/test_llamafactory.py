@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from hooktrain.recipe.dialects import values_of
 from tests.plugins.recipes.translating import dialect, refusals, resolved, translated
 
 BASE = """
@@ -193,17 +194,75 @@ def test_the_second_generation(tmp_path):
     assert (source["name_or_path"], source["sample_count"], source["format"]) == ("a.json", 5, "alpaca_joined")
 
 
+HELD = "val_size: 0.1\nnum_train_epochs: 2\n"
+V1 = {"model": "org/model", "train_dataset": "data/v1_sft_demo.yaml"}
+TRANSLATED = [
+    (HELD + "eval_strategy: epoch", "eval_interval", "epoch"),
+    (HELD + "eval_strategy: steps\neval_steps: 0.1\neval_delay: 20", "eval_interval", 0.2),
+    (HELD + "eval_strategy: steps\neval_steps: 10\neval_delay: 20", "eval_delay", 20),
+    (HELD + "eval_strategy: steps\neval_steps: 5\nearly_stopping_steps: 5", "early_stopping.patience", 5),
+    (
+        "eval_dataset: identity\neval_strategy: epoch\nload_best_model_at_end: true",
+        "checkpoint[1].save_best",
+        "eval/eval/loss",
+    ),
+    ("save_steps: 0.5\nmax_steps: 9", "checkpoint[0].save_every_n_steps", 5),
+    ("quantization_bit: 4\ndouble_quantization: false", "model.quantization", {"type": "nf4", "double": False}),
+    ("quantization_bit: 8", "model.quantization", "int8"),
+    ("model_name_or_path: org/model-AWQ", "model.name_or_path", "org/model-AWQ"),
+    ("optim: paged_adamw_8bit", "optimizer.type", "paged_adamw_8bit"),
+    ("finetuning_type: full\nuse_muon: true", "optimizer.adjust_lr", "match_rms_adamw"),
+    ("finetuning_type: full\nuse_muon: true\nadam_epsilon: 1e-6", "optimizer.groups[0].eps", 1e-6),
+    ("loraplus_lr_ratio: 16\nlearning_rate: 1e-4", "optimizer.groups", [{"match": "lora_B", "lr": 1.6e-3}]),
+    ("lr_scheduler_type: polynomial\nlearning_rate: 1e-4", "scheduler.min_lr_ratio", 1e-3),
+]
+
+
+@pytest.mark.parametrize(("keys", "to", "value"), TRANSLATED)
+def test_what_hooktrain_has_is_translated(keys, to, value):
+    made = of(keys)
+    resolved(made)
+    assert values_of(made.recipe).get(to) == pytest.approx(value)
+
+
+def test_the_second_generation_has_muon_and_quantized_bases():
+    muon = {"name": "muon", "wd": 0.2, "momentum": 0.9, "nesterov": True, "ns_steps": 5, "adamw_betas": [0.9, 0.95]}
+    made = resolved(translated("llamafactory", {**V1, "optim_config": muon, "save_epochs": 0.5}))
+    optimizer = made["optimizer"]
+    assert (optimizer["type"], optimizer["weight_decay"], optimizer["momentum"]) == ("muon", 0.2, 0.9)
+    (group,) = optimizer["groups"]
+    assert (group["type"], group["lr"], list(group["betas"])) == ("adamw", 1e-4, [0.9, 0.95])
+    assert made["checkpoint"][0]["save_every_n_epochs"] == 0.5
+    quantized = {"quant_config": {"name": "bnb", "quantization_bit": 4}, "peft_config": {"name": "lora"}}
+    made = resolved(translated("llamafactory", {**V1, **quantized, "global_batch_size": 8}))
+    assert made["model"]["quantization"] == {"type": "nf4", "double": False} and made["global_batch_size"] == 8
+
+
+def test_a_set_that_is_nowhere_is_expected_as_a_file():
+    made = of("dataset: medicine")
+    (source,) = resolved(made)["data"]["sources"]
+    assert (source["name_or_path"], source["format"]) == ("data/medicine.json", "alpaca")
+    assert "no set 'medicine' in dataset_info.json" in made.notes["data.sources[0].name_or_path"]
+
+
 REFUSED = [
     ("stage: dpo", "stage", "preferences or reward models"),
     ("stage: ppo", "stage", "rollouts"),
-    ("quantization_bit: 4", "quantization_bit", "quantized base"),
-    ("model_name_or_path: org/model-AWQ", "model_name_or_path", "quantized base"),
+    ("finetuning_type: full\nquantization_bit: 4", "quantization_bit", "quantized base: without an adapter"),
+    ("quantization_bit: 3\nquantization_method: hqq", "quantization_bit", "quantized base: 3 bits by hqq"),
+    (
+        "model_name_or_path: org/model-NVFP4",
+        "model_name_or_path",
+        "quantized base: of a format that PEFT has no adapters for",
+    ),
     ("dataset: mllm_demo", "dataset", "images or audio"),
     ("finetuning_type: freeze", "finetuning_type", "groups"),
     ("use_galore: true", "use_galore", "optimizer with small states"),
-    ("optim: paged_adamw_8bit", "optim", "optimizer with small states"),
-    ("use_muon: true", "use_muon", "groups"),
-    ("loraplus_lr_ratio: 16", "loraplus_lr_ratio", "groups"),
+    (
+        "fsdp: full_shard\noptim: adamw_8bit",
+        "optim",
+        "optimizer with small states: while ranks share weights or states",
+    ),
     ("use_llama_pro: true", "use_llama_pro", "training method: LLaMA-Pro"),
     ("mixture_of_depths: convert", "mixture_of_depths", "training method: mixture of depths"),
     ("use_asft_loss: true", "use_asft_loss", "training method: ASFT"),
@@ -211,7 +270,11 @@ REFUSED = [
     ("pipeline_model_parallel_size: 2", "pipeline_model_parallel_size", "expert, tensor or pipeline parallel"),
     ("fp8: true", "fp8", "FP8 training"),
     ("report_to: wandb", "report_to", "trackers"),
-    ("early_stopping_steps: 5", "early_stopping_steps", "early stopping"),
+    (
+        "val_size: 0.1\neval_strategy: epoch\neval_delay: 2",
+        "eval_delay",
+        "evaluations by several epochs: a first evaluation after some epochs",
+    ),
 ]
 
 

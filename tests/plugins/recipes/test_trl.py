@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from hooktrain.recipe.dialects import values_of
 from tests.plugins.recipes.translating import dialect, refusals, resolved, translated
 
 SMALL = {"model_name_or_path": "org/model", "dataset_name": "org/rows"}
@@ -172,6 +173,42 @@ def test_accelerate_s_configurations(tmp_path, given, expected):
     assert {key: strategy[key] for key in expected} == expected
 
 
+PEFT = {"use_peft": True, "lora_target_modules": "all-linear"}
+STEPS = {"eval_strategy": "steps", "eval_steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("more", "to", "value"),
+    [
+        ({"eval_strategy": "epoch"}, "eval_interval", "epoch"),
+        ({"eval_strategy": "steps", "eval_steps": 0.1}, "eval_interval", 0.3),
+        ({**STEPS, "eval_delay": 9}, "eval_delay", 9),
+        ({**STEPS, "load_best_model_at_end": True}, "checkpoint[0].save_best", "eval/eval/loss"),
+        ({**STEPS, "load_best_model_at_end": True}, "data.eval_sources[0].name", "eval"),
+        ({**STEPS, "save_strategy": "best"}, "checkpoint[0].save_best", "eval/eval/loss"),
+        ({"save_steps": 0.05}, "checkpoint[1].save_every_n_epochs", 0.15),
+        ({"save_steps": 0.05, "max_steps": 30}, "checkpoint[1].save_every_n_steps", 2),
+        ({"num_train_epochs": 0.5}, "epochs", 0.5),
+        ({**PEFT, "load_in_4bit": True}, "model.quantization", {"type": "nf4", "double": False}),
+        ({**PEFT, "load_in_4bit": True, "use_bnb_nested_quant": True}, "model.quantization.double", True),
+        ({**PEFT, "load_in_8bit": True}, "model.quantization", "int8"),
+        ({"optim": "paged_adamw_8bit"}, "optimizer.type", "paged_adamw_8bit"),
+        ({"lr_scheduler_type": "inverse_sqrt"}, "scheduler.type", "inverse_sqrt"),
+        ({"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": {"timescale": 9}}, "scheduler.timescale", 9),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "scheduler.decay_shape", "cosine"),
+        (
+            {**STEPS, "lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"min_lr": 1e-6}},
+            "scheduler.min_lr_ratio",
+            0.05,
+        ),
+    ],
+)
+def test_what_hooktrain_has_is_translated(more, to, value):
+    made = translated("trl", {**SMALL, **more})
+    resolved(made)
+    assert values_of(made.recipe)[to] == pytest.approx(value)
+
+
 @pytest.mark.parametrize(
     ("more", "refused"),
     [
@@ -179,14 +216,13 @@ def test_accelerate_s_configurations(tmp_path, given, expected):
         ({"loss_type": "sigmoid"}, {"loss_type": "preferences"}),
         ({"num_generations": 8, "reward_funcs": ["x"]}, {"num_generations": "rollouts", "reward_funcs": "rollouts"}),
         ({"teacher_model_name_or_path": "x"}, {"teacher_model_name_or_path": "distillation"}),
-        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, {"load_in_4bit": "quantized base"}),
-        ({"optim": "paged_adamw_8bit"}, {"optim": "small states"}),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, {"load_in_4bit": "quantized base: without an adapter"}),
+        ({"optim": "adamw_8bit", "fsdp": "full_shard"}, {"optim": "small states: while ranks share"}),
         ({"torch_compile": True}, {"torch_compile": "compile"}),
         ({"report_to": ["wandb", "tensorboard"]}, {"report_to": "trackers: wandb"}),
-        ({"eval_strategy": "epoch"}, {"eval_strategy": "fractions of an epoch"}),
-        ({"save_steps": 0.05}, {"save_steps": "fractions of an epoch"}),
-        ({"num_train_epochs": 0.5}, {"num_train_epochs": "limits"}),
-        ({"lr_scheduler_type": "inverse_sqrt"}, {"lr_scheduler_type": "schedules"}),
+        ({"eval_strategy": "steps", "eval_steps": 0.9}, {"eval_steps": "every 2.7 epochs"}),
+        ({"eval_strategy": "epoch", "eval_delay": 2}, {"eval_delay": "after some epochs"}),
+        ({"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"a": 1}}, {"lr_scheduler_kwargs.a": "schedules"}),
         ({"bf16": True, "fp16": True}, {"fp16": "contradicts"}),
         ({"max_length": 5, "max_seq_length": 6}, {"max_seq_length": "contradicts"}),
         (
