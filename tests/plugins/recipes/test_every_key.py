@@ -40,9 +40,12 @@ BASES: dict[str, dict[str, Any]] = {
 """A recipe of each, to which a key is added."""
 
 V1 = {"": {"model": "org/model", "train_dataset": "sets.yaml"}}
+V1_LORA = {"": {**V1[""], "peft_config": {"name": "lora"}}}
 LORA = {"use_peft": True}
+QLORA = {**LORA, "load_in_4bit": True}
 AXOLOTL_LORA = {"adapter": "lora", "lora_target_linear": True}
 OFT = {"finetuning_type": "oft"}
+AXOLOTL_QLORA = {**AXOLOTL_LORA, "load_in_4bit": True}
 TALKS = {"datasets": [{"path": "org/rows", "type": "chat_template"}]}
 TEXTS = {"datasets": [{"path": "org/rows", "type": "completion"}]}
 HELD = {"val_set_size": 0.1, "num_epochs": 1}
@@ -125,7 +128,18 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
         "lr_scheduler": ("linear", "constant_with_warmup"),
         "lr_scheduler_kwargs": ({"min_lr_rate": 0.1}, {"min_lr_rate": 0.2}, {"lr_scheduler": "cosine_with_min_lr"}),
         "eval_steps": (2, 3, HELD),
-        "evals_per_epoch": (1, 0, HELD),
+        "evals_per_epoch": (1, 4, HELD),
+        "early_stopping_patience": (2, 3, {**HELD, "eval_steps": 2}),
+        "load_best_model_at_end": (True, False, HELD),
+        "loss_watchdog_patience": (2, 3, {"loss_watchdog_threshold": 5.0}),
+        "load_in_4bit": (True, False, AXOLOTL_LORA),
+        "load_in_8bit": (True, False, AXOLOTL_LORA),
+        "bnb_config_kwargs.bnb_4bit_quant_type": ("nf4", "fp4", AXOLOTL_QLORA),
+        "bnb_config_kwargs.bnb_4bit_use_double_quant": (True, False, AXOLOTL_QLORA),
+        "bnb_config_kwargs.bnb_4bit_compute_dtype": ("bfloat16", "float32", AXOLOTL_QLORA),
+        "lr_groups[]": ({"modules": ["a"], "lr": 0.1}, {"modules": ["b"], "lr": 0.1}),
+        "loraplus_lr_ratio": (2, 3, AXOLOTL_LORA),
+        "unfrozen_parameters": (["a"], ["b"]),
         "saves_per_epoch": (1, 0, {"save_strategy": "no"}),
         "save_strategy": ("epoch", "no"),
         "fsdp_config": ({"sharding_strategy": "FULL_SHARD"}, {"sharding_strategy": "NO_SHARD"}),
@@ -158,7 +172,17 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
             {"min_lr_rate": 0.2},
             {"lr_scheduler_type": "cosine_with_min_lr"},
         ),
+        "eval_strategy": ("epoch", "no", {"val_size": 0.1}),
         "eval_steps": (2, 3, {"val_size": 0.1, "eval_strategy": "steps"}),
+        "eval_delay": (2, 3, {"val_size": 0.1, "eval_strategy": "steps"}),
+        "early_stopping_steps": (2, 3, {"val_size": 0.1, "eval_strategy": "steps"}),
+        "load_best_model_at_end": (True, False, {"val_size": 0.1}),
+        "quantization_bit": (4, 8),
+        "quantization_type": ("nf4", "fp4", {"quantization_bit": 4}),
+        "double_quantization": (True, False, {"quantization_bit": 4}),
+        "use_muon": (True, False, {"finetuning_type": "full"}),
+        "quant_config": ({"name": "bnb", "quantization_bit": 4}, {"name": "bnb", "quantization_bit": 8}, V1_LORA),
+        "optim_config": ({"name": "muon", "wd": 0.1}, {"name": "muon", "wd": 0.2}, V1),
         "eval_on_start": (True, False, {"val_size": 0.1}),
         "save_strategy": ("epoch", "no"),
         "fsdp_config": ({"sharding_strategy": "FULL_SHARD"}, {"sharding_strategy": "NO_SHARD"}),
@@ -206,6 +230,13 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
         ),
         "eval_strategy": ("steps", "no"),
         "eval_steps": (2, 3, {"eval_strategy": "steps"}),
+        "eval_delay": (2, 3, {"eval_strategy": "steps"}),
+        "load_best_model_at_end": (True, False, {"eval_strategy": "steps"}),
+        "load_in_4bit": (True, False, LORA),
+        "load_in_8bit": (True, False, LORA),
+        "bnb_4bit_quant_type": ("nf4", "fp4", QLORA),
+        "bnb_4bit_compute_dtype": ("bfloat16", "float32", QLORA),
+        "use_bnb_nested_quant": (True, False, QLORA),
         "save_strategy": ("steps", "epoch"),
         "save_only_model": (True, False),
         "hub_model_id": ("a", "b", {"push_to_hub": True}),

@@ -207,13 +207,17 @@ TRANSLATED = [
         "eval/eval/loss",
     ),
     ("save_steps: 0.5\nmax_steps: 9", "checkpoint[0].save_every_n_steps", 5),
-    ("quantization_bit: 4\ndouble_quantization: false", "model.quantization", {"type": "nf4", "double": False}),
-    ("quantization_bit: 8", "model.quantization", "int8"),
-    ("model_name_or_path: org/model-AWQ", "model.name_or_path", "org/model-AWQ"),
+    (
+        "finetuning_type: lora\nquantization_bit: 4\ndouble_quantization: false",
+        "model.quantization",
+        {"type": "nf4", "double": False},
+    ),
+    ("finetuning_type: lora\nquantization_bit: 8", "model.quantization", "int8"),
+    ("finetuning_type: lora\nmodel_name_or_path: org/model-AWQ", "model.name_or_path", "org/model-AWQ"),
     ("optim: paged_adamw_8bit", "optimizer.type", "paged_adamw_8bit"),
     ("finetuning_type: full\nuse_muon: true", "optimizer.adjust_lr", "match_rms_adamw"),
     ("finetuning_type: full\nuse_muon: true\nadam_epsilon: 1e-6", "optimizer.groups[0].eps", 1e-6),
-    ("loraplus_lr_ratio: 16\nlearning_rate: 1e-4", "optimizer.groups", [{"match": "lora_B", "lr": 1.6e-3}]),
+    ("finetuning_type: lora\nloraplus_lr_ratio: 16\nlearning_rate: 1e-4", "optimizer.groups[0].lr", 1.6e-3),
     ("lr_scheduler_type: polynomial\nlearning_rate: 1e-4", "scheduler.min_lr_ratio", 1e-3),
 ]
 

@@ -71,7 +71,12 @@ def test_a_mixture_of_the_handbook():
         4,
         2,
     )
-    assert (recipe["epochs"], recipe["train_iters"], recipe["log_interval"], recipe["eval_interval"]) == (1, None, 5, 0)
+    assert (recipe["epochs"], recipe["train_iters"], recipe["log_interval"], recipe["eval_interval"]) == (
+        1,
+        None,
+        5,
+        "epoch",
+    )
     assert (recipe["optimizer"]["type"], recipe["optimizer"]["lr"], recipe["optimizer"]["weight_decay"]) == (
         "adamw",
         2e-4,

@@ -132,3 +132,13 @@ def test_what_is_wrong_in_a_recipe_is_said(run_tiny, settings, more, message):
     with pytest.raises(HooktrainError) as caught:
         run_tiny(spike_guard=settings, **{**RUN, **more})
     assert re.search(facts(*message), str(caught.value))
+
+
+def test_a_limit_alone_stops_a_run_whose_steps_it_keeps(run_tiny):
+    guard = {"max_loss": 5.0, "action": "keep", "patience": 2}
+    spikes = Spikes(1, 4, 5)
+    with pytest.raises(HooktrainError, match=facts("step 5", "2 steps in a row", "max_loss", "5", "patience")):
+        run_tiny(spikes, spike_guard=guard, **RUN)
+    after = spikes.weights
+    assert not torch.equal(after[3], after[2]), "updated all the same"
+    assert sum("not skipped" in text for text in spikes.said) == 3
