@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import attrs
 
 from hooktrain import Complaint, ConfigDefaults, at_least, field, member
-from hooktrain_torch.optimizers import AdamWConfig, Grouped
+from hooktrain_torch.optimizer_configs import AdamWConfig, Grouped
 from hooktrain_torch.parameter_groups import GroupConfig, require_betas
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def check(recipe: Recipe) -> Iterator[Complaint]:
             f"given {name}, which needs the package {package}, and that is not installed; run `pip install {package}`,"
             " or write adamw",
         )
-    if getattr(config, "fused", None) is not None:
+    if isinstance(config, AdamWConfig) and config.fused is not None:
         yield Complaint("optimizer.fused", f"given {config.fused}, which {name} has no use for; remove it")
     if isinstance(config, _PAGED) and not _has_gpu(str(member(recipe.strategy, ConfigDefaults, "device"))):
         yield Complaint(

@@ -51,7 +51,7 @@ class SpikeGuardConfig:
     action: str = field(default="skip", validator=one_of("skip", "roll_back", "keep"))
     """What becomes of a spike: ``skip`` does not update the weights, and ``roll_back`` also puts weights and optimizer
     back to a copy that is ``window`` to twice ``window`` steps old. Training continues with the next examples. ``keep``
-    updates the weights all the same, and only ``patience`` has an effect."""
+    updates the weights nevertheless, and only ``patience`` has an effect."""
     patience: int = field(default=5, validator=at_least(1))
     """Spikes in a row that end the run with an error."""
 

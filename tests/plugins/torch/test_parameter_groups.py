@@ -10,7 +10,8 @@ import pytest
 import torch
 from hooktrain_torch import GroupConfig
 from hooktrain_torch.combined_optimizer import CombinedOptimizer
-from hooktrain_torch.optimizers import AdamWConfig, AnyConfig, make_optimizer
+from hooktrain_torch.optimizer_configs import AdamWConfig, AnyConfig
+from hooktrain_torch.optimizers import make_optimizer
 from torch import nn
 
 from hooktrain import RecipeError

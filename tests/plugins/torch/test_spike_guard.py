@@ -140,5 +140,5 @@ def test_a_limit_alone_stops_a_run_whose_steps_it_keeps(run_tiny):
     with pytest.raises(HooktrainError, match=facts("step 5", "2 steps in a row", "max_loss", "5", "patience")):
         run_tiny(spikes, spike_guard=guard, **RUN)
     after = spikes.weights
-    assert not torch.equal(after[3], after[2]), "updated all the same"
+    assert not torch.equal(after[3], after[2]), "updated nevertheless"
     assert sum("not skipped" in text for text in spikes.said) == 3
