@@ -134,6 +134,8 @@ def load_trained_state(
     for name, keys in rest.get("dtypes", {}).items():
         for key, dtype in keys.items():
             parameter = parameters[numbers[name]]
+            if key not in optimizer.state[parameter]:
+                continue  # a part of a quantized state, which its optimizer has put together
             optimizer.state[parameter][key] = state[numbers[name]][key].to(parameter.device, dtype)
 
 
