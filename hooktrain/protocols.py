@@ -355,6 +355,14 @@ class ConfigDefaults:
     """The weight decay of an optimizer, likewise."""
     needs_matrices = False
     """Whether an optimizer updates weights as matrices, which a strategy that flattens them does not have."""
+    plain_states = True
+    """Whether an optimizer's state is made of numbers and tensors of its parameters' shapes, which ranks can divide."""
+    shards_weights = False
+    """Whether under a strategy a rank holds only its shards of the weights."""
+    keeps_packed_weights = True
+    """Whether a strategy leaves frozen weights that a library has packed as they are."""
+    freezes_model = False
+    """Whether a plugin's settings freeze the model and train weights of their own, as an adapter's do."""
 
 
 def member(of: object, defaults: type, name: str) -> Any:

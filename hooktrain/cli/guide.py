@@ -34,6 +34,7 @@ GROUPS = {
             "checkpoints-and-resume",
             "metrics-and-profiling",
             "memory",
+            "fit-a-bigger-model",
             "signals-and-exit-statuses",
             "troubleshooting",
             "versions-and-deprecations",

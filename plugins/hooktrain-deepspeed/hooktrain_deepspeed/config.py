@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import attrs
 
@@ -46,6 +46,8 @@ def _stage(instance: Any, attribute: Any, value: int | None) -> None:
 class DeepSpeedConfig:
     """DeepSpeed's engine: weights, gradients and optimizer sharded over ranks by ZeRO."""
 
+    keeps_packed_weights: ClassVar[bool] = False
+
     zero_stage: int | None = field(default=None, validator=_stage)
     """What is sharded over ranks: 0 nothing, 1 the optimizer, 2 gradients too, 3 weights too; 2 when neither this nor
     ``config`` sets it."""
@@ -68,6 +70,12 @@ class DeepSpeedConfig:
     timeout: Seconds = field(default=1800.0, validator=at_least(1))
     """Seconds that a rank waits for the others before the run ends. Set more than the longest work that one rank does
     alone takes."""
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether a rank holds only its shards of the weights, as far as the recipe itself tells."""
+        zero = self.config.get("zero_optimization") if isinstance(self.config, Mapping) else None
+        return 3 in (self.zero_stage, zero.get("stage") if isinstance(zero, Mapping) else None)
 
 
 def assemble(config: DeepSpeedConfig, recipe: Recipe, world: World, dtype: str) -> dict[str, Any]:
@@ -101,11 +109,21 @@ def bucket_size(settings: Mapping[str, Any], trainable: int) -> int:
 
 def complaints_about(config: DeepSpeedConfig, recipe: Recipe, world: World) -> list[Complaint]:
     """Return the complaints about a recipe's ``strategy``, without opening files."""
+    found: list[Complaint] = []
+    if not member(recipe.optimizer, ConfigDefaults, "plain_states") and not config.shards_weights:
+        found.append(
+            Complaint(
+                "optimizer.type",
+                "given an optimizer with small states, whose states ZeRO cannot divide over ranks; write adamw, with"
+                " strategy.offload: optimizer where its states are too large, or strategy.type: torch",
+            )
+        )
     if isinstance(config.config, Path):
-        return []
+        return found
     dtype = "bf16" if config.dtype == "auto" else config.dtype
     made = _config_of(config.config)
-    return [*_fill(made, config, recipe, world, dtype, sure=config.dtype != "auto"), *_require_elements(made, recipe)]
+    found += _fill(made, config, recipe, world, dtype, sure=config.dtype != "auto")
+    return [*found, *_require_elements(made, recipe)]
 
 
 def _require_elements(made: Mapping[str, Any], recipe: Recipe) -> Iterator[Complaint]:

@@ -1,14 +1,18 @@
 """Access to what transformers, torch, PEFT and DeepSpeed have without a promise that it stays.
 
-Seen to work with transformers 5.23, torch 2.13, PEFT 0.21, DeepSpeed 0.19, accelerate 1.15 and gguf 0.19.
+Seen to work with transformers 5.23, torch 2.13, PEFT 0.21, DeepSpeed 0.19, accelerate 1.15, gguf 0.19,
+bitsandbytes 0.50 and torchao 0.18.
 ``tests/plugins/hf/test_compat.py`` fails where an upgrade breaks a function of this module.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,9 +33,12 @@ __all__ = [
     "enable_activation_checkpointing",
     "forget_gguf_quantization",
     "gguf_load_options",
+    "has_packed_weight",
     "has_vision",
+    "import_quietly",
     "is_stateful",
     "layer_types",
+    "mark_as_quantized",
     "model_class",
     "names_not_saved",
     "native_bf16",
@@ -40,7 +47,9 @@ __all__ = [
     "softmax_backward",
     "stored_file",
     "supports_attention_interface",
+    "unpacked",
     "unwrap_adapters",
+    "use_plain_kernels",
     "vocabulary_size",
     "works_without_masks",
 ]
@@ -241,3 +250,78 @@ def complete_weights(weights: Sequence[nn.Parameter]) -> Iterator[None]:
     zero = importlib.import_module("deepspeed.zero")
     with zero.GatheredParameters(list(weights), modifier_rank=0):
         yield
+
+
+# ---------------------------------------------------------------------------------------------------- quantized layers
+
+
+def import_quietly(name: str) -> Any:
+    """Import torchao or bitsandbytes, which print what their builds for other devices lack."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(name)
+    finally:
+        logging.disable(before)
+
+
+def _classes(package: str, *names: str) -> tuple[type, ...]:
+    """Return classes of a package, or none where nothing has imported it, so that no object can be of one."""
+    module: Any = sys.modules.get(package)
+    return () if module is None else tuple(getattr(module, name) for name in names)
+
+
+def has_packed_weight(module: nn.Module) -> bool:
+    """Return whether a module is a linear layer in 4 bits of bitsandbytes' or in 8 bits of torchao's."""
+    if isinstance(module, _classes("bitsandbytes.nn", "Linear4bit")):
+        return True
+    return type(module) is nn.Linear and isinstance(module.weight, _classes("torchao.quantization", "Int8Tensor"))
+
+
+def unpacked(weight: Any) -> Tensor:
+    """Return the dense weight that a packed one stands for, not rounded to the type that it was quantized from."""
+    in_4_bits = isinstance(weight, _classes("bitsandbytes.nn", "Params4bit"))
+    if in_4_bits:
+        functional: Any = importlib.import_module("bitsandbytes.functional")
+        state = copy.copy(weight.quant_state)
+        state.dtype = torch.float32
+        made: Tensor = functional.dequantize_4bit(weight.data, state)
+        return made
+    dense: Tensor = weight.qdata.float() * weight.scale.float()
+    return dense
+
+
+def use_plain_kernels(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Set the type that layers in 4 bits compute in, and keep them from repacking their weights.
+
+    On a processor with bf16 instructions, bitsandbytes packs weights anew in evaluation and computes in bf16 from then
+    on, which the weights of a checkpoint and the loss of a float32 run would show.
+
+    Args:
+        model: has the layers.
+        dtype: None for the type of a layer's inputs.
+    """
+    for module in model.modules():
+        if isinstance(module, _classes("bitsandbytes.nn", "Linear4bit")):
+            layer: Any = module
+            layer.support_avx512bf16_for_cpu = False
+            layer.compute_dtype, layer.compute_type_is_set = dtype, dtype is not None
+
+
+def mark_as_quantized(model: Any) -> None:
+    """Tell PEFT that layers are in 4 bits, and remove what transformers refuses to move or save a model for."""
+    four_bits = _classes("bitsandbytes.nn", "Linear4bit")
+    model.is_loaded_in_4bit = any(isinstance(module, four_bits) for module in model.modules())
+    _forget_quantizer(model)
+
+
+def _forget_quantizer(model: Any) -> None:
+    for name in ("hf_quantizer", "quantization_method"):
+        if name in vars(model):
+            delattr(model, name)
+    if hasattr(model, "is_quantized"):
+        model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config

@@ -19,6 +19,8 @@ from hooktrain_hf.compat import (
 )
 from hooktrain_hf.freeze import freeze
 from hooktrain_hf.model import HFModelConfig, load_config, location_of, random_model
+from hooktrain_hf.quantization import quantization_of
+from hooktrain_hf.quantized_layers import plan_quantization, unpacked_numbers
 from hooktrain_hf.verbosity import quiet_transformers
 from hooktrain_hf.vision import freeze_vision
 
@@ -48,6 +50,8 @@ def make_meta_model(config: HFModelConfig) -> Any:
                 f"'{config.name_or_path}' is not downloaded, and a plan does not use the network"
             ) from problem
         model = random_model(config, hf_config)
+    if (quantization := quantization_of(config)) is not None:
+        plan_quantization(model, quantization)
     if has_vision(hf_config) and not config.train_vision:
         freeze_vision(model)
     freeze(model, config.freeze)
@@ -108,4 +112,7 @@ def estimate_activations(recipe: Recipe, model: Any, sequences: int, tokens: int
         torch.autocast("cpu", dtype, enabled=name != "fp32"),
     ):
         decoder(input_ids=ids, attention_mask=None, use_cache=False)
-    return {"activations": sum(size for key, (_, size) in kept.items() if key not in weights)}
+    made = {"activations": sum(size for key, (_, size) in kept.items() if key not in weights)}
+    if unpacked := unpacked_numbers(model):
+        made["unpacked weights"] = unpacked * (4 if name == "fp32" else 2)
+    return made

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import attrs
 
-from hooktrain import ModelError, World, did_you_mean, field
+from hooktrain import ConfigDefaults, ModelError, World, did_you_mean, field, member
 from hooktrain_hf.freeze import freeze, require_patterns
 from hooktrain_hf.gguf_cache import forget_gguf, gguf_read_once
 from hooktrain_hf.location import Location, cannot_load, resolve_location
+from hooktrain_hf.quantization import check_setting, objections, quantization_of, stored_quantization
 from hooktrain_hf.verbosity import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
+
+    from hooktrain import Recipe
 
 __all__ = [
     "HFModelConfig",
@@ -45,6 +48,13 @@ class HFModelConfig:
     """Precision of the forward pass, set up by the strategy; ``auto`` leaves the choice to it."""
     weights_dtype: Literal["fp32", "bf16", "fp16"] = field(default="fp32")
     """Precision in which the weights are kept and updated; less than fp32 loses small updates."""
+    quantization: Literal["nf4", "fp4", "int8"] | Mapping[str, Any] | None = field(
+        default=None, validator=check_setting
+    )
+    """For an adapter's base: keep its linear layers in 4 bits (``nf4`` or ``fp4``, with bitsandbytes) or 8 (``int8``,
+    with torchao). Or a mapping with ``type`` and, for 4 bits, ``double`` (whether the scales are quantized too; true),
+    ``compute_dtype`` (``auto``, that of a layer's inputs, ``fp32``, ``bf16`` or ``fp16``) and ``block`` (weights that
+    share a scale; 64). Head, embeddings, norms and fused experts stay in ``weights_dtype``."""
     attn_implementation: str = field(default="auto")
     """How attention is computed: ``auto``, or transformers' sdpa, eager, flash_attention_2, ... ``auto`` computes
     packed and padding-free batches document by document where the model supports it (``documents`` requires it), and
@@ -77,16 +87,19 @@ def build_model(
     tokenizer: Any,
     world: World,
     accept: Callable[[PreTrainedConfig], None] = lambda hf_config: None,
+    recipe: Recipe | None = None,
 ) -> PreTrainedModel:
-    """Load the model with dense, trainable weights in ``weights_dtype``, tied where the config ties them.
+    """Load the model with trainable weights in ``weights_dtype``, tied where the config ties them.
 
-    Random weights (``from_config``) come from torch's global seed.
+    The linear layers of a quantized base are packed and frozen. Random weights (``from_config``) come from torch's
+    global seed.
 
     Args:
         config: the recipe's ``model``.
         tokenizer: None, or the tokenizer whose tokens the model gets embeddings for that it does not have.
         world: this process; only the main rank may print.
         accept: called with the model's config before any weights are read; raises an error for one that it refuses.
+        recipe: that of the run, which says whether quantized weights are frozen; None where nothing is trained.
 
     Raises:
         ModelError: the model cannot be loaded, lacks weights, or cannot be trained.
@@ -95,6 +108,9 @@ def build_model(
     with quiet_transformers(world.is_main), gguf_read_once(location):
         hf_config = load_config(config, location)
         accept(hf_config)
+        stored, quantization = stored_quantization(hf_config), quantization_of(config)
+        if stored and not location.gguf_file:
+            _accept_stored(config, stored, recipe)
         model: Any = random_model(config, hf_config) if config.from_config else _load(config, hf_config, location)
         from hooktrain_hf.attention import install_document_attention
         from hooktrain_hf.compat import enable_activation_checkpointing, forget_gguf_quantization, has_vision
@@ -103,7 +119,16 @@ def build_model(
         install_document_attention(model, config.attn_implementation)
     forget_gguf()
     forget_gguf_quantization(model)
-    _check_trainable(model, config)
+    if quantization is not None or stored:
+        from hooktrain_hf.quantized_layers import finish_loading, is_quantized, quantize
+
+        if quantization is not None and not is_quantized(model):
+            quantize(model, quantization)
+        if is_quantized(model):
+            strategy = None if recipe is None else recipe.strategy
+            finish_loading(model, quantization, str(member(strategy, ConfigDefaults, "device")))
+    else:
+        _check_trainable(model, config)
     if has_vision(hf_config) and not config.train_vision:
         freeze_vision(model)
     if tokenizer is not None:
@@ -172,6 +197,13 @@ def _load(config: HFModelConfig, hf_config: PreTrainedConfig, location: Location
     """Load a model with pretrained weights, all of them."""
     from hooktrain_hf.compat import gguf_load_options
 
+    more = {**location.options, **(gguf_load_options() if location.gguf_file else {})}
+    quantization = quantization_of(config)
+    if quantization is not None and not location.gguf_file:
+        from hooktrain_hf.quantized_layers import bitsandbytes_config
+
+        if (found := bitsandbytes_config(quantization)) is not None:
+            more["quantization_config"] = found
     factory = _factory(config, hf_config)
     try:
         model, report = factory.from_pretrained(
@@ -181,8 +213,7 @@ def _load(config: HFModelConfig, hf_config: PreTrainedConfig, location: Location
             attn_implementation=_requested_attention(config),
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
-            **location.options,
-            **(gguf_load_options() if location.gguf_file else {}),
+            **more,
         )
     except Exception as error:  # safetensors, the hub, GGUF and attention back ends each raise kinds of their own
         raise cannot_load(location, _KEY, "weights", error) from error
@@ -218,6 +249,16 @@ def _factory(config: HFModelConfig, hf_config: PreTrainedConfig) -> Any:
 def _requested_attention(config: HFModelConfig) -> str | None:
     """Return the attention that transformers loads the model with; None leaves the choice to it."""
     return None if config.attn_implementation in ("auto", "documents") else config.attn_implementation
+
+
+def _accept_stored(config: HFModelConfig, stored: str, recipe: Recipe | None) -> None:
+    """Raise ModelError where files with quantized weights cannot be the base of a run."""
+    given = f"{_KEY}: given '{config.name_or_path}', whose weights are quantized ({stored})"
+    if config.quantization is not None:
+        raise ModelError(f"{given}, together with model.quantization; remove model.quantization")
+    reasons = [] if recipe is None else list(objections(recipe, stored))
+    if reasons:
+        raise ModelError(f"{given}: {'; '.join(reasons)}")
 
 
 def _check_trainable(model: Any, config: HFModelConfig) -> None:

@@ -14,8 +14,10 @@ import pluggy
 
 from hooktrain import Complaint, RecipeAlias, World, hookimpl
 from hooktrain_hf import hookspecs
+from hooktrain_hf.deferred_imports import defer_torchao
 from hooktrain_hf.export import HFCheckpointConfig, HFCheckpointEngine, write_model
 from hooktrain_hf.model import HFModelConfig, build_model
+from hooktrain_hf.quantization import check as check_quantization
 from hooktrain_hf.source import HFSourceConfig, load_examples
 from hooktrain_hf.tokenizer import HFTokenizerConfig, build_tokenizer
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from hooktrain_hf.file_rows import FileRows, RowStream, TableRows
 
 __all__ = ["HFPlugin"]
+
+defer_torchao()
 
 
 class HFPlugin:
@@ -61,6 +65,8 @@ class HFPlugin:
 
     @hookimpl
     def check_recipe(self, recipe: Any) -> Iterator[Complaint]:
+        if isinstance(recipe.model, HFModelConfig):
+            yield from check_quantization(recipe, recipe.model)
         model = recipe.model.name_or_path if isinstance(recipe.model, HFModelConfig) else ""
         for number, config in enumerate(recipe.checkpoint):
             if model and isinstance(config, HFCheckpointConfig) and config.output_dir:
@@ -80,8 +86,8 @@ class HFPlugin:
         return build_tokenizer(config) if isinstance(config, HFTokenizerConfig) else None
 
     @hookimpl
-    def make_model(self, config: Any, tokenizer: Any, world: World) -> PreTrainedModel | None:
-        return build_model(config, tokenizer, world) if isinstance(config, HFModelConfig) else None
+    def make_model(self, config: Any, tokenizer: Any, world: World, recipe: Any) -> PreTrainedModel | None:
+        return build_model(config, tokenizer, world, recipe=recipe) if isinstance(config, HFModelConfig) else None
 
     @hookimpl
     def count_positions(self, config: Any) -> int | None:

@@ -20,13 +20,15 @@ from hooktrain_liger.triton_device import device_for, failure_of
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from hooktrain import Recipe
+
 __all__ = ["build_liger_model"]
 
 logger = logging.getLogger(__name__)
 
 
 def build_liger_model(
-    config: LigerModelConfig, tokenizer: Any, world: World, device: str
+    config: LigerModelConfig, tokenizer: Any, world: World, device: str, recipe: Recipe | None = None
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load a model and apply Liger's kernels; errors about them come before weights are read.
 
@@ -35,6 +37,7 @@ def build_liger_model(
         tokenizer: None, or the tokenizer whose ids the model must be able to embed.
         world: this process.
         device: of the recipe's strategy, or ``auto``.
+        recipe: that of the run, which says whether quantized weights are frozen.
 
     Returns:
         The model, and the names of its layer kernels.
@@ -56,7 +59,7 @@ def build_liger_model(
         _check_loss(config, hf_config, place)
         _try_on_meta(config, hf_config, chosen)
 
-    model = build_model(config, tokenizer, world, accept)
+    model = build_model(config, tokenizer, world, accept, recipe)
     _apply(config, model, model_type, chosen)
     return model, [name for name, on in chosen.items() if on]
 

@@ -44,7 +44,7 @@ class LigerPlugin:
             return None
         from hooktrain_liger.model import build_liger_model
 
-        model, self._layers = build_liger_model(config, tokenizer, world, device_of(recipe.strategy))
+        model, self._layers = build_liger_model(config, tokenizer, world, device_of(recipe.strategy), recipe)
         self._config, self._model = config, weakref.ref(model)
         return model
 

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooktrain_hf import HFModelConfig, first_line, new_token_ids, parts_without_text
+from hooktrain_hf import HFModelConfig, first_line, make_dense, new_token_ids, parts_without_text
 
 from hooktrain import ModelError
-from hooktrain_peft.compat import adapted_layers, has_tied_head, method_name, method_settings
+from hooktrain_peft.compat import (
+    adapted_layers,
+    has_tied_head,
+    method_name,
+    method_settings,
+    without_unused_imports,
+)
 from hooktrain_peft.config import PeftSettings
 from hooktrain_peft.methods import make_config, why_unsupported
 from hooktrain_peft.precision import train_in_float32
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+    from torch import Tensor
     from torch.nn import Module
     from transformers import PreTrainedModel
 
@@ -30,6 +38,7 @@ __all__ = [
     "add_adapter",
     "is_adapter",
     "load_adapter",
+    "on_dense_base",
     "quiet_peft",
 ]
 
@@ -176,6 +185,30 @@ def load_adapter(
     return made
 
 
+def on_dense_base(model: PeftModel, weights: Mapping[str, Tensor]) -> PeftModel:
+    """Return a copy of a model with a quantized base on the host, its base dense and in float32.
+
+    Args:
+        model: base and adapter; it is not changed.
+        weights: its weights, complete, on the host.
+    """
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    config = copy.deepcopy(model.active_peft_config)
+    with quiet_peft():
+        adapter = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
+        copied: Any = copy.deepcopy(model).cpu()
+        copied.get_base_model().is_loaded_in_4bit = False  # for which some methods refuse to be removed
+        base: Any = copied.unload()
+        make_dense(base)
+        untyped: Any = config
+        if "init_lora_weights" in method_settings(config):
+            untyped.init_lora_weights = True  # other values change the base, which has been done
+        made: PeftModel = get_peft_model(base.float(), config)
+        set_peft_model_state_dict(made, adapter)
+    return made
+
+
 def _misfit(where: str, folder: Path, reason: str) -> str:
     made_for = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
     return (
@@ -280,8 +313,11 @@ def _reference(model: PreTrainedModel, base: Any) -> str | None:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Hide PEFT's warnings inside the block: this plugin handles their causes, or raises errors of its own."""
-    with warnings.catch_warnings():
+    """Hide PEFT's warnings inside the block: this plugin handles their causes, or raises errors of its own.
+
+    Libraries that it would import for nothing are not imported.
+    """
+    with warnings.catch_warnings(), without_unused_imports():
         warnings.filterwarnings("ignore", module=r"peft(\.|$)")
         warnings.filterwarnings("ignore", message=r".*(tie_word_embeddings|is_gradient_checkpointing)")
         yield

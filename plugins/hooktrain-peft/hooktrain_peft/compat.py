@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ __all__ = [
     "stored_dtype",
     "ties_embeddings",
     "trained_copies",
+    "without_unused_imports",
 ]
 
 
@@ -43,6 +45,27 @@ def method_name(config: PeftConfig) -> str:
 def method_settings(config: PeftConfig) -> Mapping[str, Any]:
     """Return the settings of a method by name; methods have different ones."""
     return vars(config)
+
+
+@contextmanager
+def without_unused_imports() -> Iterator[None]:
+    """Keep PEFT from importing bitsandbytes and torchao inside the block, for models without a weight of theirs.
+
+    It imports both, wherever they are installed, to ask whether a layer is one of theirs, which takes seconds.
+    """
+    checks = {"is_bnb_available": "bitsandbytes", "is_bnb_4bit_available": "bitsandbytes"}
+    checks["is_torchao_available"] = "torchao"
+    checks = {name: package for name, package in checks.items() if package not in sys.modules}
+    held: list[tuple[Any, str, Any]] = []
+    for module in [module for name, module in tuple(sys.modules.items()) if name.split(".")[0] == "peft"]:
+        held += [(module, name, vars(module)[name]) for name in checks if name in vars(module)]
+    try:
+        for module, name, _ in held:
+            setattr(module, name, lambda: False)
+        yield
+    finally:
+        for module, name, own in held:
+            setattr(module, name, own)
 
 
 # --------------------------------------------------------------------------------------------- layers with adapters

@@ -50,6 +50,11 @@ class PeftSettings:
         """Whether there is an adapter to train."""
         return self.type is not None or self.adapter is not None
 
+    @property
+    def freezes_model(self) -> bool:
+        """Whether the model itself is frozen."""
+        return self.active
+
 
 METHOD_KEYS = tuple(
     item.name

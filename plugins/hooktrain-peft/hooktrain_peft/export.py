@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooktrain_hf import write_model
+from hooktrain_hf import is_quantized, write_model
 
 from hooktrain import CheckpointError, ModelError
-from hooktrain_peft.adapter import ADAPTER_WEIGHTS, quiet_peft
+from hooktrain_peft.adapter import ADAPTER_WEIGHTS, on_dense_base, quiet_peft
 from hooktrain_peft.weight_merge import copy_for_merge, merge_adapter
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def write_merged(
         model: base and adapter; it is not changed.
         weights: its weights, complete, on the host.
         folder: an existing folder.
-        dtype: torch dtype of the written weights, or None for the one that they have.
+        dtype: torch dtype of the written weights, or None for the one that they have, the embedding's where the base
+            is quantized. Such a base is dequantized once, in float32, and merged before its weights are rounded.
         tokenizer: None, or the tokenizer that was trained with.
 
     Returns:
@@ -70,8 +71,11 @@ def write_merged(
     Raises:
         CheckpointError: the method cannot be merged.
     """
+    packed = is_quantized(model)
+    base: Any = model.get_base_model()
+    dtype = base.get_input_embeddings().weight.dtype if packed and dtype is None else dtype
     try:
-        merged = merge_adapter(copy_for_merge(model, weights))
+        merged = merge_adapter(on_dense_base(model, weights) if packed else copy_for_merge(model, weights))
     except ModelError as problem:
         raise CheckpointError(f"peft.merge_on_export: {problem}") from problem
     return write_model(merged, merged.state_dict(), folder, dtype, tokenizer)

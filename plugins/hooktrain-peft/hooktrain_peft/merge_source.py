@@ -21,11 +21,13 @@ class MergeSource(NamedTuple):
 
     Attributes:
         adapter: its folder.
-        base: the model that it belongs to; ``weights_dtype`` is the precision of the merged weights.
+        base: the model that it belongs to, as it is loaded.
+        dtype: the precision of the merged weights: ``fp32``, ``bf16`` or ``fp16``.
     """
 
     adapter: Path
     base: HFModelConfig
+    dtype: str
 
 
 def find_merge_source(
@@ -62,12 +64,14 @@ def find_merge_source(
         location = resolve_location(name, model.get("gguf_file"), "base", model.get("revision"))
     except ModelError as problem:
         raise ModelError(f"merge: the base of '{adapter}' cannot be found: {problem}; or give it with --base") from None
-    model["weights_dtype"] = dtype or _stored_dtype(location, bool(model.get("trust_remote_code")))
+    dtype = dtype or _stored_dtype(location, bool(model.get("trust_remote_code")))
+    if not model.get("quantization"):
+        model["weights_dtype"] = dtype  # a quantized base is packed from the weights that the run packed it from
     complaints: list[Complaint] = []
     config = structure(HFModelConfig, model, "model", complaints)
     if config is None:
         raise RecipeError(complaints, str(source / "recipe.yaml"))
-    return MergeSource(adapter, config)
+    return MergeSource(adapter, config, dtype)
 
 
 def _exported(run: Path, recipe: Mapping[str, Any]) -> Path:
@@ -95,9 +99,15 @@ def _exported(run: Path, recipe: Mapping[str, Any]) -> Path:
 
 def _base_of_run(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a recipe's model that identify the base, whatever the model's type."""
-    names = ("name_or_path", "gguf_file", "revision", "hf_config_kwargs", "trust_remote_code")
+    names = ["name_or_path", "gguf_file", "revision", "hf_config_kwargs", "trust_remote_code", "quantization"]
     model = recipe.get("model")
-    return {name: model[name] for name in names if model.get(name)} if isinstance(model, dict) else {}
+    if not isinstance(model, dict):
+        return {}
+    names += ["weights_dtype"] if model.get("quantization") else []
+    base = {name: model[name] for name in names if model.get(name)}
+    if isinstance(base.get("quantization"), dict):
+        base["quantization"] = {name: v for name, v in base["quantization"].items() if name != "compute_dtype"}
+    return base
 
 
 def _base_of_adapter(folder: Path) -> dict[str, Any]:

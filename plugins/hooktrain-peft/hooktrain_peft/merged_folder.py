@@ -11,6 +11,7 @@ import torch
 from hooktrain_hf import (
     build_model,
     first_line,
+    is_quantized,
     quiet_transformers,
     replace_folder,
     resolve_location,
@@ -21,7 +22,7 @@ from hooktrain_hf import (
 from torch import Tensor
 
 from hooktrain import CheckpointError, World, local_path
-from hooktrain_peft.adapter import load_adapter
+from hooktrain_peft.adapter import load_adapter, on_dense_base
 from hooktrain_peft.merge_source import MergeSource
 from hooktrain_peft.weight_merge import merge_adapter
 
@@ -65,11 +66,14 @@ def write_merged_folder(source: MergeSource, output: Path) -> MergeResult:
         raise CheckpointError(f"merge: --output: {problem}") from None
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"merge: given --output '{output}', which exists; give a new folder, or remove that one")
-    base, dtype = source.base, source.base.weights_dtype
+    base, dtype = source.base, source.dtype
     tokenizer = _tokenizer(source)
     model = load_adapter(build_model(base, tokenizer, World()), source.adapter, None, where="merge")
+    packed = is_quantized(model)
+    if packed:
+        model.float()  # embeddings and norms, so that it computes with the weights that are merged, not rounded
     expected = _logits(model)
-    merged = merge_adapter(model)
+    merged = merge_adapter(on_dense_base(model, model.state_dict()) if packed else model)
     try:
         with temporary_folder(output) as folder:
             with quiet_transformers(is_main=False):
@@ -79,7 +83,9 @@ def write_merged_folder(source: MergeSource, output: Path) -> MergeResult:
             weights = sum(parameter.numel() for parameter in merged.parameters())
             del model, merged
             gc.collect()  # three models of this size need not be there at once
-            written = attrs.evolve(base, name_or_path=str(folder), gguf_file=None, revision=None, hf_config_kwargs={})
+            plain: dict[str, Any] = {"gguf_file": None, "revision": None, "hf_config_kwargs": {}, "quantization": None}
+            plain |= {"name_or_path": str(folder), "weights_dtype": dtype}
+            written = attrs.evolve(base, **plain)
             difference = float((_logits(build_model(written, None, World())) - expected).norm() / expected.norm())
             if not difference <= _LIMITS[dtype]:
                 raise CheckpointError(

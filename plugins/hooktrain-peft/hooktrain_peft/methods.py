@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["check", "make_config", "why_unsupported"]
 
 _VARIANTS = {
-    "qlora": "needs a base quantized to 4 bits (bitsandbytes, and a GPU), which this version does not train on; write"
-    " type: lora, and model.weights_dtype: bf16 to keep the frozen base in half the memory",
+    "qlora": "is LoRA on a base in 4 bits; write type: lora and model.quantization: nf4",
     "dora": "is LoRA with a switch; write type: lora and use_dora: true",
     "rslora": "is LoRA with a switch; write type: lora and use_rslora: true",
 }
@@ -79,6 +78,13 @@ def check(settings: PeftSettings, model: Any) -> Iterator[Complaint]:
         return
     if settings.type is not None:
         yield from _translate(settings)[2]
+    init = settings.config.get("init_lora_weights", settings.init_lora_weights)
+    if isinstance(model, HFModelConfig) and model.quantization and init not in (None, True, False, "gaussian"):
+        yield Complaint(
+            "peft.init_lora_weights",
+            f"given '{init}' with model.quantization, which needs the unquantized weights; remove one of them, or write"
+            " gaussian or true",
+        )
     if isinstance(model, HFModelConfig) and model.from_config:
         yield Complaint(
             "peft",

@@ -11,6 +11,7 @@ from hooktrain_hf import HFModelConfig
 
 from hooktrain import Complaint, ModelError, PluginInfo, hookimpl
 from hooktrain_peft.config import PeftSettings
+from hooktrain_peft.deferred_imports import defer_bitsandbytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from hooktrain import Recipe, Trainer
 
 __all__ = ["PeftPlugin"]
+
+defer_bitsandbytes()
 
 _LOW_RATE = 5e-5
 

@@ -63,9 +63,9 @@ class Reason:
 
 PREFERENCES = Reason("preferences or reward models", "fine-tune on the chosen answers with type: sft, or stay there")
 DISTILLATION = Reason("distillation", "train on the teacher's answers as data")
-QUANTIZED_BASE = Reason("quantized base", "remove it and train on the model in bf16 (model.weights_dtype: bf16)")
+QUANTIZED_BASE = Reason("quantized base", "remove it, and write model.quantization: nf4 or int8 in the new recipe")
 SMALL_STATES = Reason(
-    "optimizer with small states", "use optimizer: {type: adamw}, or strategy: {type: deepspeed, offload: optimizer}"
+    "optimizer with small states", "write optimizer: {type: adamw_8bit}, adamw_4bit, lion_8bit, ... in the new recipe"
 )
 ACTIVATION_OFFLOAD = Reason(
     "activation offload or tiled MLP", "remove it; model.activation_checkpointing: true saves most of the memory"

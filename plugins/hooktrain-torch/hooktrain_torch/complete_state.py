@@ -11,6 +11,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from hooktrain import Shard, StoredTensors, TrainedState
+from hooktrain_torch.compat import wrapped_tensors
 from hooktrain_torch.optimizer_layout import key_of, read_rows, restored, saved, shard_of
 from hooktrain_torch.sharded import is_sharded
 
@@ -81,13 +82,13 @@ def load_trained_state(
     """
     weights, optimized = stored
     other = aliases(model)
-    expected = list(model.state_dict())
+    live = _in_parts(model.state_dict())
+    expected = list(live)
     there = {name: name if name in weights.names() else other.get(name, name) for name in expected}
     known = {*weights.names(), *rest["extra"]}
     odd = [*(set(known) - {*there, *there.values()}), *(n for n, s in there.items() if s not in known | set(left_out))]
     if odd:
         raise ValueError(f"missing or unexpected weights: {', '.join(sorted(odd)[:3])}{', ...' if odd[3:] else ''}")
-    live = model.state_dict()
     found = {
         name: rest["extra"][name] if name in rest["extra"] else read_rows(weights, source, live[name])
         for name, source in there.items()
@@ -190,8 +191,18 @@ def require_groups(mine: Sequence[Sequence[str]], stored: Sequence[Sequence[str]
 def _weights(model: Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of the model's state, tied ones once, and everything else in it."""
     other = aliases(model)
-    state = {name: value for name, value in model.state_dict().items() if other.get(name, name) == name}
+    whole = {name: value for name, value in model.state_dict().items() if other.get(name, name) == name}
+    state = _in_parts(whole)
     return (
         {name: value for name, value in state.items() if isinstance(value, torch.Tensor)},
         {name: value for name, value in state.items() if not isinstance(value, torch.Tensor)},
     )
+
+
+def _in_parts(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's state with the tensors inside each quantized weight of torchao's, under the weight's name."""
+    made: dict[str, Any] = {}
+    for name, value in state.items():
+        parts = wrapped_tensors(value)
+        made.update({f"{name}.{part}": tensor for part, tensor in parts.items()} if parts else {name: value})
+    return made

@@ -8,6 +8,7 @@ import torch
 
 from hooktrain import MemoryEstimate, ModelEstimate, World
 from hooktrain_torch.fsdp import blocks
+from hooktrain_torch.half_precision import describe_slow_half
 from hooktrain_torch.ranks import native_bf16
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ def estimate_memory(config: TorchConfig, recipe: Recipe, world: World, model: Mo
     }
     dtype = _planned_dtype(config)
     notes = [f"strategy.dtype: auto computes in {dtype} on this machine"] if config.dtype == "auto" else []
+    on_gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    slow = describe_slow_half(config.dtype, torch.device("cuda" if on_gpu else "cpu"))
+    notes += [slow] if slow else []
     notes += ["the optimizer's state is not known and not counted"] if model.state_bytes is None else []
     host: dict[str, int] = {}
     for name, frozen in model.frozen.items():

@@ -41,7 +41,8 @@ class FrozenWeights:
     """
 
     def __init__(self, model: Module, shards: Iterable[Shard], gather: Gather) -> None:
-        self._built = _checksums(shards, _frozen(model), gather, rounded=True)
+        shards = list(shards)
+        self._built = _checksums(shards, _frozen(model, shards), gather, rounded=True)
 
     def unchanged(self, model: Module, shards: Iterable[Shard], gather: Gather) -> dict[str, list[str]]:
         """Return the weights that are frozen and still as built, on every rank.
@@ -49,7 +50,8 @@ class FrozenWeights:
         Returns:
             Checksums by name: of the weight as it is, and of a float32 one as bf16 and as fp16.
         """
-        names = _frozen(model) & self._built.keys()
+        shards = list(shards)
+        names = _frozen(model, shards) & self._built.keys()
         now = _checksums(shards, names, gather, rounded=False) if self._built else {}
         return {name: self._built[name] for name, (found,) in now.items() if found == self._built[name][0]}
 
@@ -72,8 +74,18 @@ def checksum(tensor: Tensor) -> str:
     return _text(str(tensor.dtype), tuple(tensor.shape), int(_sum(tensor)))
 
 
-def _frozen(model: Module) -> set[str]:
-    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+def _frozen(model: Module, shards: Iterable[Shard]) -> set[str]:
+    """Return the names of frozen weights, and of what packed ones have besides: ``x.weight.absmax`` of ``x.weight``."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return frozen | {shard.name for shard in shards if _owner(shard.name, frozen)}
+
+
+def _owner(name: str, frozen: Collection[str]) -> bool:
+    while name:
+        name = name.rpartition(".")[0]
+        if name in frozen:
+            return True
+    return False
 
 
 def _agree(one: Sequence[str], other: Sequence[str]) -> bool:

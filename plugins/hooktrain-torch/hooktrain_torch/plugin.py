@@ -30,10 +30,11 @@ class TorchPlugin:
         from hooktrain_torch.checkpoint_config import FullConfig
         from hooktrain_torch.optimizers import TYPES
         from hooktrain_torch.schedules import TYPES as SCHEDULES
+        from hooktrain_torch.small_states import SMALL_STATES
         from hooktrain_torch.strategy_config import TorchConfig
 
         return {
-            "optimizer": TYPES,
+            "optimizer": {**TYPES, **SMALL_STATES},
             "scheduler": SCHEDULES,
             "strategy": {"torch": TorchConfig},
             "checkpoint": {"full": FullConfig},
@@ -56,9 +57,11 @@ class TorchPlugin:
 
     @hookimpl
     def make_optimizer(self, config: Any, model: Module) -> Optimizer | None:
-        from hooktrain_torch import optimizers
+        from hooktrain_torch import optimizers, small_states
 
-        known = isinstance(config, tuple(optimizers.TYPES.values()))
+        if type(config) in small_states.SMALL_STATES.values():
+            return small_states.make_small_optimizer(config, model)
+        known = type(config) in optimizers.TYPES.values()
         return optimizers.make_optimizer(config, model) if known else None
 
     @hookimpl
@@ -102,13 +105,15 @@ class TorchPlugin:
 
     @hookimpl
     def check_recipe(self, recipe: Recipe) -> Iterable[Complaint]:
+        from hooktrain_torch import small_states
         from hooktrain_torch.checkpoint_config import FullConfig
         from hooktrain_torch.optimizers import TYPES
         from hooktrain_torch.parameter_groups import group_complaints
         from hooktrain_torch.strategy_config import TorchConfig
 
-        if isinstance(recipe.optimizer, tuple(TYPES.values())):
+        if type(recipe.optimizer) in TYPES.values():
             yield from group_complaints(recipe.optimizer, TYPES)
+        yield from small_states.check(recipe)
         strategy = recipe.strategy
         if isinstance(strategy, TorchConfig) and strategy.data_parallel == "fsdp2" and strategy.dtype == "fp16":
             yield Complaint(

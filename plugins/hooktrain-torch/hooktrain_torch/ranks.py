@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from hooktrain import HooktrainError, World
-from hooktrain_torch.compat import cpu_has_bf16, exchange_group_timeouts
+from hooktrain_torch.compat import cpu_has_bf16, cpu_has_fp16, exchange_group_timeouts
 
-__all__ = ["Ranks", "device_of", "native_bf16"]
+__all__ = ["Ranks", "device_of", "native_bf16", "native_half"]
 
 
 class Ranks:
@@ -164,5 +164,11 @@ def native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        return cpu_has_bf16() and os.environ.get("ATEN_CPU_CAPABILITY", "") not in ("default", "avx2")
+        return native_half(torch.bfloat16)
     return False
+
+
+def native_half(dtype: torch.dtype) -> bool:
+    """Return whether this processor has, and torch uses, instructions that multiply bf16 or fp16."""
+    has = cpu_has_bf16() if dtype is torch.bfloat16 else cpu_has_fp16()
+    return has and os.environ.get("ATEN_CPU_CAPABILITY", "") not in ("default", "avx2")

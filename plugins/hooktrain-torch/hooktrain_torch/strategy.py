@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
@@ -18,6 +19,7 @@ from hooktrain import (
     Batch,
     ExtraModel,
     HooktrainError,
+    HooktrainWarning,
     NonFiniteError,
     OptimizerStep,
     Scheduler,
@@ -25,9 +27,11 @@ from hooktrain import (
     TrainedState,
     World,
 )
+from hooktrain_torch.compat import keep_from_ddp
 from hooktrain_torch.complete_state import load_trained_state, trained_state
 from hooktrain_torch.frozen_models import place_frozen, shard_frozen
 from hooktrain_torch.fsdp import shard_model
+from hooktrain_torch.half_precision import describe_slow_half
 from hooktrain_torch.malloc import keep_freed_memory, return_freed_memory
 from hooktrain_torch.ranks import Ranks, device_of, native_bf16
 from hooktrain_torch.sequence import SequenceGroup, data_world, divide
@@ -69,6 +73,8 @@ class TorchStrategy:
         if name == "auto":
             name = "bf16" if native_bf16(self.device) else "fp32"
         self.dtype = _DTYPES[name]
+        if world.is_main and (slow := describe_slow_half(config.dtype, self.device)):
+            warnings.warn(slow, HooktrainWarning, stacklevel=2)
         self.scaler = torch.amp.GradScaler(self.device.type) if name == "fp16" else None
         self.shards_weights = config.data_parallel == "fsdp2"
         self._parameters: list[torch.nn.Parameter] = []
@@ -112,8 +118,10 @@ class TorchStrategy:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._optimizer = optimizer
         if self.world.world_size > 1 and self._sharded is None:
+            caller = _Caller(model)
+            keep_from_ddp(caller)
             self._parallel = DistributedDataParallel(
-                _Caller(model),
+                caller,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
                 find_unused_parameters=self.config.find_unused_parameters,
                 gradient_as_bucket_view=True,

@@ -32,3 +32,8 @@ class TorchConfig:
     timeout: Seconds = field(default=1800.0, validator=at_least(1))
     """Seconds that a rank waits for the others before the run ends. Set more than the longest work that one rank does
     alone takes."""
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether a rank holds only its shards of the weights."""
+        return self.data_parallel == "fsdp2"

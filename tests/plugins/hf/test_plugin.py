@@ -46,6 +46,6 @@ def test_every_config_is_frozen_documented_and_structured() -> None:
 def test_factories_return_none_for_other_configs(tmp_path: Path) -> None:
     plugin, world = HFPlugin(), World()
     assert plugin.make_tokenizer(object()) is None
-    assert plugin.make_model(object(), None, world) is None
+    assert plugin.make_model(object(), None, world, None) is None
     assert plugin.load_source(object(), world) is None
     assert plugin.make_checkpoint_engine(object(), tmp_path, world) is None

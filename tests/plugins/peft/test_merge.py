@@ -207,7 +207,7 @@ def test_a_gguf_base_is_found_again(run: Run, tmp_path: Path) -> None:
 
 def test_a_url_is_no_folder_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    source = MergeSource(tmp_path, HFModelConfig(name_or_path="x"))
+    source = MergeSource(tmp_path, HFModelConfig(name_or_path="x"), "fp32")
     with pytest.raises(CheckpointError, match=facts("--output", "s3:", "URL")):
         merged_folder.write_merged_folder(source, Path("s3://bucket/merged"))
     assert not list(tmp_path.iterdir())

@@ -97,7 +97,7 @@ def complaints(recipe: dict[str, Any], **changes: Any) -> list[str]:
             {"type": "lorra"},
             ["peft.type", "given 'lorra'", "'lora'"],
         ),
-        ({"type": "qlora"}, ["peft.type", "'qlora'", "4 bits", "bitsandbytes", "GPU"]),
+        ({"type": "qlora"}, ["peft.type", "'qlora'", "4 bits", "type: lora", "model.quantization: nf4"]),
         ({"type": "dora"}, ["peft.type", "'dora'", "type: lora and use_dora: true"]),
         (
             {"type": "adalora", "config": {"total_step": 9}},
