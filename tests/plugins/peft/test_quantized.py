@@ -204,7 +204,7 @@ def test_a_plan_counts_the_packed_weights(recipe, model, quantization):
     from hooktrain.training.load import load
 
     made, host = load({**recipe, "model": {**model, "quantization": quantization}}, plugins=[])
-    planned = estimate(made, host, World())["model"]
+    planned = estimate(made, host, World(), [])["model"]
     assert planned["not_known"] == {}
     live: Any = build_model(HFModelConfig(**model, quantization=quantization), None, World())
     tables = sum(size for name, size in stored_bytes(live).items() if "quant_map" in name or "quant_state" in name)

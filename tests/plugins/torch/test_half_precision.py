@@ -40,7 +40,7 @@ def test_a_run_and_its_plan_warn_with_the_factor(run_tiny, tmp_path):
         warnings.simplefilter("error", HooktrainWarning)
         run_tiny(strategy={"dtype": "auto", "device": "cpu"}, train_iters=1, run_dir=str(tmp_path / "auto"))
     made, host = load({"type": "tiny", "run_dir": str(tmp_path / "plan"), "strategy": slow}, plugins=[TinyPlugin()])
-    notes = estimate(made, host, World())["memory"]["notes"]
+    notes = estimate(made, host, World(), [])["memory"]["notes"]
     assert any(re.search(r"given fp16 .* takes \d+ times", note) for note in notes)
 
 

@@ -165,7 +165,7 @@ def test_a_plan_counts_their_bytes(losses_and_bytes, tmp_path, name):
 
     recipe = {"type": "tiny", "run_dir": str(tmp_path / "run"), "model": WIDE, "optimizer": optimizer(name)}
     made, host = load(recipe, plugins=[TinyPlugin()])
-    planned = estimate(made, host, World())["model"]["optimizer_bytes"]
+    planned = estimate(made, host, World(), [])["model"]["optimizer_bytes"]
     assert planned == pytest.approx(losses_and_bytes(name)[1], rel=0.12), "tables of 256 numbers are not counted"
 
 
