@@ -20,7 +20,7 @@ from hooktrain import (
 )
 from hooktrain_torch.compat import full_shape
 from hooktrain_torch.lookup import find_class
-from hooktrain_torch.parameter_groups import (
+from hooktrain_torch.optimizer_groups import (
     GroupConfig,
     decayed,
     divide_parameters,

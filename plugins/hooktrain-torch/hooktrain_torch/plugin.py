@@ -107,8 +107,8 @@ class TorchPlugin:
     def check_recipe(self, recipe: Recipe) -> Iterable[Complaint]:
         from hooktrain_torch import small_states
         from hooktrain_torch.checkpoint_config import FullConfig
+        from hooktrain_torch.optimizer_groups import group_complaints
         from hooktrain_torch.optimizers import TYPES
-        from hooktrain_torch.parameter_groups import group_complaints
         from hooktrain_torch.strategy_config import TorchConfig
 
         if type(recipe.optimizer) in TYPES.values():

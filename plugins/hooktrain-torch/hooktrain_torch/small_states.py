@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import attrs
 
 from hooktrain import Complaint, ConfigDefaults, at_least, field, member
+from hooktrain_torch.optimizer_groups import GroupConfig, group_complaints, parameter_groups, require_betas
 from hooktrain_torch.optimizers import AdamWConfig
-from hooktrain_torch.parameter_groups import GroupConfig, group_complaints, parameter_groups, require_betas
 
 if TYPE_CHECKING:
     from torch.nn import Module
