@@ -101,6 +101,7 @@ def test_a_recipe_for_text():
     assert (recipe["model"]["dtype"], recipe["model"]["activation_checkpointing"]) == ("fp16", False)
     assert recipe["optimizer"] == {
         "type": "adamw", "lr": 1e-3, "weight_decay": 0.0, "betas": [0.9, 0.95], "eps": 1e-8, "decay_vectors": False,
+        "fused": None, "groups": [],
     }  # fmt: skip
     assert (recipe["scheduler"]["type"], recipe["scheduler"]["warmup_ratio"]) == ("cosine", 0.05)
     data = recipe["data"]
