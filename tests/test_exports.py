@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ def test_every_name_is_loaded_and_listed(name):
     assert package.__all__ == sorted(set(package.__all__)) and package.__all__
     assert set(package.__all__) <= set(dir(package))
     assert all(getattr(package, each).__class__ for each in package.__all__)
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    assert not modules & set(package.__all__), "a module of that name takes its place once it is imported"
     with pytest.raises(AttributeError, match=f"'{name}'.*'nothing'"):
         getattr(package, "nothing")  # noqa: B009
 

@@ -116,7 +116,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     trainer.run()
     model = trainer.model
     assert isinstance(model, torch.nn.Linear)
-    names = [record["name"] for record in host.manifest()]
+    names = [record.name for record in host.records.values() if record.state in ("active", "unused")]
     return found(model, clock, plugins=names[: len(names) - len(more)], more_plugins=len(more))
 
 

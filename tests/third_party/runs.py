@@ -36,7 +36,10 @@ def numbers(lines: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
 
 
 def plugin_states(path: Path) -> Any:
-    return torch.load(path / "parts.pt", weights_only=True)["plugins"]
+    """Those of rank 0, which has files of its own for what differs by rank."""
+    own = path / "plugins-0.pt"
+    found = torch.load(path / "parts.pt", weights_only=True)["plugins"]
+    return found | (torch.load(own, weights_only=True) if own.is_file() else {})
 
 
 def step(run: Run, number: int) -> Path:

@@ -44,6 +44,7 @@ __all__ = [
     "quietly",
     "refresh_half_weights",
     "reset_transformers",
+    "restore_linear",
 ]
 
 
@@ -114,6 +115,17 @@ def clear_global_lists() -> None:
         for cell in getattr(found, "__closure__", None) or ():  # the cache is inside a decorator that measures
             if hasattr(cell.cell_contents, "cache_clear"):
                 cell.cell_contents.cache_clear()
+
+
+def restore_linear() -> None:
+    """Give torch its own ``linear`` back, which stage 3 replaces for the rest of the process.
+
+    DeepSpeed's transposes weights, which packed ones do not support.
+    """
+    parameters: Any = importlib.import_module("deepspeed.runtime.zero.partition_parameters")
+    own = getattr(parameters.InsertPostInitMethodToModuleSubClasses, "linear_bk", None)
+    if own is not None:
+        torch.nn.functional.linear = own
 
 
 def end_communication(deepspeed: Any) -> None:

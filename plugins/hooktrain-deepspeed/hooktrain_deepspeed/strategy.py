@@ -61,6 +61,7 @@ from hooktrain_deepspeed.compat import (
     loss_scaler_of,
     quietly,
     reset_transformers,
+    restore_linear,
 )
 from hooktrain_deepspeed.config import DeepSpeedConfig, assemble, bucket_size
 from hooktrain_deepspeed.state import ZeroState
@@ -341,6 +342,8 @@ class DeepSpeedStrategy:
             self._engine = self._zero = None
             if self.stage == 3:
                 clear_global_lists()
+        if self.stage == 3:
+            restore_linear()
         if self._hf is not None:
             reset_transformers()
             self._hf = None

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from hooktrain_torch.complete_state import trained_state as trained_state
     from hooktrain_torch.files import problem_of as problem_of
     from hooktrain_torch.frozen_models import place_frozen as place_frozen
-    from hooktrain_torch.parameter_groups import GroupConfig as GroupConfig
-    from hooktrain_torch.parameter_groups import group_complaints as group_complaints
-    from hooktrain_torch.parameter_groups import parameter_groups as parameter_groups
-    from hooktrain_torch.parameter_groups import require_betas as require_betas
+    from hooktrain_torch.optimizer_groups import GroupConfig as GroupConfig
+    from hooktrain_torch.optimizer_groups import group_complaints as group_complaints
+    from hooktrain_torch.optimizer_groups import parameter_groups as parameter_groups
+    from hooktrain_torch.optimizer_groups import require_betas as require_betas
     from hooktrain_torch.ranks import Ranks as Ranks
     from hooktrain_torch.ranks import device_of as device_of
     from hooktrain_torch.ranks import native_bf16 as native_bf16

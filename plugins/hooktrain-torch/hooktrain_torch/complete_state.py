@@ -134,9 +134,8 @@ def load_trained_state(
     for name, keys in rest.get("dtypes", {}).items():
         for key, dtype in keys.items():
             parameter = parameters[numbers[name]]
-            if key not in optimizer.state[parameter]:
-                continue  # a part of a quantized state, which its optimizer has put together
-            optimizer.state[parameter][key] = state[numbers[name]][key].to(parameter.device, dtype)
+            if key in optimizer.state[parameter]:  # an optimizer may keep it in another form
+                optimizer.state[parameter][key] = state[numbers[name]][key].to(parameter.device, dtype)
 
 
 def _require_small(name: str, values: Mapping[str, Any], parameter: Tensor) -> None:

@@ -28,7 +28,7 @@ class TorchPlugin:
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
         from hooktrain_torch.checkpoint_config import FullConfig
-        from hooktrain_torch.optimizer_configs import TYPES
+        from hooktrain_torch.optimizers import TYPES
         from hooktrain_torch.schedules import TYPES as SCHEDULES
         from hooktrain_torch.small_states import SMALL_STATES
         from hooktrain_torch.strategy_config import TorchConfig
@@ -57,9 +57,11 @@ class TorchPlugin:
 
     @hookimpl
     def make_optimizer(self, config: Any, model: Module) -> Optimizer | None:
-        from hooktrain_torch import optimizer_configs, optimizers, small_states
+        from hooktrain_torch import optimizers, small_states
 
-        known = isinstance(config, (*optimizer_configs.TYPES.values(), *small_states.SMALL_STATES.values()))
+        if type(config) in small_states.SMALL_STATES.values():
+            return small_states.make_small_optimizer(config, model)
+        known = type(config) in optimizers.TYPES.values()
         return optimizers.make_optimizer(config, model) if known else None
 
     @hookimpl
@@ -105,11 +107,11 @@ class TorchPlugin:
     def check_recipe(self, recipe: Recipe) -> Iterable[Complaint]:
         from hooktrain_torch import small_states
         from hooktrain_torch.checkpoint_config import FullConfig
-        from hooktrain_torch.optimizer_configs import TYPES
-        from hooktrain_torch.parameter_groups import group_complaints
+        from hooktrain_torch.optimizer_groups import group_complaints
+        from hooktrain_torch.optimizers import TYPES
         from hooktrain_torch.strategy_config import TorchConfig
 
-        if isinstance(recipe.optimizer, (*TYPES.values(), *small_states.SMALL_STATES.values())):
+        if type(recipe.optimizer) in TYPES.values():
             yield from group_complaints(recipe.optimizer, TYPES)
         yield from small_states.check(recipe)
         strategy = recipe.strategy

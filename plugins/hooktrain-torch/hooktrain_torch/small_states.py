@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import attrs
 
 from hooktrain import Complaint, ConfigDefaults, at_least, field, member
-from hooktrain_torch.optimizer_configs import AdamWConfig, Grouped
-from hooktrain_torch.parameter_groups import GroupConfig, require_betas
+from hooktrain_torch.optimizer_groups import GroupConfig, group_complaints, parameter_groups, require_betas
+from hooktrain_torch.optimizers import AdamWConfig
 
 if TYPE_CHECKING:
+    from torch.nn import Module
     from torch.optim import Optimizer
 
     from hooktrain import Recipe
@@ -63,7 +64,7 @@ class PagedAdamW8bitConfig(PagedAdamWConfig):
 
 
 @attrs.frozen(kw_only=True)
-class Lion8bitConfig(Grouped):
+class Lion8bitConfig:
     """Lion with its one state in 8 bits, an eighth of AdamW's (Chen et al., 2023); needs bitsandbytes."""
 
     plain_states: ClassVar[bool] = False
@@ -77,7 +78,7 @@ class Lion8bitConfig(Grouped):
     decay_vectors: bool = field(default=False)
     """Whether to decay biases, norms and other vectors as well."""
     groups: tuple[GroupConfig, ...] = field(factory=tuple)
-    """Parameters with hyperparameters, or an optimizer, of their own."""
+    """Parameters with hyperparameters of their own."""
 
 
 @attrs.frozen(kw_only=True)
@@ -86,7 +87,7 @@ class PagedLion8bitConfig(Lion8bitConfig):
 
 
 @attrs.frozen(kw_only=True)
-class AdafactorConfig(Grouped):
+class AdafactorConfig:
     """Adafactor, which keeps a sum for each row and each column of a matrix (Shazeer & Stern, 2018); torch's own."""
 
     plain_states: ClassVar[bool] = False
@@ -102,7 +103,7 @@ class AdafactorConfig(Grouped):
     decay_vectors: bool = field(default=False)
     """Whether to decay biases, norms and other vectors as well."""
     groups: tuple[GroupConfig, ...] = field(factory=tuple)
-    """Parameters with hyperparameters, or an optimizer, of their own."""
+    """Parameters with hyperparameters of their own."""
 
 
 SMALL_STATES: Mapping[str, type] = {
@@ -125,6 +126,9 @@ def check(recipe: Recipe) -> Iterator[Complaint]:
     name = _NAMES.get(type(config))
     if name is None:
         return
+    yield from group_complaints(config, {})
+    if isinstance(config, AdamWConfig) and config.fused is not None:
+        yield Complaint("optimizer.fused", f"given {config.fused}, and {name} has one kernel only; remove it")
     package = _package(config)
     if package and importlib.util.find_spec(package) is None:
         yield Complaint(
@@ -132,8 +136,6 @@ def check(recipe: Recipe) -> Iterator[Complaint]:
             f"given {name}, which needs the package {package}, and that is not installed; run `pip install {package}`,"
             " or write adamw",
         )
-    if isinstance(config, AdamWConfig) and config.fused is not None:
-        yield Complaint("optimizer.fused", f"given {config.fused}, which {name} has no use for; remove it")
     if isinstance(config, _PAGED) and not _has_gpu(str(member(recipe.strategy, ConfigDefaults, "device"))):
         yield Complaint(
             "optimizer.type",
@@ -149,12 +151,17 @@ def check(recipe: Recipe) -> Iterator[Complaint]:
         )
 
 
-def make_small_optimizer(config: Any, groups: list[dict[str, Any]]) -> Optimizer:
-    """Make the optimizer of a config of this module over its groups of parameters."""
+def make_small_optimizer(config: Any, model: Module) -> Optimizer:
+    """Make the optimizer of a config of this module, over the model's trainable parameters.
+
+    Raises:
+        HooktrainError: when nothing can be trained.
+    """
     from hooktrain_torch import quantized_adamw
     from hooktrain_torch.compat import import_quietly, is_fake
     from hooktrain_torch.planned_states import PlannedStates, in_blocks, in_full, of_rows_and_columns
 
+    groups = parameter_groups(config, model)
     planned = is_fake(groups[0]["params"][0])
     if isinstance(config, AdafactorConfig):
         if planned:

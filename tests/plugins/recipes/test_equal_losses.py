@@ -66,6 +66,6 @@ def test_losses_are_those_of_trl(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hooktrain", "train", str(recipe), "--from", name]
     ours = finish([*command, "-o", "run_dir=run", "-o", "log_interval=1"], tmp_path / "ours")
     assert ours.status == 0, ours.output
-    losses = [each["loss"] for each in ours._replace(folder=tmp_path / "ours" / "run").metrics if "loss" in each]
+    losses = [each["loss"] for each in ours.of(tmp_path / "ours" / "run").metrics if "loss" in each]
     assert len(losses) == 5 and losses[-1] < losses[0]
     assert losses == pytest.approx(json.loads(line), abs=1e-5)

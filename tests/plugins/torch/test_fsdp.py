@@ -66,9 +66,7 @@ def test_two_ranks_resume_bit_by_bit(run_ranks, tmp_path):
     undisturbed = run_ranks(2, **settings)
     assert undisturbed.status == 0, undisturbed.output
     words = ["--resume", str(undisturbed.folder / "checkpoints" / "step-00000003")]
-    rest = run_ranks(2, words=words, **{**settings, "run_dir": str(tmp_path / "rest")})._replace(
-        folder=tmp_path / "rest"
-    )
+    rest = run_ranks(2, words=words, **{**settings, "run_dir": str(tmp_path / "rest")}).of(tmp_path / "rest")
     assert rest.status == 0, rest.output
     assert [line["loss"] for line in rest.metrics] == [line["loss"] for line in undisturbed.metrics][3:]
     last = f"checkpoints/step-{len(undisturbed.metrics):08d}"

@@ -67,7 +67,7 @@ def test_two_ranks_resume_bit_by_bit_and_one_after_them(run_ranks, run_tiny, one
     path = two.folder / "checkpoints" / "step-00000003"
     rest = run_ranks(2, source, words=["--resume", str(path)], **{**settings, "run_dir": str(tmp_path / "rest")})
     assert rest.status == 0, rest.output
-    assert [line["loss"] for line in rest._replace(folder=tmp_path / "rest").metrics] == found[3:]
+    assert [line["loss"] for line in rest.of(tmp_path / "rest").metrics] == found[3:]
     for strategy in (PLAIN, FSDP):
         one = Recorder()
         more = {**COMMON, "strategy": strategy, "run_dir": str(tmp_path / f"one{len(strategy)}")}
@@ -83,7 +83,7 @@ def test_state_that_differs_by_rank_needs_as_many_ranks(run_ranks, run_tiny, tmp
     path = two.folder / "checkpoints" / "step-00000003"
     rest = run_ranks(2, source, words=["--resume", str(path)], **{**settings, "run_dir": str(tmp_path / "rest")})
     assert rest.status == 0, rest.output
-    found = [line["loss"] for line in rest._replace(folder=tmp_path / "rest").metrics]
+    found = [line["loss"] for line in rest.of(tmp_path / "rest").metrics]
     assert found == [line["loss"] for line in two.metrics][3:]
     one = {**settings, "micro_batch_size": 2, "run_dir": str(tmp_path / "one")}
     with pytest.raises(CheckpointError, match=facts("embedding.weight/spread", "differs by rank", "on 2 ranks")):

@@ -6,8 +6,7 @@ import re
 
 import pytest
 import torch
-from hooktrain_torch.optimizer_configs import AdamConfig, AdamWConfig, AnyConfig, SGDConfig
-from hooktrain_torch.optimizers import make_optimizer
+from hooktrain_torch.optimizers import AdamConfig, AdamWConfig, AnyConfig, SGDConfig, make_optimizer
 from torch import nn
 
 from hooktrain import HooktrainError, RecipeError, hookimpl

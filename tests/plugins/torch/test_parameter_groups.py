@@ -10,8 +10,7 @@ import pytest
 import torch
 from hooktrain_torch import GroupConfig
 from hooktrain_torch.combined_optimizer import CombinedOptimizer
-from hooktrain_torch.optimizer_configs import AdamWConfig, AnyConfig
-from hooktrain_torch.optimizers import make_optimizer
+from hooktrain_torch.optimizers import AdamWConfig, AnyConfig, make_optimizer
 from torch import nn
 
 from hooktrain import RecipeError
@@ -174,7 +173,7 @@ def test_two_ranks_resume_bit_by_bit(run_ranks, tmp_path, strategy):
     assert undisturbed.status == 0, undisturbed.output
     words = ["--resume", str(undisturbed.folder / "checkpoints" / "step-00000003")]
     folder = tmp_path / "rest"
-    rest = run_ranks(2, words=words, **{**settings, "run_dir": str(folder)})._replace(folder=folder)
+    rest = run_ranks(2, words=words, **{**settings, "run_dir": str(folder)}).of(folder)
     assert rest.status == 0, rest.output
     assert [line["loss"] for line in rest.metrics] == [line["loss"] for line in undisturbed.metrics][3:]
     last = f"checkpoints/step-{len(undisturbed.metrics):08d}"

@@ -35,7 +35,7 @@ def test_a_plan_grows_with_its_sources(chat_recipe: dict[str, Any], write_rows: 
     for count in (10, 20, 40):
         raw = recipe(count)
         made, host = load(raw)
-        tokenizer = host.hooks.make_tokenizer(config=made.tokenizer)
+        tokenizer = host.hooks.make_tokenizer(config=made.tokenizer, world=World(), recipe=made)
         prepare_data(made.data, tokenizer, World(), host.hooks)
         plan_of(make_host(), Sources(file=None, raw=raw))  # what is imported and looked up once
         spent.append(calls(lambda raw=raw: plan_of(make_host(), Sources(file=None, raw=raw))))  # type: ignore[misc]
@@ -64,7 +64,7 @@ def test_an_example_that_is_nested_deeply_is_named(chat_recipe: dict[str, Any], 
     path = tmp_path / "deep.jsonl"
     path.write_text(json.dumps(row).replace('"DEEP"', "[" * 900 + "]" * 900) + "\n")
     made, host = load({**chat_recipe, "data": {"sources": [str(path)], "max_length": 96}})
-    tokenizer = host.hooks.make_tokenizer(config=made.tokenizer)
+    tokenizer = host.hooks.make_tokenizer(config=made.tokenizer, world=World(), recipe=made)
     with pytest.raises(DataError, match=r"deep\.jsonl") as refused:
         prepare_data(made.data, tokenizer, World(), host.hooks)
     assert len(str(refused.value)) < 1000
