@@ -208,7 +208,7 @@ def _optimizer_state(
 
 def _activations(recipe: Recipe, host: PluginHost, module: Module, data: DataEstimate) -> dict[str, int]:
     if data.longest is None:
-        would = "; data.max_length would tell" if getattr(recipe.data, "max_length", "") is None else ""
+        would = "; data.max_length would tell" if data != DataEstimate() else ""  # whose plugin knows anything of it
         raise _Unknown(f"how long rows are is not known before the data are prepared{would}")
     tokens = math.ceil(data.longest / _shared(recipe))
     module.train()
