@@ -351,6 +351,22 @@ class MeansOfMore:
         return loss._replace(sums={"right": loss.total.detach() / denominator})
 
 
+class CountsSequences:
+    """Data whose micro-batches count sequences, with a loss of each sequence's mean."""
+
+    @hookimpl(wrapper=True)
+    def make_data(self):
+        data = yield
+        counted = {"counts": "sequences"}
+        collate = data.collate
+        return attrs.evolve(data, collate=lambda rows: {**collate(rows), "denominator": len(rows), **counted})
+
+    @hookimpl(wrapper=True)
+    def compute_loss(self, denominator):
+        loss = yield
+        return LossSum(loss.total, denominator, counts="sequences")
+
+
 class Scales:
     @hookimpl(wrapper=True)
     def compute_loss(self):

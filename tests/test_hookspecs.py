@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from pathlib import Path
@@ -101,6 +102,21 @@ def test_hooks_are_called_when_their_docstrings_say(runs):
 )
 def test_a_wrong_docstring_is_noticed(tiny_recipe, hook, called):
     assert seen.contradictions(hook, called, seen.witnessed(tiny_recipe))
+
+
+def test_every_call_of_a_hook_gives_all_its_parameters():
+    """Hooks are called by name through ``hooks``, whose attributes no type checker knows."""
+    called = set()
+    for path in [*(ROOT / "hooktrain").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in HOOKS):
+                continue
+            given = [keyword.arg for keyword in node.keywords]
+            if ast.unparse(node.func.value).rpartition(".")[2] == "hooks" and None not in given:
+                expected = set(inspect.signature(getattr(hookspecs, node.func.attr)).parameters)
+                assert set(given) == expected, f"{path}:{node.lineno}: {node.func.attr}"
+                called.add(node.func.attr)
+    assert called >= {"make_scheduler", "make_optimizer", "estimate_data"}
 
 
 def test_every_hook_is_in_the_reference():

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hooktrain.errors import HooktrainError
+
 __all__ = ["BEGAN", "PeakMemory", "StepClock", "drive", "gpu", "peak_mib", "restart_peak", "versions"]
 
 BEGAN = "HOOKTRAIN_BENCH_BEGAN"
@@ -185,7 +187,8 @@ def drive(measure: Callable[[dict[str, Any]], dict[str, Any]], *distributions: s
             cuda.synchronize()
             findings.setdefault("device_peak_mib", round(cuda.max_memory_allocated() / 2**20, 1))
     except Exception as problem:
-        traceback.print_exc()
+        if not isinstance(problem, HooktrainError):  # which says all there is to say
+            traceback.print_exc()
         findings = {"error": f"{type(problem).__name__}: {problem}"}
     findings = memory.findings() | findings
     findings["total_seconds"] = time.perf_counter() - began

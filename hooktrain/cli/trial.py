@@ -80,6 +80,7 @@ def fast_dev_run(raw: Mapping[str, Any], steps: int, source: Path, switches: Seq
         second = _run(recipe, source, switches, path)
         sets = ", ".join(second.data.evaluation) or "nothing, as there is no evaluation set"
         _say(world, f"done: trained {second.global_step} steps, evaluated {sets}, saved, resumed and exported")
+        _say(world, f"removes {folder}")
     finally:
         if world.is_main:
             shutil.rmtree(folder, ignore_errors=True)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["watch"]
 
+_EARLIER = 10
+"""Log lines from before the watching that are printed where there is no terminal."""
+
 
 @click.command()
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
@@ -44,12 +47,19 @@ def watch(run: Path, interval: float) -> None:
 
 
 def _lines(found: Iterator[Snapshot]) -> Snapshot:
-    """Print a line for each log line; returns the last snapshot."""
+    """Print a line for each new log line, and a few of those that are there already; returns the last snapshot."""
     from hooktrain.runs.watch import figures_of
 
+    earlier: int | None = None
     for snapshot in found:
         steps = "" if snapshot.facts["steps"] is None else f"/{snapshot.facts['steps']}"
-        for line in snapshot.new:
+        new = snapshot.new
+        if earlier is None:
+            earlier = max(0, len(new) - _EARLIER)
+            new = new[earlier:]
+            if earlier:
+                click.echo(f"{earlier:,} earlier lines are in metrics.jsonl")
+        for line in new:
             click.echo(f"step {line['step']:g}{steps}  {'  '.join(figures_of(line))}")
     return snapshot
 

@@ -208,7 +208,8 @@ def _optimizer_state(
 
 def _activations(recipe: Recipe, host: PluginHost, module: Module, data: DataEstimate) -> dict[str, int]:
     if data.longest is None:
-        raise _Unknown("how long rows are is not known before the data are prepared; data.max_length would tell")
+        would = "; data.max_length would tell" if data != DataEstimate() else ""  # whose plugin knows anything of it
+        raise _Unknown(f"how long rows are is not known before the data are prepared{would}")
     tokens = math.ceil(data.longest / _shared(recipe))
     module.train()
     answers = host.hooks.estimate_activations(

@@ -49,11 +49,16 @@ def _print_resolved(facts: Mapping[str, Any], everything: bool) -> None:
     show(to, table)
     to.print("\n[bold]plugins[/]")
     table = columns("", "", "", "", header=False)
+    unused = [record["name"] for record in facts["plugins"] if record["state"] == "unused"]
     for record in facts["plugins"]:
+        if record["state"] == "unused":
+            continue
         whose = f"{record['distribution']} {record['version']}".strip()
         state = f"[{STATES[record['state']]}]{record['state']}[/]"
         table.add_row(f"  {escape(record['name'])}", escape(whose), state, escape(" ".join(record["why"].split())))
     show(to, table)
+    if unused:
+        to.print(escape(f"  not used by this recipe, as their active_when says: {', '.join(unused)}"), soft_wrap=True)
 
 
 def _print_complaints(facts: Mapping[str, Any], everything: bool = False) -> None:

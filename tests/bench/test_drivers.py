@@ -84,6 +84,11 @@ def test_the_error_of_a_driver_is_its_complete_message(tmp_path, monkeypatch, ca
     assert line["variants"]["raises"]["error"] == message
     assert "a_driver_that_raises.py" in capfd.readouterr().err, "its traceback"
     assert said[-1].endswith(" raises: ValueError: 3 errors"), "progress takes a line"
+    expected = RAISES.replace("raise ValueError", "from hooktrain import DataError\n    raise DataError")
+    (tmp_path / "a_driver_that_raises.py").write_text(expected)
+    (line,) = run_suites([Suite(name="s", summary="", cases=[case])], Settings(rounds=1))
+    assert line["variants"]["raises"]["error"] == message.replace("Value", "Data")
+    assert "Traceback" not in capfd.readouterr().err, "the message says all"
 
 
 def test_a_driver_that_takes_too_long_is_killed(tmp_path, monkeypatch):

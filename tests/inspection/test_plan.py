@@ -125,6 +125,9 @@ def test_a_printed_plan_is_the_recipe_in_yaml(written, capsys):
     shown = "\n".join(lines[begin : lines.index("", begin)]) + "\n"
     assert yaml.safe_load(shown) == facts["recipe"]
     assert f"{'  eps: 1.0e-06':<40}  # recipe.yaml:3\n" in shown
+    (unused,) = (line for line in lines if "not used by this recipe" in line)
+    named = {record["name"] for record in facts["plugins"] if record["state"] == "unused"}
+    assert named and set(unused.rpartition(": ")[2].split(", ")) == named
 
 
 # ---------------------------------------------------------------------------------------------------- conflicts
@@ -321,6 +324,9 @@ def test_an_estimate_that_fails_is_unknown_and_the_plan_goes_on(capsys):
     facts = tiny_plan(Fails(), train_iters=9)
     assert facts["model"] == {"unknown": "the model is on the moon"}
     assert "ZeroDivisionError: a bug" in facts["data"]["unknown"]
+    del Fails.make_meta_model
+    why = tiny_plan(Fails())["model"]["not_known"]["activations"]
+    assert "how long rows are" in why and "max_length" not in why, "these data have none"
     assert facts["steps"]["total"] == 9
 
 

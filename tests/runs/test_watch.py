@@ -51,6 +51,13 @@ def test_the_command_prints_every_line_and_how_it_ended(run_tiny, tmp_path):
     assert result.exit_code == 0
 
 
+def test_only_the_last_of_the_lines_that_are_there_are_printed(run_tiny, tmp_path):
+    run_tiny(epochs=2)
+    first, *lines = shown(watch, tmp_path / "run").output.splitlines()
+    assert first == "4 earlier lines are in metrics.jsonl"
+    assert [line.split()[1] for line in lines[:-1]] == [f"{step}/14" for step in range(5, 15)]
+
+
 def test_a_run_that_fails_is_a_status_of_1(run_tiny, tmp_path):
     class Raises:
         @hookimpl

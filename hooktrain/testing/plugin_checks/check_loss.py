@@ -51,13 +51,25 @@ class _Doubled:
     def on_step_start(self, trainer: Trainer, batches: Sequence[Batch]) -> None:
         trainer.model.eval()
         with torch.no_grad():
-            for batch in (batches[0], {name: _twice(name, value) for name, value in batches[0].items()}):
+            for batch in _once_and_twice(trainer, batches[0]):
                 counts = trainer.count(batch)
                 loss = trainer.loss_of(trainer.on_device(batch), counts)
                 found: dict[str, Tensor | float] = {"total": loss.total, "denominator": counts.denominator, **loss.sums}
                 for name, value in found.items():
                     self.measured.setdefault(name, []).append(float(value))
         trainer.model.train()
+
+
+def _once_and_twice(trainer: Trainer, batch: Batch) -> tuple[Batch, Batch]:
+    """Return a micro-batch, and one with each of its sequences twice.
+
+    Only the data's ``collate`` knows what a denominator of its own counts, and where each sequence of a row belongs.
+    """
+    data, number = trainer.data, trainer.recipe.micro_batch_size
+    if "denominator" in batch and data.loader is None:
+        rows = [data.train[place] for place in range(min(number, len(data.train)))]
+        return data.collate(rows), data.collate(rows + rows)
+    return batch, {name: _twice(name, value) for name, value in batch.items()}
 
 
 def _twice(name: str, value: Any) -> Any:

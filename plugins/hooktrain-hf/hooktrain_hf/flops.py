@@ -39,7 +39,7 @@ class FlopsConfig:
     enabled: bool = field(default=False, affects_training=False)
     """Whether log lines have ``tflops_per_second`` of a device and, where its peak is known, ``mfu``."""
     peak_tflops: float | None = field(default=None, validator=at_least(1e-9), affects_training=False)
-    """TFLOP/s that a device reaches at most, of which ``mfu`` is a share; not needed for common GPUs in half
+    """TFLOP/s that a device reaches at most, of which ``mfu`` is a share; known for common GPUs in half
     precision."""
 
 

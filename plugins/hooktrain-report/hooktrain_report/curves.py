@@ -35,6 +35,9 @@ _WIDE = (8.6, 2.6)
 _MARKED, _SMOOTHED, _MOST = 30, 60, 500
 """Points up to which each has a mark, from which on a mean is drawn, and that are drawn one by one at most."""
 
+_WIDEST = 6
+"""Characters of a number beside an axis, from which on it may be written with an exponent."""
+
 
 class Series(NamedTuple):
     """A line of a plot.
@@ -87,7 +90,7 @@ def draw_lines(
         scale: ``log`` where values that lie far apart are drawn in logarithmic scale, ``zero`` where it begins at 0.
     """
     figure = Figure(figsize=_SIZE)
-    axes = figure.add_axes((0.13, 0.19, 0.85, 0.77))
+    axes = figure.add_axes((0.155, 0.19, 0.825, 0.77))
     drawn: dict[int, int] = {}
     for number, each in enumerate(series):
         colour = COLOURS[(each.run if by_run else number) % len(COLOURS)]
@@ -107,6 +110,8 @@ def draw_lines(
     else:
         axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _short(value)))
+        if min(values) == max(values) and scale != "zero":
+            axes.set_yticks([values[0]])  # not five places around it, with digits that say nothing
     if scale == "zero":
         axes.set_ylim(0, max(values) * 1.1 or 1)
     _plain(axes)
@@ -237,7 +242,11 @@ def _short(value: float) -> str:
     for size, unit in ((1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1000 if unit == 'k' else size):g}{unit}"
-    return f"{value:.6g}"
+    plain = f"{value:.6g}"
+    if len(plain) <= _WIDEST:
+        return plain
+    digits, exponent = f"{value:.5e}".split("e")
+    return min(plain, f"{float(digits):g}e{int(exponent)}", key=len)
 
 
 def _is_finite(value: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from hooktrain import RunFiles
@@ -169,11 +169,11 @@ def curves(runs: Sequence[RunFiles], names: Sequence[str]) -> Html:
     add("training loss", plots.series_of(runs, names if several else ["loss"], "loss"), "log", marked=not several)
     for measured, members in _by_measure(sets).items():
         if several:
-            for name in members:
-                add(f"{measured}, {_set_of(name)}", plots.series_of(runs, names, name))
+            for of, name in members:
+                add(f"{measured}, {of}", plots.series_of(runs, names, name))
         else:
-            found = [each for name in members for each in plots.series_of(runs, [_set_of(name)], name)]
-            add(f"evaluation: {measured}" + (f", {_set_of(members[0])}" if len(members) == 1 else ""), found)
+            found = [each for of, name in members for each in plots.series_of(runs, [of], name)]
+            add(f"evaluation: {measured}" + (f", {members[0][0]}" if len(members) == 1 else ""), found)
     add("learning rate", plots.series_of(runs, names, "lr"))
     for name in norms:
         add(name, plots.series_of(runs, names, name), "log")
@@ -201,16 +201,22 @@ def _not_finite(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
     return "".join(f"<p class='warning'>{text(each)}</p>" for each in found)
 
 
-def _by_measure(metrics: Sequence[str]) -> dict[str, list[str]]:
-    """Names such as ``eval/<set>/loss`` by their last part."""
-    found: dict[str, list[str]] = {}
+def _by_measure(metrics: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """Sets and names such as ``eval/<set>/loss`` by what they measure."""
+    found: dict[str, list[tuple[str, str]]] = {}
     for name in metrics:
-        found.setdefault(name.rpartition("/")[2], []).append(name)
+        of, measured = _set_and_measure(name, metrics)
+        found.setdefault(measured, []).append((of, name))
     return found
 
 
-def _set_of(metric: str) -> str:
-    return metric.removeprefix("eval/").rpartition("/")[0] or metric
+def _set_and_measure(metric: str, metrics: Collection[str]) -> tuple[str, str]:
+    """Divide ``eval/<set>/<measure>``, both of which may have slashes; every set has a loss."""
+    parts = metric.split("/")
+    for end in range(2, len(parts)):
+        if "/".join([*parts[:end], "loss"]) in metrics:
+            return "/".join(parts[1:end]), "/".join(parts[end:])
+    return "/".join(parts[1:-1]) or metric, parts[-1]
 
 
 def evaluation(runs: Sequence[RunFiles], names: Sequence[str]) -> Html:
@@ -227,8 +233,7 @@ def evaluation(runs: Sequence[RunFiles], names: Sequence[str]) -> Html:
             rows.append(
                 [
                     *([name] if len(runs) > 1 else []),
-                    _set_of(metric),
-                    metric.rpartition("/")[2],
+                    *_set_and_measure(metric, found),
                     number(values[0][0]),
                     number(values[-1][0]),
                     f"{number(low[0])} at {low[1]:,}",

@@ -69,6 +69,11 @@ def test_a_page_shows_all_of_a_run(run_chat, tmp_path):
             if trainer.global_step == 2:
                 trainer.host.warn(f"something odd {EVIL}")
 
+        @hookimpl(wrapper=True)
+        def compute_loss(self):
+            loss = yield
+            return loss._replace(sums={**loss.sums, "odd/loss": loss.total.detach()})
+
     trainer = run_chat(
         Warns(),
         samples={"prompts": [EVIL], "max_new_tokens": 4},
@@ -90,8 +95,9 @@ def test_a_page_shows_all_of_a_run(run_chat, tmp_path):
     assert "ended" in page.text and "4 of 4" in page.text and run.facts["id"] in page.text
     lowest = min(line["loss"] for line in trainer.history if "loss" in line)
     assert f"lowest {lowest:.4f}" in page.text
-    for name in ("training loss", "evaluation: loss, held", "learning rate", "grad_norm", "tokens per second"):
+    for name in ("training loss", "evaluation: odd/loss, held", "learning rate", "grad_norm", "tokens per second"):
         assert re.search(rf"<figcaption>{name}</figcaption><svg", page.source), name
+    assert "<figcaption>evaluation: loss, held</figcaption>" in page.source
     assert re.search(r"optimizer\.lr</td><td>0\.01</td><td>given in Python", page.source)
     assert re.search(r"<td>seed</td><td>42</td></tr>", page.source), "among the defaults"
     for each in run.plugins:
