@@ -217,6 +217,8 @@ def fit(
     at_least: int = 0,
     name: Callable[[int], Place] = lambda example: Place("", example),
     positions: int | None = None,
+    together: bool = False,
+    untrained: str = "no token is trained",
 ) -> tuple[Documents, TokenCount]:
     """Apply ``overflow`` and ``on_empty``.
 
@@ -231,6 +233,9 @@ def fit(
         at_least: number of examples by which it is judged, where there are fewer so far.
         name: names an example, for errors.
         positions: tokens for which the model has positions, where that limits them.
+        together: whether an example is dropped with all of its documents where one of them is too long or has no
+            trained token; ``overflow`` is neither ``truncate`` nor ``split`` then.
+        untrained: what is wrong with an example that ``on_empty`` is about, for errors.
 
     Returns:
         The documents, none where all are dropped, and the counts of this call.
@@ -240,12 +245,14 @@ def fit(
     """
     lengths = documents.lengths
     long = lengths > max_length
+    if together:
+        long = np.isin(documents.examples, documents.examples[long])
     rows_in, rows_long = (len(np.unique(documents.examples[some])) for some in (slice(None), long))
     counted_as = {"rows_split" if overflow == "split" else "rows_too_long": rows_long}
     count = TokenCount(rows_in=rows_in, tokens_in=int(lengths.sum()), **counted_as)
     count.longest = int(lengths.max()) if len(lengths) else 0
     if count.rows_too_long and overflow == "error":
-        raise DataError(f"{where}: {_too_long(count, max_length, positions)}")
+        raise DataError(f"{where}: {_too_long(count, max_length, positions, together)}")
     if overflow in ("auto", "drop"):
         fitted = documents.select(np.flatnonzero(~long))
         count.tokens_dropped += int(lengths[long].sum())
@@ -261,6 +268,8 @@ def fit(
         all_of_them = np.arange(len(documents))
         fitted = documents.cut(all_of_them, np.zeros_like(lengths), np.minimum(lengths, max_length))
     empty = fitted.supervised == 0
+    if together:
+        empty = np.isin(fitted.examples, fitted.examples[empty])
     # a piece of a split example may have no trained tokens; an example must have some
     has_some = np.zeros(int(documents.examples.max()) + 1 if len(documents) else 0, np.bool_)
     has_some[fitted.examples[~empty]] = True
@@ -271,7 +280,7 @@ def fit(
         cut = int((documents.supervised[np.isin(documents.examples, empty_examples)] > 0).sum())
         first = name(int(empty_examples[0])) if len(empty_examples) else Place("", 2)
         return (
-            f"in {total.rows_empty:,} of {total.rows_in:,} examples no token is trained"
+            f"in {total.rows_empty:,} of {total.rows_in:,} examples {untrained}"
             + (f", the first is {first}" if len(empty_examples) else "")
             + (f" ({cut:,} of them because max_length {max_length} cuts off the trained part)" if cut else "")
             + ("; raise `data.max_length`" if cut else f"; look at it with {first.command}, correct the example")
@@ -288,7 +297,7 @@ def fit(
     total = count if before is None else before + count
     dropped = (total.rows_too_long if overflow == "auto" else 0) + (total.rows_empty if on_empty == "auto" else 0)
     if dropped > max_dropped * max(total.rows_in, at_least) + 1e-9:
-        said = [_too_long(total, max_length, positions)] if overflow == "auto" and total.rows_too_long else []
+        said = [_too_long(total, max_length, positions, together)] if overflow == "auto" and total.rows_too_long else []
         said += [no_token_trained(total)] if on_empty == "auto" and total.rows_empty else []
         raise DataError(
             f"{where}: {'; '.join(said)}; without a written `drop`, at most {max_dropped:.4g} of the examples"
@@ -316,17 +325,18 @@ def require_some(count: TokenCount, max_length: int, where: str) -> None:
         )
 
 
-def _too_long(count: TokenCount, max_length: int, positions: int | None) -> str:
+def _too_long(count: TokenCount, max_length: int, positions: int | None, together: bool) -> str:
+    choices = "drop" if together else "drop, truncate or split"
     if positions == max_length:
         return (
             f"{count.rows_too_long:,} of {count.rows_in:,} examples are longer than the {positions} tokens for which"
-            f" the model has positions (longest: {count.longest} tokens); choose `data.overflow:` drop, truncate or"
-            " split, or another model"
+            f" the model has positions (longest: {count.longest} tokens); choose `data.overflow:` {choices}, or"
+            " another model"
         )
     return (
         f"{count.rows_too_long:,} of {count.rows_in:,} examples are longer than data.max_length {max_length} (longest:"
-        f" {count.longest} tokens); set `data.max_length: {count.longest}`, or choose `data.overflow:` drop, truncate"
-        " or split"
+        f" {count.longest} tokens); set `data.max_length: {count.longest}`, or choose `data.overflow:`"
+        f" {choices}"
     )
 
 

@@ -30,6 +30,7 @@ def data(config: TokenDataConfig, recipe: Recipe, world: World, hooks: Any) -> D
     if tokenizer is not None and _is_cached(config, tokenizer, world, hooks):
         return _prepared(config, tokenizer, world, hooks, positions)
     longest = config.max_length if tokenizer is None else length_limit(tokenizer, config, positions)
+    longest = longest and longest * max(1, config.together)
     examples, why = None, "tokens are not known before `hooktrain data` has prepared them"
     try:
         counts = [hooks.estimate_examples(config=with_text_unit(source, config)) for source in config.sources]
@@ -81,7 +82,7 @@ def _prepared(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any,
         sequences=len(sequences),
         tokens=int(sequences.lengths.sum()),
         supervised=int(facts["tokens_trained"]),
-        longest=int(made.report["max_length"]) if config.pack_samples else int(sequences.lengths.max()),
+        longest=int(made.report["max_length"]) * max(1, config.together) if config.pack_samples else int(sequences.lengths.max()),
         how=how,
     )
 
