@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hooktrain import Batch
 from hooktrain_sft import collate_flat
+
+from hooktrain import Batch
 
 __all__ = ["collate_pairs"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import attrs
+from hooktrain_sft import SFTDataConfig, SourceOptions
 
 from hooktrain import above, at_least, between, field
-from hooktrain_sft import SFTDataConfig, SourceOptions
 
 __all__ = [
     "CPOLossConfig",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
+from hooktrain_sft import Format, Rendered, render_sft
 
 from hooktrain import DataError
 from hooktrain_preference.config import PreferenceDataConfig
-from hooktrain_sft import Format, Rendered, render_sft
 
 __all__ = ["preference_format", "render_pair"]
 
@@ -137,7 +137,8 @@ def _with_prompt(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any
 
 def _without_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     """Return the common beginning of two texts or conversations, and what follows in each."""
-    size = len(os.path.commonprefix([chosen, rejected]))
+    same = itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))
+    size = sum(1 for _ in same)
     if isinstance(chosen, str):
         size = _before_a_word(chosen, rejected, size)
     elif chosen == rejected:
@@ -165,7 +166,7 @@ def _before_a_word(chosen: str, rejected: str, size: int) -> int:
     """Return where two texts that share so many characters begin to differ, moved back to the beginning of a word."""
     if chosen == rejected:
         return size
-    while 0 < size and not (chosen[size - 1].isspace() or chosen[size : size + 1].isspace()):
+    while size > 0 and not (chosen[size - 1].isspace() or chosen[size : size + 1].isspace()):
         size -= 1
     return size - 1 if size and chosen[size - 1] == " " else size  # the white space before a word is part of its token
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from hooktrain_sft import TokenLogProbs
 from torch import Tensor, nn
 
 from hooktrain import LossSum
 from hooktrain_preference.pair_losses import Pairs, Terms
-from hooktrain_sft import TokenLogProbs
 
 __all__ = ["REFERENCE", "PairLoss"]
 

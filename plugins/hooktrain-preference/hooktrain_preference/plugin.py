@@ -21,10 +21,10 @@ from hooktrain_preference.config import (
 )
 
 if TYPE_CHECKING:
+    from hooktrain_sft import Format, Rendered
     from torch.nn import Module
 
     from hooktrain import Batch, LossSum, Trainer
-    from hooktrain_sft import Format, Rendered
 
 __all__ = ["PreferencePlugin"]
 
@@ -144,9 +144,9 @@ class PreferencePlugin:
     def _reference(trainer: Trainer, loss: Any, model: Module, batch: Batch, denominator: float) -> Any:
         """Return the reference's log-probabilities of the answers, shape (2 * pairs,)."""
         import torch
+        from hooktrain_sft import are_padded, innermost, pad_documents
 
         from hooktrain_preference.reference import NAME, as_reference
-        from hooktrain_sft import are_padded, innermost, pad_documents
 
         reference = trainer.models.get(NAME)
         with torch.no_grad():

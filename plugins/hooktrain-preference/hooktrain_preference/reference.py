@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
+from hooktrain_hf import HFModelConfig
 from torch.nn import Module
 
 from hooktrain import ExtraModel, ModelError, Recipe
-from hooktrain_hf import HFModelConfig
 from hooktrain_preference.config import ReferenceConfig
 
 __all__ = ["NAME", "adapter_of", "as_reference", "describe", "make_reference"]
@@ -32,9 +32,7 @@ def adapter_of(model: Module) -> _WithAdapter | None:
     return next((module for module in model.modules() if isinstance(module, _WithAdapter)), None)
 
 
-def make_reference(
-    config: ReferenceConfig, model: Module, recipe: Recipe, **arguments: Any
-) -> ExtraModel | None:
+def make_reference(config: ReferenceConfig, model: Module, recipe: Recipe, **arguments: Any) -> ExtraModel | None:
     """Describe the reference for ``make_models``; None where it is the run's own model without its adapter.
 
     Args:
@@ -62,7 +60,9 @@ def make_reference(
     return _built(config, model, recipe, **arguments)
 
 
-def _built(config: ReferenceConfig, model: Module, recipe: Recipe, hooks: Any, tokenizer: Any, world: Any) -> ExtraModel:
+def _built(
+    config: ReferenceConfig, model: Module, recipe: Recipe, hooks: Any, tokenizer: Any, world: Any
+) -> ExtraModel:
     import copy
 
     described = recipe.model

@@ -277,7 +277,8 @@ def fit(
     count.rows_empty = len(empty_examples)
 
     def no_token_trained(total: TokenCount) -> str:
-        cut = int((documents.supervised[np.isin(documents.examples, empty_examples)] > 0).sum())
+        trained = documents.supervised[np.isin(documents.examples, empty_examples)] > 0
+        cut = 0 if together else int(trained.sum())
         first = name(int(empty_examples[0])) if len(empty_examples) else Place("", 2)
         return (
             f"in {total.rows_empty:,} of {total.rows_in:,} examples {untrained}"

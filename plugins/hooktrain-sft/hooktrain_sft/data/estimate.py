@@ -82,7 +82,9 @@ def _prepared(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any,
         sequences=len(sequences),
         tokens=int(sequences.lengths.sum()),
         supervised=int(facts["tokens_trained"]),
-        longest=int(made.report["max_length"]) * max(1, config.together) if config.pack_samples else int(sequences.lengths.max()),
+        longest=int(made.report["max_length"]) * max(1, config.together)
+        if config.pack_samples
+        else int(sequences.lengths.max()),
         how=how,
     )
 

@@ -269,13 +269,16 @@ class _Preparation:
         require_some(count, self.max_length, where)
         empty = documents.examples[documents.supervised == 0]
         self.warnings += losses(
-            count, config.overflow, self.max_length, where, name(int(empty[0])) if len(empty) else None, bool(config.together)
+            count,
+            config.overflow,
+            self.max_length,
+            where,
+            name(int(empty[0])) if len(empty) else None,
+            bool(config.together),
         )
         facts: dict[str, Any] = attrs.asdict(count)
         if bounds is not None and config.source_weights is not None:
-            fitted, mixture = mix(
-                fitted, bounds.tolist(), config.source_weights, config.seed, bool(config.together)
-            )
+            fitted, mixture = mix(fitted, bounds.tolist(), config.source_weights, config.seed, bool(config.together))
             facts["mixture"] = attrs.asdict(mixture)
             for source, examples in zip(self.sources, mixture.rows, strict=False):
                 source["epoch_rows"] = examples
