@@ -87,8 +87,8 @@ class DPOLossConfig(PairLossConfig):
         default="sigmoid"
     )
     """Variant: ``sigmoid`` is DPO; ``sigmoid_norm`` the same with log-probabilities that are means over the tokens;
-    ``ipo``, which takes such means too (arXiv 2310.12036); ``hinge`` (SLiC, arXiv 2305.10425); ``robust`` to preferences
-    that are wrong (arXiv 2403.00409); ``apo_zero`` and ``apo_down`` (arXiv 2408.06266)."""
+    ``ipo`` takes such means too (arXiv 2310.12036); ``hinge`` is SLiC (arXiv 2305.10425); ``robust`` allows for wrong
+    preferences (arXiv 2403.00409); ``apo_zero`` and ``apo_down`` are APO (arXiv 2408.06266)."""
     label_smoothing: float = field(default=0.0, validator=between(0, 0.5))
     """Share of the preferences that are taken to be wrong, for ``robust`` and ``sigmoid`` (conservative DPO)."""
 
@@ -131,12 +131,10 @@ class CPOLossConfig(PairLossConfig):
 class ReferenceConfig:
     """The frozen model that a loss compares with."""
 
-    shorthand: ClassVar[str] = "type"
-
     type: Literal["auto", "copy", "adapter_off", "huggingface"] = field(default="auto")
-    """``copy`` is the model as it is when the run begins, ``adapter_off`` the run's own model without its adapter, which
-    takes no memory, and ``huggingface`` the model under ``name_or_path``. ``auto`` takes ``adapter_off`` where the model
-    has an adapter, and ``copy`` otherwise."""
+    """``copy`` is the model as it is when the run begins, ``adapter_off`` the run's own model without its adapter,
+    which takes no memory, and ``huggingface`` the model under ``name_or_path``. ``auto`` takes ``adapter_off`` where
+    the model has an adapter, and ``copy`` otherwise."""
     name_or_path: str | None = field(default=None)
     """Hub name or folder of another model with the same tokenizer, for ``type: huggingface``."""
     dtype: Literal["fp32", "bf16", "fp16"] | None = field(default=None)
@@ -160,7 +158,7 @@ class ModelsSettings:
     """Further models of the run."""
 
     reference: ReferenceConfig = field(factory=ReferenceConfig)
-    """The model that a loss of preferences compares with; a type such as ``copy`` alone is enough."""
+    """The model that a loss of preferences compares with."""
 
 
 def settings_of(recipe: Any) -> ModelsSettings:

@@ -88,7 +88,7 @@ def _built(
 
 
 def _require_same_vocabulary(reference: Any, model: Any, name: str) -> None:
-    """Raise a ``ModelError`` for a reference of another vocabulary; models of a family round its size up differently."""
+    """Raise a ``ModelError`` for a reference of another vocabulary, whose size models of a family round differently."""
     theirs, ours = (each.get_input_embeddings().num_embeddings for each in (reference, model))
     if abs(theirs - ours) > 0.01 * ours:
         raise ModelError(

@@ -54,15 +54,15 @@ def texts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(TOKENIZER.decode(ids[labels == -100]), TOKENIZER.decode(ids[labels != -100])) for ids, labels in parts]
 
 
-PLAIN = [(ASKED, f" {GOOD}<|endoftext|>"), (ASKED, f" {BAD}<|endoftext|>")]
-"""The white space before a word is a part of its token."""
+PLAIN = [(ASKED, f" {GOOD}<|endoftext|>"), (f"{ASKED} ", f"{BAD}<|endoftext|>")]
+"""Where the white space before a word is a part of its token, it is trained."""
 TURNS = [(f"{CHAT}\n", f"{GOOD}<|im_end|>"), (f"{CHAT}\n", f"{BAD}<|im_end|>")]
 
 FORMATS: Mapping[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
     "text": ({"prompt": f"{ASKED} ", "chosen": GOOD, "rejected": BAD}, PLAIN),
     "text, implicit prompt": (
         {"chosen": f"{ASKED} {GOOD}", "rejected": f"{ASKED} {BAD}"},
-        PLAIN,
+        [(ASKED, f" {GOOD}<|endoftext|>"), (ASKED, f" {BAD}<|endoftext|>")],
     ),
     "messages": ({"prompt": [USER], "chosen": [CHOSEN], "rejected": [REJECTED]}, TURNS),
     "messages, implicit prompt": ({"chosen": [USER, CHOSEN], "rejected": [USER, REJECTED]}, TURNS),

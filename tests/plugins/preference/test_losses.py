@@ -117,7 +117,7 @@ def models() -> tuple[nn.Module, nn.Module]:
     reference = copy.deepcopy(model)
     with torch.no_grad():
         for number, weight in enumerate(reference.parameters()):
-            weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)), alpha=0.05)
     return model, reference
 
 

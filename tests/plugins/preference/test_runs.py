@@ -48,29 +48,19 @@ def test_the_reference_is_a_frozen_copy_that_no_checkpoint_holds(run: Run, tmp_p
 
 def test_with_an_adapter_the_reference_is_the_model_without_it(run: Run, tmp_path: Path) -> None:
     off, found = run_recorded(run, **LORA)
-    copied, expected = run_recorded(run, **LORA, models={"reference": "copy"}, run_dir=str(tmp_path / "copy"))
+    copied, expected = run_recorded(run, **LORA, models={"reference": {"type": "copy"}}, run_dir=str(tmp_path / "copy"))
     assert not off.models and set(copied.models) == {"reference"}
     assert losses(found) == pytest.approx(losses(expected), rel=1e-6) and found[-1]["rewards/margins"] != 0
     trained = [weight.requires_grad for name, weight in off.model.named_parameters() if "lora" in name]
     assert trained and all(trained) and off.model.training, "it is as it was"
 
 
-def test_the_reference_has_no_dropout(run: Run) -> None:
-    """The adapter's, and that of all modules: the first rewards are not those of two draws."""
-    dropout = {"peft": {"type": "lora", "r": 4}, "model": {"hf_config_kwargs": {"attention_dropout": 0.5}}}
-    reference = []
-
-    class Seen(Recorder):
-        pass
-
-    model = dropout["model"]
-    trainer = run(train_iters=1, **LORA)
-    model["name_or_path"] = trainer.recipe.model.name_or_path
-    lines = run_recorded(run, **dropout)[1]
-    plain = run_recorded(run, **LORA)[1]
-    reference = [line["logps/chosen"] - line["rewards/chosen"] / 0.1 for line in (lines[0], plain[0])]
-    assert reference[0] == pytest.approx(reference[1], rel=1e-5)
-    assert lines[0]["rewards/chosen"] != 0, "dropout is active in the model that is trained"
+def test_the_reference_has_no_dropout(run: Run, recipe: dict[str, Any]) -> None:
+    model = {**recipe["model"], "hf_config_kwargs": {"attention_dropout": 0.5}}
+    (dropped, *_), (plain, *_) = (run_recorded(run, **LORA, **changes)[1] for changes in ({"model": model}, {}))
+    by_reference = [line["logps/chosen"] - line["rewards/chosen"] / 0.1 for line in (dropped, plain)]
+    assert by_reference[0] == pytest.approx(by_reference[1], rel=1e-5)
+    assert dropped["rewards/chosen"] != 0, "dropout is active in the model that is trained"
 
 
 def test_losses_without_a_reference_build_none(run: Run, tmp_path: Path) -> None:
@@ -82,10 +72,26 @@ def test_losses_without_a_reference_build_none(run: Run, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        ({"models": {"reference": "adapter_off"}}, ModelError, r"given type adapter_off, but LlamaForCausalLM has no"),
-        ({"models": {"reference": "huggingface"}}, RecipeError, r"given type huggingface without name_or_path, expected"),
-        ({"models": {"reference": "copy"}, "loss": {"type": "simpo"}}, RecipeError, r"models.reference: has no effect"),
-        ({"loss": {"loss_type": "ipo", "label_smoothing": 0.1}}, RecipeError, r"label_smoothing: given 0.1 with loss_type"),
+        (
+            {"models": {"reference": {"type": "adapter_off"}}},
+            ModelError,
+            r"given type adapter_off, but LlamaForCausalLM has no",
+        ),
+        (
+            {"models": {"reference": {"type": "huggingface"}}},
+            RecipeError,
+            r"given type huggingface without name_or_path, expected",
+        ),
+        (
+            {"models": {"reference": {"type": "copy"}}, "loss": {"type": "simpo"}},
+            RecipeError,
+            r"models.reference: has no effect",
+        ),
+        (
+            {"loss": {"loss_type": "ipo", "label_smoothing": 0.1}},
+            RecipeError,
+            r"label_smoothing: given 0.1 with loss_type",
+        ),
         ({"loss": {"beta": 0}}, RecipeError, r"loss.beta: given 0.*expected more than 0"),
         ({"type": "sft", "loss": {"type": "dpo"}}, RecipeError, r"type|pairs"),
     ],
@@ -106,7 +112,7 @@ def test_a_plan_counts_the_reference(recipe: dict[str, Any], tmp_path: Path) -> 
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     facts = read_plan(path)
-    assert "reference" in facts["memory"]["further_models"] if "memory" in facts else "reference" in json.dumps(facts, default=str)
+    assert "reference" in json.dumps(facts["model"]["further_models"])
 
 
 # -------------------------------------------------------------------------------------------------- evaluation, resume
@@ -137,19 +143,18 @@ def test_a_resume_repeats_the_run_bit_by_bit(run: Run, tmp_path: Path, adapter: 
 
 
 def test_a_resume_with_another_reference_is_refused(run: Run, tmp_path: Path, tiny_llama: Path) -> None:
-    run(checkpoint=[{"type": "full", "save_every_n_steps": 2}])
+    saves = [{"type": "full", "save_every_n_steps": 2}]
+    run(checkpoint=saves)
     other = {"reference": {"type": "huggingface", "name_or_path": str(tiny_llama)}}
-    with pytest.raises(HooktrainError, match=r"models"):
-        run(models=other, trainer={"resume_from": tmp_path / "run/checkpoints/step-00000002"})
+    with pytest.raises(HooktrainError, match=r"models\.reference"):
+        run(models=other, checkpoint=saves, trainer={"resume_from": tmp_path / "run/checkpoints/step-00000002"})
 
 
 # ------------------------------------------------------------------------------------------------------ beside TRL's
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    "loss_type", ["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "apo_zero", "apo_down"]
-)
+@pytest.mark.parametrize("loss_type", ["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "apo_zero", "apo_down"])
 def test_losses_and_rewards_are_those_of_trl(run: Run, tmp_path: Path, tiny_llama: Path, loss_type: str) -> None:
     """Four steps on the same pairs in the same order, in float32."""
     from datasets import Dataset

@@ -244,9 +244,7 @@ def fit(
         DataError: when an example is an error by these options.
     """
     lengths = documents.lengths
-    long = lengths > max_length
-    if together:
-        long = np.isin(documents.examples, documents.examples[long])
+    long = _of_examples(documents, lengths > max_length, together)
     rows_in, rows_long = (len(np.unique(documents.examples[some])) for some in (slice(None), long))
     counted_as = {"rows_split" if overflow == "split" else "rows_too_long": rows_long}
     count = TokenCount(rows_in=rows_in, tokens_in=int(lengths.sum()), **counted_as)
@@ -267,9 +265,7 @@ def fit(
         count.tokens_truncated = int(np.maximum(lengths - max_length, 0).sum())
         all_of_them = np.arange(len(documents))
         fitted = documents.cut(all_of_them, np.zeros_like(lengths), np.minimum(lengths, max_length))
-    empty = fitted.supervised == 0
-    if together:
-        empty = np.isin(fitted.examples, fitted.examples[empty])
+    empty = _of_examples(fitted, fitted.supervised == 0, together)
     # a piece of a split example may have no trained tokens; an example must have some
     has_some = np.zeros(int(documents.examples.max()) + 1 if len(documents) else 0, np.bool_)
     has_some[fitted.examples[~empty]] = True
@@ -314,6 +310,11 @@ def fit(
     if overflow == "truncate":
         count.rows_cut = _cut(documents, fitted)
     return fitted, count
+
+
+def _of_examples(documents: Documents, some: NDArray[np.bool_], together: bool) -> NDArray[np.bool_]:
+    """Return the mask of some documents, with ``together`` also of all others of their examples."""
+    return np.isin(documents.examples, documents.examples[some]) if together else some
 
 
 def require_some(count: TokenCount, max_length: int, where: str) -> None:

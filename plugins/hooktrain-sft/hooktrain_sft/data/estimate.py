@@ -74,6 +74,7 @@ def _prepared(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any,
     made = prepare_data(config, tokenizer, world, hooks, positions)
     facts: Mapping[str, Any] = made.report["train"]
     sequences: Any = made.train
+    room = int(made.report["max_length"]) * max(1, config.together)
     dropped = facts["rows_in"] - facts["rows_kept"]
     how = "from the cached sequences" + (
         f"; {dropped:,} of {facts['rows_in']:,} examples are dropped" if dropped else ""
@@ -82,9 +83,7 @@ def _prepared(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any,
         sequences=len(sequences),
         tokens=int(sequences.lengths.sum()),
         supervised=int(facts["tokens_trained"]),
-        longest=int(made.report["max_length"]) * max(1, config.together)
-        if config.pack_samples
-        else int(sequences.lengths.max()),
+        longest=room if config.pack_samples else int(sequences.lengths.max()),
         how=how,
     )
 

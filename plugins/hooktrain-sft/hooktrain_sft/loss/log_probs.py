@@ -95,7 +95,7 @@ class _Headed(HeadedForward):
             return _log_probs(self._transform(head(chunk)), goal)
 
         size = self._chunk_size or automatic_chunk_size(output_size(head, self._model()), hidden.device.type)
-        parts = zip(hidden.split(size), targets.split(size), strict=True)
+        parts = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
         return torch.cat([checkpoint(compute, *part, use_reentrant=False) for part in parts]), {}
 
 
