@@ -36,7 +36,7 @@ def _is_used(recipe: Recipe) -> bool:
 class PreferencePlugin:
     """Pairs of answers, the losses that compare them, and their reference."""
 
-    hooktrain_plugin = PluginInfo(requires=("sft",), changes_gradients=True, active_when=_is_used)
+    hooktrain_plugin = PluginInfo(changes_gradients=True, active_when=_is_used)
 
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
@@ -84,7 +84,7 @@ class PreferencePlugin:
 
         return attrs.evolve(made, collate=collate_pairs)
 
-    @hookimpl
+    @hookimpl(optionalhook=True)  # of hooktrain-sft, which a run may block
     def register_formats(self, config: Any) -> Mapping[str, Format] | None:
         if not isinstance(config, PreferenceDataConfig):
             return None
@@ -92,7 +92,7 @@ class PreferencePlugin:
 
         return {"preference": preference_format()}
 
-    @hookimpl
+    @hookimpl(optionalhook=True)  # of hooktrain-sft, which a run may block
     def render_example(self, example: Any, tokenizer: Any, config: Any) -> Rendered | None:
         if not isinstance(config, PreferenceDataConfig):
             return None

@@ -15,7 +15,7 @@ from hooktrain import HooktrainError, ModelError, RecipeError, Trainer
 from hooktrain.inspection.plan import read_plan
 from hooktrain.testing import Recorder, save_llama
 from tests.launching import stored_weights
-from tests.plugins.preference.conftest import messages
+from tests.plugins.preference.conftest import PAIRS
 
 Run = Callable[..., Trainer]
 LORA = {"peft": {"type": "lora", "r": 4}}
@@ -113,7 +113,7 @@ def test_a_plan_counts_the_reference(recipe: dict[str, Any], tmp_path: Path) -> 
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     facts = read_plan(path)
-    (found,) = (each["further_models"] for each in facts.values() if isinstance(each, dict) and "further_models" in each)
+    found = facts["estimates"]["model"]["further_models"]
     assert found["reference"]["class"] == "LlamaForCausalLM" and not found["reference"]["trainable"]
 
 
@@ -158,11 +158,13 @@ def test_a_resume_with_another_reference_is_refused(run: Run, tmp_path: Path, ti
 @pytest.mark.thorough
 @pytest.mark.parametrize("loss_type", ["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "apo_zero", "apo_down"])
 def test_losses_and_rewards_are_those_of_trl(run: Run, tmp_path: Path, tiny_llama: Path, loss_type: str) -> None:
-    """Four steps on the same pairs in the same order, in float32."""
+    """Four steps on the same pairs in the same order, in float32; of text, as TRL trains the line after a turn too."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
+    rows = [{"prompt": f"{prompt}\n", "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in PAIRS]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     smoothing = 0.1 if loss_type == "robust" else 0.0
     config = DPOConfig(
         output_dir=str(tmp_path / "trl"),
@@ -186,7 +188,7 @@ def test_losses_and_rewards_are_those_of_trl(run: Run, tmp_path: Path, tiny_llam
     theirs = DPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32),
         args=config,
-        train_dataset=Dataset.from_list(messages()),
+        train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(tiny_llama),
     )
     theirs.train()
@@ -202,5 +204,13 @@ def test_losses_and_rewards_are_those_of_trl(run: Run, tmp_path: Path, tiny_llam
     )
     assert len(lines) == len(expected) == 4
     for line, other in zip(lines, expected, strict=True):
-        for name in ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"):
+        for name in (
+            "logps/chosen",
+            "logps/rejected",
+            "loss",
+            "rewards/chosen",
+            "rewards/rejected",
+            "rewards/margins",
+            "rewards/accuracies",
+        ):
             assert line[name] == pytest.approx(other[name], abs=2e-5, rel=1e-5), (line["step"], name)
