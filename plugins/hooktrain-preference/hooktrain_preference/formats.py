@@ -101,7 +101,9 @@ def _read(example: Mapping[str, Any], name: str) -> Any:
 def _kind(value: Any) -> str:
     if value is None:
         return "missing"
-    return {str: "text", list: "a list", tuple: "a list"}.get(type(value), f"a {type(value).__name__}")
+    if isinstance(value, str):
+        return "text"
+    return "a list" if isinstance(value, (list, tuple)) else f"of type {type(value).__name__}"
 
 
 def _with_prompt(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:

@@ -78,13 +78,13 @@ class PairLoss:
         if "token_weights" not in batch:
             return 1.0
         labels = batch["labels"].reshape(-1)
-        positions = torch.nonzero_static(labels != -100, size=number)[:, 0]
+        positions = torch.nonzero_static(labels != -100, size=number, fill_value=0)[:, 0]
         weights: Tensor = batch["token_weights"].reshape(-1).index_select(0, positions)
         return weights
 
     @staticmethod
     def _summed(values: Tensor, lengths: Sequence[int]) -> Tensor:
-        return torch.stack([part.sum() for part in values.split(list(lengths))])
+        return torch.stack([part.sum() for part in torch.split(values, list(lengths))])
 
     def _tokens(self, batch: Mapping[str, Any], answers: Tensor) -> Tensor:
         """Return the tokens of each answer, or the sum of their weights, shape (2 * pairs,)."""

@@ -109,7 +109,7 @@ ERRORS: Mapping[str, tuple[dict[str, Any], str]] = {
         r" them with `data.columns: \{chosen: ..., rejected: ...\}`",
     ),
     "null": ({"prompt": ASKED, "chosen": GOOD, "rejected": None}, r"rejected is missing, expected text or a list of"),
-    "number": ({"prompt": ASKED, "chosen": GOOD, "rejected": 3}, r"rejected is a int, expected text or a list"),
+    "number": ({"prompt": ASKED, "chosen": GOOD, "rejected": 3}, r"rejected is of type int, expected text or a list"),
     "mixed": ({"chosen": [USER, CHOSEN], "rejected": BAD}, r"chosen is a list and rejected text, expected both"),
     "prompts of text": (
         {"chosen": f"Is it? {GOOD}", "rejected": BAD},

@@ -169,7 +169,7 @@ def test_weights_of_tokens_multiply_their_log_probabilities(models: tuple[nn.Mod
 def test_a_padding_batch_trains_nothing(models: tuple[nn.Module, nn.Module]) -> None:
     model = copy.deepcopy(models[0])
     loss = PairLoss(partial(LOSSES[DPOLossConfig], DPOLossConfig()))
-    batch = padding_batch(collate_pairs([pair(1), pair(2)]))
+    batch = padding_batch(collate_pairs([pair(1), pair(2, weighted=True)]))
     found = loss(model, batch, 0.0)
     found.total.backward()
     assert found.total == 0 and all(not gradient.any() for gradient in gradients(model).values())
