@@ -24,6 +24,8 @@ from hooktrain_preference import (
     collate_pairs,
 )
 from hooktrain_preference.pair_losses import LOSSES
+from hooktrain_sft import LogitTransform
+from hooktrain_sft.loss.log_probs import linear_log_probs
 from torch import Tensor, nn
 
 from hooktrain import ModelError, Trainer, padding_batch
@@ -180,6 +182,23 @@ def test_tokens_shared_between_ranks_are_refused(models: tuple[nn.Module, nn.Mod
     loss = PairLoss(partial(LOSSES[DPOLossConfig], DPOLossConfig()))
     with pytest.raises(ModelError, match="sequence_parallel: this loss compares sequences"):
         loss(models[0], {**collate_pairs([pair(1)]), "sequence_parallel": object()}, 1.0)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_log_probabilities_of_a_head_with_a_bias(softcap: float | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((7, 4), (11, 4), (11,))
+    parts = [torch.randn(size, generator=generator, dtype=torch.float64, requires_grad=True) for size in sizes]
+    hidden, weight, bias = parts
+    targets, scale = torch.tensor([3, -100, 0, 10, 5, 5, 1]), torch.arange(1.0, 8.0, dtype=torch.float64)
+    found = linear_log_probs(hidden, weight, bias, targets, LogitTransform(0.5, softcap), chunk_size=3)
+    ours = torch.autograd.grad((found * scale).sum(), parts)
+    logits = 0.5 * (hidden @ weight.t() + bias)
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    expected = logits.log_softmax(1).gather(1, targets.clamp(min=0)[:, None])[:, 0] * (targets != -100)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(ours, torch.autograd.grad((expected * scale).sum(), parts), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 # ------------------------------------------------------------------------------------------------ how a step is divided

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,23 @@ def test_the_reference_has_no_dropout(run: Run, recipe: dict[str, Any]) -> None:
     by_reference = [line["logps/chosen"] - line["rewards/chosen"] / 0.1 for line in (dropped, plain)]
     assert by_reference[0] == pytest.approx(by_reference[1], rel=1e-5)
     assert dropped["rewards/chosen"] != 0, "dropout is active in the model that is trained"
+
+
+def test_an_adapter_on_the_head_is_called_in_chunks(run: Run) -> None:
+    adapter = {"type": "lora", "r": 4, "target_modules": ["q_proj", "lm_head"]}
+    model = {"name_or_path": str(save_llama(Path(run(train_iters=1).run_dir) / "untied", tied=False))}
+    found = [losses(run_recorded(run, peft=adapter, model=model, loss={"chunk_size": size})[1]) for size in (None, 3)]
+    assert found[0] == pytest.approx(found[1], rel=1e-6) and found[0][0] == pytest.approx(0.693147, rel=1e-5)
+
+
+def test_the_loss_of_the_readme_trains(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[3] / "plugins/hooktrain-preference/README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "slic_loss.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugin, recorder = importlib.import_module("slic_loss"), Recorder()
+    trainer = run(plugin, recorder, loss={"type": "slic"})
+    assert not trainer.models and recorder.metrics[-1]["pairs"] == 12
 
 
 def test_losses_without_a_reference_build_none(run: Run, tmp_path: Path) -> None:
