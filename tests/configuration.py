@@ -57,6 +57,9 @@ def reference() -> str:
     parts += ["## plugins", _about(PluginsConfig), _table(_rows(PluginsConfig))]
     for part in _first_party(host, "settings"):
         parts += [f"## {part.name}", _about(part.config, part), _table(_rows(part.config))]
+        for item in attrs.fields(part.config):
+            if attrs.has(item.type):
+                parts += [f"## {part.name}.{item.name}", _about(item.type), _table(_rows(item.type))]
     return "\n\n".join(filter(None, parts))
 
 

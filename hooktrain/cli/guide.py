@@ -23,6 +23,7 @@ GROUPS = {
         (
             "recipes",
             "data-and-masks",
+            "preferences",
             "models",
             "configuration",
             "coming-from-arctic",

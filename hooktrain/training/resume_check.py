@@ -201,7 +201,7 @@ def _same_rates(trainer: Trainer, steps: int, horizon: int) -> bool:
         return False
     import torch
 
-    rates, recipe = [], trainer.recipe
+    rates = []
     for total in (horizon, trainer.training_horizon):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
         with warnings.catch_warnings():

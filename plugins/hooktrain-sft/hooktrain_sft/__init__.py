@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hooktrain import lazy_exports
 
 if TYPE_CHECKING:
+    from hooktrain_sft.chat.render import render_sft as render_sft
     from hooktrain_sft.chat.rendered import Rendered as Rendered
     from hooktrain_sft.config import CausalDataConfig as CausalDataConfig
     from hooktrain_sft.config import SFTDataConfig as SFTDataConfig
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
     from hooktrain_sft.loss.config import SFTLossConfig as SFTLossConfig
     from hooktrain_sft.loss.lm_head import HeadedForward as HeadedForward
     from hooktrain_sft.loss.lm_head import HeadLoss as HeadLoss
+    from hooktrain_sft.loss.log_probs import TokenLogProbs as TokenLogProbs
     from hooktrain_sft.loss.logit_transform import LogitTransform as LogitTransform
+    from hooktrain_sft.loss.model_inspection import innermost as innermost
+    from hooktrain_sft.loss.padded_documents import are_padded as are_padded
+    from hooktrain_sft.loss.padded_documents import pad_documents as pad_documents
     from hooktrain_sft.loss.selective_loss import per_token as per_token
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

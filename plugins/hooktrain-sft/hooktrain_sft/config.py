@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import attrs
 
@@ -128,7 +128,16 @@ def _processes(instance: Any, attribute: Any, value: int | str) -> None:
 
 @attrs.frozen(kw_only=True)
 class TokenDataConfig:
-    """Options that conversations and plain text share."""
+    """Options that conversations and plain text share.
+
+    Attributes:
+        together: how many sequences each example makes that stay together, such as the 2 of a preference pair: all are
+            used or none, and all of them are in one sequence of the training set. 0 where they are independent.
+        untrained: what is wrong with an example that ``on_empty`` is about, in words.
+    """
+
+    together: ClassVar[int] = 0
+    untrained: ClassVar[str] = "no token is trained"
 
     sources: tuple[Any, ...] = part("source", many=True)
     """Sources of the examples to train on."""

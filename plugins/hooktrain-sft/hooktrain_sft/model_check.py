@@ -121,7 +121,7 @@ class _Probe:
         self.embedding = input_embeddings(self.model)
         self.packs = bool(trainer.recipe.data.pack_samples)
         most = max(trainer.recipe.micro_batch_size, trainer.recipe.eval_micro_batch_size or 0)
-        self.several = self.packs or most > 1
+        self.several = self.packs or most > 1 or bool(trainer.recipe.data.together)
         self.dtype = _computes_in(trainer)
         self.exact, self.limits = self.dtype in _EXACT, _Limits.of(self.dtype)
         self.same = 1e-5 if self.exact else 1e-3  # of two losses by the same kernels

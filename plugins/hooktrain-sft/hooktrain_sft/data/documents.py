@@ -217,6 +217,8 @@ def fit(
     at_least: int = 0,
     name: Callable[[int], Place] = lambda example: Place("", example),
     positions: int | None = None,
+    together: bool = False,
+    untrained: str = "no token is trained",
 ) -> tuple[Documents, TokenCount]:
     """Apply ``overflow`` and ``on_empty``.
 
@@ -231,6 +233,9 @@ def fit(
         at_least: number of examples by which it is judged, where there are fewer so far.
         name: names an example, for errors.
         positions: tokens for which the model has positions, where that limits them.
+        together: whether an example is dropped with all of its documents where one of them is too long or has no
+            trained token; ``overflow`` is neither ``truncate`` nor ``split`` then.
+        untrained: what is wrong with an example that ``on_empty`` is about, for errors.
 
     Returns:
         The documents, none where all are dropped, and the counts of this call.
@@ -239,13 +244,13 @@ def fit(
         DataError: when an example is an error by these options.
     """
     lengths = documents.lengths
-    long = lengths > max_length
+    long = _of_examples(documents, lengths > max_length, together)
     rows_in, rows_long = (len(np.unique(documents.examples[some])) for some in (slice(None), long))
     counted_as = {"rows_split" if overflow == "split" else "rows_too_long": rows_long}
     count = TokenCount(rows_in=rows_in, tokens_in=int(lengths.sum()), **counted_as)
     count.longest = int(lengths.max()) if len(lengths) else 0
     if count.rows_too_long and overflow == "error":
-        raise DataError(f"{where}: {_too_long(count, max_length, positions)}")
+        raise DataError(f"{where}: {_too_long(count, max_length, positions, together)}")
     if overflow in ("auto", "drop"):
         fitted = documents.select(np.flatnonzero(~long))
         count.tokens_dropped += int(lengths[long].sum())
@@ -260,7 +265,7 @@ def fit(
         count.tokens_truncated = int(np.maximum(lengths - max_length, 0).sum())
         all_of_them = np.arange(len(documents))
         fitted = documents.cut(all_of_them, np.zeros_like(lengths), np.minimum(lengths, max_length))
-    empty = fitted.supervised == 0
+    empty = _of_examples(fitted, fitted.supervised == 0, together)
     # a piece of a split example may have no trained tokens; an example must have some
     has_some = np.zeros(int(documents.examples.max()) + 1 if len(documents) else 0, np.bool_)
     has_some[fitted.examples[~empty]] = True
@@ -268,10 +273,11 @@ def fit(
     count.rows_empty = len(empty_examples)
 
     def no_token_trained(total: TokenCount) -> str:
-        cut = int((documents.supervised[np.isin(documents.examples, empty_examples)] > 0).sum())
+        trained = documents.supervised[np.isin(documents.examples, empty_examples)] > 0
+        cut = 0 if together else int(trained.sum())
         first = name(int(empty_examples[0])) if len(empty_examples) else Place("", 2)
         return (
-            f"in {total.rows_empty:,} of {total.rows_in:,} examples no token is trained"
+            f"in {total.rows_empty:,} of {total.rows_in:,} examples {untrained}"
             + (f", the first is {first}" if len(empty_examples) else "")
             + (f" ({cut:,} of them because max_length {max_length} cuts off the trained part)" if cut else "")
             + ("; raise `data.max_length`" if cut else f"; look at it with {first.command}, correct the example")
@@ -288,7 +294,7 @@ def fit(
     total = count if before is None else before + count
     dropped = (total.rows_too_long if overflow == "auto" else 0) + (total.rows_empty if on_empty == "auto" else 0)
     if dropped > max_dropped * max(total.rows_in, at_least) + 1e-9:
-        said = [_too_long(total, max_length, positions)] if overflow == "auto" and total.rows_too_long else []
+        said = [_too_long(total, max_length, positions, together)] if overflow == "auto" and total.rows_too_long else []
         said += [no_token_trained(total)] if on_empty == "auto" and total.rows_empty else []
         raise DataError(
             f"{where}: {'; '.join(said)}; without a written `drop`, at most {max_dropped:.4g} of the examples"
@@ -306,6 +312,11 @@ def fit(
     return fitted, count
 
 
+def _of_examples(documents: Documents, some: NDArray[np.bool_], together: bool) -> NDArray[np.bool_]:
+    """Return the mask of some documents, with ``together`` also of all others of their examples."""
+    return np.isin(documents.examples, documents.examples[some]) if together else some
+
+
 def require_some(count: TokenCount, max_length: int, where: str) -> None:
     """Raise a ``DataError`` when no example of a set is left."""
     if not count.rows_kept:
@@ -316,17 +327,18 @@ def require_some(count: TokenCount, max_length: int, where: str) -> None:
         )
 
 
-def _too_long(count: TokenCount, max_length: int, positions: int | None) -> str:
+def _too_long(count: TokenCount, max_length: int, positions: int | None, together: bool) -> str:
+    choices = "drop" if together else "drop, truncate or split"
     if positions == max_length:
         return (
             f"{count.rows_too_long:,} of {count.rows_in:,} examples are longer than the {positions} tokens for which"
-            f" the model has positions (longest: {count.longest} tokens); choose `data.overflow:` drop, truncate or"
-            " split, or another model"
+            f" the model has positions (longest: {count.longest} tokens); choose `data.overflow:` {choices}, or"
+            " another model"
         )
     return (
         f"{count.rows_too_long:,} of {count.rows_in:,} examples are longer than data.max_length {max_length} (longest:"
-        f" {count.longest} tokens); set `data.max_length: {count.longest}`, or choose `data.overflow:` drop, truncate"
-        " or split"
+        f" {count.longest} tokens); set `data.max_length: {count.longest}`, or choose `data.overflow:`"
+        f" {choices}"
     )
 
 

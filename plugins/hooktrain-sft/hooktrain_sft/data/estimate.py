@@ -30,6 +30,7 @@ def data(config: TokenDataConfig, recipe: Recipe, world: World, hooks: Any) -> D
     if tokenizer is not None and _is_cached(config, tokenizer, world, hooks):
         return _prepared(config, tokenizer, world, hooks, positions)
     longest = config.max_length if tokenizer is None else length_limit(tokenizer, config, positions)
+    longest = longest and longest * max(1, config.together)
     examples, why = None, "tokens are not known before `hooktrain data` has prepared them"
     try:
         counts = [hooks.estimate_examples(config=with_text_unit(source, config)) for source in config.sources]
@@ -73,6 +74,7 @@ def _prepared(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any,
     made = prepare_data(config, tokenizer, world, hooks, positions)
     facts: Mapping[str, Any] = made.report["train"]
     sequences: Any = made.train
+    room = int(made.report["max_length"]) * max(1, config.together)
     dropped = facts["rows_in"] - facts["rows_kept"]
     how = "from the cached sequences" + (
         f"; {dropped:,} of {facts['rows_in']:,} examples are dropped" if dropped else ""
@@ -81,7 +83,7 @@ def _prepared(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any,
         sequences=len(sequences),
         tokens=int(sequences.lengths.sum()),
         supervised=int(facts["tokens_trained"]),
-        longest=int(made.report["max_length"]) if config.pack_samples else int(sequences.lengths.max()),
+        longest=room if config.pack_samples else int(sequences.lengths.max()),
         how=how,
     )
 

@@ -35,7 +35,9 @@ class Mixture:
     tokens: int
 
 
-def mix(documents: Documents, bounds: Sequence[int], weights: Sequence[float], seed: int) -> tuple[Documents, Mixture]:
+def mix(
+    documents: Documents, bounds: Sequence[int], weights: Sequence[float], seed: int, together: bool = False
+) -> tuple[Documents, Mixture]:
     """Give each source its share of an epoch, which keeps its number of examples.
 
     A source with fewer examples than its share repeats them evenly; of a source with more, some are drawn. The choice
@@ -46,6 +48,7 @@ def mix(documents: Documents, bounds: Sequence[int], weights: Sequence[float], s
         bounds: number of each source's first example, and the end, as in ``documents.examples``.
         weights: of each source, relative to the others.
         seed: seed of the choice.
+        together: whether all documents of an example come before those of its repetition.
     """
     generator = np.random.default_rng(seed)
     kept = np.unique(documents.examples)
@@ -59,7 +62,12 @@ def mix(documents: Documents, bounds: Sequence[int], weights: Sequence[float], s
         every, rest = divmod(int(share), len(examples))
         times[examples] = every
         times[examples[generator.permutation(len(examples))[:rest]]] += 1
-    chosen = documents.select(np.repeat(np.arange(len(documents)), times[documents.examples]))
+    repeats = times[documents.examples]
+    indices = np.repeat(np.arange(len(documents)), repeats)
+    if together:
+        repetition = np.arange(len(indices)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+        indices = indices[np.lexsort((indices, repetition, documents.examples[indices]))]
+    chosen = documents.select(indices)
     of_source = tuple(int(times[a:b].sum()) for a, b in itertools.pairwise(bounds))
     present = times[kept]
     return chosen, Mixture(

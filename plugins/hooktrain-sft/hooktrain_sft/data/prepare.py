@@ -143,6 +143,7 @@ class _Preparation:
             (bool(config.held_out), "train_eval_split or val_size with a stream", "use eval_sources"),
             (config.group_by_length, "group_by_length with a stream", "remove one of them"),
             (config.exact_deduplication, "exact_deduplication with a stream", "remove one of them"),
+            (bool(config.together), "pairs of sequences as a stream", "set streaming: false"),
         ):
             if refused:
                 raise DataError(f"data: given {given}, which is not possible; {advice}")
@@ -262,15 +263,22 @@ class _Preparation:
             max_dropped=config.max_dropped,
             name=name,
             positions=self.positions,
+            together=bool(config.together),
+            untrained=config.untrained,
         )
         require_some(count, self.max_length, where)
         empty = documents.examples[documents.supervised == 0]
         self.warnings += losses(
-            count, config.overflow, self.max_length, where, name(int(empty[0])) if len(empty) else None
+            count,
+            config.overflow,
+            self.max_length,
+            where,
+            name(int(empty[0])) if len(empty) else None,
+            bool(config.together),
         )
         facts: dict[str, Any] = attrs.asdict(count)
         if bounds is not None and config.source_weights is not None:
-            fitted, mixture = mix(fitted, bounds.tolist(), config.source_weights, config.seed)
+            fitted, mixture = mix(fitted, bounds.tolist(), config.source_weights, config.seed, bool(config.together))
             facts["mixture"] = attrs.asdict(mixture)
             for source, examples in zip(self.sources, mixture.rows, strict=False):
                 source["epoch_rows"] = examples
@@ -279,15 +287,17 @@ class _Preparation:
                     f"{where}: with these weights an epoch does not use {mixture.left_out:,} of {count.rows_kept:,}"
                     f" examples, and repeats {mixture.repeated:,}"
                 )
-        bins = pack(self.hooks, fitted, self.max_length, config) if config.pack_samples else None
+        room = self.max_length * max(1, config.together)
+        bins = pack(self.hooks, fitted, room, config) if config.pack_samples or config.together else None
         self.digests.append(fitted.digest())
         if bins is not None:
             self.digests.append(bins.digest())
+        if bins is not None and config.pack_samples:
             tokens = int(fitted.lengths.sum())
-            facts |= {"bins": len(bins), "filled": round(tokens / (len(bins) * self.max_length), 4)}
+            facts |= {"bins": len(bins), "filled": round(tokens / (len(bins) * room), 4)}
         made = PackedDataset(fitted, bins, name)
         facts["histograms"] = {"tokens of a row": histogram(fitted.lengths)}
-        if bins is not None:
+        if config.pack_samples:
             facts["histograms"]["tokens of a pack"] = histogram(made.lengths)
         return made, facts
 

@@ -355,16 +355,20 @@ def batches(items: Iterator[Any]) -> Iterator[list[Any]]:
 
 
 def pack(hooks: Any, documents: Documents, max_length: int, config: TokenDataConfig) -> Bins:
-    """Pack documents with the hook ``pack_sequences``.
+    """Pack documents with the hook ``pack_sequences``; those that stay together are packed as one.
 
     Raises:
         DataError: when no plugin packs, or the bins are not valid.
     """
-    packed = hooks.pack_sequences(lengths=documents.lengths, max_length=max_length, config=config)
+    each = max(1, config.together)  # of such an example all documents are there, one after the other
+    lengths = documents.lengths.reshape(-1, each).sum(1)
+    if not config.pack_samples:
+        return Bins(np.arange(len(documents)), np.arange(0, len(documents) + 1, each))
+    packed = hooks.pack_sequences(lengths=lengths, max_length=max_length, config=config)
     if packed is None:
         raise DataError(
             "data.pack_samples: no plugin packs sequences; enable hooktrain-sft or another that has pack_sequences"
         )
     bins = Bins.of(packed)
-    check_bins(bins, documents.lengths, max_length)
-    return bins
+    check_bins(bins, lengths, max_length)
+    return Bins((bins.order[:, None] * each + np.arange(each)).reshape(-1), bins.offsets * each)

@@ -81,7 +81,12 @@ def shared(documents: Documents, others: Documents) -> int:
 
 
 def losses(
-    count: TokenCount, overflow: Overflow, max_length: int, where: str, first_empty: Place | None = None
+    count: TokenCount,
+    overflow: Overflow,
+    max_length: int,
+    where: str,
+    first_empty: Place | None = None,
+    together: bool = False,
 ) -> list[str]:
     """Return warnings about examples that were dropped or cut, with what keeps them."""
     lost = count.tokens_dropped + count.tokens_truncated
@@ -91,9 +96,8 @@ def losses(
     remedies = []
     if count.rows_too_long:
         others = "split" if overflow == "truncate" else "truncate or split"
-        remedies.append(
-            f"to keep what is too long, set `data.max_length: {count.longest}` or `data.overflow:` {others}"
-        )
+        others = "" if together else f" or `data.overflow:` {others}"
+        remedies.append(f"to keep what is too long, set `data.max_length: {count.longest}`{others}")
     if count.rows_empty:
         shown = first_empty or Place("", 2)
         first = f" (the first is {first_empty})" if first_empty else ""

@@ -13,7 +13,7 @@ from hooktrain_sft.compat import keeps_graph
 from hooktrain_sft.loss.logit_transform import LogitTransform
 from hooktrain_sft.loss.token_loss import TokenLoss
 
-__all__ = ["Sums", "automatic_chunk_size", "linear_loss", "logits_loss"]
+__all__ = ["HeadGradient", "Sums", "automatic_chunk_size", "balanced", "chunks", "linear_loss", "logits_loss"]
 
 Sums = dict[str, Tensor]
 """Metrics logged with a loss: names to sums over the same tokens, each of shape () and detached."""
@@ -105,14 +105,14 @@ class _LinearLoss(Function):
         with torch.autocast(hidden.device.type, enabled=False):
             matrix, shift = weight.to(dtype), None if bias is None else bias.to(dtype)
             hidden_grad = torch.empty_like(hidden, dtype=exact) if wants_hidden else None
-            head = _HeadGradient(weight, exact) if wants_weight else None
+            head = HeadGradient(weight, exact) if wants_weight else None
             bias_grad = hidden.new_zeros(len(weight), dtype=exact) if wants_bias else None
             totals = hidden.new_zeros(1 + len(loss.metrics), dtype=exact)
             # memory is taken once: handing it back and getting it again costs a CPU more than the softmax does
-            most = _balanced(len(hidden), chunk_size)
+            most = balanced(len(hidden), chunk_size)
             spaces = [hidden.new_empty((most, len(weight)), dtype=exact) for _ in range(2)]
             narrow = None if dtype == exact else hidden.new_empty((most, len(weight)), dtype=dtype)
-            for part in _chunks(len(hidden), most):
+            for part in chunks(len(hidden), most):
                 inputs = hidden[part].to(dtype)  # (chunk, hidden)
                 logits, scratch = (space[: len(inputs)] for space in spaces)  # (chunk, vocabulary)
                 product = logits if narrow is None else narrow[: len(inputs)]
@@ -173,7 +173,7 @@ class _LogitsLoss(Function):
         return None if saved is None else _scaled(saved, scale).to(ctx.dtype), None, None, None
 
 
-class _HeadGradient:
+class HeadGradient:
     """Sum of the head's gradient over chunks, in single precision at least."""
 
     def __init__(self, weight: Tensor, exact: torch.dtype) -> None:
@@ -196,15 +196,17 @@ class _HeadGradient:
         self._first = False
 
     def total(self) -> Tensor:
+        """Return the sum, shape (vocabulary, hidden)."""
         return self._sum.zero_() if self._first else self._sum
 
 
-def _balanced(count: int, most: int) -> int:
+def balanced(count: int, most: int) -> int:
     """Return the size of equal chunks that hold at most so many tokens."""
     return -(-count // max(1, -(-count // most)))
 
 
-def _chunks(count: int, size: int) -> Iterator[slice]:
+def chunks(count: int, size: int) -> Iterator[slice]:
+    """Yield the chunks of so many tokens."""
     return (slice(start, min(start + size, count)) for start in range(0, count, max(1, size)))
 
 
