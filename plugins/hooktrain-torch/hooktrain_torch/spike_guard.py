@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -105,9 +106,10 @@ class SpikeGuardPlugin:
             return
         loss = float(trainer.strategy.sum_tensor(self._total.float())) / trainer.denominator  # equal on all ranks
         mean = sum(self._losses) / max(1, len(self._losses))
-        if len(self._losses) < config.window or loss <= config.threshold * mean:
+        if len(self._losses) < config.window or loss <= mean + (config.threshold - 1) * abs(mean):
             self._in_a_row = 0
-            self._losses.append(loss)
+            if math.isfinite(loss):  # otherwise `on_nan` decides, and no mean after it would be a number
+                self._losses.append(loss)
             if len(self._losses) > config.window:
                 self._losses.popleft()
             return
@@ -139,7 +141,8 @@ class SpikeGuardPlugin:
         back = f", and the weights are those of step {self._copies[0].step} again" if self._copies else ""
         trainer.say(f"spike_guard: step {step} is skipped, {trainer.skip_reason}{back}; {FILE} names its examples")
         if trainer.world.is_main and trainer.owns_run_dir:
-            line = {"step": step, "loss": loss, "mean": mean, "action": config.action, "examples": examples}
+            written = loss if math.isfinite(loss) else str(loss)  # JSON has no other numbers
+            line = {"step": step, "loss": written, "mean": mean, "action": config.action, "examples": examples}
             with (trainer.run_dir / FILE).open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
