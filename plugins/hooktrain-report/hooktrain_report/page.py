@@ -85,8 +85,8 @@ def _shown(section: Callable[..., Html], *given: Any) -> Html:
     try:
         return section(*given)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
-        said = f"This part cannot be shown: a file of the run holds what no run writes ({type(problem).__name__}: {problem})."
-        return Html(f"<p class='warning'>{text(said)}</p>")
+        said = f"This part cannot be shown: a file of the run holds what no run writes ({type(problem).__name__}:"
+        return Html(f"<p class='warning'>{text(f'{said} {problem}).')}</p>")
 
 
 def _section(title: str, inside: str) -> str:

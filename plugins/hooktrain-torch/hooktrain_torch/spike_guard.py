@@ -143,8 +143,12 @@ class SpikeGuardPlugin:
         if trainer.world.is_main and trainer.owns_run_dir:
             written = loss if math.isfinite(loss) else str(loss)  # JSON has no other numbers
             line = {"step": step, "loss": written, "mean": mean, "action": config.action, "examples": examples}
-            with (trainer.run_dir / FILE).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            text = json.dumps(line, ensure_ascii=False)
+            try:
+                with (trainer.run_dir / FILE).open("a", encoding="utf-8") as stream:
+                    stream.write(text + "\n")
+            except OSError as problem:  # the training does not depend on it
+                trainer.host.warn(f"{trainer.run_dir / FILE}: cannot be written ({problem.strerror}), and lacks {text}")
 
     @hookimpl
     def collect_metrics(self) -> Mapping[str, float]:
