@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections.abc
 import math
+import os
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,6 +50,8 @@ _ENTRY = "this entry"
 _ABSENT = "missing, and there is no default; add it"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
 """The beginning of a URL, also once ``pathlib`` has made ``s3:/bucket`` of ``s3://bucket``."""
+_LONGEST_NAME = 255
+"""Bytes of a file's name, as most file systems have them."""
 
 
 def field(
@@ -240,14 +243,20 @@ def local_path(given: Path | str) -> Path:
     """Return a path on this machine, with ``~`` expanded.
 
     Raises:
-        ValueError: it is a URL, of which ``pathlib`` would make a local folder ``s3:``.
+        ValueError: it is a URL, of which ``pathlib`` would make a local folder ``s3:``; or no path can be like it.
     """
     if _URL.match(str(given)):
         raise ValueError(
             f"given '{given}', a URL, expected a path on this machine; mount that place and give the path, or copy the"
             " files there afterwards"
         )
-    return Path(given).expanduser()
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError:
+        raise ValueError(f"given '{given}', whose user is not known here; write the path without '~'") from None
+    if any(len(os.fsencode(name)) > _LONGEST_NAME for name in path.parts):
+        raise ValueError(f"given '{str(given)[:60]}...', expected names of at most {_LONGEST_NAME} bytes in a path")
+    return path
 
 
 def working_folder() -> Path:

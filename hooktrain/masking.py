@@ -39,8 +39,8 @@ _TEXT_TOKEN = re.compile(
 _SPECIAL = re.compile(r"[<\[].*[>\]]", re.DOTALL)
 """A special token of a tokenizer, under a key that this module does not know."""
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_URL = re.compile(r"(?P<before>\b[a-zA-Z][\w+.\-]*://[^\s:/?#@'\"]*:)(?P<secret>[^\s/?#'\"]+)(?=@)")
-_ALONE = re.compile(r"(?P<before>\b[a-zA-Z][\w+.\-]*://)(?P<secret>[^\s:/?#@'\"]{20,})(?=@)")
+_URL = re.compile(r"(?P<before>\b[a-zA-Z][\w+.\-]*:/{1,2}[^\s:/?#@'\"]*:)(?P<secret>[^\s/?#'\"]+)(?=@)")
+_ALONE = re.compile(r"(?P<before>\b[a-zA-Z][\w+.\-]*:/{1,2})(?P<secret>[^\s:/?#@'\"]{20,})(?=@)")
 """A token in the place of the user, as in ``https://TOKEN@host``."""
 _QUERY = re.compile(
     r"(?P<before>[?&](?:[\w\-]*(?:token|secret|password|passwd|signature|credential|api_?key)|sig|key|auth)=)"

@@ -132,6 +132,7 @@ def test_keys_that_do_not(key):
     ("text", "shown"),
     [
         ("s3://key:secret@bucket/rows", "s3://key:***@bucket/rows"),
+        ("/runs/s3:/key:secret@bucket/rows", "/runs/s3:/key:***@bucket/rows"),
         ("https://example.org/x?sig=abc&n=1", "https://example.org/x?sig=***&n=1"),
         ("HF_TOKEN=abc python", "HF_TOKEN=*** python"),
         ("with hf_" + "a1" * 15, "with ***"),

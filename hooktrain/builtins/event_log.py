@@ -71,7 +71,7 @@ class EventLog:
                 "step": step,
                 "run": self._run,
                 "kind": kind,
-                "text": mask_text(text[:_LONGEST]),
+                "text": mask_text(text)[:_LONGEST],
                 **more,
             }
             lines.append(json.dumps({key: value for key, value in line.items() if value != ""}) + "\n")

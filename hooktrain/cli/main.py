@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -243,6 +244,9 @@ def _status() -> int:
     except Exception as problem:
         if _follows_interrupt(problem):
             return _interrupted(problem)
+        if isinstance(problem, OSError) and problem.errno == errno.ENAMETOOLONG:
+            named = str(problem.filename)
+            return _failed(f"given '{named[:60]}...', which is too long for a path; correct it", problem, trace=False)
         raise
 
 

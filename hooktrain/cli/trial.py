@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,9 @@ def overfit_recipe(raw: Mapping[str, Any], batches: int, name: str) -> dict[str,
     made = {key: value for key, value in raw.items() if key not in _LENGTH}
     made["train_iters"] = made["eval_interval"] = raw.get("train_iters") or OVERFIT_STEPS  # evaluated once
     limits = {"limit_train_batches": batches, "limit_eval_batches": batches, "checkpoint": []}
-    return {**made, **limits, "run_dir": f"{_run_dir(raw, name)}-overfit"}
+    given = raw.get("run_dir")  # one that is no text is refused later, as it stands
+    own = f"{_run_dir(raw, name)}-overfit" if given is None or isinstance(given, str) else given
+    return {**made, **limits, "run_dir": own}
 
 
 def overfit_result(trainer: Trainer) -> str:
@@ -73,17 +76,28 @@ def fast_dev_run(raw: Mapping[str, Any], steps: int, source: Path, switches: Seq
     try:
         _say(world, f"trains {steps} steps, evaluates and saves")
         first = _run({**recipe, "exit_iteration": steps}, source, switches, None)
+        _require_steps(first, steps)
         path = next(filter(None, (engine.latest() for engine in first.checkpoint_engines)), None)
         if path is None:
             raise HooktrainError(f"fast-dev-run: no checkpoint to resume from was saved at step {steps}")
         _say(world, f"resumes from {path.name}, trains {steps} more, saves and exports")
         second = _run(recipe, source, switches, path)
+        _require_steps(second, 2 * steps)
         sets = ", ".join(second.data.evaluation) or "nothing, as there is no evaluation set"
         _say(world, f"done: trained {second.global_step} steps, evaluated {sets}, saved, resumed and exported")
         _say(world, f"removes {folder}")
     finally:
         if world.is_main:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_steps(trainer: Trainer, steps: int) -> None:
+    """End the process where a signal or a plugin has stopped a run before its last step."""
+    if trainer.global_step >= steps:
+        return
+    said = f"fast-dev-run: ended at step {trainer.global_step}, expected {steps}: {trainer.state.stop_reason}"
+    _say(trainer.world, said)
+    sys.exit(trainer.exit_status or 1)
 
 
 def _short(raw: Mapping[str, Any], steps: int, folder: Path) -> dict[str, Any]:
@@ -118,7 +132,8 @@ def _run(recipe: Mapping[str, Any], source: Path, switches: Sequence[str], resum
 
 
 def _run_dir(raw: Mapping[str, Any], name: str) -> Path:
-    return Path(raw.get("run_dir") or Path("runs") / name)
+    given = raw.get("run_dir")
+    return Path(given if given and isinstance(given, str) else Path("runs") / name)
 
 
 def _say(world: World, text: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from hooktrain.config import local_path
 from hooktrain.errors import Complaint, RecipeError
 from hooktrain.masking import MASK, mask_words, remember, still_masked
 from hooktrain.plugin.discovery import UNTRUSTED
@@ -133,8 +134,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
             any recipe, or is its own base.
     """
     made: dict[str, Any] = {}
-    for file in reversed(recipe_files(path)):
-        made = _merged(made, _read_file(file))
+    for _, raw in reversed(_chain(path)):
+        made = _merged(made, raw)
     made.pop("base", None)
     return made
 
@@ -145,22 +146,34 @@ def recipe_files(path: Path) -> list[Path]:
     Raises:
         RecipeError: one of them cannot be read, is its own base, or is not in the folder of a stranger's recipe.
     """
-    found = [path]
-    while (base := _read_file(found[-1]).get("base")) is not None:
+    return [file for file, _ in _chain(path)]
 
-        def refuse(expected: str, given: Any = base) -> RecipeError:
-            return RecipeError([Complaint("base", f"given {given!r}, expected {expected}")], source=str(found[-1]))
+
+def _chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Read each file of a recipe once, as one may be a pipe; the recipe's own is the first."""
+    found = [(path, _read_file(path))]
+    seen = {path.resolve()}
+    while (base := found[-1][1].get("base")) is not None:
+        source = found[-1][0]
+
+        def refuse(expected: str, given: Any = base, source: Path = source) -> RecipeError:
+            return RecipeError([Complaint("base", f"given {given!r}, expected {expected}")], source=str(source))
 
         if not isinstance(base, str):
             raise refuse("the path of another recipe")
-        file = found[-1].parent / Path(base).expanduser()
-        if file.resolve() in [each.resolve() for each in found]:
-            raise refuse("another recipe than one that is built on it")
-        if os.environ.get(UNTRUSTED) and not file.resolve().is_relative_to(path.resolve().parent):
-            raise refuse("a file in the folder of the recipe, which is not yours")
+        try:
+            file = source.parent / local_path(base)
+        except ValueError as problem:
+            raise RecipeError([Complaint("base", str(problem))], source=str(source)) from None
         if not file.is_file():
             raise refuse(f"a file, and there is no {file}")
-        found.append(file)
+        real = file.resolve()
+        if real in seen:
+            raise refuse("another recipe than one that is built on it")
+        if os.environ.get(UNTRUSTED) and not real.is_relative_to(path.resolve().parent):
+            raise refuse("a file in the folder of the recipe, which is not yours")
+        seen.add(real)
+        found.append((file, _read_file(file)))
     return found
 
 

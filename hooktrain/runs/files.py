@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 
 from hooktrain.errors import HooktrainError
 from hooktrain.runs.table import facts_of
+from hooktrain.training.run_files import read_bytes, read_json
 from hooktrain.training.run_record import FILE
 
 try:
@@ -24,6 +24,8 @@ __all__ = ["MetricsReader", "RunFiles", "add_results", "best_losses", "flat_reci
 
 _EVENTS = "events.jsonl"
 _SAMPLES = "samples.jsonl"
+_DEPTH = 64
+"""Most levels of lists and mappings within each other, as a recipe may have."""
 _IGNORED = ("run_dir", "plugins.lock")
 """Keys in which recipes of two runs always differ."""
 
@@ -163,6 +165,8 @@ class MetricsReader:
 
     def read(self) -> list[Mapping[str, Any]]:
         """Return the lines since the last call; all of them where the file is another one by now."""
+        if not self._path.is_file():  # a pipe would wait
+            return []
         try:
             with self._path.open("rb") as file:
                 found = self._path.stat()
@@ -170,7 +174,7 @@ class MetricsReader:
                     self._file, self._read = (found.st_dev, found.st_ino), 0
                 file.seek(self._read)
                 text = file.read()
-        except FileNotFoundError:
+        except OSError:
             return []
         whole = text[: text.rfind(b"\n") + 1]
         self._read += len(whole)
@@ -184,8 +188,8 @@ def _metrics_name(recipe: Mapping[str, Any]) -> str:
 
 def _mapping(path: Path, problems: list[str]) -> Mapping[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=SafeLoader)
+        text = read_bytes(path).decode()
+        found = read_json(text) if path.suffix == ".json" else _yaml(text)
     except FileNotFoundError:
         problems.append(f"{path.name} is missing")
         return {}
@@ -198,10 +202,20 @@ def _mapping(path: Path, problems: list[str]) -> Mapping[str, Any]:
     return found
 
 
+def _yaml(text: str) -> Any:
+    """Read a recipe as a run writes it; one with aliases could stand for more than fits into memory."""
+    depth = 0
+    for event in yaml.parse(text, Loader=SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEPTH or isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"an alias, or more than {_DEPTH} levels, as no run writes them")
+    return yaml.load(text, Loader=SafeLoader)
+
+
 def _lines(path: Path, problems: list[str], missing: bool = False) -> list[Mapping[str, Any]]:
     """The objects of a file of JSON lines; one that is being written is no problem."""
     try:
-        text = path.read_bytes()
+        text = read_bytes(path)
     except FileNotFoundError:
         if missing:
             problems.append(f"{path.name} is missing")
@@ -217,7 +231,7 @@ def _lines(path: Path, problems: list[str], missing: bool = False) -> list[Mappi
 
 def _object(line: bytes) -> Mapping[str, Any] | None:
     try:
-        found = json.loads(line)
+        found = read_json(line)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, Mapping) else None

@@ -17,7 +17,7 @@ from hooktrain.training.load import load
 from hooktrain.training.python_arguments import needs_tokenizer, settle
 from hooktrain.training.python_parts import PythonParts
 
-__all__ = ["NO_RECIPE", "export_config", "save_folder", "structured"]
+__all__ = ["NO_RECIPE", "checkpoint_path", "export_config", "save_folder", "structured"]
 
 NO_RECIPE: Mapping[str, Any] = MappingProxyType({})
 
@@ -46,10 +46,19 @@ def save_folder(path: Path | str) -> Path:
     Raises:
         CheckpointError: it is a URL.
     """
+    return checkpoint_path(path, "save").absolute()
+
+
+def checkpoint_path(path: Path | str, where: str) -> Path:
+    """Return the path of a checkpoint; ``where`` says for errors what it was given for.
+
+    Raises:
+        CheckpointError: it is a URL.
+    """
     try:
-        return local_path(path).absolute()
+        return local_path(path)
     except ValueError as problem:
-        raise CheckpointError(f"save: {problem}") from None
+        raise CheckpointError(f"{where}: {problem}") from None
 
 
 def structured(

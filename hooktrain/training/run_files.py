@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-__all__ = ["clear_way", "delete_half_written", "keep_aside", "move_aside", "write_whole"]
+__all__ = ["clear_way", "delete_half_written", "keep_aside", "move_aside", "read_bytes", "read_json", "write_whole"]
+
+_LONG = 18
+"""Digits of a whole number that fits into 64 bits."""
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file; not a pipe, which would wait, nor a device, which may have no end.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+    return path.read_bytes()
+
+
+def read_json(text: str | bytes) -> Any:
+    """Read JSON that may be another program's: a whole number beyond 64 bits is read as ``float``.
+
+    Raises:
+        ValueError: it is none.
+        RecursionError: it is nested too deep.
+    """
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _LONG else float(digits))
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -24,7 +24,15 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 
 from hooktrain.errors import HooktrainError, failure_of
-from hooktrain.training.run_files import clear_way, delete_half_written, keep_aside, move_aside, write_whole
+from hooktrain.training.run_files import (
+    clear_way,
+    delete_half_written,
+    keep_aside,
+    move_aside,
+    read_bytes,
+    read_json,
+    write_whole,
+)
 
 if TYPE_CHECKING:
     from hooktrain.plugin.hook_caller import Hooks
@@ -126,7 +134,7 @@ def _read(folder: Path) -> tuple[RunRecord, RunRecord | None] | None:
     """Read a record, and that of the run before it where this one had not found out whether it resumes it."""
     path = folder / FILE
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = read_json(read_bytes(path))
         record = RunRecord.of(plain)
         before = plain.get("before")
         if record.state == "running":

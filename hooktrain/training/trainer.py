@@ -58,7 +58,7 @@ from hooktrain.training.diagnostics import (
 from hooktrain.training.finite_weights import FiniteWeights
 from hooktrain.training.held_effects import HeldEffects, hold_effects
 from hooktrain.training.intervals import evaluation_due
-from hooktrain.training.lifecycle import NO_RECIPE, export_config, save_folder, structured
+from hooktrain.training.lifecycle import NO_RECIPE, checkpoint_path, export_config, save_folder, structured
 from hooktrain.training.log_line import read_metrics
 from hooktrain.training.metrics import Meter
 from hooktrain.training.random_state import RandomState
@@ -191,7 +191,7 @@ class Trainer:
         self.recipe = self.recipe.for_ranks(self.world)
         start = self.host.start_folder  # a plugin may change the working directory
         self.run_dir = start / (self.recipe.run_dir or Path("runs") / self.recipe.name)
-        self.resume_from = None if resume_from is None else start / Path(resume_from).expanduser()
+        self.resume_from = None if resume_from is None else start / checkpoint_path(resume_from, "resume")
         self.run_record = RunRecorder(self.run_dir, self.recipe.name, self.world.world_size)
         self.state = TrainerState()
         self.history: list[Mapping[str, float]] = []

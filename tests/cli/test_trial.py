@@ -29,6 +29,16 @@ def restore_state(state):
 """
 
 
+STOPS = """
+from hooktrain import hookimpl
+
+@hookimpl
+def on_step_end(trainer):
+    if trainer.global_step == 1:
+        trainer.request_stop("enough", exit_status=143)
+"""
+
+
 @pytest.fixture
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_recipe: dict[str, Any]) -> Any:
     """``train(words..., key=value)``: run the command in this process, on the tiny recipe with keys changed."""
@@ -82,6 +92,20 @@ def test_what_would_fail_after_hours_fails_at_once(train, tmp_path, monkeypatch,
     assert isinstance(cause, kind), result.output
     assert re.search(facts(*message), str(cause))
     assert not (tmp_path / "run.fast-dev-run").exists(), "also removed after a failure"
+
+
+def test_a_fast_dev_run_that_is_stopped_says_so_and_resumes_nothing(train, tmp_path, monkeypatch):
+    (tmp_path / "stops.py").write_text(STOPS)
+    monkeypatch.syspath_prepend(tmp_path)
+    result = train("--fast-dev-run", plugins={"load": ["hooktrain.testing.tiny_plugin:TinyPlugin", "stops"]})
+    assert result.exit_code == 143
+    assert re.search(facts("fast-dev-run: ended at step 1", "expected 2", "enough"), result.output)
+    assert "resumes" not in result.output and not (tmp_path / "run.fast-dev-run").exists()
+
+
+def test_a_run_dir_that_is_no_text_is_an_error_of_the_recipe(train):
+    for words in (["--overfit", "1"], ["--fast-dev-run"]):
+        assert "run_dir" in str(train(*words, run_dir=["a"]).exception)
 
 
 @pytest.mark.parametrize(("lr", "message"), [(0.3, "near zero: the model learns them"), (0.0, "is not near zero")])

@@ -121,3 +121,22 @@ def test_a_plan_divides_by_the_ranks(top, nproc, steps):
 )
 def test_sizes_that_do_not_fit(top, words, message):
     assert [each for each in read_plan(top, words, estimates=False)["complaints"] if message in each["message"]]
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [("~nobody-here/x.yaml", "user is not known"), ("x" * 300, "255"), ("loop.yaml", "no"), ("s3://b/x.yaml", "a URL")],
+)
+def test_a_base_that_no_path_can_be(tmp_path, base, message):
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "top.yaml").write_text(f"base: {base}\n")
+    with pytest.raises(RecipeError, match=facts("base", message)):
+        read_recipe(tmp_path / "top.yaml")
+
+
+def test_a_recipe_from_a_pipe_is_read_once(tmp_path):
+    reader, writer = os.pipe()
+    os.write(writer, b"type: tiny")
+    os.close(writer)
+    assert read_recipe(Path(f"/dev/fd/{reader}")) == {"type": "tiny"}
+    os.close(reader)

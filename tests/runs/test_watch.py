@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 import yaml
@@ -79,6 +80,37 @@ def test_a_run_whose_process_is_gone(run_tiny, tmp_path):
     result = shown(watch, tmp_path / "run")
     assert result.exit_code == 1 and "ended without finishing at step 4 of 7" in result.output
     assert "killed" in result.output
+
+
+DAMAGES = {
+    "recipe.yaml": ["[" * 100_000, "a: &a [*a]", "a: &a [x]\nb: *a", "jsonl: {file: /dev/zero}", os.mkfifo, os.mkdir],
+    "metrics.jsonl": [
+        '{"step": 1, "loss": 1' + "0" * 400 + "}\n",
+        '{"step": 1' + "0" * 400 + "}\n",
+        os.mkfifo,
+        os.mkdir,
+    ],
+    "run.json": ['{"id": "x", "step": 1' + "0" * 400 + "}", os.mkfifo, os.mkdir],
+}
+
+
+def test_files_that_no_run_writes_are_no_obstacle(run_tiny, tmp_path):
+    """Reading a recipe of so many levels with libyaml ends the process."""
+    run = run_tiny(train_iters=1).run_dir
+    for name, damages in DAMAGES.items():
+        whole = (run / name).read_bytes()
+        for damage in damages:
+            (run / name).unlink()
+            if isinstance(damage, str):
+                (run / name).write_text(damage)
+            else:
+                damage(run / name)
+            for command, words in ((runs, [run]), (runs, [run, "--json"]), (watch, [run])):
+                result = CliRunner().invoke(command, list(map(str, words)))
+                told = result.exception is None or isinstance(result.exception, (SystemExit, HooktrainError))
+                assert told, (name, damage, result.exception)
+            shutil.rmtree(run / name) if damage is os.mkdir else (run / name).unlink()
+            (run / name).write_bytes(whole)
 
 
 def test_a_folder_without_a_run(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +57,14 @@ def _body(runs: Sequence[RunFiles]) -> list[str]:
     names = names_of(runs)
     several = len(runs) > 1
     title = f"{len(runs)} runs" if several else names[0]
-    parts: list[str] = [f"<h1>{text(title)}</h1>", sections.summary(runs, names)]
+    parts: list[str] = [f"<h1>{text(title)}</h1>", _shown(sections.summary, runs, names)]
     if several:
         found = recipe_differences([run.recipe for run in runs])
-        parts += ["<h2>Recipe differences</h2>", sections.differences(found, names)]
+        parts += ["<h2>Recipe differences</h2>", _shown(sections.differences, found, names)]
     parts += [
-        _section("Curves", sections.curves(runs, names)),
-        _section("Evaluation", sections.evaluation(runs, names)),
-        _section("Events", sections.events(runs, names)),
+        _section("Curves", _shown(sections.curves, runs, names)),
+        _section("Evaluation", _shown(sections.evaluation, runs, names)),
+        _section("Events", _shown(sections.events, runs, names)),
     ]
     for title, section in (
         ("Warnings", sections.warnings),
@@ -74,10 +74,19 @@ def _body(runs: Sequence[RunFiles]) -> list[str]:
         ("Recipe", sections.recipe),
         ("Plugins", sections.plugins),
     ):
-        inside = [section(run) for run in runs]
+        inside = [_shown(section, run) for run in runs]
         heads = [f"<h3>{text(name)}</h3>" if several else "" for name in names]
         parts.append(_section(title, "".join(head + made for head, made in zip(heads, inside, strict=True) if made)))
     return [part for part in parts if part]
+
+
+def _shown(section: Callable[..., Html], *given: Any) -> Html:
+    """Return a section; of a run whose files hold something that no run writes, why there is none."""
+    try:
+        return section(*given)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
+        said = f"This part cannot be shown: a file of the run holds what no run writes ({type(problem).__name__}:"
+        return Html(f"<p class='warning'>{text(f'{said} {problem}).')}</p>")
 
 
 def _section(title: str, inside: str) -> str:

@@ -19,7 +19,7 @@ class FullConfig(CheckpointConfig):
     """Besides the last ones, keep those whose step is a multiple of this; 0 none."""
     keep_best: str = field(default="")
     """Besides the last ones, keep the one with the best value of this metric of the evaluation, such as
-    ``eval/held_out/loss``, measured at its own step."""
+    ``eval/held_out/loss``, measured at its own step; that of ``save_best`` when omitted."""
     keep_best_mode: str = field(default="min", validator=one_of("min", "max"))
     """Whether the lowest or the highest value is the best."""
     asynchronous: bool = field(default=False)

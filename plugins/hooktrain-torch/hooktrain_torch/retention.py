@@ -107,11 +107,17 @@ class Retention:
         self._thread.start()
 
     def _best(self, trainer: Trainer, paths: Iterable[Path]) -> Path | None:
-        """Return the checkpoint with the best value of ``keep_best``, of those at whose step it was measured."""
-        name = self.config.keep_best
+        """Return the checkpoint with the best value of ``keep_best``, of those at whose step it was measured.
+
+        What ``save_best`` has saved is kept like it, unless another metric is.
+        """
+        config = self.config
+        name, mode = config.keep_best, config.keep_best_mode
+        if not name:
+            name, mode = config.save_best, config.save_best_mode
         if not name:
             return None
-        sign = -1 if self.config.keep_best_mode == "max" else 1
+        sign = -1 if mode == "max" else 1
         values: list[tuple[float, Path]] = []
         for path in paths:
             if problem_of(path, digests=False):

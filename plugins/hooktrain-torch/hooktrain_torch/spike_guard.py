@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -111,10 +112,12 @@ class SpikeGuardPlugin:
             return
         loss = float(trainer.strategy.sum_tensor(self._total.float())) / trainer.denominator  # equal on all ranks
         mean = sum(self._losses) / max(1, len(self._losses))
-        jumps = config.threshold and len(self._losses) >= config.window and loss > config.threshold * mean
+        above = loss > mean + (config.threshold - 1) * abs(mean)
+        jumps = config.threshold and len(self._losses) >= config.window and above
         if not (jumps or (config.max_loss and loss > config.max_loss)):
             self._in_a_row = 0
-            self._losses.append(loss)
+            if math.isfinite(loss):  # otherwise `on_nan` decides, and no mean after it would be a number
+                self._losses.append(loss)
             if len(self._losses) > config.window:
                 self._losses.popleft()
             return
@@ -152,9 +155,14 @@ class SpikeGuardPlugin:
         kept = "not skipped" if config.action == "keep" else "skipped"
         trainer.say(f"spike_guard: step {step} is {kept}, {self._why(loss)}{back}; {FILE} names its examples")
         if trainer.world.is_main and trainer.owns_run_dir:
-            line = {"step": step, "loss": loss, "mean": mean, "action": config.action, "examples": examples}
-            with (trainer.run_dir / FILE).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            written = loss if math.isfinite(loss) else str(loss)  # JSON has no other numbers
+            line = {"step": step, "loss": written, "mean": mean, "action": config.action, "examples": examples}
+            text = json.dumps(line, ensure_ascii=False)
+            try:
+                with (trainer.run_dir / FILE).open("a", encoding="utf-8") as stream:
+                    stream.write(text + "\n")
+            except OSError as problem:  # the training does not depend on it
+                trainer.host.warn(f"{trainer.run_dir / FILE}: cannot be written ({problem.strerror}), and lacks {text}")
 
     @hookimpl
     def collect_metrics(self) -> Mapping[str, float]:

@@ -201,6 +201,15 @@ def test_what_cannot_be_read_is_named(run_tiny, tmp_path):
         write_report([folder], tmp_path / "no" / "page.html")
 
 
+def test_a_part_that_cannot_be_shown_does_not_take_the_page_with_it(run_tiny, tmp_path):
+    folder = run_tiny().run_dir
+    (folder / "data.json").write_text('{"train": {"tokens_in": [1]}, "warnings": 5}')
+    with (folder / "events.jsonl").open("a") as file:
+        file.write((folder / "events.jsonl").read_text().splitlines()[0].replace('"start"', "{}") + "\n")
+    page = page_of(write_report([folder]))
+    assert page.text.count("cannot be shown") == 3 and "held_out" in page.text
+
+
 def test_an_earlier_run_in_the_folder_is_not_mixed_in(run_tiny, tmp_path):
     first = run_tiny()
     second = run_tiny(seed=3)

@@ -120,6 +120,12 @@ def test_save_best_saves_after_each_better_evaluation(run_tiny, tmp_path, mode, 
     assert trainer.state.best == {f"{mode} eval/held_out/loss": 2.5 if mode == "min" else 5.0}
 
 
+def test_what_save_best_saved_outlives_the_last_ones(run_tiny, tmp_path):
+    best = full(2, keep_last=1, save_best="eval/held_out/loss")
+    run_tiny(Losses(4.0, 3.0, 5.0, 3.5), eval_interval=2, checkpoint=best)
+    assert saved(tmp_path) == [4, 6]
+
+
 def test_a_resumed_run_knows_the_best_before_it(run_tiny, tmp_path):
     settings = {"eval_interval": 1, "checkpoint": full(0, save_best="eval/held_out/loss")}
     run_tiny(Losses(4.0, 3.0), train_iters=5, exit_iteration=2, **settings)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from hooktrain import HooktrainError, LossSum, hookimpl
+from hooktrain import HooktrainError, HooktrainWarning, LossSum, hookimpl
 from hooktrain.testing import Recorder
 from tests.facts import facts
 
@@ -49,9 +49,21 @@ def test_a_spike_is_skipped_and_its_examples_are_written(run_tiny, tmp_path, by)
     assert trainer.state.skipped_steps == 1 and trainer.state.consecutive_skipped_steps == 0
     assert re.search(facts("step 4", "loss was", "mean of"), trainer.state.first_skipped)
     (line,) = [json.loads(text) for text in (tmp_path / "run" / "spikes.jsonl").read_text().splitlines()]
-    assert (line["step"], line["action"]) == (4, "skip")
+    assert (line["step"], line["action"], isinstance(line["loss"], str)) == (4, "skip", by == float("inf"))
     assert line["examples"] == [f"row {row}" for row in trainer.loader.order(0).tolist()[12:16]]
     assert any(re.search(facts("spike_guard", "step 4 is skipped", "spikes.jsonl"), text) for text in spikes.said)
+
+
+@pytest.mark.parametrize(("by", "steps"), [(float("nan"), [1]), (-10.0, range(1, 8))])
+def test_a_loss_that_is_no_number_or_negative_makes_no_spikes_of_what_follows(run_tiny, tmp_path, by, steps):
+    trainer = run_tiny(Spikes(*steps, by=by), spike_guard=GUARD, on_nan="skip", **RUN)
+    assert trainer.global_step == 7 and not (tmp_path / "run" / "spikes.jsonl").exists()
+
+
+def test_a_file_that_cannot_be_written_is_a_warning_with_the_examples(run_tiny, tmp_path):
+    (tmp_path / "run" / "spikes.jsonl").mkdir(parents=True)
+    with pytest.warns(HooktrainWarning, match=facts("spikes.jsonl", "cannot be written", "row ")):
+        assert run_tiny(Spikes(4), spike_guard=GUARD, **RUN).global_step == 7
 
 
 def test_without_spikes_it_changes_nothing(run_tiny):
