@@ -115,7 +115,7 @@ def make_loss(config: Any) -> Callable[..., LossSum] | None:
         # the first token of all has no prediction
         lengths = list(batch["document_lengths"])
         lengths[0] -= 1
-        answers = [each.sum() for each in log_p.split(lengths)]
+        answers = [each.sum() for each in torch.split(log_p, lengths)]
         margins = torch.stack(answers[::2]) - torch.stack(answers[1::2])
         total = -logsigmoid(config.beta * margins).sum()
         sums = {"accuracy": (margins > 0).sum().detach()}
