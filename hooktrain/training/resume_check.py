@@ -201,13 +201,14 @@ def _same_rates(trainer: Trainer, steps: int, horizon: int) -> bool:
         return False
     import torch
 
-    rates = []
+    rates, recipe = [], trainer.recipe
     for total in (horizon, trainer.training_horizon):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own schedules want the optimizer to step as well
-            given = {"config": trainer.recipe.scheduler, "world": trainer.world, "recipe": trainer.recipe}
-            schedule = trainer.hooks.make_scheduler(optimizer=optimizer, total_steps=total, **given)
+            schedule = trainer.hooks.make_scheduler(
+                config=recipe.scheduler, optimizer=optimizer, total_steps=total, world=trainer.world, recipe=recipe
+            )
             rates.append([(schedule.get_last_lr()[0], schedule.step())[0] for _ in range(steps)])
     return bool(rates[0] == rates[1])
 
