@@ -91,12 +91,22 @@ CASES = {
 
 
 BACKGROUND = {name: make for name, make in CASES.items() if "checkpoint" in name or name in ("on_message", "state")}
+DEFAULT = {
+    *("on_train_start", "on_resume_end", "on_checkpoint_start", "on_checkpoint_end", "on_message", "on_evaluate_start"),
+    *("save_checkpoint, wrapped", "on_train_start, changing", "on_checkpoint_end, changing", "state"),
+    *("on_checkpoint_start, in the background", "on_message, in the background", "state, in the background"),
+}
+"""Each way in which the states are put back; the other cases are thorough."""
+NAMED = {name: (make, False) for name, make in CASES.items()}
+NAMED |= {f"{name}, in the background": (make, True) for name, make in BACKGROUND.items()}
 
 
 @pytest.mark.parametrize(
     ("make", "background"),
-    [*((make, False) for make in CASES.values()), *((make, True) for make in BACKGROUND.values())],
-    ids=[*CASES, *(f"{name}, in the background" for name in BACKGROUND)],
+    [
+        pytest.param(*case, id=name, marks=[] if name in DEFAULT else [pytest.mark.thorough])
+        for name, case in NAMED.items()
+    ],
 )
 def test_a_resumed_run_draws_what_the_straight_one_does(run_tiny, tmp_path, make, background):
     """Two epochs of seven steps, the last of which is saved twice; resumed in an epoch's middle and at its end."""
