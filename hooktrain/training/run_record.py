@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
-from hooktrain.errors import HooktrainError, failure_of
+from hooktrain.errors import HooktrainError, failure_of, text_of
 from hooktrain.training.run_files import (
     clear_way,
     delete_half_written,
@@ -396,4 +396,4 @@ def _inode_of(folder: Path) -> tuple[int, int] | None:
 
 def _named(failure: BaseException) -> str:
     kind = "" if isinstance(failure, HooktrainError) else f"{type(failure).__name__}: "
-    return f"{kind}{failure}"
+    return f"{kind}{text_of(failure)}"
