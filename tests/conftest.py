@@ -90,6 +90,17 @@ def _one_thread() -> Iterator[None]:
     assert left == 1, f"this test leaves torch with {left} threads"
 
 
+@pytest.fixture(autouse=True)
+def _modules_of_this_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A module that a test writes and imports is not the one that a later test with the same name for it gets."""
+    before = set(sys.modules)
+    yield
+    written = str(tmp_path_factory.getbasetemp())
+    for name in sys.modules.keys() - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(written):
+            del sys.modules[name]
+
+
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """``installed(name, source)``: a distribution with one plugin, on the path like a pip-installed one."""
