@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from hooktrain.errors import RecipeError as RecipeError
     from hooktrain.errors import did_you_mean as did_you_mean
     from hooktrain.errors import failure_of as failure_of
+    from hooktrain.exports import import_quietly as import_quietly
     from hooktrain.exports import lazy_exports as lazy_exports
     from hooktrain.markers import hookimpl as hookimpl
     from hooktrain.markers import hookspec as hookspec
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from hooktrain.recipe.dialects import Translated as Translated
     from hooktrain.recipe.dialects import Translation as Translation
     from hooktrain.recipe.dialects import Unsupported as Unsupported
+    from hooktrain.recipe.flat_values import flat_values as flat_values
     from hooktrain.recipe.model import Recipe as Recipe
     from hooktrain.recipe.yaml_reader import read_recipe as read_recipe
     from hooktrain.runs.files import RunFiles as RunFiles

@@ -10,9 +10,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-import logging
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,7 +33,6 @@ __all__ = [
     "gguf_load_options",
     "has_packed_weight",
     "has_vision",
-    "import_quietly",
     "is_stateful",
     "layer_types",
     "mark_as_quantized",
@@ -253,18 +250,6 @@ def complete_weights(weights: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------------------------------------- quantized layers
-
-
-def import_quietly(name: str) -> Any:
-    """Import torchao or bitsandbytes, which print what their builds for other devices lack."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(name)
-    finally:
-        logging.disable(before)
 
 
 def _classes(package: str, *names: str) -> tuple[type, ...]:
