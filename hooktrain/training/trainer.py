@@ -536,7 +536,7 @@ class Trainer:
             self.log({})
         require_complete_epoch(self, epoch)
         if self.state.sequences >= len(self.data.train):
-            self.state.epoch, self.state.sequences = epoch + 1, 0
+            self.state.begin_epoch(epoch + 1)
             self.checkpoint("epoch")
         if asked.save:
             self.checkpoint("request")
@@ -554,7 +554,7 @@ class Trainer:
         if type(output) is not StepOutput:
             expected = "StepOutput(total=<loss summed over the window's tokens>, grad_norm, stepped)"
             raise wrong_answer(self.host, "run_step", output, expected)
-        state.global_step += 1
+        state.global_step, state.epoch_step = state.global_step + 1, state.epoch_step + 1
         self.run_record.at_step(state.global_step)
         state.count(self._step_sequences, self._step_tokens, self._step_targets, {self._unit: self.denominator})
         count_skipped(self, output.stepped, self._step_sequences)
