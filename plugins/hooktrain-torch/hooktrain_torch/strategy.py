@@ -76,6 +76,7 @@ class TorchStrategy:
         if world.is_main and (slow := describe_slow_half(config.dtype, self.device)):
             warnings.warn(slow, HooktrainWarning, stacklevel=2)
         self.scaler = torch.amp.GradScaler(self.device.type) if name == "fp16" else None
+        self.data_parallel = config.data_parallel
         self.shards_weights = config.data_parallel == "fsdp2"
         self._parameters: list[torch.nn.Parameter] = []
         self._parallel: DistributedDataParallel | None = None
