@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import attrs
+import torch
 from hooktrain_hf import HFModelConfig
-from torch.nn import Module
+from torch.nn import Module, Parameter
 
 from hooktrain import ExtraModel, ModelError, Recipe
 from hooktrain_preference.config import ReferenceConfig
 
-__all__ = ["NAME", "adapter_of", "as_reference", "describe", "make_reference"]
+if TYPE_CHECKING:
+    from hooktrain import Trainer
+
+__all__ = ["NAME", "adapter_of", "as_reference", "describe", "make_reference", "release", "weights_digest"]
 
 NAME = "reference"
 """Name of the reference among ``trainer.models``."""
@@ -63,7 +69,6 @@ def make_reference(config: ReferenceConfig, model: Module, recipe: Recipe, **arg
 def _built(
     config: ReferenceConfig, model: Module, recipe: Recipe, hooks: Any, tokenizer: Any, world: Any
 ) -> ExtraModel:
-    import copy
 
     described = recipe.model
     if config.name_or_path is not None:
@@ -119,3 +124,31 @@ def describe(config: ReferenceConfig, model: Module | None) -> str:
     if config.name_or_path is not None:
         return f"reference: {config.name_or_path}"
     return "reference: a copy of the model as it was before the run"
+
+
+def weights_digest(trainer: Trainer) -> str:
+    """Return a text that is equal for references of equal weights, wherever they come from. Collective.
+
+    Args:
+        trainer: its reference is among ``trainer.models``, or is its own model without the adapter.
+    """
+    reference = trainer.models.get(NAME)
+    model = trainer.model if reference is None else reference
+    frozen = {name for name, weight in trainer.strategy.unwrap(model).named_parameters() if not weight.requires_grad}
+    made = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(trainer.strategy.full_state_dict(model).items()):
+        if name in frozen:
+            made.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            made.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return str(trainer.strategy.gather_objects(made.hexdigest())[0])
+
+
+def release(model: Module) -> bool:
+    """Free the memory of a model that is not called any more; return whether that was possible.
+
+    A strategy that shards or offloads the weights keeps them.
+    """
+    if any(type(weight) is not Parameter or not weight.numel() for weight in model.parameters()):
+        return False
+    model.to("meta")
+    return True

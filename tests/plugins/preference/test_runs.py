@@ -175,22 +175,33 @@ def test_a_resume_with_another_reference_is_refused(run: Run, tmp_path: Path, ti
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("loss_type", ["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "apo_zero", "apo_down"])
-def test_losses_and_rewards_are_those_of_trl(run: Run, tmp_path: Path, tiny_llama: Path, loss_type: str) -> None:
-    """Four steps on the same pairs in the same order, in float32; of text, as TRL trains the line after a turn too."""
+@pytest.mark.parametrize(
+    "variants",
+    [
+        *({name: 1.0} for name in ("sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "apo_zero", "apo_down")),
+        *({name: 1.0} for name in ("exo_pair", "nca_pair", "bco_pair", "sppo_hard", "discopop")),
+        {"sigmoid": 0.8, "bco_pair": 0.2, "hinge": 1.5},
+    ],
+    ids=" ".join,
+)
+def test_losses_and_rewards_are_those_of_trl(
+    run: Run, tmp_path: Path, tiny_llama: Path, variants: dict[str, float]
+) -> None:
+    """Ten steps on the same pairs in the same order, in float32; of text, as TRL trains the line after a turn too."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
     rows = [{"prompt": f"{prompt}\n", "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in PAIRS]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    smoothing = 0.1 if loss_type == "robust" else 0.0
+    smoothing = 0.1 if {"robust", "exo_pair"} & variants.keys() else 0.0
     config = DPOConfig(
         output_dir=str(tmp_path / "trl"),
-        loss_type=loss_type,
+        loss_type=list(variants),
+        loss_weights=list(variants.values()),
         label_smoothing=smoothing,
         beta=0.1,
-        max_steps=4,
+        max_steps=10,
         per_device_train_batch_size=4,
         learning_rate=1e-3,
         lr_scheduler_type="constant",
@@ -216,12 +227,12 @@ def test_losses_and_rewards_are_those_of_trl(run: Run, tmp_path: Path, tiny_llam
     _, lines = run_recorded(
         run,
         data=data,
-        train_iters=4,
-        loss={"loss_type": loss_type, "label_smoothing": smoothing},
+        train_iters=10,
+        loss={"loss_type": dict(variants) if len(variants) > 1 else next(iter(variants)), "label_smoothing": smoothing},
         gradient_clipping=1.0,
         optimizer={"lr": 1e-3, "weight_decay": 0.0, "betas": [0.9, 0.999]},
     )
-    assert len(lines) == len(expected) == 4
+    assert len(lines) == len(expected) == 10
     for line, other in zip(lines, expected, strict=True):
         for name in (
             "logps/chosen",
