@@ -195,8 +195,10 @@ def test_losses_and_rewards_are_those_of_trl(
     rows = [{"prompt": f"{prompt}\n", "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in PAIRS]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     smoothing = 0.1 if {"robust", "exo_pair"} & variants.keys() else 0.0
+    tau = 1.0  # with the default of 0.05 discopop multiplies rounding by 20, step for step
     config = DPOConfig(
         output_dir=str(tmp_path / "trl"),
+        discopop_tau=tau,
         loss_type=list(variants),
         loss_weights=list(variants.values()),
         label_smoothing=smoothing,
@@ -228,7 +230,11 @@ def test_losses_and_rewards_are_those_of_trl(
         run,
         data=data,
         train_iters=10,
-        loss={"loss_type": dict(variants) if len(variants) > 1 else next(iter(variants)), "label_smoothing": smoothing},
+        loss={
+            "loss_type": dict(variants) if len(variants) > 1 else next(iter(variants)),
+            "label_smoothing": smoothing,
+            "discopop_tau": tau,
+        },
         gradient_clipping=1.0,
         optimizer={"lr": 1e-3, "weight_decay": 0.0, "betas": [0.9, 0.999]},
     )
