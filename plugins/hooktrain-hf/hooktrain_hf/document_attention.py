@@ -353,7 +353,8 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, visible: Visible, scores:
     if _trusted.get(case, True):
         kernel, documents = _varlen_kernel(), visible.documents
         assert kernel is not None
-        states, offsets, longest = (query, key, value), documents.offsets, documents.longest
+        states: tuple[Tensor, ...] = (query, key, value)
+        offsets, longest = documents.offsets, documents.longest
         if shares:
             places, offsets, longest = documents.keys(query.device)
             states = (query, *(t.index_select(2, places) for t in (key, value)))
