@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hooktrain_hf.quantized_layers import is_quantized as is_quantized
     from hooktrain_hf.quantized_layers import make_dense as make_dense
     from hooktrain_hf.source import HFSourceConfig as HFSourceConfig
+    from hooktrain_hf.tokenizer import HFTokenizerConfig as HFTokenizerConfig
     from hooktrain_hf.verbosity import quiet_transformers as quiet_transformers
     from hooktrain_hf.vision import parts_without_text as parts_without_text
 

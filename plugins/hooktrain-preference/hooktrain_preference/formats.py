@@ -132,9 +132,10 @@ def _with_prompt(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any
         return common, first, second
     if isinstance(chosen, str):
         return prompt, *([{"role": "assistant", "content": answer}] for answer in (chosen, rejected))
-    begins = [answer[: len(prompt)] == prompt for answer in (chosen, rejected)]
-    if all(begins):
-        return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
+    size = len(prompt)
+    chosen, rejected = (
+        answer[size:] if answer[:size] == prompt and len(answer) > size else answer for answer in (chosen, rejected)
+    )
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if answer and answer[0]["role"] != "assistant":
             raise DataError(

@@ -49,6 +49,10 @@ FORMATS: Mapping[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
         {"prompt": [USER], "chosen": [USER, CHOSEN], "rejected": [USER, REJECTED]},
         TURNS,
     ),
+    "messages, one answer that begins with the prompt": (
+        {"prompt": [USER], "chosen": [USER, CHOSEN], "rejected": [REJECTED]},
+        TURNS,
+    ),
     "messages, answers as text": ({"prompt": [USER], "chosen": GOOD, "rejected": BAD}, TURNS),
     "messages, one alone": ({"prompt": [USER], "chosen": CHOSEN, "rejected": REJECTED}, TURNS),
     "UltraFeedback, binarized": (
@@ -112,6 +116,10 @@ ERRORS: Mapping[str, tuple[dict[str, Any], str]] = {
     "a question as an answer": (
         {"prompt": [USER], "chosen": [CHOSEN], "rejected": [USER]},
         r"rejected begins with a message of user that is not the prompt's, expected an answer",
+    ),
+    "a prompt that one answer does not begin with": (
+        {"prompt": [USER], "chosen": [USER, CHOSEN], "rejected": [turn("user", "Is it?"), REJECTED]},
+        r"rejected begins with a message of user that is not the prompt's, expected an answer or the same prompt",
     ),
     "system with text": (
         {"system": "No.", "prompt": ASKED, "chosen": GOOD, "rejected": BAD},

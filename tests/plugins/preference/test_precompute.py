@@ -78,9 +78,7 @@ def test_a_second_run_finds_them_and_another_reference_does_not(
     _change_weights(folder)
     _, _, messages = run_ahead(run, recipe, cached, model=model, run_dir=str(tmp_path / "three"))
     assert len(messages.computed) == 1, "the recipe is the same, the weights are others"
-    _, _, messages = run_ahead(
-        run, recipe, cached, model=model, data={"val_size": 2}, run_dir=str(tmp_path / "four")
-    )
+    _, _, messages = run_ahead(run, recipe, cached, model=model, data={"val_size": 2}, run_dir=str(tmp_path / "four"))
     assert len(messages.computed) == 2, "other pairs, and a set of its own"
 
 

@@ -128,6 +128,22 @@ def test_a_reference_of_another_vocabulary_is_refused(run: Run, tmp_path: Path) 
         run(models={"reference": {"type": "huggingface", "name_or_path": str(other)}})
 
 
+def test_a_reference_of_another_tokenizer_is_refused(run: Run, tmp_path: Path) -> None:
+    """Its vocabulary has the same size, and two tokens have changed places."""
+    other = save_llama(tmp_path / "swapped")
+    path = other / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(content))
+    reference = {"reference": {"type": "huggingface", "name_or_path": str(other)}}
+    with pytest.raises(ModelError, match=r"whose tokenizer has '[ab]' as token \d+, where it is token \d+, expected"):
+        run(models=reference)
+    path.unlink()
+    (other / "tokenizer_config.json").unlink()
+    assert run(models=reference, train_iters=1).global_step == 1, "weights alone have no tokenizer to compare"
+
+
 def test_a_plan_counts_the_reference(recipe: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
