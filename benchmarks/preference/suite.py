@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from benchmarks.peers import TRL
+from benchmarks.peers import TRL, TRL_PEFT
 from benchmarks.preference.metrics import PAIRS_PER_SECOND, same_training
 from benchmarks.preference.pairs import write_pairs
 from benchmarks.sft.inputs import InputsFailed, export_model
@@ -105,7 +105,7 @@ class Plan:
             "seed": _SEED,
             "lr": self.lr,
         }
-        return Variant(name, driver="benchmarks.peers.trl_dpo", specification=given, peer=TRL)
+        return Variant(name, driver="benchmarks.peers.trl_dpo", specification=given, peer=TRL_PEFT if adapter else TRL)
 
 
 def cases(context: Context) -> Iterator[Case]:

@@ -58,6 +58,8 @@ def render_unpaired(example: Any, tokenizer: Any, config: KTODataConfig) -> Rend
         if equal:
             made = attrs.evolve(made, spans=(), after=(), rules=())
         made = with_weight(made, 1.0 if desirable else UNDESIRABLE)
+        if not desirable:
+            made = attrs.evolve(made, rules=tuple(f"{rule}, undesirable" for rule in made.rules))
         sequences.append(attrs.evolve(made, notes=(), unused=()))
     return Rendered(sequences=tuple(sequences), notes=tuple(notes))
 
