@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hooktrain_hf import install_document_attention
+from hooktrain_hf import install_document_attention, shares_prefixes
 from hooktrain_preference import DPOLossConfig, PairLoss, collate_pairs
 from hooktrain_preference.pair_losses import LOSSES
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hooktrain import Trainer, hookimpl
+from hooktrain import ModelError, Trainer, hookimpl
 from hooktrain.testing import Recorder, make_llama, make_tokenizer
 
 Run = Callable[..., Trainer]
@@ -118,11 +118,11 @@ def test_a_run_computes_one_prompt_for_each_pair(run: Run, recipe: dict[str, Any
 
 
 class NoLogits(TorchDispatchMode):
-    """Finds tensors of (tokens, vocabulary) that are larger than a chunk."""
+    """Finds the largest tensor of (tokens, vocabulary)."""
 
-    def __init__(self, vocabulary: int, largest: int) -> None:
+    def __init__(self, vocabulary: int) -> None:
         super().__init__()
-        self.vocabulary, self.largest, self.found = vocabulary, largest, 0
+        self.vocabulary, self.found = vocabulary, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
@@ -139,6 +139,38 @@ def test_no_tensor_has_the_logits_of_all_answers() -> None:
     batch = collate_pairs(BATCH)
     given = {name: value for name, value in batch.items() if name not in ("tokens", "denominator", "counts")}
     loss(model, given, 4.0)
-    with NoLogits(model.config.vocab_size, 8) as mode:
+    with NoLogits(model.config.vocab_size) as mode:
         loss(model, given, 4.0).total.backward()
     assert 8 <= mode.found <= model.config.hidden_size, "chunks, and the transposed weight of the head"
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_that_cannot_share_computes_prompts_twice(attention: str) -> None:
+    model = make_llama(make_tokenizer(), max_position_embeddings=1024)
+    model.set_attn_implementation(attention)
+    install_document_attention(model, attention)
+    assert not shares_prefixes(model)
+    batch = collate_pairs(BATCH[:2])
+    given = {name: value for name, value in batch.items() if name not in ("tokens", "denominator", "counts")}
+    loss = PairLoss(partial(LOSSES[DPOLossConfig], DPOLossConfig()))
+    loss(model, given, 2.0)
+    with counted(model) as tokens:
+        loss(model, given, 2.0)
+    assert tokens == [batch["tokens"]]
+    inputs = {name: given[name] for name in ("input_ids", "position_ids", "document_lengths")}
+    with pytest.raises(ModelError, match=r"document_prefixes, but the attention of LlamaModel cannot share them"):
+        model.get_decoder()(**inputs, document_prefixes=(0, 5, 0, 0))
+
+
+def test_prompts_are_not_shared_where_results_differ() -> None:
+    """As with positions that are not the same for the prompt of both answers."""
+    model = make_llama(make_tokenizer(), max_position_embeddings=1024)
+    install_document_attention(model, "auto")
+    batch = collate_pairs(BATCH[:2])
+    given = {name: value for name, value in batch.items() if name not in ("tokens", "denominator", "counts")}
+    given["position_ids"] = given["position_ids"] + torch.arange(batch["tokens"])[None] // 40
+    loss = PairLoss(partial(LOSSES[DPOLossConfig], DPOLossConfig()))
+    loss(model, given, 2.0)
+    with counted(model) as tokens:
+        loss(model, given, 2.0)
+    assert tokens == [batch["tokens"]]
