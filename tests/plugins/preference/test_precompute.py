@@ -124,6 +124,18 @@ def test_a_resume_with_a_reference_of_other_weights_is_refused(
     assert run(models=reference, checkpoint=saves, trainer=again, **allowed).global_step == 3
 
 
+def test_packs_of_pairs_have_their_own(
+    run: Run, recipe: dict[str, Any], cached: dict[str, Any], tmp_path: Path
+) -> None:
+    """A sequence of the training set has the answers of several pairs."""
+    data = {"pack_samples": True, "max_length": 48}
+    _, expected, _ = run_ahead(run, recipe, {}, data=data, models={"reference": {"precompute": False}})
+    trainer, found, _ = run_ahead(run, recipe, cached, data=data, run_dir=str(tmp_path / "ahead"))
+    assert len(trainer.data.train) < 8
+    for line, other in zip(found, expected, strict=True):
+        assert line["rewards/margins"] == pytest.approx(other["rewards/margins"], abs=1e-5)
+
+
 def _change_weights(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
