@@ -194,7 +194,7 @@ def _trained(trainer: Trainer) -> Iterable[tuple[str, Any]]:
 
 
 def _norms(trainer: Trainer, what: str, tensors: Iterable[tuple[str, Any]]) -> dict[str, Tensor]:
-    """Return the norm of the tensors of each layer, on the device; of what ranks hold shards of, that of all. Collective."""
+    """Return the norm of the tensors of each layer, on the device; of shards, that of all ranks. Collective."""
     import torch
 
     squares: dict[str, list[Tensor]] = {}

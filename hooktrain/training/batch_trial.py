@@ -66,7 +66,8 @@ class BatchTrial:
         elif self.limit is not None:
             threading.Thread(target=self._watch, args=(self.limit,), daemon=True).start()
         rows = longest_rows(trainer) if trainer.data.loader is None else []
-        for self.size in self.sizes:
+        for size in self.sizes:
+            self.size = size
             try:
                 for _ in range(2):  # the optimizer makes its state in the first step
                     batches = list(self._batches(trainer, rows))
@@ -82,7 +83,7 @@ class BatchTrial:
             peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_of_process()
             if self.limit is not None and peak > self.limit:
                 self._end_over(f"{self.size} took {_mib(peak)}, more than {_mib(self.limit)}")
-            self.say({"fits": self.size})
+            self.say({"fits": size})
         exit_now(0)
 
     def _batches(self, trainer: Trainer, rows: Sequence[int]) -> Iterator[Batch]:

@@ -1,7 +1,8 @@
 """Private names of transformers, Lightning, TRL, torch and DeepSpeed, and attributes that only some objects have.
 
-Seen to work with transformers 5.23, Lightning 2.6.6, TRL 1.16 and torch 2.13. ``tests/plugins/callbacks/test_compat.py`` fails
-when an upgrade breaks one, and compares the private names in ``lightning_trainer.py`` with Lightning's own trainer.
+Seen to work with transformers 5.23, Lightning 2.6.6, TRL 1.16, torch 2.13. ``tests/plugins/callbacks/test_compat.py``
+fails when an upgrade breaks one, and compares the private names in ``lightning_trainer.py`` with Lightning's own
+trainer.
 """
 
 from __future__ import annotations

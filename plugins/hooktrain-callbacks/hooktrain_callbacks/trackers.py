@@ -42,8 +42,9 @@ class TrackersConfig:
     shorthand: ClassVar[str] = "use"
 
     use: tuple[str | Mapping[str, Any], ...] = field(default=(), validator=_readable, affects_training=False)
-    """``tensorboard``, ``wandb``, ``mlflow``, ``trackio`` or ``swanlab``, or mappings of ``type`` and what the package's
-    own ``init`` takes, such as ``{type: wandb, project: mine}``. One that fails is left out, and the run continues."""
+    """``tensorboard``, ``wandb``, ``mlflow``, ``trackio`` or ``swanlab``, or mappings of ``type`` and what the
+    package's own ``init`` takes, such as ``{type: wandb, project: mine}``. One that fails is removed, and the run
+    continues."""
 
 
 class TrackersPlugin:
@@ -141,4 +142,4 @@ class TrackersPlugin:
         except BaseException as problem:  # some end the process where they find no account
             self._trackers.pop(name, None)
             text = mask_text(f"{type(problem).__name__}: {problem}")
-            trainer.host.warn(f"trackers: {name} failed and is left out, and the run continues: {text}")
+            trainer.host.warn(f"trackers: {name} failed and is removed, and the run continues: {text}")

@@ -185,8 +185,8 @@ class TransformersBridge:
             if stops_early(loaded.callback) and not loaded.disabled and name not in metrics:
                 meant = did_you_mean(name, metrics)
                 text = (
-                    f"{loaded} watches callbacks.arguments.metric_for_best_model: given '{wanted}', which the evaluation"
-                    f" does not have{meant}; it has {', '.join(metrics)}"
+                    f"{loaded} watches callbacks.arguments.metric_for_best_model: given '{wanted}', which no evaluation"
+                    f" has{meant}; it has {', '.join(metrics)}"
                 )
                 self.handler.failed(loaded, "on_evaluate", HooktrainError(text))
 

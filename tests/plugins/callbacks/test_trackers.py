@@ -74,7 +74,7 @@ def test_a_failed_run_that_is_resumed_is_one_tracked_run(run_tiny, fake, tmp_pat
     assert [step for kind, step, *_ in fake.told if kind == "log"] == [4, 5, 6, 7]
     assert fake.told[-1] == ("end", "finished", "")
     path, fake.told[:] = tmp_path / "run" / "checkpoints" / "step-00000003", []
-    run_tiny(trackers=["fake"], run_dir=str(tmp_path / "other"), trainer={"resume_from": path})
+    run_tiny(trackers=["fake"], run_dir=str(tmp_path / "other"), trainer={"resume_from": path}, **SAVES)
     assert fake.told[0] == ("start", None, 3), "another run, which begins where that one was"
 
 

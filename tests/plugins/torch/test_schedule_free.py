@@ -87,13 +87,13 @@ def test_exports_hold_averages(run_chat, tmp_path):
     class Watch:
         @hookimpl(trylast=True)
         def on_checkpoint_end(self, trainer: Any) -> None:
-            self.trained = trainer.model.lm_head.weight.detach().clone()
+            self.trained = trainer.model.model.embed_tokens.weight.detach().clone()
 
     watch = Watch()
     export = {"type": "huggingface", "save_end_of_training": True, "output_dir": str(tmp_path / "export")}
     trainer = run_chat(watch, checkpoint=export, **RUN)
-    exported = load_file(tmp_path / "export" / "model.safetensors")["lm_head.weight"]
-    assert torch.equal(exported, trainer.model.lm_head.weight) and not torch.equal(exported, watch.trained)
+    exported = load_file(tmp_path / "export" / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(exported, trainer.model.model.embed_tokens.weight) and not torch.equal(exported, watch.trained)
 
 
 def test_what_does_not_go_together_is_said(run_tiny, monkeypatch):

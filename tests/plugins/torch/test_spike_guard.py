@@ -102,9 +102,10 @@ def test_a_resume_repeats_the_run(run_tiny, tmp_path):
 
 
 def test_roll_back_after_a_resume_goes_back_to_the_resume_at_most_and_says_so(run_tiny, tmp_path):
-    settings = {**RUN, "spike_guard": {**GUARD, "action": "roll_back"}}
+    full = {"type": "full", "save_every_n_steps": 3}
+    settings = {**RUN, "spike_guard": {**GUARD, "action": "roll_back"}, "checkpoint": full}
     begun = Spikes()
-    run_tiny(begun, checkpoint={"type": "full", "save_every_n_steps": 3}, exit_iteration=3, **settings)
+    run_tiny(begun, exit_iteration=3, **settings)
     path = tmp_path / "run" / "checkpoints" / "step-00000003"
     rest = Spikes(4, 7)
     run_tiny(rest, trainer={"resume_from": path}, run_dir=str(tmp_path / "rest"), **settings)
