@@ -17,12 +17,14 @@ from hooktrain.training.short_runs import passed_plugins, without_observers
 if TYPE_CHECKING:
     from hooktrain.plugin.manager import PluginHost
     from hooktrain.protocols import Scheduler
+    from hooktrain.recipe.model import Recipe
     from hooktrain.training.trainer import Trainer
+    from hooktrain.types import Data, World
 
 __all__ = ["LearningRates", "find_learning_rate"]
 
-_SMOOTHING = 0.9
-"""How much of the average of earlier losses is kept at a step."""
+_WINDOWS = 8
+"""Steps of different data, which are repeated: an average over as many does not depend on which of them were hard."""
 _DIVERGED = 4.0
 """How many times the lowest smoothed loss ends the test."""
 _BELOW = 3.0
@@ -37,7 +39,7 @@ class LearningRates:
     Attributes:
         rates: learning rates of the steps.
         losses: of the steps.
-        smoothed: averages of the losses, the last ones counting most.
+        smoothed: averages of each loss and those before it.
         proposal: a learning rate; None where the loss has not fallen.
         note: how the proposal was found, or why there is none.
     """
@@ -61,7 +63,6 @@ class _Rising:
         self.rates: list[float] = []
         self.losses: list[float] = []
         self.smoothed: list[float] = []
-        self._average = 0.0
 
     @hookimpl(wrapper=True)
     def make_scheduler(self, optimizer: Any) -> Generator[None, Any, Scheduler]:
@@ -78,6 +79,16 @@ class _Rising:
         made: Scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.least / base * growth**step)
         return made
 
+    @hookimpl(wrapper=True)
+    def make_data(self, recipe: Recipe, world: World) -> Generator[None, Data | None, Data | None]:
+        data = yield
+        if data is None or data.loader is not None or recipe.limit_train_batches is not None:
+            return data  # a stream has no beginning to go back to
+        from hooktrain.training.data_limits import limited
+
+        few = _WINDOWS * recipe.gradient_accumulation_steps
+        return limited(data, attrs.evolve(recipe, limit_train_batches=few, limit_eval_batches=None), world)
+
     @hookimpl
     def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         if "loss" not in metrics:
@@ -88,9 +99,9 @@ class _Rising:
             return
         self.rates.append(float(metrics["lr"]))
         self.losses.append(loss)
+        last = self.losses[-min(_WINDOWS, len(trainer.loader)) :]
+        self.smoothed.append(sum(last) / len(last))
         count = len(self.losses)
-        self._average = _SMOOTHING * self._average + (1 - _SMOOTHING) * loss
-        self.smoothed.append(self._average / (1 - _SMOOTHING**count))
         lowest = min(self.smoothed)
         diverged = count > 5 and self.smoothed[-1] > lowest + (_DIVERGED - 1) * abs(lowest)
         if count >= self.steps or diverged:
