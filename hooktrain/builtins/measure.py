@@ -18,7 +18,6 @@ from hooktrain.protocols import StrategyDefaults, member
 from hooktrain.training.memory import peak_of_process, process_memory
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from hooktrain.recipe.model import Recipe
@@ -60,7 +59,7 @@ class Measure:
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
-        self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._pending: list[tuple[str, Any, Any]] = []
         self._ready = 0.0
         self._evaluating = False
         self._gradients: dict[str, Tensor] = {}
@@ -109,7 +108,8 @@ class Measure:
         if trainer.device.type == "cuda":
             import torch
 
-            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            event: Any = torch.cuda.Event
+            began, ended = event(enable_timing=True), event(enable_timing=True)
             began.record()
             made = yield
             ended.record()

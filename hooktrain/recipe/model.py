@@ -180,7 +180,7 @@ class Recipe:
         """
         if self.micro_batch_size == AUTO:
             self._require_limits()
-            return attrs.evolve(self, micro_batch_size=1, is_batch_size_open=True).for_ranks(world)
+            return attrs.evolve(self, micro_batch_size=BatchSize(1), is_batch_size_open=True).for_ranks(world)
         if self.global_batch_size is None:
             return self
         ranks = self.data_ranks(world)

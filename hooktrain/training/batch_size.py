@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 import attrs
 
+from hooktrain.config import BatchSize
 from hooktrain.errors import HooktrainError
 from hooktrain.masking import mask_text
 from hooktrain.protocols import CheckpointEngineDefaults, StrategyDefaults, member
@@ -60,7 +61,7 @@ def with_batch_size(trainer: Trainer) -> Recipe:
         share = recipe.global_batch_size // ranks
         size, note = _measured(trainer, [each for each in range(1, share + 1) if share % each == 0])
         trainer.say(f"micro_batch_size: {size}, {note}")
-    made = attrs.evolve(recipe, micro_batch_size=size, is_batch_size_open=False).for_ranks(trainer.world)
+    made = attrs.evolve(recipe, micro_batch_size=BatchSize(size), is_batch_size_open=False).for_ranks(trainer.world)
     member(trainer.strategy, StrategyDefaults, "take_sizes")(made)
     return made
 

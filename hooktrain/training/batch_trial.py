@@ -20,6 +20,7 @@ import attrs
 import torch
 
 from hooktrain.compat import exit_now
+from hooktrain.config import BatchSize
 from hooktrain.markers import hookimpl
 from hooktrain.protocols import DatasetDefaults, member
 from hooktrain.training.memory import peak_of_process, process_memory
@@ -90,7 +91,9 @@ class BatchTrial:
         """The micro-batches of a step."""
         count, data = 1 + (self.size < self.sizes[-1]), trainer.data
         if data.loader is not None:
-            recipe = attrs.evolve(trainer.recipe, micro_batch_size=self.size, gradient_accumulation_steps=count)
+            recipe = attrs.evolve(
+                trainer.recipe, micro_batch_size=BatchSize(self.size), gradient_accumulation_steps=count
+            )
             given = {"dataset": data.train, "data": data, "recipe": recipe, "world": trainer.data_world}
             windows = islice(trainer.hooks.make_loader(**given).windows(0), _WINDOWS)
             longest = max((batches for _, batches in windows), key=lambda found: sum(map(_numbers, found)))

@@ -76,8 +76,9 @@ class _Rising:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = group["initial_lr"] = rate
         growth = (self.most / self.least) ** (1 / max(1, self.steps - 1))
-        made: Scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.least / base * growth**step)
-        return made
+        made: Any = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.least / base * growth**step)
+        scheduler: Scheduler = made
+        return scheduler
 
     @hookimpl(wrapper=True)
     def make_data(self, recipe: Recipe, world: World) -> Generator[None, Data | None, Data | None]:

@@ -212,11 +212,11 @@ class SwanLab(Tracker):
 
         given = {
             "project": os.environ.get("SWANLAB_PROJ_NAME", "hooktrain"),
-            "experiment_name": run.name,
+            "name": run.name,
             "id": before or run.id,
             "resume": "allow",
             "config": json.loads(json.dumps(run.recipe, default=str)),
-            "logdir": str(run.folder / "swanlab"),
+            "log_dir": str(run.folder / "swanlab"),
         }
         self.run = swanlab.init(**{**given, **self.settings})
         return before or run.id
@@ -225,12 +225,8 @@ class SwanLab(Tracker):
         self.run.log(dict(metrics), step=step)
 
     def end(self, status: str, why: str) -> None:
-        import swanlab
-
-        if status == "failed":
-            swanlab.finish(state="crashed", error=why or status)
-        else:
-            swanlab.finish()
+        states = {"finished": "success", "stopped": "aborted", "failed": "crashed"}
+        self.run.finish(state=states[status], error=(why or status) if status == "failed" else None)
 
 
 def _flat(value: Any, where: str = "") -> Iterator[tuple[str, str]]:

@@ -116,7 +116,7 @@ class ScheduleFreePlugin:
     def make_optimizer(self, config: Any, model: Module) -> Optimizer | None:
         if type(config) not in _CLASSES:
             return None
-        import schedulefree  # type: ignore[import-not-found, unused-ignore]
+        import schedulefree
 
         given = attrs.asdict(config, recurse=False, filter=lambda item, value: item.name not in _OURS)
         made: Any = getattr(schedulefree, _CLASSES[type(config)])(parameter_groups(config, model), **given)

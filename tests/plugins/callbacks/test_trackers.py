@@ -136,7 +136,9 @@ def resumed(run: Callable[..., Any], *trackers: Any) -> Any:
     """A run that fails after step 5 and is resumed from step 3 to its end."""
     with pytest.raises(ValueError, match="out of luck"):
         run(Fails(), trackers=[*trackers], **SAVES)
-    return run(trackers=[*trackers], **SAVES)
+    trainer = run(trackers=[*trackers], **SAVES)
+    assert not [text for text in trainer.host.warnings if "trackers:" in text]
+    return trainer
 
 
 def needs(package: str) -> pytest.MarkDecorator:
