@@ -283,9 +283,6 @@ class LoaderDefaults:
 class DatasetDefaults:
     """Optional members of a data set, with their defaults."""
 
-    lengths: Sequence[int] | None = None
-    """Tokens of each row, in any form that torch makes a tensor of; when omitted, rows are read to tell the longest."""
-
     @staticmethod
     def row_name(row: int) -> str:
         """Return what messages call a row: the examples of which it was made, and where they stand."""

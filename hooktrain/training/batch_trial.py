@@ -22,7 +22,6 @@ import torch
 from hooktrain.compat import exit_now
 from hooktrain.config import BatchSize
 from hooktrain.markers import hookimpl
-from hooktrain.protocols import DatasetDefaults, member
 from hooktrain.training.memory import peak_of_process, process_memory
 from hooktrain.types import Batch
 
@@ -121,13 +120,12 @@ def longest_rows(trainer: Trainer, most: int = 4096) -> list[int]:
         most: how many at most.
     """
     data = trainer.data
-    lengths = member(data.train, DatasetDefaults, "lengths")
     numbers: Sequence[int] = range(len(data.train))
-    if lengths is None:
+    if data.lengths is None:
         numbers = range(0, len(data.train), 1 + len(data.train) // _LOOKED_AT)
         found = torch.tensor([_numbers(data.collate([data.train[number]])) for number in numbers])
     else:
-        found = torch.as_tensor(lengths)
+        found = data.lengths
     order = torch.argsort(found, descending=True, stable=True)[:most]
     return [numbers[at] for at in order.tolist()]
 

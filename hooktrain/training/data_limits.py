@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -29,12 +28,6 @@ class Selection:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def lengths(self) -> Sequence[int] | None:
-        """Tokens of each sequence, where the complete set knows them."""
-        found = member(self.dataset, DatasetDefaults, "lengths")
-        return None if found is None else [int(found[row]) for row in self.rows]
 
     def __getitem__(self, row: int) -> Any:
         return self.dataset[self.rows[row]]
