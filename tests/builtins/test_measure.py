@@ -97,12 +97,12 @@ def test_norms_of_ranks_are_those_of_one(run_ranks, run_tiny, tmp_path, data_par
 def test_a_window_of_steps(run_tiny, tmp_path):
     said: list[str] = []
 
-    class Hears:
+    class Messages:
         @hookimpl
         def on_message(self, message: str) -> None:
             said.append(message)
 
-    run_tiny(Hears(), profiler={"type": "torch", "steps": [3, 4]})
+    run_tiny(Messages(), profiler={"type": "torch", "steps": [3, 4]})
     (path,) = (tmp_path / "run" / "profile").iterdir()
     assert path.name == "steps-3-4.rank0.json.gz"
     with gzip.open(path, "rt") as stream:

@@ -87,10 +87,10 @@ def test_two_trials_of_a_recipe_have_folders_of_their_own(train, tmp_path, monke
 
 
 def test_the_ranks_of_a_trial_share_a_folder(monkeypatch):
-    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
     ranks = [_scratch({"run_dir": "run"}, "tiny", World(rank=rank, world_size=2)) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
-    monkeypatch.setenv("MASTER_PORT", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "two")
     assert _scratch({"run_dir": "run"}, "tiny", World(world_size=2)) != ranks[0]
 
 

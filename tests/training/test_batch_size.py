@@ -37,7 +37,7 @@ def test_everything_that_fits_is_one_micro_batch(run_tiny, tmp_path):
 def test_a_small_limit_gives_a_smaller_batch_with_equal_losses(run_tiny, real_starts, tmp_path):
     said: list[str] = []
 
-    class Hears:
+    class Messages:
         hooktrain_plugin = PluginInfo(only_observes=True)
 
         @hookimpl
@@ -45,7 +45,7 @@ def test_a_small_limit_gives_a_smaller_batch_with_equal_losses(run_tiny, real_st
             said.append(message)
 
     settings = {**WIDE, "global_batch_size": 16, "train_iters": 2}
-    trainer = run_tiny(Hears(), micro_batch_size="auto", memory_limit="1GiB", **settings)
+    trainer = run_tiny(Messages(), micro_batch_size="auto", memory_limit="1GiB", **settings)
     size = trainer.recipe.micro_batch_size
     assert 1 <= size < 16 and sizes_of(tmp_path / "run") == (size, 16)
     assert any(

@@ -1,4 +1,4 @@
-"""The trackers that a recipe names: how each starts or resumes a run, takes a log line, and is told of the end."""
+"""The trackers that a recipe names: how each starts or resumes a run, takes a log line, and ends the run."""
 
 from __future__ import annotations
 
