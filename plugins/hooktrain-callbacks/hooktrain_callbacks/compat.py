@@ -145,7 +145,7 @@ def adapted(callback: Any) -> Any:
 
 
 @cache
-def _with_state(kind: type[Any]) -> type[Any]:
+def _with_state(kind: Any) -> Any:
     from transformers.trainer_callback import ExportableState
 
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
