@@ -138,7 +138,7 @@ def supports_step_hooks(trainer: Trainer) -> bool:
 def adapted(callback: Any) -> Any:
     """Return a callback that works with adapters and resumes, where its own class does not: TRL's ``BEMACallback``."""
     if BEMA in _names(callback) and not isinstance(callback, _Bema):
-        kind = type(callback)
+        kind: Any = type(callback)
         callback.__class__ = _with_state(kind)
         callback.kept = None
     return callback
