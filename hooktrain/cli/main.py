@@ -69,10 +69,8 @@ class _Group(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if self.get_command(ctx, args[0]) is None:
             known = sorted({*self.commands, *plugin_commands()})
-            raise click.UsageError(
-                f"no command is named '{args[0]}'{new_name('command', args[0]) or did_you_mean(args[0], known)}; there are"
-                f" {', '.join(known)}"
-            )
+            meant = new_name("command", args[0]) or did_you_mean(args[0], known)
+            raise click.UsageError(f"no command is named '{args[0]}'{meant}; there are {', '.join(known)}")
         return super().resolve_command(ctx, args)
 
 

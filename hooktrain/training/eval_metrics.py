@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -174,12 +174,13 @@ def answers_in(batch: Batch, name: str) -> Iterator[Example]:
             " answers from eval_metrics"
         )
     ids, labels = batch["input_ids"], batch["labels"]
+    documents: Iterable[tuple[Tensor, Tensor]]
     lengths = batch.get("document_lengths")
     if lengths is not None:
         documents = zip(ids.flatten().split(list(lengths)), labels.flatten().split(list(lengths)), strict=True)
     else:
         mask = batch.get("attention_mask", torch.ones_like(ids)).bool()
-        documents = zip(*([values[kept] for values, kept in zip(each, mask, strict=True)] for each in (ids, labels)))
+        documents = ((row[kept], goals[kept]) for row, goals, kept in zip(ids, labels, mask, strict=True))
     for tokens, goals in documents:
         found, trained = tokens.tolist(), [goal != -100 for goal in goals.tolist()]
         for start in range(1, len(found)):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelSource", "find_model"]
 
+Words = tuple[Sequence[str], Sequence[str]]
+"""Words for values of the recipe, and for plugins."""
 _KEPT = frozenset({"model", "tokenizer", "checkpoint", "plugins", "seed", "run_dir"})
 """Keys of a recipe that a model without a training needs. The packages of the others need not be installed for it."""
 
@@ -133,13 +135,14 @@ def find_model(
     raw = dict(raw) if training else _without_training(raw)
     if run_dir is not None:
         raw["run_dir"] = str(run_dir)
+    words = overrides, switches
     raw = apply_overrides(raw, overrides)
     if training and "data" not in raw:
         raise CheckpointError(
             f"given '{given}', which lies in no run, expected a recipe with evaluation sets; give it with --recipe"
         )
     if around is None or not (run_dir or is_checkpoint):
-        return _described(given, raw, dtype, loaded, around, switches)
+        return _described(given, raw, dtype, loaded, around, words)
     made, host = loaded(raw)
     shared = {"given": given, "recipe": made, "host": host, "raw": raw, "run_dir": run_dir}
     engines = [*_engines(made, host)]
@@ -155,19 +158,25 @@ def find_model(
         found = member(engine, CheckpointEngineDefaults, "best")() if best else engine.latest()
         if found is not None:
             if member(engine.config, ConfigDefaults, "exports"):
-                return _described(str(found), raw, dtype, loaded, run_dir, switches)
+                return _described(str(found), raw, dtype, loaded, run_dir, words)
             return ModelSource(checkpoint=found, engine=engine, **shared)
     exports = [each for each in engines if member(each.config, ConfigDefaults, "exports")]
     results = [path for each in exports for path in member(each, CheckpointEngineDefaults, "results")()]
     if results and not best:
-        return _described(str(results[0]), raw, dtype, loaded, run_dir, switches)
+        return _described(str(results[0]), raw, dtype, loaded, run_dir, words)
     raise CheckpointError(_nothing(given, engines, best))
 
 
 def _described(
-    given: str, raw: Mapping[str, Any], dtype: str | None, loaded: Any, run_dir: Path | None, switches: Sequence[str]
+    given: str,
+    raw: Mapping[str, Any],
+    dtype: str | None,
+    loaded: Any,
+    run_dir: Path | None,
+    words: Words,
 ) -> ModelSource:
     """Return a model that plugins know how to load."""
+    overrides, switches = words
     host = make_host(plugins_config(raw, []), switches=Switches.given(switches))
     sections = host.hooks.describe_model(source=given, recipe=raw, dtype=dtype)
     if sections is None:
@@ -177,7 +186,7 @@ def _described(
             f"given '{given}', {what}; expected the directory of a run, a checkpoint, or a model as a plugin loads it;"
             " correct the path, or install the plugin"
         )
-    raw = {**raw, **sections}
+    raw = apply_overrides({**raw, **sections}, overrides)
     made, host = loaded(raw)
     return ModelSource(given=given, recipe=made, host=host, raw=raw, run_dir=run_dir)
 

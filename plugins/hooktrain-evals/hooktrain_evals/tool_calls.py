@@ -34,7 +34,7 @@ def tool_calls_in(text: str) -> list[tuple[str, Any]]:
     """Return the tool calls in an answer, each with its name and its arguments.
 
     A call is a JSON object with ``name`` and ``arguments`` or ``parameters``, possibly in ``function``, wherever it
-    stands: within ``<tool_call>``, after ``[TOOL_CALLS]``, in a list or alone. Arguments that are text are read as JSON.
+    stands: within ``<tool_call>``, after ``[TOOL_CALLS]``, in a list or alone. Arguments as text are read as JSON.
     """
     return [call for value in _values(text) for call in _calls(value)]
 

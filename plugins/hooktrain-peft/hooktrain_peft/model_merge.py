@@ -50,9 +50,9 @@ def merge_model(model: PeftModel, dtype: str | None) -> PreTrainedModel:
     difference = float((_logits(merged) - expected).norm() / expected.norm())
     if not difference <= _LIMITS[kept]:
         raise CheckpointError(
-            f"export --merge: the logits of the merged model differ from the adapter's by {difference:.1e} of their size,"
-            f" expected at most {_LIMITS[kept]:.0e} in {str(kept).removeprefix('torch.')}; nothing was written; try"
-            " --dtype fp32, or use the adapter together with its base"
+            f"export --merge: the logits of the merged model differ from the adapter's by {difference:.1e} of their"
+            f" size, expected at most {_LIMITS[kept]:.0e} in {str(kept).removeprefix('torch.')}; nothing was"
+            " written; try --dtype fp32, or use the adapter together with its base"
         )
     return merged  # type: ignore[no-any-return]
 

@@ -152,5 +152,5 @@ def _refuse_adapter_as_model(config: Any) -> None:
         name = config.name_or_path
         raise ModelError(
             f"model.name_or_path: given '{name}', which contains an adapter; expected its base, with peft.adapter set"
-            f" to this folder; or merge the two with `hooktrain export {name} --merge --output FOLDER` and give that folder"
+            f" to this folder; or merge the two with `hooktrain export {name} --merge --output FOLDER` and give that"
         )

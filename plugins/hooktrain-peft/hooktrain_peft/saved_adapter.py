@@ -35,7 +35,7 @@ def describe_adapter(folder: Path, recipe: Mapping[str, Any], dtype: str | None)
         dict(given) if isinstance(given, Mapping) else {"type": "huggingface", "name_or_path": given} if given else {}
     )
     if not model.get("name_or_path"):
-        model |= {"type": "huggingface", **_base_of(folder)}
+        model |= _base_of(folder)
     if not model.get("name_or_path"):
         raise ModelError(f"'{folder / ADAPTER_CONFIG}' does not name the adapter's base; {_BASE}")
     try:
@@ -44,7 +44,6 @@ def describe_adapter(folder: Path, recipe: Mapping[str, Any], dtype: str | None)
         raise ModelError(f"the base of '{folder}' cannot be found: {problem}; or {_BASE}") from None
     if not model.get("quantization"):  # a quantized base is packed from the weights that the run packed it from
         model["weights_dtype"] = dtype or model.get("weights_dtype") or stored_dtype(location, model)
-    model.setdefault("type", "huggingface")
     tokenizer: Any = recipe.get("tokenizer") or {"type": "huggingface"}
     if (folder / "tokenizer_config.json").is_file():
         tokenizer = {"type": "huggingface", "name_or_path": str(folder)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import re
@@ -87,7 +86,11 @@ def test_what_is_no_model_and_what_cannot_be_answered_is_named(trained: Any, tmp
     assert re.search(facts(f"'{tmp_path / 'nowhere'}'", "exist"), refused("x\n", tmp_path / "nowhere"))
     assert re.search(facts(f"'{tmp_path}'", "no run"), refused("x\n", tmp_path))
     assert re.search(facts("--device", "'cuda:77'", "cpu"), refused("x\n", trained.run_dir, "--device", "cuda:77"))
-    assert re.search(facts("chat", "128 positions", "/reset"), refused("w " * 200 + "\n", trained.run_dir))
+    template = ("-o", 'tokenizer.chat_template="{{ raise_exception(42) }}"')
+    assert re.search(facts("chat", "template", "42", "/reset"), refused("x\n", trained.run_dir, *template))
+
+
+START = "import os, sys; os.close(os.open(sys.argv.pop(1), os.O_RDWR));from hooktrain.cli.main import main; main()"
 
 
 class Terminal:
@@ -96,13 +99,12 @@ class Terminal:
     def __init__(self, *words: object) -> None:
         self.main, inner = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "hooktrain", "chat", *map(str, words)],
+            [sys.executable, "-c", START, os.ttyname(inner), "chat", *map(str, words)],
             stdin=inner,
             stdout=inner,
             stderr=inner,
-            start_new_session=True,
+            start_new_session=True,  # which takes the first terminal that it opens for its own
             env={**os.environ, "TERM": "dumb", "HF_HUB_OFFLINE": "1"},
-            preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
         )
         os.close(inner)
         self.text = ""
@@ -134,8 +136,6 @@ def test_a_terminal_streams_stops_and_quits(tiny_llama: Path, tmp_path: Path) ->
     made = make_llama(tokenizer, max_position_embeddings=100_000)
     made.save_pretrained(model)
     tokenizer.save_pretrained(model)
-    config = json.loads((model / "generation_config.json").read_text())
-    (model / "generation_config.json").write_text(json.dumps(config))
     terminal = Terminal(
         model,
         "--max-new-tokens",
@@ -143,7 +143,7 @@ def test_a_terminal_streams_stops_and_quits(tiny_llama: Path, tmp_path: Path) ->
         "--temperature",
         "100",
         "-o",
-        "tokenizer.chat_template={{ messages[-1]['content'] }}",
+        "tokenizer.chat_template=\"{{ messages[-1]['content'] }}\"",
     )
     try:
         terminal.until("/reset .*\n")

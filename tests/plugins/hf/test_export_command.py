@@ -133,7 +133,7 @@ def test_the_best_checkpoint(run_chat: Run) -> None:
     """By the metric of the recipe, and otherwise by the only loss of its evaluation."""
     full = {"type": "full", "save_every_n_steps": 1}
     trainer = run_chat(checkpoint=[full], eval_interval=1, optimizer={"lr": 0.5})
-    losses = {line["step"]: line["eval/eval/loss"] for line in trainer.history if "eval/eval/loss" in line}
+    losses = {line["step"]: line["eval/rows/loss"] for line in trainer.history if "eval/rows/loss" in line}
     best = min(losses, key=lambda step: losses[step])
     assert best != max(losses), "the newest is another one"
     assert f"step {best}:" in export(trainer.run_dir, "--best").output
