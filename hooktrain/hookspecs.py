@@ -437,7 +437,7 @@ def make_metric(config: Any, recipe: Recipe, tokenizer: Any, world: World) -> Lo
 def make_checkpoint_engine(config: Any, run_dir: Path, world: World, recipe: Recipe) -> CheckpointEngine | None:
     """Build one checkpoint engine.
 
-    Called: by ``trainer.prepare``, once for each entry of the recipe's ``checkpoint``, after ``make_metric`` and before
+    Called: by ``trainer.prepare``, once for each entry of the recipe's ``checkpoint``, after ``make_loss`` and before
         ``make_model``; and by ``trainer.save``.
     Ranks: every rank.
     Device: must not touch a device.

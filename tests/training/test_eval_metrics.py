@@ -78,7 +78,12 @@ def figures(recorder: Recorder) -> dict[str, float]:
 
 def test_two_ranks_have_the_figures_of_one(run_ranks, rank_notes, run_tiny):
     """Five sequences on two ranks, one of which has a padding batch; both have the same figures."""
-    settings = {"eval_metrics": ["counted"], "train_iters": 1, "eval_generation": {"batch_size": 2}}
+    settings = {
+        "eval_metrics": ["counted"],
+        "train_iters": 1,
+        "optimizer": {"type": "adamw", "lr": 0.01},
+        "eval_generation": {"batch_size": 2},
+    }
     recorder = Recorder()
     run_tiny(recorder, Counted(), micro_batch_size=2, **settings)
     run = run_ranks(2, PLUGIN, micro_batch_size=1, **settings)
@@ -116,8 +121,9 @@ class Silent(Counted):
 
 @pytest.mark.parametrize("hook", ["visit_logits", "generate_answers"])
 def test_a_model_that_nobody_measures_is_named(run_tiny, hook):
+    blocked = {"block": ["sft", "preference"]}
     with pytest.raises(HooktrainError, match=facts("eval_metrics", "TinyModel", hook)):
-        run_tiny(Silent(hook), eval_metrics=["counted"])
+        run_tiny(Silent(hook), eval_metrics=["counted"], plugins=blocked)
 
 
 class TooFew(Silent):
@@ -155,16 +161,23 @@ def test_answers_are_found_in_packs_padding_and_several_turns():
         list(answers({"denominator": 1}))
 
 
+class Scored:
+    """A metric over answers alone."""
+
+    def score(self, generations: Any) -> dict[str, float]:
+        return {}
+
+
 def test_a_set_without_answers_is_named(run_tiny):
     """Of sequences of which only the first token is trained, as a plugin may collate them."""
 
-    class Blank:
+    class Untrained:
         @hookimpl(wrapper=True)
         def make_data(self) -> Any:
             data = yield
             collate = data.collate
 
-            def blank(rows: Any) -> Any:
+            def untrained(rows: Any) -> Any:
                 batch = collate(rows)
                 return {
                     **batch,
@@ -173,11 +186,15 @@ def test_a_set_without_answers_is_named(run_tiny):
                     "counts": "tokens",
                 }
 
-            return attrs.evolve(data, collate=blank)
+            return attrs.evolve(data, collate=untrained)
 
         @hookimpl
         def run_evaluate(self, trainer: Any) -> Any:
             return {f"eval/{name}/loss": 0.0 for name in trainer.data.evaluation}
 
+        @hookimpl(tryfirst=True)
+        def make_metric(self) -> Any:
+            return Scored()
+
     with pytest.raises(DataError, match=facts("held_out", "no example", "eval_metrics")):
-        run_tiny(Counted(), Blank(), eval_metrics=["counted"], max_skipped_steps=0)
+        run_tiny(Counted(), Untrained(), eval_metrics=["counted"], max_skipped_steps=0)

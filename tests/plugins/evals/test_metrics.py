@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -159,14 +160,32 @@ class NoMetric(Chunks):
         return object() if type(config) is self.config else None
 
 
-def test_a_metric_of_evaluate_from_a_folder(run_chat: Run, tmp_path: Path) -> None:
+MEAN_LENGTH = """
+import datasets
+import evaluate
+
+
+class MeanLength(evaluate.Metric):
+    def _info(self):
+        text = datasets.Value("string")
+        features = datasets.Features({"predictions": text, "references": text})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references):
+        return {"longer": sum(len(p) > len(r) for p, r in zip(predictions, references)), "answers": len(references)}
+"""
+
+
+def test_a_metric_of_evaluate_from_a_folder(run_chat: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package is an extra; without it the error names it."""
-    (tmp_path / "lengths.py").write_text("raise SystemExit('must not run without the package')")
-    try:
-        import evaluate  # noqa: F401
-    except ModuleNotFoundError:
-        with pytest.raises(HooktrainError, match=facts("pip install 'hooktrain-evals[evaluate]'")):
-            run_chat(eval_metrics=[{"type": "evaluate", "path": str(tmp_path / "lengths.py")}])
+    (tmp_path / "lengths").mkdir()
+    (tmp_path / "lengths/lengths.py").write_text(MEAN_LENGTH)
+    metric = {"type": "evaluate", "path": str(tmp_path / "lengths")}
+    found = last(run_chat(eval_metrics=[metric], eval_generation={"max_new_tokens": 20}, train_iters=1))
+    assert found["eval/rows/lengths/answers"] == 6 and 0 < found["eval/rows/lengths/longer"] <= 6
+    monkeypatch.setitem(sys.modules, "evaluate", None)
+    with pytest.raises(HooktrainError, match=facts("pip install 'hooktrain-evals[evaluate]'")):
+        run_chat(eval_metrics=[metric], run_dir=str(tmp_path / "other"))
 
 
 def test_a_run_without_metrics_imports_none_of_them(run_cli: Run, tiny_recipe: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from hooktrain import HooktrainError, hookimpl
+from hooktrain import HooktrainError
 from hooktrain.cli.main import cli
 from tests.facts import facts
 from tests.preload import DEEPSPEED
@@ -87,38 +87,37 @@ def test_other_sets_and_other_recipes(
     assert re.search(facts("--best", f"'{tiny_llama}'"), refused(tiny_llama, "--best", "--recipe", recipe))
 
 
-class Doubled:
-    """A plugin whose state an evaluation depends on: it doubles the loss as often as there were steps."""
+DOUBLED = """
+from hooktrain import hookimpl
 
+
+class Doubled:
     steps = 0
 
     @hookimpl
-    def on_step_end(self) -> None:
+    def on_step_end(self):
         self.steps += 1
 
     @hookimpl
-    def collect_state(self) -> dict[str, int]:
+    def collect_state(self):
         return {"steps": self.steps}
 
     @hookimpl
-    def restore_state(self, state: Any) -> None:
+    def restore_state(self, state):
         self.steps = state["steps"]
 
     @hookimpl(wrapper=True)
-    def run_evaluate(self) -> Any:
+    def run_evaluate(self):
         found = yield
         return {name: value * 2**self.steps for name, value in found.items()}
+"""
 
 
-def test_states_of_plugins_are_restored(
-    run_chat: Run, chat_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "doubled_losses.py").write_text(
-        "from tests.plugins.hf.test_evaluate_command import Doubled\nplugin = Doubled()\n"
-    )
+def test_states_of_plugins_are_restored(run_chat: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On which an evaluation may depend, as with averaged weights; here the loss doubles with each step."""
+    (tmp_path / "doubled_losses.py").write_text(DOUBLED)
     monkeypatch.syspath_prepend(str(tmp_path))
-    trainer = run_chat(checkpoint=[FULL], train_iters=2, plugins={"load": ["doubled_losses:plugin"]})
-    monkeypatch.setattr("tests.plugins.hf.test_evaluate_command.Doubled.steps", 0)
+    trainer = run_chat(checkpoint=[FULL], train_iters=2, plugins={"load": ["doubled_losses:Doubled"]})
     assert figures(trainer.run_dir)["metrics"] == logged(trainer, 2)
 
 

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from transformers import AutoModelForCausalLM
 
-from hooktrain import HooktrainError, hookimpl
+from hooktrain import HooktrainError
 from hooktrain.cli.main import cli
 from hooktrain.testing import train
 from tests.facts import facts
@@ -180,36 +179,40 @@ def test_nothing_is_overwritten_and_what_cannot_be_exported_is_named(
     assert not list(tmp_path.glob(".*writing"))
 
 
-class Halved:
-    """A stranger's plugin that adds something to a model and merges it: halves of its last norm."""
+HALVED = """
+import attrs
+import torch
+from hooktrain import hookimpl
 
-    @attrs.frozen(kw_only=True)
-    class Settings:
-        on: bool = False
 
-    @hookimpl
-    def register_configs(self) -> Any:
-        return {"settings": {"halved": self.Settings}}
+@attrs.frozen(kw_only=True)
+class Settings:
+    on: bool = False
 
-    @hookimpl
-    def merge_model(self, module: Any, recipe: Any) -> Any:
-        if not recipe.settings["halved"].on:
-            return None
-        with torch.no_grad():
-            module.model.norm.weight.div_(2)
-        return module
+
+@hookimpl
+def register_configs():
+    return {"settings": {"halved": Settings}}
+
+
+@hookimpl
+def merge_model(module, recipe):
+    if not recipe.settings["halved"].on:
+        return None
+    with torch.no_grad():
+        module.model.norm.weight.div_(2)
+    return module
+"""
 
 
 def test_a_strangers_plugin_merges_too(
-    run_chat: Run, chat_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chat_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "halved_merges.py").write_text(
-        "from tests.plugins.hf.test_export_command import Halved\nplugin = Halved()\n"
-    )
+    """Here half of a norm stands for what was added to the model."""
+    (tmp_path / "halved_merges.py").write_text(HALVED)
     monkeypatch.syspath_prepend(str(tmp_path))
     recipe = {**chat_recipe, "checkpoint": SAVES, "train_iters": 2, "halved": {"on": True}}
-    recipe["plugins"] = {"load": ["halved_merges:plugin"]}
-    run_dir = train(recipe).run_dir
+    run_dir = train({**recipe, "plugins": {"load": ["halved_merges"]}}).run_dir
     plain, merged = (AutoModelForCausalLM.from_pretrained(f) for f in (exported(run_dir), exported(run_dir, "--merge")))
     assert torch.equal(merged.model.norm.weight * 2, plain.model.norm.weight)
 
