@@ -11,10 +11,10 @@ from hooktrain_hf.location import Location, resolve_location
 from hooktrain_hf.model import torch_dtype
 from hooktrain_hf.verbosity import quiet_transformers
 
-__all__ = ["describe_model", "stored_dtype"]
 
 _KEPT = ("weights_dtype", "dtype", "attn_implementation", "trust_remote_code", "type")
 """Keys of the run's model that say how a model is loaded, and not which."""
+_PLACE = ("name_or_path", "gguf_file", "revision")
 
 
 def describe_model(source: str, recipe: Mapping[str, Any], dtype: str | None) -> Mapping[str, Any] | None:
@@ -31,16 +31,30 @@ def describe_model(source: str, recipe: Mapping[str, Any], dtype: str | None) ->
     path = Path(source).expanduser()
     if path.is_dir() and not (path / "config.json").is_file():
         return None
-    known = recipe.get("model") if isinstance(recipe.get("model"), Mapping) else {}
-    assert known is not None
+    known = section_of(recipe, "model")
     location = resolve_location(source, None, "model")
-    model = {"type": "huggingface", "name_or_path": source, **{name: known[name] for name in _KEPT if name in known}}
+    model = {name: known[name] for name in _KEPT if name in known} | {"name_or_path": source}
     model["weights_dtype"] = dtype or model.get("weights_dtype") or stored_dtype(location, model)
-    own = path.is_dir() and (path / "tokenizer_config.json").is_file()
-    tokenizer: Any = {"type": "huggingface", "name_or_path": source}
-    if path.is_dir() and not own:
-        tokenizer = recipe.get("tokenizer") or {"type": "huggingface", "name_or_path": source}
-    return {"model": model, "tokenizer": tokenizer}
+    own = not path.is_dir() or (path / "tokenizer_config.json").is_file()
+    return {"model": model, "tokenizer": tokenizer_of(recipe, source if own else None)}
+
+
+def section_of(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a section of a recipe with its type, also where it is written for short."""
+    given = recipe.get(name)
+    written = given if isinstance(given, Mapping) else {"name_or_path": given} if given else {}
+    return {"type": "huggingface", **written}
+
+
+def tokenizer_of(recipe: Mapping[str, Any], source: str | None) -> dict[str, Any]:
+    """Return the section of a tokenizer that is in another place than the recipe says, or None for that.
+
+    What the recipe changes in it, such as the chat template, stays: an export has these changes already.
+    """
+    known = section_of(recipe, "tokenizer")
+    if source is None:
+        return known
+    return {key: value for key, value in known.items() if key not in _PLACE} | {"name_or_path": source}
 
 
 def stored_dtype(location: Location, model: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hooktrain_hf import first_line, resolve_location, stored_dtype
+from hooktrain_hf import first_line, resolve_location, section_of, stored_dtype, tokenizer_of
 
 from hooktrain import CheckpointError, ModelError
 from hooktrain_peft.adapter import ADAPTER_CONFIG
@@ -30,10 +30,7 @@ def describe_adapter(folder: Path, recipe: Mapping[str, Any], dtype: str | None)
         CheckpointError: the adapter's config cannot be read.
         ModelError: the base is not named, or cannot be found.
     """
-    given = recipe.get("model")
-    model = (
-        dict(given) if isinstance(given, Mapping) else {"type": "huggingface", "name_or_path": given} if given else {}
-    )
+    model = section_of(recipe, "model")
     if not model.get("name_or_path"):
         model |= _base_of(folder)
     if not model.get("name_or_path"):
@@ -44,9 +41,8 @@ def describe_adapter(folder: Path, recipe: Mapping[str, Any], dtype: str | None)
         raise ModelError(f"the base of '{folder}' cannot be found: {problem}; or {_BASE}") from None
     if not model.get("quantization"):  # a quantized base is packed from the weights that the run packed it from
         model["weights_dtype"] = dtype or model.get("weights_dtype") or stored_dtype(location, model)
-    tokenizer: Any = recipe.get("tokenizer") or {"type": "huggingface"}
-    if (folder / "tokenizer_config.json").is_file():
-        tokenizer = {"type": "huggingface", "name_or_path": str(folder)}
+    own = (folder / "tokenizer_config.json").is_file()
+    tokenizer = tokenizer_of(recipe, str(folder) if own else None)
     return {"model": model, "tokenizer": tokenizer, "peft": {"adapter": str(folder)}}
 
 

@@ -49,9 +49,8 @@ def refused(trainer: Trainer | None, path: Path, remedy: str) -> Iterator[None]:
         # torch advises at length to load what it refuses without its protection
         is_pickle = isinstance(problem, pickle.PickleError)
         said = "it holds code or objects, which are never loaded" if is_pickle else _first(problem)
-        raise CheckpointError(
-            f"{path}: does not fit {'this model' if trainer is None else 'this run'} ({said}); {remedy}"
-        ) from problem
+        fits = "does not fit this model" if trainer is None else "does not fit this run"
+        raise CheckpointError(f"{path}: {fits} ({said}); {remedy}") from problem
 
 
 def read_json(path: Path) -> dict[str, Any]:

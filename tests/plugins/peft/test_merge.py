@@ -36,6 +36,13 @@ def adapter(run: Run) -> Path:
     return folder
 
 
+@pytest.fixture
+def moved(adapter: Path, tmp_path: Path) -> Path:
+    """A copy of the adapter that lies in no run."""
+    shutil.copytree(adapter, tmp_path / "moved")
+    return tmp_path / "moved"
+
+
 def merge(*words: object) -> Result:
     return CliRunner().invoke(cli, ["export", "--merge", *map(str, words)], catch_exceptions=True)
 
@@ -69,12 +76,12 @@ def test_the_command_in_a_process_of_its_own(adapter: Path, bases: dict[str, Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["examples.jsonl", "merged", "run"]
 
 
-def test_the_dtype_is_the_bases_own_or_the_requested_one(adapter: Path, bases: dict[str, Path], tmp_path: Path) -> None:
+def test_the_dtype_is_the_bases_own_or_the_requested_one(moved: Path, bases: dict[str, Path], tmp_path: Path) -> None:
     half = tmp_path / "half"
     shutil.copytree(bases["tied"], half)
     AutoModelForCausalLM.from_pretrained(half).bfloat16().save_pretrained(half)
-    assert merge(adapter, "-o", f"model.name_or_path={half}", "--output", tmp_path / "a").exit_code == 0
-    assert merge(adapter, "--dtype", "fp16", "--output", tmp_path / "b").exit_code == 0
+    assert merge(moved, "-o", f"model.name_or_path={half}", "--output", tmp_path / "a").exit_code == 0
+    assert merge(moved, "--dtype", "fp16", "--output", tmp_path / "b").exit_code == 0
     one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype="auto") for name in "ab")
     assert (one.dtype, other.dtype) == (torch.bfloat16, torch.float16)
 
@@ -111,16 +118,16 @@ def test_the_revision_of_the_base_is_that_of_the_run(
 
 
 def test_an_adapter_that_was_moved_finds_its_base_or_the_error_names_the_option(
-    adapter: Path, bases: dict[str, Path], tmp_path: Path
+    adapter: Path, moved: Path, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/model"}))
-    message = refused(adapter, "--output", tmp_path / "out")
-    assert re.search(facts(f"'{adapter}'", "'/gone/model'", "exist", "-o model.name_or_path"), message)
-    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
-    message = refused(adapter, "--output", tmp_path / "out")
-    assert re.search(facts(f"'{adapter / 'adapter_config.json'}'", "-o model.name_or_path"), message)
-    assert merge(adapter, "-o", f"model.name_or_path={bases['tied']}", "--output", tmp_path / "out").exit_code == 0
+    config = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/model"}))
+    message = refused(moved, "--output", tmp_path / "out")
+    assert re.search(facts(f"'{moved}'", "'/gone/model'", "exist", "-o model.name_or_path"), message)
+    (moved / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    message = refused(moved, "--output", tmp_path / "out")
+    assert re.search(facts(f"'{moved / 'adapter_config.json'}'", "-o model.name_or_path"), message)
+    assert merge(moved, "-o", f"model.name_or_path={bases['tied']}", "--output", tmp_path / "out").exit_code == 0
     # the run still knows its base
     assert merge(adapter.parent, "--output", tmp_path / "out2").exit_code == 0
 
