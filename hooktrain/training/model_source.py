@@ -144,7 +144,7 @@ def find_model(
     if around is None or not (run_dir or is_checkpoint):
         return _described(given, raw, dtype, loaded, around, words)
     made, host = loaded(raw)
-    shared = {"given": given, "recipe": made, "host": host, "raw": raw, "run_dir": run_dir}
+    shared: dict[str, Any] = {"given": given, "recipe": made, "host": host, "raw": raw, "run_dir": run_dir}
     engines = [*_engines(made, host)]
     if is_checkpoint:
         engine = next((each for each in engines if each.can_load(folder)), None)

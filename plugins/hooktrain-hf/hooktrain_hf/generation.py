@@ -175,7 +175,7 @@ def stream_answer(
             generate(module, tokenizer, [ids], settings, seed=seed, streamer=streamer, stopping_criteria=criteria)
         except BaseException as problem:  # raised where the answer is read
             failed.put(problem)
-            streamer.end()
+            streamer.end()  # type: ignore[no-untyped-call]
 
     thread = threading.Thread(target=work, name="answer", daemon=True)
     thread.start()
@@ -196,7 +196,7 @@ def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int
 def _config(module: Any, tokenizer: Any, settings: GenerationSettings, tokens: int) -> GenerationConfig:
     """Return a generation config with nothing of the published one but its special tokens."""
     own = generation_config_for(module, tokenizer)
-    drawn = {"do_sample": False}
+    drawn: dict[str, Any] = {"do_sample": False}
     if settings.temperature:
         drawn = {
             "do_sample": True,

@@ -11,7 +11,6 @@ from hooktrain_hf.location import Location, resolve_location
 from hooktrain_hf.model import torch_dtype
 from hooktrain_hf.verbosity import quiet_transformers
 
-
 _KEPT = ("weights_dtype", "dtype", "attn_implementation", "trust_remote_code", "type")
 """Keys of the run's model that say how a model is loaded, and not which."""
 _PLACE = ("name_or_path", "gguf_file", "revision")
