@@ -27,7 +27,7 @@ __all__ = [
     "trained_state",
 ]
 
-_AT_ONCE = 1 << 28
+_AT_ONCE = 1 << 26
 """Bytes of weights that are read before they are loaded."""
 
 
