@@ -58,8 +58,10 @@ if TYPE_CHECKING:
     from hooktrain.protocols import CheckpointEngineDefaults as CheckpointEngineDefaults
     from hooktrain.protocols import ConfigDefaults as ConfigDefaults
     from hooktrain.protocols import DatasetDefaults as DatasetDefaults
+    from hooktrain.protocols import GenerationMetric as GenerationMetric
     from hooktrain.protocols import Loader as Loader
     from hooktrain.protocols import LoaderDefaults as LoaderDefaults
+    from hooktrain.protocols import LogitsMetric as LogitsMetric
     from hooktrain.protocols import PlacedLoader as PlacedLoader
     from hooktrain.protocols import Scheduler as Scheduler
     from hooktrain.protocols import SchedulerDefaults as SchedulerDefaults
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from hooktrain.recipe.dialects import Translation as Translation
     from hooktrain.recipe.dialects import Unsupported as Unsupported
     from hooktrain.recipe.flat_values import flat_values as flat_values
+    from hooktrain.recipe.generation import GenerationSettings as GenerationSettings
     from hooktrain.recipe.model import Recipe as Recipe
     from hooktrain.recipe.yaml_reader import read_recipe as read_recipe
     from hooktrain.runs.files import RunFiles as RunFiles
@@ -98,9 +101,11 @@ if TYPE_CHECKING:
     from hooktrain.types import Dataset as Dataset
     from hooktrain.types import ExamplePreview as ExamplePreview
     from hooktrain.types import ExtraModel as ExtraModel
+    from hooktrain.types import Generation as Generation
     from hooktrain.types import LossSum as LossSum
     from hooktrain.types import MemoryEstimate as MemoryEstimate
     from hooktrain.types import ModelEstimate as ModelEstimate
+    from hooktrain.types import ModelExport as ModelExport
     from hooktrain.types import OptimizerStep as OptimizerStep
     from hooktrain.types import PerSecond as PerSecond
     from hooktrain.types import Shard as Shard

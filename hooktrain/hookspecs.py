@@ -13,7 +13,7 @@ An implementation may name any subset of a hook's parameters. The guide ``hooks`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
     from hooktrain.bench import Suite
     from hooktrain.errors import Complaint
-    from hooktrain.protocols import CheckpointEngine, Scheduler, Strategy
+    from hooktrain.protocols import CheckpointEngine, GenerationMetric, LogitsMetric, Scheduler, Strategy
     from hooktrain.recipe.aliases import RecipeAlias
     from hooktrain.recipe.dialects import Dialect
+    from hooktrain.recipe.generation import GenerationSettings
     from hooktrain.recipe.model import Recipe
     from hooktrain.training.trainer import Trainer
     from hooktrain.types import (
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         Dataset,
         ExamplePreview,
         ExtraModel,
+        Generation,
         LossSum,
         MemoryEstimate,
         ModelEstimate,
@@ -144,10 +146,10 @@ def register_configs() -> Mapping[str, Mapping[str, type]]:  # type: ignore[empt
 
     Returns:
         ``{kind: {name: attrs class}}``. The kinds are those of the factories (``tokenizer``, ``data``, ``source``,
-        ``model``, ``optimizer``, ``scheduler``, ``loss``, ``strategy``, ``checkpoint``) and ``settings``, whose names
-        are top-level keys of the recipe with a plugin's own settings. If the class has a class variable ``shorthand``,
-        text, a list, true or false in the recipe is the value of the field of that name. None registers nothing. Two
-        plugins that register one name are an error.
+        ``model``, ``optimizer``, ``scheduler``, ``loss``, ``strategy``, ``checkpoint``, ``metric``) and ``settings``,
+        whose names are top-level keys of the recipe with a plugin's own settings. If the class has a class variable
+        ``shorthand``, text, a list, true or false in the recipe is the value of the field of that name. None registers
+        nothing. Two plugins that register one name are an error.
 
     Default: none; the engine registers the settings ``console`` and ``jsonl``.
     """
@@ -405,6 +407,29 @@ def make_loss(config: Any, world: World, recipe: Recipe) -> Callable[[Module, Ba
         ``count_batch`` counted on the host. None leaves it to the next plugin.
 
     Default: none; ``hooktrain-sft`` builds ``sft`` and ``dft``.
+    """
+
+
+@_factory("metric", UNTOUCHED)
+def make_metric(config: Any, recipe: Recipe, tokenizer: Any, world: World) -> LogitsMetric | GenerationMetric | None:
+    """Build one metric of evaluations.
+
+    Called: by ``trainer.prepare``, once for each entry of the recipe's ``eval_metrics``, after ``make_loss`` and before
+        ``make_checkpoint_engine``.
+    Ranks: every rank.
+    Device: must not touch a device.
+
+    Args:
+        config: one entry of ``eval_metrics``, as an instance of its config class.
+        recipe: the structured recipe.
+        tokenizer: what ``make_tokenizer`` returned.
+        world: rank and world size of this process.
+
+    Returns:
+        An object with the methods of ``hooktrain.LogitsMetric``, of ``hooktrain.GenerationMetric``, or of both. Its
+        values are logged as ``eval/<set>/<name>``. None leaves it to the next plugin.
+
+    Default: none; ``hooktrain-evals`` builds ``exact_match``, ``token_f1``, ``rouge_l`` and others.
     """
 
 
@@ -1189,6 +1214,69 @@ def load_checkpoint(trainer: Trainer, path: Path) -> Path:  # type: ignore[empty
     """
 
 
+# ----------------------------------------------------------------------------------------- what metrics are measured on
+
+
+@_question(ASYNC)
+def visit_logits(
+    trainer: Trainer,
+    model: Module,
+    batch: Batch,
+    num_target_tokens: int,
+    visit: Callable[[Tensor, Tensor], None],
+) -> bool | None:
+    """Call a function with the logits that predict the trained tokens of a micro-batch, some tokens at a time.
+
+    Called: by ``trainer.evaluate``, after ``run_evaluate``, for each micro-batch where a metric of the recipe counts in
+        logits; under ``torch.no_grad``, in the strategy's precision.
+    Ranks: every rank, equally often; a padding batch has no trained token, and still runs the model.
+    Device: must not wait for the device.
+
+    Args:
+        trainer: the trainer.
+        model: the model to call.
+        batch: the micro-batch, on the device.
+        num_target_tokens: the number of its trained tokens.
+        visit: takes logits in single precision at least, shape (tokens, vocabulary), and the ids of the tokens that
+            they predict, shape (tokens,). Every trained token is given once; the logits are not used afterwards.
+
+    Returns:
+        True. None leaves it to the next plugin.
+
+    Default: none; ``hooktrain-sft`` runs the LM head of transformers' models on a chunk of tokens at a time.
+    """
+
+
+@_question(SYNC)
+def generate_answers(
+    trainer: Trainer,
+    model: Module,
+    examples: Sequence[tuple[Sequence[int], Sequence[int]]],
+    settings: GenerationSettings,
+    seed: int,
+) -> Sequence[Generation] | None:
+    """Have the model answer some prompts.
+
+    Called: by ``trainer.evaluate``, after ``run_evaluate``, where a metric of the recipe compares answers; under
+        ``torch.no_grad``, in the strategy's precision.
+    Ranks: every rank, with prompts of its own; equally often where the strategy shards weights, and then no rank may
+        end before the others.
+    Device: may wait for the device.
+
+    Args:
+        trainer: the trainer.
+        model: the model to call.
+        examples: token ids of a prompt, and of the answer of the data.
+        settings: length of the answers, and how tokens are drawn.
+        seed: for drawing tokens; the random states are to be left as they were.
+
+    Returns:
+        One ``Generation`` for each example, in their order. None leaves it to the next plugin.
+
+    Default: none; ``hooktrain-hf`` generates with transformers' models.
+    """
+
+
 # ---------------------------------------------------------------------------------------------------- metrics and state
 
 
@@ -1251,6 +1339,77 @@ def restore_state(trainer: Trainer, state: Mapping[str, Any], states: Sequence[M
         Ignored.
 
     Default: none.
+    """
+
+
+# ------------------------------------------------------------------------------------------------------- trained models
+
+
+@_question(UNTOUCHED)
+def describe_model(source: str, recipe: Mapping[str, Any], dtype: str | None) -> Mapping[str, Any] | None:
+    """Describe how a saved model is loaded, as sections of a recipe.
+
+    Called: by ``hooktrain export``, ``evaluate`` and ``chat``, for what is neither a run directory nor a checkpoint,
+        and for the newest export of a run without checkpoints; never in a run.
+    Ranks: every rank; each must return the same.
+    Device: must not touch a device.
+
+    Args:
+        source: a folder, a file or a name, as the user wrote it.
+        recipe: the recipe as written, of the run that the model is from, with the values of ``-o``; possibly empty.
+        dtype: the precision to load the weights in, ``fp32``, ``bf16`` or ``fp16``; None is the recipe's, or that in
+            which they are stored.
+
+    Returns:
+        Sections that take the places of the recipe's, such as ``{"model": {...}, "tokenizer": {...}}``. None leaves it
+        to the next plugin. Raise a ``HooktrainError`` to say why it cannot be loaded.
+
+    Default: none; ``hooktrain-hf`` describes folders and names of models, ``hooktrain-peft`` adapters on their base.
+    """
+
+
+@_question(SYNC)
+def merge_model(module: Module, dtype: str | None, recipe: Recipe) -> Module | None:
+    """Merge what a plugin has added to a model, such as an adapter, into the model's own weights.
+
+    Called: by ``hooktrain export --merge``, when the weights have been loaded; never in a run.
+    Ranks: one process; the command does not start ranks.
+    Device: may wait for the device.
+
+    Args:
+        module: the model; it is not used afterwards.
+        dtype: the precision in which the weights will be written, ``fp32``, ``bf16`` or ``fp16``; None is their own.
+        recipe: the structured recipe.
+
+    Returns:
+        The merged model. None leaves it to the next plugin. Raise a ``HooktrainError`` to say why it cannot be merged.
+
+    Default: none; ``hooktrain-peft`` merges its adapters.
+    """
+
+
+@_question(SYNC)
+def stream_answer(
+    model: Module, tokenizer: Any, messages: Sequence[Mapping[str, Any]], settings: GenerationSettings, seed: int
+) -> Iterator[str] | None:
+    """Answer the last message of a conversation, a piece of text after the other.
+
+    Called: by ``hooktrain chat``, for each message of the user; never in a run. The model is in evaluation mode.
+    Ranks: one process; the command does not start ranks.
+    Device: may wait for the device.
+
+    Args:
+        model: the model, as ``make_model`` built it.
+        tokenizer: what ``make_tokenizer`` returned.
+        messages: mappings with ``role`` and ``content``, from the first on.
+        settings: length of the answer, and how tokens are drawn.
+        seed: for drawing tokens.
+
+    Returns:
+        An iterator over the text of the answer, without special tokens. Whoever stops iterating closes it, and the
+        model then stops. None leaves it to the next plugin.
+
+    Default: none; ``hooktrain-hf`` answers with transformers' models, in the chat template of their tokenizer.
     """
 
 

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from hooktrain.renamed import RENAMED
-from hooktrain.types import Batch, ExtraModel, OptimizerStep, StoredTensors, TrainedState, World
+from hooktrain.types import (
+    Batch,
+    ExtraModel,
+    Generation,
+    ModelExport,
+    OptimizerStep,
+    StoredTensors,
+    TrainedState,
+    World,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +34,10 @@ __all__ = [
     "CheckpointEngineDefaults",
     "ConfigDefaults",
     "DatasetDefaults",
+    "GenerationMetric",
     "Loader",
     "LoaderDefaults",
+    "LogitsMetric",
     "PlacedLoader",
     "Scheduler",
     "SchedulerDefaults",
@@ -195,6 +206,30 @@ class PlacedLoader(Protocol):
         """Begin the next epoch at a saved place."""
 
 
+@runtime_checkable
+class LogitsMetric(Protocol):
+    """A metric of evaluation that counts something in the logits, which nobody keeps."""
+
+    def sum_logits(self, logits: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
+        """Return sums over some trained tokens, each of shape () and on the device, without waiting for it.
+
+        Args:
+            logits: in single precision at least, shape (tokens, vocabulary); they may be overwritten afterwards.
+            targets: the ids of the tokens that they predict, shape (tokens,).
+        """
+
+    def result(self, sums: Mapping[str, float]) -> Mapping[str, float]:
+        """Return the values to log from the sums over all tokens of a set and all ranks."""
+
+
+@runtime_checkable
+class GenerationMetric(Protocol):
+    """A metric of evaluation that compares generated answers with those of the data."""
+
+    def score(self, generations: Sequence[Generation]) -> Mapping[str, float]:
+        """Return the values to log from the answers of a set, on all ranks those of all ranks, in the same order."""
+
+
 class CheckpointEngine(Protocol):
     """Writes, finds and reads checkpoints of one kind.
 
@@ -299,6 +334,18 @@ class CheckpointEngineDefaults:
     """Step and error of the last background save, where it failed and such a failure does not end the run. The error is
     raised at the end of the run if that was its last state."""
 
+    load_weights: Callable[[Module, Path], int] | None = None
+    """Load the weights of a checkpoint, and nothing else, into a model as ``make_model`` built it in a process without
+    other ranks; returns the checkpoint's step. ``hooktrain export`` refuses the engine's checkpoints when omitted."""
+
+    export: Callable[[ModelExport, Path], None] | None = None
+    """Write a model that belongs to no run into a new folder, as ``hooktrain export`` does. The model is not used
+    afterwards. The engine must also declare :attr:`ConfigDefaults.exports`."""
+
+    @staticmethod
+    def best() -> Path | None:
+        """Return the checkpoint with the best value of the metric that the engine's config names, or None."""
+
     @staticmethod
     def results() -> Sequence[Path]:
         """Return what earlier saves have left in ``output_dir``, the newest first."""
@@ -349,6 +396,8 @@ class ConfigDefaults:
     """Whether the lowest (``min``) or the highest (``max``) value of it is the best."""
     exports = False
     """Whether a checkpoint engine writes what other programs load, which ``Trainer.save`` chooses by default."""
+    save_dtype: str | None = None
+    """The precision in which such a checkpoint engine writes weights: ``fp32``, ``bf16``, ``fp16``, or their own."""
     needs_logits = False
     """Whether the part looks at logits that the model returns."""
     hides_logits = ""

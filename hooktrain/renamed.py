@@ -114,6 +114,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     },
     "recipe key": {"allow_drift": "allow_changes", "plugins.segments": "plugins.loop_hooks"},
     "type": {"given": "python"},
+    "command": {"merge": "export --merge"},
     "JSON key": {
         "changes[].side": "changes[].variant",
         "hooks[].role: answers": "runs",

@@ -20,16 +20,19 @@ if TYPE_CHECKING:
     from hooktrain.recipe.model import Recipe
 
 __all__ = [
+    "ANY_TRAINER_TYPE",
     "Batch",
     "BatchCounts",
     "Data",
     "DataEstimate",
     "Dataset",
     "ExtraModel",
+    "Generation",
     "Shard",
     "LossSum",
     "MemoryEstimate",
     "ModelEstimate",
+    "ModelExport",
     "OptimizerStep",
     "PerSecond",
     "ExamplePreview",
@@ -41,6 +44,8 @@ __all__ = [
     "World",
 ]
 
+ANY_TRAINER_TYPE = frozenset({"metric"})
+"""Kinds of parts that go with every trainer type which names none of that kind."""
 Batch = dict[str, Any]
 """A micro-batch in transformers' terms: names to tensors, the first dimension being sequences.
 
@@ -414,6 +419,42 @@ class ExtraModel:
         import torch
 
         return {None: None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]
+
+
+@attrs.frozen(kw_only=True)
+class ModelExport:
+    """A complete model that a checkpoint engine writes for other programs.
+
+    Attributes:
+        module: the bare model.
+        weights: all of its weights by name, complete and on the host; they may share memory with the model.
+        tokenizer: the tokenizer, or None.
+        recipe: the structured recipe.
+        hooks: calls hooks, as in ``hooks.merge_model(...)``.
+        not_finite: names of weights that were not finite as the model was built, and may be so in the export.
+    """
+
+    module: Module
+    weights: Mapping[str, Tensor]
+    tokenizer: Any
+    recipe: Recipe
+    hooks: Any
+    not_finite: Collection[str] = ()
+
+
+@attrs.frozen
+class Generation:
+    """An answer that a model was asked for, as metrics compare it.
+
+    Attributes:
+        prompt: everything before the answer, as text.
+        prediction: what the model answered, without special tokens.
+        reference: the answer of the data.
+    """
+
+    prompt: str
+    prediction: str
+    reference: str
 
 
 @attrs.frozen

@@ -13,15 +13,16 @@ import attrs
 from hooktrain.config import BatchSize, Bytes, CheckpointConfig, Seconds, unstructure
 from hooktrain.plugin.config import PluginsConfig
 from hooktrain.plugin.manager import PluginHost
+from hooktrain.recipe.generation import GenerationSettings
 from hooktrain.recipe.json_schema import field_docs
 from hooktrain.recipe.model import Recipe
 from hooktrain.training.load import make_host
 
-KINDS = ("model", "tokenizer", "data", "source", "loss", "optimizer", "scheduler", "strategy", "checkpoint")
+KINDS = ("model", "tokenizer", "data", "source", "loss", "optimizer", "scheduler", "strategy", "checkpoint", "metric")
 """Kinds of parts, in the order of the reference."""
 NOT_KEYS = ("settings",)
 """Fields of a recipe that are not its keys."""
-PARTS = tuple(kind for kind in KINDS if kind != "source")
+PARTS = tuple(kind for kind in KINDS if kind not in ("source", "metric"))
 """Keys whose description are the tables of their kind."""
 WORDS = {
     str: "text",
@@ -41,12 +42,13 @@ def reference() -> str:
     """Return every key of a recipe with its type, default and meaning, in Markdown."""
     host = make_host(discover=True)
     parts = ["## Top level", _about(Recipe), _table(_rows(Recipe))]
+    parts += ["## eval_generation", _about(GenerationSettings), _table(_rows(GenerationSettings))]
     for kind in KINDS:
         shown: dict[str, type] = {"checkpoint": CheckpointConfig} if kind == "checkpoint" else {}
         for name, config in shown.items():
             parts += [f"## {name}", _about(config), _table(_rows(config))]
         for part in sorted(_first_party(host, kind), key=lambda part: len(_rows(part.config))):
-            key = "data.sources" if kind == "source" else kind
+            key = {"source": "data.sources", "metric": "eval_metrics"}.get(kind, kind)
             rows = _rows(part.config)
             # the largest part shown before whose keys all are this one's too
             also = [name for name, config in shown.items() if rows.keys() >= (_rows(config)).keys()][-1:]

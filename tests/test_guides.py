@@ -18,7 +18,7 @@ from tests.environments import Environment, build_wheels, unpack
 from tests.facts import facts
 
 USING = [name for name in GROUPS["using"][1] if name in GUIDES]
-RUN_IN_PROCESS = ("train", "plan", "data", "plugins", "hooks", "schema", "guide")
+RUN_IN_PROCESS = ("train", "plan", "data", "plugins", "hooks", "schema", "guide", "export", "evaluate")
 """Commands whose console lines are run; the words of others are checked."""
 
 
@@ -152,6 +152,15 @@ def test_the_python_of_the_guides_runs(tiny_llama, tmp_path, monkeypatch):
     assert (tmp_path / "fine-tuned" / "config.json").exists()
     assert (tmp_path / "adapter" / "adapter_config.json").exists()
     assert scope["first"] and "eval/held_out/loss" in scope["metrics"]
+
+
+def test_the_metric_of_the_guide_measures(run_chat, tmp_path, monkeypatch):
+    (metric,) = fenced("evaluate-export-chat", "python")
+    (tmp_path / "answer_length.py").write_text(metric)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugins = {"load": ["answer_length"]}
+    trainer = run_chat(plugins=plugins, eval_metrics=["answer_length"], eval_generation={"max_new_tokens": 8})
+    assert trainer.history[-1]["eval/rows/words"] > 0
 
 
 def test_the_configuration_reference_has_every_key():

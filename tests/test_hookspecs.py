@@ -23,11 +23,17 @@ VERBS = {
     "event": ("on_",),
     "loop hook": ("run_", "compute_", "save_", "load_checkpoint", "count_", "make_loader"),
     "collected": ("register_", "check_", "collect_", "restore_", "unused_", "estimate_activations", "make_models"),
-    "question": ("fingerprint_", "preview_", "adopt_", "make_meta_model", "estimate_", "count_positions"),
+    "question": (
+        *("fingerprint_", "preview_", "adopt_", "make_meta_model", "estimate_", "count_positions"),
+        *("describe_", "merge_", "visit_", "generate_", "stream_"),
+    ),
 }
 """What names of a kind begin with."""
-COMMANDS = ("register_benchmarks", "register_recipe_dialects", "preview_examples", "estimate_examples")
-"""Hooks of commands, and of plans whose data is not prepared; no recorded run calls them."""
+COMMANDS = (
+    *("register_benchmarks", "register_recipe_dialects", "preview_examples", "estimate_examples"),
+    *("describe_model", "merge_model", "stream_answer", "make_metric", "visit_logits", "generate_answers"),
+)
+"""Hooks of commands, of plans whose data is not prepared, and of metrics; no recorded run calls them."""
 
 
 @pytest.mark.parametrize("name", HOOKS)

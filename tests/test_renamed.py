@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 import attrs
+import click
 import pytest
 
 import hooktrain
@@ -20,6 +21,7 @@ from hooktrain import (
 )
 from hooktrain import hookimpl as impl
 from hooktrain.bench import Case, Comparison, Target
+from hooktrain.cli.main import cli
 from hooktrain.config import field, part
 from hooktrain.plugin.records import PluginRecord
 from hooktrain.protocols import CheckpointEngine, missing_members
@@ -169,6 +171,13 @@ def test_types_of_parts(old, new, run_tiny):
         run_tiny(type=old)
 
 
+@pytest.mark.parametrize(("old", "new"), rows("command"))
+def test_commands(old, new):
+    with pytest.raises(click.UsageError, match=facts(f"'{old}'", new)):
+        cli.main([old, "anything"], standalone_mode=False)
+    assert new.split()[0] in cli.commands
+
+
 @pytest.mark.parametrize(("old", "new"), rows("api"))
 def test_a_plugin_for_the_old_hooks_is_told_what_it_uses(old, new):
     class Old:
@@ -189,7 +198,7 @@ def test_a_plugin_for_the_old_hooks_is_told_what_it_uses(old, new):
 
 def test_every_kind_of_row_is_tried():
     tried = {"api", "import", "module", "hook", "parameter", "argument", "attribute", "method", "plugin attribute"}
-    assert {*RENAMED} == tried | {"recipe key", "type", "JSON key"}, "JSON keys are only in the table"
+    assert {*RENAMED} == tried | {"recipe key", "type", "JSON key", "command"}, "JSON keys are only in the table"
 
 
 def test_names_that_were_never_there_are_what_python_says():

@@ -33,6 +33,7 @@ GROUPS = {
             "python",
             "several-devices-and-hosts",
             "checkpoints-and-resume",
+            "evaluate-export-chat",
             "metrics-and-profiling",
             "memory",
             "fit-a-bigger-model",

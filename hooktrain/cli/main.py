@@ -14,7 +14,10 @@ import click
 
 from hooktrain.cli import trial as trial_runs
 from hooktrain.cli.bench import bench
+from hooktrain.cli.chat import chat
 from hooktrain.cli.convert import convert, foreign_refused, read_own_or_translated
+from hooktrain.cli.evaluate import evaluate
+from hooktrain.cli.export import export
 from hooktrain.cli.guide import guide
 from hooktrain.cli.inspect import hooks, plan, plugins, schema
 from hooktrain.cli.launcher import follow_launcher
@@ -28,6 +31,7 @@ from hooktrain.cli.watch import watch
 from hooktrain.errors import HooktrainError, described, did_you_mean, failure_of, show_warnings, text_of
 from hooktrain.masking import forbid_others, mask_text
 from hooktrain.plugin.commands import plugin_command, plugin_commands
+from hooktrain.renamed import new_name
 from hooktrain.training.rank_notes import has_launcher, note_end, note_failure, trace_of
 
 __all__ = ["cli", "main"]
@@ -67,9 +71,8 @@ class _Group(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if self.get_command(ctx, args[0]) is None:
             known = sorted({*self.commands, *plugin_commands()})
-            raise click.UsageError(
-                f"no command is named '{args[0]}'{did_you_mean(args[0], known)}; there are {', '.join(known)}"
-            )
+            meant = new_name("command", args[0]) or did_you_mean(args[0], known)
+            raise click.UsageError(f"no command is named '{args[0]}'{meant}; there are {', '.join(known)}")
         return super().resolve_command(ctx, args)
 
 
@@ -197,7 +200,8 @@ def demo(run_dir: Path, overrides: tuple[str, ...], switches: tuple[str, ...]) -
     run_demo(run_dir, list(overrides), list(switches))
 
 
-for _command in (plan, convert, plugins, hooks, bench, schema, new_plugin, guide, runs, watch, lr_find, sweep):
+_SHOWING = (plan, convert, plugins, hooks, bench, schema, new_plugin, guide, runs, watch)
+for _command in (*_SHOWING, lr_find, sweep, export, evaluate, chat):
     cli.add_command(_command)
 
 

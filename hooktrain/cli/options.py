@@ -17,7 +17,7 @@ from hooktrain.plugin.discovery import UNTRUSTED
 if TYPE_CHECKING:
     from hooktrain.plugin.manager import PluginHost
 
-__all__ = ["as_json", "from_dialect", "host_of", "plugin_switches", "print_facts", "recipe_options"]
+__all__ = ["as_json", "from_dialect", "host_of", "plugin_switches", "print_facts", "recipe_options", "source_options"]
 
 plugin_switches = click.option(
     "-p", "switches", multiple=True, metavar="NAME", help="Load a plugin; no:NAME blocks one, no:* all."
@@ -26,7 +26,15 @@ plugin_switches = click.option(
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of every command that reads a recipe."""
+    return _reading(command, click.argument("recipe", type=click.Path(path_type=Path)))
 
+
+def source_options(metavar: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the options of every command that takes a trained model, and reads the recipe that comes with it."""
+    return lambda command: _reading(command, click.argument("source", metavar=metavar))
+
+
+def _reading(command: Callable[..., Any], argument: Any) -> Callable[..., Any]:
     @functools.wraps(command)
     def run(*, untrusted: bool, switches: tuple[str, ...], **given: Any) -> Any:
         if not untrusted:
@@ -48,7 +56,7 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value, such as optimizer.lr=1e-4."
         ),
-        click.argument("recipe", type=click.Path(path_type=Path)),
+        argument,
     ):
         decorated = decorate(decorated)
     return decorated

@@ -24,6 +24,7 @@ from hooktrain.protocols import ConfigDefaults, member
 from hooktrain.recipe.aliases import aliases_of
 from hooktrain.recipe.model import Recipe
 from hooktrain.recipe.resolver import default_types
+from hooktrain.types import ANY_TRAINER_TYPE
 
 __all__ = ["field_docs", "schema_of"]
 
@@ -127,6 +128,7 @@ class _Maker:
             if offer.listed
             and (
                 self.lifted
+                or (kind in ANY_TRAINER_TYPE and not names)
                 or name in names
                 or "*" in names
                 or self.trainer_type in member(offer.config, ConfigDefaults, "trainer_types")

@@ -28,6 +28,7 @@ from hooktrain.errors import Complaint, RecipeError
 from hooktrain.masking import masked, masked_paths
 from hooktrain.plugin.config import PluginsConfig
 from hooktrain.protocols import ConfigDefaults, member
+from hooktrain.recipe.generation import GenerationSettings
 from hooktrain.recipe.libyaml import dump
 from hooktrain.types import World
 
@@ -109,6 +110,8 @@ class Recipe:
     a share of the data."""
     limit_eval_batches: int | float | None = field(default=None, validator=_limit, affects_training=False)
     """Evaluate on so many micro-batches of each rank and set only; a fraction is a share of the set."""
+    eval_generation: GenerationSettings = field(factory=GenerationSettings, affects_training=False)
+    """How answers are generated for metrics that compare them."""
     log_interval: int = field(
         default=1,
         validator=at_least(1),
@@ -145,6 +148,8 @@ class Recipe:
     optimizer: Any = part("optimizer")
     scheduler: Any = part("scheduler")
     checkpoint: tuple[Any, ...] = part("checkpoint", many=True, affects_training=False)
+    eval_metrics: tuple[Any, ...] = part("metric", many=True, affects_training=False)
+    """Metrics of every evaluation besides its loss, which are logged as ``eval/<set>/<metric>``."""
     plugins: PluginsConfig = field(factory=PluginsConfig)
     """Which plugins are active."""
     settings: Mapping[str, Any] = field(factory=dict)

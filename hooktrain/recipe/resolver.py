@@ -16,7 +16,7 @@ from hooktrain.protocols import ConfigDefaults, member
 from hooktrain.recipe.aliases import without_aliases
 from hooktrain.recipe.model import Recipe
 from hooktrain.renamed import new_name
-from hooktrain.types import TrainerType
+from hooktrain.types import ANY_TRAINER_TYPE, TrainerType
 
 __all__ = ["default_types", "resolve"]
 
@@ -234,7 +234,8 @@ class _Resolver:
         if self.raw.get("skip_validation") is True:
             return True
         supports = member(offer.config, ConfigDefaults, "trainer_types")
-        return any(name in supports for name in ("*", self.type_name)) or offer.name in names or "*" in names
+        is_free = offer.kind in ANY_TRAINER_TYPE and not names
+        return is_free or any(n in supports for n in ("*", self.type_name)) or offer.name in names or "*" in names
 
     def _unknown(self, key: str, own: Iterable[str], settings: Iterable[str]) -> str:
         record = self.host.records.get(key)

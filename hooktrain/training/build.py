@@ -22,7 +22,9 @@ from hooktrain.protocols import (
     CheckpointEngine,
     CheckpointEngineDefaults,
     ConfigDefaults,
+    GenerationMetric,
     Loader,
+    LogitsMetric,
     Scheduler,
     Strategy,
     StrategyDefaults,
@@ -73,6 +75,7 @@ class DataParts:
     divide: Callable[[Batch], Batch]
     loader: Loader
     loss: Callable[[Module, Batch, float], LossSum]
+    eval_metrics: Sequence[Any]
     checkpoint_engines: Sequence[CheckpointEngine]
 
 
@@ -121,6 +124,7 @@ def build_data_parts(trainer: Trainer) -> DataParts:
     tokenizer, data = make_data(host, recipe, world)
     _agree(strategy, {"data": {"rows": len(data.train), "fingerprint": data.fingerprint}})
     data_world = member(strategy, StrategyDefaults, "data_world") or world
+    needs = {"tokenizer": tokenizer, "world": world, "recipe": recipe}
     return DataParts(
         tokenizer=tokenizer,
         data=data,
@@ -128,6 +132,7 @@ def build_data_parts(trainer: Trainer) -> DataParts:
         divide=member(strategy, StrategyDefaults, "divide"),
         loader=host.hooks.make_loader(dataset=data.train, data=data, recipe=recipe, world=data_world),
         loss=make_part(host, "make_loss", recipe.loss, world=world, recipe=recipe),
+        eval_metrics=[_metric(host, number, config, **needs) for number, config in enumerate(recipe.eval_metrics)],
         checkpoint_engines=vars(trainer).get("checkpoint_engines") or make_checkpoint_engines(trainer),
     )
 
@@ -276,6 +281,16 @@ def make_part(host: PluginHost, hook: str, config: Any, **needs: Any) -> Any:
             + (f"; its '{old}' is '{name}' in hooktrain 0.2" if old else "; add it")
         )
     return made
+
+
+def _metric(host: PluginHost, number: int, config: Any, **needs: Any) -> Any:
+    metric = make_part(host, "make_metric", config, **needs)
+    if not isinstance(metric, (LogitsMetric, GenerationMetric)):
+        raise PluginError(
+            f"eval_metrics[{number}]: the {type(metric).__name__} that make_metric returned is no metric, expected an"
+            " object with sum_logits and result, or with score; add them"
+        )
+    return metric
 
 
 _PROTOCOLS: Mapping[str, type] = {

@@ -22,6 +22,7 @@ from hooktrain.types import (
     OptimizerStep,
     StepOutput,
     TrainerState,
+    TrainerType,
     World,
 )
 
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 
     from hooktrain.training.trainer import Trainer
 
-__all__ = ["Loop"]
+__all__ = ["MODEL_TYPE", "Loop"]
+
+MODEL_TYPE = "model"
+"""The trainer type of a recipe that builds a model and trains nothing, as exports and conversations need it."""
 
 
 def _counts(targets: int, tokens: int, labels: Tensor, weights: Tensor | None) -> BatchCounts:
@@ -49,6 +53,10 @@ def _counts(targets: int, tokens: int, labels: Tensor, weights: Tensor | None) -
 
 class Loop:
     """The default loop hooks."""
+
+    @hookimpl
+    def register_trainer_types(self) -> Mapping[str, TrainerType]:
+        return {MODEL_TYPE: TrainerType({}, "a model and no training", listed=False)}
 
     @hookimpl(trylast=True)
     def run_train(self, trainer: Trainer) -> TrainerState:

@@ -15,7 +15,7 @@ from hooktrain.errors import NonFiniteError, failure_of
 if TYPE_CHECKING:
     from hooktrain.training.trainer import Trainer
 
-__all__ = ["FiniteWeights"]
+__all__ = ["FiniteWeights", "is_finite"]
 
 
 class FiniteWeights:
@@ -104,6 +104,12 @@ def _not_finite(trainer: Trainer) -> dict[str, tuple[str, int]]:
             if name not in everywhere or (kind, everywhere[name][0]) == ("nan", "inf"):
                 everywhere[name] = (kind, rank)
     return everywhere
+
+
+def is_finite(value: Tensor) -> bool:
+    """Return whether a weight or buffer holds neither NaN nor an infinity, which waits for its device."""
+    with torch.no_grad():
+        return all(bool(torch.stack(torch.aminmax(each)).isfinite().all()) for each in _numbers(value.detach()))
 
 
 def _numbers(values: Tensor) -> Iterator[Tensor]:

@@ -70,6 +70,7 @@ def load(
     python_parts: PythonParts | None = None,
     source: str = "recipe",
     name: str = "recipe",
+    check: bool = True,
 ) -> tuple[Recipe, PluginHost]:
     """Read a recipe, load the plugins that it asks for, and structure it.
 
@@ -82,6 +83,7 @@ def load(
         python_parts: the plugin with the objects that were passed from Python, where some were.
         source: what to call the recipe in errors, where it is no file.
         name: the recipe's name, likewise.
+        check: whether plugins check the recipe, which holds no run where only its model is built.
 
     Raises:
         RecipeError: with everything that is wrong in the recipe and its plugins.
@@ -115,7 +117,7 @@ def load(
     with _explained(host, world):
         if made.profile_hooks:
             resolve_name(PROFILER)(host)
-        answers = host.hooks.check_recipe(recipe=made, world=world)
+        answers = host.hooks.check_recipe(recipe=made, world=world) if check else []
         complaints = [*logit_complaints(host, made), *(complaint for answer in answers for complaint in answer)]
     if complaints:
         raise RecipeError(complaints, source)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Change", "changes", "provenance", "require_same", "versions"]
 
-_HARMLESS = ("run_evaluate", "save_checkpoint", "load_checkpoint", "make_checkpoint_engine")
+_HARMLESS = ("run_evaluate", "save_checkpoint", "load_checkpoint", "make_checkpoint_engine", "make_metric")
 _BATCH = "global_batch_size"
 _BATCH_PARTS = ("micro_batch_size", "gradient_accumulation_steps")
 _ROWS = ("data.sources", "data.overflow", "data.on_empty")

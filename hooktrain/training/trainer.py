@@ -56,6 +56,7 @@ from hooktrain.training.diagnostics import (
     wrong_answer,
     wrong_loss,
 )
+from hooktrain.training.eval_metrics import with_metrics
 from hooktrain.training.finite_weights import FiniteWeights
 from hooktrain.training.held_effects import HeldEffects, hold_effects
 from hooktrain.training.intervals import evaluation_due
@@ -90,8 +91,8 @@ class Trainer:
         state: what a checkpoint holds of the loop.
         history: every log line of this process, the oldest first, as ``on_log`` was given them.
         tokenizer, data, loss, model, optimizer, scheduler, strategy, checkpoint_engines, loader: the parts, once they
-            have been built. After the run ``model`` is the trained model in evaluation mode; a strategy that spreads
-            the weights over ranks leaves each with its share.
+            have been built; eval_metrics: a list. After the run ``model`` is the trained model in evaluation mode; a
+            strategy that spreads the weights over ranks leaves each with its share.
         models, trained: further models by name, as plugins returned them from ``make_models``; and ``model``, or one
             module of it and of the trainable ones of these, for ``strategy.trained_state``.
         run_dir: folder of the run's files.
@@ -117,6 +118,7 @@ class Trainer:
     loader: Loader
     data_world: World
     divide: Callable[[Batch], Batch]
+    eval_metrics: Sequence[Any]
     run_dir: Path
     last_lr: float
 
@@ -194,15 +196,13 @@ class Trainer:
         self.run_dir = start / (self.recipe.run_dir or Path("runs") / self.recipe.name)
         self.resume_from = None if resume_from is None else start / checkpoint_path(resume_from, "resume")
         self.run_record = RunRecorder(self.run_dir, self.recipe.name, self.world.world_size)
-        self.state = TrainerState()
         self.history: list[Mapping[str, float]] = []
         self._held = self._ran = self._opened = self._owns_run_dir = self._built = self._closed = False
         self._failure: BaseException | None = None
         self.effects: HeldEffects | None = None
-        self.meter, self.denominator = Meter(), 0.0
-        self.exit_status, self.skip_reason = 0, ""
+        self.state, self.meter, self.denominator = TrainerState(), Meter(), 0.0
+        self.exit_status, self.skip_reason, self.leaves_epoch, self.checkpoint_reason = 0, "", False, ""
         self.due_checkpoint_engines: list[CheckpointEngine] = []
-        self.leaves_epoch, self.checkpoint_reason = False, ""
         self._counts: dict[int, BatchCounts] = {}
         self._sums: list[Mapping[str, Tensor]] = []
         self._sum_names: frozenset[str] | None = None
@@ -673,7 +673,7 @@ class Trainer:
             try:
                 self.hooks.on_evaluate_start(trainer=self)
                 with torch.no_grad():
-                    metrics = dict(self.hooks.run_evaluate(trainer=self))
+                    metrics = with_metrics(self, self.hooks.run_evaluate(trainer=self))
             finally:
                 self.trained.train(training)
             self.state.evaluated(metrics)

@@ -101,7 +101,7 @@ def test_errors_are_sentences_without_tracebacks(recipe, tmp_path):
     assert "Traceback" not in shown.stderr
     shown = hooktrain("trian", cwd=tmp_path)
     assert shown.returncode == 2
-    assert re.search(facts("command", "'trian'", "'train'", "bench, convert, data, "), shown.stderr)
+    assert re.search(facts("command", "'trian'", "'train'", "bench, chat, convert, data, "), shown.stderr)
 
 
 def test_a_warning_is_a_line(recipe, tmp_path):

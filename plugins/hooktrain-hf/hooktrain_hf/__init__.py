@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from hooktrain_hf.model import torch_dtype as torch_dtype
     from hooktrain_hf.quantized_layers import is_quantized as is_quantized
     from hooktrain_hf.quantized_layers import make_dense as make_dense
+    from hooktrain_hf.saved_model import section_of as section_of
+    from hooktrain_hf.saved_model import stored_dtype as stored_dtype
+    from hooktrain_hf.saved_model import tokenizer_of as tokenizer_of
     from hooktrain_hf.source import HFSourceConfig as HFSourceConfig
     from hooktrain_hf.tokenizer import HFTokenizerConfig as HFTokenizerConfig
     from hooktrain_hf.verbosity import quiet_transformers as quiet_transformers

@@ -24,6 +24,7 @@ __all__ = [
     "chat_template",
     "complete_shape",
     "complete_weights",
+    "config_dtype",
     "counts_positions",
     "decoder_of",
     "devices_of",
@@ -137,6 +138,12 @@ def mark_padding(model: Any, tokenizer: Any) -> None:
     """
     found = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     model.config.get_text_config().pad_token_id = found
+
+
+def config_dtype(config: Any) -> str:
+    """Return the dtype in which a model is stored, such as ``bfloat16``; empty where its config does not say."""
+    found = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    return str(found or "").removeprefix("torch.")
 
 
 def model_class(config: Any) -> type | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import attrs
 
-from hooktrain import CheckpointConfig, CheckpointError, World, failure_of, field
+from hooktrain import CheckpointConfig, CheckpointError, ModelExport, World, failure_of, field
 from hooktrain_hf.atomic_folder import check_target, delete_temporary, exports_in, replace_folder, temporary_folder
 from hooktrain_hf.location import first_line
 from hooktrain_hf.model import torch_dtype
@@ -100,7 +100,9 @@ class HFCheckpointEngine:
         problem, mistake = "", None
         if trainer.world.is_main:
             try:
-                self._write(trainer, target, module, weights)
+                before = trainer.finite_weights.as_built or {}
+                shared = {"tokenizer": trainer.tokenizer, "recipe": trainer.recipe, "hooks": trainer.hooks}
+                self._write(ModelExport(module=module, weights=weights, not_finite=before, **shared), target)
             except CheckpointError as error:
                 problem = str(error)
             except Exception as error:  # whatever it is, the other ranks wait to be told
@@ -143,6 +145,11 @@ class HFCheckpointEngine:
         """Delete the temporary folders of exports that were interrupted."""
         delete_temporary(self.output_dir)
 
+    def best(self) -> Path | None:
+        """Return the export of the best evaluation so far, or None."""
+        folder = self.output_dir / "best"
+        return folder if folder in self.results() else None
+
     def latest(self) -> Path | None:
         """Return None: a run cannot resume from an export."""
         return None
@@ -159,27 +166,56 @@ class HFCheckpointEngine:
             " model.name_or_path set to this folder"
         )
 
-    def _write(self, trainer: Trainer, target: Path, module: Any, weights: dict[str, Tensor]) -> None:
+    def export(self, made: ModelExport, folder: Path) -> None:
+        """Write a model that belongs to no run, as ``hooktrain export`` does.
+
+        Args:
+            made: the model, which is not used afterwards.
+            folder: where to.
+
+        Raises:
+            CheckpointError: as :meth:`save`.
+        """
+        from transformers import PreTrainedModel
+
+        if self.config.save_dtype is not None and isinstance(made.module, PreTrainedModel):
+            cast_in_place(made.module, torch_dtype(self.config.save_dtype))  # lest both be in memory
+            made = attrs.evolve(made, weights=dict(made.module.state_dict()))
+        try:
+            self._write(made, folder)
+        except OSError as error:
+            raise CheckpointError(
+                f"export: '{folder}' cannot be written ({first_line(error)}); make room, or give another folder"
+            ) from error
+
+    def _write(self, made: ModelExport, target: Path) -> None:
         check_target(self.output_dir, _WHERE)
         dtype = None if self.config.save_dtype is None else torch_dtype(self.config.save_dtype)
         with temporary_folder(target) as folder, quiet_transformers(is_main=False):
-            written = trainer.hooks.export_model(
-                module=module,
-                weights=weights,
+            written = made.hooks.export_model(
+                module=made.module,
+                weights=made.weights,
                 folder=folder,
                 dtype=dtype,
-                tokenizer=trainer.tokenizer,
-                recipe=trainer.recipe,
+                tokenizer=made.tokenizer,
+                recipe=made.recipe,
             )
             if written is None:
                 raise CheckpointError(
-                    f"{_WHERE}: given a {type(module).__name__}, expected a transformers model; use 'type: full' for"
-                    " it, or the export of the plugin that made the model"
+                    f"{_WHERE}: given a {type(made.module).__name__}, expected a transformers model; use 'type: full'"
+                    " for it, or the export of the plugin that made the model"
                 )
-            if trainer.tokenizer is not None:
-                trainer.tokenizer.save_pretrained(folder)
-            _verify(folder, written, _allowed(trainer, weights))
+            if made.tokenizer is not None:
+                made.tokenizer.save_pretrained(folder)
+            _verify(folder, written, _allowed(made.not_finite, made.weights))
             replace_folder(folder, target)
+
+
+def cast_in_place(module: PreTrainedModel, dtype: Any) -> None:
+    """Cast the floating-point weights and buffers of a model, one at a time; tied ones stay tied."""
+    for value in (*module.parameters(), *module.buffers()):
+        if value.is_floating_point():
+            value.data = value.data.to(dtype)
 
 
 def _is_of_disk(error: Exception) -> bool:
@@ -311,9 +347,8 @@ def generation_config_for(module: PreTrainedModel, tokenizer: Any) -> Generation
     return config
 
 
-def _allowed(trainer: Trainer, weights: Collection[str]) -> Callable[[str], bool]:
+def _allowed(before: Collection[str], weights: Collection[str]) -> Callable[[str], bool]:
     """Return whether a stored weight may hold what is not finite: one that did as it was built."""
-    before = trainer.finite_weights.as_built or {}
     return lambda name: name in before or (bool(before) and name not in weights)  # an export may rename them
 
 

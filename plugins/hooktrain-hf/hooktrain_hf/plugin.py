@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from hooktrain import Complaint, RecipeAlias, World, hookimpl
+from hooktrain import Complaint, RecipeAlias, StrategyDefaults, World, hookimpl, member
 from hooktrain_hf import hookspecs
 from hooktrain_hf.deferred_imports import defer_torchao
 from hooktrain_hf.export import HFCheckpointConfig, HFCheckpointEngine, write_model
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hooktrain import Trainer
+    from hooktrain import Generation, GenerationSettings, Trainer
     from hooktrain_hf.file_rows import FileRows, RowStream, TableRows
 
 __all__ = ["HFPlugin"]
@@ -88,6 +88,12 @@ class HFPlugin:
     @hookimpl
     def make_model(self, config: Any, tokenizer: Any, world: World, recipe: Any) -> PreTrainedModel | None:
         return build_model(config, tokenizer, world, recipe=recipe) if isinstance(config, HFModelConfig) else None
+
+    @hookimpl(trylast=True)
+    def describe_model(self, source: str, recipe: Mapping[str, Any], dtype: str | None) -> Mapping[str, Any] | None:
+        from hooktrain_hf.saved_model import describe_model
+
+        return describe_model(source, recipe, dtype)
 
     @hookimpl
     def count_positions(self, config: Any) -> int | None:
@@ -157,6 +163,36 @@ class HFPlugin:
                 f"model: {len(ids):,} tokens of the tokenizer are new to the {type(model).__name__} ({tokens}{more});"
                 " their embeddings begin as the mean of the others"
             )
+
+    @hookimpl
+    def generate_answers(
+        self, trainer: Trainer, model: Any, examples: Any, settings: GenerationSettings, seed: int
+    ) -> list[Generation] | None:
+        from transformers import PreTrainedModel
+
+        from hooktrain_hf.compat import unwrap_adapters
+
+        module: Any = trainer.strategy.unwrap(model)
+        if not isinstance(unwrap_adapters(module), PreTrainedModel):
+            return None
+        from hooktrain_hf.generation import generations_of
+
+        sharded = bool(member(trainer.strategy, StrategyDefaults, "shards_weights"))
+        return generations_of(module, trainer.tokenizer, examples, settings, seed=seed, sharded=sharded)
+
+    @hookimpl
+    def stream_answer(
+        self, model: Any, tokenizer: Any, messages: Any, settings: GenerationSettings, seed: int
+    ) -> Iterator[str] | None:
+        from transformers import PreTrainedModel
+
+        from hooktrain_hf.compat import unwrap_adapters
+
+        if not isinstance(unwrap_adapters(model), PreTrainedModel):
+            return None
+        from hooktrain_hf.generation import stream_answer
+
+        return stream_answer(model, tokenizer, messages, settings, seed)
 
     @hookimpl
     def load_source(self, config: Any, world: World) -> FileRows | RowStream | TableRows | IterableDataset | None:

@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from hooktrain import ModelError, PluginInfo, at_least, field, hookimpl
-from hooktrain_hf.export import generation_config_for
-from hooktrain_hf.location import first_line
-from hooktrain_hf.verbosity import quiet_transformers
+from hooktrain import GenerationSettings, ModelError, PluginInfo, at_least, field, hookimpl
 
 if TYPE_CHECKING:
     from hooktrain import Trainer
@@ -136,81 +133,28 @@ def answer(
     Raises:
         ModelError: the chat template refuses the messages.
     """
-    import torch
+    from hooktrain_hf.generation import generate, prompt_ids
 
-    from hooktrain_hf.compat import unwrap_adapters
-    from hooktrain_hf.position_count import positions_of
-
-    ids = torch.tensor([_prompt_ids(tokenizer, prompt, system)], device=next(module.parameters()).device)  # (1, tokens)
-    own = generation_config_for(module, tokenizer)
-    limit = positions_of(unwrap_adapters(module).config)
-    if limit is not None:
-        max_new_tokens = max(1, min(max_new_tokens, limit - ids.shape[1]))
-    greedy = type(own)(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        bos_token_id=own.bos_token_id,
-        eos_token_id=own.eos_token_id,
-        pad_token_id=_pad_id(own, tokenizer),
-        use_cache=True,
-    )
-    # adapters work inside the model that they wrap, and their own generate leaves its config changed
-    module = unwrap_adapters(module)
-    training = module.training
-    module.eval()
-    # a published config's temperature or length limit would be merged into ours, with a warning
-    published, module.generation_config = module.generation_config, greedy
-    try:
-        with quiet_transformers(is_main=False), torch.random.fork_rng(devices=[]), torch.no_grad():
-            more = {"synced_gpus": True} if sharded else {}
-            made = module.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy, **more)
-    finally:
-        module.generation_config = published
-        module.train(training)
-    return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+    settings = GenerationSettings(max_new_tokens=max_new_tokens)
+    (made,) = generate(module, tokenizer, [prompt_ids(tokenizer, prompt, system)], settings, sharded=sharded)
+    return str(tokenizer.decode(made, skip_special_tokens=True)).strip()
 
 
 def _check_lengths(trainer: Trainer, config: SamplesConfig) -> None:
     """Raise ModelError before the first step where the model has no position for the answer to a prompt."""
     from hooktrain_hf.compat import unwrap_adapters
+    from hooktrain_hf.generation import prompt_ids
     from hooktrain_hf.position_count import positions_of
 
     module: Any = unwrap_adapters(trainer.strategy.unwrap(trainer.model))
     limit = positions_of(module.config)
     for number, prompt in enumerate(config.prompts if limit is not None else ()):
-        tokens = len(_prompt_ids(trainer.tokenizer, prompt, config.system))
+        tokens = len(prompt_ids(trainer.tokenizer, prompt, config.system))
         if limit is not None and tokens >= limit:
             raise ModelError(
                 f"samples.prompts[{number}]: given a prompt of {tokens} tokens, but the model has positions for {limit}"
                 " tokens, prompt and answer together; give a shorter prompt"
             )
-
-
-def _prompt_ids(tokenizer: Any, prompt: str, system: str | None) -> list[int]:
-    from hooktrain_hf.compat import chat_template
-
-    if not chat_template(tokenizer):
-        return list(tokenizer(f"{system}\n\n{prompt}" if system else prompt)["input_ids"])
-    messages = [{"role": "user", "content": prompt}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template is a program, and raises errors of all kinds
-        raise ModelError(
-            f"samples: given the prompt '{prompt}', which the chat template cannot render ({first_line(error)});"
-            " expected a template that accepts these messages; remove samples.system or set tokenizer.chat_template"
-        ) from error
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _pad_id(config: Any, tokenizer: Any) -> int:
-    """Return any id: a single sequence is never padded, but transformers warns without one."""
-    ends = config.eos_token_id
-    for found in (config.pad_token_id, tokenizer.pad_token_id, ends[0] if isinstance(ends, list) else ends):
-        if found is not None:
-            return int(found)
-    return 0
 
 
 def _config(trainer: Trainer) -> SamplesConfig:

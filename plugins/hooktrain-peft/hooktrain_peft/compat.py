@@ -27,7 +27,6 @@ __all__ = [
     "method_settings",
     "remove_forward_hooks",
     "restore_parameters",
-    "stored_dtype",
     "ties_embeddings",
     "trained_copies",
     "without_unused_imports",
@@ -113,12 +112,6 @@ def has_tied_head(model: Any) -> bool:
 def ties_embeddings(config: Any) -> bool:
     """Return whether a transformers config says that head and embedding are one weight."""
     return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
-
-
-def stored_dtype(config: Any) -> str:
-    """Return the dtype in which a model is stored, such as ``bfloat16``; empty where its config does not say."""
-    found = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    return str(found or "").removeprefix("torch.")
 
 
 # --------------------------------------------------------------------------------------------- modules and their hooks

@@ -72,6 +72,31 @@ class PeftPlugin:
 
         return adapt_meta_model(model, settings, recipe.model)
 
+    @hookimpl(wrapper=True)
+    def describe_model(
+        self, source: str, recipe: Mapping[str, Any], dtype: str | None
+    ) -> Generator[None, Mapping[str, Any] | None, Mapping[str, Any] | None]:
+        found = yield
+        from hooktrain_peft.adapter import is_adapter
+        from hooktrain_peft.saved_adapter import describe_adapter
+
+        folder = Path(source).expanduser()
+        if found is None and is_adapter(folder):
+            return describe_adapter(folder, recipe, dtype)
+        if found is not None and "peft" in recipe:  # a complete model needs no adapter any more
+            return {"peft": {}, **found}
+        return found
+
+    @hookimpl
+    def merge_model(self, module: Module, dtype: str | None) -> Module | None:
+        from peft import PeftModel
+
+        if not isinstance(module, PeftModel):
+            return None
+        from hooktrain_peft.model_merge import merge_model
+
+        return merge_model(module, dtype)
+
     @hookimpl
     def on_train_start(self, trainer: Trainer) -> None:
         if not _settings(trainer.recipe).active:
@@ -127,5 +152,5 @@ def _refuse_adapter_as_model(config: Any) -> None:
         name = config.name_or_path
         raise ModelError(
             f"model.name_or_path: given '{name}', which contains an adapter; expected its base, with peft.adapter set"
-            f" to this folder; or merge the two with `hooktrain merge {name} --output FOLDER` and give that folder"
+            f" to this folder; or merge the two with `hooktrain export {name} --merge --output FOLDER` and give that"
         )

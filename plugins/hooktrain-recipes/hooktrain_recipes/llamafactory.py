@@ -314,7 +314,9 @@ def _quantization(found: Collector, adapter: bool) -> None:
 
 def _continued(found: Collector, folder: Any) -> None:
     if isinstance(folder, list) or "," in str(folder) or flag_of(found.get("create_new_adapter")):
-        found.unsupported("adapter_name_or_path", "adapters that are merged first", "merge them with `hooktrain merge`")
+        found.unsupported(
+            "adapter_name_or_path", "adapters that are merged first", "merge them with `hooktrain export --merge`"
+        )
     else:
         found.copy("adapter_name_or_path", "peft.adapter", text)
         found.translated("finetuning_type", "peft.adapter") if "finetuning_type" in found else None

@@ -16,6 +16,7 @@ from hooktrain_sft.loss.config import CrossEntropyConfig, DFTLossConfig, SFTLoss
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from hooktrain import Trainer
     from hooktrain_sft.data.formats import Format
@@ -114,6 +115,17 @@ class SFTPlugin:
         from hooktrain_sft.loss.selective_loss import SelectiveLoss
 
         return SelectiveLoss.of(config, self._hooks.make_head_loss)
+
+    @hookimpl
+    def visit_logits(
+        self, model: Any, batch: Any, num_target_tokens: int, visit: Callable[[Tensor, Tensor], None]
+    ) -> bool | None:
+        if not {"labels", "shift_labels"} & batch.keys() or "input_ids" not in batch:
+            return None
+        from hooktrain_sft.loss.visited_logits import visit_logits
+
+        visit_logits(model, batch, num_target_tokens, visit)
+        return True
 
     @hookimpl
     def unused_hooks(self, recipe: Recipe) -> Sequence[str]:

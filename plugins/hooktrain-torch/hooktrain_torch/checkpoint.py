@@ -34,6 +34,8 @@ from hooktrain_torch.save import FROZEN, PARTS, PROVENANCE, TENSORS, Save
 from hooktrain_torch.stored_tensors import CheckpointTensors
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from hooktrain import Trainer
 
 __all__ = ["FullCheckpoint"]
@@ -310,6 +312,14 @@ class FullCheckpoint:
                 " are renamed (damaged-step-N) where a save of the same step needs the name"
             )
         return None
+
+    def best(self) -> Path | None:
+        return self._retention.best([path for number, path in self._found() if number < UNKNOWN])
+
+    def load_weights(self, model: Module, path: Path) -> int:
+        from hooktrain_torch.checkpoint_weights import load_weights
+
+        return load_weights(model, path)
 
     def can_load(self, path: Path) -> bool:
         return any((path / name).is_file() for name in (MANIFEST, "state.json", "random-0.pt"))

@@ -28,7 +28,7 @@ _WRONG = (
 
 
 @contextlib.contextmanager
-def refused(trainer: Trainer, path: Path, remedy: str) -> Iterator[None]:
+def refused(trainer: Trainer | None, path: Path, remedy: str) -> Iterator[None]:
     """Raise a ``CheckpointError`` about the checkpoint ``path``, which ends with ``remedy``, for values of other form.
 
     An error in a plugin that is not hooktrain's own stays as it is: its author needs the traceback.
@@ -39,13 +39,18 @@ def refused(trainer: Trainer, path: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except _WRONG as problem:
-        plugin, _ = trainer.host.blame(problem) or ("", "")
-        if plugin in trainer.host.records and not trainer.host.records[plugin].distribution.startswith("hooktrain"):
+        plugin, _ = (None if trainer is None else trainer.host.blame(problem)) or ("", "")
+        if (
+            trainer is not None
+            and plugin in trainer.host.records
+            and not trainer.host.records[plugin].distribution.startswith("hooktrain")
+        ):
             raise
         # torch advises at length to load what it refuses without its protection
         is_pickle = isinstance(problem, pickle.PickleError)
         said = "it holds code or objects, which are never loaded" if is_pickle else _first(problem)
-        raise CheckpointError(f"{path}: does not fit this run ({said}); {remedy}") from problem
+        fits = "does not fit this model" if trainer is None else "does not fit this run"
+        raise CheckpointError(f"{path}: {fits} ({said}); {remedy}") from problem
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,11 +19,16 @@ from hooktrain_torch.sharded import is_sharded
 __all__ = [
     "aliases",
     "group_names",
+    "load_model",
     "load_trained_state",
     "parameter_names",
     "require_groups",
+    "shards_of",
     "trained_state",
 ]
+
+_AT_ONCE = 1 << 26
+"""Bytes of weights that are read before they are loaded."""
 
 
 def trained_state(model: Module, optimizer: Optimizer, *, is_main: bool = True) -> TrainedState:
@@ -67,6 +73,41 @@ def trained_state(model: Module, optimizer: Optimizer, *, is_main: bool = True) 
     return TrainedState(model_tensors, tensors, rest)
 
 
+def load_model(model: Module, weights: StoredTensors, extra: Mapping[str, Any], left_out: Collection[str]) -> None:
+    """Load a checkpoint's weights, a part of them at a time.
+
+    Args:
+        model: the bare model.
+        weights: the tensors of the checkpoint.
+        extra: everything else in the model's state.
+        left_out: names of frozen weights that were not stored.
+
+    Raises:
+        ValueError: when names or shapes are not those of this model.
+        RuntimeError: likewise.
+    """
+    other = aliases(model)
+    live = _in_parts(model.state_dict())
+    expected = list(live)
+    there = {name: name if name in weights.names() else other.get(name, name) for name in expected}
+    known = {*weights.names(), *extra}
+    odd = [*(set(known) - {*there, *there.values()}), *(n for n, s in there.items() if s not in known | set(left_out))]
+    if odd:
+        raise ValueError(f"missing or unexpected weights: {', '.join(sorted(odd)[:3])}{', ...' if odd[3:] else ''}")
+    plain = {name for name, _ in chain(model.named_parameters(remove_duplicate=False), model.named_buffers())}
+    apart = plain >= set(live)  # what a library has packed is one weight of several tensors
+    found: dict[str, Any] = {}
+    size = 0
+    for name, source in there.items():
+        if name in extra or source in weights.names():
+            found[name] = extra[name] if name in extra else read_rows(weights, source, live[name])
+            size += found[name].nbytes if isinstance(found[name], Tensor) else 0
+        if apart and size >= _AT_ONCE:
+            model.load_state_dict(found, strict=False)
+            found, size = {}, 0
+    model.load_state_dict(found, strict=False)  # what is missing has been checked: frozen weights and aliases
+
+
 def load_trained_state(
     model: Module,
     optimizer: Optimizer,
@@ -81,20 +122,7 @@ def load_trained_state(
         RuntimeError: likewise.
     """
     weights, optimized = stored
-    other = aliases(model)
-    live = _in_parts(model.state_dict())
-    expected = list(live)
-    there = {name: name if name in weights.names() else other.get(name, name) for name in expected}
-    known = {*weights.names(), *rest["extra"]}
-    odd = [*(set(known) - {*there, *there.values()}), *(n for n, s in there.items() if s not in known | set(left_out))]
-    if odd:
-        raise ValueError(f"missing or unexpected weights: {', '.join(sorted(odd)[:3])}{', ...' if odd[3:] else ''}")
-    found = {
-        name: rest["extra"][name] if name in rest["extra"] else read_rows(weights, source, live[name])
-        for name, source in there.items()
-        if name in rest["extra"] or source in weights.names()
-    }
-    model.load_state_dict(found, strict=False)  # what is missing has been checked: frozen weights and aliases
+    load_model(model, weights, rest["extra"], left_out)
 
     groups = group_names(optimizer, parameter_names(model))
     require_groups(groups, rest["names"])
@@ -187,6 +215,11 @@ def require_groups(mine: Sequence[Sequence[str]], stored: Sequence[Sequence[str]
         f"the optimizer's {sum(map(len, stored))} parameters in {len(stored)} groups are not the"
         f" {sum(map(len, mine))} parameters in {len(mine)} groups of this run{named}"
     )
+
+
+def shards_of(model: Module) -> list[Shard]:
+    """Return a complete model's weights and buffers, tied ones once."""
+    return [shard_of(name, value) for name, value in _weights(model)[0].items()]
 
 
 def _weights(model: Module) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,12 +6,14 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hooktrain_torch.checkpoint_values import read_json
 from hooktrain_torch.files import UNKNOWN, problem_of, run_of
 
 if TYPE_CHECKING:
@@ -106,6 +108,24 @@ class Retention:
         self._thread = threading.Thread(target=work, name="removal of older checkpoints", daemon=True)
         self._thread.start()
 
+    def best(self, paths: Sequence[Path]) -> Path | None:
+        """Return the checkpoint with the best value of ``keep_best`` or ``save_best``, or None where none was measured.
+
+        Where neither names a metric, it is the only loss of an evaluation.
+        """
+        config = self.config
+        name, mode = config.keep_best, config.keep_best_mode
+        if not name:
+            name, mode = config.save_best, config.save_best_mode
+        if not name:
+            states = [read_json(path / "state.json") for path in paths if not problem_of(path, digests=False)]
+            losses = {m for state in states for m in state["metrics"] if re.fullmatch(r"eval/[^/]+/loss", m)}
+            if len(losses) != 1:
+                return None
+            (name,) = losses
+        values = _measured(paths, name, -1 if mode == "max" else 1)
+        return min(values, key=lambda found: found[0])[1] if values else None
+
     def _best(self, trainer: Trainer, paths: Iterable[Path]) -> Path | None:
         """Return the checkpoint with the best value of ``keep_best``, of those at whose step it was measured.
 
@@ -118,14 +138,7 @@ class Retention:
         if not name:
             return None
         sign = -1 if mode == "max" else 1
-        values: list[tuple[float, Path]] = []
-        for path in paths:
-            if problem_of(path, digests=False):
-                continue
-            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            if name in state["metrics"] and state.get("evaluated_at") == state["global_step"]:
-                value = sign * state["metrics"][name]
-                values += [(value, path)] if math.isfinite(value) else []
+        values = _measured(paths, name, sign)
         if not values and not self._warned:
             self._warned = True
             known = ", ".join(sorted(m for m in trainer.state.metrics if m.startswith("eval/"))) or "none so far"
@@ -134,3 +147,16 @@ class Retention:
                 f" the steps that are saved (eval_interval); evaluation has given: {known}"
             )
         return min(values, key=lambda found: found[0])[1] if values else None
+
+
+def _measured(paths: Iterable[Path], name: str, sign: int) -> list[tuple[float, Path]]:
+    """Return the complete checkpoints at whose step a metric was measured, each with its value times ``sign``."""
+    values: list[tuple[float, Path]] = []
+    for path in paths:
+        if problem_of(path, digests=False):
+            continue
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if name in state["metrics"] and state.get("evaluated_at") == state["global_step"]:
+            value = sign * state["metrics"][name]
+            values += [(value, path)] if math.isfinite(value) else []
+    return values

@@ -54,6 +54,12 @@ def test_the_attention_of_a_model(family: str, name: str, interface: bool, eager
     assert compat.attention_implementation(torch.nn.Linear(1, 1)) == ""
 
 
+def test_the_dtype_of_a_stored_model(make_llama: Callable[..., Any], tmp_path: Path) -> None:
+    assert compat.config_dtype(make_llama().config) == ""
+    make_llama().bfloat16().save_pretrained(tmp_path)
+    assert compat.config_dtype(transformers.AutoConfig.from_pretrained(tmp_path)) == "bfloat16"
+
+
 def test_the_classes_of_configs() -> None:
     llama, llava = transformers.LlamaConfig(), transformers.LlavaConfig()
     assert compat.auto_class(llama) is transformers.AutoModelForCausalLM

@@ -52,14 +52,6 @@ def test_ties_and_dtypes() -> None:
     for tied in (True, False):
         model = make_llama(TOKENIZER, tied=tied)
         assert compat.has_tied_head(model) is compat.ties_embeddings(model.config) is tied
-    assert compat.stored_dtype(make_llama(TOKENIZER).config) == ""
-
-
-def test_the_dtype_of_a_stored_model(tmp_path: Any) -> None:
-    from transformers import AutoConfig
-
-    make_llama(TOKENIZER).bfloat16().save_pretrained(tmp_path)
-    assert compat.stored_dtype(AutoConfig.from_pretrained(tmp_path)) == "bfloat16"
 
 
 def test_forward_hooks_are_removed() -> None:

@@ -1,4 +1,4 @@
-"""``hooktrain merge``, as a user starts it."""
+"""``hooktrain export --merge`` of adapters, as a user starts it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from hooktrain_hf import HFModelConfig
-from hooktrain_peft import merged_folder
-from hooktrain_peft.merge_source import MergeSource, find_merge_source
+from hooktrain_peft import model_merge
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hooktrain import CheckpointError, HooktrainError
+from hooktrain import HooktrainError
 from hooktrain.cli.main import cli
 from tests.facts import facts
 from tests.plugins.peft.conftest import difference, logits
@@ -38,8 +36,15 @@ def adapter(run: Run) -> Path:
     return folder
 
 
+@pytest.fixture
+def moved(adapter: Path, tmp_path: Path) -> Path:
+    """A copy of the adapter that lies in no run."""
+    shutil.copytree(adapter, tmp_path / "moved")
+    return tmp_path / "moved"
+
+
 def merge(*words: object) -> Result:
-    return CliRunner().invoke(cli, ["merge", *map(str, words)], catch_exceptions=True)
+    return CliRunner().invoke(cli, ["export", "--merge", *map(str, words)], catch_exceptions=True)
 
 
 def refused(*words: object) -> str:
@@ -51,7 +56,7 @@ def refused(*words: object) -> str:
 def test_the_command_in_a_process_of_its_own(adapter: Path, bases: dict[str, Path], tmp_path: Path) -> None:
     """From the run's folder; the merged folder is complete, and its logits are those of the adapter."""
     done = subprocess.run(
-        [sys.executable, "-m", "hooktrain", "merge", str(adapter.parent), "--output", "merged"],
+        [sys.executable, "-m", "hooktrain", "export", str(adapter.parent), "--merge", "--output", "merged"],
         capture_output=True,
         text=True,
         check=False,
@@ -59,7 +64,7 @@ def test_the_command_in_a_process_of_its_own(adapter: Path, bases: dict[str, Pat
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(facts(f"{adapter} ", f"{bases['tied']}: ", "merged", " weights in fp32", "logits"), done.stdout)
+    assert re.search(facts("exported", f"{adapter}: ", "merged", " weights"), done.stdout)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     base = AutoModelForCausalLM.from_pretrained(bases["tied"])
     bare = logits(base)
@@ -71,12 +76,12 @@ def test_the_command_in_a_process_of_its_own(adapter: Path, bases: dict[str, Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["examples.jsonl", "merged", "run"]
 
 
-def test_the_dtype_is_the_bases_own_or_the_requested_one(adapter: Path, bases: dict[str, Path], tmp_path: Path) -> None:
+def test_the_dtype_is_the_bases_own_or_the_requested_one(moved: Path, bases: dict[str, Path], tmp_path: Path) -> None:
     half = tmp_path / "half"
     shutil.copytree(bases["tied"], half)
     AutoModelForCausalLM.from_pretrained(half).bfloat16().save_pretrained(half)
-    assert "weights in bf16" in merge(adapter, "--base", half, "--output", tmp_path / "a").output
-    assert "weights in fp16" in merge(adapter, "--dtype", "fp16", "--output", tmp_path / "b").output
+    assert merge(moved, "-o", f"model.name_or_path={half}", "--output", tmp_path / "a").exit_code == 0
+    assert merge(moved, "--dtype", "fp16", "--output", tmp_path / "b").exit_code == 0
     one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype="auto") for name in "ab")
     assert (one.dtype, other.dtype) == (torch.bfloat16, torch.float16)
 
@@ -108,22 +113,21 @@ def test_the_revision_of_the_base_is_that_of_the_run(
     folder = trainer.run_dir / "export"
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny", "old")
-    for source in (folder, trainer.run_dir):
-        found = find_merge_source(source, None, "fp32").base
-        assert (found.name_or_path, found.revision) == ("org/tiny", "old")
+    for number, source in enumerate((folder, trainer.run_dir)):
+        assert merge(source, "--output", tmp_path / f"{number}").exit_code == 0, "the main branch has other shapes"
 
 
 def test_an_adapter_that_was_moved_finds_its_base_or_the_error_names_the_option(
-    adapter: Path, bases: dict[str, Path], tmp_path: Path
+    adapter: Path, moved: Path, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/model"}))
-    message = refused(adapter, "--output", tmp_path / "out")
-    assert re.search(facts(f"'{adapter}'", "'/gone/model'", "exist", "--base"), message)
-    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
-    message = refused(adapter, "--output", tmp_path / "out")
-    assert re.search(facts("merge", f"'{adapter / 'adapter_config.json'}'", "--base"), message)
-    assert merge(adapter, "--base", bases["tied"], "--output", tmp_path / "out").exit_code == 0
+    config = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/model"}))
+    message = refused(moved, "--output", tmp_path / "out")
+    assert re.search(facts(f"'{moved}'", "'/gone/model'", "exist", "-o model.name_or_path"), message)
+    (moved / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    message = refused(moved, "--output", tmp_path / "out")
+    assert re.search(facts(f"'{moved / 'adapter_config.json'}'", "-o model.name_or_path"), message)
+    assert merge(moved, "-o", f"model.name_or_path={bases['tied']}", "--output", tmp_path / "out").exit_code == 0
     # the run still knows its base
     assert merge(adapter.parent, "--output", tmp_path / "out2").exit_code == 0
 
@@ -133,26 +137,19 @@ def test_another_base_is_refused_by_its_shape(adapter: Path, tmp_path: Path) -> 
 
     tokenizer = make_tokenizer()
     make_llama(tokenizer, head_dim=4).save_pretrained(tmp_path / "other")
-    message = refused(adapter, "--base", tmp_path / "other", "--output", tmp_path / "out")
-    assert re.search(facts("merge: ", f"'{adapter}'", "loading state_dict"), message)
+    message = refused(adapter, "-o", f"model.name_or_path={tmp_path / 'other'}", "--output", tmp_path / "out")
+    assert re.search(facts("peft.adapter", f"'{adapter}'", "loading state_dict"), message)
 
 
-def test_other_folders_than_adapters_are_refused(
-    adapter: Path, run: Run, bases: dict[str, Path], tmp_path: Path
-) -> None:
+def test_other_folders_than_adapters_are_refused(run: Run, bases: dict[str, Path], tmp_path: Path) -> None:
     out = ("--output", tmp_path / "out")
-    folder = "adapter_config.json"
-    assert re.search(facts(f"'{tmp_path / 'nowhere'}'", "exist", folder), refused(tmp_path / "nowhere", *out))
-    assert re.search(facts(f"'{tmp_path}'", "no adapter", folder), refused(tmp_path, *out))
-    assert re.search(facts(f"'{bases['tied']}'", "model", "nothing to merge", folder), refused(bases["tied"], *out))
-    full = run(checkpoint=[{"type": "full", "save_end_of_training": True}], run_dir=str(tmp_path / "full")).run_dir
-    saved, remedy = full / "checkpoints/step-00000004", "{type: huggingface, save_end_of_training: true}"
-    assert re.search(facts(f"'{saved}'", "a checkpoint", remedy), refused(saved, *out))
-    assert re.search(facts(f"'{full}'", "a run", remedy), refused(full, *out))
+    assert re.search(facts(f"'{tmp_path / 'nowhere'}'", "exist"), refused(tmp_path / "nowhere", *out))
+    assert re.search(facts(f"'{tmp_path}'", "adapter"), refused(tmp_path, *out))
+    assert re.search(facts(f"'{bases['tied']}'", "nothing to merge"), refused(bases["tied"], *out))
     merged_run = run(
         checkpoint=[EXPORT], peft={"type": "lora", "merge_on_export": True}, run_dir=str(tmp_path / "whole")
     ).run_dir
-    assert re.search(facts(f"'{merged_run}'", "weights", f"'{merged_run / 'export'}'"), refused(merged_run, *out))
+    assert re.search(facts(f"'{merged_run / 'export'}'", "nothing to merge"), refused(merged_run, *out))
     assert not (tmp_path / "out").exists()
 
 
@@ -160,20 +157,20 @@ def test_nothing_is_overwritten(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     assert merge(adapter, "--output", tmp_path / "out").exit_code == 0, "an empty folder is as good as none"
     message = refused(adapter, "--output", tmp_path / "out")
-    assert re.search(facts("merge: ", f"--output '{tmp_path / 'out'}'", "exists"), message)
+    assert re.search(facts(f"--output '{tmp_path / 'out'}'", "exists"), message)
 
 
 def test_the_newest_earlier_save_is_merged(run: Run, tmp_path: Path) -> None:
     save = [{"type": "huggingface", "save_every_n_steps": 1, "output_dir": str(tmp_path / "saves")}]
     run(checkpoint=save)
     result = merge(tmp_path / "run", "--output", tmp_path / "out")
-    assert re.search(facts("merged", f"{tmp_path / 'saves/step-4'} "), result.output)
+    assert re.search(facts("exported", f"{tmp_path / 'saves/step-4'}: "), result.output)
 
 
 def test_a_merge_that_went_wrong_is_not_left_behind(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder on the disk is compared with the adapter on its base."""
+    """Its logits are compared with those of the adapter on its base."""
 
     def lossy(model: Any) -> Any:
         merged = real(model)
@@ -181,10 +178,10 @@ def test_a_merge_that_went_wrong_is_not_left_behind(
             merged.model.norm.weight.mul_(1.01)
         return merged
 
-    real = merged_folder.merge_adapter
-    monkeypatch.setattr(merged_folder, "merge_adapter", lossy)
+    real = model_merge.merge_adapter
+    monkeypatch.setattr(model_merge, "merge_adapter", lossy)
     message = refused(adapter, "--output", tmp_path / "out")
-    assert re.search(facts("merge: ", "logits", "1.0e-02", "fp32", "--dtype fp32"), message)
+    assert re.search(facts("--merge", "logits", "e-0", "float32", "--dtype fp32"), message)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["examples.jsonl", "run"]
 
 
@@ -201,13 +198,5 @@ def test_a_gguf_base_is_found_again(run: Run, tmp_path: Path) -> None:
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(file)
     result = merge(folder, "--output", tmp_path / "out", "--dtype", "bf16")
     assert result.exit_code == 0, result.exception
-    assert "134,515,008 weights in bf16" in result.output
+    assert "134,515,008 weights" in result.output
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
-
-
-def test_a_url_is_no_folder_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    source = MergeSource(tmp_path, HFModelConfig(name_or_path="x"), "fp32")
-    with pytest.raises(CheckpointError, match=facts("--output", "s3:", "URL")):
-        merged_folder.write_merged_folder(source, Path("s3://bucket/merged"))
-    assert not list(tmp_path.iterdir())

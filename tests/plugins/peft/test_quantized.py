@@ -16,14 +16,13 @@ import torch
 from hooktrain_hf import HFModelConfig, build_model, make_dense
 from hooktrain_hf.quantization import Quantization
 from hooktrain_hf.quantized_layers import quantize
-from hooktrain_peft.merge_source import find_merge_source
-from hooktrain_peft.merged_folder import write_merged_folder
 from torch import nn
 
 from hooktrain import CheckpointError, ModelError, RecipeError, World
 from hooktrain.testing import Recorder, make_llama, make_tokenizer, train
+from hooktrain.training.export import export_model_of
 from tests.facts import facts
-from tests.plugins.peft.conftest import logits
+from tests.plugins.peft.conftest import difference, logits
 
 TYPES = ("nf4", "int8")
 THOROUGH = pytest.mark.thorough
@@ -152,9 +151,15 @@ def test_the_command_merges_the_weights_that_the_run_packed(run, model, tmp_path
         model={**model, "quantization": quantization, "weights_dtype": "bf16"},
         checkpoint=[{"type": "huggingface", "save_end_of_training": True}],
     )
-    source = find_merge_source(tmp_path / "run", None, "fp32")
-    assert source.base.weights_dtype == "bf16", "as in the run, or other numbers would be packed"
-    assert write_merged_folder(source, tmp_path / "merged").difference <= 1e-5
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    export_model_of(tmp_path / "run", tmp_path / "merged", merge=True, dtype="fp32")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    base: Any = build_model(HFModelConfig(**model, quantization=quantization, weights_dtype="bf16"), None, World())
+    make_dense(base)
+    adapted = PeftModel.from_pretrained(base.float(), tmp_path / "run" / "export")
+    assert difference(logits(adapted), logits(merged)) <= 1e-5
 
 
 @pytest.mark.parametrize("quantization", TYPES)

@@ -186,7 +186,8 @@ def test_an_adapter_of_another_base_or_broken_is_refused(run: Run, tmp_path: Pat
 def test_an_adapter_is_no_model(run: Run, tmp_path: Path) -> None:
     folder = run(checkpoint=[EXPORT]).run_dir / "export"
     with pytest.raises(
-        ModelError, match=facts("model.name_or_path", f"'{folder}'", "peft.adapter", f"hooktrain merge {folder}")
+        ModelError,
+        match=facts("model.name_or_path", f"'{folder}'", "peft.adapter", f"hooktrain export {folder} --merge"),
     ):
         run(model={"name_or_path": str(folder)}, run_dir=str(tmp_path / "second"))
 
