@@ -1099,9 +1099,9 @@ def compute_loss(trainer: Trainer, model: Module, batch: Batch, denominator: flo
 def count_loss_terms(trainer: Trainer, batch: Batch) -> Mapping[str, float] | None:
     """Count what the terms that a plugin adds to the loss are divided by.
 
-    Called: right after ``count_batch``, for each micro-batch: those of a step before the first forward pass of the
-        accumulation window, those of an evaluation inside ``run_evaluate``. The sum over the window and the ranks is
-        what the engine divides the term of that name by.
+    Called: by ``trainer.count``, after ``count_batch``, for each micro-batch: those of a step in
+        ``trainer.begin_step``, those of an evaluation inside ``run_evaluate``. The sum over the accumulation window and
+        the ranks is what the engine divides the term of that name by.
     Ranks: every rank.
     Device: must not touch a device.
 
@@ -1123,17 +1123,17 @@ def count_loss_terms(trainer: Trainer, batch: Batch) -> Mapping[str, float] | No
 def collect_loss_terms(trainer: Trainer, outputs: ModelOutputs, batch: Batch) -> Mapping[str, LossTerm] | None:
     """Add terms to the loss of a micro-batch, each with its own denominator and coefficient.
 
-    Called: after ``compute_loss``, for each micro-batch, where that is called: under autocast, and in evaluation under
-        ``torch.no_grad``.
+    Called: by ``trainer.loss_of``, inside ``run_step`` or ``run_evaluate``, after ``compute_loss``: under autocast, and
+        in evaluation under ``torch.no_grad``.
     Ranks: every rank.
     Device: must not wait for the device.
 
     Args:
         trainer: the trainer.
-        outputs: ``outputs["loss"]`` is the result of ``compute_loss``, ``outputs["denominator"]`` what the micro-batch
-            contributes to ``trainer.denominator``. What the plugin asks for as ``PluginInfo.needs_outputs`` is there under
-            its name: ``last_hidden_state``, shape (sequences, tokens, hidden), ``hidden_states`` and ``router_logits``,
-            a tensor for each layer.
+        outputs: ``outputs["loss"]`` is the result of ``compute_loss``, and ``outputs["denominator"]`` what the
+            micro-batch contributes to ``trainer.denominator``. What the plugin asks for as ``PluginInfo.needs_outputs``
+            is there under its name: ``last_hidden_state``, shape (sequences, tokens, hidden), ``hidden_states`` and
+            ``router_logits``, a tensor for each layer.
         batch: the micro-batch, on the device.
 
     Returns:

@@ -134,6 +134,7 @@ def refuse_same_terms(host: PluginHost) -> None:
 def output_complaints(host: PluginHost, recipe: Recipe) -> list[Complaint]:
     """Outputs of the model that plugins need for terms, and that the recipe's loss does not provide."""
     provided = member(recipe.loss, ConfigDefaults, "provides_outputs")
+    adding = {found.plugin_name for found in host.implementations("collect_loss_terms")}
     return [
         Complaint(
             "loss",
@@ -141,7 +142,7 @@ def output_complaints(host: PluginHost, recipe: Recipe) -> list[Complaint]:
             f" {', '.join(provided) or 'none'}; choose another loss, or remove the plugin",
         )
         for record in _active(host)
-        if record.info.needs_outputs and asks_for(host, recipe, record)
+        if record.name in adding and asks_for(host, recipe, record)
         for name in record.info.needs_outputs
         if name not in provided
     ]

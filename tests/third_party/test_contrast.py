@@ -48,7 +48,7 @@ def test_its_preference_loss(tmp_path: Any, tiny_llama: Any, contrast: Any) -> N
     recipe = {
         "type": "preference",
         "run_dir": str(tmp_path / "run"),
-        "micro_batch_size": 4,
+        "micro_batch_size": 8,  # all pairs in each step, so that steps can be compared
         "train_iters": 6,
         "model": {"name_or_path": str(tiny_llama)},
         "data": {"sources": [str(path)], "max_length": 96},
