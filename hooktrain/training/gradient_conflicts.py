@@ -42,8 +42,6 @@ class GradientConflicts:
     """
 
     def __init__(self, trainer: Trainer, interval: int) -> None:
-        self._trainer_step = lambda: trainer.global_step
-        self._is_last = lambda: trainer.is_last_microbatch
         self._sum, self._interval = trainer.strategy.sum_tensor, interval
         trained = [(name, each) for name, each in trainer.model.named_parameters() if each.requires_grad]
         self._layers = [layer_of(name) for name, _ in trained]
@@ -52,14 +50,15 @@ class GradientConflicts:
         self.found: dict[str, Tensor] = {}
         self.skipped: set[str] = set()
 
-    def add(self, parts: Mapping[str, Tensor], terms: Mapping[str, LossTerm]) -> None:
+    def add(self, trainer: Trainer, parts: Mapping[str, Tensor], terms: Mapping[str, LossTerm]) -> None:
         """Take up a micro-batch before its backward pass, in a step that is compared. Collective with the last one.
 
         Args:
+            trainer: of the run.
             parts: the loss and each term, with its coefficient, as they are added.
             terms: all terms, those that the loss includes among them.
         """
-        if (self._trainer_step() + 1) % self._interval:
+        if (trainer.global_step + 1) % self._interval:
             return
         self.skipped |= {name for name, term in terms.items() if term.in_loss}
         for name, part in parts.items():
@@ -68,7 +67,7 @@ class GradientConflicts:
             for total, gradient in zip(kept, found, strict=True):
                 if gradient is not None:
                     total.add_(gradient)
-        if self._is_last():
+        if trainer.is_last_microbatch:
             self.found, self._gradients = self._cosines(), {}
 
     def _cosines(self) -> dict[str, Tensor]:

@@ -203,7 +203,8 @@ def _is_number(value: Any) -> bool:
 
 def sum_counts(trainer: Trainer, counts: Collection[BatchCounts]) -> list[float]:
     """Return denominator, tokens and trained tokens of a step over all ranks; terms keep theirs. Collective."""
-    numbers = [sum(values) for values in zip(*(each[:3] for each in counts), strict=True)] or [0.0, 0.0, 0.0]
+    sizes = [(each.denominator, each.tokens, each.num_target_tokens) for each in counts]
+    numbers: list[float] = [sum(values) for values in zip(*sizes, strict=True)] or [0.0, 0.0, 0.0]
     terms = trainer.loss_terms
     names = () if terms is None else terms.names(trainer, counts)
     numbers += [math.fsum(each.terms.get(name, 0.0) for each in counts) for name in names]
@@ -257,7 +258,7 @@ def add_terms(trainer: Trainer, loss: LossSum) -> LossSum:
         total = total + part
     conflicts = trainer.host.conflicts
     if conflicts is not None:
-        conflicts.add(parts, loss.terms)
+        conflicts.add(trainer, parts, loss.terms)
     return loss._replace(total=total, sums={**loss.sums, **{n: term.total for n, term in loss.terms.items()}}, terms={})
 
 

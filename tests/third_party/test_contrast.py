@@ -12,9 +12,11 @@ import pytest
 
 from hooktrain import RecipeError
 from hooktrain.testing import Recorder, train
+from tests.environments import Environment, unpack
 from tests.facts import facts
 from tests.plugins.preference.conftest import messages
 from tests.third_party.conftest import PACKAGES
+from tests.third_party.test_own_tests import PYTEST
 
 
 @pytest.fixture
@@ -64,3 +66,12 @@ def test_its_preference_loss(tmp_path: Any, tiny_llama: Any, contrast: Any) -> N
     assert not trainer.models and math.isfinite(recorder.metrics[-1]["loss"])
     with pytest.raises(RecipeError, match=facts("loss: ", "last_hidden_state", "contrast", "another loss")):
         train({**recipe, "run_dir": str(tmp_path / "two"), "contrast": {"coefficient": 0.1}}, contrast)
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+def test_its_own_tests(built: Any, tmp_path: Any) -> None:
+    """The conformance kit among them, with the package installed."""
+    site = unpack((built / "wheels").glob("hooktrain_contrast-*.whl"), tmp_path / "site")
+    run = Environment.of(site).run(built / "sources" / "hooktrain-contrast", *PYTEST, "tests")
+    assert run.status == 0, run.output

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hooktrain import (
+    CheckpointError,
     CoefficientSchedule,
     HooktrainWarning,
     LoopHookError,
@@ -22,8 +23,12 @@ from hooktrain import (
     coefficient_at,
     hookimpl,
 )
-from hooktrain.testing import Recorder, TinyModel, TinyModelConfig
+from hooktrain.inspection.plan import plan_of
+from hooktrain.inspection.plan_text import print_plan
+from hooktrain.inspection.value_origins import Sources
+from hooktrain.testing import Recorder, TinyModel, TinyModelConfig, TinyPlugin
 from hooktrain.training.gradient_conflicts import layer_of
+from hooktrain.training.load import make_host
 from tests.facts import facts
 from tests.term_plugins import Evens, Gradients, Scale, evens, expected_gradients, scale
 
@@ -267,6 +272,27 @@ def test_a_wrong_term_of_the_loss_itself(run_tiny: Run) -> None:
 
     with pytest.raises(LoopHookError, match=facts("compute_loss", "shape (2,)", "'mine'", "LossSum.terms")):
         run_tiny(Returns())
+
+
+def test_a_run_without_the_plugin_of_a_term_is_another(run_tiny: Run, tmp_path: Path) -> None:
+    saves = [{"type": "full", "save_every_n_steps": 1, "output_dir": str(tmp_path / "saves")}]
+    run_tiny(Scale(), train_iters=1, checkpoint=saves)
+    with pytest.raises(CheckpointError, match=facts("Scale", "was active and is missing", "collect_loss_terms")):
+        run_tiny(train_iters=1, checkpoint=saves, trainer={"resume_from": tmp_path / "saves" / "step-00000001"})
+
+
+def test_a_plan_lists_the_terms(tiny_recipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    class Declares(Evens):
+        hooktrain_plugin = PluginInfo(loss_terms="evens")
+
+    host = make_host()
+    for plugin in (TinyPlugin(), Declares(), Scale()):
+        host.register(plugin)
+    facts_ = plan_of(host, Sources(file=None, raw=tiny_recipe), estimates=False)
+    assert [(term["name"], term["plugin"]) for term in facts_["loss_terms"]] == [(None, "Scale"), ("evens", "Declares")]
+    print_plan(facts_)
+    text = capsys.readouterr().out
+    assert "loss terms" in text and "evens" in text and "known in the first step" in text
 
 
 # ------------------------------------------------------------------------------------------ schedules, conflicts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -100,3 +101,69 @@ def test_an_output_that_the_loss_does_not_provide(run_chat: Run) -> None:
 
     with pytest.raises(RecipeError, match=facts("loss: ", "attentions", "Other", "last_hidden_state")):
         run_chat(Other())
+
+
+class Documents:
+    """A term of documents with a denominator of its own, and the gradients of each step."""
+
+    hooktrain_plugin = PluginInfo(needs_outputs="last_hidden_state", loss_terms="documents")
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Any]] = []
+
+    @hookimpl
+    def count_loss_terms(self, batch: Any) -> dict[str, float]:
+        return {"documents": float(len(batch["document_lengths"]))}
+
+    @hookimpl
+    def collect_loss_terms(self, outputs: Any, batch: Any) -> dict[str, LossTerm]:
+        hidden = outputs["last_hidden_state"].flatten(0, 1)
+        parts = torch.split(hidden, list(batch["document_lengths"]))
+        return {"documents": LossTerm(torch.stack([each.mean(0).square().sum() for each in parts]).sum(), 0.3)}
+
+    @hookimpl
+    def on_step_start(self, trainer: Any, batches: Any) -> None:
+        self.steps.append({"model": copy.deepcopy(trainer.model).double(), "batches": [dict(each) for each in batches]})
+
+    @hookimpl
+    def on_optimizer_step_start(self, trainer: Any) -> None:
+        self.steps[-1]["gradients"] = {name: value.grad.clone() for name, value in trainer.model.named_parameters()}
+
+
+def test_packed_gradients_are_those_of_a_plain_loop(run_chat: Run) -> None:
+    """Each document alone through a float64 model, and every sum divided by hand."""
+    seen, recorder = Documents(), Recorder()
+    run_chat(seen, recorder, gradient_accumulation_steps=2, train_iters=2, gradient_clipping=0)
+    assert len(seen.steps) == 2
+    for step, line in zip(seen.steps, recorder.metrics, strict=True):
+        model, batches = step["model"], step["batches"]
+        tokens = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
+        documents = sum(len(batch["document_lengths"]) for batch in batches)
+        assert len(batches) == 2 and documents > 2, "accumulated and packed"
+        loss, term = 0.0, 0.0
+        for batch in batches:
+            lengths = list(batch["document_lengths"])
+            for ids, labels in zip(
+                batch["input_ids"].flatten().split(lengths), batch["labels"].flatten().split(lengths), strict=True
+            ):
+                output = model(input_ids=ids[None], output_hidden_states=True)
+                logits = output.logits[0, :-1]
+                loss = loss + torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum") / tokens
+                term = term + output.hidden_states[-1][0].mean(0).square().sum() / documents
+        objective = loss + 0.3 * term
+        objective.backward()
+        for name, value in model.named_parameters():
+            torch.testing.assert_close(step["gradients"][name].double(), value.grad, rtol=1e-4, atol=1e-6, msg=name)
+        assert line["loss"] == pytest.approx(float(objective.detach()), rel=1e-5)
+        assert line["documents"] == pytest.approx(float(term.detach()), rel=1e-5)
+
+
+def test_a_resume_takes_up_what_was_not_logged(run_chat: Run, tmp_path: Any) -> None:
+    saves = [{"type": "full", "save_every_n_steps": 2, "output_dir": str(tmp_path / "saves")}]
+    complete, resumed = Recorder(), Recorder()
+    run_chat(Documents(), complete, train_iters=4, log_interval=4, checkpoint=saves)
+    again = [{**saves[0], "output_dir": str(tmp_path / "others")}]
+    recipe = {"run_dir": str(tmp_path / "second"), "train_iters": 4, "log_interval": 4, "checkpoint": again}
+    run_chat(Documents(), resumed, **recipe, trainer={"resume_from": tmp_path / "saves" / "step-00000002"})
+    for name in ("loss", "documents"):
+        assert resumed.metrics[-1][name] == complete.metrics[-1][name]
