@@ -17,6 +17,7 @@ from hooktrain.recipe.model import Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hooktrain.training.gradient_conflicts import GradientConflicts
     from hooktrain.training.trainer import Trainer
 
 __all__ = ["Objectives", "ObjectivesConfig"]
@@ -39,6 +40,9 @@ class Objectives:
         active_when=lambda recipe: recipe.settings["objectives"].conflicts > 0, only_observes=True
     )
 
+    def __init__(self) -> None:
+        self._conflicts: GradientConflicts | None = None
+
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
         return {"settings": {"objectives": ObjectivesConfig}}
@@ -55,25 +59,24 @@ class Objectives:
     def on_train_start(self, trainer: Trainer) -> None:
         from hooktrain.training.gradient_conflicts import GradientConflicts
 
-        trainer.host.conflicts = GradientConflicts(trainer, trainer.recipe.settings["objectives"].conflicts)
+        self._conflicts = GradientConflicts(trainer, trainer.recipe.settings["objectives"].conflicts)
+        trainer.host.conflicts = self._conflicts
 
     @hookimpl
-    def collect_metrics(self, trainer: Trainer) -> Mapping[str, Tensor] | None:
-        conflicts = trainer.host.conflicts
-        if conflicts is None:
+    def collect_metrics(self) -> Mapping[str, Tensor] | None:
+        if self._conflicts is None:
             return None
-        found, conflicts.found = conflicts.found, {}
+        found, self._conflicts.found = self._conflicts.found, {}
         return found
 
     @hookimpl
     def on_train_end(self, trainer: Trainer) -> None:
-        conflicts = trainer.host.conflicts
-        if conflicts is not None and conflicts.skipped:
+        if self._conflicts is not None and self._conflicts.skipped:
             trainer.host.warn(
-                f"objectives.conflicts: {', '.join(sorted(conflicts.skipped))} is computed within the loss and has no"
+                f"objectives.conflicts: {', '.join(sorted(self._conflicts.skipped))} is computed within the loss and has no"
                 " gradient of its own, so it was compared with nothing"
             )
 
     @hookimpl
     def on_teardown(self, trainer: Trainer) -> None:
-        trainer.host.conflicts = None
+        self._conflicts = trainer.host.conflicts = None
