@@ -73,8 +73,8 @@ class Objectives:
     def on_train_end(self, trainer: Trainer) -> None:
         if self._conflicts is not None and self._conflicts.skipped:
             trainer.host.warn(
-                f"objectives.conflicts: {', '.join(sorted(self._conflicts.skipped))} is computed within the loss and has no"
-                " gradient of its own, so it was compared with nothing"
+                f"objectives.conflicts: {', '.join(sorted(self._conflicts.skipped))} is computed in the loss and has"
+                " no gradient of its own, so it was compared with nothing"
             )
 
     @hookimpl

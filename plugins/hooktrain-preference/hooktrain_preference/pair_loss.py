@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from hooktrain_sft import TokenLogProbs
+from hooktrain_sft import Extras, TokenLogProbs
 from torch import Tensor, nn
 
 from hooktrain import LossSum
@@ -16,7 +16,7 @@ __all__ = ["REFERENCE", "PairLoss"]
 
 REFERENCE = "reference_log_probs"
 """Key of a micro-batch with what :meth:`PairLoss.answers` returns for the reference."""
-_OWN = (REFERENCE, "answer_lengths", "token_weights", "num_target_tokens")
+_OWN = (REFERENCE, "answer_lengths", "token_weights", "num_target_tokens", "needed_outputs")
 """Keys of a micro-batch that the model does not get."""
 
 
@@ -45,7 +45,8 @@ class PairLoss:
             The sum of the loss, and those of ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins``,
             ``rewards/accuracies``, ``logps/chosen`` and ``logps/rejected``.
         """
-        answers = self.answers(model, batch, denominator)
+        extras = Extras(tuple(batch.get("needed_outputs", ())))
+        answers = self.answers(model, batch, denominator, extras)
         reference = batch.get(REFERENCE)
         reference = torch.zeros_like(answers) if reference is None else reference
         tokens = self._tokens(batch, answers)
@@ -60,14 +61,20 @@ class PairLoss:
             "logps/rejected": answers[1::2].sum(),
         }
         total = losses.sum() if denominator else answers.sum() * 0.0
-        return LossSum(total, denominator, {name: value.detach() for name, value in sums.items()}, "pairs")
+        logged = {name: value.detach() for name, value in sums.items()}
+        return LossSum(total, denominator, logged, "pairs", extras.terms, extras.outputs)
 
-    def answers(self, model: nn.Module, batch: Mapping[str, Any], denominator: float) -> Tensor:
-        """Return the log-probability of each answer, chosen and rejected alternating, shape (2 * pairs,)."""
+    def answers(
+        self, model: nn.Module, batch: Mapping[str, Any], denominator: float, extras: Extras | None = None
+    ) -> Tensor:
+        """Return the log-probability of each answer, chosen and rejected alternating, shape (2 * pairs,).
+
+        ``extras`` takes what plugins ask for of the model, and its router's loss; a reference has none.
+        """
         lengths: Sequence[int] = batch["answer_lengths"]
         number = sum(lengths) if denominator else 0
         inputs = {name: value for name, value in batch.items() if name not in _OWN}
-        found = self._log_probs(model, inputs, number)
+        found = self._log_probs(model, inputs, number, extras, denominator)
         if not number:
             return found.sum().expand(len(lengths))
         return self._summed(found * self._weights(batch, number), lengths)

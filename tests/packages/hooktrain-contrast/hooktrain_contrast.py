@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 from hooktrain import CoefficientSchedule, LossTerm, PluginInfo, above, coefficient_at, field, hookimpl
@@ -28,6 +28,8 @@ class ContrastSettings:
 @attrs.frozen(kw_only=True)
 class ExponentialConfig:
     """``exp(-beta * margin)`` of the log-probabilities of two answers."""
+
+    provides_outputs: ClassVar[tuple[str, ...]] = ("last_hidden_state",)  # as the PairLoss does
 
     beta: float = field(default=0.1, validator=above(0))
     """Factor of the margin."""

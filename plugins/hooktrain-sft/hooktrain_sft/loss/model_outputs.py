@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
-from torch import Tensor
+from torch import Tensor, nn
 
 from hooktrain import LossTerm, ModelError
 from hooktrain_sft.compat import model_output
+from hooktrain_sft.loss.padded_documents import are_padded
 from hooktrain_sft.loss.router_loss import RouterLoss
 
 __all__ = ["Extras"]
@@ -28,6 +29,19 @@ class Extras:
     needed: tuple[str, ...] = ()
     terms: dict[str, LossTerm] = attrs.field(factory=dict)
     outputs: dict[str, Any] = attrs.field(factory=dict)
+
+    def require_shape(self, model: nn.Module) -> None:
+        """Raise a ModelError where the outputs of a model do not have the shape of the batch.
+
+        Args:
+            model: the innermost model.
+        """
+        if are_padded(model) and set(self.needed) - {"last_hidden_state"}:
+            raise ModelError(
+                f"loss: a plugin needs {', '.join(self.needed)}, and a {type(model).__name__} computes each document in"
+                " a padded sequence of its own, where only last_hidden_state has the shape of the batch; ask for that,"
+                " or set data.pack_samples: false"
+            )
 
     def arguments(self, *, headed: bool) -> dict[str, bool]:
         """Return the arguments by which a transformers model, or with ``headed`` its decoder, returns the outputs."""

@@ -15,7 +15,7 @@ from hooktrain_sft.loss.lm_head import HeadedForward, HeadLoss
 from hooktrain_sft.loss.logit_transform import LogitTransform
 from hooktrain_sft.loss.model_inspection import accepted, innermost, logit_transform, logits_of
 from hooktrain_sft.loss.model_outputs import Extras
-from hooktrain_sft.loss.padded_documents import are_padded, documents_given
+from hooktrain_sft.loss.padded_documents import documents_given
 from hooktrain_sft.loss.router_loss import RouterLoss
 from hooktrain_sft.loss.supervised_positions import Targets, supervised
 from hooktrain_sft.loss.token_loss import CrossEntropy, Differentiated, TokenLoss
@@ -97,12 +97,7 @@ class SelectiveLoss:
         """
         bare, inputs = innermost(model), dict(batch)
         extras, targets = Extras(tuple(inputs.pop("needed_outputs", ()))), Targets.of(inputs, denominator)
-        if are_padded(bare) and set(extras.needed) - {"last_hidden_state"}:
-            raise ModelError(
-                f"loss: a plugin needs {', '.join(extras.needed)}, and a {type(bare).__name__} computes each document"
-                " in a padded sequence of its own, where only last_hidden_state has the batch's shape; ask for that,"
-                " or set data.pack_samples: false"
-            )
+        extras.require_shape(bare)
         if bare not in self._runners:
             self._runners[bare] = self._runner(bare, inputs)
         with documents_given(inputs):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from hooktrain import LossTerm, PluginInfo, RecipeError, Trainer, hookimpl
+from hooktrain import HooktrainWarning, LossTerm, PluginInfo, RecipeError, Trainer, hookimpl
 from hooktrain.testing import Recorder, make_llama, make_tokenizer
 from tests.facts import facts
 
@@ -167,3 +167,18 @@ def test_a_resume_takes_up_what_was_not_logged(run_chat: Run, tmp_path: Any) -> 
     run_chat(Documents(), resumed, **recipe, trainer={"resume_from": tmp_path / "saves" / "step-00000002"})
     for name in ("loss", "documents"):
         assert resumed.metrics[-1][name] == complete.metrics[-1][name]
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_conflicts_leave_the_training_as_it_is(run_chat: Run, chunk_size: int | None) -> None:
+    plain, compared = Recorder(), Recorder()
+    loss = {"type": "sft", "chunk_size": chunk_size, "z_loss": 0.01}
+    one = run_chat(Documents(), plain, loss=loss, train_iters=2)
+    with pytest.warns(HooktrainWarning, match=facts("objectives.conflicts", "z_loss", "no gradient of its own")):
+        other = run_chat(Documents(), compared, loss=loss, train_iters=2, objectives={"conflicts": 2})
+    for name, value in one.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[name])
+    found = {name: value for name, value in compared.metrics[1].items() if name.startswith("cosine/")}
+    assert all(-1 <= value <= 1 for value in found.values()) and "cosine/loss/documents" in found
+    assert any(name.startswith("cosine/loss/documents/model.layers.1") for name in found)
+    assert not any(name.startswith("cosine/") for name in compared.metrics[0])
