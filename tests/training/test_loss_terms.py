@@ -453,3 +453,18 @@ def test_a_failure_on_one_rank(run_ranks: Run, policy: str) -> None:
     assert found.status == 0, found.output
     assert "mine" in found.metrics[0], "rank 0 has it"
     assert ("mine" in found.metrics[-1]) == (policy == "warn")
+
+
+@pytest.mark.thorough
+def test_conflicts_are_over_all_ranks(run_ranks: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    lines = []
+    for ranks, size in ((1, 4), (2, 2)):
+        found = run_ranks(
+            ranks, RANKS, micro_batch_size=size, train_iters=2, objectives={"conflicts": 1}, run_dir=f"ranks{ranks}"
+        )
+        assert found.status == 0, found.output
+        lines.append(
+            {name: v for name, v in found.metrics[0].items() if name.startswith("cosine/") and "evens" in name}
+        )
+    assert lines[0] and lines[1] == pytest.approx(lines[0], rel=1e-4, abs=1e-5)
