@@ -21,7 +21,8 @@ def evens(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, float]:
     """Return a term of the sequences that begin with an even token, and how many there are."""
     ids = batch["input_ids"]
     chosen = ids[:, 0] % 2 == 0
-    embedded = model.embedding(ids).mean(1).square().sum(-1)
+    mask = batch["attention_mask"][..., None]  # padding depends on how sequences are divided into micro-batches
+    embedded = ((model.embedding(ids) * mask).sum(1) / mask.sum(1)).square().sum(-1)
     return torch.where(chosen, embedded, 0.0).sum(), float(chosen.sum())
 
 
