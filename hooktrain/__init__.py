@@ -14,6 +14,8 @@ from hooktrain.renamed import OldModules
 
 if TYPE_CHECKING:
     from hooktrain.cache_folder import default_cache_dir as default_cache_dir
+    from hooktrain.coefficients import CoefficientSchedule as CoefficientSchedule
+    from hooktrain.coefficients import coefficient_at as coefficient_at
     from hooktrain.compare import differences as differences
     from hooktrain.compare import digest as digest
     from hooktrain.config import Bytes as Bytes
@@ -103,9 +105,11 @@ if TYPE_CHECKING:
     from hooktrain.types import ExtraModel as ExtraModel
     from hooktrain.types import Generation as Generation
     from hooktrain.types import LossSum as LossSum
+    from hooktrain.types import LossTerm as LossTerm
     from hooktrain.types import MemoryEstimate as MemoryEstimate
     from hooktrain.types import ModelEstimate as ModelEstimate
     from hooktrain.types import ModelExport as ModelExport
+    from hooktrain.types import ModelOutputs as ModelOutputs
     from hooktrain.types import OptimizerStep as OptimizerStep
     from hooktrain.types import PerSecond as PerSecond
     from hooktrain.types import Shard as Shard

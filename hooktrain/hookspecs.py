@@ -5,8 +5,8 @@ name says the kind as well. Factories (``make_*``, ``load_source``) build a part
 the part. Events (``on_*``) call every implementation and ignore the results. Loop hooks (``run_*``, ``compute_loss``,
 ...) are what the loop does between two events: the first plugin that returns a result other than ``NotImplemented``
 does it, and ``@hookimpl(wrapper=True)`` wraps it; None is an error, so that a forgotten ``return`` does not do the
-work twice. What is collected (``register_*``, ``check_*``, ``collect_*``, ``make_models``) comes from all plugins. A
-question is answered by the first result that is not None.
+work twice. What is collected (``register_*``, ``check_*``, ``collect_*``, ``count_loss_terms``, ``make_models``) comes
+from all plugins. A question is answered by the first result that is not None.
 
 An implementation may name any subset of a hook's parameters. The guide ``hooks`` is generated from this file.
 """
@@ -45,8 +45,10 @@ if TYPE_CHECKING:
         ExtraModel,
         Generation,
         LossSum,
+        LossTerm,
         MemoryEstimate,
         ModelEstimate,
+        ModelOutputs,
         OptimizerStep,
         PerSecond,
         StepOutput,
@@ -1110,10 +1112,64 @@ def compute_loss(trainer: Trainer, model: Module, batch: Batch, denominator: flo
         The undivided *sum* of the loss, and its denominator: the engine divides once, by ``trainer.denominator``. The
         loss of a micro-batch that contributes 0 is multiplied by 0.
         Further sums are divided in the same way and logged under their names, and as ``eval/<name>/...`` in evaluation.
+        Terms are added to the total and logged in the same way, with those of ``collect_loss_terms``.
         With ``token_weights`` it has to multiply each token's loss, and say ``counts="weighted tokens"``.
         NotImplemented leaves it to the next plugin, None is an error.
 
     Default: the recipe's ``loss``.
+    """
+
+
+@_collected(UNTOUCHED)
+def count_loss_terms(trainer: Trainer, batch: Batch) -> Mapping[str, float] | None:
+    """Count what the terms that a plugin adds to the loss are divided by.
+
+    Called: by ``trainer.count``, after ``count_batch``, for each micro-batch: those of a step in
+        ``trainer.begin_step``, those of an evaluation inside ``run_evaluate``. The sum over the accumulation window and
+        the ranks is what the engine divides the term of that name by.
+    Ranks: every rank.
+    Device: must not touch a device.
+
+    Args:
+        trainer: the trainer.
+        batch: the micro-batch, on the host.
+
+    Returns:
+        ``{name: what the micro-batch contributes}``: 0 where it holds nothing for the term, which is then multiplied by
+        0, and a finite positive number otherwise. The same names for every micro-batch, on every rank. A term that is
+        not counted is divided by the loss's own denominator. None counts nothing. A wrong result is an error of the
+        plugin, whose ``on_error`` says what follows.
+
+    Default: none.
+    """
+
+
+@_collected(ASYNC)
+def collect_loss_terms(trainer: Trainer, outputs: ModelOutputs, batch: Batch) -> Mapping[str, LossTerm] | None:
+    """Add terms to the loss of a micro-batch, each with its own denominator and coefficient.
+
+    Called: by ``trainer.loss_of``, inside ``run_step`` or ``run_evaluate``, after ``compute_loss``: under autocast, and
+        in evaluation under ``torch.no_grad``.
+    Ranks: every rank.
+    Device: must not wait for the device.
+
+    Args:
+        trainer: the trainer.
+        outputs: ``outputs["loss"]`` is the result of ``compute_loss``, and ``outputs["denominator"]`` what the
+            micro-batch contributes to ``trainer.denominator``. What the plugin asks for as ``PluginInfo.needs_outputs``
+            is there under its name: ``last_hidden_state``, shape (sequences, tokens, hidden), ``hidden_states`` and
+            ``router_logits``, a tensor for each layer.
+        batch: the micro-batch, on the device.
+
+    Returns:
+        ``{name: LossTerm(total, coefficient)}`` with the undivided sum of each term, or None: the engine divides each
+        by what ``count_loss_terms`` counted for it over the accumulation window and all ranks, adds it to the loss with
+        its coefficient, and logs it by name without, as ``eval/<name of the set>/<name>`` in evaluation, where it is
+        not added. Every name in each micro-batch, on every rank. A name that is taken, a total that is no floating
+        scalar on the device, has no graph or is not finite, and a coefficient that is no finite number are errors of
+        the plugin, as if it had raised them; its ``on_error`` says what follows.
+
+    Default: none; a loss may return terms of its own, as ``LossSum.terms``.
     """
 
 

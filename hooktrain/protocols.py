@@ -400,6 +400,10 @@ class ConfigDefaults:
     """The precision in which such a checkpoint engine writes weights: ``fp32``, ``bf16``, ``fp16``, or their own."""
     needs_logits = False
     """Whether the part looks at logits that the model returns."""
+    provides_outputs: Sequence[str] = ()
+    """The outputs of the model that a loss returns as ``LossSum.outputs`` where the batch has ``needed_outputs``."""
+    loss_terms: Mapping[str, float] = {}
+    """The terms that a loss returns itself as ``LossSum.terms``, each with its coefficient, where the recipe tells."""
     hides_logits = ""
     """What to write for logits to be made, where the part makes none."""
     sequence_parallel = 1

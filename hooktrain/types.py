@@ -30,9 +30,11 @@ __all__ = [
     "Generation",
     "Shard",
     "LossSum",
+    "LossTerm",
     "MemoryEstimate",
     "ModelEstimate",
     "ModelExport",
+    "ModelOutputs",
     "OptimizerStep",
     "PerSecond",
     "ExamplePreview",
@@ -58,6 +60,8 @@ These keys have a meaning for the engine or for first-party plugins; a data kind
 - For ``count_batch``, on the host: ``tokens``, the number without padding; ``denominator``, what the micro-batch
   contributes to the number that the loss is divided by; and ``counts``, its unit, such as ``pairs``. Without the latter
   two, trained labels are counted.
+- ``needed_outputs``, which the engine adds for a loss whose config class ``provides_outputs``: names of what it is to
+  return as ``LossSum.outputs``. It drops the key before it calls the model.
 """
 
 
@@ -197,15 +201,50 @@ class BatchCounts(NamedTuple):
         num_target_tokens: trained tokens, that is shifted labels other than -100.
         counts: the unit of ``denominator``: ``tokens``, ``pairs``, ``sequences``, or a loss's own; where their weights
             are summed ``weighted tokens`` and so on, which may be added to a number of tokens.
+        terms: what ``count_loss_terms`` counted for terms of the loss, by name; the engine sets it.
     """
 
     denominator: float
     tokens: int
     num_target_tokens: int
     counts: str = "tokens"
+    terms: Mapping[str, float] = MappingProxyType({})
 
     def __getattr__(self, name: str) -> Any:
         raise no_attribute("BatchCounts", name)
+
+
+class LossTerm(NamedTuple):
+    """A term that is added to the loss, as ``collect_loss_terms`` and a :class:`LossSum` return it by name.
+
+    Attributes:
+        total: the undivided *sum* of the term over the micro-batch, shape (), on the device, with a graph. Only the
+            engine divides: by the sum of what ``count_loss_terms`` counted over the accumulation window and all ranks,
+            and where nothing is counted by the loss's own denominator.
+        coefficient: factor in the loss, a finite number of the host; it may change from step to step. With 0 the term
+            is logged, and adds no gradient.
+        in_loss: whether the loss's ``total`` includes the term with its coefficient, as a fused kernel computes it; the
+            engine then only logs it, under the loss's own denominator.
+    """
+
+    total: Tensor
+    coefficient: float = 1.0
+    in_loss: bool = False
+
+
+class ModelOutputs(dict[str, Any]):
+    """What the forward pass of a micro-batch leaves for ``collect_loss_terms``, by name.
+
+    ``loss`` is the :class:`LossSum` of ``compute_loss``, and ``denominator`` what the micro-batch contributes to
+    ``trainer.denominator``: a property of a complete micro-batch is multiplied by it, so that its mean is one over
+    tokens. The others are those that a plugin asks for as ``PluginInfo.needs_outputs``.
+    """
+
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(
+            f"outputs: '{name}' is not there, expected one of {', '.join(self)}; declare"
+            f" PluginInfo(needs_outputs=['{name}'])"
+        )
 
 
 class LossSum(NamedTuple):
@@ -218,12 +257,17 @@ class LossSum(NamedTuple):
         sums: what else is to be logged, divided in the same way, such as ``token_accuracy``: names to sums, of
             shape () and on the device. Every micro-batch, on every rank, must have the same names.
         counts: the unit of ``denominator``, as in :class:`BatchCounts`.
+        terms: terms that the loss computes along with its total, which the engine adds and logs by name; the same
+            names in every micro-batch. They are divided by the loss's own denominator.
+        outputs: what plugins asked for, where the batch has ``needed_outputs``, by name.
     """
 
     total: Tensor
     denominator: float
     sums: Mapping[str, Tensor] = MappingProxyType({})
     counts: str = "tokens"
+    terms: Mapping[str, LossTerm] = MappingProxyType({})
+    outputs: Mapping[str, Any] = MappingProxyType({})
 
     def __getattr__(self, name: str) -> Any:
         raise no_attribute("LossSum", name)

@@ -21,7 +21,7 @@ FLOORS = [
     ["exports"],
     ["types", "watched_metric"],
     ["config", "protocols"],
-    ["hookspecs"],
+    ["coefficients", "hookspecs"],
     ["plugin"],
     ["recipe"],
     ["training"],

@@ -22,7 +22,10 @@ VERBS = {
     "factory": ("make_", "load_source"),
     "event": ("on_",),
     "loop hook": ("run_", "compute_", "save_", "load_checkpoint", "count_", "make_loader"),
-    "collected": ("register_", "check_", "collect_", "restore_", "unused_", "estimate_activations", "make_models"),
+    "collected": (
+        *("register_", "check_", "collect_", "restore_", "unused_"),
+        *("estimate_activations", "make_models", "count_loss_terms"),
+    ),
     "question": (
         *("fingerprint_", "preview_", "adopt_", "make_meta_model", "estimate_", "count_positions"),
         *("describe_", "merge_", "visit_", "generate_", "stream_"),

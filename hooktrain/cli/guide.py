@@ -52,6 +52,7 @@ GROUPS = {
             "further-models",
             "replace-the-step",
             "register-a-loss",
+            "objectives",
             "own-data",
             "own-loader",
             "keep-state",

@@ -16,10 +16,11 @@ from hooktrain.inspection.value_origins import Sources, origins_of
 from hooktrain.masking import mask_text, masked
 from hooktrain.plugin.checking import check_installed, check_used, problems_of
 from hooktrain.plugin.config import Switches, plugins_config
-from hooktrain.plugin.dependencies import logit_complaints
+from hooktrain.plugin.dependencies import logit_complaints, output_complaints
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.plugin.ordering import complaint_of
 from hooktrain.plugin.records import PluginRecord
+from hooktrain.protocols import ConfigDefaults, member
 from hooktrain.recipe.aliases import without_aliases
 from hooktrain.recipe.model import Recipe
 from hooktrain.recipe.resolver import resolve
@@ -108,12 +109,14 @@ def phases_of(
         "complaints": complaints,
         "world_size": world.world_size,
         "parts": {},
+        "loss_terms": [],
         "compatibility_lifted": False,
     }
     if recipe is not None:
         facts["recipe"] = masked(recipe.as_dict())
         facts["origins"] = origins_of(recipe, host, sources)
         facts["parts"] = _parts(host, recipe)
+        facts["loss_terms"] = _loss_terms(host, recipe)
         facts["compatibility_lifted"] = recipe.skip_validation
     facts["hooks"] = {
         hook: implementations_of(host, hook)
@@ -160,7 +163,7 @@ def _resolved(host: PluginHost, sources: Sources, complaints: list[Complaint], w
 
 def _objections(host: PluginHost, recipe: Recipe, world: World) -> list[Complaint]:
     """Return the plugins' complaints about the recipe; one that fails does not keep others from being called."""
-    made: list[Complaint] = logit_complaints(host, recipe)
+    made: list[Complaint] = [*logit_complaints(host, recipe), *output_complaints(host, recipe)]
     for found in host.implementations("check_recipe"):
         if found.wrapper:
             continue
@@ -209,6 +212,16 @@ def _parts(host: PluginHost, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
         if item.metadata.get("kind"):
             visit(item.metadata["kind"], getattr(recipe, item.name))
     return parts
+
+
+def _loss_terms(host: PluginHost, recipe: Recipe) -> list[dict[str, Any]]:
+    """Return the terms of the loss, each with the plugin that adds it; without a name where that is not declared."""
+    own = member(recipe.loss, ConfigDefaults, "loss_terms")
+    found: list[dict[str, Any]] = [{"name": name, "coefficient": own[name], "plugin": None} for name in own]
+    for one in host.implementations("collect_loss_terms"):
+        names = host.records[one.plugin_name].info.loss_terms or (None,)
+        found += [{"name": name, "coefficient": None, "plugin": one.plugin_name} for name in names if not one.wrapper]
+    return found
 
 
 def _why(record: PluginRecord, host: PluginHost) -> str:

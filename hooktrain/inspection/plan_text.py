@@ -40,6 +40,14 @@ def _print_resolved(facts: Mapping[str, Any], everything: bool) -> None:
             wrapped = f", wrapped by {', '.join(part['wrapped_by'])}" if part["wrapped_by"] else ""
             table.add_row(f"  {kind}", escape(part["type"]), escape(f"from plugin {part['plugin']}{wrapped}"))
     show(to, table)
+    if facts["loss_terms"]:
+        to.print("\n[bold]loss terms[/]")
+        table = columns("", "", "", header=False)
+        for term in facts["loss_terms"]:
+            factor = "" if term["coefficient"] is None else f"times {term['coefficient']:g}"
+            whose = f"from plugin {term['plugin']}" if term["plugin"] else "from the loss"
+            table.add_row(f"  {escape(term['name'] or 'known in the first step')}", factor, escape(whose))
+        show(to, table)
     if facts["compatibility_lifted"]:
         to.print("  [yellow]skip_validation is on: parts are used that the trainer type does not list[/]")
     to.print("\n[bold]hooks[/], implementations in call order")

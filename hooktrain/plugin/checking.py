@@ -10,7 +10,7 @@ import attrs
 
 from hooktrain.errors import PluginError, did_you_mean
 from hooktrain.hookspecs import FACTORIES, LOOP_HOOKS
-from hooktrain.plugin.dependencies import drop_unmet, refuse_excluded
+from hooktrain.plugin.dependencies import drop_unmet, refuse_excluded, refuse_same_terms
 from hooktrain.plugin.lockfile import require_lock
 from hooktrain.plugin.ordering import put_in_order, settle_loop_hook
 from hooktrain.plugin.usage import leave_out_unused
@@ -90,6 +90,7 @@ def check_used(host: PluginHost, recipe: Recipe | None) -> list[PluginError]:
     return problems_of(used) or problems_of(
         [
             partial(refuse_excluded, host),
+            partial(refuse_same_terms, host),
             *(partial(settle_loop_hook, host, name) for name in LOOP_HOOKS),
             partial(require_lock, host),
         ]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hooktrain.plugin.manager import PluginHost
     from hooktrain.recipe.model import Recipe
 
-__all__ = ["drop_unmet", "logit_complaints", "refuse_excluded"]
+__all__ = ["drop_unmet", "logit_complaints", "output_complaints", "refuse_excluded", "refuse_same_terms"]
 
 
 def drop_unmet(host: PluginHost) -> None:
@@ -108,3 +108,41 @@ def _needing(host: PluginHost, recipe: Recipe) -> Iterator[str]:
     for record in _active(host):
         if record.info.needs_logits and asks_for(host, recipe, record):
             yield str(record)
+
+
+# ------------------------------------------------------------------------------------------- terms of the loss
+
+
+def refuse_same_terms(host: PluginHost) -> None:
+    """Refuse two plugins that declare a term of the loss under one name.
+
+    Raises:
+        PluginError: naming both.
+    """
+    adding = {found.plugin_name for found in host.implementations("collect_loss_terms")}
+    owners: dict[str, PluginRecord] = {}
+    for record in _active(host):
+        for name in record.info.loss_terms if record.name in adding else ():
+            other = owners.setdefault(name, record)
+            if other is not record:
+                raise PluginError(
+                    f"{other} and {record} both add a term '{name}' to the loss; block one of them with"
+                    f" plugins: {{block: [{other.name}]}} or {{block: [{record.name}]}}, or rename the term"
+                )
+
+
+def output_complaints(host: PluginHost, recipe: Recipe) -> list[Complaint]:
+    """Outputs of the model that plugins need for terms, and that the recipe's loss does not provide."""
+    provided = member(recipe.loss, ConfigDefaults, "provides_outputs")
+    adding = {found.plugin_name for found in host.implementations("collect_loss_terms")}
+    return [
+        Complaint(
+            "loss",
+            f"does not provide the model's {name}, which {record} needs for a term; it provides"
+            f" {', '.join(provided) or 'none'}; choose another loss, or remove the plugin",
+        )
+        for record in _active(host)
+        if record.name in adding and asks_for(host, recipe, record)
+        for name in record.info.needs_outputs
+        if name not in provided
+    ]

@@ -1,7 +1,7 @@
 """The error policy: plugins whose failures do not end the run, as they or the recipe say with ``on_error``.
 
-Only event hooks, ``collect_metrics`` and ``collect_state`` may fail; an error in a loop hook, a factory or a wrapper
-always stops the run.
+Only event hooks, ``collect_metrics``, ``collect_state`` and the hooks of loss terms may fail; an error in a loop hook,
+a factory or a wrapper always stops the run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ __all__ = ["MAY_FAIL", "ErrorPolicy"]
 _ALONE = ("on_exception", "on_teardown")  # are called plugin by plugin, and guarded for everyone
 _KEPT = ("collect_state", *_ALONE)
 """Hooks that a plugin keeps when it is disabled: its state belongs into checkpoints, and it may have files to close."""
-MAY_FAIL = (*(name for name in EVENTS if name not in _ALONE), "collect_metrics", "collect_state")
+MAY_FAIL = (
+    *(name for name in EVENTS if name not in _ALONE),
+    *("collect_metrics", "collect_state", "count_loss_terms", "collect_loss_terms"),
+)
 
 
 class ErrorPolicy:

@@ -115,6 +115,12 @@ class PluginInfo:
     needs_logits: bool = False
     """Whether it looks at logits that the model returns, so that a loss that never makes them is refused alongside
     it."""
+    needs_outputs: tuple[str, ...] = attrs.field(default=(), converter=_several)
+    """What its ``collect_loss_terms`` needs of the model's forward pass: ``last_hidden_state``, ``hidden_states``
+    (those of all layers), ``router_logits``; a loss that does not provide one of them is refused alongside it."""
+    loss_terms: tuple[str, ...] = attrs.field(default=(), converter=_several)
+    """Names of all terms that it adds to the loss, for ``hooktrain plan`` and for an error before the model is built
+    where another plugin has one of that name; when omitted, they are known in the first step."""
     changes_gradients: bool = False
     """Whether a run trains differently with it, so that one that continues without it is refused."""
     only_observes: bool = False
@@ -133,9 +139,9 @@ class PluginInfo:
     plugin that is not used costs nothing, clashes with nothing and ties no checkpoint to itself. One of which the
     recipe chooses a part or the trainer type is used by that alone."""
     on_error: str = attrs.field(default="stop", validator=_is_policy)
-    """What happens when one of its ``on_*`` hooks, ``collect_metrics`` or ``collect_state`` raises, or returns what it
-    must not: ``stop`` the run, ``disable`` the plugin on all ranks, or ``warn`` and continue; a recipe may say
-    otherwise in ``plugins.on_error``."""
+    """What happens when one of its ``on_*`` hooks, ``collect_metrics``, ``collect_state``, ``count_loss_terms`` or
+    ``collect_loss_terms`` raises, or returns what it must not: ``stop`` the run, ``disable`` the plugin on all ranks,
+    or ``warn`` and continue; a recipe may say otherwise in ``plugins.on_error``."""
 
     @on_error.validator
     def _can_go_on(self, attribute: Any, value: str) -> None:

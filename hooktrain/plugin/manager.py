@@ -33,6 +33,8 @@ from hooktrain.types import TrainerType
 if TYPE_CHECKING:
     from hooktrain.builtins.hook_timer import HookTimer
     from hooktrain.recipe.model import Recipe
+    from hooktrain.training.gradient_conflicts import GradientConflicts
+    from hooktrain.training.loss_terms import LossTerms
 
 __all__ = ["PluginHost"]
 
@@ -76,6 +78,8 @@ class PluginHost:
         self.passed_over: dict[str, str] = {}  # what is said of it at the start of a run
         self.metric_owners: dict[str, str] = {}  # of the current log line, the engine's names among them
         self.model_owners: dict[str, str] = {}  # of what make_models returned
+        self.loss_terms: LossTerms | None = None  # which checks the terms that plugins return
+        self.conflicts: GradientConflicts | None = None  # which compares their gradients
         self.recipe_source = "recipe"  # what errors call it
         self.given_recipe: Mapping[str, Any] = {}  # what was written of it, without defaults
         self.manager = PluginManager("hooktrain")

@@ -103,6 +103,16 @@ def _models(host: PluginHost, plugin: str, result: Any) -> dict[str, Any]:
     return made
 
 
+def _terms(host: PluginHost, plugin: str, result: Any) -> dict[str, Any]:
+    made = _mapping(plugin, "collect_loss_terms", result, "hooktrain.LossTerm by name")
+    return made if host.loss_terms is None else host.loss_terms.checked(plugin, made)
+
+
+def _term_counts(host: PluginHost, plugin: str, result: Any) -> dict[str, Any]:
+    made = _mapping(plugin, "count_loss_terms", result, "numbers by name")
+    return made if host.loss_terms is None else host.loss_terms.checked_counts(plugin, made)
+
+
 def _mapping(plugin: str, hook: str, result: Any, expected: str) -> dict[str, Any]:
     if not isinstance(result, Mapping):
         raise wrong_result(plugin, hook, f"a {_kind(result)}, expected a mapping of {expected}, or None")
@@ -143,6 +153,8 @@ def _kind(value: Any) -> str:
 _CHECKS: Mapping[str, Callable[[PluginHost, str, Any], Mapping[str, Any] | Iterable[Any]]] = {
     "collect_metrics": _metrics,
     "collect_state": _state,
+    "collect_loss_terms": _terms,
+    "count_loss_terms": _term_counts,
     "make_models": _models,
     "check_recipe": _complaints,
     "unused_hooks": _hook_names,

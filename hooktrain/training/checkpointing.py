@@ -11,6 +11,7 @@ from hooktrain.errors import CheckpointError
 from hooktrain.protocols import CheckpointEngine, CheckpointEngineDefaults, ConfigDefaults, member
 from hooktrain.training.diagnostics import require_trainable
 from hooktrain.training.intervals import ends_share
+from hooktrain.training.loss_terms import agree_on_sums
 from hooktrain.training.random_state import unchanged_random_state
 from hooktrain.training.skipped_steps import untrained
 from hooktrain.types import TrainerState
@@ -123,6 +124,7 @@ class Saving:
     def begin(self, trainer: Trainer, engines: Sequence[CheckpointEngine], reason: str) -> None:
         """Note in the state what is about to be saved, and what has not been logged. Collective."""
         state = trainer.state
+        agree_on_sums(trainer)
         state.unlogged = trainer.meter.unlogged(trainer.strategy)
         for engine in engines:
             if key := _key(trainer, engine):

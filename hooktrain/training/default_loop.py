@@ -6,6 +6,7 @@ replacing a loop hook silences nobody.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,23 +133,29 @@ class Loop:
     def run_evaluate(self, trainer: Trainer) -> Mapping[str, float]:
         import torch
 
+        from hooktrain.training.loss_terms import agreed_sums
+
         metrics: dict[str, float] = {}
         for name in trainer.data.evaluation:
-            sums, denominator = {"loss": torch.zeros((), device=trainer.device)}, 0.0
+            sums, denominator, counted = {"loss": torch.zeros((), device=trainer.device)}, 0.0, Counter[str]()
             for host_batch in trainer.eval_batches(name):
                 if trainer.is_interrupted:
                     trainer.say("the evaluation is skipped, and done when the run is resumed")
                     return {}
                 counts = trainer.count(host_batch)
                 loss = trainer.loss_of(trainer.on_device(host_batch), counts)
-                for key, value in {"loss": loss.total, **loss.sums}.items():
+                terms = {key: term.total for key, term in loss.terms.items()}
+                for key, value in {"loss": loss.total, **loss.sums, **terms}.items():
                     sums[key] = sums[key] + value.float() if key in sums else value.float()
                 denominator += counts.denominator
+                counted.update(counts.terms)
             (everywhere,) = trainer.strategy.sum_numbers([denominator])
             if everywhere == 0:
                 raise DataError(f"evaluation set '{name}': nothing is trained, so it has no loss; check its masks")
+            sums, own = agreed_sums(trainer, sums, counted)
             found = trainer.strategy.sum_tensor(torch.stack(list(sums.values()))).tolist()
-            metrics |= {f"eval/{name}/{key}": value / everywhere for key, value in zip(sums, found, strict=True)}
+            means = {key: (value, own.get(key, everywhere)) for key, value in zip(sums, found, strict=True)}
+            metrics |= {f"eval/{name}/{key}": value / divisor for key, (value, divisor) in means.items() if divisor}
         return metrics
 
     @hookimpl(trylast=True)

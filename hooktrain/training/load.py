@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hooktrain.errors import PluginError, RecipeError
 from hooktrain.plugin.checking import check_installed, check_used, problems_of
 from hooktrain.plugin.config import PluginsConfig, Switches, plugins_config
-from hooktrain.plugin.dependencies import logit_complaints
+from hooktrain.plugin.dependencies import logit_complaints, output_complaints
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.plugin.ordering import complaint_of
 from hooktrain.recipe.model import Recipe
@@ -34,6 +34,7 @@ DEFAULT_PLUGINS = {
     "time_limit": "hooktrain.builtins.time_limit:TimeLimit",
     "measure": "hooktrain.builtins.measure:Measure",
     "profiler": "hooktrain.builtins.torch_profiler:TorchProfiler",
+    "objectives": "hooktrain.builtins.objectives:Objectives",
     "python_parts": "hooktrain.training.python_parts:PythonParts",
 }
 """The built-in plugins, in the order in which they are registered."""
@@ -118,7 +119,8 @@ def load(
         if made.profile_hooks:
             resolve_name(PROFILER)(host)
         answers = host.hooks.check_recipe(recipe=made, world=world) if check else []
-        complaints = [*logit_complaints(host, made), *(complaint for answer in answers for complaint in answer)]
+        complaints = [*logit_complaints(host, made), *output_complaints(host, made)]
+        complaints += [complaint for answer in answers for complaint in answer]
     if complaints:
         raise RecipeError(complaints, source)
     return made, host

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from hooktrain.training.diagnostics import merged, require_finite
+from hooktrain.training.loss_terms import agree_on_sums
 from hooktrain.training.metrics import OWN_METRICS
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def read_metrics(trainer: Trainer, more: Mapping[str, float]) -> dict[str, float
         NonFiniteError: one is not finite, and ``on_nan`` is ``stop``.
     """
     state, meter, host = trainer.state, trainer.meter, trainer.host
+    agree_on_sums(trainer)
     own = (*OWN_METRICS, *state.counted)
     host.metric_owners = dict.fromkeys((*own, *meter.sums, *more), "the engine")
     extra = merged(host, trainer.hooks.collect_metrics(trainer=trainer), meter.sums, own)

@@ -32,6 +32,7 @@ class Meter:
             read, since an addition a step would cost a small model more than keeping them.
         sums: what else the losses of this rank's micro-batches had to log, kept in the same way.
         denominator: what the sums are divided by, of all ranks.
+        denominators: what those of terms of the loss are divided by that have a denominator of their own.
         tokens: tokens of all ranks, padding excluded.
         steps: optimizer steps.
         grad_norm: of the latest step.
@@ -47,6 +48,7 @@ class Meter:
         self.totals: list[Tensor] = []
         self.sums: dict[str, list[Tensor]] = {}
         self.denominator = 0.0
+        self.denominators: dict[str, float] = {}
         self.tokens = self.steps = 0
         self.grad_norm: Tensor | float | None = None
         self.restart_clock()
@@ -66,8 +68,8 @@ class Meter:
         self.totals, self.sums = [_added(self.totals)], {name: [_added(found)] for name, found in self.sums.items()}
         mine = _stacked([self.totals[0], *(found[0] for found in self.sums.values())], strategy).tolist()
         norm = self.grad_norm.item() if isinstance(self.grad_norm, Tensor) else self.grad_norm
-        ranks = strategy.gather_objects(mine)
-        return {"names": list(self.sums), "ranks": ranks, "denominator": self.denominator, "grad_norm": norm}
+        found = {"names": list(self.sums), "ranks": strategy.gather_objects(mine), "grad_norm": norm}
+        return {**found, "denominator": self.denominator, "denominators": dict(self.denominators)}
 
     def take_up(self, unlogged: Mapping[str, Any], strategy: Strategy) -> None:
         """Go on from what :meth:`unlogged` returned in the run that is resumed, on any number of ranks."""
@@ -81,6 +83,7 @@ class Meter:
             mine = [sum(values) if world.is_main else 0.0 for values in zip(*ranks, strict=True)]
         total, *sums = torch.tensor(mine, device=strategy.device).unbind()
         self.totals, self.denominator = [total], unlogged["denominator"]
+        self.denominators = dict(unlogged.get("denominators", {}))
         self.sums = {name: [value] for name, value in zip(unlogged["names"], sums, strict=True)}
         self.grad_norm = unlogged["grad_norm"]
 
@@ -94,7 +97,12 @@ class Meter:
             self.paused += time.perf_counter() - began
 
     def add(
-        self, output: StepOutput, denominator: float, tokens: int, sums: Sequence[Mapping[str, Tensor]] = ()
+        self,
+        output: StepOutput,
+        denominator: float,
+        tokens: int,
+        sums: Sequence[Mapping[str, Tensor]] = (),
+        denominators: Mapping[str, float] = {},
     ) -> None:
         """Take up one step; a step that was left out adds time and tokens but no loss."""
         self.steps += 1
@@ -110,7 +118,14 @@ class Meter:
                     if len(kept) == _MOST:
                         self.sums[name] = [_added(kept)]
             self.denominator += denominator
+            for name, number in denominators.items():
+                self.denominators[name] = self.denominators.get(name, 0.0) + number
             self.grad_norm = output.grad_norm
+
+    def added(self) -> dict[str, Tensor]:
+        """Return the sums of this rank since the last log line, shape () each, on the device."""
+        self.sums = {name: [_added(values)] for name, values in self.sums.items()}
+        return {name: values[0] for name, values in self.sums.items()}
 
     def total(self, strategy: Strategy) -> Tensor:
         """Undivided loss of this rank since the last log line, shape (), on the device."""
@@ -148,7 +163,11 @@ class Meter:
         if waiting:
             numbers.update(zip(waiting, _stacked(waiting.values(), strategy).tolist(), strict=True))
         for name in means.keys() & numbers.keys():
-            numbers[name] /= self.denominator
+            divisor = self.denominators.get(name, self.denominator)
+            if divisor:
+                numbers[name] /= divisor
+            else:
+                del numbers[name]
         if self.steps:
             seconds = time.perf_counter() - self.started - self.paused
             numbers["tokens_per_second"] = self.tokens / seconds

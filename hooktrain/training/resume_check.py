@@ -260,7 +260,7 @@ def _part_in(trainer: Trainer, name: str) -> list[str]:
     if record.distribution == "hooktrain" or record.info.only_observes or not asks_for(host, trainer.recipe, record):
         return []
     found = []
-    acting = (*LOOP_HOOKS, "make_models")
+    acting = (*LOOP_HOOKS, "make_models", "collect_loss_terms")
     for hook in (*acting, *FACTORIES):
         implemented = [one for one in host.implementations(hook) if one.plugin_name == name and not is_declined(one)]
         if hook not in _HARMLESS and any(one.wrapper or hook in acting for one in implemented):

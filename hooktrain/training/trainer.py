@@ -62,6 +62,7 @@ from hooktrain.training.held_effects import HeldEffects, hold_effects
 from hooktrain.training.intervals import evaluation_due
 from hooktrain.training.lifecycle import NO_RECIPE, checkpoint_path, export_config, save_folder, structured
 from hooktrain.training.log_line import read_metrics
+from hooktrain.training.loss_terms import LossTerms, add_terms, compute, settled, sum_counts
 from hooktrain.training.metrics import Meter
 from hooktrain.training.random_state import RandomState
 from hooktrain.training.run_record import RunRecorder
@@ -201,6 +202,7 @@ class Trainer:
         self._failure: BaseException | None = None
         self.effects: HeldEffects | None = None
         self.state, self.meter, self.denominator = TrainerState(), Meter(), 0.0
+        self.loss_terms: LossTerms | None = None
         self.exit_status, self.skip_reason, self.leaves_epoch, self.checkpoint_reason = 0, "", False, ""
         self.due_checkpoint_engines: list[CheckpointEngine] = []
         self._counts: dict[int, BatchCounts] = {}
@@ -243,6 +245,7 @@ class Trainer:
                 self.resume_from = settle_run(self)  # before the model: it takes minutes to find out otherwise
                 self._take(build_model_parts(self))
                 self._built = True
+                self.loss_terms = LossTerms.of(self)
                 self.effects = hold_effects(self)
 
     @property
@@ -558,7 +561,8 @@ class Trainer:
         self.run_record.at_step(state.global_step)
         state.count(self._step_sequences, self._step_tokens, self._step_targets, {self._unit: self.denominator})
         count_skipped(self, output.stepped, self._step_sequences)
-        self.meter.add(output, self.denominator, self._step_tokens, self._sums)
+        terms = {} if self.loss_terms is None else self.loss_terms.denominators
+        self.meter.add(output, self.denominator, self._step_tokens, self._sums, terms)
         step, metrics, stop = state.global_step, {}, self.should_stop
         due = evaluation_due(self, step)
         state.log_due = stop or step % self.recipe.log_interval == 0  # for whoever saves meanwhile
@@ -584,16 +588,10 @@ class Trainer:
 
     def begin_step(self, batches: Sequence[Batch]) -> None:
         """Count the micro-batches of a step; a ``run_step`` that changes them calls this with the new ones."""
-        self._counts, self._sums, self.skip_reason = {}, [], ""
-        denominator, tokens, targets = 0.0, 0.0, 0.0
-        for batch in batches:
-            self._counts[id(batch)] = found = self.count(batch)
-            denominator += found.denominator
-            tokens += found.tokens
-            targets += found.num_target_tokens
-        if not self._alone:
-            denominator, tokens, targets = self.strategy.sum_numbers([denominator, tokens, targets])
-        self.denominator, self._step_tokens, self._step_targets = denominator, int(tokens), int(targets)
+        self._sums, self.skip_reason = [], ""
+        self._counts = {id(batch): self.count(batch) for batch in batches}
+        self.denominator, tokens, targets = sum_counts(self, self._counts.values())
+        self._step_tokens, self._step_targets = int(tokens), int(targets)
 
     def count(self, batch: Batch) -> BatchCounts:
         """Count a micro-batch on the host, in the unit that every other one of the run is counted in."""
@@ -606,7 +604,7 @@ class Trainer:
         if unit != self._unit:
             expected = f"'{self._unit}', the unit of the micro-batches before"
             raise wrong_answer(self.host, "count_batch", f"denominators that count '{counts.counts}'", expected)
-        return counts
+        return counts if self.loss_terms is None else counts._replace(terms=self.loss_terms.count(self, batch))
 
     def microbatch(self, batch: Batch) -> LossSum:
         """Run a micro-batch and emit its events: compute its loss, add up its gradients; returns the loss, detached."""
@@ -620,6 +618,7 @@ class Trainer:
         batch = self.on_device(batch)
         hooks.on_microbatch_start(trainer=self, batch=batch)
         loss = self.loss_of(batch, counts)
+        loss = add_terms(self, loss) if loss.terms else loss
         hooks.run_backward(trainer=self, loss=loss.total / (self.denominator or 1))
         sums = {name: value.detach() for name, value in loss.sums.items()} if loss.sums else loss.sums
         self._sums.append(sums)
@@ -636,16 +635,14 @@ class Trainer:
         denominator = counts.denominator
         if "token_weights" in batch or "shift_token_weights" in batch:
             batch = {**batch, "num_target_tokens": counts.num_target_tokens}
-        loss = self.strategy.compute(
-            lambda: self.hooks.compute_loss(trainer=self, model=self.model, batch=batch, denominator=denominator),
-            not self._counts,
-        )
+        loss = self.strategy.compute(lambda: compute(self, batch, counts), not self._counts)
         if type(loss) is not LossSum or (loss.denominator, loss.counts) != (denominator, counts.counts):
             raise wrong_loss(self.host, loss, counts)
+        loss, names = settled(self, loss, counts) if loss.terms else (loss, loss.sums.keys())
         if self._sum_names is None:
-            self._sum_names = frozenset(loss.sums)
-        elif loss.sums.keys() != self._sum_names:
-            raise other_sums(self.host, loss.sums, self._sum_names)
+            self._sum_names = frozenset(names)
+        elif names != self._sum_names:
+            raise other_sums(self.host, names, self._sum_names)
         return loss if denominator else uncounted(loss)
 
     def optimizer_step(self) -> OptimizerStep:

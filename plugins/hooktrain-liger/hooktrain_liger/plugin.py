@@ -6,10 +6,10 @@ Liger and Triton take seconds to import, so they are imported when a model is bu
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hooktrain import PluginInfo, World, hookimpl
+from hooktrain import Complaint, PluginInfo, World, hookimpl
 from hooktrain_liger.compat import device_of
 from hooktrain_liger.config import LigerModelConfig
 
@@ -36,6 +36,19 @@ class LigerPlugin:
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
         return {"model": {"liger": LigerModelConfig}}
+
+    @hookimpl
+    def check_recipe(self, recipe: Any) -> Iterator[Complaint]:
+        model, objectives = recipe.model, recipe.settings.get("objectives")
+        if objectives is None or not isinstance(model, LigerModelConfig) or not objectives.conflicts:
+            return
+        for name in ("fused_linear_cross_entropy", "cross_entropy"):
+            if getattr(model, name):
+                yield Complaint(
+                    "objectives.conflicts",
+                    f"needs several backward passes, and Liger's {name} overwrites in the first what the next would"
+                    f" read; write model: {{{name}: false}}, or remove it",
+                )
 
     # before hooktrain-hf, whose factory takes the config for one of its own
     @hookimpl(tryfirst=True)

@@ -15,6 +15,7 @@ from hooktrain_hf import HFModelConfig, first_line, make_dense, new_token_ids, p
 
 from hooktrain import ModelError
 from hooktrain_peft.compat import (
+    RANK_ALLOCATION,
     adapted_layers,
     has_tied_head,
     method_name,
@@ -78,7 +79,14 @@ def add_adapter(model: Module, settings: PeftSettings, base: Any) -> PeftModel:
         )
     reference = _reference(model, base)
     if settings.adapter is not None:
-        return load_adapter(model, Path(settings.adapter).expanduser(), reference, settings.type)
+        made = load_adapter(model, Path(settings.adapter).expanduser(), reference, settings.type)
+        if method_name(made.active_peft_config) == RANK_ALLOCATION:
+            raise ModelError(
+                f"peft.adapter: given '{settings.adapter}', which is adalora and was saved without the importance of"
+                " its weights, so its ranks cannot move on; expected an adapter of another method; merge it with"
+                " `hooktrain merge` and train a new one on the result"
+            )
+        return made
     config = make_config(settings)
     config.revision = base.revision if isinstance(base, HFModelConfig) else None
     _train_labels(config, base)

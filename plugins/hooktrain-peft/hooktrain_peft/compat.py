@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 __all__ = [
+    "RANK_ALLOCATION",
     "adapted_layers",
     "copyable",
     "has_tied_head",
+    "kept_settings",
     "is_token_adapter",
     "method_name",
     "method_settings",
@@ -36,6 +38,10 @@ __all__ = [
 # ------------------------------------------------------------------------------------------------- configs of methods
 
 
+RANK_ALLOCATION = "ADALORA"
+"""The name of the method that moves ranks between layers while it trains."""
+
+
 def method_name(config: PeftConfig) -> str:
     """Return the name of a config's method in PEFT, such as ``LORA``."""
     return str(getattr(config.peft_type, "value", config.peft_type))
@@ -44,6 +50,17 @@ def method_name(config: PeftConfig) -> str:
 def method_settings(config: PeftConfig) -> Mapping[str, Any]:
     """Return the settings of a method by name; methods have different ones."""
     return vars(config)
+
+
+@contextmanager
+def kept_settings(model: Any) -> Iterator[None]:
+    """Put the settings of a model's method back after the block: PEFT renames AdaLoRA's ranks as it writes them."""
+    settings = vars(model.active_peft_config)
+    before = dict(settings)
+    try:
+        yield
+    finally:
+        settings.update(before)
 
 
 @contextmanager

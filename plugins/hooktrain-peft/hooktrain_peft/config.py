@@ -51,6 +51,11 @@ class PeftSettings:
         return self.type is not None or self.adapter is not None
 
     @property
+    def allocates_ranks(self) -> bool:
+        """Whether the method moves ranks between layers while it trains, as AdaLoRA does."""
+        return (self.type or "").lower().replace("_", "").replace("-", "").removesuffix("config") == "adalora"
+
+    @property
     def freezes_model(self) -> bool:
         """Whether the model itself is frozen."""
         return self.active

@@ -11,6 +11,7 @@ from hooktrain_hf import is_quantized, write_model
 
 from hooktrain import CheckpointError, ModelError
 from hooktrain_peft.adapter import ADAPTER_WEIGHTS, on_dense_base, quiet_peft
+from hooktrain_peft.compat import kept_settings
 from hooktrain_peft.weight_merge import copy_for_merge, merge_adapter
 
 if TYPE_CHECKING:
@@ -35,9 +36,10 @@ def write_adapter(model: PeftModel, weights: Mapping[str, Tensor], folder: Path,
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    with quiet_peft():
+    with quiet_peft(), kept_settings(model):
         # embeddings of new tokens are part of the adapter, all others stay with the base
         found = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
+        config = copy.deepcopy(model.active_peft_config)
     written: dict[str, Tensor] = {}
     places: set[int] = set()
     for name, tensor in found.items():
@@ -46,7 +48,6 @@ def write_adapter(model: PeftModel, weights: Mapping[str, Tensor], folder: Path,
         written[name] = kept.clone() if kept.data_ptr() in places else kept
         places.add(kept.data_ptr())
     save_file(written, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config = copy.deepcopy(model.active_peft_config)
     config.inference_mode = True
     config.save_pretrained(str(folder))
     return written

@@ -27,11 +27,10 @@ _VARIANTS = {
 
 _UNSUPPORTED_METHODS = {
     "ADAPTION_PROMPT": "wraps the model in its own way, which the losses here do not support",
-    "ADALORA": "moves ranks between layers after each step, which this version does not do",
     "LILY": "averages over all tokens of a micro-batch, so that documents and sequences would change each other",
     "POLY": "needs the number of a task with each example, which examples here do not have",
     "XLORA": "mixes several trained adapters, and a run here trains one",
-    "SHADOW": "trains a second network on its own loss, and a run here has one loss",
+    "SHADOW": "adds a head that computes all logits of its own network, which the losses here do not call",
 }
 _PROMPTS = "puts virtual tokens before each sequence, so that packed conversations would share them and positions shift"
 _LORA_INITS = (True, False, "gaussian", "orthogonal", "pissa", "olora", "mica")
@@ -45,8 +44,10 @@ _UNSUPPORTED_KEYS = {
     "alora_invocation_tokens": "becomes active once in a sequence, and packed sequences contain several conversations",
     "arrow_config": "mixes several trained adapters",
     "kasa_config": "rewrites the base, to which the adapter would no longer belong",
-    "monteclora_config": "adds its own loss, and a run here has one loss",
+    "monteclora_config": "draws random samples ahead and keeps them, so that a resumed run would train another way",
 }
+_UNKNOWN_STEPS = 2**31
+"""Steps of AdaLoRA until the length of the run is known."""
 _MANAGED = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -151,6 +152,8 @@ def _translate(settings: PeftSettings) -> tuple[type | None, dict[str, Any], lis
             complaints.append(Complaint(f"peft.{name}", f"given together with peft.config.{place}; keep one of them"))
         else:
             arguments[place] = _plain(value)
+    if method == "AdaLora":
+        complaints += _adalora_defaults(arguments)
     if method == "Lora":
         _lora_defaults(arguments)
     if not complaints:
@@ -183,7 +186,10 @@ def _squeezed(name: str) -> str:
 def _spellings(key: str, settings: PeftSettings) -> tuple[str, ...]:
     """Return the names that PEFT's config classes have for a key."""
     method = _squeezed(str(settings.type))
-    names = {"alpha": ("lora_alpha", "alpha", f"{method}_alpha"), "dropout": ("lora_dropout", f"{method}_dropout")}
+    names: dict[str, tuple[str, ...]] = {"dropout": ("lora_dropout", f"{method}_dropout")}
+    names["alpha"] = ("lora_alpha", "alpha", f"{method}_alpha")
+    if settings.allocates_ranks:
+        names["r"] = ("init_r",)
     return names.get(key, (key,))
 
 
@@ -200,6 +206,21 @@ def _lora_defaults(arguments: dict[str, Any]) -> None:
         arguments.setdefault("lora_alpha", 2 * rank)
     if not arguments.get("target_parameters"):
         arguments.setdefault("target_modules", "all-linear")
+
+
+def _adalora_defaults(arguments: dict[str, Any]) -> list[Complaint]:
+    """Complete the settings of AdaLoRA, whose steps the run sets when it knows how many it has."""
+    arguments.setdefault("target_modules", "all-linear")
+    arguments.setdefault("total_step", _UNKNOWN_STEPS)
+    first, last = arguments.get("init_r", 12), arguments.get("target_r", 8)
+    if not (isinstance(first, int) and isinstance(last, int)) or 0 < last < first:
+        return []
+    return [
+        Complaint(
+            "peft.config.target_r",
+            f"is {last}, and the rank at first, peft.r, is {first}; expected a smaller one in the end; change one",
+        )
+    ]
 
 
 def _construct(kind: type, arguments: Mapping[str, Any]) -> PeftConfig:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hooktrain_hf import HFModelConfig
 
-from hooktrain import Complaint, ModelError, PluginInfo, hookimpl
+from hooktrain import Complaint, ConfigDefaults, LossTerm, ModelError, PluginInfo, hookimpl, member
 from hooktrain_peft.config import PeftSettings
 from hooktrain_peft.deferred_imports import defer_bitsandbytes
 
@@ -18,22 +18,33 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from hooktrain import Recipe, Trainer
+    from hooktrain_peft.rank_allocation import RankAllocation
 
 __all__ = ["PeftPlugin"]
 
 defer_bitsandbytes()
 
 _LOW_RATE = 5e-5
+_ALLOCATING = (
+    *("count_loss_terms", "collect_loss_terms", "collect_state", "restore_state"),
+    *("on_optimizer_update_start", "on_zero_grad_start"),
+)
+"""Hooks that only AdaLoRA needs."""
 
 
 class PeftPlugin:
     """Puts an adapter on the model, and exports the adapter in the place of the model."""
 
     hooktrain_plugin = PluginInfo(
+        changes_gradients=True,
+        loss_terms=["orthogonality"],
         active_when=lambda recipe: (
             _settings(recipe) != PeftSettings() or _is_adapter(recipe.model) or _has_adapter(recipe)
-        )
+        ),
     )
+
+    def __init__(self) -> None:
+        self._ranks: RankAllocation | None = None
 
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
@@ -49,6 +60,12 @@ class PeftPlugin:
                 "model.freeze",
                 "has no effect with an adapter, which freezes the complete base; remove it, and choose the layers that"
                 " get adapters with peft.layers_to_transform",
+            )
+        if _settings(recipe).allocates_ranks and member(recipe.strategy, ConfigDefaults, "shards_weights"):
+            yield Complaint(
+                "peft.type",
+                "given adalora with a strategy that shards the weights, which it reads as wholes; choose another"
+                " strategy, or type lora",
             )
 
     @hookimpl(wrapper=True)
@@ -109,6 +126,42 @@ class PeftPlugin:
             trainer.say(
                 f"peft: optimizer.lr is {rate:g}, a rate for complete models; adapters need about ten times that"
             )
+
+    @hookimpl
+    def unused_hooks(self, recipe: Recipe) -> list[str]:
+        return [] if _settings(recipe).allocates_ranks else list(_ALLOCATING)
+
+    @hookimpl
+    def count_loss_terms(self) -> Mapping[str, float]:
+        return {"orthogonality": 1.0}  # it is one of the weights, in each micro-batch
+
+    @hookimpl
+    def collect_loss_terms(self, trainer: Trainer) -> Mapping[str, LossTerm]:
+        return {"orthogonality": self._allocation(trainer).term()}
+
+    @hookimpl
+    def on_optimizer_update_start(self, trainer: Trainer) -> None:
+        self._allocation(trainer).note_update()
+
+    @hookimpl
+    def on_zero_grad_start(self, trainer: Trainer) -> None:
+        self._allocation(trainer).allocate(trainer.global_step + 1)
+
+    @hookimpl
+    def collect_state(self, trainer: Trainer) -> Mapping[str, Any]:
+        return self._allocation(trainer).state()
+
+    @hookimpl
+    def restore_state(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
+        self._allocation(trainer).restore(state)
+
+    def _allocation(self, trainer: Trainer) -> RankAllocation:
+        if self._ranks is None:
+            from hooktrain_peft.rank_allocation import RankAllocation
+
+            model = trainer.strategy.unwrap(trainer.model)
+            self._ranks = RankAllocation(model, trainer, _settings(trainer.recipe).config.get("total_step"))
+        return self._ranks
 
     @hookimpl(optionalhook=True)
     def export_model(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from hooktrain_hf import shares_prefixes
-from hooktrain_sft import TokenLogProbs, are_padded, innermost
+from hooktrain_sft import Extras, TokenLogProbs, are_padded, innermost
 from torch import Tensor, nn
 
 from hooktrain import ModelError
@@ -24,6 +24,7 @@ OWN_KEYS = frozenset(
     {
         *(REFERENCE, SET, MISMATCHED, *SHARED),
         *("answer_lengths", "token_weights", "num_target_tokens", "desirable", "label_counts", "margins", "kl"),
+        "needed_outputs",
     }
 )
 """Keys of a micro-batch that the model does not get."""
@@ -45,20 +46,24 @@ class AnswerLogProbs:
         self._share = share_prompts
         self._compared: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
-    def __call__(self, model: nn.Module, batch: Mapping[str, Any], denominator: float) -> Tensor:
+    def __call__(
+        self, model: nn.Module, batch: Mapping[str, Any], denominator: float, extras: Extras | None = None
+    ) -> Tensor:
         """Return the log-probability of each answer, weighted by its tokens' weights, shape (documents,).
 
         Args:
             model: the model, wrapped or not.
             batch: with ``answer_lengths``, on the model's device.
             denominator: 0 where nothing is trained.
+            extras: takes the outputs that plugins ask for, for which prompts are not shared, and the router's loss.
         """
         lengths: Sequence[int] = batch["answer_lengths"]
         number = sum(lengths) if denominator else 0
         inputs = {name: value for name, value in batch.items() if name not in OWN_KEYS}
-        if number and self._shares(model, batch, inputs, number):
+        wanted = batch.get("needed_outputs")
+        if number and not wanted and self._shares(model, batch, inputs, number):
             inputs = _with_shared_prompts(batch, inputs)
-        found = self._log_probs(model, inputs, number)
+        found = self._log_probs(model, inputs, number, extras, denominator)
         if not number:
             return found.sum().expand(len(lengths))
         return _summed(found * self.weights(batch, number), lengths)

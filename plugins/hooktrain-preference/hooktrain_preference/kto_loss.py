@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from hooktrain_sft import Extras
 from torch import Tensor, nn
 
 from hooktrain import LossSum
@@ -42,7 +43,8 @@ class KTOLoss:
             The sum of the loss, and that of ``kl``.
         """
         config = self._config
-        answers = self.answers(model, batch, denominator)
+        extras = Extras(tuple(batch.get("needed_outputs", ())))
+        answers = self.answers(model, batch, denominator, extras)
         reference = batch.get(REFERENCE)
         ratios = answers if reference is None else answers - reference
         kl: Tensor = batch.get("kl", answers.new_zeros(()))
@@ -63,8 +65,11 @@ class KTOLoss:
             self._note(batch, config.beta * ratios.detach(), answers.detach())
         total = losses.sum() if denominator else answers.sum() * 0.0
         sums = {"kl": kl * denominator} if config.estimates_kl else {}
-        return LossSum(total, denominator, {name: value.detach() for name, value in sums.items()}, "answers")
+        logged = {name: value.detach() for name, value in sums.items()}
+        return LossSum(total, denominator, logged, "answers", extras.terms, extras.outputs)
 
-    def answers(self, model: nn.Module, batch: Mapping[str, Any], denominator: float) -> Tensor:
-        """Return the log-probability of each answer, shape (answers,)."""
-        return self.log_probs(model, batch, denominator)
+    def answers(
+        self, model: nn.Module, batch: Mapping[str, Any], denominator: float, extras: Extras | None = None
+    ) -> Tensor:
+        """Return the log-probability of each answer, shape (answers,); see :meth:`PairLoss.answers`."""
+        return self.log_probs(model, batch, denominator, extras)

@@ -36,9 +36,11 @@ class AnswerLossConfig:
 
     Attributes:
         needs_reference: whether the loss compares with a reference.
+        provides_outputs: outputs of the model that plugins may ask for.
     """
 
     needs_reference: ClassVar[bool] = False
+    provides_outputs: ClassVar[tuple[str, ...]] = ("last_hidden_state", "hidden_states", "router_logits")
 
     beta: float = field(default=0.1, validator=above(0))
     """Factor of the differences of log-probabilities; with a small one the model moves further from where it began."""

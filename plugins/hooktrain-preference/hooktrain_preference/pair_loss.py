@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from hooktrain_sft import Extras
 from torch import Tensor, nn
 
 from hooktrain import LossSum
@@ -44,7 +45,8 @@ class PairLoss:
             The sum of the loss, and those of ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins``,
             ``rewards/accuracies``, ``logps/chosen`` and ``logps/rejected``, and of what the terms log.
         """
-        answers = self.answers(model, batch, denominator)
+        extras = Extras(tuple(batch.get("needed_outputs", ())))
+        answers = self.answers(model, batch, denominator, extras)
         reference = batch.get(REFERENCE)
         reference = torch.zeros_like(answers) if reference is None else reference
         tokens = self.log_probs.tokens(batch, answers)
@@ -60,8 +62,14 @@ class PairLoss:
             **{name: value.sum() for each in more for name, value in each.items()},
         }
         total = losses.sum() if denominator else answers.sum() * 0.0
-        return LossSum(total, denominator, {name: value.detach() for name, value in sums.items()}, "pairs")
+        logged = {name: value.detach() for name, value in sums.items()}
+        return LossSum(total, denominator, logged, "pairs", extras.terms, extras.outputs)
 
-    def answers(self, model: nn.Module, batch: Mapping[str, Any], denominator: float) -> Tensor:
-        """Return the log-probability of each answer, chosen and rejected alternating, shape (2 * pairs,)."""
-        return self.log_probs(model, batch, denominator)
+    def answers(
+        self, model: nn.Module, batch: Mapping[str, Any], denominator: float, extras: Extras | None = None
+    ) -> Tensor:
+        """Return the log-probability of each answer, chosen and rejected alternating, shape (2 * pairs,).
+
+        ``extras`` takes what plugins ask for of the model, and its router's loss; a reference has none.
+        """
+        return self.log_probs(model, batch, denominator, extras)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hooktrain_sft.loss.log_probs import TokenLogProbs as TokenLogProbs
     from hooktrain_sft.loss.logit_transform import LogitTransform as LogitTransform
     from hooktrain_sft.loss.model_inspection import innermost as innermost
+    from hooktrain_sft.loss.model_outputs import Extras as Extras
     from hooktrain_sft.loss.padded_documents import are_padded as are_padded
     from hooktrain_sft.loss.padded_documents import pad_documents as pad_documents
     from hooktrain_sft.loss.selective_loss import per_token as per_token

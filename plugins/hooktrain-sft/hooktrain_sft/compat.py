@@ -37,6 +37,7 @@ __all__ = [
     "keeps_graph",
     "logit_settings",
     "model_max_length",
+    "model_output",
     "noise_settings",
     "output_logits",
     "output_size",
@@ -236,6 +237,11 @@ def router_loss_coefficient(model: Any) -> float | None:
 def auxiliary_loss(output: Any) -> Tensor | None:
     """Return the auxiliary loss in a model's output."""
     return getattr(output, "aux_loss", None)
+
+
+def model_output(output: Any, name: str) -> Any:
+    """Return a named output of a transformers model; None where it has none of that name."""
+    return getattr(output, name, None)
 
 
 def output_logits(output: Any) -> Tensor | None:

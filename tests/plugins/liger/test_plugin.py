@@ -127,6 +127,12 @@ def test_needing_logits_is_fine_for_another_model(recipe: Change) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_comparing_gradients_is_refused_with_kernels_that_overwrite_them(recipe: Change) -> None:
+    given = {**recipe(), "objectives": {"conflicts": 10}}
+    with pytest.raises(RecipeError, match=facts("objectives.conflicts", "fused_linear_cross_entropy: false")):
+        load(given)
+
+
 def test_without_a_gpu_the_error_comes_before_weights_are_read(recipe: Change) -> None:
     text = failure(recipe())
     assert re.search(

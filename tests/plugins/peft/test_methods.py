@@ -19,6 +19,7 @@ from tests.facts import facts
 from tests.plugins.peft.conftest import difference, logits
 
 SMALL: dict[str, dict[str, Any]] = {
+    "ADALORA": {"r": 4, "config": {"target_r": 2}},
     "C3A": {"config": {"block_size": 8}},
     "FOURIERFT": {"config": {"n_frequency": 16}},
     "GRALORA": {"r": 8},
@@ -33,17 +34,16 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """Settings that fit a model of 16 channels."""
 NEEDS: dict[str, dict[str, Any]] = {
-    "ADALORA": {"config": {"total_step": 9}},
     "ADAPTION_PROMPT": {"config": {"adapter_len": 4, "adapter_layers": 1}},
     "CPT": {"config": {"cpt_token_ids": [1], "cpt_mask": [1], "cpt_tokens_type_mask": [1]}},
     "XLORA": {"config": {"adapters": {}}},
 }
 REFUSED = {
-    *("ADALORA", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "POLY", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"),
+    *("CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "POLY", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"),
     *("ADAPTION_PROMPT", "LILY", "SHADOW", "XLORA"),
 }
 NOT_MERGED = {"BEFT"}
-DEFAULT = {*REFUSED, "LORA", "IA3", "LN_TUNING", "OFT", "TRAINABLE_TOKENS", "VBLORA", "BEFT"}
+DEFAULT = {*REFUSED, "ADALORA", "LORA", "IA3", "LN_TUNING", "OFT", "TRAINABLE_TOKENS", "VBLORA", "BEFT"}
 """Each kind of what a method adds, and whether it is merged; the other methods are thorough."""
 NAMES = sorted(name.value for name in PEFT_TYPE_TO_CONFIG_MAPPING)
 

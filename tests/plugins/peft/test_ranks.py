@@ -96,3 +96,31 @@ def test_an_adapter_is_merged_where_no_rank_has_the_complete_model(
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.thorough
+def test_adalora_moves_the_same_ranks_on_two(run: Callable[..., Any], recipe: dict[str, Any], tmp_path: Path) -> None:
+    settings = {
+        **recipe,
+        "peft": {"type": "adalora", "r": 4, "config": {"target_r": 2}},
+        "data": {**recipe["data"], "pack_samples": False},
+        "train_iters": 3,
+    }
+    alone = run(**{**settings, "gradient_accumulation_steps": 2})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**settings, "run_dir": str(tmp_path / "ranks")}))
+    done = subprocess.run(
+        [sys.executable, "-m", "hooktrain", "train", str(path), "--nproc", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (alone.run_dir, tmp_path / "ranks")
+    )
+    for mine, theirs in zip(one, two, strict=True):
+        for name in ("loss", "orthogonality", "grad_norm"):
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-4)

@@ -100,8 +100,8 @@ def complaints(recipe: dict[str, Any], **changes: Any) -> list[str]:
         ({"type": "qlora"}, ["peft.type", "'qlora'", "4 bits", "type: lora", "model.quantization: nf4"]),
         ({"type": "dora"}, ["peft.type", "'dora'", "type: lora and use_dora: true"]),
         (
-            {"type": "adalora", "config": {"total_step": 9}},
-            ["peft: ", "'adalora'", "ranks between layers", "lora"],
+            {"type": "adalora", "r": 4},
+            ["peft.config.target_r", "is 8", "peft.r, is 4", "smaller"],
         ),
         (
             {"type": "prompt_tuning", "config": {"num_virtual_tokens": 4}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import attrs
@@ -17,9 +18,11 @@ class CrossEntropyConfig:
 
     Attributes:
         weighted_by_probability: whether a token's loss is multiplied by its detached probability.
+        provides_outputs: outputs of the model that plugins may ask for.
     """
 
     weighted_by_probability: ClassVar[bool] = False
+    provides_outputs: ClassVar[tuple[str, ...]] = ("last_hidden_state", "hidden_states", "router_logits")
 
     label_smoothing: float = field(default=0.0, validator=between(0, 1))
     """Share of the target's probability that is distributed evenly over the vocabulary."""
@@ -35,6 +38,11 @@ class CrossEntropyConfig:
     def needs_logits(self) -> bool:
         """Whether a model that returns no logits is refused."""
         return self.all_logits
+
+    @property
+    def loss_terms(self) -> Mapping[str, float]:
+        """Terms of the loss that the recipe tells, each with its coefficient."""
+        return {"z_loss": self.z_loss} if self.z_loss else {}
 
     @property
     def hides_logits(self) -> str:

@@ -18,6 +18,7 @@ from hooktrain_sft.compat import attention_implementation, output_size
 from hooktrain_sft.loss.chunked_linear import Sums, automatic_chunk_size, linear_loss, logits_loss
 from hooktrain_sft.loss.logit_transform import LogitTransform
 from hooktrain_sft.loss.model_inspection import accepted, is_plain_linear, is_sharded_linear
+from hooktrain_sft.loss.model_outputs import Extras
 from hooktrain_sft.loss.router_loss import RouterLoss
 from hooktrain_sft.loss.supervised_positions import Targets, supervised
 from hooktrain_sft.loss.token_loss import TokenLoss
@@ -66,8 +67,10 @@ class HeadedForward:
                 type(model).__name__,
             )
 
-    def __call__(self, model: nn.Module, batch: Mapping[str, Any], targets: Targets) -> tuple[Tensor, Sums]:
-        with self._swapped_in(targets):
+    def __call__(
+        self, model: nn.Module, batch: Mapping[str, Any], targets: Targets, extras: Extras | None = None
+    ) -> tuple[Tensor, Sums]:
+        with self._swapped_in(targets, extras or Extras()):
             total, sums = model(**batch, num_target_tokens=targets.number)
         return total, sums
 
@@ -78,16 +81,17 @@ class HeadedForward:
         return head
 
     @contextmanager
-    def _swapped_in(self, targets: Targets) -> Iterator[None]:
+    def _swapped_in(self, targets: Targets, extras: Extras) -> Iterator[None]:
         model = self._model()
         assert model is not None
         # not arguments of the call: wrappers cast numbers to the type of the computation, in which weights are others
         self._own, self._weights, self._denominator = model.forward, targets.weights, targets.denominator
+        self._extras = extras
         try:
             with replaced_forward(model, self._forward):
                 yield
         finally:
-            del self._own, self._weights, self._denominator
+            del self._own, self._weights, self._denominator, self._extras
 
     def _forward(
         self,
@@ -102,11 +106,13 @@ class HeadedForward:
             # flash attention looks for restarting positions only where the batch is a single sequence
             shape = inputs["position_ids"].shape
             inputs = {name: _flattened(value, shape) for name, value in inputs.items()}
-        hidden, output = self._hidden(inputs)  # (sequences, tokens, hidden)
+        hidden, output = self._hidden({**inputs, **self._extras.arguments(headed=True)})  # (sequences, tokens, hidden)
+        self._extras.take(output, hidden)
         positions, targets, weights = supervised(labels, num_target_tokens, shift_labels, self._weights)
         hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)  # (num_target_tokens, hidden)
         total, sums = self._loss(hidden, targets, weights)
-        return (total, sums) if self._router is None else self._router.added(output, total, sums, self._denominator)
+        self._extras.add_router(self._router, output, total, self._denominator)
+        return total, sums
 
     def _hidden(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
         """Return the last hidden state and the output that holds it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from hooktrain_sft.loss.chunked_linear import HeadGradient, Sums, automatic_chun
 from hooktrain_sft.loss.lm_head import HeadedForward
 from hooktrain_sft.loss.logit_transform import LogitTransform
 from hooktrain_sft.loss.model_inspection import accepted, innermost, logit_transform, logits_of
+from hooktrain_sft.loss.model_outputs import Extras
 from hooktrain_sft.loss.padded_documents import documents_given
 from hooktrain_sft.loss.router_loss import RouterLoss
 from hooktrain_sft.loss.supervised_positions import Targets, supervised
@@ -24,7 +26,7 @@ from hooktrain_sft.loss.token_loss import IGNORE_INDEX, CrossEntropy
 
 __all__ = ["TokenLogProbs", "linear_log_probs"]
 
-Runner = Callable[[nn.Module, Mapping[str, Any], Targets], Tensor]
+Runner = Callable[[nn.Module, Mapping[str, Any], Targets, Extras], Tensor]
 
 
 class TokenLogProbs:
@@ -42,7 +44,14 @@ class TokenLogProbs:
         self._chunk_size = chunk_size
         self._runners: weakref.WeakKeyDictionary[nn.Module, Runner] = weakref.WeakKeyDictionary()
 
-    def __call__(self, model: nn.Module, batch: Mapping[str, Any], num_target_tokens: int) -> Tensor:
+    def __call__(
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Any],
+        num_target_tokens: int,
+        extras: Extras | None = None,
+        denominator: float = 0.0,
+    ) -> Tensor:
         """Run the model on a micro-batch.
 
         Args:
@@ -51,14 +60,17 @@ class TokenLogProbs:
                 (sequences, tokens), on the model's device.
             num_target_tokens: the number of labels, the first of each sequence excluded; a host number, so that nothing
                 here waits for the device.
+            extras: takes the outputs that it names, and the loss of the model's router; a reference has none.
+            denominator: what the micro-batch contributes to that of the loss.
 
         Returns:
             The log-probabilities in the order of the tokens, in single precision at least, shape (num_target_tokens,).
 
         Raises:
-            ModelError: the model gives no logits, is an encoder-decoder, or has a loss of its own for its router.
+            ModelError: the model gives no logits, is an encoder-decoder, or does not return an output.
         """
-        bare, inputs = innermost(model), dict(batch)
+        bare, inputs, extras = innermost(model), dict(batch), extras or Extras()
+        extras.require_shape(bare)
         if "sequence_parallel" in inputs:
             raise ModelError(
                 "strategy.sequence_parallel: this loss compares sequences, of which no rank has all tokens; remove"
@@ -67,20 +79,15 @@ class TokenLogProbs:
         if bare not in self._runners:
             self._runners[bare] = self._runner(bare, inputs)
         with documents_given(inputs):
-            found = self._runners[bare](model, inputs, Targets(num_target_tokens, num_target_tokens))
+            found = self._runners[bare](model, inputs, Targets(num_target_tokens, denominator), extras)
         return found[:num_target_tokens]  # one that has no label stands for none
 
     def _runner(self, bare: nn.Module, batch: Mapping[str, Any]) -> Runner:
-        transform = logit_transform(bare, batch)
-        if RouterLoss.of(bare) is not None:
-            raise ModelError(
-                f"model.hf_config_kwargs.output_router_logits: {type(bare).__name__} adds a loss for its router, which"
-                " a loss that compares sequences cannot add; write output_router_logits: false"
-            )
+        transform, router = logit_transform(bare, batch), RouterLoss.of(bare)
         if transform is None:
-            return _from_logits
-        headed = _Headed(bare, CrossEntropy(), transform, self._chunk_size, None, None)
-        return lambda model, inputs, targets: headed(model, inputs, targets)[0]
+            return partial(_from_logits, router=router)
+        headed = _Headed(bare, CrossEntropy(), transform, self._chunk_size, None, router)
+        return lambda model, inputs, targets, extras: headed(model, inputs, targets, extras)[0]
 
 
 class _Headed(HeadedForward):
@@ -99,12 +106,18 @@ class _Headed(HeadedForward):
         return torch.cat([checkpoint(compute, *part, use_reentrant=False) for part in parts]), {}
 
 
-def _from_logits(model: nn.Module, batch: Mapping[str, Any], targets: Targets) -> Tensor:
+def _from_logits(
+    model: nn.Module, batch: Mapping[str, Any], targets: Targets, extras: Extras, router: RouterLoss | None
+) -> Tensor:
     """Call a model for all of its logits."""
     inputs = {name: value for name, value in batch.items() if "labels" not in name}
-    logits = logits_of(model(**accepted(innermost(model).forward, inputs)))
+    output = model(**accepted(innermost(model).forward, {**inputs, **extras.arguments(headed=False)}))
+    logits = logits_of(output)
     positions, goals, _ = supervised(batch["labels"], targets.number)
-    return _log_probs(logits.reshape(-1, logits.shape[-1]).index_select(0, positions), goals)
+    found = _log_probs(logits.reshape(-1, logits.shape[-1]).index_select(0, positions), goals)
+    extras.take(output)
+    extras.add_router(router, output, found, targets.denominator)
+    return found
 
 
 def _log_probs(logits: Tensor, targets: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 from torch import Tensor, nn
 
-from hooktrain import ModelError
+from hooktrain import LossTerm, ModelError
 from hooktrain_sft.compat import auxiliary_loss, router_loss_coefficient
 
 __all__ = ["RouterLoss"]
@@ -15,7 +15,7 @@ __all__ = ["RouterLoss"]
 
 @attrs.frozen
 class RouterLoss:
-    """The model's own ``aux_loss``, which ``output_router_logits: true`` in its config requests.
+    """The model's own ``aux_loss``, which ``output_router_logits: true`` in its config requests, as a loss term.
 
     It is a property of a complete micro-batch. It is multiplied by the micro-batch's denominator, so that the engine's
     division by that of the step makes it a mean over tokens.
@@ -32,15 +32,12 @@ class RouterLoss:
         coefficient = router_loss_coefficient(model)
         return None if coefficient is None else cls(coefficient)
 
-    def added(
-        self, output: Any, total: Tensor, sums: dict[str, Tensor], denominator: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss with this one added, and the sums to log with ``router_loss`` among them.
+    def term(self, output: Any, total: Tensor, denominator: float) -> LossTerm:
+        """Return the loss as a term.
 
         Args:
             output: the model's output.
             total: the loss without it, shape ().
-            sums: the sums to log without it.
             denominator: trained tokens of the micro-batch, or the sum of their weights.
         """
         found = auxiliary_loss(output)
@@ -49,7 +46,4 @@ class RouterLoss:
                 "loss: the model's config says output_router_logits: true, but its output has no aux_loss; expected a"
                 " model that computes one; remove output_router_logits from model.hf_config_kwargs"
             )
-        found = found.to(total.device, total.dtype) * denominator
-        if total.requires_grad:
-            total = total + self.coefficient * found
-        return total, {**sums, "router_loss": found.detach()}
+        return LossTerm(found.to(total.device, total.dtype) * denominator, self.coefficient)

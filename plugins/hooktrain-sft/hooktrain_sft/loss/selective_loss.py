@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hooktrain import LossSum, ModelError
+from hooktrain import LossSum, LossTerm, ModelError
 from hooktrain_sft.loss.chunked_linear import Sums, logits_loss
 from hooktrain_sft.loss.config import CrossEntropyConfig
 from hooktrain_sft.loss.lm_head import HeadedForward, HeadLoss
 from hooktrain_sft.loss.logit_transform import LogitTransform
 from hooktrain_sft.loss.model_inspection import accepted, innermost, logit_transform, logits_of
+from hooktrain_sft.loss.model_outputs import Extras
 from hooktrain_sft.loss.padded_documents import documents_given
 from hooktrain_sft.loss.router_loss import RouterLoss
 from hooktrain_sft.loss.supervised_positions import Targets, supervised
@@ -22,7 +23,7 @@ from hooktrain_sft.loss.token_loss import CrossEntropy, Differentiated, TokenLos
 __all__ = ["SelectiveLoss", "per_token"]
 
 MakeHeadLoss = Callable[[LogitTransform, nn.Module], HeadLoss | None]
-Runner = Callable[[nn.Module, Mapping[str, Any], Targets], tuple[Tensor, Sums]]
+Runner = Callable[[nn.Module, Mapping[str, Any], Targets, Extras], tuple[Tensor, Sums]]
 
 
 def per_token(function: Callable[[Tensor, Tensor], Tensor], chunk_size: int | None = None) -> SelectiveLoss:
@@ -57,6 +58,7 @@ class SelectiveLoss:
         all_logits: bool = False,
     ) -> None:
         self._token_loss, self._chunk_size = token_loss, chunk_size
+        self._z_loss = token_loss.z_loss if isinstance(token_loss, CrossEntropy) else 0.0
         self._make_head_loss, self._all_logits = make_head_loss, all_logits
         self._runners: weakref.WeakKeyDictionary[nn.Module, Runner] = weakref.WeakKeyDictionary()
 
@@ -85,20 +87,25 @@ class SelectiveLoss:
                 and not shifted either, it is the sum of these, and the batch has ``num_target_tokens``.
 
         Returns:
-            The sum of the loss, zero with a graph when ``denominator`` is 0; and the sums of ``token_accuracy``,
-            ``entropy`` (of the predictions, in nats), ``cross_entropy`` where the loss is another one, and
-            ``router_loss`` where a mixture of experts has one.
+            The sum of the loss, zero with a graph when ``denominator`` is 0; the sums of ``token_accuracy``,
+            ``entropy`` (of the predictions, in nats), and ``cross_entropy`` where the loss is another one; the term
+            ``router_loss`` where a mixture of experts has one, and ``z_loss``, which the total includes, where the loss
+            has one; and the outputs that ``batch["needed_outputs"]`` names.
 
         Raises:
             ModelError: the model gives no logits, or is an encoder-decoder.
         """
         bare, inputs = innermost(model), dict(batch)
-        targets = Targets.of(inputs, denominator)
+        extras, targets = Extras(tuple(inputs.pop("needed_outputs", ()))), Targets.of(inputs, denominator)
+        extras.require_shape(bare)
         if bare not in self._runners:
             self._runners[bare] = self._runner(bare, inputs)
         with documents_given(inputs):
-            total, sums = self._runners[bare](model, inputs, targets)
-        return LossSum(total, denominator, sums, "tokens" if targets.weights is None else "weighted tokens")
+            total, sums = self._runners[bare](model, inputs, targets, extras)
+        if "z_loss" in sums:  # which the total includes, as it is computed with it
+            extras.terms["z_loss"] = LossTerm(sums.pop("z_loss"), self._z_loss, in_loss=True)
+        unit = "tokens" if targets.weights is None else "weighted tokens"
+        return LossSum(total, denominator, sums, unit, extras.terms, extras.outputs)
 
     def _runner(self, bare: nn.Module, batch: Mapping[str, Any]) -> Runner:
         transform, router = logit_transform(bare, batch), RouterLoss.of(bare)
@@ -119,9 +126,11 @@ class _FromLogits:
     def __init__(self, token_loss: TokenLoss, router: RouterLoss | None) -> None:
         self._token_loss, self._router = token_loss, router
 
-    def __call__(self, model: nn.Module, batch: Mapping[str, Any], targets: Targets) -> tuple[Tensor, Sums]:
+    def __call__(
+        self, model: nn.Module, batch: Mapping[str, Any], targets: Targets, extras: Extras
+    ) -> tuple[Tensor, Sums]:
         inputs = {name: value for name, value in batch.items() if "labels" not in name}
-        taken = accepted(innermost(model).forward, inputs)
+        taken = accepted(innermost(model).forward, {**inputs, **extras.arguments(headed=False)})
         if "sequence_parallel" in inputs.keys() - taken.keys():
             raise ModelError(
                 f"strategy.sequence_parallel: {type(innermost(model)).__name__} cannot share the tokens of a"
@@ -134,4 +143,6 @@ class _FromLogits:
         )
         selected = logits.reshape(-1, logits.shape[-1]).index_select(0, positions)
         total, sums = logits_loss(selected, goals, self._token_loss, weights)
-        return (total, sums) if self._router is None else self._router.added(output, total, sums, targets.denominator)
+        extras.take(output)
+        extras.add_router(self._router, output, total, targets.denominator)
+        return total, sums

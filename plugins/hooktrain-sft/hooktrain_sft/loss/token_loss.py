@@ -78,7 +78,8 @@ class CrossEntropy:
     @property
     def metrics(self) -> tuple[str, ...]:
         plain = self == CrossEntropy()
-        return ("token_accuracy", "entropy") if plain else ("token_accuracy", "entropy", "cross_entropy")
+        names = ("token_accuracy", "entropy") if plain else ("token_accuracy", "entropy", "cross_entropy")
+        return (*names, "z_loss") if self.z_loss else names
 
     def __call__(
         self, logits: Tensor, targets: Tensor, scratch: Tensor, keep_logits: bool, weights: Tensor | None = None
@@ -94,12 +95,13 @@ class CrossEntropy:
             weight = weight * torch.exp(-surprise)
         total = (loss * weight).sum()
         sums = seen.sums(logits, keep_logits)
-        if len(self.metrics) > len(sums):
+        if "cross_entropy" in self.metrics:
             sums["cross_entropy"] = (surprise * seen.weight).sum()
         # the gradient is weight * (softmax - smoothed one-hot), and with the z-loss 2 * z * log_denominator * softmax
         gradient, share = seen.probabilities, torch.full_like(surprise, 1 - self.label_smoothing)
         if self.z_loss:
-            total = total + self.z_loss * (seen.log_denominator.square() * seen.weight).sum()
+            sums["z_loss"] = (seen.log_denominator.square() * seen.weight).sum()
+            total = total + self.z_loss * sums["z_loss"]
             gradient.mul_(weight + 2 * self.z_loss * seen.log_denominator * seen.weight)
             gradient.scatter_add_(1, seen.goal, -share * weight)
             if smoothing:

@@ -43,6 +43,7 @@ def naive_logits(logits: Tensor, targets: Tensor, loss: CrossEntropy) -> tuple[T
         "token_accuracy": (logits.argmax(-1) == targets).sum(),
         "entropy": torch.special.entr(probabilities).sum(),
         "cross_entropy": functional.cross_entropy(logits, targets, reduction="sum"),
+        "z_loss": (logits.logsumexp(-1) ** 2).sum(),
     }
     return total, {name: sums[name].detach() for name in loss.metrics}
 

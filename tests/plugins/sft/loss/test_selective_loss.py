@@ -392,20 +392,23 @@ def test_the_auxiliary_loss_of_experts(headed: bool) -> None:
     other, weight, loss = copy.deepcopy(model), count(given["labels"]), sft(chunk_size=5)
     output = other(input_ids=given["input_ids"], position_ids=given["position_ids"])
     assert output.aux_loss is not None
-    expected = plain(other, given) + 0.3 * weight * output.aux_loss
+    term = weight * output.aux_loss
+    expected = plain(other, given) + 0.3 * term
     expected.backward()
     seen: list[Any] = []
     model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[:-1]))
     result = loss(model, given, weight)
-    result.total.backward()
-    torch.testing.assert_close(result.total, expected, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(result.sums["router_loss"], output.aux_loss.detach() * weight)
+    total = result.total + 0.3 * result.terms["router_loss"].total  # as the engine adds it
+    total.backward()
+    torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(result.terms["router_loss"].total, term, rtol=1e-5, atol=1e-4)
+    assert result.terms.keys() == {"router_loss"} and result.terms["router_loss"].coefficient == 0.3
     gradients = dict(other.named_parameters())
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name].grad, rtol=1e-4, atol=1e-4, msg=name)
     with torch.no_grad():
         evaluated = loss(model, given, weight)
-    assert evaluated.sums.keys() == result.sums.keys()
+    assert (evaluated.sums.keys(), evaluated.terms.keys()) == (result.sums.keys(), result.terms.keys())
     torch.testing.assert_close(evaluated.total, plain(other, given).detach(), rtol=1e-5, atol=1e-4)
 
 
