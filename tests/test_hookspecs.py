@@ -23,10 +23,10 @@ VERBS = {
     "event": ("on_",),
     "loop hook": ("run_", "compute_", "save_", "load_checkpoint", "count_", "make_loader"),
     "collected": ("register_", "check_", "collect_", "restore_", "unused_", "estimate_activations", "make_models"),
-    "question": ("fingerprint_", "preview_", "adopt_", "make_meta_model", "estimate_", "count_positions"),
+    "question": ("fingerprint_", "preview_", "adopt_", "make_meta_model", "estimate_", "count_positions", "store_"),
 }
 """What names of a kind begin with."""
-COMMANDS = ("register_benchmarks", "register_recipe_dialects", "preview_examples", "estimate_examples")
+COMMANDS = ("register_benchmarks", "register_recipe_dialects", "preview_examples", "estimate_examples", "store_outputs")
 """Hooks of commands, and of plans whose data is not prepared; no recorded run calls them."""
 
 

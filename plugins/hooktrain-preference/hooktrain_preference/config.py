@@ -1,8 +1,8 @@
-"""Config classes for ``data``, ``loss`` and ``models``."""
+"""Config classes for ``data`` and ``loss``."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import attrs
 from hooktrain_sft import SFTDataConfig, SourceOptions
@@ -12,11 +12,9 @@ from hooktrain import above, at_least, between, field
 __all__ = [
     "CPOLossConfig",
     "DPOLossConfig",
-    "ModelsSettings",
     "ORPOLossConfig",
     "PairLossConfig",
     "PreferenceDataConfig",
-    "ReferenceConfig",
     "SimPOLossConfig",
 ]
 
@@ -125,43 +123,3 @@ class CPOLossConfig(PairLossConfig):
 
     cpo_alpha: float = field(default=1.0, validator=at_least(0))
     """Factor of the cross-entropy of the chosen answer, the mean over its tokens."""
-
-
-@attrs.frozen(kw_only=True)
-class ReferenceConfig:
-    """The frozen model that a loss compares with."""
-
-    type: Literal["auto", "copy", "adapter_off", "huggingface"] = field(default="auto")
-    """``copy`` is the model as it is when the run begins, ``adapter_off`` the run's own model without its adapter,
-    which takes no memory, and ``huggingface`` the model under ``name_or_path``. ``auto`` takes ``adapter_off`` where
-    the model has an adapter, and ``copy`` otherwise."""
-    name_or_path: str | None = field(default=None)
-    """Hub name or folder of another model with the same tokenizer, for ``type: huggingface``."""
-    dtype: Literal["fp32", "bf16", "fp16"] | None = field(default=None)
-    """Type of its weights; by default that of the run's model."""
-    offload: bool = field(default=False)
-    """Whether its weights lie in the processor's memory, and a part is on the device only while it computes."""
-
-    def __attrs_post_init__(self) -> None:
-        if (self.name_or_path is None) == (self.type == "huggingface"):
-            given = f"type {self.type} with{'out' if self.name_or_path is None else ''} name_or_path"
-            raise ValueError(f"given {given}, expected name_or_path with type huggingface alone; add or remove it")
-        if self.type == "adapter_off" and (self.dtype or self.offload):
-            raise ValueError(
-                "given dtype or offload with type adapter_off, which has no weights of its own; remove them, or choose"
-                " type copy"
-            )
-
-
-@attrs.frozen(kw_only=True)
-class ModelsSettings:
-    """Further models of the run."""
-
-    reference: ReferenceConfig = field(factory=ReferenceConfig)
-    """The model that a loss of preferences compares with."""
-
-
-def settings_of(recipe: Any) -> ModelsSettings:
-    """Return the recipe's ``models``."""
-    found = recipe.settings.get("models")
-    return found if isinstance(found, ModelsSettings) else ModelsSettings()

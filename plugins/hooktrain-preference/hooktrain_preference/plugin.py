@@ -7,17 +7,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
+from hooktrain_hf import FrozenModelConfig, models_of
 
 from hooktrain import Complaint, Data, ExtraModel, PluginInfo, Recipe, TrainerType, World, hookimpl
 from hooktrain_preference.config import (
     CPOLossConfig,
     DPOLossConfig,
-    ModelsSettings,
     ORPOLossConfig,
     PairLossConfig,
     PreferenceDataConfig,
     SimPOLossConfig,
-    settings_of,
 )
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ __all__ = ["PreferencePlugin"]
 
 
 def _is_used(recipe: Recipe) -> bool:
-    return isinstance(recipe.loss, PairLossConfig) or settings_of(recipe) != ModelsSettings()
+    return isinstance(recipe.loss, PairLossConfig) or models_of(recipe).reference != FrozenModelConfig()
 
 
 class PreferencePlugin:
@@ -44,7 +43,6 @@ class PreferencePlugin:
         return {
             "data": {"preference": PreferenceDataConfig},
             "loss": losses,
-            "settings": {"models": ModelsSettings},
         }
 
     @hookimpl
@@ -68,7 +66,7 @@ class PreferencePlugin:
     @hookimpl
     def check_recipe(self, recipe: Recipe) -> Iterator[Complaint]:
         needs = isinstance(recipe.loss, PairLossConfig) and recipe.loss.needs_reference
-        if settings_of(recipe) != ModelsSettings() and not needs:
+        if models_of(recipe).reference != FrozenModelConfig() and not needs:
             yield Complaint("models.reference", "has no effect, since the loss compares with no reference; remove it")
         if isinstance(recipe.loss, PairLossConfig) and not isinstance(recipe.data, PreferenceDataConfig):
             yield Complaint("loss.type", "needs pairs; write `type: preference`, or choose another loss")
@@ -117,7 +115,7 @@ class PreferencePlugin:
             return None
         from hooktrain_preference.reference import NAME, make_reference
 
-        config = settings_of(recipe).reference
+        config = models_of(recipe).reference
         made = make_reference(config, model, recipe, hooks=hooks, tokenizer=tokenizer, world=world)
         return None if made is None else {NAME: made}
 
@@ -125,9 +123,12 @@ class PreferencePlugin:
     def on_train_start(self, trainer: Trainer) -> None:
         if not isinstance(trainer.recipe.loss, PairLossConfig) or not trainer.recipe.loss.needs_reference:
             return
-        from hooktrain_preference.reference import NAME, describe
+        from hooktrain_hf import describe_frozen_model
 
-        trainer.say(describe(settings_of(trainer.recipe).reference, trainer.models.get(NAME)))
+        from hooktrain_preference.reference import NAME
+
+        config, model = models_of(trainer.recipe).reference, trainer.models.get(NAME)
+        trainer.say(describe_frozen_model(NAME, config, model))
 
     @hookimpl(wrapper=True)
     def compute_loss(
@@ -144,14 +145,15 @@ class PreferencePlugin:
     def _reference(trainer: Trainer, loss: Any, model: Module, batch: Batch, denominator: float) -> Any:
         """Return the reference's log-probabilities of the answers, shape (2 * pairs,)."""
         import torch
+        from hooktrain_hf import without_adapter
         from hooktrain_sft import are_padded, innermost, pad_documents
 
-        from hooktrain_preference.reference import NAME, as_reference
+        from hooktrain_preference.reference import NAME
 
         reference = trainer.models.get(NAME)
         with torch.no_grad():
             if reference is None:
-                with as_reference(model):
+                with without_adapter(model):
                     return loss.answers(model, batch, denominator)
             if are_padded(innermost(model)) and not are_padded(innermost(reference)):
                 pad_documents(innermost(reference))  # its documents would see each other as well

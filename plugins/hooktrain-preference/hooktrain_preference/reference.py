@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import attrs
-from hooktrain_hf import HFModelConfig
+from hooktrain_hf import FrozenModelConfig, make_frozen_model
 from torch.nn import Module
 
 from hooktrain import ExtraModel, ModelError, Recipe
-from hooktrain_preference.config import ReferenceConfig
 
-__all__ = ["NAME", "adapter_of", "as_reference", "describe", "make_reference"]
+__all__ = ["NAME", "make_reference"]
 
 NAME = "reference"
 """Name of the reference among ``trainer.models``."""
 
 
-@runtime_checkable
-class _WithAdapter(Protocol):
-    """A model of PEFT's."""
-
-    def disable_adapter(self) -> Any:
-        """Return a context in which the model computes what its base does."""
-
-
-def adapter_of(model: Module) -> _WithAdapter | None:
-    """Return the module inside a model's wrappers that can disable its adapter; None where there is no adapter."""
-    return next((module for module in model.modules() if isinstance(module, _WithAdapter)), None)
-
-
-def make_reference(config: ReferenceConfig, model: Module, recipe: Recipe, **arguments: Any) -> ExtraModel | None:
+def make_reference(config: FrozenModelConfig, model: Module, recipe: Recipe, **arguments: Any) -> ExtraModel | None:
     """Describe the reference for ``make_models``; None where it is the run's own model without its adapter.
 
     Args:
@@ -42,49 +25,13 @@ def make_reference(config: ReferenceConfig, model: Module, recipe: Recipe, **arg
         arguments: ``hooks``, ``tokenizer`` and ``world`` of ``make_models``.
 
     Raises:
-        ModelError: the model has no adapter to disable, or is of another kind than the reference.
+        ModelError: the model has no adapter to disable.
     """
-    has_adapter = adapter_of(model) is not None
-    if config.type == "adapter_off" and not has_adapter:
-        raise ModelError(
-            f"models.reference: given type adapter_off, but {type(model).__name__} has no adapter; add one with the"
-            " section peft, or choose type copy"
-        )
-    if config.type == "adapter_off" or (config.type == "auto" and has_adapter):
-        return None
-    if config.type == "huggingface" and not isinstance(recipe.model, HFModelConfig):
-        raise ModelError(
-            f"models.reference: given type huggingface, but the run's model is a {type(model).__name__} passed from"
-            " Python; choose type copy, or give model.name_or_path"
-        )
-    return _built(config, model, recipe, **arguments)
 
+    def check(made: Any) -> None:
+        _require_same_vocabulary(made, model, str(config.name_or_path))
 
-def _built(
-    config: ReferenceConfig, model: Module, recipe: Recipe, hooks: Any, tokenizer: Any, world: Any
-) -> ExtraModel:
-    import copy
-
-    described = recipe.model
-    if config.name_or_path is not None:
-        described = attrs.evolve(described, name_or_path=config.name_or_path)
-    changed = attrs.evolve(recipe, model=described)
-
-    def build() -> Module:
-        if not isinstance(described, HFModelConfig):
-            return copy.deepcopy(model)  # passed from Python, where building would return the same module
-        made: Module = hooks.make_model(config=described, tokenizer=tokenizer, world=world, recipe=changed)
-        if config.name_or_path is not None:
-            _require_same_vocabulary(made, model, config.name_or_path)
-        return made
-
-    def build_meta() -> Module:
-        if not isinstance(described, HFModelConfig):
-            return copy.deepcopy(model)
-        made: Module = hooks.make_meta_model(config=described, world=world, recipe=changed)
-        return made
-
-    return ExtraModel(build, dtype=config.dtype, offload=config.offload, build_meta=build_meta)
+    return make_frozen_model(NAME, config, model, recipe, check=check, **arguments)
 
 
 def _require_same_vocabulary(reference: Any, model: Any, name: str) -> None:
@@ -95,27 +42,3 @@ def _require_same_vocabulary(reference: Any, model: Any, name: str) -> None:
             f"models.reference.name_or_path: given '{name}', which has a vocabulary of {theirs:,} tokens,"
             f" expected that of the run's model, {ours:,}; give a model with the same tokenizer"
         )
-
-
-@contextmanager
-def as_reference(model: Module) -> Iterator[None]:
-    """Make a model compute as it did without its adapter, in evaluation mode, for the time of the context."""
-    training = [module for module in model.modules() if module.training]
-    adapter = adapter_of(model)
-    assert adapter is not None, "make_reference has refused a model without one"
-    try:
-        model.eval()
-        with adapter.disable_adapter():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def describe(config: ReferenceConfig, model: Module | None) -> str:
-    """Return what the reference is, for a message."""
-    if model is None:
-        return "reference: the model without its adapter"
-    if config.name_or_path is not None:
-        return f"reference: {config.name_or_path}"
-    return "reference: a copy of the model as it was before the run"
