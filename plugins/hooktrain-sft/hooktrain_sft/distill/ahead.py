@@ -117,7 +117,7 @@ def with_teacher(data: Data, recipe: Recipe, tokenizer: Any) -> Data:
     if missing := [one or "training" for one, rows in found.items() if rows is None]:
         text = (
             f"loss.top_k: the log-probabilities of the {top_k:,} likeliest tokens by '{name}', as its weights are now,"
-            f" are not stored for these {', '.join(missing)} examples; run `hooktrain data RECIPE --teacher`, which"
+            f" are not stored for these examples ({', '.join(missing)}); run `hooktrain data RECIPE --teacher`, which"
             " computes them"
         )
         report["teacher"]["missing"] = text
