@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hooktrain import (
+    CheckpointError,
     Complaint,
     ConfigDefaults,
     Data,
@@ -46,6 +47,7 @@ class DistillPlugin:
 
     def __init__(self) -> None:
         self._forward: TeacherForward | None = None
+        self._weights: str | None = None
 
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
@@ -153,6 +155,35 @@ class DistillPlugin:
             trainer.say(describe_frozen_model(_NAME, config, trainer.models.get(_NAME)))
         else:
             trainer.say(f"{_NAME}: {config.name_or_path}, its {loss.top_k:,} likeliest tokens as they are stored")
+
+    @hookimpl
+    def collect_state(self, trainer: Trainer) -> Mapping[str, Any] | None:
+        weights = self._weights_of(trainer)
+        return None if weights is None else {"weights": weights}
+
+    @hookimpl
+    def restore_state(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
+        now = self._weights_of(trainer)
+        allowed = {"*", "models", "models.teacher"} & set(trainer.recipe.allow_changes)
+        if now is not None and state["weights"] != now and not allowed:
+            from hooktrain_hf import models_of
+
+            raise CheckpointError(
+                f"models.teacher: '{models_of(trainer.recipe).teacher.name_or_path}' has other weights than when the"
+                " checkpoint was saved, so that the training would become another one; put them back, or resume anyway"
+                " with `allow_changes: [models.teacher]`"
+            )
+
+    def _weights_of(self, trainer: Trainer) -> str | None:
+        """Return what identifies the weights of a teacher by name beside the model; None where that is not known."""
+        from hooktrain_hf import models_of, weights_fingerprint
+
+        name = models_of(trainer.recipe).teacher.name_or_path
+        if name is None or _top_k(trainer.recipe) is not None:  # with top_k it is in the fingerprint of the data
+            return None
+        if self._weights is None:
+            self._weights = weights_fingerprint(name)
+        return self._weights
 
     @hookimpl(wrapper=True)
     def compute_loss(

@@ -17,7 +17,7 @@ import torch
 import yaml
 from hooktrain_sft.distill.config import DistillLossConfig
 
-from hooktrain import DataError, HooktrainError, ModelError, RecipeError, Trainer, hookimpl
+from hooktrain import CheckpointError, DataError, HooktrainError, ModelError, RecipeError, Trainer, hookimpl
 from hooktrain.cli.data import data_of, print_data
 from hooktrain.inspection.plan import read_plan
 from hooktrain.testing import save_llama
@@ -80,8 +80,11 @@ def test_metrics_are_those_of_both_models_own_logits(
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 
-@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl"])
-@pytest.mark.parametrize("split", [{"micro_batch_size": 4}, {"gradient_accumulation_steps": 4}], ids=str)
+@pytest.mark.parametrize(
+    ("divergence", "split"),
+    [("forward_kl", {"micro_batch_size": 4}), ("reverse_kl", {"gradient_accumulation_steps": 4})],
+    ids=str,
+)
 def test_the_same_for_every_split(
     run_distill: Run, distill: dict[str, Any], tmp_path: Path, split: dict[str, int], divergence: str
 ) -> None:
@@ -284,9 +287,39 @@ def test_damaged_records_are_not_read(run_distill: Run, distill: dict[str, Any])
     run_distill(loss=ahead(4), train_iters=1)
 
 
+def test_a_resume_with_other_weights_of_the_teacher_is_refused(
+    run_distill: Run, distill: dict[str, Any], teacher: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own-teacher"
+    shutil.copytree(teacher, own)
+    changes = {
+        "models": {"teacher": {"name_or_path": str(own)}},
+        "checkpoint": [{"type": "full", "save_every_n_steps": 2}],
+    }
+    run_distill(**changes)
+    save_llama(own, hidden_size=24, num_hidden_layers=1, initializer_range=0.3)
+    again = {"resume_from": Path(distill["run_dir"]) / "checkpoints/step-00000002"}
+    with pytest.raises(CheckpointError, match=r"has other weights than .* `allow_changes: \[models.teacher\]`"):
+        run_distill(**changes, run_dir=str(tmp_path / "again"), trainer=again)
+    run_distill(**changes, run_dir=str(tmp_path / "allowed"), trainer=again, allow_changes=["models.teacher"])
+
+
 def test_a_loss_that_reads_nothing_ahead(distill: dict[str, Any]) -> None:
     with pytest.raises(HooktrainError, match=r"--teacher: the loss of the recipe reads nothing .* top_k: 64"):
         store(distill)
+
+
+def test_a_plugin_stores_what_its_own_loss_reads(recipe: dict[str, Any], tmp_path: Path) -> None:
+    class Stores:
+        @hookimpl
+        def store_outputs(self, name: str, recipe: Any, tokenizer: Any, world: Any, hooks: Any) -> dict[str, Any]:
+            made = hooks.make_data(config=recipe.data, tokenizer=tokenizer, world=world, hooks=hooks, recipe=recipe)
+            path = tmp_path / f"{name}.txt"
+            path.write_text(str(len(made.train)))
+            return {"train": {"tokens": 1, "bytes": 2, "seconds": 0.0, "path": str(path)}}
+
+    facts = data_of(*load(recipe, plugins=[Stores()]), teacher=True)
+    assert facts["stored"]["teacher"]["train"]["tokens"] == 1 and (tmp_path / "teacher.txt").read_text().isdigit()
 
 
 @pytest.mark.thorough
@@ -305,8 +338,13 @@ def test_the_command(distill: dict[str, Any], tmp_path: Path, run_cli: Callable[
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("strategy", "loss"),
-    [({}, JSD), ({"data_parallel": "fsdp2"}, JSD), ({}, {"type": "distill", "top_k": 4})],
-    ids=["ddp", "fsdp2", "ahead"],
+    [
+        ({}, JSD),
+        ({"data_parallel": "fsdp2"}, JSD),
+        ({"type": "deepspeed", "zero_stage": 3}, JSD),
+        ({}, {"type": "distill", "top_k": 4}),
+    ],
+    ids=["ddp", "fsdp2", "zero3", "ahead"],
 )
 def test_two_ranks_train_as_one_does(
     run_distill: Run, distill: dict[str, Any], tmp_path: Path, strategy: dict[str, Any], loss: dict[str, Any]
