@@ -128,6 +128,16 @@ def test_a_padded_vocabulary_is_compared_with_rows_of_tokens_alone(run_distill: 
     assert lines[-1]["eval/rows/loss"] == pytest.approx(found["loss"], rel=1e-5)
 
 
+def test_a_model_passed_from_python(distill: dict[str, Any], teacher: Path, tiny_llama: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    recipe = {name: value for name, value in distill.items() if name != "model"}
+    trainer = Trainer(recipe, model=model, tokenizer=str(tiny_llama))
+    trainer.run()
+    assert trainer.models["teacher"].config.hidden_size == 24 and trainer.history[-1]["forward_kl"] > 0
+
+
 def another_vocabulary(folder: Path) -> Path:
     """A model whose tokenizer has two tokens in each other's places."""
     save_llama(folder)
@@ -263,7 +273,8 @@ def test_another_teacher_or_k_misses_and_says_what_to_run(
     text = rf"the 4 likeliest tokens by '{own}', .* are not stored for these examples \(training, rows\); run `hooktrain data"
     with pytest.raises(DataError, match=text):
         run_distill(**{name: recipe[name] for name in ("loss", "models")})
-    assert "warnings" in data_of(*load(recipe)), "to look at the data nothing has to be stored"
+    looked = data_of(*load(recipe), show=1)
+    assert looked["shown"] and looked["teacher"]["missing"] in looked["warnings"], "to look at data nothing is stored"
     path = Path(store(recipe)["stored"]["teacher"]["train"]["path"])
     written = path.stat().st_mtime_ns
     assert store(recipe)["stored"]["teacher"]["train"]["path"] == str(path)
