@@ -20,7 +20,7 @@ from hooktrain_sft.distill.config import DistillLossConfig
 from hooktrain import CheckpointError, DataError, HooktrainError, ModelError, RecipeError, Trainer, hookimpl
 from hooktrain.cli.data import data_of, print_data
 from hooktrain.inspection.plan import read_plan
-from hooktrain.testing import save_llama
+from hooktrain.testing import make_tokenizer, save_llama
 from hooktrain.training.load import load
 from tests.launching import stored_weights
 from tests.plugins.sft.distill.naive import naive_loss
@@ -126,6 +126,20 @@ def test_a_padded_vocabulary_is_compared_with_rows_of_tokens_alone(run_distill: 
     trainer, lines = run_distill(models={"teacher": {"name_or_path": str(padded)}}, eval_interval=4)
     found = expected(trainer, trainer.models["teacher"], DistillLossConfig())
     assert lines[-1]["eval/rows/loss"] == pytest.approx(found["loss"], rel=1e-5)
+
+
+def test_the_loss_of_a_router_is_added(run_distill: Run, tmp_path: Path) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    tokenizer = make_tokenizer()
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"num_key_value_heads": 1, "num_local_experts": 2, "router_aux_loss_coef": 0.1, "pad_token_id": 0}
+    torch.manual_seed(0)
+    MixtralForCausalLM(MixtralConfig(vocab_size=len(tokenizer), **sizes, **more)).save_pretrained(tmp_path / "experts")
+    tokenizer.save_pretrained(tmp_path / "experts")
+    model = {"name_or_path": str(tmp_path / "experts"), "hf_config_kwargs": {"output_router_logits": True}}
+    _, (line, *_) = run_distill(model=model, train_iters=1)
+    assert line["loss"] == pytest.approx(line["forward_kl"] + 0.1 * line["router_loss"]) and line["router_loss"] > 0.5
 
 
 def test_a_model_passed_from_python(distill: dict[str, Any], teacher: Path, tiny_llama: Path) -> None:
