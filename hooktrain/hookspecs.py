@@ -1620,6 +1620,30 @@ def preview_examples(
     """
 
 
+@_question(SYNC)
+def store_outputs(name: str, recipe: Recipe, tokenizer: Any, world: World, hooks: Any) -> Mapping[str, Any] | None:
+    """Compute what a further model says about the data, and keep it for the runs that read it.
+
+    Called: by ``hooktrain data RECIPE --teacher``, before ``make_data``; an implementation prepares the data itself.
+    Ranks: one process; the command does not start ranks.
+    Device: may wait for the device.
+
+    Args:
+        name: of the model under the recipe's ``models``: ``teacher``.
+        recipe: the structured recipe.
+        tokenizer: what ``make_tokenizer`` returned.
+        world: rank and world size of this process.
+        hooks: calls hooks, as in ``hooks.make_data(config=recipe.data, tokenizer=tokenizer, world=world, hooks=hooks,
+            recipe=recipe)``.
+
+    Returns:
+        Facts to report, as plain values: for each set of the data ``tokens``, ``bytes``, ``seconds`` and ``path``. None
+        leaves it to the next plugin.
+
+    Default: none; ``hooktrain-sft`` stores the teacher's likeliest tokens for ``loss: {type: distill, top_k: 64}``.
+    """
+
+
 # ------------------------------------------------------------------------------------- derived from the decorators
 
 

@@ -104,12 +104,14 @@ def test_the_commands_of_the_guides_do_what_they_say(tmp_path, monkeypatch, caps
 
 
 def test_the_commands_for_users_run(tmp_path, chat_recipe, monkeypatch):
-    """In a folder with two recipes, as if they were typed one after the other."""
+    """In a folder with three recipes, as if they were typed one after the other."""
     for key in ("run_dir", "console"):
         chat_recipe.pop(key)
     chat_recipe["checkpoint"] = [{"type": "full", "save_every_n_steps": 2, "overwrite": True}]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(chat_recipe))
     (tmp_path / "other.yaml").write_text(yaml.safe_dump({**chat_recipe, "seed": 1}))
+    learns = {"loss": {"type": "distill", "top_k": 8}, "models": {"teacher": {**chat_recipe["model"]}}}
+    (tmp_path / "distill.yaml").write_text(yaml.safe_dump({**chat_recipe, **learns}))
     done = 0
     for name in USING:
         for command in typed(name):

@@ -28,12 +28,12 @@ VERBS = {
     ),
     "question": (
         *("fingerprint_", "preview_", "adopt_", "make_meta_model", "estimate_", "count_positions"),
-        *("describe_", "merge_", "visit_", "generate_", "stream_"),
+        *("describe_", "merge_", "visit_", "generate_", "stream_", "store_"),
     ),
 }
 """What names of a kind begin with."""
 COMMANDS = (
-    *("register_benchmarks", "register_recipe_dialects", "preview_examples", "estimate_examples"),
+    *("register_benchmarks", "register_recipe_dialects", "preview_examples", "estimate_examples", "store_outputs"),
     *("describe_model", "merge_model", "stream_answer", "make_metric", "visit_logits", "generate_answers"),
 )
 """Hooks of commands, of plans whose data is not prepared, and of metrics; no recorded run calls them."""

@@ -11,10 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from hooktrain.errors import HooktrainError
 from hooktrain.inspection.terminal import console, is_terminal, show
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.recipe.model import Recipe
-from hooktrain.training.build import make_data
+from hooktrain.training.build import make_data, make_part
 from hooktrain.types import ExamplePreview, World
 
 __all__ = ["data_of", "print_data"]
@@ -23,15 +24,18 @@ _BAR = 30
 """Widest bar of a histogram, in characters."""
 
 
-def data_of(recipe: Recipe, host: PluginHost, show: int = 0) -> dict[str, Any]:
+def data_of(recipe: Recipe, host: PluginHost, show: int = 0, teacher: bool = False) -> dict[str, Any]:
     """Prepare a recipe's data; returns its report, and ``shown`` rows of each source.
+
+    With ``teacher``, what the recipe's teacher says about the data is computed and kept before, as ``stored``.
 
     Raises:
         HooktrainError: whatever is wrong with the data.
     """
     world = World.from_environment()
+    stored = _stored(recipe, host, world) if teacher else {}
     tokenizer, data = make_data(host, recipe, world)
-    facts = {**data.report, "fingerprint": data.fingerprint}
+    facts = {**data.report, "fingerprint": data.fingerprint, **stored}
     if show:
         rows = host.hooks.preview_examples(
             config=recipe.data, tokenizer=tokenizer, world=world, hooks=host.hooks, count=show
@@ -43,6 +47,19 @@ def data_of(recipe: Recipe, host: PluginHost, show: int = 0) -> dict[str, Any]:
                 f"--show {show}: no plugin shows rows of the data '{kind}'; one does that implements preview_examples"
             )
     return facts
+
+
+def _stored(recipe: Recipe, host: PluginHost, world: World) -> dict[str, Any]:
+    """Have a plugin keep what the recipe's teacher says about the data; returns facts about it as ``stored``."""
+    tokenizer = make_part(host, "make_tokenizer", recipe.tokenizer, world=world, recipe=recipe)
+    given = {"recipe": recipe, "tokenizer": tokenizer, "world": world, "hooks": host.hooks}
+    found = host.hooks.store_outputs(name="teacher", **given)
+    if found is None:
+        raise HooktrainError(
+            "--teacher: the loss of the recipe reads nothing of a teacher that is computed ahead, expected one that"
+            " does; write for example loss: {type: distill, top_k: 64}, or remove --teacher"
+        )
+    return {"stored": {"teacher": found}}
 
 
 def print_data(facts: Mapping[str, Any]) -> None:
@@ -67,6 +84,10 @@ def print_data(facts: Mapping[str, Any]) -> None:
     for name, of in sets.items():
         for title, histogram in (of.get("histograms", {}) if isinstance(of, Mapping) else {}).items():
             _print_histogram(to, f"{name}: {title}", histogram["edges"], histogram["counts"])
+    for model, stored in facts.get("stored", {}).items():
+        for name, each in stored.items():
+            size = f"{each['tokens']:,} tokens in {each['bytes'] / 1e6:,.1f} MB"
+            to.print(escape(f"{model}, {name}: {size}, {each['seconds']:.1f} s: {each['path']}"), soft_wrap=True)
     for warning in facts.get("warnings", ()):
         to.print(f"[yellow]warning[/] {escape(str(warning))}", soft_wrap=True)
     if facts.get("summary"):

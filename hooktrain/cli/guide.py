@@ -24,6 +24,7 @@ GROUPS = {
             "recipes",
             "data-and-masks",
             "preferences",
+            "distillation",
             "models",
             "configuration",
             "coming-from-arctic",

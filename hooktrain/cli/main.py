@@ -168,9 +168,16 @@ def train(
 @recipe_options
 @from_dialect
 @click.option("--show", type=click.IntRange(0), default=0, metavar="N", help="Show the first N rows of each source.")
+@click.option("--teacher", is_flag=True, help="Compute and keep what the teacher of `loss.top_k` says about the data.")
 @as_json
 def data(
-    recipe: Path, overrides: tuple[str, ...], switches: tuple[str, ...], dialect: str | None, show: int, as_json: bool
+    recipe: Path,
+    overrides: tuple[str, ...],
+    switches: tuple[str, ...],
+    dialect: str | None,
+    show: int,
+    teacher: bool,
+    as_json: bool,
 ) -> None:
     """Prepare a recipe's data without training; show what became of it and which tokens are trained."""
     from hooktrain.cli.data import data_of, print_data
@@ -183,7 +190,7 @@ def data(
             made, host = load(
                 raw, overrides=list(overrides), switches=list(switches), source=str(recipe), name=recipe.stem
             )
-        facts = data_of(made, host, show)
+        facts = data_of(made, host, show, teacher)
     print_facts(facts, as_json, print_data)
 
 

@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from hooktrain_hf.attention import shares_prefixes as shares_prefixes
     from hooktrain_hf.embeddings import new_token_ids as new_token_ids
     from hooktrain_hf.export import write_model as write_model
+    from hooktrain_hf.file_digests import remembered_digest as remembered_digest
+    from hooktrain_hf.frozen_model import FrozenModelConfig as FrozenModelConfig
+    from hooktrain_hf.frozen_model import ModelsConfig as ModelsConfig
+    from hooktrain_hf.frozen_model import describe_frozen_model as describe_frozen_model
+    from hooktrain_hf.frozen_model import make_frozen_model as make_frozen_model
+    from hooktrain_hf.frozen_model import models_of as models_of
+    from hooktrain_hf.frozen_model import named_model_config as named_model_config
+    from hooktrain_hf.frozen_model import require_same_tokens as require_same_tokens
+    from hooktrain_hf.frozen_model import weights_fingerprint as weights_fingerprint
+    from hooktrain_hf.frozen_model import without_adapter as without_adapter
     from hooktrain_hf.location import Location as Location
     from hooktrain_hf.location import first_line as first_line
     from hooktrain_hf.location import resolve_location as resolve_location

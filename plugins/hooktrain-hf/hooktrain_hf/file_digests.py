@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from hooktrain import DataError, default_cache_dir
 
-__all__ = ["file_digests"]
+__all__ = ["file_digests", "remembered_digest"]
 
 _SETTLED = 2_000_000_000
 """Nanoseconds after which another change of a file has another time stamp, on any file system."""
@@ -74,6 +74,18 @@ def file_digests(root: Path, files: Mapping[str, Path], quick: bool = False) -> 
     if path is not None and settled:
         _remember(path, {name: known[name] for name in known if (root / name).exists()} | settled)
     return {name: found[name] for name in files}
+
+
+def remembered_digest(path: Path) -> str:
+    """Return the sha256 of a file, which is read only when it has changed since it was last asked for.
+
+    Raises:
+        DataError: it changes while it is read.
+        OSError: it cannot be read.
+    """
+    found = file_digests(path.parent, {path.name: path})
+    assert found is not None, "which only a quick look returns"
+    return found[path.name]
 
 
 def _read(file: Path) -> tuple[_Identity, str]:

@@ -16,6 +16,7 @@ from hooktrain import Complaint, RecipeAlias, StrategyDefaults, World, hookimpl,
 from hooktrain_hf import hookspecs
 from hooktrain_hf.deferred_imports import defer_torchao
 from hooktrain_hf.export import HFCheckpointConfig, HFCheckpointEngine, write_model
+from hooktrain_hf.frozen_model import ModelsConfig
 from hooktrain_hf.model import HFModelConfig, build_model
 from hooktrain_hf.quantization import check as check_quantization
 from hooktrain_hf.source import HFSourceConfig, load_examples
@@ -52,6 +53,7 @@ class HFPlugin:
             "model": {"huggingface": HFModelConfig},
             "source": {"huggingface": HFSourceConfig},
             "checkpoint": {"huggingface": HFCheckpointConfig},
+            "settings": {"models": ModelsConfig},
         }
 
     @hookimpl

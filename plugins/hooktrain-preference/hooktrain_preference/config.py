@@ -1,8 +1,8 @@
-"""Config classes for ``data``, ``model`` and ``models``."""
+"""Config classes for ``data`` and ``model``."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import attrs
 from hooktrain_hf import HFModelConfig
@@ -12,9 +12,7 @@ from hooktrain import field
 
 __all__ = [
     "KTODataConfig",
-    "ModelsSettings",
     "PreferenceDataConfig",
-    "ReferenceConfig",
     "RewardDataConfig",
     "RewardModelConfig",
 ]
@@ -104,46 +102,3 @@ class RewardModelConfig(HFModelConfig):
     """
 
     num_labels: ClassVar[int] = 1
-
-
-@attrs.frozen(kw_only=True)
-class ReferenceConfig:
-    """The frozen model that a loss compares with."""
-
-    type: Literal["auto", "copy", "adapter_off", "huggingface"] = field(default="auto")
-    """``copy`` is the model as it is when the run begins, ``adapter_off`` the run's own model without its adapter,
-    which takes no memory, and ``huggingface`` the model under ``name_or_path``. ``auto`` takes ``adapter_off`` where
-    the model has an adapter, and ``copy`` otherwise."""
-    name_or_path: str | None = field(default=None)
-    """Hub name or folder of another model with the same tokenizer, for ``type: huggingface``."""
-    dtype: Literal["fp32", "bf16", "fp16"] | None = field(default=None)
-    """Type of its weights; by default that of the run's model."""
-    offload: bool = field(default=False)
-    """Whether its weights lie in the processor's memory, and a part is on the device only while it computes."""
-    precompute: bool = field(default=False)
-    """Whether its log-probabilities of all answers are computed once before the training, and kept for later runs;
-    afterwards it takes no memory where no strategy shards it."""
-
-    def __attrs_post_init__(self) -> None:
-        if (self.name_or_path is None) == (self.type == "huggingface"):
-            given = f"type {self.type} with{'out' if self.name_or_path is None else ''} name_or_path"
-            raise ValueError(f"given {given}, expected name_or_path with type huggingface alone; add or remove it")
-        if self.type == "adapter_off" and (self.dtype or self.offload):
-            raise ValueError(
-                "given dtype or offload with type adapter_off, which has no weights of its own; remove them, or choose"
-                " type copy"
-            )
-
-
-@attrs.frozen(kw_only=True)
-class ModelsSettings:
-    """Further models of the run."""
-
-    reference: ReferenceConfig = field(factory=ReferenceConfig)
-    """The model that a loss of preferences compares with."""
-
-
-def settings_of(recipe: Any) -> ModelsSettings:
-    """Return the recipe's ``models``."""
-    found = recipe.settings.get("models")
-    return found if isinstance(found, ModelsSettings) else ModelsSettings()

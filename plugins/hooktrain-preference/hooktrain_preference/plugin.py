@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
+from hooktrain_hf import FrozenModelConfig, models_of
 
 from hooktrain import (
     CheckpointError,
@@ -21,11 +22,9 @@ from hooktrain import (
 )
 from hooktrain_preference.config import (
     KTODataConfig,
-    ModelsSettings,
     PreferenceDataConfig,
     RewardDataConfig,
     RewardModelConfig,
-    settings_of,
 )
 from hooktrain_preference.loss_config import (
     AnswerLossConfig,
@@ -54,7 +53,7 @@ _DATA = (PreferenceDataConfig, KTODataConfig)
 
 def _is_used(recipe: Recipe) -> bool:
     ours = isinstance(recipe.loss, (AnswerLossConfig, RewardLossConfig)) or isinstance(recipe.data, _DATA)
-    return ours or settings_of(recipe) != ModelsSettings()
+    return ours or models_of(recipe).reference != FrozenModelConfig()
 
 
 def _needs_reference(recipe: Recipe) -> bool:
@@ -62,7 +61,7 @@ def _needs_reference(recipe: Recipe) -> bool:
 
 
 def _precomputes(recipe: Recipe) -> bool:
-    return _needs_reference(recipe) and settings_of(recipe).reference.precompute
+    return _needs_reference(recipe) and models_of(recipe).reference.precompute
 
 
 class PreferencePlugin:
@@ -84,7 +83,6 @@ class PreferencePlugin:
             "data": {"preference": PreferenceDataConfig, "kto": KTODataConfig, "reward": RewardDataConfig},
             "model": {"reward": RewardModelConfig},
             "loss": {**losses, "kto": KTOLossConfig, "reward": RewardLossConfig},
-            "settings": {"models": ModelsSettings},
         }
 
     @hookimpl
@@ -118,7 +116,7 @@ class PreferencePlugin:
     @hookimpl
     def check_recipe(self, recipe: Recipe) -> Iterator[Complaint]:
         loss = recipe.loss
-        if settings_of(recipe) != ModelsSettings() and not _needs_reference(recipe):
+        if models_of(recipe).reference != FrozenModelConfig() and not _needs_reference(recipe):
             yield Complaint("models.reference", "has no effect, since the loss compares with no reference; remove it")
         if isinstance(loss, PairLossConfig) and type(recipe.data) is not PreferenceDataConfig:
             yield Complaint("loss.type", "needs pairs; write `type: preference`, or choose another loss")
@@ -133,7 +131,7 @@ class PreferencePlugin:
                     "given 1, with which no answer can be put behind another prompt to estimate the KL"
                     " divergence, expected 2 or more; raise it, or write loss.loss_type: apo_zero_unpaired",
                 )
-            if settings_of(recipe).reference.precompute:
+            if models_of(recipe).reference.precompute:
                 yield Complaint(
                     "models.reference.precompute",
                     "given true with loss.loss_type kto, whose estimate of the KL divergence needs the reference for"
@@ -217,7 +215,7 @@ class PreferencePlugin:
             return None
         from hooktrain_preference.reference import NAME, make_reference
 
-        config = settings_of(recipe).reference
+        config = models_of(recipe).reference
         made = make_reference(config, model, recipe, hooks=hooks, tokenizer=tokenizer, world=world)
         return None if made is None else {NAME: made}
 
@@ -227,9 +225,12 @@ class PreferencePlugin:
             self._check_scores(trainer)
         if not _needs_reference(trainer.recipe):
             return
-        from hooktrain_preference.reference import NAME, describe, release
+        from hooktrain_hf import describe_frozen_model
 
-        trainer.say(describe(settings_of(trainer.recipe).reference, trainer.models.get(NAME)))
+        from hooktrain_preference.reference import NAME, release
+
+        config, model = models_of(trainer.recipe).reference, trainer.models.get(NAME)
+        trainer.say(describe_frozen_model(NAME, config, model))
         if _precomputes(trainer.recipe):
             from hooktrain_preference.precompute import precompute
 
@@ -275,15 +276,16 @@ class PreferencePlugin:
     def _by_reference(trainer: Trainer, batch: Batch, denominator: float = 1.0) -> Tensor:
         """Return the reference's log-probabilities of the answers, shape (answers,)."""
         import torch
+        from hooktrain_hf import without_adapter
         from hooktrain_sft import are_padded, innermost, pad_documents
 
-        from hooktrain_preference.reference import NAME, as_reference
+        from hooktrain_preference.reference import NAME
 
         loss: Any = trainer.loss
         reference = trainer.models.get(NAME)
         with torch.no_grad():
             if reference is None:
-                with as_reference(trainer.model):
+                with without_adapter(trainer.model):
                     found: Tensor = loss.answers(trainer.model, batch, denominator)
                 return found
             if are_padded(innermost(trainer.model)) and not are_padded(innermost(reference)):

@@ -2,101 +2,56 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
-from hooktrain_hf import HFModelConfig, HFTokenizerConfig
+from hooktrain_hf import FrozenModelConfig, HFTokenizerConfig, make_frozen_model
 from torch.nn import Module, Parameter
 
 from hooktrain import ExtraModel, HooktrainError, ModelError, Recipe
-from hooktrain_preference.config import ReferenceConfig
 
 if TYPE_CHECKING:
     from hooktrain import Trainer
 
-__all__ = ["NAME", "adapter_of", "as_reference", "describe", "make_reference", "release", "weights_digest"]
+__all__ = ["NAME", "make_reference", "release", "weights_digest"]
 
 NAME = "reference"
 """Name of the reference among ``trainer.models``."""
 
 
-@runtime_checkable
-class _WithAdapter(Protocol):
-    """A model of PEFT's."""
-
-    def disable_adapter(self) -> Any:
-        """Return a context in which the model computes what its base does."""
-
-
-def adapter_of(model: Module) -> _WithAdapter | None:
-    """Return the module inside a model's wrappers that can disable its adapter; None where there is no adapter."""
-    return next((module for module in model.modules() if isinstance(module, _WithAdapter)), None)
-
-
-def make_reference(config: ReferenceConfig, model: Module, recipe: Recipe, **arguments: Any) -> ExtraModel | None:
+def make_reference(
+    config: FrozenModelConfig, model: Module, recipe: Recipe, *, hooks: Any, tokenizer: Any, world: Any
+) -> ExtraModel | None:
     """Describe the reference for ``make_models``; None where it is the run's own model without its adapter.
 
     Args:
         config: the recipe's ``models.reference``.
         model: the run's model.
         recipe: the recipe.
-        arguments: ``hooks``, ``tokenizer`` and ``world`` of ``make_models``.
+        hooks: those of ``make_models``, as are ``tokenizer`` and ``world``.
+        tokenizer: None in a plan.
+        world: this process.
 
     Raises:
-        ModelError: the model has no adapter to disable, or is of another kind than the reference.
+        ModelError: the model has no adapter to disable.
     """
-    has_adapter = adapter_of(model) is not None
-    if config.type == "adapter_off" and not has_adapter:
-        raise ModelError(
-            f"models.reference: given type adapter_off, but {type(model).__name__} has no adapter; add one with the"
-            " section peft, or choose type copy"
-        )
-    if config.type == "adapter_off" or (config.type == "auto" and has_adapter):
-        return None
-    if config.type == "huggingface" and not isinstance(recipe.model, HFModelConfig):
-        raise ModelError(
-            f"models.reference: given type huggingface, but the run's model is a {type(model).__name__} passed from"
-            " Python; choose type copy, or give model.name_or_path"
-        )
-    return _built(config, model, recipe, **arguments)
 
+    def check(made: Any) -> None:
+        name, own = str(config.name_or_path), recipe.tokenizer
+        _require_same_vocabulary(made, model, name)
+        if isinstance(own, HFTokenizerConfig) and tokenizer is not None:
+            own = attrs.evolve(own, name_or_path=name, revision=None, gguf_file=None)
+            try:
+                theirs = hooks.make_tokenizer(config=own, world=world, recipe=recipe)
+            except HooktrainError:  # a folder of weights alone
+                return
+            _require_same_tokens(theirs.get_vocab(), tokenizer.get_vocab(), name)
 
-def _built(
-    config: ReferenceConfig, model: Module, recipe: Recipe, hooks: Any, tokenizer: Any, world: Any
-) -> ExtraModel:
-    described = recipe.model
-    if config.name_or_path is not None:
-        described = attrs.evolve(described, name_or_path=config.name_or_path, revision=None, gguf_file=None)
-    changed = attrs.evolve(recipe, model=described)
-
-    def build() -> Module:
-        if not isinstance(described, HFModelConfig):
-            return copy.deepcopy(model)  # passed from Python, where building would return the same module
-        made: Module = hooks.make_model(config=described, tokenizer=tokenizer, world=world, recipe=changed)
-        if config.name_or_path is not None:
-            _require_same_vocabulary(made, model, config.name_or_path)
-            own = recipe.tokenizer
-            if isinstance(own, HFTokenizerConfig) and tokenizer is not None:
-                own = attrs.evolve(own, name_or_path=config.name_or_path, revision=None, gguf_file=None)
-                try:
-                    theirs = hooks.make_tokenizer(config=own, world=world, recipe=changed)
-                except HooktrainError:  # a folder of weights alone
-                    return made
-                _require_same_tokens(theirs.get_vocab(), tokenizer.get_vocab(), config.name_or_path)
-        return made
-
-    def build_meta() -> Module:
-        if not isinstance(described, HFModelConfig):
-            return copy.deepcopy(model)
-        made: Module = hooks.make_meta_model(config=described, world=world, recipe=changed)
-        return made
-
-    return ExtraModel(build, dtype=config.dtype, offload=config.offload, build_meta=build_meta)
+    given = {"hooks": hooks, "tokenizer": tokenizer, "world": world}
+    return make_frozen_model(NAME, config, model, recipe, **given, check=check)
 
 
 def _require_same_vocabulary(reference: Any, model: Any, name: str) -> None:
@@ -121,30 +76,6 @@ def _require_same_tokens(theirs: Mapping[str, int], ours: Mapping[str, int], nam
             f"models.reference.name_or_path: given '{name}', whose tokenizer {what}, expected that of the run's model;"
             " give a model with the same tokenizer"
         )
-
-
-@contextmanager
-def as_reference(model: Module) -> Iterator[None]:
-    """Make a model compute as it did without its adapter, in evaluation mode, for the time of the context."""
-    training = [module for module in model.modules() if module.training]
-    adapter = adapter_of(model)
-    assert adapter is not None, "make_reference has refused a model without one"
-    try:
-        model.eval()
-        with adapter.disable_adapter():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def describe(config: ReferenceConfig, model: Module | None) -> str:
-    """Return what the reference is, for a message."""
-    if model is None:
-        return "reference: the model without its adapter"
-    if config.name_or_path is not None:
-        return f"reference: {config.name_or_path}"
-    return "reference: a copy of the model as it was before the run"
 
 
 def weights_digest(trainer: Trainer) -> str:

@@ -13,7 +13,7 @@ from hooktrain_sft.chat.conversation import ConversationRenderer
 from hooktrain_sft.chat.messages import Message, MessageWeight, read_messages, without_reasoning
 from hooktrain_sft.chat.other_fields import with_documents
 from hooktrain_sft.chat.pretokenized import read_ids
-from hooktrain_sft.chat.rendered import Rendered, product_of
+from hooktrain_sft.chat.rendered import Rendered, fitting_note, product_of
 from hooktrain_sft.chat.template import ChatTemplate
 from hooktrain_sft.chat.text_tokens import TextTokens
 from hooktrain_sft.chat.token_weights import Weighting, matches
@@ -245,8 +245,10 @@ def _with_special(text: str, tokenizer: Any, prompt: int, rule: str, weights: Se
     if not text[prompt:].strip():
         return Rendered(text, notes=(f"{rule}: empty, not trained",))
     made = _between(text, prompt, tokenizer, _adds_bos(tokenizer), True, rule)
-    found = product_of(list(matches(text, prompt, len(text), [one for one in weights if one.role is None])))
-    return attrs.evolve(made, weights=found) if found else made
+    found = {n: [*matches(text, prompt, len(text), one)] for n, one in enumerate(weights) if one.role is None}
+    spans = product_of([span for each in found.values() for span in each])
+    notes = tuple(fitting_note(number) for number, each in found.items() if each)
+    return attrs.evolve(made, weights=spans, notes=notes) if notes else made
 
 
 def _between(text: str, prompt: int, tokenizer: Any, bos: bool, eos: bool, rule: str) -> Rendered:

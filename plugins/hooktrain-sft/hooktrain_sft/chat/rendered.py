@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -15,7 +16,7 @@ from hooktrain import DataError
 from hooktrain_sft.chat.template_trace import Span
 from hooktrain_sft.config import is_weight
 
-__all__ = ["Rendered", "WeightedSpan", "product_of"]
+__all__ = ["Rendered", "WeightedSpan", "fitting_note", "fitting_rules", "product_of"]
 
 WeightedSpan = tuple[int, int, float]
 """Start and end of a piece of text, in characters, the end excluded, and a weight."""
@@ -58,6 +59,21 @@ class Rendered:
     plain: tuple[Span, ...] = ()
     weights: tuple[WeightedSpan, ...] = ()
     sequences: tuple[Rendered, ...] = ()
+
+
+_FITS = "rule fits "
+"""Beginning of a note about a rule of ``data.weights``, before its number."""
+
+
+def fitting_note(rule: int) -> str:
+    """Return the note of an example about a rule of ``data.weights`` that fits some of its text."""
+    return f"weights: {_FITS}{rule}"
+
+
+def fitting_rules(notes: Iterable[str]) -> set[int]:
+    """Return the rules of ``data.weights`` that fit some text, from the notes about a source's examples."""
+    found = (re.search(rf"(?:^|: ){_FITS}(\d+)$", note) for note in notes)
+    return {int(one[1]) for one in found if one}
 
 
 def product_of(weights: Sequence[WeightedSpan]) -> tuple[WeightedSpan, ...]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from hooktrain import DataError
 from hooktrain_sft.chat.answer_spans import Conversation
 from hooktrain_sft.chat.messages import Message, MessageWeight
-from hooktrain_sft.chat.rendered import WeightedSpan
+from hooktrain_sft.chat.rendered import WeightedSpan, fitting_note
 from hooktrain_sft.chat.trained_spans import Choice
 from hooktrain_sft.config import WeightRule
 
@@ -48,9 +48,11 @@ class Weighting(NamedTuple):
             choice.weights.append((start, end, own.weight))
             if index is not None and own.parts:
                 choice.weights += self._parts(choice, text, start, end, index)
-            fitting = [rule for rule in self.rules if rule.role in (None, role)]
-            choice.weights += [(start, end, rule.weight) for rule in fitting if rule.match is None]
-            choice.weights += matches(text, start, end, fitting)
+            for number, rule in enumerate(self.rules):
+                if rule.role in (None, role):
+                    found = list(matches(text, start, end, rule))
+                    choice.weights += found
+                    choice.notes += [fitting_note(number)] if found else []
         choice.weights = [(start, end, weight) for start, end, weight in choice.weights if weight != 1]
 
     def _extents(self, choice: Choice, chat: Conversation) -> Iterator[tuple[int, int, int | None]]:
@@ -103,9 +105,11 @@ class Weighting(NamedTuple):
                 place += len(part) + len(joint)
 
 
-def matches(text: str, start: int, end: int, rules: Sequence[WeightRule]) -> Iterator[WeightedSpan]:
-    """Yield the parts of ``text[start:end]`` that rules match, with their weights."""
-    for rule in rules:
-        if rule.match is not None:
-            for found in re.finditer(rule.match, text[start:end], re.DOTALL):
-                yield start + found.start(), start + found.end(), rule.weight
+def matches(text: str, start: int, end: int, rule: WeightRule) -> Iterator[WeightedSpan]:
+    """Yield the parts of ``text[start:end]`` that a rule fits, with its weight."""
+    if rule.match is None:
+        yield start, end, rule.weight
+        return
+    for found in re.finditer(rule.match, text[start:end], re.DOTALL):
+        if found[0]:
+            yield start + found.start(), start + found.end(), rule.weight

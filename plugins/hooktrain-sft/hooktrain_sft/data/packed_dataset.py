@@ -47,7 +47,7 @@ class PackedDataset:
     def __getitem__(self, index: int) -> TokenSequence:
         if not -len(self) <= index < len(self):
             raise IndexError(f"sequence {index} of {len(self)}")
-        parts = [self.documents.tokens(member) for member in self._members(index % len(self))]
+        parts = [self.documents.tokens(member) for member in self.members(index % len(self))]
         ids = np.concatenate([ids for ids, _ in parts]).astype(np.int64)
         trained = np.concatenate([mask for _, mask in parts])
         positions = np.concatenate([np.arange(len(ids)) for ids, _ in parts])
@@ -56,11 +56,11 @@ class PackedDataset:
 
     def row_name(self, row: int) -> str:
         """Return the examples of a sequence, as :class:`hooktrain.DatasetDefaults` says."""
-        examples = list(dict.fromkeys(int(self.documents.examples[member]) for member in self._members(row)))
+        examples = list(dict.fromkeys(int(self.documents.examples[member]) for member in self.members(row)))
         more = [f"{len(examples) - _NAMED} more"] if len(examples) > _NAMED else []
         return ", ".join([*(str(self._name(example)) for example in examples[:_NAMED]), *more])
 
-    def _members(self, index: int) -> list[int]:
+    def members(self, index: int) -> list[int]:
         """Return the documents of a sequence."""
         members: list[int] = [index] if self.bins is None else self.bins[index].tolist()
         return members

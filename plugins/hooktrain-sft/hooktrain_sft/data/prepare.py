@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from hooktrain import Data, DataError, World, default_cache_dir
+from hooktrain_sft.chat.rendered import fitting_rules
 from hooktrain_sft.compat import model_max_length
 from hooktrain_sft.config import SFTDataConfig, SourceOptions, TokenDataConfig
 from hooktrain_sft.data.arrow_store import UnwritableError
@@ -34,6 +35,7 @@ from hooktrain_sft.data.statistics import (
     losses,
     shared,
     without_duplicates,
+    without_effect,
 )
 
 __all__ = ["length_limit", "named", "prepare_data"]
@@ -72,6 +74,7 @@ class _Preparation:
             )
         self.sources: list[dict[str, Any]] = []
         self.digests: list[str] = []
+        self.fitting: set[int] = set()
 
     def warn(self, message: str) -> None:
         if message not in self.warnings:
@@ -209,8 +212,9 @@ class _Preparation:
         self.warnings += [f"{label}: {remark}" for remark in made.facts.get("remarks", ())]
         notes: Mapping[str, Any] = made.facts.get("notes", {})
         unused = unused_columns(notes)
+        self.fitting |= fitting_rules(notes)
         for note, where in notes.items():
-            if not unused_columns([note]):
+            if not (unused_columns([note]) or fitting_rules([note])):
                 self.warnings.append(f"{label}: {note} ({where['count']:,} times, first in {where['first']})")
         if unused:
             self.warnings.append(f"{label}: {not_used(source, self.config, unused, made.facts['format'])}")
@@ -305,6 +309,8 @@ class _Preparation:
 
     def check(self, train: Documents, evaluation: Mapping[str, Documents]) -> None:
         """Warn about common mistakes in the data or the template."""
+        if isinstance(self.config, SFTDataConfig):
+            self.warnings += without_effect(self.config.weights, self.fitting)
         eot_tokens = self.config.eot_tokens if isinstance(self.config, SFTDataConfig) else ()
         if not ends_trained(train, self.tokenizer, eot_tokens):
             self.warnings.append(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hooktrain import ExamplePreview, World
-from hooktrain_sft.chat.rendered import Rendered
+from hooktrain_sft.chat.rendered import Rendered, fitting_rules
 from hooktrain_sft.config import TokenDataConfig
 from hooktrain_sft.data.prepare import named
 from hooktrain_sft.data.source_reader import Reader
@@ -38,7 +38,9 @@ def preview_examples(
                 note += f", whose weights add up to {trained[1:].sum(dtype=np.float64):g}"
             if opened.format is not None:
                 note += f"; {opened.format.why}"
-            note = "; ".join([note, *(one for one in notes if not one.startswith("column: "))])
+            note = "; ".join(
+                [note, *(one for one in notes if not (one.startswith("column: ") or fitting_rules([one])))]
+            )
             shown.append(ExamplePreview(f"{opened.label}, example {where}", pieces, note))
     return shown
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hooktrain_sft.config import Overflow
+from hooktrain_sft.config import Overflow, WeightRule
 from hooktrain_sft.data.documents import Documents, Place, TokenCount
 
-__all__ = ["doubled_bos", "duplicates", "ends_trained", "histogram", "losses", "shared", "without_duplicates"]
+__all__ = [
+    "doubled_bos",
+    "duplicates",
+    "ends_trained",
+    "histogram",
+    "losses",
+    "shared",
+    "without_duplicates",
+    "without_effect",
+]
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 """Multiplier of digests by their place in an example; odd, so that none of their bits is lost."""
@@ -114,6 +123,20 @@ def losses(
             " learn from them where to stop; raise `data.max_length`, or write `data.overflow: drop`"
         )
     return warnings
+
+
+def without_effect(rules: Sequence[WeightRule], fitting: Collection[int]) -> list[str]:
+    """Return warnings about rules of ``data.weights`` other than those that fit some trained text."""
+    given = {
+        number: ", ".join(f"{key} '{value}'" for key, value in (("role", rule.role), ("match", rule.match)) if value)
+        for number, rule in enumerate(rules)
+    }
+    return [
+        f"data.weights[{number}]: {what} fits no trained text of any example, so that the rule has no effect; correct"
+        " or remove it"
+        for number, what in given.items()
+        if number not in fitting
+    ]
 
 
 def histogram(values: NDArray[np.int64], bins: int = 10) -> dict[str, list[int]]:

@@ -379,6 +379,22 @@ def test_a_cache_is_not_read_with_other_rules(
     assert found(0.5) == (True, {0.0, 0.5, 1.0})
 
 
+def test_rules_that_fit_nothing_are_named(
+    run: Callable[..., Trainer], recipe: dict[str, Any], tmp_path: Path, write_rows: Any
+) -> None:
+    rules = [{"match": "answer", "weight": 2}, {"match": "nowhere|", "weight": 3}, {"role": "tool", "weight": 0.5}]
+    data = {**recipe["data"], "cache_dir": str(tmp_path / "cache"), "weights": rules, "train_on": "completion"}
+    text = str(write_rows("text", "text.jsonl"))
+    for sources in ([recipe["data"]["sources"][0]], [text], [text]):  # the last one from the cache
+        warnings = run(data={**data, "sources": sources, "eval_sources": []}, train_iters=1).data.report["warnings"]
+        assert [one for one in warnings if "weights[" in one] == [
+            f"data.weights[{number}]: {what} fits no trained text of any example, so that the rule has no effect;"
+            " correct or remove it"
+            for number, what in ((1, "match 'nowhere|'"), (2, "role 'tool'"))
+        ]
+        assert not any("rule fits" in one for one in warnings)
+
+
 def test_a_stream_has_weights(run: Callable[..., Trainer], recipe: dict[str, Any], write_rows: Any) -> None:
     rows = {"name_or_path": str(write_rows(weighted_rows(), "weighted.jsonl")), "streaming": True}
     watch = Watch()
