@@ -23,7 +23,9 @@ from torch import Tensor
 
 from hooktrain import CheckpointError, World, local_path
 from hooktrain_peft.adapter import load_adapter, on_dense_base
+from hooktrain_peft.config import PLAIN_INITS, stored_init
 from hooktrain_peft.merge_source import MergeSource
+from hooktrain_peft.plain_base import Packing
 from hooktrain_peft.weight_merge import merge_adapter
 
 __all__ = ["MergeResult", "write_merged_folder"]
@@ -68,7 +70,11 @@ def write_merged_folder(source: MergeSource, output: Path) -> MergeResult:
         raise CheckpointError(f"merge: given --output '{output}', which exists; give a new folder, or remove that one")
     base, dtype = source.base, source.dtype
     tokenizer = _tokenizer(source)
-    model = load_adapter(build_model(base, tokenizer, World()), source.adapter, None, where="merge")
+    packing = Packing(base) if base.quantization and stored_init(source.adapter) in PLAIN_INITS else None
+    plain_base = base if packing is None else attrs.evolve(base, quantization=None)
+    built = build_model(plain_base, tokenizer, World())
+    model = load_adapter(built, source.adapter, None, where="merge", packing=packing)
+    del built
     packed = is_quantized(model)
     if packed:
         model.float()  # embeddings and norms, so that it computes with the weights that are merged, not rounded

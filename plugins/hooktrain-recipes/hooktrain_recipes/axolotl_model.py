@@ -7,6 +7,8 @@ from typing import Any
 
 from hooktrain import Collector
 from hooktrain_recipes.adapters import copy_all, plain, targets, without_adapter
+from hooktrain_recipes.axolotl_preferences import PAIRED
+from hooktrain_recipes.preferences import without_dropout
 from hooktrain_recipes.quantization import set_quantization
 from hooktrain_recipes.reasons import (
     COMPILE,
@@ -337,6 +339,8 @@ def set_adapter(found: Collector) -> None:
     found.set("peft.type", "lora")
     found.translated("adapter", "peft.type")
     found.ignored("lora_model_dir", "null is the default") if "lora_model_dir" in found else None
+    if found.get("rl") in PAIRED:
+        without_dropout(found, "lora_dropout")
     copy_all(found, _LORA)
     found.default("peft.r", 8, "the default of PEFT")
     found.default("peft.alpha", 8, "the default of PEFT")

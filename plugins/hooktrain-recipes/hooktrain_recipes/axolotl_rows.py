@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hooktrain import Collector
 from hooktrain_recipes.axolotl_data import SOURCE_KEYS
+from hooktrain_recipes.axolotl_preferences import PREFERENCE_ROWS
 from hooktrain_recipes.reasons import (
     ACTIVATION_OFFLOAD,
     COMPILE,
@@ -230,13 +231,9 @@ ROWS: tuple[Row, ...] = (
     *all_ignored("the files of the model say how its weights are quantized", "gptq", "gptq_disable_exllama"),
     *refused(PREFERENCES, "reward_model", "process_reward_model"),
     *belongs(PREFERENCES, "reward_model", "center_rewards_coefficient"),
-    *belongs(
-        PREFERENCES, "rl", "rl_beta", "dpo_beta", "dpo_use_weighting", "dpo_label_smoothing",
-        "precompute_ref_log_probs", "dpo_use_liger_kernel", "dpo_padding_free", "dpo_loss_type", "dpo_loss_weights",
-        "dpo_use_logits_to_keep",
-        "dpo_generate_during_eval", "dpo_norm_loss", "rpo_alpha", "orpo_alpha", "simpo_gamma", "cpo_alpha",
-        "kto_desirable_weight", "kto_undesirable_weight", "max_prompt_len",
-    ),
+    *PREFERENCE_ROWS,
+    *belongs(PREFERENCES, "rl", "dpo_use_weighting", "rpo_alpha", "dpo_norm_loss", "dpo_loss_weights", "cpo_alpha",
+             "kto_desirable_weight", "kto_undesirable_weight", "dpo_beta"),
     *refused(PREFERENCES, "num_labels"),
     *belongs(ROLLOUTS, "rl", "trl", "vllm", "ebft"),
     *refused(ROLLOUTS, "generate_samples"),

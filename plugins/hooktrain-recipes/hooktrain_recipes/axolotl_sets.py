@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hooktrain import Collector, did_you_mean
+from hooktrain_recipes.axolotl_preferences import PAIRED, pairs_of
 from hooktrain_recipes.axolotl_prompts import INSTRUCTIONS
 from hooktrain_recipes.prompts import places_of
 from hooktrain_recipes.reasons import ACCOUNT_SOURCE, OWN_CODE, PREFERENCES, Reason
@@ -134,6 +135,8 @@ class SetOfRows:
     def _type(self, streamed: bool) -> str:
         found, key = self.found, f"{self.path}.type"
         kind = found.get(key, "pretrain" if streamed else None)
+        if found.get("rl") in PAIRED:
+            return self._pairs(kind)
         if isinstance(kind, Mapping):
             return self._own_prompt(kind)
         if kind is None and (found.get("rl") or found.get("process_reward_model") or found.get("reward_model")):
@@ -173,9 +176,18 @@ class SetOfRows:
             found.unsupported(key, f"{_FORMAT.reason}: {kind}{close}", _FORMAT.remedy)
         return ""
 
+    def _pairs(self, kind: Any) -> str:
+        """Pairs of answers."""
+        if not pairs_of(self.found, self.path, self.to, kind):
+            what = f"a format of pairs that is not here: {kind!r:.60}"
+            PREFERENCES.refuse(self.found, f"{self.path}.type", what)
+        self._accept_rest(("field_chosen", "field_rejected", "field_messages", "message_property_mappings", "roles"))
+        self._accept_rest(("message_field_role", "message_field_content"))
+        return "pairs"
+
     def _accept_rest(self, keys: tuple[str, ...]) -> None:
         for key in keys:
-            self._ignore(key, "belongs to preferences")
+            self._ignore(key, "belongs to another type of preferences")
 
     def _text(self, key: str) -> str:
         found = self.found

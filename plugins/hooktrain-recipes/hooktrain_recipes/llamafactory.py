@@ -16,11 +16,13 @@ from hooktrain_recipes.explained import explain
 from hooktrain_recipes.fsdp import set_fsdp
 from hooktrain_recipes.kinds import check_kinds, guarded, refuse_unknown
 from hooktrain_recipes.llamafactory_data import set_data
+from hooktrain_recipes.llamafactory_preferences import set_preferences
 from hooktrain_recipes.llamafactory_rows import ROWS as ROWS_V0
 from hooktrain_recipes.llamafactory_training import set_evaluation, set_optimizer_of, set_saves
 from hooktrain_recipes.llamafactory_v1 import ROWS as ROWS_V1
 from hooktrain_recipes.llamafactory_v1 import set_v1
 from hooktrain_recipes.optimizers import fit_strategy
+from hooktrain_recipes.preferences import without_dropout
 from hooktrain_recipes.quantization import set_quantization
 from hooktrain_recipes.reasons import (
     ACTIVATION_OFFLOAD,
@@ -222,8 +224,15 @@ def _media(found: Collector, media: bool) -> None:
 
 def _stage(found: Collector) -> None:
     stage = found.get("stage", "sft")
-    if stage in ("rm", "dpo", "kto"):
+    if stage == "dpo":
+        set_preferences(found, "stage")
+    elif stage in ("rm", "kto"):
         PREFERENCES.refuse(found, "stage")
+    for key in ("pref_beta", "pref_loss", "dpo_label_smoothing", "simpo_gamma", "ref_model"):
+        if key in found:
+            found.ignored(key, f"not used with stage: {stage}")
+    if stage in ("dpo", "rm", "kto"):
+        pass
     elif stage == "ppo":
         ROLLOUTS.refuse(found, "stage")
     elif stage not in ("sft", "pt"):
@@ -282,6 +291,8 @@ def _adapter(found: Collector) -> None:
         without_adapter(found, [*lora, *oft, *pissa], "the adapter in adapter_name_or_path says it")
     else:
         _said(found, "finetuning_type", "peft.type", kind)
+        if found.get("stage") == "dpo" and kind == "lora":
+            without_dropout(found, "lora_dropout")
         copy_all(found, _LORA if kind == "lora" else _OFT)
         without_adapter(found, [*lora, *oft], f"used with another adapter than {kind}")
         if kind == "lora":

@@ -53,7 +53,7 @@ def _frozen(found: Collector, path: str) -> None:
 
 def _of_stage(reason: Reason, *stages: str) -> Callable[[Collector, str], None]:
     def rule(found: Collector, path: str) -> None:
-        if found.get("stage") in stages:
+        if found.get("stage") in stages and found.values[path] not in (None, 0, 0.0, False, ""):
             reason.refuse(found, path)
         else:
             found.ignored(path, "used in another stage")
@@ -69,7 +69,7 @@ ROWS: tuple[Row, ...] = (
         {
             "model_name_or_path": ("model.name_or_path", ""),
             "trust_remote_code": ("model.trust_remote_code tokenizer.trust_remote_code", ""),
-            "stage": ("type", "`sft` is `sft`, `pt` is `causal`"),
+            "stage": ("type loss.type", "`sft` is `sft`, `pt` is `causal`, `dpo` is `preference`"),
             "dataset": ("data.sources", "`dataset_info.json` is read: names, formats, `columns`, `tags`"),
             "eval_dataset": ("data.eval_sources", ""),
             "dataset_dir": ("data.sources", "the folder of `dataset_info.json`"),
@@ -250,12 +250,19 @@ ROWS: tuple[Row, ...] = (
     *belongs(method("ASFT"), "use_asft_loss", "asft_alpha"),
     *refused(method("EAFT"), "use_eaft_loss"),
     *belongs(method("EAFT"), "use_eaft_loss", "eaft_alpha"),
+    *told(
+        {
+            "pref_beta": ("loss.beta", "0.1 is the default"),
+            "pref_loss": ("loss.type loss.loss_type", "`sigmoid`, `hinge`, `ipo`, `orpo` and `simpo`"),
+            "dpo_label_smoothing": ("loss.label_smoothing", "of `sigmoid`"),
+            "simpo_gamma": ("loss.gamma", ""),
+            "ref_model": ("models.reference.name_or_path", ""),
+        }
+    ),
     *(
         by(key, _preferred, about=PREFERENCES.reason, kind="unsupported")
-        for key in ("pref_beta", "pref_ftx", "pref_bco_weight", "pref_loss", "dpo_label_smoothing", "kto_chosen_weight",
-                    "kto_rejected_weight", "simpo_gamma", "ref_model", "ref_model_adapters",
-                    "ref_model_quantization_bit",
-                    "ld_alpha")
+        for key in ("pref_ftx", "pref_bco_weight", "ref_model_adapters", "ref_model_quantization_bit", "ld_alpha",
+                    "kto_chosen_weight", "kto_rejected_weight")
     ),
     *(
         by(key, _rolled, about=ROLLOUTS.reason, kind="unsupported")

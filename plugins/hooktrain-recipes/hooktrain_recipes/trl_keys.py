@@ -10,7 +10,6 @@ from hooktrain_recipes.reasons import (
     IMAGES,
     MODEL_PARALLEL,
     OWN_CODE,
-    PREFERENCES,
     ROLLOUTS,
 )
 from hooktrain_recipes.tables import Row, ignored, moved
@@ -86,15 +85,6 @@ _REASONS: dict[str, str] = {
 
 IGNORED_ROWS: tuple[Row, ...] = tuple(ignored(key, reason) for reason, keys in _REASONS.items() for key in keys.split())
 
-_PREFERENCES = (
-    "beta max_prompt_length max_completion_length max_target_length ref_model_init_kwargs reference_free "
-    "force_use_ref_model f_divergence_type f_alpha_divergence_coef precompute_ref_log_probs precompute_ref_batch_size "
-    "precompute_ref_eval_batch_size sync_ref_model ref_model_mixup_alpha ref_model_sync_steps rpo_alpha ld_alpha "
-    "discopop_tau use_weighting loss_weights label_smoothing use_logits_to_keep generate_during_eval "
-    "disable_dropout model_adapter_name ref_adapter_name rpo_weight cpo_alpha simpo_gamma alpha desirable_weight "
-    "undesirable_weight center_rewards_coefficient tpo_alpha tpo_l_gamma padding_value label_pad_token_id "
-    "is_encoder_decoder reward_model_path missing_eos_penalty"
-)
 _ROLLOUTS = (
     "num_generations num_generations_eval reward_funcs reward_weights scale_rewards use_vllm vllm_mode "
     "vllm_gpu_memory_utilization vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout "
@@ -102,7 +92,7 @@ _ROLLOUTS = (
     "vllm_model_impl vllm_enable_sleep_mode vllm_structured_outputs_regex vllm_guided_decoding_regex "
     "vllm_importance_sampling_correction vllm_importance_sampling_mode vllm_importance_sampling_cap temperature top_p "
     "top_k min_p repetition_penalty generation_kwargs generation_batch_size steps_per_generation cache_implementation "
-    "num_iterations num_ppo_epochs num_mini_batches epsilon epsilon_high delta importance_sampling_level "
+    "reward_model_path missing_eos_penalty num_iterations num_ppo_epochs num_mini_batches epsilon epsilon_high delta importance_sampling_level "
     "mask_truncated_completions top_entropy_quantile entropy_coef log_completions log_unique_prompts "
     "wandb_log_unique_prompts num_completions_to_print max_tool_calling_iterations ds3_gather_for_generation "
     "use_liger_loss cosine_min_value_wrong cosine_max_value_wrong cosine_min_value_correct cosine_max_value_correct "
@@ -117,7 +107,6 @@ _DISTILLATION = (
 )
 
 REFUSED_ROWS: tuple[Row, ...] = (
-    *(PREFERENCES.row(key, off=(None,)) for key in _PREFERENCES.split()),
     *(ROLLOUTS.row(key, off=(None,)) for key in _ROLLOUTS.split()),
     *(DISTILLATION.row(key, off=(None,)) for key in _DISTILLATION.split()),
     ACTIVATION_OFFLOAD.row("activation_offloading"),

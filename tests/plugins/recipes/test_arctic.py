@@ -137,7 +137,6 @@ def test_known_data_sets_are_left_to_hooktrain():
 @pytest.mark.parametrize(
     ("recipe", "refused"),
     [
-        (changed(type="dpo", beta=0.1, ref_model={"name_or_path": "x"}), {"type": "preferences", "beta": "preferences", "ref_model": "preferences"}),
         (changed(type="mine", code="mine.py", knob=1), {"type": "code of its own", "code": "mine.py", "knob": "code of its own"}),
         (changed(data={"sources": [{"type": "snowflake", "sql": "SELECT"}]}), {"data.sources[0]": "account"}),
         (changed(data={"sources": [{"type": "mine", "name_or_path": "x"}]}), {"data.sources[0]": "code of its own"}),

@@ -279,7 +279,7 @@ REFUSED = [
     ("optimizer: came_pytorch", "optimizer", "optimizer with small states"),
     ("optimizer: muon\ndeepspeed: {}", "optimizer", "groups: Muon with DeepSpeed"),
     ("unfrozen_parameters: ['^embed.weight$[:32000]']", "unfrozen_parameters", "groups: rows of a weight"),
-    ("rl: dpo", "rl", "preferences or reward models"),
+    ("rl: kto", "rl", "preferences or reward models"),
     ("rl: grpo", "rl", "rollouts"),
     ("processor_type: AutoProcessor", "processor_type", "images or audio"),
     ("torch_compile: true", "torch_compile", "compile"),

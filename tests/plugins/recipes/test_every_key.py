@@ -51,6 +51,10 @@ TEXTS = {"datasets": [{"path": "org/rows", "type": "completion"}]}
 HELD = {"val_set_size": 0.1, "num_epochs": 1}
 LIGER = {"plugins": ["axolotl.integrations.liger.LigerPlugin"]}
 MIXTURE = {"dataset_name": None, "dataset_mixture": {"datasets": [{"id": "org/rows"}]}}
+DPO = {"rl": "dpo", "datasets": [{"path": "org/rows", "type": "chat_template"}]}
+PAIRS_OF_LLAMA = {"stage": "dpo", "dataset": "dpo_en_demo"}
+TRL_DPO = {"loss_type": "sigmoid"}
+ARCTIC_DPO = {"type": "dpo"}
 STAGES = ({"zero_optimization": {"stage": 2}}, {"zero_optimization": {"stage": 3}})
 PRECISION = ({"enabled": True}, {"enabled": False})
 EXACT = {"model": {"name_or_path": "org/model", "dtype": "fp32"}}
@@ -60,6 +64,9 @@ WARM = {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 5}}
 OWN: dict[str, dict[str, tuple[Any, ...]]] = {
     "arctic": {
         "type": ("sft", "causal"),
+        "beta": (0.1, 0.2, ARCTIC_DPO),
+        "label_smoothing": (0.1, 0.2, ARCTIC_DPO),
+        "ref_model.name_or_path": ("org/model", "org/other", ARCTIC_DPO),
         "deepspeed": STAGES,
         **{f"deepspeed.{each}": (*PRECISION, EXACT) for each in ("bf16", "bfloat16", "fp16")},
         "deepspeed.optimizer": (ADAM, {"type": "SGD", "params": {"lr": 0.1}}),
@@ -85,6 +92,13 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
         "checkpoint[].type": ("deepspeed", "huggingface"),
     },
     "axolotl": {
+        "rl": ("dpo", "orpo", DPO),
+        "rl_beta": (0.1, 0.2, DPO),
+        "orpo_alpha": (0.1, 0.2, {**DPO, "rl": "orpo"}),
+        "simpo_gamma": (0.1, 0.2, {**DPO, "rl": "simpo", "cpo_alpha": 0}),
+        "dpo_loss_type": (["ipo"], ["hinge"], DPO),
+        "dpo_label_smoothing": (0.1, 0.2, {**DPO, "dpo_loss_type": ["robust"]}),
+        "rl_adapter_ref_model": (True, False, DPO),
         "special_tokens": ({"pad_token": "a"}, {"pad_token": "b"}),
         "added_tokens_overrides": ({5: "<a>"}, {5: "<b>"}),
         "default_system_message": ("a", "b", {**TALKS, "chat_template": "chatml"}),
@@ -148,6 +162,11 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "llamafactory": {
         "stage": ("sft", "pt"),
+        "pref_beta": (0.1, 0.2, PAIRS_OF_LLAMA),
+        "pref_loss": ("hinge", "ipo", PAIRS_OF_LLAMA),
+        "dpo_label_smoothing": (0.1, 0.2, PAIRS_OF_LLAMA),
+        "simpo_gamma": (0.1, 0.2, {**PAIRS_OF_LLAMA, "pref_loss": "simpo"}),
+        "ref_model": ("a", "b", PAIRS_OF_LLAMA),
         "dataset": ("identity", "alpaca_en_demo"),
         "eval_dataset": ("identity", "alpaca_en_demo"),
         "dataset_dir": ("REMOTE:org/a", "REMOTE:org/b"),
@@ -245,6 +264,13 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
         "liger_kernel_config": ({"rope": True}, {"rope": False}, {"use_liger_kernel": True}),
         "accelerate_config": ("zero2", "zero3"),
         "loss_type": ("dft", "nll"),
+        "beta": (0.1, 0.2, TRL_DPO),
+        "label_smoothing": (0.1, 0.2, {"loss_type": "robust"}),
+        "cpo_alpha": (0.1, 0.2),
+        "simpo_gamma": (0.1, 0.2, {"loss_type": "simpo", "cpo_alpha": 0.0}),
+        "force_use_ref_model": (True, False, TRL_DPO),
+        "ref_model_init_kwargs": ({"dtype": "bfloat16"}, {"dtype": "float32"}, TRL_DPO),
+        "disable_dropout": (True, False, {**TRL_DPO, **LORA}),
         "deepspeed": ("stage2.json", "stage3.json"),
     },
 }

@@ -250,7 +250,7 @@ def test_a_set_that_is_nowhere_is_expected_as_a_file():
 
 
 REFUSED = [
-    ("stage: dpo", "stage", "preferences or reward models"),
+    ("stage: rm", "stage", "preferences or reward models"),
     ("stage: ppo", "stage", "rollouts"),
     ("finetuning_type: full\nquantization_bit: 4", "quantization_bit", "quantized base: without an adapter"),
     ("quantization_bit: 3\nquantization_method: hqq", "quantization_bit", "quantized base: 3 bits by hqq"),

@@ -217,8 +217,6 @@ def test_what_hooktrain_has_is_translated(more, to, value):
 @pytest.mark.parametrize(
     ("more", "refused"),
     [
-        ({"beta": 0.1, "max_prompt_length": 9}, {"beta": "preferences", "max_prompt_length": "preferences"}),
-        ({"loss_type": "sigmoid"}, {"loss_type": "preferences"}),
         ({"num_generations": 8, "reward_funcs": ["x"]}, {"num_generations": "rollouts", "reward_funcs": "rollouts"}),
         ({"teacher_model_name_or_path": "x"}, {"teacher_model_name_or_path": "distillation"}),
         ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, {"load_in_4bit": "quantized base: without an adapter"}),
