@@ -99,13 +99,15 @@ def _check_kept(settings: PeftSettings) -> Iterator[Complaint]:
         path = Path(folder).expanduser()
         if not re.fullmatch(r"\w[\w.-]*", name) or name == "default" or name.startswith("step-"):
             yield Complaint(
-                f"peft.keep.{name}", "given as a name, expected letters, digits, dots and dashes, and not 'default' or"
-                " 'step-...', which are folders of their own; choose another name"
+                f"peft.keep.{name}",
+                "given as a name, expected letters, digits, dots and dashes, and not 'default' or"
+                " 'step-...', which are folders of their own; choose another name",
             )
         elif missing := [file for file in ADAPTER_FILES if not (path / file).is_file()]:
             yield Complaint(
-                f"peft.keep.{name}", f"given '{folder}', which has no {missing[0]}; expected the folder of a saved"
-                " adapter; correct the path"
+                f"peft.keep.{name}",
+                f"given '{folder}', which has no {missing[0]}; expected the folder of a saved"
+                " adapter; correct the path",
             )
 
 

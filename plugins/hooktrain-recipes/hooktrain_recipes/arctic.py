@@ -14,6 +14,7 @@ from hooktrain_recipes.arctic_sources import SOURCE_ROWS, translate_sources
 from hooktrain_recipes.deepspeed_json import DEEPSPEED_ROWS, translate_deepspeed
 from hooktrain_recipes.human import human, human_whole, mapping_of, plain_mapping, positive_whole
 from hooktrain_recipes.kinds import refuse_unknown
+from hooktrain_recipes.preferences import set_loss
 from hooktrain_recipes.reasons import (
     ACTIVATION_OFFLOAD,
     CONTRADICTION,
@@ -23,7 +24,6 @@ from hooktrain_recipes.reasons import (
     TRACKER,
     method,
 )
-from hooktrain_recipes.preferences import set_loss
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
 from hooktrain_recipes.tables import Row, apply, at, by, ignored, moved, sections
 from hooktrain_recipes.values import flag, share, text

@@ -317,6 +317,15 @@ def _unfrozen(found: Collector, kind: Any) -> None:
     found.translated(key, "model.freeze")
 
 
+def _loftq(found: Collector) -> None:
+    """Set LoftQ, whose base has values of nf4 in Axolotl too, though it keeps them unpacked."""
+    key = "peft.loftq_config.loftq_bits"
+    if found.get(key) == 4 and not found.has("model.quantization"):
+        found.set("peft.init_lora_weights", "loftq")
+        found.set("model.quantization", {"type": "nf4", "double": False})
+        found.translated(key, "peft.init_lora_weights", "model.quantization.type", "model.quantization.double")
+
+
 def set_adapter(found: Collector) -> None:
     """Set ``peft``."""
     kind, folder = found.get("adapter"), found.get("lora_model_dir")
@@ -342,6 +351,7 @@ def set_adapter(found: Collector) -> None:
     if found.get("rl") in PAIRED:
         without_dropout(found, "lora_dropout")
     copy_all(found, _LORA)
+    _loftq(found)
     found.default("peft.r", 8, "the default of PEFT")
     found.default("peft.alpha", 8, "the default of PEFT")
     if flag_of(found.get("lora_target_linear")):

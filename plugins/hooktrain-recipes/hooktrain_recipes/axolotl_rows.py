@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hooktrain import Collector
 from hooktrain_recipes.axolotl_data import SOURCE_KEYS
 from hooktrain_recipes.axolotl_preferences import PREFERENCE_ROWS
@@ -40,6 +42,21 @@ def _tracker(found: Collector, path: str) -> None:
         found.ignored(path, "no tracker is asked for")
     else:
         TRACKER.refuse(found, path)
+
+
+def _bits(found: Collector, path: str) -> None:
+    if found.values[path] and found.get("adapter"):
+        QUANTIZED_BASE.refuse(found, path, "LoftQ with other bits than 4, or on a base that is quantized already")
+    else:
+        found.ignored(path, "used with an adapter alone")
+
+
+def _section(found: Collector, path: str) -> None:
+    value = found.values[path]
+    if not value:
+        found.ignored(path, "empty")
+    elif not isinstance(value, Mapping):
+        QUANTIZED_BASE.refuse(found, path, f"given {value!r:.40}, expected keys and values")
 
 
 _NEFTUNE = ("neftune_noise_alpha", "noisy_embedding_alpha")
@@ -84,6 +101,7 @@ ROWS: tuple[Row, ...] = (
             "peft_use_dora": ("peft.use_dora", ""),
             "peft_use_rslora": ("peft.use_rslora", ""),
             "peft_init_lora_weights": ("peft.init_lora_weights", ""),
+            "peft.loftq_config.loftq_bits": ("peft.init_lora_weights model.quantization", "4, without `load_in_4bit`"),
             **{f"datasets[].{key}": (ours.replace("`", "").replace(",", ""), "") for key, ours in SOURCE_KEYS.items()},
             "test_datasets": ("data.eval_sources", ""),
             "pretraining_dataset": ("type data.sources", "`type: causal` with `streaming: true`"),
@@ -214,9 +232,9 @@ ROWS: tuple[Row, ...] = (
                   "image_resize_algorithm", "role_boundaries"),
     *all_ignored("no answers are generated in evaluations", "eval_table_size", "eval_max_new_tokens"),
     *refused(QUANTIZED_BASE,
-              "quantize_moe_experts", "model_quantization_config", "model_quantization_config_kwargs",
-              "peft.loftq_config",
-              "peft"),
+              "quantize_moe_experts", "model_quantization_config", "model_quantization_config_kwargs"),
+    by("peft.loftq_config.loftq_bits", _bits, about=QUANTIZED_BASE.reason, kind="unsupported"),
+    *(by(key, _section, about=QUANTIZED_BASE.reason, kind="unsupported") for key in ("peft.loftq_config", "peft")),
     *belongs(MODEL_PARALLEL, "expert_parallel_size", "expert_parallel_num_nvl_bytes", "expert_parallel_token_capacity"),
     *refused(QAT, "qat", "quantization"),
     *refused(FP8, "fp8", "fp8_enable_fsdp_float8_all_gather"),

@@ -228,17 +228,15 @@ def _stage(found: Collector) -> None:
         set_preferences(found, "stage")
     elif stage in ("rm", "kto"):
         PREFERENCES.refuse(found, "stage")
-    for key in ("pref_beta", "pref_loss", "dpo_label_smoothing", "simpo_gamma", "ref_model"):
-        if key in found:
-            found.ignored(key, f"not used with stage: {stage}")
-    if stage in ("dpo", "rm", "kto"):
-        pass
     elif stage == "ppo":
         ROLLOUTS.refuse(found, "stage")
     elif stage not in ("sft", "pt"):
         found.unsupported("stage", f"given {stage!r:.40}, expected sft or pt", "write one of them")
     elif "stage" in found and found.get("stage") is None:
         found.ignored("stage", "sft is the default")
+    for key in ("pref_beta", "pref_loss", "dpo_label_smoothing", "simpo_gamma", "ref_model"):
+        if key in found:
+            found.ignored(key, f"not used with stage: {stage}")
     if flag_of(found.get("use_dft_loss")):
         found.set("loss.type", "dft")
         found.translated("use_dft_loss", "loss.type")

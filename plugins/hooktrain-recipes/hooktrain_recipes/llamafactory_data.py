@@ -29,7 +29,10 @@ _DEMOS: Mapping[str, Mapping[str, Any]] = {
     "dpo_en_demo": {"ranking": True, "formatting": "sharegpt"},
     "dpo_zh_demo": {"ranking": True, "formatting": "sharegpt"},
     "rlhf_v": {
-        "hf_hub_url": "llamafactory/RLHF-V", "ranking": True, "formatting": "sharegpt", "columns": {"images": "images"}
+        "hf_hub_url": "llamafactory/RLHF-V",
+        "ranking": True,
+        "formatting": "sharegpt",
+        "columns": {"images": "images"},
     },
     "kto_en_demo": {"columns": {"kto_tag": "label"}},
     "mllm_demo": {"columns": {"images": "images"}},

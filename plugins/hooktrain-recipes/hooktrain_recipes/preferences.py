@@ -81,4 +81,3 @@ def set_pairs(found: Collector, key: str, to: str, parts: Mapping[str, Any], col
         found.set(f"{to}.columns", renamed)
         found.translated(key, f"{to}.columns")
     return f"prompts.pairs.{name}"
-

@@ -87,9 +87,8 @@ def _columns(found: Collector) -> Iterator[str]:
     """Keys that name columns or splits of pairs."""
     for path, value in found.values.items():
         named = [str(each) for each in value] if isinstance(value, list) else []
-        if path.startswith("dataset_mixture.") and path.endswith(".columns") and {"chosen", "rejected"} <= set(named):
-            yield path
-        elif path == "dataset_splits" and any("prefs" in split for split in named):
+        paired = path.endswith(".columns") and {"chosen", "rejected"} <= set(named)
+        if paired or (path == "dataset_splits" and any("prefs" in split for split in named)):
             yield path
 
 
@@ -182,4 +181,3 @@ def _reference(found: Collector) -> None:
             found.ignored(f"{key}.{name}", "the reference computes as the model does")
         else:
             PREFERENCES.refuse(found, f"{key}.{name}", "another reference than the model as it is before the run")
-

@@ -16,8 +16,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from hooktrain import ModelError, RecipeError
-from hooktrain.testing import Recorder, train
+from hooktrain import ModelError, RecipeError, Trainer
+from hooktrain.testing import Recorder
 from tests.facts import facts
 from tests.plugins.peft.conftest import difference, logits
 
@@ -168,7 +168,8 @@ def test_a_model_from_python_with_two_adapters_is_exported_with_both(
     before = {name: value.clone() for name, value in adapted.state_dict().items() if ".first." in name}
     rest = {key: value for key, value in recipe.items() if key not in ("model", "peft")}
     named = {"tokenizer": {"name_or_path": str(bases["tied"])}, "checkpoint": [EXPORT]}
-    trainer = train({**rest, **named}, model=adapted)
+    trainer = Trainer({**rest, **named}, model=adapted)
+    trainer.run()
     export = tmp_path / "run" / "export"
     assert json.loads((export / "adapter_config.json").read_text())["r"] == 3
     assert json.loads((export / "first" / "adapter_config.json").read_text())["r"] == 2

@@ -121,6 +121,7 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
         "lora_rank_pattern": ({"a": 1}, {"a": 2}, AXOLOTL_LORA),
         "peft_use_dora": (True, False, AXOLOTL_LORA),
         "peft_use_rslora": (True, False, AXOLOTL_LORA),
+        "peft.loftq_config.loftq_bits": (4, None, AXOLOTL_LORA),
         "peft_init_lora_weights": ("pissa", "gaussian", AXOLOTL_LORA),
         "datasets[].type": ("alpaca", "chat_template"),
         "datasets[].field": ("a", "b", TEXTS),

@@ -155,7 +155,9 @@ def test_types_of_pairs(entry: dict[str, Any], pairs: dict[str, Any], columns: d
 
 
 def test_orpo_s_conversations_begin_with_the_system() -> None:
-    made = translated("axolotl", {**AXOLOTL, "rl": "orpo", "datasets": [{"path": "p", "type": "chat_template.argilla"}]})
+    made = translated(
+        "axolotl", {**AXOLOTL, "rl": "orpo", "datasets": [{"path": "p", "type": "chat_template.argilla"}]}
+    )
     assert made.recipe["prompts"]["pairs"] == {"pairs": {"system_column": True}}
 
 
