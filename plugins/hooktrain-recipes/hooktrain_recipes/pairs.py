@@ -64,6 +64,7 @@ class Pairs:
         used = {*ANSWERS, *_OTHER.values(), *self.columns, "prompt", "system", "messages", "text"}
         rest = {name: value for name, value in example.items() if name not in used}
         first = next(iter(answers.values()))
+        prompt: Any
         if self.prompt:
             prompt = self._text_of_prompt(example, first)
             made: dict[str, Any] = {name: self._text(value, name) for name, value in answers.items()}
