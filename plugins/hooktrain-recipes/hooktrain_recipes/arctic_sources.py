@@ -135,10 +135,20 @@ def _copied(found: Collector, path: str, to: str, field: str, name: str) -> None
         found.ignored(path, "name_or_path has a split of its own, which precedes there too")
     elif field == "split" and value == "":
         found.ignored(path, "empty is the default")
+    elif field == "role_mapping" and isinstance(value, Mapping) and _answers_first(list(value)):
+        found.unsupported(
+            path,
+            "answers before their questions: ArcticTraining writes the turns in the order of these roles",
+            "write user before assistant",
+        )
     elif field in ("split_mapping", "role_mapping"):
         found.copy(path, to, _names)
     else:
         found.copy(path, to, _COPIED[field])
+
+
+def _answers_first(roles: list[str]) -> bool:
+    return {"user", "assistant"} <= set(roles) and roles.index("assistant") < roles.index("user")
 
 
 def _names(value: Any) -> dict[str, str]:

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import yaml
 
 from benchmarks import peers
+from benchmarks.sft.inputs import for_transformers_4
 from hooktrain import default_cache_dir
 from hooktrain.bench.environments import EnvironmentFailed, Peer, ensure
 from hooktrain.testing import sample_rows, save_llama
@@ -49,6 +51,30 @@ def a_recipe_for_trl(folder: Path) -> dict[str, Any]:
     }
 
 
+def a_recipe_for_arctic(folder: Path) -> dict[str, Any]:
+    """Two conversations, both in each step, so that no order matters."""
+    datasets.Dataset.from_list(sample_rows(count=2)).save_to_disk(folder / "rows")
+    model = for_transformers_4(save_llama(folder / "model"), folder / "model-4")
+    roles = {role: f"messages.role.{role}" for role in ("user", "assistant")}  # the order of the turns, there
+    return {
+        "type": "sft",
+        "micro_batch_size": 2,
+        "train_iters": 5,
+        "epochs": 5,
+        "model": {"name_or_path": str(model), "dtype": "fp32", "disable_activation_checkpoint": True},
+        "data": {
+            "sources": [{"type": "huggingface_instruct", "name_or_path": str(folder / "rows"), "role_mapping": roles}],
+            "cache_dir": str(folder / "cache"),
+            "num_proc": 1,
+            "max_length": 64,
+            "div_length": 8,
+        },
+        "optimizer": {"lr": 0.01, "weight_decay": 0.0},
+        "scheduler": {"name": "constant"},
+        "deepspeed": {"zero_optimization": {"stage": 0}},
+    }
+
+
 def python_of(peer: Peer, folder: Path) -> Path:
     """The Python of a program's environment, made where it is missing; skips where no package index can be reached."""
     try:
@@ -64,7 +90,7 @@ def losses_of(peer: Peer, program: str, recipe: dict[str, Any], dialect: str, fo
     """The losses of a recipe's steps: the other program's, from a process of its own, and ours."""
     python = python_of(peer, folder)
     file = folder / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     for name in ("theirs", "ours"):
         (folder / name).mkdir()
     quiet = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
@@ -98,4 +124,11 @@ def test_losses_of_preferences_are_those_of_trl(tmp_path: Path, more: dict[str, 
     (tmp_path / "rows" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     theirs, ours = losses_of(peers.TRL, "trl_dpo", recipe, "trl", tmp_path)
     assert ours[-1] != pytest.approx(ours[0], abs=1e-3)
+    assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.mark.thorough
+def test_losses_are_those_of_arctic_training(tmp_path: Path) -> None:
+    theirs, ours = losses_of(peers.ARCTIC, "arctic", a_recipe_for_arctic(tmp_path), "arctic", tmp_path)
+    assert ours[-1] < ours[0]
     assert ours == pytest.approx(theirs, abs=1e-5)
