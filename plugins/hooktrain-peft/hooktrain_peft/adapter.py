@@ -239,10 +239,11 @@ def _stored_config(folder: Path) -> PeftConfig:
     """Return the config of a saved adapter. That of LoftQ is read without what PEFT needs to make one."""
     from peft import PeftConfig
 
+    kind: Any = PeftConfig
     if stored_init(folder) != "loftq":
-        return PeftConfig.from_pretrained(str(folder))
-    stored = PeftConfig.from_json_file(str(folder / ADAPTER_CONFIG))
-    made: Any = PeftConfig.from_peft_type(**{**stored, "init_lora_weights": True, "loftq_config": {}})
+        return kind.from_pretrained(str(folder))  # type: ignore[no-any-return]
+    stored = kind.from_json_file(str(folder / ADAPTER_CONFIG))
+    made: Any = kind.from_peft_type(**{**stored, "init_lora_weights": True, "loftq_config": {}})
     made.init_lora_weights, made.loftq_config = "loftq", stored["loftq_config"]
     return made  # type: ignore[no-any-return]
 

@@ -44,7 +44,8 @@ def put_adapter(model: Any, config: PeftConfig, packing: Packing | None) -> Peft
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     if packing is None:
-        return get_peft_model(model, config)  # type: ignore[return-value]
+        plain: Any = get_peft_model(model, config)
+        return plain  # type: ignore[no-any-return]
     untyped: Any = config
     init = method_settings(config).get("init_lora_weights")
     untyped.init_lora_weights = True if init == "loftq" else init

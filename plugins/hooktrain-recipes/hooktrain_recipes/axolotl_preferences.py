@@ -136,7 +136,7 @@ def pairs_of(found: Collector, path: str, to: str, kind: Any) -> bool:
     if family in _TEXTS and (name or "default") in _COLUMNS:
         prompt, end, system = _TEXTS[family]
         answers = {answer: f"{{{answer}}}{end}" for answer in ("chosen", "rejected")}
-        parts = {"prompt": prompt, "with_system": system + prompt, **answers}
+        parts: dict[str, Any] = {"prompt": prompt, "with_system": system + prompt, **answers}
         if (columns := _COLUMNS[name or "default"]) != ["prompt"]:
             parts["prompt_columns"] = columns
         set_pairs(found, key, to, parts, {})

@@ -68,7 +68,7 @@ def _check_pairs(_: Any, __: Any, value: Mapping[str, Mapping[str, Any]]) -> Non
             if not isinstance(given, kinds.get(part, str)) or not (
                 isinstance(given, bool) or all(isinstance(text, str) for text in texts)
             ):
-                wanted = {list: "names", bool: "true or false"}.get(kinds.get(part), "text or names by name")
+                wanted = {list: "names", bool: "true or false"}.get(kinds.get(part, str), "text or names by name")
                 raise ValueError(f"given {given!r} for '{name}.{part}', expected {wanted}")
             if part in PARTS:
                 places_of(given, PARTS[part], f"{name}.{part}")
