@@ -81,7 +81,7 @@ def check(settings: PeftSettings, model: Any) -> Iterator[Complaint]:
         yield from _translate(settings)[2]
     yield from _check_kept(settings)
     init = settings.config.get("init_lora_weights", settings.init_lora_weights)
-    yield from _check_init(settings, init, getattr(model, "quantization", None))
+    yield from _check_init(settings, init, model.quantization if isinstance(model, HFModelConfig) else None)
     if isinstance(model, HFModelConfig) and model.from_config:
         yield Complaint(
             "peft",

@@ -69,10 +69,12 @@ def _loftq(model: Any, config: HFModelConfig, iterations: int) -> None:
     PEFT's own function needs a GPU, and does not divide by the adapter's scale, without which layer and adapter would
     add up to other weights than the base's wherever ``alpha`` is not the rank.
     """
+    from peft.tuners.lora import LoraLayer
+
     head = model.get_base_model().get_output_embeddings()
     for _, layer in adapted_layers(model):
         held: Any = layer.get_base_layer()
-        if type(held) is not nn.Linear or held is head or not hasattr(layer, "lora_A"):
+        if type(held) is not nn.Linear or held is head or not isinstance(layer, LoraLayer):
             continue  # it is not quantized
         name = layer.active_adapters[0]
         weight, rank = held.weight.float(), layer.r[name]
