@@ -21,11 +21,11 @@ from hooktrain_recipes.reasons import (
     LIMITS,
     MODEL_PARALLEL,
     OWN_CODE,
-    TRACKER,
     method,
 )
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
 from hooktrain_recipes.tables import Row, apply, at, by, ignored, moved, sections
+from hooktrain_recipes.trackers import add_tracker
 from hooktrain_recipes.values import flag, share, text
 
 __all__ = ["ROWS", "dialect"]
@@ -149,9 +149,9 @@ def _peft(found: Collector, key: str) -> None:
 def _wandb(found: Collector, key: str) -> None:
     given = found.values[key]
     if isinstance(given, Mapping) and given.get("enable") is True:
-        TRACKER.refuse(found, key, "Weights & Biases")
-    else:
-        found.ignored(key, "not enabled")
+        names = ("project", "entity", "name")
+        add_tracker(found, [f"{key}.enable"], "wandb", {f"{key}.{name}": name for name in names})
+    found.ignored(key, "not enabled")
 
 
 def _tokenizer_arguments(found: Collector, key: str) -> None:
@@ -213,7 +213,7 @@ ROWS: tuple[Row, ...] = (
         ("level", "messages are few, and errors and warnings are always shown"),
         ("print_output_ranks", "rank 0 prints, and the rank that fails"),
         ("file_output_ranks", "no file is written for each rank"))),
-    by("wandb", _wandb, about="trackers, unless `enable` is false", kind="unsupported"),
+    by("wandb", _wandb, "`trackers`", "with `enable: true`, its `project`, `entity` and `name`"),
     # ------------------------------------------------------------------------------------------------- model
     by("model.type", _named_part(("liger",), "model.type", "huggingface"), "`model.type`"),
     moved("model.name_or_path", "model.name_or_path", text),

@@ -13,9 +13,10 @@ import attrs
 from hooktrain import Collector, Translation
 from hooktrain_recipes.axolotl_data import held_out, set_data
 from hooktrain_recipes.axolotl_model import set_adapter, set_model
-from hooktrain_recipes.axolotl_preferences import set_method
+from hooktrain_recipes.axolotl_preferences import set_method, set_reward
 from hooktrain_recipes.axolotl_rows import ROWS
 from hooktrain_recipes.axolotl_strategy import set_strategy
+from hooktrain_recipes.axolotl_trackers import set_trackers
 from hooktrain_recipes.explained import explain
 from hooktrain_recipes.kinds import check_kinds, guarded, refuse_unknown
 from hooktrain_recipes.optimizers import add_group, fit_strategy, set_muon, set_optimizer
@@ -95,7 +96,8 @@ class _Dialect:
         ):
             return Translation(not_a_recipe="no base_model with data and sizes, as Axolotl's training recipes have")
         check_kinds(found, ROWS, _STRUCTURED, _LISTS)
-        for step in (set_model, set_data, set_adapter, _lengths, _batches, _optimizer, _evaluation, _saves, set_method):
+        steps = (set_model, set_data, set_adapter, _lengths, _batches, _optimizer, _evaluation, _saves)
+        for step in (*steps, set_method, set_reward, set_trackers):
             guarded(found, partial(step, found), "base_model")
         guarded(found, partial(set_strategy, found, folder), "deepspeed" if "deepspeed" in found else "base_model")
         fit_strategy(found, "optimizer", ("load_in_4bit", "load_in_8bit"))
@@ -131,7 +133,7 @@ def _lengths(found: Collector) -> None:
         found.default("data.overflow", "drop", "Axolotl drops what is longer")
         found.ignored(key, "null is the default") if key in found else None
     elif strategy in names:
-        paired = strategy == "truncate" and found.get("rl")
+        paired = strategy == "truncate" and (found.get("rl") or found.get("reward_model"))
         found.copy(key, "data.overflow", lambda value: "drop" if paired else names[value])
         if paired:
             found.notes["data.overflow"] = UNCUT

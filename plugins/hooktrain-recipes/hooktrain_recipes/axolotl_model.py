@@ -21,7 +21,6 @@ from hooktrain_recipes.reasons import (
     OWN_CODE,
     PREFERENCES,
     QUANTIZED_BASE,
-    TRACKER,
     Reason,
     method,
 )
@@ -56,7 +55,7 @@ _PLUGINS = {
     "kd": DISTILLATION,
     "expert_parallel": MODEL_PARALLEL,
     "spectrum": GROUPS,
-    "swanlab": TRACKER,
+    "swanlab": "use_swanlab asks for it",
     "diffusion": method("diffusion"),
     "llm_compressor": method("sparsity"),
     "grokfast": method("Grokfast"),
@@ -240,6 +239,8 @@ def _classes(found: Collector) -> None:
             r"(For(CausalLM|ConditionalGeneration|ImageTextToText)|AutoModel)$", str(name)
         ):
             found.ignored(key, "the class is the one of the model's config")
+        elif flag_of(found.get("reward_model")) and str(name).endswith("ForSequenceClassification"):
+            found.ignored(key, "a reward model is one")
         elif re.search(r"For(Sequence|Token)Classification$", str(name)):
             PREFERENCES.refuse(found, key)
         else:

@@ -13,10 +13,10 @@ from hooktrain_recipes.reasons import CONTRADICTION, PREFERENCES, ROLLOUTS, Reas
 from hooktrain_recipes.tables import Row, all_ignored, told
 from hooktrain_recipes.values import flag_of, text
 
-__all__ = ["PAIRED", "PREFERENCE_ROWS", "pairs_of", "set_method"]
+__all__ = ["PAIRED", "PREFERENCE_ROWS", "pairs_of", "reward_pairs", "set_method", "set_reward"]
 
-PAIRED = {"dpo": "dpo", "ipo": "dpo", "orpo": "orpo", "simpo": "simpo"}
-"""Values of ``rl`` that train on pairs, and the losses here."""
+PAIRED = {"dpo": "dpo", "ipo": "dpo", "orpo": "orpo", "simpo": "simpo", "kto": "kto"}
+"""Values of ``rl`` that train on given answers, and the losses here."""
 _NUMBERS = ("rl_beta", "dpo_beta", "orpo_alpha", "simpo_gamma", "dpo_label_smoothing", "dpo_loss_type",
             "dpo_loss_weights", "cpo_alpha", "kto_desirable_weight", "kto_undesirable_weight")  # fmt: skip
 _REFUSED = ("dpo_use_weighting", "rpo_alpha", "dpo_norm_loss")
@@ -43,13 +43,18 @@ _COLUMNS = {
 PREFERENCE_ROWS: tuple[Row, ...] = (
     *told(
         {
-            "rl": ("type loss.type", "`dpo`, `ipo`, `orpo` and `simpo`; answers that a run samples are not supported"),
+            "rl": ("type loss.type", "`dpo`, `ipo`, `orpo`, `simpo`, `kto`; others sample answers, and are refused"),
             "rl_beta": ("loss.beta", "and `dpo_beta`, `orpo_alpha`"),
             "orpo_alpha": ("loss.beta", "of ORPO"),
             "simpo_gamma": ("loss.gamma", ""),
             "dpo_loss_type": ("loss.loss_type", "one"),
             "dpo_label_smoothing": ("loss.label_smoothing", "of the loss `robust`"),
             "rl_adapter_ref_model": ("models.reference.type", "`copy`"),
+            "dpo_loss_weights": ("loss.loss_type", "of several losses"),
+            "kto_desirable_weight": ("loss.desirable_weight", ""),
+            "kto_undesirable_weight": ("loss.undesirable_weight", ""),
+            "reward_model": ("type loss.type", "`reward`"),
+            "center_rewards_coefficient": ("loss.center_rewards_coefficient", ""),
         }
     ),
     *all_ignored("the reference computes its part of a batch when it is needed, with the same result",
@@ -81,7 +86,7 @@ def set_method(found: Collector) -> None:
         elif key in found:
             found.ignored(key, "not used")
     key = "rl_adapter_ref_model"
-    if flag_of(found.get(key)) and kind in ("dpo", "ipo"):
+    if flag_of(found.get(key)) and kind in ("dpo", "ipo", "kto"):
         found.set("models.reference.type", "copy")
         found.translated(key, "models.reference.type")
     elif key in found:
@@ -89,6 +94,20 @@ def set_method(found: Collector) -> None:
     for key in _NUMBERS:
         if key in found:
             found.ignored(key, "this loss has no such number" if paired else "used with rl alone")
+
+
+def set_reward(found: Collector) -> None:
+    """Set trainer type and loss of a reward model."""
+    key = "center_rewards_coefficient"
+    if flag_of(found.get("reward_model")):
+        set_loss(found, "reward_model", "reward")
+        copy_loss(found, key, key, ("reward",), zero=True)
+        if found.get("num_labels") in (None, 1):
+            found.ignored("num_labels", "a reward model has one output") if "num_labels" in found else None
+        else:
+            PREFERENCES.refuse(found, "num_labels", "more than one output")
+    elif key in found:
+        found.ignored(key, "used with reward_model alone")
 
 
 def _unused(found: Collector, key: str) -> None:
@@ -100,15 +119,15 @@ def _numbers(found: Collector, kind: str) -> None:
         found.set("loss.loss_type", "ipo")
         found.translated("rl", "loss.loss_type")
     elif kind == "dpo" and found.get("dpo_loss_type") is not None:
-        set_dpo_variant(found, "dpo_loss_type")
-    if kind == "dpo" and found.get("dpo_loss_weights") not in (None, [1.0], [1]):
-        PREFERENCES.refuse(found, "dpo_loss_weights")
+        set_dpo_variant(found, "dpo_loss_type", "dpo_loss_weights")
     betas = [key for key in ("trl.beta", "rl_beta", "dpo_beta", "orpo_alpha") if found.get(key) is not None]
     for other in betas[1:]:
         if found.get(other) != found.get(betas[0]):
             CONTRADICTION.refuse(found, other, betas[0])
     for key in betas[:1]:
-        copy_loss(found, key, "beta", ("dpo", "orpo", "simpo"))
+        copy_loss(found, key, "beta", ("dpo", "orpo", "simpo", "kto"))
+    for name in ("desirable_weight", "undesirable_weight"):
+        copy_loss(found, f"kto_{name}", name, ("kto",))
     for key in betas[1:]:
         found.translated(key, "loss.beta")
     if kind == "simpo":
@@ -118,7 +137,7 @@ def _numbers(found: Collector, kind: str) -> None:
                 found, "cpo_alpha" if "cpo_alpha" in found else "rl"
             )
     copy_loss(found, "simpo_gamma", "gamma", ("simpo",), zero=True)
-    copy_loss(found, "dpo_label_smoothing", "label_smoothing", ("robust",), zero=True)
+    copy_loss(found, "dpo_label_smoothing", "label_smoothing", ("robust", "exo_pair"), zero=True)
 
 
 def pairs_of(found: Collector, path: str, to: str, kind: Any) -> bool:
@@ -135,7 +154,7 @@ def pairs_of(found: Collector, path: str, to: str, kind: Any) -> bool:
         return True
     if family in _TEXTS and (name or "default") in _COLUMNS:
         prompt, end, system = _TEXTS[family]
-        answers = {answer: f"{{{answer}}}{end}" for answer in ("chosen", "rejected")}
+        answers = {answer: f"{{{answer}}}{end}" for answer in _answers(found)}
         parts: dict[str, Any] = {"prompt": prompt, "with_system": system + prompt, **answers}
         if (columns := _COLUMNS[name or "default"]) != ["prompt"]:
             parts["prompt_columns"] = columns
@@ -143,6 +162,27 @@ def pairs_of(found: Collector, path: str, to: str, kind: Any) -> bool:
         return True
     if family in ("chat_template", "chat_template_argilla") and name in ("", "default", "argilla", "argilla_chat"):
         _messages(found, path, to, whole=name.startswith("argilla"))
+        return True
+    return False
+
+
+def _answers(found: Collector) -> tuple[str, ...]:
+    return ("completion",) if found.get("rl") == "kto" else ("chosen", "rejected")
+
+
+def reward_pairs(found: Collector, path: str, to: str, kind: Any) -> bool:
+    """Set the format of a set for a reward model, from its type; returns whether the type is known."""
+    name = str(kind).removeprefix("bradley_terry.")
+    if name == "chat_template":
+        set_pairs(found, f"{path}.type", to, {"system_column": True}, {"prompt": "input"})
+        return True
+    family, _, rest = name.partition(".")
+    if family in _TEXTS and rest == "icr":
+        prompt, end, system = _TEXTS[family]
+        parts = {"prompt": prompt, "with_system": system + prompt, "prompt_columns": ["input"]}
+        set_pairs(
+            found, f"{path}.type", to, {**parts, "chosen": f"{{chosen}}{end}", "rejected": f"{{rejected}}{end}"}, {}
+        )
         return True
     return False
 
@@ -164,7 +204,7 @@ def _messages(found: Collector, path: str, to: str, whole: bool) -> None:
         if name != ours
     }
     columns = {} if whole else {"prompt": str(found.get(f"{path}.field_messages", "messages"))}
-    columns |= {name: str(found.get(f"{path}.field_{name}", name)) for name in ("chosen", "rejected")}
+    columns |= {name: str(found.get(f"{path}.field_{name}", name)) for name in _answers(found)}
     parts: dict[str, Any] = {"fields": fields, "roles": roles, "system_column": whole and found.get("rl") == "orpo"}
     if whole and found.get("rl") != "orpo":
         parts["prompt_columns"] = []
@@ -197,10 +237,10 @@ def _own_text(found: Collector, key: str, to: str, kind: Mapping[str, Any]) -> b
         path = f"{key}.{name}"
         if value in (None, ""):
             found.ignored(path, "empty is the default")
-        elif what == "field" and part in ("prompt", "system", "chosen", "rejected") and isinstance(value, str):
+        elif what == "field" and part in ("prompt", "system", "label", *_answers(found)) and isinstance(value, str):
             columns[part] = value
             found.translated(path, f"{to}.columns.{part}")
-        elif what in ("prompt", "chosen", "rejected") and part == "format" and isinstance(value, str):
+        elif what in ("prompt", *_answers(found)) and part == "format" and isinstance(value, str):
             try:
                 places_of(value, PARTS[what], what)
             except ValueError as problem:

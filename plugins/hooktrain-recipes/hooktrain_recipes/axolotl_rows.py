@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from hooktrain import Collector
 from hooktrain_recipes.axolotl_data import SOURCE_KEYS
 from hooktrain_recipes.axolotl_preferences import PREFERENCE_ROWS
+from hooktrain_recipes.axolotl_trackers import TRACKER_ROWS
 from hooktrain_recipes.reasons import (
     ACTIVATION_OFFLOAD,
     COMPILE,
@@ -32,16 +33,6 @@ from hooktrain_recipes.tables import Row, all_ignored, by, moved, told
 from hooktrain_recipes.values import flag, number, text, whole
 
 __all__ = ["ROWS"]
-
-
-def _tracker(found: Collector, path: str) -> None:
-    name = path.split("_", maxsplit=1)[0]
-    project = {"wandb": "wandb_project", "comet": "comet_project_name", "trackio": "trackio_project_name"}.get(name, "")
-    on = found.get(f"use_{name}", found.get(project) is not None)
-    if found.values[path] is None or not on or found.values[path] is False:
-        found.ignored(path, "no tracker is asked for")
-    else:
-        TRACKER.refuse(found, path)
 
 
 def _bits(found: Collector, path: str) -> None:
@@ -247,11 +238,10 @@ ROWS: tuple[Row, ...] = (
     *all_ignored("used with loss_watchdog_threshold alone", "loss_watchdog_patience"),
     *all_ignored("the loss of the evaluation is watched", "metric_for_best_model", "greater_is_better"),
     *all_ignored("the files of the model say how its weights are quantized", "gptq", "gptq_disable_exllama"),
-    *refused(PREFERENCES, "reward_model", "process_reward_model"),
-    *belongs(PREFERENCES, "reward_model", "center_rewards_coefficient"),
+    *refused(PREFERENCES, "process_reward_model"),
     *PREFERENCE_ROWS,
-    *belongs(PREFERENCES, "rl", "dpo_use_weighting", "rpo_alpha", "dpo_norm_loss", "dpo_loss_weights", "cpo_alpha",
-             "kto_desirable_weight", "kto_undesirable_weight", "dpo_beta"),
+    *belongs(PREFERENCES, "rl", "dpo_use_weighting", "rpo_alpha", "dpo_norm_loss", "cpo_alpha", "dpo_beta"),
+    *all_ignored("false is the default", "reward_model"),
     *refused(PREFERENCES, "num_labels"),
     *belongs(ROLLOUTS, "rl", "trl", "vllm", "ebft"),
     *refused(ROLLOUTS, "generate_samples"),
@@ -282,24 +272,9 @@ ROWS: tuple[Row, ...] = (
     *refused(method("PoSE"), "use_pose"),
     *belongs(method("PoSE"), "use_pose", "pose_split_on_token_ids", "pose_max_context_len", "pose_num_chunks"),
     *refused(OWN_CODE, "trainer_cls"),
-    *refused(TRACKER, "use_wandb", "use_mlflow", "use_comet", "use_trackio", "use_tensorboard", "use_swanlab",
-              "use_otel_metrics", "profiler_steps"),
+    *TRACKER_ROWS,
+    *refused(TRACKER, "profiler_steps"),
     *belongs(TRACKER, "profiler_steps", "profiler_steps_start"),
-    *(
-        by(key, _tracker, about=TRACKER.reason, kind="unsupported")
-        for key in (
-            "wandb_project", "wandb_name", "wandb_run_id", "wandb_mode", "wandb_entity", "wandb_watch",
-            "wandb_log_model",
-            "mlflow_tracking_uri", "mlflow_experiment_name", "mlflow_run_name", "hf_mlflow_log_artifacts",
-            "comet_api_key",
-            "comet_workspace", "comet_project_name", "comet_experiment_key", "comet_mode", "comet_online",
-            "comet_experiment_config", "trackio_project_name", "trackio_run_name", "trackio_space_id",
-            "swanlab_project",
-            "swanlab_experiment_name", "swanlab_description", "swanlab_mode", "swanlab_workspace", "swanlab_log_model",
-            "swanlab_log_completions", "swanlab_completion_log_interval", "swanlab_completion_max_buffer",
-            "otel_metrics_host", "otel_metrics_port",
-        )
-    ),
     *refused(LIMITS, "min_sample_len"),
     *all_ignored("answers are generated and scored after the training, from the exported model", "do_causal_lm_eval",
                  "eval_causal_lm_metrics", "do_bench_eval", "bench_dataset", "bench_split"),

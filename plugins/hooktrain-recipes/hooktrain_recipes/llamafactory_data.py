@@ -34,7 +34,11 @@ _DEMOS: Mapping[str, Mapping[str, Any]] = {
         "formatting": "sharegpt",
         "columns": {"images": "images"},
     },
-    "kto_en_demo": {"columns": {"kto_tag": "label"}},
+    "kto_en_demo": {
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages", "kto_tag": "label"},
+        "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
+    },
     "mllm_demo": {"columns": {"images": "images"}},
     "mllm_audio_demo": {"columns": {"audios": "audios"}},
     "mllm_video_demo": {"columns": {"videos": "videos"}},
@@ -71,7 +75,7 @@ def set_data(found: Collector, folder: Path) -> bool:
     if found.get("stage") in ("pt", "sft"):
         found.recipe["type"] = "causal" if plain else "sft"
         found.translated("stage", "type")
-    elif found.get("stage") == "dpo":
+    elif found.get("stage") in ("dpo", "kto", "rm"):
         set_uncut(found, "LLaMA-Factory")
     info = _info(found, folder)
     media = _sets(found, "dataset", "data.sources", info, plain)
@@ -163,10 +167,11 @@ def _set(found: Collector, key: str, to: str, name: str, entry: Mapping[str, Any
         OWN_CODE.refuse(found, key, str(entry["script_url"]))
     if "cloud_file_name" in entry:
         ACCOUNT_SOURCE.refuse(found, key)
-    pairs = found.get("stage") == "dpo" and bool(entry.get("ranking", not entry))
-    if not pairs and (entry.get("ranking") or (columns or {}).get("kto_tag") or (columns or {}).get("chosen")):
+    tagged, ranked = bool((columns or {}).get("kto_tag")), bool(entry.get("ranking"))
+    pairs = {"dpo": ranked or not entry, "rm": ranked or not entry, "kto": tagged}.get(found.get("stage", "sft"), False)
+    if not pairs and (ranked or tagged or (columns or {}).get("chosen")):
         PREFERENCES.refuse(found, key)
-    elif not pairs and found.get("stage") == "dpo":
+    elif not pairs and found.get("stage") in ("dpo", "kto", "rm"):
         CONTRADICTION.refuse(found, key, f"stage: the set '{name}' has no pairs (ranking: true)")
     for ours, theirs in (("subset", "subset"), ("split", "split")):
         if entry.get(theirs) is not None:

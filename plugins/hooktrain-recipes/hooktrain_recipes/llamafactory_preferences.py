@@ -10,7 +10,7 @@ from hooktrain_recipes.preferences import copy_loss, set_loss, set_pairs
 from hooktrain_recipes.reasons import PREFERENCES
 from hooktrain_recipes.values import text
 
-__all__ = ["set_preferences", "set_source", "tags_of"]
+__all__ = ["pair_up", "set_preferences", "set_source", "tags_of"]
 
 PROGRAM = "LLaMA-Factory"
 _TAGS = {
@@ -26,6 +26,10 @@ _TAGS = {
 
 def set_preferences(found: Collector, said: str) -> None:
     """Set trainer type, loss and reference; ``said`` is the key that says that pairs are trained on."""
+    stage = found.get("stage", "dpo")
+    if stage != "dpo":
+        _others(found, stage)
+        return
     kind, key = found.get("pref_loss", "sigmoid"), "pref_loss"
     set_loss(found, said, kind if kind in ("orpo", "simpo") else "dpo")
     if kind in ("orpo", "simpo"):
@@ -48,19 +52,44 @@ def set_preferences(found: Collector, said: str) -> None:
         found.ignored("ref_model", "this loss has no reference" if found.get("ref_model") else "null is the default")
 
 
+def _others(found: Collector, stage: str) -> None:
+    """Set the losses of the stages ``kto`` and ``rm``."""
+    set_loss(found, "stage", "kto" if stage == "kto" else "reward")
+    copy_loss(found, "pref_beta", "beta", ("kto",))
+    copy_loss(found, "kto_chosen_weight", "desirable_weight", ("kto",))
+    copy_loss(found, "kto_rejected_weight", "undesirable_weight", ("kto",))
+
+
+def pair_up(found: Collector) -> None:
+    """Put two answers of KTO into a micro-batch, each of which meets the other's prompt there."""
+    if found.recipe.get("type") != "kto" or found.recipe.get("micro_batch_size") != 1:
+        return
+    steps, key = found.recipe.get("gradient_accumulation_steps", 1), "gradient_accumulation_steps"
+    why = "KTO estimates the KL divergence with answers to other prompts of a micro-batch"
+    if not isinstance(steps, int) or steps % 2:
+        PREFERENCES.refuse(found, "per_device_train_batch_size", f"one answer in a micro-batch: {why}")
+        return
+    found.set("micro_batch_size", 2)
+    found.set(key, steps // 2)
+    found.notes["micro_batch_size"] = found.notes[key] = why
+
+
 def set_source(
     found: Collector, key: str, to: str, entry: Mapping[str, Any], columns: Mapping[str, Any] | None
 ) -> None:
     """Set the format and columns of a source of pairs."""
     form = entry.get("formatting", "alpaca")
     given = {str(name): str(column) for name, column in (columns or {}).items() if column is not None}
-    names = {"chosen": given.get("chosen", "chosen"), "rejected": given.get("rejected", "rejected")}
+    kto = found.get("stage") == "kto"
+    names = {name: given.get(name, name) for name in ("chosen", "rejected")} if not kto else {}
+    names |= {"label": given["kto_tag"]} if "kto_tag" in given and kto else {}
     names |= {name: given[name] for name in ("system", "tools") if name in given}
     parts: dict[str, Any] = {"system_column": "system" in given}
     if form == "alpaca":
         prompt = given.get("prompt", "instruction")
         query = given.get("query", "input" if columns is None else None)
         parts["prompt_columns"] = [prompt, query] if query else [prompt]
+        names |= {"completion": given.get("response", "output")} if kto else {}
     elif form in ("sharegpt", "openai"):
         tags = tags_of(form, entry)
         parts["fields"] = {
@@ -68,7 +97,7 @@ def set_source(
         }
         known = {"user": "user_tag", "assistant": "assistant_tag", "system": "system_tag", "tool": "observation_tag"}
         parts["roles"] = {tags[tag]: ours for ours, tag in known.items() if tags[tag] != ours}
-        names["prompt"] = given.get("messages", "conversations")
+        names["completion" if kto else "prompt"] = given.get("messages", "conversations")
     else:
         found.unsupported(key, f"a data format that is not here: {form!r:.40}", "convert the rows")
         return

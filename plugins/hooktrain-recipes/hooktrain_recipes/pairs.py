@@ -72,7 +72,16 @@ class Pairs:
         else:
             prompt = self._messages_of_prompt(example, first)
             made = {name: self._turns(value, "assistant")[-1:] for name, value in answers.items()}
+        if "completion" in made:
+            made["answers"] = [("completion", made["completion"], self._label(example))]
         return {**rest, "prompt": prompt, **made}
+
+    @staticmethod
+    def _label(example: Mapping[str, Any]) -> bool:
+        label = example.get("label")
+        if label not in (True, False):
+            raise DataError(f"label is {label!r:.80}, expected true or false; correct or remove the example")
+        return bool(label)
 
     @staticmethod
     def _given(example: Mapping[str, Any], name: str) -> Any:

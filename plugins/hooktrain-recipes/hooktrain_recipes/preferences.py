@@ -12,27 +12,39 @@ from hooktrain_recipes.values import number, positive
 __all__ = ["UNCUT", "copy_loss", "set_dpo_variant", "set_loss", "set_pairs", "set_uncut", "without_dropout"]
 
 UNCUT = "prompts and answers are never cut: a longer pair is dropped"
-_VARIANTS = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "apo_zero", "apo_down")
+_VARIANTS = (
+    *("sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard"),
+    *("apo_zero", "apo_down", "discopop", "sft"),
+)
 """Losses of DPO by TRL's names."""
 
 
 def set_loss(found: Collector, key: str, kind: str, why: str = "") -> None:
     """Set trainer type and loss; ``key`` says so, or ``why`` where none does."""
-    for to, value in (("type", "preference"), ("loss.type", kind)):
+    for to, value in (("type", kind if kind in ("kto", "reward") else "preference"), ("loss.type", kind)):
         found.set(to, value)
         found.notes[to] = why or f"from {key}"  # shown where the key is refused as well
         if key:
             found.translated(key, to)
 
 
-def set_dpo_variant(found: Collector, key: str) -> None:
-    """Set the variant of DPO by TRL's name, which may be the only entry of a list; others are refused by name."""
-    given = found.get(key)
+def set_dpo_variant(found: Collector, key: str, weights: str) -> None:
+    """Set the variant of DPO by TRL's name, or several with their weights; others are refused by name."""
+    given, factors = found.get(key), found.get(weights)
     names = given if isinstance(given, list) else [given]
-    if len(names) == 1 and names[0] in _VARIANTS:
+    factors = factors if isinstance(factors, list) else [1.0] * len(names)
+    if not names or not set(names) <= set(_VARIANTS) or len(factors) != len(names):
+        PREFERENCES.refuse(found, key, f"the loss {' with '.join(map(str, names)):.60}")
+    elif len(names) == 1 and factors == [1]:
         found.copy(key, "loss.loss_type", lambda _: names[0])
     else:
-        PREFERENCES.refuse(found, key, f"the loss {' with '.join(map(str, names)):.60}")
+        made = {str(name): positive(factor) for name, factor in zip(names, factors, strict=True)}
+        found.set("loss.loss_type", made)
+        for name in made:
+            found.translated(key, f"loss.loss_type.{name}")
+            found.translated(weights, f"loss.loss_type.{name}") if weights in found else None
+    if weights in found:
+        found.ignored(weights, "one loss has the weight 1")
 
 
 def copy_loss(found: Collector, key: str, to: str, kinds: tuple[str, ...], *, zero: bool = False) -> None:

@@ -78,7 +78,7 @@ ROWS: tuple[Row, ...] = (
         ("resume_from_checkpoint", "`checkpoint[].auto_resume`", ""),
         ("push_to_hub", "`checkpoint[].push_to`", "at the end of the run"),
         ("hub_model_id", "`checkpoint[].push_to`", ""), ("hub_private_repo", "`checkpoint[].push_private`", ""),
-        ("report_to", "`callbacks.use`", "TensorBoard; other trackers are not supported"),
+        ("report_to", "`trackers`", "those that hooktrain has by name, with `run_name`, `wandb_project` and others"),
         ("use_liger_kernel", "`model.type: liger`", ""), ("liger_kernel_config", "`model.rope`, ...", ""),
         ("deepspeed", "`strategy.config`", "a JSON file, or its keys"), ("fsdp", "`strategy.data_parallel: fsdp2`", ""),
         ("accelerate_config", "`strategy`", "a YAML file of accelerate, or the name of one that comes with TRL"),
@@ -250,7 +250,7 @@ def _names(value: Any) -> list[str]:
 
 def _masks(found: Collector) -> None:
     """What is trained, and what becomes of sequences that are too long."""
-    pairs = found.recipe.get("type") == "preference"
+    pairs = found.recipe.get("type") in ("preference", "kto", "reward")
     for key in ("assistant_only_loss", "completion_only_loss"):
         if pairs and key in found:
             found.ignored(key, "belongs to the script of fine-tuning")

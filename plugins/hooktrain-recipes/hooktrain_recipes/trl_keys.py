@@ -52,8 +52,9 @@ _REASONS: dict[str, str] = {
     "messages are few, and warnings are always shown": "log_level log_level_replica log_on_each_node "
     "disable_tqdm logging_first_step logging_nan_inf_filter include_num_input_tokens_seen include_tokens_per_second",
     "metrics are in metrics.jsonl in run_dir": "logging_dir",
-    "names the run for trackers": "run_name project trackio_space_id trackio_bucket_id trackio_static_space_id "
-    "wandb_entity wandb_project wandb_run_group wandb_log_model",
+    "belongs to a tracker that report_to does not name": "run_name project trackio_space_id wandb_entity wandb_project "
+    "wandb_run_group",
+    "trackers get metrics and the recipe alone": "trackio_bucket_id trackio_static_space_id wandb_log_model",
     "the command says what is done": "do_train do_predict",
     "an export replaces an earlier one, and checkpoints are never overwritten": "overwrite_output_dir",
     "the model is pushed at the end of the run": "hub_strategy hub_always_push overwrite_hub_revision",

@@ -32,12 +32,17 @@ PREFERENCE_ROWS: tuple[Row, ...] = (
         Row(key=key, ours=f"`{ours}`", about=about)
         for key, ours, about in (
             ("beta", "loss.beta", "with `loss: {type: dpo}`, or by the folder's name orpo or cpo"),
-            ("label_smoothing", "loss.label_smoothing", "of `robust`"),
+            ("label_smoothing", "loss.label_smoothing", "of `robust` and `exo_pair`"),
             ("cpo_alpha", "loss.cpo_alpha", ""),
             ("simpo_gamma", "loss.gamma", "with `loss_type: simpo` and `cpo_alpha: 0`"),
             ("force_use_ref_model", "models.reference.type", "`copy`"),
             ("ref_model_init_kwargs", "models.reference.dtype", ""),
             ("disable_dropout", "peft.dropout", "true in TRL, for preferences"),
+            ("loss_weights", "loss.loss_type", "of several losses at once"),
+            ("discopop_tau", "loss.discopop_tau", ""),
+            ("desirable_weight", "loss.desirable_weight", "`type: kto`, as the folder's name says too"),
+            ("undesirable_weight", "loss.undesirable_weight", ""),
+            ("center_rewards_coefficient", "loss.center_rewards_coefficient", "`type: reward`, likewise"),
         )
     ),
     *all_ignored("prompts are whole: `max_length` is that of a prompt with an answer", "max_prompt_length",
@@ -48,15 +53,12 @@ PREFERENCE_ROWS: tuple[Row, ...] = (
     *all_ignored("padding carries no loss", "padding_value", "label_pad_token_id"),
     *all_ignored("answers are not generated in evaluations", "generate_during_eval"),
     *all_ignored("belongs to another divergence", "f_alpha_divergence_coef"),
-    *all_ignored("belongs to the loss discopop", "discopop_tau"),
     PREFERENCES.row("f_divergence_type", off=(None, "reverse_kl")),
-    PREFERENCES.row("loss_weights", off=(None, [1.0], [1])),
     PREFERENCES.row("ld_alpha", off=(None, 1.0)),
     *refused(PREFERENCES, "reference_free", "sync_ref_model", "rpo_alpha", "use_weighting", "model_adapter_name",
              "ref_adapter_name", "rpo_weight", "alpha", "tpo_alpha", "is_encoder_decoder"),
     *belongs(PREFERENCES, "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
     *belongs(PREFERENCES, "tpo_alpha", "tpo_l_gamma"),
-    *refused(PREFERENCES, "desirable_weight", "undesirable_weight", "center_rewards_coefficient"),
 )  # fmt: skip
 
 
@@ -95,10 +97,17 @@ def _columns(found: Collector) -> Iterator[str]:
 def set_preferences(found: Collector, folder: Path) -> str:
     """Set trainer type, loss and reference where a recipe is for preferences; returns the method."""
     method, key = method_of(found, folder)
-    if method in ("kto", "reward"):
-        PREFERENCES.refuse(found, key or "model_name_or_path", method)
     if not method:
-        for each in ("beta", "label_smoothing", "cpo_alpha", "simpo_gamma", "force_use_ref_model", "disable_dropout"):
+        for each in (
+            "beta",
+            "label_smoothing",
+            "cpo_alpha",
+            "simpo_gamma",
+            "force_use_ref_model",
+            "disable_dropout",
+            "loss_weights",
+            "discopop_tau",
+        ):
             if each in found:
                 found.ignored(each, "belongs to preferences")
         if "ref_model_init_kwargs" in found:
@@ -106,9 +115,8 @@ def set_preferences(found: Collector, folder: Path) -> str:
         return ""
     simpo = found.get("loss_type") in ("simpo", "alphapo")
     kind = "simpo" if simpo else method
-    if method not in ("kto", "reward"):
-        why = "" if key else f"the folder {folder.name}, which the alignment handbook names after the script"
-        set_loss(found, key, kind, why)
+    why = "" if key else f"the folder {folder.name}, which the alignment handbook names after the script"
+    set_loss(found, key, kind, why)
     _numbers(found, kind)
     _reference(found)
     found.default("data.train_on", "completion", f"{PROGRAM} trains all that follows the prompt")
@@ -131,19 +139,27 @@ def set_dropout(found: Collector, folder: Path) -> None:
 def _numbers(found: Collector, kind: str) -> None:
     key = "loss_type"
     if kind == "dpo" and found.get(key) is not None:
-        set_dpo_variant(found, key)
+        set_dpo_variant(found, key, "loss_weights")
+    elif kind == "kto" and found.get(key) in ("kto", "apo_zero_unpaired"):
+        found.copy(key, "loss.loss_type", text)
     elif kind == "simpo":
         _simpo(found, key)
     elif kind in ("orpo", "cpo") and found.get(key, "sigmoid") != "sigmoid":
         PREFERENCES.refuse(found, key, f"{kind} with the loss {found.get(key)!r:.40}")
     if key in found and not found.accounted(key):
         found.ignored(key, "is the loss of this method")
-    copy_loss(found, "beta", "beta", ("dpo", "orpo", "cpo", "simpo"))
+    copy_loss(found, "beta", "beta", ("dpo", "orpo", "cpo", "simpo", "kto"))
+    for each in ("desirable_weight", "undesirable_weight"):
+        copy_loss(found, each, each, ("kto",))
+    copy_loss(found, "center_rewards_coefficient", "center_rewards_coefficient", ("reward",), zero=True)
+    copy_loss(found, "discopop_tau", "discopop_tau", ("discopop",))
+    if kind == "kto" and found.get("train_sampling_strategy") is None:
+        found.default("data.shuffle", False, f"the default of {PROGRAM}")
     if kind == "simpo":
         found.default("loss.beta", 0.1, f"the default of {PROGRAM}")
     if kind == "cpo" and found.get("label_smoothing"):
         PREFERENCES.refuse(found, "label_smoothing", "of CPO")
-    copy_loss(found, "label_smoothing", "label_smoothing", ("robust",), zero=True)
+    copy_loss(found, "label_smoothing", "label_smoothing", ("robust", "exo_pair"), zero=True)
     copy_loss(found, "cpo_alpha", "cpo_alpha", ("cpo",), zero=True)
     copy_loss(found, "simpo_gamma", "gamma", ("simpo",), zero=True)
 
@@ -161,7 +177,7 @@ def _simpo(found: Collector, key: str) -> None:
 
 def _reference(found: Collector) -> None:
     """Set what is said of the reference; a copy of the model, or the model without its adapter, is the default."""
-    needed = found.recipe.get("loss", {}).get("type") == "dpo"
+    needed = found.recipe.get("loss", {}).get("type") in ("dpo", "kto")
     key = "force_use_ref_model"
     if flag_of(found.get(key)) and needed:
         found.set("models.reference.type", "copy")
