@@ -69,6 +69,7 @@ _STRUCTURED += (
     "lr_scheduler_kwargs",
     "fsdp_config",
     "lr_groups",
+    "dpo_loss_weights",
 )
 _LISTS = (
     "dpo_loss_type",

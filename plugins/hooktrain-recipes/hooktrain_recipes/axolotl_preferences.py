@@ -172,6 +172,10 @@ def _answers(found: Collector) -> tuple[str, ...]:
 
 def reward_pairs(found: Collector, path: str, to: str, kind: Any) -> bool:
     """Set the format of a set for a reward model, from its type; returns whether the type is known."""
+    if kind is None:
+        if f"{path}.type" in found:
+            found.ignored(f"{path}.type", "the columns chosen and rejected are recognised")
+        return True
     name = str(kind).removeprefix("bradley_terry.")
     if name == "chat_template":
         set_pairs(found, f"{path}.type", to, {"system_column": True}, {"prompt": "input"})

@@ -137,7 +137,7 @@ class SetOfRows:
         kind = found.get(key, "pretrain" if streamed else None)
         if found.get("rl") in PAIRED:
             return self._pairs(kind, pairs_of)
-        if flag_of(found.get("reward_model")) and str(kind).startswith("bradley_terry"):
+        if flag_of(found.get("reward_model")):
             return self._pairs(kind, reward_pairs)
         if isinstance(kind, Mapping):
             return self._own_prompt(kind)

@@ -24,9 +24,9 @@ def add_tracker(found: Collector, keys: Iterable[str], name: str, settings: Mapp
     """
     given = {theirs: found.get(key) for key, theirs in settings.items() if found.get(key) not in (None, "")}
     place = f"trackers[{len(found.recipe.get('trackers', []))}]"
-    found.set(place, {"type": name, **given} if given else name)
+    found.set(place, {"type": name, **given})
     for key in keys:
-        found.translated(key, f"{place}.type" if given else place)
+        found.translated(key, f"{place}.type")
     for key, theirs in settings.items():
         if theirs in given and found.get(key) == given[theirs]:
             found.translated(key, f"{place}.{theirs}")

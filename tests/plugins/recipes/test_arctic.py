@@ -143,7 +143,6 @@ def test_known_data_sets_are_left_to_hooktrain():
         (changed(data={"sources": [{"name_or_path": "x", "role_mapping": {"assistant": "a", "user": "b"}}]}), {"data.sources[0].role_mapping": "order of these roles"}),
         (changed(tiled_mlp_compute=True), {"tiled_mlp_compute": "tiled MLP"}),
         (changed(expert_parallel_size=8, arctic_moe=True), {"expert_parallel_size": "expert", "arctic_moe": "expert"}),
-        (changed(wandb={"enable": True}), {"wandb": "trackers"}),
         (changed(scheduler={"name": "greedy"}), {"scheduler.name": "schedules"}),
         (changed(deepspeed={"bf16": {"enabled": True, "bf16_optimizer_states": True}}), {"deepspeed.bf16.bf16_optimizer_states": "small states"}),
         (changed(deepspeed={"zero_optimization": {"offload_param": {"device": "nvme"}}}), {"deepspeed.zero_optimization.offload_param.device": "NVMe"}),

@@ -62,6 +62,14 @@ def test_dpo_of_the_handbook() -> None:
         ("orpo", {"beta": 0.2}, {"type": "orpo", "beta": 0.2}),
         ("cpo", {"cpo_alpha": 0.5}, {"type": "cpo", "cpo_alpha": 0.5}),
         ("any", {"loss_type": "simpo", "cpo_alpha": 0.0}, {"type": "simpo", "beta": 0.1, "gamma": 0.5}),
+        ("kto", {"desirable_weight": 0.5}, {"type": "kto", "desirable_weight": 0.5}),
+        ("any", {"loss_type": "apo_zero_unpaired"}, {"type": "kto", "loss_type": "apo_zero_unpaired"}),
+        ("reward", {"center_rewards_coefficient": 0.01}, {"type": "reward", "center_rewards_coefficient": 0.01}),
+        (
+            "any",
+            {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.8, 1.0]},
+            {"type": "dpo", "loss_type": {"sigmoid": 0.8, "sft": 1.0}},
+        ),
         ("any", {"loss_type": ["ipo"]}, {"type": "dpo", "loss_type": "ipo"}),
         ("any", {"loss_type": "robust", "label_smoothing": 0.1}, {"loss_type": "robust", "label_smoothing": 0.1}),
         ("any", {"label_smoothing": 0.1, "beta": 0.3}, {"loss_type": "sigmoid", "label_smoothing": 0.0, "beta": 0.3}),
@@ -71,7 +79,7 @@ def test_losses_of_trl_s_scripts(tmp_path: Path, folder: str, more: dict[str, An
     place = tmp_path / folder
     place.mkdir()
     made = resolved(translated("trl", {**TRL, **more}, place))
-    assert made["type"] == "preference"
+    assert made["type"] == (loss["type"] if loss.get("type") in ("kto", "reward") else "preference")
     assert {key: made["loss"][key] for key in loss} == loss
 
 
@@ -103,13 +111,25 @@ def test_the_reference_of_trl() -> None:
         ({"rl": "dpo"}, {"type": "dpo", "loss_type": "sigmoid", "beta": 0.1}),
         ({"rl": "ipo", "rl_beta": 0.2}, {"type": "dpo", "loss_type": "ipo", "beta": 0.2}),
         ({"rl": "dpo", "dpo_loss_type": ["hinge"], "trl": {"beta": 0.3}}, {"loss_type": "hinge", "beta": 0.3}),
+        (
+            {"rl": "kto", "rl_beta": 0.5, "kto_desirable_weight": 0.2, "datasets": [{"path": "p", "type": "llama3.ultra"}]},
+            {"type": "kto", "beta": 0.5, "desirable_weight": 0.2},
+        ),
+        (
+            {
+                "reward_model": True, "num_labels": 1, "center_rewards_coefficient": 0.01,
+                "model_type": "AutoModelForSequenceClassification",
+                "datasets": [{"path": "p", "type": "bradley_terry.chat_template"}],
+            },
+            {"type": "reward", "center_rewards_coefficient": 0.01},
+        ),
         ({"rl": "orpo", "orpo_alpha": 0.2}, {"type": "orpo", "beta": 0.2}),
         ({"rl": "simpo", "simpo_gamma": 0.7, "cpo_alpha": 0}, {"type": "simpo", "gamma": 0.7, "beta": 0.1}),
     ],
 )
 def test_losses_of_axolotl(more: dict[str, Any], loss: dict[str, Any]) -> None:
     made = resolved(translated("axolotl", {**AXOLOTL, **more}))
-    assert made["type"] == "preference"
+    assert made["type"] == (loss["type"] if loss.get("type") in ("kto", "reward") else "preference")
     assert {key: made["loss"][key] for key in loss} == loss
 
 
@@ -196,6 +216,21 @@ def test_sets_of_pairs_in_dataset_info(tmp_path: Path) -> None:
     assert (reference["type"], reference["name_or_path"]) == ("huggingface", "org/old")
 
 
+def test_kto_and_reward_models_of_llama_factory() -> None:
+    kto = {**LLAMA, "stage": "kto", "dataset": "kto_en_demo", "pref_beta": 0.2, "kto_chosen_weight": 0.5}
+    batches = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+    made = translated("llamafactory", {**kto, **batches})
+    recipe = resolved(made)
+    assert (recipe["type"], recipe["loss"]["beta"], recipe["loss"]["desirable_weight"]) == ("kto", 0.2, 0.5)
+    assert (recipe["micro_batch_size"], recipe["gradient_accumulation_steps"]) == (2, 4)
+    assert recipe["data"]["sources"][0]["columns"] == {"completion": "messages"}
+    assert "other prompts" in made.notes["micro_batch_size"]
+    alone = refusals(translated("llamafactory", {**kto, "per_device_train_batch_size": 1}))
+    assert "one answer in a micro-batch" in alone["per_device_train_batch_size"]
+    reward = resolved(translated("llamafactory", {**LLAMA, "stage": "rm"}))
+    assert (reward["type"], reward["loss"]["type"]) == ("reward", "reward")
+
+
 def test_pairs_of_the_second_generation(tmp_path: Path) -> None:
     (tmp_path / "sets.yaml").write_text(json.dumps({"rows": {"path": "org/pairs", "converter": "pair"}}))
     raw = {"model": "org/model", "train_dataset": "sets.yaml", "pref_beta": 0.2, "cutoff_len": 64}
@@ -215,8 +250,9 @@ def test_dpo_of_arctic() -> None:
 @pytest.mark.parametrize(
     ("name", "raw", "refused"),
     [
-        ("trl", {**TRL, "loss_type": "exo_pair"}, {"loss_type": "the loss exo_pair"}),
-        ("trl", {**TRL, "loss_type": ["sigmoid", "sft"]}, {"loss_type": "sigmoid with sft"}),
+        ("trl", {**TRL, "loss_type": "aot"}, {"loss_type": "the loss aot"}),
+        ("trl", {**TRL, "loss_type": ["sigmoid", "aot"]}, {"loss_type": "sigmoid with aot"}),
+        ("axolotl", {**AXOLOTL, "reward_model": True, "num_labels": 2}, {"num_labels": "one output", "datasets[0].type": "preferences"}),
         ("trl", {**TRL, "loss_type": "simpo"}, {"loss_type": "cpo_alpha"}),
         ("trl", {**TRL, "beta": 0.1, "sync_ref_model": True}, {"sync_ref_model": "preferences"}),
         ("trl", {**TRL, "beta": 0.1, "f_divergence_type": "js_divergence"}, {"f_divergence_type": "preferences"}),

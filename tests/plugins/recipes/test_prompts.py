@@ -123,6 +123,10 @@ def test_pairs_are_written_as_messages() -> None:
         pairs={"two": {"prompt_columns": ["ask", "more"]}},
     )  # fmt: skip
     assert joined["prompt"] == [{"role": "user", "content": "Why\nnow"}]
+    single = convert("talk", {"completion": [ask, good], "label": False}, pairs={"talk": TURNS})
+    assert (single["prompt"], single["answers"]) == (said, [("completion", chosen, False)])
+    with pytest.raises(DataError, match=facts("label", "expected true or false")):
+        convert("talk", {"completion": [ask, good], "label": "good"}, pairs={"talk": TURNS})
     with pytest.raises(DataError, match=facts("prompt", "expected text or messages")):
         convert("ask", {"question": 3, "chosen": "So", "rejected": "No"}, pairs={"ask": TEXTS})
 
