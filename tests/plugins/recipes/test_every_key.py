@@ -108,7 +108,9 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
         "reward_model": (True, False, {"datasets": [{"path": "org/rows", "type": None}]}),
         "center_rewards_coefficient": (0.1, 0.2, {"reward_model": True, "datasets": [{"path": "org/rows"}]}),
         **{f"use_{name}": (True, False) for name in ("tensorboard", "wandb", "mlflow", "trackio", "swanlab")},
-        **{key: ("a", "b", {"use_wandb": True}) for key in ("wandb_name", "wandb_entity", "wandb_mode", "wandb_run_id")},
+        **{
+            key: ("a", "b", {"use_wandb": True}) for key in ("wandb_name", "wandb_entity", "wandb_mode", "wandb_run_id")
+        },
         **{f"mlflow_{key}": ("a", "b", {"use_mlflow": True}) for key in ("tracking_uri", "run_name")},
         **{f"trackio_{key}": ("a", "b", {"use_trackio": True}) for key in ("run_name", "space_id")},
         **{

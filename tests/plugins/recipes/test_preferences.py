@@ -112,12 +112,19 @@ def test_the_reference_of_trl() -> None:
         ({"rl": "ipo", "rl_beta": 0.2}, {"type": "dpo", "loss_type": "ipo", "beta": 0.2}),
         ({"rl": "dpo", "dpo_loss_type": ["hinge"], "trl": {"beta": 0.3}}, {"loss_type": "hinge", "beta": 0.3}),
         (
-            {"rl": "kto", "rl_beta": 0.5, "kto_desirable_weight": 0.2, "datasets": [{"path": "p", "type": "llama3.ultra"}]},
+            {
+                "rl": "kto",
+                "rl_beta": 0.5,
+                "kto_desirable_weight": 0.2,
+                "datasets": [{"path": "p", "type": "llama3.ultra"}],
+            },
             {"type": "kto", "beta": 0.5, "desirable_weight": 0.2},
         ),
         (
             {
-                "reward_model": True, "num_labels": 1, "center_rewards_coefficient": 0.01,
+                "reward_model": True,
+                "num_labels": 1,
+                "center_rewards_coefficient": 0.01,
                 "model_type": "AutoModelForSequenceClassification",
                 "datasets": [{"path": "p", "type": "bradley_terry.chat_template"}],
             },
