@@ -426,6 +426,8 @@ class ConfigDefaults:
     """Whether a strategy leaves frozen weights that a library has packed as they are."""
     freezes_model = False
     """Whether a plugin's settings freeze the model and train weights of their own, as an adapter's do."""
+    needs_plain_base = False
+    """Whether these weights of its own are made of a base that is quantized only after that, by the plugin."""
 
 
 def member(of: object, defaults: type, name: str) -> Any:

@@ -43,9 +43,9 @@ def export_model(target: Path, rows: Path, runner: Runner, threads: int) -> Path
 
 
 def for_transformers_4(model: Path, target: Path) -> Path:
-    """Make a copy of a model's folder with two names of transformers 5 changed to those of transformers 4.
+    """Make a copy of a model's folder with three names of transformers 5 changed to those of transformers 4.
 
-    Without the first, the tokenizer is refused. Without the second, the rotary embedding silently has another base.
+    Without the first two, the tokenizer is refused. Without the third, the rotary embedding silently has another base.
     """
     if target.exists():
         shutil.rmtree(target)
@@ -55,6 +55,8 @@ def for_transformers_4(model: Path, target: Path) -> Path:
             (target / file.name).symlink_to(file.resolve())
     tokenizer = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
     tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(tokenizer.get("extra_special_tokens"), list):
+        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     config["rope_theta"] = config["rope_parameters"]["rope_theta"]
     for name, content in (("tokenizer_config.json", tokenizer), ("config.json", config)):

@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from hooktrain_hf.location import resolve_location as resolve_location
     from hooktrain_hf.model import HFModelConfig as HFModelConfig
     from hooktrain_hf.model import build_model as build_model
+    from hooktrain_hf.model import quantize_base as quantize_base
     from hooktrain_hf.model import torch_dtype as torch_dtype
     from hooktrain_hf.quantized_layers import is_quantized as is_quantized
     from hooktrain_hf.quantized_layers import make_dense as make_dense
+    from hooktrain_hf.quantized_layers import quantized_values as quantized_values
     from hooktrain_hf.saved_model import section_of as section_of
     from hooktrain_hf.saved_model import stored_dtype as stored_dtype
     from hooktrain_hf.saved_model import tokenizer_of as tokenizer_of

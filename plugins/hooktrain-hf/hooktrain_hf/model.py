@@ -25,6 +25,7 @@ __all__ = [
     "build_model",
     "load_config",
     "location_of",
+    "quantize_base",
     "random_model",
     "torch_dtype",
 ]
@@ -110,11 +111,14 @@ def build_model(
     Raises:
         ModelError: the model cannot be loaded, lacks weights, or cannot be trained.
     """
+    settings = () if recipe is None else recipe.settings.values()
+    if any(member(each, ConfigDefaults, "needs_plain_base") for each in settings):
+        config = attrs.evolve(config, quantization=None)  # the plugin quantizes it
     location = location_of(config)
     with quiet_transformers(world.is_main), gguf_read_once(location):
         hf_config = load_config(config, location)
         accept(hf_config)
-        stored, quantization = stored_quantization(hf_config), quantization_of(config)
+        stored = stored_quantization(hf_config)
         if stored and not location.gguf_file:
             _accept_stored(config, stored, recipe)
         model: Any = random_model(config, hf_config) if config.from_config else _load(config, hf_config, location)
@@ -130,14 +134,8 @@ def build_model(
         install_document_attention(model, config.attn_implementation)
     forget_gguf()
     forget_gguf_quantization(model)
-    if quantization is not None or stored:
-        from hooktrain_hf.quantized_layers import finish_loading, is_quantized, quantize
-
-        if quantization is not None and not is_quantized(model):
-            quantize(model, quantization)
-        if is_quantized(model):
-            strategy = None if recipe is None else recipe.strategy
-            finish_loading(model, quantization, str(member(strategy, ConfigDefaults, "device")))
+    if config.quantization is not None or stored:
+        quantize_base(model, config, recipe)
     else:
         _check_trainable(model, config)
     if has_vision(hf_config) and not config.train_vision:
@@ -152,6 +150,24 @@ def build_model(
     if config.activation_checkpointing:
         enable_activation_checkpointing(model)
     return model  # type: ignore[no-any-return]
+
+
+def quantize_base(model: PreTrainedModel, config: HFModelConfig, recipe: Recipe | None = None) -> None:
+    """Quantize the linear layers of a loaded model as the recipe's ``model`` says, unless its files did.
+
+    Args:
+        model: a transformers model.
+        config: the recipe's ``model``.
+        recipe: that of the run, or None.
+    """
+    from hooktrain_hf.quantized_layers import finish_loading, is_quantized, quantize
+
+    quantization = quantization_of(config)
+    if quantization is not None and not is_quantized(model):
+        quantize(model, quantization)
+    if is_quantized(model):
+        strategy = None if recipe is None else recipe.strategy
+        finish_loading(model, quantization, str(member(strategy, ConfigDefaults, "device")))
 
 
 def location_of(config: HFModelConfig) -> Location:

@@ -16,6 +16,7 @@ from hooktrain_hf.compat import (
     unpacked,
     use_plain_kernels,
 )
+from hooktrain_hf.quantization import quantization_of
 
 if TYPE_CHECKING:
     from hooktrain_hf.quantization import Quantization
@@ -27,6 +28,7 @@ __all__ = [
     "make_dense",
     "plan_quantization",
     "quantize",
+    "quantized_values",
     "unpacked_numbers",
 ]
 
@@ -73,6 +75,24 @@ def quantize(model: Any, quantization: Quantization) -> None:
             library.quantize_(layer, library.Int8WeightOnlyConfig(version=2))
         else:
             model.set_submodule(name, _in_4_bits(layer, quantization, library))
+
+
+def quantized_values(weight: Tensor, config: Any) -> Tensor:
+    """Return the values, in float32, that a linear layer's weight has once it is quantized as a ``model`` says.
+
+    Args:
+        weight: shape (outputs, inputs).
+        config: a checked ``model`` with a ``quantization``.
+    """
+    quantization = quantization_of(config)
+    assert quantization is not None
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    held: Any = nn.Sequential(layer)
+    held.get_output_embeddings = held.get_input_embeddings = lambda: None
+    quantize(held, quantization)
+    return unpacked(held[0].weight)
 
 
 def _in_4_bits(layer: nn.Linear, quantization: Quantization, library: Any) -> nn.Module:

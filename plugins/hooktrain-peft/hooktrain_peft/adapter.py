@@ -22,8 +22,9 @@ from hooktrain_peft.compat import (
     method_settings,
     without_unused_imports,
 )
-from hooktrain_peft.config import PeftSettings
+from hooktrain_peft.config import ADAPTER_FILES, PeftSettings, stored_init
 from hooktrain_peft.methods import make_config, why_unsupported
+from hooktrain_peft.plain_base import Packing, put_adapter
 from hooktrain_peft.precision import train_in_float32
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
     from transformers import PreTrainedModel
+
+    from hooktrain import Recipe
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -43,8 +46,7 @@ __all__ = [
     "quiet_peft",
 ]
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = ADAPTER_FILES
 
 
 def is_adapter(folder: Path) -> bool:
@@ -52,13 +54,14 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
-def add_adapter(model: Module, settings: PeftSettings, base: Any) -> PeftModel:
+def add_adapter(model: Module, settings: PeftSettings, base: Any, recipe: Recipe | None = None) -> PeftModel:
     """Freeze a model and put a trainable adapter on it, in float32 whatever the precision of the base.
 
     Args:
         model: a transformers model; it becomes part of the result.
         settings: the recipe's ``peft``, checked and active.
         base: the recipe's ``model``.
+        recipe: that of the run.
 
     Raises:
         ModelError: the model is no transformers model, the method does not fit it, or ``peft.adapter`` is missing,
@@ -77,14 +80,17 @@ def add_adapter(model: Module, settings: PeftSettings, base: Any) -> PeftModel:
             f"peft: given a {type(model).__name__}, expected a transformers model; use model type huggingface or liger,"
             " or remove the section peft"
         )
-    reference = _reference(model, base)
+    reference, packing = _reference(model, base), None
+    if settings.needs_plain_base and isinstance(base, HFModelConfig) and base.quantization:
+        packing = Packing(base, recipe)
     if settings.adapter is not None:
-        made = load_adapter(model, Path(settings.adapter).expanduser(), reference, settings.type)
-        if method_name(made.active_peft_config) == RANK_ALLOCATION:
+        made = load_adapter(model, Path(settings.adapter).expanduser(), reference, settings.type, packing=packing)
+        trains = recipe is not None and recipe.type != "model"
+        if trains and method_name(made.active_peft_config) == RANK_ALLOCATION:
             raise ModelError(
                 f"peft.adapter: given '{settings.adapter}', which is adalora and was saved without the importance of"
                 " its weights, so its ranks cannot move on; expected an adapter of another method; merge it with"
-                " `hooktrain merge` and train a new one on the result"
+                " `hooktrain export --merge` and train a new one on the result"
             )
         return made
     config = make_config(settings)
@@ -93,7 +99,7 @@ def add_adapter(model: Module, settings: PeftSettings, base: Any) -> PeftModel:
     _train_new_tokens(model, config)
     _adapt_text_only(model, config, base)
     _keep_ties(model, config, settings)
-    return _wrap(model, config, reference, "peft")
+    return _wrap(model, config, reference, "peft", packing)
 
 
 def adapt_meta_model(model: Module, settings: PeftSettings, model_config: Any) -> Module:
@@ -107,14 +113,14 @@ def adapt_meta_model(model: Module, settings: PeftSettings, model_config: Any) -
     Raises:
         ModelError: the method does not fit the model, or ``peft.adapter`` does not exist.
     """
-    from peft import PeftConfig, get_peft_model
+    from peft import get_peft_model
 
     if settings.adapter is not None:
         folder = Path(settings.adapter).expanduser()
         if not (folder / ADAPTER_CONFIG).is_file():
             raise ModelError(f"peft.adapter: given '{folder}', which has no {ADAPTER_CONFIG}; correct the path")
         with quiet_peft():
-            config = PeftConfig.from_pretrained(str(folder))
+            config = _stored_config(folder)
         config.inference_mode = False
     else:
         config = make_config(settings)
@@ -135,7 +141,12 @@ def adapt_meta_model(model: Module, settings: PeftSettings, model_config: Any) -
 
 
 def load_adapter(
-    model: PreTrainedModel, folder: Path, reference: str | None, method: str | None = None, where: str = "peft.adapter"
+    model: PreTrainedModel,
+    folder: Path,
+    reference: str | None,
+    method: str | None = None,
+    where: str = "peft.adapter",
+    packing: Packing | None = None,
 ) -> PeftModel:
     """Put a saved adapter on a model, trainable.
 
@@ -145,12 +156,13 @@ def load_adapter(
         reference: the base's name or path for new exports.
         method: the recipe's ``peft.type``, or None.
         where: beginning of messages.
+        packing: None, or how the base is quantized after the adapter has been made of it.
 
     Raises:
         ModelError: there is no adapter, it cannot be read or its method is not supported, or it does not fit the model.
     """
     import torch
-    from peft import PeftConfig, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -162,7 +174,7 @@ def load_adapter(
         )
     try:
         with quiet_peft():
-            config = PeftConfig.from_pretrained(str(folder))
+            config = _stored_config(folder)
         weights = load_file(folder / ADAPTER_WEIGHTS)
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as problem:
         raise ModelError(
@@ -179,8 +191,13 @@ def load_adapter(
     reason = why_unsupported(config)
     if reason:
         raise ModelError(f"{where}: '{folder}': {reason}")
+    if packing is None and method_settings(config).get("init_lora_weights") == "loftq":
+        raise ModelError(
+            f"{where}: given '{folder}', whose base was quantized as LoftQ made it, expected a quantized base as in the"
+            " adapter's run; add its model.quantization, or give the run's folder to `hooktrain export --merge`"
+        )
     config.inference_mode = False
-    made = _wrap(model, config, reference, where)
+    made = _wrap(model, config, reference, where, packing)
     try:
         with quiet_peft():
             result: Any = set_peft_model_state_dict(made, weights)
@@ -227,14 +244,27 @@ def _misfit(where: str, folder: Path, reason: str) -> str:
     )
 
 
-def _wrap(model: PreTrainedModel, config: PeftConfig, reference: str | None, where: str) -> PeftModel:
-    from peft import get_peft_model
+def _stored_config(folder: Path) -> PeftConfig:
+    """Return the config of a saved adapter. That of LoftQ is read without what PEFT needs to make one."""
+    from peft import PeftConfig
 
+    kind: Any = PeftConfig
+    if stored_init(folder) != "loftq":
+        return kind.from_pretrained(str(folder))  # type: ignore[no-any-return]
+    stored = kind.from_json_file(str(folder / ADAPTER_CONFIG))
+    made: Any = kind.from_peft_type(**{**stored, "init_lora_weights": True, "loftq_config": {}})
+    made.init_lora_weights, made.loftq_config = "loftq", stored["loftq_config"]
+    return made  # type: ignore[no-any-return]
+
+
+def _wrap(
+    model: PreTrainedModel, config: PeftConfig, reference: str | None, where: str, packing: Packing | None
+) -> PeftModel:
     name = method_name(config).lower()
     config.base_model_name_or_path = model.name_or_path or None  # PEFT warns where they differ
     try:
         with quiet_peft():
-            made: PeftModel = get_peft_model(model, config)
+            made = put_adapter(model, config, packing)
     except Exception as problem:  # each method has its own checks, with errors of all kinds
         raise ModelError(
             f"{where}: '{name}' cannot be put on a {type(model).__name__} ({first_line(problem)}); correct"

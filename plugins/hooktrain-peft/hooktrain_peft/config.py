@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
 
 from hooktrain import at_least, between, field
 
-__all__ = ["METHOD_KEYS", "PeftSettings"]
+__all__ = ["ADAPTER_FILES", "METHOD_KEYS", "PLAIN_INITS", "PeftSettings", "stored_init"]
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""The files of a saved adapter."""
+PLAIN_INITS = ("pissa", "olora", "orthogonal", "loftq")
+"""Initializations that read the plain weights of a base, and most of which change them."""
+
+
+def stored_init(folder: Path) -> Any:
+    """Return the ``init_lora_weights`` of a saved adapter; None where there is none to be read."""
+    try:
+        found = json.loads((folder.expanduser() / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found.get("init_lora_weights") if isinstance(found, dict) else None
 
 
 @attrs.frozen(kw_only=True)
@@ -36,11 +52,15 @@ class PeftSettings:
     use_dora: bool | None = field(default=None)
     """LoRA: train magnitude and direction separately (Liu et al., 2024)."""
     init_lora_weights: bool | str | None = field(default=None)
-    """LoRA: initialization of the adapter: true, ``gaussian``, ``orthogonal``, ``pissa``, ``olora``."""
+    """LoRA: initialization of the adapter: true, ``gaussian``, ``orthogonal``, ``pissa``, ``olora``, ``mica``; with
+    ``model.quantization`` also ``loftq``. These are computed of the plain weights, which are quantized after that."""
     config: Mapping[str, Any] = field(factory=dict)
     """Any other key of the method's config class in PEFT."""
     adapter: str | None = field(default=None)
     """A folder with an adapter to continue from, in place of ``type`` and the other keys."""
+    keep: Mapping[str, str] = field(factory=dict, affects_training=False)
+    """Further adapters of the same base by their names, as folders: each export of the adapter has them in subfolders
+    of these names, where PEFT's ``load_adapter`` finds them."""
     merge_on_export: bool = field(default=False, affects_training=False)
     """Whether the checkpoint engine ``huggingface`` writes the complete model with the adapter merged in, instead of
     the adapter alone."""
@@ -56,6 +76,12 @@ class PeftSettings:
         return (self.type or "").lower().replace("_", "").replace("-", "").removesuffix("config") == "adalora"
 
     @property
+    def needs_plain_base(self) -> bool:
+        """Whether the adapter is made of the base's plain weights, which are quantized after that."""
+        init = self.config.get("init_lora_weights", self.init_lora_weights)
+        return (init if self.adapter is None else stored_init(Path(self.adapter))) in PLAIN_INITS
+
+    @property
     def freezes_model(self) -> bool:
         """Whether the model itself is frozen."""
         return self.active
@@ -64,6 +90,6 @@ class PeftSettings:
 METHOD_KEYS = tuple(
     item.name
     for item in attrs.fields(PeftSettings)
-    if item.name not in ("type", "config", "adapter", "merge_on_export")
+    if item.name not in ("type", "config", "adapter", "keep", "merge_on_export")
 )
 """The keys of the method, which need a ``type``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from hooktrain_hf import is_quantized, write_model
 from hooktrain import CheckpointError, ModelError
 from hooktrain_peft.adapter import ADAPTER_WEIGHTS, on_dense_base, quiet_peft
 from hooktrain_peft.compat import kept_settings
+from hooktrain_peft.config import ADAPTER_FILES
 from hooktrain_peft.weight_merge import copy_for_merge, merge_adapter
 
 if TYPE_CHECKING:
@@ -21,31 +23,56 @@ if TYPE_CHECKING:
 __all__ = ["write_adapter", "write_merged"]
 
 
-def write_adapter(model: PeftModel, weights: Mapping[str, Tensor], folder: Path, dtype: Any) -> dict[str, Tensor]:
+def write_adapter(
+    model: PeftModel,
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    dtype: Any,
+    keep: Mapping[str, str] | None = None,
+) -> dict[str, Tensor]:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for ``PeftModel.from_pretrained``.
+
+    Other adapters of the model, which are not trained, are written to subfolders of their names.
 
     Args:
         model: base and adapter; it is not changed.
         weights: its weights, complete, on the host.
         folder: an existing folder.
         dtype: torch dtype of the written weights, or None for the one that they have.
+        keep: folders of further adapters by their names, copied to subfolders.
 
     Returns:
-        The written weights.
+        The written weights of the adapter that is trained.
     """
+    active = model.active_adapter
+    for name in model.peft_config.keys() - {active}:
+        (folder / name).mkdir(exist_ok=True)
+        _write_one(model, name, weights, folder / name, dtype)
+    for name, source in (keep or {}).items():
+        (folder / name).mkdir(exist_ok=True)
+        for file in ADAPTER_FILES:
+            shutil.copyfile(Path(source).expanduser() / file, folder / name / file)
+    return _write_one(model, active, weights, folder, dtype)
+
+
+def _write_one(
+    model: PeftModel, name: str, weights: Mapping[str, Tensor], folder: Path, dtype: Any
+) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     with quiet_peft(), kept_settings(model):
         # embeddings of new tokens are part of the adapter, all others stay with the base
-        found = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
-        config = copy.deepcopy(model.active_peft_config)
+        found = get_peft_model_state_dict(
+            model, state_dict=dict(weights), adapter_name=name, save_embedding_layers=False
+        )
+        config = copy.deepcopy(model.peft_config[name])
     written: dict[str, Tensor] = {}
     places: set[int] = set()
-    for name, tensor in found.items():
+    for key, tensor in found.items():
         kept = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
         # the file format does not support shared memory
-        written[name] = kept.clone() if kept.data_ptr() in places else kept
+        written[key] = kept.clone() if kept.data_ptr() in places else kept
         places.add(kept.data_ptr())
     save_file(written, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.inference_mode = True

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hooktrain_hf import HFModelConfig, first_line
 
 from hooktrain import Complaint, did_you_mean
 from hooktrain_peft.compat import method_name, method_settings
-from hooktrain_peft.config import METHOD_KEYS, PeftSettings
+from hooktrain_peft.config import ADAPTER_FILES, METHOD_KEYS, PeftSettings
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -33,12 +35,11 @@ _UNSUPPORTED_METHODS = {
     "SHADOW": "adds a head that computes all logits of its own network, which the losses here do not call",
 }
 _PROMPTS = "puts virtual tokens before each sequence, so that packed conversations would share them and positions shift"
-_LORA_INITS = (True, False, "gaussian", "orthogonal", "pissa", "olora", "mica")
+_LORA_INITS = (True, False, "gaussian", "orthogonal", "pissa", "olora", "mica", "loftq")
 _UNSUPPORTED_INITS = {
     "eva": "needs a pass over the data before training",
     "corda": "needs a pass over the data before training",
     "lora_ga": "needs gradients before training",
-    "loftq": "needs a quantized base",
 }
 _UNSUPPORTED_KEYS = {
     "alora_invocation_tokens": "becomes active once in a sequence, and packed sequences contain several conversations",
@@ -74,23 +75,62 @@ def check(settings: PeftSettings, model: Any) -> Iterator[Complaint]:
         for name in used:
             yield Complaint(f"peft.{name}", "given together with peft.adapter, which has its own; remove one of them")
     elif settings.type is None:
-        for name in [*used, *(["merge_on_export"] if settings.merge_on_export else [])]:
+        for name in [*used, *(name for name in ("keep", "merge_on_export") if getattr(settings, name))]:
             yield Complaint(f"peft.{name}", "given without a method; add peft.type, such as 'type: lora'")
         return
     if settings.type is not None:
         yield from _translate(settings)[2]
+    yield from _check_kept(settings)
     init = settings.config.get("init_lora_weights", settings.init_lora_weights)
-    if isinstance(model, HFModelConfig) and model.quantization and init not in (None, True, False, "gaussian"):
-        yield Complaint(
-            "peft.init_lora_weights",
-            f"given '{init}' with model.quantization, which needs the unquantized weights; remove one of them, or write"
-            " gaussian or true",
-        )
+    yield from _check_init(settings, init, model.quantization if isinstance(model, HFModelConfig) else None)
     if isinstance(model, HFModelConfig) and model.from_config:
         yield Complaint(
             "peft",
             "given with model.from_config, onto whose random weights no one could load the adapter; give a pretrained"
             " model, or remove the section peft",
+        )
+
+
+def _check_kept(settings: PeftSettings) -> Iterator[Complaint]:
+    if settings.keep and settings.merge_on_export:
+        yield Complaint(
+            "peft.keep", "given with peft.merge_on_export, after which there is no adapter; remove one of the two"
+        )
+    for name, folder in settings.keep.items():
+        path = Path(folder).expanduser()
+        if not re.fullmatch(r"\w[\w.-]*", name) or name == "default" or name.startswith("step-"):
+            yield Complaint(
+                f"peft.keep.{name}",
+                "given as a name, expected letters, digits, dots and dashes, and not 'default' or"
+                " 'step-...', which are folders of their own; choose another name",
+            )
+        elif missing := [file for file in ADAPTER_FILES if not (path / file).is_file()]:
+            yield Complaint(
+                f"peft.keep.{name}",
+                f"given '{folder}', which has no {missing[0]}; expected the folder of a saved"
+                " adapter; correct the path",
+            )
+
+
+def _check_init(settings: PeftSettings, init: Any, quantization: Any) -> Iterator[Complaint]:
+    key, more = "peft.init_lora_weights", settings.config.get("loftq_config")
+    if quantization and init == "mica":
+        yield Complaint(
+            key,
+            "given 'mica' with model.quantization, whose unquantized weights it needs while it trains; remove one of"
+            " them, or write pissa, olora, loftq, gaussian or true",
+        )
+    if init == "loftq" and not quantization:
+        yield Complaint(
+            key,
+            "given 'loftq', which makes up for what quantization loses, without model.quantization; add it, such as"
+            " nf4, or choose another initialization, such as pissa",
+        )
+    if more is not None and (init != "loftq" or not isinstance(more, Mapping) or set(more) - {"loftq_iter"}):
+        yield Complaint(
+            "peft.config.loftq_config",
+            f"given {more!r}, expected {{loftq_iter: 5}} or another number, with init_lora_weights: loftq; the bits are"
+            " those of model.quantization",
         )
 
 
@@ -224,7 +264,13 @@ def _adalora_defaults(arguments: dict[str, Any]) -> list[Complaint]:
 
 
 def _construct(kind: type, arguments: Mapping[str, Any]) -> PeftConfig:
+    later: dict[str, Any] = {}
+    if arguments.get("init_lora_weights") == "loftq":  # PEFT would want a package for its own way to make it
+        later = {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}
+        later["loftq_config"] |= arguments.get("loftq_config") or {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made: PeftConfig = kind(**arguments)
+        made: PeftConfig = kind(**{**arguments, **({"init_lora_weights": True, "loftq_config": {}} if later else {})})
+    for name, value in later.items():
+        setattr(made, name, value)
     return made

@@ -77,7 +77,7 @@ class PeftPlugin:
             return model
         from hooktrain_peft.adapter import add_adapter
 
-        return add_adapter(model, settings, config)
+        return add_adapter(model, settings, config, recipe)
 
     @hookimpl(wrapper=True)
     def make_meta_model(self, recipe: Recipe) -> Generator[None, Module | None, Module | None]:
@@ -177,7 +177,7 @@ class PeftPlugin:
 
         if _settings(recipe).merge_on_export:
             return write_merged(module, weights, folder, dtype, tokenizer)
-        return write_adapter(module, weights, folder, dtype)
+        return write_adapter(module, weights, folder, dtype, _settings(recipe).keep)
 
 
 def _settings(recipe: Recipe) -> PeftSettings:

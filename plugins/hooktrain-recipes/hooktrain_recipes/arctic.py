@@ -9,22 +9,23 @@ from typing import Any
 import attrs
 
 from hooktrain import Collector, Translation
+from hooktrain_recipes.arctic_preferences import REFERENCE_ROWS, set_pairs_of
 from hooktrain_recipes.arctic_sources import SOURCE_ROWS, translate_sources
 from hooktrain_recipes.deepspeed_json import DEEPSPEED_ROWS, translate_deepspeed
 from hooktrain_recipes.human import human, human_whole, mapping_of, plain_mapping, positive_whole
 from hooktrain_recipes.kinds import refuse_unknown
+from hooktrain_recipes.preferences import set_loss
 from hooktrain_recipes.reasons import (
     ACTIVATION_OFFLOAD,
     CONTRADICTION,
     LIMITS,
     MODEL_PARALLEL,
     OWN_CODE,
-    PREFERENCES,
-    TRACKER,
     method,
 )
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
 from hooktrain_recipes.tables import Row, apply, at, by, ignored, moved, sections
+from hooktrain_recipes.trackers import add_tracker
 from hooktrain_recipes.values import flag, share, text
 
 __all__ = ["ROWS", "dialect"]
@@ -32,6 +33,7 @@ __all__ = ["ROWS", "dialect"]
 PROGRAM = "ArcticTraining"
 _DEFAULT = f"the default of {PROGRAM}"
 _TYPES = ("sft", "causal")
+_BUILT_IN = (*_TYPES, "dpo")
 _CUSTOM_FILE = "train.py"
 """What ArcticTraining runs from the recipe's folder where ``code`` names nothing."""
 _PADDING = "padding carries no loss; a batch is padded to its longest sequence"
@@ -45,7 +47,7 @@ def _type(found: Collector, key: str) -> None:
         found.set("type", given)
         found.translated(key, "type")
     elif given == "dpo":
-        PREFERENCES.refuse(found, key, "type dpo")
+        set_loss(found, key, "dpo")
     else:
         OWN_CODE.refuse(found, key, f"the trainer type {given!r}")
 
@@ -147,9 +149,9 @@ def _peft(found: Collector, key: str) -> None:
 def _wandb(found: Collector, key: str) -> None:
     given = found.values[key]
     if isinstance(given, Mapping) and given.get("enable") is True:
-        TRACKER.refuse(found, key, "Weights & Biases")
-    else:
-        found.ignored(key, "not enabled")
+        names = ("project", "entity", "name")
+        add_tracker(found, [f"{key}.enable"], "wandb", {f"{key}.{name}": name for name in names})
+    found.ignored(key, "not enabled")
 
 
 def _tokenizer_arguments(found: Collector, key: str) -> None:
@@ -174,7 +176,7 @@ def _dtype(value: Any) -> str:
 
 
 ROWS: tuple[Row, ...] = (
-    by("type", _type, "`type`", "`sft` and `causal`; others are preferences, or code of its own"),
+    by("type", _type, "`type`, `loss.type`", "`sft`, `causal`; `dpo` is `preference`; others are code of its own"),
     by("code", lambda found, key: OWN_CODE.refuse(found, key, str(found.values[key])), kind="unsupported",
        about="code of its own, as is a `train.py` beside the recipe; hooktrain never runs it"),
     moved("skip_validation", "skip_validation", flag),
@@ -211,7 +213,7 @@ ROWS: tuple[Row, ...] = (
         ("level", "messages are few, and errors and warnings are always shown"),
         ("print_output_ranks", "rank 0 prints, and the rank that fails"),
         ("file_output_ranks", "no file is written for each rank"))),
-    by("wandb", _wandb, about="trackers, unless `enable` is false", kind="unsupported"),
+    by("wandb", _wandb, "`trackers`", "with `enable: true`, its `project`, `entity` and `name`"),
     # ------------------------------------------------------------------------------------------------- model
     by("model.type", _named_part(("liger",), "model.type", "huggingface"), "`model.type`"),
     moved("model.name_or_path", "model.name_or_path", text),
@@ -276,9 +278,7 @@ ROWS: tuple[Row, ...] = (
        "`checkpoint[].save_every_n_epochs`"),
     moved("checkpoint[].save_end_of_training", "checkpoint[].save_end_of_training", flag),
     # --------------------------------------------------------------------------------------------------- dpo
-    *(PREFERENCES.row(key) for key in (
-        "ref_model", "beta", "ignore_label_index", "label_smoothing", "reference_model_deepspeed",
-        "data.dpo_prompt_truncation_mode", "data.max_prompt_length")),
+    *REFERENCE_ROWS,
 )  # fmt: skip
 
 _OURS = frozenset(row.key for row in ROWS if row.ours == f"`{row.key}`")
@@ -295,7 +295,7 @@ _MARKS = frozenset(
     row.key
     for row in ROWS
     if "[]" not in row.key
-    and (row.about != PREFERENCES.reason or row.key == "ref_model")
+    and (row not in REFERENCE_ROWS or row.key == "ref_model")
     and not row.key.startswith(("deepspeed", "type", "code", *_OURS, *_NATIVE))
 )
 """Keys that are ArcticTraining's alone."""
@@ -336,10 +336,9 @@ class _Dialect:
         found.default("optimizer.lr", 5e-4, _DEFAULT)
         _schedule(found)
         sections(found, rows)
-        if kind not in _TYPES or "code" in raw:  # keys of a trainer type that only its code knows
-            reason = PREFERENCES if kind == "dpo" else OWN_CODE
+        if kind not in _BUILT_IN or "code" in raw:  # keys of a trainer type that only its code knows
             for key in found.unaccounted():
-                reason.refuse(found, key)
+                OWN_CODE.refuse(found, key)
         _defaults(found, str(kind))
         refuse_unknown(found, ROWS)
         return found.translation()
@@ -384,6 +383,8 @@ def _defaults(found: Collector, kind: str) -> None:
         found.default("data.seed", 42, _DEFAULT)
     if kind == "sft":
         found.default("data.overflow", "drop", "ArcticTraining drops what is longer than max_length")
+    elif kind == "dpo":
+        set_pairs_of(found)
     found.default("strategy.type", "deepspeed", "ArcticTraining runs DeepSpeed's engine")
     if not found.has("strategy.config.zero_optimization.stage"):
         found.default("strategy.zero_stage", 0, "the default of DeepSpeed")

@@ -7,7 +7,7 @@ from typing import Any
 
 from hooktrain import Collector
 from hooktrain_recipes.human import human, positive_whole
-from hooktrain_recipes.reasons import ACCOUNT_SOURCE, DISTILLATION, OWN_CODE, PREFERENCES
+from hooktrain_recipes.reasons import ACCOUNT_SOURCE, DISTILLATION, OWN_CODE
 from hooktrain_recipes.tables import Row
 from hooktrain_recipes.training_arguments import set_text_column
 from hooktrain_recipes.values import text, whole
@@ -21,7 +21,6 @@ _KNOWN = (
     "ise-uiuc/Magicoder-OSS-Instruct-75K", "lmsys/lmsys-chat-1m",
 )  # fmt: skip
 """Data sets whose columns ArcticTraining knows; hooktrain recognises them as well."""
-_PREFERENCES = "HuggingFaceH4/ultrafeedback_binarized"
 _COPIED = {
     "name_or_path": text,
     "split": text,
@@ -72,7 +71,7 @@ def _count(found: Collector, section: str) -> int:
 def _name(found: Collector, key: str, to: str, name: str, split: str, kind: str) -> None:
     """A source by its name alone."""
     plain = name.partition(":")[0]
-    if _refused(found, key, plain, kind):
+    if _refused(found, key, plain):
         return
     if name in _TYPES:
         OWN_CODE.refuse(found, key, f"a source by the name of its type, {name}")
@@ -85,11 +84,9 @@ def _name(found: Collector, key: str, to: str, name: str, split: str, kind: str)
         _roles(found, to, plain)
 
 
-def _refused(found: Collector, key: str, name: str, kind: str) -> bool:
+def _refused(found: Collector, key: str, name: str) -> bool:
     """Whether a registered source is refused, by its type or, where that is all, its name."""
-    if name == _PREFERENCES and kind == "dpo":
-        PREFERENCES.refuse(found, key)
-    elif name == "ProjectGutenbergSFT":
+    if name == "ProjectGutenbergSFT":
         DISTILLATION.refuse(found, key, "prompts without answers (ProjectGutenbergSFT)")
     elif name == "snowflake":
         ACCOUNT_SOURCE.refuse(found, key, "Snowflake")
@@ -106,7 +103,7 @@ def _roles(found: Collector, to: str, name: str) -> None:
 
 def _mapping(found: Collector, key: str, to: str, given: Mapping[str, Any], split: str, kind: str) -> None:
     type_, name = given.get("type") or "", given.get("name_or_path")
-    if _refused(found, key, str(type_), kind):
+    if _refused(found, key, str(type_)):
         return
     if type_ and type_ not in _TYPES and type_ != name:
         OWN_CODE.refuse(found, key, f"a source of type {type_!r}")
@@ -138,10 +135,20 @@ def _copied(found: Collector, path: str, to: str, field: str, name: str) -> None
         found.ignored(path, "name_or_path has a split of its own, which precedes there too")
     elif field == "split" and value == "":
         found.ignored(path, "empty is the default")
+    elif field == "role_mapping" and isinstance(value, Mapping) and _answers_first(list(value)):
+        found.unsupported(
+            path,
+            "answers before their questions: ArcticTraining writes the turns in the order of these roles",
+            "write user before assistant",
+        )
     elif field in ("split_mapping", "role_mapping"):
         found.copy(path, to, _names)
     else:
         found.copy(path, to, _COPIED[field])
+
+
+def _answers_first(roles: list[str]) -> bool:
+    return {"user", "assistant"} <= set(roles) and roles.index("assistant") < roles.index("user")
 
 
 def _names(value: Any) -> dict[str, str]:

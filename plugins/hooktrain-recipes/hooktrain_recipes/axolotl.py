@@ -13,12 +13,15 @@ import attrs
 from hooktrain import Collector, Translation
 from hooktrain_recipes.axolotl_data import held_out, set_data
 from hooktrain_recipes.axolotl_model import set_adapter, set_model
+from hooktrain_recipes.axolotl_preferences import set_method, set_reward
 from hooktrain_recipes.axolotl_rows import ROWS
 from hooktrain_recipes.axolotl_strategy import set_strategy
+from hooktrain_recipes.axolotl_trackers import set_trackers
 from hooktrain_recipes.explained import explain
 from hooktrain_recipes.kinds import check_kinds, guarded, refuse_unknown
 from hooktrain_recipes.optimizers import add_group, fit_strategy, set_muon, set_optimizer
-from hooktrain_recipes.reasons import CONTRADICTION, PREFERENCES, ROLLOUTS, SCHEDULE
+from hooktrain_recipes.preferences import UNCUT
+from hooktrain_recipes.reasons import CONTRADICTION, SCHEDULE
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
 from hooktrain_recipes.tables import apply
 from hooktrain_recipes.training_arguments import (
@@ -66,8 +69,10 @@ _STRUCTURED += (
     "lr_scheduler_kwargs",
     "fsdp_config",
     "lr_groups",
+    "dpo_loss_weights",
 )
 _LISTS = (
+    "dpo_loss_type",
     "plugins",
     "fsdp",
     "lora_target_modules",
@@ -92,7 +97,8 @@ class _Dialect:
         ):
             return Translation(not_a_recipe="no base_model with data and sizes, as Axolotl's training recipes have")
         check_kinds(found, ROWS, _STRUCTURED, _LISTS)
-        for step in (set_model, set_data, set_adapter, _lengths, _batches, _optimizer, _evaluation, _saves, _methods):
+        steps = (set_model, set_data, set_adapter, _lengths, _batches, _optimizer, _evaluation, _saves)
+        for step in (*steps, set_method, set_reward, set_trackers):
             guarded(found, partial(step, found), "base_model")
         guarded(found, partial(set_strategy, found, folder), "deepspeed" if "deepspeed" in found else "base_model")
         fit_strategy(found, "optimizer", ("load_in_4bit", "load_in_8bit"))
@@ -128,7 +134,10 @@ def _lengths(found: Collector) -> None:
         found.default("data.overflow", "drop", "Axolotl drops what is longer")
         found.ignored(key, "null is the default") if key in found else None
     elif strategy in names:
-        found.copy(key, "data.overflow", lambda value: names[value])
+        paired = strategy == "truncate" and (found.get("rl") or found.get("reward_model"))
+        found.copy(key, "data.overflow", lambda value: "drop" if paired else names[value])
+        if paired:
+            found.notes["data.overflow"] = UNCUT
     else:
         found.unsupported(key, f"given {strategy!r:.40}, expected drop, truncate or raise", "write one of them")
     longest, length = found.get("eval_sequence_len"), found.get("sequence_len", 512)
@@ -313,14 +322,3 @@ def _save_times(found: Collector, to: str) -> None:
     ):
         if key in found:
             found.ignored(key, why if why != "no" else "none are asked for")
-
-
-def _methods(found: Collector) -> None:
-    """Account for methods other than fine-tuning on answers; their own keys have rows."""
-    kind = found.get("rl")
-    if kind in ("grpo", "gdpo", "ebft"):
-        ROLLOUTS.refuse(found, "rl")
-    elif kind:
-        PREFERENCES.refuse(found, "rl")
-    elif "rl" in found:
-        found.ignored("rl", "null is the default")

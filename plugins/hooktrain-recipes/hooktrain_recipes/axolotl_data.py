@@ -70,9 +70,10 @@ def set_data(found: Collector) -> None:
             found.unsupported(key, "expected a list of sets", "name the data to train on")
     kinds.discard("")
     causal = kinds == {"text"} and len(_columns(found)) == 1
-    found.default("type", "causal" if causal else "sft", "Axolotl has no such key: the types of the sets say it")
+    if "pairs" not in kinds:
+        found.default("type", "causal" if causal else "sft", "Axolotl has no such key: the types of the sets say it")
     _texts(found, causal)
-    _templates(found, "chat" in kinds)
+    _templates(found, bool({"chat", "pairs"} & kinds))
     _masks(found, kinds)
     set_held_out(found, "val_set_size", "test_datasets")
 
@@ -178,7 +179,9 @@ def _template(found: Collector, place: str, name: Any, jinja: Any) -> None:
 
 def _masks(found: Collector, kinds: set[str]) -> None:
     if "train_on_inputs" in found:
-        if not flag_of(found.get("train_on_inputs")) or kinds <= {"text"}:
+        if "pairs" in kinds:
+            found.ignored("train_on_inputs", "the prompt of a pair is never trained")
+        elif not flag_of(found.get("train_on_inputs")) or kinds <= {"text"}:
             found.ignored(
                 "train_on_inputs", "all of a text is trained" if kinds <= {"text"} else "false is the default"
             )

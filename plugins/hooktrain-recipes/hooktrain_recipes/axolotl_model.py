@@ -7,6 +7,8 @@ from typing import Any
 
 from hooktrain import Collector
 from hooktrain_recipes.adapters import copy_all, plain, targets, without_adapter
+from hooktrain_recipes.axolotl_preferences import PAIRED
+from hooktrain_recipes.preferences import without_dropout
 from hooktrain_recipes.quantization import set_quantization
 from hooktrain_recipes.reasons import (
     COMPILE,
@@ -19,7 +21,6 @@ from hooktrain_recipes.reasons import (
     OWN_CODE,
     PREFERENCES,
     QUANTIZED_BASE,
-    TRACKER,
     Reason,
     method,
 )
@@ -54,7 +55,7 @@ _PLUGINS = {
     "kd": DISTILLATION,
     "expert_parallel": MODEL_PARALLEL,
     "spectrum": GROUPS,
-    "swanlab": TRACKER,
+    "swanlab": "use_swanlab asks for it",
     "diffusion": method("diffusion"),
     "llm_compressor": method("sparsity"),
     "grokfast": method("Grokfast"),
@@ -238,6 +239,8 @@ def _classes(found: Collector) -> None:
             r"(For(CausalLM|ConditionalGeneration|ImageTextToText)|AutoModel)$", str(name)
         ):
             found.ignored(key, "the class is the one of the model's config")
+        elif flag_of(found.get("reward_model")) and str(name).endswith("ForSequenceClassification"):
+            found.ignored(key, "a reward model is one")
         elif re.search(r"For(Sequence|Token)Classification$", str(name)):
             PREFERENCES.refuse(found, key)
         else:
@@ -315,6 +318,15 @@ def _unfrozen(found: Collector, kind: Any) -> None:
     found.translated(key, "model.freeze")
 
 
+def _loftq(found: Collector) -> None:
+    """Set LoftQ, whose base has values of nf4 in Axolotl too, though it keeps them unpacked."""
+    key = "peft.loftq_config.loftq_bits"
+    if found.get(key) == 4 and not found.has("model.quantization"):
+        found.set("peft.init_lora_weights", "loftq")
+        found.set("model.quantization", {"type": "nf4", "double": False})
+        found.translated(key, "peft.init_lora_weights", "model.quantization.type", "model.quantization.double")
+
+
 def set_adapter(found: Collector) -> None:
     """Set ``peft``."""
     kind, folder = found.get("adapter"), found.get("lora_model_dir")
@@ -337,7 +349,10 @@ def set_adapter(found: Collector) -> None:
     found.set("peft.type", "lora")
     found.translated("adapter", "peft.type")
     found.ignored("lora_model_dir", "null is the default") if "lora_model_dir" in found else None
+    if found.get("rl") in PAIRED:
+        without_dropout(found, "lora_dropout")
     copy_all(found, _LORA)
+    _loftq(found)
     found.default("peft.r", 8, "the default of PEFT")
     found.default("peft.alpha", 8, "the default of PEFT")
     if flag_of(found.get("lora_target_linear")):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hooktrain import Collector
 from hooktrain_recipes.axolotl_data import SOURCE_KEYS
+from hooktrain_recipes.axolotl_preferences import PREFERENCE_ROWS
+from hooktrain_recipes.axolotl_trackers import TRACKER_ROWS
 from hooktrain_recipes.reasons import (
     ACTIVATION_OFFLOAD,
     COMPILE,
@@ -31,14 +35,19 @@ from hooktrain_recipes.values import flag, number, text, whole
 __all__ = ["ROWS"]
 
 
-def _tracker(found: Collector, path: str) -> None:
-    name = path.split("_", maxsplit=1)[0]
-    project = {"wandb": "wandb_project", "comet": "comet_project_name", "trackio": "trackio_project_name"}.get(name, "")
-    on = found.get(f"use_{name}", found.get(project) is not None)
-    if found.values[path] is None or not on or found.values[path] is False:
-        found.ignored(path, "no tracker is asked for")
+def _bits(found: Collector, path: str) -> None:
+    if found.values[path] and found.get("adapter"):
+        QUANTIZED_BASE.refuse(found, path, "LoftQ with other bits than 4, or on a base that is quantized already")
     else:
-        TRACKER.refuse(found, path)
+        found.ignored(path, "used with an adapter alone")
+
+
+def _section(found: Collector, path: str) -> None:
+    value = found.values[path]
+    if not value:
+        found.ignored(path, "empty")
+    elif not isinstance(value, Mapping):
+        QUANTIZED_BASE.refuse(found, path, f"given {value!r:.40}, expected keys and values")
 
 
 _NEFTUNE = ("neftune_noise_alpha", "noisy_embedding_alpha")
@@ -83,6 +92,7 @@ ROWS: tuple[Row, ...] = (
             "peft_use_dora": ("peft.use_dora", ""),
             "peft_use_rslora": ("peft.use_rslora", ""),
             "peft_init_lora_weights": ("peft.init_lora_weights", ""),
+            "peft.loftq_config.loftq_bits": ("peft.init_lora_weights model.quantization", "4, without `load_in_4bit`"),
             **{f"datasets[].{key}": (ours.replace("`", "").replace(",", ""), "") for key, ours in SOURCE_KEYS.items()},
             "test_datasets": ("data.eval_sources", ""),
             "pretraining_dataset": ("type data.sources", "`type: causal` with `streaming: true`"),
@@ -213,9 +223,9 @@ ROWS: tuple[Row, ...] = (
                   "image_resize_algorithm", "role_boundaries"),
     *all_ignored("no answers are generated in evaluations", "eval_table_size", "eval_max_new_tokens"),
     *refused(QUANTIZED_BASE,
-              "quantize_moe_experts", "model_quantization_config", "model_quantization_config_kwargs",
-              "peft.loftq_config",
-              "peft"),
+              "quantize_moe_experts", "model_quantization_config", "model_quantization_config_kwargs"),
+    by("peft.loftq_config.loftq_bits", _bits, about=QUANTIZED_BASE.reason, kind="unsupported"),
+    *(by(key, _section, about=QUANTIZED_BASE.reason, kind="unsupported") for key in ("peft.loftq_config", "peft")),
     *belongs(MODEL_PARALLEL, "expert_parallel_size", "expert_parallel_num_nvl_bytes", "expert_parallel_token_capacity"),
     *refused(QAT, "qat", "quantization"),
     *refused(FP8, "fp8", "fp8_enable_fsdp_float8_all_gather"),
@@ -228,15 +238,10 @@ ROWS: tuple[Row, ...] = (
     *all_ignored("used with loss_watchdog_threshold alone", "loss_watchdog_patience"),
     *all_ignored("the loss of the evaluation is watched", "metric_for_best_model", "greater_is_better"),
     *all_ignored("the files of the model say how its weights are quantized", "gptq", "gptq_disable_exllama"),
-    *refused(PREFERENCES, "reward_model", "process_reward_model"),
-    *belongs(PREFERENCES, "reward_model", "center_rewards_coefficient"),
-    *belongs(
-        PREFERENCES, "rl", "rl_beta", "dpo_beta", "dpo_use_weighting", "dpo_label_smoothing",
-        "precompute_ref_log_probs", "dpo_use_liger_kernel", "dpo_padding_free", "dpo_loss_type", "dpo_loss_weights",
-        "dpo_use_logits_to_keep",
-        "dpo_generate_during_eval", "dpo_norm_loss", "rpo_alpha", "orpo_alpha", "simpo_gamma", "cpo_alpha",
-        "kto_desirable_weight", "kto_undesirable_weight", "max_prompt_len",
-    ),
+    *refused(PREFERENCES, "process_reward_model"),
+    *PREFERENCE_ROWS,
+    *belongs(PREFERENCES, "rl", "dpo_use_weighting", "rpo_alpha", "dpo_norm_loss", "cpo_alpha", "dpo_beta"),
+    *all_ignored("false is the default", "reward_model"),
     *refused(PREFERENCES, "num_labels"),
     *belongs(ROLLOUTS, "rl", "trl", "vllm", "ebft"),
     *refused(ROLLOUTS, "generate_samples"),
@@ -267,24 +272,9 @@ ROWS: tuple[Row, ...] = (
     *refused(method("PoSE"), "use_pose"),
     *belongs(method("PoSE"), "use_pose", "pose_split_on_token_ids", "pose_max_context_len", "pose_num_chunks"),
     *refused(OWN_CODE, "trainer_cls"),
-    *refused(TRACKER, "use_wandb", "use_mlflow", "use_comet", "use_trackio", "use_tensorboard", "use_swanlab",
-              "use_otel_metrics", "profiler_steps"),
+    *TRACKER_ROWS,
+    *refused(TRACKER, "profiler_steps"),
     *belongs(TRACKER, "profiler_steps", "profiler_steps_start"),
-    *(
-        by(key, _tracker, about=TRACKER.reason, kind="unsupported")
-        for key in (
-            "wandb_project", "wandb_name", "wandb_run_id", "wandb_mode", "wandb_entity", "wandb_watch",
-            "wandb_log_model",
-            "mlflow_tracking_uri", "mlflow_experiment_name", "mlflow_run_name", "hf_mlflow_log_artifacts",
-            "comet_api_key",
-            "comet_workspace", "comet_project_name", "comet_experiment_key", "comet_mode", "comet_online",
-            "comet_experiment_config", "trackio_project_name", "trackio_run_name", "trackio_space_id",
-            "swanlab_project",
-            "swanlab_experiment_name", "swanlab_description", "swanlab_mode", "swanlab_workspace", "swanlab_log_model",
-            "swanlab_log_completions", "swanlab_completion_log_interval", "swanlab_completion_max_buffer",
-            "otel_metrics_host", "otel_metrics_port",
-        )
-    ),
     *refused(LIMITS, "min_sample_len"),
     *all_ignored("answers are generated and scored after the training, from the exported model", "do_causal_lm_eval",
                  "eval_causal_lm_metrics", "do_bench_eval", "bench_dataset", "bench_split"),

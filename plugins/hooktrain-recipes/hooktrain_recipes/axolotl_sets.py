@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hooktrain import Collector, did_you_mean
+from hooktrain_recipes.axolotl_preferences import PAIRED, pairs_of, reward_pairs
 from hooktrain_recipes.axolotl_prompts import INSTRUCTIONS
 from hooktrain_recipes.prompts import places_of
-from hooktrain_recipes.reasons import ACCOUNT_SOURCE, OWN_CODE, PREFERENCES, Reason
+from hooktrain_recipes.reasons import ACCOUNT_SOURCE, OWN_CODE, PREFERENCES, ROLLOUTS, Reason
 from hooktrain_recipes.values import flag_of, listed, text
 
 __all__ = ["SetOfRows"]
@@ -134,6 +135,10 @@ class SetOfRows:
     def _type(self, streamed: bool) -> str:
         found, key = self.found, f"{self.path}.type"
         kind = found.get(key, "pretrain" if streamed else None)
+        if found.get("rl") in PAIRED:
+            return self._pairs(kind, pairs_of)
+        if flag_of(found.get("reward_model")):
+            return self._pairs(kind, reward_pairs)
         if isinstance(kind, Mapping):
             return self._own_prompt(kind)
         if kind is None and (found.get("rl") or found.get("process_reward_model") or found.get("reward_model")):
@@ -147,7 +152,7 @@ class SetOfRows:
             found.unsupported(key, f"given {kind!r:.40}, expected the name of a type", "write one, as chat_template")
             return ""
         if kind.startswith(_PREFERRED):
-            PREFERENCES.refuse(found, key)
+            (ROLLOUTS if kind.startswith(("ebft", "rwd")) else PREFERENCES).refuse(found, key)
             self._accept_rest(
                 ("field_chosen", "field_rejected", "field_messages", "message_property_mappings", "roles")
             )
@@ -173,9 +178,18 @@ class SetOfRows:
             found.unsupported(key, f"{_FORMAT.reason}: {kind}{close}", _FORMAT.remedy)
         return ""
 
+    def _pairs(self, kind: Any, translate: Callable[..., bool]) -> str:
+        """Pairs of answers, or single ones."""
+        if not translate(self.found, self.path, self.to, kind):
+            what = f"a format of pairs that is not here: {kind!r:.60}"
+            PREFERENCES.refuse(self.found, f"{self.path}.type", what)
+        self._accept_rest(("field_chosen", "field_rejected", "field_messages", "message_property_mappings", "roles"))
+        self._accept_rest(("message_field_role", "message_field_content"))
+        return "pairs"
+
     def _accept_rest(self, keys: tuple[str, ...]) -> None:
         for key in keys:
-            self._ignore(key, "belongs to preferences")
+            self._ignore(key, "belongs to another type of preferences")
 
     def _text(self, key: str) -> str:
         found = self.found

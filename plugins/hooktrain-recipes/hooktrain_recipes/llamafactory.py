@@ -16,18 +16,19 @@ from hooktrain_recipes.explained import explain
 from hooktrain_recipes.fsdp import set_fsdp
 from hooktrain_recipes.kinds import check_kinds, guarded, refuse_unknown
 from hooktrain_recipes.llamafactory_data import set_data
+from hooktrain_recipes.llamafactory_preferences import pair_up, set_preferences
 from hooktrain_recipes.llamafactory_rows import ROWS as ROWS_V0
 from hooktrain_recipes.llamafactory_training import set_evaluation, set_optimizer_of, set_saves
 from hooktrain_recipes.llamafactory_v1 import ROWS as ROWS_V1
 from hooktrain_recipes.llamafactory_v1 import set_v1
 from hooktrain_recipes.optimizers import fit_strategy
+from hooktrain_recipes.preferences import without_dropout
 from hooktrain_recipes.quantization import set_quantization
 from hooktrain_recipes.reasons import (
     ACTIVATION_OFFLOAD,
     CONTRADICTION,
     GROUPS,
     IMAGES,
-    PREFERENCES,
     QUANTIZED_BASE,
     ROLLOUTS,
 )
@@ -86,6 +87,7 @@ class _Dialect:
         guarded(found, partial(_strategy, found, folder), "deepspeed" if "deepspeed" in found else "model_name_or_path")
         fit_strategy(found, "use_muon" if flag_of(found.get("use_muon")) else "optim", ("quantization_bit",))
         apply(found, ROWS_V0)
+        pair_up(found)
         refuse_unknown(found, ROWS)
         explain(found)
         return found.translation()
@@ -222,14 +224,25 @@ def _media(found: Collector, media: bool) -> None:
 
 def _stage(found: Collector) -> None:
     stage = found.get("stage", "sft")
-    if stage in ("rm", "dpo", "kto"):
-        PREFERENCES.refuse(found, "stage")
+    if stage in ("dpo", "kto", "rm"):
+        set_preferences(found, "stage")
     elif stage == "ppo":
         ROLLOUTS.refuse(found, "stage")
     elif stage not in ("sft", "pt"):
         found.unsupported("stage", f"given {stage!r:.40}, expected sft or pt", "write one of them")
     elif "stage" in found and found.get("stage") is None:
         found.ignored("stage", "sft is the default")
+    for key in (
+        "pref_beta",
+        "pref_loss",
+        "dpo_label_smoothing",
+        "simpo_gamma",
+        "ref_model",
+        "kto_chosen_weight",
+        "kto_rejected_weight",
+    ):
+        if key in found:
+            found.ignored(key, f"not used with stage: {stage}")
     if flag_of(found.get("use_dft_loss")):
         found.set("loss.type", "dft")
         found.translated("use_dft_loss", "loss.type")
@@ -282,6 +295,8 @@ def _adapter(found: Collector) -> None:
         without_adapter(found, [*lora, *oft, *pissa], "the adapter in adapter_name_or_path says it")
     else:
         _said(found, "finetuning_type", "peft.type", kind)
+        if found.get("stage") in ("dpo", "kto", "rm") and kind == "lora":
+            without_dropout(found, "lora_dropout")
         copy_all(found, _LORA if kind == "lora" else _OFT)
         without_adapter(found, [*lora, *oft], f"used with another adapter than {kind}")
         if kind == "lora":

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hooktrain import Collector, did_you_mean
+from hooktrain_recipes.llamafactory_preferences import set_source, tags_of
+from hooktrain_recipes.preferences import set_uncut
 from hooktrain_recipes.reasons import ACCOUNT_SOURCE, CONTRADICTION, IMAGES, OWN_CODE, PREFERENCES, method
 from hooktrain_recipes.templates import LLAMA_FACTORY, LLAMA_FACTORY_HUB
 from hooktrain_recipes.training_arguments import set_held_out, set_text_column
@@ -23,9 +26,19 @@ _DEMOS: Mapping[str, Mapping[str, Any]] = {
     "glaive_toolcall_zh_demo": {"formatting": "sharegpt", "columns": {"messages": "conversations", "tools": "tools"}},
     "c4_demo": {"file_name": "c4_demo.jsonl", "columns": {"prompt": "text"}},
     "wiki_demo": {"file_name": "wiki_demo.txt", "columns": {"prompt": "text"}},
-    "dpo_en_demo": {"ranking": True},
-    "dpo_zh_demo": {"ranking": True},
-    "kto_en_demo": {"columns": {"kto_tag": "label"}},
+    "dpo_en_demo": {"ranking": True, "formatting": "sharegpt"},
+    "dpo_zh_demo": {"ranking": True, "formatting": "sharegpt"},
+    "rlhf_v": {
+        "hf_hub_url": "llamafactory/RLHF-V",
+        "ranking": True,
+        "formatting": "sharegpt",
+        "columns": {"images": "images"},
+    },
+    "kto_en_demo": {
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages", "kto_tag": "label"},
+        "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
+    },
     "mllm_demo": {"columns": {"images": "images"}},
     "mllm_audio_demo": {"columns": {"audios": "audios"}},
     "mllm_video_demo": {"columns": {"videos": "videos"}},
@@ -39,15 +52,6 @@ _DEMOS: Mapping[str, Mapping[str, Any]] = {
 
 _ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}
 _COMMON = {"system": "system", "tools": "tools"}
-_TAGS = {
-    "role_tag": "from",
-    "content_tag": "value",
-    "user_tag": "human",
-    "assistant_tag": "gpt",
-    "observation_tag": "observation",
-    "function_tag": "function_call",
-    "system_tag": "system",
-}
 _MEDIA = ("images", "videos", "audios")
 _FOR_IMAGES = (*("dots_ocr", "ernie_vl", "granite3_vision", "minicpm_o", "moss_vl", "paligemma", "yi_vl", "youtu_vl"),)
 """Templates of models for pictures that have no counterpart for text alone."""
@@ -71,6 +75,8 @@ def set_data(found: Collector, folder: Path) -> bool:
     if found.get("stage") in ("pt", "sft"):
         found.recipe["type"] = "causal" if plain else "sft"
         found.translated("stage", "type")
+    elif found.get("stage") in ("dpo", "kto", "rm"):
+        set_uncut(found, "LLaMA-Factory")
     info = _info(found, folder)
     media = _sets(found, "dataset", "data.sources", info, plain)
     media = _sets(found, "eval_dataset", "data.eval_sources", info, plain) or media
@@ -161,8 +167,12 @@ def _set(found: Collector, key: str, to: str, name: str, entry: Mapping[str, Any
         OWN_CODE.refuse(found, key, str(entry["script_url"]))
     if "cloud_file_name" in entry:
         ACCOUNT_SOURCE.refuse(found, key)
-    if entry.get("ranking") or (columns or {}).get("kto_tag") or (columns or {}).get("chosen"):
+    tagged, ranked = bool((columns or {}).get("kto_tag")), bool(entry.get("ranking"))
+    pairs = {"dpo": ranked or not entry, "rm": ranked or not entry, "kto": tagged}.get(found.get("stage", "sft"), False)
+    if not pairs and (ranked or tagged or (columns or {}).get("chosen")):
         PREFERENCES.refuse(found, key)
+    elif not pairs and found.get("stage") in ("dpo", "kto", "rm"):
+        CONTRADICTION.refuse(found, key, f"stage: the set '{name}' has no pairs (ranking: true)")
     for ours, theirs in (("subset", "subset"), ("split", "split")):
         if entry.get(theirs) is not None:
             found.set(f"{to}.{ours}", str(entry[theirs]))
@@ -173,7 +183,7 @@ def _set(found: Collector, key: str, to: str, name: str, entry: Mapping[str, Any
     media = any((columns or {}).get(name) for name in _MEDIA)
     if media:
         IMAGES.refuse(found, key)
-    _form(found, key, to, entry, columns, plain)
+    (set_source if pairs else partial(_form, plain=plain))(found, key, to, entry, columns)
     return media
 
 
@@ -192,8 +202,7 @@ def _form(
         found.set(f"{to}.format", "alpaca")
         renamed |= {ours: given[name] for name, ours in _ALPACA.items() if name in given and given[name] != ours}
     elif form in ("sharegpt", "openai"):
-        default = _TAGS | ({"role_tag": "role", "content_tag": "content"} if form == "openai" else {})
-        tags = default | {str(k): str(v) for k, v in (entry.get("tags") or {}).items() if v is not None}
+        tags = tags_of(form, entry)
         pair = (tags["role_tag"], tags["content_tag"])
         messages = given.get("messages", "conversations")
         known = tags["user_tag"] in ("human", "user") and tags["assistant_tag"] in ("gpt", "assistant")

@@ -24,6 +24,7 @@ from hooktrain_recipes.reasons import (
     refused,
 )
 from hooktrain_recipes.tables import Row, all_ignored, by, moved, told
+from hooktrain_recipes.trackers import add_tracker, add_trackers
 from hooktrain_recipes.values import flag, number, text, whole
 
 __all__ = ["ROWS"]
@@ -34,7 +35,21 @@ def _report(found: Collector, path: str) -> None:
     if value in (None, "none", [], ["none"], "all", False, ""):
         found.ignored(path, "no tracker is asked for")
     else:
-        TRACKER.refuse(found, path)
+        add_trackers(found, path, {"wandb": {"run_name": "name"}, "trackio": _TRACKIO, "swanlab": _SWANLAB})
+
+
+def _swanlab(found: Collector, path: str) -> None:
+    if found.values[path] and "swanlab" not in str(found.get("report_to")):
+        add_tracker(found, [path], "swanlab", _SWANLAB)
+    else:
+        found.ignored(path, "not used")
+
+
+_TRACKIO = {"project": "project", "trackio_space_id": "space_id", "run_name": "name"}
+_SWANLAB = {
+    "swanlab_project": "project", "swanlab_workspace": "workspace", "swanlab_run_name": "experiment_name",
+    "swanlab_mode": "mode", "swanlab_logdir": "logdir",
+}  # fmt: skip
 
 
 def _sizes(found: Collector, path: str) -> None:
@@ -53,7 +68,7 @@ def _frozen(found: Collector, path: str) -> None:
 
 def _of_stage(reason: Reason, *stages: str) -> Callable[[Collector, str], None]:
     def rule(found: Collector, path: str) -> None:
-        if found.get("stage") in stages:
+        if found.get("stage") in stages and found.values[path] not in (None, 0, 0.0, False, ""):
             reason.refuse(found, path)
         else:
             found.ignored(path, "used in another stage")
@@ -69,7 +84,7 @@ ROWS: tuple[Row, ...] = (
         {
             "model_name_or_path": ("model.name_or_path", ""),
             "trust_remote_code": ("model.trust_remote_code tokenizer.trust_remote_code", ""),
-            "stage": ("type", "`sft` is `sft`, `pt` is `causal`"),
+            "stage": ("type loss.type", "`sft` is `sft`, `pt` is `causal`, `dpo` is `preference`, `rm` `reward`"),
             "dataset": ("data.sources", "`dataset_info.json` is read: names, formats, `columns`, `tags`"),
             "eval_dataset": ("data.eval_sources", ""),
             "dataset_dir": ("data.sources", "the folder of `dataset_info.json`"),
@@ -169,7 +184,7 @@ ROWS: tuple[Row, ...] = (
     *all_ignored("metrics.jsonl has the losses", "plot_loss", "compute_accuracy", "include_effective_tokens_per_second",
                  "include_num_input_tokens_seen", "include_tokens_per_second", "logging_dir", "logging_strategy",
                  "logging_first_step", "logging_nan_inf_filter", "log_level", "disable_tqdm", "print_param_status",
-                 "run_name"),
+                 "logging_nan_inf_filter"),
     *all_ignored("where and how weights are loaded changes no number", "low_cpu_mem_usage", "device_map",
                  "offload_folder",
                  "use_fast_tokenizer", "hf_hub_token", "ms_hub_token", "om_hub_token", "use_auth_token", "local_rank"),
@@ -250,12 +265,20 @@ ROWS: tuple[Row, ...] = (
     *belongs(method("ASFT"), "use_asft_loss", "asft_alpha"),
     *refused(method("EAFT"), "use_eaft_loss"),
     *belongs(method("EAFT"), "use_eaft_loss", "eaft_alpha"),
+    *told(
+        {
+            "pref_beta": ("loss.beta", "0.1 is the default"),
+            "pref_loss": ("loss.type loss.loss_type", "`sigmoid`, `hinge`, `ipo`, `orpo` and `simpo`"),
+            "dpo_label_smoothing": ("loss.label_smoothing", "of `sigmoid`"),
+            "simpo_gamma": ("loss.gamma", ""),
+            "ref_model": ("models.reference.name_or_path", ""),
+            "kto_chosen_weight": ("loss.desirable_weight", ""),
+            "kto_rejected_weight": ("loss.undesirable_weight", ""),
+        }
+    ),
     *(
         by(key, _preferred, about=PREFERENCES.reason, kind="unsupported")
-        for key in ("pref_beta", "pref_ftx", "pref_bco_weight", "pref_loss", "dpo_label_smoothing", "kto_chosen_weight",
-                    "kto_rejected_weight", "simpo_gamma", "ref_model", "ref_model_adapters",
-                    "ref_model_quantization_bit",
-                    "ld_alpha")
+        for key in ("pref_ftx", "pref_bco_weight", "ref_model_adapters", "ref_model_quantization_bit", "ld_alpha")
     ),
     *(
         by(key, _rolled, about=ROLLOUTS.reason, kind="unsupported")
@@ -263,14 +286,15 @@ ROWS: tuple[Row, ...] = (
                  "reward_model",
                     "reward_model_adapters", "reward_model_quantization_bit", "reward_model_type")
     ),
-    by("report_to", _report, about=TRACKER.reason, kind="unsupported"),
-    *refused(TRACKER, "use_swanlab", "enable_torch_profiler", "profile_modules", "trackio_space_id"),
-    *belongs(TRACKER, "use_swanlab", "swanlab_project", "swanlab_workspace", "swanlab_run_name", "swanlab_mode",
-             "swanlab_api_key", "swanlab_logdir", "swanlab_lark_webhook_url", "swanlab_lark_secret"),
+    by("report_to", _report, "`trackers`", "those that hooktrain has by name"),
+    by("use_swanlab", _swanlab, "`trackers`", "with `swanlab_project` and others"),
+    *all_ignored("belongs to a tracker that is not used", "run_name", "project", "trackio_space_id", *_SWANLAB),
+    *all_ignored("trackers get metrics and the recipe alone", "swanlab_lark_webhook_url", "swanlab_lark_secret"),
+    *all_ignored("the package's own login is used", "swanlab_api_key"),
+    *refused(TRACKER, "enable_torch_profiler", "profile_modules"),
     *belongs(TRACKER, "enable_torch_profiler", "profiler_output_dir", "profiler_wait_steps", "profiler_warmup_steps",
              "profiler_active_steps", "profiler_repeat", "profiler_record_shapes", "profiler_profile_memory",
              "profiler_with_stack"),
-    *belongs(TRACKER, "report_to", "project"),
     *all_ignored("answers are generated and scored after the training, from the exported model",
                  "predict_with_generate", "do_predict"),
     *all_ignored("used by the command that exports a model", "export_hub_model_id"),

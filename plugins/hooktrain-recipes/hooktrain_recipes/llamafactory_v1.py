@@ -12,7 +12,9 @@ from hooktrain import Collector
 from hooktrain_recipes.adapters import copy_all, targets
 from hooktrain_recipes.deepspeed_json import translate_deepspeed_file
 from hooktrain_recipes.llamafactory_data import find_file
+from hooktrain_recipes.llamafactory_preferences import set_preferences
 from hooktrain_recipes.optimizers import fit_strategy, set_muon
+from hooktrain_recipes.preferences import set_uncut
 from hooktrain_recipes.quantization import set_quantization
 from hooktrain_recipes.reasons import (
     GROUPS,
@@ -101,8 +103,7 @@ ROWS: tuple[Row, ...] = (
     *(
         by(key, _refuse(PREFERENCES, value), about=PREFERENCES.reason, kind="unsupported")
         for key, value in (
-            ("pref_loss", "sigmoid"), ("pref_beta", 0.1), ("pref_ftx", 0.0), ("simpo_gamma", 0.5),
-            ("dpo_label_smoothing", 0.0), ("ld_alpha", None),
+            ("pref_ftx", 0.0), ("ld_alpha", 1.0),
         )
     ),
 )  # fmt: skip
@@ -123,6 +124,9 @@ def set_v1(found: Collector, folder: Path) -> None:
     _sections(found, folder)
     _sets(found, "train_dataset", "data.sources", folder)
     _sets(found, "eval_dataset", "data.eval_sources", folder)
+    for key in ("pref_loss", "pref_beta", "simpo_gamma", "dpo_label_smoothing"):
+        if key in found:
+            found.ignored(key, "used with pairs alone")
     _numbers(found)
     for key, to, value in (
         ("cutoff_len", "data.max_length", 2048),
@@ -316,9 +320,8 @@ def _sets(found: Collector, key: str, to: str, folder: Path) -> None:
         elif "multimodal" in name:
             IMAGES.refuse(found, key)
             return
-        elif "dpo" in name:
-            PREFERENCES.refuse(found, key)
-            return
+        elif Path(name).name == "v1_dpo_demo.yaml":
+            held = {"dpo": {"path": "HuggingFaceH4/orca_dpo_pairs", "split": "train_prefs", "converter": "pair"}}
         else:
             found.unsupported(key, what, remedy)
             return
@@ -340,7 +343,9 @@ def _source(found: Collector, key: str, to: str, label: str, entry: Mapping[str,
     found.translated(key, to)
     form = entry.get("converter")
     if form == "pair":
-        PREFERENCES.refuse(found, key)
+        set_uncut(found, _PROGRAM)
+        if found.recipe["type"] != "preference":
+            set_preferences(found, key)
     elif "multimodal" in label or "mllm" in label:
         IMAGES.refuse(found, key)
     elif form in _FORMATS:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from hooktrain import DataError, field, hookimpl, unstructure
+from hooktrain_recipes.conversations import Messages
+from hooktrain_recipes.pairs import PARTS, Pairs, recognise_pairs
 
 if TYPE_CHECKING:
     from hooktrain_sft import Format
@@ -54,6 +56,24 @@ def _check_conversations(_: Any, __: Any, value: Mapping[str, Mapping[str, Any]]
                 raise ValueError(f"given {given!r} for '{name}.{part}', expected {wanted}")
 
 
+def _check_pairs(_: Any, __: Any, value: Mapping[str, Mapping[str, Any]]) -> None:
+    kinds: dict[str, Any] = {"fields": Mapping, "roles": Mapping, "prompt_columns": list, "system_column": bool}
+    for name, parts in value.items():
+        if not isinstance(parts, Mapping):
+            raise ValueError(f"given {parts!r} for '{name}', expected a mapping of {', '.join([*PARTS, *kinds])}")
+        for part, given in parts.items():
+            if part not in kinds and part not in PARTS:
+                raise ValueError(f"given '{part}' in '{name}', expected one of {', '.join([*PARTS, *kinds])}")
+            texts = [text for pair in given.items() for text in pair] if isinstance(given, Mapping) else given
+            if not isinstance(given, kinds.get(part, str)) or not (
+                isinstance(given, bool) or all(isinstance(text, str) for text in texts)
+            ):
+                wanted = {list: "names", bool: "true or false"}.get(kinds.get(part, str), "text or names by name")
+                raise ValueError(f"given {given!r} for '{name}.{part}', expected {wanted}")
+            if part in PARTS:
+                places_of(given, PARTS[part], f"{name}.{part}")
+
+
 def places_of(text: str, known: tuple[str, ...] | None, where: str) -> set[str]:
     """Return the places of a text, such as ``{instruction}``; any, as plain text, where none are known.
 
@@ -85,6 +105,14 @@ class PromptsSettings:
     """For each, how the column ``messages`` is written: ``fields``, names of fields of a message by ours, such as
     ``{role: speaker, content: said}``; ``roles``, our roles by those of the data, such as ``{narrator: assistant}``;
     ``without_system: true`` removes the messages of the system."""
+    pairs: Mapping[str, Mapping[str, Any]] = field(factory=dict, validator=_check_pairs)
+    """For each, how answers to a prompt are written, in the columns ``prompt``, ``chosen`` and ``rejected``. With the
+    text ``prompt``, and ``with_system`` for examples with a text of the system, they are text, at the places
+    ``{prompt}`` and ``{system}``; ``chosen`` and ``rejected`` are the texts of the answers. Without it they are
+    messages: ``fields`` and ``roles`` are as in ``conversations``, and ``system_column: true`` begins with the column
+    ``system``. Of an answer in several messages the last one counts; a prompt that no column has is what is before it.
+    ``prompt_columns`` names the columns of the prompt: of text the first that is there, of messages all, joined by
+    line ends."""
 
 
 class PromptsPlugin:
@@ -98,6 +126,7 @@ class PromptsPlugin:
         # plain values, which prepared data is compared by
         self.formats = {name: dict(parts) for name, parts in (formats or {}).items()}
         self.conversations: dict[str, dict[str, Any]] = {}
+        self.pairs: dict[str, dict[str, Any]] = {}
 
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
@@ -108,6 +137,7 @@ class PromptsPlugin:
         given = recipe.settings["prompts"]
         self.formats = {name: dict(parts) for name, parts in given.formats.items()}
         self.conversations = {name: unstructure(parts) for name, parts in given.conversations.items()}
+        self.pairs = {name: unstructure(parts) for name, parts in given.pairs.items()}
         return []
 
     @hookimpl(optionalhook=True)
@@ -116,8 +146,10 @@ class PromptsPlugin:
 
         name = SourceOptions.of(source, config).format  # a format of the recipe is never recognised, only named
         if name in self.conversations:
-            read = _Messages(**self.conversations[name])
+            read = Messages(**self.conversations[name])
             return {name: Format(name, "'messages'", _recognise_messages, read)}
+        if name in self.pairs:
+            return {name: Format(name, "'chosen' and 'rejected'", recognise_pairs, Pairs(**self.pairs[name]), None)}
         if name == "alpaca_joined":
             return {name: Format(name, "'instruction' and 'output'", _recognise, _joined, "messages", _COLUMNS)}
         if name not in self.formats:
@@ -135,47 +167,6 @@ def _recognise(columns: Sequence[str], example: Mapping[str, Any]) -> str | None
 
 def _recognise_messages(columns: Sequence[str], example: Mapping[str, Any]) -> str | None:
     return "the column 'messages'" if "messages" in columns else None
-
-
-_ROLES = {
-    name: ours
-    for ours, names in (
-        ("system", "system sys"),
-        ("user", "user human prompter usr"),
-        ("assistant", "assistant gpt chatgpt ai model bot chatbot"),
-        ("tool", "tool observation function_response tool_response ipython"),
-    )
-    for name in names.split()
-}
-"""Roles by the names that data sets have for them."""
-
-
-class _Messages:
-    """Gives messages our names of fields and roles."""
-
-    def __init__(
-        self,
-        fields: Mapping[str, str] | None = None,
-        roles: Mapping[str, str] | None = None,
-        without_system: bool = False,
-    ) -> None:
-        self.ours = {theirs: ours for ours, theirs in (fields or {}).items()}
-        self.taken = {*self.ours, *self.ours.values()}
-        self.roles, self.without_system = {**_ROLES, **(roles or {})}, without_system
-
-    def __call__(self, example: Mapping[str, Any]) -> Mapping[str, Any]:
-        messages = example.get("messages")
-        if not isinstance(messages, list) or not all(isinstance(turn, Mapping) for turn in messages):
-            raise DataError(f"messages is {messages!r:.80}, expected a list of mappings; correct or remove the example")
-        made = []
-        for turn in messages:
-            named = {name: value for name, value in turn.items() if name not in self.taken}
-            named |= {ours: turn[theirs] for theirs, ours in self.ours.items() if theirs in turn}
-            role: Any = named.get("role")
-            named["role"] = self.roles.get(role, self.roles.get(str(role).lower(), role))
-            if not (self.without_system and named["role"] == "system"):
-                made.append(named)
-        return {**example, "messages": made}
 
 
 def _joined(example: Mapping[str, Any]) -> Mapping[str, Any]:

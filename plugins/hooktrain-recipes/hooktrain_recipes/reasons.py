@@ -85,7 +85,7 @@ LIMITS = Reason("limits", "remove it; `hooktrain train --overfit 1` and limit_tr
 EARLY_STOPPING = Reason("early stopping by another metric", "name one in early_stopping or save_best in the new recipe")
 SCHEDULE = Reason("schedules", "write another type of scheduler, or type: torch with any class of torch's")
 GROUPS = Reason("groups", "write optimizer.groups or model.freeze with the names of the weights")
-TRACKER = Reason("trackers", "use callbacks: [transformers.integrations.WandbCallback], or read metrics.jsonl")
+TRACKER = Reason("trackers", "name one of trackers in the new recipe, or read metrics.jsonl")
 NVME = Reason("offloading to NVMe", "offload to the host's memory: device: cpu")
 OWN_CHECKPOINT = Reason(
     "a checkpoint of another program", "start from its model: export it, and give model.name_or_path its folder"

@@ -12,11 +12,13 @@ from hooktrain import Collector, Translation
 from hooktrain_recipes.adapters import targets
 from hooktrain_recipes.human import mapping_of, positive_whole
 from hooktrain_recipes.kinds import refuse_unknown
+from hooktrain_recipes.preferences import UNCUT
 from hooktrain_recipes.quantization import set_quantization
 from hooktrain_recipes.reasons import CONTRADICTION, PREFERENCES, Reason
 from hooktrain_recipes.tables import Row, apply, sections
 from hooktrain_recipes.trl_data import DATA_ROWS, translate_data
 from hooktrain_recipes.trl_keys import IGNORED_ROWS, MOVED_ROWS, REFUSED_ROWS
+from hooktrain_recipes.trl_preferences import PREFERENCE_ROWS, set_dropout, set_preferences
 from hooktrain_recipes.trl_training import translate_training
 from hooktrain_recipes.values import flag, flag_of, number, share, text
 
@@ -76,11 +78,12 @@ ROWS: tuple[Row, ...] = (
         ("resume_from_checkpoint", "`checkpoint[].auto_resume`", ""),
         ("push_to_hub", "`checkpoint[].push_to`", "at the end of the run"),
         ("hub_model_id", "`checkpoint[].push_to`", ""), ("hub_private_repo", "`checkpoint[].push_private`", ""),
-        ("report_to", "`callbacks.use`", "TensorBoard; other trackers are not supported"),
+        ("report_to", "`trackers`", "those that hooktrain has by name, with `run_name`, `wandb_project` and others"),
         ("use_liger_kernel", "`model.type: liger`", ""), ("liger_kernel_config", "`model.rope`, ...", ""),
         ("deepspeed", "`strategy.config`", "a JSON file, or its keys"), ("fsdp", "`strategy.data_parallel: fsdp2`", ""),
         ("accelerate_config", "`strategy`", "a YAML file of accelerate, or the name of one that comes with TRL"),
-        ("loss_type", "`loss.type`", "`nll` and `dft`; others are preferences"))),
+        ("loss_type", "`loss.type`, `loss.loss_type`", "`nll` and `dft`; those of DPO, `simpo`"))),
+    *PREFERENCE_ROWS,
     *IGNORED_ROWS,
     *REFUSED_ROWS,
 )  # fmt: skip
@@ -102,7 +105,11 @@ class _Dialect:
             what = "a configuration of accelerate's launcher" if launcher else "none of TRL's keys for model and data"
             return Translation(not_a_recipe=f"it has {', '.join(map(str, list(raw)[:4])) or 'nothing'}: {what}")
         found = Collector(raw, PROGRAM)
-        for rule in (_model, _precision, _adapter, translate_data, _masks, _loss):
+        for rule in (_model, _precision):
+            rule(found)
+        _adapter(found, folder)
+        set_preferences(found, folder)
+        for rule in (translate_data, _masks, _loss):
             rule(found)
         _template(found, folder)
         translate_training(found, folder)
@@ -192,7 +199,7 @@ def _dtype(value: Any) -> str:
     raise ValueError(f"given {value!r:.60}, expected bfloat16, float16 or float32")
 
 
-def _adapter(found: Collector) -> None:
+def _adapter(found: Collector, folder: Path) -> None:
     _quantization(found, flag_of(found.get("use_peft")))
     if not flag_of(found.get("use_peft")):
         for key in ("use_peft", *_LORA):
@@ -201,9 +208,11 @@ def _adapter(found: Collector) -> None:
         return
     found.set("peft.type", "lora")
     found.translated("use_peft", "peft.type")
+    set_dropout(found, folder)
     found.copy("lora_r", "peft.r", positive_whole)
     found.copy("lora_alpha", "peft.alpha", number)
-    found.copy("lora_dropout", "peft.dropout", share)
+    if not found.accounted("lora_dropout"):
+        found.copy("lora_dropout", "peft.dropout", share)
     found.copy("lora_target_modules", "peft.target_modules", targets)
     found.copy("lora_modules_to_save", "peft.modules_to_save", _names)
     found.copy("lora_target_parameters", "peft.config.target_parameters", _names)
@@ -241,8 +250,11 @@ def _names(value: Any) -> list[str]:
 
 def _masks(found: Collector) -> None:
     """What is trained, and what becomes of sequences that are too long."""
+    pairs = found.recipe.get("type") in ("preference", "kto", "reward")
     for key in ("assistant_only_loss", "completion_only_loss"):
-        if flag_of(found.get(key)) and not found.has("data.train_on"):
+        if pairs and key in found:
+            found.ignored(key, "belongs to the script of fine-tuning")
+        elif flag_of(found.get(key)) and not found.has("data.train_on"):
             found.set("data.train_on", key.partition("_")[0])
             found.translated(key, "data.train_on")
         elif flag_of(found.get(key)):
@@ -258,17 +270,17 @@ def _masks(found: Collector) -> None:
         found.copy(key, "data.max_length", positive_whole)
     if "max_length" not in found:
         found.default("data.max_length", 1024, _DEFAULT)
-    if found.get("packing_strategy") in ("wrapped", "bfd_split", "bfd-requeue", "bfd_requeue"):
+    if not pairs and found.get("packing_strategy") in ("wrapped", "bfd_split", "bfd-requeue", "bfd_requeue"):
         found.set("data.overflow", "split")
         found.translated("packing_strategy", "data.overflow")
     elif "packing_strategy" in found:
         found.ignored("packing_strategy", "packs are always filled as far as whole documents go")
-    if found.get("truncation_mode", "keep_start") != "keep_start":
+    if found.get("truncation_mode", "keep_start") != "keep_start" and not pairs:
         Reason("the beginning of a sequence is cut off", "use truncation_mode: keep_start").refuse(
             found, "truncation_mode"
         )
     elif "truncation_mode" in found:
-        found.ignored("truncation_mode", "the end of what is too long is cut off")
+        found.ignored("truncation_mode", UNCUT if pairs else "the end of what is too long is cut off")
     found.default("data.overflow", "truncate", f"{PROGRAM} cuts what is longer than max_length")
     if found.get("dataset_text_field", "text") != "text":
         found.copy("dataset_text_field", "data.columns.text", text)
@@ -286,6 +298,8 @@ def _masks(found: Collector) -> None:
 
 def _loss(found: Collector) -> None:
     kind = found.get("loss_type")
+    if found.accounted("loss_type"):
+        return
     if kind == "dft":
         found.copy("loss_type", "loss.type", text)
     elif kind in ("nll", "chunked_nll") or kind is None:

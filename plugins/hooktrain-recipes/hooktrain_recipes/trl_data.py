@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hooktrain import Collector
-from hooktrain_recipes.reasons import CONTRADICTION, PREFERENCES
+from hooktrain_recipes.reasons import CONTRADICTION
 from hooktrain_recipes.tables import Row
 from hooktrain_recipes.values import flag_of, listed, number, share, text, whole
 
@@ -131,10 +131,6 @@ def _count(value: Any) -> int:
 
 
 def _entry(found: Collector, key: str, entry: Mapping[str, Any], seed: Any) -> None:
-    columns = entry.get("columns")
-    if isinstance(columns, list) and {"chosen", "rejected"} <= {str(each) for each in columns}:
-        PREFERENCES.refuse(found, key, "chosen and rejected answers")
-        return
     name = entry.get("id", entry.get("path"))
     if not isinstance(name, str) or not name:
         found.unsupported(key, "a data set without id or path", "give its name")
@@ -197,8 +193,6 @@ def _mixer(found: Collector) -> None:
     if not isinstance(splits, list) or not all(isinstance(each, str) for each in splits):
         found.unsupported("dataset_splits", "expected a list of splits", "write [train, test]")
         return
-    if any("prefs" in split for split in splits):
-        PREFERENCES.refuse(found, "dataset_splits", "chosen and rejected answers")
     configs = found.get("dataset_configs")
     for at, name in enumerate(mixer):
         key = f"dataset_mixer.{name}"

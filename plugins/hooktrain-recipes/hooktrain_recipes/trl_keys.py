@@ -10,7 +10,6 @@ from hooktrain_recipes.reasons import (
     IMAGES,
     MODEL_PARALLEL,
     OWN_CODE,
-    PREFERENCES,
     ROLLOUTS,
 )
 from hooktrain_recipes.tables import Row, ignored, moved
@@ -53,8 +52,9 @@ _REASONS: dict[str, str] = {
     "messages are few, and warnings are always shown": "log_level log_level_replica log_on_each_node "
     "disable_tqdm logging_first_step logging_nan_inf_filter include_num_input_tokens_seen include_tokens_per_second",
     "metrics are in metrics.jsonl in run_dir": "logging_dir",
-    "names the run for trackers": "run_name project trackio_space_id trackio_bucket_id trackio_static_space_id "
-    "wandb_entity wandb_project wandb_run_group wandb_log_model",
+    "belongs to a tracker that report_to does not name": "run_name project trackio_space_id wandb_entity wandb_project "
+    "wandb_run_group",
+    "trackers get metrics and the recipe alone": "trackio_bucket_id trackio_static_space_id wandb_log_model",
     "the command says what is done": "do_train do_predict",
     "an export replaces an earlier one, and checkpoints are never overwritten": "overwrite_output_dir",
     "the model is pushed at the end of the run": "hub_strategy hub_always_push overwrite_hub_revision",
@@ -86,15 +86,6 @@ _REASONS: dict[str, str] = {
 
 IGNORED_ROWS: tuple[Row, ...] = tuple(ignored(key, reason) for reason, keys in _REASONS.items() for key in keys.split())
 
-_PREFERENCES = (
-    "beta max_prompt_length max_completion_length max_target_length ref_model_init_kwargs reference_free "
-    "force_use_ref_model f_divergence_type f_alpha_divergence_coef precompute_ref_log_probs precompute_ref_batch_size "
-    "precompute_ref_eval_batch_size sync_ref_model ref_model_mixup_alpha ref_model_sync_steps rpo_alpha ld_alpha "
-    "discopop_tau use_weighting loss_weights label_smoothing use_logits_to_keep generate_during_eval "
-    "disable_dropout model_adapter_name ref_adapter_name rpo_weight cpo_alpha simpo_gamma alpha desirable_weight "
-    "undesirable_weight center_rewards_coefficient tpo_alpha tpo_l_gamma padding_value label_pad_token_id "
-    "is_encoder_decoder reward_model_path missing_eos_penalty"
-)
 _ROLLOUTS = (
     "num_generations num_generations_eval reward_funcs reward_weights scale_rewards use_vllm vllm_mode "
     "vllm_gpu_memory_utilization vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout "
@@ -105,6 +96,7 @@ _ROLLOUTS = (
     "num_iterations num_ppo_epochs num_mini_batches epsilon epsilon_high delta importance_sampling_level "
     "mask_truncated_completions top_entropy_quantile entropy_coef log_completions log_unique_prompts "
     "wandb_log_unique_prompts num_completions_to_print max_tool_calling_iterations ds3_gather_for_generation "
+    "reward_model_path missing_eos_penalty "
     "use_liger_loss cosine_min_value_wrong cosine_max_value_wrong cosine_min_value_correct cosine_max_value_correct "
     "cosine_max_len repetition_n_grams repetition_max_penalty code_language code_eval_test_batch_size "
     "code_eval_scoring_mode parallel_code_exec_per_proc dataset_prompt_column e2b_router_url morph_router_url "
@@ -117,7 +109,6 @@ _DISTILLATION = (
 )
 
 REFUSED_ROWS: tuple[Row, ...] = (
-    *(PREFERENCES.row(key, off=(None,)) for key in _PREFERENCES.split()),
     *(ROLLOUTS.row(key, off=(None,)) for key in _ROLLOUTS.split()),
     *(DISTILLATION.row(key, off=(None,)) for key in _DISTILLATION.split()),
     ACTIVATION_OFFLOAD.row("activation_offloading"),

@@ -11,9 +11,10 @@ from hooktrain_recipes.deepspeed_json import read_json, translate_deepspeed_file
 from hooktrain_recipes.fsdp import set_fsdp, set_fsdp_keys
 from hooktrain_recipes.human import positive_whole
 from hooktrain_recipes.optimizers import fit_strategy, set_optimizer
-from hooktrain_recipes.reasons import EPOCH_FRACTION, SMALL_STATES, TRACKER
+from hooktrain_recipes.reasons import EPOCH_FRACTION, SMALL_STATES
 from hooktrain_recipes.schedules import ScheduleKeys, set_schedule
 from hooktrain_recipes.tables import linked
+from hooktrain_recipes.trackers import add_trackers
 from hooktrain_recipes.training_arguments import (
     is_share,
     set_best,
@@ -30,7 +31,13 @@ __all__ = ["translate_training"]
 
 _PROGRAM = "TRL"
 _DEFAULT = f"the default of {_PROGRAM}"
-_TENSORBOARD = "transformers.integrations.TensorBoardCallback"
+_TRACKERS = {
+    "wandb": {"wandb_project": "project", "wandb_entity": "entity", "wandb_run_group": "group", "run_name": "name"},
+    "trackio": {"project": "project", "trackio_space_id": "space_id", "run_name": "name"},
+    "mlflow": {"run_name": "run_name"},
+    "swanlab": {"run_name": "experiment_name"},
+}
+"""Keys of trackers, with the names that their packages have for them."""
 
 
 def translate_training(found: Collector, folder: Path) -> None:
@@ -96,17 +103,8 @@ def _logging(found: Collector) -> None:
     else:
         found.copy("logging_steps", "log_interval", positive_whole)
         found.default("log_interval", 10, _DEFAULT)
-    given = found.get("report_to", [])
-    names = [given] if isinstance(given, str) else given
-    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
-        found.unsupported("report_to", "expected names of trackers", "write a list of names")
-        return
-    others = [each for each in names if each not in ("none", "tensorboard")]
-    if others:
-        TRACKER.refuse(found, "report_to", ", ".join(others))
-    elif "tensorboard" in names:
-        found.set("callbacks.use", [_TENSORBOARD])
-        found.translated("report_to", "callbacks.use")
+    if found.get("report_to") is not None:
+        add_trackers(found, "report_to", _TRACKERS)
     elif "report_to" in found:
         found.ignored("report_to", "no tracker")
 

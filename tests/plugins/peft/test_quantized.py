@@ -225,7 +225,6 @@ def test_a_plan_counts_the_packed_weights(recipe, model, quantization):
         ({"strategy": {"type": "deepspeed"}}, ["model.quantization", "packed weights", "type: torch"]),
         ({"strategy": {"type": "deepspeed", "zero_stage": 3}}, ["model.quantization", "shards weights"]),
         ({"model": {"from_config": True}}, ["model.quantization", "from_config", "random"]),
-        ({"peft": {**LORA, "init_lora_weights": "pissa"}}, ["peft.init_lora_weights", "pissa", "unquantized", "true"]),
         ({"model": {"quantization": "nf5"}}, ["model.quantization", "'nf5'", "nf4, fp4, int8"]),
         ({"model": {"quantization": {"type": "nf4", "blok": 64}}}, ["model.quantization", "blok", "'block'"]),
         ({"model": {"quantization": {"type": "nf4", "block": 48}}}, ["model.quantization", "block", "48", "64"]),

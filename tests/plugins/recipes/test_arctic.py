@@ -137,13 +137,12 @@ def test_known_data_sets_are_left_to_hooktrain():
 @pytest.mark.parametrize(
     ("recipe", "refused"),
     [
-        (changed(type="dpo", beta=0.1, ref_model={"name_or_path": "x"}), {"type": "preferences", "beta": "preferences", "ref_model": "preferences"}),
         (changed(type="mine", code="mine.py", knob=1), {"type": "code of its own", "code": "mine.py", "knob": "code of its own"}),
         (changed(data={"sources": [{"type": "snowflake", "sql": "SELECT"}]}), {"data.sources[0]": "account"}),
         (changed(data={"sources": [{"type": "mine", "name_or_path": "x"}]}), {"data.sources[0]": "code of its own"}),
+        (changed(data={"sources": [{"name_or_path": "x", "role_mapping": {"assistant": "a", "user": "b"}}]}), {"data.sources[0].role_mapping": "order of these roles"}),
         (changed(tiled_mlp_compute=True), {"tiled_mlp_compute": "tiled MLP"}),
         (changed(expert_parallel_size=8, arctic_moe=True), {"expert_parallel_size": "expert", "arctic_moe": "expert"}),
-        (changed(wandb={"enable": True}), {"wandb": "trackers"}),
         (changed(scheduler={"name": "greedy"}), {"scheduler.name": "schedules"}),
         (changed(deepspeed={"bf16": {"enabled": True, "bf16_optimizer_states": True}}), {"deepspeed.bf16.bf16_optimizer_states": "small states"}),
         (changed(deepspeed={"zero_optimization": {"offload_param": {"device": "nvme"}}}), {"deepspeed.zero_optimization.offload_param.device": "NVMe"}),

@@ -51,6 +51,12 @@ TEXTS = {"datasets": [{"path": "org/rows", "type": "completion"}]}
 HELD = {"val_set_size": 0.1, "num_epochs": 1}
 LIGER = {"plugins": ["axolotl.integrations.liger.LigerPlugin"]}
 MIXTURE = {"dataset_name": None, "dataset_mixture": {"datasets": [{"id": "org/rows"}]}}
+DPO = {"rl": "dpo", "datasets": [{"path": "org/rows", "type": "chat_template"}]}
+KTO = {"rl": "kto", "datasets": [{"path": "org/rows", "type": "llama3.ultra"}]}
+KTO_OF_LLAMA = {"stage": "kto", "dataset": "kto_en_demo"}
+PAIRS_OF_LLAMA = {"stage": "dpo", "dataset": "dpo_en_demo"}
+TRL_DPO = {"loss_type": "sigmoid"}
+ARCTIC_DPO = {"type": "dpo"}
 STAGES = ({"zero_optimization": {"stage": 2}}, {"zero_optimization": {"stage": 3}})
 PRECISION = ({"enabled": True}, {"enabled": False})
 EXACT = {"model": {"name_or_path": "org/model", "dtype": "fp32"}}
@@ -60,6 +66,10 @@ WARM = {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 5}}
 OWN: dict[str, dict[str, tuple[Any, ...]]] = {
     "arctic": {
         "type": ("sft", "causal"),
+        "wandb": ({"enable": True, "project": "a"}, {"enable": True, "project": "b"}),
+        "beta": (0.1, 0.2, ARCTIC_DPO),
+        "label_smoothing": (0.1, 0.2, ARCTIC_DPO),
+        "ref_model.name_or_path": ("org/model", "org/other", ARCTIC_DPO),
         "deepspeed": STAGES,
         **{f"deepspeed.{each}": (*PRECISION, EXACT) for each in ("bf16", "bfloat16", "fp16")},
         "deepspeed.optimizer": (ADAM, {"type": "SGD", "params": {"lr": 0.1}}),
@@ -85,6 +95,28 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
         "checkpoint[].type": ("deepspeed", "huggingface"),
     },
     "axolotl": {
+        "rl": ("dpo", "orpo", DPO),
+        "rl_beta": (0.1, 0.2, DPO),
+        "orpo_alpha": (0.1, 0.2, {**DPO, "rl": "orpo"}),
+        "simpo_gamma": (0.1, 0.2, {**DPO, "rl": "simpo", "cpo_alpha": 0}),
+        "dpo_loss_type": (["ipo"], ["hinge"], DPO),
+        "dpo_label_smoothing": (0.1, 0.2, {**DPO, "dpo_loss_type": ["robust"]}),
+        "rl_adapter_ref_model": (True, False, DPO),
+        "dpo_loss_weights": ([0.5, 1.0], [0.7, 1.0], {**DPO, "dpo_loss_type": ["sigmoid", "ipo"]}),
+        "kto_desirable_weight": (0.1, 0.2, KTO),
+        "kto_undesirable_weight": (0.1, 0.2, KTO),
+        "reward_model": (True, False, {"datasets": [{"path": "org/rows", "type": None}]}),
+        "center_rewards_coefficient": (0.1, 0.2, {"reward_model": True, "datasets": [{"path": "org/rows"}]}),
+        **{f"use_{name}": (True, False) for name in ("tensorboard", "wandb", "mlflow", "trackio", "swanlab")},
+        **{
+            key: ("a", "b", {"use_wandb": True}) for key in ("wandb_name", "wandb_entity", "wandb_mode", "wandb_run_id")
+        },
+        **{f"mlflow_{key}": ("a", "b", {"use_mlflow": True}) for key in ("tracking_uri", "run_name")},
+        **{f"trackio_{key}": ("a", "b", {"use_trackio": True}) for key in ("run_name", "space_id")},
+        **{
+            f"swanlab_{key}": ("a", "b", {"use_swanlab": True})
+            for key in ("project", "experiment_name", "description", "mode", "workspace")
+        },
         "special_tokens": ({"pad_token": "a"}, {"pad_token": "b"}),
         "added_tokens_overrides": ({5: "<a>"}, {5: "<b>"}),
         "default_system_message": ("a", "b", {**TALKS, "chat_template": "chatml"}),
@@ -107,6 +139,7 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
         "lora_rank_pattern": ({"a": 1}, {"a": 2}, AXOLOTL_LORA),
         "peft_use_dora": (True, False, AXOLOTL_LORA),
         "peft_use_rslora": (True, False, AXOLOTL_LORA),
+        "peft.loftq_config.loftq_bits": (4, None, AXOLOTL_LORA),
         "peft_init_lora_weights": ("pissa", "gaussian", AXOLOTL_LORA),
         "datasets[].type": ("alpaca", "chat_template"),
         "datasets[].field": ("a", "b", TEXTS),
@@ -148,6 +181,15 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "llamafactory": {
         "stage": ("sft", "pt"),
+        "pref_beta": (0.1, 0.2, PAIRS_OF_LLAMA),
+        "pref_loss": ("hinge", "ipo", PAIRS_OF_LLAMA),
+        "dpo_label_smoothing": (0.1, 0.2, PAIRS_OF_LLAMA),
+        "simpo_gamma": (0.1, 0.2, {**PAIRS_OF_LLAMA, "pref_loss": "simpo"}),
+        "ref_model": ("a", "b", PAIRS_OF_LLAMA),
+        "kto_chosen_weight": (0.1, 0.2, KTO_OF_LLAMA),
+        "kto_rejected_weight": (0.1, 0.2, KTO_OF_LLAMA),
+        "report_to": ("tensorboard", "wandb"),
+        "use_swanlab": (True, False),
         "dataset": ("identity", "alpaca_en_demo"),
         "eval_dataset": ("identity", "alpaca_en_demo"),
         "dataset_dir": ("REMOTE:org/a", "REMOTE:org/b"),
@@ -245,6 +287,17 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
         "liger_kernel_config": ({"rope": True}, {"rope": False}, {"use_liger_kernel": True}),
         "accelerate_config": ("zero2", "zero3"),
         "loss_type": ("dft", "nll"),
+        "beta": (0.1, 0.2, TRL_DPO),
+        "label_smoothing": (0.1, 0.2, {"loss_type": "robust"}),
+        "cpo_alpha": (0.1, 0.2),
+        "loss_weights": ([0.5, 1.0], [0.7, 1.0], {"loss_type": ["sigmoid", "ipo"]}),
+        "discopop_tau": (0.1, 0.2, {"loss_type": "discopop"}),
+        "desirable_weight": (0.1, 0.2),
+        "undesirable_weight": (0.1, 0.2),
+        "simpo_gamma": (0.1, 0.2, {"loss_type": "simpo", "cpo_alpha": 0.0}),
+        "force_use_ref_model": (True, False, TRL_DPO),
+        "ref_model_init_kwargs": ({"dtype": "bfloat16"}, {"dtype": "float32"}, TRL_DPO),
+        "disable_dropout": (True, False, {**TRL_DPO, **LORA}),
         "deepspeed": ("stage2.json", "stage3.json"),
     },
 }
@@ -258,6 +311,7 @@ def rows(name: str) -> list[Any]:
 
 def at(value: Any, path: str) -> Any:
     """The value at a path of a resolved recipe; None where there is none."""
+    path = path.replace("trackers[", "trackers.use[")  # for which a list stands
     for step in path.replace("[", ".").replace("]", "").split("."):
         if isinstance(value, list):
             value = value[int(step)] if int(step) < len(value) else None

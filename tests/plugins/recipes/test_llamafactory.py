@@ -250,7 +250,6 @@ def test_a_set_that_is_nowhere_is_expected_as_a_file():
 
 
 REFUSED = [
-    ("stage: dpo", "stage", "preferences or reward models"),
     ("stage: ppo", "stage", "rollouts"),
     ("finetuning_type: full\nquantization_bit: 4", "quantization_bit", "quantized base: without an adapter"),
     ("quantization_bit: 3\nquantization_method: hqq", "quantization_bit", "quantized base: 3 bits by hqq"),
@@ -273,7 +272,7 @@ REFUSED = [
     ("use_unsloth_gc: true", "use_unsloth_gc", "activation offload or tiled MLP"),
     ("pipeline_model_parallel_size: 2", "pipeline_model_parallel_size", "expert, tensor or pipeline parallel"),
     ("fp8: true", "fp8", "FP8 training"),
-    ("report_to: wandb", "report_to", "trackers"),
+    ("report_to: clearml", "report_to", "trackers: clearml"),
     (
         "val_size: 0.1\neval_strategy: epoch\neval_delay: 2",
         "eval_delay",

@@ -75,6 +75,76 @@ def test_messages_get_our_names() -> None:
     assert swapped["messages"] == [{"a": 2, "b": 1, "role": None}]
 
 
+TEXTS = {
+    "prompt": "U {prompt} A ",
+    "with_system": "S {system} U {prompt} A ",
+    "chosen": "{chosen}.",
+    "prompt_columns": ["question", "input"],
+}
+TURNS = {"fields": {"role": "from", "content": "value"}, "roles": {"bot": "assistant"}, "system_column": True}
+
+
+@pytest.mark.parametrize(
+    ("example", "made"),
+    [
+        (
+            {"question": "Why", "chosen": "So", "rejected": "No", "id": 1},
+            {"prompt": "U Why A ", "chosen": "So.", "rejected": "No", "id": 1},
+        ),
+        (
+            {"input": "Why", "system": "Rules", "chosen_response": "So", "rejected_response": "No"},
+            {"prompt": "S Rules U Why A ", "chosen": "So.", "rejected": "No"},
+        ),
+        (
+            {"chosen": [{"content": "Why"}, {"content": "So"}], "rejected": [{"content": "Why"}, {"content": "No"}]},
+            {"prompt": "U Why A ", "chosen": "So.", "rejected": "No"},
+        ),
+    ],
+)
+def test_pairs_are_written_as_text(example: dict[str, Any], made: dict[str, Any]) -> None:
+    assert convert("ask", example, pairs={"ask": TEXTS}) == made
+
+
+def test_pairs_are_written_as_messages() -> None:
+    ask, good, bad = ({"from": who, "value": said} for who, said in (("human", "Why"), ("bot", "So"), ("bot", "No")))
+    said = [{"role": "user", "content": "Why"}]
+    chosen, rejected = [{"role": "assistant", "content": "So"}], [{"role": "assistant", "content": "No"}]
+    expected = {"prompt": said, "chosen": chosen, "rejected": rejected}
+    for example in (
+        {"prompt": [ask], "chosen": good, "rejected": bad},
+        {"prompt": "Why", "chosen": "So", "rejected": "No"},
+        {"chosen": [ask, good], "rejected": [ask, {**bad, "name": None}]},
+    ):
+        assert convert("talk", example, pairs={"talk": TURNS}) == expected
+    rules = {"prompt": "Why", "chosen": "So", "rejected": "No", "system": "Rules"}
+    assert convert("talk", rules, pairs={"talk": TURNS})["prompt"] == [{"role": "system", "content": "Rules"}, *said]
+    joined = convert(
+        "two", {"ask": "Why", "more": "now", "chosen": "So", "rejected": "No"},
+        pairs={"two": {"prompt_columns": ["ask", "more"]}},
+    )  # fmt: skip
+    assert joined["prompt"] == [{"role": "user", "content": "Why\nnow"}]
+    single = convert("talk", {"completion": [ask, good], "label": False}, pairs={"talk": TURNS})
+    assert (single["prompt"], single["answers"]) == (said, [("completion", chosen, False)])
+    with pytest.raises(DataError, match=facts("label", "expected true or false")):
+        convert("talk", {"completion": [ask, good], "label": "good"}, pairs={"talk": TURNS})
+    with pytest.raises(DataError, match=facts("prompt", "expected text or messages")):
+        convert("ask", {"question": 3, "chosen": "So", "rejected": "No"}, pairs={"ask": TEXTS})
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ({"x": {"prompt": "{input}"}}, ["{input}", "x.prompt", "{prompt}"]),
+        ({"x": {"prompts": "a"}}, ["'prompts'", "prompt_columns"]),
+        ({"x": {"fields": ["a"]}}, ["x.fields", "names by name"]),
+        ({"x": {"system_column": "yes"}}, ["x.system_column", "true or false"]),
+    ],
+)
+def test_a_format_of_pairs_is_checked(pairs: Any, message: list[str]) -> None:
+    with pytest.raises(ValueError, match=facts(*message)):
+        PromptsSettings(pairs=pairs)
+
+
 def test_an_instruction_with_its_input_right_behind_it() -> None:
     example = {"system": "Rules", "instruction": "Add", "input": "1", "output": "1", "id": 3}
     turns = [("system", "Rules"), ("user", "Add1"), ("assistant", "1")]

@@ -86,7 +86,7 @@ def test_a_mixture_of_the_handbook():
     export, full = recipe["checkpoint"]
     assert (export["type"], export["output_dir"], export["push_to"]) == ("huggingface", "data/out", "org/new")
     assert (full["type"], full["save_every_n_steps"], full["keep_last"]) == ("full", 100, 1)
-    assert recipe["callbacks"]["use"] == ["transformers.integrations.TensorBoardCallback"]
+    assert recipe["trackers"]["use"] == [{"type": "tensorboard"}]
 
 
 def test_the_least_recipe_has_the_other_program_s_defaults():
@@ -217,14 +217,12 @@ def test_what_hooktrain_has_is_translated(more, to, value):
 @pytest.mark.parametrize(
     ("more", "refused"),
     [
-        ({"beta": 0.1, "max_prompt_length": 9}, {"beta": "preferences", "max_prompt_length": "preferences"}),
-        ({"loss_type": "sigmoid"}, {"loss_type": "preferences"}),
         ({"num_generations": 8, "reward_funcs": ["x"]}, {"num_generations": "rollouts", "reward_funcs": "rollouts"}),
         ({"teacher_model_name_or_path": "x"}, {"teacher_model_name_or_path": "distillation"}),
         ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, {"load_in_4bit": "quantized base: without an adapter"}),
         ({"optim": "adamw_8bit", "fsdp": "full_shard"}, {"optim": "small states: while ranks share"}),
         ({"torch_compile": True}, {"torch_compile": "compile"}),
-        ({"report_to": ["wandb", "tensorboard"]}, {"report_to": "trackers: wandb"}),
+        ({"report_to": ["clearml", "tensorboard"]}, {"report_to": "trackers: clearml"}),
         ({"eval_strategy": "steps", "eval_steps": 0.9}, {"eval_steps": "every 2.7 epochs"}),
         ({"eval_strategy": "epoch", "eval_delay": 2}, {"eval_delay": "after some epochs"}),
         ({"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"a": 1}}, {"lr_scheduler_kwargs.a": "schedules"}),
