@@ -9,6 +9,7 @@ from hooktrain.bench import Check, Findings, Metric
 
 __all__ = [
     "ANONYMOUS",
+    "COMPILE_SECONDS",
     "PEAK",
     "PREPARING",
     "TOKENS_PER_SECOND",
@@ -40,6 +41,13 @@ PEAK = Metric("peak_mib", "MiB", exact=True)
 """Peak memory of the process, which hardly differs from run to run."""
 ANONYMOUS = Metric("anonymous_mib", "MiB", read=_anonymous, exact=True)
 """Peak of the memory that the system cannot take back (as it can mapped files), and that of the largest worker."""
+def _more_than_later(findings: Findings, warmup: int) -> float:
+    first, later = findings["seconds"][:warmup], findings["seconds"][warmup:]
+    return float(sum(first) - warmup * statistics.median(later))
+
+
+COMPILE_SECONDS = Metric("compile_seconds", "s", read=_more_than_later)
+"""Time that the steps of the warm-up take beyond that of later ones, most of it for compiling where blocks are."""
 PREPARING = Metric("prepare_seconds", "s")
 """Time from examples in a file to what the loop trains."""
 
