@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hooktrain import PluginInfo, hookimpl
+from hooktrain_hf.block_settings import compilation_of
 from hooktrain_hf.model import HFModelConfig
 
 if TYPE_CHECKING:
@@ -28,28 +29,26 @@ class BlockReportPlugin:
     hooktrain_plugin = PluginInfo(only_observes=True, active_when=_has_something_to_report)
 
     def __init__(self) -> None:
-        self._steps = self._graphs = self._late = 0
-        self._before = 0
-        self._known_breaks: Mapping[str, int] = {}
+        self._model: Any = None
+        self._steps = self._before = self._graphs = self._late = 0
         self._compiles = False
         self._host: HostActivations | None = None
 
     @hookimpl
     def on_train_start(self, trainer: Trainer) -> None:
         from hooktrain_hf.activation_checkpointing import host_activations
-        from hooktrain_hf.compat import compile_counters, unwrap_adapters
+        from hooktrain_hf.compat import unwrap_adapters
 
-        self._compiles = bool(trainer.recipe.model.compile)
-        _, self._known_breaks = compile_counters()
-        model: Any = unwrap_adapters(trainer.strategy.unwrap(trainer.model))
-        self._host = host_activations(model)
+        self._compiles = bool(compilation_of(trainer.recipe.model))
+        self._model = unwrap_adapters(trainer.strategy.unwrap(trainer.model))
+        self._host = host_activations(self._model)
 
     @hookimpl
-    def on_step_start(self) -> None:
+    def on_step_start(self, trainer: Trainer) -> None:
         if self._compiles:
-            from hooktrain_hf.compat import compile_counters
+            from hooktrain_hf.compiled_blocks import counted_since_compiling
 
-            self._before, _ = compile_counters()
+            self._before, _ = counted_since_compiling(self._model)
 
     @hookimpl
     def on_step_end(self, trainer: Trainer) -> None:
@@ -63,16 +62,14 @@ class BlockReportPlugin:
             )
 
     def _count_graphs(self, trainer: Trainer) -> None:
-        from hooktrain_hf.compat import compile_counters
+        from hooktrain_hf.compiled_blocks import counted_since_compiling
 
-        after, breaks = compile_counters()
-        made = after - self._before
-        self._graphs += made
-        new = {why: count for why, count in breaks.items() if count > self._known_breaks.get(why, 0)}
-        if new and self._steps == 1:
-            why = next(iter(new)).strip().splitlines()[0]
+        self._graphs, breaks = counted_since_compiling(self._model)
+        made = self._graphs - self._before
+        if breaks and self._steps == 1:
+            why = breaks[0].strip().splitlines()[0]
             trainer.host.warn(
-                f"model.compile: blocks are compiled in pieces, which is slower, since torch.compile cannot follow"
+                "model.compile: blocks are compiled in pieces, which is slower, since torch.compile cannot follow"
                 f" everything in them ({why})"
             )
         if made and self._steps > _FIRST_STEPS:

@@ -9,9 +9,9 @@ import torch
 
 from hooktrain import ModelError
 from hooktrain_hf.block_settings import Compilation
-from hooktrain_hf.compat import checkpointed_blocks, is_cache
+from hooktrain_hf.compat import checkpointed_blocks, compile_counters, is_cache
 
-__all__ = ["compile_blocks"]
+__all__ = ["compile_blocks", "counted_since_compiling"]
 
 
 def compile_blocks(model: Any, compilation: Compilation) -> None:
@@ -41,6 +41,18 @@ def compile_blocks(model: Any, compilation: Compilation) -> None:
         block.forward = types.MethodType(forward, block)
 
 
+def counted_since_compiling(model: Any) -> tuple[int, list[str]]:
+    """Return what has happened in this process since :func:`compile_blocks` was called for a model.
+
+    Returns:
+        How many graphs were made, and why graphs were broken off.
+    """
+    methods = (vars(block).get("forward") for block, _ in checkpointed_blocks(model))
+    before: Any = next(each.__func__ for each in methods if isinstance(each, types.MethodType))
+    graphs, breaks = compile_counters()
+    return graphs - before.graphs, [why for why, count in breaks.items() if count > before.breaks.get(why, 0)]
+
+
 def _compiled(block: Any, *args: Any, **kwargs: Any) -> Any:
     # of the class as it is now: FSDP2 gives a block another one
     return type(block).forward(block, *args, **kwargs)
@@ -51,6 +63,7 @@ class _Forward:
 
     def __init__(self, compiled: Any) -> None:
         self.compiled = compiled
+        self.graphs, self.breaks = compile_counters()
 
     def __call__(self, block: Any, *args: Any, **kwargs: Any) -> Any:
         if any(map(is_cache, args)) or any(map(is_cache, kwargs.values())):

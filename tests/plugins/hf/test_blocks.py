@@ -14,6 +14,9 @@ import torch
 import transformers
 from hooktrain_hf.activation_offload import HostActivations
 from hooktrain_hf.attention import expect_compiled_blocks
+from hooktrain_hf.block_settings import Compilation
+from hooktrain_hf.compat import unwrap_adapters
+from hooktrain_hf.compiled_blocks import compile_blocks, counted_since_compiling
 from hooktrain_hf.documents_op import _described
 from hooktrain_hf.model import HFModelConfig, build_model
 from hooktrain_hf.tiled_mlp import tile_mlps
@@ -179,7 +182,7 @@ def test_kept_results_are_not_computed_again(tiny_llama: Path) -> None:
         with _Products() as products:
             loss.backward()
         counts[kind] = products.count
-    assert counts[True] - counts["selective"] == 2 * 7  # layers, and products in each of them
+    assert counts[True] - counts["selective"] == 2 * 6  # in two blocks all but the last one, which nothing in its block needs
 
 
 def test_moved_activations_give_the_same_gradients() -> None:
@@ -330,3 +333,98 @@ def test_documents_of_any_length_need_no_new_graph(run_chat: Any, tmp_path: Path
         names = set(file.keys())
     with safe_open(tiny_llama / "model.safetensors", "pt") as file:
         assert names == set(file.keys())
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "full": {"activation_checkpointing": True},
+    "selective": {"activation_checkpointing": "selective"},
+    "every": {"activation_checkpointing": {"every": 2}},
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_fifty_ragged_steps_need_no_new_graph(tiny_llama: Path, kind: str, lora: bool, autocast: bool) -> None:
+    """Packs and padding-free batches, which are one sequence each, of other documents in each step; no graph breaks."""
+    models: list[Any] = []
+    for compiled in (False, {"backend": "aot_eager"}):
+        config = HFModelConfig(name_or_path=str(tiny_llama), compile=compiled, **KINDS[kind])
+        model: Any = build_model(config, None, World()).train()
+        if lora:
+            peft = pytest.importorskip("peft")
+            torch.manual_seed(0)
+            adapter = peft.LoraConfig(target_modules="all-linear", init_lora_weights=False)
+            model = peft.get_peft_model(model, adapter)
+        models.append(model)
+    graphs = []
+    for step in range(50):
+        lengths = [1 + (step * 7 + number * 5) % 19 for number in range(2 + step % 4)]
+        losses = []
+        for model in models:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                found = model(**flat(documents(lengths, seed=step)), use_cache=False).logits
+            losses.append(found.float().square().mean())
+            losses[-1].backward()
+        assert float(losses[1]) == pytest.approx(float(losses[0]), rel=5e-2 if autocast else 1e-4)
+        count, breaks = counted_since_compiling(unwrap_adapters(models[1]))
+        graphs.append(count)
+        assert not breaks
+    assert 0 < graphs[1] == graphs[-1]
+    rel, least = (0.2, 1e-2) if autocast else (1e-3, 1e-4)
+    expected, made = (gradients(model) for model in models)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(made[name], gradient, rtol=rel, atol=least * float(gradient.abs().max()) + 1e-9)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("family", ["Qwen2", "Gemma2", "Gemma3", "Mistral", "Phi3", "GPTNeoX", "Olmo2", "DeepseekV3"])
+def test_blocks_of_every_family_are_one_graph(family: str) -> None:
+    model = copy.deepcopy(pair(family)[0]).train()
+    compile_blocks(model, Compilation(backend="aot_eager"))
+    expect_compiled_blocks(model)
+    for step in range(4):
+        logits(model, flat(documents([1 + (step * 7 + number * 5) % 19 for number in range(4)]))).sum().backward()
+        if step == 1:
+            before, _ = counted_since_compiling(model)
+    graphs, breaks = counted_since_compiling(model)
+    assert graphs == before > 0 and not breaks
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_sharded_ranks_need_no_new_graph(
+    run_ranks: Any, run_chat: Any, chat_recipe: dict[str, Any], tmp_path: Path, checkpointing: bool
+) -> None:
+    """Two ranks of FSDP2 learn what one process does without compiling; the names of an export are plain."""
+    rows = ragged(tmp_path)
+    settings = {
+        **chat_recipe,
+        "model": {**chat_recipe["model"], "activation_checkpointing": checkpointing},
+        "data": {"sources": [rows], **SHAPES["padding-free"]},
+        "train_iters": 12,
+        "log_interval": 1,
+        "checkpoint": [{"type": "huggingface", "save_end_of_training": True}],
+    }
+    recorder = Recorder()
+    run_chat(recorder, **{**settings, "micro_batch_size": 4})
+    ranks = {
+        **settings,
+        "model": {**settings["model"], "compile": {"backend": "aot_eager"}},
+        "strategy": {"data_parallel": "fsdp2", "dtype": "fp32", "device": "cpu"},
+        "micro_batch_size": 2,
+        "run_dir": str(tmp_path / "ranks"),
+    }
+    two = run_ranks(2, "", **ranks)
+    assert two.status == 0, two.output
+    expected = [line["loss"] for line in recorder.metrics if "loss" in line]
+    assert [line["loss"] for line in two.metrics] == pytest.approx(expected, rel=1e-3)
+    assert two.metrics[1]["compiled_graphs"] == two.metrics[-1]["compiled_graphs"] > 0
+    assert "model.compile" not in two.output
+    names = []
+    for folder in (tmp_path / "run", tmp_path / "ranks"):
+        with safe_open(folder / "export" / "model.safetensors", "pt") as file:
+            names.append(set(file.keys()))
+    assert names[0] == names[1]
