@@ -41,6 +41,8 @@ PEAK = Metric("peak_mib", "MiB", exact=True)
 """Peak memory of the process, which hardly differs from run to run."""
 ANONYMOUS = Metric("anonymous_mib", "MiB", read=_anonymous, exact=True)
 """Peak of the memory that the system cannot take back (as it can mapped files), and that of the largest worker."""
+
+
 def _more_than_later(findings: Findings, warmup: int) -> float:
     first, later = findings["seconds"][:warmup], findings["seconds"][warmup:]
     return float(sum(first) - warmup * statistics.median(later))

@@ -77,9 +77,7 @@ class _Noted:
         ):
             yield
 
-    def attend(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
-    ) -> tuple[Tensor, None]:
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
         made: Any = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
         if self._operators:
             self.note(made)
@@ -114,7 +112,9 @@ def estimate_activations(recipe: Recipe, model: Any, sequences: int, tokens: int
     kept = [one for name in kept_operators(recipe.model.activation_checkpointing) for one in operators_named(name)]
     noted, _ = _noted_in(model, decoder, ids, dtype, kept)
     made = {"activations": noted.bytes}
-    recomputing: list[Any] = [block for block, _ in checkpointed_blocks(decoder) if vars(block).get("gradient_checkpointing")]
+    recomputing: list[Any] = [
+        block for block, _ in checkpointed_blocks(decoder) if vars(block).get("gradient_checkpointing")
+    ]
     if recomputing:
         for block in recomputing:
             block.gradient_checkpointing = False

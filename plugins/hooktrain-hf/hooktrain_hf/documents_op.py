@@ -214,7 +214,9 @@ def _runs(
     for length, count in documents.runs:
         part = slice(at, at + length * count)
         at = part.stop
-        yield tuple([each[part].unflatten(0, (count, length)).transpose(1, 2) for each in group] for group in (flat, rows))
+        yield tuple(
+            [each[part].unflatten(0, (count, length)).transpose(1, 2) for each in group] for group in (flat, rows)
+        )
 
 
 def _like_tokens(states: Tensor) -> Tensor:

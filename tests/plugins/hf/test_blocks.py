@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import json
 import re
 from pathlib import Path
@@ -152,8 +153,12 @@ def test_every_kind_of_recomputation_is_bit_equal(run_chat: Any, tiny_llama: Pat
         with pytest.MonkeyPatch.context() as patch:
             norm = transformers.models.llama.modeling_llama.LlamaRMSNorm
             forward = norm.forward
-            patch.setattr(norm, "forward", lambda self, x, forward=forward, count=count: (count(self), forward(self, x))[1])
-            run_chat(recorder, model={"name_or_path": str(tiny_llama), "activation_checkpointing": kind}, eval_interval=0)
+            patch.setattr(
+                norm, "forward", lambda self, x, forward=forward, count=count: (count(self), forward(self, x))[1]
+            )
+            run_chat(
+                recorder, model={"name_or_path": str(tiny_llama), "activation_checkpointing": kind}, eval_interval=0
+            )
         calls[str(kind)] = len(seen)
         found[str(kind)] = [(line["loss"], line["grad_norm"]) for line in recorder.metrics if "loss" in line]
     assert all(lines == found["False"] and lines for lines in found.values())
@@ -182,7 +187,9 @@ def test_kept_results_are_not_computed_again(tiny_llama: Path) -> None:
         with _Products() as products:
             loss.backward()
         counts[kind] = products.count
-    assert counts[True] - counts["selective"] == 2 * 6  # in two blocks all but the last one, which nothing in its block needs
+    assert (
+        counts[True] - counts["selective"] == 2 * 6
+    )  # in two blocks all but the last one, which nothing in its block needs
 
 
 def test_moved_activations_give_the_same_gradients() -> None:
@@ -214,7 +221,19 @@ def test_moved_activations_give_the_same_gradients() -> None:
 
 # ----------------------------------------------------------------------------------------------------------- tiles
 
-PER_TOKEN = ("Llama", "Gemma2", "Phi", "Phi3", "GPTNeoX", "GPT2", "Cohere", "Olmo2", "Starcoder2", "MiniCPM3", "StableLm")
+PER_TOKEN = (
+    "Llama",
+    "Gemma2",
+    "Phi",
+    "Phi3",
+    "GPTNeoX",
+    "GPT2",
+    "Cohere",
+    "Olmo2",
+    "Starcoder2",
+    "MiniCPM3",
+    "StableLm",
+)
 
 
 @pytest.mark.parametrize("family", PER_TOKEN)
@@ -344,9 +363,10 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "lora", "autocast"),
+    [*itertools.product(KINDS, (False, True), (False,)), ("plain", False, True), ("selective", True, True)],
+)
 def test_fifty_ragged_steps_need_no_new_graph(tiny_llama: Path, kind: str, lora: bool, autocast: bool) -> None:
     """Packs and padding-free batches, which are one sequence each, of other documents in each step; no graph breaks."""
     models: list[Any] = []
@@ -373,10 +393,9 @@ def test_fifty_ragged_steps_need_no_new_graph(tiny_llama: Path, kind: str, lora:
         graphs.append(count)
         assert not breaks
     assert 0 < graphs[1] == graphs[-1]
-    rel, least = (0.2, 1e-2) if autocast else (1e-3, 1e-4)
     expected, made = (gradients(model) for model in models)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(made[name], gradient, rtol=rel, atol=least * float(gradient.abs().max()) + 1e-9)
+    for name, gradient in expected.items():  # in bf16 both are about as far from float32
+        assert float((made[name] - gradient).norm()) <= (0.3 if autocast else 1e-3) * float(gradient.norm()), name
 
 
 @pytest.mark.thorough
