@@ -133,8 +133,8 @@ def check(recipe: Recipe, config: Any) -> Iterator[Complaint]:
     if config.tiled_mlp and member(recipe.strategy, ConfigDefaults, "gathers_by_module"):
         yield Complaint(
             "model.tiled_mlp",
-            f"given {shown(config.tiled_mlp)} with a strategy that gathers the weights of each module when it is called,"
-            " and so would for each tile; write strategy: {type: torch, data_parallel: fsdp2}, or zero_stage: 2",
+            f"given {shown(config.tiled_mlp)} with a strategy that gathers the weights of each module when it is"
+            " called, and so for each tile; write strategy: {type: torch, data_parallel: fsdp2}, or zero_stage: 2",
         )
     if compilation := compilation_of(config):
         for reason in _objections(recipe, config, compilation):
@@ -173,7 +173,7 @@ def _objections(recipe: Recipe, config: Any, compilation: Compilation) -> Iterat
     if config.activation_offload:
         yield "with model.activation_offload, whose copies no graph contains; remove one of them"
     if config.tiled_mlp:
-        yield "with model.tiled_mlp, whose number of tiles, and so the graph, changes with the tokens; remove one of them"
+        yield "with model.tiled_mlp, whose tiles, and so the graph, change with the tokens; remove one of them"
 
 
 def _missing_compiler() -> str:

@@ -148,8 +148,8 @@ def _backward(
                 found = fused_attention_backward(mine, *_repeated(inputs), result, sums[..., 0], scale)
             else:
                 with recording_in_operator():
-                    inputs = [each.detach().requires_grad_() for each in inputs]
-                    found = torch.autograd.grad(attend_run(*inputs, visible, scores), inputs, mine)
+                    leaves = [each.detach().requires_grad_() for each in inputs]
+                    found = torch.autograd.grad(attend_run(*leaves, visible, scores), leaves, mine)
             for place, each in zip(places, found, strict=True):
                 # heads that share a key lie one after the other
                 place.copy_(each if each.shape == place.shape else each.unflatten(1, (place.shape[1], -1)).sum(2))
