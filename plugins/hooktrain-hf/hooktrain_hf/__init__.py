@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hooktrain_hf.atomic_folder import replace_folder as replace_folder
     from hooktrain_hf.atomic_folder import temporary_folder as temporary_folder
     from hooktrain_hf.attention import install_document_attention as install_document_attention
-    from hooktrain_hf.block_settings import tile_again as tile_again
+    from hooktrain_hf.blocks import tile_again as tile_again
     from hooktrain_hf.embeddings import new_token_ids as new_token_ids
     from hooktrain_hf.export import write_model as write_model
     from hooktrain_hf.location import Location as Location

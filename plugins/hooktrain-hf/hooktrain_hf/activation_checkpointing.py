@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from hooktrain import ModelError
 from hooktrain_hf.activation_offload import HostActivations
 from hooktrain_hf.block_settings import kept_operators, shown
-from hooktrain_hf.compat import checkpointed_blocks, enable_activation_checkpointing, operators_named
+from hooktrain_hf.compat import checkpointed_blocks, enable_activation_checkpointing, operators_named, recompute_block
 
 __all__ = ["enable_checkpointing", "host_activations"]
 
@@ -38,15 +38,14 @@ def enable_checkpointing(model: Any, setting: Any, offload: bool = False) -> Non
     kept = kept_operators(setting)
     if every == 1 and not kept and not offload:
         return
-    blocks: list[Any] = [block for block, function in checkpointed_blocks(model) if function is not None]
+    blocks = [block for block, function in checkpointed_blocks(model) if function is not None]
     if not blocks:
         raise ModelError(f"{given} recomputes its blocks in code of its own; write true")
     function: Any = _function(kept)
     if offload:
         function = _Offloaded(function)
     for index, block in enumerate(blocks):
-        block._gradient_checkpointing_func = function
-        block.gradient_checkpointing = index % every == 0
+        recompute_block(block, function if index % every == 0 else None)
 
 
 def host_activations(model: Any) -> HostActivations | None:

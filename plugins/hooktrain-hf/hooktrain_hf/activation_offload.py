@@ -15,6 +15,7 @@ from torch import Tensor
 
 __all__ = ["HostActivations"]
 
+_cuda: Any = torch.cuda
 _LEAST = 2**16
 """Bytes from which a copy is worth it: smaller tensors stay."""
 
@@ -72,10 +73,11 @@ class HostActivations:
         if device.type != "cuda":
             return nullcontext()
         if device not in self._streams:
-            self._streams[device] = torch.cuda.Stream(device)
+            self._streams[device] = _cuda.Stream(device)
         stream = self._streams[device]
-        stream.wait_stream(torch.cuda.current_stream(device))
-        return torch.cuda.stream(stream)  # type: ignore[no-any-return,no-untyped-call]
+        stream.wait_stream(_cuda.current_stream(device))
+        made: AbstractContextManager[Any] = _cuda.stream(stream)
+        return made
 
 
 class _Moved:
@@ -93,7 +95,7 @@ class _Moved:
         self.host.copy_(tensor, non_blocking=True)
         self._ready: Any = None
         if on_gpu:
-            tensor.record_stream(torch.cuda.current_stream(tensor.device))  # its memory is free once it is copied
+            tensor.record_stream(_cuda.current_stream(tensor.device))  # its memory is free once it is copied
 
     back: Tensor | None
 
@@ -105,7 +107,7 @@ class _Moved:
         """Begin to copy the tensor back."""
         self.back = self.host.to(self.device, non_blocking=True, copy=True)
         if self.device.type == "cuda":
-            self._ready = torch.cuda.Event()
+            self._ready = _cuda.Event()
             self._ready.record()
 
     def take(self) -> Tensor:
@@ -113,7 +115,7 @@ class _Moved:
         made, self.back = self.back, None  # autograd may ask again, where a graph is kept
         assert made is not None, "it has been fetched"
         if self._ready is not None:
-            stream = torch.cuda.current_stream(self.device)
+            stream = _cuda.current_stream(self.device)
             stream.wait_event(self._ready)
             made.record_stream(stream)
         return made

@@ -1,4 +1,4 @@
-"""The recipe's settings of a model's blocks: what they keep, tile and compile, and when that is refused.
+"""The recipe's settings of a model's blocks: what they keep, tile and compile, and when a recipe is refused.
 
 This module is imported without torch.
 """
@@ -8,35 +8,30 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from hooktrain import Complaint, ConfigDefaults, ModelError, field, member, structure
+from hooktrain import Complaint, ConfigDefaults, field, member, structure
 
 if TYPE_CHECKING:
     from hooktrain import Recipe
 
 __all__ = [
+    "ON_HOST",
     "SELECTIVE",
     "Compilation",
-    "accept",
     "check",
     "check_checkpointing",
     "check_compilation",
     "check_tile",
     "compilation_of",
     "kept_operators",
-    "set_up_blocks",
     "shown",
-    "tile_again",
     "unknown_operators",
 ]
-
-_TILE = 1024
-"""Tokens of a tile, where the recipe gives no number."""
 
 SELECTIVE = (
     *("mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu"),
@@ -129,7 +124,7 @@ def check(recipe: Recipe, config: Any) -> Iterator[Complaint]:
             " alone, as these are moved; write model.activation_checkpointing: true",
         )
     if config.activation_offload and str(member(recipe.strategy, ConfigDefaults, "device")) == "cpu":
-        yield Complaint("model.activation_offload", f"given true with strategy.device: cpu, {_ON_HOST}")
+        yield Complaint("model.activation_offload", f"given true with strategy.device: cpu, {ON_HOST}")
     if config.tiled_mlp and member(recipe.strategy, ConfigDefaults, "gathers_by_module"):
         yield Complaint(
             "model.tiled_mlp",
@@ -154,7 +149,7 @@ def unknown_operators(setting: Any) -> Iterator[Complaint]:
             )
 
 
-_ON_HOST = "but activations of a processor are in the memory of the host already; remove it"
+ON_HOST = "but activations of a processor are in the memory of the host already; remove it"
 
 
 def _objections(recipe: Recipe, config: Any, compilation: Compilation) -> Iterator[str]:
@@ -190,49 +185,3 @@ def _missing_compiler() -> str:
             " install python3-devel`)"
         )
     return ""
-
-
-# ------------------------------------------------------------------------------------------------------- the model
-
-
-def accept(recipe: Recipe | None, config: Any, hf_config: Any, make: Callable[[Any], Any]) -> None:
-    """Raise ModelError where the model, or the device of the run, does not support the settings; no weights are read.
-
-    Args:
-        recipe: that of the run; None where nothing is trained.
-        config: the recipe's ``model``, checked.
-        hf_config: transformers' config of the model.
-        make: makes a model of such a config.
-    """
-    if config.tiled_mlp:
-        from hooktrain_hf.tiled_mlp import require_mlps
-
-        require_mlps(make, hf_config)
-    if config.activation_offload and recipe is not None:
-        import torch
-
-        if str(member(recipe.strategy, ConfigDefaults, "device")) == "cpu" or not torch.cuda.is_available():
-            raise ModelError(f"model.activation_offload: given true without a GPU, {_ON_HOST}")
-
-
-def set_up_blocks(model: Any, config: Any, *, planned: bool = False) -> None:
-    """Have the blocks of a model recompute, tile and compile what the recipe says; a planned model is not compiled."""
-    if config.activation_checkpointing:
-        from hooktrain_hf.activation_checkpointing import enable_checkpointing
-
-        enable_checkpointing(model, config.activation_checkpointing, config.activation_offload)
-    tile_again(model, config)
-    if not planned and (compilation := compilation_of(config)) is not None:
-        from hooktrain_hf.attention import expect_compiled_blocks
-        from hooktrain_hf.compiled_blocks import compile_blocks
-
-        compile_blocks(model, compilation)
-        expect_compiled_blocks(model)
-
-
-def tile_again(model: Any, config: Any) -> None:
-    """Have the MLPs of a model tiled that the recipe tiles, also after their forwards have been replaced."""
-    if config.tiled_mlp:
-        from hooktrain_hf.tiled_mlp import tile_mlps
-
-        tile_mlps(model, _TILE if config.tiled_mlp is True else config.tiled_mlp)

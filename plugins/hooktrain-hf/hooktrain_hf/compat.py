@@ -49,6 +49,7 @@ __all__ = [
     "native_bf16",
     "operators_named",
     "position_limit",
+    "recompute_block",
     "recording_in_operator",
     "set_attention_implementation",
     "softmax_backward",
@@ -182,6 +183,11 @@ def checkpointed_blocks(model: nn.Module) -> list[tuple[nn.Module, Any]]:
     return [(block, vars(block).get("_gradient_checkpointing_func")) for block in found]
 
 
+def recompute_block(block: Any, function: Callable[..., Any] | None) -> None:
+    """Have one of :func:`checkpointed_blocks` recompute its activations by a function; None has it keep them."""
+    block.gradient_checkpointing, block._gradient_checkpointing_func = function is not None, function
+
+
 def operators_named(name: str) -> list[Any]:
     """Return the overloads of one of torch's operators: ``mm``, or ``library::name``; empty where there is none."""
     library, _, operator = name.rpartition("::")
@@ -236,11 +242,7 @@ def is_cache(value: Any) -> bool:
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Call torch's causal kernel for the processor; all of shape (documents, heads, tokens, channels).
-
-    Returns:
-        The result, and the logarithms of the sums of exponentials, shape (documents, heads, tokens).
-    """
+    """Call torch's causal kernel for the processor on (documents, heads, tokens, channels); logarithms come second."""
     kernel: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     made: tuple[Tensor, Tensor] = kernel(query, key, value, 0.0, True, scale=scale)
     return made

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hooktrain import ModelError
-from hooktrain_hf.block_settings import set_up_blocks
+from hooktrain_hf.blocks import set_up_blocks
 from hooktrain_hf.compat import has_vision
 from hooktrain_hf.freeze import freeze
 from hooktrain_hf.model import HFModelConfig, load_config, location_of, random_model

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import attrs
 
 from hooktrain import ConfigDefaults, ModelError, World, did_you_mean, field, member
-from hooktrain_hf.block_settings import accept as accept_blocks
-from hooktrain_hf.block_settings import check_checkpointing, check_compilation, check_tile, set_up_blocks
+from hooktrain_hf.block_settings import check_checkpointing, check_compilation, check_tile
+from hooktrain_hf.blocks import accept_blocks, set_up_blocks
 from hooktrain_hf.freeze import freeze, require_patterns
 from hooktrain_hf.gguf_cache import forget_gguf, gguf_read_once
 from hooktrain_hf.location import Location, cannot_load, resolve_location
