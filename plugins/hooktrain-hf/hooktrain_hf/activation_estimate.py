@@ -84,11 +84,11 @@ class _Noted:
         return made.transpose(1, 2), None
 
 
-class _Results(TorchDispatchMode):
+class _Results(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes what some operators return."""
 
     def __init__(self, noted: _Noted, operators: Collection[Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._noted, self._operators = noted, frozenset(operators)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -59,16 +59,20 @@ def _compiled(block: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 class _Forward:
-    """The ``forward`` of blocks: compiled, but for generation, whose cache of keys and values grows with each token."""
+    """The ``forward`` of blocks, compiled while they are trained.
+
+    Evaluation, checks and generation call them in other modes, each of which would take a graph of the few that torch
+    makes of a function before it stops.
+    """
 
     def __init__(self, compiled: Any) -> None:
         self.compiled = compiled
         self.graphs, self.breaks = compile_counters()
 
     def __call__(self, block: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(map(is_cache, args)) or any(map(is_cache, kwargs.values())):
-            return _compiled(block, *args, **kwargs)
-        return self.compiled(block, *args, **kwargs)
+        if block.training and torch.is_grad_enabled() and not any(map(is_cache, (*args, *kwargs.values()))):
+            return self.compiled(block, *args, **kwargs)
+        return _compiled(block, *args, **kwargs)
 
     def __deepcopy__(self, memo: Any) -> _Forward:
         return self

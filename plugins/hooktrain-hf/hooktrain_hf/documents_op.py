@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -145,10 +145,10 @@ def _backward(
         kept = (*flat, logs[..., None], *(each.flatten(0, 1) for each in gradients))
         for inputs, (mine, result, sums, *places) in _runs(visible.documents, states, kept):
             if _is_fused(inputs[0], visible):
-                found = fused_attention_backward(mine, *_repeated(inputs), result, sums[..., 0], scale)
+                found: Any = fused_attention_backward(mine, *_repeated(inputs), result, sums[..., 0], scale)
             else:
                 with recording_in_operator():
-                    leaves = [each.detach().requires_grad_() for each in inputs]
+                    leaves: Any = [each.detach().requires_grad_() for each in inputs]
                     found = torch.autograd.grad(attend_run(*leaves, visible, scores), leaves, mine)
             for place, each in zip(places, found, strict=True):
                 # heads that share a key lie one after the other
@@ -199,9 +199,7 @@ def _is_fused(query: Tensor, visible: Visible) -> bool:
     return visible.window is None or length <= visible.window
 
 
-def _runs(
-    documents: Documents, states: tuple[Tensor, ...], rows: tuple[Tensor, ...]
-) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+def _runs(documents: Documents, states: tuple[Tensor, ...], rows: tuple[Tensor, ...]) -> Iterator[tuple[Any, Any]]:
     """Yield views of documents of equal length, each of shape (documents, heads, length, channels).
 
     Args:
@@ -209,7 +207,8 @@ def _runs(
         states: shape (sequences, heads, tokens, channels).
         rows: shape (sequences * tokens, heads, channels).
     """
-    flat = [each.transpose(1, 2).flatten(0, 1) for each in states]
+    flat: Any = [each.transpose(1, 2).flatten(0, 1) for each in states]
+    groups: Any = (flat, rows)
     at = 0
     for length, count in documents.runs:
         part = slice(at, at + length * count)
@@ -225,18 +224,18 @@ def _like_tokens(states: Tensor) -> Tensor:
     return states.new_empty(sequences, tokens, heads, channels)
 
 
-def _repeated(states: list[Tensor]) -> list[Tensor]:
+def _repeated(states: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     query, key, value = states
     if key.shape[1] != query.shape[1]:
         times = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
-    return [query, key, value]
+    return query, key, value
 
 
 def _recomputed(gradient: Tensor, states: tuple[Tensor, ...], visible: Visible, scores: Scores) -> list[Tensor]:
     """Compute the attention again, for its gradients."""
     with recording_in_operator():
-        inputs = [each.detach().requires_grad_() for each in states]
+        inputs: Any = [each.detach().requires_grad_() for each in states]
         sinks = None if scores.sinks is None else scores.sinks.detach().requires_grad_()
         made = attend(*inputs, visible, Scores(scale=scores.scale, softcap=scores.softcap, sinks=sinks))
         found = torch.autograd.grad(made, inputs if sinks is None else [*inputs, sinks], gradient)

@@ -431,7 +431,7 @@ def test_sharded_ranks_need_no_new_graph(
     run_chat(recorder, **{**settings, "micro_batch_size": 4})
     ranks = {
         **settings,
-        "model": {**settings["model"], "compile": {"backend": "aot_eager"}},
+        "model": {**settings["model"], "compile": {"backend": "eager"}},
         "strategy": {"data_parallel": "fsdp2", "dtype": "fp32", "device": "cpu"},
         "micro_batch_size": 2,
         "run_dir": str(tmp_path / "ranks"),
