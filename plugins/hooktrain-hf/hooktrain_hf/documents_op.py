@@ -100,7 +100,8 @@ def _forward(
                 found, sums_found = fused_attention(*_repeated(inputs), scale)
                 sums.copy_(sums_found[..., None])
             else:
-                found = attend_run(*inputs, visible, scores)
+                query_run, key_run, value_run = inputs
+                found = attend_run(query_run, key_run, value_run, visible, scores)
             result.copy_(found)
     return made.view(sequences, tokens, heads, channels), logs
 
@@ -148,8 +149,8 @@ def _backward(
                 found: Any = fused_attention_backward(mine, *_repeated(inputs), result, sums[..., 0], scale)
             else:
                 with recording_in_operator():
-                    leaves: Any = [each.detach().requires_grad_() for each in inputs]
-                    found = torch.autograd.grad(attend_run(*leaves, visible, scores), leaves, mine)
+                    q, k, v = (each.detach().requires_grad_() for each in inputs)
+                    found = torch.autograd.grad(attend_run(q, k, v, visible, scores), (q, k, v), mine)
             for place, each in zip(places, found, strict=True):
                 # heads that share a key lie one after the other
                 place.copy_(each if each.shape == place.shape else each.unflatten(1, (place.shape[1], -1)).sum(2))
@@ -213,9 +214,10 @@ def _runs(documents: Documents, states: tuple[Tensor, ...], rows: tuple[Tensor, 
     for length, count in documents.runs:
         part = slice(at, at + length * count)
         at = part.stop
-        yield tuple(
-            [each[part].unflatten(0, (count, length)).transpose(1, 2) for each in group] for group in (flat, rows)
+        of_states, of_rows = (
+            [each[part].unflatten(0, (count, length)).transpose(1, 2) for each in group] for group in groups
         )
+        yield of_states, of_rows
 
 
 def _like_tokens(states: Tensor) -> Tensor:
@@ -235,9 +237,10 @@ def _repeated(states: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 def _recomputed(gradient: Tensor, states: tuple[Tensor, ...], visible: Visible, scores: Scores) -> list[Tensor]:
     """Compute the attention again, for its gradients."""
     with recording_in_operator():
-        inputs: Any = [each.detach().requires_grad_() for each in states]
+        query, key, value = (each.detach().requires_grad_() for each in states)
         sinks = None if scores.sinks is None else scores.sinks.detach().requires_grad_()
-        made = attend(*inputs, visible, Scores(scale=scores.scale, softcap=scores.softcap, sinks=sinks))
-        found = torch.autograd.grad(made, inputs if sinks is None else [*inputs, sinks], gradient)
+        made = attend(query, key, value, visible, Scores(scale=scores.scale, softcap=scores.softcap, sinks=sinks))
+        inputs = (query, key, value) if sinks is None else (query, key, value, sinks)
+        found = torch.autograd.grad(made, inputs, gradient)
     placed = [_like_tokens(each).transpose(1, 2).copy_(mine) for each, mine in zip(states, found, strict=False)]
     return placed if sinks is None else [*placed, found[3].contiguous()]
