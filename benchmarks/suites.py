@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.checkpoint.suite import SUITE as CHECKPOINT
 from benchmarks.dispatch.suite import SUITE as DISPATCH
 from benchmarks.gpu.suite import SUITE as GPU
+from benchmarks.preference.suite import SUITE as PREFERENCE
 from benchmarks.resume.suite import SUITE as RESUME
 from benchmarks.sft.suite import SUITE as SFT
 from benchmarks.start.suite import SUITE as START
@@ -15,4 +16,4 @@ from hooktrain.bench import Suite
 
 @hookimpl
 def register_benchmarks() -> list[Suite]:
-    return [CHECKPOINT, DISPATCH, GPU, RESUME, SFT, START, STRATEGY]
+    return [CHECKPOINT, DISPATCH, GPU, PREFERENCE, RESUME, SFT, START, STRATEGY]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hooktrain.cache_folder import default_cache_dir as default_cache_dir
     from hooktrain.compare import differences as differences
     from hooktrain.compare import digest as digest
+    from hooktrain.config import Bytes as Bytes
     from hooktrain.config import CheckpointConfig as CheckpointConfig
     from hooktrain.config import Seconds as Seconds
     from hooktrain.config import above as above
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from hooktrain.errors import RecipeError as RecipeError
     from hooktrain.errors import did_you_mean as did_you_mean
     from hooktrain.errors import failure_of as failure_of
+    from hooktrain.exports import import_quietly as import_quietly
     from hooktrain.exports import lazy_exports as lazy_exports
     from hooktrain.markers import hookimpl as hookimpl
     from hooktrain.markers import hookspec as hookspec
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from hooktrain.recipe.dialects import Translated as Translated
     from hooktrain.recipe.dialects import Translation as Translation
     from hooktrain.recipe.dialects import Unsupported as Unsupported
+    from hooktrain.recipe.flat_values import flat_values as flat_values
     from hooktrain.recipe.model import Recipe as Recipe
     from hooktrain.recipe.yaml_reader import read_recipe as read_recipe
     from hooktrain.runs.files import RunFiles as RunFiles
@@ -79,9 +82,12 @@ if TYPE_CHECKING:
     from hooktrain.training.batch_keys import document_keys as document_keys
     from hooktrain.training.batch_keys import padding_batch as padding_batch
     from hooktrain.training.dataloader import WindowLoader as WindowLoader
+    from hooktrain.training.export_weights import save_exports_within as save_exports_within
     from hooktrain.training.extra_models import TrainedModels as TrainedModels
     from hooktrain.training.intervals import evaluation_steps as evaluation_steps
     from hooktrain.training.load import load as load
+    from hooktrain.training.lr_find import LearningRates as LearningRates
+    from hooktrain.training.lr_find import find_learning_rate as find_learning_rate
     from hooktrain.training.resume_check import provenance as provenance
     from hooktrain.training.resume_check import require_same as require_same
     from hooktrain.training.trainer import Trainer as Trainer

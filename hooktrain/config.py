@@ -22,7 +22,10 @@ from hooktrain.errors import Complaint, did_you_mean
 from hooktrain.renamed import new_name
 
 __all__ = [
+    "AUTO",
     "NUMBER",
+    "BatchSize",
+    "Bytes",
     "CheckpointConfig",
     "Seconds",
     "above",
@@ -40,10 +43,17 @@ __all__ = [
 T = TypeVar("T")
 Seconds = NewType("Seconds", float)
 """A time in seconds, which a recipe may write as ``90s``, ``30m``, ``2h`` or ``1d``."""
+Bytes = NewType("Bytes", int)
+"""A size in bytes, which a recipe may write as ``512MiB`` or ``12GiB``, or in powers of 1000 as ``12GB``."""
+BatchSize = NewType("BatchSize", int)
+"""A number of sequences, for which a recipe may write ``auto``."""
+AUTO = BatchSize(0)
+"""What ``auto`` is read as."""
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 """Numbers as text; YAML 1.1 reads 1e-4, which has no point, so."""
 _UNITS = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9}
 _TIMES = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kKMGT]i?)?B?\s*")
 _MISSING: Any = object()
 _ENTRY = "this entry"
 """What errors call a config inside another one, before its path is known."""
@@ -214,6 +224,29 @@ def _seconds(value: Any, _: Any) -> float:
     return _number(value, None, _TIMES, "seconds, or a time such as 90s, 30m, 2h or 1d")
 
 
+def _bytes(value: Any, _: Any) -> int:
+    if isinstance(value, str) and (found := _SIZE.fullmatch(value)):
+        unit = found[2] or ""
+        power = " KMGT".index(unit[:1].upper() or " ")
+        return int(float(found[1]) * (1024 if unit.endswith("i") else 1000) ** power)
+    try:
+        return _whole(value, None)
+    except ValueError:
+        raise ValueError(f"given {_describe(value)}, expected bytes, or a size such as 512MiB or 12GiB") from None
+
+
+def _batch_size(value: Any, _: Any) -> int:
+    if value == "auto":
+        return AUTO
+    try:
+        found = _whole(value, None)
+    except ValueError:
+        raise ValueError(f"given {_describe(value)}, expected a whole number, or auto") from None
+    if found < 1:
+        raise ValueError(f"given {found}, expected at least 1, or auto")
+    return found
+
+
 def _whole(value: Any, _: Any) -> int:
     found = _read(value, _UNITS)
     if isinstance(value, str) and isinstance(found, float) and found.is_integer():  # 1k, 2.5M
@@ -376,6 +409,8 @@ _converter.register_structure_hook_func(
 _converter.register_structure_hook_func(lambda t: t is Any, lambda value, _: value)
 _converter.register_structure_hook_func(attrs.has, _config)
 _converter.register_structure_hook_func(lambda t: t is Seconds, _seconds)
+_converter.register_structure_hook_func(lambda t: t is Bytes, _bytes)
+_converter.register_structure_hook_func(lambda t: t is BatchSize, _batch_size)
 _converter.register_unstructure_hook(Path, str)
 
 

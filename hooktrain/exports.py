@@ -1,17 +1,31 @@
-"""Names of a package that are loaded when they are first used."""
+"""Imports of a package: names that are loaded when they are first used, and modules that print while they are."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import logging
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hooktrain.renamed import old_import
 
-__all__ = ["lazy_exports"]
+__all__ = ["import_quietly", "lazy_exports"]
+
+
+def import_quietly(name: str) -> Any:
+    """Import a module without its warnings, as of a package that says what its builds for other devices lack."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(name)
+    finally:
+        logging.disable(before)
 
 
 def lazy_exports(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:

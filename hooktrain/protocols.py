@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
+    from hooktrain.recipe.model import Recipe
     from hooktrain.training.trainer import Trainer
 
 __all__ = [
@@ -239,6 +240,10 @@ class StrategyDefaults:
     and one to call before gradients are cleared. A run is refused when omitted and a plugin implements these events."""
 
     @staticmethod
+    def take_sizes(recipe: Recipe) -> None:
+        """Take the recipe with the ``micro_batch_size`` that was found for ``auto``, before anything else is built."""
+
+    @staticmethod
     def elements(parameter: Tensor) -> int:
         """Return how many elements a parameter has over all ranks, where a rank holds a shard of it."""
         return parameter.numel()
@@ -310,6 +315,11 @@ class CheckpointEngineDefaults:
         It is called before there is a model. ``hooktrain.provenance`` gives what is to be kept for that, and
         ``hooktrain.require_same`` compares.
         """
+
+    @staticmethod
+    def provenance(path: Path) -> Mapping[str, Any] | None:
+        """Return what ``hooktrain.provenance`` gave when ``path`` was saved, or None where that was not kept."""
+        return None
 
     @staticmethod
     def finish(trainer: Trainer, wait: bool) -> Path | None:

@@ -120,6 +120,7 @@ class TrainerState:
     Attributes:
         global_step: optimizer steps finished; a skipped window counts, so that the schedule and the data stay aligned.
         epoch: number of the current epoch, from 0.
+        epoch_step: optimizer steps finished in the current epoch.
         sequences: sequences of the training set that finished steps of this epoch have consumed, over all ranks.
         tokens: tokens trained on so far over all ranks, padding excluded.
         supervised_tokens: those of them that carried a loss.
@@ -140,6 +141,7 @@ class TrainerState:
 
     global_step: int = 0
     epoch: int = 0
+    epoch_step: int = 0
     sequences: int = 0
     tokens: int = 0
     supervised_tokens: int = 0
@@ -160,6 +162,10 @@ class TrainerState:
 
         def __getattr__(self, name: str) -> Any:
             raise no_attribute("TrainerState", name)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """The epoch before it is over."""
+        self.epoch, self.epoch_step, self.sequences = epoch, 0, 0
 
     def count(self, sequences: int, tokens: int, targets: int, counted: Mapping[str, float]) -> None:
         """A step has ended; ``counted`` is its denominator under its unit."""
@@ -342,8 +348,10 @@ class Data:
         fingerprint: text that is equal on two ranks exactly when their rows are.
         train_fingerprint: text that is equal in two runs exactly when their training rows are, for a resume; nothing
             where only their number can be compared.
-        order: makes the order of an epoch's rows, shape (rows,), from a generator that is seeded for the epoch and the
-            number of rows in a step; a plain permutation when omitted. Not asked when ``shuffle`` is off.
+        order: makes the order of an epoch's rows, shape (rows,), from a generator that is seeded for the epoch, the
+            number of rows in a step and the epoch's number, from 0; a plain permutation when omitted. Not asked when
+            ``shuffle`` is off.
+        lengths: tokens of each training row, shape (rows,), as a curriculum needs them; None where they are not known.
         loader: builds what hands out the windows, from what ``make_loader`` is given, for rows that cannot be addressed
             by number, such as a stream's; ``WindowLoader`` when omitted.
     """
@@ -356,7 +364,8 @@ class Data:
     report: Mapping[str, Any] = attrs.field(factory=dict)
     fingerprint: str = ""
     train_fingerprint: str = ""
-    order: Callable[[torch.Generator, int], Tensor] | None = None
+    order: Callable[[torch.Generator, int, int], Tensor] | None = None
+    lengths: Tensor | None = None
     loader: Callable[[Dataset, Data, Recipe, World], Any] | None = None
 
 

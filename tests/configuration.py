@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import attrs
 
-from hooktrain.config import CheckpointConfig, Seconds, unstructure
+from hooktrain.config import BatchSize, Bytes, CheckpointConfig, Seconds, unstructure
 from hooktrain.plugin.config import PluginsConfig
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.recipe.json_schema import field_docs
@@ -19,7 +19,7 @@ from hooktrain.training.load import make_host
 
 KINDS = ("model", "tokenizer", "data", "source", "loss", "optimizer", "scheduler", "strategy", "checkpoint")
 """Kinds of parts, in the order of the reference."""
-NOT_KEYS = ("settings", "types", "name")
+NOT_KEYS = ("settings",)
 """Fields of a recipe that are not its keys."""
 PARTS = tuple(kind for kind in KINDS if kind != "source")
 """Keys whose description are the tables of their kind."""
@@ -30,6 +30,8 @@ WORDS = {
     int: "int",
     float: "number",
     Seconds: "seconds",
+    Bytes: "bytes",
+    BatchSize: "int or `auto`",
     type(None): "null",
     Any: "any",
 }
@@ -95,7 +97,8 @@ def _rows(config: type) -> dict[str, None]:
     docs = field_docs(config)
     rows = {}
     for item in attrs.fields(config):  # type: ignore[arg-type]
-        if item.init and (config is not Recipe or item.name not in NOT_KEYS):
+        hidden = config is Recipe and (item.name in NOT_KEYS or item.metadata.get("internal"))
+        if item.init and not hidden:
             keys = ", ".join(f"`{key}`" for key in (item.name, *item.metadata.get("aliases", ())))
             kind = item.metadata.get("kind")
             type_ = f"{'list of ' if item.metadata['many'] else ''}{kind}" if kind else _type(item.type)

@@ -107,12 +107,19 @@ def _fold(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
     return lines
 
 
+OTHERS = "coming-from-"
+"""Beginning of the names of guides for people who come from another program."""
+
+
 def guides_index() -> str:
     """The guides of each group, with a link to their index."""
     parts = []
     for title, names in GROUPS.values():
         link = f"[{title}](hooktrain/guides/README.md#{title.lower().replace(' ', '-')})"
-        text = f"- {link}: {', '.join(f'`{name}`' for name in names if name in GUIDES)}"
+        others = [name.removeprefix(OTHERS) for name in names if name.startswith(OTHERS)]
+        short = [f"`{name}`" for name in names if name in GUIDES and not name.startswith(OTHERS)]
+        short += [f"`{OTHERS}{'`, `-'.join(others)}`"] if others else []
+        text = f"- {link}: {', '.join(short)}"
         parts.append(textwrap.fill(text, 120, subsequent_indent="  ", break_on_hyphens=False))
     return "\n".join(parts)
 

@@ -156,6 +156,7 @@ SUITES = {suite.name: suite for suite in register_benchmarks()}
 SOME = {
     "dispatch": frozenset({"call-10", "wrapped-10", "log-1", "observing", "held-1"}),
     "gpu": frozenset({"speed"}),
+    "preference": frozenset({"fp32"}),
     "sft": frozenset({"fp32", "packing", "prepare"}),
 }
 """Cases that the default tier runs of suites that would take minutes; the parts of the others are tested below."""
@@ -190,7 +191,7 @@ def test_every_case_works_in_its_short_form(name: str, tmp_path: Path) -> None:
 
 def run_a_short_form(name: str, cases: frozenset[str] | None, folder: Path) -> None:
     """Run cases without a check of their speed; peers are not installed for it."""
-    if name in ("sft", "gpu"):
+    if name in ("sft", "gpu", "preference"):
         pytest.importorskip("chatterbot_corpus")
     options = {"device": "cpu"} if name == "gpu" else {}
     settings = Settings(quick=True, threads=1, envs=folder / "envs", options=options)

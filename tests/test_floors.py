@@ -38,6 +38,7 @@ FLOORS = [
 ALLOWED = {"torch", "pluggy", "attrs", "cattrs", "yaml", "click", "packaging", "rich", "filelock"}
 MORE = {
     "bench/plots.py": {"matplotlib"},
+    "cli/lr_find.py": {"matplotlib"},
     "testing": {"pytest"},
     "testing/tiny_llama.py": {"transformers", "tokenizers"},
 }

@@ -61,10 +61,10 @@ def test_the_code_of_the_guides_passes_its_tests(tmp_path):
     run = Environment.of().run(tmp_path, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider")
     assert run.status == 0, run.output
     count = sum(path.read_text().count("\ndef test_") for path in tmp_path.glob("test_*.py"))
-    passed = int(re.findall(r"(\d+) passed", run.stdout)[0])
+    assert int(re.findall(r"(\d+) passed", run.stdout)[0]) > count
     # the kit measures a cost and judges no time, and most plugins compute no loss, which it says by skips
-    skipped = re.findall(r"SKIPPED \[(\d+)\] .* (?:cost|loss): ", run.stdout)
-    assert passed + sum(map(int, skipped)) == count + len(CHECKS) + 1, run.stdout
+    skipped = re.findall(r"SKIPPED \[\d+\] (.*)", run.stdout)
+    assert [line for line in skipped if not re.search(r"plugin_checks.* (?:cost|loss|ranks|observes): ", line)] == []
 
 
 def test_the_package_by_hand_works(tmp_path):
@@ -93,7 +93,8 @@ def test_the_commands_of_the_guides_do_what_they_say(tmp_path, monkeypatch, caps
         for command in typed(name) if name in GUIDES else ():
             if not command.startswith("hooktrain "):
                 continue
-            if "recipe.yaml" in command or not command.startswith(("hooktrain guide", "hooktrain train")):
+            runs_here = command.startswith(("hooktrain guide", "hooktrain train")) and "--nproc" not in command
+            if "recipe.yaml" in command or not runs_here:
                 guides.parse(command, folder)
                 continue
             line = guides.output(command, folder)

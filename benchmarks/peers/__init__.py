@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ARCTIC", "IGNITE", "LIGHTNING", "PEERS", "TRL", "TRL_GPU"]
+__all__ = ["ARCTIC", "IGNITE", "LIGHTNING", "PEERS", "TRL", "TRL_GPU", "TRL_PEFT"]
 
 _FOLDER = Path(__file__).parent
 
@@ -23,6 +23,7 @@ def __getattr__(name: str) -> Any:
         "LIGHTNING": Peer(name="lightning", requirements=(_FOLDER / "lightning.txt",)),
         "TRL": Peer(name="trl", requirements=(_FOLDER / "trl.txt",)),
         "TRL_GPU": Peer(name="trl-gpu", requirements=(_FOLDER / "trl.txt", _FOLDER / "trl-gpu.txt")),
+        "TRL_PEFT": Peer(name="trl-peft", requirements=(_FOLDER / "trl.txt", _FOLDER / "trl-peft.txt")),
         "ARCTIC": Peer(
             name="arctic", requirements=(_FOLDER / "arctic-build.txt", _FOLDER / "arctic.txt"), building=building
         ),

@@ -34,13 +34,16 @@ TOKENS_PER_SECOND = _rate("seconds")
 
 
 def _anonymous(findings: Findings, warmup: int) -> float:
-    return float((findings["anonymous_mib"] or findings["peak_mib"]) + findings["child_mib"])
+    return float(findings["anonymous_mib"] or findings["peak_mib"])
 
 
 PEAK = Metric("peak_mib", "MiB", exact=True)
 """Peak memory of the process, which hardly differs from run to run."""
 ANONYMOUS = Metric("anonymous_mib", "MiB", read=_anonymous, exact=True)
-"""Peak of the memory that the system cannot take back (as it can mapped files), and that of the largest worker."""
+"""Peak of the memory that the system cannot take back (as it can mapped files).
+
+Workers are left out: they are forks, and the peak that the system keeps of one counts the pages that it shares.
+"""
 
 
 def _more_than_later(findings: Findings, warmup: int) -> float:

@@ -18,10 +18,12 @@ from hooktrain.cli.convert import convert, foreign_refused, read_own_or_translat
 from hooktrain.cli.guide import guide
 from hooktrain.cli.inspect import hooks, plan, plugins, schema
 from hooktrain.cli.launcher import follow_launcher
+from hooktrain.cli.lr_find import lr_find
 from hooktrain.cli.new_plugin import new_plugin
 from hooktrain.cli.options import as_json, from_dialect, plugin_switches, print_facts, recipe_options
 from hooktrain.cli.runs import runs
 from hooktrain.cli.startup import end, end_threads, leave, open_streams, provide_home
+from hooktrain.cli.sweep import sweep
 from hooktrain.cli.watch import watch
 from hooktrain.errors import HooktrainError, described, did_you_mean, failure_of, show_warnings, text_of
 from hooktrain.masking import forbid_others, mask_text
@@ -195,7 +197,7 @@ def demo(run_dir: Path, overrides: tuple[str, ...], switches: tuple[str, ...]) -
     run_demo(run_dir, list(overrides), list(switches))
 
 
-for _command in (plan, convert, plugins, hooks, bench, schema, new_plugin, guide, runs, watch):
+for _command in (plan, convert, plugins, hooks, bench, schema, new_plugin, guide, runs, watch, lr_find, sweep):
     cli.add_command(_command)
 
 

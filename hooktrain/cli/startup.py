@@ -38,6 +38,7 @@ __all__ = [
     "collect_rarely",
     "end",
     "end_threads",
+    "has_console",
     "leave",
     "open_streams",
     "provide_home",
@@ -217,7 +218,7 @@ class Progress:
 
     def __init__(self, source: Path, raw: Mapping[str, Any], switches: Sequence[str]) -> None:
         self.source = source
-        self.shown = os.environ.get("RANK", "0") == "0" and _has_console(raw, switches)
+        self.shown = os.environ.get("RANK", "0") == "0" and has_console(raw, switches)
 
     def say(self, text: str) -> None:
         """Print a line, unless nobody reads what is printed."""
@@ -232,7 +233,8 @@ class Progress:
         self.say(f"loading {', '.join(_parts(recipe))}")
 
 
-def _has_console(raw: Mapping[str, Any], switches: Sequence[str]) -> bool:
+def has_console(raw: Mapping[str, Any], switches: Sequence[str]) -> bool:
+    """Return whether a run of a recipe prints anything on the console."""
     from hooktrain.plugin.config import Switches, plugins_config
 
     config = Switches.given(switches).applied(plugins_config(raw, []))

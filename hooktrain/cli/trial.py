@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hooktrain.errors import HooktrainError
+from hooktrain.training.rank_notes import NOTES
 from hooktrain.types import World
 
 if TYPE_CHECKING:
@@ -22,7 +26,8 @@ OVERFIT_STEPS = 100
 """Optimizer steps of ``--overfit`` where the recipe has no ``train_iters``."""
 _LEARNED = 0.1
 """Share of the first loss below which the last one counts as near zero."""
-_LENGTH = ("epochs", "min_iterations", "exit_iteration", "exit_iteration_this_run", "max_time", "max_tokens")
+_LAUNCH = (NOTES, "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_ADDR", "MASTER_PORT")
+"""Variables that tell the launches of several ranks apart."""
 
 
 def overfit_recipe(raw: Mapping[str, Any], batches: int, name: str) -> dict[str, Any]:
@@ -33,7 +38,9 @@ def overfit_recipe(raw: Mapping[str, Any], batches: int, name: str) -> dict[str,
         batches: micro-batches of each rank.
         name: of the recipe.
     """
-    made = {key: value for key, value in raw.items() if key not in _LENGTH}
+    from hooktrain.training.short_runs import LENGTH_KEYS
+
+    made = {key: value for key, value in raw.items() if key not in LENGTH_KEYS}
     made["train_iters"] = made["eval_interval"] = raw.get("train_iters") or OVERFIT_STEPS  # evaluated once
     limits = {"limit_train_batches": batches, "limit_eval_batches": batches, "checkpoint": []}
     given = raw.get("run_dir")  # one that is no text is refused later, as it stands
@@ -69,9 +76,9 @@ def fast_dev_run(raw: Mapping[str, Any], steps: int, source: Path, switches: Seq
         HooktrainError: whatever is wrong with the recipe, its data or its plugins.
     """
     world = World.from_environment()
-    folder = Path(f"{_run_dir(raw, source.stem)}.fast-dev-run")  # the same on all ranks
+    folder = _scratch(raw, source.stem, world)
     if world.is_main:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # of ranks that were killed, and had the same launcher's id
     recipe = _short(raw, steps, folder)
     try:
         _say(world, f"trains {steps} steps, evaluates and saves")
@@ -91,6 +98,15 @@ def fast_dev_run(raw: Mapping[str, Any], steps: int, source: Path, switches: Seq
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _scratch(raw: Mapping[str, Any], name: str, world: World) -> Path:
+    """Return the folder of this trial, which is the same on all of its ranks, and that of no other trial."""
+    if world.world_size == 1:
+        mark = uuid.uuid4().hex
+    else:  # nothing connects the ranks yet: what their launcher gave them all tells its trials apart
+        mark = hashlib.sha256("\n".join(os.environ.get(each, "") for each in _LAUNCH).encode()).hexdigest()
+    return Path(f"{_run_dir(raw, name)}.fast-dev-run-{mark[:12]}")
+
+
 def _require_steps(trainer: Trainer, steps: int) -> None:
     """End the process where a signal or a plugin has stopped a run before its last step."""
     if trainer.global_step >= steps:
@@ -102,7 +118,9 @@ def _require_steps(trainer: Trainer, steps: int) -> None:
 
 def _short(raw: Mapping[str, Any], steps: int, folder: Path) -> dict[str, Any]:
     """Return the recipe for a few steps in a folder, with each of its checkpoint engines and one to resume from."""
-    made = {key: value for key, value in raw.items() if key not in _LENGTH}
+    from hooktrain.training.short_runs import LENGTH_KEYS
+
+    made = {key: value for key, value in raw.items() if key not in LENGTH_KEYS}
     given = raw.get("checkpoint") or []
     several = given if isinstance(given, list) else [given]
     entries = [each if isinstance(each, Mapping) else {"type": each} for each in several]
@@ -127,6 +145,7 @@ def _run(recipe: Mapping[str, Any], source: Path, switches: Sequence[str], resum
 
     made, host = load(recipe, switches=list(switches), source=str(source), name=source.stem)
     trainer = Trainer(made, host, resume_from=resume)
+    trainer.run_record.keeps_folder = False
     trainer.run()
     return trainer
 

@@ -101,6 +101,8 @@ def _steps(recipe: Recipe, data: Any, world: World) -> dict[str, Any]:
     ranks = max(1, world.world_size // _shared(recipe))
     window = recipe.micro_batch_size * recipe.gradient_accumulation_steps * ranks
     facts: dict[str, Any] = {"rows_per_step": window, "total": recipe.train_iters}
+    if recipe.is_batch_size_open:
+        facts["micro_batch_size"] = "auto"
     rows = data.sequences if isinstance(data, DataEstimate) else None
     if rows is not None:
         if recipe.limit_train_batches is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from hooktrain.errors import HooktrainError
 from hooktrain.inspection.hooks import who
 from hooktrain.inspection.plan import read_plan
 from hooktrain.inspection.terminal import columns, console, show
+from hooktrain.recipe.flat_values import flat_values
 
 __all__ = ["compare", "print_difference"]
 
@@ -76,18 +77,7 @@ def _read(other: Path, nproc: int, estimates: bool) -> dict[str, Any]:
 
 
 def _values(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(_flat(json.loads(json.dumps(facts["recipe"], default=str)), ""))
-
-
-def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}".lstrip("."))
-    elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
-        for number, entry in enumerate(value):
-            yield from _flat(entry, f"{path}[{number}]")
-    else:
-        yield path, value
+    return dict(flat_values(json.loads(json.dumps(facts["recipe"], default=str))))
 
 
 def _parts(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +102,7 @@ def _order(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _estimates(facts: Mapping[str, Any]) -> dict[str, Any]:
-    made = dict(_flat(facts.get("estimates", {}), ""))
+    made = dict(flat_values(facts.get("estimates", {})))
     return {name: value for name, value in made.items() if not name.endswith(("how", "notes"))}
 
 

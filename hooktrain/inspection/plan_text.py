@@ -199,7 +199,9 @@ def _data(facts: Mapping[str, Any]) -> str:
 def _steps(facts: Mapping[str, Any]) -> str:
     total = "unknown before the data are prepared" if facts["total"] is None else f"{facts['total']:,}"
     epoch = f", {facts['per_epoch']:,} in an epoch" if "per_epoch" in facts else ""
-    return f"{total}{epoch}, of {facts['rows_per_step']:,} rows each"
+    auto = "micro_batch_size" in facts
+    size = "; micro_batch_size is measured at the start of the run, and the memory is that of 1" if auto else ""
+    return f"{total}{epoch}, of {facts['rows_per_step']:,} rows each{size}"
 
 
 def _memory(facts: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import attrs
 
 from hooktrain.compat import factory_of, rules_of, validators_in
-from hooktrain.config import NUMBER, Seconds, unstructure
+from hooktrain.config import NUMBER, BatchSize, Bytes, Seconds, unstructure
 from hooktrain.plugin.config import PluginsConfig
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.plugin.records import RegisteredPart
@@ -30,9 +30,9 @@ __all__ = ["field_docs", "schema_of"]
 Schema = dict[str, Any]
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_TEXTS = {int: "[kKMB]", float: "[kKMB%]", Seconds: "[smhd]"}
+_TEXTS = {int: "[kKMB]", float: "[kKMB%]", Seconds: "[smhd]", Bytes: "([kKMGT]i?)?B"}
 """Units that numbers may have as text; without one, YAML 1.1 reads 1e-4 as text."""
-_NOT_KEYS = ("settings", "types", "name")
+_NOT_KEYS = ("settings",)
 
 
 def schema_of(host: PluginHost) -> Schema:
@@ -48,7 +48,9 @@ class _Maker:
     def __init__(self, host: PluginHost) -> None:
         self.host = host
         self.definitions: dict[str, Schema] = {}
-        self.own = [item for item in attrs.fields(Recipe) if item.name not in _NOT_KEYS]
+        self.own = [
+            item for item in attrs.fields(Recipe) if item.name not in _NOT_KEYS and not item.metadata.get("internal")
+        ]
         attrs.resolve_types(Recipe)
         self.type_names: dict[str, Any] = {
             name: found for name, (found, _) in sorted(host.trainer_types.items()) if found.listed
@@ -241,6 +243,7 @@ class _Maker:
             Path: {"type": "string"},
             bool: {"type": "boolean"},
             **{kind: _number(kind) for kind in _TEXTS},
+            BatchSize: {"anyOf": [*_number(int)["anyOf"], {"const": "auto"}], "minimum": 1},
             type(None): {"type": "null"},
         }
         if target in plain:

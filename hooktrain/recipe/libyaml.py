@@ -10,16 +10,16 @@ try:
     from yaml import CSafeDumper, CSafeLoader
 
     _Dumper: Any = CSafeDumper
-    _Loader: Any = CSafeLoader
+    Loader: Any = CSafeLoader
 except ImportError:  # PyYAML without libyaml
-    _Dumper, _Loader = yaml.SafeDumper, yaml.SafeLoader
+    _Dumper, Loader = yaml.SafeDumper, yaml.SafeLoader
 
-__all__ = ["dump", "dump_line", "load"]
+__all__ = ["Loader", "dump", "dump_line", "load"]
 
 
 def load(text: str) -> Any:
     """Read YAML that this program wrote; a recipe of a user is read by :mod:`hooktrain.recipe.yaml_reader`."""
-    return yaml.load(text, Loader=_Loader)
+    return yaml.load(text, Loader=Loader)
 
 
 def dump(value: Any) -> str:

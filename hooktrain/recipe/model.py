@@ -11,7 +11,19 @@ from typing import Any, Literal
 
 import attrs
 
-from hooktrain.config import Seconds, above, at_least, between, field, one_of, part, unstructure
+from hooktrain.config import (
+    AUTO,
+    BatchSize,
+    Bytes,
+    Seconds,
+    above,
+    at_least,
+    between,
+    field,
+    one_of,
+    part,
+    unstructure,
+)
 from hooktrain.errors import Complaint, RecipeError
 from hooktrain.masking import masked, masked_paths
 from hooktrain.plugin.config import PluginsConfig
@@ -19,7 +31,12 @@ from hooktrain.protocols import ConfigDefaults, member
 from hooktrain.recipe.libyaml import dump
 from hooktrain.types import World
 
-__all__ = ["Recipe"]
+__all__ = ["NO_LIMIT", "Recipe"]
+
+NO_LIMIT = (
+    "given auto on a processor, whose memory other programs share, without memory_limit; write memory_limit: 12GiB or"
+    " another size"
+)
 
 
 def _interval(instance: Any, attribute: Any, value: Any) -> None:
@@ -49,8 +66,13 @@ class Recipe:
     by key, unless they name another ``type``; lists are replaced."""
     run_dir: Path | None = field(default=None, affects_training=False)
     """Folder for metrics, the resolved recipe and checkpoints; ``runs/<name of the recipe>`` when omitted."""
-    micro_batch_size: int = field(default=1, validator=at_least(1))
-    """Rows that go through the model at once, on each rank."""
+    micro_batch_size: BatchSize = field(default=1)
+    """Rows that go through the model at once, on each rank. ``auto`` takes the largest divisor of ``global_batch_size``
+    by the ranks that fits: a process of its own tries sizes on the longest sequences before the run. A resumed run
+    has the size of the run before."""
+    memory_limit: Bytes | None = field(default=None, validator=at_least(1), affects_training=False)
+    """What a rank may take of its device's memory with ``micro_batch_size: auto``, such as ``12GiB``, or as a whole
+    process of the processor's, where it must be given; when omitted, 95 % of what is free on the device."""
     gradient_accumulation_steps: int = field(default=1, validator=at_least(1))
     """Micro-batches in one optimizer step, on each rank; where ``global_batch_size`` is written, it follows from it."""
     global_batch_size: int | None = field(default=None, validator=at_least(1))
@@ -131,18 +153,22 @@ class Recipe:
     """The ``type`` of each config class, for writing the recipe out again."""
     name: str = attrs.field(default="recipe", metadata={"internal": True})
     """The recipe file's name without its ending."""
+    is_batch_size_open: bool = attrs.field(default=False, metadata={"internal": True})
+    """Whether ``micro_batch_size`` is to be found at the start of the run; it is 1 until then."""
 
     def as_dict(self) -> dict[str, Any]:
         """The whole recipe, defaults included, as plain values; reading it again gives the same recipe."""
-        hidden = {"settings", "types", "name", "skip_validation", "base"}
+        hidden = {"settings", "types", "name", "is_batch_size_open", "skip_validation", "base"}
         hidden |= {"global_batch_size"} if self.global_batch_size is None else {"gradient_accumulation_steps"}
         made = {item.name: unstructure(getattr(self, item.name), self.types) for item in attrs.fields(Recipe)}
-        absent = {"run_dir", *self.parts()}
+        absent = {"run_dir", "memory_limit", *self.parts()}
         plain = {
             key: value for key, value in made.items() if key not in hidden and not (value is None and key in absent)
         }
         if self.skip_validation:
             plain["skip_validation"] = True
+        if self.is_batch_size_open or self.micro_batch_size == AUTO:
+            plain["micro_batch_size"] = "auto"
         plain.update({name: unstructure(config) for name, config in self.settings.items()})
         return plain
 
@@ -150,11 +176,14 @@ class Recipe:
         """The recipe with the ``gradient_accumulation_steps`` that ``global_batch_size`` means on so many ranks.
 
         Raises:
-            RecipeError: the sizes do not divide.
+            RecipeError: the sizes do not divide, or ``auto`` has nothing to divide or no limit.
         """
+        if self.micro_batch_size == AUTO:
+            self._require_limits()
+            return attrs.evolve(self, micro_batch_size=BatchSize(1), is_batch_size_open=True).for_ranks(world)
         if self.global_batch_size is None:
             return self
-        ranks = max(1, world.world_size // int(member(self.strategy, ConfigDefaults, "sequence_parallel")))
+        ranks = self.data_ranks(world)
         at_once = self.micro_batch_size * ranks
         steps, rest = divmod(self.global_batch_size, at_once)
         if rest:
@@ -165,6 +194,20 @@ class Recipe:
             )
             raise RecipeError([Complaint("global_batch_size", text)])
         return attrs.evolve(self, gradient_accumulation_steps=steps)
+
+    def data_ranks(self, world: World) -> int:
+        """How many ranks get rows of their own."""
+        return max(1, world.world_size // int(member(self.strategy, ConfigDefaults, "sequence_parallel")))
+
+    def _require_limits(self) -> None:
+        found = []
+        if self.global_batch_size is None:
+            text = "given auto without global_batch_size, which it divides; write global_batch_size: 32, or a number"
+            found.append(Complaint("micro_batch_size", text))
+        if self.memory_limit is None and str(member(self.strategy, ConfigDefaults, "device")) == "cpu":
+            found.append(Complaint("micro_batch_size", NO_LIMIT))
+        if found:
+            raise RecipeError(found)
 
     def total_steps(self, per_epoch: int) -> int:
         """Optimizer steps of a run whose epochs have ``per_epoch`` steps each, by ``epochs`` and ``train_iters``."""

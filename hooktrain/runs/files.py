@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,11 @@ import attrs
 import yaml
 
 from hooktrain.errors import HooktrainError
+from hooktrain.recipe import libyaml
+from hooktrain.recipe.flat_values import flat_values
 from hooktrain.runs.table import facts_of
 from hooktrain.training.run_files import read_bytes, read_json
 from hooktrain.training.run_record import FILE
-
-try:
-    from yaml import CSafeLoader as SafeLoader  # reads the same in a tenth of the time
-except ImportError:  # PyYAML without libyaml
-    from yaml import SafeLoader  # type: ignore[assignment]
 
 __all__ = ["MetricsReader", "RunFiles", "add_results", "best_losses", "flat_recipe", "read_run", "recipe_differences"]
 
@@ -89,7 +86,7 @@ def read_run(folder: Path | str) -> RunFiles:
         folder=folder,
         facts=facts,
         metrics=[line for line in lines if _is_number(line.get("step"))],
-        recipe=dict(_flat(recipe, "")),
+        recipe=dict(flat_values(recipe)),
         given=_of(noted, "given", Mapping, {}),
         source=str(noted.get("source", "")),
         plugins=[each for each in _of(manifest, "plugins", list, []) if isinstance(each, Mapping)],
@@ -103,7 +100,7 @@ def read_run(folder: Path | str) -> RunFiles:
 
 def flat_recipe(folder: Path) -> dict[str, Any]:
     """Return every value of a run's recipe by its path; empty where it has left none that can be read."""
-    return dict(_flat(_mapping(folder / "recipe.yaml", []), ""))
+    return dict(flat_values(_mapping(folder / "recipe.yaml", [])))
 
 
 def recipe_differences(recipes: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -205,11 +202,11 @@ def _mapping(path: Path, problems: list[str]) -> Mapping[str, Any]:
 def _yaml(text: str) -> Any:
     """Read a recipe as a run writes it; one with aliases could stand for more than fits into memory."""
     depth = 0
-    for event in yaml.parse(text, Loader=SafeLoader):
+    for event in yaml.parse(text, Loader=libyaml.Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEPTH or isinstance(event, yaml.AliasEvent):
             raise ValueError(f"an alias, or more than {_DEPTH} levels, as no run writes them")
-    return yaml.load(text, Loader=SafeLoader)
+    return libyaml.load(text)
 
 
 def _lines(path: Path, problems: list[str], missing: bool = False) -> list[Mapping[str, Any]]:
@@ -244,17 +241,6 @@ def _of(found: Mapping[str, Any], key: str, kind: Any, otherwise: Any) -> Any:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}".lstrip("."))
-    elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
-        for number, entry in enumerate(value):
-            yield from _flat(entry, f"{path}[{number}]")
-    else:
-        yield path, value
 
 
 def _of_last_run(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -131,7 +131,14 @@ class TinyPlugin:
             return None
         held_out = {"held_out": TinyRows(config.eval_rows, config.length, config.seed + 1)} if config.eval_rows else {}
         rows = TinyRows(config.rows, config.length, config.seed)
-        return Data(train=rows, evaluation=held_out, collate=_collate, shuffle=config.shuffle, workers=config.workers)
+        return Data(
+            train=rows,
+            evaluation=held_out,
+            collate=_collate,
+            shuffle=config.shuffle,
+            workers=config.workers,
+            lengths=torch.tensor([len(ids) for ids, _ in rows.rows]),
+        )
 
     @hookimpl
     def make_model(self, config: Any) -> nn.Module | None:

@@ -54,8 +54,10 @@ __all__ = [
     "at_start",
     "build_data_parts",
     "build_model_parts",
+    "make_checkpoint_engines",
     "make_data",
     "make_part",
+    "newest_checkpoint",
     "open_strategy",
     "settle_run",
 ]
@@ -103,7 +105,6 @@ def build_data_parts(trainer: Trainer) -> DataParts:
         HooktrainError: whatever a factory finds wrong.
     """
     recipe, world, host, strategy = trainer.recipe, trainer.world, trainer.host, trainer.strategy
-    run_dir = trainer.run_dir
     plugins = {record["name"]: record for record in host.manifest()}
     # plugins first: a plugin that is not there says more than the section of the recipe that names it
     _agree(
@@ -127,13 +128,15 @@ def build_data_parts(trainer: Trainer) -> DataParts:
         divide=member(strategy, StrategyDefaults, "divide"),
         loader=host.hooks.make_loader(dataset=data.train, data=data, recipe=recipe, world=data_world),
         loss=make_part(host, "make_loss", recipe.loss, world=world, recipe=recipe),
-        checkpoint_engines=[
-            make_part(
-                host, "make_checkpoint_engine", at_start(config, host), run_dir=run_dir, world=world, recipe=recipe
-            )
-            for config in recipe.checkpoint
-        ],
+        checkpoint_engines=vars(trainer).get("checkpoint_engines") or make_checkpoint_engines(trainer),
     )
+
+
+def make_checkpoint_engines(trainer: Trainer) -> list[CheckpointEngine]:
+    """Build the checkpoint engines that the recipe names."""
+    given = {"run_dir": trainer.run_dir, "world": trainer.world, "recipe": trainer.recipe}
+    configs = (at_start(config, trainer.host) for config in trainer.recipe.checkpoint)
+    return [make_part(trainer.host, "make_checkpoint_engine", config, **given) for config in configs]
 
 
 def build_model_parts(trainer: Trainer) -> ModelParts:
@@ -215,7 +218,7 @@ def _find_checkpoint(trainer: Trainer) -> Path | None:
     """
     path = trainer.resume_from
     if path is None and trainer.world.is_main:
-        path = _newest(trainer)
+        path = newest_checkpoint(trainer)
     text = trainer.strategy.gather_objects(None if path is None else str(path))[0]
     if text is None:
         return None
@@ -236,8 +239,8 @@ def _find_checkpoint(trainer: Trainer) -> Path | None:
     return path
 
 
-def _newest(trainer: Trainer) -> Path | None:
-    """The newest checkpoint of the first engine with ``auto_resume`` that has one."""
+def newest_checkpoint(trainer: Trainer) -> Path | None:
+    """Return the newest checkpoint of the first engine with ``auto_resume`` that has one."""
     for engine in trainer.checkpoint_engines:
         if engine.config.auto_resume and engine.config.enabled:
             path = engine.latest()

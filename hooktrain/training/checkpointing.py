@@ -160,7 +160,8 @@ class Saving:
                 f"{trainer.resume_from}: its state is none of a run ({problem}); resume from another checkpoint"
             ) from problem
         if state.sequences >= len(trainer.data.train):
-            state.epoch, state.sequences, self.epoch_ended = state.epoch + 1, 0, True
+            state.begin_epoch(state.epoch + 1)
+            self.epoch_ended = True
 
     def make_up(self, trainer: Trainer) -> None:
         """Do what is due before the first step, and what was due at the step that the run resumes from. Collective."""

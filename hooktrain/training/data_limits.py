@@ -69,6 +69,7 @@ def limited(data: Data, recipe: Recipe, world: World) -> Data:
         data,
         train=Selection(data.train, rows),
         order=None,
+        lengths=None if data.lengths is None else data.lengths[rows],
         fingerprint=data.fingerprint + mark,
         train_fingerprint=data.train_fingerprint and data.train_fingerprint + mark,
     )

@@ -49,7 +49,7 @@ class WindowLoader:
             return torch.arange(len(self.dataset))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         if self.data.order is not None:
-            return self.data.order(generator, self.window)
+            return self.data.order(generator, self.window, epoch)
         return torch.randperm(len(self.dataset), generator=generator)
 
     def rows_of(self, epoch: int, start: int, count: int) -> list[int]:

@@ -32,6 +32,8 @@ DEFAULT_PLUGINS = {
     "jsonl": "hooktrain.builtins.jsonl:JsonLines",
     "signals": "hooktrain.builtins.signals:Signals",
     "time_limit": "hooktrain.builtins.time_limit:TimeLimit",
+    "measure": "hooktrain.builtins.measure:Measure",
+    "profiler": "hooktrain.builtins.torch_profiler:TorchProfiler",
     "python_parts": "hooktrain.training.python_parts:PythonParts",
 }
 """The built-in plugins, in the order in which they are registered."""

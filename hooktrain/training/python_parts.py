@@ -107,6 +107,9 @@ class PythonParts:
         self._hooks: Any = None
         self._digest: str | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_hooks": None}  # which belong to this process
+
     def add(self, kind: str, value: Any) -> None:
         """Keep a part, or rows under ``source <name>``, until they are asked for."""
         self._parts[kind] = value

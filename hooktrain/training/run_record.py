@@ -169,17 +169,17 @@ class RunRecorder:
         before: the record of the run that was there before, until this one is known to continue it or not.
         continues: whether this run continues another start of it, in the same folders.
         last: the record of that start; None where there is none.
+        keeps_folder: whether the run directory stays when the run is over; not that of a trial.
     """
 
     def __init__(self, folder: Path, name: str, world_size: int) -> None:
         self._folder = folder
         self.record = RunRecord(id=uuid.uuid4().hex[:12], name=name, world_size=world_size)
         self.before: RunRecord | None = None
-        self.continues = False
+        self.continues, self.keeps_folder = False, True
         self.last: RunRecord | None = None
         self._warn: Callable[[str], None] = lambda text: None
-        self._has_warned = False
-        self._is_settled = False
+        self._has_warned = self._is_settled = False
         self._inode: tuple[int, int] | None = None
         self._position: MutableSequence[int] = array("q", [-1, 0])
         self._hooks: Hooks | None = None

@@ -35,6 +35,7 @@ from hooktrain.protocols import (
 from hooktrain.recipe.model import Recipe
 from hooktrain.renamed import no_attribute
 from hooktrain.training.batch_keys import HOST_KEYS
+from hooktrain.training.batch_size import with_batch_size
 from hooktrain.training.build import (
     DataParts,
     ModelParts,
@@ -198,12 +199,10 @@ class Trainer:
         self._held = self._ran = self._opened = self._owns_run_dir = self._built = self._closed = False
         self._failure: BaseException | None = None
         self.effects: HeldEffects | None = None
-        self.meter = Meter()
-        self.denominator = 0.0
+        self.meter, self.denominator = Meter(), 0.0
         self.exit_status, self.skip_reason = 0, ""
-        self.leaves_epoch = False
         self.due_checkpoint_engines: list[CheckpointEngine] = []
-        self.checkpoint_reason = ""
+        self.leaves_epoch, self.checkpoint_reason = False, ""
         self._counts: dict[int, BatchCounts] = {}
         self._sums: list[Mapping[str, Tensor]] = []
         self._sum_names: frozenset[str] | None = None
@@ -238,6 +237,7 @@ class Trainer:
             with self._explained():
                 self.strategy = open_strategy(self.host, self.recipe, self.world)
                 self._opened = True
+                self.recipe = with_batch_size(self)
                 self._take(build_data_parts(self))
                 self._owns_run_dir = True
                 self.resume_from = settle_run(self)  # before the model: it takes minutes to find out otherwise
@@ -536,7 +536,7 @@ class Trainer:
             self.log({})
         require_complete_epoch(self, epoch)
         if self.state.sequences >= len(self.data.train):
-            self.state.epoch, self.state.sequences = epoch + 1, 0
+            self.state.begin_epoch(epoch + 1)
             self.checkpoint("epoch")
         if asked.save:
             self.checkpoint("request")
@@ -554,7 +554,7 @@ class Trainer:
         if type(output) is not StepOutput:
             expected = "StepOutput(total=<loss summed over the window's tokens>, grad_norm, stepped)"
             raise wrong_answer(self.host, "run_step", output, expected)
-        state.global_step += 1
+        state.global_step, state.epoch_step = state.global_step + 1, state.epoch_step + 1
         self.run_record.at_step(state.global_step)
         state.count(self._step_sequences, self._step_tokens, self._step_targets, {self._unit: self.denominator})
         count_skipped(self, output.stepped, self._step_sequences)

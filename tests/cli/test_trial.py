@@ -14,6 +14,8 @@ from click.testing import CliRunner, Result
 
 from hooktrain import CheckpointError, DataError, HooktrainError
 from hooktrain.cli.main import cli
+from hooktrain.cli.trial import _scratch
+from hooktrain.types import World
 from tests.facts import facts
 
 BROKEN = """
@@ -26,6 +28,17 @@ def collect_state():
 @hookimpl
 def restore_state(state):
     raise ValueError("the number is no word")
+"""
+
+
+MEETS = """
+from pathlib import Path
+from hooktrain import hookimpl
+
+@hookimpl
+def on_train_start(trainer):
+    with Path("seen").open("a") as stream:
+        stream.write(f"{trainer.run_dir.parent}\\n")
 """
 
 
@@ -62,6 +75,32 @@ def test_a_fast_dev_run_does_everything_and_keeps_nothing(train, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
+def test_two_trials_of_a_recipe_have_folders_of_their_own(train, tmp_path, monkeypatch):
+    (tmp_path / "meets.py").write_text(MEETS)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "run.fast-dev-run-other").mkdir()
+    result = train("--fast-dev-run", plugins={"load": ["hooktrain.testing.tiny_plugin:TinyPlugin", "meets"]})
+    assert result.exit_code == 0, result.output
+    first, second = (tmp_path / "seen").read_text().split()
+    assert first == second and first != str(tmp_path / "run.fast-dev-run-other")
+    assert [path.name for path in tmp_path.glob("run*")] == ["run.fast-dev-run-other"], "what another trial writes to"
+
+
+def test_the_ranks_of_a_trial_share_a_folder(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    ranks = [_scratch({"run_dir": "run"}, "tiny", World(rank=rank, world_size=2)) for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "two")
+    assert _scratch({"run_dir": "run"}, "tiny", World(world_size=2)) != ranks[0]
+
+
+@pytest.mark.parametrize(("console", "said"), [(True, False), (False, False)])
+def test_no_command_is_named_for_a_folder_that_is_removed(train, console, said):
+    result = train("--fast-dev-run", console={"enabled": console})
+    assert result.exit_code == 0, result.output
+    assert ("hooktrain report" in result.output) == said
+
+
 def test_a_recipe_that_saves_nothing_is_resumed_too(train, tmp_path):
     result = train("--fast-dev-run", data={"eval_rows": 0})
     assert result.exit_code == 0, result.output
@@ -91,7 +130,7 @@ def test_what_would_fail_after_hours_fails_at_once(train, tmp_path, monkeypatch,
     cause = result.exception.__cause__ if result.exception.__cause__ is not None else result.exception
     assert isinstance(cause, kind), result.output
     assert re.search(facts(*message), str(cause))
-    assert not (tmp_path / "run.fast-dev-run").exists(), "also removed after a failure"
+    assert not list(tmp_path.glob("run*")), "also removed after a failure"
 
 
 def test_a_fast_dev_run_that_is_stopped_says_so_and_resumes_nothing(train, tmp_path, monkeypatch):
@@ -100,12 +139,19 @@ def test_a_fast_dev_run_that_is_stopped_says_so_and_resumes_nothing(train, tmp_p
     result = train("--fast-dev-run", plugins={"load": ["hooktrain.testing.tiny_plugin:TinyPlugin", "stops"]})
     assert result.exit_code == 143
     assert re.search(facts("fast-dev-run: ended at step 1", "expected 2", "enough"), result.output)
-    assert "resumes" not in result.output and not (tmp_path / "run.fast-dev-run").exists()
+    assert "resumes" not in result.output and not list(tmp_path.glob("run*"))
 
 
 def test_a_run_dir_that_is_no_text_is_an_error_of_the_recipe(train):
     for words in (["--overfit", "1"], ["--fast-dev-run"]):
         assert "run_dir" in str(train(*words, run_dir=["a"]).exception)
+
+
+def test_overfit_takes_a_number_of_steps_with_a_unit(train, tmp_path):
+    result = train("--overfit", "1", train_iters="0.004k")
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in (tmp_path / "run-overfit" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval/held_out/loss" in line] == [lines[-1]["step"]] == [4]
 
 
 @pytest.mark.parametrize(("lr", "message"), [(0.3, "near zero: the model learns them"), (0.0, "is not near zero")])

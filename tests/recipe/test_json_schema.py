@@ -152,7 +152,7 @@ def test_descriptions_defaults_and_plugins_for_completion(installed):
     tokenizer = schema["$defs"]["tokenizer-huggingface"]["properties"]["name_or_path"]
     assert "model.name_or_path" in tokenizer["description"]
     assert schema["properties"]["on_nan"]["enum"] == ["stop", "skip"]
-    assert set(schema["properties"]["type"]["enum"]) == {"sft", "causal", "preference", "dpo", "tiny"}
+    assert set(schema["properties"]["type"]["enum"]) == {"sft", "causal", "preference", "dpo", "kto", "reward", "tiny"}
     assert not [name for name in schema["$defs"] if name.endswith("-given")], "which no file can hold"
     undescribed = [
         (name, key)

@@ -65,7 +65,10 @@ NEVER = frozenset(
 
 _SOMETIMES = ("on_train_start", "on_epoch_start", "on_evaluate_start", "on_evaluate_end", "on_log", "on_train_end")
 ALWAYS: Mapping[str, tuple[str, ...]] = {
-    "transformers": (*_SOMETIMES, "on_checkpoint_end", "collect_state", "restore_state", "on_teardown"),
+    "transformers": (
+        *(*_SOMETIMES, "on_checkpoint_end"),
+        *("collect_state", "restore_state", "on_exception", "on_teardown"),
+    ),
     "lightning": (
         *(*_SOMETIMES, "collect_metrics", "run_train"),
         *("collect_state", "restore_state", "on_exception", "on_teardown"),

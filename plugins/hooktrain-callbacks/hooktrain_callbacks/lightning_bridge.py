@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import torch
 
 from hooktrain import HooktrainError, StrategyDefaults, masked, member
 from hooktrain_callbacks.callback_handler import CallbackHandler, LoadedCallback
-from hooktrain_callbacks.compat import supports_step_hooks
+from hooktrain_callbacks.compat import averages_while_training, averages_whole_weights, supports_step_hooks
 from hooktrain_callbacks.dataloaders import eval_sizes
 from hooktrain_callbacks.lightning_classes import accelerator_of, derived_classes, precision_of
 from hooktrain_callbacks.lightning_state import LightningState
@@ -94,7 +95,7 @@ class LightningBridge:
     def _refuse_sharded(self, trainer: Trainer) -> None:
         shards = member(trainer.strategy, StrategyDefaults, "shards_weights")
         for loaded in self.handler.callbacks:
-            if shards and _derives_from(loaded.callback, "WeightAveraging"):
+            if shards and averages_whole_weights(loaded.callback):
                 raise HooktrainError(
                     f"{loaded} averages complete weights, but this strategy shards them over the ranks; use one that"
                     " does not, such as strategy: {type: torch, data_parallel: ddp}, or remove the callback"
@@ -128,8 +129,26 @@ class LightningBridge:
         if self._hooked is not None:
             self._hooked.remove()
         if self.pl is not None:
-            self._call("teardown", stage=self.pl.state.fn)
+            if not self._failed:  # as Lightning, after which a messenger would say that all is well
+                self._call("teardown", stage=self.pl.state.fn)
             self._call_loggers("finalize", "failed" if self._failed else "success")
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Have the model hold the averages of weights inside, as in an evaluation, for what exports it meanwhile."""
+        chosen = [
+            loaded
+            for loaded in self.handler.callbacks
+            if averages_while_training(loaded.callback) and not loaded.disabled and not self._ended
+        ]
+        chosen = [] if self.pl is None else chosen
+        for loaded in chosen:
+            loaded.callback.on_validation_epoch_start(self.pl, self.module)
+        try:
+            yield
+        finally:
+            for loaded in reversed(chosen):
+                loaded.callback.on_validation_epoch_end(self.pl, self.module)
 
     # --------------------------------------------------------------------------------------------------------- step
 

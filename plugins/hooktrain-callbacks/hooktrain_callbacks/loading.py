@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hooktrain import Complaint, did_you_mean, require_trusted
 from hooktrain_callbacks.callback_handler import BASES, LoadedCallback, base_of, overridden
-from hooktrain_callbacks.compat import monitored_metric
+from hooktrain_callbacks.compat import adapted, monitored_metric
 from hooktrain_callbacks.config import Entry, entry_of
 from hooktrain_callbacks.events import LIGHTNING, NEVER, TRANSFORMERS
 from hooktrain_callbacks.known_callbacks import default_policy, refusal
@@ -52,6 +52,7 @@ def load(entries: Sequence[str | Mapping[str, Any]]) -> LoadResult:
 
 def add(result: LoadResult, callback: Any, where: str, name: str = "", policy: str | None = None) -> None:
     """Add a callback to the result, or the reason why it cannot be called."""
+    callback = adapted(callback)
     kind = type(callback)
     name = name or f"{kind.__module__}.{kind.__qualname__}"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooktrain import Complaint, HooktrainError, PluginInfo, hookimpl
+from hooktrain import Complaint, HooktrainError, PluginInfo, hookimpl, save_exports_within
 from hooktrain_callbacks.arguments import argument_problems
+from hooktrain_callbacks.compat import averages_while_training
 from hooktrain_callbacks.config import CallbacksConfig
 from hooktrain_callbacks.events import needed_hooks, unused_hooks
 from hooktrain_callbacks.loading import LoadResult, add, load, stops_too_late
@@ -47,9 +49,11 @@ class _CallbackHooks:
                 self.bridges.append(LightningBridge(callbacks))
 
     def _unused(self) -> set[str]:
-        return unused_hooks(
+        found = unused_hooks(
             hook for loaded in self.loaded.callbacks for hook in needed_hooks(loaded.package, loaded.events)
         )
+        averages = any(averages_while_training(loaded.callback) for loaded in self.loaded.callbacks)
+        return found if averages else {*found, "save_checkpoint"}
 
     def _call(self, hook: str, *arguments: Any) -> list[Any]:
         methods = (getattr(bridge, hook, None) for bridge in self.bridges)
@@ -146,6 +150,18 @@ class _CallbackHooks:
     @hookimpl
     def on_log(self, metrics: Mapping[str, float]) -> None:
         self._call("on_log", metrics)
+
+    @hookimpl(wrapper=True)
+    def save_checkpoint(self, trainer: Trainer) -> Generator[None, Any, Any]:
+        """Have exports hold averaged weights, as evaluations do; a checkpoint to resume from holds those trained on."""
+        return (yield from save_exports_within(trainer, self._averaged_weights()))
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for swapped in self._call("averaged_weights"):
+                stack.enter_context(swapped)
+            yield
 
     @hookimpl
     def on_checkpoint_end(self, path: Path) -> None:

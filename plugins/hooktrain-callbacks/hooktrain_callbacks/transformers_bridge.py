@@ -7,10 +7,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooktrain import HooktrainError
+from hooktrain import HooktrainError, StrategyDefaults, did_you_mean, member
 from hooktrain_callbacks.arguments import training_arguments
 from hooktrain_callbacks.callback_handler import CallbackHandler, LoadedCallback
-from hooktrain_callbacks.compat import close_writer, supports_step_hooks
+from hooktrain_callbacks.compat import (
+    averages_whole_weights,
+    close_writer,
+    end_as_failed,
+    stops_early,
+    supports_step_hooks,
+)
 from hooktrain_callbacks.dataloaders import EvalBatches, TrainBatches, epoch_of
 from hooktrain_callbacks.metric_names import for_transformers
 
@@ -70,11 +76,22 @@ class TransformersBridge:
             "train_dataloader": TrainBatches(trainer),
             "eval_dataloader": EvalBatches(trainer, *sets) if sets else None,
         }
+        self._refuse_sharded()
         self._watch_optimizer()
         self._fire("on_init_end")
         self._restore()
         self.began, self.steps_before = time.perf_counter(), trainer.global_step
         self._fire("on_train_begin")
+
+    def _refuse_sharded(self) -> None:
+        for loaded in self.handler.callbacks:
+            if averages_whole_weights(loaded.callback) and member(
+                self.trainer.strategy, StrategyDefaults, "shards_weights"
+            ):
+                raise HooktrainError(
+                    f"{loaded} averages complete weights, but this strategy shards them over the ranks; use one that"
+                    " does not, such as strategy: {type: torch, data_parallel: ddp}, or remove the callback"
+                )
 
     def on_epoch_start(self) -> None:
         self._fire("on_epoch_begin")
@@ -87,6 +104,13 @@ class TransformersBridge:
         figures = {"train_runtime": round(seconds, 4), "train_steps_per_second": round(steps / seconds, 3)}
         self._log(figures)
         self._fire("on_train_end")
+
+    def on_exception(self, exception: BaseException) -> None:
+        for loaded in self.handler.callbacks:
+            try:
+                end_as_failed(loaded.callback)
+            except Exception as problem:
+                self.handler.failed(loaded, "the end of a failed run", problem)
 
     def on_teardown(self) -> None:
         for loaded in self.handler.callbacks:  # after a failure on_train_end is not called
@@ -150,7 +174,21 @@ class TransformersBridge:
         found["eval_runtime"] = round(time.perf_counter() - self.evaluation_began, 4)
         logs = self._log(found)
         self._fire("on_evaluate", metrics=logs)
+        self._require_watched(found)
         self._note_best(found)
+
+    def _require_watched(self, metrics: Mapping[str, float]) -> None:
+        """Refuse early stopping on a metric that there is none of: it would wait for it without a word."""
+        wanted = self.args.metric_for_best_model or ""
+        name = wanted if wanted.startswith("eval_") else f"eval_{wanted}"
+        for loaded in self.handler.callbacks:
+            if stops_early(loaded.callback) and not loaded.disabled and name not in metrics:
+                meant = did_you_mean(name, metrics)
+                text = (
+                    f"{loaded} watches callbacks.arguments.metric_for_best_model: given '{wanted}', which no evaluation"
+                    f" has{meant}; it has {', '.join(metrics)}"
+                )
+                self.handler.failed(loaded, "on_evaluate", HooktrainError(text))
 
     def _note_best(self, metrics: Mapping[str, float]) -> None:
         wanted = self.args.metric_for_best_model

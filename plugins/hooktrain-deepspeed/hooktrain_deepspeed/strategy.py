@@ -91,7 +91,8 @@ class DeepSpeedStrategy:
         if name == "auto":
             name = "bf16" if self.device.type == "cuda" and native_bf16(self.device) else "fp32"
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-        self.settings = assemble(config, recipe, world, name)
+        self._dtype_name = name
+        self.take_sizes(recipe)
         self.stage: int = self.settings["zero_optimization"]["stage"]
         self.shards_weights = self.stage == 3
         if self.device.type == "cuda":
@@ -117,6 +118,9 @@ class DeepSpeedStrategy:
         self._hf: Any = None
 
     # ---------------------------------------------------------------------------------------------- building
+
+    def take_sizes(self, recipe: Recipe) -> None:
+        self.settings = assemble(self.config, recipe, self.world, self._dtype_name)
 
     def model_context(self) -> AbstractContextManager[Any]:
         # transformers then shards weights as it loads them, so that no rank ever holds the complete model. Models of

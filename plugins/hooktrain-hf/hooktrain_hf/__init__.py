@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hooktrain_hf.atomic_folder import replace_folder as replace_folder
     from hooktrain_hf.atomic_folder import temporary_folder as temporary_folder
     from hooktrain_hf.attention import install_document_attention as install_document_attention
+    from hooktrain_hf.attention import shares_prefixes as shares_prefixes
     from hooktrain_hf.blocks import tile_again as tile_again
     from hooktrain_hf.embeddings import new_token_ids as new_token_ids
     from hooktrain_hf.export import write_model as write_model
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from hooktrain_hf.quantized_layers import is_quantized as is_quantized
     from hooktrain_hf.quantized_layers import make_dense as make_dense
     from hooktrain_hf.source import HFSourceConfig as HFSourceConfig
+    from hooktrain_hf.tokenizer import HFTokenizerConfig as HFTokenizerConfig
     from hooktrain_hf.verbosity import quiet_transformers as quiet_transformers
     from hooktrain_hf.vision import parts_without_text as parts_without_text
 

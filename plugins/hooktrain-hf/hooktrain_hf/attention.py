@@ -45,6 +45,7 @@ __all__ = [
     "obstacle",
     "restore_attention",
     "set_attention",
+    "shares_prefixes",
 ]
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ NAME = "documents"
 """The implementation's name in transformers' registries; ``documents_eager`` for models without sdpa."""
 
 _KERNEL_KEYS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-_KEYS = ("document_lengths", "sequence_parallel", *_KERNEL_KEYS)
+_KEYS = ("document_lengths", "document_prefixes", "sequence_parallel", *_KERNEL_KEYS)
 
 _RECURRENT = re.compile(r"linear|mamba|recurrent|conv|hybrid|compressed")
 """Kinds of layers that carry a state from token to token, or pool over tokens, whatever the mask."""
@@ -79,9 +80,9 @@ def install_document_attention(model: Any, implementation: str) -> None:
         else:
             decoder.set_attn_implementation(_register(attention_implementation(decoder)))
     parameters = _parameters(decoder)
-    _installed[decoder] = _Installed(own, attention_implementation(decoder))
-    _installed[decoder].activate(decoder)
     keep = _KeepDocuments(parameters, reason, count_own_positions(decoder), _is_recurrent(decoder))
+    _installed[decoder] = _Installed(own, attention_implementation(decoder), not (keep.counted or keep.recurrent))
+    _installed[decoder].activate(decoder)
     decoder.register_forward_pre_hook(keep, with_kwargs=True)
     decoder.register_forward_hook(_forget_documents, always_call=True)
 
@@ -121,6 +122,17 @@ def activate_attention(model: Any) -> None:
         _installed[decoder].activate(decoder)
 
 
+def shares_prefixes(model: Any) -> bool:
+    """Return whether documents of a model may share the beginning of the one before, by ``document_prefixes``.
+
+    A batch then has the lengths of the tokens that are there, and positions that continue those of the beginning.
+    """
+    decoder = decoder_of(model)
+    if decoder not in _installed or not _installed[decoder].shares or torch.compiler.is_compiling():
+        return False
+    return attention_implementation(decoder).startswith(NAME)
+
+
 def restore_attention(model: Any) -> None:
     """Give a model the attention and the cache of keys and values back that it had; lengths of documents still work."""
     decoder = decoder_of(model)
@@ -131,8 +143,8 @@ def restore_attention(model: Any) -> None:
 class _Installed:
     """What of a decoder differs while it is trained: its attention, and that it keeps no cache unless asked."""
 
-    def __init__(self, own: str, used: str) -> None:
-        self.own, self.used = own, used
+    def __init__(self, own: str, used: str, shares: bool) -> None:
+        self.own, self.used, self.shares = own, used, shares
         self._cache: Any = None
 
     def activate(self, decoder: Any) -> None:
@@ -248,7 +260,7 @@ class _KeepDocuments:
         if lengths is None:
             return None
         taken = {name: kwargs[name] for name in _KERNEL_KEYS if name in kwargs}
-        ranks = kwargs.get("sequence_parallel")
+        ranks, prefixes = kwargs.get("sequence_parallel"), tuple(kwargs.get("document_prefixes") or ())
         kwargs = {name: value for name, value in kwargs.items() if name not in _KEYS}
         implementation = attention_implementation(module)
         in_documents.set(True)
@@ -264,6 +276,11 @@ class _KeepDocuments:
                 f"strategy.sequence_parallel: given {ranks.size}, but {why}, with which ranks cannot share the tokens"
                 f" of a sequence; write model.attn_implementation: {NAME} if the model supports it, or remove"
                 " sequence_parallel"
+            )
+        if any(prefixes) and not shares_prefixes(module):
+            raise ModelError(
+                f"batch: given document_prefixes, but the attention of {type(module).__name__} cannot share them;"
+                " expected a model for which hooktrain_hf.shares_prefixes is true"
             )
         inputs = _inputs(args, kwargs)
         if self.recurrent and inputs is not None and len(lengths) > len(inputs) == 1:
@@ -291,8 +308,8 @@ class _KeepDocuments:
                 " in one document and no mask or cache; shorten document_lengths together with the batch, and use no"
                 " adapter that puts prompts in front of several documents"
             )
-        _documents.set(Documents(tuple(lengths), taken.get("cu_seq_lens_q"), ranks))
-        _in_graph.set(module in _compiled)
+        _documents.set(Documents(tuple(lengths), taken.get("cu_seq_lens_q"), ranks, prefixes))
+        _in_graph.set(module in _compiled and not prefixes)
         # transformers does not read position ids where there is a padding mask; this one masks nothing
         mask = torch.ones((), dtype=torch.bool, device=inputs.device).expand(sequences, tokens)
         # compiled blocks guard on the values that they are given, so theirs is a tensor
@@ -342,7 +359,7 @@ def _mask(base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         )
     if not known:
         _warn_once("the model attends in a pattern that needs one")
-        within = _within_documents(kwargs["mask_function"], *documents.numbers(sequences, device))
+        within = _within_documents(kwargs["mask_function"], documents, sequences, device)
         plain = {"attention_mask": None, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         return base(*args, **{**kwargs, **plain, "mask_function": within})
     if _in_graph.get():
@@ -373,11 +390,18 @@ def _pattern(kwargs: Mapping[str, Any]) -> tuple[bool, int | None]:
         return False, None
 
 
-def _within_documents(function: Callable[..., Any], document: Tensor, place: Tensor) -> Callable[..., Any]:
+def _within_documents(
+    function: Callable[..., Any], documents: Documents, sequences: int, device: torch.device
+) -> Callable[..., Any]:
     """Return a mask function that holds within documents, with places counted from their beginnings."""
+    document, place = documents.numbers(sequences, device)
+    shared = documents.shared(document)
 
     def within(sequence: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         same = document[sequence, query] == document[sequence, key]
+        if shared is not None:
+            before = document[sequence, query] == document[sequence, key] + 1
+            same = same | (before & (place[sequence, key] < shared[sequence, query]))
         seen: Tensor = function(sequence, head, place[sequence, query], place[sequence, key])
         return same & seen
 

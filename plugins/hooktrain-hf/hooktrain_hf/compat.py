@@ -10,9 +10,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-import logging
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -39,11 +37,11 @@ __all__ = [
     "gguf_load_options",
     "has_packed_weight",
     "has_vision",
-    "import_quietly",
     "is_cache",
     "is_stateful",
     "layer_types",
     "mark_as_quantized",
+    "mark_padding",
     "model_class",
     "names_not_saved",
     "native_bf16",
@@ -118,15 +116,35 @@ def has_vision(config: Any) -> bool:
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
-def auto_class(config: Any) -> Any:
-    """Return the factory of transformers that makes a complete model of a config; None where it has none for text."""
-    import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+def auto_class(config: Any, classifier: bool = False) -> Any:
+    """Return the factory of transformers that makes a complete model of a config; None where it has none for text.
 
+    Args:
+        config: of the model.
+        classifier: whether it gets a head of labels in the place of an LM head.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    )
+
+    if classifier:
+        known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+        return transformers.AutoModelForSequenceClassification if known else None
     if has_vision(config):
         return transformers.AutoModelForImageTextToText
     own = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     return transformers.AutoModelForCausalLM if own or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else None
+
+
+def mark_padding(model: Any, tokenizer: Any) -> None:
+    """Name the tokenizer's padding token, or its end of sequence, in a classifier's config.
+
+    A classifier reads its labels off the last token that is not this one.
+    """
+    found = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    model.config.get_text_config().pad_token_id = found
 
 
 def model_class(config: Any) -> type | None:
@@ -326,18 +344,6 @@ def complete_weights(weights: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------------------------------------- quantized layers
-
-
-def import_quietly(name: str) -> Any:
-    """Import torchao or bitsandbytes, which print what their builds for other devices lack."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(name)
-    finally:
-        logging.disable(before)
 
 
 def _classes(package: str, *names: str) -> tuple[type, ...]:

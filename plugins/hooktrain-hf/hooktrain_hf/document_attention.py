@@ -7,6 +7,7 @@ the squares of the documents' lengths instead of that of their sum, memory with 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
 from collections.abc import Callable
@@ -43,11 +44,20 @@ class Documents:
             only variable-length kernels read it.
         ranks: the ranks that share the sequences, each of which has the queries, keys and values of a shard; the
             documents are those of the complete sequences.
+        prefixes: for each document, how many tokens it shares with the beginning of the one before: it sees them there,
+            and has none of its own for them. Empty where no document shares any.
     """
 
-    def __init__(self, lengths: tuple[int, ...], offsets: Tensor | None = None, ranks: Any = None) -> None:
+    def __init__(
+        self,
+        lengths: tuple[int, ...],
+        offsets: Tensor | None = None,
+        ranks: Any = None,
+        prefixes: tuple[int, ...] = (),
+    ) -> None:
         self.lengths, self.offsets, self.ranks = lengths, offsets, ranks
-        self.longest = max(lengths)
+        self.prefixes = prefixes if any(prefixes) else ()
+        self.longest = max(map(sum, zip(lengths, prefixes or (0,) * len(lengths), strict=True)))
         self.runs: list[tuple[int, int]] = []  # length, and how many documents of it are computed together
         for length, same in groupby(lengths):
             left, most = len(list(same)), max(1, TOGETHER // length)
@@ -58,7 +68,34 @@ class Documents:
         lengths = torch.tensor(self.lengths, device="cpu")
         document = torch.repeat_interleave(lengths)
         place = torch.arange(len(document), device="cpu") - (lengths.cumsum(0) - lengths)[document]
+        if self.prefixes:
+            place += torch.tensor(self.prefixes, device="cpu")[document]
         return document.view(sequences, -1).to(device), place.view(sequences, -1).to(device)
+
+    def shared(self, document: Tensor) -> Tensor | None:
+        """Return how many tokens of the document before its own each position sees; None where no document shares any.
+
+        Args:
+            document: the number of each position's document, as :meth:`numbers` returns it.
+        """
+        return torch.tensor(self.prefixes, device=document.device)[document] if self.prefixes else None
+
+    def keys(self, device: torch.device) -> tuple[Tensor, Tensor, int]:
+        """Return the keys that each document sees, one document after the other.
+
+        Returns:
+            Their positions, shape (keys,); where each document's begin and the last one's end, int32, shape
+            (documents + 1,); and the most of a document.
+        """
+        starts = [0, *itertools.accumulate(self.lengths)]
+        spans = [
+            [(starts[number - 1], prefix), (starts[number], length)] if prefix else [(starts[number], length)]
+            for number, (length, prefix) in enumerate(zip(self.lengths, self.prefixes, strict=True))
+        ]
+        sizes = [sum(length for _, length in of_document) for of_document in spans]
+        places = torch.cat([torch.arange(start, start + length) for each in spans for start, length in each])
+        offsets = torch.tensor([0, *itertools.accumulate(sizes)], dtype=torch.int32)
+        return places.to(device, non_blocking=True), offsets.to(device, non_blocking=True), max(sizes)
 
 
 class Visible:
@@ -72,7 +109,11 @@ class Visible:
         """Return the mask, True where attention is allowed, shape (sequences, 1, tokens, tokens)."""
         document, place = self.documents.numbers(sequences, device)
         behind = place[:, :, None] - place[:, None, :]
-        seen = (document[:, :, None] == document[:, None, :]) & (behind >= 0)
+        same = document[:, :, None] == document[:, None, :]
+        if (shared := self.documents.shared(document)) is not None:
+            before = document[:, :, None] == document[:, None, :] + 1
+            same |= before & (place[:, None, :] < shared[:, :, None])
+        seen = same & (behind >= 0)
         if self.window is not None:
             seen &= behind < self.window
         return seen[:, None]
@@ -180,6 +221,8 @@ def same_width(*states: Tensor) -> tuple[Tensor, ...]:
 
 def _by_document(query: Tensor, key: Tensor, value: Tensor, visible: Visible, scores: Scores) -> Tensor:
     """Compute documents one by one, consecutive ones of equal length together; shape (1, tokens, heads, channels)."""
+    if visible.documents.prefixes:
+        return _with_prefixes(query, key, value, visible, scores)
     runs = visible.documents.runs
     sizes = [length * count for length, count in runs]
     # split and not slices: its gradient is one concatenation instead of a sum of mostly empty tensors
@@ -191,18 +234,44 @@ def _by_document(query: Tensor, key: Tensor, value: Tensor, visible: Visible, sc
     return (torch.cat(made) if len(made) > 1 else made[0])[None]
 
 
+def _with_prefixes(query: Tensor, key: Tensor, value: Tensor, visible: Visible, scores: Scores) -> Tensor:
+    """Compute documents one by one, some of which see the beginning of the one before; shape as in _by_document."""
+    documents = visible.documents
+    queries, keys, values = (torch.split(t, list(documents.lengths), 2) for t in (query, key, value))
+    made = []
+    for number, (q, prefix) in enumerate(zip(queries, documents.prefixes, strict=True)):
+        k, v = keys[number], values[number]
+        if prefix:
+            k, v = (torch.cat([t[number - 1][:, :, :prefix], t[number]], 2) for t in (keys, values))
+            made.append(_after(q, k, v, visible, scores))
+        else:
+            made.append(attend_run(q, k, v, visible, scores))
+    return torch.cat(made, 2).transpose(1, 2)
+
+
+def _after(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) -> Tensor:
+    """Compute a document whose keys begin before its queries."""
+    if not scores.plain or (scores.dropout > 0 and q.device.type == "cpu"):
+        attention = functools.partial(_unfused, scores=scores)
+        return _blocks(q, k, v, visible, attention, recompute=q.shape[2] > BLOCK)
+    fused = _fused(scores, enable_gqa=k.shape[1] != q.shape[1])
+    return _blocks(q, k, v, visible, lambda q, k, v, seen: fused(q, k, v, attn_mask=seen))
+
+
+def _fused(scores: Scores, enable_gqa: bool) -> Callable[..., Tensor]:
+    """Return torch's fused attention."""
+    return functools.partial(
+        F.scaled_dot_product_attention, dropout_p=scores.dropout, scale=scores.scale, enable_gqa=enable_gqa
+    )
+
+
 def attend_run(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) -> Tensor:
     """Compute documents of equal length, shape (documents, heads, length, channels)."""
     length = q.shape[2]
     # torch's fused kernel for the processor has no dropout, and its unfused one keeps all scores
     if not scores.plain or (scores.dropout > 0 and q.device.type == "cpu"):
         return _blocks(q, k, v, visible, functools.partial(_unfused, scores=scores), recompute=length > BLOCK)
-    fused = functools.partial(
-        F.scaled_dot_product_attention,
-        dropout_p=scores.dropout,
-        scale=scores.scale,
-        enable_gqa=k.shape[1] != q.shape[1],
-    )
+    fused = _fused(scores, enable_gqa=k.shape[1] != q.shape[1])
     if visible.window is None or length <= visible.window:
         if is_short(q, k, v):
             return attend_short(q, k, v, scores.scale)
@@ -213,13 +282,16 @@ def attend_run(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores
 def _blocks(
     q: Tensor, k: Tensor, v: Tensor, visible: Visible, attention: Callable[..., Tensor], recompute: bool = False
 ) -> Tensor:
-    """Compute blocks of queries one after the other, each with the keys that one of its queries sees."""
-    length, made = q.shape[2], []
-    for start in range(0, length, BLOCK):
-        stop = min(start + BLOCK, length)
+    """Compute blocks of queries one after the other, each with the keys that one of its queries sees.
+
+    The last query is that of the last key; keys may begin before the queries.
+    """
+    length, before, made = q.shape[2], k.shape[2] - q.shape[2], []
+    for first in range(0, length, BLOCK):
+        start, stop = first + before, min(first + BLOCK, length) + before
         low = 0 if visible.window is None else max(0, start - visible.window + 1)
         seen = visible.band(stop - start, stop - low, start - low, q.device)
-        states = q[:, :, start:stop], k[:, :, low:stop], v[:, :, low:stop]
+        states = q[:, :, first : stop - before], k[:, :, low:stop], v[:, :, low:stop]
         if recompute and torch.is_grad_enabled():  # kept scores would be as many as the square of the length
             made.append(checkpoint(attention, *states, seen, use_reentrant=False))
         else:
@@ -276,17 +348,23 @@ def _varlen_kernel() -> Callable[..., Any] | None:
 def _varlen(query: Tensor, key: Tensor, value: Tensor, visible: Visible, scores: Scores) -> Tensor:
     """Call the kernel, and keep to it if its first result equals that of documents one by one; shape as there."""
     window = visible.window if visible.window is not None and visible.documents.longest > visible.window else None
-    case = (query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3], window)
+    shares = bool(visible.documents.prefixes)
+    case = (query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3], window, shares)
     if _trusted.get(case, True):
         kernel, documents = _varlen_kernel(), visible.documents
         assert kernel is not None
+        states: tuple[Tensor, ...] = (query, key, value)
+        offsets, longest = documents.offsets, documents.longest
+        if shares:
+            places, offsets, longest = documents.keys(query.device)
+            states = (query, *(t.index_select(2, places) for t in (key, value)))
         try:
             made: Tensor = kernel(
-                *(t.transpose(1, 2)[0] for t in (query, key, value)),
+                *(t.transpose(1, 2)[0] for t in states),
                 documents.offsets,
-                documents.offsets,
+                offsets,
                 documents.longest,
-                documents.longest,
+                longest,
                 scale=scores.scale,
                 window_size=(-1, 0) if window is None else (window - 1, 0),
                 enable_gqa=query.shape[1] != key.shape[1],

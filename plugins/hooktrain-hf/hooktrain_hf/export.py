@@ -215,7 +215,8 @@ def write_model(
         weights = _cast(weights, dtype)
     for name in names_not_saved(module):
         weights.pop(name, None)
-    _save_model(module, weights, generation_config_for(module, tokenizer), folder, dtype)
+    generation = generation_config_for(module, tokenizer) if module.can_generate() else None
+    _save_model(module, weights, generation, folder, dtype)
     if has_vision(module.config):
         for name in _PROCESSOR_FILES:
             if path := stored_file(str(module.name_or_path), name):
@@ -266,15 +267,17 @@ def _cast(weights: dict[str, Tensor], dtype: Any) -> dict[str, Tensor]:
 
 
 def _save_model(
-    module: Any, weights: dict[str, Tensor], generation: GenerationConfig, folder: Path, dtype: Any
+    module: Any, weights: dict[str, Tensor], generation: GenerationConfig | None, folder: Path, dtype: Any
 ) -> None:
     """Write weights and configs without changing those of the live model."""
-    live = module.config, module.generation_config
-    module.config, module.generation_config = copy.deepcopy(module.config), generation
+    changed = {"config": copy.deepcopy(module.config)}
+    changed |= {} if generation is None else {"generation_config": generation}  # which a classifier does not have
+    live = {name: vars(module)[name] for name in changed}
+    vars(module).update(changed)
     try:
         module.save_pretrained(folder, state_dict=dict(weights), max_shard_size="5GB")
     finally:
-        module.config, module.generation_config = live
+        vars(module).update(live)
     if dtype is not None:
         path = folder / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))

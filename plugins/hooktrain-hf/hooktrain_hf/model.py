@@ -36,9 +36,15 @@ _KEY = "model.name_or_path"
 
 @attrs.frozen(kw_only=True)
 class HFModelConfig:
-    """A language model that ``AutoModelForCausalLM`` loads, or one of images and text that is trained on text."""
+    """A language model that ``AutoModelForCausalLM`` loads, or one of images and text that is trained on text.
+
+    Attributes:
+        num_labels: outputs of the head that ``AutoModelForSequenceClassification`` puts on the model in the place of an
+            LM head; 0 for a language model.
+    """
 
     shorthand: ClassVar[str] = "name_or_path"
+    num_labels: ClassVar[int] = 0
 
     name_or_path: str = field()
     """A folder with a config.json, a ``.gguf`` file, or a name on the hub."""
@@ -131,7 +137,7 @@ def build_model(
             _accept_stored(config, stored, recipe)
         model: Any = random_model(config, hf_config) if config.from_config else _load(config, hf_config, location)
         from hooktrain_hf.attention import install_document_attention
-        from hooktrain_hf.compat import forget_gguf_quantization, has_vision
+        from hooktrain_hf.compat import forget_gguf_quantization, has_vision, mark_padding
         from hooktrain_hf.vision import freeze_vision
 
         install_document_attention(model, config.attn_implementation)
@@ -153,6 +159,8 @@ def build_model(
         from hooktrain_hf.embeddings import fit_vocabulary
 
         fit_vocabulary(model, tokenizer)
+        if config.num_labels:
+            mark_padding(model, tokenizer)
     freeze(model, config.freeze)
     set_up_blocks(model, config)
     return model  # type: ignore[no-any-return]
@@ -180,6 +188,8 @@ def load_config(config: HFModelConfig, location: Location, *, offline: bool = Fa
             **location.options,
             **config.hf_config_kwargs,
         )
+        if config.num_labels:
+            hf_config.num_labels = config.num_labels
     except Exception as error:  # the hub, JSON and transformers' own validation each raise kinds of their own
         raise cannot_load(location, _KEY, "config", error) from error
     for name in config.hf_config_kwargs:
@@ -235,6 +245,8 @@ def _load(config: HFModelConfig, hf_config: PreTrainedConfig, location: Location
     except Exception as error:  # safetensors, the hub, GGUF and attention back ends each raise kinds of their own
         raise cannot_load(location, _KEY, "weights", error) from error
     missing = sorted(report["missing_keys"])
+    if config.num_labels:  # the head of a model that was made to write text is random
+        missing = [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]
     if missing:
         listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ModelError(
@@ -249,11 +261,17 @@ def _factory(config: HFModelConfig, hf_config: PreTrainedConfig) -> Any:
     """Return what makes the complete model of a config in transformers.
 
     Raises:
-        ModelError: it is neither a causal language model nor one of images and text.
+        ModelError: it is neither a causal language model nor one of images and text; or, for a head with labels,
+            transformers has no classifier of it.
     """
     from hooktrain_hf.compat import auto_class
 
-    factory = auto_class(hf_config)
+    factory = auto_class(hf_config, config.num_labels > 0)
+    if factory is None and config.num_labels:
+        raise ModelError(
+            f"{_KEY}: given '{config.name_or_path}', a model of type {hf_config.model_type}, which transformers cannot"
+            " give a head of scores; expected one that AutoModelForSequenceClassification loads; give another model"
+        )
     if factory is None:
         raise ModelError(
             f"{_KEY}: given '{config.name_or_path}', a model of type {hf_config.model_type}, which transformers has"

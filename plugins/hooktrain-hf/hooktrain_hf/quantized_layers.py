@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hooktrain import import_quietly
 from hooktrain_hf.compat import (
     has_packed_weight,
-    import_quietly,
     mark_as_quantized,
     native_bf16,
     unpacked,

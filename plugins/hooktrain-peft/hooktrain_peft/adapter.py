@@ -81,6 +81,7 @@ def add_adapter(model: Module, settings: PeftSettings, base: Any) -> PeftModel:
         return load_adapter(model, Path(settings.adapter).expanduser(), reference, settings.type)
     config = make_config(settings)
     config.revision = base.revision if isinstance(base, HFModelConfig) else None
+    _train_labels(config, base)
     _train_new_tokens(model, config)
     _adapt_text_only(model, config, base)
     _keep_ties(model, config, settings)
@@ -109,6 +110,7 @@ def adapt_meta_model(model: Module, settings: PeftSettings, model_config: Any) -
         config.inference_mode = False
     else:
         config = make_config(settings)
+        _train_labels(config, model_config)
         _adapt_text_only(model, config, model_config)
         _keep_ties(model, config, settings)
     untyped: Any = config
@@ -271,6 +273,12 @@ def _train_new_tokens(model: Any, config: PeftConfig) -> None:
             f"peft: the tokenizer has {len(ids)} tokens that are new to the {type(model).__name__}, and"
             f" {method_name(config).lower()} cannot train their embeddings; choose another method, such as lora"
         )
+
+
+def _train_labels(config: PeftConfig, base: Any) -> None:
+    """Train the head of a classifier completely, which is new, and save it with the adapter."""
+    if isinstance(base, HFModelConfig) and base.num_labels:
+        config.task_type = "SEQ_CLS"  # for which PEFT adds the head to modules_to_save
 
 
 def _adapt_text_only(model: Any, config: PeftConfig, base: Any) -> None:

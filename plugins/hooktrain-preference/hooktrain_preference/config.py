@@ -1,28 +1,51 @@
-"""Config classes for ``data``, ``loss`` and ``models``."""
+"""Config classes for ``data``, ``model`` and ``models``."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
 import attrs
+from hooktrain_hf import HFModelConfig
 from hooktrain_sft import SFTDataConfig, SourceOptions
 
-from hooktrain import above, at_least, between, field
+from hooktrain import field
 
 __all__ = [
-    "CPOLossConfig",
-    "DPOLossConfig",
+    "KTODataConfig",
     "ModelsSettings",
-    "ORPOLossConfig",
-    "PairLossConfig",
     "PreferenceDataConfig",
     "ReferenceConfig",
-    "SimPOLossConfig",
+    "RewardDataConfig",
+    "RewardModelConfig",
 ]
 
 
 @attrs.frozen(kw_only=True)
-class PreferenceDataConfig(SFTDataConfig):
+class _AnswerDataConfig(SFTDataConfig):
+    """Options of all data of answers that people like more or less."""
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if self.reasoning == "split":
+            raise ValueError(
+                "reasoning_turns: given split, which makes several sequences of an answer, expected last or all;"
+                " change or remove it"
+            )
+        if self.trained_part == "all":
+            raise ValueError(
+                "train_on: given all of the text, which includes the prompt that both answers share, expected"
+                " assistant, last_assistant or completion; change train_on, or remove mask_inputs: false"
+            )
+        if any(SourceOptions.of(source).streaming for source in self.sources):
+            raise ValueError("sources: given a stream, which answers cannot be read from; set streaming: false")
+
+    def _refuse_weights(self) -> None:
+        if self.weights:
+            raise ValueError("weights: given, but this loss has no weights of tokens; remove them")
+
+
+@attrs.frozen(kw_only=True)
+class PreferenceDataConfig(_AnswerDataConfig):
     """Pairs of answers to a prompt, one ``chosen`` and one ``rejected``, as text or messages.
 
     Answers are rendered and masked as those of ``type: sft``. ``max_length`` is that of each answer with its prompt,
@@ -39,92 +62,48 @@ class PreferenceDataConfig(SFTDataConfig):
     """Handling of pairs with an empty answer or with two equal ones; ``auto`` drops them up to ``max_dropped``, and
     above it the run stops as with ``error``."""
 
-    def __attrs_post_init__(self) -> None:
-        super().__attrs_post_init__()
-        if self.reasoning == "split":
-            raise ValueError(
-                "reasoning_turns: given split, which makes several sequences of an answer, expected last or all;"
-                " change or remove it"
-            )
-        if self.trained_part == "all":
-            raise ValueError(
-                "train_on: given all of the text, which includes the prompt that both answers share, expected"
-                " assistant, last_assistant or completion; change train_on, or remove mask_inputs: false"
-            )
-        if any(SourceOptions.of(source).streaming for source in self.sources):
-            raise ValueError("sources: given a stream, which pairs cannot be read from; set streaming: false")
-
 
 @attrs.frozen(kw_only=True)
-class PairLossConfig:
-    """Options of all losses of pairs.
+class RewardDataConfig(PreferenceDataConfig):
+    """Pairs of answers to a prompt, as of ``type: preference``, and a column ``margin`` if there is one.
 
-    Attributes:
-        needs_reference: whether the loss compares with a reference.
+    The margin, 0 or more, is by how much the score of the chosen answer is to be above that of the rejected one.
     """
 
-    needs_reference: ClassVar[bool] = False
-
-    beta: float = field(default=0.1, validator=above(0))
-    """Factor of the differences of log-probabilities; with a small one the model moves further from where it began."""
-    chunk_size: int | None = field(default=None, validator=at_least(1))
-    """Tokens of answers that the LM head processes at a time, which limits the memory for logits; by default chosen by
-    the size of the vocabulary."""
-
-    @property
-    def hides_logits(self) -> str:
-        """Recipe setting to suggest where a plugin needs logits: there is none."""
-        return "choose another loss"
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        self._refuse_weights()
 
 
 @attrs.frozen(kw_only=True)
-class DPOLossConfig(PairLossConfig):
-    """Direct Preference Optimization (arXiv 2305.18290) and its variants, by TRL's names."""
+class KTODataConfig(_AnswerDataConfig):
+    """Single answers with a ``label``, true where they are desirable: ``prompt``, ``completion``, ``label``.
 
-    needs_reference: ClassVar[bool] = True
+    Pairs of ``chosen`` and ``rejected`` answers are read as two examples.
+    """
 
-    loss_type: Literal["sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "apo_zero", "apo_down"] = field(
-        default="sigmoid"
-    )
-    """Variant: ``sigmoid`` is DPO; ``sigmoid_norm`` the same with log-probabilities that are means over the tokens;
-    ``ipo`` takes such means too (arXiv 2310.12036); ``hinge`` is SLiC (arXiv 2305.10425); ``robust`` allows for wrong
-    preferences (arXiv 2403.00409); ``apo_zero`` and ``apo_down`` are APO (arXiv 2408.06266)."""
-    label_smoothing: float = field(default=0.0, validator=between(0, 0.5))
-    """Share of the preferences that are taken to be wrong, for ``robust`` and ``sigmoid`` (conservative DPO)."""
+    untrained: ClassVar[str] = "the completion is empty"
+
+    overflow: Literal["auto", "error", "drop"] = field(default="auto")
+    """Handling of answers that are with their prompt longer than ``max_length``; ``auto`` drops them up to
+    ``max_dropped``, and above it the run stops as with ``error``. Answers are never cut."""
+    on_empty: Literal["auto", "error", "drop"] = field(default="auto")
+    """Handling of empty answers; ``auto`` drops them up to ``max_dropped``, and above it the run stops as with
+    ``error``."""
 
     def __attrs_post_init__(self) -> None:
-        if self.label_smoothing and self.loss_type not in ("robust", "sigmoid"):
-            raise ValueError(
-                f"label_smoothing: given {self.label_smoothing} with loss_type {self.loss_type}, which has none;"
-                " expected loss_type robust or sigmoid; remove one of the two"
-            )
-        if self.label_smoothing == 0.5:
-            raise ValueError(
-                "label_smoothing: given 0.5, with which preferences mean nothing, expected less; write for example 0.1"
-            )
+        super().__attrs_post_init__()
+        self._refuse_weights()
 
 
 @attrs.frozen(kw_only=True)
-class SimPOLossConfig(PairLossConfig):
-    """SimPO (arXiv 2405.14734): means over the tokens, a margin, and no reference."""
+class RewardModelConfig(HFModelConfig):
+    """A language model with a head that gives one score, as ``AutoModelForSequenceClassification`` loads it.
 
-    beta: float = field(default=2.0, validator=above(0))
-    """Factor of the difference of the mean log-probabilities."""
-    gamma: float = field(default=0.5, validator=at_least(0))
-    """Margin by which the chosen answer is to be better, as TRL's ``simpo_gamma``."""
+    The head of a model that was made to write text is random at first, by the recipe's ``seed``.
+    """
 
-
-@attrs.frozen(kw_only=True)
-class ORPOLossConfig(PairLossConfig):
-    """ORPO (arXiv 2403.07691): cross-entropy of the chosen answer and the ratio of odds, without a reference."""
-
-
-@attrs.frozen(kw_only=True)
-class CPOLossConfig(PairLossConfig):
-    """CPO (arXiv 2401.08417): DPO without a reference, and the cross-entropy of the chosen answer."""
-
-    cpo_alpha: float = field(default=1.0, validator=at_least(0))
-    """Factor of the cross-entropy of the chosen answer, the mean over its tokens."""
+    num_labels: ClassVar[int] = 1
 
 
 @attrs.frozen(kw_only=True)
@@ -141,6 +120,9 @@ class ReferenceConfig:
     """Type of its weights; by default that of the run's model."""
     offload: bool = field(default=False)
     """Whether its weights lie in the processor's memory, and a part is on the device only while it computes."""
+    precompute: bool = field(default=False)
+    """Whether its log-probabilities of all answers are computed once before the training, and kept for later runs;
+    afterwards it takes no memory where no strategy shards it."""
 
     def __attrs_post_init__(self) -> None:
         if (self.name_or_path is None) == (self.type == "huggingface"):

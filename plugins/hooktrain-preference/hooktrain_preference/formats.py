@@ -10,9 +10,10 @@ import attrs
 from hooktrain_sft import Format, Rendered, render_sft
 
 from hooktrain import DataError
-from hooktrain_preference.config import PreferenceDataConfig
+from hooktrain_preference.answer_values import margin_of, with_weight
+from hooktrain_preference.config import PreferenceDataConfig, RewardDataConfig
 
-__all__ = ["preference_format", "render_pair"]
+__all__ = ["convert_pair", "kind_of", "preference_format", "read_answer", "render_pair", "shown", "with_system"]
 
 _NEEDED = "'chosen' and 'rejected', both text or both messages, with 'prompt' or a common beginning"
 
@@ -23,11 +24,13 @@ def preference_format() -> Format:
     def recognise(columns: Sequence[str], first: Mapping[str, Any]) -> str | None:
         return "the columns 'chosen' and 'rejected'" if {"chosen", "rejected"} <= set(columns) else None
 
-    return Format("preference", _NEEDED, recognise, _convert, None, None)
+    return Format("preference", _NEEDED, recognise, convert_pair, None, None)
 
 
 def render_pair(example: Any, tokenizer: Any, config: PreferenceDataConfig) -> Rendered:
     """Render a converted example: two sequences, the chosen answer and the rejected one, each after the prompt.
+
+    For a reward model the tokens of both weigh 1 more than the margin of the pair.
 
     Raises:
         DataError: when it is no pair, or an answer cannot be rendered.
@@ -40,6 +43,7 @@ def render_pair(example: Any, tokenizer: Any, config: PreferenceDataConfig) -> R
             " with `data.columns: {chosen: ..., rejected: ...}`"
         )
     equal = example["chosen"] == example["rejected"]
+    margin = margin_of(example) if isinstance(config, RewardDataConfig) else 0.0
     rest = {name: value for name, value in example.items() if name not in ("chosen", "rejected", "messages", "text")}
     sequences, notes = [], ["chosen and rejected are equal, not trained"] if equal else []
     for name in ("chosen", "rejected"):
@@ -50,28 +54,29 @@ def render_pair(example: Any, tokenizer: Any, config: PreferenceDataConfig) -> R
         notes += [f"{name}: {note}" for note in made.notes]
         if equal:
             made = attrs.evolve(made, spans=(), after=(), rules=(), weights=())
+        made = with_weight(made, 1.0 + margin) if isinstance(config, RewardDataConfig) else made
         sequences.append(attrs.evolve(made, notes=(), unused=()))
     return Rendered(sequences=tuple(sequences), notes=tuple(notes))
 
 
-def _convert(example: Mapping[str, Any]) -> Mapping[str, Any]:
+def convert_pair(example: Mapping[str, Any]) -> Mapping[str, Any]:
     """Convert an example to a prompt and two answers, all of them text or all messages."""
-    chosen, rejected = _read(example, "chosen"), _read(example, "rejected")
+    chosen, rejected = read_answer(example, "chosen"), read_answer(example, "rejected")
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise DataError(
-            f"chosen is {_kind(chosen)} and rejected {_kind(rejected)}, expected both to be text or both messages;"
+            f"chosen is {kind_of(chosen)} and rejected {kind_of(rejected)}, expected both to be text or both messages;"
             " convert one of the columns"
         )
     prompt = example.get("prompt")
     if prompt is None:
         prompt, chosen, rejected = _without_prompt(chosen, rejected)
     else:
-        prompt, chosen, rejected = _with_prompt(_read(example, "prompt"), chosen, rejected)
-    prompt = _with_system(prompt, example)
+        prompt, chosen, rejected = _with_prompt(read_answer(example, "prompt"), chosen, rejected)
+    prompt = with_system(prompt, example)
     return {**example, "prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-def _with_system(prompt: Any, example: Mapping[str, Any]) -> Any:
+def with_system(prompt: Any, example: Mapping[str, Any]) -> Any:
     """Return a prompt after the system turn of a column beside it, if there is one."""
     name = next((name for name in ("system", "system_prompt") if example.get(name)), None)
     if name is None or (not isinstance(prompt, str) and prompt and prompt[0]["role"] == "system"):
@@ -84,7 +89,8 @@ def _with_system(prompt: Any, example: Mapping[str, Any]) -> Any:
     return [{"role": "system", "content": example[name]}, *prompt]
 
 
-def _read(example: Mapping[str, Any], name: str) -> Any:
+def read_answer(example: Mapping[str, Any], name: str) -> Any:
+    """Read a column of text or messages; a single message is a list of one."""
     value = example.get(name)
     if isinstance(value, str):
         return value
@@ -92,13 +98,14 @@ def _read(example: Mapping[str, Any], name: str) -> Any:
         value = [value]  # a single message
     if not isinstance(value, Sequence) or not all(isinstance(turn, Mapping) and "role" in turn for turn in value):
         raise DataError(
-            f"{name} is {_kind(value)}, expected text or a list of {{role, content}}; correct or remove the example"
+            f"{name} is {kind_of(value)}, expected text or a list of {{role, content}}; correct or remove the example"
         )
     # Arrow fills fields that are absent in a message with null
     return [{key: each for key, each in turn.items() if each is not None} for turn in value]
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """Return what a value is, in words."""
     if value is None:
         return "missing"
     if isinstance(value, str):
@@ -118,16 +125,17 @@ def _with_prompt(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any
         questions = [turn.get("content") for turn in common if turn["role"] == "user"]
         if prompt not in questions:
             raise DataError(
-                f"prompt is {_shown(prompt)}, but the conversations of chosen and rejected ask"
-                f" {_shown(questions[0] if questions else '')}, expected the same; correct it, or remove the column"
+                f"prompt is {shown(prompt)}, but the conversations of chosen and rejected ask"
+                f" {shown(questions[0] if questions else '')}, expected the same; correct it, or remove the column"
                 " with `data.columns: {prompt: null}`"
             )
         return common, first, second
     if isinstance(chosen, str):
         return prompt, *([{"role": "assistant", "content": answer}] for answer in (chosen, rejected))
-    begins = [answer[: len(prompt)] == prompt for answer in (chosen, rejected)]
-    if all(begins):
-        return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
+    size = len(prompt)
+    chosen, rejected = (
+        answer[size:] if answer[:size] == prompt and len(answer) > size else answer for answer in (chosen, rejected)
+    )
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if answer and answer[0]["role"] != "assistant":
             raise DataError(
@@ -150,8 +158,8 @@ def _without_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     if size < 1:
         first = "a text" if isinstance(chosen, str) else "a message"
         raise DataError(
-            f"the prompts differ: chosen begins with {_shown(_beginning(chosen))} and rejected with"
-            f" {_shown(_beginning(rejected))}, expected {first} that both begin with; correct the example, or give the"
+            f"the prompts differ: chosen begins with {shown(_beginning(chosen))} and rejected with"
+            f" {shown(_beginning(rejected))}, expected {first} that both begin with; correct the example, or give the"
             " prompt in a column 'prompt'"
         )
     prompt, first, second = chosen[:size], chosen[size:], rejected[size:]
@@ -159,7 +167,7 @@ def _without_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
         if not isinstance(answer, str) and answer and answer[0]["role"] != "assistant":
             raise DataError(
                 f"the prompts differ: {name} continues after {size} common messages with one of {answer[0]['role']}"
-                f" ({_shown(answer[0].get('content'))}), expected an answer; correct or remove the example"
+                f" ({shown(answer[0].get('content'))}), expected an answer; correct or remove the example"
             )
     return prompt, first, second
 
@@ -177,6 +185,7 @@ def _beginning(value: Any) -> Any:
     return value if isinstance(value, str) else value[0].get("content") if value else ""
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as it stands in messages, shortened."""
     text = str(value)
     return repr(text if len(text) <= 60 else f"{text[:57]}...")

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from hooktrain_sft import TokenLogProbs
 from torch import Tensor, nn
 
 from hooktrain import LossSum
+from hooktrain_preference.answer_log_probs import AnswerLogProbs
 from hooktrain_preference.pair_losses import Pairs, Terms
+from hooktrain_preference.rows import REFERENCE
 
-__all__ = ["REFERENCE", "PairLoss"]
-
-REFERENCE = "reference_log_probs"
-"""Key of a micro-batch with what :meth:`PairLoss.answers` returns for the reference."""
-_OWN = (REFERENCE, "answer_lengths", "token_weights", "num_target_tokens")
-"""Keys of a micro-batch that the model does not get."""
+__all__ = ["PairLoss"]
 
 
 class PairLoss:
@@ -26,11 +22,14 @@ class PairLoss:
     Args:
         terms: from pairs to their losses and rewards.
         chunk_size: tokens that the LM head processes at a time; None chooses by the size of the vocabulary.
+        share_prompts: whether prompts are computed once for both answers where the model's attention allows it.
     """
 
-    def __init__(self, terms: Callable[[Pairs], Terms], chunk_size: int | None = None) -> None:
+    def __init__(
+        self, terms: Callable[[Pairs], Terms], chunk_size: int | None = None, share_prompts: bool = True
+    ) -> None:
         self._terms = terms
-        self._log_probs = TokenLogProbs(chunk_size)
+        self.log_probs = AnswerLogProbs(chunk_size, share_prompts)
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any], denominator: float) -> LossSum:
         """Run the model on a micro-batch.
@@ -43,14 +42,14 @@ class PairLoss:
 
         Returns:
             The sum of the loss, and those of ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins``,
-            ``rewards/accuracies``, ``logps/chosen`` and ``logps/rejected``.
+            ``rewards/accuracies``, ``logps/chosen`` and ``logps/rejected``, and of what the terms log.
         """
         answers = self.answers(model, batch, denominator)
         reference = batch.get(REFERENCE)
         reference = torch.zeros_like(answers) if reference is None else reference
-        tokens = self._tokens(batch, answers)
+        tokens = self.log_probs.tokens(batch, answers)
         values = [part for each in (answers, reference, tokens) for part in (each[::2], each[1::2])]
-        losses, chosen, rejected = self._terms(Pairs(*values))
+        losses, chosen, rejected, *more = self._terms(Pairs(*values))
         sums = {
             "rewards/chosen": chosen.sum(),
             "rewards/rejected": rejected.sum(),
@@ -58,39 +57,11 @@ class PairLoss:
             "rewards/accuracies": (chosen > rejected).sum(),
             "logps/chosen": answers[::2].sum(),
             "logps/rejected": answers[1::2].sum(),
+            **{name: value.sum() for each in more for name, value in each.items()},
         }
         total = losses.sum() if denominator else answers.sum() * 0.0
         return LossSum(total, denominator, {name: value.detach() for name, value in sums.items()}, "pairs")
 
     def answers(self, model: nn.Module, batch: Mapping[str, Any], denominator: float) -> Tensor:
         """Return the log-probability of each answer, chosen and rejected alternating, shape (2 * pairs,)."""
-        lengths: Sequence[int] = batch["answer_lengths"]
-        number = sum(lengths) if denominator else 0
-        inputs = {name: value for name, value in batch.items() if name not in _OWN}
-        found = self._log_probs(model, inputs, number)
-        if not number:
-            return found.sum().expand(len(lengths))
-        return self._summed(found * self._weights(batch, number), lengths)
-
-    @staticmethod
-    def _weights(batch: Mapping[str, Any], number: int) -> Tensor | float:
-        """Return the weights of the trained tokens, shape (number,); 1 where the data have none."""
-        if "token_weights" not in batch:
-            return 1.0
-        labels = batch["labels"].reshape(-1)
-        positions = torch.nonzero_static(labels != -100, size=number, fill_value=0)[:, 0]
-        weights: Tensor = batch["token_weights"].reshape(-1).index_select(0, positions)
-        return weights
-
-    @staticmethod
-    def _summed(values: Tensor, lengths: Sequence[int]) -> Tensor:
-        return torch.stack([part.sum() for part in torch.split(values, list(lengths))])
-
-    def _tokens(self, batch: Mapping[str, Any], answers: Tensor) -> Tensor:
-        """Return the tokens of each answer, or the sum of their weights, shape (2 * pairs,)."""
-        lengths: Sequence[int] = batch["answer_lengths"]
-        weights = self._weights(batch, sum(lengths))
-        if isinstance(weights, Tensor):
-            return self._summed(weights, lengths).to(answers.dtype)
-        made = torch.tensor([max(1, length) for length in lengths], dtype=answers.dtype)
-        return made.to(answers.device, non_blocking=True)
+        return self.log_probs(model, batch, denominator)

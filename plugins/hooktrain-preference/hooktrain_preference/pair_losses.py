@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import attrs
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from hooktrain_preference.config import (
+from hooktrain_preference.loss_config import (
     CPOLossConfig,
     DPOLossConfig,
     ORPOLossConfig,
@@ -51,61 +53,103 @@ class Pairs:
         return chosen / self.chosen_tokens, rejected / self.rejected_tokens
 
 
-Terms = tuple[Tensor, Tensor, Tensor]
-"""The losses of the pairs, and the rewards of their chosen and rejected answers, each of shape (pairs,)."""
+Terms = tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]
+"""The losses of the pairs, and the rewards of their chosen and rejected answers; and further values to log by name.
+Each of shape (pairs,)."""
 
 
 def _dpo(config: DPOLossConfig, pairs: Pairs) -> Terms:
-    beta, smoothing = config.beta, config.label_smoothing
-    chosen, rejected = pairs.ratios
-    return _DPO[config.loss_type](pairs, beta, smoothing), beta * chosen, beta * rejected
+    chosen, rejected = (config.beta * ratio for ratio in pairs.ratios)
+    parts = {name: _DPO[name](config, pairs) for name in config.variants}
+    if isinstance(config.loss_type, str):
+        return parts[config.loss_type], chosen, rejected
+    total = torch.stack([weight * parts[name] for name, weight in config.variants.items()]).sum(0)
+    return total, chosen, rejected, {f"loss/{name}": part for name, part in parts.items()}
 
 
-def _sigmoid(pairs: Pairs, beta: float, smoothing: float) -> Tensor:
+def _margins(config: DPOLossConfig, pairs: Pairs) -> Tensor:
     chosen, rejected = pairs.ratios
-    margins = beta * (chosen - rejected)
+    return config.beta * (chosen - rejected)
+
+
+def _sigmoid(config: DPOLossConfig, pairs: Pairs) -> Tensor:
+    margins, smoothing = _margins(config, pairs), config.label_smoothing
     return -(1 - smoothing) * logsigmoid(margins) - smoothing * logsigmoid(-margins)
 
 
-def _robust(pairs: Pairs, beta: float, smoothing: float) -> Tensor:
-    chosen, rejected = pairs.ratios
-    margins = beta * (chosen - rejected)
+def _robust(config: DPOLossConfig, pairs: Pairs) -> Tensor:
+    margins, smoothing = _margins(config, pairs), config.label_smoothing
     return (-(1 - smoothing) * logsigmoid(margins) + smoothing * logsigmoid(-margins)) / (1 - 2 * smoothing)
 
 
-def _sigmoid_norm(pairs: Pairs, beta: float, smoothing: float) -> Tensor:
+def _sigmoid_norm(config: DPOLossConfig, pairs: Pairs) -> Tensor:
     chosen, rejected = pairs.mean_ratios
-    return -logsigmoid(beta * (chosen - rejected))
+    return -logsigmoid(config.beta * (chosen - rejected))
 
 
-def _ipo(pairs: Pairs, beta: float, smoothing: float) -> Tensor:
+def _ipo(config: DPOLossConfig, pairs: Pairs) -> Tensor:
     chosen, rejected = pairs.mean_ratios
-    return (chosen - rejected - 1 / (2 * beta)) ** 2
+    return (chosen - rejected - 1 / (2 * config.beta)) ** 2
 
 
-def _hinge(pairs: Pairs, beta: float, smoothing: float) -> Tensor:
+def _hinge(config: DPOLossConfig, pairs: Pairs) -> Tensor:
+    return (1 - _margins(config, pairs)).relu()
+
+
+def _exo_pair(config: DPOLossConfig, pairs: Pairs) -> Tensor:
+    margins, smoothing = _margins(config, pairs), config.label_smoothing
+    right = margins.sigmoid() * (logsigmoid(margins) - math.log1p(-smoothing))
+    return right + (-margins).sigmoid() * (logsigmoid(-margins) - math.log(smoothing))
+
+
+def _nca_pair(config: DPOLossConfig, pairs: Pairs) -> Tensor:
+    chosen, rejected = (config.beta * ratio for ratio in pairs.ratios)
+    return -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
+
+
+def _bco_pair(config: DPOLossConfig, pairs: Pairs) -> Tensor:
     chosen, rejected = pairs.ratios
-    return (1 - beta * (chosen - rejected)).relu()
+    return -logsigmoid(config.beta * chosen) - logsigmoid(-config.beta * rejected)
 
 
-def _apo_zero(pairs: Pairs, beta: float, smoothing: float) -> Tensor:
+def _sppo_hard(config: DPOLossConfig, pairs: Pairs) -> Tensor:
     chosen, rejected = pairs.ratios
-    return (-beta * chosen).sigmoid() + (beta * rejected).sigmoid()
+    return (chosen - 0.5 / config.beta) ** 2 + (rejected + 0.5 / config.beta) ** 2
 
 
-def _apo_down(pairs: Pairs, beta: float, smoothing: float) -> Tensor:
+def _apo_zero(config: DPOLossConfig, pairs: Pairs) -> Tensor:
     chosen, rejected = pairs.ratios
-    return (beta * chosen).sigmoid() + (-beta * (chosen - rejected)).sigmoid()
+    return (-config.beta * chosen).sigmoid() + (config.beta * rejected).sigmoid()
 
 
-_DPO: Mapping[str, Callable[[Pairs, float, float], Tensor]] = {
+def _apo_down(config: DPOLossConfig, pairs: Pairs) -> Tensor:
+    return (config.beta * pairs.ratios[0]).sigmoid() + (-_margins(config, pairs)).sigmoid()
+
+
+def _discopop(config: DPOLossConfig, pairs: Pairs) -> Tensor:
+    margins = _margins(config, pairs)
+    mixed = (margins / config.discopop_tau).sigmoid()
+    return -logsigmoid(margins) * (1 - mixed) + (-margins).exp() * mixed
+
+
+def _sft(config: DPOLossConfig, pairs: Pairs) -> Tensor:
+    return -pairs.chosen / pairs.chosen_tokens
+
+
+_DPO: Mapping[str, Callable[[DPOLossConfig, Pairs], Tensor]] = {
     "sigmoid": _sigmoid,
     "sigmoid_norm": _sigmoid_norm,
     "hinge": _hinge,
     "ipo": _ipo,
     "robust": _robust,
+    "exo_pair": _exo_pair,
+    "nca_pair": _nca_pair,
+    "bco_pair": _bco_pair,
+    "sppo_hard": _sppo_hard,
     "apo_zero": _apo_zero,
     "apo_down": _apo_down,
+    "discopop": _discopop,
+    "sft": _sft,
 }
 
 

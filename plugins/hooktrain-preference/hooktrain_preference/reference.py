@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import attrs
-from hooktrain_hf import HFModelConfig
-from torch.nn import Module
+import torch
+from hooktrain_hf import HFModelConfig, HFTokenizerConfig
+from torch.nn import Module, Parameter
 
-from hooktrain import ExtraModel, ModelError, Recipe
+from hooktrain import ExtraModel, HooktrainError, ModelError, Recipe
 from hooktrain_preference.config import ReferenceConfig
 
-__all__ = ["NAME", "adapter_of", "as_reference", "describe", "make_reference"]
+if TYPE_CHECKING:
+    from hooktrain import Trainer
+
+__all__ = ["NAME", "adapter_of", "as_reference", "describe", "make_reference", "release", "weights_digest"]
 
 NAME = "reference"
 """Name of the reference among ``trainer.models``."""
@@ -63,11 +69,9 @@ def make_reference(config: ReferenceConfig, model: Module, recipe: Recipe, **arg
 def _built(
     config: ReferenceConfig, model: Module, recipe: Recipe, hooks: Any, tokenizer: Any, world: Any
 ) -> ExtraModel:
-    import copy
-
     described = recipe.model
     if config.name_or_path is not None:
-        described = attrs.evolve(described, name_or_path=config.name_or_path)
+        described = attrs.evolve(described, name_or_path=config.name_or_path, revision=None, gguf_file=None)
     changed = attrs.evolve(recipe, model=described)
 
     def build() -> Module:
@@ -76,6 +80,14 @@ def _built(
         made: Module = hooks.make_model(config=described, tokenizer=tokenizer, world=world, recipe=changed)
         if config.name_or_path is not None:
             _require_same_vocabulary(made, model, config.name_or_path)
+            own = recipe.tokenizer
+            if isinstance(own, HFTokenizerConfig) and tokenizer is not None:
+                own = attrs.evolve(own, name_or_path=config.name_or_path, revision=None, gguf_file=None)
+                try:
+                    theirs = hooks.make_tokenizer(config=own, world=world, recipe=changed)
+                except HooktrainError:  # a folder of weights alone
+                    return made
+                _require_same_tokens(theirs.get_vocab(), tokenizer.get_vocab(), config.name_or_path)
         return made
 
     def build_meta() -> Module:
@@ -94,6 +106,20 @@ def _require_same_vocabulary(reference: Any, model: Any, name: str) -> None:
         raise ModelError(
             f"models.reference.name_or_path: given '{name}', which has a vocabulary of {theirs:,} tokens,"
             f" expected that of the run's model, {ours:,}; give a model with the same tokenizer"
+        )
+
+
+def _require_same_tokens(theirs: Mapping[str, int], ours: Mapping[str, int], name: str) -> None:
+    """Raise a ``ModelError`` for a reference whose tokenizer has other ids for the same tokens, or lacks many."""
+    wrong = next((token for token, number in ours.items() if theirs.get(token, number) != number), None)
+    lacking = ours.keys() - theirs.keys()
+    if wrong is not None or len(lacking) > 0.01 * len(ours):
+        what = f"lacks {len(lacking):,} of its tokens"
+        if wrong is not None:
+            what = f"has {wrong!r} as token {theirs[wrong]:,}, where it is token {ours[wrong]:,}"
+        raise ModelError(
+            f"models.reference.name_or_path: given '{name}', whose tokenizer {what}, expected that of the run's model;"
+            " give a model with the same tokenizer"
         )
 
 
@@ -119,3 +145,31 @@ def describe(config: ReferenceConfig, model: Module | None) -> str:
     if config.name_or_path is not None:
         return f"reference: {config.name_or_path}"
     return "reference: a copy of the model as it was before the run"
+
+
+def weights_digest(trainer: Trainer) -> str:
+    """Return a text that is equal for references of equal weights, wherever they come from. Collective.
+
+    Args:
+        trainer: its reference is among ``trainer.models``, or is its own model without the adapter.
+    """
+    reference = trainer.models.get(NAME)
+    model = trainer.model if reference is None else reference
+    frozen = {name for name, weight in trainer.strategy.unwrap(model).named_parameters() if not weight.requires_grad}
+    made = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(trainer.strategy.full_state_dict(model).items()):
+        if name in frozen:
+            made.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            made.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return str(trainer.strategy.gather_objects(made.hexdigest())[0])
+
+
+def release(model: Module) -> bool:
+    """Free the memory of a model that is not called any more; return whether that was possible.
+
+    A strategy that shards or offloads the weights keeps them.
+    """
+    if any(type(weight) is not Parameter or not weight.numel() for weight in model.parameters()):
+        return False
+    model.to("meta")
+    return True

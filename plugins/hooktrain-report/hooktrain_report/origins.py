@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
-from typing import Any
 
-from hooktrain import RunFiles
+from hooktrain import RunFiles, flat_values
 
 __all__ = ["DEFAULT", "origins_of"]
 
@@ -34,7 +33,10 @@ def origins_of(run: RunFiles) -> dict[str, str]:
 def _written(run: RunFiles) -> set[str]:
     """Return the paths whose values somebody has written, also in a short form such as ``sources: [rows.jsonl]``."""
     found = set()
-    for given, value in _leaves(run.given, ""):
+    for name, value in flat_values(run.given):
+        if value == {}:
+            continue
+        given = _plain(name)
         paths = [path for path in run.recipe if any(_meet(name, given) for name in _names(path))]
         entries = value if isinstance(value, list) else [value]
         equal = [path for path in paths if run.recipe[path] == value or run.recipe[path] in entries]
@@ -45,24 +47,17 @@ def _written(run: RunFiles) -> set[str]:
 
 def _names(path: str) -> set[str]:
     """Return how a path may be written: a list of one entry may be the entry."""
-    plain = re.sub(r"\[(\d+)\]", r".\1", path)
+    plain = _plain(path)
     return {plain, plain.replace(".0", "")}
+
+
+def _plain(path: str) -> str:
+    return re.sub(r"\[(\d+)\]", r".\1", path)
 
 
 def _meet(path: str, written: str) -> bool:
     """Whether one is the other or lies in it: a short form stands where its parent does."""
     return path == written or path.startswith(f"{written}.") or written.startswith(f"{path}.")
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}".lstrip("."))
-    elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
-        for number, entry in enumerate(value):
-            yield from _leaves(entry, f"{path}.{number}")
-    else:
-        yield path, value
 
 
 def _overrides(command: Sequence[str]) -> Iterator[str]:

@@ -59,7 +59,7 @@ class ReportPlugin:
             return
         command = f"hooktrain report {trainer.run_dir}"
         if not trainer.recipe.settings["report"].enabled:
-            if failure is None:
+            if failure is None and trainer.run_record.keeps_folder:
                 trainer.say(f"to see this run: {command}")
             return
         outcome = trainer.run_record.outcome(trainer.state.stop_reason or "", trainer.exit_status, failure)

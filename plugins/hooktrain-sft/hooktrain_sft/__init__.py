@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hooktrain_sft.loss.config import SFTLossConfig as SFTLossConfig
     from hooktrain_sft.loss.lm_head import HeadedForward as HeadedForward
     from hooktrain_sft.loss.lm_head import HeadLoss as HeadLoss
+    from hooktrain_sft.loss.lm_head import replaced_forward as replaced_forward
     from hooktrain_sft.loss.log_probs import TokenLogProbs as TokenLogProbs
     from hooktrain_sft.loss.logit_transform import LogitTransform as LogitTransform
     from hooktrain_sft.loss.model_inspection import innermost as innermost

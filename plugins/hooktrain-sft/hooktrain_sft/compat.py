@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
     from torch import Tensor
     from torch.nn import Module
 
@@ -52,11 +52,26 @@ GENERATION_BLOCK = "_generation_support"
 """Name of the method that transformers' Jinja extension calls for ``{% generation %}``."""
 
 
-def chat_template_environment(source: str) -> Environment:
-    """Return the sandboxed environment in which transformers renders a chat template."""
+def chat_template_environment(source: str) -> ImmutableSandboxedEnvironment:
+    """Return the sandboxed environment in which transformers renders a chat template.
+
+    The sandbox's answers for attributes of ``loop`` are remembered, as they depend on nothing but the name: asking
+    again took an eighth of the time in which conversations are rendered.
+    """
+    from jinja2.runtime import LoopContext
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    environment: Environment = _compile_jinja_template(source).environment
+    environment: ImmutableSandboxedEnvironment = _compile_jinja_template(source).environment.overlay()
+    ask, known = environment.is_safe_attribute, dict[str, bool]()
+
+    def is_safe_attribute(obj: Any, attr: str, value: Any) -> bool:
+        if type(obj) is not LoopContext:
+            return bool(ask(obj, attr, value))
+        if attr not in known:
+            known[attr] = bool(ask(obj, attr, value))
+        return known[attr]
+
+    vars(environment)["is_safe_attribute"] = is_safe_attribute
     return environment
 
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -315,6 +315,9 @@ class FullCheckpoint:
         return any((path / name).is_file() for name in (MANIFEST, "state.json", "random-0.pt"))
 
     # ------------------------------------------------------------------------------------------------ loading
+
+    def provenance(self, path: Path) -> Mapping[str, Any] | None:
+        return read_json(path / PROVENANCE) if (path / PROVENANCE).is_file() else None
 
     def check(self, trainer: Trainer, path: Path) -> None:
         """Refuse a checkpoint that is damaged, or of a run that trained differently. Collective.

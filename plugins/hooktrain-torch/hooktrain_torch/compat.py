@@ -6,8 +6,6 @@ Seen to work with torch 2.13.0, parameters of DeepSpeed 0.19.8 and torchao 0.18.
 from __future__ import annotations
 
 import importlib
-import logging
-import warnings
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,6 @@ __all__ = [
     "cpu_has_fp16",
     "exchange_group_timeouts",
     "full_shape",
-    "import_quietly",
     "inner_tensors",
     "is_fake",
     "keep_from_ddp",
@@ -61,18 +58,6 @@ def is_fake(tensor: Tensor) -> bool:
     from torch._subclasses.fake_tensor import FakeTensor
 
     return isinstance(tensor, FakeTensor)
-
-
-def import_quietly(name: str) -> Any:
-    """Import torchao or bitsandbytes, which print what their builds for other devices lack."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(name)
-    finally:
-        logging.disable(before)
 
 
 def new_state(optimizer: Any, parameter: Tensor, *, signed: bool) -> Any:

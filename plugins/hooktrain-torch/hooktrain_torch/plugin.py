@@ -6,7 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pluggy
+
 from hooktrain import Complaint, MemoryEstimate, ModelEstimate, RecipeAlias, World, hookimpl
+from hooktrain_torch import hookspecs
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -24,6 +27,10 @@ class TorchPlugin:
     def __init__(self) -> None:
         self._built: dict[str, Any] = {}  # also for an engine that is made after the run
         self._engines: list[FullCheckpoint] = []
+
+    @hookimpl
+    def register_hookspecs(self, pluginmanager: pluggy.PluginManager) -> None:
+        pluginmanager.add_hookspecs(hookspecs)
 
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
@@ -138,12 +145,14 @@ class TorchPlugin:
     @hookimpl(tryfirst=True)
     def on_train_start(self, trainer: Trainer) -> None:
         from hooktrain_torch.checkpoint import FullCheckpoint
+        from hooktrain_torch.communication import use_communication_hook
         from hooktrain_torch.hyperparameters import as_built
 
         self._built.update(self._built or as_built(trainer.optimizer, trainer.scheduler))
         for engine in trainer.checkpoint_engines:
             if isinstance(engine, FullCheckpoint):
                 engine.remember_built(trainer)
+        use_communication_hook(trainer)
 
     @hookimpl
     def on_exception(self, trainer: Trainer, exception: BaseException) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim import Optimizer
 
-from hooktrain_torch.compat import import_quietly, inner_tensors, new_state
+from hooktrain import import_quietly
+from hooktrain_torch.compat import inner_tensors, new_state
 
 if TYPE_CHECKING:
     from torch.nn import Parameter

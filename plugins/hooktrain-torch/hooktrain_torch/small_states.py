@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
-from hooktrain import Complaint, ConfigDefaults, at_least, field, member
+from hooktrain import Complaint, ConfigDefaults, at_least, field, import_quietly, member
 from hooktrain_torch.optimizer_groups import GroupConfig, group_complaints, parameter_groups, require_betas
 from hooktrain_torch.optimizers import AdamWConfig
 
@@ -158,7 +158,7 @@ def make_small_optimizer(config: Any, model: Module) -> Optimizer:
         HooktrainError: when nothing can be trained.
     """
     from hooktrain_torch import quantized_adamw
-    from hooktrain_torch.compat import import_quietly, is_fake
+    from hooktrain_torch.compat import is_fake
     from hooktrain_torch.planned_states import PlannedStates, in_blocks, in_full, of_rows_and_columns
 
     groups = parameter_groups(config, model)

@@ -51,7 +51,8 @@ class SpikeGuardConfig:
     """Steps of which the mean is taken; nothing is a spike before there are as many."""
     action: str = field(default="skip", validator=one_of("skip", "roll_back", "keep"))
     """What becomes of a spike: ``skip`` does not update the weights, and ``roll_back`` also puts weights and optimizer
-    back to a copy that is ``window`` to twice ``window`` steps old. Training continues with the next examples. ``keep``
+    back to a copy that is ``window`` to twice ``window`` steps old, or to where the run was resumed if that is later:
+    checkpoints hold no older weights. Training continues with the next examples. ``keep``
     updates the weights nevertheless, and only ``patience`` has an effect."""
     patience: int = field(default=5, validator=at_least(1))
     """Spikes in a row that end the run with an error."""
@@ -95,6 +96,13 @@ class SpikeGuardPlugin:
     @hookimpl
     def on_train_start(self, trainer: Trainer) -> None:
         self._keep_copy(trainer)
+        step, window = trainer.global_step, _settings(trainer.recipe).window
+        if self._copies and step:
+            until = -(-step // window) * window + window  # both copies are those of an unbroken run from then on
+            trainer.say(
+                f"spike_guard: until step {until}, a spike puts the weights back to those of step {step}, where the run"
+                " was resumed, as the checkpoint holds no older ones"
+            )
 
     @hookimpl
     def on_step_start(self, trainer: Trainer, batches: Sequence[Batch]) -> None:

@@ -76,12 +76,14 @@ class TorchStrategy:
         if world.is_main and (slow := describe_slow_half(config.dtype, self.device)):
             warnings.warn(slow, HooktrainWarning, stacklevel=2)
         self.scaler = torch.amp.GradScaler(self.device.type) if name == "fp16" else None
+        self.data_parallel = config.data_parallel
         self.shards_weights = config.data_parallel == "fsdp2"
         self._parameters: list[torch.nn.Parameter] = []
         self._parallel: DistributedDataParallel | None = None
         self._sharded: Any = None
         self._frozen: list[Any] = []
         self._reduced = True
+        self._communicate: Callable[[Any], torch.futures.Future[Tensor]] | None = None
         self._grad_norm: Tensor | None = None
         self._on_zero_grad: Callable[[], None] | None = None
         self._on_host = self.device.type == "cpu"
@@ -135,9 +137,22 @@ class TorchStrategy:
         self._optimizer.register_step_pre_hook(lambda *_: on_update(self._grad_norm))
         self._on_zero_grad = on_zero_grad
 
+    def use_communication_hook(self, made: Any) -> None:
+        """Have a plugin's object sum the gradients over the ranks, see the hook ``make_communication_hook``."""
+        from torch.distributed.fsdp import FSDPModule
+
+        if self._sharded is None:
+            self._communicate = made
+            return
+        for module in self._sharded.modules():
+            if isinstance(module, FSDPModule):
+                module.set_custom_reduce_scatter(made)
+
     def _sum_bucket(self, bucket: Any) -> torch.futures.Future[Tensor]:
         """Sum over ranks, where DistributedDataParallel averages: the loss is divided by all ranks' denominator."""
         self._reduced = bucket.is_last()  # buckets are sent in order, so with the last one all are
+        if self._communicate is not None:
+            return self._communicate(bucket)
         work = dist.all_reduce(bucket.buffer(), async_op=True)
         summed: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
         return summed

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from hooktrain import Trainer
-from hooktrain.testing import train
+from hooktrain import Data, Trainer, World
+from hooktrain.testing import make_tokenizer, train
+from hooktrain.training.load import load
 
 PAIRS = [
     ("What is the answer?", "Forty-two it is.", "What?"),
@@ -61,5 +62,25 @@ def run(recipe: dict[str, Any]) -> Callable[..., Trainer]:
 
     def go(*plugins: object, trainer: dict[str, Any] | None = None, **changes: Any) -> Trainer:
         return train({**recipe, **changes}, *plugins, **(trainer or {}))
+
+    return go
+
+
+@pytest.fixture
+def prepare(recipe: dict[str, Any], tmp_path: Path) -> Callable[..., Data]:
+    """``prepare(examples, key=value)``: prepare examples with keys of ``data`` changed, as a run does."""
+
+    def go(*sets: list[Any], type: str = "preference", **data: Any) -> Data:
+        sources: list[Any] = []
+        for number, examples in enumerate(sets):
+            path = tmp_path / f"set-{number}.jsonl"
+            path.write_text("".join(json.dumps(example) + "\n" for example in examples))
+            sources.append(str(path))
+        data = {**recipe["data"], "sources": sources, "use_data_cache": False, **data}
+        made, host = load({**recipe, "type": type, "data": data})
+        found: Data = host.hooks.make_data(
+            config=made.data, tokenizer=make_tokenizer(), world=World(), hooks=host.hooks, recipe=made
+        )
+        return found
 
     return go

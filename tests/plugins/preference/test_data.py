@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ import numpy as np
 import pytest
 from hooktrain_preference import collate_pairs
 
-from hooktrain import Data, DataError, RecipeError, Trainer, World
+from hooktrain import Data, DataError, RecipeError, Trainer
 from hooktrain.testing import make_tokenizer
-from hooktrain.training.load import load
 from tests.plugins.preference.conftest import PAIRS, messages
 
 TOKENIZER = make_tokenizer()
@@ -26,25 +24,6 @@ def turn(role: str, content: str) -> dict[str, Any]:
 
 
 USER, CHOSEN, REJECTED = turn("user", ASKED), turn("assistant", GOOD), turn("assistant", BAD)
-
-
-@pytest.fixture
-def prepare(recipe: dict[str, Any], tmp_path: Path) -> Callable[..., Data]:
-    """``prepare(examples, key=value)``: prepare examples with keys of ``data`` changed, as a run does."""
-
-    def go(*sets: list[Any], **data: Any) -> Data:
-        sources: list[Any] = []
-        for number, examples in enumerate(sets):
-            path = tmp_path / f"set-{number}.jsonl"
-            path.write_text("".join(json.dumps(example) + "\n" for example in examples))
-            sources.append(str(path))
-        data = {**recipe["data"], "sources": sources, "use_data_cache": False, **data}
-        made, host = load({**recipe, "data": data})
-        hooks = host.hooks
-        found: Data = hooks.make_data(config=made.data, tokenizer=TOKENIZER, world=World(), hooks=hooks, recipe=made)
-        return found
-
-    return go
 
 
 def texts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -68,6 +47,10 @@ FORMATS: Mapping[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
     "messages, implicit prompt": ({"chosen": [USER, CHOSEN], "rejected": [USER, REJECTED]}, TURNS),
     "messages, answers that begin with the prompt": (
         {"prompt": [USER], "chosen": [USER, CHOSEN], "rejected": [USER, REJECTED]},
+        TURNS,
+    ),
+    "messages, one answer that begins with the prompt": (
+        {"prompt": [USER], "chosen": [USER, CHOSEN], "rejected": [REJECTED]},
         TURNS,
     ),
     "messages, answers as text": ({"prompt": [USER], "chosen": GOOD, "rejected": BAD}, TURNS),
@@ -133,6 +116,10 @@ ERRORS: Mapping[str, tuple[dict[str, Any], str]] = {
     "a question as an answer": (
         {"prompt": [USER], "chosen": [CHOSEN], "rejected": [USER]},
         r"rejected begins with a message of user that is not the prompt's, expected an answer",
+    ),
+    "a prompt that one answer does not begin with": (
+        {"prompt": [USER], "chosen": [USER, CHOSEN], "rejected": [turn("user", "Is it?"), REJECTED]},
+        r"rejected begins with a message of user that is not the prompt's, expected an answer or the same prompt",
     ),
     "system with text": (
         {"system": "No.", "prompt": ASKED, "chosen": GOOD, "rejected": BAD},

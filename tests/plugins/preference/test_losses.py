@@ -44,6 +44,11 @@ def naive_orpo(c: Tensor, r: Tensor, m: int, n: int) -> Tensor:
     return -c / m - 0.1 * log_sigmoid((odds[0] / odds[1]).log())
 
 
+def naive_discopop(margin: Tensor) -> Tensor:
+    mixed = torch.sigmoid(margin / 0.5)
+    return -log_sigmoid(margin) * (1 - mixed) + torch.exp(-margin) * mixed
+
+
 NAIVE: list[tuple[Any, Callable[[Tensor, Tensor, int, int], Tensor]]] = [
     (DPOLossConfig(beta=0.3), lambda c, r, m, n: -log_sigmoid(0.3 * (c - r))),
     (
@@ -64,6 +69,24 @@ NAIVE: list[tuple[Any, Callable[[Tensor, Tensor, int, int], Tensor]]] = [
     (
         DPOLossConfig(loss_type="apo_down"),
         lambda c, r, m, n: torch.sigmoid(0.1 * c) + 1 - torch.sigmoid(0.1 * (c - r)),
+    ),
+    (
+        DPOLossConfig(loss_type="exo_pair", label_smoothing=0.1),
+        lambda c, r, m, n: sum(
+            torch.sigmoid(sign * 0.1 * (c - r)) * (log_sigmoid(sign * 0.1 * (c - r)) - math.log(share))
+            for sign, share in ((1, 0.9), (-1, 0.1))
+        ),
+    ),
+    (
+        DPOLossConfig(loss_type="nca_pair"),
+        lambda c, r, m, n: -log_sigmoid(0.1 * c) - 0.5 * (log_sigmoid(-0.1 * c) + log_sigmoid(-0.1 * r)),
+    ),
+    (DPOLossConfig(loss_type="bco_pair"), lambda c, r, m, n: -log_sigmoid(0.1 * c) - log_sigmoid(-0.1 * r)),
+    (DPOLossConfig(loss_type="sppo_hard"), lambda c, r, m, n: (c - 5.0) ** 2 + (r + 5.0) ** 2),
+    (DPOLossConfig(loss_type="discopop", discopop_tau=0.5), lambda c, r, m, n: naive_discopop(0.1 * (c - r))),
+    (
+        DPOLossConfig(loss_type={"hinge": 0.5, "ipo": 2}),
+        lambda c, r, m, n: 0.5 * torch.clamp(1 - 0.1 * (c - r), min=0) + 2 * (c / m - r / n - 5.0) ** 2,
     ),
     (SimPOLossConfig(), lambda c, r, m, n: -log_sigmoid(2.0 * (c / m - r / n - 0.25))),
     (ORPOLossConfig(), naive_orpo),

@@ -128,6 +128,22 @@ def test_a_reference_of_another_vocabulary_is_refused(run: Run, tmp_path: Path) 
         run(models={"reference": {"type": "huggingface", "name_or_path": str(other)}})
 
 
+def test_a_reference_of_another_tokenizer_is_refused(run: Run, tmp_path: Path) -> None:
+    """Its vocabulary has the same size, and two tokens have changed places."""
+    other = save_llama(tmp_path / "swapped")
+    path = other / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(content))
+    reference = {"reference": {"type": "huggingface", "name_or_path": str(other)}}
+    with pytest.raises(ModelError, match=r"whose tokenizer has '[ab]' as token \d+, where it is token \d+, expected"):
+        run(models=reference)
+    path.unlink()
+    (other / "tokenizer_config.json").unlink()
+    assert run(models=reference, train_iters=1).global_step == 1, "weights alone have no tokenizer to compare"
+
+
 def test_a_plan_counts_the_reference(recipe: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
@@ -175,22 +191,35 @@ def test_a_resume_with_another_reference_is_refused(run: Run, tmp_path: Path, ti
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("loss_type", ["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "apo_zero", "apo_down"])
-def test_losses_and_rewards_are_those_of_trl(run: Run, tmp_path: Path, tiny_llama: Path, loss_type: str) -> None:
-    """Four steps on the same pairs in the same order, in float32; of text, as TRL trains the line after a turn too."""
+@pytest.mark.parametrize(
+    "variants",
+    [
+        *({name: 1.0} for name in ("sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "apo_zero", "apo_down")),
+        *({name: 1.0} for name in ("exo_pair", "nca_pair", "bco_pair", "sppo_hard", "discopop")),
+        {"sigmoid": 0.8, "bco_pair": 0.2, "hinge": 1.5},
+    ],
+    ids=" ".join,
+)
+def test_losses_and_rewards_are_those_of_trl(
+    run: Run, tmp_path: Path, tiny_llama: Path, variants: dict[str, float]
+) -> None:
+    """Ten steps on the same pairs in the same order, in float32; of text, as TRL trains the line after a turn too."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
     rows = [{"prompt": f"{prompt}\n", "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in PAIRS]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    smoothing = 0.1 if loss_type == "robust" else 0.0
+    smoothing = 0.1 if {"robust", "exo_pair"} & variants.keys() else 0.0
+    tau = 1.0  # with the default of 0.05 discopop multiplies rounding by 20, step for step
     config = DPOConfig(
         output_dir=str(tmp_path / "trl"),
-        loss_type=loss_type,
+        discopop_tau=tau,
+        loss_type=list(variants),
+        loss_weights=list(variants.values()),
         label_smoothing=smoothing,
         beta=0.1,
-        max_steps=4,
+        max_steps=10,
         per_device_train_batch_size=4,
         learning_rate=1e-3,
         lr_scheduler_type="constant",
@@ -216,12 +245,16 @@ def test_losses_and_rewards_are_those_of_trl(run: Run, tmp_path: Path, tiny_llam
     _, lines = run_recorded(
         run,
         data=data,
-        train_iters=4,
-        loss={"loss_type": loss_type, "label_smoothing": smoothing},
+        train_iters=10,
+        loss={
+            "loss_type": dict(variants) if len(variants) > 1 else next(iter(variants)),
+            "label_smoothing": smoothing,
+            "discopop_tau": tau,
+        },
         gradient_clipping=1.0,
         optimizer={"lr": 1e-3, "weight_decay": 0.0, "betas": [0.9, 0.999]},
     )
-    assert len(lines) == len(expected) == 4
+    assert len(lines) == len(expected) == 10
     for line, other in zip(lines, expected, strict=True):
         for name in (
             "logps/chosen",

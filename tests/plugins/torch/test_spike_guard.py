@@ -101,6 +101,19 @@ def test_a_resume_repeats_the_run(run_tiny, tmp_path):
     assert two.metrics[-1]["skipped_steps"] == one.metrics[-1]["skipped_steps"] == 1
 
 
+def test_roll_back_after_a_resume_goes_back_to_the_resume_at_most_and_says_so(run_tiny, tmp_path):
+    full = {"type": "full", "save_every_n_steps": 3}
+    settings = {**RUN, "spike_guard": {**GUARD, "action": "roll_back"}, "checkpoint": full}
+    begun = Spikes()
+    run_tiny(begun, exit_iteration=3, **settings)
+    path = tmp_path / "run" / "checkpoints" / "step-00000003"
+    rest = Spikes(4, 7)
+    run_tiny(rest, trainer={"resume_from": path}, run_dir=str(tmp_path / "rest"), **settings)
+    assert torch.equal(rest.weights[0], begun.weights[2]), "step 4 goes back to the resumed step"
+    assert torch.equal(rest.weights[3], rest.weights[0]), "and step 7 to the copy after step 4, as without a break"
+    assert any(re.search(facts("spike_guard", "until step 6", "step 3", "resumed"), text) for text in rest.said)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     "strategy",

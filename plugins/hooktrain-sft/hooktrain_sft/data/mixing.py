@@ -83,7 +83,7 @@ def _apportion(total: int, weights: NDArray[np.float64]) -> NDArray[np.int64]:
     return made
 
 
-def order_by_length(lengths: NDArray[np.int64]) -> Callable[[torch.Generator, int], torch.Tensor]:
+def order_by_length(lengths: NDArray[np.int64]) -> Callable[[torch.Generator, int, int], torch.Tensor]:
     """Return a function for ``Data.order`` that gives the sequences of a step similar lengths.
 
     Sequences are permuted, sorted by length within each group of fifty steps, and the steps permuted again. The step
@@ -92,7 +92,7 @@ def order_by_length(lengths: NDArray[np.int64]) -> Callable[[torch.Generator, in
     """
     sizes = torch.from_numpy(np.ascontiguousarray(lengths))
 
-    def order(generator: torch.Generator, per_step: int) -> torch.Tensor:
+    def order(generator: torch.Generator, per_step: int, epoch: int) -> torch.Tensor:
         permuted = torch.randperm(len(sizes), generator=generator)
         groups = [
             group[torch.argsort(sizes[group], descending=True, stable=True)]

@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hooktrain import Data, DataError, World, default_cache_dir
@@ -131,6 +132,7 @@ class _Preparation:
             fingerprint="-".join(self.digests),
             train_fingerprint=of_train,
             order=order_by_length(train_set.lengths) if config.group_by_length else None,
+            lengths=torch.from_numpy(train_set.lengths.astype(np.int64)),
         )
 
     def stream(self, streams: Sequence[bool]) -> Data:

@@ -22,7 +22,7 @@ from hooktrain_sft.loss.router_loss import RouterLoss
 from hooktrain_sft.loss.supervised_positions import Targets, supervised
 from hooktrain_sft.loss.token_loss import TokenLoss
 
-__all__ = ["HeadLoss", "HeadedForward"]
+__all__ = ["HeadLoss", "HeadedForward", "replaced_forward"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class HeadedForward:
         # not arguments of the call: wrappers cast numbers to the type of the computation, in which weights are others
         self._own, self._weights, self._denominator = model.forward, targets.weights, targets.denominator
         try:
-            with _forward_of(model, self._forward):
+            with replaced_forward(model, self._forward):
                 yield
         finally:
             del self._own, self._weights, self._denominator
@@ -158,7 +158,7 @@ class HeadedForward:
             names.extend(sums)
             return torch.stack([total, *(value.to(total.dtype) for value in sums.values())])
 
-        with _forward_of(head, forward):
+        with replaced_forward(head, forward):
             total, *sums = head(hidden, targets).unbind()
         return total, {name: value.detach() for name, value in zip(names, sums, strict=True)}
 
@@ -178,7 +178,7 @@ class HeadedForward:
 
 
 @contextmanager
-def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Replace a module's ``forward`` for the time of the context; its hooks still run."""
     before = module.__dict__.get("forward")
     module.forward = forward

@@ -51,18 +51,18 @@ def test_pieces_of_an_example_stay_together() -> None:
 )
 def test_steps_of_similar_length(lengths: list[int], per_step: int, seed: int) -> None:
     order = order_by_length(np.array(lengths))
-    made = order(torch.Generator().manual_seed(seed), per_step).tolist()
+    made = order(torch.Generator().manual_seed(seed), per_step, 0).tolist()
     assert sorted(made) == list(range(len(lengths)))
     if len(lengths) >= per_step:
         assert max(lengths) in [lengths[number] for number in made[:per_step]], "the longest comes first"
-    assert made == order(torch.Generator().manual_seed(seed), per_step).tolist()
+    assert made == order(torch.Generator().manual_seed(seed), per_step, 0).tolist()
 
 
 def test_lengths_within_a_step_are_closer_than_without() -> None:
     lengths = np.random.default_rng(0).integers(1, 1000, 2000)
-    grouped = order_by_length(lengths)(torch.Generator().manual_seed(0), 8)
+    grouped = order_by_length(lengths)(torch.Generator().manual_seed(0), 8, 0)
     ranges = [np.ptp(lengths[step.numpy()]) for step in grouped.split(8)]
     plain = [np.ptp(lengths[step.numpy()]) for step in torch.randperm(2000).split(8)]
     assert np.mean(ranges) < 0.1 * np.mean(plain)
-    other = order_by_length(lengths)(torch.Generator().manual_seed(1), 8)
+    other = order_by_length(lengths)(torch.Generator().manual_seed(1), 8, 0)
     assert other.tolist() != grouped.tolist()

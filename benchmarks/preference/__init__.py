@@ -1,0 +1,1 @@
+"""The suite ``preference``: DPO compared with TRL."""
