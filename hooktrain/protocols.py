@@ -424,6 +424,8 @@ class ConfigDefaults:
     """Whether under a strategy a rank holds only its shards of the weights."""
     keeps_packed_weights = True
     """Whether a strategy leaves frozen weights that a library has packed as they are."""
+    gathers_by_module = False
+    """Whether under a strategy weights are gathered each time that a single module is called, as by ZeRO-3."""
     freezes_model = False
     """Whether a plugin's settings freeze the model and train weights of their own, as an adapter's do."""
     needs_plain_base = False

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from benchmarks.sft.growth import Growth
 from benchmarks.sft.metrics import (
     ANONYMOUS,
+    COMPILE_SECONDS,
     PEAK,
     PREPARING,
     TOKENS_PER_SECOND,
@@ -15,6 +16,7 @@ from benchmarks.sft.metrics import (
     same_losses,
     same_tokens,
 )
+from benchmarks.sft.payback import Payback
 from hooktrain.bench import SECONDS, Metric, Target, TargetLike
 
 __all__ = ["METRICS", "TARGETS"]
@@ -138,6 +140,26 @@ TARGETS: Mapping[str, tuple[TargetLike, ...]] = {
         Growth(name="memory of one long conversation", prefix="document-"),
         Growth(name="memory of long packs", prefix="packs-"),
     ),
+    "compiled": (
+        Target(
+            name="compiled blocks, to eager ones",
+            variant="ours-compiled",
+            to="ours",
+            at_least=1 / 0.95,
+            checks=(("ours-compiled", "ours", _FP32),),
+        ),
+        Payback(name="step at which compiling pays", variant="ours-compiled", to="ours"),
+    ),
+    "tiled": (
+        Target(
+            name="memory of tiles, to checkpointing alone",
+            variant="tiled",
+            to="checkpointing",
+            metric="peak_mib",
+            at_most=0.7,
+            checks=(("tiled", "checkpointing", same_losses(1e-4)),),
+        ),
+    ),
 }
 
 METRICS: Mapping[str, tuple[Metric, ...]] = {
@@ -147,4 +169,6 @@ METRICS: Mapping[str, tuple[Metric, ...]] = {
     "prepare": (PREPARING, ANONYMOUS),
     "packing": (SECONDS,),
     "length": (PEAK,),
+    "compiled": (TOKENS_PER_SECOND, COMPILE_SECONDS, PEAK),
+    "tiled": (PEAK,),
 }

@@ -77,6 +77,22 @@ def _length(training: Training, folder: Path) -> list[Variant]:
     ]
 
 
+def _compiled(training: Training, folder: Path) -> list[Variant]:
+    return [
+        training.ours("ours", precision="fp32"),
+        training.ours("ours-compiled", precision="fp32", compile=True),
+    ]
+
+
+def _tiled(training: Training, folder: Path) -> list[Variant]:
+    longest = max(training.plan.lengths)
+    document = write_long(folder, longest)
+    return [
+        training.long("checkpointing", document, longest, packed=False, wide=4),
+        training.long("tiled", document, longest, packed=False, wide=4, tiled_mlp=True),
+    ]
+
+
 GROUPS: Mapping[str, Callable[[Training, Path], list[Variant]]] = {
     "fp32": _fp32,
     "bf16": _bf16,
@@ -84,8 +100,10 @@ GROUPS: Mapping[str, Callable[[Training, Path], list[Variant]]] = {
     "prepare": _prepare,
     "packing": _packing,
     "length": _length,
+    "compiled": _compiled,
+    "tiled": _tiled,
 }
 """Functions of the plan and a folder for files, which has ``packs.pt``; the names are those of the cases."""
 
-ONCE = ("length",)
+ONCE = ("length", "tiled")
 """Cases whose variants run once, because memory hardly differs from run to run and long sequences take minutes."""

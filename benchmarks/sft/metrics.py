@@ -9,6 +9,7 @@ from hooktrain.bench import Check, Findings, Metric
 
 __all__ = [
     "ANONYMOUS",
+    "COMPILE_SECONDS",
     "PEAK",
     "PREPARING",
     "TOKENS_PER_SECOND",
@@ -43,6 +44,15 @@ ANONYMOUS = Metric("anonymous_mib", "MiB", read=_anonymous, exact=True)
 
 Workers are left out: they are forks, and the peak that the system keeps of one counts the pages that it shares.
 """
+
+
+def _more_than_later(findings: Findings, warmup: int) -> float:
+    first, later = findings["seconds"][:warmup], findings["seconds"][warmup:]
+    return float(sum(first) - warmup * statistics.median(later))
+
+
+COMPILE_SECONDS = Metric("compile_seconds", "s", read=_more_than_later)
+"""Time that the steps of the warm-up take beyond that of later ones, most of it for compiling where blocks are."""
 PREPARING = Metric("prepare_seconds", "s")
 """Time from examples in a file to what the loop trains."""
 

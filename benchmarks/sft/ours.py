@@ -96,6 +96,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given["cores"]])
     findings: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "compiled")  # each run compiles anew
         recipe = {**given["recipe"], "run_dir": str(Path(folder) / "run"), "console": {"enabled": False}}
         made, host = load(recipe, plugins=[_plugin(given, findings)])
         trainer = Trainer(made, host)

@@ -35,6 +35,7 @@ class Plan:
         lengths: tokens of the sequences for the memory of long ones.
         packed_lengths: number of lengths to pack.
         overflow: what to do with conversations that are too long; with the real tokenizer there are none.
+        mlp_width: channels inside of the model's MLPs.
     """
 
     model: Path
@@ -49,6 +50,7 @@ class Plan:
     lengths: tuple[int, ...]
     packed_lengths: int
     overflow: str = "error"
+    mlp_width: int = 1536
 
 
 class Training:
@@ -57,12 +59,17 @@ class Training:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
-    def ours(self, name: str, *, precision: str, train_on: str = "assistant", packed: bool = True) -> Variant:
-        """Return hooktrain with a pack of 512 tokens per step, or with eight conversations per step and defaults."""
+    def ours(
+        self, name: str, *, precision: str, train_on: str = "assistant", packed: bool = True, **model: Any
+    ) -> Variant:
+        """Return hooktrain with a pack of 512 tokens per step, or with eight conversations per step and defaults.
+
+        ``model`` is added to that of the recipe.
+        """
         data: dict[str, Any] = {"sources": [str(self.plan.rows)]}
         if packed:
             data |= {"max_length": 512, "pack_samples": True, "train_on": train_on}
-        recipe = self.recipe(data, _PRECISIONS[precision], batch=1 if packed else 8)
+        recipe = self.recipe(data, {**_PRECISIONS[precision], **model}, batch=1 if packed else 8)
         return self._variant(name, "benchmarks.sft.ours", {"do": "train", "recipe": recipe})
 
     def recipe(self, data: Mapping[str, Any], model: Mapping[str, Any], batch: int = 1) -> dict[str, Any]:
@@ -124,13 +131,20 @@ class Training:
         given: dict[str, Any] = {"model": str(self.plan.model), "rows": str(rows)}
         return self._variant(name, "benchmarks.peers.tokenizing", given | ({"cores": cores} if cores else {}))
 
-    def long(self, name: str, rows: Path, length: int, packed: bool) -> Variant:
-        """Return one step on sequences of ``length`` tokens with activation checkpointing; SGD, which has no state."""
+    def long(self, name: str, rows: Path, length: int, packed: bool, wide: int = 1, **more: Any) -> Variant:
+        """Return one step on sequences of ``length`` tokens with activation checkpointing; SGD, which has no state.
+
+        With ``wide``, the model has four blocks of random weights, whose MLPs are so many times as wide. ``more`` is
+        added to the recipe's model.
+        """
         data = {"sources": [str(rows)], "max_length": length, "pack_samples": packed, "overflow": "truncate"}
         data["shuffle"] = False  # the last pack may not be full, the first one is
-        model: dict[str, Any] = {"activation_checkpointing": True}
+        config: dict[str, Any] = {}
         if length > 8192:  # what the model was made for; memory does not depend on it
-            model["hf_config_kwargs"] = {"max_position_embeddings": length}
+            config["max_position_embeddings"] = length
+        if wide > 1:
+            config |= {"num_hidden_layers": 4, "intermediate_size": wide * self.plan.mlp_width}
+        model = {"activation_checkpointing": True, "hf_config_kwargs": config, "from_config": wide > 1, **more}
         recipe = self.recipe(data, model) | {"optimizer": {"type": "sgd", "lr": 1e-4}, "exit_iteration": 1}
         return self._variant(name, "benchmarks.sft.ours", {"do": "train", "recipe": recipe})
 

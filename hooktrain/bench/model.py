@@ -217,6 +217,7 @@ class Case:
         compare: whether each variant is compared with the baseline in each metric, in addition to the targets.
         recipe: recipe that is trained, for the record.
         about: one line on what is compared.
+        skip: why the case cannot be measured on this machine, in one line; empty where it can.
     """
 
     name: str
@@ -232,6 +233,7 @@ class Case:
     compare: bool = True
     recipe: Mapping[str, Any] | None = None
     about: str = ""
+    skip: str = ""
 
     def __attrs_post_init__(self) -> None:
         names = [variant.name for variant in self.variants]

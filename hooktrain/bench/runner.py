@@ -122,7 +122,8 @@ def run_suites(
         done: called with the line of each case when it is finished.
 
     Returns:
-        A line for each case, as in the file; for a suite that cannot be measured on this machine, one with ``skipped``.
+        A line for each case, as in the file; for a suite or case that cannot be measured on this machine, one with
+        ``skipped``, which is not in the file.
 
     Raises:
         BenchError: when a selected case or a setting does not exist, or ``out`` cannot be written.
@@ -163,7 +164,10 @@ def run_suites(
             try:
                 for case in suite.make(context):
                     met.add(case.name)
-                    say(f"{suite.name}: {case.name}")
+                    say(f"{suite.name}: {case.name}{f': skipped: {case.skip}' if case.skip else ''}")
+                    if case.skip:
+                        lines.append({"suite": suite.name, "case": case.name, "skipped": case.skip})
+                        continue
                     began, count = time.perf_counter(), _runs_per_variant(case, settings)
                     runs = run_variants(case, runner, count, say)
                     seconds = time.perf_counter() - began

@@ -59,8 +59,10 @@ class PythonModelConfig(PythonConfig):
     """Precision to which the weights are brought, in place; the one that they have when omitted."""
     attn_implementation: str = field(default="auto")
     """How attention is computed, for models that a plugin knows: what was chosen when it was loaded, unless given."""
-    activation_checkpointing: bool = field(default=False, affects_training=False)
-    """Whether activations are computed again in the backward pass, for models that a plugin knows."""
+    activation_checkpointing: bool | Literal["full", "selective"] | Mapping[str, Any] = field(
+        default=False, affects_training=False
+    )
+    """Whether, and which, activations are computed again in the backward pass, for models that a plugin knows."""
 
 
 @attrs.frozen(kw_only=True)

@@ -77,6 +77,11 @@ class DeepSpeedConfig:
         zero = self.config.get("zero_optimization") if isinstance(self.config, Mapping) else None
         return 3 in (self.zero_stage, zero.get("stage") if isinstance(zero, Mapping) else None)
 
+    @property
+    def gathers_by_module(self) -> bool:
+        """Whether weights are gathered for each module, as with stage 3."""
+        return self.shards_weights
+
 
 def assemble(config: DeepSpeedConfig, recipe: Recipe, world: World, dtype: str) -> dict[str, Any]:
     """Assemble the configuration for ``deepspeed.initialize``.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hooktrain_hf.atomic_folder import temporary_folder as temporary_folder
     from hooktrain_hf.attention import install_document_attention as install_document_attention
     from hooktrain_hf.attention import shares_prefixes as shares_prefixes
+    from hooktrain_hf.blocks import tile_again as tile_again
     from hooktrain_hf.embeddings import new_token_ids as new_token_ids
     from hooktrain_hf.export import write_model as write_model
     from hooktrain_hf.file_digests import remembered_digest as remembered_digest

@@ -34,11 +34,13 @@ from hooktrain_hf.compat import (
 )
 from hooktrain_hf.counted_positions import count_own_positions, in_documents
 from hooktrain_hf.document_attention import Documents, Scores, Visible, attend
+from hooktrain_hf.documents_op import attend_in_graph, describes_documents, documents_of, documents_tensor
 from hooktrain_hf.location import first_line
 
 __all__ = [
     "NAME",
     "activate_attention",
+    "expect_compiled_blocks",
     "install_document_attention",
     "obstacle",
     "restore_attention",
@@ -161,6 +163,13 @@ class _Installed:
 
 
 _installed: weakref.WeakKeyDictionary[Any, _Installed] = weakref.WeakKeyDictionary()
+_compiled: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Decoders whose blocks are compiled."""
+
+
+def expect_compiled_blocks(model: Any) -> None:
+    """Give the blocks of a model documents in a form on whose lengths their graphs do not depend."""
+    _compiled.add(decoder_of(model))
 
 
 def obstacle(decoder: Any) -> str:
@@ -200,6 +209,9 @@ def _parameters(decoder: Any) -> frozenset[str] | None:
 
 _documents: ContextVar[Documents | None] = ContextVar("documents", default=None)
 """The documents of the decoder call that is running."""
+
+_in_graph: ContextVar[bool] = ContextVar("in_graph", default=False)
+"""Whether the blocks of that decoder are compiled."""
 
 _visible: Any = WeakTensorKeyDictionary()
 """For each tensor that stands in for a mask, the :class:`Visible` that it describes."""
@@ -297,9 +309,12 @@ class _KeepDocuments:
                 " adapter that puts prompts in front of several documents"
             )
         _documents.set(Documents(tuple(lengths), taken.get("cu_seq_lens_q"), ranks, prefixes))
+        _in_graph.set(module in _compiled and not prefixes)
         # transformers does not read position ids where there is a padding mask; this one masks nothing
         mask = torch.ones((), dtype=torch.bool, device=inputs.device).expand(sequences, tokens)
-        known = self._accepted({"document_lengths": lengths})
+        # compiled blocks guard on the values that they are given, so theirs is a tensor
+        marker = torch.empty(0, dtype=torch.long) if module in _compiled else lengths
+        known = self._accepted({"document_lengths": marker})
         return args, {**kwargs, **known, "attention_mask": mask}
 
     def _accepted(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -347,6 +362,8 @@ def _mask(base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         within = _within_documents(kwargs["mask_function"], documents, sequences, device)
         plain = {"attention_mask": None, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         return base(*args, **{**kwargs, **plain, "mask_function": within})
+    if _in_graph.get():
+        return documents_tensor(Visible(documents, window))
     mask = torch.empty((sequences, 1, 0, 0), dtype=torch.bool, device=device)
     _visible[mask] = Visible(documents, window)
     return mask
@@ -395,7 +412,12 @@ def _attention(
     base: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """An attention function that computes documents one by one where the mask describes them, else calls the base."""
-    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 4 and attention_mask.shape[2] == 0:
+    in_graph = describes_documents(attention_mask)
+    if in_graph and not kwargs.get("dropout") and not _needs_mask(base, kwargs) and key.shape[2] == query.shape[2]:
+        scale, softcap, sinks = kwargs.get("scaling"), kwargs.get("softcap"), kwargs.get("s_aux")
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        return attend_in_graph(query, key, value, attention_mask, scale, softcap, sinks), None
+    if in_graph or (isinstance(attention_mask, Tensor) and attention_mask.dim() == 4 and attention_mask.shape[2] == 0):
         made: tuple[Tensor, Tensor | None] = _one_by_one(base, module, query, key, value, attention_mask, **kwargs)
         return made
     if kwargs.get("document_lengths") is not None and (attention_mask is None or attention_mask.dim() != 4):
@@ -405,24 +427,30 @@ def _attention(
     return _base(base, module)(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
 
 
+def _needs_mask(base: str, kwargs: Mapping[str, Any]) -> list[str]:
+    """Return the arguments for which attention needs a mask of tokens by tokens."""
+    unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in _KNOWN_ARGUMENTS)
+    return unknown if "position_bias" in unknown or base == "eager" else []
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _one_by_one(
     base: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    visible: Visible | None = _visible.get(attention_mask)
+    visible = documents_of(attention_mask) if describes_documents(attention_mask) else _visible.get(attention_mask)
     if visible is None or key.shape[2] != query.shape[2]:
         raise ModelError(
             f"model.attn_implementation: {type(module).__name__} changes its attention mask, so that documents cannot"
             " be separated; write sdpa"
         )
-    unknown = {name for name, value in kwargs.items() if value is not None} - _KNOWN_ARGUMENTS
-    if visible.documents.ranks is not None and ("position_bias" in unknown or (unknown and base == "eager")):
+    unknown = _needs_mask(base, kwargs)
+    if visible.documents.ranks is not None and unknown:
         raise ModelError(
-            f"strategy.sequence_parallel: the attention of {type(module).__name__} needs {', '.join(sorted(unknown))},"
+            f"strategy.sequence_parallel: the attention of {type(module).__name__} needs {', '.join(unknown)},"
             " which ranks cannot share; remove the key"
         )
-    if "position_bias" in unknown or (unknown and base == "eager"):
-        _warn_once(f"{type(module).__name__} needs {', '.join(sorted(unknown))}")
+    if unknown:
+        _warn_once(f"{type(module).__name__} needs {', '.join(unknown)}")
         seen = visible.dense(len(query), query.device)
         if base == "eager":
             seen = torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, torch.finfo(query.dtype).min)

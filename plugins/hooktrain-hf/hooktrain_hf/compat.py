@@ -22,6 +22,8 @@ __all__ = [
     "attention_implementation",
     "auto_class",
     "chat_template",
+    "checkpointed_blocks",
+    "compile_counters",
     "complete_shape",
     "complete_weights",
     "config_dtype",
@@ -31,9 +33,12 @@ __all__ = [
     "eager_attention",
     "enable_activation_checkpointing",
     "forget_gguf_quantization",
+    "fused_attention",
+    "fused_attention_backward",
     "gguf_load_options",
     "has_packed_weight",
     "has_vision",
+    "is_cache",
     "is_stateful",
     "layer_types",
     "mark_as_quantized",
@@ -41,7 +46,10 @@ __all__ = [
     "model_class",
     "names_not_saved",
     "native_bf16",
+    "operators_named",
     "position_limit",
+    "recompute_block",
+    "recording_in_operator",
     "set_attention_implementation",
     "softmax_backward",
     "stored_file",
@@ -192,6 +200,32 @@ def enable_activation_checkpointing(model: Any) -> None:
     enable({"use_reentrant": False})  # the other kind gives no gradients over a frozen embedding, as under LoRA
 
 
+def checkpointed_blocks(model: nn.Module) -> list[tuple[nn.Module, Any]]:
+    """Return the blocks that can recompute their activations, each with the function that has them do so, or None."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    found = (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
+    return [(block, vars(block).get("_gradient_checkpointing_func")) for block in found]
+
+
+def recompute_block(block: Any, function: Callable[..., Any] | None) -> None:
+    """Have one of :func:`checkpointed_blocks` recompute its activations by a function; None has it keep them."""
+    block.gradient_checkpointing, block._gradient_checkpointing_func = function is not None, function
+
+
+def operators_named(name: str) -> list[Any]:
+    """Return the overloads of one of torch's operators: ``mm``, or ``library::name``; empty where there is none."""
+    library, _, operator = name.rpartition("::")
+    packet = getattr(getattr(torch.ops, library or "aten"), operator, None)
+    return [] if packet is None else [getattr(packet, overload) for overload in packet.overloads()]
+
+
+def compile_counters() -> tuple[int, dict[str, int]]:
+    """Return how many graphs torch.compile has made in this process, and why it has broken graphs off, with counts."""
+    counters: Any = importlib.import_module("torch._dynamo.utils").counters
+    return int(counters["stats"]["unique_graphs"]), dict(counters["graph_break"])
+
+
 # ------------------------------------------------------------------------------------------------------- attention
 
 
@@ -223,6 +257,45 @@ def eager_attention(module: Any) -> Callable[..., Any] | None:
 def softmax_backward(gradient: Tensor, output: Tensor) -> Tensor:
     """Return the gradient of a softmax's input over the last dimension, from its output's; all of one shape."""
     return torch._softmax_backward_data(gradient, output, -1, output.dtype)
+
+
+def is_cache(value: Any) -> bool:
+    """Return whether a value is transformers' cache of keys and values."""
+    from transformers import Cache
+
+    return isinstance(value, Cache)
+
+
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Call torch's causal kernel for the processor on (documents, heads, tokens, channels); logarithms come second."""
+    kernel: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    made: tuple[Tensor, Tensor] = kernel(query, key, value, 0.0, True, scale=scale)
+    return made
+
+
+def fused_attention_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, made: Tensor, logs: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of queries, keys and values of :func:`fused_attention`."""
+    kernel: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    found: tuple[Tensor, Tensor, Tensor] = kernel(gradient, query, key, value, made, logs, 0.0, True, scale=scale)
+    return found
+
+
+@contextmanager
+def recording_in_operator() -> Iterator[None]:
+    """Let autograd record inside an operator of ``torch.library``, which runs below it."""
+    library: Any = torch._C
+    keys = [library.DispatchKey.AutogradFunctionality, library.DispatchKey.AutogradOther]
+    before = [library._dispatch_tls_is_dispatch_key_excluded(key) for key in keys]
+    for key in keys:
+        library._dispatch_tls_set_dispatch_key_excluded(key, False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for key, excluded in zip(keys, before, strict=True):
+            library._dispatch_tls_set_dispatch_key_excluded(key, excluded)
 
 
 def native_bf16() -> bool:

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from hooktrain import ModelError
 from hooktrain_hf.half_attention import attend_short, is_short
 
-__all__ = ["Documents", "Scores", "Visible", "attend"]
+__all__ = ["Documents", "Scores", "Visible", "attend", "attend_run", "same_width"]
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ def _shareable(query: Tensor, key: Tensor, value: Tensor, size: int) -> tuple[Te
 def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible, scores: Scores) -> Tensor:
     sequences, _, tokens, _ = query.shape
     channels = value.shape[-1]
-    query, key, value = (_one_sequence(_narrowed(t, scores)) for t in _same_width(query, key, value))
+    query, key, value = (_one_sequence(_narrowed(t, scores)) for t in same_width(query, key, value))
     if _has_kernel(query, visible, scores):
         made = _varlen(query, key, value, visible, scores)
     else:
@@ -213,7 +213,7 @@ def _one_sequence(states: Tensor) -> Tensor:
     return states if len(states) == 1 else states.transpose(1, 2).flatten(0, 1)[None].transpose(1, 2)
 
 
-def _same_width(*states: Tensor) -> tuple[Tensor, ...]:
+def same_width(*states: Tensor) -> tuple[Tensor, ...]:
     """Pad channels with zeros where they differ, as in latent attention: fused kernels need equally many."""
     width = max(t.shape[-1] for t in states)
     return tuple(t if t.shape[-1] == width else F.pad(t, (0, width - t.shape[-1])) for t in states)
@@ -230,7 +230,7 @@ def _by_document(query: Tensor, key: Tensor, value: Tensor, visible: Visible, sc
     made = []
     for (length, count), *states in zip(runs, *parts, strict=True):
         q, k, v = (t[0].unflatten(1, (count, length)).transpose(0, 1) for t in states)  # (documents, heads, ...)
-        made.append(_causal(q, k, v, visible, scores).transpose(1, 2).flatten(0, 1))
+        made.append(attend_run(q, k, v, visible, scores).transpose(1, 2).flatten(0, 1))
     return (torch.cat(made) if len(made) > 1 else made[0])[None]
 
 
@@ -245,7 +245,7 @@ def _with_prefixes(query: Tensor, key: Tensor, value: Tensor, visible: Visible, 
             k, v = (torch.cat([t[number - 1][:, :, :prefix], t[number]], 2) for t in (keys, values))
             made.append(_after(q, k, v, visible, scores))
         else:
-            made.append(_causal(q, k, v, visible, scores))
+            made.append(attend_run(q, k, v, visible, scores))
     return torch.cat(made, 2).transpose(1, 2)
 
 
@@ -265,7 +265,7 @@ def _fused(scores: Scores, enable_gqa: bool) -> Callable[..., Tensor]:
     )
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) -> Tensor:
+def attend_run(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) -> Tensor:
     """Compute documents of equal length, shape (documents, heads, length, channels)."""
     length = q.shape[2]
     # torch's fused kernel for the processor has no dropout, and its unfused one keeps all scores

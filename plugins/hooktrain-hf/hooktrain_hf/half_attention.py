@@ -16,16 +16,16 @@ from torch.autograd import Function
 
 from hooktrain_hf.compat import softmax_backward
 
-__all__ = ["attend_short", "is_short"]
+__all__ = ["LONGEST", "attend_short", "is_short"]
 
-_LONGEST = 320
+LONGEST = 320
 """Most tokens of a document that is computed here."""
 
 
 def is_short(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Return whether states are short, in bf16, on a processor, and need gradients."""
     return (
-        q.shape[2] <= _LONGEST
+        q.shape[2] <= LONGEST
         and q.dtype is torch.bfloat16
         and q.device.type == "cpu"
         and torch.is_grad_enabled()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import attrs
 
 from hooktrain import ConfigDefaults, ModelError, World, did_you_mean, field, member
+from hooktrain_hf.block_settings import check_checkpointing, check_compilation, check_tile
+from hooktrain_hf.blocks import accept_blocks, set_up_blocks
 from hooktrain_hf.freeze import freeze, require_patterns
 from hooktrain_hf.gguf_cache import forget_gguf, gguf_read_once
 from hooktrain_hf.location import Location, cannot_load, resolve_location
@@ -66,8 +68,23 @@ class HFModelConfig:
     """How attention is computed: ``auto``, or transformers' sdpa, eager, flash_attention_2, ... ``auto`` computes
     packed and padding-free batches document by document where the model supports it (``documents`` requires it), and
     is transformers' own choice elsewhere."""
-    activation_checkpointing: bool = field(default=False, affects_training=False)
-    """Whether activations are recomputed in the backward pass instead of being kept."""
+    activation_checkpointing: bool | Literal["full", "selective"] | Mapping[str, Any] = field(
+        default=False, validator=check_checkpointing, affects_training=False
+    )
+    """Which activations are recomputed in the backward pass instead of being kept: true or ``full`` keeps the inputs of
+    blocks, ``selective`` the results of their matrix products and attention too, ``{every: 2}`` recomputes each second
+    block, and ``{ops: [mm, addmm]}`` keeps the results of these operators of torch."""
+    activation_offload: bool = field(default=False, affects_training=False)
+    """Whether the inputs of recomputed blocks wait for the backward pass in the memory of the host; needs a GPU."""
+    tiled_mlp: bool | int = field(default=False, validator=check_tile, affects_training=False)
+    """Whether MLPs compute some tokens at a time and recompute them in the backward pass, for long sequences; a number
+    is the tokens of a tile, which are 1,024 otherwise. Not for mixtures of experts."""
+    compile: bool | Literal["blocks"] | Mapping[str, Any] = field(
+        default=False, validator=check_compilation, affects_training=False
+    )
+    """Whether torch.compile compiles each block of the decoder (true and ``blocks`` are the same). Or a mapping with
+    ``mode`` (``default`` or ``max-autotune-no-cudagraphs``), ``dynamic`` (whether one graph serves all numbers of
+    tokens; true) and ``backend`` (``inductor``)."""
     from_config: bool = field(default=False)
     """Whether to start from random weights; only the config is read then."""
     hf_config_kwargs: Mapping[str, Any] = field(factory=dict)
@@ -118,17 +135,13 @@ def build_model(
     with quiet_transformers(world.is_main), gguf_read_once(location):
         hf_config = load_config(config, location)
         accept(hf_config)
+        accept_blocks(recipe, config, hf_config, lambda copied: random_model(config, copied))
         stored = stored_quantization(hf_config)
         if stored and not location.gguf_file:
             _accept_stored(config, stored, recipe)
         model: Any = random_model(config, hf_config) if config.from_config else _load(config, hf_config, location)
         from hooktrain_hf.attention import install_document_attention
-        from hooktrain_hf.compat import (
-            enable_activation_checkpointing,
-            forget_gguf_quantization,
-            has_vision,
-            mark_padding,
-        )
+        from hooktrain_hf.compat import forget_gguf_quantization, has_vision, mark_padding
         from hooktrain_hf.vision import freeze_vision
 
         install_document_attention(model, config.attn_implementation)
@@ -147,8 +160,7 @@ def build_model(
         if config.num_labels:
             mark_padding(model, tokenizer)
     freeze(model, config.freeze)
-    if config.activation_checkpointing:
-        enable_activation_checkpointing(model)
+    set_up_blocks(model, config)
     return model  # type: ignore[no-any-return]
 
 

@@ -14,6 +14,7 @@ import pluggy
 
 from hooktrain import Complaint, RecipeAlias, StrategyDefaults, World, hookimpl, member
 from hooktrain_hf import hookspecs
+from hooktrain_hf.block_settings import check as check_blocks
 from hooktrain_hf.deferred_imports import defer_torchao
 from hooktrain_hf.export import HFCheckpointConfig, HFCheckpointEngine, write_model
 from hooktrain_hf.frozen_model import ModelsConfig
@@ -68,6 +69,7 @@ class HFPlugin:
     @hookimpl
     def check_recipe(self, recipe: Any) -> Iterator[Complaint]:
         if isinstance(recipe.model, HFModelConfig):
+            yield from check_blocks(recipe, recipe.model)
             yield from check_quantization(recipe, recipe.model)
         model = recipe.model.name_or_path if isinstance(recipe.model, HFModelConfig) else ""
         for number, config in enumerate(recipe.checkpoint):
@@ -111,7 +113,7 @@ class HFPlugin:
 
     @hookimpl
     def estimate_activations(self, recipe: Any, model: Any, sequences: int, tokens: int) -> Mapping[str, int] | None:
-        from hooktrain_hf.meta_model import estimate_activations
+        from hooktrain_hf.activation_estimate import estimate_activations
 
         if not isinstance(recipe.model, HFModelConfig):
             return None

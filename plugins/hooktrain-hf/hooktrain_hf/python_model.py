@@ -6,7 +6,8 @@ from typing import Any
 
 from hooktrain import ModelError
 from hooktrain_hf.attention import activate_attention, restore_attention, set_attention
-from hooktrain_hf.compat import devices_of, enable_activation_checkpointing, unwrap_adapters
+from hooktrain_hf.block_settings import check_checkpointing, unknown_operators
+from hooktrain_hf.compat import devices_of, unwrap_adapters
 from hooktrain_hf.embeddings import check_vocabulary, fit_vocabulary
 from hooktrain_hf.tokenizer import added_tokens
 
@@ -46,8 +47,20 @@ def adopt_model(model: Any, config: Any, tokenizer: Any) -> Any | None:
         check_vocabulary(inner, tokenizer)
     set_attention(inner, config.attn_implementation)
     if config.activation_checkpointing:
-        enable_activation_checkpointing(inner)
+        _recompute(inner, config.activation_checkpointing)
     return model
+
+
+def _recompute(model: Any, setting: Any) -> None:
+    from hooktrain_hf.activation_checkpointing import enable_checkpointing
+
+    try:
+        check_checkpointing(None, None, setting)
+    except ValueError as problem:
+        raise ModelError(f"model.activation_checkpointing: {problem}") from None
+    for where, message in unknown_operators(setting):
+        raise ModelError(f"{where}: {message}")
+    enable_checkpointing(model, setting)
 
 
 def release_model(model: Any) -> None:

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
-from hooktrain_hf import build_model
+from hooktrain_hf import build_model, tile_again
 
 from hooktrain import ModelError, World
 from hooktrain_liger.compat import apply_function, interpreting, logit_softcap, quiet_backends, supported_types
@@ -61,6 +61,7 @@ def build_liger_model(
 
     model = build_model(config, tokenizer, world, accept, recipe)
     _apply(config, model, model_type, chosen)
+    tile_again(model, config)
     return model, [name for name, on in chosen.items() if on]
 
 

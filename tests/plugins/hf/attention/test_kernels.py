@@ -151,7 +151,7 @@ def test_bf16_runs_use_it_for_short_documents_only(monkeypatch: pytest.MonkeyPat
         return half_attention.attend_short(q, *others)
 
     monkeypatch.setattr(document_attention, "attend_short", counted)
-    monkeypatch.setattr(half_attention, "_LONGEST", 10)
+    monkeypatch.setattr(half_attention, "LONGEST", 10)
     model = make("Llama", SMALL).train()
     install_document_attention(model, "auto")
     batch = flat(documents(LENGTHS))
