@@ -26,6 +26,7 @@ from benchmarks.sft.groups import GROUPS
 from benchmarks.sft.growth import Growth
 from benchmarks.sft.inputs import for_transformers_4
 from benchmarks.sft.metrics import PEAK, TOKENS_PER_SECOND, falling_losses, same_losses
+from benchmarks.sft.payback import Payback
 from benchmarks.sft.rows import write_long, write_many
 from benchmarks.sft.variants import Plan, Training
 from benchmarks.suites import register_benchmarks
@@ -148,6 +149,8 @@ def test_targets_name_variants_that_their_groups_have(tmp_path: Path) -> None:
                 }
                 assert wanted <= set(names), target.name
                 assert target.metric in ("", *(metric.name for metric in METRICS[group])), target.name
+            elif isinstance(target, Payback):
+                assert {target.variant, target.to} <= set(names)
             else:
                 assert isinstance(target, Growth) and any(name.startswith(target.prefix) for name in names)
 
