@@ -46,7 +46,7 @@ _out = click.option(
 )
 
 
-@click.command(cls=_Bench)
+@click.command(cls=_Bench, short_help="Measure benchmark suites of plugins.")
 @click.argument("suites", nargs=-1, metavar="[SUITE[:CASE]]...")
 @click.option("--quick", is_flag=True, help="Few and short runs, only to show that everything works.")
 @click.option("--rounds", type=click.IntRange(1), help="Rounds; in each, every variant runs twice.  [default: 5]")

@@ -23,7 +23,7 @@ UNSUPPORTED, NOT_A_RECIPE = 3, 4
 """Statuses of the command."""
 
 
-@click.command()
+@click.command(short_help="Translate another program's recipe.")
 @click.argument("recipe", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--from", "dialect", metavar="NAME", help="The dialect of the file; it is recognised when omitted.")
 @click.option("-o", "output", type=click.Path(path_type=Path), metavar="OUT", help="Write the recipe to this file.")

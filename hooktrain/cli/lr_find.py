@@ -19,7 +19,7 @@ _WIDTH, _HEIGHT = 64, 12
 """Columns and rows of the plot as text."""
 
 
-@click.command("lr-find")
+@click.command("lr-find", short_help="Propose a learning rate.")
 @recipe_options
 @from_dialect
 @click.option("--min", "least", type=float, default=1e-7, show_default=True, help="Learning rate of the first step.")

@@ -23,7 +23,7 @@ _ENDED_BY_SIGNAL = (129, 130, 143)
 """Statuses of a run that a signal has ended: the sweep ends then as well."""
 
 
-@click.command()
+@click.command(short_help="Run a recipe for each combination of values.")
 @recipe_options
 @from_dialect
 @click.option("--seeds", type=click.IntRange(1), metavar="N", help="Run each combination with N seeds.")
