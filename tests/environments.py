@@ -21,9 +21,10 @@ from filelock import FileLock
 
 from hooktrain.testing.subprocess_runs import Run, finish
 
-__all__ = ["PIP", "Environment", "build_wheels", "make_environment", "shared", "unpack", "write_recipe"]
+__all__ = ["PIP", "PYTEST", "Environment", "build_wheels", "make_environment", "shared", "unpack", "write_recipe"]
 
 PIP = ("-m", "pip", "--disable-pip-version-check", "-q")
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib")
 BACKEND = "setuptools.build_meta"
 
 _BUILD = f"""

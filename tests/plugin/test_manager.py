@@ -496,8 +496,8 @@ def test_state_travels_through_checkpoints_and_survives_an_absent_plugin(run_tin
     assert back.steps == 2 + 3, "steps 1 and 2 from the first run, 5 to 7 from the last"
 
 
-def test_hooks_without_implementation_cost_nothing_and_wake_up_when_a_plugin_comes():
-    host = host_of()
+def test_hooks_without_implementation_cost_nothing_and_wake_up_when_a_plugin_comes(tiny_recipe):
+    _, host = load(tiny_recipe, plugins=[TinyPlugin()])
     silent = host.hooks.on_step_start
     assert silent(trainer=None, batches=[]) is None
     recorder = Recorder()
@@ -506,7 +506,7 @@ def test_hooks_without_implementation_cost_nothing_and_wake_up_when_a_plugin_com
     assert recorder.hooks == ["on_step_start"]
 
 
-def test_answers_are_collected_in_pluggys_order_and_without_those_of_nobody():
+def test_answers_are_collected_in_pluggys_order_and_without_those_of_nobody(tiny_recipe):
     class Measures:
         def __init__(self, answer):
             self.answer = answer
@@ -521,11 +521,14 @@ def test_answers_are_collected_in_pluggys_order_and_without_those_of_nobody():
             found = yield
             return [*found, {"d": 4}]
 
-    host = host_of(Measures({"a": 1}), Measures(None), Measures({"b": 2}))
+    def of(*plugins):
+        return load(tiny_recipe, plugins=[TinyPlugin(), *plugins])[1]
+
+    host = of(Measures({"a": 1}), Measures(None), Measures({"b": 2}))
     assert host.hooks.collect_metrics(trainer=None) == [{"b": 2}, {"a": 1}]
     assert host.hooks.collect_metrics(trainer=None) == host.manager.hook.collect_metrics(trainer=None)
-    assert host_of().hooks.collect_metrics(trainer=None) == []
-    assert host_of(Wraps()).hooks.collect_metrics(trainer=None) == [{"d": 4}]
+    assert of().hooks.collect_metrics(trainer=None) == []
+    assert of(Wraps()).hooks.collect_metrics(trainer=None) == [{"d": 4}]
 
 
 def test_first_party_plugins_that_a_run_does_not_use_are_not_called_in_its_steps(tiny_recipe):

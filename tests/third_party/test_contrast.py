@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from hooktrain.testing import Recorder, train
-from tests.environments import Environment, unpack
+from tests.environments import PYTEST, Environment, unpack
 from tests.plugins.preference.conftest import messages
 from tests.third_party.conftest import PACKAGES
-from tests.third_party.test_own_tests import PYTEST
 
 
 @pytest.fixture

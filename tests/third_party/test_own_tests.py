@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.environments import PYTEST
 from tests.third_party.runs import GOOD
-
-PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib")
 
 
 def test_those_of_one_package(built, good):
