@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "loftq": {"init_lora_weights": "loftq", "config": {"loftq_config": {"loftq_iter": 3}}},
 }
 CASES = [(name, base) for name in VARIANTS for base in (None, "nf4", "int8") if base or name != "loftq"]
-DEFAULT = {("rank_pattern", None), ("layers", "nf4"), ("pissa", "nf4"), ("loftq", "nf4")}
+DEFAULT = {("rank_pattern", None), ("loftq", "nf4")}
 """Cases of the default tier; the others are thorough."""
 
 

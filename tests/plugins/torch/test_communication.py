@@ -53,7 +53,7 @@ def on_step_end(trainer):
 
 
 @pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp2", marks=pytest.mark.thorough)])
-@pytest.mark.parametrize("factor", [1, 0])
+@pytest.mark.parametrize("factor", [1, pytest.param(0, marks=pytest.mark.thorough)])
 def test_gradients_are_summed_as_the_plugin_sums_them(run_ranks, rank_notes, run_tiny, kind, factor):
     """Rounded to bf16 they train nearly as one process does; multiplied by 0 they change nothing."""
     run = run_ranks(2, ROUNDED.replace("{factor}", str(factor)), strategy=STRATEGIES[kind], **SETTINGS)
