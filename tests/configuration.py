@@ -51,7 +51,8 @@ def reference() -> str:
             key = {"source": "data.sources", "metric": "eval_metrics"}.get(kind, kind)
             rows = _rows(part.config)
             # the largest part shown before whose keys all are this one's too
-            also = [name for name, config in shown.items() if rows.keys() >= (_rows(config)).keys()][-1:]
+            also = [name for name, config in shown.items() if rows.keys() >= (_rows(config)).keys()]
+            also = [name for name in also if _rows(shown[name]) == _rows(shown[also[-1]])][:1]
             rest = [row for row in rows if not (also and row in _rows(shown[also[0]]))]
             known = f" It has the keys of `{also[0]}`{', and:' if rest else '.'}" if also else ""
             parts += [f"## {key}: `{part.name}`", _about(part.config, part) + known, _table(rest)]

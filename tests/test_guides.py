@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from hooktrain import HooktrainError, LossSum, hookimpl
+from hooktrain import HooktrainError, LossSum, Trainer, hookimpl
+from hooktrain.cli.convert import NOT_A_RECIPE, UNSUPPORTED
 from hooktrain.cli.guide import FOLDER, GROUPS, GUIDES, files_of, text_of, title_of, write_files
 from hooktrain.testing.plugin_checks import CHECKS
 from hooktrain.training.load import load
@@ -128,10 +134,54 @@ def test_the_commands_for_users_run(tmp_path, chat_recipe, monkeypatch):
 
 def recipes() -> list[str]:
     readme = (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8")
-    return [
+    found = [
         *re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL),
         *(text for name in USING for text in fenced(name, "yaml")),
     ]
+    return [text for text in found if "type: tiny" not in text]  # of which `tests.guides` shows what it prints
+
+
+def printed(name: str, word: str) -> str:
+    """What a guide's command `python -c ...` with a word in it prints."""
+    (command,) = [each for each in typed(name) if each.startswith("python -c") and word in each]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(shlex.split(command)[2], {})
+    return out.getvalue()
+
+
+def test_a_small_model_without_a_network(tmp_path, monkeypatch, write_rows):
+    """A model as the guide makes it, trained by its recipe."""
+    monkeypatch.chdir(tmp_path)
+    printed("models", "save_llama")
+    (text,) = [each for each in fenced("models", "yaml") if "tiny-llama" in each]
+    write_rows().rename("own.jsonl")
+    trainer = load(yaml.safe_load(text))
+    Trainer(*trainer).run()
+    assert (tmp_path / "small" / "model.safetensors").exists()
+
+
+@pytest.mark.thorough
+def test_the_run_that_changes_ranks_and_strategies(tiny_llama, write_rows, tmp_path):
+    """The guide's three commands, with fewer steps and a tiny model: the losses are those of one rank throughout."""
+    (text,) = [each for each in fenced("several-devices-and-hosts", "yaml") if "ranks.yaml" in each]
+    (shown,) = [each for each in fenced("several-devices-and-hosts", "text") if "ranks.yaml" in each]
+    recipe = yaml.safe_load(text.replace("00", "")) | {"log_interval": 1, "seed": 1, "epochs": 3}
+    recipe["model"]["name_or_path"], recipe["data"]["sources"] = str(tiny_llama), [str(write_rows())]
+    recipe["data"]["max_length"], recipe["strategy"]["dtype"] = 128, "fp32"
+    (tmp_path / "ranks.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "whole.yaml").write_text(yaml.safe_dump({**recipe, "run_dir": "whole"}))
+    commands = shown.replace("00", "").replace("$ hooktrain ", "").splitlines()
+    assert ["--nproc" in each for each in commands] == [False, True, False]
+    for words in (*commands, "train whole.yaml"):
+        run = Environment.of().run(tmp_path, "-m", "hooktrain", *words.split())
+        assert run.status == 0, run.output
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in ("runs/ranks", "whole")
+    ]
+    assert len(losses[0]) == 3
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 @pytest.mark.parametrize("text", recipes(), ids=lambda text: next(iter(text.splitlines())).strip("# ")[:40])
@@ -139,7 +189,11 @@ def test_the_recipes_are_accepted(text, tiny_llama, write_rows, tmp_path):
     """With a tiny model and data in place of theirs: read, structured, and checked by every plugin."""
     recipe = yaml.safe_load(text)
     assert {"type", "model", "data"} <= set(recipe), "a complete recipe, so that it can be copied"
-    recipe["model"]["name_or_path"] = str(tiny_llama)
+    if "gguf_file" in recipe["model"]:  # of a package, whose folder the guide finds
+        recipe["model"]["name_or_path"] = printed("models", "find_spec").strip()
+        assert (Path(recipe["model"]["name_or_path"]) / recipe["model"]["gguf_file"]).exists()
+    else:
+        recipe["model"]["name_or_path"] = str(tiny_llama)
     recipe["data"]["sources"] = [str(write_rows())]
     recipe["run_dir"] = str(tmp_path / "run")
     load(recipe)
@@ -171,6 +225,13 @@ def test_the_configuration_reference_has_every_key():
     assert len(table) > 100
     undescribed = [key for key, description in table if not description]
     assert set(undescribed) <= {f"`{kind}`" for kind in guides.configuration.PARTS}
+    engines = re.findall(r"^## checkpoint: .*\n\n.* It has the keys of `(\w+)`", text_of("configuration"), re.MULTILINE)
+    assert engines == ["checkpoint"] * 3, "those that all engines have, and not another engine's"
+
+
+def test_every_exit_status_of_convert_is_in_the_guide():
+    statuses = re.findall(r"^\| (\d+) \| `hooktrain convert`", text_of("signals-and-exit-statuses"), re.MULTILINE)
+    assert statuses == [str(UNSUPPORTED), str(NOT_A_RECIPE)]
 
 
 def test_errors_of_the_troubleshooting_guide_are_those_of_the_code():
@@ -195,7 +256,10 @@ def test_guide_in_the_terminal(run_cli, tmp_path):
     shown = run_cli("guide", "wrap-a-model").stdout
     assert shown == text_of("wrap-a-model"), "Markdown where no terminal is"
     assert "<!--" not in shown
-    assert "'own-hooks'" in run_cli("guide", "own-hook").stderr
+    assert run_cli("guide", "signals").stdout == text_of("signals-and-exit-statuses"), "the beginning of one name"
+    assert re.search(facts("'own-hoks'", "'own-hooks'"), run_cli("guide", "own-hoks").stderr)
+    several = run_cli("guide", "coming-from-")
+    assert several.status == 1 and re.search(facts("coming-from-trl", "coming-from-axolotl"), several.stderr)
     assert run_cli("guide", "keep-state", "--write", "new").stdout.splitlines() == [
         f"wrote new/{name}" for name in ("patience.py", "test_patience.py", "tiny.yaml")
     ]

@@ -88,7 +88,14 @@ def text_of(name: str) -> str:
     return re.sub(r"^<!-- .* -->\n", "", _source(name), flags=re.MULTILINE)
 
 
+def _completed(name: str) -> str:
+    """Return the only guide whose name begins with these letters, or else the name as it is."""
+    found = [each for each in GUIDES if each.startswith(name)]
+    return found[0] if name and len(found) == 1 and name not in GUIDES else name
+
+
 def _source(name: str) -> str:
+    name = _completed(name)
     if name not in GUIDES:
         raise HooktrainError(f"no guide is named '{name}'{did_you_mean(name, GUIDES)}; there are {', '.join(GUIDES)}")
     return GUIDES[name].read_text(encoding="utf-8")
@@ -138,7 +145,10 @@ def write_files(name: str, folder: Path) -> list[Path]:
     help="Write the guide's code to a folder: plugin, tests, and a recipe to run it with.",
 )
 def guide(name: str | None, folder: Path | None) -> None:
-    """Show a guide: how to use hooktrain, how to write plugins. Without a NAME, list the guides."""
+    """Show a guide: how to use hooktrain, how to write plugins. Without a NAME, list the guides.
+
+    The beginning of a name is enough where one guide alone has it.
+    """
     if name is None:
         width = max(map(len, GUIDES)) + 2
         for title, names in GROUPS.values():

@@ -103,12 +103,12 @@ def make_llama(tokenizer: PreTrainedTokenizerFast, tied: bool = True, **config: 
     return made
 
 
-def save_llama(folder: Path, tied: bool = True, **config: Any) -> Path:
+def save_llama(folder: Path | str, tied: bool = True, **config: Any) -> Path:
     """Write a tiny model and its tokenizer to a folder, as transformers loads them; returns the folder."""
     tokenizer = make_tokenizer()
     make_llama(tokenizer, tied, **config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
+    return Path(folder)
 
 
 FORMATS: Mapping[str, Callable[[str, str], dict[str, Any]]] = {
