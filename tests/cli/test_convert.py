@@ -96,7 +96,7 @@ def test_without_out_the_recipe_is_the_output(run):
 
 
 def test_what_is_not_supported_needs_partial(run, here):
-    refused = ARCTIC + "tiled_mlp_compute: true\n"
+    refused = ARCTIC + "overfit_first_batch: true\n"
     status, shown, _ = run("convert", refused, "-o", "new.yaml", "--json")
     assert status == 3
     assert not (here / "new.yaml").exists()
@@ -104,7 +104,7 @@ def test_what_is_not_supported_needs_partial(run, here):
     assert entry.keys() == {"key", "reason", "remedy"}
     status, shown, _ = run("convert", refused, "-o", "new.yaml", "--partial")
     assert status == 3
-    assert "tiled_mlp_compute" in (here / "new.yaml").read_text().partition("\n\n")[0], "told at its head"
+    assert "overfit_first_batch" in (here / "new.yaml").read_text().partition("\n\n")[0], "told at its head"
     assert "NOT SUPPORTED" in shown
 
 

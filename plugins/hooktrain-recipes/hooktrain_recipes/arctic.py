@@ -11,12 +11,12 @@ import attrs
 from hooktrain import Collector, Translation
 from hooktrain_recipes.arctic_preferences import REFERENCE_ROWS, set_pairs_of
 from hooktrain_recipes.arctic_sources import SOURCE_ROWS, translate_sources
+from hooktrain_recipes.block_settings import set_block_settings
 from hooktrain_recipes.deepspeed_json import DEEPSPEED_ROWS, translate_deepspeed
 from hooktrain_recipes.human import human, human_whole, mapping_of, plain_mapping, positive_whole
 from hooktrain_recipes.kinds import refuse_unknown
 from hooktrain_recipes.preferences import set_loss
 from hooktrain_recipes.reasons import (
-    ACTIVATION_OFFLOAD,
     CONTRADICTION,
     LIMITS,
     MODEL_PARALLEL,
@@ -199,8 +199,8 @@ ROWS: tuple[Row, ...] = (
     by("arctic_moe", _moe, about="no effect on one rank; with `expert_parallel_size` not supported", kind="ignored"),
     ignored("enable_arctic_moe_custom_optimization", "kernels that compute the same"),
     method("routing replay").row("enable_routing_replay"),
-    ACTIVATION_OFFLOAD.row("activation_checkpoint_cpu_offload"),
-    ACTIVATION_OFFLOAD.row("tiled_mlp_compute"),
+    Row(key="activation_checkpoint_cpu_offload", ours="`model.activation_offload`"),
+    Row(key="tiled_mlp_compute", ours="`model.tiled_mlp`", about="not with ZeRO 3"),
     LIMITS.row("overfit_first_batch"),
     ignored("mem_profiler", "does not change the training; `hooktrain train --profile-hooks` shows memory"),
     ignored("mem_profiler_dir", "belongs to mem_profiler"),
@@ -340,6 +340,7 @@ class _Dialect:
             for key in found.unaccounted():
                 OWN_CODE.refuse(found, key)
         _defaults(found, str(kind))
+        set_block_settings(found, offload=("activation_checkpoint_cpu_offload",), tiled=("tiled_mlp_compute",))
         refuse_unknown(found, ROWS)
         return found.translation()
 

@@ -17,6 +17,7 @@ from hooktrain_recipes.axolotl_preferences import set_method, set_reward
 from hooktrain_recipes.axolotl_rows import ROWS
 from hooktrain_recipes.axolotl_strategy import set_strategy
 from hooktrain_recipes.axolotl_trackers import set_trackers
+from hooktrain_recipes.block_settings import OFFLOADED, set_block_settings
 from hooktrain_recipes.explained import explain
 from hooktrain_recipes.kinds import check_kinds, guarded, refuse_unknown
 from hooktrain_recipes.optimizers import add_group, fit_strategy, set_muon, set_optimizer
@@ -102,6 +103,9 @@ class _Dialect:
             guarded(found, partial(step, found), "base_model")
         guarded(found, partial(set_strategy, found, folder), "deepspeed" if "deepspeed" in found else "base_model")
         fit_strategy(found, "optimizer", ("load_in_4bit", "load_in_8bit"))
+        word = str(found.get("gradient_checkpointing"))
+        keys = ("activation_offloading", *(["gradient_checkpointing"] if word.startswith(OFFLOADED) else []))
+        set_block_settings(found, offload=keys, tiled=("tiled_mlp",))
         apply(found, ROWS)
         refuse_unknown(found, ROWS)
         explain(found)

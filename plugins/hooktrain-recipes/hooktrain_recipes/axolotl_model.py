@@ -8,10 +8,10 @@ from typing import Any
 from hooktrain import Collector
 from hooktrain_recipes.adapters import copy_all, plain, targets, without_adapter
 from hooktrain_recipes.axolotl_preferences import PAIRED
+from hooktrain_recipes.block_settings import OFFLOADED
 from hooktrain_recipes.preferences import without_dropout
 from hooktrain_recipes.quantization import set_quantization
 from hooktrain_recipes.reasons import (
-    COMPILE,
     CONTRADICTION,
     DISTILLATION,
     FP8,
@@ -210,17 +210,13 @@ def _plugins(found: Collector) -> None:
 
 
 def _checkpointing(found: Collector) -> None:
-    from hooktrain_recipes.reasons import ACTIVATION_OFFLOAD
-
     key, value = "gradient_checkpointing", found.get("gradient_checkpointing")
-    if isinstance(value, str) and value.startswith(("offload", "unsloth")):
-        ACTIVATION_OFFLOAD.refuse(found, key)
-    else:
-        found.copy(key, "model.activation_checkpointing", flag)
-    if found.get("activation_offloading"):
-        ACTIVATION_OFFLOAD.refuse(found, "activation_offloading")
-    if found.get("torch_compile"):
-        COMPILE.refuse(found, "torch_compile")
+    asks = isinstance(value, str) and value.startswith(OFFLOADED)  # which also offloads, see set_block_settings
+    found.copy(key, "model.activation_checkpointing", lambda given: True if asks else flag(given))
+    if flag_of(found.get("selective_checkpointing")):
+        found.copy("selective_checkpointing", "model.activation_checkpointing", lambda _: "selective")
+    elif "selective_checkpointing" in found:
+        found.ignored("selective_checkpointing", "not used: this value asks for nothing")
     key, patience = "loss_watchdog_threshold", "loss_watchdog_patience"
     if found.get(key):
         found.copy(key, "spike_guard.max_loss", positive)

@@ -11,6 +11,7 @@ import attrs
 
 from hooktrain import Collector, Translation
 from hooktrain_recipes.adapters import copy_all, targets, without_adapter
+from hooktrain_recipes.block_settings import set_block_settings
 from hooktrain_recipes.deepspeed_json import translate_deepspeed_file
 from hooktrain_recipes.explained import explain
 from hooktrain_recipes.fsdp import set_fsdp
@@ -25,7 +26,6 @@ from hooktrain_recipes.optimizers import fit_strategy
 from hooktrain_recipes.preferences import without_dropout
 from hooktrain_recipes.quantization import set_quantization
 from hooktrain_recipes.reasons import (
-    ACTIVATION_OFFLOAD,
     CONTRADICTION,
     GROUPS,
     IMAGES,
@@ -86,6 +86,7 @@ class _Dialect:
             guarded(found, partial(step, found), "model_name_or_path")
         guarded(found, partial(_strategy, found, folder), "deepspeed" if "deepspeed" in found else "model_name_or_path")
         fit_strategy(found, "use_muon" if flag_of(found.get("use_muon")) else "optim", ("quantization_bit",))
+        set_block_settings(found, offload=("use_unsloth_gc",), implied=True)
         apply(found, ROWS_V0)
         pair_up(found)
         refuse_unknown(found, ROWS)
@@ -144,8 +145,6 @@ def _model(found: Collector) -> None:
             found.translated(key, "model.type")
         elif key in found:
             found.ignored(key, "false is the default")
-    if flag_of(found.get("use_unsloth_gc")):
-        ACTIVATION_OFFLOAD.refuse(found, "use_unsloth_gc")
     off = "disable_gradient_checkpointing"
     if flag_of(found.get(off)):
         found.copy(off, "model.activation_checkpointing", lambda value: not flag(value))

@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 from hooktrain import Collector
 from hooktrain_recipes.reasons import (
-    ACTIVATION_OFFLOAD,
-    COMPILE,
     DROP_LAST,
     FITTING_BATCH,
     FP8,
@@ -23,7 +21,7 @@ from hooktrain_recipes.reasons import (
     method,
     refused,
 )
-from hooktrain_recipes.tables import Row, all_ignored, by, moved, told
+from hooktrain_recipes.tables import Row, all_ignored, by, moved, nothing, told
 from hooktrain_recipes.trackers import add_tracker, add_trackers
 from hooktrain_recipes.values import flag, number, text, whole
 
@@ -108,6 +106,11 @@ ROWS: tuple[Row, ...] = (
             "flash_attn": ("model.attn_implementation", ""),
             "enable_liger_kernel": ("model.type", "`liger`"),
             "disable_gradient_checkpointing": ("model.activation_checkpointing", "the opposite"),
+            "use_unsloth_gc": ("model.activation_offload", "with activation checkpointing"),
+            "torch_compile": ("model.compile", "also by a backend or mode alone; not with ZeRO 3"),
+            "torch_compile_backend": ("model.compile.backend", ""),
+            "torch_compile_mode": ("model.compile.mode", "without CUDA graphs"),
+            "overwrite_output_dir": ("checkpoint[].overwrite", ""),
             "moe_aux_loss_coef": ("model.hf_config_kwargs", ""),
             "add_tokens": ("tokenizer.add_tokens", ""),
             "add_special_tokens": ("tokenizer.special_tokens.extra_special_tokens", ""),
@@ -180,7 +183,6 @@ ROWS: tuple[Row, ...] = (
     *all_ignored("the recipe says that it trains", "do_train"),
     *all_ignored("prepared data is cached on its own, and prepared again where it has changed", "overwrite_cache",
                  "tokenized_path", "preprocessing_batch_size", "data_shared_file_system", "cache_dir"),
-    *all_ignored("an earlier run's files are kept apart", "overwrite_output_dir"),
     *all_ignored("metrics.jsonl has the losses", "plot_loss", "compute_accuracy", "include_effective_tokens_per_second",
                  "include_num_input_tokens_seen", "include_tokens_per_second", "logging_dir", "logging_strategy",
                  "logging_first_step", "logging_nan_inf_filter", "log_level", "disable_tqdm", "print_param_status",
@@ -221,7 +223,8 @@ ROWS: tuple[Row, ...] = (
                  "use_packed_sequences", "mixed_precision", "recompute_granularity", "recompute_method",
                  "recompute_num_layers", "account_for_embedding_in_pipeline_split",
                  "account_for_loss_in_pipeline_split"),
-    *all_ignored("null is the default", "adapter_folder", "fsdp_min_num_params"),
+    *all_ignored("FSDP2 shards each block of the model", "fsdp_min_num_params"),
+    *nothing("adapter_folder"),
     *(
         by(key, _sizes, about=MODEL_PARALLEL.reason, kind="unsupported")
         for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size",
@@ -240,10 +243,7 @@ ROWS: tuple[Row, ...] = (
              "export_quantization_maxlen"),
     *refused(FP8, "fp8"),
     *belongs(FP8, "fp8", "fp8_backend", "fp8_enable_fsdp_float8_all_gather"),
-    *refused(COMPILE, "torch_compile"),
-    *belongs(COMPILE, "torch_compile", "torch_compile_backend", "torch_compile_mode"),
-    *refused(ACTIVATION_OFFLOAD, "use_unsloth_gc"),
-    *all_ignored("null is the default", "load_best_model_at_end"),
+    *nothing("load_best_model_at_end"),
     *all_ignored("the loss of the evaluation is watched", "metric_for_best_model", "greater_is_better"),
     *refused(SMALL_STATES, "use_galore", "use_apollo", "use_badam", "use_adam_mini"),
     *belongs(SMALL_STATES, "use_galore", "galore_target", "galore_rank", "galore_update_interval", "galore_scale",

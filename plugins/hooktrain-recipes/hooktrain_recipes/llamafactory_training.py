@@ -14,6 +14,7 @@ from hooktrain_recipes.training_arguments import (
     set_decay,
     set_early_stopping,
     set_interval,
+    set_overwrite,
     set_resume,
 )
 from hooktrain_recipes.values import at_least_one, flag, flag_of, numeric, positive, text, whole
@@ -120,6 +121,7 @@ def set_saves(found: Collector) -> None:
     elif "save_total_limit" in found:
         found.ignored("save_total_limit", "every export is kept" if found.get("save_total_limit") else "all are kept")
     set_resume(found, "" if lone else "checkpoint[0]", (True, "true", "auto"))
+    set_overwrite(found)
 
 
 def set_push(found: Collector, last: int) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "keys_of",
     "linked",
     "moved",
+    "nothing",
     "same",
     "sections",
     "table_of",
@@ -80,6 +81,19 @@ def all_ignored(reason: str, *keys: str) -> Iterator[Row]:
     """Rows of keys without effect here, for one reason."""
     for key in keys:
         yield ignored(key, reason)
+
+
+def nothing(*keys: str) -> Iterator[Row]:
+    """Rows of keys that code accounts for where they ask for something: a value that does not is the default."""
+
+    def rule(found: Collector, path: str) -> None:
+        value = found.values[path]
+        if value is None or value is False or value in (0, "", [], {}):
+            name = "null" if value is None else str(value).lower() if isinstance(value, (bool, int, float)) else "empty"
+            found.ignored(path, f"{name} is the default")
+
+    for key in keys:
+        yield by(key, rule, about="nothing is asked for where it is empty or false", kind="ignored")
 
 
 def told(rows: Mapping[str, tuple[str, str]]) -> Iterator[Row]:
@@ -144,7 +158,7 @@ def sections(found: Collector, rows: Iterable[Row]) -> None:
             continue
         value = found.values[key]
         if value in (None, "") or value in ({}, []):
-            found.ignored(key, "empty")
+            found.ignored(key, "null is the default" if value is None else "empty")
         else:
             found.unsupported(
                 key, f"given {value!r:.60}, expected keys and values", f"correct it as {found.program} has it"

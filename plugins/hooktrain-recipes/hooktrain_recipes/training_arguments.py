@@ -19,6 +19,7 @@ __all__ = [
     "set_decay",
     "set_held_out",
     "set_length",
+    "set_overwrite",
     "set_resume",
     "set_text_column",
 ]
@@ -199,11 +200,25 @@ def set_resume(found: Collector, to: str, automatic: tuple[Any, ...] = ()) -> No
     key = "resume_from_checkpoint"
     again = found.get(key)
     if again in (None, False, "", "false"):
-        found.ignored(key, "not used") if key in found else None
+        why = "null is the default" if again is None else "no earlier run is continued"
+        found.ignored(key, why) if key in found else None
     elif to and again in automatic:
         found.copy(key, f"{to}.auto_resume", lambda _: True)
     else:
         OWN_CHECKPOINT.refuse(found, key)
+
+
+def set_overwrite(found: Collector) -> None:
+    """Set ``overwrite`` of each checkpoint that does not continue the run which it finds in its folder."""
+    key = "overwrite_output_dir"
+    if not flag_of(found.get(key)):
+        found.ignored(key, f"{'null' if found.get(key) is None else 'false'} is the default") if key in found else None
+        return
+    for place, entry in enumerate(found.recipe["checkpoint"]):
+        if not entry.get("auto_resume"):
+            found.set(f"checkpoint[{place}].overwrite", True)
+            found.translated(key, f"checkpoint[{place}].overwrite")
+    found.ignored(key, "an earlier run is continued") if not found.accounted(key) else None
 
 
 def set_text_column(found: Collector, key: str, source: str, column: str) -> None:

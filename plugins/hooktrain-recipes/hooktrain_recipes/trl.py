@@ -10,6 +10,7 @@ import attrs
 
 from hooktrain import Collector, Translation
 from hooktrain_recipes.adapters import targets
+from hooktrain_recipes.block_settings import set_block_settings
 from hooktrain_recipes.human import mapping_of, positive_whole
 from hooktrain_recipes.kinds import refuse_unknown
 from hooktrain_recipes.preferences import UNCUT
@@ -71,6 +72,7 @@ ROWS: tuple[Row, ...] = (
         ("eval_delay", "`eval_delay`", "in steps"),
         ("load_best_model_at_end", "`checkpoint[0].save_best`", "the best model is the export in `best`"),
         ("output_dir", "`checkpoint[].output_dir`", "of the export at the end"),
+        ("overwrite_output_dir", "`checkpoint[].overwrite`", ""),
         ("save_strategy", "`checkpoint[].save_every_n_steps`, `save_every_n_epochs`", ""),
         ("save_steps", "`checkpoint[].save_every_n_steps`", "500 in TRL"),
         ("save_total_limit", "`checkpoint[].keep_last`", ""),
@@ -79,6 +81,10 @@ ROWS: tuple[Row, ...] = (
         ("push_to_hub", "`checkpoint[].push_to`", "at the end of the run"),
         ("hub_model_id", "`checkpoint[].push_to`", ""), ("hub_private_repo", "`checkpoint[].push_private`", ""),
         ("report_to", "`trackers`", "those that hooktrain has by name, with `run_name`, `wandb_project` and others"),
+        ("torch_compile", "`model.compile`", "also by a backend or mode alone; not with ZeRO 3"),
+        ("torch_compile_backend", "`model.compile.backend`", ""),
+        ("torch_compile_mode", "`model.compile.mode`", "without CUDA graphs"),
+        ("activation_offloading", "`model.activation_offload`", "with `gradient_checkpointing`"),
         ("use_liger_kernel", "`model.type: liger`", ""), ("liger_kernel_config", "`model.rope`, ...", ""),
         ("deepspeed", "`strategy.config`", "a JSON file, or its keys"), ("fsdp", "`strategy.data_parallel: fsdp2`", ""),
         ("accelerate_config", "`strategy`", "a YAML file of accelerate, or the name of one that comes with TRL"),
@@ -117,6 +123,8 @@ class _Dialect:
         sections(found, ROWS)
         found.default("micro_batch_size", 8, _DEFAULT)
         found.default("model.activation_checkpointing", True, _DEFAULT)
+        found.default("type", "sft", "the script of fine-tuning")
+        set_block_settings(found, offload=("activation_offloading",), implied=True)
         refuse_unknown(found, ROWS)
         return found.translation()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from hooktrain_recipes.human import positive_whole
 from hooktrain_recipes.reasons import (
-    ACTIVATION_OFFLOAD,
-    COMPILE,
     DISTILLATION,
     IMAGES,
     MODEL_PARALLEL,
@@ -56,7 +54,6 @@ _REASONS: dict[str, str] = {
     "wandb_run_group",
     "trackers get metrics and the recipe alone": "trackio_bucket_id trackio_static_space_id wandb_log_model",
     "the command says what is done": "do_train do_predict",
-    "an export replaces an earlier one, and checkpoints are never overwritten": "overwrite_output_dir",
     "the model is pushed at the end of the run": "hub_strategy hub_always_push overwrite_hub_revision",
     "the hub's own login is used": "hub_token push_to_hub_token",
     "weights are always safetensors": "save_safetensors",
@@ -80,7 +77,6 @@ _REASONS: dict[str, str] = {
     "packed weights are bytes": "bnb_4bit_quant_storage",
     "is for benchmarks of the script": "system_prompt",
     "is for other tasks": "lora_task_type",
-    "belongs to torch_compile": "torch_compile_backend torch_compile_mode",
 }
 """Keys without effect, by the reason."""
 
@@ -111,8 +107,6 @@ _DISTILLATION = (
 REFUSED_ROWS: tuple[Row, ...] = (
     *(ROLLOUTS.row(key, off=(None,)) for key in _ROLLOUTS.split()),
     *(DISTILLATION.row(key, off=(None,)) for key in _DISTILLATION.split()),
-    ACTIVATION_OFFLOAD.row("activation_offloading"),
-    COMPILE.row("torch_compile"),
     MODEL_PARALLEL.row("parallelism_config", off=(None, False)),
     MODEL_PARALLEL.row("tp_size", off=(None, 0, 1)),
     IMAGES.row("freeze_vision_modules"),

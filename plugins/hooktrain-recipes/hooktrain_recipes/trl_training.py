@@ -22,6 +22,7 @@ from hooktrain_recipes.training_arguments import (
     set_decay,
     set_interval,
     set_length,
+    set_overwrite,
     set_resume,
 )
 from hooktrain_recipes.trl_data import evaluates
@@ -169,6 +170,7 @@ def _saving(found: Collector) -> None:
         found.ignored("save_strategy", "nothing is saved before the end") if "save_strategy" in found else None
     else:
         found.unsupported("save_strategy", f"given {strategy!r:.40}, expected no, steps or epoch", "write one of them")
+    set_overwrite(found)
     for key in ("save_strategy", "save_steps", "save_total_limit", "save_only_model"):
         if key in found and not found.accounted(key):
             found.ignored(key, "not used")
@@ -208,7 +210,7 @@ def _checkpoints(found: Collector, strategy: str, only_model: bool) -> None:
 
 def _hub(found: Collector) -> None:
     keys = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "push_to_hub_model_id",
-            "push_to_hub_organization", "resume_from_checkpoint")  # fmt: skip
+            "push_to_hub_organization")  # fmt: skip
     if flag_of(found.get("push_to_hub")):
         name = found.get("hub_model_id") or Path(str(found.get("output_dir", "trainer_output"))).name
         branch = f"@{found.get('hub_revision')}" if found.get("hub_revision") else ""
@@ -223,6 +225,8 @@ def _hub(found: Collector) -> None:
     for key in keys:
         if key in found and not found.accounted(key):
             found.ignored(key, "not used")
+    if "resume_from_checkpoint" in found and not found.accounted("resume_from_checkpoint"):
+        found.ignored("resume_from_checkpoint", "nothing is saved to resume from")
 
 
 def _strategy(found: Collector, folder: Path) -> None:

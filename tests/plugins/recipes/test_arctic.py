@@ -127,6 +127,13 @@ def test_an_adapter():
     assert peft["config"] == {"layers_to_transform": [0]}
 
 
+def test_activations_and_mlps():
+    model = resolved(translated("arctic", changed(activation_checkpoint_cpu_offload=True, tiled_mlp_compute=True)))[
+        "model"
+    ]
+    assert (model["activation_checkpointing"], model["activation_offload"], model["tiled_mlp"]) == (True, True, True)
+
+
 def test_known_data_sets_are_left_to_hooktrain():
     made = translated("arctic", changed(data={"sources": ["HuggingFaceH4/ultrachat_200k:train[:10]", "org/rows"]}))
     first, second = made.recipe["data"]["sources"]
@@ -141,7 +148,7 @@ def test_known_data_sets_are_left_to_hooktrain():
         (changed(data={"sources": [{"type": "snowflake", "sql": "SELECT"}]}), {"data.sources[0]": "account"}),
         (changed(data={"sources": [{"type": "mine", "name_or_path": "x"}]}), {"data.sources[0]": "code of its own"}),
         (changed(data={"sources": [{"name_or_path": "x", "role_mapping": {"assistant": "a", "user": "b"}}]}), {"data.sources[0].role_mapping": "order of these roles"}),
-        (changed(tiled_mlp_compute=True), {"tiled_mlp_compute": "tiled MLP"}),
+        (changed(tiled_mlp_compute=True, deepspeed={"zero_optimization": {"stage": 3}}), {"tiled_mlp_compute": "ZeRO 3"}),
         (changed(expert_parallel_size=8, arctic_moe=True), {"expert_parallel_size": "expert", "arctic_moe": "expert"}),
         (changed(scheduler={"name": "greedy"}), {"scheduler.name": "schedules"}),
         (changed(deepspeed={"bf16": {"enabled": True, "bf16_optimizer_states": True}}), {"deepspeed.bf16.bf16_optimizer_states": "small states"}),

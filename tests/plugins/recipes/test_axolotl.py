@@ -210,6 +210,14 @@ QLORA = "adapter: qlora\nlora_target_linear: true\nload_in_4bit: true\n"
 HELD = "val_set_size: 0.1\nnum_epochs: 2\n"
 TRANSLATED = [
     ("num_epochs: 0.5", "epochs", 0.5),
+    ("torch_compile: auto", "model.compile", True),
+    ("torch_compile: true\ntorch_compile_backend: aot_eager", "model.compile.backend", "aot_eager"),
+    ("torch_compile_backend: aot_eager", "model.compile", None),
+    ("tiled_mlp: true\ntiled_mlp_num_shards: 4", "model.tiled_mlp", True),
+    ("gradient_checkpointing: offload", "model.activation_offload", True),
+    ("gradient_checkpointing: unsloth", "model.activation_checkpointing", True),
+    ("gradient_checkpointing: true\nactivation_offloading: legacy", "model.activation_offload", True),
+    ("gradient_checkpointing: true\nselective_checkpointing: true", "model.activation_checkpointing", "selective"),
     (HELD + "evals_per_epoch: 4", "eval_interval", 0.25),
     (HELD + "evals_per_epoch: 1", "eval_interval", "epoch"),
     (HELD + "eval_steps: 0.1", "eval_interval", 0.2),
@@ -282,7 +290,12 @@ REFUSED = [
     ("process_reward_model: true", "process_reward_model", "preferences or reward models"),
     ("rl: grpo", "rl", "rollouts"),
     ("processor_type: AutoProcessor", "processor_type", "images or audio"),
-    ("torch_compile: true", "torch_compile", "compile"),
+    (
+        "torch_compile: true\ntiled_mlp: true",
+        "torch_compile",
+        "compile: with model.tiled_mlp",
+    ),
+    ("deepcompile: true", "deepcompile", "compile"),
     (
         "val_set_size: 0.1\neval_steps: 5\nearly_stopping_patience: 3\nmetric_for_best_model: bleu",
         "early_stopping_patience",
@@ -290,7 +303,11 @@ REFUSED = [
     ),
     ("use_comet: true", "use_comet", "trackers"),
     ("lr_scheduler: one_cycle", "lr_scheduler", "schedules"),
-    ("gradient_checkpointing: offload", "gradient_checkpointing", "activation offload or tiled MLP"),
+    (
+        "gradient_checkpointing: offload_disk",
+        "gradient_checkpointing",
+        "activation offload or tiled MLP: to a disk",
+    ),
     ("tensor_parallel_size: 2", "tensor_parallel_size", "expert, tensor or pipeline parallel"),
     ("qat: {weight_dtype: int8}", "qat", "QAT"),
     ("fp8: true", "fp8", "FP8 training"),
@@ -318,6 +335,16 @@ LIES = [
 @pytest.mark.parametrize(("keys", "key", "reason"), LIES)
 def test_recipes_that_lie(keys, key, reason):
     assert refusals(of(keys))[key] == reason
+
+
+def test_the_account_says_what_was_written():
+    """No section is called empty that is not, and a default is the value that was given."""
+    made = of("special_tokens: {pad_token: <pad>}\nload_in_8bit: false\nlr_groups:\nresume_from_checkpoint: false")
+    reasons = {entry.key: entry.reason for entry in made.ignored}
+    assert not {"datasets", "special_tokens"} & reasons.keys()
+    assert {"datasets[0].path", "special_tokens.pad_token"} <= {entry.key for entry in made.translated}
+    assert (reasons["load_in_8bit"], reasons["lr_groups"]) == ("false is the default", "null is the default")
+    assert "no earlier run" in reasons["resume_from_checkpoint"]
 
 
 def test_only_its_own_recipes_are_recognised():

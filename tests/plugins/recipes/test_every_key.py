@@ -117,6 +117,9 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
             f"swanlab_{key}": ("a", "b", {"use_swanlab": True})
             for key in ("project", "experiment_name", "description", "mode", "workspace")
         },
+        "activation_offloading": (True, False, {"gradient_checkpointing": True}),
+        "torch_compile_backend": ("aot_eager", "eager", {"torch_compile": True}),
+        "torch_compile_mode": ("max-autotune", "default", {"torch_compile": True}),
         "special_tokens": ({"pad_token": "a"}, {"pad_token": "b"}),
         "added_tokens_overrides": ({5: "<a>"}, {5: "<b>"}),
         "default_system_message": ("a", "b", {**TALKS, "chat_template": "chatml"}),
@@ -181,6 +184,7 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "llamafactory": {
         "stage": ("sft", "pt"),
+        "torch_compile_mode": ("max-autotune", "default"),
         "pref_beta": (0.1, 0.2, PAIRS_OF_LLAMA),
         "pref_loss": ("hinge", "ipo", PAIRS_OF_LLAMA),
         "dpo_label_smoothing": (0.1, 0.2, PAIRS_OF_LLAMA),
@@ -244,6 +248,7 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
         "enable_activation_checkpointing": (True, False, V1),
     },
     "trl": {
+        "torch_compile_mode": ("max-autotune", "default"),
         "dataset_test_split": ("a", "b", {"eval_strategy": "steps"}),
         "dataset_mixture.datasets[].id": ("a", "b", MIXTURE),
         "dataset_mixture.datasets[].config": ("a", "b", MIXTURE),

@@ -86,7 +86,7 @@ def test_losses_of_trl_s_scripts(tmp_path: Path, folder: str, more: dict[str, An
 def test_the_folder_is_told_where_it_names_the_script(tmp_path: Path) -> None:
     (tmp_path / "orpo").mkdir()
     assert "the folder orpo" in translated("trl", TRL, tmp_path / "orpo").notes["loss.type"]
-    assert translated("trl", TRL, tmp_path).recipe.get("type") is None
+    assert translated("trl", TRL, tmp_path).recipe["type"] == "sft"
 
 
 def test_dropout_is_off_as_in_trl() -> None:
