@@ -35,8 +35,10 @@ def convert(
 ) -> int:
     """Convert another program's recipe to one of hooktrain's, with an account of every key.
 
-    Without -o the recipe is printed, and the account goes to the standard error. Ends with status 3 when a key is not
-    supported (the recipe is then written with --partial only), and with 4 when the file is no training recipe.
+    Without -o the recipe is printed, and the account goes to the standard error. What keeps the recipe from running on
+    this machine, such as a package that is not installed, is listed and changes no status. Ends with status 3 when a
+    key is not supported (the recipe is then written with --partial only), and with 4 when the file is no training
+    recipe.
     """
     from hooktrain.recipe.commented_yaml import commented_yaml
     from hooktrain.recipe.dialects import dialects_of, recognise, translate
@@ -62,10 +64,15 @@ def convert(
     text = commented_yaml(translation, raw, heading) if partial or not translation.unsupported else ""
     if text and output is not None:
         _write(output, text)
+    errors = _errors(recipe, translation, switches) if text else []
     if as_json:
-        click.echo(json.dumps(_facts(translation, dialect, text, output), indent=2, default=str))
+        facts = {**_facts(translation, dialect, text, output), "errors": errors}
+        click.echo(json.dumps(facts, indent=2, default=str))
     else:
         _print_account(translation, dialect, err=output is None)
+        if errors:
+            lines = (f"  - {each['where']}: {each['message']}" for each in errors)
+            click.echo("\n".join(["", "before it runs here:", *lines]), err=output is None)
         if output is None:
             click.echo(text, nl=False)
         elif text:
@@ -73,6 +80,15 @@ def convert(
         if not text:
             click.echo(f"hooktrain: {recipe}: nothing is written; --partial writes what is supported", err=True)
     return UNSUPPORTED if translation.unsupported else 0
+
+
+def _errors(path: Path, translation: Translation, switches: Sequence[str]) -> list[dict[str, str]]:
+    """Return what `plan` calls errors, such as a package that is not installed, as ``where`` and ``message``."""
+    from hooktrain.inspection.plan import read_phases
+
+    *_, facts = read_phases(path, switches=switches, estimates=False, translated=translation.recipe)
+    found: list[dict[str, str]] = facts["complaints"]
+    return found
 
 
 def _write(output: Path, text: str) -> None:

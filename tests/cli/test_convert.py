@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ model: {name_or_path: org/model}
 data: {sources: [org/rows]}
 """
 TRL = "model_name_or_path: org/model\ndataset_name: org/rows\nlearning_rate: 1e-5\n"
+GONE = ("tensorboard", "torchao")
 DIALECT = """
 from hooktrain import Collector, hookimpl
 
@@ -93,6 +96,18 @@ def test_without_out_the_recipe_is_the_output(run):
     assert status == 0
     assert yaml.safe_load(shown)["model"]["name_or_path"] == "org/model"
     assert "learning_rate" in told
+
+
+def test_packages_that_are_missing_here_are_told_of(run, here, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in GONE else find(name, *more))
+    text = TRL + "report_to: tensorboard\noptim: adamw_torch_8bit\n"
+    status, shown, _ = run("convert", text, "-o", "new.yaml")
+    assert status == 0, "the recipe is right, and may be for another machine"
+    assert re.search(facts("trackers[0]", "pip install tensorboard", "remove"), shown)
+    assert re.search(facts("optimizer.type", "adamw_8bit", "pip install torchao"), shown)
+    status, shown, _ = run("convert", text, "--json")
+    assert {each["where"] for each in json.loads(shown)["errors"]} == {"trackers[0]", "optimizer.type"}
 
 
 def test_what_is_not_supported_needs_partial(run, here):

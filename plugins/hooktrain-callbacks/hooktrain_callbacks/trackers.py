@@ -79,7 +79,8 @@ class TrackersPlugin:
             elif name in seen:
                 yield Complaint(where, f"{name} is named twice; keep one")
             elif importlib.util.find_spec(TRACKERS[name].package) is None:
-                yield Complaint(where, f"the package {TRACKERS[name].package} is not installed; pip install {name}")
+                package = TRACKERS[name].package
+                yield Complaint(where, f"the package {package} is not installed; pip install {package}, or remove it")
             else:
                 for text in TRACKERS[name].problems(settings):
                     yield Complaint(where, text)
