@@ -240,13 +240,16 @@ def translate_deepspeed_file(found: Collector, key: str, folder: Path) -> None:
         translate_deepspeed(found, key)
         return
     known = _SHIPPED.fullmatch(given)
-    if known and known["compile"]:
-        COMPILE.refuse(found, key)
+    if known and known["compile"] and known["stage"] == "3":
+        COMPILE.refuse(found, key, "with ZeRO 3, which gathers weights within graphs")
         return
     there = any(_is_file(path) for path in _places(given, folder))
     held = _content(known) if known and not there else read_json(found, key, given, folder)
     if held is not None:
         linked(found, key, held, translate_deepspeed)
+    if known and known["compile"] and not there:
+        found.set("model.compile", True)
+        found.translated(key, "model.compile")
 
 
 def _content(shipped: re.Match[str]) -> dict[str, Any]:

@@ -211,6 +211,7 @@ HELD = "val_set_size: 0.1\nnum_epochs: 2\n"
 TRANSLATED = [
     ("num_epochs: 0.5", "epochs", 0.5),
     ("torch_compile: auto", "model.compile", True),
+    ("deepspeed: deepspeed_configs/zero1_torch_compile.json", "model.compile", True),
     ("torch_compile: true\ntorch_compile_backend: aot_eager", "model.compile.backend", "aot_eager"),
     ("torch_compile_backend: aot_eager", "model.compile", None),
     ("tiled_mlp: true\ntiled_mlp_num_shards: 4", "model.tiled_mlp", True),
@@ -296,6 +297,11 @@ REFUSED = [
         "compile: with model.tiled_mlp",
     ),
     ("deepcompile: true", "deepcompile", "compile"),
+    (
+        "deepspeed: zero3_torch_compile.json",
+        "deepspeed",
+        "compile: with ZeRO 3, which gathers weights within graphs",
+    ),
     (
         "val_set_size: 0.1\neval_steps: 5\nearly_stopping_patience: 3\nmetric_for_best_model: bleu",
         "early_stopping_patience",
