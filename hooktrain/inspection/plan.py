@@ -96,7 +96,7 @@ def phases_of(
 
     Yields:
         The resolved recipe with origins, parts, hooks and plugins; the same with all complaints, those of the plugins'
-        ``check_recipe`` included; and, for which torch is imported, the same with the estimates.
+        ``check_recipe`` and ``check_files`` included; and, for which torch is imported, the same with the estimates.
     """
     found = problems_of([partial(check_installed, host)])
     problems = [*(host.problems or ()), *found]
@@ -164,10 +164,11 @@ def _resolved(host: PluginHost, sources: Sources, complaints: list[Complaint], w
 def _objections(host: PluginHost, recipe: Recipe, world: World) -> list[Complaint]:
     """Return the plugins' complaints about the recipe; one that fails does not keep others from being called."""
     made: list[Complaint] = [*logit_complaints(host, recipe), *output_complaints(host, recipe)]
-    for found in host.implementations("check_recipe"):
+    given: dict[str, Any] = {"recipe": recipe, "world": world, "hooks": host.hooks}
+    checks = [(hook, found) for hook in ("check_recipe", "check_files") for found in host.implementations(hook)]
+    for hook, found in checks:
         if found.wrapper:
             continue
-        given: dict[str, Any] = {"recipe": recipe, "world": world}
         try:
             answer: Any = found.function(*(given[name] for name in found.argnames))
             made += answer or ()
@@ -175,7 +176,7 @@ def _objections(host: PluginHost, recipe: Recipe, world: World) -> list[Complain
             raise
         except BaseException as problem:
             who = host.records[found.plugin_name]
-            made.append(Complaint("", f"{who}, hook check_recipe: {described(problem)}"))
+            made.append(Complaint("", f"{who}, hook {hook}: {described(problem)}"))
     return made
 
 

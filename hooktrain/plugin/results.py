@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pluggy import HookImpl
@@ -123,11 +124,11 @@ def _mapping(plugin: str, hook: str, result: Any, expected: str) -> dict[str, An
     return made
 
 
-def _complaints(host: PluginHost, plugin: str, result: Any) -> tuple[Complaint, ...]:
+def _complaints(hook: str, host: PluginHost, plugin: str, result: Any) -> tuple[Complaint, ...]:
     made, wrong = _items(result, Complaint)
     if wrong is not None:
         expected = "expected hooktrain.Complaint(where, message) for each problem, and None or [] where there is none"
-        raise wrong_result(plugin, "check_recipe", f"{repr(wrong)[:80]}, {expected}")
+        raise wrong_result(plugin, hook, f"{repr(wrong)[:80]}, {expected}")
     return made
 
 
@@ -156,6 +157,7 @@ _CHECKS: Mapping[str, Callable[[PluginHost, str, Any], Mapping[str, Any] | Itera
     "collect_loss_terms": _terms,
     "count_loss_terms": _term_counts,
     "make_models": _models,
-    "check_recipe": _complaints,
+    "check_recipe": partial(_complaints, "check_recipe"),
+    "check_files": partial(_complaints, "check_files"),
     "unused_hooks": _hook_names,
 }

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from hooktrain import ModelError
 
-__all__ = ["Location", "cannot_load", "first_line", "looks_like_path", "resolve_location"]
+__all__ = ["EXPECTED", "Location", "cannot_load", "first_line", "looks_like_path", "resolve_location"]
 
 _HUB_NAME = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
-_EXPECTED = (
+EXPECTED = (
     "expected a folder with a config.json, a .gguf file, or a name on the Hugging Face hub such as"
     " HuggingFaceTB/SmolLM2-135M-Instruct"
 )
@@ -79,12 +79,12 @@ def resolve_location(name_or_path: str, gguf_file: str | None, key: str, revisio
             )
         return Location(str(path), gguf_file, local=True)
     if path.is_file():
-        raise ModelError(f"{key}: given '{name_or_path}', which is a file; {_EXPECTED}; give the folder that it is in")
+        raise ModelError(f"{key}: given '{name_or_path}', which is a file; {EXPECTED}; give the folder that it is in")
     if looks_like_path(name_or_path):
-        raise ModelError(f"{key}: given '{name_or_path}', which does not exist; {_EXPECTED}; correct the path")
+        raise ModelError(f"{key}: given '{name_or_path}', which does not exist; {EXPECTED}; correct the path")
     if not _HUB_NAME.fullmatch(name_or_path):
         raise ModelError(
-            f"{key}: given '{name_or_path}', which is neither a folder nor a possible hub name; {_EXPECTED};"
+            f"{key}: given '{name_or_path}', which is neither a folder nor a possible hub name; {EXPECTED};"
             " correct the name"
         )
     return Location(name_or_path, gguf_file, local=False, revision=revision)
@@ -95,13 +95,13 @@ def cannot_load(location: Location, key: str, what: str, error: BaseException) -
     if location.local:
         file = f" with gguf_file '{location.gguf_file}'" if location.gguf_file else ""
         return ModelError(
-            f"{key}: given '{location.name}'{file}, whose {what} cannot be loaded ({first_line(error)}); {_EXPECTED};"
+            f"{key}: given '{location.name}'{file}, whose {what} cannot be loaded ({first_line(error)}); {EXPECTED};"
             " check that the folder is complete and that this version of transformers supports the model"
         )
     at = f" at revision '{location.revision}'" if location.revision else ""
     return ModelError(
         f"{key}: given '{location.name}'{at}, which is no folder on this machine and whose {what} cannot be loaded from"
-        f" the hub ({first_line(error)}); {_EXPECTED}; check the spelling, the network and your access to it, or give"
+        f" the hub ({first_line(error)}); {EXPECTED}; check the spelling, the network and your access to it, or give"
         f" a local folder{_cache_advice()}"
     )
 

@@ -86,6 +86,12 @@ class HFPlugin:
                     )
 
     @hookimpl
+    def check_files(self, recipe: Any) -> Iterator[Complaint]:
+        from hooktrain_hf.path_check import check_paths
+
+        yield from check_paths(recipe)
+
+    @hookimpl
     def make_tokenizer(self, config: Any) -> PreTrainedTokenizerBase | None:
         return build_tokenizer(config) if isinstance(config, HFTokenizerConfig) else None
 

@@ -17,7 +17,7 @@ from hooktrain_hf.verbosity import quiet_transformers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["HFTokenizerConfig", "added_tokens", "build_tokenizer", "end_of_turn_id"]
+__all__ = ["HFTokenizerConfig", "added_tokens", "build_tokenizer", "end_of_turn_id", "read_template"]
 
 _KEY = "tokenizer.name_or_path (by default model.name_or_path)"
 _LIST = "extra_special_tokens"
@@ -72,7 +72,7 @@ def build_tokenizer(config: HFTokenizerConfig) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: it cannot be loaded, or the chat template's file cannot be read.
     """
-    template = None if config.chat_template is None else _read_template(config.chat_template)
+    template = None if config.chat_template is None else read_template(config.chat_template)
     location = resolve_location(config.name_or_path, config.gguf_file, _KEY, config.revision)
     import transformers
 
@@ -108,14 +108,20 @@ def _add_tokens(tokenizer: Any, config: HFTokenizerConfig) -> None:
     _added[tokenizer] = frozenset(range(before, len(tokenizer)))
 
 
-def _read_template(given: str) -> str:
-    """Return a template's text; Jinja braces distinguish a text from a path or name."""
+def read_template(given: str, *, offline: bool = False) -> str:
+    """Return a template's text; Jinja braces distinguish a text from a path or name.
+
+    ``offline`` does not load another tokenizer, whose template is then "".
+
+    Raises:
+        ModelError: there is no such file, or no such template.
+    """
     if "{" in given:
         return given
     path = Path(given).expanduser()
     hub = not (path.exists() or path.suffix in _SUFFIXES or looks_like_path(given)) and given.count("/") == 1
     if path.is_dir() or hub:
-        return _template_of(given)
+        return "" if offline else _template_of(given)
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,6 +11,7 @@ from hooktrain import DataEstimate, HooktrainError, Recipe, World, default_cache
 from hooktrain_sft.compat import head_weight
 from hooktrain_sft.config import SourceOptions, TokenDataConfig, with_text_unit
 from hooktrain_sft.data.fingerprint import SequenceFingerprints
+from hooktrain_sft.data.local_source import is_local
 from hooktrain_sft.data.prepare import length_limit, prepare_data
 from hooktrain_sft.data.row_cache import SequenceCache
 from hooktrain_sft.loss.chunked_linear import automatic_chunk_size
@@ -23,8 +23,8 @@ __all__ = ["data", "logits"]
 def data(config: TokenDataConfig, recipe: Recipe, world: World, hooks: Any) -> DataEstimate:
     """Return exact figures where all examples are cached; otherwise the number of examples, if it is known quickly."""
     tokenizer = None
-    names = [_name(config) for config in (recipe.tokenizer, *config.sources, *config.eval_sources)]
-    if all(map(_is_here, names)):  # otherwise it might be downloaded
+    named = (recipe.tokenizer, *config.sources, *config.eval_sources)
+    if all(map(is_local, named)):  # otherwise it might be downloaded
         tokenizer = hooks.make_tokenizer(config=recipe.tokenizer, world=world, recipe=recipe)
     positions = hooks.count_positions(config=recipe.model)
     if tokenizer is not None and _is_cached(config, tokenizer, world, hooks):
@@ -45,17 +45,6 @@ def data(config: TokenDataConfig, recipe: Recipe, world: World, hooks: Any) -> D
     elif examples is not None:
         why = f"examples counted in the files; {why}"
     return DataEstimate(sequences=examples, longest=longest, how=why)
-
-
-def _name(config: Any) -> str:
-    """Return the file, folder or hub name of a source or tokenizer, without a split; empty where it has none."""
-    name = SourceOptions.of(config).name_or_path
-    return name if _is_here(name) else name.rpartition(":")[0] or name
-
-
-def _is_here(name: str) -> bool:
-    path = Path(name).expanduser()
-    return bool(name) and (path.exists() or any(mark in name for mark in "*?["))
 
 
 def _is_cached(config: TokenDataConfig, tokenizer: Any, world: World, hooks: Any) -> bool:

@@ -27,7 +27,7 @@ from hooktrain_sft.data.packing import Bins, check_bins
 from hooktrain_sft.data.tokenize import Encoder
 from hooktrain_sft.data.worker_pool import WorkerPool, number_of_workers
 
-__all__ = ["OpenedSource", "Reader", "label_of", "not_used", "pack", "unused_columns"]
+__all__ = ["OpenedSource", "Reader", "label_of", "not_used", "open_source", "pack", "unused_columns"]
 
 _BATCH = 1024
 """Examples that are tokenized together: enough to keep the tokenizer's threads busy."""
@@ -87,6 +87,60 @@ def _in_blocks(table: Any) -> Iterator[Any]:
             yield dict(zip(names, values, strict=True))
 
 
+def open_source(source: Any, config: TokenDataConfig, world: World, hooks: Any) -> OpenedSource:
+    """Load a source and choose the format of its examples.
+
+    Raises:
+        DataError: when no plugin loads it, it has no examples, or their format is not known.
+    """
+    label = label_of(source)
+    examples = hooks.load_source(config=with_text_unit(source, config), world=world)
+    if examples is None:
+        raise DataError(f"{label}: no plugin loads a {type(source).__name__}; install or enable one that does")
+    total = len(examples) if isinstance(examples, Sized) else None
+    first = next(iter(OpenedSource(label, examples, None, total)), None)
+    if first is None:
+        raise DataError(
+            f"{label}: given no examples, expected at least one; check the name and the split of the source"
+        )
+    return OpenedSource(label, examples, _format(source, examples, first, label, config, hooks), total)
+
+
+def _format(source: Any, examples: Any, first: Any, label: str, config: TokenDataConfig, hooks: Any) -> Format | None:
+    options = SourceOptions.of(source, config)
+    if not isinstance(config, SFTDataConfig) and not options.columns:
+        return None
+    if not isinstance(first, Mapping):
+        raise DataError(
+            f"{label}, example 0: given a {type(first).__name__}, expected a mapping of column names to values"
+        )
+    columns = _columns(options, examples, first)
+    try:
+        if not isinstance(config, SFTDataConfig):
+            return renamed_format(columns, options.columns)
+        return choose_format(columns, first, source, config, known_formats(source, config, hooks))
+    except RecursionError as problem:
+        raise DataError(f"{label}, example 0: {_BEYOND} ({problem}); correct or remove the example") from problem
+    except DataError as problem:
+        if len(hooks.render_example.get_hookimpls()) > 1:
+            return None  # another plugin renders examples, and may know the format
+        raise DataError(f"{label}: {problem}") from problem
+
+
+def _columns(options: SourceOptions, examples: Any, first: Mapping[str, Any]) -> list[str]:
+    """Return the source's columns: of examples that have each their own, at least those that the recipe names."""
+    columns = dict.fromkeys(str(column) for column in column_names(examples) or first)
+    renamed = [ours if theirs is None else theirs for ours, theirs in options.columns.items()]
+    paths = [*renamed, *paths_of(options.role_mapping)]
+    named = {path.partition(".")[0] for path in paths} - set(columns)
+    most = None if isinstance(examples, Sized) else _BATCH
+    for example in itertools.islice(OpenedSource("", examples, None, None), most) if named else ():
+        columns |= dict.fromkeys(name for name in named if name in example)
+        if named <= columns.keys():
+            break
+    return list(columns)
+
+
 class Prepared(NamedTuple):
     """Consecutive examples, tokenized.
 
@@ -113,56 +167,8 @@ class Reader:
         self.encoder = Encoder(tokenizer)
 
     def open(self, source: Any) -> OpenedSource:
-        """Load a source and choose the format of its examples.
-
-        Raises:
-            DataError: when no plugin loads it, it has no examples, or their format is not known.
-        """
-        label = label_of(source)
-        examples = self.hooks.load_source(config=with_text_unit(source, self.config), world=self.world)
-        if examples is None:
-            raise DataError(f"{label}: no plugin loads a {type(source).__name__}; install or enable one that does")
-        total = len(examples) if isinstance(examples, Sized) else None
-        first = next(iter(OpenedSource(label, examples, None, total)), None)
-        if first is None:
-            raise DataError(
-                f"{label}: given no examples, expected at least one; check the name and the split of the source"
-            )
-        return OpenedSource(label, examples, self._format(source, examples, first, label), total)
-
-    def _format(self, source: Any, examples: Any, first: Any, label: str) -> Format | None:
-        options = SourceOptions.of(source, self.config)
-        if not isinstance(self.config, SFTDataConfig) and not options.columns:
-            return None
-        if not isinstance(first, Mapping):
-            raise DataError(
-                f"{label}, example 0: given a {type(first).__name__}, expected a mapping of column names to values"
-            )
-        columns = self._columns(options, examples, first)
-        try:
-            if not isinstance(self.config, SFTDataConfig):
-                return renamed_format(columns, options.columns)
-            return choose_format(columns, first, source, self.config, known_formats(source, self.config, self.hooks))
-        except RecursionError as problem:
-            raise DataError(f"{label}, example 0: {_BEYOND} ({problem}); correct or remove the example") from problem
-        except DataError as problem:
-            if len(self.hooks.render_example.get_hookimpls()) > 1:
-                return None  # another plugin renders examples, and may know the format
-            raise DataError(f"{label}: {problem}") from problem
-
-    @staticmethod
-    def _columns(options: SourceOptions, examples: Any, first: Mapping[str, Any]) -> list[str]:
-        """Return the source's columns: of examples that have each their own, at least those that the recipe names."""
-        columns = dict.fromkeys(str(column) for column in column_names(examples) or first)
-        renamed = [ours if theirs is None else theirs for ours, theirs in options.columns.items()]
-        paths = [*renamed, *paths_of(options.role_mapping)]
-        named = {path.partition(".")[0] for path in paths} - set(columns)
-        most = None if isinstance(examples, Sized) else _BATCH
-        for example in itertools.islice(OpenedSource("", examples, None, None), most) if named else ():
-            columns |= dict.fromkeys(name for name in named if name in example)
-            if named <= columns.keys():
-                break
-        return list(columns)
+        """Load a source and choose the format of its examples, see :func:`open_source`."""
+        return open_source(source, self.config, self.world, self.hooks)
 
     def render(self, opened: OpenedSource, examples: Iterable[Any], first: int = 0) -> Iterator[Any]:
         """Yield each example as text with spans; examples are numbered from ``first`` on.
