@@ -215,6 +215,26 @@ def test_demo_prints_losses_and_answers_and_exports_a_model(tmp_path, tiny_llama
     assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
 
 
+STOPS = """
+import hooktrain
+
+@hooktrain.hookimpl
+def on_step_end(trainer):
+    trainer.request_stop("SIGINT, received by rank 0", urgent=True, exit_status=130)
+"""
+
+
+def test_a_demo_that_is_stopped_early_says_that_nothing_was_evaluated_after(tmp_path, tiny_llama, capfd, monkeypatch):
+    (tmp_path / "stops_the_demo.py").write_text(STOPS)
+    monkeypatch.syspath_prepend(tmp_path)
+    tiny = [f"model.name_or_path={tiny_llama}", "model.gguf_file=null", "strategy.dtype=fp32", "train_iters=6"]
+    with pytest.raises(SystemExit) as ended:
+        run_demo(tmp_path / "demo", tiny, ["stops_the_demo"])
+    assert ended.value.code == 130
+    line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("loss on the held-out"))
+    assert re.search(r": \d.*before, not evaluated after, .*stopped early, at step 1 of 6$", line)
+
+
 @pytest.mark.thorough
 @pytest.mark.timeout(600)
 def test_demo_with_smollm2_learns(tmp_path, capfd):

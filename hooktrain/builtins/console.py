@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from hooktrain.config import at_least, field
 from hooktrain.markers import hookimpl
 from hooktrain.plugin.info import PluginInfo
-from hooktrain.protocols import Strategy, StrategyDefaults, member
+from hooktrain.protocols import CheckpointEngineDefaults, ConfigDefaults, Strategy, StrategyDefaults, member
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +62,7 @@ class Console:
         self.task: Any = None
         self.shown = False
         self.began = time.perf_counter()
+        self.first, self.saved = 0, list[Path]()
 
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
@@ -78,6 +79,7 @@ class Console:
 
     @hookimpl(tryfirst=True)
     def on_train_start(self, trainer: Trainer) -> None:
+        self.first = trainer.global_step
         self.shown = trainer.world.is_main and trainer.recipe.settings["console"].enabled
         if not self.shown:
             return
@@ -124,26 +126,32 @@ class Console:
                 left = (trainer.training_horizon - step) * metrics["step_seconds"]
                 line = f"step {step}/{trainer.training_horizon}  {'  '.join(_figures(metrics))}  {clock(left)} left"
                 self.terminal.print(line, soft_wrap=True)
-        measured = [f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("eval/")]
+        measured = [
+            f"{name.removeprefix('eval/')} {value:.4f}" for name, value in metrics.items() if name.startswith("eval/")
+        ]
         if measured:
             trainer.say(f"evaluated at step {step}: {', '.join(measured)}")
 
     @hookimpl
     def on_checkpoint_end(self, trainer: Trainer, path: Path) -> None:
+        self.saved.append(path)
         trainer.say(f"saved {path}")
 
     @hookimpl(trylast=True)
     def on_train_end(self, trainer: Trainer) -> None:
         self._stop()
-        state = trainer.state
-        why = f", stopped early: {state.stop_reason}" if state.stop_reason else ""
+        state, horizon = trainer.state, trainer.training_horizon
+        why = f", stopped early: {reason}" if (reason := _why_early(trainer, self.first)) else ""
+        of = f" of {horizon}" if state.global_step < horizon else ""
         counted = [f"{number:,.10g} {unit}" for unit, number in state.counted.items()]
         left_out = f", {state.skipped_steps} of them without an update" if state.skipped_steps else ""
         trainer.say(
-            f"trained {state.global_step} steps{left_out}, {state.tokens:,} tokens"
-            f" ({', '.join(counted) or f'{state.supervised_tokens:,} supervised'})"
+            f"trained {state.global_step}{of} steps{left_out}, {state.tokens:,} tokens"
+            f" ({', '.join(counted) or f'{state.supervised_tokens:,} of them trained'})"
             f" in {clock(time.perf_counter() - self.began)}{why}",
         )
+        if trainer.exit_status and state.stop_reason:
+            trainer.say(f"to resume: {_how_to_resume(trainer, self.saved)}")
 
     @hookimpl
     def on_teardown(self) -> None:
@@ -157,6 +165,30 @@ class Console:
     def _facts(self, facts: Mapping[str, str]) -> None:
         for name, text in facts.items():
             self.terminal.print(f"[bold]{name:<6}[/]{escape(text)}", soft_wrap=not self.terminal.is_terminal)
+
+
+def _why_early(trainer: Trainer, first: int) -> str:
+    """Return why a run ends before its last step; empty where it does not."""
+    recipe, step = trainer.recipe, trainer.global_step
+    if trainer.state.stop_reason or step >= trainer.training_horizon:
+        return trainer.state.stop_reason or ""
+    this_run = recipe.exit_iteration_this_run
+    limits = {
+        f"exit_iteration is {recipe.exit_iteration}": 0 < recipe.exit_iteration <= step,
+        f"max_tokens is {recipe.max_tokens:,}": 0 < recipe.max_tokens <= trainer.state.tokens,
+        f"exit_iteration_this_run is {this_run}": 0 < this_run <= step - first,
+    }
+    return next((text for text, holds in limits.items() if holds), "")
+
+
+def _how_to_resume(trainer: Trainer, saved: Sequence[Path]) -> str:
+    """Return the command that resumes a run which somebody has ended."""
+    for engine in trainer.checkpoint_engines:
+        folder = member(engine, CheckpointEngineDefaults, "output_dir")
+        paths = [] if folder is None else [path for path in saved if path.resolve().parent == folder.resolve()]
+        if paths and not member(engine.config, ConfigDefaults, "exports"):
+            return "the same command" + ("" if engine.config.auto_resume else f" with --resume {paths[-1]}")
+    return "not possible, as no checkpoint was saved; add checkpoint: {type: full}"
 
 
 def _figures(metrics: Mapping[str, float]) -> list[str]:

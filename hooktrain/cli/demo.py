@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,21 @@ def run_demo(run_dir: Path, overrides: list[str], switches: Sequence[str] = ()) 
     made, host = load(path, overrides=overrides, switches=list(switches))
     trainer = Trainer(made, host)
     trainer.run()
-    metrics = _evaluations(run_dir / "metrics.jsonl")
-    click.echo(f"loss on the held-out conversations: {metrics[0]:.3f} before, {metrics[-1]:.3f} after")
-    click.echo(f"the model is a Hugging Face folder: {run_dir / 'model'}")
+    click.echo(_outcome(_evaluations(run_dir / "metrics.jsonl"), trainer))
+    saved = run_dir / "model"
+    click.echo(f"the model is a Hugging Face folder: {saved}" if saved.exists() else "no model was saved")
+    if trainer.exit_status:
+        sys.exit(trainer.exit_status)
+
+
+def _outcome(losses: Mapping[int, float], trainer: Trainer) -> str:
+    """Return a sentence about the held-out loss, given by step."""
+    what, step, last = "loss on the held-out conversations", trainer.global_step, trainer.training_horizon
+    shown = [f"{losses[0]:.3f} before"] if 0 in losses else []
+    if step and step in losses:
+        return f"{what}: {', '.join([*shown, f'{losses[step]:.3f} after'])}"
+    early = f", as the run was stopped early, at step {step} of {last}" if step < last else ""
+    return f"{what}: {', '.join([*shown, 'not evaluated after'])}{early}"
 
 
 def _package(module: str, distribution: str, command: str) -> Path:
@@ -123,6 +136,6 @@ def _package(module: str, distribution: str, command: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _evaluations(path: Path) -> list[float]:
+def _evaluations(path: Path) -> dict[int, float]:
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [line["eval/held_out/loss"] for line in lines if "eval/held_out/loss" in line]
+    return {line["step"]: line["eval/held_out/loss"] for line in lines if "eval/held_out/loss" in line}

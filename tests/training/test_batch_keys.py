@@ -60,7 +60,7 @@ def test_a_batch_says_what_its_loss_is_divided_by(run_tiny, tmp_path, capsys):
 def test_a_run_that_counts_tokens_says_so(run_tiny, capsys):
     trainer = run_tiny(train_iters=2, console={"enabled": True})
     assert trainer.state.counted == {}
-    assert f"({trainer.state.supervised_tokens} supervised)" in capsys.readouterr().out
+    assert f"({trainer.state.supervised_tokens} of them trained)" in capsys.readouterr().out
 
 
 def test_a_loss_in_another_unit_than_the_batch_is_refused(run_tiny):
