@@ -260,23 +260,21 @@ def check_recipe(recipe: Recipe, world: World) -> Iterable[Complaint] | None:
 
 
 @_collected(UNTOUCHED)
-def check_files(recipe: Recipe, world: World, hooks: Any) -> Iterable[Complaint] | None:
-    """Report what a recipe names and is not on this machine, and files that do not fit the recipe.
+def check_files(recipe: Recipe, world: World) -> Iterable[Complaint] | None:
+    """Report what a recipe names and is not on this machine.
 
     Called: by ``hooktrain plan``, after ``check_recipe``. A run reports the same when it reads the files.
     Ranks: one process; the command does not start ranks.
-    Device: must not touch a device or the network; may read the beginning of a file, but no weights.
+    Device: must not touch a device or the network; may look at files, and must not read them whole.
 
     Args:
         recipe: the structured recipe.
         world: one of the planned processes: its rank, and the number of ranks.
-        hooks: calls hooks, as in ``hooks.load_source(config=source, world=world)``.
 
     Returns:
         Complaints, or None.
 
-    Default: none; ``hooktrain-hf`` checks paths of models, tokenizers and sources, and ``hooktrain-sft`` the format of
-        each source's first example.
+    Default: none; ``hooktrain-hf`` checks paths of models, tokenizers and sources.
     """
 
 
@@ -374,7 +372,7 @@ def load_source(config: Any, world: World) -> Dataset | None:
     """Load the raw examples of one source.
 
     Called: inside ``make_data``, for each entry of ``data.sources`` and ``data.eval_sources`` whose data is not in the
-        cache; and by ``hooktrain plan``, in ``check_files``, for those that are files on this machine.
+        cache; and by ``hooktrain plan``, in ``estimate_data``, for those that are files on this machine.
     Ranks: every rank.
     Device: must not touch a device.
 

@@ -50,13 +50,14 @@ def plan(
     Uses no GPU, no weights and no network. Ends with status 1 when there are errors.
     """
     from hooktrain.cli.convert import read_own_or_translated, refuse_foreign
-    from hooktrain.cli.startup import collect_rarely
+    from hooktrain.cli.startup import collect_rarely, say_on_terminal
     from hooktrain.inspection.plan import read_phases
     from hooktrain.inspection.plan_diff import compare, print_difference
     from hooktrain.inspection.plan_text import PHASES
     from hooktrain.types import World
 
     raw = read_own_or_translated(recipe, dialect, switches)
+    say_on_terminal(recipe, "loading plugins")
     if lock is not None:
         return _lock(recipe, raw, overrides, switches, lock)
     ranks = nproc or World.from_environment().world_size

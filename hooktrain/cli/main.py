@@ -151,6 +151,8 @@ def train(
     if trial:
         return trial_runs.fast_dev_run(raw, trial, recipe, switches)
     progress.say_parts(made)
+    if not overfit:
+        progress.say_unsaved(made)
     with collect_rarely():
         from hooktrain.training.trainer import Trainer
 
@@ -181,15 +183,17 @@ def data(
 ) -> None:
     """Prepare a recipe's data without training; show what became of it and which tokens are trained."""
     from hooktrain.cli.data import data_of, print_data
-    from hooktrain.cli.startup import collect_rarely
+    from hooktrain.cli.startup import collect_rarely, say_on_terminal
     from hooktrain.training.load import load
 
     raw = read_own_or_translated(recipe, dialect, switches)
+    say_on_terminal(recipe, "loading plugins")
     with collect_rarely():
         with foreign_refused(recipe, dialect, switches):
             made, host = load(
                 raw, overrides=list(overrides), switches=list(switches), source=str(recipe), name=recipe.stem
             )
+        say_on_terminal(recipe, "preparing data")
         facts = data_of(made, host, show, teacher)
     print_facts(facts, as_json, print_data)
 

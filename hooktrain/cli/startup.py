@@ -43,6 +43,8 @@ __all__ = [
     "open_streams",
     "provide_home",
     "remember_run",
+    "say_on_terminal",
+    "short_path",
     "sleep_while_waiting",
 ]
 
@@ -232,6 +234,19 @@ class Progress:
         """Print which parts a recipe is about to load."""
         self.say(f"loading {', '.join(_parts(recipe))}")
 
+    def say_unsaved(self, recipe: Recipe) -> None:
+        """Print that a run saves nothing, where its recipe has no checkpoint."""
+        from hooktrain.inspection.plan_text import NOTHING_SAVED
+
+        if not any(config.enabled for config in recipe.checkpoint):
+            self.say(NOTHING_SAVED)
+
+
+def say_on_terminal(source: Path, text: str) -> None:
+    """Print a line on the standard error where someone looks at it, for commands whose output is their result."""
+    if sys.stderr.isatty():
+        click.echo(mask_text(f"{source}: {text}"), err=True)
+
 
 def has_console(raw: Mapping[str, Any], switches: Sequence[str]) -> bool:
     """Return whether a run of a recipe prints anything on the console."""
@@ -243,9 +258,24 @@ def has_console(raw: Mapping[str, Any], switches: Sequence[str]) -> bool:
 
 
 def _parts(recipe: Recipe) -> Iterator[str]:
-    """Each part whose loading takes time, as ``model huggingface (folder or name)``."""
-    for kind in ("strategy", "tokenizer", "data", "model"):
-        config = getattr(recipe, kind)
-        if config is not None:
-            name = origin_of(config)
-            yield f"{kind} {recipe.types.get(type(config), '')}".rstrip() + (f" ({name})" if name else "")
+    """Each part whose loading takes time, as ``model huggingface (folder or name)``, each name at its last part only."""
+    kinds = ("strategy", "tokenizer", "data", "model")
+    configs = {kind: config for kind in kinds if (config := getattr(recipe, kind)) is not None}
+    names = {kind: origin_of(config) for kind, config in configs.items()}
+    last = {name: kind for kind, name in names.items()}
+    for kind, config in configs.items():
+        name = names[kind]
+        shown = f" ({short_path(name)})" if name and last[name] == kind else ""
+        yield f"{kind} {recipe.types.get(type(config), '')}".rstrip() + shown
+
+
+def short_path(name: str, most: int = 40) -> str:
+    """Return a path from the working directory where it is in it, and its end alone where it is long."""
+    path = Path(name)
+    if path.is_absolute() and path.is_relative_to(Path.cwd()) and path != Path.cwd():
+        name = str(path.relative_to(Path.cwd()))
+    parts = Path(name).parts
+    while len(name) > most and len(parts) > 1:
+        parts = parts[1:]
+        name = os.path.join("...", *parts)
+    return name

@@ -164,7 +164,7 @@ def _resolved(host: PluginHost, sources: Sources, complaints: list[Complaint], w
 def _objections(host: PluginHost, recipe: Recipe, world: World) -> list[Complaint]:
     """Return the plugins' complaints about the recipe; one that fails does not keep others from being called."""
     made: list[Complaint] = [*logit_complaints(host, recipe), *output_complaints(host, recipe)]
-    given: dict[str, Any] = {"recipe": recipe, "world": world, "hooks": host.hooks}
+    given: dict[str, Any] = {"recipe": recipe, "world": world}
     checks = [(hook, found) for hook in ("check_recipe", "check_files") for found in host.implementations(hook)]
     for hook, found in checks:
         if found.wrapper:

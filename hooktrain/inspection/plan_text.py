@@ -12,7 +12,7 @@ from hooktrain.inspection.hooks import who
 from hooktrain.inspection.terminal import STATES, bytes_of, columns, console, count_of, show
 from hooktrain.recipe.libyaml import dump_line
 
-__all__ = ["PHASES", "print_plan"]
+__all__ = ["NOTHING_SAVED", "PHASES", "print_plan"]
 
 _COLUMN = 40
 """Where origins begin, if the values before them leave room."""
@@ -48,6 +48,8 @@ def _print_resolved(facts: Mapping[str, Any], everything: bool) -> None:
             whose = f"from plugin {term['plugin']}" if term["plugin"] else "from the loss"
             table.add_row(f"  {escape(term['name'] or 'known in the first step')}", factor, escape(whose))
         show(to, table)
+    if facts["parts"] and not any(each.get("enabled", True) for each in facts["recipe"].get("checkpoint") or ()):
+        to.print(f"  [yellow]checkpoint: {escape(NOTHING_SAVED)}[/]", soft_wrap=True)
     if facts["compatibility_lifted"]:
         to.print("  [yellow]skip_validation is on: parts are used that the trainer type does not list[/]")
     to.print("\n[bold]hooks[/], implementations in call order")
@@ -86,6 +88,11 @@ def _print_sizes(facts: Mapping[str, Any], everything: bool) -> None:
         _print_estimates(to, facts["estimates"])
         _print_complaints(facts["estimates"])
 
+
+NOTHING_SAVED = (
+    "nothing will be saved; to keep the model add checkpoint: {type: huggingface, save_end_of_training: true}"
+)
+"""What a plan and a run say about a recipe without a checkpoint."""
 
 PHASES = (_print_resolved, _print_complaints, _print_sizes)
 """What prints each phase of :func:`hooktrain.inspection.plan.phases_of`, given the facts and ``everything``."""

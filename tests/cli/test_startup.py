@@ -6,6 +6,7 @@ Each test starts real processes and looks at what was imported and in which orde
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hooktrain.cli.startup import collect_rarely, sleep_while_waiting
+from hooktrain.cli.startup import collect_rarely, say_on_terminal, short_path, sleep_while_waiting
 from hooktrain.testing.subprocess_runs import run_cli
 
 pytestmark = pytest.mark.usefixtures("real_starts")
@@ -168,10 +169,10 @@ def test_a_plan_shows_what_is_known_before_it_imports_torch(tmp_path, sft):
 def test_a_run_says_what_it_loads_before_it_imports_torch(tmp_path, sft):
     started = Started(tmp_path, "train", sft)
     assert started.status == 0, started.stderr
-    plugins, parts = started.imported["torch"].splitlines()
+    plugins, parts, saves = started.imported["torch"].splitlines()
     assert plugins == f"{sft}: loading plugins"
-    assert parts.startswith(f"{sft}: loading strategy torch, tokenizer huggingface (")
-    assert "data sft, model huggingface (" in parts
+    assert parts.startswith(f"{sft}: loading strategy torch, tokenizer huggingface, data sft, model huggingface (")
+    assert "nothing will be saved" in saves
     assert next(iter(started.imported)) == "torch"
     assert not {"peft", "deepspeed", "lightning", "trl"} & set(started.imported), "which the recipe does not need"
     assert started.stdout.removeprefix(started.imported["torch"]).startswith("model ")
@@ -199,11 +200,32 @@ def test_a_run_without_the_console_says_nothing_of_its_start(tmp_path, tiny, wor
     assert shown.stdout == ""
 
 
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_command_whose_output_is_its_result_says_its_start_to_who_looks(monkeypatch, looks):
+    class Error(io.StringIO):
+        def isatty(self):
+            return looks
+
+    monkeypatch.setattr("sys.stderr", Error())
+    say_on_terminal(Path("recipe.yaml"), "loading plugins")
+    assert sys.stderr.getvalue() == ("recipe.yaml: loading plugins\n" if looks else "")
+
+
+def test_paths_are_short(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert short_path(str(tmp_path / "models" / "tiny")) == "models/tiny"
+    assert short_path("HuggingFaceTB/SmolLM2-135M-Instruct") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert short_path("/a/very/long/way/to/the/folder/of/some/model") == ".../long/way/to/the/folder/of/some/model"
+    assert short_path("/" + "x" * 50) == ".../" + "x" * 50
+
+
 def test_ranks_other_than_0_say_nothing_of_their_start(tmp_path, tiny):
     shown = run_cli(tmp_path, "train", {**tiny, "micro_batch_size": 1}, "--nproc", "2")
     assert shown.status == 0, shown.stderr
     said = [line.partition(": ")[2] for line in shown.stdout.splitlines() if line.startswith(str(tmp_path))]
+    *said, saves = said
     assert said == ["loading plugins", "starting 2 ranks", "loading strategy torch, data tiny, model tiny"]
+    assert saves.startswith("nothing will be saved")
 
 
 # ------------------------------------------------------------------------------------------------------ the end

@@ -17,13 +17,13 @@ PAIR = {"prompt": "What is 1 + 1?", "chosen": "2", "rejected": "3"}
 
 @pytest.fixture
 def complaints(chat_recipe, tmp_path):
-    """``complaints(section={key: value}, ...)``: the errors by place in a plan without estimates."""
+    """``complaints(section={key: value}, ...)``: the errors by place in a plan."""
 
-    def planned(**changes):
+    def planned(estimates=False, **changes):
         path = tmp_path / "planned.yaml"
         changed = {key: {**chat_recipe.get(key, {}), **value} for key, value in changes.items()}
         path.write_text(yaml.safe_dump({**chat_recipe, **changed}))
-        found = read_plan(path, estimates=False)["complaints"]
+        found = read_plan(path, estimates=estimates)["complaints"]
         return {each["where"]: each["message"] for each in found}
 
     return planned
@@ -50,10 +50,10 @@ def test_paths_that_do_not_exist(complaints, chat_recipe, tmp_path):
 def test_examples_that_fit_no_format(complaints, tmp_path):
     rows = tmp_path / "pairs.jsonl"
     rows.write_text(json.dumps(PAIR) + "\nnot read\n")
-    found = complaints(data={"sources": [{"name_or_path": str(rows), "sample_count": 1}]})
+    found = complaints(data={"sources": [{"name_or_path": str(rows), "sample_count": 1}]}, estimates=True)
     assert list(found) == ["data.sources[0]"]
     assert "pairs.jsonl" in found["data.sources[0]"] and "rejected" in found["data.sources[0]"]
-    assert complaints(data={"sources": ["some/where:train"]}) == {}
+    assert complaints(data={"sources": ["some/where:train"]}, estimates=True) == {}
     assert complaints() == {}
 
 

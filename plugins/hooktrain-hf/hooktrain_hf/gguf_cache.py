@@ -51,8 +51,9 @@ def gguf_read_once(location: Location) -> Iterator[None]:
     # transformers looks these up in the package at each call
     gguf.GGUFReader = read  # type: ignore[misc, assignment]
     gguf.get_tensor_name_map = functools.lru_cache(maxsize=None)(name_map)
-    # its progress bar does not follow transformers' own switch; None shows it on a terminal only
-    bar, loader.tqdm = loader.tqdm, functools.partial(tqdm.auto.tqdm, disable=None)
+    # its progress bar does not follow transformers' own switch; None shows it on a terminal only, until it
+    # is full
+    bar, loader.tqdm = loader.tqdm, functools.partial(tqdm.auto.tqdm, disable=None, leave=False)
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ def register_formats(source: Any, config: Any) -> Mapping[str, Format] | None:
     """Register formats of examples: their recognition and their conversion to canonical examples.
 
     Called: by ``make_data`` of ``hooktrain-sft`` for ``type: sft``, once for each source, before its examples are read;
-        and by its ``check_files``.
+        and by its ``estimate_data``.
     Ranks: every rank; each must register the same.
     Device: must not touch a device.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from hooktrain import Complaint, Data, DataEstimate, ExamplePreview, PlacedLoader, Recipe, TrainerType, World, hookimpl
+from hooktrain import Data, DataEstimate, ExamplePreview, PlacedLoader, Recipe, TrainerType, World, hookimpl
 from hooktrain_sft import hookspecs
 from hooktrain_sft.config import CausalDataConfig, SFTDataConfig, TokenDataConfig
 from hooktrain_sft.loss.config import CrossEntropyConfig, DFTLossConfig, SFTLossConfig
@@ -91,13 +91,6 @@ class SFTPlugin:
         from hooktrain_sft.data.preview_rows import preview_examples
 
         return preview_examples(config, tokenizer, world, hooks, count)
-
-    @hookimpl
-    def check_files(self, recipe: Recipe, world: World, hooks: Any) -> Iterator[Complaint]:
-        if isinstance(recipe.data, TokenDataConfig):
-            from hooktrain_sft.data.check_examples import check_examples
-
-            yield from check_examples(recipe.data, world, hooks)
 
     @hookimpl
     def estimate_data(self, config: Any, recipe: Recipe, world: World, hooks: Any) -> DataEstimate | None:

@@ -7,9 +7,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from hooktrain import DataEstimate, HooktrainError, Recipe, World, default_cache_dir
+from hooktrain import DataEstimate, HooktrainError, Recipe, RecipeError, World, default_cache_dir
 from hooktrain_sft.compat import head_weight
 from hooktrain_sft.config import SourceOptions, TokenDataConfig, with_text_unit
+from hooktrain_sft.data.check_examples import check_examples
 from hooktrain_sft.data.fingerprint import SequenceFingerprints
 from hooktrain_sft.data.local_source import is_local
 from hooktrain_sft.data.prepare import length_limit, prepare_data
@@ -21,7 +22,13 @@ __all__ = ["data", "logits"]
 
 
 def data(config: TokenDataConfig, recipe: Recipe, world: World, hooks: Any) -> DataEstimate:
-    """Return exact figures where all examples are cached; otherwise the number of examples, if it is known quickly."""
+    """Return exact figures where all examples are cached; otherwise the number of examples, if it is known quickly.
+
+    Raises:
+        RecipeError: no format fits the first example of a source on this machine.
+    """
+    if complaints := [*check_examples(config, world, hooks)]:
+        raise RecipeError(complaints)
     tokenizer = None
     named = (recipe.tokenizer, *config.sources, *config.eval_sources)
     if all(map(is_local, named)):  # otherwise it might be downloaded
