@@ -258,7 +258,7 @@ def has_console(raw: Mapping[str, Any], switches: Sequence[str]) -> bool:
 
 
 def _parts(recipe: Recipe) -> Iterator[str]:
-    """Each part whose loading takes time, as ``model huggingface (folder or name)``, each name at its last part only."""
+    """Each part whose loading takes time, as ``model huggingface (folder or name)``, a name at its last part only."""
     kinds = ("strategy", "tokenizer", "data", "model")
     configs = {kind: config for kind in kinds if (config := getattr(recipe, kind)) is not None}
     names = {kind: origin_of(config) for kind, config in configs.items()}
