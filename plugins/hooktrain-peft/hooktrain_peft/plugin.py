@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hooktrain_hf import HFModelConfig
 
-from hooktrain import Complaint, ConfigDefaults, LossTerm, ModelError, PluginInfo, hookimpl, member
+from hooktrain import Complaint, ConfigDefaults, HooktrainWarning, LossTerm, ModelError, PluginInfo, hookimpl, member
 from hooktrain_peft.config import PeftSettings
 from hooktrain_peft.deferred_imports import defer_bitsandbytes
 
@@ -45,6 +46,7 @@ class PeftPlugin:
 
     def __init__(self) -> None:
         self._ranks: RankAllocation | None = None
+        self._has_warned = False
 
     @hookimpl
     def register_configs(self) -> Mapping[str, Mapping[str, type]]:
@@ -121,6 +123,8 @@ class PeftPlugin:
         from hooktrain_peft.report import describe
 
         trainer.say(describe(trainer.strategy.unwrap(trainer.model)))
+        if any(config.enabled and member(config, ConfigDefaults, "exports") for config in trainer.recipe.checkpoint):
+            self._warn_of_gguf(trainer.recipe)
         rate = trainer.recipe.as_dict().get("optimizer", {}).get("lr", _LOW_RATE)
         if rate < _LOW_RATE:
             trainer.say(
@@ -177,7 +181,24 @@ class PeftPlugin:
 
         if _settings(recipe).merge_on_export:
             return write_merged(module, weights, folder, dtype, tokenizer)
+        self._warn_of_gguf(recipe)
         return write_adapter(module, weights, folder, dtype, _settings(recipe).keep)
+
+    def _warn_of_gguf(self, recipe: Recipe) -> None:
+        """Warn once, before the training where it exports, that other programs cannot load the adapter."""
+        model = recipe.model
+        if self._has_warned or _settings(recipe).merge_on_export or not isinstance(model, HFModelConfig):
+            return
+        if model.gguf_file or model.name_or_path.endswith(".gguf"):
+            self._has_warned = True
+            warnings.warn(
+                f"peft: the base of the adapter is a GGUF file ({model.gguf_file or model.name_or_path}), on which PEFT"
+                " and transformers load no adapter (AutoPeftModelForCausalLM.from_pretrained fails); to export a"
+                " complete model write peft.merge_on_export: true, or run `hooktrain export RUN --merge --output"
+                " FOLDER` afterwards",
+                HooktrainWarning,
+                stacklevel=2,
+            )
 
 
 def _settings(recipe: Recipe) -> PeftSettings:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hooktrain_peft import model_merge
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hooktrain import HooktrainError
+from hooktrain import HooktrainError, hookimpl
 from hooktrain.cli.main import cli
 from tests.facts import facts
 from tests.plugins.peft.conftest import difference, logits
@@ -183,6 +184,29 @@ def test_a_merge_that_went_wrong_is_not_left_behind(
     message = refused(adapter, "--output", tmp_path / "out")
     assert re.search(facts("--merge", "logits", "e-0", "float32", "--dtype fp32"), message)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["examples.jsonl", "run"]
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_an_adapter_on_a_gguf_file_is_warned_of_once(run: Run, bases: dict[str, Path], merged: bool) -> None:
+    """The file itself is not read: another plugin builds the model."""
+
+    class Builds:
+        @hookimpl
+        def count_positions(self) -> int:
+            return 64
+
+        @hookimpl
+        def make_model(self) -> Any:
+            return AutoModelForCausalLM.from_pretrained(bases["tied"])
+
+    peft = {"type": "lora", "r": 2, "merge_on_export": merged}
+    model, tokenizer = {"name_or_path": "tiny.gguf"}, {"name_or_path": str(bases["tied"])}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(Builds(), model=model, tokenizer=tokenizer, peft=peft, train_iters=1, checkpoint=[EXPORT])
+    said = [str(each.message) for each in caught if "tiny.gguf" in str(each.message)]
+    assert len(said) == (not merged)
+    assert merged or re.search(facts("peft.merge_on_export: true", "hooktrain export RUN --merge"), said[0])
 
 
 @pytest.mark.thorough
