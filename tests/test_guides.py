@@ -269,6 +269,14 @@ def test_guide_in_the_terminal(run_cli, tmp_path):
     assert (tmp_path / "new" / "patience.py").read_text() == "mine"
 
 
+def test_a_guide_is_found_by_a_beginning_of_its_name():
+    assert text_of("signals") == text_of("signals-and-exit-statuses")
+    with pytest.raises(HooktrainError, match=facts("'own'", "own-data", "own-hooks")):
+        text_of("own")
+    with pytest.raises(HooktrainError, match=facts("'signalz'", "`hooktrain guide`")):
+        text_of("signalz")
+
+
 def test_a_terminal_of_80_columns(monkeypatch):
     """Rich renders Markdown; no line of code is broken by it."""
     from rich.console import Console

@@ -20,6 +20,8 @@ from hooktrain.types import ExamplePreview, World
 
 __all__ = ["data_of", "print_data"]
 
+_LABELS = {"rows_empty": "rows empty (no token trained)", "rows_cut": "rows cut (trained tokens lost)"}
+"""Names of numbers that do not explain themselves."""
 _BAR = 30
 """Widest bar of a histogram, in characters."""
 
@@ -78,7 +80,7 @@ def print_data(facts: Mapping[str, Any]) -> None:
     for name in numbers:
         table.add_column(name, justify="right")
     for key in dict.fromkeys(key for of in numbers.values() for key in of):
-        table.add_row(key.replace("_", " "), *(of.get(key, "") for of in numbers.values()))
+        table.add_row(_LABELS.get(key, key.replace("_", " ")), *(of.get(key, "") for of in numbers.values()))
     if numbers:
         show(to, table)
     for name, of in sets.items():

@@ -88,17 +88,18 @@ def text_of(name: str) -> str:
     return re.sub(r"^<!-- .* -->\n", "", _source(name), flags=re.MULTILINE)
 
 
-def _completed(name: str) -> str:
-    """Return the only guide whose name begins with these letters, or else the name as it is."""
-    found = [each for each in GUIDES if each.startswith(name)]
-    return found[0] if name and len(found) == 1 and name not in GUIDES else name
-
-
 def _source(name: str) -> str:
-    name = _completed(name)
-    if name not in GUIDES:
-        raise HooktrainError(f"no guide is named '{name}'{did_you_mean(name, GUIDES)}; there are {', '.join(GUIDES)}")
-    return GUIDES[name].read_text(encoding="utf-8")
+    return GUIDES[_full(name)].read_text(encoding="utf-8")
+
+
+def _full(name: str) -> str:
+    """Return the name of a guide, of which a beginning is enough that no other guide has."""
+    found = [name] if name in GUIDES else [each for each in GUIDES if name and each.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise HooktrainError(f"several guides begin with '{name}': {', '.join(found)}; give one of them")
+    raise HooktrainError(f"no guide is named '{name}'{did_you_mean(name, GUIDES)}; `hooktrain guide` lists them")
 
 
 def title_of(name: str) -> str:

@@ -100,7 +100,7 @@ def require_same(trainer: Trainer, before: Mapping[str, Any], path: Path) -> Non
             f" with allow_changes: [{keys}]\n" + "\n".join(f"  - {change}" for change in refused)
         )
     for change in found:
-        trainer.say(f"other than when the checkpoint was saved: {change}")
+        trainer.say(f"changed since the checkpoint: {change}")
 
 
 def changes(before: Mapping[str, Any], trainer: Trainer) -> Iterator[Change]:

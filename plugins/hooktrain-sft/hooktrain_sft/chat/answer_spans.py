@@ -126,7 +126,7 @@ class Conversation:
             end = self._own_end(index, region)
             asks = isinstance(prompt, str) and self._asks(index, prompt)
             if asks and isinstance(prompt, str) and len(prompt) <= end and self.text.startswith(prompt):
-                start, rule = len(prompt), "after its prompt"
+                start, rule = len(prompt), "all after the generation prompt"
             else:
                 start, rule = self._after_header(index, prompt), "after its header"
         end = self._end_of_turn(index, start, end)
@@ -255,7 +255,7 @@ class Conversation:
         for prefix, what in ((prompt, "the prompt before it"), (until, "the conversation up to it")):
             if not self.text.startswith(prefix):
                 raise self.unstable(index, prefix, what)
-        return len(prompt), max(len(until), len(prompt)), "after its prompt"
+        return len(prompt), max(len(until), len(prompt)), "all after the generation prompt"
 
     def _no_prompt(self, index: int, problem: DataError) -> DataError:
         if any(message["role"] == "user" for message in self.messages[:index]):

@@ -33,7 +33,7 @@ class Rendered:
         before: ids before the text, not trained.
         after: ids after the text, trained.
         rules: for each span its message and the rule that proved it, such as
-            ``messages[1] assistant: after its prompt``; for ids, one for all of them. May be empty.
+            ``messages[1] assistant: all after the generation prompt``; for ids, one for all of them. May be empty.
         notes: facts for the report, such as ``messages[3] assistant: empty, not trained``.
         ids: the tokens of an example that is tokenized already, shape (tokens,); then ``text``, ``spans``,
             ``before`` and ``after`` are empty.

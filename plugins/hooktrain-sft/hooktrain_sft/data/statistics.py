@@ -140,13 +140,13 @@ def without_effect(rules: Sequence[WeightRule], fitting: Collection[int]) -> lis
 
 
 def histogram(values: NDArray[np.int64], bins: int = 10) -> dict[str, list[int]]:
-    """Count values in equal intervals with round bounds; ``edges`` has one entry more than ``counts``."""
+    """Count values in equal intervals with round bounds, from that of the smallest on; ``edges`` has one entry more."""
     most = int(values.max(initial=1))
-    raw = max(1, -(-most // bins))
+    least = int(values.min(initial=most))
+    raw = -(-(most - least + 1) // bins)
     scale = 10 ** (len(str(raw)) - 1)
     width = next(step * scale for step in (1, 2, 5, 10) if step * scale >= raw)
-    edges = np.arange(0, most + width, width)
-    if edges[-1] < most + 1:
-        edges = np.append(edges, edges[-1] + width)
+    start = least // width * width
+    edges = start + width * np.arange((most - start) // width + 2)
     counts, _ = np.histogram(values, edges)
     return {"edges": edges.tolist(), "counts": counts.tolist()}

@@ -130,7 +130,10 @@ def test_flags_are_not_shown_to_the_template() -> None:
 
 def test_rules() -> None:
     example = {"messages": turns("Hello", "yes", "What?", "no")}
-    prefix = ("messages[1] assistant: after its prompt", "messages[3] assistant: after its prompt")
+    prefix = (
+        "messages[1] assistant: all after the generation prompt",
+        "messages[3] assistant: all after the generation prompt",
+    )
     assert render_sft(example, chatml(), config()).rules == prefix
     assert render_sft(example, chatml(), config(train_on="completion")).rules == ("completion",)
     assert render_sft(example, chatml(), config(train_on="all")).rules == ("all",)
@@ -150,7 +153,7 @@ def test_generation_markers_whose_place_is_unknown_are_not_trusted() -> None:
     )
     rendered = render_sft({"messages": turns("Hello", "yes")}, tokenizer, config())
     check(rendered, tokenizer, marked("Hello", "yes", trained=(1,)))
-    assert rendered.rules == ("messages[1] assistant: after its prompt",)
+    assert rendered.rules == ("messages[1] assistant: all after the generation prompt",)
 
 
 def test_generation_markers_that_miss_an_answer() -> None:

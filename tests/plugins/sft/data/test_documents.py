@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 from hooktrain_sft.data.documents import Documents, Place, fit, require_some
-from hooktrain_sft.data.statistics import losses
+from hooktrain_sft.data.statistics import histogram, losses
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -175,3 +175,12 @@ def test_documents_travel_to_worker_processes() -> None:
     again = pickle.loads(pickle.dumps(made))
     assert shown(again) == shown(made) == [([4, 5], ".x"), ([0, 1], "..")]
     assert again.supervised.tolist() == made.supervised.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "edges"),
+    [([700, 710, 790], list(range(700, 801, 10))), ([5], [5, 6]), ([], [1, 2]), ([0, 19], list(range(0, 21, 2)))],
+)
+def test_a_histogram_begins_with_its_smallest_value(values, edges):
+    found = histogram(np.array(values, np.int64))
+    assert found["edges"] == edges and sum(found["counts"]) == len(values)
