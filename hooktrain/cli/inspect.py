@@ -22,9 +22,7 @@ __all__ = ["hooks", "plan", "plugins", "schema"]
     "--diff", "other", type=click.Path(path_type=Path), metavar="OTHER",
     help="Compare with another recipe, a plan saved with --json, or a run directory.",
 )  # fmt: skip
-@click.option(
-    "--all", "everything", is_flag=True, help="Show settings of plugins that the recipe says nothing of, too."
-)
+@click.option("--all", "everything", is_flag=True, help="Show every default and who implements each hook, too.")
 @click.option(
     "--lock", type=click.Path(path_type=Path), metavar="FILE",
     help="Write down the plugins that are active, for plugins.lock of a recipe.",

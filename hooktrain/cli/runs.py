@@ -13,15 +13,18 @@ from hooktrain.cli.options import as_json, print_facts
 
 __all__ = ["runs"]
 
-_MOST = 12
-"""Values of a recipe that are listed."""
+_MOST = 5
+"""Keys in which recipes differ that are listed without ``--diff``."""
+_WHY = 80
+"""Most characters of a reason in the table; ``hooktrain watch`` shows all of it."""
 
 
 @click.command()
 @click.argument("folders", nargs=-1, metavar="DIR...", type=click.Path(path_type=Path))
+@click.option("--diff", is_flag=True, help="Show the values of each recipe that are not the same in all.")
 @as_json
-def runs(folders: tuple[Path, ...], as_json: bool) -> None:
-    """List runs, how far each came, its loss, and why one ended; then what their recipes differ in.
+def runs(folders: tuple[Path, ...], diff: bool, as_json: bool) -> None:
+    """List runs, how far each came, its loss, and why one ended.
 
     DIR is a run directory, or a folder with some in it; runs when omitted.
     """
@@ -29,10 +32,10 @@ def runs(folders: tuple[Path, ...], as_json: bool) -> None:
     from hooktrain.runs.table import runs_in
 
     given = folders or (Path("runs"),)
-    print_facts(add_results(runs_in(given)), as_json, lambda found: _print(found, given))
+    print_facts(add_results(runs_in(given)), as_json, lambda found: _print(found, given, diff))
 
 
-def _print(found: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> None:
+def _print(found: Sequence[Mapping[str, Any]], folders: Sequence[Path], diff: bool) -> None:
     from hooktrain.inspection.terminal import columns, console, show
     from hooktrain.training.run_record import local_time
 
@@ -43,27 +46,39 @@ def _print(found: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> None:
     colours = {"ended": "green", "running": "cyan"}
     for each in found:
         colour = colours.get(each["state"], "red")
-        step = f"{each['step']}" + ("" if each["steps"] is None else f"/{each['steps']}")
         why = each["problem"] or each["why"] or (f"status {each['status']}" if each["status"] else "")
+        why = why if len(why) <= _WHY else f"{why[: _WHY - 3].rstrip()}..."
         cells = [_plain(text) for text in (each["folder"], each["id"])]
         table.add_row(
             *cells,
             f"[{colour}]{_plain(each['state'])}[/]",
-            step,
+            _step(each),
             *map(_plain, (each["hook"], local_time(each["started"]), why)),
         )
     show(console(), table)
     if not any(each["metrics"] or each["differs"] for each in found):
         return
     click.echo()
-    differ = any(each["differs"] for each in found)
-    table = columns("run", "loss", "lowest", *(["recipes differ in"] if differ else []))
+    table = columns("run", "loss", "lowest")
     for each in found:
-        values = [f"{path}={_value(value)}" for path, value in each["differs"].items()]
-        more = f", and {len(values) - _MOST} more, which --json lists" if len(values) > _MOST else ""
-        cells = [each["folder"], _loss(each), _best(each), *([", ".join(values[:_MOST]) + more] if differ else [])]
-        table.add_row(*map(_plain, cells))
+        table.add_row(*map(_plain, (each["folder"], _loss(each), _best(each))))
     show(console(), table)
+    keys = list(dict.fromkeys(key for each in found for key in each["differs"]))
+    if keys and not diff:
+        more = f", and {len(keys) - _MOST} more" if len(keys) > _MOST else ""
+        click.echo(f"\nrecipes differ in {', '.join(keys[:_MOST])}{more}; --diff shows the values")
+    for each in found if diff else ():
+        click.echo(f"\n{_clean(each['folder'])}")
+        for key in keys:
+            value = each["differs"].get(key)
+            click.echo(f"  {_clean(key)}: {'none' if value is None else _clean(_value(value))}")
+
+
+def _step(run: Mapping[str, Any]) -> str:
+    """How far a run came; a run that is starting does not know its steps yet."""
+    if run["steps"] is None and run["state"] == "running":
+        return f"resuming {Path(run['resumed_from']).name}" if run["resumed_from"] else "starting"
+    return f"{run['step']}" + ("" if run["steps"] is None else f"/{run['steps']}")
 
 
 def _loss(run: Mapping[str, Any]) -> str:
@@ -82,7 +97,11 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
+def _clean(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def _plain(text: str) -> str:
     from rich.markup import escape
 
-    return escape("".join(character if character.isprintable() else " " for character in text))
+    return escape(_clean(text))

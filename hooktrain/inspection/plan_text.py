@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +16,7 @@ __all__ = ["NOTHING_SAVED", "PHASES", "print_plan"]
 
 _COLUMN = 40
 """Where origins begin, if the values before them leave room."""
+_WIDTH = 80
 
 
 def print_plan(facts: Mapping[str, Any], everything: bool = False) -> None:
@@ -23,7 +24,7 @@ def print_plan(facts: Mapping[str, Any], everything: bool = False) -> None:
 
     Args:
         facts: what :func:`hooktrain.inspection.plan.plan_of` returned.
-        everything: whether to show settings of plugins of which the recipe says nothing.
+        everything: whether to show every default, and who implements each hook.
     """
     for print_phase in PHASES:
         print_phase(facts, everything)
@@ -52,11 +53,12 @@ def _print_resolved(facts: Mapping[str, Any], everything: bool) -> None:
         to.print(f"  [yellow]checkpoint: {escape(NOTHING_SAVED)}[/]", soft_wrap=True)
     if facts["compatibility_lifted"]:
         to.print("  [yellow]skip_validation is on: parts are used that the trainer type does not list[/]")
-    to.print("\n[bold]hooks[/], implementations in call order")
-    table = columns("", "", header=False)
-    for hook, found in facts["hooks"].items():
-        table.add_row(f"  {hook}", escape(who(found)))
-    show(to, table)
+    if everything:
+        to.print("\n[bold]hooks[/], implementations in call order")
+        table = columns("", "", header=False)
+        for hook, found in facts["hooks"].items():
+            table.add_row(f"  {hook}", escape(who(found)))
+        show(to, table)
     to.print("\n[bold]plugins[/]")
     table = columns("", "", "", "", header=False)
     unused = [record["name"] for record in facts["plugins"] if record["state"] == "unused"]
@@ -103,35 +105,53 @@ PHASES = (_print_resolved, _print_complaints, _print_sizes)
 
 def _print_recipe(to: Console, facts: Mapping[str, Any], everything: bool) -> None:
     origins: Mapping[str, str] = facts["origins"]
-    unchanged = [] if everything else [key for key in facts["recipe"] if _is_default(key, facts)]
+    omitted: set[str] = set() if everything else {path for path, origin in origins.items() if _is_default(origin)}
     for key, value in facts["recipe"].items():
-        if key in unchanged:
-            continue
-        for text, path in _lines(key, value, key, "", origins):
+        lines = [*_lines(key, value, key, "", origins, omitted)]
+        for text, path in lines:
             origin = origins.get(path, "")
-            plain = origin.startswith("default")
+            plain = _is_default(origin)
             said = "default" if plain else origin
             line = f"{escape(text):<{_COLUMN}}  [dim]# {escape(said)}[/]" if said else escape(text)
             to.print(f"[dim]{line}[/]" if plain else line, soft_wrap=True)
-    if unchanged:
-        to.print(f"[dim]# all at their defaults (--all shows them): {', '.join(unchanged)}[/]", soft_wrap=True)
+        if lines and isinstance(value, dict):
+            _print_defaults(to, "  ", {name: each for name, each in value.items() if f"{key}.{name}" in omitted})
+    _print_defaults(to, "", {key: value for key, value in facts["recipe"].items() if key in omitted})
+    if omitted:
+        to.print(f"[dim]# --all shows all {len(omitted)} defaults[/]", soft_wrap=True)
 
 
-def _is_default(key: str, facts: Mapping[str, Any]) -> bool:
-    """Whether these are settings of a plugin, or of the plugins, and the recipe says nothing of them."""
-    inside = [origin for path, origin in facts["origins"].items() if path.startswith(f"{key}.")]
-    apart = key not in facts["parts"]
-    return bool(inside) and apart and all(origin.startswith("default") for origin in inside)
+def _print_defaults(to: Console, indent: str, values: Mapping[str, Any]) -> None:
+    """Print values that are defaults on a line of their own, as many as fit on a terminal of 80 columns."""
+    texts = [f"{name}: {_scalar(value)}" for name, value in values.items()]
+    while texts and len(line := f"{indent}# defaults: {', '.join(texts)}{_more(len(values) - len(texts))}") > _WIDTH:
+        texts.pop()
+    if texts:
+        to.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
 
 
-def _lines(key: str, value: Any, path: str, indent: str, origins: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """A value as YAML, line by line, each with its path."""
+def _more(count: int) -> str:
+    return f", and {count} more" if count else ""
+
+
+def _is_default(origin: str) -> bool:
+    return origin.startswith("default")
+
+
+def _lines(
+    key: str, value: Any, path: str, indent: str, origins: Mapping[str, str], omitted: Set[str]
+) -> Iterator[tuple[str, str]]:
+    """A value as YAML, line by line, each with its path; without those of some paths, and sections of nothing else."""
     if path in origins or not isinstance(value, (dict, list)) or not value:
-        yield f"{indent}{key}: {_scalar(value)}", path
+        if path not in omitted:
+            yield f"{indent}{key}: {_scalar(value)}", path
     elif isinstance(value, dict):
-        yield f"{indent}{key}:", ""
-        for name, inner in value.items():
-            yield from _lines(name, inner, f"{path}.{name}", indent + "  ", origins)
+        inside = [
+            line
+            for name, inner in value.items()
+            for line in _lines(name, inner, f"{path}.{name}", indent + "  ", origins, omitted)
+        ]
+        yield from [(f"{indent}{key}:", ""), *inside] if inside else []
     else:
         yield f"{indent}{key}:", ""
         for number, entry in enumerate(value):
@@ -139,7 +159,7 @@ def _lines(key: str, value: Any, path: str, indent: str, origins: Mapping[str, s
             if isinstance(entry, dict):
                 first = True
                 for name, inner in entry.items():
-                    for text, where in _lines(name, inner, f"{inside}.{name}", indent + "  ", origins):
+                    for text, where in _lines(name, inner, f"{inside}.{name}", indent + "  ", origins, omitted):
                         yield (f"{indent}- {text[len(indent) + 2 :]}" if first else text), where
                         first = False
             else:

@@ -130,6 +130,24 @@ def test_a_printed_plan_is_the_recipe_in_yaml(written, capsys):
     assert named and set(unused.rpartition(": ")[2].split(", ")) == named
 
 
+def test_a_printed_plan_is_short_and_its_lines_fit_a_terminal(chat_recipe, tmp_path, capsys):
+    path = tmp_path / "short.yaml"
+    path.write_text(yaml.safe_dump({**chat_recipe, "seed": 7}))
+    facts = read_plan(path, estimates=False)
+    print_plan(facts)
+    shown = capsys.readouterr().out
+    recipe = shown.partition("\n\n")[0].splitlines()[1:]
+    assert "  # defaults: " in shown and "weight_decay: 0.1" in shown, "the first defaults of a section"
+    assert all(len(line) <= 80 for line in recipe if line.lstrip().startswith("# defaults"))
+    assert {"type", "seed", "model"} <= yaml.safe_load("\n".join(recipe)).keys()
+    assert not {"epochs", "profiler", "peft"} & yaml.safe_load("\n".join(recipe)).keys()
+    assert "run_step" not in shown and "nothing will be saved" in shown
+    print_plan(facts, everything=True)
+    longer = capsys.readouterr().out
+    assert "run_step" in longer and "  epochs: " not in longer and "\nepochs: " in longer
+    assert len(longer.splitlines()) > 2 * len(shown.splitlines())
+
+
 # ---------------------------------------------------------------------------------------------------- conflicts
 
 

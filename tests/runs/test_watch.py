@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner
 
 from hooktrain import HooktrainError, hookimpl
-from hooktrain.cli.runs import runs
+from hooktrain.cli.runs import _step, runs
 from hooktrain.cli.watch import watch
 from hooktrain.runs.files import MetricsReader, recipe_differences
 from hooktrain.runs.watch import snapshots, sparkline, time_left
@@ -142,6 +142,15 @@ def test_lines_are_read_once_and_a_new_file_from_its_beginning(tmp_path):
     assert [line["step"] for line in reader.read()] == [1, 2, 3, 4]
 
 
+def test_a_table_shortens_reasons_and_says_what_a_run_is_starting_from(run_tiny, tmp_path):
+    path = run_tiny().run_dir / "run.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "state": "failed", "why": "x" * 500}))
+    assert "x" * 77 + "...\n" in shown(runs, path.parent).output
+    for name, words in (("", "starting"), ("/somewhere/step-00000022", "resuming step-00000022")):
+        assert _step({**record, "state": "running", "steps": None, "resumed_from": name}) == words
+
+
 def test_a_sparkline():
     assert sparkline([1, 2, 3, 4, 5, 6, 7, 8], 8) == "▁▂▃▄▅▆▇█"
     assert sparkline(range(800), 8) == "▁▂▃▄▅▆▇█"
@@ -158,7 +167,8 @@ def test_the_table_has_losses_and_what_recipes_differ_in(run_tiny, tmp_path):
     lowest = min((line["eval/held_out/loss"], line["step"]) for line in first if "eval/held_out/loss" in line)
     assert tuple(found[0]["best"]["eval/held_out/loss"]) == lowest
     output = shown(runs, tmp_path).output
-    assert f"held_out {lowest[0]:.4f} at {lowest[1]}" in output and "seed=2" in output
+    assert f"held_out {lowest[0]:.4f} at {lowest[1]}" in output and "recipes differ in seed; --diff" in output
+    assert "second\n  seed: 2\n" in shown(runs, tmp_path, "--diff").output
     assert "differ" not in shown(runs, tmp_path / "first").output
 
 
@@ -168,5 +178,8 @@ def test_many_differences_are_counted(run_tiny, tmp_path):
     recipe = yaml.safe_load((tmp_path / "first" / "recipe.yaml").read_text())
     (tmp_path / "first" / "recipe.yaml").write_text(yaml.safe_dump({**recipe, **{f"key{n:02}": n for n in range(20)}}))
     output = shown(runs, tmp_path).output
-    assert "key11=11, and 8 more, which --json lists" in output and "key12" not in output
+    assert "key00, key01, key02, key03, key04, and 15 more; --diff" in output
+    output = shown(runs, tmp_path, "--diff").output
+    assert "  key19: 19\n" in output and "  key19: none\n" in output
+    assert max(map(len, output.splitlines())) < 200
     assert recipe_differences([{"run_dir": "a", "checkpoint[0].output_dir": "b"}, {}]) == {}
