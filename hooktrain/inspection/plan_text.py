@@ -53,10 +53,12 @@ def _print_resolved(facts: Mapping[str, Any], everything: bool) -> None:
         to.print(f"  [yellow]checkpoint: {escape(NOTHING_SAVED)}[/]", soft_wrap=True)
     if facts["compatibility_lifted"]:
         to.print("  [yellow]skip_validation is on: parts are used that the trainer type does not list[/]")
-    if everything:
-        to.print("\n[bold]hooks[/], implementations in call order")
+    hooks = facts["hooks"] if everything else {hook: each for hook, each in facts["hooks"].items() if _replaced(each)}
+    if hooks:
+        which = "implementations in call order" if everything else "in which one plugin replaces another"
+        to.print(f"\n[bold]hooks[/], {which}")
         table = columns("", "", header=False)
-        for hook, found in facts["hooks"].items():
+        for hook, found in hooks.items():
             table.add_row(f"  {hook}", escape(who(found)))
         show(to, table)
     to.print("\n[bold]plugins[/]")
@@ -71,6 +73,10 @@ def _print_resolved(facts: Mapping[str, Any], everything: bool) -> None:
     show(to, table)
     if unused:
         to.print(escape(f"  not used by this recipe, as their active_when says: {', '.join(unused)}"), soft_wrap=True)
+
+
+def _replaced(implementations: Sequence[Mapping[str, Any]]) -> bool:
+    return any(each["role"] == "not called" for each in implementations)
 
 
 def _print_complaints(facts: Mapping[str, Any], everything: bool = False) -> None:
