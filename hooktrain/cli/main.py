@@ -121,6 +121,7 @@ def train(
     """
     from hooktrain.cli.startup import Progress, collect_rarely, remember_run, sleep_while_waiting
     from hooktrain.recipe.yaml_reader import apply_overrides
+    from hooktrain.runs.starting import mark_start
 
     sleep_while_waiting()
     if profile_hooks:
@@ -153,7 +154,8 @@ def train(
     progress.say_parts(made)
     if not overfit:
         progress.say_unsaved(made)
-    with collect_rarely():
+    folder = made.run_dir or Path("runs") / made.name
+    with mark_start(folder) if progress.is_main else contextlib.nullcontext(), collect_rarely():
         from hooktrain.training.trainer import Trainer
 
         trainer = Trainer(made, host, resume_from=resume)

@@ -43,7 +43,7 @@ def _print(found: Sequence[Mapping[str, Any]], folders: Sequence[Path], diff: bo
         click.echo(f"no run has left a record in {', '.join(map(str, folders))}")
         return
     table = columns("run", "id", "state", "step", "hook", "started", "why")
-    colours = {"ended": "green", "running": "cyan"}
+    colours = {"ended": "green", "running": "cyan", "starting": "cyan"}
     for each in found:
         colour = colours.get(each["state"], "red")
         why = each["problem"] or each["why"] or (f"status {each['status']}" if each["status"] else "")

@@ -220,7 +220,8 @@ class Progress:
 
     def __init__(self, source: Path, raw: Mapping[str, Any], switches: Sequence[str]) -> None:
         self.source = source
-        self.shown = os.environ.get("RANK", "0") == "0" and has_console(raw, switches)
+        self.is_main = os.environ.get("RANK", "0") == "0"
+        self.shown = self.is_main and has_console(raw, switches)
 
     def say(self, text: str) -> None:
         """Print a line, unless nobody reads what is printed."""

@@ -153,9 +153,9 @@ def _lines(
             yield f"{indent}{key}: {_scalar(value)}", path
     elif isinstance(value, dict):
         inside = [
-            line
+            each
             for name, inner in value.items()
-            for line in _lines(name, inner, f"{path}.{name}", indent + "  ", origins, omitted)
+            for each in _lines(name, inner, f"{path}.{name}", indent + "  ", origins, omitted)
         ]
         yield from [(f"{indent}{key}:", ""), *inside] if inside else []
     else:

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from hooktrain.errors import HooktrainError
+from hooktrain.runs.starting import is_starting
 from hooktrain.training.run_lock import is_held
 from hooktrain.training.run_record import FILE, RunRecord, read_record
 
@@ -39,7 +40,8 @@ def runs_in(folders: Sequence[Path]) -> list[dict[str, Any]]:
     Returns:
         For each run ``folder``, the attributes of :class:`hooktrain.training.run_record.RunRecord`, and ``problem``:
         why the record cannot be read, else empty. ``state`` is also ``ended without finishing`` where the record says
-        ``running`` and no process holds the folder, and ``unreadable``.
+        ``running`` and no process holds the folder, ``starting`` where a process is about to run there again, and
+        ``unreadable``.
 
     Raises:
         HooktrainError: one of the folders is none.
@@ -57,6 +59,8 @@ def facts_of(folder: Path) -> dict[str, Any]:
     facts = {"folder": str(folder), **attrs.asdict(record), "problem": problem}
     if record.state == "running" and not _is_running(folder):
         facts |= {"state": "ended without finishing", "why": "its process was killed, or a plugin or library ended it"}
+    elif record.state != "running" and not problem and is_starting(folder, record):
+        facts |= {"state": "starting", "why": "a process resumes it, or starts another run in the folder"}
     return facts
 
 

@@ -39,7 +39,7 @@ class Snapshot:
     @property
     def is_over(self) -> bool:
         """Whether the run does not run any more."""
-        return bool(self.facts["state"] != "running")
+        return self.facts["state"] not in ("running", "starting")
 
     @property
     def has_failed(self) -> bool:

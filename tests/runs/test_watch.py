@@ -14,6 +14,8 @@ from hooktrain import HooktrainError, hookimpl
 from hooktrain.cli.runs import _step, runs
 from hooktrain.cli.watch import watch
 from hooktrain.runs.files import MetricsReader, recipe_differences
+from hooktrain.runs.starting import mark_start
+from hooktrain.runs.table import facts_of
 from hooktrain.runs.watch import snapshots, sparkline, time_left
 from tests.facts import facts
 
@@ -149,6 +151,22 @@ def test_a_table_shortens_reasons_and_says_what_a_run_is_starting_from(run_tiny,
     assert "x" * 77 + "...\n" in shown(runs, path.parent).output
     for name, words in (("", "starting"), ("/somewhere/step-00000022", "resuming step-00000022")):
         assert _step({**record, "state": "running", "steps": None, "resumed_from": name}) == words
+
+
+def test_a_run_that_starts_again_is_not_over(run_tiny, tmp_path):
+    """From the start of the process on, before anything is imported or loaded."""
+    folder = run_tiny().run_dir
+    following = snapshots(folder, lambda: None)
+    with mark_start(folder):
+        first = next(following)
+        assert first.facts["state"] == "starting" and not first.is_over
+        assert "starting" in shown(runs, folder).output
+        record = json.loads((folder / ".starting.json").read_text())
+        (folder / ".starting.json").write_text(json.dumps({**record, "process": 2**22 + 1}))
+        assert facts_of(folder)["state"] == "ended", "the process is gone"
+    assert next(following).is_over and not (folder / ".starting.json").exists()
+    with mark_start(tmp_path / "new"):
+        assert not (tmp_path / "new").exists()
 
 
 def test_a_sparkline():
