@@ -152,12 +152,12 @@ def _lines(
         if path not in omitted:
             yield f"{indent}{key}: {_scalar(value)}", path
     elif isinstance(value, dict):
-        inside = [
+        found = [
             each
             for name, inner in value.items()
             for each in _lines(name, inner, f"{path}.{name}", indent + "  ", origins, omitted)
         ]
-        yield from [(f"{indent}{key}:", ""), *inside] if inside else []
+        yield from [(f"{indent}{key}:", ""), *found] if found else []
     else:
         yield f"{indent}{key}:", ""
         for number, entry in enumerate(value):
