@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,13 +42,13 @@ def check_paths(recipe: Recipe) -> Iterator[Complaint]:
     for name, frozen in attrs.asdict(models_of(recipe), recurse=False).items():
         if frozen.name_or_path is not None:
             key, path = f"models.{name}.name_or_path", frozen.name_or_path
-            yield from _complaint(key, lambda path=path, key=key: resolve_location(path, None, key))
+            yield from _complaint(key, partial(resolve_location, path, None, key))
     for item in attrs.fields(type(recipe.data)) if attrs.has(type(recipe.data)) else ():
         value = attrs.asdict(recipe.data, recurse=False)[item.name]
         for number, source in enumerate(value if isinstance(value, tuple) else ()):
             if isinstance(source, HFSourceConfig):
                 where = f"data.{item.name}[{number}]"
-                yield from _complaint(where, lambda source=source: _check_source(source), "data.sources: ")
+                yield from _complaint(where, partial(_check_source, source), "data.sources: ")
 
 
 def _complaint(where: str, check: Callable[[], object], prefix: str | None = None) -> Iterator[Complaint]:
