@@ -97,6 +97,7 @@ def test_what_changes_the_training_is_refused_before_there_is_a_model(going, cha
             [["checkpoint"]],
         ),
         ({"micro_batch_size": 1, "gradient_accumulation_steps": 2}, []),
+        ({"global_batch_size": 2}, []),
         ({"exit_iteration": 5}, [["exit_iteration", 0, 5]]),
         (
             {"strategy": {"type": "torch", "dtype": "fp32", "device": "cpu", "timeout": 60}},
