@@ -247,7 +247,9 @@ def test_a_run_that_never_trains_the_end_of_a_turn_warns(hooks: Any, make_tokeni
         data = prepare(hooks, SFTDataConfig(sources=(ListSource("rows", EXAMPLES),)), make_tokenizer(source))
         assert any("end-of-turn" in warning for warning in data.report["warnings"]) == warned
     config = SFTDataConfig(sources=(ListSource("rows", EXAMPLES),), train_on="all")  # with the line break after it
-    assert not any("end-of-turn" in said for said in prepare(hooks, config, make_tokenizer("chatml")).report["warnings"])
+    assert not any(
+        "end-of-turn" in said for said in prepare(hooks, config, make_tokenizer("chatml")).report["warnings"]
+    )
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(64, 64), (int(1e30), 8192)])
