@@ -96,10 +96,8 @@ def choose_format(
             reads = None if chosen.reads is None else chosen.reads | renamed.keys()
             return attrs.evolve(chosen, why=why, reads=reads, convert=_prepared(chosen, renamed))
     raise DataError(
-        f"the examples have the columns {', '.join(map(str, columns))}, which fit no known format; expected"
-        f" {'; '.join(f'{f.columns} ({f.name})' for f in formats.values() if f.columns)}; rename them with"
-        " `data.columns: {ours: theirs}`, or set `data.role_mapping: {user: ..., assistant: ...}` to the columns that"
-        f" hold the turns{_hint(example)}"
+        f"the examples have the columns {', '.join(map(str, columns))}, which fit no known format; {_remedy(example)};"
+        " all formats are in `hooktrain guide data-and-masks`"
     )
 
 
@@ -118,11 +116,11 @@ def _described(renamed: Mapping[str, str | None]) -> str:
     return ", ".join(f"{theirs} read as {ours}" if ours else f"{theirs} removed" for theirs, ours in renamed.items())
 
 
-def _hint(example: Example) -> str:
-    """Return a recipe for the columns of an example, as far as their names are usual ones."""
+def _remedy(example: Example) -> str:
+    """Return what to write for the columns of an example, as likely as their names and values tell."""
     chosen = example.get("chosen")
     if chosen is None:
-        return _fields(example) or _mapping(example)
+        return _fields(example) or _mapping(example) or _by_type(example)
     if isinstance(chosen, list) and any(isinstance(turn, Mapping) and turn.get("role") == "user" for turn in chosen):
         advice = "columns: {messages: chosen}"
     elif "prompt" in example:
@@ -132,7 +130,8 @@ def _hint(example: Example) -> str:
         advice = f"role_mapping: {{{system}user: {question}, assistant: chosen}}"
     else:
         advice = "columns: {text: chosen}"
-    return f"; to train on the chosen answers of preferences write `data.{advice}`"
+    pairs = "to train on these preferences write `type: preference`; " if "rejected" in example else ""
+    return f"{pairs}to train on the chosen answers alone write `data.{advice}`"
 
 
 _QUESTIONS = ("question", "input", "instruction", "query", "problem", "prompt")
@@ -149,16 +148,45 @@ def _mapping(example: Example) -> str:
     if not question or not answer:
         return ""
     roles = (f"system: {system}, " if system else "") + f"user: {f'[{context}, {question}]' if context else question}"
-    return f"; these look like `data.role_mapping: {{{roles}, assistant: {answer}}}`"
+    return f"write `data.role_mapping: {{{roles}, assistant: {answer}}}`"
 
 
 def _fields(example: Example) -> str:
-    """Return the fields of the entries of a column that is named as one of conversations are."""
+    """Return what to write for a column that is named as one of conversations are, with the fields of its entries."""
     for name in ("messages", "conversations", "conversation"):
         value = example.get(name)
         if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
-            return f"; the entries of '{name}' have the fields {', '.join(map(str, value[0]))}"
+            return f"the entries of '{name}' have the fields {', '.join(map(str, value[0]))}; {_of_entries(name, value)}"
     return ""
+
+
+def _of_entries(name: str, entries: Sequence[Any]) -> str:
+    """Return the mapping of the entries of a list, of whose texts the shortest is taken for the name of the role."""
+    texts = sorted((len(value), field) for field, value in entries[0].items() if isinstance(value, str))
+    if len(texts) < 2:
+        return f"write `data.role_mapping: {{user: {name}.FIELD.NAME, assistant: {name}.FIELD.NAME}}`"
+    role, content = texts[0][1], texts[-1][1]
+    named = [str(entry[role]) for entry in entries if isinstance(entry, Mapping) and entry.get(role)]
+    user, assistant = [*dict.fromkeys(who for who in named if who.isidentifier() and who != "system"), "A", "B"][:2]
+    mapping = f"data.role_mapping: {{user: {name}.{role}.{user}, assistant: {name}.{role}.{assistant}}}"
+    return f"write `{mapping}` and `data.content_key: {content}`"
+
+
+def _by_type(example: Example) -> str:
+    """Return what to write for columns with unusual names, by what they hold."""
+    texts = [str(name) for name, value in example.items() if isinstance(value, str)]
+    if len(texts) > 1:
+        return f"write `data.role_mapping: {{user: {texts[0]}, assistant: {texts[1]}}}` with the columns of the turns"
+    if texts:
+        return f"to train on plain text write `data.columns: {{text: {texts[0]}}}`"
+    turns = next((str(n) for n, value in example.items() if isinstance(value, list) and _is_mapping(value)), "")
+    if turns:
+        return f"if '{turns}' holds the turns, write `data.columns: {{messages: {turns}}}`"
+    return "rename them with `data.columns: {ours: theirs}`, or convert the file"
+
+
+def _is_mapping(values: Sequence[Any]) -> bool:
+    return bool(values) and isinstance(values[0], Mapping)
 
 
 def _prepared(chosen: Format, renamed: Mapping[str, str | None]) -> Callable[[Example], Example]:

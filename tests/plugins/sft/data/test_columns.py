@@ -267,7 +267,7 @@ def test_the_error_about_columns_of_no_format_proposes_a_mapping_that_works(
 ) -> None:
     with pytest.raises(DataError, match="no known format") as raised:
         prepare([row])
-    text = "".join(prepare([row], **remedy(str(raised.value).replace("look like `", "write `")))[0])
+    text = "".join(prepare([row], **remedy(str(raised.value)))[0])
     assert all(value in text for name, value in row.items() if name != "category")
 
 
