@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from hooktrain_hf.meta_model import make_meta_model
 from hooktrain_hf.attention_names import check_attention
+from hooktrain_hf.meta_model import make_meta_model
 from hooktrain_hf.model import HFModelConfig, build_model
 from safetensors.torch import load_file, save_file
 

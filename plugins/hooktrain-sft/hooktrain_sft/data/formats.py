@@ -7,7 +7,7 @@ masks with ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
@@ -15,7 +15,7 @@ import attrs
 from hooktrain import DataError, did_you_mean
 from hooktrain_sft.config import SFTDataConfig, SourceOptions
 
-__all__ = ["CANONICAL", "Example", "Format", "choose_format", "renamed_format"]
+__all__ = ["CANONICAL", "Example", "Format", "choose_format", "lacking", "renamed_format", "without_template"]
 
 Example = Mapping[str, Any]
 
@@ -101,6 +101,38 @@ def choose_format(
     )
 
 
+def lacking(
+    columns: Sequence[str],
+    examples: Iterable[Any],
+    source: Any,
+    config: SFTDataConfig,
+    formats: Mapping[str, Format],
+) -> str:
+    """Return what the first example lacks where one of ``examples`` has a known format with it, or nothing."""
+    for index, example in enumerate(examples):
+        more = [str(name) for name in example if name not in columns] if isinstance(example, Mapping) else []
+        try:
+            found = choose_format(list(example), example, source, config, formats) if more else None
+        except DataError:
+            continue
+        if found is not None:
+            lacks = ", ".join(f"'{name}'" for name in more)
+            return f"has no {lacks}, unlike example {index} (format {found.name}); correct or remove it"
+    return ""
+
+
+def without_template(chosen: Format, first: Example, options: SourceOptions) -> str:
+    """Return a remark on prompts and completions of text, where the recipe does not name their format; or nothing."""
+    prompt, completion = (options.columns.get(name) or name for name in CANONICAL[2])
+    if chosen.name != "prompt_completion" or options.format == chosen.name or not isinstance(first.get(prompt), str):
+        return ""
+    return (
+        f"write `data.role_mapping: {{user: {prompt}, assistant: {completion}}}` to train '{prompt}' and '{completion}'"
+        " as turns of the tokenizer's chat template; they are plain text without it, and `data.format:"
+        f" {chosen.name}` confirms that"
+    )
+
+
 def renamed_format(columns: Sequence[str], wanted: Mapping[str, str | None]) -> Format:
     """Return the format of plain text or ids with columns renamed or removed."""
     renamed = _renames(columns, wanted)
@@ -156,7 +188,9 @@ def _fields(example: Example) -> str:
     for name in ("messages", "conversations", "conversation"):
         value = example.get(name)
         if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
-            return f"the entries of '{name}' have the fields {', '.join(map(str, value[0]))}; {_of_entries(name, value)}"
+            return (
+                f"the entries of '{name}' have the fields {', '.join(map(str, value[0]))}; {_of_entries(name, value)}"
+            )
     return ""
 
 

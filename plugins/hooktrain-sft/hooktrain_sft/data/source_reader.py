@@ -22,7 +22,7 @@ from hooktrain_sft.data.arrow_store import Ids, Mask, StoreWriter
 from hooktrain_sft.data.columns import how_to_use, read_columns
 from hooktrain_sft.data.converters import known_formats
 from hooktrain_sft.data.documents import Documents
-from hooktrain_sft.data.formats import Format, choose_format, renamed_format
+from hooktrain_sft.data.formats import Format, choose_format, lacking, renamed_format, without_template
 from hooktrain_sft.data.packing import Bins, check_bins
 from hooktrain_sft.data.tokenize import Encoder
 from hooktrain_sft.data.worker_pool import WorkerPool, number_of_workers
@@ -64,12 +64,14 @@ class OpenedSource:
         examples: the result of ``load_source``.
         format: the format of its examples, or None where they are rendered unchanged.
         total: the number of examples, or None for a stream.
+        remarks: what to know about its format.
     """
 
     label: str
     examples: Any
     format: Format | None
     total: int | None
+    remarks: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Any]:
         """Iterate over the examples in order."""
@@ -128,7 +130,10 @@ class Reader:
             raise DataError(
                 f"{label}: given no examples, expected at least one; check the name and the split of the source"
             )
-        return OpenedSource(label, examples, self._format(source, examples, first, label), total)
+        found = self._format(source, examples, first, label)
+        plain = "" if found is None else without_template(found, first, SourceOptions.of(source, self.config))
+        remarks = (plain,) if plain and self.tokenizer.chat_template else ()
+        return OpenedSource(label, examples, found, total, remarks)
 
     def _format(self, source: Any, examples: Any, first: Any, label: str) -> Format | None:
         options = SourceOptions.of(source, self.config)
@@ -148,6 +153,10 @@ class Reader:
         except DataError as problem:
             if len(self.hooks.render_example.get_hookimpls()) > 1:
                 return None  # another plugin renders examples, and may know the format
+            assert isinstance(self.config, SFTDataConfig)
+            some = itertools.islice(OpenedSource("", examples, None, None), 100)
+            if lacks := lacking(columns, some, source, self.config, known_formats(source, self.config, self.hooks)):
+                raise DataError(f"{label}, example 0: {lacks}") from problem
             raise DataError(f"{label}: {problem}") from problem
 
     @staticmethod
@@ -298,7 +307,7 @@ class Reader:
             "source": opened.label,
             "format": opened.format.name if opened.format else None,
             "why": opened.format.why if opened.format else None,
-            "remarks": list(opened.examples.remarks) if isinstance(opened.examples, _Remarked) else [],
+            "remarks": [*opened.remarks, *(opened.examples.remarks if isinstance(opened.examples, _Remarked) else ())],
         }
 
 
