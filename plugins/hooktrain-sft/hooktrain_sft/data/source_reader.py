@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from hooktrain_sft.data.converters import known_formats
 from hooktrain_sft.data.documents import Documents
 from hooktrain_sft.data.formats import Format, choose_format, lacking, renamed_format, without_template
 from hooktrain_sft.data.packing import Bins, check_bins
+from hooktrain_sft.data.stateful_plugins import stateful_renderers
 from hooktrain_sft.data.tokenize import Encoder
 from hooktrain_sft.data.worker_pool import WorkerPool, number_of_workers
 
@@ -233,7 +233,7 @@ class Reader:
         workers = number_of_workers(self.config.num_proc, opened.total, shared_by)
         notes: dict[str, tuple[int, str]] = {}
         remarks: list[str] = []
-        if workers > 1 and (stateful := self._stateful_renderers()):
+        if workers > 1 and (stateful := stateful_renderers(self.hooks, opened.format)):
             if self.config.num_proc == "auto":
                 workers = 1
             else:
@@ -268,17 +268,6 @@ class Reader:
         facts["remarks"] += remarks
         return facts if (counts == 1).all() else facts | {"sequences": counts.tolist()}
 
-    def _stateful_renderers(self) -> list[str]:
-        """Return the other plugins that render or convert examples and are objects with attributes."""
-        found = [*self.hooks.render_example.get_hookimpls(), *self.hooks.register_formats.get_hookimpls()]
-        objects = [one.plugin for one in found if not (inspect.ismodule(one.plugin) or inspect.isclass(one.plugin))]
-        others = {type(plugin): plugin for plugin in objects}
-        return [
-            kind.__name__
-            for kind, plugin in others.items()
-            if kind.__module__.partition(".")[0] != __name__.partition(".")[0] and _has_attributes(plugin)
-        ]
-
     def _on_one_process(self, opened: OpenedSource) -> Iterator[Prepared]:
         """Yield prepared batches; one is tokenized in the background while the next is rendered."""
         first = 0
@@ -309,13 +298,6 @@ class Reader:
             "why": opened.format.why if opened.format else None,
             "remarks": [*opened.remarks, *(opened.examples.remarks if isinstance(opened.examples, _Remarked) else ())],
         }
-
-
-def _has_attributes(plugin: Any) -> bool:
-    try:
-        return bool(vars(plugin))
-    except TypeError:  # slots
-        return True
 
 
 def _notes(rendered: Sequence[Any], first: int) -> dict[str, tuple[int, str]]:
