@@ -72,6 +72,21 @@ def test_a_bare_string_takes_the_default_type():
         resolve({"type": "sourced", "data": {"sources": ["/a", {"path": 3}]}}, host_of(Parts(), Sources()))
 
 
+@pytest.mark.parametrize("value", ["rows.jsonl", ["rows.jsonl"]])
+def test_a_part_that_is_given_what_belongs_into_its_list_says_where(value):
+    with pytest.raises(RecipeError, match=facts("data: given", "`data: {sources: [rows.jsonl]}`")):
+        resolve({"type": "sourced", "data": value}, host_of(Parts(), Sources()))
+
+
+def test_a_misspelt_type_hides_no_other_error():
+    with pytest.raises(RecipeError) as caught:
+        resolve({"type": "tinny", "seed": -1, "optimizer": {"wd": 1}}, host_of(Parts()))
+    assert [each.where for each in caught.value.complaints] == ["type", "optimizer.wd", "seed"]
+    with pytest.raises(RecipeError) as caught:
+        resolve({"type": "something else", "seed": -1}, host_of(Parts()))
+    assert [each.where for each in caught.value.complaints] == ["type"], "nobody knows which parts were meant"
+
+
 def test_a_missing_required_key_is_named():
     with pytest.raises(RecipeError, match=facts("data.sources[0].path:", "missing")):
         resolve({"type": "sourced", "data": {"sources": [{}]}}, host_of(Parts(), Sources()))
