@@ -131,6 +131,22 @@ def test_bad_files_are_refused(tmp_path, text, named):
         read_recipe(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [
+        ("own.jsonl", b'{"text": "a"}\n{"text": "b"}\n'),
+        ("own.json", b'[{"text": "a"}]'),
+        ("own.csv", b"prompt,completion\na,b\n"),
+        ("own.parquet", b"PAR1\xff\xfe"),
+    ],
+)
+def test_data_in_the_place_of_a_recipe_are_named_as_such(tmp_path, name, held):
+    path = tmp_path / name
+    path.write_bytes(held)
+    with pytest.raises(RecipeError, match=facts(f"{path}: 1 error", "data, expected a recipe", f"sources: [{path}]")):
+        read_recipe(path)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(RecipeError, match=facts(str(tmp_path / "nowhere.yaml"), "no such file")):
         read_recipe(tmp_path / "nowhere.yaml")
