@@ -118,9 +118,11 @@ class PeftPlugin:
     def on_train_start(self, trainer: Trainer) -> None:
         if not _settings(trainer.recipe).active:
             return
-        from hooktrain_peft.report import describe
+        from hooktrain_peft.report import describe, unloadable_base
 
         trainer.say(describe(trainer.strategy.unwrap(trainer.model)))
+        if warning := unloadable_base(trainer.recipe, _settings(trainer.recipe)):
+            trainer.say(warning)
         rate = trainer.recipe.as_dict().get("optimizer", {}).get("lr", _LOW_RATE)
         if rate < _LOW_RATE:
             trainer.say(

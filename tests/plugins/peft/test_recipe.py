@@ -13,6 +13,7 @@ import pytest
 import yaml
 from hooktrain_peft.config import PeftSettings
 from hooktrain_peft.methods import make_config
+from hooktrain_peft.report import unloadable_base
 from peft import IA3Config, LoraConfig, VeraConfig
 
 from hooktrain import ModelError, Recipe, RecipeError, load
@@ -40,6 +41,28 @@ def test_a_recipe_without_the_section_does_not_import_peft(recipe: dict[str, Any
         f"load(Path({str(path)!r})); print('peft' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "warned"),
+    [
+        ({"name_or_path": "/models/tiny.gguf"}, {}, True),
+        ({"name_or_path": "org/tiny", "gguf_file": "tiny.gguf"}, {}, True),
+        ({"name_or_path": "/models/tiny.gguf"}, {"merge_on_export": True}, False),
+        ({"name_or_path": "/models/tiny.gguf"}, {"checkpoint": "full"}, False),
+        ({"name_or_path": "org/tiny"}, {}, False),
+    ],
+)
+def test_an_adapter_on_a_gguf_file_is_exported_with_a_warning(
+    recipe: dict[str, Any], model: dict[str, str], more: dict[str, Any], warned: bool
+) -> None:
+    """Which PEFT does not load by the name that the adapter has."""
+    more = dict(more)
+    saving = {"type": more.pop("checkpoint", "huggingface"), "save_end_of_training": True}
+    made, _ = load({**recipe, "model": model, "checkpoint": [saving], "peft": {"type": "lora", **more}})
+    said = unloadable_base(made, made.settings["peft"])
+    wanted = facts("tiny.gguf", "peft.merge_on_export: true", "`hooktrain export RUN_DIR --merge`")
+    assert bool(re.search(wanted, said)) == warned == bool(said)
 
 
 def test_lora_has_the_defaults_that_people_choose() -> None:
