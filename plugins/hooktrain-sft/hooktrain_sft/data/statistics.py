@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -35,14 +36,15 @@ def ends_trained(documents: Documents, tokenizer: Any, eot_tokens: Sequence[str]
     special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= {tokenizer.eos_token_id} - {None}
     ends = np.array(sorted(special), np.int64)
+    is_space = functools.cache(lambda token: not str(tokenizer.decode([token])).strip())
     for ids, mask in documents:
         trained = mask.astype(np.bool_)
         last = np.flatnonzero(trained & ~np.append(trained[1:], False))
         while len(last):
             if np.isin(ids[last], ends).any():
                 return True
-            blank = [not str(tokenizer.decode([token])).strip() for token in ids[last].tolist()]
-            last = last[np.array(blank, np.bool_) & (last > 0)] - 1
+            spaces = [is_space(token) for token in ids[last].tolist()]
+            last = last[np.array(spaces, np.bool_) & (last > 0)] - 1
             last = last[trained[last]]
     return False
 
