@@ -10,7 +10,7 @@ import math
 import os
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NewType, TypeVar, Union, cast, get_args, get_origin
 
@@ -422,7 +422,12 @@ class Built:
 
 
 def structure(
-    cls: type[T], given: Mapping[str, Any], where: str, complaints: list[Complaint], whose: str = ""
+    cls: type[T],
+    given: Mapping[str, Any],
+    where: str,
+    complaints: list[Complaint],
+    whose: str = "",
+    elsewhere: Callable[[str], str] = lambda key: "",
 ) -> T | None:
     """Make an instance of ``cls`` from a mapping of the recipe.
 
@@ -432,6 +437,7 @@ def structure(
         where: path of ``given`` in the recipe, for complaints.
         complaints: what is wrong is appended here.
         whose: who offers ``cls``, for complaints about unknown keys.
+        elsewhere: returns what to append to one about a key that other sections have.
 
     Returns:
         The instance, or None when there was something to complain about.
@@ -447,11 +453,9 @@ def structure(
     for key, value in given.items():
         path = _join(where, str(key))
         if key not in keys:
-            expected = ", ".join(sorted(n for n in fields if fields[n].init))
-            takes = f"{where or 'a recipe'} takes {expected}{whose}"
-            complaints.append(
-                Complaint(path, f"unknown key{new_name('recipe key', path) or did_you_mean(str(key), keys)}; {takes}")
-            )
+            meant = new_name("recipe key", path) or did_you_mean(str(key), keys) or elsewhere(str(key))
+            takes = expected_keys(where or "a recipe", [n for n in fields if fields[n].init], bool(meant), whose)
+            complaints.append(Complaint(path, f"unknown key{meant}{takes}"))
             continue
         name = keys[key]
         if name in values:
@@ -477,6 +481,29 @@ def structure(
     except (ValueError, TypeError) as problem:  # a validator that looks at several fields
         complaints.append(Complaint(where, str(problem.args[0] if problem.args else problem)))
         return None
+
+
+def expected_keys(where: str, keys: Iterable[str], is_known: bool, whose: str = "") -> str:
+    """Return the end of an error about an unknown key: the keys, where they are few, or where to read them.
+
+    Args:
+        where: the section.
+        keys: that it takes.
+        is_known: whether the error names the key that was meant.
+        whose: who registers the section.
+    """
+    names = sorted(keys)
+    if len(names) <= _FEW or (len(names) <= 2 * _FEW and not is_known):
+        return f"; {where} takes {', '.join(names)}{whose}"
+    return (
+        ""
+        if is_known
+        else f"; {where} takes {len(names)} keys{whose}, see `hooktrain guide configuration` or `hooktrain schema`"
+    )
+
+
+_FEW = 12
+"""Keys that an error lists; the double where it cannot name the one that was meant."""
 
 
 def _refusals(attribute: Any, value: Any, where: str) -> Iterator[Complaint]:

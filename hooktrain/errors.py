@@ -30,6 +30,7 @@ __all__ = [
     "RanksDisagreeError",
     "RecipeError",
     "LoopHookError",
+    "closest",
     "described",
     "did_you_mean",
     "failure_of",
@@ -184,7 +185,15 @@ class RanksDisagreeError(HooktrainError):
     """The ranks of one run do not have the same recipe, plugins or data."""
 
 
+def closest(given: str, candidates: Iterable[str]) -> str:
+    """Return the name that was probably meant: one in almost the same letters or with these initials; or nothing."""
+    names = [str(candidate) for candidate in candidates]
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    initials = {"".join(part[:1] for part in name.split("_")): name for name in reversed(names) if "_" in name}
+    return close[0] if close else initials.get(given, "")
+
+
 def did_you_mean(given: str, candidates: Iterable[str]) -> str:
     """Return what to append to an error about an unknown name: `` (did you mean 'x'?)``, or nothing."""
-    close = difflib.get_close_matches(given, [str(candidate) for candidate in candidates], n=1, cutoff=0.6)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    meant = closest(given, candidates)
+    return f" (did you mean '{meant}'?)" if meant else ""

@@ -44,7 +44,11 @@ class Parts:
 
 
 REFUSED: list[tuple[dict[str, Any], str, tuple[str, ...]]] = [
-    ({"micro_batchsize": 2}, "micro_batchsize", ("'micro_batch_size'", "eval_micro_batch_size", "seed")),
+    ({"micro_batchsize": 2}, "micro_batchsize", ("'micro_batch_size'",)),
+    ({"gas": 4}, "gas", ("'gradient_accumulation_steps'",)),
+    ({"lr": 3}, "lr", ("'optimizer.lr'",)),
+    ({"optimizer": {"seed": 3}}, "optimizer.seed", ("'seed'", "betas, lr, name")),
+    ({"unheard_of": 3}, "unheard_of", ("`hooktrain guide configuration`",)),
     ({"optimizer": {"lrr": 1}}, "optimizer.lrr", ("'lr'", "betas, lr, name")),
     ({"optimizer": {"lr": "fast"}}, "optimizer.lr", ("'fast'", "a number")),
     ({"optimizer": {"lr": True}}, "optimizer.lr", ("true", "a number")),

@@ -238,8 +238,10 @@ def _report(folder: Path, statuses: Sequence[int], ended: dict[int, float], stop
     first, *others = sorted(failures, key=lambda failure: (failure.is_consequence, failure.when))
     if first.status >= 0 and not has_left(folder, first.rank):
         first = first._replace(message=f"{first.message}{_in_step(others)}, before the run was over")
+    alike = {f.rank for f in failures if f.message == first.message} == set(range(len(statuses)))
+    who = "" if alike and len(statuses) > 1 else f"rank {first.rank}: "  # such as a mistake in what all of them read
     if first.message:
-        _print("\n".join(filter(None, [f"hooktrain: rank {first.rank}: {first.message}", first.trace.rstrip("\n")])))
+        _print("\n".join(filter(None, [f"hooktrain: {who}{first.message}", first.trace.rstrip("\n")])))
     said: dict[str, list[int]] = {}
     for other in others:
         line = _in_short(other)

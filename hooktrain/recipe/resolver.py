@@ -7,8 +7,8 @@ from typing import Any
 
 import attrs
 
-from hooktrain.config import Built, structure
-from hooktrain.errors import Complaint, RecipeError, did_you_mean
+from hooktrain.config import Built, expected_keys, structure
+from hooktrain.errors import Complaint, RecipeError, closest, did_you_mean
 from hooktrain.plugin.config import plugins_config
 from hooktrain.plugin.manager import PluginHost
 from hooktrain.plugin.records import RegisteredPart
@@ -72,7 +72,9 @@ class _Resolver:
                     f" {listed or 'none, since no installed plugin registers a trainer type'}{self._left_out()}",
                 )
             )
-            raise RecipeError(self.complaints, source)
+            type_name = closest(str(type_name), known) if type_name else ""
+            if not type_name:
+                raise RecipeError(self.complaints, source)
         self.type_name, self.trainer_type = type_name, self.host.trainer_types[type_name][0]
         own = {item.name: item for item in attrs.fields(Recipe) if not item.metadata.get("internal")}
         settings = self.host.parts.get("settings", {})
@@ -154,7 +156,7 @@ class _Resolver:
 
     def _part(self, kind: str, value: Any, where: str) -> Any:
         offers = self.host.parts.get(kind, {})
-        names = self._names(kind)
+        names, written = self._names(kind), value if isinstance(value, str) else None
         if isinstance(value, str):
             default = offers.get(names[0]) if names else None
             shorthand = member(default.config, ConfigDefaults, "shorthand") if default is not None else None
@@ -162,7 +164,9 @@ class _Resolver:
         elif value is None:
             value = {}
         if not isinstance(value, Mapping):
-            self.complaints.append(Complaint(where, f"given {value!r}, expected a mapping with the keys of the {kind}"))
+            hint = _as_list(where, value, offers.get(names[0])) if names and isinstance(value, list) else ""
+            expected = f"given {value!r}, expected a mapping with the keys of the {kind}{hint}"
+            self.complaints.append(Complaint(where, expected))
             return None
         name = value.get("type", names[0] if names else None)
         offer = offers.get(name) if isinstance(name, str) else None
@@ -170,6 +174,12 @@ class _Resolver:
             known = {n: found for n, found in sorted(offers.items()) if found.listed}
             listed = ", ".join(f"{n} ({found.plugin.distribution})" for n, found in known.items())
             meant = new_name("type", str(name)) or did_you_mean(str(name), known)
+            hint = (
+                "" if meant or written is None else _as_list(where, [written], offers.get(names[0]) if names else None)
+            )
+            if hint:
+                self.complaints.append(Complaint(where, f"given '{written}', expected a mapping{hint}"))
+                return None
             said = (
                 f"given '{name}', which no plugin registers"
                 if "type" in value or names
@@ -214,7 +224,7 @@ class _Resolver:
                 same = not own or (found and given[own.pop()] == inherited.value)
                 whole.setdefault(from_part, same)
         whose = f" ({offer.kind} '{offer.name}' of {offer.plugin})"
-        return structure(offer.config, given, where, self.complaints, whose)
+        return structure(offer.config, given, where, self.complaints, whose, self._elsewhere)
 
     def _lookup(self, path: str) -> tuple[bool, Built]:
         """The value at a path of the recipe, whose first step is a part that may have to be built first."""
@@ -244,9 +254,32 @@ class _Resolver:
                 f"the plugin of that name is not loaded ({record.reason}), so that nobody takes this key; let it take"
                 " part, or leave the key out"
             )
-        keys = sorted([name for name in own if name != "settings"] + list(settings))
-        meant = new_name("recipe key", key) or did_you_mean(key, keys)
-        return f"unknown key{meant}; a recipe takes {', '.join(keys)}{self._left_out()}"
+        keys = [name for name in own if name != "settings"] + list(settings)
+        meant = new_name("recipe key", key) or self._elsewhere(key) or did_you_mean(key, keys)
+        return f"unknown key{meant}{expected_keys('a recipe', keys, bool(meant))}{self._left_out()}"
+
+    def _elsewhere(self, key: str) -> str:
+        """Return which sections of this recipe have a key, to be appended to an error about it; or nothing."""
+        configs: dict[str, Any] = {
+            "": Recipe,
+            **{n: each.config for n, each in self.host.parts.get("settings", {}).items()},
+        }
+        for item in attrs.fields(Recipe):
+            kind = item.metadata.get("kind")
+            if kind and not item.metadata["many"]:
+                value, offers = self.raw.get(item.name), self.host.parts.get(kind, {})
+                name = value.get("type") if isinstance(value, Mapping) else value
+                offer = offers.get(name if isinstance(name, str) else "") or offers.get(
+                    next(iter(self._names(kind)), "")
+                )
+                configs |= {} if offer is None else {item.name: offer.config}
+        found = [
+            f"{section}.{item.name}".lstrip(".")
+            for section, config in configs.items()
+            for item in attrs.fields(config)
+            if key in (item.name, *item.metadata.get("aliases", ())) and not item.metadata.get("internal")
+        ]
+        return f" (did you mean {' or '.join(map(repr, found[:3]))}?)" if found else ""
 
     def _left_out(self) -> str:
         """Plugins that might have offered what is not there: nobody knows what one offers that was not imported."""
@@ -257,3 +290,11 @@ class _Resolver:
                 reasons.setdefault(record.reason, []).append(record.name)
         blocked = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
         return (f"; not loaded: {failed}" if failed else "") + (f"; not looked at: {blocked}" if blocked else "")
+
+
+def _as_list(where: str, values: Sequence[Any], default: RegisteredPart | None) -> str:
+    """Return the advice to write parts under the key of the default config that holds several, such as sources."""
+    fields = attrs.fields(default.config) if default is not None else ()
+    key = next((item.name for item in fields if item.metadata.get("kind") and item.metadata["many"]), "")
+    listed = ", ".join(map(str, values))
+    return f"; write `{where}: {{{key}: [{listed}]}}`" if key else ""

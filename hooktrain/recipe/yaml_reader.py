@@ -192,8 +192,10 @@ def _read_file(path: Path) -> dict[str, Any]:
     """Read one file of a recipe."""
 
     def refuse(message: str) -> RecipeError:
-        return RecipeError([Complaint("", message)], source=str(path))
+        data = _is_data(path, held)
+        return RecipeError([Complaint("", _DATA.format(path=path) if data else message)], source=str(path))
 
+    held = b""
     try:
         with path.open("rb") as opened:
             held = opened.read(_BYTES + 1)
@@ -223,6 +225,24 @@ def _read_file(path: Path) -> dict[str, Any]:
     if unfilled:
         raise RecipeError(unfilled, source=str(path))
     return raw
+
+
+_DATA = (
+    "these are data, expected a recipe; write a YAML file with `data: {{sources: [{path}]}}` and a `model`, and train"
+    " that, see `hooktrain guide recipes`"
+)
+_DATA_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
+
+
+def _is_data(path: Path, held: bytes) -> bool:
+    """Whether a file that is no recipe holds examples, by its name or as its first line is one of JSON."""
+    if not held:
+        return False
+    try:
+        first = json.loads(held.lstrip().partition(b"\n")[0])
+    except ValueError:  # also UnicodeDecodeError
+        first = None
+    return isinstance(first, (dict, list)) or path.suffix.lower() in _DATA_ENDINGS
 
 
 def _values(value: Any, where: str) -> Iterator[tuple[str, Any]]:

@@ -26,7 +26,8 @@ __all__ = ["Change", "changes", "provenance", "require_same", "versions"]
 
 _HARMLESS = ("run_evaluate", "save_checkpoint", "load_checkpoint", "make_checkpoint_engine", "make_metric")
 _BATCH = "global_batch_size"
-_BATCH_PARTS = ("micro_batch_size", "gradient_accumulation_steps")
+_BATCH_PARTS = (_BATCH, "micro_batch_size", "gradient_accumulation_steps")
+"""Keys of which only the rows in a step matter."""
 _ROWS = ("data.sources", "data.overflow", "data.on_empty")
 _ELSEWHERE = ("plugins", "settings", "allow_changes")
 _LENGTH = ("epochs", "train_iters", "min_iterations")

@@ -72,6 +72,21 @@ def test_a_bare_string_takes_the_default_type():
         resolve({"type": "sourced", "data": {"sources": ["/a", {"path": 3}]}}, host_of(Parts(), Sources()))
 
 
+@pytest.mark.parametrize("value", ["rows.jsonl", ["rows.jsonl"]])
+def test_a_part_that_is_given_what_belongs_into_its_list_says_where(value):
+    with pytest.raises(RecipeError, match=facts("data: given", "`data: {sources: [rows.jsonl]}`")):
+        resolve({"type": "sourced", "data": value}, host_of(Parts(), Sources()))
+
+
+def test_a_misspelt_type_hides_no_other_error():
+    with pytest.raises(RecipeError) as caught:
+        resolve({"type": "tinny", "seed": -1, "optimizer": {"wd": 1}}, host_of(Parts()))
+    assert [each.where for each in caught.value.complaints] == ["type", "optimizer.wd", "seed"]
+    with pytest.raises(RecipeError) as caught:
+        resolve({"type": "something else", "seed": -1}, host_of(Parts()))
+    assert [each.where for each in caught.value.complaints] == ["type"], "nobody knows which parts were meant"
+
+
 def test_a_missing_required_key_is_named():
     with pytest.raises(RecipeError, match=facts("data.sources[0].path:", "missing")):
         resolve({"type": "sourced", "data": {"sources": [{}]}}, host_of(Parts(), Sources()))
@@ -113,6 +128,22 @@ def test_bad_files_are_refused(tmp_path, text, named):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     with pytest.raises(RecipeError, match=facts(str(path), *named)):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [
+        ("own.jsonl", b'{"text": "a"}\n{"text": "b"}\n'),
+        ("own.json", b'[{"text": "a"}]'),
+        ("own.csv", b"prompt,completion\na,b\n"),
+        ("own.parquet", b"PAR1\xff\xfe"),
+    ],
+)
+def test_data_in_the_place_of_a_recipe_are_named_as_such(tmp_path, name, held):
+    path = tmp_path / name
+    path.write_bytes(held)
+    with pytest.raises(RecipeError, match=facts(f"{path}: 1 error", "data, expected a recipe", f"sources: [{path}]")):
         read_recipe(path)
 
 

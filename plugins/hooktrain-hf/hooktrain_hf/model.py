@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import attrs
 
 from hooktrain import ConfigDefaults, ModelError, World, did_you_mean, field, member
+from hooktrain_hf.attention_names import require_attention
 from hooktrain_hf.block_settings import check_checkpointing, check_compilation, check_tile
 from hooktrain_hf.blocks import accept_blocks, set_up_blocks
 from hooktrain_hf.freeze import freeze, require_patterns
@@ -133,6 +134,7 @@ def build_model(
         config = attrs.evolve(config, quantization=None)  # the plugin quantizes it
     location = location_of(config)
     with quiet_transformers(world.is_main), gguf_read_once(location):
+        require_attention(config)
         hf_config = load_config(config, location)
         accept(hf_config)
         accept_blocks(recipe, config, hf_config, lambda copied: random_model(config, copied))

@@ -14,6 +14,7 @@ import pluggy
 
 from hooktrain import Complaint, RecipeAlias, StrategyDefaults, World, hookimpl, member
 from hooktrain_hf import hookspecs
+from hooktrain_hf.attention_names import check_attention
 from hooktrain_hf.block_settings import check as check_blocks
 from hooktrain_hf.deferred_imports import defer_torchao
 from hooktrain_hf.export import HFCheckpointConfig, HFCheckpointEngine, write_model
@@ -69,6 +70,7 @@ class HFPlugin:
     @hookimpl
     def check_recipe(self, recipe: Any) -> Iterator[Complaint]:
         if isinstance(recipe.model, HFModelConfig):
+            yield from check_attention(recipe.model)
             yield from check_blocks(recipe, recipe.model)
             yield from check_quantization(recipe, recipe.model)
         model = recipe.model.name_or_path if isinstance(recipe.model, HFModelConfig) else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 
@@ -32,6 +32,7 @@ def stored_init(folder: Path) -> Any:
 class PeftSettings:
     """The adapter to train on a frozen model; without ``type`` and ``adapter`` the model itself is trained."""
 
+    shorthand: ClassVar[str] = "type"
     type: str | None = field(default=None, aliases=("peft_type",))
     """The method: ``lora``, or any other of PEFT by its name there, such as ``ia3``, ``oft``, ``vera``."""
     r: int | None = field(default=None, validator=at_least(1), aliases=("rank", "lora_r"))

@@ -51,7 +51,8 @@ def render_example(example: Any, tokenizer: Any, config: Any) -> Rendered | None
         batches afterwards.
     Ranks: every rank; each must return the same. With ``data.num_proc``, several forked processes of a rank: what it
         returns may depend on its arguments alone, and what it changes is lost with the process. A plugin that is an
-        object with attributes renders in one process, unless the recipe writes a number of them.
+        object with attributes renders in one process, unless the recipe writes a number of them; so does one whose
+        format converts the examples with a method of such an object.
     Device: must not touch a device.
 
     Args:

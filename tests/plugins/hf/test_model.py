@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hooktrain_hf.attention_names import check_attention
 from hooktrain_hf.meta_model import make_meta_model
 from hooktrain_hf.model import HFModelConfig, build_model
 from safetensors.torch import load_file, save_file
@@ -74,6 +75,18 @@ def test_an_unknown_config_value_is_refused_with_a_hint(folder: Path) -> None:
         ModelError, match=facts("model.hf_config_kwargs.atention_dropout", "given 0.1", "'attention_dropout'")
     ):
         build_model(config, None, WORLD)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("flash_attention_2", ["package flash-attn,", "write auto"]), ("spda", ["(did you mean 'sdpa'?)"])],
+)
+def test_attention_that_is_not_there_is_no_fault_of_the_weights(name: str, said: list[str], folder: Path) -> None:
+    config = HFModelConfig(name_or_path=str(folder), attn_implementation=name)
+    with pytest.raises(ModelError, match=facts("model.attn_implementation: ", f"'{name}'", *said)):
+        build_model(config, None, WORLD)
+    complaints = list(check_attention(config))
+    assert [one.where for one in complaints] == ["model.attn_implementation"] * (name == "flash_attention_2")
 
 
 def test_missing_weights_are_refused(folder: Path) -> None:

@@ -63,6 +63,7 @@ def test_the_keys_of_trl_axolotl_and_peft_mean_the_same(recipe: dict[str, Any]) 
         "lora_dropout": 0.1,
         "lora_target_modules": ["q_proj"],
     }
+    assert load({**recipe, "peft": "lora"})[0].settings["peft"] == PeftSettings(type="lora")
     ours = {"type": "lora", "r": 4, "alpha": 12, "dropout": 0.1, "target_modules": ["q_proj"]}
     made = [load({**recipe, "peft": spelling})[0].settings["peft"] for spelling in (theirs, ours)]
     configs = [make_config(settings).to_dict() for settings in made]

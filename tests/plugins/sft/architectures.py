@@ -93,13 +93,13 @@ def make(family: str, config: dict[str, Any], std: float = 0.3) -> Any:
 
 
 def losses(
-    model: Any, run_dir: Path, *plugins: object, packed: bool = False, size: int = 3
+    model: Any, run_dir: Path, *plugins: object, packed: bool = False, size: int = 3, dtype: str = "fp32"
 ) -> tuple[float, float, Any]:
     """Train one step with a learning rate of 0; return its loss, the model's own one by one, and the observer."""
     own, observer = copy.deepcopy(model).eval(), Observer()
     recipe = {
         "optimizer": {"lr": 0.0},
-        "strategy": {"dtype": "fp32"},
+        "strategy": {"dtype": dtype},
         "console": {"enabled": False},
         "run_dir": str(run_dir),
         "micro_batch_size": size,

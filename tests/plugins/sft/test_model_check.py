@@ -109,6 +109,15 @@ def test_a_difference_too_small_for_the_loss_is_found_in_gradients(tmp_path: Pat
         losses(make("Llama", SMALL, std=0.03), tmp_path, OtherPositions())
 
 
+def test_rounding_errors_of_bf16_are_no_difference(tmp_path: Path) -> None:
+    """The gradients of this model change by more than they are with the last bit of its embeddings."""
+    deep = make("Llama", {**SMALL, "num_hidden_layers": 6}, std=1.0)
+    _, _, observer = losses(deep, tmp_path / "packed", packed=True, dtype="bf16")
+    assert not [said for said in observer.messages if "padded" in said]
+    with pytest.raises(ModelError, match=facts("LlamaForCausalLM", "own forward pass")):
+        losses(make("Llama", SMALL), tmp_path / "wrong", OtherPositions(), dtype="bf16")
+
+
 def test_a_router_that_draws_experts_is_refused_with_the_setting(tmp_path: Path) -> None:
     config = {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2, "router_jitter_noise": 0.5}
     with pytest.raises(ModelError, match=facts("PhimoeForCausalLM", "model.hf_config_kwargs.router_jitter_noise: 0")):

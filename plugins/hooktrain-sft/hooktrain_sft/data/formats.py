@@ -7,7 +7,7 @@ masks with ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
@@ -15,7 +15,7 @@ import attrs
 from hooktrain import DataError, did_you_mean
 from hooktrain_sft.config import SFTDataConfig, SourceOptions
 
-__all__ = ["CANONICAL", "Example", "Format", "choose_format", "renamed_format"]
+__all__ = ["CANONICAL", "Example", "Format", "choose_format", "lacking", "renamed_format", "without_template"]
 
 Example = Mapping[str, Any]
 
@@ -96,10 +96,40 @@ def choose_format(
             reads = None if chosen.reads is None else chosen.reads | renamed.keys()
             return attrs.evolve(chosen, why=why, reads=reads, convert=_prepared(chosen, renamed))
     raise DataError(
-        f"the examples have the columns {', '.join(map(str, columns))}, which fit no known format; expected"
-        f" {'; '.join(f'{f.columns} ({f.name})' for f in formats.values() if f.columns)}; rename them with"
-        " `data.columns: {ours: theirs}`, or set `data.role_mapping: {user: ..., assistant: ...}` to the columns that"
-        f" hold the turns{_hint(example)}"
+        f"the examples have the columns {', '.join(map(str, columns))}, which fit no known format; {_remedy(example)};"
+        " all formats are in `hooktrain guide data-and-masks`"
+    )
+
+
+def lacking(
+    columns: Sequence[str],
+    examples: Iterable[Any],
+    source: Any,
+    config: SFTDataConfig,
+    formats: Mapping[str, Format],
+) -> str:
+    """Return what the first example lacks where one of ``examples`` has a known format with it, or nothing."""
+    for index, example in enumerate(examples):
+        more = [str(name) for name in example if name not in columns] if isinstance(example, Mapping) else []
+        try:
+            found = choose_format(list(example), example, source, config, formats) if more else None
+        except DataError:
+            continue
+        if found is not None:
+            lacks = ", ".join(f"'{name}'" for name in more)
+            return f"has no {lacks}, unlike example {index} (format {found.name}); correct or remove it"
+    return ""
+
+
+def without_template(chosen: Format, first: Example, options: SourceOptions) -> str:
+    """Return a remark on prompts and completions of text, where the recipe does not name their format; or nothing."""
+    prompt, completion = (options.columns.get(name) or name for name in CANONICAL[2])
+    if chosen.name != "prompt_completion" or options.format == chosen.name or not isinstance(first.get(prompt), str):
+        return ""
+    return (
+        f"write `data.role_mapping: {{user: {prompt}, assistant: {completion}}}` to train '{prompt}' and '{completion}'"
+        " as turns of the tokenizer's chat template; they are plain text without it, and `data.format:"
+        f" {chosen.name}` confirms that"
     )
 
 
@@ -118,11 +148,11 @@ def _described(renamed: Mapping[str, str | None]) -> str:
     return ", ".join(f"{theirs} read as {ours}" if ours else f"{theirs} removed" for theirs, ours in renamed.items())
 
 
-def _hint(example: Example) -> str:
-    """Return a recipe for the columns of an example, as far as their names are usual ones."""
+def _remedy(example: Example) -> str:
+    """Return what to write for the columns of an example, as likely as their names and values tell."""
     chosen = example.get("chosen")
     if chosen is None:
-        return _fields(example) or _mapping(example)
+        return _fields(example) or _mapping(example) or _by_type(example)
     if isinstance(chosen, list) and any(isinstance(turn, Mapping) and turn.get("role") == "user" for turn in chosen):
         advice = "columns: {messages: chosen}"
     elif "prompt" in example:
@@ -132,7 +162,8 @@ def _hint(example: Example) -> str:
         advice = f"role_mapping: {{{system}user: {question}, assistant: chosen}}"
     else:
         advice = "columns: {text: chosen}"
-    return f"; to train on the chosen answers of preferences write `data.{advice}`"
+    pairs = "to train on these preferences write `type: preference`; " if "rejected" in example else ""
+    return f"{pairs}to train on the chosen answers alone write `data.{advice}`"
 
 
 _QUESTIONS = ("question", "input", "instruction", "query", "problem", "prompt")
@@ -149,16 +180,47 @@ def _mapping(example: Example) -> str:
     if not question or not answer:
         return ""
     roles = (f"system: {system}, " if system else "") + f"user: {f'[{context}, {question}]' if context else question}"
-    return f"; these look like `data.role_mapping: {{{roles}, assistant: {answer}}}`"
+    return f"write `data.role_mapping: {{{roles}, assistant: {answer}}}`"
 
 
 def _fields(example: Example) -> str:
-    """Return the fields of the entries of a column that is named as one of conversations are."""
+    """Return what to write for a column that is named as one of conversations are, with the fields of its entries."""
     for name in ("messages", "conversations", "conversation"):
         value = example.get(name)
         if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
-            return f"; the entries of '{name}' have the fields {', '.join(map(str, value[0]))}"
+            return (
+                f"the entries of '{name}' have the fields {', '.join(map(str, value[0]))}; {_of_entries(name, value)}"
+            )
     return ""
+
+
+def _of_entries(name: str, entries: Sequence[Any]) -> str:
+    """Return the mapping of the entries of a list, of whose texts the shortest is taken for the name of the role."""
+    texts = sorted((len(value), field) for field, value in entries[0].items() if isinstance(value, str))
+    if len(texts) < 2:
+        return f"write `data.role_mapping: {{user: {name}.FIELD.NAME, assistant: {name}.FIELD.NAME}}`"
+    role, content = texts[0][1], texts[-1][1]
+    named = [str(entry[role]) for entry in entries if isinstance(entry, Mapping) and entry.get(role)]
+    user, assistant = [*dict.fromkeys(who for who in named if who.isidentifier() and who != "system"), "A", "B"][:2]
+    mapping = f"data.role_mapping: {{user: {name}.{role}.{user}, assistant: {name}.{role}.{assistant}}}"
+    return f"write `{mapping}` and `data.content_key: {content}`"
+
+
+def _by_type(example: Example) -> str:
+    """Return what to write for columns with unusual names, by what they hold."""
+    texts = [str(name) for name, value in example.items() if isinstance(value, str)]
+    if len(texts) > 1:
+        return f"write `data.role_mapping: {{user: {texts[0]}, assistant: {texts[1]}}}` with the columns of the turns"
+    if texts:
+        return f"to train on plain text write `data.columns: {{text: {texts[0]}}}`"
+    turns = next((str(n) for n, value in example.items() if isinstance(value, list) and _is_mapping(value)), "")
+    if turns:
+        return f"if '{turns}' holds the turns, write `data.columns: {{messages: {turns}}}`"
+    return "rename them with `data.columns: {ours: theirs}`, or convert the file"
+
+
+def _is_mapping(values: Sequence[Any]) -> bool:
+    return bool(values) and isinstance(values[0], Mapping)
 
 
 def _prepared(chosen: Format, renamed: Mapping[str, str | None]) -> Callable[[Example], Example]:

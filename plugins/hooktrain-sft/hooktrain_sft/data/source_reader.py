@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,8 +21,9 @@ from hooktrain_sft.data.arrow_store import Ids, Mask, StoreWriter
 from hooktrain_sft.data.columns import how_to_use, read_columns
 from hooktrain_sft.data.converters import known_formats
 from hooktrain_sft.data.documents import Documents
-from hooktrain_sft.data.formats import Format, choose_format, renamed_format
+from hooktrain_sft.data.formats import Format, choose_format, lacking, renamed_format, without_template
 from hooktrain_sft.data.packing import Bins, check_bins
+from hooktrain_sft.data.stateful_plugins import stateful_renderers
 from hooktrain_sft.data.tokenize import Encoder
 from hooktrain_sft.data.worker_pool import WorkerPool, number_of_workers
 
@@ -64,12 +64,14 @@ class OpenedSource:
         examples: the result of ``load_source``.
         format: the format of its examples, or None where they are rendered unchanged.
         total: the number of examples, or None for a stream.
+        remarks: what to know about its format where the tokenizer has a chat template.
     """
 
     label: str
     examples: Any
     format: Format | None
     total: int | None
+    remarks: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Any]:
         """Iterate over the examples in order."""
@@ -103,7 +105,9 @@ def open_source(source: Any, config: TokenDataConfig, world: World, hooks: Any) 
         raise DataError(
             f"{label}: given no examples, expected at least one; check the name and the split of the source"
         )
-    return OpenedSource(label, examples, _format(source, examples, first, label, config, hooks), total)
+    found = _format(source, examples, first, label, config, hooks)
+    plain = "" if found is None else without_template(found, first, SourceOptions.of(source, config))
+    return OpenedSource(label, examples, found, total, (plain,) if plain else ())
 
 
 def _format(source: Any, examples: Any, first: Any, label: str, config: TokenDataConfig, hooks: Any) -> Format | None:
@@ -124,6 +128,10 @@ def _format(source: Any, examples: Any, first: Any, label: str, config: TokenDat
     except DataError as problem:
         if len(hooks.render_example.get_hookimpls()) > 1:
             return None  # another plugin renders examples, and may know the format
+        assert isinstance(config, SFTDataConfig)
+        some = itertools.islice(OpenedSource("", examples, None, None), 100)
+        if lacks := lacking(columns, some, source, config, known_formats(source, config, hooks)):
+            raise DataError(f"{label}, example 0: {lacks}") from problem
         raise DataError(f"{label}: {problem}") from problem
 
 
@@ -168,7 +176,8 @@ class Reader:
 
     def open(self, source: Any) -> OpenedSource:
         """Load a source and choose the format of its examples, see :func:`open_source`."""
-        return open_source(source, self.config, self.world, self.hooks)
+        opened = open_source(source, self.config, self.world, self.hooks)
+        return opened if self.tokenizer.chat_template else attrs.evolve(opened, remarks=())
 
     def render(self, opened: OpenedSource, examples: Iterable[Any], first: int = 0) -> Iterator[Any]:
         """Yield each example as text with spans; examples are numbered from ``first`` on.
@@ -230,7 +239,7 @@ class Reader:
         workers = number_of_workers(self.config.num_proc, opened.total, shared_by)
         notes: dict[str, tuple[int, str]] = {}
         remarks: list[str] = []
-        if workers > 1 and (stateful := self._stateful_renderers()):
+        if workers > 1 and (stateful := stateful_renderers(self.hooks, opened.format)):
             if self.config.num_proc == "auto":
                 workers = 1
             else:
@@ -265,17 +274,6 @@ class Reader:
         facts["remarks"] += remarks
         return facts if (counts == 1).all() else facts | {"sequences": counts.tolist()}
 
-    def _stateful_renderers(self) -> list[str]:
-        """Return the other plugins that render or convert examples and are objects with attributes."""
-        found = [*self.hooks.render_example.get_hookimpls(), *self.hooks.register_formats.get_hookimpls()]
-        objects = [one.plugin for one in found if not (inspect.ismodule(one.plugin) or inspect.isclass(one.plugin))]
-        others = {type(plugin): plugin for plugin in objects}
-        return [
-            kind.__name__
-            for kind, plugin in others.items()
-            if kind.__module__.partition(".")[0] != __name__.partition(".")[0] and _has_attributes(plugin)
-        ]
-
     def _on_one_process(self, opened: OpenedSource) -> Iterator[Prepared]:
         """Yield prepared batches; one is tokenized in the background while the next is rendered."""
         first = 0
@@ -304,15 +302,8 @@ class Reader:
             "source": opened.label,
             "format": opened.format.name if opened.format else None,
             "why": opened.format.why if opened.format else None,
-            "remarks": list(opened.examples.remarks) if isinstance(opened.examples, _Remarked) else [],
+            "remarks": [*opened.remarks, *(opened.examples.remarks if isinstance(opened.examples, _Remarked) else ())],
         }
-
-
-def _has_attributes(plugin: Any) -> bool:
-    try:
-        return bool(vars(plugin))
-    except TypeError:  # slots
-        return True
 
 
 def _notes(rendered: Sequence[Any], first: int) -> dict[str, tuple[int, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -27,16 +28,24 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 def ends_trained(documents: Documents, tokenizer: Any, eot_tokens: Sequence[str] = ()) -> bool:
-    """Return whether any run of trained tokens ends with the end-of-sequence, another special token, or a given one."""
+    """Return whether any run of trained tokens ends with the end-of-sequence, another special token, or a given one.
+
+    White space after it, as templates write between turns, does not count.
+    """
     special = {tokenizer.convert_tokens_to_ids(token) for token in eot_tokens}
     special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= {tokenizer.eos_token_id} - {None}
     ends = np.array(sorted(special), np.int64)
+    is_space = functools.cache(lambda token: not str(tokenizer.decode([token])).strip())
     for ids, mask in documents:
         trained = mask.astype(np.bool_)
-        last = trained & ~np.append(trained[1:], False)
-        if np.isin(ids[last], ends).any():
-            return True
+        last = np.flatnonzero(trained & ~np.append(trained[1:], False))
+        while len(last):
+            if np.isin(ids[last], ends).any():
+                return True
+            spaces = [is_space(token) for token in ids[last].tolist()]
+            last = last[np.array(spaces, np.bool_) & (last > 0)] - 1
+            last = last[trained[last]]
     return False
 
 

@@ -269,10 +269,23 @@ def test_a_source_takes_a_format_of_its_own() -> None:
         (
             {"question": "a", "answer": "b"},
             {},
-            facts("question, answer", "'prompt' and 'completion'", "data.columns", "data.role_mapping"),
+            facts("question, answer", "`data.role_mapping: {user: question, assistant: answer}`", "data-and-masks`"),
+        ),
+        ({"ask": "a", "say": "b", "id": 3}, {}, facts("`data.role_mapping: {user: ask, assistant: say}`")),
+        ({"body": "a"}, {}, facts("`data.columns: {text: body}`")),
+        ({"talk": ASKED}, {}, facts("`data.columns: {messages: talk}`")),
+        ({"id": 3}, {}, facts("`data.columns: {ours: theirs}`")),
+        (
+            {"messages": [{"text": "Hello, you", "who": "me"}, {"text": "Hi", "who": "you"}]},
+            {},
+            facts("text, who", "{user: messages.who.me, assistant: messages.who.you}", "`data.content_key: text`"),
         ),
         ({"chosen": ASKED, "rejected": ASKED}, {}, facts("chosen, rejected", "`data.columns: {messages: chosen}`")),
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, {}, facts("`data.columns: {completion: chosen}`")),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c"},
+            {},
+            "`type: preference`.*" + re.escape("`data.columns: {completion: chosen}`"),
+        ),
         ({"prompt": ASKED[:1], "chosen": ASKED[1:]}, {}, facts("`data.columns: {completion: chosen}`")),
         ({"prompt": "a", "chosen": ASKED, "rejected": ASKED}, {}, facts("`data.columns: {messages: chosen}`")),
         ({"chosen": "a b", "rejected": "a c"}, {}, facts("`data.columns: {text: chosen}`")),
@@ -286,8 +299,9 @@ def test_a_source_takes_a_format_of_its_own() -> None:
     ],
 )
 def test_examples_of_no_known_format(example: Any, options: Any, complaint: str) -> None:
-    with pytest.raises(DataError, match=complaint):
+    with pytest.raises(DataError, match=complaint) as raised:
         chosen(example, **options)
+    assert len(str(raised.value)) < 330
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,35 @@ def test_a_run_that_never_trains_the_end_of_a_turn_warns(hooks: Any, make_tokeni
     for source, warned in ((template, False), (forgetful, True)):
         data = prepare(hooks, SFTDataConfig(sources=(ListSource("rows", EXAMPLES),)), make_tokenizer(source))
         assert any("end-of-turn" in warning for warning in data.report["warnings"]) == warned
+    config = SFTDataConfig(sources=(ListSource("rows", EXAMPLES),), train_on="all")  # with the line break after it
+    assert not any(
+        "end-of-turn" in said for said in prepare(hooks, config, make_tokenizer("chatml")).report["warnings"]
+    )
+
+
+def test_text_without_the_tokenizers_chat_template_is_reported(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    rows = [{"question": f"What is {n}?", "answer": "A number."} for n in range(3)]
+    columns = {"prompt": "question", "completion": "answer"}
+
+    def warned(template: str | None, **options: Any) -> list[str]:
+        tokenizer = make_tokenizer(template or "chatml")
+        if template is None:
+            tokenizer.chat_template = None
+        data = prepare(hooks, SFTDataConfig(sources=(ListSource("rows", rows),), **options), tokenizer)
+        return [said for said in data.report["warnings"] if "chat template" in said]
+
+    (said,) = warned("chatml", columns=columns)
+    assert re.search(facts("rows: write `data.role_mapping: {user: question, assistant: answer}`"), said)
+    assert not warned("chatml", columns=columns, format="prompt_completion") and not warned(None, columns=columns)
+    assert not warned("chatml", role_mapping={"user": "question", "assistant": "answer"})
+
+
+def test_an_example_that_lacks_a_column_is_named(hooks: Any, make_tokenizer: Callable[..., Any]) -> None:
+    rows = [{"prompt": "a"}, {"prompt": "a", "completion": "b"}]
+    with pytest.raises(
+        DataError, match=facts("rows, example 0: ", "no 'completion'", "example 1", "prompt_completion")
+    ):
+        prepare(hooks, SFTDataConfig(sources=(ListSource("rows", rows),)), make_tokenizer("chatml"))
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(64, 64), (int(1e30), 8192)])

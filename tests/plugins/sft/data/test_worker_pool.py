@@ -14,9 +14,11 @@ from typing import Any
 
 import attrs
 import pytest
+from hooktrain_recipes.prompts import PromptsPlugin
 from hooktrain_sft.chat.render import Rendered
 from hooktrain_sft.config import SFTDataConfig
 from hooktrain_sft.data import source_reader, worker_pool
+from hooktrain_sft.data.formats import Format
 from hooktrain_sft.data.worker_pool import WorkerPool, number_of_workers
 from hooktrain_sft.plugin import SFTPlugin
 
@@ -204,6 +206,31 @@ def test_a_plugin_that_keeps_a_state_renders_in_one_process(
     written = prepare(tokenizer, tmp_path / "2", 2, EXAMPLES, Counting())
     assert any(re.search(facts("Counting", "lost", "num_proc: 1"), warning) for warning in written.report["warnings"])
     assert written.fingerprint == data.fingerprint
+
+
+class Converting:
+    """Registers a format whose conversion has a state where ``counts``."""
+
+    def __init__(self, counts: bool) -> None:
+        self.count, self.counts = 0, counts
+
+    @hookimpl
+    def register_formats(self) -> Any:
+        recognise = lambda columns, example: "its columns"  # noqa: E731
+        return {"counted": Format("counted", "any", recognise, self.convert if self.counts else dict, None)}
+
+    def convert(self, example: Any) -> Any:
+        self.count += 1
+        return dict(example)
+
+
+def test_a_plugin_with_attributes_that_only_registers_a_format_does_not_keep_processes_away(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    for counts, plugin in ((False, Converting(False)), (True, Converting(True)), (False, PromptsPlugin())):
+        data = prepare(tokenizer, tmp_path / f"{counts}-{type(plugin).__name__}", 2, EXAMPLES, plugin)
+        warned = [said for said in data.report["warnings"] if "num_proc: 1" in said]
+        assert len(warned) == counts and all("Converting" in said for said in warned)
 
 
 def killed(main: int) -> None:
