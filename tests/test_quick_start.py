@@ -116,7 +116,7 @@ def test_a_resumed_run_repeats_the_undisturbed_one(quick_start, tmp_path):
 @pytest.mark.parametrize(
     ("examples", "changes", "error", "named"),
     [
-        ([{"question": "x"}], {}, DataError, ["rows.jsonl", "columns question,", "'messages'", "data.columns"]),
+        ([{"question": "x"}], {}, DataError, ["rows.jsonl", "columns question,", "data.columns", "data-and-masks"]),
         ([], {}, DataError, ["data.sources", "rows.jsonl'", "split 'train'", "at least one"]),
         ([{"messages": []}], {}, DataError, ["rows.jsonl", "example 0 ", "line 1): messages", "empty list"]),
         (

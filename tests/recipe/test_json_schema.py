@@ -62,10 +62,11 @@ def test_what_the_documentation_says(installed, block):
     raw = yaml.safe_load(block)
     if not isinstance(raw, dict) or not set(raw) <= set(validator.schema["properties"]):
         pytest.skip("no recipe")
-    raw = {"model": {"name_or_path": "x"}, "data": {"sources": ["rows.jsonl"]}, **raw}
-    for part, key, value in (("model", "name_or_path", "x"), ("data", "sources", ["rows.jsonl"])):
+    needed = {} if raw.get("type") == "tiny" else {"model": {"name_or_path": "x"}, "data": {"sources": ["rows.jsonl"]}}
+    raw = {**needed, **raw}
+    for part, values in needed.items():
         if isinstance(raw[part], dict):
-            raw[part].setdefault(key, value)
+            raw[part] = {**values, **raw[part]}
     resolve(raw, host)
     validator.validate(raw)
 
