@@ -14,7 +14,7 @@ from hooktrain.cli.options import as_json, from_dialect, host_of, plugin_switche
 __all__ = ["hooks", "plan", "plugins", "schema"]
 
 
-@click.command()
+@click.command(short_help="Show what a recipe would run, without running it.")
 @recipe_options
 @from_dialect
 @click.option("--nproc", type=click.IntRange(1), help="Ranks to plan for; WORLD_SIZE, or 1, when omitted.")
@@ -89,7 +89,7 @@ def _lock(recipe: Path, raw: dict[str, Any], overrides: tuple[str, ...], switche
     return 0
 
 
-@click.command()
+@click.command(short_help="List plugins, or one with its origin.")
 @click.argument("name", required=False)
 @plugin_switches
 @as_json
@@ -111,7 +111,7 @@ def hooks(name: str | None, switches: tuple[str, ...], as_json: bool) -> None:
     print_facts(hooks_of(host_of(switches), name), as_json, print_hooks)
 
 
-@click.command()
+@click.command(short_help="Print the JSON Schema of recipes.")
 @plugin_switches
 def schema(switches: tuple[str, ...]) -> None:
     """Print the JSON Schema of recipes with the installed plugins, for editors."""

@@ -168,7 +168,7 @@ def train(
         sys.exit(trainer.exit_status)
 
 
-@cli.command()
+@cli.command(short_help="Prepare a recipe's data and count it.")
 @recipe_options
 @from_dialect
 @click.option("--show", type=click.IntRange(0), default=0, metavar="N", help="Show the first N rows of each source.")
