@@ -49,10 +49,13 @@ class Complaint(NamedTuple):
     Attributes:
         where: path in the recipe, such as ``optimizer.lr`` or ``data.sources[1]``.
         message: what was given, what is expected and what to do.
+        of_machine: whether this machine lacks something that the one that trains may have, such as a package; a run is
+            refused, and ``hooktrain plan`` says so without an error.
     """
 
     where: str
     message: str
+    of_machine: bool = False
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}" if self.where else self.message

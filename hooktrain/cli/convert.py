@@ -83,12 +83,11 @@ def convert(
 
 
 def _errors(path: Path, translation: Translation, switches: Sequence[str]) -> list[dict[str, str]]:
-    """Return what `plan` calls errors, such as a package that is not installed, as ``where`` and ``message``."""
+    """Return what `plan` lists as errors or as missing on this machine, as ``where`` and ``message``."""
     from hooktrain.inspection.plan import read_phases
 
     *_, facts = read_phases(path, switches=switches, estimates=False, translated=translation.recipe)
-    found: list[dict[str, str]] = facts["complaints"]
-    return found
+    return [*facts["complaints"], *facts["lacking"]]
 
 
 def _write(output: Path, text: str) -> None:

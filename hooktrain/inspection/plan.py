@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,7 @@ def phases_of(
         "recipe": masked(dict(sources.raw)),
         "origins": {},
         "complaints": complaints,
+        "lacking": [],
         "world_size": world.world_size,
         "parts": {},
         "loss_terms": [],
@@ -127,16 +128,15 @@ def phases_of(
     yield facts
     if recipe is not None:
         complaints += _objections(host, recipe, world)
-    told = [(each.where, mask_text(each.message)) for each in dict.fromkeys(complaints)]
-    facts["complaints"] = [{"where": where, "message": message} for where, message in told]
+    facts["complaints"] = _told(each for each in complaints if not each.of_machine)
+    facts["lacking"] = _told(each for each in complaints if each.of_machine)
     yield facts
     if recipe is not None and estimates:
         from hooktrain.inspection.estimate import estimate
 
         found_late: list[Complaint] = []
         facts["estimates"] = estimate(recipe, host, world, found_late)
-        told = [(each.where, mask_text(each.message)) for each in dict.fromkeys(found_late)]
-        late = [{"where": where, "message": message} for where, message in told]
+        late = _told(found_late)
         facts["estimates"]["complaints"] = [each for each in late if each not in facts["complaints"]]
         facts["complaints"] += facts["estimates"]["complaints"]
         yield facts
@@ -159,6 +159,10 @@ def _resolved(host: PluginHost, sources: Sources, complaints: list[Complaint], w
             if not wrong or "type" in wrong:
                 return None
             raw = {key: value for key, value in raw.items() if key not in wrong}
+
+
+def _told(complaints: Iterable[Complaint]) -> list[dict[str, str]]:
+    return [{"where": each.where, "message": mask_text(each.message)} for each in dict.fromkeys(complaints)]
 
 
 def _objections(host: PluginHost, recipe: Recipe, world: World) -> list[Complaint]:

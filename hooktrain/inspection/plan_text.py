@@ -81,9 +81,10 @@ def _replaced(implementations: Sequence[Mapping[str, Any]]) -> bool:
 
 def _print_complaints(facts: Mapping[str, Any], everything: bool = False) -> None:
     to = console()
-    if facts["complaints"]:
-        to.print("\n[bold red]errors[/]")
-        for each in facts["complaints"]:
+    for title, key in (("[bold red]errors[/]", "complaints"), ("[bold]missing on this machine[/]", "lacking")):
+        if facts.get(key):
+            to.print(f"\n{title}")
+        for each in facts.get(key, ()):
             where = f"{each['where']}: " if each["where"] else ""
             to.print(f"  - {escape(where + each['message'])}", soft_wrap=True)
 

@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 
-from hooktrain import DataEstimate, HooktrainError, MemoryEstimate, PluginInfo, hookimpl
+from hooktrain import DataEstimate, HooktrainError, MemoryEstimate, PluginInfo, RecipeError, hookimpl
+from hooktrain.cli.main import cli
 from hooktrain.inspection.plan import plan_of, read_plan
 from hooktrain.inspection.plan_diff import compare, print_difference
 from hooktrain.inspection.plan_text import print_plan
 from hooktrain.inspection.value_origins import Sources
 from hooktrain.plugin.config import plugins_config
 from hooktrain.testing import TinyPlugin
-from hooktrain.training.load import make_host
+from hooktrain.training.load import load, make_host
 from hooktrain.types import World
+from tests.facts import facts
 
 TINY = {"load": ["hooktrain.testing:TinyPlugin"]}
 
@@ -268,6 +271,25 @@ def test_a_plan_with_complaints_ends_with_status_1(run_cli, tiny_recipe):
 
 
 # ---------------------------------------------------------------------------------------------------- estimates
+
+
+def test_what_this_machine_lacks_is_said_and_is_no_error(tiny_recipe, tmp_path, monkeypatch):
+    """A plan may be made on another machine than the one that trains, where a run is refused."""
+    source = (
+        "from hooktrain import Complaint, hookimpl\n\n@hookimpl\ndef check_recipe():\n"
+        "    return [Complaint('optimizer.type', 'needs the package quicker', of_machine=True)]\n"
+    )
+    (tmp_path / "needs_a_package.py").write_text(source)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["plan", str(tmp_path / "tiny.yaml"), "--no-estimates"]
+    words += ["-p", "hooktrain.testing.tiny_plugin:TinyPlugin", "-p", "needs_a_package"]
+    shown = CliRunner().invoke(cli, words)
+    assert shown.exit_code == 0, shown.output
+    assert re.search(facts("missing on this machine", "optimizer.type", "the package quicker"), shown.output)
+    assert "errors" not in shown.output
+    with pytest.raises(RecipeError, match="the package quicker"):
+        load(tiny_recipe, plugins=[TinyPlugin()], switches=["needs_a_package"])
 
 
 def tiny_plan(*plugins, nproc=1, **changes):

@@ -80,7 +80,8 @@ class TrackersPlugin:
                 yield Complaint(where, f"{name} is named twice; keep one")
             elif importlib.util.find_spec(TRACKERS[name].package) is None:
                 package = TRACKERS[name].package
-                yield Complaint(where, f"the package {package} is not installed; pip install {package}, or remove it")
+                text = f"the package {package} is not installed; pip install {package}, or remove it"
+                yield Complaint(where, text, of_machine=True)
             else:
                 for text in TRACKERS[name].problems(settings):
                     yield Complaint(where, text)

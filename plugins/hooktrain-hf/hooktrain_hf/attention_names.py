@@ -27,6 +27,7 @@ def check_attention(config: Any) -> Iterator[Complaint]:
             _KEY,
             f"given '{config.attn_implementation}', which needs the package {package}, and that is not installed; write"
             f" auto, which keeps packed documents apart without it, or run `pip install {package}`",
+            of_machine=True,
         )
 
 

@@ -58,8 +58,8 @@ def _recompute(model: Any, setting: Any) -> None:
         check_checkpointing(None, None, setting)
     except ValueError as problem:
         raise ModelError(f"model.activation_checkpointing: {problem}") from None
-    for where, message in unknown_operators(setting):
-        raise ModelError(f"{where}: {message}")
+    for found in unknown_operators(setting):
+        raise ModelError(str(found))
     enable_checkpointing(model, setting)
 
 

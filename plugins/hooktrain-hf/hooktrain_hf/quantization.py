@@ -88,6 +88,7 @@ def check(recipe: Recipe, config: Any) -> Iterator[Complaint]:
             _KEY,
             f"given {quantization.type}, which needs the package {quantization.package}, and that is not installed; run"
             f" `pip install {quantization.package}`",
+            of_machine=True,
         )
     if config.from_config:
         yield Complaint(

@@ -103,6 +103,7 @@ class ScheduleFreePlugin:
                 "optimizer.type",
                 f"given {name}, which needs the package schedulefree, and that is not installed; run `pip install"
                 " schedulefree`, or write adamw",
+                of_machine=True,
             )
         if not isinstance(recipe.scheduler, ConstantConfig):
             given = recipe.types.get(type(recipe.scheduler), "another one")

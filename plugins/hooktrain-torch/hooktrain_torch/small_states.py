@@ -135,6 +135,7 @@ def check(recipe: Recipe) -> Iterator[Complaint]:
             "optimizer.type",
             f"given {name}, which needs the package {package}, and that is not installed; run `pip install {package}`,"
             " or write adamw",
+            of_machine=True,
         )
     if isinstance(config, _PAGED) and not _has_gpu(str(member(recipe.strategy, ConfigDefaults, "device"))):
         yield Complaint(
