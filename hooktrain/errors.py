@@ -189,11 +189,12 @@ class RanksDisagreeError(HooktrainError):
 
 
 def closest(given: str, candidates: Iterable[str]) -> str:
-    """Return the name that was probably meant: one in almost the same letters or with these initials; or nothing."""
+    """Return the name that was probably meant: in almost the same letters, with these initials, or its beginning."""
     names = [str(candidate) for candidate in candidates]
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
     initials = {"".join(part[:1] for part in name.split("_")): name for name in reversed(names) if "_" in name}
-    return close[0] if close else initials.get(given, "")
+    begun = max((name for name in names if given.startswith(f"{name}_")), key=len, default="")
+    return close[0] if close else initials.get(given, begun)
 
 
 def did_you_mean(given: str, candidates: Iterable[str]) -> str:

@@ -35,6 +35,8 @@ torch.set_num_threads(1)
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script; processes inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if not config.pluginmanager.has_plugin("hooktrain.testing"):
         raise pytest.UsageError(
             "hooktrain is not installed, or was before it had an entry point for pytest; run `pip install -e .`"

@@ -266,13 +266,13 @@ def test_mistakes_about_plugins_hide_none_of_the_rest(tmp_path):
         "epohcs": "'epochs'",
     }
     found = caught.value.complaints
-    assert {where for where, _ in found} == set(expected) and len(found) == 6
-    assert all(re.search(expected[where], message) for where, message in found)
+    assert {each.where for each in found} == set(expected) and len(found) == 6
+    assert all(re.search(expected[each.where], each.message) for each in found)
     path = tmp_path / "recipe.yaml"
     recipe = {**WRONG, "plugins": {**WRONG["plugins"], "load": ["hooktrain.testing:TinyPlugin", "no_such_module"]}}
     path.write_text(yaml.safe_dump(recipe))
     planned = [(each["where"], each["message"]) for each in read_plan(path, estimates=False)["complaints"]]
-    assert sorted(where for where, _ in planned) == sorted(where for where, _ in found)
+    assert sorted(where for where, _ in planned) == sorted(each.where for each in found)
 
 
 def test_a_module_can_be_named(installed):

@@ -151,7 +151,7 @@ def test_without_liger_the_error_names_the_packages(recipe: Change, monkeypatch:
     assert re.search(facts("model.type", "'liger'", "imported", "liger-kernel and triton", "type: huggingface"), text)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["plugins"], ["hooks"], ["plan", "recipe.yaml"]])
+@pytest.mark.parametrize("words", [["--help"], ["plugins"], ["hooks"], ["plan", "--all", "recipe.yaml"]])
 @pytest.mark.usefixtures("real_starts")
 def test_listings_import_no_liger(recipe: Change, tmp_path: Path, words: list[str]) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe()))

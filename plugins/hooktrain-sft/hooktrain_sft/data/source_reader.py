@@ -130,7 +130,10 @@ def _format(source: Any, examples: Any, first: Any, label: str, config: TokenDat
             return None  # another plugin renders examples, and may know the format
         assert isinstance(config, SFTDataConfig)
         some = itertools.islice(OpenedSource("", examples, None, None), 100)
-        if lacks := lacking(columns, some, source, config, known_formats(source, config, hooks)):
+        lacks = ""
+        with contextlib.suppress(DataError):  # one of the others cannot be read, which is not what is wrong here
+            lacks = lacking(columns, some, source, config, known_formats(source, config, hooks))
+        if lacks:
             raise DataError(f"{label}, example 0: {lacks}") from problem
         raise DataError(f"{label}: {problem}") from problem
 

@@ -125,5 +125,5 @@ def test_a_model_without_embeddings_is_refused(run_tiny: Any) -> None:
 
 
 def test_the_key_of_other_trainers_is_refused(run: Callable[..., Trainer]) -> None:
-    with pytest.raises(RecipeError, match=facts("neftune_noise_alpha:", " neftune,")):
+    with pytest.raises(RecipeError, match=facts("neftune_noise_alpha:", "did you mean 'neftune'?")):
         run(neftune_noise_alpha=5)
