@@ -17,6 +17,7 @@ from hooktrain_preference import KTOLoss, KTOLossConfig, collate_unpaired
 
 from hooktrain import DataError, RecipeError, Trainer
 from hooktrain.testing import Recorder, make_llama, make_tokenizer
+from tests.plugins.preference.beside_trl import trl_lines
 from tests.plugins.preference.conftest import PAIRS
 
 Run = Callable[..., Trainer]
@@ -239,38 +240,12 @@ def test_losses_and_rewards_are_those_of_trl(
     run: Run, answers: Any, tmp_path: Path, tiny_llama: Path, loss_type: str
 ) -> None:
     """Ten steps on the same answers in the same order, in float32."""
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from trl import KTOConfig, KTOTrainer
 
-    config = KTOConfig(
-        output_dir=str(tmp_path / "trl"),
-        loss_type=loss_type,
-        beta=0.1,
-        desirable_weight=1.5,
-        undesirable_weight=0.8,
-        max_steps=10,
-        per_device_train_batch_size=4,
-        learning_rate=1e-3,
-        lr_scheduler_type="constant",
-        max_grad_norm=1.0,
-        logging_steps=1,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        max_length=96,
-        train_sampling_strategy="sequential",
-        adam_beta2=0.999,
-    )
-    theirs = KTOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32),
-        args=config,
-        train_dataset=Dataset.from_list(unpaired()),
-        processing_class=AutoTokenizer.from_pretrained(tiny_llama),
-    )
-    theirs.train()
-    expected = [line for line in theirs.state.log_history if "loss" in line]
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    more = {"loss_type": loss_type, "beta": 0.1, "desirable_weight": 1.5, "undesirable_weight": 0.8}
+    expected = trl_lines(KTOTrainer, KTOConfig, model, tiny_llama, unpaired(), tmp_path / "trl", **more)
     _, lines = run_recorded(
         run,
         data=answers(),

@@ -16,6 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from hooktrain import DataError, ModelError, RecipeError, Trainer
 from hooktrain.testing import Recorder, save_llama
+from tests.plugins.preference.beside_trl import trl_lines
 from tests.plugins.preference.conftest import PAIRS
 
 Run = Callable[..., Trainer]
@@ -205,36 +206,13 @@ def test_losses_and_rewards_are_those_of_trl(
     run: Run, pairs: Any, classifier: Path, tmp_path: Path, margins: bool
 ) -> None:
     """Ten steps on the same pairs in the same order, in float32."""
-    from datasets import Dataset
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
     from trl import RewardConfig, RewardTrainer
 
     rows = [json.loads(line) for line in Path(pairs(margins)["sources"][0]).read_text().splitlines()]
-    config = RewardConfig(
-        output_dir=str(tmp_path / "trl"),
-        center_rewards_coefficient=0.01,
-        max_steps=10,
-        per_device_train_batch_size=4,
-        learning_rate=1e-3,
-        lr_scheduler_type="constant",
-        max_grad_norm=1.0,
-        logging_steps=1,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        max_length=96,
-        train_sampling_strategy="sequential",
-        adam_beta2=0.999,
-    )
-    theirs = RewardTrainer(
-        model=AutoModelForSequenceClassification.from_pretrained(classifier, num_labels=1, dtype=torch.float32),
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(classifier),
-    )
-    theirs.train()
-    expected = [line for line in theirs.state.log_history if "loss" in line]
+    model = AutoModelForSequenceClassification.from_pretrained(classifier, num_labels=1, dtype=torch.float32)
+    more = {"center_rewards_coefficient": 0.01}
+    expected = trl_lines(RewardTrainer, RewardConfig, model, classifier, rows, tmp_path / "trl", **more)
     _, lines = run_recorded(
         run,
         data=pairs(margins, shuffle=False),

@@ -17,6 +17,7 @@ from hooktrain import HooktrainError, ModelError, RecipeError, Trainer
 from hooktrain.inspection.plan import read_plan
 from hooktrain.testing import Recorder, save_llama
 from tests.launching import stored_weights
+from tests.plugins.preference.beside_trl import trl_lines
 from tests.plugins.preference.conftest import PAIRS
 
 Run = Callable[..., Trainer]
@@ -190,6 +191,23 @@ def test_a_resume_with_another_reference_is_refused(run: Run, tmp_path: Path, ti
 # ------------------------------------------------------------------------------------------------------ beside TRL's
 
 
+SIGMOID = {"sigmoid": 1.0}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("end", ["\n", "", " "], ids=["line break", "nothing", "blank"])
+def test_pairs_of_text_are_cut_where_trl_cuts_them_unless_one_token_spans_the_cut(
+    run: Run, tmp_path: Path, tiny_llama: Path, end: str
+) -> None:
+    """Where the prompt's blank and one answer's first letters are a token, TRL trains the blank in the other too."""
+    expected, lines = _beside_trl(run, tmp_path, tiny_llama, SIGMOID, end)
+    apart = [line["logps/chosen"] - other["logps/chosen"] for line, other in zip(lines, expected, strict=True)]
+    if end == " ":
+        assert min(apart) > 0.1, "without the blank an answer is more probable"
+    else:
+        assert apart == pytest.approx([0.0] * len(apart), abs=2e-5)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     "variants",
@@ -204,43 +222,41 @@ def test_losses_and_rewards_are_those_of_trl(
     run: Run, tmp_path: Path, tiny_llama: Path, variants: dict[str, float]
 ) -> None:
     """Ten steps on the same pairs in the same order, in float32; of text, as TRL trains the line after a turn too."""
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    expected, lines = _beside_trl(run, tmp_path, tiny_llama, variants, "\n")
+    assert len(lines) == len(expected) == 10
+    for line, other in zip(lines, expected, strict=True):
+        for name in (
+            "logps/chosen",
+            "logps/rejected",
+            "loss",
+            "rewards/chosen",
+            "rewards/rejected",
+            "rewards/margins",
+            "rewards/accuracies",
+        ):
+            assert line[name] == pytest.approx(other[name], abs=2e-5, rel=1e-5), (line["step"], name)
+
+
+def _beside_trl(
+    run: Run, tmp_path: Path, tiny_llama: Path, variants: dict[str, float], end: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The log lines of TRL's run and of ours, on prompts with this end."""
+    from transformers import AutoModelForCausalLM
     from trl import DPOConfig, DPOTrainer
 
-    rows = [{"prompt": f"{prompt}\n", "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in PAIRS]
+    rows = [{"prompt": f"{prompt}{end}", "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in PAIRS]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     smoothing = 0.1 if {"robust", "exo_pair"} & variants.keys() else 0.0
     tau = 1.0  # with the default of 0.05 discopop multiplies rounding by 20, step for step
-    config = DPOConfig(
-        output_dir=str(tmp_path / "trl"),
-        discopop_tau=tau,
-        loss_type=list(variants),
-        loss_weights=list(variants.values()),
-        label_smoothing=smoothing,
-        beta=0.1,
-        max_steps=10,
-        per_device_train_batch_size=4,
-        learning_rate=1e-3,
-        lr_scheduler_type="constant",
-        max_grad_norm=1.0,
-        logging_steps=1,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        max_length=96,
-        train_sampling_strategy="sequential",
-        adam_beta2=0.999,
-    )
-    theirs = DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32),
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(tiny_llama),
-    )
-    theirs.train()
-    expected = [line for line in theirs.state.log_history if "loss" in line]
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    more = {
+        "discopop_tau": tau,
+        "loss_type": list(variants),
+        "loss_weights": list(variants.values()),
+        "label_smoothing": smoothing,
+        "beta": 0.1,
+    }
+    expected = trl_lines(DPOTrainer, DPOConfig, model, tiny_llama, rows, tmp_path / "trl", **more)
     data = {"sources": [str(tmp_path / "pairs.jsonl")], "max_length": 96, "shuffle": False}
     _, lines = run_recorded(
         run,
@@ -254,15 +270,4 @@ def test_losses_and_rewards_are_those_of_trl(
         gradient_clipping=1.0,
         optimizer={"lr": 1e-3, "weight_decay": 0.0, "betas": [0.9, 0.999]},
     )
-    assert len(lines) == len(expected) == 10
-    for line, other in zip(lines, expected, strict=True):
-        for name in (
-            "logps/chosen",
-            "logps/rejected",
-            "loss",
-            "rewards/chosen",
-            "rewards/rejected",
-            "rewards/margins",
-            "rewards/accuracies",
-        ):
-            assert line[name] == pytest.approx(other[name], abs=2e-5, rel=1e-5), (line["step"], name)
+    return expected, lines
