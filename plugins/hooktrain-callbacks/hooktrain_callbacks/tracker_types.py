@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,7 +39,7 @@ class TrackedRun:
     step: int
 
 
-class Tracker:
+class Tracker(ABC):
     """A tracker of one run.
 
     Args:
@@ -57,17 +58,17 @@ class Tracker:
         """Yield what is wrong with the settings."""
         yield from ()
 
+    @abstractmethod
     def start(self, run: TrackedRun, before: str | None) -> str:
         """Start a tracked run, or go on with the one whose id is ``before``; returns its id."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Send a log line."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self, status: str, why: str) -> None:
         """End the tracked run as ``finished``, ``stopped`` or ``failed``."""
-        raise NotImplementedError
 
 
 class TensorBoard(Tracker):
